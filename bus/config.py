@@ -1,0 +1,24 @@
+"""What the launcher tells every layer when it forks it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One stack's settings. Addresses are 32-bit integers; `gateway` 0: none."""
+
+    name: str
+    run_dir: str
+    address: int
+    prefix: int
+    mac: bytes
+    gateway: int = 0
+    mtu: int = 1500
+    wire: str = ""  # name of the virtual wire; empty: a TAP
+    tap: str = "tap0"
+    owner_uid: int = 0  # who may talk to the socket service
+
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(StackConfig).decode

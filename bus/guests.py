@@ -1,0 +1,140 @@
+"""Guests: processes that are not layers and talk to one (applications, to the socket service).
+
+A guest has an inbox `app-<id>.sock` in the run directory and introduces itself by HELLO. Who it is, the kernel says:
+the credentials of the process that listens on that inbox, not the message. Its end is seen on a pidfd. Identity and
+positions in both pipes are in durable cells, so a guest outlives the layer that serves it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from pathlib import Path
+
+import zmq
+
+from bus import memory, table
+from bus.journal import Journal
+from bus.pipes import Inlet, Outlet, set_defaults
+from usernet.protocol import CREDIT, REQUEST, SEND, inbox_name
+
+GUEST_KINDS = frozenset({SEND, REQUEST, CREDIT})
+_UCRED = struct.Struct("iII")  # unix(7): SO_PEERCRED gives pid, uid, gid
+
+
+class Guest:
+    """One guest and the two pipes to it."""
+
+    def __init__(self, number: int, place: int, pid: int, pidfd: int, outlet: Outlet, inlet: Inlet) -> None:
+        self.number = number
+        self.place = place
+        self.pid = pid
+        self.pidfd = pidfd
+        self.outlet = outlet
+        self.inlet = inlet
+
+
+class Guests:
+    """All guests of one layer."""
+
+    def __init__(self, run_dir: str, context: zmq.Context, layer: int, journal: Journal, durable: memory.Memory,
+                 touched: list[Outlet]) -> None:
+        self._run_dir = Path(run_dir)
+        self._context = context
+        self._layer = layer
+        self._journal = journal
+        self._memory = durable
+        self._words = durable.words
+        self._touched = touched
+        self._ends = select.epoll()
+        self.by_number: dict[int, Guest] = {}
+        self.departed: list[int] = []  # known to the former incarnation, ended meanwhile
+
+    def restore(self) -> None:
+        """Take up the guests of the former incarnation again; those that ended meanwhile go to `departed`."""
+        for place in range(memory.GUESTS_MAX):
+            cell = memory.GUESTS + memory.GUEST_WORDS * place
+            number = self._words[cell + memory.GUEST_ID]
+            if not number:
+                continue
+            pid = self._words[cell + memory.GUEST_PID]
+            if _start_time(pid) != self._words[cell + memory.GUEST_STARTED] or not self._attach(number, place, pid):
+                self._words[cell + memory.GUEST_ID] = 0
+                self.departed.append(number)
+
+    def admit(self, number: int) -> Guest | None:
+        """A stranger said HELLO. None where it has no inbox, is not ours, or no place is left."""
+        if number < table.GUEST_ID_MIN:
+            return None
+        pid = self._listener_pid(number)
+        started = _start_time(pid) if pid else None
+        if not pid or started is None:
+            return None
+        for place in range(memory.GUESTS_MAX):
+            cell = memory.GUESTS + memory.GUEST_WORDS * place
+            if self._words[cell + memory.GUEST_ID] == 0:
+                break
+        else:
+            return None
+        words = self._words
+        words[cell + memory.GUEST_PID] = pid
+        words[cell + memory.GUEST_STARTED] = started
+        words[cell + memory.GUEST_DONE] = words[cell + memory.GUEST_SENT] = 0
+        words[cell + memory.GUEST_ID] = number
+        return self._attach(number, place, pid)
+
+    def _listener_pid(self, number: int) -> int:
+        """The process that listens on the guest's inbox; 0 where there is none or it is another user's."""
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        probe.setblocking(False)
+        try:
+            probe.connect(str(self._run_dir / inbox_name(number)))
+            pid, uid, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        except OSError:
+            return 0
+        finally:
+            probe.close()
+        return pid if uid == os.getuid() else 0
+
+    def _attach(self, number: int, place: int, pid: int) -> Guest | None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        cell = memory.GUESTS + memory.GUEST_WORDS * place
+        push = self._context.socket(zmq.PUSH)
+        set_defaults(push)
+        push.connect(f"ipc://{self._run_dir / inbox_name(number)}")
+        outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched)
+        inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE)
+        guest = Guest(number, place, pid, pidfd, outlet, inlet)
+        self.by_number[number] = guest
+        self._ends.register(pidfd, select.EPOLLIN)
+        return guest
+
+    def ended(self) -> list[int]:
+        """Guests whose process has ended since the last call; they are gone from here."""
+        if not self.by_number and not self.departed:
+            return []
+        numbers, self.departed = self.departed, []
+        finished = {descriptor for descriptor, _ in self._ends.poll(0)}
+        for guest in [guest for guest in self.by_number.values() if guest.pidfd in finished]:
+            self._ends.unregister(guest.pidfd)
+            os.close(guest.pidfd)
+            guest.outlet.socket.close()
+            del self.by_number[guest.number]
+            self._words[memory.GUESTS + memory.GUEST_WORDS * guest.place + memory.GUEST_ID] = 0
+            (self._run_dir / inbox_name(guest.number)).unlink(missing_ok=True)
+            numbers.append(guest.number)
+        return numbers
+
+
+def _start_time(pid: int) -> int | None:
+    """proc(5): field 22 of /proc/PID/stat, clock ticks since boot; tells a process from a later one of the same pid."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text[text.rindex(")") + 2 :].split()[19])

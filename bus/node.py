@@ -1,0 +1,374 @@
+"""The process of a layer: its inbox, its outlets, its one loop.
+
+Each turn: wait for the inbox, the medium or the next timer; take what is there, up to a bound; give it to the core;
+pack and send what the core returned; only then record as done what was taken. The life sign is written by this very
+loop, so a layer that hangs cannot look alive. Between taking and recording, the frame in hand is marked in durable
+memory: a frame that was in hand at two deaths is taken record by record, and the record that kills is set aside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from hashlib import blake2b
+from typing import Protocol
+
+import msgspec
+import zmq
+
+from bus import memory, sabotage, table
+from bus.config import StackConfig
+from bus.core import Core, Send
+from bus.counters import PipeCounters as C
+from bus.guests import Guests
+from bus.journal import Journal
+from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, set_defaults
+from bus.store import Store
+from usernet.protocol import FrameError, pack_frame, unpack_frame
+
+FRAMES_PER_TURN = 64
+TICK_S = 0.1  # the longest wait: life signs come at least this often
+BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
+GUEST_CHECK_S = 0.1
+
+
+class Medium(Protocol):
+    """What lies below link."""
+
+    def fileno(self) -> int:
+        """Becomes readable when frames are there."""
+
+    def read(self) -> list[bytes]:
+        """The frames that are there, at most a pack; empty: none."""
+
+    def write(self, frame: bytes) -> None:
+        """Send one frame, or drop it where the medium is full."""
+
+
+class Control:
+    """The layer's end of its line to the keeper: one message a packet, JSON. The line's end means the keeper's."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+
+    def fileno(self) -> int:
+        return self._line.fileno()
+
+    def tell(self, event: str, **fields: object) -> None:
+        """Report something to the keeper."""
+        try:
+            self._line.send(msgspec.json.encode({"event": event, **fields}))
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise SystemExit(0) from error  # the keeper is gone, and so is the stack
+
+    def hear(self) -> str:
+        """The keeper's next word; empty once it is gone."""
+        return self._line.recv(4096).decode()
+
+
+class Node:
+    """One layer's process. `run` returns when the keeper says stop."""
+
+    def __init__(self, layer: str, core: Core, config: StackConfig, durable: memory.Memory, state: Store,
+                 listener_fd: int, control: Control, medium: Medium | None = None) -> None:
+        self.number = table.LAYERS[layer]
+        self._core = core
+        self._memory = durable
+        self._words = durable.words
+        self._counters = durable.bus_counters
+        self._control = control
+        self._medium = medium
+        self._touched: list[Outlet] = []
+        self._taken: list[Inlet] = []
+        self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, memory.GUESTS_MAX + 64)
+        self._journal = Journal(durable)
+        self._inbox = self._bind(config, layer, listener_fd)
+        self._guests = (Guests(config.run_dir, self._context, self.number, self._journal, durable, self._touched)
+                        if hasattr(core, "guest_joined") else None)
+        self._inlets = {table.LAYERS[name]: Inlet(table.LAYERS[name], kinds, durable, memory.DONE + table.LAYERS[name])
+                        for name, kinds in table.inputs(layer).items()}
+        self._outlets = {table.LAYERS[name]: self._connect(config, name) for name in table.outputs(layer)}
+        self._next_guest_check = 0.0
+        self._suspect = Suspect(durable, control)
+
+    def _bind(self, config: StackConfig, layer: str, listener_fd: int) -> zmq.Socket:
+        inbox = self._context.socket(zmq.PULL)
+        set_defaults(inbox)
+        inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+        inbox.setsockopt(zmq.USE_FD, listener_fd)
+        inbox.bind(f"ipc://{config.run_dir}/{layer}.sock")
+        return inbox
+
+    def _connect(self, config: StackConfig, name: str) -> Outlet:
+        push = self._context.socket(zmq.PUSH)
+        set_defaults(push)
+        push.connect(f"ipc://{config.run_dir}/{name}.sock")
+        number = table.LAYERS[name]
+        return Outlet(push, self.number, number, self._journal, self._memory, memory.SENT + number, self._touched)
+
+    def run(self) -> None:
+        """Serve until the keeper says stop or is gone."""
+        self._start()
+        poll = select.poll()
+        inbox_fd = self._inbox.getsockopt(zmq.FD)
+        poll.register(inbox_fd, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        if self._medium is not None:
+            poll.register(self._medium.fileno(), select.POLLIN)
+        control_fd = self._control.fileno()
+        words, core, wait, monotonic = self._words, self._core, poll.poll, time.monotonic
+        more = True
+        while True:
+            ready = wait(0 if more else self._timeout_ms(monotonic()))
+            now = monotonic()
+            words[memory.BEAT_NS] = int(now * 1e9)
+            more = self._take_inbox(now)
+            for descriptor, _ in ready:
+                if descriptor == control_fd:
+                    if self._control.hear() != "go":
+                        return
+                elif descriptor != inbox_fd:
+                    more |= self._take_medium(now)
+            if core.next_wake is not None and core.next_wake <= now:
+                self._dispatch(core.wake(now))
+            if self._guests is not None and now >= self._next_guest_check:
+                self._check_guests(now)
+            self._settle()
+            if words[memory.SABOTAGE]:
+                sabotage.commit(words)
+
+    def _start(self) -> None:
+        now = time.monotonic()
+        self._words[memory.BEAT_NS] = int(now * 1e9)
+        self._suspect.inherit()
+        for outlet in self._outlets.values():
+            inlet = self._inlets.get(outlet.consumer)
+            outlet.greet({"version": 1, "done": inlet.done if inlet else 0})
+        if self._guests is not None:
+            self._guests.restore()
+            for guest in self._guests.by_number.values():
+                guest.outlet.greet(self._welcome(guest.number, guest.inlet.done))
+        self._dispatch(self._core.start(now))
+        if self._words[memory.SCRATCH_LENGTH]:
+            self._finish_medium(now)
+        self._settle()
+        self._control.tell("ready")
+
+    def _timeout_ms(self, now: float) -> float:
+        limit = TICK_S
+        wake = self._core.next_wake
+        if wake is not None and wake - now < limit:
+            limit = max(0.0, wake - now)
+        if self._touched and limit > BLOCKED_RETRY_S:
+            limit = BLOCKED_RETRY_S
+        return limit * 1000 + 0.5  # poll(2) rounds down: never wake just before the timer
+
+    # -- taking -------------------------------------------------------------------------------------------------
+
+    def _take_inbox(self, now: float) -> bool:
+        """Take what is in the inbox; True where the bound was reached and more may be there."""
+        events, receive = self._inbox.getsockopt, self._inbox.recv
+        for _ in range(FRAMES_PER_TURN):
+            if not events(zmq.EVENTS) & zmq.POLLIN:
+                return False
+            self._take(receive(zmq.NOBLOCK), now)
+        return True
+
+    def _take(self, frame: bytes, now: float) -> None:
+        counters, words = self._counters, self._words
+        counters[C.bus_frames_in] += 1
+        try:
+            kind, incarnation, sender, sequence, records = unpack_frame(frame)
+        except FrameError:
+            counters[C.bus_malformed] += 1
+            return
+        inlet = self._inlets.get(sender)
+        if inlet is None:
+            inlet = self._meet(sender, kind, incarnation, records, now)
+            if inlet is None:
+                return
+        if sequence == 0:
+            self._greeted(inlet, kind, incarnation, records, now)
+            return
+        verdict = inlet.judge(incarnation, sequence)
+        if verdict is not Verdict.NEXT:
+            counters[verdict.value] += 1
+            return
+        if kind not in inlet.kinds:
+            counters[C.bus_foreign] += 1
+            return
+        words[memory.IN_HAND_SEQUENCE] = sequence
+        words[memory.IN_HAND_SENDER] = sender
+        self._taken.append(inlet)
+        if self._suspect.watching:
+            for record in self._suspect.sift(sender, sequence, kind, records):
+                self._dispatch(self._core.receive(sender, kind, [record], now))
+        else:
+            self._dispatch(self._core.receive(sender, kind, records, now))
+
+    def _take_medium(self, now: float) -> bool:
+        frames = self._medium.read()  # type: ignore[union-attr]
+        if not frames:
+            return False
+        # What the medium gave is gone from there: keep it until it is worked off, for the case that this kills us.
+        batch = pack_frame(table.ETHERNET, table.MEDIUM, 0, 0, frames)
+        self._memory.scratch[: len(batch)] = batch
+        self._words[memory.SCRATCH_LENGTH] = len(batch)
+        if self._suspect.watching:
+            for frame in self._suspect.sift(table.MEDIUM, 0, table.ETHERNET, frames):
+                self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, [frame], now))
+        else:
+            self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, frames, now))
+        return True
+
+    def _finish_medium(self, now: float) -> None:
+        """What the former incarnation had taken from the medium and not worked off."""
+        try:
+            frames = unpack_frame(bytes(self._memory.scratch[: self._words[memory.SCRATCH_LENGTH]]))[4]
+        except FrameError:
+            return
+        for frame in self._suspect.sift(table.MEDIUM, 0, table.ETHERNET, frames):
+            self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, [frame], now))
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, sends: list[Send]) -> None:
+        outlets = self._outlets
+        for consumer, kind, record in sends:
+            outlet = outlets.get(consumer)
+            if outlet is not None:
+                outlet.put(kind, record)
+            elif consumer == table.MEDIUM:
+                self._medium.write(record)  # type: ignore[union-attr]
+            elif self._guests is not None and (guest := self._guests.by_number.get(consumer)) is not None:
+                guest.outlet.put(kind, record)
+
+    def _settle(self) -> None:
+        """Send what this turn brought; then, and only then, what it took is done."""
+        words = self._words
+        touched = self._touched
+        if touched:
+            for outlet in touched:
+                outlet.flush()
+            touched[:] = {outlet for outlet in touched if outlet.blocked}
+        if words[memory.SCRATCH_LENGTH]:
+            words[memory.SCRATCH_LENGTH] = 0
+        if self._taken:
+            for inlet in self._taken:
+                inlet.commit()
+            self._taken.clear()
+            words[memory.IN_HAND_SENDER] = 0
+
+    # -- neighbours and guests ----------------------------------------------------------------------------------
+
+    def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inlet | None:
+        """A sender that is no layer: a guest that is known, a new one that says HELLO, or nobody."""
+        if self._guests is not None:
+            guest = self._guests.by_number.get(sender)
+            if guest is not None:
+                return guest.inlet
+            if kind == table.HELLO and _parsed(decode_hello, records) is not None:
+                guest = self._guests.admit(sender)
+                if guest is not None:
+                    guest.outlet.greet(self._welcome(sender, 0))
+                    self._dispatch(self._core.guest_joined(sender, {"pid": guest.pid}, now))  # type: ignore[attr-defined]
+                    return guest.inlet
+        self._counters[C.bus_foreign] += 1
+        return None
+
+    def _welcome(self, guest: int, done: int) -> dict[str, object]:
+        return {"version": 1, "done": done, **self._core.welcome(guest)}  # type: ignore[attr-defined]
+
+    def _greeted(self, inlet: Inlet, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
+        if incarnation < inlet.incarnation:
+            self._counters[C.bus_stale] += 1
+            return
+        if kind == table.HELLO and (hello := _parsed(decode_hello, records)) is not None:
+            inlet.incarnation = incarnation
+            inlet.awaiting = True  # its RESUME follows
+            outlet = self._outlets.get(inlet.sender) or self._guests.by_number[inlet.sender].outlet  # type: ignore
+            outlet.resume(hello.done, inlet.done)
+            if inlet.sender < table.GUEST_ID_MIN:
+                self._dispatch(self._core.neighbor_started(inlet.sender, now))
+        elif kind == table.RESUME and (resume := _parsed(decode_resume, records)) is not None:
+            inlet.resumed(resume.first)
+        else:
+            self._counters[C.bus_malformed] += 1
+
+    def _check_guests(self, now: float) -> None:
+        self._next_guest_check = now + GUEST_CHECK_S
+        for number in self._guests.ended():  # type: ignore[union-attr]
+            self._dispatch(self._core.guest_left(number, now))  # type: ignore[attr-defined]
+
+
+class Suspect:
+    """The frame that was in hand when this layer died, if it did; and the records set aside for killing it twice."""
+
+    def __init__(self, durable: memory.Memory, control: Control) -> None:
+        self._words = durable.words
+        self._counters = durable.bus_counters
+        self._control = control
+        self.watching = False  # False: nothing ever happened, records need not be looked at one by one
+
+    def inherit(self) -> None:
+        """Read what the former incarnation left in hand."""
+        words = self._words
+        sender, sequence = words[memory.IN_HAND_SENDER], words[memory.IN_HAND_SEQUENCE]
+        if words[memory.SCRATCH_LENGTH]:
+            sender, sequence = table.MEDIUM, 0
+        elif not sender:
+            words[memory.SUSPECT_DEATHS] = 0
+            self.watching = bool(words[memory.POISON])
+            return
+        same = (words[memory.SUSPECT_SENDER], words[memory.SUSPECT_SEQUENCE]) == (sender, sequence)
+        words[memory.SUSPECT_DEATHS] = words[memory.SUSPECT_DEATHS] + 1 if same else 1
+        words[memory.SUSPECT_SENDER] = sender
+        words[memory.SUSPECT_SEQUENCE] = sequence
+        words[memory.SUSPECT_RECORD] = words[memory.IN_HAND_RECORD]
+        words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
+        self.watching = True
+
+    def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]):
+        """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
+        words = self._words
+        suspected = (words[memory.SUSPECT_DEATHS]
+                     and (words[memory.SUSPECT_SENDER], words[memory.SUSPECT_SEQUENCE]) == (sender, sequence))
+        for number, record in enumerate(records, 1):
+            digest = self._digest(kind, record)
+            if suspected and words[memory.SUSPECT_DEATHS] >= 2 and words[memory.SUSPECT_RECORD] == number:
+                self._set_aside(digest, sender, kind, record)
+                words[memory.SUSPECT_RECORD] = 0
+            if self._known(digest):
+                self._counters[C.bus_poison] += 1
+                continue
+            words[memory.IN_HAND_RECORD] = number
+            yield record
+        words[memory.IN_HAND_RECORD] = 0
+        if suspected:
+            words[memory.SUSPECT_DEATHS] = 0
+            self.watching = bool(words[memory.POISON])
+
+    @staticmethod
+    def _digest(kind: int, record: bytes) -> int:
+        return int.from_bytes(blake2b(record, digest_size=8, salt=bytes([kind])).digest(), "little") or 1
+
+    def _known(self, digest: int) -> bool:
+        return digest in self._words[memory.POISON : memory.POISON + memory.POISON_MAX].tolist()
+
+    def _set_aside(self, digest: int, sender: int, kind: int, record: bytes) -> None:
+        cells = self._words[memory.POISON : memory.POISON + memory.POISON_MAX].tolist()
+        for place, value in enumerate([digest, *cells[:-1]]):
+            self._words[memory.POISON + place] = value
+        self._control.tell("poison", sender=sender, kind=kind, record=record)
+
+
+def _parsed(decode, records: list[bytes]):
+    try:
+        return decode(records[0]) if len(records) == 1 else None
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,32 @@
+"""A token bucket: so many events a second, after a burst."""
+
+from __future__ import annotations
+
+
+class TokenBucket:
+    """Starts full. Time is an argument and must not run backwards."""
+
+    __slots__ = ("_burst", "_last", "_per_second", "_tokens")
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens: float = burst
+        self._last = 0.0
+
+    def ready(self, now: float) -> bool:
+        """True where one more event fits at `now`; takes nothing."""
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * self._per_second)
+        self._last = now
+        return self._tokens >= 1
+
+    def take(self) -> None:
+        """One event happens; only after `ready` said so."""
+        self._tokens -= 1
+
+    def allow(self, now: float) -> bool:
+        """`ready`, and then `take`."""
+        ready = self.ready(now)
+        if ready:
+            self._tokens -= 1
+        return ready

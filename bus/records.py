@@ -1,0 +1,95 @@
+"""Records that two neighbouring layers share: packed structs on the data path, JSON for control.
+
+Integers are little-endian, addresses and ports inside packets are as on the wire. `decode` never raises anything but
+`ValueError` on foreign octets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import TypeVar
+
+import msgspec
+
+from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER  # noqa: F401  (shared with applications)
+
+T = TypeVar("T")
+
+TRANSMIT_HEADER = Struct("<4s4sBBBB")  # source (0: the route's), destination, protocol, TTL, TOS, flags
+TRANSMIT_DONT_FRAGMENT = 1
+TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
+
+ICMP_ERROR_HEADER = Struct("<BBBBI4s")  # type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address
+ORIGIN_LOCAL = 1  # ip(7): SO_EE_ORIGIN_LOCAL
+ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
+
+
+class Route(msgspec.Struct, frozen=True, array_like=True):
+    """One route. `network` and `gateway` are 32-bit integers; `gateway` 0: the destination is on the link."""
+
+    network: int
+    prefix: int
+    gateway: int
+    source: int
+    mtu: int
+    metric: int = 0
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """What ip tells its upper neighbours: own addresses (address, prefix length) and routes."""
+
+    addresses: list[tuple[int, int]]
+    routes: list[Route]
+
+
+class SocketState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a socket shall be, as sockets tells it to a transport. Addresses are 32-bit integers.
+
+    `request` comes back in the reply; the same state may be sent again at any time.
+    """
+
+    handle: int
+    request: int
+    local: int = 0  # 0: any address
+    port: int = 0  # 0 with `bind`: choose one
+    bind: bool = False  # a local port is wanted
+    peer: int = 0
+    peer_port: int = 0  # 0 and peer 0: not connected
+    reuse_address: bool = False
+    reuse_port: bool = False
+    broadcast: bool = False
+    ttl: int = 64
+    tos: int = 0
+    multicast_ttl: int = 1
+    dont_fragment: bool = True
+    receive_errors: bool = False
+
+
+class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What a transport made of a SocketState. `errno` 0: done, and durably stored."""
+
+    handle: int
+    request: int
+    errno: int = 0
+    local: int = 0
+    port: int = 0
+
+
+def decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A function from JSON to `kind` that raises ValueError for anything else."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def checked(octets: bytes) -> T:
+        try:
+            return decode(octets)
+        except RecursionError as error:  # brackets nested deeper than Python's stack, in a field nobody asked for
+            raise ValueError("nested too deep") from error
+
+    return checked
+
+
+encode = msgspec.json.Encoder().encode
+decode_routes = decoder(Routes)
+decode_socket_state = decoder(SocketState)
+decode_socket_reply = decoder(SocketReply)

@@ -1,0 +1,102 @@
+"""The one table of who talks to whom.
+
+Launcher, layers, captures and the picture in the README are derived from `PIPES`. A pipe goes one way; the consumer
+binds its inbox, the producer connects.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from usernet import protocol
+
+# Layers, by the id that stands in each frame as its sender. Ids from GUEST_ID_MIN on are drawn by guests: applications
+# at the socket service, links at a wire's switch.
+LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS = range(1, 8)
+MEDIUM = 0  # in the calls of link's core: the TAP or wire below it
+GUEST_ID_MIN = 1 << 32
+
+LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS}
+NAMES = {number: name for name, number in LAYERS.items()}
+
+# Kinds of record. Data (below 128): a full pipe drops the newest and counts it.
+SEND = protocol.SEND
+DATAGRAM = protocol.DATAGRAM
+PACKET = 3  # an IPv4 packet for this host, whole
+PACKET_GROUP = 4  # the same, that came to a link-layer or IP broadcast or multicast address: never answered by an error
+PACKET_OUT = 5  # destination MAC (6 octets) + IPv4 packet
+ARP_IN = 6  # an ARP packet, without its Ethernet header
+ARP_OUT = 7  # destination MAC (6 octets) + ARP packet
+TRANSMIT = 8  # records.TRANSMIT_HEADER + transport segment, for ip to wrap and send
+REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp shall tell its sender
+ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
+ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
+
+# Control (from 128): never dropped.
+HELLO = protocol.HELLO
+RESUME = protocol.RESUME
+REQUEST = protocol.REQUEST
+REPLY = protocol.REPLY
+CREDIT = protocol.CREDIT
+SOCKET_ERROR = protocol.SOCKET_ERROR
+RESOLVE = 140  # address (4 octets) whose MAC is wanted
+NEIGHBOR = 141  # address (4 octets) + MAC (6 octets): reachable there
+UNREACHABLE = 142  # address (4 octets): nobody answered
+ROUTES = 143  # JSON records.Routes: the addresses and routes as they are now
+SOCKET_SET = 144  # JSON records.SocketState: this is how the socket shall be (idempotent)
+SOCKET_REPLY = 145  # JSON records.SocketReply: what became of it
+SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
+
+CONTROL_KIND_MIN = 128
+KIND_NAMES = {value: name for name, value in list(globals().items()) if isinstance(value, int) and value < 256
+              and name.isupper() and name not in {*map(str.upper, LAYERS), "MEDIUM", "TCP", "CONTROL_KIND_MIN"}}
+
+
+class Pipe(NamedTuple):
+    """One direction between two neighbours."""
+
+    producer: str
+    consumer: str
+    kinds: frozenset[int]
+    contract: str
+
+
+def _pipe(producer: str, consumer: str, contract: str, *kinds: int) -> Pipe:
+    return Pipe(producer, consumer, frozenset(kinds), contract)
+
+
+_TRANSPORT_IN = (PACKET, PACKET_GROUP, ICMP_ERROR, ROUTES)
+_SERVICE_IN = (SEND, SOCKET_SET, SOCKET_CLOSE)
+_SERVICE_OUT = (DATAGRAM, SOCKET_ERROR, SOCKET_REPLY)
+
+PIPES = (
+    _pipe("link", "arp", "every ARP packet that reached us", ARP_IN),
+    _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET, PACKET_GROUP),
+    _pipe("arp", "link", "ARP packets to send", ARP_OUT),
+    _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE),
+    _pipe("ip", "arp", "addresses to resolve or to verify again; each gets an answer", RESOLVE),
+    _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT),
+    _pipe("ip", "icmp", "checked ICMP packets, padding cut; local errors; packets to complain of",
+          *_TRANSPORT_IN, REPORT_ERROR),
+    _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN),
+    _pipe("ip", "sockets", "addresses and routes, at the start and at every change", ROUTES),
+    _pipe("icmp", "ip", "ICMP messages to send", TRANSMIT),
+    _pipe("udp", "ip", "UDP segments to send", TRANSMIT),
+    _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
+    _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),
+    _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT),
+    _pipe("udp", "sockets", "datagrams and errors for UDP sockets, answers about their bindings", *_SERVICE_OUT),
+    _pipe("sockets", "ip", "the greeting at its start, to which ip answers with addresses and routes"),
+    _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),
+    _pipe("sockets", "udp", "UDP sockets as they shall be, datagrams to send", *_SERVICE_IN),
+)
+
+
+def inputs(layer: str) -> dict[str, frozenset[int]]:
+    """The producers that feed `layer`, and the kinds that each may send."""
+    return {pipe.producer: pipe.kinds for pipe in PIPES if pipe.consumer == layer}
+
+
+def outputs(layer: str) -> list[str]:
+    """The consumers of `layer`."""
+    return [pipe.consumer for pipe in PIPES if pipe.producer == layer]

@@ -1,0 +1,12 @@
+"""arp's shell: the core on the bus."""
+
+from __future__ import annotations
+
+from bus.process import Birth, serve
+from layers.arp.core import Core
+from layers.arp.counters import Counters
+
+
+def main(birth: Birth) -> None:
+    """Run until the keeper says stop."""
+    serve(birth, Core, Counters)

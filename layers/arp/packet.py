@@ -1,0 +1,40 @@
+"""ARP packets for IPv4 over Ethernet (RFC 826), without their Ethernet header.
+
+The 28 octets: hardware type, protocol type, both address lengths, operation; then the MAC and IPv4 address of the
+sender and of the target, all in network order.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+PACKET = Struct("!6sH6s4s6s4s")  # kind of addresses, operation, sender's MAC and address, target's MAC and address
+PACKET_OCTETS = PACKET.size
+
+ETHERNET_IPV4 = bytes.fromhex("0001 0800 06 04")  # hardware Ethernet, protocol IPv4, 6 and 4 octets
+REQUEST = 1
+REPLY = 2
+
+MAC_BROADCAST = b"\xff" * 6
+MAC_ZERO = bytes(6)
+ADDRESS_ZERO = bytes(4)
+
+
+def request(mac: bytes, source: bytes, target: bytes) -> bytes:
+    """Asks who has `target`. The target's MAC is what is asked for: zero, as Linux sends it."""
+    return PACKET.pack(ETHERNET_IPV4, REQUEST, mac, source, MAC_ZERO, target)
+
+
+def reply(mac: bytes, source: bytes, target_mac: bytes, target: bytes) -> bytes:
+    """Tells `target` that `source` is at `mac`."""
+    return PACKET.pack(ETHERNET_IPV4, REPLY, mac, source, target_mac, target)
+
+
+def announcement(mac: bytes, address: bytes) -> bytes:
+    """Tells everybody that `address` is at `mac`: RFC 5227 section 2.3, a request whose sender asks for itself."""
+    return request(mac, address, address)
+
+
+def is_station(mac: bytes) -> bool:
+    """True for a MAC that one station can have: neither a group's (first octet odd; broadcast too) nor zero."""
+    return not mac[0] & 1 and mac != MAC_ZERO

@@ -1,0 +1,92 @@
+"""ICMP messages, and the little of IPv4 that one must read to judge them (RFC 792).
+
+A message: type, code, checksum over the whole message, 4 octets whose meaning hangs on the type, data; all in network
+order. In echo messages the 4 octets are identifier and sequence number; in errors, a pointer or an MTU, and the data
+quotes the packet that the error is about.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from bus.checksum import checksum
+from bus.icmp_errors import (
+    DESTINATION_UNREACHABLE,
+    FRAGMENTATION_NEEDED,
+    PARAMETER_PROBLEM,
+    TIME_EXCEEDED,
+    UNREACHABLE_CODE_MAX,
+)
+
+PROTOCOL = 1  # RFC 792
+HEADER = Struct("!BBHI")
+HEADER_OCTETS = HEADER.size
+
+ECHO_REPLY = 0
+SOURCE_QUENCH = 4
+REDIRECT = 5
+ECHO_REQUEST = 8
+REPORTED_TYPES = frozenset({DESTINATION_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM})
+# What an error may be about. Whatever else claims to be ICMP might be an error.
+QUERY_TYPES = frozenset({ECHO_REPLY, ECHO_REQUEST, 13, 14, 15, 16, 17, 18})  # timestamp, information, address mask
+
+IP_HEADER_OCTETS = 20  # RFC 791 section 3.1, without options
+IP_PAYLOAD_OCTETS_MAX = 65535 - IP_HEADER_OCTETS
+FRAGMENT_OFFSET = 0x1FFF
+QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
+
+_ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
+
+
+def echo_reply(request: bytes) -> bytes:
+    """The reply to a request whose checksum verifies: type 0, all else as it came.
+
+    RFC 1624: the sum gets smaller by the change of one word, so the checksum grows by it. Where zero has two
+    representations the result may be 0xffff and not 0; both verify.
+    """
+    check = (request[2] << 8 | request[3]) + _ECHO_TYPES
+    if check > 0xFFFF:
+        check -= 0xFFFF
+    return b"\0" + request[1:2] + check.to_bytes(2, "big") + request[4:]
+
+
+def echo_request(identifier: int, rest: bytes) -> bytes:
+    """An echo request; `rest` is sequence number and data."""
+    rest = identifier.to_bytes(2, "big") + rest
+    return b"\x08\0" + checksum(b"\x08\0\0\0" + rest).to_bytes(2, "big") + rest
+
+
+def error(icmp_type: int, code: int, info: int, quote: bytes) -> bytes:
+    """An error message. `info`: the pointer of a parameter problem, the MTU of fragmentation needed."""
+    rest = 0
+    if icmp_type == PARAMETER_PROBLEM:
+        rest = (info & 0xFF) << 24
+    elif icmp_type == DESTINATION_UNREACHABLE and code == FRAGMENTATION_NEEDED:
+        rest = info & 0xFFFF  # RFC 1191 section 4
+    check = checksum(HEADER.pack(icmp_type, code, 0, rest) + quote)
+    return HEADER.pack(icmp_type, code, check, rest) + quote
+
+
+def info_of(message: bytes) -> int:
+    """The `info` of an error message."""
+    icmp_type, code, _, rest = HEADER.unpack_from(message)
+    if icmp_type == PARAMETER_PROBLEM:
+        return rest >> 24
+    if icmp_type == DESTINATION_UNREACHABLE and code == FRAGMENTATION_NEEDED:
+        return rest & 0xFFFF
+    return 0
+
+
+def payload_offset(packet: bytes) -> int:
+    """Where the payload of an IPv4 packet starts; 0 where it is no first fragment with 8 octets of payload."""
+    if len(packet) < IP_HEADER_OCTETS + HEADER_OCTETS or packet[0] >> 4 != 4:
+        return 0
+    offset = (packet[0] & 15) << 2
+    if offset < IP_HEADER_OCTETS or len(packet) < offset + HEADER_OCTETS:
+        return 0
+    return 0 if (packet[6] << 8 | packet[7]) & FRAGMENT_OFFSET else offset
+
+
+def is_error_code(icmp_type: int, code: int) -> bool:
+    """True for an error with a meaning: a destination unreachable has codes up to 15."""
+    return icmp_type != DESTINATION_UNREACHABLE or code <= UNREACHABLE_CODE_MAX

@@ -1,0 +1,1 @@
+"""ip: IPv4 for a host."""

@@ -1,0 +1,58 @@
+"""IPv4 headers (RFC 791 section 3.1)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from bus.checksum import checksum
+
+HEADER = Struct("!BBHHHBBH4s4s")  # version and IHL, TOS, length, id, fragment, TTL, protocol, checksum, source, destination
+HEADER_OCTETS = 20
+VERSION_4_NO_OPTIONS = 0x45
+DONT_FRAGMENT = 0x4000
+MORE_FRAGMENTS = 0x2000
+FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset: zero in a whole packet
+LENGTH_MAX = 65535
+ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
+
+
+def build(source: bytes, destination: bytes, protocol: int, payload: bytes, *, ttl: int = 64, tos: int = 0,
+          identification: int = 0, dont_fragment: bool = False) -> bytes:
+    """A whole packet without options. Addresses are 4 octets; the payload at most 65,515."""
+    template = header_template(source, destination, protocol, ttl, tos, dont_fragment)
+    return finish_header(template, header_sum(template), HEADER_OCTETS + len(payload), identification) + payload
+
+
+def header_template(source: bytes, destination: bytes, protocol: int, ttl: int, tos: int, dont_fragment: bool) -> bytes:
+    """A header with length, identification and checksum zero: all that the packets of a flow share."""
+    fragment = DONT_FRAGMENT if dont_fragment else 0
+    return HEADER.pack(VERSION_4_NO_OPTIONS, tos, 0, 0, fragment, ttl, protocol, 0, source, destination)
+
+
+def header_sum(template: bytes) -> int:
+    """The one's complement sum of a template, for `finish_header`."""
+    return 65535 - checksum(template)
+
+
+_LENGTH_AND_ID = Struct("!HH")
+_CHECKSUM = Struct("!H")
+
+
+def finish_header(template: bytes, template_sum: int, length_octets: int, identification: int) -> bytes:
+    """The template with length, identification and the checksum that follows.
+
+    The sum is never zero (version and IHL are not), so modulo 65535 the only ambiguous value is 0, which stands for
+    65535 and gives the checksum 0.
+    """
+    total = (template_sum + length_octets + identification) % 65535 or 65535
+    return (template[:2] + _LENGTH_AND_ID.pack(length_octets, identification) + template[6:10]
+            + _CHECKSUM.pack(65535 - total) + template[12:])
+
+
+def source_is_martian(source: bytes) -> bool:
+    """True for sources that no packet on a wire may carry: this network, loopback, class D and E.
+
+    RFC 1122 section 3.2.1.3: 0/8, 127/8 and anything but a unicast address are invalid there.
+    """
+    first = source[0]
+    return first == 0 or first == 127 or first >= 224

@@ -1,0 +1,1 @@
+"""link: Ethernet II over a TAP or a virtual wire."""

@@ -1,0 +1,16 @@
+"""What link counts."""
+
+from bus.counters import CounterSet, Drop, In, Out
+
+
+class Counters(CounterSet):
+    """Frames in, frames out, frames dropped and why."""
+
+    frames_in = In("Frames read from the medium.")
+    frames_out = Out("Frames handed to the medium.")
+    runt = Drop("Frames shorter than an Ethernet header.")
+    oversize = Drop("Frames longer than the MTU allows.")
+    other_host = Drop("Frames for another station's MAC address.")
+    own_source = Drop("Frames that carry our own MAC as their source: our own, come back, or a forged one.")
+    unknown_type = Drop("Frames of an EtherType that no layer here speaks.")
+    bad_request = Drop("Records from above that are no frame to send: too short or over the MTU.")

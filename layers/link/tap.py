@@ -1,0 +1,45 @@
+"""The TAP: the kernel's end of the cable, through a descriptor that the keeper opened (Linux tuntap.rst)."""
+
+from __future__ import annotations
+
+import os
+
+READ_OCTETS = 65536 + 64
+BATCH_FRAMES = 64
+BATCH_OCTETS = 1 << 16
+
+
+class Tap:
+    """A medium over one TAP descriptor, non-blocking."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Readable when the kernel has sent a frame."""
+        return self._descriptor
+
+    def read(self) -> list[bytes]:
+        """The frames that the kernel has queued, at most a batch."""
+        descriptor, read = self._descriptor, os.read
+        frames: list[bytes] = []
+        octets = 0
+        try:
+            while len(frames) < BATCH_FRAMES and octets < BATCH_OCTETS:
+                frame = read(descriptor, READ_OCTETS)
+                octets += len(frame)
+                frames.append(frame)
+        except BlockingIOError:
+            pass
+        except OSError:
+            if not frames:  # EIO, EBADFD: the interface is down for the moment
+                return []
+        return frames
+
+    def write(self, frame: bytes) -> None:
+        """Give one frame to the kernel, which takes or drops it at once."""
+        try:
+            os.write(self._descriptor, frame)
+        except OSError:
+            pass  # EIO: the interface is down; EINVAL: shorter than a header. A cable loses such frames too.

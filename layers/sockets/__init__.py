@@ -1,0 +1,1 @@
+"""The socket service: what applications talk to (README.md)."""

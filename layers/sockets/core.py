@@ -1,0 +1,393 @@
+"""The socket service's core: who owns which socket, what each may still receive, and who is told what.
+
+Owns: handles, their options and names, receive-buffer accounting. Talks to: applications (requests, datagrams,
+credits), udp and icmp (sockets as they shall be, datagrams), ip (routes). Ports belong to the transports: the service
+asks (SOCKET_SET) and answers the application only once the transport has agreed and the outcome is stored.
+
+In a crash it forgets: how much is queued at the applications (they tell it when it comes back) and requests under way
+(they are sent again, and executed once: see `Socket.created_by` and `Socket.bound_by`; everything else may be done
+twice without harm).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from random import Random
+
+import msgspec
+
+from bus import records as wire
+from bus import table
+from bus.config import StackConfig
+from bus.core import CounterWords, Send, State
+from bus.routes import RouteTable, configured
+from layers.sockets import requests
+from layers.sockets.counters import Counters
+from layers.sockets.operations import OPERATIONS, Network, text_of
+from layers.sockets.requests import Refused, Request
+from layers.sockets.tables import (
+    ICMP_PROTOCOL,
+    UDP_PROTOCOL,
+    Answer,
+    Entry,
+    Pending,
+    Socket,
+    decode_socket,
+    encode_socket,
+)
+from usernet.protocol import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
+
+KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
+KEY_NEXT_HANDLE = 0xFFFFFFFF
+HANDLE_MAX = KEY_NEXT_HANDLE - 1
+HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given twice, not even after a crash
+SOCKETS_PER_GUEST_MAX = 65536
+WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
+LIST_MAX = 256  # sockets in one answer to `list`
+DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
+
+_CONSUMERS = {UDP_PROTOCOL: table.UDP, ICMP_PROTOCOL: table.ICMP}
+_PROTOCOLS = {"dgram": UDP_PROTOCOL, "ping": ICMP_PROTOCOL}
+_TYPES = {protocol: name for name, protocol in _PROTOCOLS.items()}
+_from_bytes = int.from_bytes
+_encode = msgspec.json.Encoder().encode
+
+
+class Core:
+    """See bus.core.GuestCore."""
+
+    def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: Random) -> None:
+        self.next_wake: float | None = None
+        self.counters = counters
+        self._config = config
+        self._state = state
+        self._network = Network(RouteTable(configured(config)), config.mtu)  # until ip announces its routes
+        self._entries: dict[int, Entry] = {}
+        self._guests: dict[int, dict[int, int]] = {}  # guest -> its handles -> their transport
+        self._created: dict[tuple[int, int], int] = {}  # (guest, request id) -> the handle that it made
+        self._pids: dict[int, int] = {}
+        self._next_handle = self._reserved = 1
+        self._from_guest: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
+            table.SEND: self._send,
+            table.CREDIT: self._credit,
+            table.REQUEST: self._request,
+        }
+        self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
+            table.DATAGRAM: self._deliver,
+            table.SOCKET_ERROR: self._report,
+            table.SOCKET_REPLY: self._answered,
+            table.ROUTES: self._rerouted,
+        }
+
+    # -- the bus's calls ----------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Send]:
+        """Take up the sockets of the former incarnation."""
+        for key in list(self._state):
+            try:
+                self._restore(key, self._state[key])
+            except ValueError:
+                self.counters[Counters.state_unreadable] += 1
+                del self._state[key]
+        return []
+
+    def _restore(self, key: int, stored: bytes) -> None:
+        if key == KEY_ROUTES:
+            self._network = Network(RouteTable(wire.decode_routes(stored)), self._config.mtu)
+        elif key == KEY_NEXT_HANDLE:
+            self._next_handle = self._reserved = int(stored)
+        else:
+            self._add(key, decode_socket(stored))
+
+    def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """Records of one kind from an application or a layer below."""
+        handlers = self._from_guest if sender >= table.GUEST_ID_MIN else self._from_layer
+        handler = handlers.get(kind)
+        if handler is None:
+            self.counters[Counters.kind_unknown] += len(records)
+            return []
+        return handler(sender, records)
+
+    def wake(self, now: float) -> list[Send]:
+        """Nothing here waits for a time: who asked gives up by itself."""
+        return []
+
+    def neighbor_started(self, sender: int, now: float) -> list[Send]:
+        """Ask a transport again what it has not answered."""
+        return [
+            (sender, table.SOCKET_SET, entry.pending.record)
+            for entry in self._entries.values()
+            if entry.pending is not None and entry.consumer == sender
+        ]
+
+    def welcome(self, guest: int) -> dict[str, object]:
+        """What an application may want to know before its first request."""
+        return {"name": self._config.name, "address": text_of(self._config.address), "mtu": self._config.mtu}
+
+    def guest_joined(self, guest: int, hello: dict[str, object], now: float) -> list[Send]:
+        """Remember the pid, for `list`."""
+        pid = hello.get("pid")
+        self._pids[guest] = pid if isinstance(pid, int) else 0
+        return []
+
+    def guest_left(self, guest: int, now: float) -> list[Send]:
+        """Close whatever the process left open."""
+        sends: list[Send] = []
+        for handle in list(self._guests.get(guest, ())):
+            sends += self._remove(self._entries[handle])
+        self._guests.pop(guest, None)
+        self._pids.pop(guest, None)
+        return sends
+
+    # -- the data path: records pass unchanged, only their handle is looked at -------------------------------------
+
+    def _send(self, guest: int, records: list[bytes]) -> list[Send]:
+        consumers = self._guests.get(guest, {})
+        sends = []
+        kind = table.SEND
+        for record in records:
+            consumer = consumers.get(_from_bytes(record[:4], "little"))
+            if consumer is not None:
+                sends.append((consumer, kind, record))
+        self.counters[Counters.sent] += len(sends)
+        self.counters[Counters.send_foreign] += len(records) - len(sends)
+        return sends
+
+    def _deliver(self, sender: int, records: list[bytes]) -> list[Send]:
+        entries = self._entries
+        sends = []
+        kind = table.DATAGRAM
+        delivered = 0
+        for record in records:
+            entry = entries.get(_from_bytes(record[:4], "little"))
+            if entry is None:
+                self.counters[Counters.closed] += 1
+                continue
+            outstanding = entry.outstanding
+            used = outstanding + len(record) + DATAGRAM_COST
+            if used > entry.limit and outstanding:  # an empty buffer takes one of any size, as on Linux
+                self._overflow(entry, sends)
+                continue
+            entry.outstanding = used
+            delivered += 1
+            sends.append((entry.guest, kind, record))
+        self.counters[Counters.delivered] += delivered
+        return sends
+
+    def _overflow(self, entry: Entry, sends: list[Send]) -> None:
+        self.counters[Counters.buffer_full] += 1
+        entry.drops += 1
+        if not entry.told:
+            # Datagrams that a pipe lost on the way, or a restart, may have left the books wrong, and an application
+            # that has nothing queued has no reason to speak: ask it.
+            entry.told = True
+            octets = min(entry.outstanding, CREDIT_TOTAL - 1)
+            sends.append((entry.guest, table.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)))
+
+    def _credit(self, guest: int, records: list[bytes]) -> list[Send]:
+        for record in records:
+            if len(record) == CREDIT_RECORD.size:
+                handle, octets = CREDIT_RECORD.unpack(record)
+                entry = self._entries.get(handle)
+                if entry is not None and entry.guest == guest:
+                    if octets & CREDIT_TOTAL:
+                        entry.outstanding = octets & ~CREDIT_TOTAL
+                    else:
+                        entry.outstanding = max(0, entry.outstanding - octets)
+                    entry.told = False
+                    continue
+            self.counters[Counters.credit_foreign] += 1
+        return []
+
+    def _report(self, sender: int, records: list[bytes]) -> list[Send]:
+        sends = []
+        for record in records:
+            entry = self._entries.get(_from_bytes(record[:4], "little"))
+            if entry is None:
+                self.counters[Counters.closed] += 1
+            else:
+                sends.append((entry.guest, table.SOCKET_ERROR, record))
+        self.counters[Counters.errors] += len(sends)
+        return sends
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def _request(self, guest: int, records: list[bytes]) -> list[Send]:
+        sends: list[Send] = []
+        for record in records:
+            self.counters[Counters.requests] += 1
+            number, request, error = requests.decode(record)
+            if request is None:
+                if not number:
+                    self.counters[Counters.request_garbled] += 1
+                sends.append(self._refusal(guest, number, error))
+            else:
+                sends += self._execute(guest, request)
+        return sends
+
+    def _execute(self, guest: int, request: Request) -> list[Send]:
+        try:
+            if isinstance(request, requests.Open):
+                return [_reply(guest, request.id, self._open(guest, request))]
+            if isinstance(request, requests.List):
+                return [_reply(guest, request.id, self._list(request))]
+            entry = self._entries.get(request.handle)
+            if entry is not None and entry.guest != guest:
+                raise Refused(errno.EBADF)
+            if isinstance(request, requests.Close):
+                return self._close(guest, request, entry)
+            if entry is None:
+                raise Refused(errno.EBADF)
+            if entry.pending is not None:
+                return self._postpone(entry, request)
+            changed, answer = OPERATIONS[type(request)](entry.socket, request, self._network)
+            return self._change(entry, request, changed, answer)
+        except Refused as refused:
+            return [self._refusal(guest, request.id, refused.errno)]
+
+    def _postpone(self, entry: Entry, request: Request) -> list[Send]:
+        """Requests on one socket are done one after the other; one that is there already was only sent again."""
+        under_way = {entry.pending.request, *(waiting.id for waiting in entry.waiting)}
+        if request.id not in under_way:
+            if len(entry.waiting) >= WAITING_MAX:
+                raise Refused(errno.ENOBUFS)
+            entry.waiting.append(request)
+        return []
+
+    def _open(self, guest: int, request: requests.Open) -> dict[str, object]:
+        handle = self._created.get((guest, request.id))
+        if handle is None:
+            if len(self._guests.get(guest, ())) >= SOCKETS_PER_GUEST_MAX:
+                raise Refused(errno.EMFILE)
+            handle = self._take_handle()
+            protocol = _PROTOCOLS[request.type]
+            socket = Socket(guest=guest, pid=self._pids.get(guest, 0), created_by=request.id, protocol=protocol)
+            self._state[handle] = encode_socket(socket)
+            self._add(handle, socket)
+            self.counters[Counters.sockets_opened] += 1
+        return {"handle": handle, "receive_buffer": self._entries[handle].limit}
+
+    def _take_handle(self) -> int:
+        handle = self._next_handle
+        if handle > HANDLE_MAX:
+            raise Refused(errno.ENFILE)
+        if handle >= self._reserved:
+            self._reserved = handle + HANDLES_RESERVED
+            self._state[KEY_NEXT_HANDLE] = b"%d" % self._reserved
+        self._next_handle = handle + 1
+        return handle
+
+    def _close(self, guest: int, request: requests.Close, entry: Entry | None) -> list[Send]:
+        if entry is None:
+            # Closed already, perhaps by a former incarnation that died before it could tell the transport.
+            record = request.handle.to_bytes(4, "little")
+            sends = [(consumer, table.SOCKET_CLOSE, record) for consumer in _CONSUMERS.values()]
+        else:
+            sends = self._remove(entry)
+        return [*sends, _reply(guest, request.id, {})]
+
+    def _list(self, request: requests.List) -> dict[str, object]:
+        handles = sorted(handle for handle in self._entries if handle > request.after)
+        return {
+            "sockets": [_summary(self._entries[handle]) for handle in handles[:LIST_MAX]],
+            "more": len(handles) > LIST_MAX,
+        }
+
+    # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
+
+    def _change(self, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
+        wanted = changed.state(entry.handle, request.id)
+        if not changed.bound or wanted == entry.socket.state(entry.handle, request.id):
+            if changed != entry.socket:
+                self._commit(entry, changed)
+            return [_reply(entry.guest, request.id, answer(changed))]
+        entry.pending = Pending(request.id, wire.encode(wanted), changed, answer)
+        return [(entry.consumer, table.SOCKET_SET, entry.pending.record)]
+
+    def _commit(self, entry: Entry, changed: Socket) -> None:
+        self._state[entry.handle] = encode_socket(changed)
+        entry.socket = changed
+        entry.limit = changed.receive_buffer
+
+    def _answered(self, sender: int, records: list[bytes]) -> list[Send]:
+        sends: list[Send] = []
+        for record in records:
+            try:
+                reply = wire.decode_socket_reply(record)
+            except ValueError:
+                self.counters[Counters.answer_garbled] += 1
+                continue
+            entry = self._entries.get(reply.handle)
+            pending = entry.pending if entry is not None else None
+            if pending is None or pending.request != reply.request:
+                self.counters[Counters.answers_unasked] += 1
+                continue
+            entry.pending = None
+            if reply.errno:
+                sends.append(self._refusal(entry.guest, pending.request, reply.errno))
+            else:
+                changed = msgspec.structs.replace(pending.changed, local=reply.local, port=reply.port)
+                self._commit(entry, changed)
+                sends.append(_reply(entry.guest, pending.request, pending.answer(changed)))
+            sends += self._proceed(entry)
+        return sends
+
+    def _proceed(self, entry: Entry) -> list[Send]:
+        """The requests that waited behind the one just answered."""
+        sends: list[Send] = []
+        while entry.waiting and entry.pending is None:
+            sends += self._execute(entry.guest, entry.waiting.popleft())
+        return sends
+
+    def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:
+        for record in records:
+            try:
+                self._network = Network(RouteTable(wire.decode_routes(record)), self._config.mtu)
+            except ValueError:
+                self.counters[Counters.routes_refused] += 1
+            else:
+                self._state[KEY_ROUTES] = record
+        return []
+
+    # -- the table of sockets -----------------------------------------------------------------------------------
+
+    def _add(self, handle: int, socket: Socket) -> None:
+        consumer = _CONSUMERS[socket.protocol]
+        self._entries[handle] = Entry(handle, socket, consumer)
+        self._guests.setdefault(socket.guest, {})[handle] = consumer
+        self._created[socket.guest, socket.created_by] = handle
+
+    def _remove(self, entry: Entry) -> list[Send]:
+        socket = entry.socket
+        del self._entries[entry.handle], self._guests[entry.guest][entry.handle]
+        del self._created[entry.guest, socket.created_by], self._state[entry.handle]
+        self.counters[Counters.sockets_closed] += 1
+        unanswered = [waiting.id for waiting in entry.waiting]
+        if entry.pending is not None:
+            unanswered.insert(0, entry.pending.request)
+        return [
+            (entry.consumer, table.SOCKET_CLOSE, entry.handle.to_bytes(4, "little")),
+            *(self._refusal(entry.guest, number, errno.EBADF) for number in unanswered),
+        ]
+
+    def _refusal(self, guest: int, request: int, number: int) -> Send:
+        self.counters[Counters.refused] += 1
+        return guest, table.REPLY, _encode({"id": request, "errno": number})
+
+
+def _reply(guest: int, request: int, fields: dict[str, object]) -> Send:
+    return guest, table.REPLY, _encode({"id": request, "errno": 0, **fields})
+
+
+def _summary(entry: Entry) -> dict[str, object]:
+    socket = entry.socket
+    return {
+        "handle": entry.handle,
+        "type": _TYPES[socket.protocol],
+        "pid": socket.pid,
+        "local": [text_of(socket.local), socket.port],
+        "peer": [text_of(socket.peer), socket.peer_port] if socket.peer else None,
+        "queued": entry.outstanding,
+        "drops": entry.drops,
+    }

@@ -1,0 +1,25 @@
+"""What the socket service counts."""
+
+from __future__ import annotations
+
+from bus.counters import CounterSet, Drop, Event, In, Out
+
+
+class Counters(CounterSet):
+    sent = Out("Datagrams passed on from applications to a transport.")
+    delivered = In("Datagrams passed on from a transport to an application.")
+    requests = Event("Requests of applications.")
+    refused = Event("Requests answered by an error.")
+    errors = Event("Errors about sent datagrams, passed on to an application.")
+    sockets_opened = Event("Sockets made.")
+    sockets_closed = Event("Sockets closed, by their application or after its end.")
+    answers_unasked = Event("Answers of a transport that nobody waits for any more; harmless after a restart.")
+    state_unreadable = Event("Stored sockets or routes that this version cannot read; they are gone.")
+    answer_garbled = Drop("Answers of a transport that do not parse.")
+    send_foreign = Drop("Datagrams for a socket that the sending application does not have.")
+    buffer_full = Drop("Datagrams that did not fit the receive buffer: the application reads too slowly.")
+    closed = Drop("Datagrams and errors for a socket that is closed.")
+    request_garbled = Drop("Requests that are too long, not JSON or without an id.")
+    credit_foreign = Drop("Receive buffer credits that are garbled or for a socket the application does not have.")
+    kind_unknown = Drop("Records of a kind that this service does not know from that sender.")
+    routes_refused = Drop("Route announcements that make no sense; the former ones stay in use.")

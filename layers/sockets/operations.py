@@ -1,0 +1,118 @@
+"""What each request makes of its socket.
+
+An operation gets the socket, the request and the network as it is, and returns the socket as it shall be and a function
+that makes the answer from what it became. It changes nothing itself; `Refused` carries the errno that Linux gives.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from bus.routes import BROADCAST, RouteTable
+from layers.sockets import options, requests
+from layers.sockets.requests import Refused, Request
+from layers.sockets.tables import UDP_PROTOCOL, Answer, Socket
+
+Outcome = tuple[Socket, Answer]
+
+
+class Network(NamedTuple):
+    """What an operation may know of the world below."""
+
+    routes: RouteTable
+    mtu: int  # where no route says otherwise
+
+    def way(self, socket: Socket, destination: int) -> tuple[int, int]:
+        """(source address, MTU) for a destination; refused where there is no way or no leave."""
+        source = self.routes.source_for(destination) if destination else None
+        if source is None:
+            raise Refused(errno.ENETUNREACH)
+        if self.routes.is_broadcast(destination) and not socket.broadcast:
+            raise Refused(errno.EACCES)
+        route = None if destination == BROADCAST else self.routes.lookup(destination)
+        return socket.local or source, route.mtu if route is not None else self.mtu
+
+
+def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
+    """Whether the address and the port are to be had, the transport decides."""
+    if socket.bound_by == request.id:  # executed before a restart; only the answer was lost
+        return socket, names
+    if socket.bound:
+        raise Refused(errno.EINVAL)
+    local = requests.parse_address(request.address)
+    return replace(socket, bound=True, bound_by=request.id, named=local, local=local, port=request.port), names
+
+
+def connect(socket: Socket, request: requests.Connect, network: Network) -> Outcome:
+    """Sets the peer, and the local address where the application has not; without an address, undoes that."""
+    peer = requests.parse_address(request.address)
+    if not peer:
+        # Linux gives an ephemeral port back here; ours stays with the socket, which nobody can tell from luck.
+        return replace(socket, peer=0, peer_port=0, local=socket.named), names
+    source, mtu = network.way(socket, peer)
+    changed = replace(socket, bound=True, local=socket.named or source, peer=peer, peer_port=request.port)
+    return changed, _prepared(source, mtu)
+
+
+def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:
+    """Checks the way to a destination; an unbound socket gets an ephemeral port."""
+    if not request.port and socket.protocol == UDP_PROTOCOL:
+        raise Refused(errno.EINVAL)  # Linux udp_sendmsg
+    source, mtu = network.way(socket, requests.parse_address(request.address))
+    return replace(socket, bound=True), _prepared(source, mtu)
+
+
+def set_option(socket: Socket, request: requests.SetOption, network: Network) -> Outcome:
+    """The answer is the value that took effect."""
+    field, value = options.change(socket, request.level, request.name, request.value)
+    return replace(socket, **{field: value}), lambda socket: {"value": int(getattr(socket, field))}
+
+
+def get_option(socket: Socket, request: requests.GetOption, network: Network) -> Outcome:
+    """Options are integers, as in C."""
+    value = options.read(socket, request.level, request.name)
+    return socket, lambda socket: {"value": value}
+
+
+def get_name(socket: Socket, request: requests.GetName, network: Network) -> Outcome:
+    """0.0.0.0 and port 0 for a socket that is not bound."""
+    return socket, names
+
+
+def get_peer(socket: Socket, request: requests.GetPeer, network: Network) -> Outcome:
+    """Refused with ENOTCONN where there is none."""
+    if not socket.peer:
+        raise Refused(errno.ENOTCONN)
+    return socket, lambda socket: {"address": text_of(socket.peer), "port": socket.peer_port}
+
+
+OPERATIONS: dict[type[Request], Callable[..., Outcome]] = {
+    requests.Bind: bind,
+    requests.Connect: connect,
+    requests.Prepare: prepare,
+    requests.SetOption: set_option,
+    requests.GetOption: get_option,
+    requests.GetName: get_name,
+    requests.GetPeer: get_peer,
+}
+
+
+def names(socket: Socket) -> dict[str, object]:
+    """The answer that says what a socket is called."""
+    return {"address": text_of(socket.local), "port": socket.port}
+
+
+def text_of(address: int) -> str:
+    """An address as answers carry it."""
+    return str(IPv4Address(address))
+
+
+def _prepared(source: int, mtu: int) -> Answer:
+    return lambda socket: {
+        "source": text_of(source), "mtu": mtu, "local": text_of(socket.local), "port": socket.port
+    }

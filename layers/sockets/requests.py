@@ -1,0 +1,123 @@
+"""The requests that an application may make, and how its octets become one of them (docs/app-protocol.md)."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import AddressValueError, IPv4Address
+from typing import Annotated, Literal
+
+import msgspec
+
+REQUEST_OCTETS_MAX = 4096
+REQUEST_ID_MAX = 1 << 53  # what every language's JSON numbers can hold exactly
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]
+
+
+class Refused(Exception):
+    """The request is answered by an error; `errno` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.errorcode[number])
+        self.errno = number
+
+
+class Request(msgspec.Struct, frozen=True, tag_field="op", kw_only=True):
+    id: RequestId
+
+
+class OnSocket(Request, frozen=True):
+    """A request about one socket."""
+
+    handle: Number
+
+
+class Open(Request, frozen=True, tag="socket"):
+    type: Literal["dgram", "ping"]
+
+
+class Bind(OnSocket, frozen=True, tag="bind"):
+    address: str
+    port: Port
+
+
+class Connect(OnSocket, frozen=True, tag="connect"):
+    """Address 0.0.0.0 dissolves the connection."""
+
+    address: str
+    port: Port
+
+
+class Prepare(OnSocket, frozen=True, tag="prepare"):
+    """The first datagram to a destination: may it go there, from where, how large?"""
+
+    address: str
+    port: Port
+
+
+class SetOption(OnSocket, frozen=True, tag="setsockopt"):
+    level: int
+    name: int
+    value: int | bytes
+
+
+class GetOption(OnSocket, frozen=True, tag="getsockopt"):
+    level: int
+    name: int
+
+
+class GetName(OnSocket, frozen=True, tag="getsockname"):
+    pass
+
+
+class GetPeer(OnSocket, frozen=True, tag="getpeername"):
+    pass
+
+
+class Close(OnSocket, frozen=True, tag="close"):
+    pass
+
+
+class List(Request, frozen=True, tag="list"):
+    """Sockets of all applications whose handle is greater than `after`."""
+
+    after: Number = 0
+
+
+class _Envelope(msgspec.Struct):
+    id: RequestId
+    op: str
+
+
+_OPERATIONS = (Open, Bind, Connect, Prepare, SetOption, GetOption, GetName, GetPeer, Close, List)
+_KNOWN = {operation.__struct_config__.tag for operation in _OPERATIONS}
+_decode = msgspec.json.Decoder(
+    Open | Bind | Connect | Prepare | SetOption | GetOption | GetName | GetPeer | Close | List
+).decode
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def decode(record: bytes) -> tuple[int, Request | None, int]:
+    """(id, request, 0), or (id, None, errno) for what is none; the id is 0 where it cannot be told."""
+    if len(record) > REQUEST_OCTETS_MAX:
+        return 0, None, errno.EPROTO
+    try:
+        request = _decode(record)
+        return request.id, request, 0
+    except (ValueError, RecursionError):  # RecursionError: JSON nested too deeply
+        pass
+    try:
+        envelope = _decode_envelope(record)
+    except (ValueError, RecursionError):
+        return 0, None, errno.EPROTO
+    return envelope.id, None, errno.EINVAL if envelope.op in _KNOWN else errno.ENOSYS
+
+
+def parse_address(text: str) -> int:
+    """A dotted-quad address as an integer; refused with EINVAL where it is none."""
+    try:
+        return int(IPv4Address(text))
+    except AddressValueError:
+        raise Refused(errno.EINVAL) from None

@@ -1,0 +1,99 @@
+"""What the socket service keeps of a socket: the durable part (`Socket`) and what a restart may forget (`Entry`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from bus.records import SocketState
+from layers.sockets.requests import Request
+
+UDP_PROTOCOL = 17  # IANA protocol numbers
+ICMP_PROTOCOL = 1
+
+RECEIVE_BUFFER_DEFAULT = 212992  # Linux net.core.rmem_default
+SEND_BUFFER_DEFAULT = 212992  # Linux net.core.wmem_default
+PMTU_DISCOVERY_WANT = 1  # ip(7): IP_PMTUDISC_WANT, the default
+
+
+class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """A socket as its application sees it; stored before any answer that tells of it. Addresses are integers."""
+
+    guest: int
+    pid: int
+    created_by: int  # id of the request that made it: the same request again gets the same socket
+    protocol: int
+    bound_by: int = 0  # id of the bind request that succeeded: the same request again gets the same answer
+    named: int = 0  # address that the application bound; connect may put another into `local`, until it is dissolved
+    bound: bool = False
+    local: int = 0
+    port: int = 0
+    peer: int = 0
+    peer_port: int = 0
+    receive_buffer: int = RECEIVE_BUFFER_DEFAULT
+    send_buffer: int = SEND_BUFFER_DEFAULT
+    reuse_address: bool = False
+    reuse_port: bool = False
+    broadcast: bool = False
+    ttl: int = 64
+    tos: int = 0
+    multicast_ttl: int = 1
+    mtu_discover: int = PMTU_DISCOVERY_WANT
+    receive_errors: bool = False
+
+    def state(self, handle: int, request: int) -> SocketState:
+        """What the transport has to know of it."""
+        return SocketState(
+            handle=handle,
+            request=request,
+            bind=self.bound,
+            local=self.local,
+            port=self.port,
+            peer=self.peer,
+            peer_port=self.peer_port,
+            reuse_address=self.reuse_address,
+            reuse_port=self.reuse_port,
+            broadcast=self.broadcast,
+            ttl=self.ttl,
+            tos=self.tos,
+            multicast_ttl=self.multicast_ttl,
+            dont_fragment=self.mtu_discover != 0,
+            receive_errors=self.receive_errors,
+        )
+
+
+Answer = Callable[[Socket], dict[str, object]]
+
+
+class Pending(NamedTuple):
+    """A change that waits for the transport's word."""
+
+    request: int
+    record: bytes  # the SOCKET_SET, to be sent again to a transport that restarted
+    changed: Socket
+    answer: Answer
+
+
+class Entry:
+    """A socket in the service's hands: its durable part and the soft state around it."""
+
+    __slots__ = ("consumer", "drops", "guest", "handle", "limit", "outstanding", "pending", "socket", "told", "waiting")
+
+    def __init__(self, handle: int, socket: Socket, consumer: int) -> None:
+        self.handle = handle
+        self.socket = socket
+        self.guest = socket.guest
+        self.consumer = consumer  # the transport's id
+        self.limit = socket.receive_buffer
+        self.outstanding = 0  # octets of receive buffer in use at the application; a restart is told them anew
+        self.drops = 0
+        self.told = False  # the application knows that its buffer is full
+        self.pending: Pending | None = None
+        self.waiting: deque[Request] = deque()
+
+
+encode_socket = msgspec.msgpack.Encoder().encode
+decode_socket = msgspec.msgpack.Decoder(Socket).decode

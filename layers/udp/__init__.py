@@ -1,0 +1,1 @@
+"""The UDP layer (RFC 768)."""

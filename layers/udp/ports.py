@@ -1,0 +1,80 @@
+"""The port manager: who holds which local port, and who may share it.
+
+Linux's rules for UDP (udp_lib_lport_inuse, inet_rcv_saddr_equal): two holders of a port clash where their addresses
+overlap - equal, or either is any - unless both set SO_REUSEADDR or both set SO_REUSEPORT. All sockets of a stack
+belong to one user, so the rule that the owners be equal always holds.
+
+Owns the claims only; which datagram goes to which holder is for layers.udp.tables.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+EPHEMERAL_PORT_MIN = 32768  # Linux net.ipv4.ip_local_port_range
+EPHEMERAL_PORT_MAX = 60999
+EPHEMERAL_PORTS = EPHEMERAL_PORT_MAX - EPHEMERAL_PORT_MIN + 1
+
+SHARE_NOT = 0
+SHARE_ADDRESS = 1  # SO_REUSEADDR
+SHARE_PORT = 2  # SO_REUSEPORT
+
+
+class Claim(NamedTuple):
+    """A local address (0: any), a port, and a set of SHARE_ bits."""
+
+    address: int
+    port: int
+    sharing: int
+
+
+class Ports:
+    """All claims, by holder and by port."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._held: dict[int, Claim] = {}
+        # Holders are counted, not listed, so that the check takes as long for 10,000 sharers of a port as for two.
+        self._counts: dict[int, dict[Claim, int]] = {}
+
+    def clashes(self, holder: int, wanted: Claim) -> bool:
+        """True where `wanted` clashes with a claim of anyone but `holder`."""
+        own = self._held.get(holder)
+        address, port, sharing = wanted
+        for claim, count in self._counts.get(port, {}).items():
+            overlap = not address or not claim.address or address == claim.address
+            if overlap and not sharing & claim.sharing and count > (claim == own):
+                return True
+        return False
+
+    def choose(self, holder: int, address: int) -> int | None:
+        """A free ephemeral port; None: all are taken. Unlike on Linux it is never one that others already share."""
+        # RFC 6056 section 3.3.1, algorithm 1: a random start, then the next free port.
+        start = self._rng.randrange(EPHEMERAL_PORTS)
+        for step in range(EPHEMERAL_PORTS):
+            port = EPHEMERAL_PORT_MIN + (start + step) % EPHEMERAL_PORTS
+            if port not in self._counts or not self.clashes(holder, Claim(address, port, SHARE_NOT)):
+                return port
+        return None
+
+    def hold(self, holder: int, claim: Claim) -> None:
+        """`holder` has `claim` and no other, whether it clashes or not."""
+        if self._held.get(holder) == claim:
+            return
+        self.release(holder)
+        self._held[holder] = claim
+        counts = self._counts.setdefault(claim.port, {})
+        counts[claim] = counts.get(claim, 0) + 1
+
+    def release(self, holder: int) -> None:
+        """`holder` has no port."""
+        claim = self._held.pop(holder, None)
+        if claim is None:
+            return
+        counts = self._counts[claim.port]
+        counts[claim] -= 1
+        if not counts[claim]:
+            del counts[claim]
+            if not counts:
+                del self._counts[claim.port]

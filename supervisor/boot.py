@@ -1,0 +1,127 @@
+"""From the command line to a running keeper."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from supervisor import sandbox
+from supervisor.options import Options
+from usernet.protocol import inbox_name
+
+SUN_PATH_MAX = 107  # unix(7): 108 octets with the closing zero
+
+
+class BootError(Exception):
+    """The stack did not come up; the text says why."""
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """BootError where socket files would not fit, or the directory is not ours alone."""
+    longest = len(os.fsencode(run_dir / inbox_name((1 << 53) - 1)))
+    if longest > SUN_PATH_MAX:
+        raise BootError(f"{run_dir} is too long for socket files; set USERNET_DIR to a path of at most "
+                        f"{len(os.fsencode(run_dir)) - longest + SUN_PATH_MAX} characters")
+    if run_dir.exists():
+        status = run_dir.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise BootError(f"{run_dir} is not a directory of yours alone (mode 0700); set USERNET_DIR to another")
+
+
+def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
+    """Fork a keeper and wait until its stack serves. Returns {"pid"}; BootError."""
+    check_run_dir(run_dir)
+    answers, tell = os.pipe2(os.O_CLOEXEC)
+    mapped, map_done = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(answers)
+        os.close(map_done)
+        _keep(options, run_dir, tell, mapped)
+    os.close(tell)
+    os.close(mapped)
+    try:
+        with os.fdopen(answers, "rb") as lines:
+            for line in lines:
+                answer = msgspec.json.decode(line)
+                if answer == "map":
+                    try:
+                        sandbox.Sandbox.map_users(pid)
+                    except OSError as error:
+                        raise BootError(f"cannot map users into the sandbox: {error.strerror}") from error
+                    os.write(map_done, b"!")
+                elif "error" in answer:
+                    raise BootError(answer["error"])
+                else:
+                    return {"pid": pid}
+    finally:
+        os.close(map_done)
+    raise BootError("the keeper ended before the stack was up")
+
+
+def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
+    """The keeper's process, from fork to exit."""
+
+    def say(message: object) -> None:
+        try:
+            os.write(tell, msgspec.json.encode(message) + b"\n")
+        except BrokenPipeError:
+            pass  # whoever started us has gone; the stack stays
+
+    status = 1
+    try:
+        os.setsid()
+        _detach_standard_streams()
+        medium_fd = -1
+        if not options.wire:
+            if not options.host:
+                sandbox.Sandbox.enter()
+                say("map")
+                if os.read(mapped, 1) != b"!":
+                    os._exit(1)
+            medium_fd = sandbox.open_tap(options.tap)
+            if not options.host:
+                sandbox.configure("lo", None)
+                sandbox.quiet_ipv6(options.tap)
+            sandbox.configure(options.tap, options.kernel_end(), options.mtu)
+        os.close(mapped)
+        from supervisor import keeper  # zmq takes 50 ms to import: only here, and after what may fail early
+
+        try:
+            lock_fd = keeper.lock(run_dir)
+        except BlockingIOError:
+            say({"error": f"another stack is starting or stopping in {run_dir}"})
+            os._exit(1)
+        for stale in run_dir.glob("*.sock"):
+            stale.unlink()
+
+        def ready() -> None:
+            say({"ok": True})
+            os.close(tell)
+
+        keeper.Keeper(options, run_dir, lock_fd, medium_fd).run(ready)
+        status = 0
+    except sandbox.SandboxError as error:
+        say({"error": str(error)})
+    except Exception as error:  # noqa: BLE001  (told to whoever waits; the process ends)
+        if isinstance(error, OSError) and error.errno == errno.EBADF:
+            pass
+        say({"error": f"the keeper failed: {traceback.format_exc()}"})
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        os._exit(status)
+
+
+def _detach_standard_streams() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    if not os.environ.get("USERNET_DEBUG"):
+        os.dup2(null, 2)
+    os.close(null)

@@ -1,0 +1,69 @@
+"""A layer's process, from the keeper's fork to the layer's own code."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from supervisor.codebase import Snapshot
+
+PR_SET_PDEATHSIG = 1
+MEMORY_LIMIT_OCTETS = 1 << 30  # of data, per layer: beyond it allocation fails and the layer is started anew
+
+_libc = ctypes.CDLL(None)
+
+
+def become(title: str, keeper_pid: int, keep_fds: Iterable[int], cores: set[int] | None = None) -> None:
+    """Make this fork of the keeper a process of its own: named, ended with the keeper, holding only what it needs."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != keeper_pid:
+        os._exit(0)  # the keeper died before the line above
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep = {0, 1, 2, *keep_fds}
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass  # the listing's own descriptor
+    setproctitle(title)
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def run_layer(layer: str, snapshot: Snapshot, config_json: bytes, incarnation: int, memory_fd: int, listener_fd: int,
+              medium_fd: int, line: socket.socket) -> NoReturn:
+    """Import the layer from `snapshot` and run it. Whatever it raises is told to the keeper, and is the end of it."""
+    status = 1
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
+        gc.freeze()
+        snapshot.install()
+        process = importlib.import_module("bus.process")
+        node = importlib.import_module("bus.node")
+        config = importlib.import_module("bus.config")
+        control = node.Control(line)
+        try:
+            main = importlib.import_module(f"layers.{layer}.__main__").main
+            main(process.Birth(layer, config.decode(config_json), incarnation, memory_fd, listener_fd, control,
+                               medium_fd))
+            status = 0
+        except Exception:  # noqa: BLE001  (the one place that all of a layer's errors pass)
+            control.tell("crashed", traceback=traceback.format_exc(limit=-12)[-3000:])
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        os._exit(status)

@@ -1,0 +1,131 @@
+"""The verbs of the command line. Each returns an exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from supervisor import boot, sandbox
+from supervisor.control import Client, NotRunning, Refused
+from supervisor.events import Event, describe
+from supervisor.options import Options, UsageError
+from usernet.rundir import run_dir, stack_name
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def up(options: Options, detach: bool) -> int:
+    """Boot, or find the stack that is running; follow its events unless `detach`."""
+    folder = run_dir(options.name or None)
+    options.name = stack_name(options.name)
+    started = time.monotonic()
+    try:
+        status = query(folder, "status")
+        print(f"stack '{status['name']}' is running already ({status['address']}, keeper {status['keeper']})")
+    except NotRunning:
+        boot.start_keeper(options, folder)
+        status = query(folder, "status")
+        print(f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {_where(status)}")
+    sys.stdout.flush()
+    return OK if detach else _follow_until_interrupted(folder)
+
+
+def _where(status: dict[str, Any]) -> str:
+    if status["wire"]:
+        return f"{status['address']} on wire '{status['wire']}'"
+    return f"{status['address']} on {status['tap']}, the kernel's end is {status['kernel_end']}"
+
+
+def _follow_until_interrupted(folder: Path) -> int:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    print("Ctrl-C stops it; `launcher.py up` in another terminal shows its events too", flush=True)
+    try:
+        with Client(folder) as client:
+            for line in client.stream("events", follow=True):
+                print(describe(msgspec.convert(line, Event)), flush=True)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("stopping")
+        _stop(folder)
+        return OK
+    print("the stack has ended")
+    return OK
+
+
+def query(folder: Path, op: str, **fields: object) -> Any:
+    """One request to the keeper."""
+    with Client(folder) as client:
+        return client.request(op, **fields)
+
+
+def _stop(folder: Path) -> None:
+    try:
+        query(folder, "down")
+    except NotRunning:
+        pass  # it ended before it could say so
+
+
+def down(name: str | None) -> int:
+    """Stop in order."""
+    query(run_dir(name), "down")
+    return OK
+
+
+def restart(name: str | None, layers: list[str]) -> int:
+    """Planned restarts from the code as it is on disk."""
+    folder = run_dir(name)
+    known = list(query(folder, "status")["layers"])
+    wanted = known if layers == ["all"] else layers
+    unknown = [layer for layer in wanted if layer not in known]
+    if unknown:
+        raise UsageError(f"restart: no layer '{unknown[0]}'; there are {', '.join(known)}, or all")
+    query(folder, "restart", layers=wanted)
+    return OK
+
+
+def sabotage(name: str | None, layer: str, fault: str) -> int:
+    """Make a layer commit a fault on itself."""
+    answer = query(run_dir(name), "sabotage", layer=layer, fault=fault)
+    print(f"{layer} [{answer['pid']}]: {fault}")
+    return OK
+
+
+def events(name: str | None, follow: bool, as_json: bool) -> int:
+    """What happened so far, and with `follow` what happens next."""
+    try:
+        with Client(run_dir(name)) as client:
+            for line in client.stream("events", follow=follow):
+                text = msgspec.json.encode(line).decode() if as_json else describe(msgspec.convert(line, Event))
+                print(text, flush=True)
+    except KeyboardInterrupt:
+        pass
+    return OK
+
+
+def execute(name: str | None, command: list[str]) -> int:
+    """Run a command on the kernel's end of the cable; its status is ours."""
+    status = query(run_dir(name), "status")
+    if status["wire"]:
+        raise UsageError(f"exec: stack '{status['name']}' is on wire '{status['wire']}': there is no kernel's end")
+    try:
+        sandbox.join(status["keeper"])
+    except OSError as error:
+        raise boot.BootError(f"cannot enter the sandbox of stack '{status['name']}': {error.strerror}") from error
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"launcher.py: {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127  # what a shell says of a command that is not there
+
+
+__all__ = ["NotRunning", "Refused", "down", "events", "execute", "restart", "sabotage", "up"]

@@ -1,0 +1,148 @@
+"""The control socket: how the command line talks to the keeper. JSON, one object a line, over a Unix stream socket.
+
+A request is {"op": NAME, ...}; the answer is {"ok": ...} or {"error": TEXT}; `events` with `follow` goes on with one
+event a line. Only the user who owns the stack is heard.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+SOCKET_NAME = "control.sock"
+LINE_MAX_OCTETS = 1 << 16
+_UCRED = struct.Struct("iII")
+
+
+class NotRunning(Exception):
+    """No keeper answers in that run directory."""
+
+
+class Refused(Exception):
+    """The keeper's answer is an error; the text is its own."""
+
+
+class Client:
+    """One connection to a keeper."""
+
+    def __init__(self, run_dir: Path, timeout_s: float | None = 30.0) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(str(run_dir / SOCKET_NAME))
+        except OSError as error:
+            self._socket.close()
+            raise NotRunning(str(run_dir)) from error
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lines.close()
+        self._socket.close()
+
+    def request(self, op: str, **fields: object) -> Any:
+        """Ask, and return what stands under "ok". Refused, NotRunning, TimeoutError."""
+        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        return self._answer()
+
+    def _answer(self) -> Any:
+        line = self._lines.readline()
+        if not line:
+            raise NotRunning("the keeper went away")
+        answer = msgspec.json.decode(line)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer["ok"]
+
+    def stream(self, op: str, **fields: object) -> Iterator[Any]:
+        """Ask, and yield every line that comes until the keeper hangs up."""
+        self._socket.settimeout(None)
+        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        for line in self._lines:
+            answer = msgspec.json.decode(line)
+            if isinstance(answer, dict) and "error" in answer:
+                raise Refused(answer["error"])
+            yield answer
+
+
+class Caller:
+    """The keeper's end of one connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self._input = b""
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def requests(self) -> list[dict[str, Any]] | None:
+        """The requests that have arrived; None: the caller hung up or talks nonsense."""
+        try:
+            octets = self.connection.recv(LINE_MAX_OCTETS)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not octets or len(self._input) > LINE_MAX_OCTETS:
+            return None
+        *lines, self._input = (self._input + octets).split(b"\n")
+        found = []
+        for line in lines:
+            try:
+                request = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                self.refuse("a request is one JSON object on one line")
+                continue
+            found.append(request)
+        return found
+
+    def answer(self, ok: object) -> bool:
+        """Send an answer; False where the caller is gone."""
+        return self.send({"ok": ok})
+
+    def refuse(self, text: str) -> bool:
+        """Send an error."""
+        return self.send({"error": text})
+
+    def send(self, message: object) -> bool:
+        """Send one line; False where the caller is gone or does not read."""
+        try:
+            self.connection.sendall(msgspec.json.encode(message) + b"\n")
+        except OSError:
+            return False
+        return True
+
+
+def listen(run_dir: Path) -> socket.socket:
+    """The listening socket of a keeper."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(run_dir / SOCKET_NAME))
+    listener.listen(16)
+    listener.setblocking(False)
+    return listener
+
+
+def accept(listener: socket.socket) -> Caller | None:
+    """The next caller; None where it is another user's, or gone already."""
+    try:
+        connection, _ = listener.accept()
+    except OSError:
+        return None
+    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    if uid != os.getuid():
+        connection.close()
+        return None
+    return Caller(connection)

@@ -1,0 +1,129 @@
+"""What `up` was asked for, checked."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+MTU_MIN, MTU_MAX = 68, 65521  # RFC 791: every host forwards 68 octets; 65535 less an Ethernet header
+DEFAULT_ADDRESS = "10.0.0.2/24"
+MODES = ("compact", "spread", "auto")
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_WIRE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+
+
+class UsageError(Exception):
+    """The command line or the config file asks for something that cannot be; the text says what to do."""
+
+
+class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The options of `up`; a config file (TOML) has the same names."""
+
+    name: str = ""  # empty: $USERNET_NAME, else "default"
+    host: bool = False
+    address: str = ""
+    gateway: str = ""
+    mac: str = ""
+    mtu: int = 1500
+    tap: str = "tap0"
+    wire: str = ""
+    cores: str = "auto"
+    reload: bool = False
+
+    def interface(self) -> ipaddress.IPv4Interface:
+        """The stack's own address and network."""
+        try:
+            interface = ipaddress.IPv4Interface(self.address or DEFAULT_ADDRESS)
+        except ValueError as error:
+            raise UsageError(f"--address {self.address}: {error}; give it like {DEFAULT_ADDRESS}") from error
+        address = interface.ip
+        if address.is_multicast or address.is_loopback or address.is_unspecified or int(address) >= 0xF0000000:
+            raise UsageError(f"--address {self.address}: a host cannot have this address")
+        if interface.network.prefixlen < 31 and address in (interface.network.network_address,
+                                                            interface.network.broadcast_address):
+            raise UsageError(f"--address {self.address}: this is the network's own or broadcast address")
+        return interface
+
+    def kernel_end(self) -> ipaddress.IPv4Interface:
+        """The address of the kernel's end of the cable: the gateway, else the first host that is not the stack."""
+        interface = self.interface()
+        if self.gateway:
+            return ipaddress.IPv4Interface((self._gateway(), interface.network.prefixlen))
+        for host in interface.network.hosts():
+            if host != interface.ip:
+                return ipaddress.IPv4Interface((host, interface.network.prefixlen))
+        raise UsageError(f"--address {interface}: the network has no room for the kernel's end of the cable")
+
+    def _gateway(self) -> ipaddress.IPv4Address:
+        interface = self.interface()
+        try:
+            gateway = ipaddress.IPv4Address(self.gateway)
+        except ValueError as error:
+            raise UsageError(f"--gateway {self.gateway}: {error}") from error
+        if gateway not in interface.network or gateway == interface.ip:
+            raise UsageError(f"--gateway {gateway}: it must be another host of the stack's own network, "
+                             f"{interface.network}")
+        return gateway
+
+    def gateway_address(self) -> int:
+        """The default gateway as an integer; 0: none. On a TAP the kernel's end is one."""
+        if self.gateway:
+            return int(self._gateway())
+        return 0 if self.wire else int(self.kernel_end().ip)
+
+    def mac_octets(self) -> bytes:
+        """The MAC that was given, or a random one, locally administered."""
+        if not self.mac:
+            drawn = random.SystemRandom().randbytes(6)
+            return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
+        if not _MAC.fullmatch(self.mac.lower()):
+            raise UsageError(f"--mac {self.mac}: give it like 02:00:00:00:00:02")
+        octets = bytes.fromhex(self.mac.replace(":", ""))
+        if octets[0] & 1 or not any(octets):
+            raise UsageError(f"--mac {self.mac}: a station's own address is neither a group address nor zero")
+        return octets
+
+    def core_list(self) -> list[int] | None:
+        """The cores of --cores LIST; None for a mode's name."""
+        if self.cores in MODES:
+            return None
+        try:
+            wanted = sorted({int(part) for part in self.cores.split(",")})
+        except ValueError as error:
+            raise UsageError(f"--cores {self.cores}: {', '.join(MODES)}, or core numbers like 0,1") from error
+        missing = set(wanted) - os.sched_getaffinity(0)
+        if missing:
+            raise UsageError(f"--cores {self.cores}: no core {min(missing)} here; "
+                             f"there are {', '.join(map(str, sorted(os.sched_getaffinity(0))))}")
+        return wanted
+
+    def check(self) -> None:
+        """UsageError for the first thing that is wrong."""
+        self.interface()
+        self.gateway_address()
+        self.mac_octets()
+        self.core_list()
+        if not MTU_MIN <= self.mtu <= MTU_MAX:
+            raise UsageError(f"--mtu {self.mtu}: {MTU_MIN} to {MTU_MAX}")
+        if self.wire and not _WIRE.fullmatch(self.wire):
+            raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
+        if self.wire and self.host:
+            raise UsageError("--wire and --host: a wire has no end in the kernel; give one of them")
+
+
+def from_file(path: str) -> dict[str, object]:
+    """The options that a config file sets."""
+    try:
+        values = tomllib.loads(Path(path).read_text())
+        msgspec.convert(values, Options)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    return values

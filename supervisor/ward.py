@@ -1,0 +1,117 @@
+"""One layer as the keeper sees it: what it holds for the layer, and the process or processes that are it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from bus import memory
+from bus.counters import PipeCounters
+from supervisor.codebase import Snapshot
+from supervisor.policy import Restarts, Sample, Watch
+
+LISTEN_BACKLOG = 256
+
+
+class Process:
+    """One incarnation of a layer."""
+
+    def __init__(self, pid: int, line: socket.socket, incarnation: int, snapshot: Snapshot, now: float) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.line = line
+        self.incarnation = incarnation
+        self.snapshot = snapshot
+        self.started = now
+        self.ready_at: float | None = None
+        self.loaded = False
+        self.stopping = False
+        self.why = ""  # what it said, or what was done to it, before it died
+        self.watch = Watch()
+
+    def tell(self, word: str) -> None:
+        """Say "go" or "stop" to the layer."""
+        try:
+            self.line.send(word.encode())
+        except OSError:
+            pass  # it is dying; the pidfd tells
+
+    def messages(self) -> list[dict]:
+        """What it has told."""
+        found = []
+        try:
+            while octets := self.line.recv(1 << 18):
+                found.append(msgspec.json.decode(octets, type=dict))
+        except OSError:
+            pass
+        return found
+
+    def kill(self, why: str) -> None:
+        """SIGKILL, with the reason for the record."""
+        self.why = self.why or why
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def sample(self) -> Sample | None:
+        """What the kernel says of it now; None: it is gone."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            ran, waited, _ = Path(f"/proc/{self.pid}/schedstat").read_text().split()
+        except (OSError, ValueError):
+            return None
+        return Sample(state, int(ran) / 1e9, int(waited) / 1e9)
+
+    def close(self) -> None:
+        """Let go of its descriptors; it has been reaped."""
+        self.line.close()
+        os.close(self.pidfd)
+
+
+class Ward:
+    """One layer: durable memory, inbox, code, and its process. `state` as in `status`."""
+
+    def __init__(self, name: str, run_dir: Path) -> None:
+        self.name = name
+        self.memory_fd = memory.create(name)
+        self.words = memory.Words(self.memory_fd)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(run_dir / f"{name}.sock"))
+        self.listener.listen(LISTEN_BACKLOG)
+        self.snapshot = Snapshot.of_layer(name)
+        self.former: Snapshot | None = None  # while a new version has yet to prove itself
+        self.process: Process | None = None
+        self.successor: Process | None = None
+        self.incarnation = 0
+        self.restarts = 0
+        self.state = "starting"
+        self.policy = Restarts()
+        self.away_since: float | None = None
+        self.start_at: float | None = None  # a pause before the next start ends then
+        self.counters: dict[str, str] = {}  # name -> role, in the order of the words
+        self.waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
+
+    @property
+    def beat(self) -> float:
+        """When its loop last turned, in seconds of CLOCK_MONOTONIC."""
+        return self.words.words[memory.BEAT_NS] / 1e9
+
+    def counter_values(self) -> dict[str, int]:
+        """The layer's own counters by name."""
+        return dict(zip(self.counters, self.words.counters, strict=False))
+
+    def bus_counter_values(self) -> dict[str, int]:
+        """What the bus counted for it."""
+        return dict(zip(PipeCounters.declared, self.words.bus_counters, strict=False))
+
+    def answer_waiting(self, problem: str) -> None:
+        """Tell those who asked for a restart how it went."""
+        waiting, self.waiting = self.waiting, []
+        for tell in waiting:
+            tell(problem)

@@ -1,0 +1,494 @@
+"""The ARP core: what it answers, learns, forgets, and how it behaves when flooded."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections import Counter as Tally
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.l2 import ARP
+
+from bus.config import StackConfig
+from bus.table import ARP_IN, ARP_OUT, IP, LINK, NEIGHBOR, RESOLVE, UNREACHABLE
+from layers.arp import core as arp
+from layers.arp import tables
+from layers.arp.counters import Counters
+
+BROADCAST = b"\xff" * 6
+OUR_MAC = bytes.fromhex("02005e000002")
+PEER_MAC = bytes.fromhex("02005e000001")
+OTHER_MAC = bytes.fromhex("02005e000009")
+OUR = "10.0.0.2"
+PEER = "10.0.0.1"
+OTHER = "10.0.0.9"
+
+
+def ip4(address: str | int) -> bytes:
+    return ipaddress.IPv4Address(address).packed
+
+
+def colons(mac: bytes) -> str:
+    return mac.hex(":")
+
+
+def arp_packet(operation: int, mac: bytes, sender: str, target: str, target_mac: bytes = bytes(6)) -> bytes:
+    return bytes(ARP(op=operation, hwsrc=colons(mac), psrc=sender, hwdst=colons(target_mac), pdst=target))
+
+
+def request(mac: bytes, sender: str, target: str) -> bytes:
+    return arp_packet(1, mac, sender, target)
+
+
+def reply(mac: bytes, sender: str, target: str = OUR) -> bytes:
+    return arp_packet(2, mac, sender, target, OUR_MAC)
+
+
+class Host:
+    """A core, the clock it lives by, and its state, which outlives it."""
+
+    def __init__(self, prefix: int = 24, state: dict[int, bytes] | None = None, now: float = 1000.0) -> None:
+        self.state = {} if state is None else state
+        self.counts = Counters.new()
+        self.now = now
+        address = int.from_bytes(ip4(OUR), "big")
+        config = StackConfig(name="t", run_dir="", address=address, prefix=prefix, mac=OUR_MAC)
+        self.core = arp.Core(config, self.state, self.counts, random.Random(1))
+        self.announced = self.core.start(now)
+
+    def hears(self, *packets: bytes) -> list:
+        return self.core.receive(LINK, ARP_IN, list(packets), self.now)
+
+    def resolves(self, *addresses: str) -> list:
+        return self.core.receive(IP, RESOLVE, [ip4(address) for address in addresses], self.now)
+
+    def passes(self, seconds: float) -> list[tuple[float, tuple]]:
+        """Lets time pass; (when, what was sent)."""
+        end = self.now + seconds
+        sends = []
+        while self.core.next_wake is not None and self.core.next_wake <= end:
+            self.now = self.core.next_wake
+            sends += [(self.now, send) for send in self.core.wake(self.now)]
+        self.now = end
+        return sends
+
+    def counted(self, name: str) -> int:
+        return self.counts[getattr(Counters, name)]
+
+    def knows(self, address: str = PEER) -> bytes | None:
+        """The MAC that a freshly started ip would be told of."""
+        told = {record[:4]: record[4:] for _, _, record in self.core.neighbor_started(IP, self.now)}
+        return told.get(ip4(address))
+
+    def learn(self, address: str = PEER, mac: bytes = PEER_MAC) -> None:
+        self.hears(request(mac, address, OUR))
+        assert self.knows(address) == mac
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def told(address: str = PEER, mac: bytes = PEER_MAC) -> tuple:
+    return IP, NEIGHBOR, ip4(address) + mac
+
+
+def unreachable(address: str = PEER) -> tuple:
+    return IP, UNREACHABLE, ip4(address)
+
+
+def asks(send: tuple, to: bytes, target: str = PEER) -> bool:
+    """True where `send` is a request of ours for `target`, sent to the MAC `to`."""
+    consumer, kind, record = send
+    sent = ARP(record[6:])
+    return (consumer, kind, record[:6], sent.op, sent.hwsrc, sent.psrc, sent.hwdst, sent.pdst) == (
+        LINK, ARP_OUT, to, 1, colons(OUR_MAC), OUR, colons(bytes(6)), target)
+
+
+# Answering
+
+
+def test_rfc826_request_for_us_is_answered_and_its_sender_learnt(host):
+    learnt, answer = host.hears(request(PEER_MAC, PEER, OUR))
+    assert learnt == told()
+    consumer, kind, record = answer
+    assert (consumer, kind, record[:6]) == (LINK, ARP_OUT, PEER_MAC)
+    sent = ARP(record[6:])
+    assert (sent.op, sent.hwsrc, sent.psrc, sent.hwdst, sent.pdst) == (
+        2, colons(OUR_MAC), OUR, colons(PEER_MAC), PEER)
+    assert host.core.next_wake is None
+
+
+def test_padding_of_a_short_frame_is_ignored(host):
+    assert host.hears(request(PEER_MAC, PEER, OUR) + bytes(18)) == Host().hears(request(PEER_MAC, PEER, OUR))
+
+
+def test_rfc826_request_for_another_host_is_neither_answered_nor_learnt(host):
+    assert host.hears(request(PEER_MAC, PEER, OTHER)) == []
+    assert host.knows() is None
+
+
+def test_rfc5227_2_1_1_probe_for_our_address_is_answered_and_teaches_nothing(host):
+    (answer,) = host.hears(request(PEER_MAC, "0.0.0.0", OUR))
+    sent = ARP(answer[2][6:])
+    assert (answer[2][:6], sent.op, sent.psrc, sent.pdst) == (PEER_MAC, 2, OUR, "0.0.0.0")
+    assert host.state == {}
+
+
+def test_rfc5227_2_1_1_probe_for_another_address_is_not_ours_to_answer(host):
+    assert host.hears(request(PEER_MAC, "0.0.0.0", OTHER)) == []
+
+
+def test_a_request_from_outside_the_network_is_answered_but_not_learnt(host):
+    (answer,) = host.hears(request(PEER_MAC, "192.0.2.7", OUR))
+    assert answer[1] == ARP_OUT
+    assert host.state == {}
+
+
+# Merging
+
+
+def test_rfc826_merge_updates_a_known_sender_whomever_the_packet_is_for(host):
+    host.learn()
+    assert host.hears(request(OTHER_MAC, PEER, OTHER)) == [told(PEER, OTHER_MAC)]
+    assert host.knows() == OTHER_MAC
+    assert host.counted("changed") == 1
+
+
+def test_gratuitous_arp_updates_but_does_not_add(host):
+    assert host.hears(request(PEER_MAC, PEER, PEER), arp_packet(2, PEER_MAC, PEER, PEER, BROADCAST)) == []
+    assert host.knows() is None
+    host.learn()
+    assert host.hears(request(OTHER_MAC, PEER, PEER)) == [told(PEER, OTHER_MAC)]
+
+
+def test_a_reply_nobody_asked_for_updates_but_does_not_add(host):
+    assert host.hears(reply(PEER_MAC, PEER)) == []
+    assert host.knows() is None
+    host.learn()
+    assert host.hears(reply(OTHER_MAC, PEER)) == [told(PEER, OTHER_MAC)]
+
+
+def test_a_sender_that_is_known_already_is_announced_once(host):
+    host.learn()
+    host.now += 5
+    assert [kind for _, kind, _ in host.hears(request(PEER_MAC, PEER, OUR))] == [ARP_OUT]
+
+
+@pytest.mark.parametrize("mac", ["ffffffffffff", "01005e000001", "000000000000"])
+def test_a_mac_that_no_station_can_have_is_not_learnt_nor_answered(host, mac):
+    assert host.hears(request(bytes.fromhex(mac), PEER, OUR)) == []
+    assert host.counted("bad_sender_mac") == 1
+    assert host.state == {}
+
+
+@pytest.mark.parametrize("sender", ["255.255.255.255", "224.0.0.1", "127.0.0.1", "240.0.0.1", "0.1.2.3", "10.0.0.255",
+                                    "10.0.0.0"])
+def test_an_address_that_no_neighbour_can_have_is_not_learnt_nor_answered(host, sender):
+    assert host.hears(request(PEER_MAC, sender, OUR)) == []
+    assert host.counted("bad_sender_address") == 1
+    assert host.state == {}
+
+
+def test_rfc3021_both_addresses_of_a_31_are_hosts():
+    host = Host(prefix=31)
+    assert told("10.0.0.3") in host.hears(request(PEER_MAC, "10.0.0.3", OUR))
+
+
+def test_our_own_packets_that_come_back_are_dropped(host):
+    assert host.hears(request(OUR_MAC, OUR, PEER), request(OUR_MAC, PEER, OUR)) == []
+    assert host.counted("own_packet") == 2
+    assert host.state == {}
+
+
+@pytest.mark.parametrize(("octets", "counter"), [
+    (b"", "too_short"),
+    (request(PEER_MAC, PEER, OUR)[:27], "too_short"),
+    (b"\x00\x06" + request(PEER_MAC, PEER, OUR)[2:], "not_ethernet_ipv4"),
+    (request(PEER_MAC, PEER, OUR)[:2] + b"\x86\xdd" + request(PEER_MAC, PEER, OUR)[4:], "not_ethernet_ipv4"),
+    (request(PEER_MAC, PEER, OUR)[:5] + b"\x10" + request(PEER_MAC, PEER, OUR)[6:], "not_ethernet_ipv4"),
+    (arp_packet(3, PEER_MAC, PEER, OUR), "unknown_operation"),
+])
+def test_what_is_not_arp_for_ipv4_over_ethernet_is_counted(host, octets, counter):
+    assert host.hears(octets) == []
+    assert host.counted(counter) == 1
+    assert host.counted("received") == 1
+    assert host.state == {}
+
+
+# Conflicts
+
+
+def test_rfc5227_2_4_our_address_is_defended_once_per_interval_and_the_claim_not_learnt(host):
+    claim = request(PEER_MAC, OUR, OUR)
+    (defence,) = host.hears(claim)
+    sent = ARP(defence[2][6:])
+    assert (defence[:2], defence[2][:6], sent.op, sent.hwsrc, sent.psrc, sent.pdst) == (
+        (LINK, ARP_OUT), BROADCAST, 1, colons(OUR_MAC), OUR, OUR)
+    assert host.hears(claim, reply(PEER_MAC, OUR)) == []
+    host.now += arp.DEFEND_INTERVAL_S - 0.1
+    assert host.hears(claim) == []
+    host.now += 0.2
+    assert len(host.hears(claim)) == 1
+    assert (host.counted("conflict"), host.counted("defences_sent")) == (5, 2)
+    assert host.state == {}
+
+
+# Resolving
+
+
+def test_an_unknown_neighbour_is_asked_for_and_found(host):
+    (asked,) = host.resolves(PEER)
+    assert asks(asked, BROADCAST)
+    assert host.resolves(PEER) == []  # under way
+    assert host.hears(reply(PEER_MAC, PEER)) == [told()]
+    assert host.core.next_wake is None
+    assert host.passes(30) == []
+    assert host.counted("resolved") == 1
+
+
+def test_rfc1122_2_3_2_1_requests_are_a_second_apart_then_the_neighbour_is_unreachable(host):
+    start = host.now
+    assert len(host.resolves(PEER)) == 1
+    first, second, end = host.passes(10)
+    assert (first[0], second[0], end) == (start + 1, start + 2, (start + 3, unreachable()))
+    assert asks(first[1], BROADCAST)
+    assert asks(second[1], BROADCAST)
+    assert host.core.next_wake is None
+
+
+def test_rfc1122_2_3_2_1_the_cap_of_a_request_per_second_holds_over_failures_and_impatience(host):
+    """ip asks ten times a second for twenty seconds."""
+    sent = []
+    for _ in range(200):
+        for send in host.resolves(PEER):
+            sent.append((host.now, send))
+        sent += host.passes(0.1)
+    times = [when for when, (consumer, _, _) in sent if consumer == LINK]
+    assert len(times) >= 18
+    assert all(later - earlier > 0.999 for earlier, later in zip(times, times[1:], strict=False))
+    assert Tally(kind for _, (_, kind, _) in sent)[UNREACHABLE] >= 5
+
+
+def test_a_neighbour_that_appears_after_a_failure_is_found(host):
+    host.resolves(PEER)
+    host.passes(3)
+    assert len(host.resolves(PEER)) == 1
+    assert host.hears(reply(PEER_MAC, PEER)) == [told()]
+
+
+def test_a_request_from_the_neighbour_sought_is_an_answer_too(host):
+    host.resolves(PEER)
+    assert host.hears(request(PEER_MAC, PEER, OTHER)) == [told()]
+
+
+def test_a_neighbour_outside_the_network_is_found_where_ip_says_that_it_is_on_the_link():
+    host = Host(prefix=32)
+    assert asks(host.resolves(PEER)[0], BROADCAST)
+    assert host.hears(reply(PEER_MAC, PEER)) == [told()]
+
+
+def test_a_fresh_neighbour_is_answered_at_once_and_left_in_peace(host):
+    host.learn()
+    host.now += arp.FRESH_S - 1
+    assert host.resolves(PEER) == [told()]
+    assert host.core.next_wake is None
+
+
+def test_rfc1122_2_3_2_1_an_ageing_neighbour_is_answered_and_polled_by_unicast(host):
+    host.learn()
+    host.now += 30
+    answer, poll = host.resolves(PEER)
+    assert answer == told()
+    assert asks(poll, PEER_MAC)
+    assert host.resolves(PEER) == [told()]
+    assert host.hears(reply(PEER_MAC, PEER)) == [told()]
+    host.now += arp.FRESH_S - 1
+    assert host.resolves(PEER) == [told()]
+
+
+def test_rfc1122_2_3_2_1_a_neighbour_that_answers_no_poll_is_forgotten(host):
+    host.learn()
+    host.now += 30
+    start = host.now
+    host.resolves(PEER)
+    sent = host.passes(10)
+    assert [when - start for when, _ in sent] == [1, 2, 3, 4, 5]
+    polls = [send for _, send in sent[:4]]
+    assert asks(polls[0], PEER_MAC)
+    assert all(asks(send, BROADCAST) for send in polls[1:])
+    assert sent[-1][1] == unreachable()
+    assert host.knows() is None
+    assert host.state == {}
+
+
+def test_a_neighbour_with_a_new_mac_is_found_by_the_broadcast_that_follows_the_polls(host):
+    host.learn()
+    host.now += 30
+    host.resolves(PEER)
+    host.passes(2)
+    assert host.hears(reply(OTHER_MAC, PEER)) == [told(PEER, OTHER_MAC)]
+    assert host.passes(10) == []
+
+
+def test_rfc1122_2_3_2_1_a_neighbour_not_seen_for_a_minute_is_out_of_date(host):
+    host.learn()
+    host.now += tables.ARP_TIMEOUT_S
+    (asked,) = host.resolves(PEER)
+    assert asks(asked, BROADCAST)
+    assert host.state == {}
+
+
+def test_rfc1122_2_3_2_1_seeing_the_sender_restarts_the_timeout(host):
+    host.learn()
+    for _ in range(10):
+        host.now += 45
+        host.hears(request(PEER_MAC, PEER, OTHER))
+    assert host.resolves(PEER) == [told()]
+
+
+@pytest.mark.parametrize("address", [OUR, "10.0.0.255", "10.0.0.0", "224.0.0.1", "255.255.255.255", "0.0.0.0"])
+def test_what_is_no_neighbour_is_unreachable_at_once(host, address):
+    assert host.resolves(address) == [unreachable(address)]
+    assert host.core.next_wake is None
+
+
+def test_a_request_to_resolve_of_the_wrong_length_is_counted(host):
+    assert host.core.receive(IP, RESOLVE, [b"", b"\x0a\x00\x00", bytes(5)], host.now) == []
+    assert host.counted("resolve_malformed") == 3
+
+
+# Restarts
+
+
+def test_a_restart_keeps_the_neighbours_and_tells_ip(host):
+    host.learn()
+    host.learn(OTHER, OTHER_MAC)
+    again = Host(state=host.state, now=host.now + 10)
+    assert sorted(again.announced) == sorted([told(), told(OTHER, OTHER_MAC)])
+    assert again.resolves(PEER) == [told()]
+
+
+def test_a_restart_keeps_the_age_of_neighbours(host):
+    host.learn()
+    host.now += 40
+    host.learn(OTHER, OTHER_MAC)
+    again = Host(state=host.state, now=host.now + 30)
+    assert again.announced == [told(OTHER, OTHER_MAC)]
+    assert len(again.state) == 1
+
+
+def test_a_restarted_ip_is_told_the_neighbours_and_nobody_else_is(host):
+    host.learn()
+    assert host.core.neighbor_started(IP, host.now) == [told()]
+    assert host.core.neighbor_started(LINK, host.now) == []
+    assert host.core.neighbor_started(IP, host.now + tables.ARP_TIMEOUT_S) == []
+
+
+@given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=20) | st.binary(min_size=14, max_size=14)))
+def test_stored_records_that_make_no_sense_are_deleted(state):
+    host = Host(state=dict(state))
+    assert len(host.announced) == len(host.state)
+
+
+# Floods
+
+
+def storm(count: int) -> list[bytes]:
+    """Requests for us from `count` hosts of 10.0.0.0/8."""
+    head, tail = request(PEER_MAC, PEER, OUR)[:14], request(PEER_MAC, PEER, OUR)[18:]
+    return [head + ip4(0x0A010001 + number) + tail for number in range(count)]
+
+
+def test_a_storm_of_senders_is_answered_but_learnt_only_so_fast(host):
+    host = Host(prefix=8)
+    kinds = Tally(kind for _, kind, _ in host.hears(*storm(10_000)))
+    assert kinds == {ARP_OUT: 10_000, NEIGHBOR: arp.LEARN_BURST}
+    assert host.counted("learn_limited") == 10_000 - arp.LEARN_BURST
+    host.now += 1
+    kinds = Tally(kind for _, kind, _ in host.hears(*storm(10_000)))
+    assert kinds[NEIGHBOR] == arp.LEARN_PER_SECOND
+
+
+def test_a_storm_does_not_keep_a_resolution_from_ending(host):
+    host = Host(prefix=8)
+    host.resolves(PEER)
+    host.hears(*storm(1000))
+    assert host.hears(reply(PEER_MAC, PEER)) == [told()]
+
+
+def test_two_hosts_that_quarrel_about_an_address_cost_ip_no_more_than_a_storm(host):
+    host.learn()
+    quarrel = [request(OTHER_MAC, PEER, OTHER), request(PEER_MAC, PEER, OTHER)] * 1000
+    assert len(host.hears(*quarrel)) == arp.LEARN_BURST - 1
+
+
+def test_the_table_is_bounded_and_the_least_recently_confirmed_goes_first():
+    host = Host(prefix=8)
+    host.learn()
+    host.learn(OTHER, OTHER_MAC)
+    host.now += 2
+    packets = storm(tables.MAX_NEIGHBORS)
+    host.hears(request(PEER_MAC, PEER, OTHER))  # confirmed: OTHER is now the oldest
+    for begin in range(0, len(packets) - 1, 200):
+        host.now += 1
+        host.hears(*packets[begin : min(begin + 200, len(packets) - 1)])
+    assert len(host.state) == tables.MAX_NEIGHBORS
+    assert (host.knows(PEER), host.knows(OTHER)) == (PEER_MAC, None)
+    assert host.counted("evicted") == 1
+
+
+def test_resolutions_are_bounded_and_the_refused_ones_are_answered():
+    host = Host(prefix=8)
+    addresses = [str(ipaddress.IPv4Address(0x0A020001 + number)) for number in range(arp.MAX_UNKNOWN + 5)]
+    kinds = Tally(kind for _, kind, _ in host.resolves(*addresses))
+    assert kinds == {ARP_OUT: arp.MAX_UNKNOWN, UNREACHABLE: 5}
+    host.hears(reply(PEER_MAC, addresses[0]))
+    assert [kind for _, kind, _ in host.resolves(*addresses[-2:])] == [ARP_OUT, UNREACHABLE]
+    host.passes(5)
+    assert len(host.resolves(PEER)) == 1
+
+
+def test_each_request_to_resolve_gets_an_answer_when_many_are_asked_for():
+    host = Host(prefix=8)
+    addresses = [str(ipaddress.IPv4Address(0x0A020001 + number)) for number in range(50)]
+    for address in addresses:
+        host.resolves(address)
+        host.now += 0.01
+    answered = host.hears(*[reply(PEER_MAC, address) for address in addresses[::2]])
+    assert answered == [told(address) for address in addresses[::2]]
+    ends = [send for _, send in host.passes(10) if send[0] == IP]
+    assert ends == [unreachable(address) for address in addresses[1::2]]
+
+
+# Anything
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(
+    st.sampled_from(["link", "ip", "wait"]),
+    st.binary(max_size=40) | st.builds(
+        lambda head, operation, mac, sender, target: head + operation + mac + sender + bytes(6) + target,
+        st.just(bytes.fromhex("000108000604")), st.sampled_from([b"\0\1", b"\0\2"]),
+        st.sampled_from([PEER_MAC, OTHER_MAC, OUR_MAC, BROADCAST]),
+        st.sampled_from([ip4(address) for address in (PEER, OTHER, OUR, "0.0.0.0", "10.0.0.255")]),
+        st.sampled_from([ip4(PEER), ip4(OUR)])),
+    st.floats(0, 70))))
+def test_nothing_raises_and_what_is_stored_is_what_is_known(events):
+    host = Host()
+    for what, octets, seconds in events:
+        if what == "link":
+            host.hears(octets)
+        elif what == "ip":
+            host.core.receive(IP, RESOLVE, [octets[-4:]], host.now)
+        else:
+            host.passes(seconds)
+        known = host.core.neighbor_started(IP, host.now)
+        assert all(record[:4] != ip4(OUR) and not record[4] & 1 for _, _, record in known)
+        assert host.core.next_wake is None or host.core.next_wake <= host.now + arp.RETRY_S
+    assert sorted(Host(state=host.state, now=host.now).announced) == sorted(host.core.neighbor_started(IP, host.now))
+    host.passes(10)
+    assert host.core.next_wake is None

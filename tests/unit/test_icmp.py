@@ -1,0 +1,532 @@
+"""The ICMP core: echo, errors in both directions, ping sockets."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import random
+from collections import Counter as Tally
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.packet import Raw
+
+from bus import records, table
+from bus.config import StackConfig
+from bus.records import ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketReply, SocketState
+from layers.icmp import core as icmp
+from layers.icmp import tables
+from layers.icmp.counters import Counters
+
+OUR = "10.0.0.2"
+PEER = "10.0.0.1"
+ROUTER = "192.0.2.1"
+FAR = "198.51.100.7"
+
+
+def ip4(address: str) -> bytes:
+    return ipaddress.IPv4Address(address).packed
+
+
+def number(address: str) -> int:
+    return int(ipaddress.IPv4Address(address))
+
+
+class Host:
+    """A core, its clock and its state, which outlives it."""
+
+    def __init__(self, state: dict[int, bytes] | None = None, mtu: int = 1500) -> None:
+        self.state = {} if state is None else state
+        self.counts = Counters.new()
+        self.now = 1000.0
+        config = StackConfig(
+            name="t", run_dir="", address=number(OUR), prefix=24, mac=bytes(6), gateway=number(PEER), mtu=mtu)
+        self.core = icmp.Core(config, self.state, self.counts, random.Random(1))
+        assert self.core.start(self.now) == []
+
+    def gives(self, sender: int, kind: int, *given: bytes) -> list:
+        sends = self.core.receive(sender, kind, list(given), self.now)
+        assert self.core.next_wake is None
+        return sends
+
+    def hears(self, *packets) -> list:
+        return self.gives(table.IP, table.PACKET, *map(bytes, packets))
+
+    def reports(self, packet, icmp_type: int = 3, code: int = 3, info: int = 0) -> list:
+        header = ICMP_ERROR_HEADER.pack(icmp_type, code, 0, 0, info, bytes(4))
+        return self.gives(table.UDP, table.REPORT_ERROR, header + bytes(packet))
+
+    def declares(self, **state) -> SocketReply:
+        wanted = SocketState(**{"handle": 1, "request": 7, **state})
+        ((consumer, kind, record),) = self.gives(table.SOCKETS, table.SOCKET_SET, records.encode(wanted))
+        assert (consumer, kind) == (table.SOCKETS, table.SOCKET_REPLY)
+        return records.decode_socket_reply(record)
+
+    def sends(self, message, destination: str = PEER, handle: int = 1, source: str = "0.0.0.0", ttl: int = 0,
+              tos: int = 0, flags: int = 0) -> list:
+        header = SEND_HEADER.pack(handle, ip4(destination), 0, ip4(source), ttl, tos, flags)
+        return self.gives(table.SOCKETS, table.SEND, header + bytes(message))
+
+    def counted(self, name: str) -> int:
+        return self.counts[getattr(Counters, name)]
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def echo(data: bytes = b"data", source: str = PEER, destination: str = OUR, **fields) -> IP:
+    return IP(src=source, dst=destination, **fields) / ICMP(type=8, id=77, seq=5) / Raw(data)
+
+
+def transmitted(send: tuple) -> tuple[tuple, ICMP]:
+    """(source, destination, protocol, TTL, TOS, flags) and the message, whose checksum scapy agrees with."""
+    consumer, kind, record = send
+    assert (consumer, kind) == (table.IP, table.TRANSMIT)
+    source, destination, *rest = TRANSMIT_HEADER.unpack_from(record)
+    message = record[TRANSMIT_HEADER.size :]
+    parsed = ICMP(message)
+    afresh = ICMP(message)
+    del afresh.chksum
+    assert bytes(afresh) == message
+    return (str(ipaddress.IPv4Address(source)), str(ipaddress.IPv4Address(destination)), *rest), parsed
+
+
+# Echo
+
+
+@pytest.mark.parametrize("size", [0, 1, 56, 1472, 65507])
+def test_rfc1122_3_2_2_6_echo_is_answered_from_the_address_asked_with_all_its_data(host, size):
+    data = bytes(range(256)) * 256
+    (send,) = host.hears(echo(data[:size], tos=0x28, ttl=3))
+    header, reply = transmitted(send)
+    assert header == (OUR, PEER, 1, 64, 0x28, 0)
+    assert (reply.type, reply.code, reply.id, reply.seq, bytes(reply.payload)) == (0, 0, 77, 5, data[:size])
+
+
+def test_echo_in_a_packet_with_ip_options(host):
+    plain = bytes(echo())
+    (send,) = host.hears(b"\x46" + plain[1:20] + b"\x94\x04\0\0" + plain[20:])
+    assert transmitted(send)[1].type == 0
+
+
+def test_several_echoes_are_answered_in_order(host):
+    sends = host.hears(*[echo(bytes((n,))) for n in range(10)])
+    assert [bytes(transmitted(send)[1].payload) for send in sends] == [bytes((n,)) for n in range(10)]
+
+
+def test_rfc1122_3_2_2_a_bad_checksum_is_dropped_silently(host):
+    packet = bytes(echo())
+    for position in (20, 24, len(packet) - 1):
+        assert host.hears(packet[:position] + bytes((packet[position] ^ 1,)) + packet[position + 1 :]) == []
+    assert host.counted("bad_checksum") == 3
+
+
+def test_rfc1122_3_2_2_6_echo_to_a_group_is_silent(host):
+    assert host.gives(table.IP, table.PACKET_GROUP, bytes(echo(destination="10.0.0.255"))) == []
+    assert host.counted("to_group") == 1
+
+
+@pytest.mark.parametrize("octets", [b"", b"\x45", bytes(echo())[:27], b"\x4f" + bytes(echo())[1:], b"\x44" + bytes(30)])
+def test_a_packet_too_short_for_its_headers_is_counted(host, octets):
+    assert host.hears(octets) == []
+    assert host.counted("malformed") == 1
+
+
+@pytest.mark.parametrize(("icmp_type", "counter"), [
+    (4, "source_quench"), (5, "redirect"), (13, "unknown_type"), (42, "unknown_type"), (255, "unknown_type")])
+def test_rfc1122_3_2_2_what_is_not_handled_is_dropped_silently(host, icmp_type, counter):
+    assert host.hears(IP(src=PEER, dst=OUR) / ICMP(type=icmp_type) / Raw(bytes(28))) == []
+    assert host.counted(counter) == 1
+
+
+# Errors that we send
+
+
+def datagram(source: str = PEER, destination: str = OUR, size: int = 20, **fields) -> IP:
+    data = bytes(number % 251 for number in range(size))
+    return IP(src=source, dst=destination, **fields) / UDP(sport=1, dport=2) / Raw(data)
+
+
+def test_rfc1122_3_2_2_1_port_unreachable_comes_from_the_address_that_was_sent_to(host):
+    offending = bytes(datagram(tos=0x1B))
+    header, error = transmitted(host.reports(offending)[0])
+    # RFC 1812 section 4.3.2.5: precedence 6; Linux keeps the TOS bits; ECN is not reflected.
+    assert header == (OUR, PEER, 1, 64, 0xD8, 0)
+    assert (error.type, error.code) == (3, 3)
+    assert bytes(error)[8:] == offending
+
+
+@pytest.mark.parametrize(("mtu", "octets"), [(1500, 576), (576, 576), (296, 296)])
+def test_rfc1812_4_3_2_3_an_error_quotes_as_much_as_fits(mtu, octets):
+    offending = bytes(datagram(size=2000))
+    (send,) = Host(mtu=mtu).reports(offending)
+    quoted = bytes(transmitted(send)[1])[8:]
+    assert 20 + 8 + len(quoted) == octets
+    assert quoted == offending[: len(quoted)]
+
+
+def test_parameter_problem_and_fragmentation_needed_carry_their_info(host):
+    _, problem = transmitted(host.reports(datagram(), 12, 0, 20)[0])
+    assert (problem.type, problem.ptr) == (12, 20)
+    _, too_big = transmitted(host.reports(datagram(), 3, 4, 1400)[0])
+    assert (too_big.type, too_big.code, too_big.nexthopmtu) == (3, 4, 1400)
+
+
+@pytest.mark.parametrize("icmp_type", [3, 4, 5, 11, 12, 1, 99])
+def test_rfc1122_3_2_2_no_error_about_an_error_or_what_may_be_one(host, icmp_type):
+    assert host.reports(IP(src=PEER, dst=OUR) / ICMP(type=icmp_type) / Raw(bytes(28)), 11, 1) == []
+    assert host.counted("report_about_icmp") == 1
+
+
+def test_rfc1122_3_2_2_a_query_may_be_complained_of(host):
+    assert len(host.reports(echo(flags="MF"), 11, 1)) == 1
+
+
+@pytest.mark.parametrize("destination", ["255.255.255.255", "10.0.0.255", "224.0.0.1", PEER, "0.0.0.0"])
+def test_rfc1122_3_2_2_no_error_about_a_broadcast(host, destination):
+    assert host.reports(datagram(destination=destination)) == []
+    assert host.counted("report_to_group") == 1
+
+
+@pytest.mark.parametrize("source", ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+                                    "10.0.0.255"])
+def test_rfc1122_3_2_2_no_error_to_a_source_that_is_no_single_host(host, source):
+    assert host.reports(datagram(source=source)) == []
+    assert host.counted("report_from_group") == 1
+
+
+def test_rfc1122_3_2_2_no_error_about_a_fragment_other_than_the_first(host):
+    assert host.reports(datagram(frag=3)) == []
+    assert host.counted("report_fragment") == 1
+    assert len(host.reports(datagram(flags="MF"))) == 1
+
+
+@pytest.mark.parametrize("icmp_type", [0, 4, 5, 8, 13, 255])
+def test_only_errors_are_complained_with(host, icmp_type):
+    assert host.reports(datagram(), icmp_type, 0) == []
+    assert host.counted("report_malformed") == 1
+
+
+def test_a_report_too_short_is_counted(host):
+    for octets in (b"", bytes(11), bytes(12), ICMP_ERROR_HEADER.pack(3, 3, 0, 0, 0, bytes(4)) + bytes(datagram())[:19]):
+        assert host.gives(table.IP, table.REPORT_ERROR, octets) == []
+    assert host.counted("report_malformed") == 4
+
+
+def test_rfc1812_4_3_2_8_errors_to_one_host_are_limited_as_on_linux(host):
+    assert sum(len(host.reports(datagram())) for _ in range(20)) == 6
+    assert len(host.reports(datagram(source="10.0.0.3"))) == 1  # another host
+    host.now += 1.001
+    assert sum(len(host.reports(datagram())) for _ in range(20)) == 1
+    host.now += 100
+    assert sum(len(host.reports(datagram())) for _ in range(20)) == 6
+    assert host.counted("report_limited") == 14 + 19 + 14
+
+
+def test_rfc1812_4_3_2_8_errors_to_all_hosts_are_limited_as_on_linux(host):
+    def storm() -> int:
+        return sum(len(host.reports(datagram(source=f"198.51.{n // 250}.{n % 250 + 1}"))) for n in range(1200))
+
+    assert storm() == 50
+    host.now += 0.0101
+    assert storm() == 10
+    host.now += 10
+    assert storm() == 50
+
+
+def test_a_limit_for_all_hosts_does_not_use_up_that_of_one(host):
+    for n in range(50):
+        host.reports(datagram(source=f"198.51.100.{n + 1}"))
+    assert host.reports(datagram()) == []
+    host.now += 1
+    assert sum(len(host.reports(datagram())) for _ in range(20)) == 6
+
+
+def test_the_hosts_that_got_errors_are_remembered_in_bounded_number():
+    limits = tables.ErrorLimits()
+    for n in range(3 * tables.MAX_TARGETS):
+        assert limits.allow(n.to_bytes(4, "big"), float(n))
+    assert len(limits._targets) == tables.MAX_TARGETS  # noqa: SLF001  (there is no other way to see it)
+
+
+# Errors that we receive
+
+
+def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER, **fields) -> IP:
+    return IP(src=source, dst=OUR) / ICMP(type=icmp_type, code=code, **fields) / Raw(bytes(quoted))
+
+
+@pytest.mark.parametrize(("icmp_type", "code", "fields", "info"), [
+    (3, 3, {}, 0), (3, 1, {}, 0), (3, 4, {"nexthopmtu": 1400}, 1400), (11, 0, {}, 0), (12, 0, {"ptr": 9}, 9)])
+def test_rfc1122_4_1_3_3_an_error_about_a_udp_packet_goes_to_udp(host, icmp_type, code, fields, info):
+    ours = bytes(datagram(source=OUR, destination=FAR))[:28]
+    ((consumer, kind, record),) = host.hears(error_about(ours, icmp_type, code, **fields))
+    assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
+    assert ICMP_ERROR_HEADER.unpack_from(record) == (icmp_type, code, records.ORIGIN_ICMP, 0, info, ip4(ROUTER))
+    assert record[ICMP_ERROR_HEADER.size :] == ours
+
+
+OURS = datagram(source=OUR, destination=FAR)
+
+
+@pytest.mark.parametrize(("packet", "counter"), [
+    (error_about(OURS, 3, 16), "error_unknown_code"),
+    (error_about(b""), "error_bad_quote"),
+    (error_about(bytes(OURS)[:27]), "error_bad_quote"),
+    (error_about(datagram(source=OUR, destination=FAR, frag=1)), "error_bad_quote"),
+    (error_about(datagram(source=PEER, destination=FAR)), "error_not_ours"),
+    (error_about(datagram(source=OUR, destination="10.0.0.255")), "error_about_group"),
+    (error_about(datagram(source=OUR, destination="224.0.0.9")), "error_about_group"),
+    (error_about(IP(src=OUR, dst=FAR, proto=6) / Raw(bytes(20))), "error_no_transport"),
+    (error_about(echo(source=OUR, destination=FAR)), "error_no_socket"),
+])
+def test_an_error_that_cannot_be_about_our_packets_is_counted(host, packet, counter):
+    assert host.hears(packet) == []
+    assert host.counted(counter) == 1
+
+
+def ping_error(host: Host, icmp_type: int, code: int, **fields) -> list:
+    ours = IP(src=OUR, dst=FAR) / ICMP(type=8, id=77, seq=5) / Raw(b"data")
+    return host.hears(error_about(ours, icmp_type, code, **fields))
+
+
+@pytest.mark.parametrize(("icmp_type", "code", "expected"), [
+    (3, 1, errno.EHOSTUNREACH), (3, 3, errno.ECONNREFUSED), (11, 0, errno.EHOSTUNREACH), (12, 0, errno.EPROTO),
+    (3, 4, errno.EMSGSIZE)])
+def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code, expected):
+    host.declares(bind=True, port=77, receive_errors=True)
+    ((consumer, kind, record),) = ping_error(host, icmp_type, code)
+    assert (consumer, kind) == (table.SOCKETS, table.SOCKET_ERROR)
+    assert ERROR_RECORD.unpack_from(record) == (
+        1, expected, records.ORIGIN_ICMP, icmp_type, code, 0, 0, ip4(ROUTER), ip4(FAR), 0)
+    assert bytes(ICMP(record[ERROR_RECORD.size :]).payload) == b"data"
+
+
+@pytest.mark.parametrize(("declared", "icmp_type", "code", "told"), [
+    ({}, 3, 3, 0), ({"peer": number(FAR)}, 3, 3, 1), ({"peer": number(FAR)}, 3, 1, 0),
+    ({"peer": number(FAR)}, 11, 0, 0), ({"peer": number(FAR)}, 3, 4, 1), ({"peer": number(FAR), "dont_fragment": False}, 3, 4, 0),
+    ({"receive_errors": True, "dont_fragment": False}, 3, 4, 0)])
+def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, told):
+    host.declares(bind=True, port=77, **declared)
+    assert len(ping_error(host, icmp_type, code)) == told
+    assert host.counted("error_ignored") == 1 - told
+
+
+def test_an_error_of_ip_itself_reaches_a_connected_socket(host):
+    host.declares(bind=True, port=77, peer=number(PEER))
+    header = ICMP_ERROR_HEADER.pack(3, 1, records.ORIGIN_LOCAL, 0, 0, ip4(OUR))
+    ((_, kind, record),) = host.gives(table.IP, table.ICMP_ERROR, header + bytes(echo(source=OUR, destination=PEER)))
+    assert kind == table.SOCKET_ERROR
+    assert ERROR_RECORD.unpack_from(record)[:3] == (1, errno.EHOSTUNREACH, records.ORIGIN_LOCAL)
+    assert host.gives(table.IP, table.ICMP_ERROR, header, b"", header + bytes(27)) == []
+
+
+# Ping sockets
+
+
+def test_a_ping_socket_sends_echo_requests_under_its_identifier(host):
+    host.declares(bind=True, port=77)
+    (send,) = host.sends(ICMP(type=8, id=1, seq=9, chksum=0xBAD) / b"hello")
+    header, message = transmitted(send)
+    assert header == ("0.0.0.0", PEER, 1, 64, 0, records.TRANSMIT_DONT_FRAGMENT)
+    assert (message.type, message.code, message.id, message.seq, bytes(message.payload)) == (8, 0, 77, 9, b"hello")
+
+
+def test_a_ping_socket_sends_with_its_options_and_those_of_the_message(host):
+    host.declares(
+        bind=True, port=77, local=number(OUR), ttl=9, tos=4, multicast_ttl=2, dont_fragment=False, broadcast=True)
+    message = ICMP(type=8)
+    assert transmitted(host.sends(message)[0])[0] == (OUR, PEER, 1, 9, 4, records.TRANSMIT_BROADCAST)
+    assert transmitted(host.sends(message, "224.0.0.1")[0])[0][3] == 2
+    assert transmitted(host.sends(message, ttl=3, tos=8, flags=1)[0])[0][3:5] == (3, 8)
+    assert transmitted(host.sends(message, tos=8)[0])[0][4] == 4
+
+
+def test_a_connected_ping_socket_sends_to_its_peer(host):
+    reply = host.declares(bind=True, port=77, peer=number(FAR))
+    assert reply.local == number(OUR)
+    assert transmitted(host.sends(ICMP(type=8), "0.0.0.0")[0])[0][:2] == (OUR, FAR)
+
+
+@pytest.mark.parametrize(("declared", "message", "keywords", "expected"), [
+    ({}, bytes(ICMP(type=8)), {"destination": "0.0.0.0"}, errno.EDESTADDRREQ),
+    ({}, bytes(ICMP(type=0)), {}, errno.EINVAL),
+    ({}, bytes(ICMP(type=8, code=1)), {}, errno.EINVAL),
+    ({}, b"\x08\0\0\0\0\0\0", {}, errno.EINVAL),
+    ({}, bytes(ICMP(type=8)), {"source": PEER}, errno.EINVAL),
+    ({"bind": False}, bytes(ICMP(type=8)), {}, errno.EINVAL),
+    ({}, bytes(ICMP(type=8)) + bytes(65508), {}, errno.EMSGSIZE),
+])
+def test_what_may_not_be_sent_is_told_with_the_errno_of_linux(host, declared, message, keywords, expected):
+    host.declares(**{"bind": True, **declared})
+    ((consumer, kind, record),) = host.sends(message, **keywords)
+    assert (consumer, kind) == (table.SOCKETS, table.SOCKET_ERROR)
+    assert ERROR_RECORD.unpack_from(record)[:3] == (1, expected, records.ORIGIN_LOCAL)
+    assert host.counted("send_refused") == 1
+
+
+def test_the_longest_message_fits(host):
+    host.declares(bind=True)
+    assert transmitted(host.sends(bytes(ICMP(type=8)) + bytes(65507))[0])[1].type == 8
+
+
+def test_messages_to_send_of_nobody_or_of_no_shape_are_counted(host):
+    assert host.sends(ICMP(type=8), handle=5) == []
+    assert host.gives(table.SOCKETS, table.SEND, b"", bytes(SEND_HEADER.size - 1)) == []
+    assert (host.counted("send_no_socket"), host.counted("send_malformed")) == (1, 2)
+
+
+def echo_reply(identifier: int = 77, destination: str = OUR) -> IP:
+    return IP(src=PEER, dst=destination, ttl=60, tos=4) / ICMP(type=0, id=identifier, seq=5) / Raw(b"data")
+
+
+def test_an_echo_reply_goes_to_the_socket_of_its_identifier(host):
+    host.declares(bind=True, port=77)
+    packet = bytes(echo_reply())
+    ((consumer, kind, record),) = host.hears(packet)
+    assert (consumer, kind) == (table.SOCKETS, table.DATAGRAM)
+    assert records.DATAGRAM_HEADER.unpack_from(record) == (1, ip4(PEER), 0, ip4(OUR), 60, 4)
+    assert record[records.DATAGRAM_HEADER.size :] == packet[20:]
+    assert host.hears(echo_reply(78)) == []
+    assert host.counted("reply_no_socket") == 1
+
+
+def test_a_socket_bound_to_an_address_hears_no_other(host):
+    two = records.Routes([(number(OUR), 24), (number("10.0.0.3"), 24)], [])
+    host.gives(table.IP, table.ROUTES, records.encode(two))
+    host.declares(bind=True, port=77, local=number(OUR))
+    assert len(host.hears(echo_reply())) == 1
+    assert host.hears(echo_reply(destination="10.0.0.3")) == []
+
+
+def test_a_closed_socket_is_gone(host):
+    host.declares(bind=True, port=77)
+    closing = (1).to_bytes(4, "little")
+    assert host.gives(table.SOCKETS, table.SOCKET_CLOSE, closing, closing, b"", bytes(5)) == []
+    assert host.hears(echo_reply()) == []
+    assert host.state == {}
+    assert (host.counted("closes"), host.counted("control_malformed")) == (1, 2)
+    assert host.declares(handle=2, bind=True, port=77).errno == 0
+
+
+def test_port_0_chooses_an_identifier_once(host):
+    chosen = host.declares(bind=True)
+    assert (chosen.errno, chosen.handle, chosen.request) == (0, 1, 7)
+    assert 1 <= chosen.port <= 65535
+    again = host.declares(bind=True, request=8)
+    assert (again.port, again.request) == (chosen.port, 8)
+    assert host.declares(handle=2, bind=True).port != chosen.port
+
+
+def test_an_identifier_has_one_holder(host):
+    host.declares(bind=True, port=77)
+    assert host.declares(handle=2, bind=True, port=77).errno == errno.EADDRINUSE
+    assert host.declares(bind=True, port=77).errno == 0
+    assert host.declares(bind=True, port=78).port == 78
+    assert host.declares(handle=2, bind=True, port=77).errno == 0
+    assert host.declares(handle=2).port == 0  # no longer bound
+    assert host.hears(echo_reply()) == []
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [
+    ({"local": number(PEER)}, errno.EADDRNOTAVAIL), ({"local": number("10.0.0.255")}, errno.EADDRNOTAVAIL),
+    ({"local": number("224.0.0.1")}, errno.EADDRNOTAVAIL), ({"peer": number("10.0.0.255")}, errno.EACCES)])
+def test_a_refused_declaration_leaves_the_socket_as_it_was(host, wanted, expected):
+    host.declares(bind=True, port=77)
+    assert host.declares(bind=True, port=78, **wanted).errno == expected
+    assert len(host.hears(echo_reply(77))) == 1
+    assert host.hears(echo_reply(78)) == []
+
+
+def test_a_peer_that_no_route_leads_to_is_unreachable(host):
+    host.gives(table.IP, table.ROUTES, records.encode(records.Routes([(number(OUR), 24)], [])))
+    assert host.declares(bind=True, peer=number(FAR)).errno == errno.ENETUNREACH
+
+
+def test_sockets_are_bounded(host):
+    ports = {host.declares(handle=handle, bind=True).port for handle in range(1, tables.MAX_SOCKETS + 1)}
+    assert len(ports) == tables.MAX_SOCKETS
+    assert host.declares(handle=tables.MAX_SOCKETS + 1, bind=True).errno == errno.ENOBUFS
+    assert host.declares(handle=5, bind=True).errno == 0
+
+
+@pytest.mark.parametrize("field", ["handle", "request", "local", "port", "peer", "ttl", "tos", "multicast_ttl"])
+@pytest.mark.parametrize("value", [-1, 2**64])
+def test_numbers_that_fit_no_header_are_refused(host, field, value):
+    wanted = msgspec.structs.replace(SocketState(handle=1, request=7, bind=True), **{field: value})
+    assert host.gives(table.SOCKETS, table.SOCKET_SET, msgspec.json.encode(wanted)) == []
+    assert host.counted("control_malformed") == 1
+    assert host.state == {}
+
+
+# Restarts
+
+
+def test_a_restart_keeps_sockets_and_routes(host):
+    moved = records.Routes([(number("10.9.0.2"), 16)], [])
+    host.gives(table.IP, table.ROUTES, records.encode(moved))
+    chosen = host.declares(bind=True, local=number("10.9.0.2"), ttl=9)
+    again = Host(state=host.state)
+    assert transmitted(again.sends(ICMP(type=8))[0])[0][:4] == ("10.9.0.2", PEER, 1, 9)
+    assert again.declares(bind=True, local=number("10.9.0.2")) == chosen
+    assert again.declares(handle=2, bind=True, port=chosen.port).errno == errno.EADDRINUSE
+    assert again.reports(datagram()) == []
+    assert len(again.reports(datagram(destination="10.9.0.2"))) == 1
+
+
+def test_a_socket_is_stored_before_it_is_answered_for():
+    class Watched(dict):
+        def __setitem__(self, key, value):
+            raise KeyboardInterrupt  # the process is killed here
+
+    with pytest.raises(KeyboardInterrupt):
+        Host(state=Watched()).declares(bind=True)
+
+
+def test_routes_that_make_no_sense_are_ignored(host):
+    bad = records.Routes([(number(OUR), 99)], [])
+    assert host.gives(table.IP, table.ROUTES, b"", b"{", b'{"addresses": 1}', records.encode(bad)) == []
+    assert host.counted("control_malformed") == 4
+    assert host.state == {}
+    assert len(host.reports(datagram())) == 1
+
+
+@given(st.dictionaries(st.integers(0, 5), st.binary(max_size=40) | st.builds(
+    lambda handle, port: msgspec.json.encode(SocketState(handle=handle, request=0, port=port, bind=True)),
+    st.integers(0, 5), st.integers(-1, 3))))
+def test_stored_records_that_make_no_sense_are_deleted(state):
+    host = Host(state=dict(state))
+    assert len(host.state) == len(state) - host.counted("state_unreadable")
+    kept = [msgspec.json.decode(value)["port"] for key, value in host.state.items() if key]
+    assert Tally(port for port in kept if port).most_common(1) in ([], *[[(port, 1)] for port in kept])
+
+
+# Anything
+
+
+PACKETS = st.binary(max_size=80) | st.builds(
+    lambda header, message: header + message,
+    st.sampled_from([bytes(echo())[:20], bytes(echo_reply())[:20], bytes(OURS)[:20]]), st.binary(max_size=60)
+) | st.builds(lambda icmp_type, quote: bytes(IP(src=PEER, dst=OUR) / ICMP(type=icmp_type) / Raw(quote)),
+              st.integers(0, 20), st.binary(max_size=40) | st.sampled_from([bytes(OURS), bytes(echo(source=OUR))]))
+EVENTS = st.sampled_from(sorted((producer, kind) for producer, kinds in table.inputs("icmp").items() for kind in kinds))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(EVENTS, PACKETS, st.binary(min_size=17, max_size=17)), max_size=20))
+def test_nothing_raises_and_every_packet_is_counted(events):
+    host = Host()
+    host.declares(bind=True, port=77, receive_errors=True)
+    taken = ("malformed", "bad_checksum", "to_group", "reply_no_socket", "unknown_type", "source_quench", "redirect",
+             "error_unknown_code", "error_bad_quote", "error_not_ours", "error_about_group", "error_no_transport",
+             "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_udp",
+             "errors_to_sockets")
+    for (producer, kind), octets, prefix in events:
+        before, heard = sum(map(host.counted, taken)), kind in (table.PACKET, table.PACKET_GROUP, table.ICMP_ERROR)
+        host.gives(table.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
+        assert sum(map(host.counted, taken)) == before + heard

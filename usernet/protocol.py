@@ -1,0 +1,91 @@
+"""The message protocol between an application and the socket service (docs/app-protocol.md).
+
+A *frame* is one ZeroMQ message: a header, the lengths of its records, the records. All integers are little-endian;
+addresses are 4 octets in network order. The layers of the stack use the same frames among themselves, so `bus/`
+builds on this module; nothing here depends on anything else of the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct, error as StructError
+
+VERSION = 1
+HEADER = Struct("<BBHIQQ")  # version, kind, record count, sender's incarnation, sender's id, sequence number
+HEADER_OCTETS = HEADER.size
+MAX_RECORDS = 256  # records that one frame may carry
+MAX_FRAME_OCTETS = 1 << 18  # longer frames are refused by the receiving socket
+
+# Kinds of frame. Below 128: data, which may be dropped and counted when a pipe is full. From 128: control, never dropped.
+SEND = 1  # application -> sockets: datagrams to send (SEND_HEADER + payload)
+DATAGRAM = 2  # sockets -> application: datagrams received (DATAGRAM_HEADER + payload)
+HELLO = 128  # both ways, first frame after a start: JSON Hello
+RESUME = 129  # both ways: JSON Resume; the next frames are repetitions from that sequence number on
+REQUEST = 130  # application -> sockets: JSON Request, answered by one REPLY
+REPLY = 131  # sockets -> application: JSON Reply
+CREDIT = 132  # both ways: octets of receive buffer, given back by the application or asked about (CREDIT_RECORD)
+SOCKET_ERROR = 133  # sockets -> application: an error for one socket (ERROR_RECORD + the offending datagram's start)
+
+SEND_HEADER = Struct("<I4sH4sBBH")  # handle, destination, port (0: the connected peer), source (0: any), TTL, TOS, flags
+DATAGRAM_HEADER = Struct("<I4sH4sBB")  # handle, source, port, destination, TTL, TOS
+CREDIT_RECORD = Struct("<II")  # handle, octets (with CREDIT_TOTAL: all that is queued now)
+ERROR_RECORD = Struct("<IIBBBBI4s4sH")  # handle, errno, origin, type, code, 0, info, offender, destination, port
+
+SEND_TTL_DEFAULT = 0  # SEND_HEADER.TTL: take the socket's
+SEND_TOS_GIVEN = 1  # SEND_HEADER.flags: take TOS from the record, not the socket's
+CREDIT_TOTAL = 1 << 31
+DATAGRAM_OVERHEAD = 256  # octets of receive buffer that a queued datagram costs beside its payload
+
+_lengths = [Struct(f"<{count}I") for count in range(MAX_RECORDS + 1)]
+
+
+def inbox_name(application: int) -> str:
+    """File name, in the run directory, of the socket on which an application receives."""
+    return f"app-{application:x}.sock"
+
+
+class FrameError(ValueError):
+    """The octets are not a frame of this protocol; the text says why."""
+
+
+def pack_frame(kind: int, sender: int, incarnation: int, sequence: int, records: Sequence[bytes]) -> bytes:
+    """One frame out of 0 to MAX_RECORDS records."""
+    count = len(records)
+    head = HEADER.pack(VERSION, kind, count, incarnation, sender, sequence)
+    if count == 1:
+        record = records[0]
+        return head + _lengths[1].pack(len(record)) + record
+    return b"".join((head, _lengths[count].pack(*map(len, records)), *records))
+
+
+def with_incarnation(frame: bytes, incarnation: int) -> bytes:
+    """The same frame from a later incarnation of its sender: repetitions must not look stale."""
+    return frame[:4] + _lengths[1].pack(incarnation) + frame[8:]
+
+
+def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
+    """(kind, incarnation, sender, sequence, records) of a frame; FrameError for anything else."""
+    try:
+        version, kind, count, incarnation, sender, sequence = HEADER.unpack_from(frame)
+        if version != VERSION:
+            raise FrameError(f"version {version}, expected {VERSION}")
+        if count == 1:
+            (length,) = _lengths[1].unpack_from(frame, HEADER_OCTETS)
+            records = [frame[HEADER_OCTETS + 4 :]]
+            if len(records[0]) != length:
+                raise FrameError("record length does not match the frame")
+            return kind, incarnation, sender, sequence, records
+        if count > MAX_RECORDS:
+            raise FrameError(f"{count} records, at most {MAX_RECORDS}")
+        lengths = _lengths[count].unpack_from(frame, HEADER_OCTETS)
+    except StructError as error:
+        raise FrameError("shorter than its header says") from error
+    end = HEADER_OCTETS + 4 * count
+    records = []
+    for length in lengths:
+        start = end
+        end += length
+        records.append(frame[start:end])
+    if end != len(frame):
+        raise FrameError("record lengths do not add up to the frame")
+    return kind, incarnation, sender, sequence, records
