@@ -12,7 +12,14 @@ from typing import TypeVar
 
 import msgspec
 
-from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER  # noqa: F401  (shared with applications)
+from usernet.protocol import (  # noqa: F401  (shared with applications)
+    CREDIT_RECORD,
+    CREDIT_TOTAL,
+    DATAGRAM_HEADER,
+    DATAGRAM_OVERHEAD,
+    ERROR_RECORD,
+    SEND_HEADER,
+)
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from supervisor.codebase import Snapshot
+from supervisor.codebase import Code
 
 PR_SET_PDEATHSIG = 1
 MEMORY_LIMIT_OCTETS = 1 << 30  # of data, per layer: beyond it allocation fails and the layer is started anew
@@ -40,18 +40,19 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int], cores: set[int]
             except OSError:
                 pass  # the listing's own descriptor
     setproctitle(title)
+    if os.environ.get("BATCH"): os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if cores:
         os.sched_setaffinity(0, cores)
 
 
-def run_layer(layer: str, snapshot: Snapshot, config_json: bytes, incarnation: int, memory_fd: int, listener_fd: int,
+def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memory_fd: int, listener_fd: int,
               medium_fd: int, line: socket.socket) -> NoReturn:
-    """Import the layer from `snapshot` and run it. Whatever it raises is told to the keeper, and is the end of it."""
+    """Import the layer as `code` has it and run it. Whatever it raises is told to the keeper, and is the end of it."""
     status = 1
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
         gc.freeze()
-        snapshot.install()
+        code.install()
         process = importlib.import_module("bus.process")
         node = importlib.import_module("bus.node")
         config = importlib.import_module("bus.config")

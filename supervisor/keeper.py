@@ -24,7 +24,7 @@ from bus.sabotage import FAULTS
 from setproctitle import setproctitle
 from supervisor import child, control, janitor, sandbox
 from supervisor.capture import write_poison
-from supervisor.codebase import Snapshot, fingerprint
+from supervisor.codebase import Code, Snapshot, fingerprint, packages_of
 from supervisor.events import Event, EventLog
 from supervisor.options import Options
 from supervisor.placement import Placement
@@ -60,7 +60,7 @@ class Keeper:
         self._down_callers: list[control.Caller] = []
         self._stopping = False
         self._janitor = 0
-        self._prints = {name: fingerprint(ward.snapshot.packages) for name, ward in self._wards.items()}
+        self._prints = {name: fingerprint(packages_of(ward.name)) for name, ward in self._wards.items()}
         self._next_reload_check = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -132,10 +132,10 @@ class Keeper:
     def _start(self, ward: Ward) -> None:
         """Start the layer from the code that served last, at once."""
         ward.start_at = None
-        ward.process = self._fork(ward, ward.snapshot)
+        ward.process = self._fork(ward, ward.code)
         ward.process.tell("go")
 
-    def _fork(self, ward: Ward, snapshot: Snapshot) -> Process:
+    def _fork(self, ward: Ward, code: Code) -> Process:
         ward.incarnation += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         medium_fd = self._medium_fd if ward.name == "link" else -1
@@ -143,11 +143,11 @@ class Keeper:
         if pid == 0:
             keep = [ward.memory_fd, ward.listener.fileno(), theirs.fileno(), medium_fd]
             child.become(f"usernet {self._options.name}: {ward.name}", self._pid, keep, self._placement.cores())
-            child.run_layer(ward.name, snapshot, encode(self._config), ward.incarnation, ward.memory_fd,
+            child.run_layer(ward.name, code, encode(self._config), ward.incarnation, ward.memory_fd,
                             ward.listener.fileno(), medium_fd, theirs)
         theirs.close()
         ours.setblocking(False)
-        process = Process(pid, ours, ward.incarnation, snapshot, time.monotonic())
+        process = Process(pid, ours, ward.incarnation, code, time.monotonic())
         self._watch(process.line, partial(self._hear, ward, process))
         self._watch(process.pidfd, partial(self._bury, ward, process))
         return process
@@ -210,7 +210,7 @@ class Keeper:
         if ward.successor is not None:  # it died while its successor was being loaded
             return
         served_s = now - (process.ready_at or now)
-        if ward.former is not None and process.snapshot is ward.snapshot and served_s < PROBATION_S:
+        if ward.former is not None and process.code is ward.code and served_s < PROBATION_S:
             self._roll_back(ward, "the new version died")
         pause_s = ward.policy.pause_s(served_s)
         if pause_s is None:
@@ -231,9 +231,9 @@ class Keeper:
             if done:
                 ward.waiting.append(done)
             return
-        self._prints[ward.name] = fingerprint(ward.snapshot.packages)
+        self._prints[ward.name] = fingerprint(packages_of(ward.name))
         try:
-            snapshot = Snapshot.of_layer(ward.name)
+            snapshot = Snapshot(ward.name)
         except (SyntaxError, ValueError, OSError) as error:
             self._events.add("refused", layer=ward.name, detail=f"the code on disk does not compile: {error}")
             if done:
@@ -260,8 +260,8 @@ class Keeper:
         ward.process = successor
         ward.restarts += 1
         ward.state = "restarting"
-        ward.former = ward.snapshot
-        ward.snapshot = successor.snapshot
+        ward.former = ward.code
+        ward.code = successor.code
         successor.started = time.monotonic()
         successor.tell("go")
 
@@ -273,7 +273,7 @@ class Keeper:
 
     def _roll_back(self, ward: Ward, reason: str) -> None:
         assert ward.former is not None
-        ward.snapshot, ward.former = ward.former, None
+        ward.code, ward.former = ward.former, None
         self._events.add("rolled back", layer=ward.name, detail=f"{reason}; the former code serves again")
 
     # -- watching ------------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ class Keeper:
 
     def _reload_changed(self) -> None:
         for ward in self._wards.values():
-            if ward.successor is None and fingerprint(ward.snapshot.packages) != self._prints[ward.name]:
+            if ward.successor is None and fingerprint(packages_of(ward.name)) != self._prints[ward.name]:
                 self._events.add("changed", layer=ward.name, detail="its code changed on disk")
                 self._renew(ward)
 

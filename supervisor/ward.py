@@ -12,7 +12,7 @@ import msgspec
 
 from bus import memory
 from bus.counters import PipeCounters
-from supervisor.codebase import Snapshot
+from supervisor.codebase import Booted, Code
 from supervisor.policy import Restarts, Sample, Watch
 
 LISTEN_BACKLOG = 256
@@ -21,12 +21,12 @@ LISTEN_BACKLOG = 256
 class Process:
     """One incarnation of a layer."""
 
-    def __init__(self, pid: int, line: socket.socket, incarnation: int, snapshot: Snapshot, now: float) -> None:
+    def __init__(self, pid: int, line: socket.socket, incarnation: int, code: Code, now: float) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.line = line
         self.incarnation = incarnation
-        self.snapshot = snapshot
+        self.code = code
         self.started = now
         self.ready_at: float | None = None
         self.loaded = False
@@ -84,8 +84,8 @@ class Ward:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(run_dir / f"{name}.sock"))
         self.listener.listen(LISTEN_BACKLOG)
-        self.snapshot = Snapshot.of_layer(name)
-        self.former: Snapshot | None = None  # while a new version has yet to prove itself
+        self.code: Code = Booted(name)
+        self.former: Code | None = None  # while a new version has yet to prove itself
         self.process: Process | None = None
         self.successor: Process | None = None
         self.incarnation = 0

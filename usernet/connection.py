@@ -17,6 +17,7 @@ import os
 import secrets
 import stat
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,6 @@ from usernet.protocol import (
     REPLY,
     REQUEST,
     RESUME,
-    SEND,
     SOCKET_ERROR,
     VERSION,
     FrameError,
@@ -98,10 +98,13 @@ class Connection:
         self._receive_timeout_ms = -1
         self._looked = 0.0
         self._context = zmq.Context()
+        self.sockets: weakref.WeakSet = weakref.WeakSet()
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, zmq.ZMQError):
+                raise OSError(error.errno, f"{error.strerror}: {self.inbox_path}") from error
             raise
 
     def _check_running(self) -> None:
@@ -156,9 +159,10 @@ class Connection:
         if self.closed or self.pid != os.getpid():
             return
         self.closed = True
-        self._poke()
-        if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
-            return
+        if not self.readers.reading.acquire(blocking=False):
+            self._poke()
+            if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
+                return
         if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
             self._context.destroy(linger=int(linger_s * 1000))
             self._sending.release()

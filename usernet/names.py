@@ -66,3 +66,21 @@ def parse(address: object, caller: str) -> tuple[bytes, int]:
 def gethostbyname(hostname: str) -> str:
     """Numeric names and localhost only: this stack asks no name server."""
     return _std.inet_ntoa(resolve(hostname))
+
+
+def getaddrinfo(
+    host: str | bytes | None, port: str | int | None, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+) -> list[tuple]:
+    """As the standard one, for what this stack has: IPv4, datagrams, numeric names and localhost, numeric ports."""
+    if family not in (_std.AF_UNSPEC, _std.AF_INET):
+        raise _std.gaierror(_std.EAI_FAMILY, "ai_family not supported")
+    if type not in (0, _std.SOCK_DGRAM):
+        raise _std.gaierror(_std.EAI_SOCKTYPE, "ai_socktype not supported")
+    try:
+        number = int(port or 0)
+    except ValueError:
+        raise _std.gaierror(_std.EAI_SERVICE, "Servname not supported for ai_socktype") from None
+    if host is None:
+        host = "0.0.0.0" if flags & _std.AI_PASSIVE else LOCALHOST
+    address = gethostbyname(host), number
+    return [(_std.AF_INET, _std.SOCK_DGRAM, proto or _std.IPPROTO_UDP, "", address)]

@@ -17,7 +17,8 @@ def check_name(name: str) -> str:
     """`name` itself, where it may name a stack; ValueError where not."""
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"not a name for a stack: {name!r} (1 to 32 letters, digits, '.', '_' and '-', not starting with '.' or '-')"
+            f"not a name for a stack: {name!r} "
+            "(1 to 32 letters, digits, '.', '_' and '-', not starting with '.' or '-')"
         )
     return name
 

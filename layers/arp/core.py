@@ -20,10 +20,9 @@ from bus.core import CounterWords, Send, State
 from bus.ratelimit import TokenBucket
 from bus.routes import ALL_ONES, mask
 from bus.table import ARP_IN, ARP_OUT, IP, LINK, NEIGHBOR, RESOLVE, UNREACHABLE
-
-from . import packet
-from .counters import Counters
-from .tables import Neighbors
+from layers.arp import packet
+from layers.arp.counters import Counters
+from layers.arp.tables import Neighbors
 
 FRESH_S = 20.0  # a neighbour confirmed this recently is not verified again; below ip's interval of asking, about 30 s
 RETRY_S = 1.0  # RFC 1122 section 2.3.2.1: at most one request per second and destination

@@ -10,8 +10,7 @@ from collections import OrderedDict
 from struct import Struct
 
 from bus.core import State
-
-from .packet import is_station
+from layers.arp.packet import is_station
 
 MAX_NEIGHBORS = 4096  # what Linux allows by default is 1024 (net.ipv4.neigh.default.gc_thresh3)
 ARP_TIMEOUT_S = 60.0  # RFC 1122 section 2.3.2.1: "on the order of a minute"

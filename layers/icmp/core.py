@@ -21,11 +21,10 @@ from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, errno
 from bus.records import DATAGRAM_HEADER, ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketState
 from bus.routes import RouteTable, configured, is_multicast
 from bus.table import ICMP_ERROR, IP, SOCKETS, UDP
+from layers.icmp import packet as wire
+from layers.icmp.counters import Counters
+from layers.icmp.tables import ErrorLimits, PingSockets
 from usernet.protocol import SEND_TOS_GIVEN
-
-from . import packet as wire
-from .counters import Counters
-from .tables import ErrorLimits, PingSockets
 
 TTL = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ERROR_PRECEDENCE = 0xC0  # RFC 1812 section 4.3.2.5: internetwork control

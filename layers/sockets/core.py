@@ -21,6 +21,7 @@ from bus import records as wire
 from bus import table
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
+from bus.records import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
 from bus.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
@@ -36,7 +37,6 @@ from layers.sockets.tables import (
     decode_socket,
     encode_socket,
 )
-from usernet.protocol import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF

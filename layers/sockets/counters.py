@@ -6,6 +6,8 @@ from bus.counters import CounterSet, Drop, Event, In, Out
 
 
 class Counters(CounterSet):
+    """See bus.counters."""
+
     sent = Out("Datagrams passed on from applications to a transport.")
     delivered = In("Datagrams passed on from a transport to an application.")
     requests = Event("Requests of applications.")

@@ -16,7 +16,7 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818  (an answer, not a failure)
     """The request is answered by an error; `errno` says which."""
 
     def __init__(self, number: int) -> None:
@@ -25,6 +25,8 @@ class Refused(Exception):
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="op", kw_only=True):
+    """Any request; `id` comes back in the answer."""
+
     id: RequestId
 
 
@@ -35,10 +37,14 @@ class OnSocket(Request, frozen=True):
 
 
 class Open(Request, frozen=True, tag="socket"):
+    """A new socket."""
+
     type: Literal["dgram", "ping"]
 
 
 class Bind(OnSocket, frozen=True, tag="bind"):
+    """Take a local address and port; 0: any."""
+
     address: str
     port: Port
 
@@ -58,26 +64,30 @@ class Prepare(OnSocket, frozen=True, tag="prepare"):
 
 
 class SetOption(OnSocket, frozen=True, tag="setsockopt"):
+    """`value` as an integer, or as the octets that a C program has."""
+
     level: int
     name: int
     value: int | bytes
 
 
 class GetOption(OnSocket, frozen=True, tag="getsockopt"):
+    """The value of an option."""
+
     level: int
     name: int
 
 
 class GetName(OnSocket, frozen=True, tag="getsockname"):
-    pass
+    """The local address and port."""
 
 
 class GetPeer(OnSocket, frozen=True, tag="getpeername"):
-    pass
+    """The connected peer."""
 
 
 class Close(OnSocket, frozen=True, tag="close"):
-    pass
+    """Give it all back."""
 
 
 class List(Request, frozen=True, tag="list"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import math
 import random
+import struct
 from collections import Counter as Tally
 
 import pytest
@@ -264,12 +267,11 @@ def test_rfc1122_2_3_2_1_the_cap_of_a_request_per_second_holds_over_failures_and
     """ip asks ten times a second for twenty seconds."""
     sent = []
     for _ in range(200):
-        for send in host.resolves(PEER):
-            sent.append((host.now, send))
+        sent += [(host.now, send) for send in host.resolves(PEER)]
         sent += host.passes(0.1)
     times = [when for when, (consumer, _, _) in sent if consumer == LINK]
     assert len(times) >= 18
-    assert all(later - earlier > 0.999 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier > 0.999 for earlier, later in itertools.pairwise(times))
     assert Tally(kind for _, (_, kind, _) in sent)[UNREACHABLE] >= 5
 
 
@@ -386,6 +388,22 @@ def test_a_restarted_ip_is_told_the_neighbours_and_nobody_else_is(host):
     assert host.core.neighbor_started(IP, host.now) == [told()]
     assert host.core.neighbor_started(LINK, host.now) == []
     assert host.core.neighbor_started(IP, host.now + tables.ARP_TIMEOUT_S) == []
+
+
+def test_a_restart_keeps_the_order_in_which_neighbours_leave_the_full_table(host):
+    host.learn()
+    host.learn(OTHER, OTHER_MAC)
+    host.now += 2
+    host.learn()
+    table = tables.Neighbors(host.state)
+    table.load(host.now)
+    assert [address for address, _ in table.valid(host.now)] == [ip4(OTHER), ip4(PEER)]
+
+
+@pytest.mark.parametrize(("mac", "confirmed"), [(BROADCAST, 990.0), (PEER_MAC, 1000.5), (PEER_MAC, math.nan)])
+def test_stored_neighbours_that_cannot_be_are_deleted(mac, confirmed):
+    host = Host(state={int.from_bytes(ip4(PEER), "big"): struct.pack("<6sd", mac, confirmed)}, now=1000.0)
+    assert (host.announced, host.state) == ([], {})
 
 
 @given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=20) | st.binary(min_size=14, max_size=14)))

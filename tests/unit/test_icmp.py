@@ -251,7 +251,7 @@ def test_the_hosts_that_got_errors_are_remembered_in_bounded_number():
     limits = tables.ErrorLimits()
     for n in range(3 * tables.MAX_TARGETS):
         assert limits.allow(n.to_bytes(4, "big"), float(n))
-    assert len(limits._targets) == tables.MAX_TARGETS  # noqa: SLF001  (there is no other way to see it)
+    assert len(limits._targets) == tables.MAX_TARGETS
 
 
 # Errors that we receive
@@ -309,7 +309,8 @@ def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code
 
 @pytest.mark.parametrize(("declared", "icmp_type", "code", "told"), [
     ({}, 3, 3, 0), ({"peer": number(FAR)}, 3, 3, 1), ({"peer": number(FAR)}, 3, 1, 0),
-    ({"peer": number(FAR)}, 11, 0, 0), ({"peer": number(FAR)}, 3, 4, 1), ({"peer": number(FAR), "dont_fragment": False}, 3, 4, 0),
+    ({"peer": number(FAR)}, 11, 0, 0), ({"peer": number(FAR)}, 3, 4, 1),
+    ({"peer": number(FAR), "dont_fragment": False}, 3, 4, 0),
     ({"receive_errors": True, "dont_fragment": False}, 3, 4, 0)])
 def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, told):
     host.declares(bind=True, port=77, **declared)

@@ -269,6 +269,13 @@ def test_so_reuseport_spreads_flows_and_each_stays_where_it_is(udp):
     assert [restarted.heard_by(sport=port) for port in range(1000, 1400)] == before
 
 
+def test_so_reuseport_connected_twins_do_not_share_the_last_gets_it(udp):
+    for handle in (1, 2, 3, 4):
+        for twin_port in range(20):  # 20 flows, of which a group would give each its share
+            udp.bind(handle + 10 * twin_port, port=6000 + twin_port, peer=PEER, peer_port=7, reuse_port=True)
+    assert [udp.heard_by(dport=6000 + twin_port) for twin_port in range(20)] == [[4 + 10 * n] for n in range(20)]
+
+
 def test_a_broadcast_reaches_every_socket_that_hears_it(udp):
     udp.bind(1, reuse_address=True)
     udp.bind(2, reuse_address=True)

@@ -1,0 +1,109 @@
+"""The floor: a bare pyzmq chain of as many hops, what the pipes alone cost.
+
+A chain of N hops is N processes in a ring of PUSH and PULL sockets over ipc; the last is this program, which sends and
+receives. Placed on one core or spread over all; the better of the two is the floor.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+from typing import NamedTuple
+
+import zmq
+
+PAYLOAD = b"x" * 106  # a frame of the stack that carries a datagram of 64 octets
+
+
+class Rate(NamedTuple):
+    """Microseconds for one message round the chain, and messages/s with many in flight."""
+
+    p50_us: float
+    p99_us: float
+    per_s: float
+
+
+def _relay(inbox: str, outbox: str, core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    context = zmq.Context()
+    pull = context.socket(zmq.PULL)
+    pull.bind(inbox)
+    push = context.socket(zmq.PUSH)
+    push.connect(outbox)
+    while True:
+        message = pull.recv()
+        push.send(message)
+        if message == b"end":
+            break
+    context.destroy(linger=1000)
+
+
+def chain(hops: int, core: int | None, in_flight: int = 64, lone: int = 2000, many: int = 40000,
+          payload: bytes = PAYLOAD) -> Rate:
+    """Measure a chain of `hops` pipes, all on `core` or, None, wherever the kernel puts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"ipc://{Path(folder) / str(number)}" for number in range(hops)]
+        children = []
+        for number in range(hops - 1):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    _relay(paths[number], paths[number + 1], core)
+                finally:
+                    os._exit(0)
+            children.append(pid)
+        before = os.sched_getaffinity(0)
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        context = zmq.Context()
+        pull = context.socket(zmq.PULL)
+        pull.bind(paths[-1])
+        push = context.socket(zmq.PUSH)
+        push.connect(paths[0])
+        try:
+            return _measure(push, pull, in_flight, lone, many, payload)
+        finally:
+            push.send(b"end")
+            while pull.recv() != b"end":
+                pass
+            context.destroy(linger=0)
+            for pid in children:
+                os.waitpid(pid, 0)
+            os.sched_setaffinity(0, before)
+
+
+def _measure(push: zmq.Socket, pull: zmq.Socket, in_flight: int, lone: int, many: int, payload: bytes) -> Rate:
+    times = []
+    for _ in range(lone + 200):
+        started = time.perf_counter()
+        push.send(payload)
+        pull.recv()
+        times.append(time.perf_counter() - started)
+    times = times[200:]
+    started = time.perf_counter()
+    for _ in range(in_flight):
+        push.send(payload)
+    for _ in range(many - in_flight):
+        pull.recv()
+        push.send(payload)
+    for _ in range(in_flight):
+        pull.recv()
+    elapsed = time.perf_counter() - started
+    return Rate(median(times) * 1e6, quantiles(times, n=100)[98] * 1e6, many / elapsed)
+
+
+def best(hops: int, payload: bytes = PAYLOAD) -> Rate:
+    """The better of the two placements, figure by figure."""
+    core = max(os.sched_getaffinity(0))
+    rates = [chain(hops, core, payload=payload), chain(hops, None, payload=payload)]
+    return Rate(min(r.p50_us for r in rates), min(r.p99_us for r in rates), max(r.per_s for r in rates))
+
+
+if __name__ == "__main__":
+    for hops in (4, 8):
+        for core in (max(os.sched_getaffinity(0)), None):
+            print(hops, "one core" if core is not None else "spread", chain(hops, core))

@@ -1,0 +1,378 @@
+"""The socket service's core, with the real udp core below it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import socket as std
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bus import records, table
+from bus.config import StackConfig
+from bus.records import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER
+from layers.sockets.core import HANDLES_RESERVED, LIST_MAX, Core
+from layers.sockets.counters import Counters
+from layers.sockets.requests import REQUEST_OCTETS_MAX
+from layers.udp.core import Core as Udp
+from layers.udp.counters import Counters as UdpCounters
+
+ALICE, BOB = table.GUEST_ID_MIN + 1, table.GUEST_ID_MIN + 2
+CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
+
+
+class Bench:
+    """sockets above udp, glued in memory. Everything else that either sends is kept in `out`."""
+
+    def __init__(self) -> None:
+        self.state, self.udp_state = {}, {}
+        self.udp = Udp(CONFIG, self.udp_state, UdpCounters.new(), random.Random(1))
+        self.out = []
+        self.ids = 0
+        self.udp_away = False
+        self.crash()
+        for guest in (ALICE, BOB):
+            self.core.guest_joined(guest, {"pid": guest & 0xFF}, 0.0)
+
+    def crash(self) -> None:
+        """The service starts again, with nothing but its state."""
+        self.core = Core(CONFIG, self.state, Counters.new(), random.Random(1))
+        self.settle(self.core.start(0.0))
+
+    def settle(self, sends) -> None:
+        for consumer, kind, record in sends:
+            if consumer == table.UDP and not self.udp_away:
+                for _, kind_up, answer in self.udp.receive(table.SOCKETS, kind, [record], 0.0):
+                    if _ == table.SOCKETS:
+                        self.settle(self.core.receive(table.UDP, kind_up, [answer], 0.0))
+                    else:
+                        self.out.append((_, kind_up, answer))
+            else:
+                self.out.append((consumer, kind, record))
+
+    def give(self, sender, kind, *octets):
+        self.out = []
+        self.settle(self.core.receive(sender, kind, list(octets), 0.0))
+        return self.out
+
+    def send_request(self, op, guest=ALICE, number=None, **fields):
+        self.ids += 1
+        request = {"id": number or self.ids, "op": op, **fields}
+        self.give(guest, table.REQUEST, json.dumps(request).encode())
+        return [json.loads(record) for to, kind, record in self.out if to == guest and kind == table.REPLY]
+
+    def ask(self, op, guest=ALICE, number=None, **fields):
+        (reply,) = self.send_request(op, guest, number, **fields)
+        assert reply["id"] == number or self.ids
+        return reply
+
+    def open(self, guest=ALICE, type="dgram"):
+        return self.ask("socket", guest, type=type)["handle"]
+
+    def bound(self, port, guest=ALICE):
+        handle = self.open(guest)
+        assert self.ask("bind", guest, handle=handle, address="10.0.0.2", port=port)["errno"] == 0
+        return handle
+
+    def count(self, counter):
+        return self.core.counters[counter]
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def datagram(handle: int, payload: bytes) -> bytes:
+    return DATAGRAM_HEADER.pack(handle, bytes([10, 0, 0, 1]), 7, bytes([10, 0, 0, 2]), 64, 0) + payload
+
+
+def test_handles_count_from_one(bench):
+    assert [bench.open(), bench.open(BOB), bench.open()] == [1, 2, 3]
+
+
+def test_bind_answers_with_what_udp_chose(bench):
+    handle = bench.open()
+    reply = bench.ask("bind", handle=handle, address="0.0.0.0", port=0)
+    assert reply["address"] == "0.0.0.0"
+    assert reply["port"] > 1023
+    assert bench.ask("getsockname", handle=handle)["port"] == reply["port"]
+
+
+def test_bind_twice_is_invalid_and_a_port_in_use_is_refused(bench):
+    handle = bench.bound(5055)
+    assert bench.ask("bind", handle=handle, address="10.0.0.2", port=5056)["errno"] == errno.EINVAL
+    other = bench.open(BOB)
+    assert bench.ask("bind", BOB, handle=other, address="10.0.0.2", port=5055)["errno"] == errno.EADDRINUSE
+    assert bench.ask("bind", BOB, handle=other, address="10.9.9.9", port=5056)["errno"] == errno.EADDRNOTAVAIL
+    assert bench.ask("bind", BOB, handle=other, address="10.0.0.2", port=5056)["errno"] == 0
+
+
+def test_close_gives_the_port_back(bench):
+    bench.ask("close", handle=bench.bound(5055))
+    bench.bound(5055, BOB)
+
+
+def test_an_answer_is_stored_before_it_is_given(bench):
+    handle = bench.bound(5055)
+    bench.crash()
+    assert bench.ask("getsockname", handle=handle) == {"id": bench.ids, "errno": 0, "address": "10.0.0.2", "port": 5055}
+
+
+def test_a_request_sent_again_after_a_crash_is_executed_once(bench):
+    handle = bench.ask("socket", number=70, type="dgram")["handle"]
+    bench.crash()
+    assert bench.ask("socket", number=70, type="dgram")["handle"] == handle
+    first = bench.ask("bind", number=71, handle=handle, address="10.0.0.2", port=0)
+    bench.crash()
+    assert bench.ask("bind", number=71, handle=handle, address="10.0.0.2", port=0) == first
+    assert bench.ask("bind", number=72, handle=handle, address="10.0.0.2", port=0)["errno"] == errno.EINVAL
+
+
+def test_a_request_under_way_at_a_crash_is_answered_when_it_comes_again(bench):
+    handle = bench.open()
+    bench.udp_away = True
+    assert bench.send_request("bind", number=71, handle=handle, address="10.0.0.2", port=5055) == []
+    bench.crash()
+    bench.udp_away = False
+    assert bench.ask("bind", number=71, handle=handle, address="10.0.0.2", port=5055)["port"] == 5055
+
+
+def test_a_transport_that_restarts_is_asked_again(bench):
+    handle = bench.open()
+    bench.udp_away = True
+    assert bench.send_request("bind", handle=handle, address="10.0.0.2", port=5055) == []
+    bench.udp_away = False
+    bench.out = []
+    bench.settle(bench.core.neighbor_started(table.UDP, 0.0))
+    ((guest, kind, record),) = bench.out
+    assert (guest, kind, json.loads(record)["port"]) == (ALICE, table.REPLY, 5055)
+
+
+def test_requests_on_one_socket_are_done_in_turn(bench):
+    handle = bench.open()
+    bench.udp_away = True
+    assert bench.send_request("bind", handle=handle, address="10.0.0.2", port=5055) == []
+    assert bench.send_request("setsockopt", handle=handle, level=0, name=std.IP_TTL, value=9) == []
+    assert bench.send_request("getsockopt", handle=handle, level=0, name=std.IP_TTL) == []
+    bench.udp_away = False
+    bench.out = []
+    bench.settle(bench.core.neighbor_started(table.UDP, 0.0))
+    assert [json.loads(record).get("value") for _, _, record in bench.out] == [None, 9, 9]
+
+
+def test_close_answers_what_still_waits(bench):
+    handle = bench.open()
+    bench.udp_away = True
+    bench.send_request("bind", handle=handle, address="10.0.0.2", port=5055)
+    replies = bench.send_request("close", handle=handle)
+    assert [reply["errno"] for reply in replies] == [errno.EBADF, 0]
+    assert bench.ask("close", handle=handle)["errno"] == 0  # closed stays closed
+
+
+def test_connect_names_the_socket_and_dissolving_undoes_it(bench):
+    handle = bench.open()
+    assert bench.ask("getpeername", handle=handle)["errno"] == errno.ENOTCONN
+    reply = bench.ask("connect", handle=handle, address="10.0.0.1", port=9)
+    assert (reply["source"], reply["local"], reply["mtu"]) == ("10.0.0.2", "10.0.0.2", 1500)
+    assert bench.ask("getpeername", handle=handle)["port"] == 9
+    bench.crash()
+    assert bench.ask("getpeername", handle=handle)["address"] == "10.0.0.1"
+    assert bench.ask("connect", handle=handle, address="0.0.0.0", port=0)["address"] == "0.0.0.0"
+    assert bench.ask("getpeername", handle=handle)["errno"] == errno.ENOTCONN
+
+
+def test_prepare_binds_and_finds_the_way(bench):
+    handle = bench.open()
+    reply = bench.ask("prepare", handle=handle, address="10.0.0.1", port=9)
+    assert (reply["source"], reply["mtu"], reply["local"]) == ("10.0.0.2", 1500, "0.0.0.0")
+    assert bench.ask("prepare", handle=handle, address="10.0.0.7", port=9)["port"] == reply["port"]
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "number"),
+    [("8.8.8.8", 53, errno.ENETUNREACH), ("10.0.0.255", 9, errno.EACCES), ("255.255.255.255", 9, errno.EACCES),
+     ("10.0.0.1", 0, errno.EINVAL), ("ten", 9, errno.EINVAL)],
+)
+def test_prepare_refuses_as_linux_does(bench, address, port, number):
+    assert bench.ask("prepare", handle=bench.open(), address=address, port=port)["errno"] == number
+
+
+def test_broadcast_with_leave(bench):
+    handle = bench.open()
+    assert bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_BROADCAST, value=1)["value"] == 1
+    assert bench.ask("prepare", handle=handle, address="10.0.0.255", port=9)["errno"] == 0
+
+
+def test_routes_of_ip_count_and_are_remembered(bench):
+    routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    bench.give(table.IP, table.ROUTES, records.encode(routes))
+    bench.crash()
+    assert bench.ask("prepare", handle=bench.open(), address="8.8.8.8", port=53)["mtu"] == 1400
+    bench.give(table.IP, table.ROUTES, b'{"addresses":[[0,99]],"routes":[]}', b"no")
+    assert bench.count(Counters.routes_refused) == 2
+
+
+OPTIONS = [
+    (std.SOL_SOCKET, std.SO_REUSEADDR, 5), (std.SOL_SOCKET, std.SO_BROADCAST, 1),
+    (std.SOL_SOCKET, std.SO_RCVBUF, 10_000), (std.SOL_SOCKET, std.SO_RCVBUF, 1), (std.SOL_SOCKET, std.SO_SNDBUF, 1),
+    (std.IPPROTO_IP, std.IP_TTL, 9), (std.IPPROTO_IP, std.IP_TTL, 0), (std.IPPROTO_IP, std.IP_TTL, -1),
+    (std.IPPROTO_IP, std.IP_TTL, 256), (std.IPPROTO_IP, std.IP_TTL, b"\x07"), (std.IPPROTO_IP, std.IP_TOS, 0x10),
+    (std.IPPROTO_IP, std.IP_MULTICAST_TTL, 0), (std.IPPROTO_IP, std.IP_MULTICAST_TTL, 300), (std.IPPROTO_IP, 10, 2),
+    (std.IPPROTO_IP, 10, 9), (std.IPPROTO_IP, 11, 1), (std.SOL_SOCKET, std.SO_TYPE, 1), (std.SOL_SOCKET, 9999, 1),
+    (std.SOL_SOCKET, std.SO_RCVBUF, b"\x01"), (std.SOL_SOCKET, std.SO_REUSEPORT, 1),
+]
+
+
+@pytest.mark.parametrize(("level", "name", "value"), OPTIONS)
+def test_options_as_the_kernel_has_them(bench, level, name, value):
+    """The kernel's own UDP socket is the oracle."""
+    import base64
+
+    handle = bench.open()
+    sent = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+    reply = bench.ask("setsockopt", handle=handle, level=level, name=name, value=sent)
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as kernel:
+        try:
+            kernel.setsockopt(level, name, value)
+        except OSError as error:
+            assert reply["errno"] == error.errno
+        else:
+            assert reply["errno"] == 0
+            expected = kernel.getsockopt(level, name)
+            assert bench.ask("getsockopt", handle=handle, level=level, name=name)["value"] == expected
+
+
+def test_datagrams_go_unchanged_to_the_owner(bench):
+    mine, other = bench.bound(5055), bench.bound(5056, BOB)
+    first, second = datagram(mine, b"one"), datagram(other, b"two")
+    out = bench.give(table.UDP, table.DATAGRAM, first, second, datagram(99, b"?"), b"")
+    assert out == [(ALICE, table.DATAGRAM, first), (BOB, table.DATAGRAM, second)]
+    assert bench.count(Counters.closed) == 2
+    assert bench.count(Counters.delivered) == 2
+
+
+def test_only_the_owner_sends_on_a_socket(bench):
+    handle = bench.bound(5055)
+    record = SEND_HEADER.pack(handle, bytes([10, 0, 0, 1]), 9, bytes(4), 0, 0, 0) + b"hello"
+    bench.udp_away = True
+    assert bench.give(ALICE, table.SEND, record) == [(table.UDP, table.SEND, record)]
+    assert bench.give(BOB, table.SEND, record, b"", b"\xff") == []
+    assert bench.count(Counters.send_foreign) == 3
+
+
+def test_only_the_owner_asks_about_a_socket(bench):
+    handle = bench.bound(5055)
+    for op in ("getsockname", "close"):
+        assert bench.ask(op, BOB, handle=handle)["errno"] == errno.EBADF
+    assert bench.ask("getsockname", handle=handle)["errno"] == 0
+
+
+def test_a_full_receive_buffer_drops_and_asks_once(bench):
+    handle = bench.bound(5055)
+    bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_RCVBUF, value=2000)  # becomes 4000
+    record = datagram(handle, bytes(1000))  # costs 1256
+    out = bench.give(table.UDP, table.DATAGRAM, *[record] * 5)
+    assert [kind for _, kind, _ in out] == [table.DATAGRAM] * 3 + [table.CREDIT]
+    assert CREDIT_RECORD.unpack(out[-1][2]) == (handle, 3 * 1256)
+    assert bench.count(Counters.buffer_full) == 2
+    bench.give(ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, 1256))
+    assert len(bench.give(table.UDP, table.DATAGRAM, record)) == 1
+    (summary,) = bench.ask("list")["sockets"]
+    assert (summary["queued"], summary["drops"], summary["pid"]) == (3 * 1256, 2, ALICE & 0xFF)
+
+
+def test_a_total_sets_the_books_right(bench):
+    handle = bench.bound(5055)
+    bench.give(table.UDP, table.DATAGRAM, datagram(handle, bytes(100)))
+    bench.give(ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, 7 | CREDIT_TOTAL))
+    assert bench.ask("list")["sockets"][0]["queued"] == 7
+
+
+def test_linux_takes_the_first_datagram_whatever_its_size(bench):
+    handle = bench.bound(5055)
+    bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_RCVBUF, value=0)
+    assert len(bench.give(table.UDP, table.DATAGRAM, datagram(handle, bytes(60000)))) == 1
+
+
+def test_errors_go_to_the_owner(bench):
+    handle = bench.bound(5055, BOB)
+    record = ERROR_RECORD.pack(handle, errno.ECONNREFUSED, 2, 3, 3, 0, 0, bytes(4), bytes(4), 9) + b"start"
+    assert bench.give(table.UDP, table.SOCKET_ERROR, record, b"\0") == [(BOB, table.SOCKET_ERROR, record)]
+
+
+def test_a_process_that_ends_loses_its_sockets(bench):
+    bench.bound(5055)
+    bench.open()
+    bench.crash()
+    bench.settle(bench.core.guest_left(ALICE, 0.0))
+    bench.bound(5055, BOB)
+    assert len(bench.ask("list", BOB)["sockets"]) == 1
+
+
+def test_a_handle_is_never_given_twice(bench):
+    handle = bench.open()
+    bench.ask("close", handle=handle)
+    bench.crash()
+    assert bench.open() == 1 + HANDLES_RESERVED
+
+
+def test_list_comes_in_pages(bench):
+    for _ in range(LIST_MAX + 1):
+        bench.open()
+    first = bench.ask("list")
+    assert (len(first["sockets"]), first["more"]) == (LIST_MAX, True)
+    rest = bench.ask("list", after=first["sockets"][-1]["handle"])
+    assert (len(rest["sockets"]), rest["more"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("octets", "number", "error"),
+    [
+        (b'{"id":5,"op":"sendfile"}', 5, errno.ENOSYS),
+        (b'{"id":5,"op":"bind","handle":"one"}', 5, errno.EINVAL),
+        (b'{"id":5,"op":"bind","handle":1,"address":"10.0.0.2","port":65536}', 5, errno.EINVAL),
+        (b'{"id":5,"op":"socket","type":"stream"}', 5, errno.EINVAL),
+        (b'{"id":5,"op":"close","handle":' + b"[" * 4000, 0, errno.EPROTO),
+        (b'{"op":"socket","type":"dgram"}', 0, errno.EPROTO),
+        (b'{"id":0,"op":"socket","type":"dgram"}', 0, errno.EPROTO),
+        (b"\xff", 0, errno.EPROTO),
+        (b" " * REQUEST_OCTETS_MAX + b'{"id":5,"op":"list"}', 0, errno.EPROTO),
+    ],
+)
+def test_requests_that_are_none_are_refused(bench, octets, number, error):
+    ((_, kind, record),) = bench.give(ALICE, table.REQUEST, octets)
+    assert (kind, json.loads(record)) == (table.REPLY, {"id": number, "errno": error})
+
+
+def test_state_of_another_version_is_left_behind(bench):
+    bench.state[5] = b"\xc1 never msgpack"
+    bench.crash()
+    assert bench.count(Counters.state_unreadable) == 1
+    assert 5 not in bench.state
+
+
+GUEST_KINDS = st.sampled_from([table.SEND, table.CREDIT, table.REQUEST, table.DATAGRAM, 250])
+LAYER_KINDS = st.sampled_from([table.DATAGRAM, table.SOCKET_ERROR, table.SOCKET_REPLY, table.ROUTES, 250])
+SCRAPS = st.one_of(
+    st.binary(max_size=64),
+    st.dictionaries(
+        st.sampled_from(["id", "op", "handle", "address", "port", "level", "name", "value", "type", "request"]),
+        st.one_of(st.integers(-2, 70000), st.sampled_from(["bind", "connect", "prepare", "setsockopt", "10.0.0.2", "list",
+                                                           "getsockopt", "socket", "close", "dgram", ""]), st.none()),
+    ).map(lambda fields: json.dumps(fields).encode()),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), GUEST_KINDS, LAYER_KINDS, SCRAPS), max_size=8))
+def test_no_octets_raise(pieces):
+    bench = Bench()
+    bench.bound(5055)
+    for from_guest, guest_kind, layer_kind, scrap in pieces:
+        sender, kind = (ALICE, guest_kind) if from_guest else (table.UDP, layer_kind)
+        bench.give(sender, kind, scrap)
+    bench.crash()

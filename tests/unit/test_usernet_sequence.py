@@ -1,0 +1,111 @@
+"""The numbered pipe at the application's end, and where a stack is found."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usernet import rundir
+from usernet.sequence import JOURNAL_FRAMES_MAX, JOURNAL_OCTETS_MAX, Incoming, Journal
+
+
+def resumed(first: int = 1) -> Incoming:
+    incoming = Incoming()
+    incoming.started(1)
+    incoming.resumed(1, first)
+    return incoming
+
+
+def test_frames_are_taken_once_and_in_order():
+    incoming = resumed()
+    assert [incoming.accept(1, number) for number in (1, 2, 2, 1, 3)] == [True, True, False, False, True]
+
+
+def test_ahead_of_its_turn_waits_for_the_repetition():
+    incoming = resumed()
+    incoming.accept(1, 1)
+    assert incoming.started(2)
+    assert not incoming.accept(2, 5)
+    incoming.resumed(2, 2)
+    assert [incoming.accept(2, number) for number in (2, 3, 4, 5)] == [True] * 4
+    assert incoming.lost == 0
+
+
+def test_what_can_no_longer_be_repeated_is_lost_and_counted():
+    incoming = resumed()
+    incoming.started(2)
+    incoming.resumed(2, 11)
+    assert (incoming.lost, incoming.accept(2, 11)) == (10, True)
+
+
+def test_a_gap_outside_a_repetition_is_lost_and_counted():
+    incoming = resumed()
+    assert incoming.accept(1, 4)
+    assert incoming.lost == 3
+
+
+def test_a_former_incarnation_is_stale():
+    incoming = resumed()
+    incoming.started(3)
+    incoming.resumed(3, 1)
+    assert not incoming.accept(1, 1)
+    assert not incoming.started(2)
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=600), st.integers(0, 700))
+def test_the_journal_repeats_exactly_the_tail_it_has(sizes, done):
+    journal = Journal()
+    for number, size in enumerate(sizes, 1):
+        journal.append(number.to_bytes(4, "big") + bytes(size))
+    first, frames = journal.after(done)
+    numbers = [int.from_bytes(frame[:4], "big") for frame in frames]
+    assert numbers == list(range(first, len(sizes) + 1))
+    if done >= len(sizes):
+        assert numbers == []
+        assert first == len(sizes) + 1
+    elif len(sizes) - done <= JOURNAL_FRAMES_MAX and sum(sizes[done:]) + 4 * len(sizes) <= JOURNAL_OCTETS_MAX:
+        assert first == done + 1
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.data())
+def test_sender_and_receiver_agree_after_any_crash(sent, reached, data):
+    """Frames up to `reached` got through; after HELLO, RESUME and repetition nothing the journal has is missing."""
+    journal, incoming = Journal(), resumed()
+    for number in range(1, sent + 1):
+        journal.append(b"%d" % number)
+        if number <= reached:
+            assert incoming.accept(1, number)
+    incoming.started(2)
+    early = data.draw(st.integers(1, sent + 5))
+    incoming.accept(2, early)  # overtakes the repetition
+    first, frames = journal.after(incoming.done)
+    incoming.resumed(2, first)
+    taken = [frame for number, frame in enumerate(frames, first) if incoming.accept(2, number)]
+    assert taken == frames[len(frames) - len(taken) :]
+    assert incoming.done == max(sent, incoming.done)
+    assert incoming.done >= sent
+
+
+def test_run_dir_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("USERNET_DIR", "/somewhere/else")
+    assert rundir.run_dir() == Path("/somewhere/else")
+    assert rundir.run_dir("lab") != Path("/somewhere/else")
+    monkeypatch.delenv("USERNET_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    monkeypatch.delenv("USERNET_NAME", raising=False)
+    assert rundir.run_dir() == Path("/run/user/1/usernet/default")
+    monkeypatch.setenv("USERNET_NAME", "lab")
+    assert rundir.run_dir() == Path("/run/user/1/usernet/lab")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert rundir.run_dir("x") == Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}" / "x"
+
+
+@pytest.mark.parametrize("name", ["..", ".x", "-x", "a/b", "a" * 33, "ü", "a\n", "a b"])
+def test_names_that_are_none(name):
+    with pytest.raises(ValueError, match="not a name for a stack"):
+        rundir.run_dir(name)

@@ -1,0 +1,178 @@
+"""A socket service for tests of the application's library: real cores on the real bus, in a process of its own.
+
+The cores of sockets, udp and icmp are glued together in one process, with a loop in ip's place: whatever is sent to the
+stack's own addresses comes back. The test holds the durable memory and the listening descriptor, as the keeper does, so
+the process can be killed and started again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from bus import memory, table
+from bus.config import StackConfig
+from bus.node import Control, Node
+from bus.records import ICMP_ERROR_HEADER, TRANSMIT_HEADER, Routes
+from bus.routes import RouteTable, configured
+from bus.store import Store
+from layers.icmp.core import Core as Icmp
+from layers.icmp.counters import Counters as IcmpCounters
+from layers.sockets.core import Core as Sockets
+from layers.udp.core import Core as Udp
+from layers.udp.counters import Counters as UdpCounters
+
+ADDRESS = "10.0.0.2"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def config(run_dir: str = "") -> StackConfig:
+    return StackConfig(name="test", run_dir=run_dir, address=0x0A000002, prefix=24, mac=bytes(6), owner_uid=os.getuid())
+
+
+class Part(MutableMapping):
+    """One core's share of a state that several use."""
+
+    def __init__(self, whole: MutableMapping, number: int) -> None:
+        self._whole, self._base = whole, number << 40
+
+    def __getitem__(self, key: int) -> bytes:
+        return self._whole[self._base + key]
+
+    def __setitem__(self, key: int, value: bytes) -> None:
+        self._whole[self._base + key] = value
+
+    def __delitem__(self, key: int) -> None:
+        del self._whole[self._base + key]
+
+    def __iter__(self):
+        return (key - self._base for key in self._whole if key >> 40 == self._base >> 40)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Loop:
+    """sockets, udp and icmp, with ip played by a mirror: a GuestCore."""
+
+    def __init__(self, config: StackConfig, state: MutableMapping, counters, rng: random.Random) -> None:
+        self.next_wake = None
+        self.sockets = Sockets(config, Part(state, 1), counters, rng)
+        self.udp = Udp(config, Part(state, 2), UdpCounters.new(), rng)
+        self.icmp = Icmp(config, Part(state, 3), IcmpCounters.new(), rng)
+        self.cores = {table.SOCKETS: self.sockets, table.UDP: self.udp, table.ICMP: self.icmp}
+        self.routes = RouteTable(configured(config))
+        self.welcome = self.sockets.welcome
+        self.silent = False  # nothing comes back from below: requests stay unanswered
+
+    def start(self, now):
+        return self.settle([], [(number, send) for number, core in self.cores.items() for send in core.start(now)], now)
+
+    def receive(self, sender, kind, records, now):
+        return self.settle([], [(table.SOCKETS, send) for send in self.sockets.receive(sender, kind, records, now)], now)
+
+    def wake(self, now):
+        return []
+
+    def neighbor_started(self, sender, now):
+        return []
+
+    def guest_joined(self, guest, hello, now):
+        return self.sockets.guest_joined(guest, hello, now)
+
+    def guest_left(self, guest, now):
+        return self.settle([], [(table.SOCKETS, send) for send in self.sockets.guest_left(guest, now)], now)
+
+    def announce(self, routes: Routes, now):
+        from bus.records import encode
+
+        self.sockets.receive(table.IP, table.ROUTES, [encode(routes)], now)
+
+    def settle(self, to_guests, sends, now):
+        """Carry records between the cores until only those for guests are left."""
+        while sends:
+            sender, (consumer, kind, record) = sends.pop(0)
+            if consumer >= table.GUEST_ID_MIN:
+                to_guests.append((consumer, kind, record))
+            elif consumer in self.cores:
+                if not (self.silent and consumer == table.UDP):
+                    answers = self.cores[consumer].receive(sender, kind, [record], now)
+                    sends += [(consumer, send) for send in answers]
+            elif consumer == table.IP:
+                sends += self.mirror(sender, record)
+        return to_guests
+
+    def mirror(self, sender, record):
+        source, destination, protocol, ttl, tos, _ = TRANSMIT_HEADER.unpack_from(record)
+        segment = record[TRANSMIT_HEADER.size :]
+        if source == bytes(4):
+            source = self.routes.source_for(int.from_bytes(destination, "big")).to_bytes(4, "big")
+        packet = (bytes([0x45, tos]) + (20 + len(segment)).to_bytes(2, "big") + bytes([0, 1, 0, 0, ttl, protocol, 0, 0])
+                  + source + destination + segment)
+        if self.routes.is_local(int.from_bytes(destination, "big")):
+            return [(table.IP, (table.UDP if protocol == 17 else table.ICMP, table.PACKET, packet))]
+        host_unreachable = ICMP_ERROR_HEADER.pack(3, 1, 1, 0, 0, source)
+        return [(table.IP, (sender, table.ICMP_ERROR, host_unreachable + packet))]
+
+
+class Service:
+    """The service's process, for a test to start, kill and start again."""
+
+    def __init__(self) -> None:
+        self.run_dir = Path(tempfile.mkdtemp(prefix="un-"))
+        self.memory_fd = memory.create("test")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(self.run_dir / "sockets.sock"))
+        self.listener.listen(64)
+        self.incarnation = 0
+        self.process: subprocess.Popen | None = None
+        self.start()
+
+    def start(self) -> None:
+        self.incarnation += 1
+        self.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        descriptors = (self.memory_fd, self.listener.fileno(), theirs.fileno())
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(self.run_dir), str(self.incarnation), *map(str, descriptors)],
+            pass_fds=descriptors, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+        theirs.close()
+        assert b"ready" in self.line.recv(4096)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.line.close()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def down(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        self.listener.close()
+        os.close(self.memory_fd)
+        shutil.rmtree(self.run_dir)
+
+
+def main(run_dir: str, *numbers: str) -> None:
+    incarnation, memory_fd, listener_fd, line = map(int, numbers)
+    durable = memory.Memory(memory_fd)
+    durable.words[memory.INCARNATION] = incarnation
+    state = Store(durable)
+    core = Loop(config(run_dir), state, durable.counters, random.Random(incarnation))
+    control = Control(socket.socket(fileno=line))
+    Node("sockets", core, config(run_dir), durable, state, listener_fd, control).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Echo requests out of a stack: an application of it, with a ping socket (icmp(7)), no privileges."""
+
+from __future__ import annotations
+
+import os
+import socket as _std
+import time
+from collections.abc import Iterator
+from struct import Struct
+from typing import NamedTuple
+
+from usernet.protocol import DATAGRAM_HEADER
+from usernet.stack import Stack
+
+_ECHO = Struct(">BBHHH")  # RFC 792: type, code, checksum, identifier, sequence number
+ECHO_REQUEST, ECHO_REPLY = 8, 0
+SIZE_DEFAULT = 56  # octets after the header, as ping(8)
+
+
+class Result(NamedTuple):
+    """What became of one echo request. `round_trip_s` is None where no reply came; then `error` says what did."""
+
+    sequence: int
+    octets: int = 0  # of the reply, its ICMP header included
+    source: str = ""
+    ttl: int = 0
+    round_trip_s: float | None = None
+    error: str = ""
+
+
+def ping(
+    stack: Stack | None,
+    address: str,
+    count: int | None = 4,
+    interval_s: float = 1.0,
+    size: int = SIZE_DEFAULT,
+    timeout_s: float = 1.0,
+) -> Iterator[Result]:
+    """Send `count` echo requests (None: without end), one each `interval_s`; yield what became of each in turn.
+
+    OSError where none can be sent at all: no such stack, no way there, `size` beyond the MTU.
+    """
+    padding = bytes(octet & 0xFF for octet in range(size))
+    with (stack or Stack()).socket(_std.AF_INET, _std.SOCK_DGRAM, _std.IPPROTO_ICMP) as endpoint:
+        endpoint.setsockopt(_std.IPPROTO_IP, getattr(_std, "IP_RECVERR", 11), 1)
+        endpoint.connect((address, 0))
+        sequence = 0
+        while count is None or sequence < count:
+            sequence += 1
+            started = time.monotonic()
+            # Identifier and checksum are filled in below, as by Linux.
+            endpoint.getsockopt(_std.SOL_SOCKET, _std.SO_ERROR)  # a late error of an earlier request
+            endpoint.send(_ECHO.pack(ECHO_REQUEST, 0, 0, 0, sequence & 0xFFFF) + padding)
+            yield _outcome(endpoint, sequence, started, timeout_s)
+            if count is None or sequence < count:
+                time.sleep(max(0.0, started + interval_s - time.monotonic()))
+
+
+def _outcome(endpoint, sequence: int, started: float, timeout_s: float) -> Result:
+    while True:
+        endpoint.settimeout(max(0.0, started + timeout_s - time.monotonic()))
+        try:
+            record = endpoint.receive_record()
+        except (TimeoutError, BlockingIOError):
+            return Result(sequence, error="no reply")
+        except OSError as error:
+            return Result(sequence, error=os.strerror(error.errno))
+        finally:
+            endpoint.settimeout(None)
+        arrived = time.monotonic()
+        _, source, _, _, ttl, _ = DATAGRAM_HEADER.unpack_from(record)
+        message = record[DATAGRAM_HEADER.size :]
+        if len(message) >= _ECHO.size:
+            kind, _, _, _, number = _ECHO.unpack_from(message)
+            if kind == ECHO_REPLY and number == sequence & 0xFFFF:
+                return Result(sequence, len(message), _std.inet_ntoa(source), ttl, arrived - started)
