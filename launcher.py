@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from supervisor import boot, commands
+from supervisor import boot, commands, sandbox
 from supervisor.options import Options, UsageError, from_file
 
 
@@ -108,10 +108,12 @@ def main() -> int:
     except commands.NotRunning as error:
         text = f"no stack is running in {error}; start one with: launcher.py up --detach"
         status = commands.USAGE
-    except (boot.BootError, commands.Refused, TimeoutError) as error:
-        text, status = str(error), commands.FAILED
     except BrokenPipeError:
         return commands.FAILED
+    except sandbox.SandboxError as error:
+        text, status = f"{error}; or use a wire, which needs nothing of the kernel: --wire NAME", commands.FAILED
+    except (boot.BootError, commands.Refused, OSError) as error:
+        text, status = str(error), commands.FAILED
     print(f"launcher.py: {text}", file=sys.stderr)
     return status
 

@@ -16,6 +16,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     gateway: int = 0
     mtu: int = 1500
     wire: str = ""  # name of the virtual wire; empty: a TAP
+    wire_inbox: str = ""  # on a wire: the socket on which link receives there
     tap: str = "tap0"
     owner_uid: int = 0  # who may talk to the socket service
 

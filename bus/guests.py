@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import struct
 from pathlib import Path
 
 import zmq
 
 from bus import memory, table
 from bus.journal import Journal
+from bus.peers import listener_pid
 from bus.pipes import Inlet, Outlet, set_defaults
 from usernet.protocol import CREDIT, REQUEST, SEND, inbox_name
 
 GUEST_KINDS = frozenset({SEND, REQUEST, CREDIT})
-_UCRED = struct.Struct("iII")  # unix(7): SO_PEERCRED gives pid, uid, gid
 
 
 class Guest:
@@ -68,7 +66,7 @@ class Guests:
         """A stranger said HELLO. None where it has no inbox, is not ours, or no place is left."""
         if number < table.GUEST_ID_MIN:
             return None
-        pid = self._listener_pid(number)
+        pid = listener_pid(self._run_dir / inbox_name(number))
         started = _start_time(pid) if pid else None
         if not pid or started is None:
             return None
@@ -84,19 +82,6 @@ class Guests:
         words[cell + memory.GUEST_DONE] = words[cell + memory.GUEST_SENT] = 0
         words[cell + memory.GUEST_ID] = number
         return self._attach(number, place, pid)
-
-    def _listener_pid(self, number: int) -> int:
-        """The process that listens on the guest's inbox; 0 where there is none or it is another user's."""
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        probe.setblocking(False)
-        try:
-            probe.connect(str(self._run_dir / inbox_name(number)))
-            pid, uid, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        except OSError:
-            return 0
-        finally:
-            probe.close()
-        return pid if uid == os.getuid() else 0
 
     def _attach(self, number: int, place: int, pid: int) -> Guest | None:
         try:

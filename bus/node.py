@@ -39,13 +39,16 @@ class Medium(Protocol):
     """What lies below link."""
 
     def fileno(self) -> int:
-        """Becomes readable when frames are there."""
+        """Becomes readable when frames arrive; an edge is enough, for `read` is called until there are none."""
 
     def read(self) -> list[bytes]:
-        """The frames that are there, at most a pack; empty: none."""
+        """The frames that are there, at most what one scratch memory holds; empty: none."""
 
     def write(self, frame: bytes) -> None:
-        """Send one frame, or drop it where the medium is full."""
+        """Send one frame, now or at `flush`, or drop it where the medium is full."""
+
+    def flush(self) -> None:
+        """The turn is over: what was written leaves."""
 
 
 class Control:
@@ -123,6 +126,7 @@ class Node:
         control_fd = self._control.fileno()
         words, core, wait, monotonic = self._words, self._core, poll.poll, time.monotonic
         more = True
+        medium_due = self._medium is not None  # until it says that nothing is left
         while True:
             ready = wait(0 if more else self._timeout_ms(monotonic()))
             now = monotonic()
@@ -133,7 +137,10 @@ class Node:
                     if self._control.hear() != "go":
                         return
                 elif descriptor != inbox_fd:
-                    more |= self._take_medium(now)
+                    medium_due = True
+            if medium_due:
+                medium_due = self._take_medium(now)
+                more |= medium_due
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
             if self._guests is not None and now >= self._next_guest_check:
@@ -256,6 +263,8 @@ class Node:
             for outlet in touched:
                 outlet.flush()
             touched[:] = {outlet for outlet in touched if outlet.blocked}
+        if self._medium is not None:
+            self._medium.flush()
         if words[memory.SCRATCH_LENGTH]:
             words[memory.SCRATCH_LENGTH] = 0
         if self._taken:

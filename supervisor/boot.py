@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -35,7 +34,10 @@ def check_run_dir(run_dir: Path) -> None:
 
 
 def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
-    """Fork a keeper and wait until its stack serves. Returns {"pid"}; BootError."""
+    """Fork a keeper and wait until its stack serves. Returns {"pid"}.
+
+    SandboxError where no TAP is to be had, BootError for anything else.
+    """
     check_run_dir(run_dir)
     answers, tell = os.pipe2(os.O_CLOEXEC)
     mapped, map_done = os.pipe2(os.O_CLOEXEC)
@@ -56,6 +58,8 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
                     except OSError as error:
                         raise BootError(f"cannot map users into the sandbox: {error.strerror}") from error
                     os.write(map_done, b"!")
+                elif "no_medium" in answer:
+                    raise sandbox.SandboxError(answer["no_medium"])
                 elif "error" in answer:
                     raise BootError(answer["error"])
                 else:
@@ -108,10 +112,8 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         keeper.Keeper(options, run_dir, lock_fd, medium_fd).run(ready)
         status = 0
     except sandbox.SandboxError as error:
-        say({"error": str(error)})
-    except Exception as error:  # noqa: BLE001  (told to whoever waits; the process ends)
-        if isinstance(error, OSError) and error.errno == errno.EBADF:
-            pass
+        say({"no_medium": str(error)})
+    except Exception:  # noqa: BLE001  (told to whoever waits; the process ends)
         say({"error": f"the keeper failed: {traceback.format_exc()}"})
         traceback.print_exc(file=sys.stderr)
     finally:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from bus.memory import Words
+from bus.node import Medium
 from bus.process import Birth, serve
 from layers.link.core import Core
 from layers.link.counters import Counters
 from layers.link.tap import Tap
+from layers.link.wire import Wire
+
+
+def medium(birth: Birth) -> Medium:
+    """The TAP, or the port on a wire; both count what they drop among link's own counters."""
+    counters = Words(birth.memory_fd).counters
+    if birth.config.wire:
+        return Wire(birth.config.wire_inbox, birth.medium_fd, counters)
+    return Tap(birth.medium_fd, counters)
 
 
 def main(birth: Birth) -> None:
     """Run until the keeper says stop."""
-    serve(birth, Core, Counters, lambda birth: Tap(birth.medium_fd))
+    serve(birth, Core, Counters, medium)

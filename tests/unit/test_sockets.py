@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import random
@@ -66,7 +67,7 @@ class Bench:
 
     def ask(self, op, guest=ALICE, number=None, **fields):
         (reply,) = self.send_request(op, guest, number, **fields)
-        assert reply["id"] == number or self.ids
+        assert reply["id"] == (number or self.ids)
         return reply
 
     def open(self, guest=ALICE, type="dgram"):
@@ -230,7 +231,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("level", "name", "value"), OPTIONS)
 def test_options_as_the_kernel_has_them(bench, level, name, value):
     """The kernel's own UDP socket is the oracle."""
-    import base64
+
 
     handle = bench.open()
     sent = base64.b64encode(value).decode() if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""The learning switch that joins the stacks on one virtual wire."""

@@ -1,0 +1,173 @@
+"""The switch's process: sockets, clock and files around the core.
+
+It holds the flock on the wire's lock file from before its first instruction to its end, so a wire has one switch at
+most. Ports are found by their socket files: at the start by looking, later when they introduce themselves. A port's end
+is its process's end, seen on a pidfd; the last port's is the switch's, which leaves no file. If it is killed, a keeper
+on the wire starts the next (supervisor.wire), which looks again; the stations are learnt again.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import select
+import time
+from pathlib import Path
+
+import zmq
+
+from bus import table
+from bus.peers import listener_pid
+from bus.pipes import set_defaults
+from bus.wire import PORTS, SWITCH_COUNTERS, SWITCH_LOCK, SWITCH_SOCKET, port_name, port_number
+from switch.core import Switch
+from switch.counters import Counters as C
+from usernet.protocol import FrameError, pack_frame, unpack_frame
+
+MESSAGES_PER_TURN = 64
+PORTS_MAX = 256
+COUNTERS_OCTETS = mmap.PAGESIZE
+
+
+class Port:
+    """One stack on the wire: its process, and the pipe to its link."""
+
+    def __init__(self, number: int, pidfd: int, outbox: zmq.Socket) -> None:
+        self.number = number
+        self.pidfd = pidfd
+        self.outbox = outbox
+
+
+class Process:
+    """The switch of the wire in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._counters = _counter_words(directory / SWITCH_COUNTERS)
+        self._switch = Switch(self._counters)
+        self._ports: dict[int, Port] = {}
+        self._by_pidfd: dict[int, Port] = {}
+        self._poll = select.poll()
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        set_defaults(self._inbox)
+        self._inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+        self._inbox.bind(f"ipc://{directory / SWITCH_SOCKET}")
+
+    def run(self) -> None:
+        """Serve until no port is left, and remove the wire."""
+        self._poll.register(self._inbox.getsockopt(zmq.FD), select.POLLIN)
+        gc.collect()
+        gc.freeze()
+        wait, by_pidfd = self._poll.poll, self._by_pidfd
+        while self._look():
+            more = True  # ZeroMQ's descriptor is an edge: only an inbox found empty may be waited for
+            while self._ports:
+                ready = wait(0 if more else None)
+                more = self._take_inbox(time.monotonic())
+                for descriptor, _ in ready:
+                    if descriptor in by_pidfd:
+                        self._leave(by_pidfd[descriptor])
+        self._remove()
+
+    def _look(self) -> bool:
+        """Take in the ports whose files are there and remove the files of those that ended; False: there is none."""
+        for path in self._directory.glob(PORTS):
+            if self._admit(path) is None and not listener_pid(path):
+                path.unlink(missing_ok=True)  # a port listens before its file has this name: nobody comes back to it
+        return bool(self._ports)
+
+    def _remove(self) -> None:
+        """Leave nothing. A port that appears meanwhile keeps the directory, and its keeper finds the lock free."""
+        self._context.destroy()  # unlinks the socket
+        (self._directory / SWITCH_COUNTERS).unlink(missing_ok=True)
+        (self._directory / SWITCH_LOCK).unlink(missing_ok=True)
+        try:
+            self._directory.rmdir()
+            self._directory.parent.rmdir()
+        except OSError:
+            pass  # ENOTEMPTY: somebody else's now
+
+    # -- ports ---------------------------------------------------------------------------------------------------
+
+    def _admit(self, path: Path) -> Port | None:
+        """The port with that socket, if a process of ours listens there and there is room."""
+        pid = listener_pid(path)
+        try:
+            number = port_number(path)
+            pidfd = os.pidfd_open(pid)  # no process has pid 0
+        except (ValueError, OSError):
+            return None
+        if number in self._ports or len(self._ports) >= PORTS_MAX:
+            os.close(pidfd)
+            return self._ports.get(number)
+        outbox = self._context.socket(zmq.PUSH)
+        set_defaults(outbox)
+        outbox.connect(f"ipc://{path}")
+        port = Port(number, pidfd, outbox)
+        self._ports[number] = self._by_pidfd[pidfd] = port
+        self._poll.register(pidfd, select.POLLIN)
+        self._switch.join(number)
+        return port
+
+    def _leave(self, port: Port) -> None:
+        self._poll.unregister(port.pidfd)
+        os.close(port.pidfd)
+        port.outbox.close()
+        del self._ports[port.number], self._by_pidfd[port.pidfd]
+        self._switch.leave(port.number)
+        (self._directory / port_name(port.number)).unlink(missing_ok=True)
+
+    # -- frames --------------------------------------------------------------------------------------------------
+
+    def _take_inbox(self, now: float) -> bool:
+        """Take what is in the inbox; True where the bound was reached and more may be there."""
+        events, receive = self._inbox.getsockopt, self._inbox.recv
+        for _ in range(MESSAGES_PER_TURN):
+            if not events(zmq.EVENTS) & zmq.POLLIN:
+                return False
+            self._take(receive(zmq.NOBLOCK), now)
+        return True
+
+    def _take(self, message: bytes, now: float) -> None:
+        counters = self._counters
+        try:
+            kind, _, sender, _, frames = unpack_frame(message)
+        except FrameError:
+            counters[C.malformed] += 1
+            return
+        port = self._ports.get(sender) or self._admit(self._directory / port_name(sender))
+        if port is None:
+            counters[C.stranger] += 1
+        elif kind == table.ETHERNET:
+            for number, chosen in self._switch.forward(sender, frames, now).items():
+                # A pack that goes on whole, which most do, need not be packed again.
+                whole = len(chosen) == len(frames)
+                self._send(self._ports[number], message if whole else pack_frame(kind, sender, 0, 0, chosen),
+                           len(chosen))
+        elif kind != table.HELLO:
+            counters[C.malformed] += 1
+
+    def _send(self, port: Port, message: bytes, frames: int) -> None:
+        try:
+            port.outbox.send(message, zmq.NOBLOCK)
+        except zmq.Again:
+            self._counters[C.port_full] += frames
+        else:
+            self._counters[C.frames_out] += frames
+
+
+def _counter_words(path: Path) -> memoryview:
+    """The counters of this wire, in a file that others can read and a killed switch leaves to the next."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+        file.truncate(COUNTERS_OCTETS)
+        return memoryview(mmap.mmap(file.fileno(), COUNTERS_OCTETS)).cast("Q")
+
+
+def read_counters(directory: Path) -> dict[str, int]:
+    """What the switch of the wire in `directory` has counted so far; empty while there is none."""
+    try:
+        return C.read(memoryview((directory / SWITCH_COUNTERS).read_bytes()).cast("Q"))
+    except (OSError, IndexError, TypeError):
+        return {}

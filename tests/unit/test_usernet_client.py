@@ -1,0 +1,652 @@
+"""The application's library against a real service: real ZeroMQ, real cores, real processes.
+
+Where the standard module can do the same thing on the loopback interface, it is the oracle.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+import signal
+import socket as std
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from usernet_service import ADDRESS, REPOSITORY, Service
+
+import usernet
+from usernet import udp
+from usernet.ping import ping
+from usernet.protocol import CREDIT, DATAGRAM_OVERHEAD
+
+
+@pytest.fixture(scope="module")
+def shared():
+    service = Service()
+    yield service
+    service.down()
+
+
+@pytest.fixture
+def service(shared, monkeypatch):
+    monkeypatch.setenv("USERNET_DIR", str(shared.run_dir))
+    if shared.process.poll() is not None:
+        shared.start()
+    return shared
+
+
+@pytest.fixture
+def pair(service):
+    """Two sockets, the first bound; both with a timeout, so that a fault fails instead of hanging."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as first, \
+            usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as second:
+        first.bind((ADDRESS, 0))
+        for endpoint in (first, second):
+            endpoint.settimeout(5)
+        yield first, second
+
+
+# -- as the standard module ------------------------------------------------------------------------------------------
+
+
+def bound(module, address):
+    endpoint = module.socket(module.AF_INET, module.SOCK_DGRAM)
+    endpoint.bind((address, 0))
+    return endpoint
+
+
+def timed_out(endpoint):
+    endpoint.settimeout(0.01)
+    endpoint.recvfrom(10)
+
+
+def non_blocking(endpoint):
+    endpoint.setblocking(False)
+    endpoint.recv(10)
+
+
+def peeked(endpoint):
+    endpoint.settimeout(5)
+    endpoint.sendto(b"datagram", endpoint.getsockname())
+    return [endpoint.recv(4, std.MSG_PEEK), endpoint.recvfrom(100)[0]]
+
+
+def into(endpoint):
+    endpoint.settimeout(5)
+    results = []
+    for call, arguments in [("recv_into", (4,)), ("recvfrom_into", (0, std.MSG_TRUNC)), ("recv_into", (0,))]:
+        endpoint.sendto(bytearray(b"datagram"), 0, endpoint.getsockname())
+        buffer = bytearray(5)
+        result = getattr(endpoint, call)(buffer, *arguments)
+        results.append((result[0] if isinstance(result, tuple) else result, bytes(buffer)))
+    return results
+
+
+def connected(endpoint):
+    endpoint.connect(endpoint.getsockname())
+    endpoint.settimeout(5)
+    endpoint.sendall(b"")
+    return [endpoint.recv(10), endpoint.getpeername() == endpoint.getsockname(), endpoint.connect_ex(("127.0.0.1", 70))]
+
+
+def refused(endpoint):
+    """A closed port's error comes once, by the next call."""
+    with_port = endpoint.getsockname()
+    endpoint.connect((with_port[0], 1))
+    endpoint.settimeout(5)
+    endpoint.send(b"x")
+    endpoint.recv(10)
+
+
+def refused_by_option(endpoint):
+    endpoint.connect((endpoint.getsockname()[0], 1))
+    endpoint.send(b"x")
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        number = endpoint.getsockopt(std.SOL_SOCKET, std.SO_ERROR)
+        if number:
+            return number, endpoint.getsockopt(std.SOL_SOCKET, std.SO_ERROR)
+    return None
+
+
+def timeouts(endpoint):
+    results = [endpoint.gettimeout(), endpoint.getblocking()]
+    endpoint.settimeout(0)
+    results += [endpoint.timeout, endpoint.getblocking()]
+    endpoint.setblocking(True)
+    return [*results, endpoint.gettimeout()]
+
+
+def closed(endpoint, call, *arguments):
+    endpoint.close()
+    return getattr(endpoint, call)(*arguments)
+
+
+SAME = [
+    timed_out, non_blocking, peeked, into, connected, refused, refused_by_option, timeouts,
+    lambda s: s.bind((s.getsockname()[0], 0)),
+    lambda s: s.bind("10.0.0.2"),
+    lambda s: s.bind(("10.0.0.2",)),
+    lambda s: s.bind(("10.0.0.2", "http")),
+    lambda s: s.bind(("10.0.0.2", 65536)),
+    lambda s: s.bind((5, 5)),
+    lambda s: s.bind(("no such host.invalid", 5)),
+    lambda s: s.connect(("10.0.0.2", -1)),
+    lambda s: s.connect(None),
+    lambda s: s.send(b"to nobody"),
+    lambda s: s.send("text"),
+    lambda s: s.sendto("text", s.getsockname()),
+    lambda s: s.sendto(b"x"),
+    lambda s: s.sendto(b"x", 0, s.getsockname(), 1),
+    lambda s: s.sendto(b"x", ["10.0.0.2", 5]),
+    lambda s: s.sendto(b"x", ("10.0.0.2", 70000)),
+    lambda s: s.sendto(b"x", (s.getsockname()[0], 0)),
+    lambda s: s.sendto(bytes(65508), s.getsockname()),
+    lambda s: s.sendto(b"x", ("255.255.255.255", 9)),
+    lambda s: s.sendto(b"x", ("<broadcast>", 9)),
+    lambda s: s.sendto(b"x", std.MSG_OOB, s.getsockname()),
+    lambda s: s.recv(-1),
+    lambda s: s.recvfrom(-1),
+    lambda s: s.recv_into(bytearray(3), 4),
+    lambda s: s.recv_into(bytearray(3), -1),
+    lambda s: s.recv(10, std.MSG_DONTWAIT),
+    lambda s: s.recv(10, std.MSG_ERRQUEUE),
+    lambda s: s.getpeername(),
+    lambda s: s.listen(),
+    lambda s: s.shutdown(std.SHUT_RD),
+    lambda s: s.settimeout(-1),
+    lambda s: s.settimeout(float("nan")),
+    lambda s: s.setsockopt(std.SOL_SOCKET, 9999, 1),
+    lambda s: s.setsockopt(std.IPPROTO_IP, std.IP_TTL, 1 << 31),
+    lambda s: s.setsockopt(std.IPPROTO_IP, std.IP_TTL, 300),
+    lambda s: (s.setsockopt(std.IPPROTO_IP, std.IP_TTL, 9), s.getsockopt(std.IPPROTO_IP, std.IP_TTL)),
+    lambda s: s.getsockopt(std.SOL_SOCKET, std.SO_TYPE, 4),
+    lambda s: s.getsockopt(std.SOL_SOCKET, std.SO_RCVBUF),
+    lambda s: s.getsockopt(std.SOL_SOCKET, std.SO_RCVBUF, -1),
+    lambda s: (s.family, s.type, s.proto),
+    lambda s: closed(s, "send", b"x"),
+    lambda s: closed(s, "sendto", b"x", ("10.0.0.2", 5)),
+    lambda s: closed(s, "recv", 10),
+    lambda s: closed(s, "getsockname"),
+    lambda s: closed(s, "bind", ("10.0.0.2", 5)),
+    lambda s: closed(s, "close"),
+    lambda s: closed(s, "fileno"),
+    lambda s: closed(s, "setsockopt", std.SOL_SOCKET, std.SO_REUSEADDR, 1),
+]
+
+
+def outcome(what, endpoint):
+    try:
+        return what(endpoint)
+    except Exception as error:
+        return type(error), error.args
+    finally:
+        endpoint.close()
+
+
+@pytest.mark.parametrize("what", SAME, ids=range(len(SAME)))
+def test_same_as_the_standard_module(service, what):
+    assert outcome(what, bound(usernet, ADDRESS)) == outcome(what, bound(std, "127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), (std.AF_INET, std.SOCK_DGRAM, 99), (99, std.SOCK_DGRAM), (std.AF_INET, 99), (std.AF_INET, std.SOCK_DGRAM, 6)],
+)
+def test_unsupported_sockets_are_refused(service, arguments):
+    with pytest.raises(OSError, match="not supported") as failure:
+        usernet.socket(*arguments)
+    if arguments:
+        with pytest.raises(OSError, match="not supported") as kernel:
+            std.socket(*arguments)
+        assert failure.value.errno == kernel.value.errno
+
+
+def test_names_of_the_standard_module():
+    assert (usernet.AF_INET, usernet.SO_BROADCAST, usernet.timeout) == (std.AF_INET, std.SO_BROADCAST, TimeoutError)
+    assert usernet.inet_aton("10.0.0.2") == b"\n\0\0\2"
+    assert usernet.SocketType is usernet.socket
+    assert {"socket", "AF_INET", "udp"} <= set(dir(usernet))
+    with pytest.raises(AttributeError):
+        usernet.create_server  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["10.0.0.2", "10.2", "0x7f.1", "", "<broadcast>", "localhost"])
+def test_numeric_names_resolve_as_in_the_standard_module(name):
+    assert usernet.gethostbyname(name) == std.gethostbyname(name)
+    assert usernet.getaddrinfo("10.0.0.2", 53)[0][4] == ("10.0.0.2", 53)
+
+
+def test_other_names_do_not_resolve():
+    with pytest.raises(std.gaierror, match="Name or service not known"):
+        usernet.gethostbyname("example.org")
+
+
+# -- datagrams -------------------------------------------------------------------------------------------------------
+
+
+def test_there_and_back(pair):
+    first, second = pair
+    assert second.sendto(memoryview(b"hello"), first.getsockname()) == 5
+    data, peer = first.recvfrom(2048)
+    assert (data, peer[1]) == (b"hello", second.getsockname()[1])
+    first.sendto(b"back", 0, peer)
+    assert second.recv(2) == b"ba"
+
+
+def test_an_unbound_socket_waits(service):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.settimeout(0.02)
+        with pytest.raises(TimeoutError, match="timed out"):
+            endpoint.recvfrom(10)
+        assert endpoint.getsockname() == ("0.0.0.0", 0)
+
+
+def test_disconnect_both_ways(pair):
+    first, second = pair
+    for undo in (second.disconnect, lambda: second.connect(("0.0.0.0", 0))):
+        second.connect(first.getsockname())
+        assert second.getsockname()[0] == ADDRESS
+        undo()
+        with pytest.raises(OSError, match="not connected"):
+            second.getpeername()
+        assert second.getsockname()[0] == "0.0.0.0"
+
+
+def test_beyond_the_mtu_is_too_long(pair):
+    first, second = pair
+    second.sendto(bytes(1472), first.getsockname())
+    with pytest.raises(OSError, match="too long") as failure:
+        second.sendto(bytes(1473), first.getsockname())
+    assert failure.value.errno == errno.EMSGSIZE
+    assert len(first.recv(4096)) == 1472
+
+
+def test_anybody_is_this_host(pair):
+    first, second = pair
+    second.sendto(b"hello", ("0.0.0.0", first.getsockname()[1]))
+    assert first.recv(10) == b"hello"
+
+
+def test_a_slow_reader_loses_what_does_not_fit_and_nothing_after(pair):
+    first, second = pair
+    first.setsockopt(usernet.SOL_SOCKET, usernet.SO_RCVBUF, 4096)
+    capacity = first.getsockopt(usernet.SOL_SOCKET, usernet.SO_RCVBUF) // (DATAGRAM_OVERHEAD + 100)
+    for number in range(3 * capacity):
+        second.sendto(number.to_bytes(4, "big") + bytes(96), first.getsockname())
+    got = [int.from_bytes(first.recv(100)[:4], "big") for _ in range(capacity)]
+    assert got == list(range(capacity))
+    first.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        first.recv(100)
+    first.settimeout(5)
+    for number in range(3 * capacity):  # the credit comes back for as long as one likes
+        second.sendto(b"%d" % number, first.getsockname())
+        assert first.recv(100) == b"%d" % number
+
+
+def test_the_books_are_set_right_when_credit_was_lost(pair, monkeypatch):
+    first, second = pair
+    connection = first._connection
+    monkeypatch.setattr(connection, "credit", lambda box: setattr(box, "consumed", 0))  # as if lost on the way
+    received = 0
+    first.settimeout(0.05)
+    for _ in range(2000):
+        second.sendto(bytes(1000), first.getsockname())
+        try:
+            first.recv(2000)
+            received += 1
+        except TimeoutError:
+            pass
+    assert received > 1900
+
+
+def test_ping(service):
+    results = list(ping(None, ADDRESS, count=3, interval_s=0, size=10))
+    assert [(result.sequence, result.octets, result.source, result.error) for result in results] == [
+        (number, 18, ADDRESS, "") for number in (1, 2, 3)
+    ]
+    assert all(0 < result.round_trip_s < 1 for result in results)
+
+
+def test_ping_into_the_void(service):
+    (result,) = ping(None, "10.0.0.77", count=1)
+    assert result.error == os.strerror(errno.EHOSTUNREACH)
+    with pytest.raises(OSError, match="unreachable"):
+        list(ping(None, "192.0.2.1", count=1))
+
+
+def test_ping_sockets_send_echo_requests_only(service):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM, usernet.IPPROTO_ICMP) as endpoint:
+        for message in (b"", bytes(8)):
+            with pytest.raises(OSError, match="Invalid argument"):
+                endpoint.sendto(message, (ADDRESS, 0))
+
+
+def test_udp_in_the_shape_of_rust(service):
+    with udp.bind(f"{ADDRESS}:5055") as one, udp.bind(f"{ADDRESS}:4055") as other:
+        assert (one.local_addr(), other.send_to(b"hello", one.local_addr())) == (f"{ADDRESS}:5055", 5)
+        assert one.recv_from() == (b"hello", f"{ADDRESS}:4055")
+        one.connect(other.local_addr())
+        assert (one.peer_addr(), one.send(b"back"), other.recv(2)) == (other.local_addr(), 4, b"ba")
+        one.set_read_timeout(0.01)
+        with pytest.raises(TimeoutError):
+            one.recv()
+        with pytest.raises(ValueError, match="0 duration"):
+            one.set_read_timeout(0)
+        with pytest.raises(OSError, match="in use"):
+            udp.bind(f"{ADDRESS}:5055")
+    for text in ("10.0.0.2", "10.0.0.2:", ":5", "10.0.0.2:65536", "10.0.0.2:²"):
+        with pytest.raises(ValueError, match="invalid socket address"):
+            udp.bind(text)
+
+
+def test_what_is_not_there_says_so(pair):
+    first, _ = pair
+    for call in (first.fileno, first.detach, lambda: usernet.socket(fileno=3)):
+        with pytest.raises(io.UnsupportedOperation):
+            call()
+    assert repr(first).startswith("<usernet.socket handle=")
+
+
+def test_a_dropped_socket_is_closed_with_a_warning(service):
+    endpoint = bound(usernet, ADDRESS)
+    port = endpoint.getsockname()[1]
+    with pytest.warns(ResourceWarning, match="unclosed <usernet.socket"):
+        del endpoint
+        gc.collect()
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as other:
+        other.bind((ADDRESS, port))
+
+
+def test_list_sockets(pair):
+    first, _ = pair
+    (mine,) = [entry for entry in usernet.Stack().list_sockets() if entry["local"] == list(first.getsockname())]
+    assert mine["pid"] == os.getpid()
+    assert (usernet.Stack().address, usernet.Stack().mtu) == (ADDRESS, 1500)
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_thread_gets_its_own(service):
+    """Every thread echoes to itself; whoever leads hands the others theirs."""
+    failures = []
+
+    def echo():
+        try:
+            with bound(usernet, ADDRESS) as endpoint:
+                endpoint.settimeout(10)
+                name = endpoint.getsockname()
+                for number in range(200):
+                    endpoint.sendto(b"%d %d" % (name[1], number), name)
+                    assert endpoint.recv(100) == b"%d %d" % (name[1], number)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=echo) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_threads_share_one_socket(pair):
+    first, second = pair
+    got, lock = [], threading.Lock()
+
+    def take():
+        for _ in range(50):
+            data = first.recv(100)
+            with lock:
+                got.append(int(data))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(200):
+        second.sendto(b"%d" % number, first.getsockname())
+    for thread in threads:
+        thread.join(30)
+    assert sorted(got) == list(range(200))
+
+
+def test_a_leader_that_times_out_leaves_the_reading_to_another(pair):
+    first, second = pair
+    got = []
+    follower = threading.Thread(target=lambda: got.append(first.recv(10)))
+
+    second.settimeout(0.3)
+    leader = threading.Thread(target=lambda: pytest.raises(TimeoutError, second.recv, 10))
+    leader.start()
+    follower.start()
+    leader.join(10)
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as third:
+        third.sendto(b"hello", first.getsockname())
+    follower.join(10)
+    assert got == [b"hello"]
+
+
+def test_control_c_ends_a_blocked_call(service):
+    code = (
+        "import usernet, sys\n"
+        "s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)\n"
+        "print('ready', flush=True)\n"
+        "try: s.recv(10)\n"
+        "except KeyboardInterrupt: print('interrupted', s.getsockname())\n"
+    )
+    process = run_python(code)
+    assert process.stdout.readline() == "ready\n"
+    while "S" not in (status := open(f"/proc/{process.pid}/stat").read().rsplit(")", 1)[1].split()[0]):
+        assert status == "R"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[0] == "interrupted ('0.0.0.0', 0)\n"
+
+
+# -- the service restarts ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_lost_when_the_service_is_killed(service, pair):
+    first, second = pair
+    sent, got = [], []
+    for round_ in range(3):
+        for number in range(30):
+            sent.append(b"%d %d" % (round_, number))
+            second.sendto(sent[-1], first.getsockname())
+            if number == 10:
+                service.kill()
+            if number == 20:
+                service.start()
+        first.settimeout(5)
+        while not got or got[-1] != sent[-1]:
+            got.append(first.recv(100))
+    assert list(dict.fromkeys(got)) == sent  # at least once, in order
+
+
+def test_sockets_names_and_options_outlive_the_service(service, pair):
+    first, second = pair
+    second.connect(first.getsockname())
+    first.setsockopt(usernet.IPPROTO_IP, usernet.IP_TTL, 9)
+    service.restart()
+    assert first.getsockopt(usernet.IPPROTO_IP, usernet.IP_TTL) == 9
+    second.send(b"hello")
+    assert first.recvfrom(10) == (b"hello", second.getsockname())
+
+
+def test_a_request_to_a_dead_service_is_answered_when_it_is_back(service):
+    stack = usernet.Stack()
+    service.kill()
+    threading.Timer(0.1, service.start).start()
+    with stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.bind((ADDRESS, 0))
+        assert endpoint.getsockname()[1]
+
+
+def test_a_blocked_reader_does_not_notice_a_restart(service, pair):
+    first, second = pair
+    got = []
+    reader = threading.Thread(target=lambda: got.append(first.recv(10)))
+    reader.start()
+    service.restart()
+    second.sendto(b"hello", first.getsockname())
+    reader.join(10)
+    assert got == [b"hello"]
+
+
+def test_queued_datagrams_are_counted_again_after_a_restart(service, pair):
+    first, second = pair
+    for _ in range(5):
+        second.sendto(bytes(100), first.getsockname())
+    first.recv(100)
+    service.restart()
+    (mine,) = [entry for entry in usernet.Stack().list_sockets() if entry["local"] == list(first.getsockname())]
+    assert mine["queued"] == 4 * (100 + DATAGRAM_OVERHEAD)
+
+
+def test_a_full_pipe_blocks_as_the_timeout_says(service, pair):
+    first, second = pair
+    second.sendto(b"x", first.getsockname())
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        second.setblocking(False)
+        with pytest.raises(BlockingIOError):  # noqa: PT012
+            for _ in range(100_000):
+                second.sendto(bytes(1400), first.getsockname())
+        second.settimeout(0.05)
+        with pytest.raises(TimeoutError, match="timed out"):
+            second.sendto(bytes(1400), first.getsockname())
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    second.settimeout(5)
+    second.sendto(b"y", first.getsockname())
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+def run_python(code: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error"}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+FORK = """
+import os, sys, usernet
+s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+s.bind(("10.0.0.2", 0))
+s.settimeout(5)
+pid = os.fork()
+if pid == 0:
+    for call in (lambda: s.recv(1), lambda: s.sendto(b"", ("10.0.0.2", 1)), s.getsockname):
+        try: call()
+        except OSError as error: print(error.errno, error.strerror, flush=True)
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as own:
+        own.sendto(b"from the child", ("10.0.0.2", int(os.environ.get("PORT", s._local[1]))))
+    s.close()
+    sys.exit()
+print(s.recv(100).decode(), os.waitpid(pid, 0)[1])
+s.sendto(b"mine still", s.getsockname())
+print(s.recv(100).decode())
+s.close()
+"""
+
+
+def test_fork(service):
+    output = run_python(FORK).communicate(timeout=30)[0].splitlines()
+    refusal = "9 this socket belongs to the parent process; make a new one after fork"
+    assert output == [refusal] * 3 + ["from the child 0", "mine still"]
+
+
+def test_a_datagram_sent_last_thing_still_leaves(pair):
+    first, _ = pair
+    code = f"""import usernet
+s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+s.sendto(b"farewell", {first.getsockname()!r})
+s.close()"""
+    assert run_python(code).wait(30) == 0
+    assert first.recv(100) == b"farewell"
+
+
+def test_a_process_that_is_killed_loses_its_sockets(service):
+    process = run_python("""import usernet
+s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+s.bind(("10.0.0.2", 5999))
+print("bound", flush=True)
+input()""")
+    assert process.stdout.readline() == "bound\n"
+    process.kill()
+    process.wait()
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                endpoint.bind((ADDRESS, 5999))
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+
+
+def test_no_stack_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("USERNET_DIR", str(tmp_path))
+    with pytest.raises(ConnectionRefusedError, match=r"no usernet stack 'default' is running .*launcher.py up --detach"):
+        usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+
+
+def test_a_stack_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("usernet.connection.CONNECT_TIMEOUT_S", 0.1)
+    with std.socket(std.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sockets.sock"))
+        listener.listen()
+        with pytest.raises(TimeoutError, match="did not answer"):
+            usernet.Stack(run_dir=tmp_path)
+    assert not list(tmp_path.glob("app-*"))
+
+
+def test_a_stack_taken_down_fails_and_a_new_one_is_found():
+    service = Service()
+    stack = usernet.Stack(run_dir=service.run_dir)
+    endpoint = stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+    endpoint.bind((ADDRESS, 0))
+    service.down()
+    with pytest.raises(OSError, match="down") as failure:
+        for _ in range(200):
+            endpoint.sendto(b"x", endpoint.getsockname())
+    assert failure.value.errno == errno.ENETDOWN
+    with pytest.raises(ConnectionRefusedError):
+        stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+
+
+def test_closing_a_stack_ends_its_blocked_calls(service):
+    stack = usernet.Stack()
+    endpoint = stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+    errors = []
+
+    def read():
+        try:
+            endpoint.recv(10)
+        except OSError as error:
+            errors.append(error.errno)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    stack.close()
+    reader.join(10)
+    assert errors == [errno.ENETDOWN]
+
+
+def test_credit_is_batched(pair, monkeypatch):
+    first, second = pair
+    kinds = []
+    connection = first._connection
+    number = connection._number
+    monkeypatch.setattr(connection, "_number", lambda kind, *rest: (kinds.append(kind), number(kind, *rest))[1])
+    for _ in range(200):
+        second.sendto(bytes(64), first.getsockname())
+        first.recv(100)
+    assert kinds.count(CREDIT) == 0
