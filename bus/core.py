@@ -11,12 +11,21 @@ indexed by the names of the layer's CounterSet.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import MutableMapping
 from typing import Protocol
 
 Send = tuple[int, int, bytes]  # (consumer's id, kind, record); the bus packs records that follow each other
 State = MutableMapping[int, bytes]
-CounterWords = MutableSequence[int]
+
+
+class CounterWords(Protocol):
+    """A list of integers, or the cells of durable memory."""
+
+    def __getitem__(self, index: int, /) -> int:
+        """The counter's value."""
+
+    def __setitem__(self, index: int, value: int, /) -> None:
+        """Count."""
 
 
 class Core(Protocol):
@@ -35,6 +44,13 @@ class Core(Protocol):
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """A neighbour started, for the first time or again; repetitions of what it missed have been sent already."""
+
+
+class ManagedCore(Core, Protocol):
+    """A core that the command line can ask and change (`launcher.py route`, `neighbor`, ...)."""
+
+    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
+        """Answer {"error": text} or anything else. A request may come twice, if the layer dies over it."""
 
 
 class GuestCore(Core, Protocol):

@@ -12,7 +12,8 @@ keeper holds: they survive the layer, and `status` reads them without asking it.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 Role = Literal["in", "out", "drop", "event"]
 
@@ -47,7 +48,7 @@ def Event(sentence: str) -> int:  # noqa: N802
 class CounterSet:
     """Base of the counter classes; turns each declaration into its index. Subclasses inherit their base's counters."""
 
-    declared: dict[str, Counter] = {}
+    declared: ClassVar[dict[str, Counter]] = {}
 
     def __init_subclass__(cls) -> None:
         cls.declared = dict(cls.declared)
@@ -62,7 +63,7 @@ class CounterSet:
         return [0] * len(cls.declared)
 
     @classmethod
-    def read(cls, words) -> dict[str, int]:
+    def read(cls, words: Sequence[int]) -> dict[str, int]:
         """Counter values by name."""
         return {name: words[index] for index, name in enumerate(cls.declared)}
 
@@ -81,3 +82,4 @@ class PipeCounters(CounterSet):
     bus_pipe_full = Drop("Records that did not fit the next layer's pipe.")
     bus_poison = Drop("Records set aside because they killed this layer twice.")
     bus_replayed = Event("Frames sent again to a neighbour that restarted.")
+    bus_state_damaged = Drop("Starts at which durable state did not verify: what was stored from there on is gone.")

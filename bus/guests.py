@@ -59,7 +59,7 @@ class Guests:
                 continue
             pid = self._words[cell + memory.GUEST_PID]
             if _start_time(pid) != self._words[cell + memory.GUEST_STARTED] or not self._attach(number, place, pid):
-                self._words[cell + memory.GUEST_ID] = 0
+                self._forget(number, place)
                 self.departed.append(number)
 
     def admit(self, number: int) -> Guest | None:
@@ -81,7 +81,14 @@ class Guests:
         words[cell + memory.GUEST_STARTED] = started
         words[cell + memory.GUEST_DONE] = words[cell + memory.GUEST_SENT] = 0
         words[cell + memory.GUEST_ID] = number
-        return self._attach(number, place, pid)
+        guest = self._attach(number, place, pid)
+        if guest is None:
+            self._forget(number, place)
+        return guest
+
+    def _forget(self, number: int, place: int) -> None:
+        self._words[memory.GUESTS + memory.GUEST_WORDS * place + memory.GUEST_ID] = 0
+        (self._run_dir / inbox_name(number)).unlink(missing_ok=True)
 
     def _attach(self, number: int, place: int, pid: int) -> Guest | None:
         try:
@@ -110,8 +117,7 @@ class Guests:
             os.close(guest.pidfd)
             guest.outlet.socket.close()
             del self.by_number[guest.number]
-            self._words[memory.GUESTS + memory.GUEST_WORDS * guest.place + memory.GUEST_ID] = 0
-            (self._run_dir / inbox_name(guest.number)).unlink(missing_ok=True)
+            self._forget(guest.number, guest.place)
             numbers.append(guest.number)
         return numbers
 

@@ -30,6 +30,9 @@ class Journal:
 
     def _load(self) -> None:
         position, head = self._words[memory.JOURNAL_TAIL], self._words[memory.JOURNAL_HEAD]
+        if head - position > self._size:
+            self._forget()
+            return
         while position < head:
             offset = position % self._size
             if self._size - offset < _ENTRY.size:
@@ -39,12 +42,17 @@ class Journal:
             if mark == _WRAP_MARK:
                 position += self._size - offset
                 continue
-            if mark != _MARK or length > self._size - offset - _ENTRY.size:
-                self._entries.clear()  # foreign octets: start empty rather than send nonsense
-                self._words[memory.JOURNAL_TAIL] = head
+            end = position + _ENTRY.size + length
+            if mark != _MARK or length > self._size - offset - _ENTRY.size or end > head:
+                self._forget()
                 return
             self._entries.append((position, length, consumer, sequence))
-            position += _ENTRY.size + length
+            position = end
+
+    def _forget(self) -> None:
+        """Foreign octets: start empty rather than send nonsense."""
+        self._entries.clear()
+        self._words[memory.JOURNAL_TAIL] = self._words[memory.JOURNAL_HEAD]
 
     def append(self, consumer: int, sequence: int, frame: bytes) -> None:
         """Keep `frame`. It is published by one store of the head, after all of it is in place."""
@@ -73,7 +81,7 @@ class Journal:
         entries.append((start, length, consumer, sequence))
 
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
-        """The kept frames for `consumer` with a sequence number above `after`, oldest first; only the last `at_most`."""
+        """The kept frames for `consumer` numbered above `after`, oldest first; only the last `at_most` of them."""
         found = [(sequence, position, length) for position, length, to, sequence in self._entries
                  if to == consumer and sequence > after]
         if at_most is not None:

@@ -31,6 +31,7 @@ JOURNAL_HEAD = 11
 STORE_STATE = 12  # which arena, how much of it is valid
 SCRATCH_LENGTH = 13  # 0: nothing from the medium in hand
 SABOTAGE = 14  # a fault to commit at the next turn (bus.sabotage); 0: none
+WAITING = 15  # data records that wait for room in a pipe in this process's own memory (bus.pipes)
 DONE = 32  # + layer id: last frame of that sender that is worked off
 SENT = 48  # + layer id: last frame sent to that consumer
 BUS_COUNTERS = 64  # bus.counters.PipeCounters

@@ -25,7 +25,7 @@ from bus.core import Core, Send
 from bus.counters import PipeCounters as C
 from bus.guests import Guests
 from bus.journal import Journal
-from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, set_defaults
+from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inherit, set_defaults
 from bus.store import Store
 from usernet.protocol import FrameError, pack_frame, unpack_frame
 
@@ -58,6 +58,7 @@ class Control:
         self._line = line
 
     def fileno(self) -> int:
+        """Becomes readable when the keeper says something."""
         return self._line.fileno()
 
     def tell(self, event: str, **fields: object) -> None:
@@ -69,8 +70,8 @@ class Control:
                 raise SystemExit(0) from error  # the keeper is gone, and so is the stack
 
     def hear(self) -> str:
-        """The keeper's next word; empty once it is gone."""
-        return self._line.recv(4096).decode()
+        """The keeper's next word: go, stop, or a question in JSON; empty once it is gone."""
+        return self._line.recv(1 << 16).decode()
 
 
 class Node:
@@ -125,22 +126,23 @@ class Node:
             poll.register(self._medium.fileno(), select.POLLIN)
         control_fd = self._control.fileno()
         words, core, wait, monotonic = self._words, self._core, poll.poll, time.monotonic
-        more = True
+        inbox_due = True
         medium_due = self._medium is not None  # until it says that nothing is left
         while True:
-            ready = wait(0 if more else self._timeout_ms(monotonic()))
+            ready = wait(0 if inbox_due or medium_due else self._timeout_ms(monotonic()))
             now = monotonic()
             words[memory.BEAT_NS] = int(now * 1e9)
-            more = self._take_inbox(now)
             for descriptor, _ in ready:
-                if descriptor == control_fd:
-                    if self._control.hear() != "go":
-                        return
-                elif descriptor != inbox_fd:
+                if descriptor == inbox_fd:
+                    inbox_due = True
+                elif descriptor != control_fd:
                     medium_due = True
+                elif not self._obey(self._control.hear(), now):
+                    return
+            if inbox_due:
+                inbox_due = self._take_inbox(now)
             if medium_due:
                 medium_due = self._take_medium(now)
-                more |= medium_due
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
             if self._guests is not None and now >= self._next_guest_check:
@@ -153,6 +155,7 @@ class Node:
         now = time.monotonic()
         self._words[memory.BEAT_NS] = int(now * 1e9)
         self._suspect.inherit()
+        inherit(self._memory)
         for outlet in self._outlets.values():
             inlet = self._inlets.get(outlet.consumer)
             outlet.greet({"version": 1, "done": inlet.done if inlet else 0})
@@ -178,12 +181,17 @@ class Node:
     # -- taking -------------------------------------------------------------------------------------------------
 
     def _take_inbox(self, now: float) -> bool:
-        """Take what is in the inbox; True where the bound was reached and more may be there."""
-        events, receive = self._inbox.getsockopt, self._inbox.recv
-        for _ in range(FRAMES_PER_TURN):
-            if not events(zmq.EVENTS) & zmq.POLLIN:
-                return False
-            self._take(receive(zmq.NOBLOCK), now)
+        """Take what is in the inbox; True where the bound was reached and more may be there.
+
+        Receiving until EAGAIN is what re-arms the inbox's descriptor, and costs a system call only at the end; asking
+        for ZMQ_EVENTS before each frame would cost one a frame.
+        """
+        receive, take = self._inbox.recv, self._take
+        try:
+            for _ in range(FRAMES_PER_TURN):
+                take(receive(zmq.NOBLOCK), now)
+        except zmq.Again:
+            return False
         return True
 
     def _take(self, frame: bytes, now: float) -> None:
@@ -241,6 +249,17 @@ class Node:
             return
         for frame in self._suspect.sift(table.MEDIUM, 0, table.ETHERNET, frames):
             self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, [frame], now))
+
+    def _obey(self, word: str, now: float) -> bool:
+        """False where the keeper says stop, or is gone."""
+        if word.startswith("{"):
+            question = msgspec.json.decode(word)
+            manage = getattr(self._core, "manage", None)
+            answer, sends = manage(question["request"], now) if manage else ({"error": "nothing to manage here"}, [])
+            self._dispatch(sends)
+            self._control.tell("answer", id=question["id"], answer=answer)
+            return True
+        return word == "go"
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -300,14 +319,18 @@ class Node:
         if kind == table.HELLO and (hello := _parsed(decode_hello, records)) is not None:
             inlet.incarnation = incarnation
             inlet.awaiting = True  # its RESUME follows
-            outlet = self._outlets.get(inlet.sender) or self._guests.by_number[inlet.sender].outlet  # type: ignore
-            outlet.resume(hello.done, inlet.done)
+            self._outlet_to(inlet.sender).resume(hello.done, inlet.done)
             if inlet.sender < table.GUEST_ID_MIN:
                 self._dispatch(self._core.neighbor_started(inlet.sender, now))
         elif kind == table.RESUME and (resume := _parsed(decode_resume, records)) is not None:
             inlet.resumed(resume.first)
+            self._outlet_to(inlet.sender).answered(resume.done, inlet.done)
         else:
             self._counters[C.bus_malformed] += 1
+
+    def _outlet_to(self, neighbor: int) -> Outlet:
+        outlet = self._outlets.get(neighbor)
+        return outlet if outlet is not None else self._guests.by_number[neighbor].outlet  # type: ignore[union-attr]
 
     def _check_guests(self, now: float) -> None:
         self._next_guest_check = now + GUEST_CHECK_S
@@ -379,5 +402,5 @@ class Suspect:
 def _parsed(decode, records: list[bytes]):
     try:
         return decode(records[0]) if len(records) == 1 else None
-    except msgspec.DecodeError:
+    except ValueError:
         return None

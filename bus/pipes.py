@@ -5,14 +5,16 @@ neighbour that restarted has missed.
 `Inlet`: the consumer's. Decides for each frame whether it is next, a repetition, ahead of its turn, or stale.
 
 The rule, the same on every pipe and for applications (docs/app-protocol.md): frames are numbered from 1. Who starts
-says HELLO with the number that it processed last; the other end answers RESUME and repeats from there. Who starts also
-repeats the end of its own journal, because the last frames may have died inside its process.
+says HELLO with the number that it processed last; the other end answers RESUME with its own, and repeats from there.
+Who starts also repeats the end of its own journal at once, because the last frames may have died inside its process;
+whether that was far enough the answer tells, and if not it repeats more.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from typing import Annotated
 
 import msgspec
 import zmq
@@ -20,34 +22,45 @@ import zmq
 from bus import memory, table
 from bus.counters import PipeCounters as C
 from bus.journal import Journal
+from bus.records import decoder
 from usernet.protocol import MAX_FRAME_OCTETS, MAX_RECORDS, VERSION, pack_frame, with_incarnation
 
 SEND_HIGH_WATER = 64  # frames that may wait in ZeroMQ at either end of a pipe
 PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
-BACKLOG_RECORDS = 256  # data records that wait here once ZeroMQ is full; beyond that the newest are dropped
+BACKLOG_RECORDS = 256  # records that wait here once ZeroMQ is full; beyond that the newest data is dropped
+COUNTER_MAX = (1 << 64) - 1
 REPEAT_AT_START = 64  # frames of the journal that a starting producer repeats unasked
 
 assert PACK_RECORDS <= MAX_RECORDS
 
 
+SequenceNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as msgspec has it; no pipe ever gets there
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """First frame after a start: how far the sender has processed the receiver's frames."""
 
-    done: int
+    done: SequenceNumber
     version: int = VERSION
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
     """The next frame is number `first`; `done`: as in Hello."""
 
-    first: int
-    done: int = 0
+    first: SequenceNumber
+    done: SequenceNumber = 0
 
 
 encode = msgspec.json.Encoder().encode
-decode_hello = msgspec.json.Decoder(Hello).decode
-decode_resume = msgspec.json.Decoder(Resume).decode
+decode_hello = decoder(Hello)
+decode_resume = decoder(Resume)
+
+
+def inherit(durable: memory.Memory) -> None:
+    """At a start: count the data that died in the backlogs of the former incarnation."""
+    durable.bus_counters[C.bus_pipe_full] += durable.words[memory.WAITING]
+    durable.words[memory.WAITING] = 0
 
 
 def set_defaults(socket: zmq.Socket) -> None:
@@ -80,8 +93,9 @@ class Outlet:
         self._touched = touched
         self._incarnation = self._words[memory.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
-        self._frames: deque[bytes] = deque()  # packed, waiting for room in ZeroMQ
-        self._backlog: list[tuple[int, bytes]] = []  # records that wait behind those
+        self._frames: deque[bytes] = deque()  # packed and journaled, waiting for room in ZeroMQ
+        self._backlog: list[tuple[int, bytes]] = []  # data that waits behind those, to leave in larger packs
+        self._repeated_from: int | None = None  # where the repetition at the start began, until the consumer answers
         self._kind = 0
         self._records: list[bytes] = []
         self._octets = 0
@@ -106,7 +120,7 @@ class Outlet:
         self._octets += len(record)
 
     def flush(self) -> None:
-        """Hand what was put to ZeroMQ; what does not fit waits in the backlog, what does not fit there is dropped."""
+        """Hand what was put to ZeroMQ; what does not fit waits here, and data that does not fit here is dropped."""
         if self._frames or self._backlog:
             self._drain()
         records = self._records
@@ -117,17 +131,27 @@ class Outlet:
         if not self._frames:
             self._transmit(self._kind, records)
             return
-        room = BACKLOG_RECORDS - len(self._backlog)
         if self._kind >= table.CONTROL_KIND_MIN:
-            room = len(records)  # never dropped: bounded by what applications may have under way
-        self._backlog.extend((self._kind, record) for record in records[: max(0, room)])
-        self._counters[C.bus_pipe_full] += len(records[max(0, room) :])
+            # Never dropped, nor lost with this process: into the journal now, and in order, so all that waits goes too.
+            while self._backlog:
+                self._pack_backlog()
+            self._transmit(self._kind, records)
+            return
+        room = BACKLOG_RECORDS - len(self._backlog)
+        if room < len(records):
+            self._counters[C.bus_pipe_full] += len(records) - room
+            del records[room:]
+        self._words[memory.WAITING] += len(records)
+        self._backlog.extend((self._kind, record) for record in records)
 
     def _transmit(self, kind: int, records: list[bytes]) -> None:
         sequence = self.sequence + 1
         frame = pack_frame(kind, self._sender, self._incarnation, sequence, records)
         self._journal.append(self.consumer, sequence, frame)
         self._words[self._cell] = self.sequence = sequence
+        if self._frames:
+            self._frames.append(frame)
+            return
         try:
             self._send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -136,7 +160,7 @@ class Outlet:
         self._counters[C.bus_frames_out] += 1
 
     def _drain(self) -> None:
-        frames, backlog = self._frames, self._backlog
+        frames = self._frames
         try:
             while frames:
                 self._send(frames[0], zmq.NOBLOCK)
@@ -144,30 +168,55 @@ class Outlet:
                 self._counters[C.bus_frames_out] += 1
         except zmq.Again:
             return
-        at = 0
-        while at < len(backlog) and not frames:
-            kind, end, octets = backlog[at][0], at, 0
-            while end < len(backlog) and end - at < PACK_RECORDS and backlog[end][0] == kind and octets < PACK_OCTETS:
-                octets += len(backlog[end][1])
-                end += 1
-            self._transmit(kind, [record for _, record in backlog[at:end]])
-            at = end
-        del backlog[:at]
+        while self._backlog and not frames:
+            self._pack_backlog()
+
+    def _pack_backlog(self) -> None:
+        """Make the first of the backlog a frame."""
+        backlog = self._backlog
+        kind, end, octets = backlog[0][0], 0, 0
+        while end < len(backlog) and end < PACK_RECORDS and backlog[end][0] == kind and octets < PACK_OCTETS:
+            octets += len(backlog[end][1])
+            end += 1
+        records = [record for _, record in backlog[:end]]
+        del backlog[:end]
+        self._words[memory.WAITING] -= end
+        self._transmit(kind, records)
 
     def greet(self, fields: dict[str, object]) -> None:
-        """Say HELLO, and repeat the end of the journal: what this process's predecessor may not have got out."""
+        """On a fresh socket: say HELLO, and repeat what this process's predecessor may not have got out.
+
+        No RESUME yet: it would say that all before is lost, and the consumer may need more than this. Meanwhile it
+        takes what comes in order.
+        """
         self._frames.append(self._unnumbered(table.HELLO, encode(fields)))
-        self._repeat(self._journal.frames(self.consumer, 0, REPEAT_AT_START), 0)
+        kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
+        self._repeated_from = kept[0][0] if kept else self.sequence + 1
+        self._repeat(kept)
+
+    def answered(self, done: int, own_done: int) -> None:
+        """The consumer has processed up to `done`: repeat more where the repetition at the start began beyond that."""
+        first = self._repeated_from
+        if first is None:
+            return
+        if done + 1 < first:
+            self.resume(done, own_done)
+            return
+        self._repeated_from = None
+        self._frames.append(self._unnumbered(table.RESUME, encode(Resume(first=first, done=own_done))))
+        self._repeat([])
 
     def resume(self, after: int, done: int) -> None:
         """Answer a HELLO: repeat everything that is kept beyond number `after`."""
         self.flush()
         self._frames.clear()  # all of it is in the journal
-        self._repeat(self._journal.frames(self.consumer, after), done)
-
-    def _repeat(self, kept: list[tuple[int, bytes]], done: int) -> None:
+        self._repeated_from = None
+        kept = self._journal.frames(self.consumer, after)
         first = kept[0][0] if kept else self.sequence + 1
         self._frames.append(self._unnumbered(table.RESUME, encode(Resume(first=first, done=done))))
+        self._repeat(kept)
+
+    def _repeat(self, kept: list[tuple[int, bytes]]) -> None:
         self._frames.extend(with_incarnation(frame, self._incarnation) for _, frame in kept)
         self._counters[C.bus_replayed] += len(kept)
         self._drain()
@@ -190,7 +239,7 @@ class Verdict(Enum):
 class Inlet:
     """The consumer's end of one pipe. `done_cell` is where the last number worked off is kept in the durable words."""
 
-    __slots__ = ("sender", "kinds", "done", "incarnation", "awaiting", "_words", "_cell", "_counters")
+    __slots__ = ("_cell", "_counters", "_words", "awaiting", "done", "incarnation", "kinds", "sender")
 
     def __init__(self, sender: int, kinds: frozenset[int], durable: memory.Memory, done_cell: int) -> None:
         self.sender = sender
@@ -215,7 +264,7 @@ class Inlet:
             return Verdict.REPEATED
         if self.awaiting:
             return Verdict.EARLY
-        self._counters[C.bus_lost] += sequence - self.done - 1
+        self._skip_to(sequence - 1)
         self.done = sequence
         return Verdict.NEXT
 
@@ -223,8 +272,12 @@ class Inlet:
         """The sender repeats from `first`: whatever is missing below is lost."""
         self.awaiting = False
         if first > self.done + 1:
-            self._counters[C.bus_lost] += first - 1 - self.done
-            self.done = first - 1
+            self._skip_to(first - 1)
+
+    def _skip_to(self, done: int) -> None:
+        lost = self._counters[C.bus_lost] + done - self.done
+        self._counters[C.bus_lost] = min(lost, COUNTER_MAX)  # numbers are the sender's, and may be anything
+        self.done = done
 
     def commit(self) -> None:
         """All that was taken so far has been worked off and what came of it was sent."""

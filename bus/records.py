@@ -27,7 +27,8 @@ TRANSMIT_HEADER = Struct("<4s4sBBBB")  # source (0: the route's), destination, p
 TRANSMIT_DONT_FRAGMENT = 1
 TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
 
-ICMP_ERROR_HEADER = Struct("<BBBBI4s")  # type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address
+# Type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address.
+ICMP_ERROR_HEADER = Struct("<BBBBI4s")
 ORIGIN_LOCAL = 1  # ip(7): SO_EE_ORIGIN_LOCAL
 ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
 

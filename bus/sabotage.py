@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableSequence
-
 from bus import memory
+from bus.core import CounterWords
 
 LOOP, RAISE, EXHAUST, SLEEP = range(1, 5)
 FAULTS = {"loop": LOOP, "raise": RAISE, "memory": EXHAUST, "sleep": SLEEP}
@@ -15,7 +14,7 @@ class Sabotaged(Exception):
     """The exception that was asked for."""
 
 
-def commit(words: MutableSequence[int]) -> None:
+def commit(words: CounterWords) -> None:
     """Do what the cell says, once: the successor finds it cleared."""
     fault = words[memory.SABOTAGE]
     words[memory.SABOTAGE] = 0

@@ -3,7 +3,7 @@
 An append-only log in one of two arenas. A record is written whole, then published by storing how far the arena is valid
 (one cell, with the arena's number in its lowest bit). When more than half of a log is dead it is copied to the other
 arena and the cell flips. On start the log is read from its beginning; the last record of a key counts. Each record
-carries a CRC: octets that are not ours end the reading there and are counted in `damaged`.
+carries a CRC: octets that are not ours end the reading there, which is counted (`bus_state_damaged`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from struct import Struct
 from zlib import crc32
 
 from bus import memory
+from bus.counters import PipeCounters
 
 _RECORD = Struct("=IIQ")  # CRC of the rest, payload length or _GONE, key
 _BODY = Struct("=IQ")
@@ -32,26 +33,36 @@ class Store(MutableMapping[int, bytes]):
         self._words = durable.words
         self._places: dict[int, tuple[int, int]] = {}  # key -> (payload's offset, length)
         self._live = 0
-        self.damaged = 0
         state = self._words[memory.STORE_STATE]
-        self._arena, self._end = state & 1, state >> 1
+        self._arena, self._end = state & 1, min(state >> 1, memory.STORE_ARENA_OCTETS)
         self._load()
 
     def _load(self) -> None:
         log, position = self._memory.arenas[self._arena], 0
         while position < self._end:
-            check, length, key = _RECORD.unpack_from(log, position)
-            payload = position + _RECORD.size
-            size = 0 if length == _GONE else length
-            if payload + size > self._end or check != self._crc(length, key, log[payload : payload + size]):
-                self.damaged += 1
+            record = self._read(log, position)
+            if record is None:
+                self._memory.bus_counters[PipeCounters.bus_state_damaged] += 1
                 self._publish(position)
                 return
+            length, key = record
+            payload = position + _RECORD.size
+            size = 0 if length == _GONE else length
             self._forget(key)
             if length != _GONE:
                 self._places[key] = (payload, length)
                 self._live += _RECORD.size + length
             position = payload + size
+
+    def _read(self, log: memoryview, position: int) -> tuple[int, int] | None:
+        """(payload length or _GONE, key) of the record at `position`; None: it is none of ours."""
+        payload = position + _RECORD.size
+        if payload > self._end:
+            return None
+        check, length, key = _RECORD.unpack_from(log, position)
+        end = payload if length == _GONE else payload + length
+        whole = end <= self._end and check == self._crc(length, key, log[payload:end])
+        return (length, key) if whole else None
 
     @staticmethod
     def _crc(length: int, key: int, payload: bytes | memoryview) -> int:
@@ -68,7 +79,8 @@ class Store(MutableMapping[int, bytes]):
 
     def _append(self, key: int, length: int, payload: bytes) -> int:
         size = _RECORD.size + len(payload)
-        if self._end > _COMPACT_ABOVE and self._end > 2 * self._live:
+        full = self._end + size > memory.STORE_ARENA_OCTETS
+        if full or (self._end > _COMPACT_ABOVE and self._end > 2 * self._live):
             self._compact()
         if self._end + size > memory.STORE_ARENA_OCTETS:
             raise StoreFull(f"{len(self._places)} records fill the store")
@@ -111,6 +123,9 @@ class Store(MutableMapping[int, bytes]):
             raise KeyError(key)
         self._append(key, _GONE, b"")
         self._forget(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._places))

@@ -1,19 +1,25 @@
 """What is agreed on a virtual wire, between the links of several stacks and the switch that joins them.
 
 A wire is a directory. Whoever takes part listens there on a socket `port-NUMBER.sock`, and sends to the switch's,
-`switch.sock`: first one frame HELLO without records, then frames ETHERNET, whose records are Ethernet frames, whole and
-without check sequence. Back come frames ETHERNET. `sender` is the port's number; incarnation and sequence mean nothing
-here, for a wire is a cable: what is lost is lost. A port is there as long as the process that listens on its socket.
+`switch.sock`. Both send packs: frames of kind ETHERNET, whose records are Ethernet frames, whole and without check
+sequence; the first of a port is empty and makes it known. `sender` is the number of the port that a pack comes from.
+Incarnation and sequence mean nothing here, for a wire is a cable: what is lost is lost. A port is there as long as the
+process that listens on its socket.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from bus.table import ETHERNET
+from usernet.protocol import FrameError, pack_frame, unpack_frame
 
 SWITCH_SOCKET = "switch.sock"
 SWITCH_LOCK = "lock"  # the switch holds a flock(2) on it: there is one at most
 SWITCH_COUNTERS = "counters"  # its counter words, for `status`
 PORTS = "port-*.sock"
+NEW_PORTS = "port-*.new"  # do not listen yet
 
 
 def port_name(number: int) -> str:
@@ -24,3 +30,16 @@ def port_name(number: int) -> str:
 def port_number(path: Path) -> int:
     """The number of the port with that socket; ValueError where it is none's."""
     return int(path.stem.removeprefix("port-"), 16)
+
+
+def pack(number: int, frames: Sequence[bytes]) -> bytes:
+    """One message of port `number`."""
+    return pack_frame(ETHERNET, number, 0, 0, frames)
+
+
+def unpack(message: bytes) -> tuple[int, list[bytes]]:
+    """The port's number and the frames; ValueError for anything that is no pack."""
+    kind, _, number, _, frames = unpack_frame(message)
+    if kind != ETHERNET:
+        raise FrameError(f"kind {kind}, expected {ETHERNET}")
+    return number, frames

@@ -21,16 +21,16 @@ class BootError(Exception):
     """The stack did not come up; the text says why."""
 
 
-def check_run_dir(run_dir: Path) -> None:
-    """BootError where socket files would not fit, or the directory is not ours alone."""
+def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
+    """BootError where socket files would not fit, or the directory is not ours alone; `variable` would move it."""
     longest = len(os.fsencode(run_dir / inbox_name((1 << 53) - 1)))
     if longest > SUN_PATH_MAX:
-        raise BootError(f"{run_dir} is too long for socket files; set USERNET_DIR to a path of at most "
-                        f"{len(os.fsencode(run_dir)) - longest + SUN_PATH_MAX} characters")
+        raise BootError(f"{run_dir} is too long for socket files by {longest - SUN_PATH_MAX} characters; set {variable} "
+                        "to a shorter path")
     if run_dir.exists():
         status = run_dir.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise BootError(f"{run_dir} is not a directory of yours alone (mode 0700); set USERNET_DIR to another")
+            raise BootError(f"{run_dir} is not a directory of yours alone (mode 0700); set {variable} to another")
 
 
 def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
@@ -39,6 +39,8 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
     SandboxError where no TAP is to be had, BootError for anything else.
     """
     check_run_dir(run_dir)
+    if options.wire:
+        check_run_dir(options.wire_dir(), "XDG_RUNTIME_DIR")
     answers, tell = os.pipe2(os.O_CLOEXEC)
     mapped, map_done = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()

@@ -100,6 +100,11 @@ def sabotage(name: str | None, layer: str, fault: str) -> int:
     return OK
 
 
+def manage(name: str | None, layer: str, **request: object) -> Any:
+    """Ask or change something in one layer's core; its answer. Refused, with the core's words, where it will not."""
+    return query(run_dir(name), "manage", layer=layer, request=request)
+
+
 def events(name: str | None, follow: bool, as_json: bool) -> int:
     """What happened so far, and with `follow` what happens next."""
     try:

@@ -18,17 +18,18 @@ from functools import partial
 from pathlib import Path
 
 import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
-from bus import memory, table
+from bus import table
 from bus.config import StackConfig, encode
-from bus.sabotage import FAULTS
 from setproctitle import setproctitle
-from supervisor import child, control, janitor, sandbox
+from supervisor import child, janitor
 from supervisor.capture import write_poison
 from supervisor.codebase import Code, Snapshot, fingerprint, packages_of
-from supervisor.events import Event, EventLog
+from supervisor.desk import Desk
+from supervisor.events import EventLog
 from supervisor.options import Options
 from supervisor.placement import Placement
 from supervisor.ward import Process, Ward
+from supervisor.wire import Wire
 
 TICK_S = 0.05
 STOP_TIMEOUT_S = 0.5  # for a layer that was told to stop
@@ -45,22 +46,22 @@ class Keeper:
         self._options = options
         self._run_dir = run_dir
         self._lock_fd = lock_fd
-        self._medium_fd = medium_fd
+        self.events = EventLog()
+        self.selector = selectors.DefaultSelector()
+        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire) if options.wire else None
+        self._medium_fd = self._wire.listener.fileno() if self._wire else medium_fd
         self._pid = os.getpid()
         self._started = time.monotonic()
         interface = options.interface()
         self._config = StackConfig(
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, wire=options.wire,
-            tap=options.tap, owner_uid=os.getuid())
-        self._events = EventLog()
-        self._selector = selectors.DefaultSelector()
-        self._wards = {name: Ward(name, run_dir) for name in table.LAYERS}
+            wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, owner_uid=os.getuid())
+        self.wards = {name: Ward(name, run_dir) for name in table.LAYERS}
         self._placement = Placement(options.cores, options.core_list())
-        self._down_callers: list[control.Caller] = []
         self._stopping = False
         self._janitor = 0
-        self._prints = {name: fingerprint(packages_of(ward.name)) for name, ward in self._wards.items()}
+        self._prints = {name: fingerprint(packages_of(ward.name)) for name, ward in self.wards.items()}
         self._next_reload_check = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -70,46 +71,47 @@ class Keeper:
         setproctitle(f"usernet {self._options.name}: keeper")
         wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake)
-        signal.signal(signal.SIGTERM, lambda *_: self._stop())
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._watch(wakeup, lambda: os.read(wakeup, 64) and None)
-        listener = control.listen(self._run_dir)
-        self._watch(listener, partial(self._accept, listener))
+        self.watch(wakeup, lambda: os.read(wakeup, 64) and None)
+        desk = Desk(self, self._run_dir)
         self._janitor = janitor.fork(self._options.name, self._run_dir)
         gc.collect()
         gc.freeze()
         self._placement.apply_to_self()
-        for ward in self._wards.values():
+        for ward in self.wards.values():
             self._start(ward)
         ready = False
         while not (self._stopping and all(ward.process is None and ward.successor is None
-                                          for ward in self._wards.values())):
-            for key, _ in self._selector.select(self._timeout_s()):
+                                          for ward in self.wards.values())):
+            for key, _ in self.selector.select(self._timeout_s()):
                 key.data()
             self._tick(time.monotonic())
-            if not ready and all(ward.state == "up" for ward in self._wards.values()):
+            if not ready and all(ward.state == "up" for ward in self.wards.values()):
                 ready = True
-                self._events.add("up", detail=f"{len(self._wards)} layers serve", gap_ms=self._since_ms(self._started))
+                self.events.add("up", detail=f"{len(self.wards)} layers serve", gap_ms=self._since_ms(self._started))
                 on_ready()
         self._leave()
+        desk.close()
 
     def _leave(self) -> None:
-        self._events.add("down", detail="stopped in order")
+        self.events.add("down", detail="stopped in order")
         os.kill(self._janitor, signal.SIGKILL)
         os.waitpid(self._janitor, 0)
+        if self._wire:
+            self._wire.leave()
         for name in os.listdir(self._run_dir):
             (self._run_dir / name).unlink(missing_ok=True)
         self._run_dir.rmdir()
-        for caller in self._down_callers:
-            caller.answer({})
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop all layers in order; `run` returns when they have ended."""
         if self._stopping:
             return
         self._stopping = True
         now = time.monotonic()
         for name in STOP_ORDER:
-            ward = self._wards[name]
+            ward = self.wards[name]
             ward.state = "down"
             ward.start_at = None
             for process in (ward.process, ward.successor):
@@ -117,15 +119,16 @@ class Keeper:
                     self._tell_stop(process, now)
 
     def _timeout_s(self) -> float:
-        pauses = [ward.start_at for ward in self._wards.values() if ward.start_at is not None]
+        pauses = [ward.start_at for ward in self.wards.values() if ward.start_at is not None]
         return max(0.0, min([TICK_S, *(at - time.monotonic() for at in pauses)]))
 
     @staticmethod
     def _since_ms(then: float) -> float:
         return round((time.monotonic() - then) * 1000, 1)
 
-    def _watch(self, source, callback: Callable[[], None]) -> None:
-        self._selector.register(source, selectors.EVENT_READ, callback)
+    def watch(self, source, callback: Callable[[], None]) -> None:
+        """Call back whenever `source` is readable."""
+        self.selector.register(source, selectors.EVENT_READ, callback)
 
     # -- layers --------------------------------------------------------------------------------------------------
 
@@ -148,8 +151,8 @@ class Keeper:
         theirs.close()
         ours.setblocking(False)
         process = Process(pid, ours, ward.incarnation, code, time.monotonic())
-        self._watch(process.line, partial(self._hear, ward, process))
-        self._watch(process.pidfd, partial(self._bury, ward, process))
+        self.watch(process.line, partial(self._hear, ward, process))
+        self.watch(process.pidfd, partial(self._bury, ward, process))
         return process
 
     def _tell_stop(self, process: Process, now: float) -> None:
@@ -170,9 +173,11 @@ class Keeper:
                 self._ready(ward, process)
             elif event == "crashed":
                 process.why = message["traceback"]
+            elif event == "answer":
+                ward.answered(message)
             elif event == "poison":
                 where = write_poison(self._options.name, ward.name, message)
-                self._events.add("poison", layer=ward.name, pid=process.pid, incarnation=process.incarnation,
+                self.events.add("poison", layer=ward.name, pid=process.pid, incarnation=process.incarnation,
                                  detail=f"a record that killed this layer twice is set aside in {where}")
 
     def _ready(self, ward: Ward, process: Process) -> None:
@@ -180,14 +185,16 @@ class Keeper:
         ward.state = "up"
         gap_ms = self._since_ms(ward.away_since) if ward.away_since is not None else 0.0
         ward.away_since = None
-        self._events.add("serves", layer=ward.name, pid=process.pid, incarnation=process.incarnation, gap_ms=gap_ms)
+        self.events.add("serves", layer=ward.name, pid=process.pid, incarnation=process.incarnation, gap_ms=gap_ms)
         ward.answer_waiting("")
+        for question in ward.questions.values():  # its predecessor may have died over them; they may be asked twice
+            process.tell(question.text)
 
     def _bury(self, ward: Ward, process: Process) -> None:
         """A layer's process has ended: reap it, and start the next, unless it was told to end."""
         self._hear(ward, process)
-        self._selector.unregister(process.line)
-        self._selector.unregister(process.pidfd)
+        self.selector.unregister(process.line)
+        self.selector.unregister(process.pidfd)
         _, status = os.waitpid(process.pid, 0)
         process.close()
         now = time.monotonic()
@@ -206,7 +213,7 @@ class Keeper:
         ward.away_since = ward.away_since if ward.away_since is not None else now
         ward.restarts += 1
         ward.state = "restarting"
-        self._events.add("died", layer=ward.name, pid=process.pid, incarnation=process.incarnation, detail=why)
+        self.events.add("died", layer=ward.name, pid=process.pid, incarnation=process.incarnation, detail=why)
         if ward.successor is not None:  # it died while its successor was being loaded
             return
         served_s = now - (process.ready_at or now)
@@ -216,7 +223,7 @@ class Keeper:
         if pause_s is None:
             ward.state = "failed"
             ward.answer_waiting(f"{ward.name} keeps dying: {why}")
-            self._events.add("failed", layer=ward.name,
+            self.events.add("failed", layer=ward.name,
                              detail=f"it keeps dying and is left alone; `launcher.py restart {ward.name}` tries again")
         elif pause_s == 0:
             self._start(ward)
@@ -225,7 +232,7 @@ class Keeper:
 
     # -- planned restarts ----------------------------------------------------------------------------------------
 
-    def _renew(self, ward: Ward, done: Callable[[str], None] | None = None) -> None:
+    def renew(self, ward: Ward, done: Callable[[str], None] | None = None) -> None:
         """Load the layer's code as it is now on disk into a successor; the present process serves on meanwhile."""
         if ward.successor is not None:
             if done:
@@ -235,7 +242,7 @@ class Keeper:
         try:
             snapshot = Snapshot(ward.name)
         except (SyntaxError, ValueError, OSError) as error:
-            self._events.add("refused", layer=ward.name, detail=f"the code on disk does not compile: {error}")
+            self.events.add("refused", layer=ward.name, detail=f"the code on disk does not compile: {error}")
             if done:
                 done(f"{ward.name}: the code on disk does not compile: {error}")
             return
@@ -266,7 +273,7 @@ class Keeper:
         successor.tell("go")
 
     def _new_version_failed(self, ward: Ward, process: Process, why: str) -> None:
-        self._events.add("refused", layer=ward.name, pid=process.pid, incarnation=process.incarnation, detail=why)
+        self.events.add("refused", layer=ward.name, pid=process.pid, incarnation=process.incarnation, detail=why)
         ward.answer_waiting(f"{ward.name}: the new version did not start, the former one goes on:\n{why}")
         if ward.process is None and ward.state != "failed":
             self._start(ward)
@@ -274,12 +281,17 @@ class Keeper:
     def _roll_back(self, ward: Ward, reason: str) -> None:
         assert ward.former is not None
         ward.code, ward.former = ward.former, None
-        self._events.add("rolled back", layer=ward.name, detail=f"{reason}; the former code serves again")
+        self.events.add("rolled back", layer=ward.name, detail=f"{reason}; the former code serves again")
 
     # -- watching ------------------------------------------------------------------------------------------------
 
+    def _on_wire(self, detail: str) -> None:
+        self.events.add("wire", detail=detail)
+
     def _tick(self, now: float) -> None:
-        for ward in self._wards.values():
+        if self._wire:
+            self._wire.tend(now)
+        for ward in self.wards.values():
             if ward.start_at is not None and now >= ward.start_at and not self._stopping:
                 self._start(ward)
             for process in (ward.process, ward.successor):
@@ -291,7 +303,7 @@ class Keeper:
         if self._options.reload and now >= self._next_reload_check:
             self._next_reload_check = now + RELOAD_CHECK_S
             self._reload_changed()
-        self._placement.balance(now, [ward.process.pid for ward in self._wards.values() if ward.process])
+        self._placement.balance(now, [ward.process.pid for ward in self.wards.values() if ward.process])
 
     def _check(self, ward: Ward, process: Process, now: float) -> None:
         if process.stopping:
@@ -310,95 +322,27 @@ class Keeper:
                 process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {sample.state})")
 
     def _reload_changed(self) -> None:
-        for ward in self._wards.values():
+        for ward in self.wards.values():
             if ward.successor is None and fingerprint(packages_of(ward.name)) != self._prints[ward.name]:
-                self._events.add("changed", layer=ward.name, detail="its code changed on disk")
-                self._renew(ward)
+                self.events.add("changed", layer=ward.name, detail="its code changed on disk")
+                self.renew(ward)
 
-    # -- callers -------------------------------------------------------------------------------------------------
-
-    def _accept(self, listener: socket.socket) -> None:
-        caller = control.accept(listener)
-        if caller is not None:
-            self._watch(caller, partial(self._serve, caller))
-
-    def _serve(self, caller: control.Caller) -> None:
-        requests = caller.requests()
-        if requests is None:
-            self._selector.unregister(caller)
-            caller.connection.close()
-            return
-        for request in requests:
-            answer = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
-                      "events": self._on_events, "sabotage": self._on_sabotage}.get(request.get("op", ""))
-            if answer is None:
-                caller.refuse(f"unknown request {request.get('op')!r}")
-            else:
-                answer(caller, request)
-
-    def _on_down(self, caller: control.Caller, request: dict) -> None:
-        self._down_callers.append(caller)
-        self._stop()
-
-    def _on_restart(self, caller: control.Caller, request: dict) -> None:
-        names = request.get("layers")
-        if not isinstance(names, list) or not names or not set(names) <= set(self._wards):
-            caller.refuse(f"restart what? Layers are {', '.join(self._wards)}")
-            return
-        outcome: dict[str, str] = {}
-
-        def done(name: str, problem: str) -> None:
-            outcome[name] = problem
-            if len(outcome) == len(set(names)):
-                problems = [text for text in outcome.values() if text]
-                caller.refuse("\n".join(problems)) if problems else caller.answer(sorted(outcome))
-
-        for name in dict.fromkeys(names):
-            self._renew(self._wards[name], partial(done, name))
-
-    def _on_sabotage(self, caller: control.Caller, request: dict) -> None:
-        ward, fault = self._wards.get(str(request.get("layer"))), str(request.get("fault"))
-        signals = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-        if ward is None or ward.process is None or fault not in {*signals, *FAULTS}:
-            caller.refuse(f"layers that run: {', '.join(n for n, w in self._wards.items() if w.process)}; "
-                          f"faults: {', '.join([*signals, *FAULTS])}")
-            return
-        if fault in signals:
-            signal.pidfd_send_signal(ward.process.pidfd, signals[fault])
-        else:
-            ward.words.words[memory.SABOTAGE] = FAULTS[fault]
-        caller.answer({"pid": ward.process.pid})
-
-    def _on_events(self, caller: control.Caller, request: dict) -> None:
-        for event in self._events.all():
-            caller.send(event)
-        if not request.get("follow"):
-            caller.connection.shutdown(socket.SHUT_WR)
-            return
-
-        def follow(event: Event) -> bool:
-            return caller.send(event)
-
-        self._events.follow(follow)
-
-    def _on_status(self, caller: control.Caller, request: dict) -> None:
-        caller.answer(self._status(time.monotonic()))
-
-    def _status(self, now: float) -> dict:
+    def status(self, now: float) -> dict:
         config = self._config
         return {
             "name": config.name, "address": str(self._options.interface()), "mac": config.mac.hex(":"),
             "mtu": config.mtu, "tap": "" if config.wire else config.tap, "wire": config.wire,
             "run_dir": config.run_dir, "keeper": self._pid, "kernel_end":
                 "" if config.wire else str(self._options.kernel_end()),
+            "switch": self._wire.status() if self._wire else None,
             "cores": self._placement.describe(), "uptime_s": round(now - self._started, 3),
-            "state": "up" if all(ward.state == "up" for ward in self._wards.values()) else "degraded",
+            "state": "up" if all(ward.state == "up" for ward in self.wards.values()) else "degraded",
             "layers": {name: {
                 "pid": ward.process.pid if ward.process else None, "state": ward.state,
                 "incarnation": ward.incarnation, "restarts": ward.restarts,
                 "uptime_s": round(now - ward.process.ready_at, 3) if ward.process and ward.process.ready_at else 0.0,
                 "counters": ward.counter_values(), "roles": ward.counters, "bus": ward.bus_counter_values(),
-            } for name, ward in self._wards.items()},
+            } for name, ward in self.wards.items()},
         }
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from usernet.rundir import DEFAULT_NAME, run_dir
+
 MTU_MIN, MTU_MAX = 68, 65521  # RFC 791: every host forwards 68 octets; 65535 less an Ethernet header
 DEFAULT_ADDRESS = "10.0.0.2/24"
 MODES = ("compact", "spread", "auto")
@@ -43,10 +45,10 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         except ValueError as error:
             raise UsageError(f"--address {self.address}: {error}; give it like {DEFAULT_ADDRESS}") from error
         address = interface.ip
-        if address.is_multicast or address.is_loopback or address.is_unspecified or int(address) >= 0xF0000000:
+        # RFC 1122 section 3.2.1.3: 0/8, 127/8, class D and class E are nobody's.
+        if address.packed[0] in (0, 127) or address.packed[0] >= 224:
             raise UsageError(f"--address {self.address}: a host cannot have this address")
-        if interface.network.prefixlen < 31 and address in (interface.network.network_address,
-                                                            interface.network.broadcast_address):
+        if _is_networks_own(address, interface.network):
             raise UsageError(f"--address {self.address}: this is the network's own or broadcast address")
         return interface
 
@@ -66,7 +68,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             gateway = ipaddress.IPv4Address(self.gateway)
         except ValueError as error:
             raise UsageError(f"--gateway {self.gateway}: {error}") from error
-        if gateway not in interface.network or gateway == interface.ip:
+        if gateway not in interface.network or gateway == interface.ip or _is_networks_own(gateway, interface.network):
             raise UsageError(f"--gateway {gateway}: it must be another host of the stack's own network, "
                              f"{interface.network}")
         return gateway
@@ -88,6 +90,10 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if octets[0] & 1 or not any(octets):
             raise UsageError(f"--mac {self.mac}: a station's own address is neither a group address nor zero")
         return octets
+
+    def wire_dir(self) -> Path:
+        """Where the stacks on the wire meet: beside the default stack's directory, wherever $USERNET_DIR points."""
+        return run_dir(DEFAULT_NAME).parent / ".wires" / self.wire
 
     def core_list(self) -> list[int] | None:
         """The cores of --cores LIST; None for a mode's name."""
@@ -115,6 +121,11 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
         if self.wire and self.host:
             raise UsageError("--wire and --host: a wire has no end in the kernel; give one of them")
+
+
+def _is_networks_own(address: ipaddress.IPv4Address, network: ipaddress.IPv4Network) -> bool:
+    """True for the network's own and its broadcast address, which a /31 (RFC 3021) and a single host do not have."""
+    return network.prefixlen < 31 and address in (network.network_address, network.broadcast_address)
 
 
 def from_file(path: str) -> dict[str, object]:

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -74,6 +75,13 @@ class Process:
         os.close(self.pidfd)
 
 
+class Question(NamedTuple):
+    """Something that a layer's core was asked, and who waits for the answer."""
+
+    text: str
+    answered: Callable[[dict], None]
+
+
 class Ward:
     """One layer: durable memory, inbox, code, and its process. `state` as in `status`."""
 
@@ -95,6 +103,8 @@ class Ward:
         self.away_since: float | None = None
         self.start_at: float | None = None  # a pause before the next start ends then
         self.counters: dict[str, str] = {}  # name -> role, in the order of the words
+        self.questions: dict[int, Question] = {}
+        self._asked = 0
         self.waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
 
     @property
@@ -109,6 +119,20 @@ class Ward:
     def bus_counter_values(self) -> dict[str, int]:
         """What the bus counted for it."""
         return dict(zip(PipeCounters.declared, self.words.bus_counters, strict=False))
+
+    def ask(self, request: dict, answered: Callable[[dict], None]) -> None:
+        """Ask the layer's core; `answered` is called when it answers, be it the present process or a successor."""
+        self._asked += 1
+        question = Question(msgspec.json.encode({"id": self._asked, "request": request}).decode(), answered)
+        self.questions[self._asked] = question
+        if self.process is not None:
+            self.process.tell(question.text)
+
+    def answered(self, message: dict) -> None:
+        """The core's answer to a question; a second answer to the same is ignored."""
+        question = self.questions.pop(message["id"], None)
+        if question is not None:
+            question.answered(message["answer"])
 
     def answer_waiting(self, problem: str) -> None:
         """Tell those who asked for a restart how it went."""

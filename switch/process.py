@@ -17,13 +17,21 @@ from pathlib import Path
 
 import zmq
 
-from bus import table
 from bus.peers import listener_pid
 from bus.pipes import set_defaults
-from bus.wire import PORTS, SWITCH_COUNTERS, SWITCH_LOCK, SWITCH_SOCKET, port_name, port_number
+from bus.wire import (
+    NEW_PORTS,
+    PORTS,
+    SWITCH_COUNTERS,
+    SWITCH_LOCK,
+    SWITCH_SOCKET,
+    pack,
+    port_name,
+    port_number,
+    unpack,
+)
 from switch.core import Switch
 from switch.counters import Counters as C
-from usernet.protocol import FrameError, pack_frame, unpack_frame
 
 MESSAGES_PER_TURN = 64
 PORTS_MAX = 256
@@ -80,9 +88,9 @@ class Process:
 
     def _remove(self) -> None:
         """Leave nothing. A port that appears meanwhile keeps the directory, and its keeper finds the lock free."""
-        self._context.destroy()  # unlinks the socket
-        (self._directory / SWITCH_COUNTERS).unlink(missing_ok=True)
-        (self._directory / SWITCH_LOCK).unlink(missing_ok=True)
+        left = [path.name for path in self._directory.glob(NEW_PORTS)]
+        for name in (*left, SWITCH_SOCKET, SWITCH_COUNTERS, SWITCH_LOCK):
+            (self._directory / name).unlink(missing_ok=True)
         try:
             self._directory.rmdir()
             self._directory.parent.rmdir()
@@ -122,32 +130,29 @@ class Process:
     # -- frames --------------------------------------------------------------------------------------------------
 
     def _take_inbox(self, now: float) -> bool:
-        """Take what is in the inbox; True where the bound was reached and more may be there."""
-        events, receive = self._inbox.getsockopt, self._inbox.recv
-        for _ in range(MESSAGES_PER_TURN):
-            if not events(zmq.EVENTS) & zmq.POLLIN:
-                return False
-            self._take(receive(zmq.NOBLOCK), now)
+        """Take what is in the inbox, up to a bound; False where it was found empty."""
+        receive, take = self._inbox.recv, self._take
+        try:
+            for _ in range(MESSAGES_PER_TURN):
+                take(receive(zmq.NOBLOCK), now)
+        except zmq.Again:
+            return False
         return True
 
     def _take(self, message: bytes, now: float) -> None:
         counters = self._counters
         try:
-            kind, _, sender, _, frames = unpack_frame(message)
-        except FrameError:
+            sender, frames = unpack(message)
+        except ValueError:
             counters[C.malformed] += 1
             return
-        port = self._ports.get(sender) or self._admit(self._directory / port_name(sender))
-        if port is None:
+        if sender not in self._ports and self._admit(self._directory / port_name(sender)) is None:
             counters[C.stranger] += 1
-        elif kind == table.ETHERNET:
-            for number, chosen in self._switch.forward(sender, frames, now).items():
-                # A pack that goes on whole, which most do, need not be packed again.
-                whole = len(chosen) == len(frames)
-                self._send(self._ports[number], message if whole else pack_frame(kind, sender, 0, 0, chosen),
-                           len(chosen))
-        elif kind != table.HELLO:
-            counters[C.malformed] += 1
+            return
+        for number, chosen in self._switch.forward(sender, frames, now).items():
+            # A pack that goes on whole, which most do, need not be packed again.
+            whole = len(chosen) == len(frames)
+            self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:
         try:

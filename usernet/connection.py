@@ -55,7 +55,7 @@ HELLO_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
 SEND_HIGH_WATER = 64  # frames that wait in ZeroMQ while the service is away
 LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
-ALIVE_INTERVAL_S = 1.0  # who is blocked in sending asks that often whether the stack is still there
+ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
 FAREWELL_S = 0.2  # how long a process that ends waits for its last frames to leave
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
 
@@ -166,6 +166,7 @@ class Connection:
         if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
             self._context.destroy(linger=int(linger_s * 1000))
             self._sending.release()
+            self.inbox_path.unlink(missing_ok=True)
         self.readers.leave()
 
     def _poke(self) -> None:
@@ -351,15 +352,22 @@ class Connection:
         box = self.readers.new_box()
         number = self._ask(op, fields, box)
         try:
-            self.readers.wait(box, REQUEST_TIMEOUT_S)
-        except TimeoutError:
-            raise self._no_answer(op) from None
+            self._await(box, op)
         finally:
             self._requests.pop(number, None)
         reply = _decode(box.items.popleft())
         if reply["errno"]:
             raise os_error(reply["errno"])
         return reply
+
+    def _await(self, box: Mailbox, op: str) -> None:
+        deadline = monotonic() + REQUEST_TIMEOUT_S
+        while not box.items:
+            try:
+                self.readers.wait(box, ALIVE_INTERVAL_S)
+            except TimeoutError:
+                if monotonic() > deadline or not self.alive():
+                    raise self._no_answer(op) from None
 
     def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None) -> int:
         number = next(self._request_ids)

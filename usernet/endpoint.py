@@ -265,11 +265,7 @@ class socket:  # noqa: N801  (the standard module's name)
         """Those of usernet's socket service (its README lists them); ENOPROTOOPT for others."""
         if value is None:
             raise os_error(errno.EFAULT)
-        if isinstance(value, int):
-            if not -(1 << 31) <= value < 1 << 31:
-                bound = "greater than maximum" if value > 0 else "less than minimum"
-                raise OverflowError(f"signed integer is {bound}")
-        else:
+        if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
             value = _octets(value)
         reply = self._request("setsockopt", level=level, name=optname, value=value)
         self._destinations.clear()

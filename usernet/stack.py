@@ -79,6 +79,9 @@ class Stack:
         with _lock:
             connection = _connections.pop(self.run_dir, None)
         if connection is not None:
+            if connection.alive():
+                for endpoint in list(connection.sockets):
+                    endpoint.close()
             connection.close()
 
     def __enter__(self) -> Stack:

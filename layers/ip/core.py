@@ -55,10 +55,10 @@ class Core:
         self._config = config
         self._state = state
         self._counters = counters
-        self._neighbors = Neighbors()
+        self._neighbors = Neighbors(counters)
         self._flows: dict[bytes, Flow] = {}
         self._identification = rng.randrange(65536)
-        self._identification_reserved = self._identification
+        self._identifications_left = 0  # of the block that is reserved
 
     def start(self, now: float) -> list[Send]:
         """Read addresses and routes back, and tell them upwards."""
@@ -66,7 +66,7 @@ class Core:
         self._set_routes(formats.decode_routes(stored) if stored else configured(self._config))
         number = self._state.get(IDENTIFICATION_KEY)
         if number:
-            self._identification = self._identification_reserved = int.from_bytes(number, "little")
+            self._identification = int.from_bytes(number, "little")
         return [send for upper in ROUTES_GO_TO for send in self._tell_routes(upper)]
 
     def wake(self, now: float) -> list[Send]:
@@ -204,20 +204,23 @@ class Core:
                 continue
             mac = neighbor.mac
             if mac is None or now > neighbor.ask_again_at:
-                if not self._ask(neighbor, built, now, sends):
+                mac = self._ask(flow, neighbor.address, built, now, sends)
+                if mac is None:
                     continue
-                mac = neighbor.mac
-            sends.append((table.LINK, table.PACKET_OUT, mac + built))  # type: ignore[operator]
+            sends.append((table.LINK, table.PACKET_OUT, mac + built))
             sent += 1
         counters[C.packets_out] += sent
         return sends
 
     def _next_identification(self) -> int:
-        # RFC 791 section 3.2: numbers must not repeat while a packet may live; a block is reserved before it is used
+        # RFC 791 section 3.2: numbers must not repeat while a packet may live; a block is reserved before it is used, and
+        # a restart goes on behind it
+        if not self._identifications_left:
+            self._identifications_left = IDENTIFICATION_BLOCK
+            end = (self._identification + IDENTIFICATION_BLOCK) & 0xFFFF
+            self._state[IDENTIFICATION_KEY] = end.to_bytes(2, "little")
+        self._identifications_left -= 1
         self._identification = (self._identification + 1) & 0xFFFF
-        if self._identification == self._identification_reserved or IDENTIFICATION_KEY not in self._state:
-            self._identification_reserved = (self._identification + IDENTIFICATION_BLOCK) & 0xFFFF
-            self._state[IDENTIFICATION_KEY] = self._identification_reserved.to_bytes(2, "little")
         return self._identification
 
     def _new_flow(self, key: bytes, record: bytes, sends: list[Send]) -> Flow | None:
@@ -242,8 +245,10 @@ class Core:
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
             if way is None or source[0] == 127 or source == bytes(4):
                 self._counters[C.no_route] += 1
-                sends += self._local_error(NET_UNREACHABLE, packet.finish_header(
-                    template, packet.header_sum(template), packet.HEADER_OCTETS + len(record) - 12, 0) + record[12:])
+                length = packet.HEADER_OCTETS + len(record) - formats.TRANSMIT_HEADER.size
+                if length <= packet.LENGTH_MAX:
+                    header = packet.finish_header(template, packet.header_sum(template), length, 0)
+                    sends += self._local_error(NET_UNREACHABLE, header + record[formats.TRANSMIT_HEADER.size :])
                 return None
             neighbor, mtu_octets, loops = way
             if neighbor is None:
@@ -288,20 +293,19 @@ class Core:
 
     # -- neighbours ----------------------------------------------------------------------------------------------
 
-    def _ask(self, neighbor: Neighbor, built: bytes, now: float, sends: list[Send]) -> bool:
-        """Ask arp for a neighbour. True: its address is known, only to be verified; False: the packet waits."""
-        if neighbor.mac is not None:
+    def _ask(self, flow: Flow, address: bytes, built: bytes, now: float, sends: list[Send]) -> bytes | None:
+        """Ask arp for a neighbour, if that is due. The MAC where it is known, None where the packet waits for it."""
+        neighbor = flow.neighbor = self._neighbors.get(address)  # another, if the flow's had to give way
+        if now > neighbor.ask_again_at:
             neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
-            sends.append((table.ARP, table.RESOLVE, neighbor.address))
-            return True
-        waiting = neighbor.waiting
-        if not waiting:
-            sends.append((table.ARP, table.RESOLVE, neighbor.address))
-        elif len(waiting) >= WAITING_MAX:
-            waiting.popleft()
-            self._counters[C.neighbor_queue_full] += 1
-        waiting.append(built)
-        return False
+            sends.append((table.ARP, table.RESOLVE, address))
+        if neighbor.mac is None:
+            waiting = neighbor.waiting
+            if len(waiting) >= WAITING_MAX:
+                waiting.popleft()
+                self._counters[C.neighbor_queue_full] += 1
+            waiting.append(built)
+        return neighbor.mac
 
     def _resolved(self, records: list[bytes], now: float) -> list[Send]:
         sends: list[Send] = []
@@ -320,10 +324,12 @@ class Core:
     def _unreachable(self, records: list[bytes]) -> list[Send]:
         sends: list[Send] = []
         for record in records:
-            neighbor = self._neighbors.find(record[:4])
+            neighbor = self._neighbors.find(record)
             if neighbor is None:
+                self._counters[C.bad_announcement] += len(record) != 4
                 continue
             neighbor.mac = None
+            neighbor.ask_again_at = float("-inf")
             self._counters[C.neighbor_unreachable] += len(neighbor.waiting)
             for built in neighbor.waiting:
                 sends += self._local_error(HOST_UNREACHABLE, built)

@@ -6,7 +6,8 @@ from struct import Struct
 
 from bus.checksum import checksum
 
-HEADER = Struct("!BBHHHBBH4s4s")  # version and IHL, TOS, length, id, fragment, TTL, protocol, checksum, source, destination
+# Version and IHL, TOS, length, identification, flags and fragment offset, TTL, protocol, checksum, source, destination.
+HEADER = Struct("!BBHHHBBH4s4s")
 HEADER_OCTETS = 20
 VERSION_4_NO_OPTIONS = 0x45
 DONT_FRAGMENT = 0x4000

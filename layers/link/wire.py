@@ -7,13 +7,11 @@ from pathlib import Path
 
 import zmq
 
-from bus import table
 from bus.core import CounterWords
 from bus.memory import SCRATCH_OCTETS
 from bus.pipes import PACK_OCTETS, PACK_RECORDS, set_defaults
-from bus.wire import SWITCH_SOCKET, port_number
+from bus.wire import SWITCH_SOCKET, pack, port_number, unpack
 from layers.link.counters import Counters as C
-from usernet.protocol import FrameError, pack_frame, unpack_frame
 
 
 class Wire:
@@ -33,7 +31,7 @@ class Wire:
         self._outbox = context.socket(zmq.PUSH)
         set_defaults(self._outbox)
         self._outbox.connect(f"ipc://{Path(inbox).with_name(SWITCH_SOCKET)}")
-        self._outbox.send(pack_frame(table.HELLO, self._number, 0, 0, []))  # waits there until a switch listens
+        self._outbox.send(pack(self._number, []))  # waits there until a switch listens
 
     def fileno(self) -> int:
         """ZeroMQ's descriptor: an edge, when something arrives after `read` found nothing."""
@@ -41,17 +39,15 @@ class Wire:
 
     def read(self) -> list[bytes]:
         """The frames of the next pack from the switch."""
-        inbox = self._inbox
-        while inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            message = inbox.recv(zmq.NOBLOCK)
-            try:
-                kind, _, _, _, frames = unpack_frame(message)
-            except FrameError:
-                kind = 0
-            if kind == table.ETHERNET and frames and len(message) <= SCRATCH_OCTETS:
-                return frames
-            self._counters[C.wire_malformed] += 1
-        return []
+        receive = self._inbox.recv
+        try:
+            while True:
+                frames = _frames(receive(zmq.NOBLOCK))
+                if frames:
+                    return frames
+                self._counters[C.wire_malformed] += 1
+        except zmq.Again:
+            return []
 
     def write(self, frame: bytes) -> None:
         """Put one frame into the pack that leaves at `flush`."""
@@ -67,6 +63,14 @@ class Wire:
             return
         self._frames, self._octets = [], 0
         try:
-            self._outbox.send(pack_frame(table.ETHERNET, self._number, 0, 0, frames), zmq.NOBLOCK)
+            self._outbox.send(pack(self._number, frames), zmq.NOBLOCK)
         except zmq.Again:
             self._counters[C.medium_refused] += len(frames)
+
+
+def _frames(message: bytes) -> list[bytes]:
+    """What a message of the switch carries; nothing, if it is none or longer than the switch sends."""
+    try:
+        return unpack(message)[1] if len(message) <= SCRATCH_OCTETS else []
+    except ValueError:
+        return []

@@ -1,0 +1,165 @@
+"""A stack in a sandbox of its own, with its load. Whatever happens, nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from supervisor.control import Client, NotRunning
+from tests.faults.flows import Book, Switchboard
+from tests.faults.load import FRESH_NETWORK
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
+FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn")
+STEADY_FLOWS = FLOWS[:3]
+ROLES = ("kernel", "echo", "client", "churn")
+ADDRESS, PREFIX = "10.0.0.2", 16
+
+
+class Lab:
+    """`with Lab() as lab:` boots a stack. `checkout`: the code that it runs, where not this one."""
+
+    def __init__(self, checkout: Path = ROOT, options: tuple[str, ...] = ()) -> None:
+        self.checkout = checkout
+        self._options = options
+        self.folder = Path(tempfile.mkdtemp(prefix="uf-"))
+        self.name = f"f{secrets.token_hex(3)}"
+        self.run_dir = self.folder / "usernet" / self.name
+        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.folder), "PYTHONPATH": str(checkout),
+                            "XDG_STATE_HOME": str(self.folder / "state"), "USERNET_NAME": self.name,
+                            "PYTHONUNBUFFERED": "1"}
+        self.environment.pop("USERNET_DIR", None)
+        self.processes: list[subprocess.Popen] = []
+        self._client: Client | None = None
+
+    def __enter__(self) -> Lab:
+        try:
+            self.up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream:
+                    stream.close()
+        with contextlib.suppress(subprocess.SubprocessError, OSError):
+            self.launcher("down", check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def launcher(self, *arguments: str, check: bool = True, timeout: float = 30) -> str:
+        """Run launcher.py; returns what it printed."""
+        verb, *rest = arguments
+        done = subprocess.run([sys.executable, str(self.checkout / "launcher.py"), verb, "--name", self.name, *rest],
+                              env=self.environment, cwd=self.checkout, capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode:
+            raise RuntimeError(f"launcher.py {' '.join(arguments)}: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def up(self) -> None:
+        """Boot it, and let all of FRESH_NETWORK be the kernel's end's."""
+        self.launcher("up", "--detach", "--address", f"{ADDRESS}/{PREFIX}", *self._options)
+        self.launcher("exec", "--", "ip", "route", "add", "local", FRESH_NETWORK, "dev", "lo")
+
+    def down(self) -> None:
+        """Stop it in order."""
+        if self._client:
+            self._client.close()
+            self._client = None
+        self.launcher("down")
+
+    def ask(self, op: str, **fields: object) -> Any:
+        """One request to the keeper, over one connection that is kept."""
+        if self._client is None:
+            self._client = Client(self.run_dir)
+        try:
+            return self._client.request(op, **fields)
+        except NotRunning:
+            self._client = None
+            raise
+
+    def status(self) -> dict:
+        """As `status --json`, without what psutil adds."""
+        return self.ask("status")
+
+    def start(self, module: str, *arguments: str, inside: bool = False, pipe: bool = False) -> subprocess.Popen:
+        """Run `python -m MODULE` as an application, or on the kernel's end."""
+        command = [sys.executable, "-m", module, *arguments]
+        if inside:
+            command = [sys.executable, str(self.checkout / "launcher.py"), "exec", "--name", self.name, "--", *command]
+        process = subprocess.Popen(command, env=self.environment, cwd=self.checkout, text=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if pipe else None)
+        self.processes.append(process)
+        return process
+
+
+class Load:
+    """The four load processes of a lab, their books and their switchboard."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="load-", dir=lab.folder))
+        self.board = Switchboard(self.folder)
+        self.processes = {role: lab.start("tests.faults.load", role, str(self.folder), ADDRESS, inside=role == "kernel")
+                          for role in ROLES}
+        self.board.wait_ready(len(ROLES))
+        self.books = {name: Book(self.folder, name) for name in (*FLOWS, "echo", "cable")}
+        self.steady = [self.books[name] for name in STEADY_FLOWS]
+        self.wait_answering(time.monotonic() + 0.1)
+
+    def wait_answering(self, then: float, timeout_s: float = 10.0) -> bool:
+        """Until each steady flow has an answer to something sent after `then`; False where that takes too long."""
+        deadline = time.monotonic() + timeout_s
+        while not all(book.answers_what_is_sent_after(then) for book in self.steady):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def stop(self) -> None:
+        """End it; the books stay."""
+        time.sleep(0.3)  # what is under way arrives
+        self.board.cells[Switchboard.STOP] = 1
+        for role, process in self.processes.items():
+            if process.wait(timeout=10):
+                raise RuntimeError(f"load process {role} ended with status {process.returncode}")
+
+
+class Follower:
+    """The keeper's events as they come."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.events: list[dict] = []
+        self._arrived = threading.Condition()
+        self._client = Client(lab.run_dir)
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        try:
+            for event in self._client.stream("events", follow=True):
+                event["received"] = time.monotonic()
+                with self._arrived:
+                    self.events.append(event)
+                    self._arrived.notify_all()
+        except (OSError, ValueError):
+            pass  # the lab closed
+
+    def wait(self, start: int, met, timeout_s: float):
+        """`met(events from number start)` once it is something true; None where that takes longer than `timeout_s`."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: met(self.events[start:]), timeout_s)
+            return met(self.events[start:])

@@ -1,0 +1,109 @@
+"""Fixtures of the system tests: stacks that the launcher boots, each in directories and namespaces of its own.
+
+Tests run side by side in several workers; nothing is shared between them but the machine. Where no TAP can be had, tests
+are skipped with the reason; under CI=true they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .peers import ROOT, Stack
+
+
+def unavailable(reason: str) -> None:
+    """Skip; fail under CI=true, where nothing may be missing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (CI=true: nothing may be missing)")
+    pytest.skip(reason)
+
+
+def require_program(name: str) -> str:
+    """The path of a program that a test drives."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if not found:
+        unavailable(f"no {name} here")
+    assert found
+    return found
+
+
+def require_root() -> None:
+    """For tests that change users, mounts or namespaces."""
+    if os.geteuid() != 0:
+        unavailable("needs root")
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A short directory (socket paths are limited), which no stack may leave anything in."""
+    made = Path(tempfile.mkdtemp(prefix="un", dir="/tmp"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tap() -> None:
+    """Skips, or fails under CI=true, where no sandbox with a TAP can be had; the reason is the launcher's own."""
+    made = Path(tempfile.mkdtemp(prefix="un", dir="/tmp"))
+    trial = Stack(made, unique_name())
+    try:
+        tried = trial.run("up", "--detach", status=None)
+        if tried.returncode != 0:
+            unavailable(f"no TAP: {tried.stderr.strip()}")
+    finally:
+        trial.end()
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def unique_name() -> str:
+    """A name that no other stack on this machine has."""
+    return f"t-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def new_stack(home: Path, tap: None) -> Iterator[Callable[..., Stack]]:
+    """Makes stacks, not yet booted; all are taken down after the test, and looked after."""
+    made: list[Stack] = []
+
+    def make(checkout: Path = ROOT) -> Stack:
+        made.append(Stack(home, unique_name(), checkout))
+        return made[-1]
+
+    yield make
+    end_all(made)
+
+
+@pytest.fixture(scope="module")
+def stack(home: Path, tap: None) -> Iterator[Stack]:
+    """A booted stack that the module's tests share: they must leave it as they found it."""
+    booted = Stack(home, unique_name())
+    try:
+        yield booted.up()
+    finally:
+        end_all([booted])
+
+
+def end_all(stacks: list[Stack]) -> None:
+    """End every one, then say what went wrong with any."""
+    problems = []
+    for each in stacks:
+        try:
+            each.end()
+        except (AssertionError, subprocess.SubprocessError) as problem:
+            problems.append(f"{each.name}: {problem}")
+    assert not problems, "\n".join(problems)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a TAP, so that `-m 'not tap'` leaves it out."""
+    for item in items:
+        if {"tap", "stack", "new_stack"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.tap)

@@ -1,0 +1,283 @@
+"""The virtual wire: real stacks of one user, joined by a switch that belongs to none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from bus import table
+from usernet.protocol import pack_frame
+
+ROOT = Path(__file__).resolve().parents[2]
+MAC = "02:00:5e:00:00:{:02x}"
+
+
+class Lab:
+    """Some stacks in a runtime directory of their own. Stack number n has the address 10.0.0.n."""
+
+    def __init__(self) -> None:
+        self.runtime_dir = Path(tempfile.mkdtemp(prefix="uw", dir="/tmp"))  # socket paths are short
+        self.wire = f"w{random.randrange(1 << 32):08x}"
+        self._keepers: dict[str, psutil.Process] = {}
+
+    @property
+    def wire_dir(self) -> Path:
+        return self.runtime_dir / "usernet" / ".wires" / self.wire
+
+    def launch(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        """`launcher.py ARGUMENTS`."""
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("USERNET_")}
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "launcher.py"), *arguments], capture_output=True, text=True, timeout=30,
+            env={**variables, "XDG_RUNTIME_DIR": str(self.runtime_dir), "PYTHONPATH": str(ROOT), **environment})
+        assert not check or done.returncode == 0, f"launcher.py {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
+        return done
+
+    def up(self, *numbers: int, wire: str = "") -> None:
+        for number in numbers:
+            self.launch("up", "--detach", "--name", f"s{number}", "--wire", wire or self.wire,
+                        "--address", f"10.0.0.{number}/24", "--mac", MAC.format(number))
+            self._remember(f"s{number}", self.status(number)["keeper"])
+
+    def _remember(self, name: str, pid: int) -> None:
+        self._keepers[name] = psutil.Process(pid)
+
+    def status(self, number: int) -> dict:
+        return json.loads(self.launch("status", "--json", "--name", f"s{number}").stdout)
+
+    def link(self, number: int, counter: str) -> int:
+        return self.status(number)["layers"]["link"]["counters"][counter]
+
+    def ping(self, source: int, destination: int, count: int = 3, timeout_s: float = 2.0, check: bool = True):
+        """All of `count` requests are answered."""
+        done = self.launch("ping", f"10.0.0.{destination}", "-c", str(count), "-i", "0.01", "-W", str(timeout_s),
+                           "--name", f"s{source}", check=check)
+        assert not check or f"{count} received" in done.stdout, done.stdout
+        return done
+
+    def down(self, *numbers: int) -> None:
+        for number in numbers:
+            self.launch("down", "--name", f"s{number}")
+
+    def kill_keeper(self, number: int) -> None:
+        self._keepers[f"s{number}"].kill()
+
+    def switches(self) -> list[int]:
+        """The switches of this wire that run."""
+        return [process.pid for process in psutil.process_iter() if alive(process)
+                and f"usernet wire {self.wire}" in " ".join(cmdline(process))]
+
+    def switch(self) -> int:
+        """The one switch of this wire, once there is one."""
+        eventually(lambda: len(self.switches()) == 1)
+        return self.switches()[0]
+
+    def clean_up(self) -> None:
+        for name, keeper in self._keepers.items():
+            self.launch("down", "--name", name, check=False)
+            if alive(keeper):
+                keeper.kill()
+        for pid in self.switches():
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.runtime_dir, ignore_errors=True)
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
+def eventually(condition, within_s: float = 2.0) -> None:
+    """The condition holds within that time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def lab():
+    made = Lab()
+    try:
+        yield made
+    finally:
+        made.clean_up()
+
+
+@contextmanager
+def sender(path: Path):
+    """A socket that sends to the one at `path`. What the receiver has not read when it is closed may be lost."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.connect(f"ipc://{path}")
+        yield socket
+
+
+def test_two_stacks_reach_each_other_and_leave_nothing(lab):
+    lab.up(2, 3)
+    lab.ping(2, 3)
+    lab.ping(3, 2)
+    switch = lab.switch()
+    assert lab.status(2)["switch"]["pid"] == lab.status(3)["switch"]["pid"] == switch
+    lab.down(2)
+    assert lab.switches() == [switch]
+    lab.down(3)
+    eventually(lambda: not lab.switches(), within_s=1.0)
+    assert [str(path) for path in lab.runtime_dir.rglob("*")] == [str(lab.runtime_dir / "usernet")]
+
+
+def test_wire_directory_is_its_users_alone(lab):
+    lab.up(2)
+    lab.switch()
+    for path in (lab.wire_dir, lab.wire_dir.parent):
+        assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_foreign_wire_directory_is_refused(lab):
+    lab.wire_dir.mkdir(parents=True)
+    lab.wire_dir.chmod(0o777)
+    done = lab.launch("up", "--detach", "--wire", lab.wire, check=False)
+    assert done.returncode == 1
+    assert "not a directory of yours alone" in done.stderr
+
+
+def test_stacks_meet_wherever_usernet_dir_points(lab):
+    lab.up(2)
+    elsewhere = {"USERNET_DIR": str(lab.runtime_dir / "elsewhere")}
+    try:
+        lab.launch("up", "--detach", "--wire", lab.wire, "--address", "10.0.0.3/24", **elsewhere)
+        lab.ping(2, 3)
+    finally:
+        lab.launch("down", check=False, **elsewhere)
+
+
+def test_stacks_on_different_wires_do_not_meet(lab):
+    lab.up(2)
+    lab.up(3, wire=f"{lab.wire}x")
+    assert lab.ping(2, 3, count=1, timeout_s=0.3, check=False).returncode == 1
+
+
+def test_unicast_is_not_seen_by_a_third_stack_once_it_is_learnt(lab):
+    lab.up(2, 3, 4)
+    lab.ping(2, 3)
+    before = {number: lab.link(number, "frames_in") for number in (3, 4)}
+    lab.ping(2, 3, count=20)
+    assert lab.link(3, "frames_in") >= before[3] + 20
+    assert lab.link(4, "frames_in") == before[4]
+
+
+def test_killed_link_comes_back_on_the_wire(lab):
+    lab.up(2, 3)
+    lab.ping(2, 3)
+    for number in (2, 3):
+        incarnation = lab.status(number)["layers"]["link"]["incarnation"]
+        lab.launch("sabotage", "link", "kill", "--name", f"s{number}")
+        eventually(lambda: lab.status(number)["layers"]["link"]["incarnation"] == incarnation + 1)  # noqa: B023
+        eventually(lambda: lab.status(number)["state"] == "up")  # noqa: B023
+        lab.ping(2, 3)
+        lab.ping(3, 2)
+
+
+def test_killed_switch_is_started_again_exactly_once(lab):
+    lab.up(2, 3, 4)
+    for _ in range(5):
+        former = lab.switch()
+        time.sleep(1.1)  # a switch that dies younger is not followed at once
+        os.kill(former, signal.SIGKILL)
+        lab.ping(2, 3)
+        lab.ping(3, 4)
+        switch = lab.switch()
+        assert switch != former
+        eventually(lambda: {lab.status(n)["switch"]["pid"] for n in (2, 3, 4)} == {switch})  # noqa: B023
+    lab.down(2, 3, 4)
+    eventually(lambda: not lab.wire_dir.parent.exists(), within_s=1.0)
+
+
+def test_wire_outlives_the_keeper_that_started_its_switch(lab):
+    lab.up(2)
+    switch = lab.switch()
+    lab.up(3, 4)
+    ports = set(lab.wire_dir.glob("port-*"))
+    lab.kill_keeper(2)
+    eventually(lambda: len(set(lab.wire_dir.glob("port-*"))) == len(ports) - 1, within_s=1.0)
+    lab.ping(3, 4)
+    assert lab.switches() == [switch]
+
+
+def test_killed_keeper_of_the_last_stack_leaves_nothing(lab):
+    lab.up(2)
+    lab.switch()
+    lab.kill_keeper(2)
+    eventually(lambda: not lab.switches() and not lab.wire_dir.parent.exists(), within_s=1.0)
+
+
+def test_wire_on_which_all_were_killed_at_once_is_usable_again(lab):
+    lab.up(2)
+    os.kill(lab.switch(), signal.SIGSTOP)  # so that it cannot clean up after the keeper
+    lab.kill_keeper(2)
+    os.kill(lab.switch(), signal.SIGKILL)
+    eventually(lambda: not lab.switches())
+    assert len(list(lab.wire_dir.glob("port-*.sock"))) == 1
+    lab.up(3, 4)
+    lab.ping(3, 4)
+    assert len(list(lab.wire_dir.glob("port-*.sock"))) == 2
+
+
+def test_any_octets_on_the_wire_are_counted_and_kill_nobody(lab):
+    lab.up(2, 3)
+    lab.ping(2, 3)
+    switch, rng = lab.switch(), random.Random(1)
+    port = next(lab.wire_dir.glob("port-*.sock"))
+    number = int(port.stem.removeprefix("port-"), 16)
+    garbage = [rng.randbytes(rng.randrange(200)) for _ in range(300)]
+    garbage += [pack_frame(kind, number, 0, 0, [rng.randbytes(rng.randrange(100))]) for kind in range(256)]
+    garbage += [pack_frame(table.ETHERNET, number, 0, 0, []), pack_frame(table.ETHERNET, 12345, 0, 0, [bytes(60)]),
+                pack_frame(table.ETHERNET, number, 0, 0, [bytes(65535)] * 3)]
+    for path in (lab.wire_dir / "switch.sock", port):
+        with sender(path) as socket:
+            for message in garbage:
+                socket.send(message)
+            lab.ping(2, 3)
+    assert lab.switches() == [switch]
+    statuses = [lab.status(n) for n in (2, 3)]
+    assert [status["layers"]["link"]["restarts"] for status in statuses] == [0, 0]
+    counters = statuses[0]["switch"]["counters"]
+    assert counters["malformed"] > 500
+    assert counters["stranger"] >= 1
+    assert sum(status["layers"]["link"]["counters"]["wire_malformed"] for status in statuses) > 500
+
+
+def test_no_frame_waits_for_the_next_in_a_burst(lab):
+    """ZeroMQ's descriptor is an edge; whatever one edge stands for has to be read."""
+    lab.up(2)
+    port = next(lab.wire_dir.glob("port-*.sock"))
+    frame = b"\xff" * 6 + bytes.fromhex("02005e000009") + b"\x88\xb5" + bytes(46)  # IEEE 802 local experimental
+    with sender(port) as socket:
+        for size in (1, 7, 64, 500):
+            before = lab.link(2, "frames_in")
+            for _ in range(size):
+                socket.send(pack_frame(table.ETHERNET, 1, 0, 0, [frame] * 3))
+            eventually(lambda: lab.link(2, "frames_in") == before + 3 * size)  # noqa: B023

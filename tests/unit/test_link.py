@@ -1,0 +1,167 @@
+"""link's core: whose frames are taken, where they go, and what frames it makes; and the TAP's batches."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.packet import Raw
+
+from bus import table
+from bus.config import StackConfig
+from bus.memory import SCRATCH_OCTETS
+from layers.link.core import Core
+from layers.link.counters import Counters as C
+from layers.link.tap import Tap
+from usernet.protocol import pack_frame
+
+MAC = bytes.fromhex("02005e000002")
+PEER = bytes.fromhex("02005e000001")
+US, THEM = MAC.hex(":"), PEER.hex(":")
+
+
+def link(wire: str = "", mtu: int = 1500) -> tuple[Core, list[int]]:
+    counters = C.new()
+    config = StackConfig(name="t", run_dir="/", address=0x0A000002, prefix=24, mac=MAC, mtu=mtu, wire=wire)
+    return Core(config, {}, counters, random.Random(1)), counters
+
+
+def up(core: Core, *frames: bytes) -> list[tuple[int, int, bytes]]:
+    return core.receive(table.MEDIUM, table.ETHERNET, list(frames), 0.0)
+
+
+# -- from the medium -----------------------------------------------------------------------------------------------
+
+
+def test_rfc894_ipv4_packet_goes_to_ip_without_its_header():
+    core, counters = link()
+    packet = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
+    assert up(core, bytes(Ether(dst=US, src=THEM) / packet)) == [(table.IP, table.PACKET, bytes(packet))]
+    assert counters[C.frames_in] == 1
+
+
+@pytest.mark.parametrize("destination", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"])
+def test_rfc1122_3_2_2_ip_is_told_of_a_link_layer_broadcast_or_multicast(destination):
+    core, _ = link()
+    packet = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
+    frame = bytes(Ether(dst=destination, src=THEM) / packet)
+    assert up(core, frame) == [(table.IP, table.PACKET_GROUP, bytes(packet))]
+
+
+def test_rfc826_arp_packet_goes_to_arp_with_its_padding():
+    core, _ = link()
+    request = bytes(ARP(op=1, hwsrc=THEM, psrc="10.0.0.1", pdst="10.0.0.2")).ljust(46, b"\0")
+    frame = bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=THEM, type=0x0806) / Raw(request))
+    assert up(core, frame) == [(table.ARP, table.ARP_IN, request)]
+
+
+@pytest.mark.parametrize(("frame", "counter"), [
+    (Ether(dst="02:00:5e:00:00:09", src=THEM) / IP(), C.other_host),
+    (Ether(dst=US, src=US) / IP(), C.own_source),
+    (Ether(dst="ff:ff:ff:ff:ff:ff", src=US) / ARP(), C.own_source),
+    (Ether(dst=US, src=THEM, type=0x86DD), C.unknown_type),
+    (Ether(dst=US, src=THEM) / Dot1Q(vlan=1) / IP(), C.unknown_type),
+    (Ether(dst=US, src=THEM, type=46) / Raw(b"\x42\x42\x03".ljust(46, b"\0")), C.unknown_type),  # IEEE 802.3 length
+    (Raw(MAC + PEER + b"\x08"), C.runt),
+    (Raw(b""), C.runt),
+])
+def test_frames_not_for_us_are_counted(frame, counter):
+    core, counters = link()
+    assert up(core, bytes(frame)) == []
+    assert counters[counter] == 1
+
+
+def test_frame_of_the_mtu_passes_and_one_octet_more_does_not():
+    core, counters = link(mtu=68)
+    head = MAC + PEER + b"\x08\x00"
+    assert up(core, head + bytes(68), head + bytes(69)) == [(table.IP, table.PACKET, bytes(68))]
+    assert counters[C.oversize] == 1
+
+
+def test_order_is_kept_within_a_batch():
+    core, _ = link()
+    head = MAC + PEER + b"\x08\x00"
+    packets = [bytes([n]) for n in range(5)]
+    assert [record for _, _, record in up(core, *(head + packet for packet in packets))] == packets
+
+
+# -- from above ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sender", "kind", "ethertype"), [
+    (table.IP, table.PACKET_OUT, 0x0800), (table.ARP, table.ARP_OUT, 0x0806)])
+@pytest.mark.parametrize("wire", ["", "lab"])
+def test_rfc894_frame_is_what_scapy_makes_and_padded_on_a_wire_only(sender, kind, ethertype, wire):
+    core, counters = link(wire)
+    payload = bytes(range(28))
+    [(consumer, out_kind, frame)] = core.receive(sender, kind, [PEER + payload], 0.0)
+    assert (consumer, out_kind) == (table.MEDIUM, table.ETHERNET)
+    assert frame == bytes(Ether(dst=THEM, src=US, type=ethertype) / Raw(payload)).ljust(60 if wire else 42, b"\0")
+    assert counters[C.frames_out] == 1
+
+
+def test_packet_that_needs_no_padding_gets_none():
+    core, _ = link("lab")
+    [(_, _, frame)] = core.receive(table.IP, table.PACKET_OUT, [PEER + bytes(47)], 0.0)
+    assert len(frame) == 61
+
+
+@pytest.mark.parametrize("record", [b"", PEER, PEER + bytes(1501)])
+def test_what_is_no_packet_to_send_is_counted(record):
+    core, counters = link()
+    assert core.receive(table.IP, table.PACKET_OUT, [record, PEER + bytes(1500)], 0.0)[0][2][14:] == bytes(1500)
+    assert (counters[C.bad_request], counters[C.frames_out]) == (1, 1)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=60), st.binary(max_size=40).map(lambda tail: MAC + PEER + b"\x08" + tail)),
+                max_size=10))
+def test_any_octets_are_passed_on_or_counted(frames):
+    core, counters = link()
+    passed = len(up(core, *frames))
+    dropped = sum(counters[index] for index, counter in enumerate(C.declared.values()) if counter.role == "drop")
+    assert passed + dropped == len(frames) == counters[C.frames_in]
+
+
+# -- the TAP -------------------------------------------------------------------------------------------------------
+
+
+def socket_as_tap() -> tuple[Tap, socket.socket, list[int]]:
+    """A socket that keeps frames apart, as a TAP does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    theirs.setblocking(False)
+    counters = C.new()
+    return Tap(ours.detach(), counters), theirs, counters
+
+
+@pytest.mark.parametrize(("octets", "count"), [(60, 200), (1514, 80), (65535, 4), (32000, 8)])
+def test_tap_batch_fits_the_scratch_memory_and_loses_nothing(octets, count):
+    tap, kernel, _ = socket_as_tap()
+    sent = 0
+    try:
+        while sent < count:
+            kernel.send(sent.to_bytes(2, "big").ljust(octets, b"\0"))
+            sent += 1
+    except BlockingIOError:
+        pass  # as much as the socket holds
+    assert sent > 2
+    seen = []
+    while batch := tap.read():
+        assert len(pack_frame(table.ETHERNET, table.MEDIUM, 0, 0, batch)) <= SCRATCH_OCTETS
+        seen += batch
+    assert [int.from_bytes(frame[:2], "big") for frame in seen] == list(range(sent))
+    kernel.close()
+
+
+def test_tap_counts_what_the_kernel_refuses():
+    tap, kernel, counters = socket_as_tap()
+    tap.write(b"frame")
+    assert kernel.recv(100) == b"frame"
+    kernel.close()
+    tap.write(b"frame")
+    assert counters[C.medium_refused] == 1
