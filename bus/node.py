@@ -119,7 +119,7 @@ class Node:
         """Serve until the keeper says stop or is gone."""
         self._start()
         poll = select.poll()
-        inbox_fd = self._inbox.getsockopt(zmq.FD)
+        inbox_fd = self._inbox.fileno()
         poll.register(inbox_fd, select.POLLIN)
         poll.register(self._control, select.POLLIN)
         if self._medium is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+
 from bus import memory
 from bus.core import CounterWords
 

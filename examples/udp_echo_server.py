@@ -14,7 +14,8 @@ def main() -> None:
     host, _, port = (sys.argv[1] if len(sys.argv) > 1 else "0.0.0.0:7").rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
         endpoint.bind((host, int(port)))
-        print("echoing at", "%s:%d" % endpoint.getsockname(), flush=True)
+        host, port = endpoint.getsockname()
+        print(f"echoing at {host}:{port}", flush=True)
         while True:
             data, peer = endpoint.recvfrom(65535)
             endpoint.sendto(data, peer)

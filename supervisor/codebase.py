@@ -1,8 +1,8 @@
 """Code as it was on disk at one moment, in memory.
 
 The keeper imports every layer when it boots, so that a fork of it need import nothing (8 of a restart's milliseconds).
-A planned restart takes a snapshot of the files and imports `bus` and the layer from that. A crash starts again whichever
-of the two served last; and if new code fails, the former is still there, whatever the files say by then.
+A planned restart takes a snapshot of the files and imports `bus` and the layer from that. A crash starts again
+whichever of the two served last; and if new code fails, the former is still there, whatever the files say by then.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """importlib.abc.Loader."""
         code, path, _ = self._modules[module.__name__]
         module.__file__ = path
-        exec(code, module.__dict__)  # noqa: S102  (this is what a loader does)
+        exec(code, module.__dict__)
 
 
 Code = Booted | Snapshot

@@ -64,7 +64,7 @@ class Desk:
 
     def _on_restart(self, caller: control.Caller, request: dict) -> None:
         wards, names = self._keeper.wards, request.get("layers")
-        if not isinstance(names, list) or not names or not all(name in wards for name in names):
+        if not isinstance(names, list) or not names or not all(str(name) in wards for name in names):
             caller.refuse(f"restart what? Layers are {', '.join(wards)}")
             return
         outcome: dict[str, str] = {}

@@ -56,6 +56,7 @@ REQUEST_TIMEOUT_S = 10.0
 SEND_HIGH_WATER = 64  # frames that wait in ZeroMQ while the service is away
 LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
 ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
+WAKE = "inproc://wake"
 FAREWELL_S = 0.2  # how long a process that ends waits for its last frames to leave
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
 
@@ -125,6 +126,7 @@ class Connection:
         self._inbox.setsockopt(zmq.RCVHWM, 0)  # the receive buffers bound it; a bound here would lose replies too
         self._inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
         self._inbox.bind(f"ipc://{self.inbox_path}")
+        self._inbox.bind(WAKE)
         self._outbox = self._socket(zmq.PUSH)
         self._outbox.connect(f"ipc://{self.run_dir / SERVICE_SOCKET}")
         deadline = monotonic() + CONNECT_TIMEOUT_S
@@ -160,7 +162,9 @@ class Connection:
             return
         self.closed = True
         if not self.readers.reading.acquire(blocking=False):
-            self._poke()
+            poke = self._context.socket(zmq.PUSH)  # an empty message to ourselves wakes the thread that is reading
+            poke.connect(WAKE)
+            poke.send(b"", zmq.NOBLOCK)
             if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
                 return
         if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
@@ -168,12 +172,6 @@ class Connection:
             self._sending.release()
             self.inbox_path.unlink(missing_ok=True)
         self.readers.leave()
-
-    def _poke(self) -> None:
-        """Wake the thread that is blocked in the inbox, by an empty message to ourselves; it will see `closed`."""
-        poke = self._context.socket(zmq.PUSH)
-        poke.connect(f"ipc://{self.inbox_path}")
-        poke.send(b"", zmq.NOBLOCK)
 
     # -- receiving: what begins with _ only while leading ----------------------------------------------------------
 

@@ -213,8 +213,8 @@ class Core:
         return sends
 
     def _next_identification(self) -> int:
-        # RFC 791 section 3.2: numbers must not repeat while a packet may live; a block is reserved before it is used, and
-        # a restart goes on behind it
+        # RFC 791 section 3.2: numbers must not repeat while a packet may live. A block is reserved before it is used; a
+        # restart goes on behind it.
         if not self._identifications_left:
             self._identifications_left = IDENTIFICATION_BLOCK
             end = (self._identification + IDENTIFICATION_BLOCK) & 0xFFFF

@@ -35,7 +35,7 @@ class Wire:
 
     def fileno(self) -> int:
         """ZeroMQ's descriptor: an edge, when something arrives after `read` found nothing."""
-        return self._inbox.getsockopt(zmq.FD)
+        return self._inbox.fileno()
 
     def read(self) -> list[bytes]:
         """The frames of the next pack from the switch."""

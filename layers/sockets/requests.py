@@ -16,7 +16,7 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]
 
 
-class Refused(Exception):  # noqa: N818  (an answer, not a failure)
+class Refused(Exception):
     """The request is answered by an error; `errno` says which."""
 
     def __init__(self, number: int) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from bus import memory, table
 from bus.config import StackConfig
 from bus.node import Control, Node
-from bus.records import ICMP_ERROR_HEADER, TRANSMIT_HEADER, Routes
+from bus.records import ICMP_ERROR_HEADER, TRANSMIT_HEADER
 from bus.routes import RouteTable, configured
 from bus.store import Store
 from layers.icmp.core import Core as Icmp
@@ -71,13 +71,13 @@ class Loop:
         self.cores = {table.SOCKETS: self.sockets, table.UDP: self.udp, table.ICMP: self.icmp}
         self.routes = RouteTable(configured(config))
         self.welcome = self.sockets.welcome
-        self.silent = False  # nothing comes back from below: requests stay unanswered
 
     def start(self, now):
         return self.settle([], [(number, send) for number, core in self.cores.items() for send in core.start(now)], now)
 
     def receive(self, sender, kind, records, now):
-        return self.settle([], [(table.SOCKETS, send) for send in self.sockets.receive(sender, kind, records, now)], now)
+        sends = self.sockets.receive(sender, kind, records, now)
+        return self.settle([], [(table.SOCKETS, send) for send in sends], now)
 
     def wake(self, now):
         return []
@@ -91,11 +91,6 @@ class Loop:
     def guest_left(self, guest, now):
         return self.settle([], [(table.SOCKETS, send) for send in self.sockets.guest_left(guest, now)], now)
 
-    def announce(self, routes: Routes, now):
-        from bus.records import encode
-
-        self.sockets.receive(table.IP, table.ROUTES, [encode(routes)], now)
-
     def settle(self, to_guests, sends, now):
         """Carry records between the cores until only those for guests are left."""
         while sends:
@@ -103,9 +98,8 @@ class Loop:
             if consumer >= table.GUEST_ID_MIN:
                 to_guests.append((consumer, kind, record))
             elif consumer in self.cores:
-                if not (self.silent and consumer == table.UDP):
-                    answers = self.cores[consumer].receive(sender, kind, [record], now)
-                    sends += [(consumer, send) for send in answers]
+                answers = self.cores[consumer].receive(sender, kind, [record], now)
+                sends += [(consumer, send) for send in answers]
             elif consumer == table.IP:
                 sends += self.mirror(sender, record)
         return to_guests

@@ -1,0 +1,89 @@
+"""`python -m tests.faults`: the long form. Ends with status 1 where a promise was not kept."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from tests.faults import report, schedule, verdict
+from tests.faults.campaign import Campaign
+from tests.faults.lab import Lab, Load
+from tests.faults.watch import Watch
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, help="repeat that run's schedule")
+    parser.add_argument("--faults", type=int, default=300, metavar="N", help="per layer (default 300)")
+    parser.add_argument("--seconds", type=float, default=420, help="no new incident after this long (default 420)")
+    parser.add_argument("--control", type=float, default=20, metavar="S", help="seconds without a fault (default 20)")
+    parser.add_argument("--layer", help="this layer's incidents alone")
+    parser.add_argument("--kind", help="incidents of this kind alone")
+    parser.add_argument("--moment", help="incidents at this moment alone")
+    parser.add_argument("--json", metavar="FILE", help="every verdict, and the sums")
+    parser.add_argument("--markdown", metavar="FILE", help="the table as Markdown")
+    parser.add_argument("--verbose", action="store_true", help="a line for every incident that was not transparent")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run it and print the table."""
+    options = arguments()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
+    incidents = [each for each in schedule.drawn(seed, options.faults)
+                 if options.layer in (None, each.faults[0].layer) and options.kind in (None, each.faults[0].kind)
+                 and options.moment in (None, each.moment)]
+    print(f"seed {seed}: {len(incidents)} incidents, then {options.control:.0f} s without", flush=True)
+    with Lab() as lab:
+        load = Load(lab)
+        watch = Watch(lab, load)
+        campaign = Campaign(lab, load, watch)
+        started = time.monotonic()
+        done = campaign.run(incidents, started + options.seconds)
+        took_s = time.monotonic() - started
+        time.sleep(0.5)
+        quiet = campaign.quiet(options.control)
+        counters = {name: {key: value for key, value in {**layer["counters"], **layer["bus"]}.items() if value}
+                    for name, layer in lab.status()["layers"].items()}
+        load.stop()
+        verdicts = verdict.judge(done, load.books, quiet[0])
+        controls = verdict.controls(*quiet, load.books)
+        lines = report.sums(verdicts, controls)
+        checks = report.promises(verdicts)
+        leaks = watch.leaks()
+        checks.append((not leaks, f"leaks: {'; '.join(leaks) or 'none'}"))
+        _show(options, lines, checks, verdicts, took_s, seed)
+        if options.json:
+            Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(
+                {"seed": seed, "sums": lines, "verdicts": verdicts, "growth": watch.growth(), "counters": counters})))
+    return 0 if all(kept for kept, _ in checks) and len(done) == len(incidents) else 1
+
+
+def _show(options: argparse.Namespace, lines: list, checks: list, verdicts: list, took_s: float, seed: int) -> None:
+    if options.verbose:
+        for number, each in enumerate(verdicts):
+            if not each.transparent:
+                print(f"{number}: {each.moment} {list(zip(each.kinds, each.layers, strict=True))} lost {each.lost} "
+                      f"gap {each.gap_ms} ms dup {each.duplicated} reordered {each.reordered} errors {each.errors[:3]}")
+    print(report.text(lines))
+    print(f"\n{len(verdicts)} incidents in {took_s:.0f} s")
+    for kept, sentence in checks:
+        print(f"{'kept  ' if kept else 'BROKEN'}  {sentence}")
+    if options.markdown:
+        command = f"python -m tests.faults --seed {seed} --faults {options.faults}"
+        head = (f"{time.strftime('%Y-%m-%d')}, `{command}`, {os.cpu_count()} cores, Linux {platform.release()}, "
+                f"Python {platform.python_version()}: {len(verdicts)} incidents in {took_s:.0f} s.\n")
+        checked = "\n".join(f"- {'kept' if kept else '**broken**'}: {sentence}" for kept, sentence in checks)
+        Path(options.markdown).write_text(f"{head}\n{report.markdown(lines)}\n\n{checked}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Carries a schedule out: waits until all is well, brings the moment about, commits the faults, waits for the recovery."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from supervisor.policy import STABLE_S
+from tests.faults.lab import LAYERS, Follower, Lab, Load
+from tests.faults.flows import Switchboard
+from tests.faults.schedule import Fault, Incident
+from tests.faults.watch import Watch
+
+RECOVERY_TIMEOUT_S = 15.0
+SETTLED_NUMBERS = 20  # of each flow, all answered, before the next fault
+SETTLE_TIMEOUT_S = 1.0
+UNDER_WAY_S = 0.02  # what was sent so shortly before a fault may be lost by it
+
+
+class Done(NamedTuple):
+    """An incident that took place. Times are seconds of CLOCK_MONOTONIC."""
+
+    incident: Incident
+    began: float  # the first fault
+    resumed: float  # the load went on (idle), or the same as `began`
+    recovered: bool
+    events: list[dict]  # the keeper's
+
+
+class Campaign:
+    """One load, hit by incident after incident."""
+
+    def __init__(self, lab: Lab, load: Load, watch: Watch | None = None) -> None:
+        self._lab = lab
+        self._load = load
+        self._watch = watch
+        self._follower = Follower(lab)
+        self._stable_at: dict[str, float] = {}  # from when on a layer's former deaths are forgiven
+
+    def run(self, incidents: list[Incident], until: float = float("inf")) -> list[Done]:
+        """All of them, or those that can be had until then; stops where one is not recovered from."""
+        done: list[Done] = []
+        for incident in incidents:
+            if time.monotonic() > until or (done and not done[-1].recovered):
+                break
+            self._wait_until_well(incident)
+            done.append(self._hit(incident))
+            if self._watch:
+                self._watch.sample()
+        return done
+
+    def quiet(self, seconds: float) -> tuple[float, float]:
+        """No fault: the control. Returns when it began and ended."""
+        began = time.monotonic()
+        while time.monotonic() < began + seconds:
+            time.sleep(0.2)
+            if self._watch:
+                self._watch.sample()
+        return began, time.monotonic()
+
+    def _wait_until_well(self, incident: Incident) -> None:
+        """Forgiven, and whatever the last incident delayed is answered (or lost, by SETTLE_TIMEOUT_S)."""
+        stable_at = max(self._stable_at.get(fault.layer, 0.0) for fault in incident.faults)
+        time.sleep(max(0.0, stable_at - time.monotonic()))
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while not all(map(_settled, self._load.steady)) and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def _hit(self, incident: Incident) -> Done:
+        board = self._load.board.cells
+        start = len(self._follower.events)
+        if incident.moment == "idle":
+            board[Switchboard.PAUSE] = 1
+            time.sleep(0.03)
+        elif incident.moment == "burst":
+            board[Switchboard.BURSTS] += 1
+        elif incident.moment == "resolution":
+            board[Switchboard.RESOLUTIONS] += 1
+        if len(incident.faults) == 1:
+            time.sleep(incident.later_s)
+        began = time.monotonic()
+        killed = -1
+        for number, fault in enumerate(incident.faults):
+            if number and incident.moment in ("recovery", "again"):
+                time.sleep(incident.later_s)
+            killed = self._commit(fault, unlike=killed if incident.moment == "again" else -1)
+        resumed = time.monotonic() if incident.moment == "idle" else began
+        board[Switchboard.PAUSE] = 0
+        recovered = self._wait_recovered(incident, start)
+        return Done(incident, began, resumed, recovered, self._follower.events[start:])
+
+    def _commit(self, fault: Fault, unlike: int) -> int:
+        """Returns the pid that was hit; waits until there is one other than `unlike`."""
+        deadline = time.monotonic() + 1.0
+        while True:
+            pid = self._lab.status()["layers"][fault.layer]["pid"]
+            if (pid is not None and pid != unlike) or time.monotonic() > deadline:
+                break
+            time.sleep(0.0005)
+        try:
+            return self._lab.ask("sabotage", layer=fault.layer, fault=fault.kind)["pid"]
+        except RuntimeError:
+            return -1
+
+    def _wait_recovered(self, incident: Incident, start: int) -> bool:
+        """Every layer that was hit serves again, and every steady flow has an answer to something sent after that."""
+        wanted = {fault.layer: 0 for fault in incident.faults}
+
+        def served(events: list[dict]) -> float:
+            deaths = dict.fromkeys(wanted, 0)
+            up = dict.fromkeys(wanted, 0.0)
+            for event in events:
+                layer = event.get("layer", "")
+                if layer in wanted and event["event"] == "died":
+                    deaths[layer] += 1
+                    up[layer] = 0.0
+                elif layer in wanted and event["event"] == "serves" and deaths[layer]:
+                    up[layer] = event["received"]
+            return max(up.values()) if all(up.values()) else 0.0
+
+        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        while True:
+            serves = self._follower.wait(start, served, deadline - time.monotonic())
+            if not serves:
+                return False
+            answering = self._load.wait_answering(serves, min(2.0, max(0.0, deadline - time.monotonic())))
+            if served(self._follower.events[start:]) == serves and answering:  # else: it died again meanwhile
+                break
+            if time.monotonic() > deadline:
+                return False
+        for layer in LAYERS:
+            if layer in wanted:
+                self._stable_at[layer] = serves + STABLE_S
+        return True
+
+
+def _settled(book) -> bool:
+    """The newest numbers up to a few milliseconds ago are answered."""
+    count = book.cells[0]
+    horizon = time.monotonic() - 0.01
+    number = count - 1
+    seen = 0
+    while number >= 0 and seen < SETTLED_NUMBERS:
+        if book.sent[number] < horizon:
+            if not book.answered[number]:
+                return False
+            seen += 1
+        number -= 1
+    return True

@@ -1,0 +1,62 @@
+"""The campaign's tables, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.faults.schedule import KINDS, LAYERS, MOMENTS
+from tests.faults.verdict import Sum, Verdict, percentile, summed
+
+HEAD = ("", "faults", "transparent", "lost p50", "p95", "max", "gap ms p50", "p99", "max", "dup", "reord", "errors")
+
+
+def sums(verdicts: Sequence[Verdict], controls: Sequence[Verdict]) -> list[Sum]:
+    """Per layer (faults that hit it alone), per kind, per moment, and the control."""
+    alone = [verdict for verdict in verdicts if len(verdict.layers) == 1]
+    lines = [summed(f"{layer}: kill", [v for v in alone if v.layers == [layer] and v.kinds == ["kill"]]) for layer in LAYERS]
+    lines += [summed(f"{layer}: all kinds", [v for v in alone if v.layers == [layer]]) for layer in LAYERS]
+    lines += [summed(f"kind {kind}", [v for v in alone if v.kinds == [kind]]) for kind in KINDS]
+    lines += [summed(f"moment {moment}", [v for v in verdicts if v.moment == moment]) for moment in MOMENTS]
+    lines.append(summed("all incidents", verdicts))
+    lines.append(summed("control (no fault)", controls))
+    return [line for line in lines if line.faults]
+
+
+def rows(lines: Sequence[Sum]) -> list[tuple[str, ...]]:
+    """The table's cells."""
+    return [(line.what, str(line.faults), f"{100 * line.transparent / line.faults:.1f} %",
+             *(f"{value:.0f}" for value in line.lost), *(f"{value:.1f}" for value in line.gap_ms),
+             str(line.duplicated), str(line.reordered), str(line.errors)) for line in lines]
+
+
+def text(lines: Sequence[Sum]) -> str:
+    """For a terminal."""
+    table = [HEAD, *rows(lines)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
+    return "\n".join("  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                               for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table)
+
+
+def markdown(lines: Sequence[Sum]) -> str:
+    """For docs/recovery.md."""
+    table = [HEAD, ("---", *("---:" for _ in HEAD[1:])), *rows(lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def promises(verdicts: Sequence[Verdict]) -> list[tuple[bool, str]]:
+    """DESIGN.md section 7, checked."""
+    kills = [v for v in verdicts if v.kinds == ["kill"]]
+    hangs = [v for v in verdicts if len(v.kinds) == 1 and v.kinds[0] in ("stop", "loop", "sleep")]
+    losses, gaps = [v.lost_total for v in kills], [v.gap_ms for v in kills]
+    errors = sum(len(v.errors) for v in verdicts)
+    away = max((v.away_ms for v in hangs), default=0.0)
+    free = sum(not each for each in losses) / max(1, len(losses))
+    return [
+        (errors == 0, f"application errors: {errors} (promised: none)"),
+        (all(v.recovered for v in verdicts), "every incident recovered from"),
+        (free >= 0.95, f"SIGKILLs that lost nothing: {100 * free:.1f} % (promised: 95 %)"),
+        (max(losses, default=0) <= 64, f"most datagrams lost to one SIGKILL: {max(losses, default=0)} (promised: 64)"),
+        (percentile(gaps, 50) <= 20, f"gap after a SIGKILL, p50: {percentile(gaps, 50):.1f} ms (promised: 20 ms)"),
+        (percentile(gaps, 99) <= 100, f"gap after a SIGKILL, p99: {percentile(gaps, 99):.1f} ms (promised: 100 ms)"),
+        (away <= 500, f"a hung layer noticed and replaced, longest: {away:.0f} ms (promised: 500 ms)"),
+    ]

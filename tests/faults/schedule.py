@@ -1,0 +1,74 @@
+"""Which fault hits which layer at which moment. Pure: a seed tells all of it, so a run can be repeated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import NamedTuple
+
+LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
+
+# Faults, and how often each is drawn. Hangs take half a second each to be noticed, so they are rare.
+KINDS = {"kill": 84, "raise": 8, "stop": 2, "loop": 2, "sleep": 2, "memory": 2}
+HANGS = ("stop", "loop", "sleep", "memory")
+
+# Moments. The load is steady but for `idle`; `recovery`: a second layer is hit while the first one comes back; `again`:
+# the same layer is hit as soon as its successor is there.
+MOMENTS = {"steady": 44, "burst": 20, "resolution": 12, "idle": 6, "recovery": 7, "two": 7, "again": 3, "all": 1}
+LATER_MAX_S = {"burst": 0.003, "resolution": 0.004, "recovery": 0.012, "again": 0.012}
+
+
+class Fault(NamedTuple):
+    """One fault of one layer."""
+
+    kind: str
+    layer: str
+
+
+class Incident(NamedTuple):
+    """Faults that belong together. `later_s`: from the moment's beginning to the (second) fault."""
+
+    moment: str
+    faults: tuple[Fault, ...]
+    later_s: float
+
+
+def drawn(seed: int, per_layer: int) -> list[Incident]:
+    """Incidents until each layer has had `per_layer` faults. Layers take turns, so that each can recover meanwhile."""
+    random = Random(seed)
+    turns = random.sample(LAYERS, len(LAYERS))
+    had: Counter[str] = Counter()
+    incidents = []
+    turn = 0
+    while min(had[layer] for layer in LAYERS) < per_layer:
+        layer = turns[turn % len(turns)]
+        turn += 1
+        if had[layer] >= per_layer:
+            continue
+        incident = _draw(random, layer)
+        had.update(fault.layer for fault in incident.faults)
+        incidents.append(incident)
+    return incidents
+
+
+def every(kinds: tuple[str, ...], moment: str = "steady") -> list[Incident]:
+    """Each kind at each layer once."""
+    return [Incident(moment, (Fault(kind, layer),), 0.0) for kind in kinds for layer in LAYERS]
+
+
+def _draw(random: Random, layer: str) -> Incident:
+    moment = _weighted(random, MOMENTS)
+    later_s = random.uniform(0, LATER_MAX_S.get(moment, 0.0))
+    if moment == "all":
+        return Incident(moment, tuple(Fault("kill", each) for each in random.sample(LAYERS, len(LAYERS))), later_s)
+    if moment == "again":
+        return Incident(moment, (Fault("kill", layer), Fault("kill", layer)), later_s)
+    first = Fault(_weighted(random, KINDS), layer)
+    if moment in ("recovery", "two"):
+        other = random.choice([each for each in LAYERS if each != layer])
+        return Incident(moment, (first, Fault(_weighted(random, KINDS), other)), later_s)
+    return Incident(moment, (first,), later_s)
+
+
+def _weighted(random: Random, weights: dict[str, int]) -> str:
+    return random.choices(list(weights), list(weights.values()))[0]

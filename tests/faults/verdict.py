@@ -1,0 +1,141 @@
+"""What each incident did to the applications, told from their books alone; and the sums."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import msgspec
+
+from tests.faults.campaign import UNDER_WAY_S, Done
+from tests.faults.flows import COUNT, Book
+from tests.faults.lab import FLOWS, STEADY_FLOWS
+
+GAP_WINDOW_S = 3.0
+CONTROL_WINDOW_S = 0.15  # a piece of a quiet time, to compare with
+ARP_STORM = 20  # ARP packets of ours around one incident: more than the resolutions that it asks for and their retries
+ODDITIES = ("error", "duplicated", "reordered")
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """One incident, judged."""
+
+    layers: list[str]
+    kinds: list[str]
+    moment: str
+    lost: dict[str, int]
+    gap_ms: float  # the longest pause between answers, of any steady flow
+    away_ms: float  # the keeper's figure: from death, or the last sign of life, to serving again
+    duplicated: int = 0
+    reordered: int = 0
+    errors: list[str] = []
+    arp_packets: int = 0
+    recovered: bool = True
+
+    @property
+    def lost_total(self) -> int:
+        """Datagrams, pings and churned sockets' questions without an answer."""
+        return sum(self.lost.values())
+
+    @property
+    def transparent(self) -> bool:
+        """The applications' books show nothing."""
+        return self.recovered and not (self.lost_total or self.duplicated or self.reordered or self.errors)
+
+
+def judge(done: list[Done], books: dict[str, Book], end: float) -> list[Verdict]:
+    """A verdict per incident. Whatever happens from shortly before one to shortly before the next is put down to it."""
+    oddities = [(when, kind, f"{name}: {what}") for name, book in books.items() for when, kind, what in book.oddities()]
+    verdicts = []
+    for each, following in zip(done, [*(later.began for later in done[1:]), end], strict=True):
+        start, stop = each.began - UNDER_WAY_S, following - UNDER_WAY_S
+        odd: dict[str, list[str]] = defaultdict(list)
+        for when, kind, text in oddities:
+            if start <= when < stop:
+                odd[kind].append(text)
+        verdicts.append(Verdict(
+            layers=[fault.layer for fault in each.incident.faults], kinds=[fault.kind for fault in each.incident.faults],
+            moment=each.incident.moment,
+            lost={name: lost(books[name], start, stop) for name in FLOWS},
+            gap_ms=round(1000 * max(gap(books[name], each, stop) for name in STEADY_FLOWS), 1),
+            away_ms=max((event.get("gap_ms", 0.0) for event in each.events if event["event"] == "serves"), default=0.0),
+            duplicated=len(odd["duplicated"]), reordered=len(odd["reordered"]), errors=odd["error"],
+            arp_packets=len(odd["arp"]), recovered=each.recovered))
+    return verdicts
+
+
+def controls(began: float, ended: float, books: dict[str, Book]) -> list[Verdict]:
+    """A quiet time, cut into windows and judged like incidents."""
+    verdicts = []
+    start = began
+    while start + CONTROL_WINDOW_S <= ended:
+        stop = start + CONTROL_WINDOW_S
+        odd = [(kind, f"{name}: {what}") for name, book in books.items() for when, kind, what in book.oddities()
+               if start <= when < stop]
+        verdicts.append(Verdict(
+            layers=[], kinds=[], moment="none", lost={name: lost(books[name], start, stop) for name in FLOWS},
+            gap_ms=round(1000 * max(_longest(books[name], start, stop) for name in STEADY_FLOWS), 1), away_ms=0.0,
+            duplicated=sum(kind == "duplicated" for kind, _ in odd), reordered=sum(kind == "reordered" for kind, _ in odd),
+            errors=[text for kind, text in odd if kind == "error"], arp_packets=sum(kind == "arp" for kind, _ in odd)))
+        start = stop
+    return verdicts
+
+
+def lost(book: Book, start: float, stop: float) -> int:
+    """Numbers sent from `start` to `stop` that were never answered."""
+    sent = book.sent[: book.cells[COUNT]]
+    first, last = bisect_left(sent, start), bisect_left(sent, stop)
+    return sum(not when for when in book.answered[first:last])
+
+
+def gap(book: Book, done: Done, stop: float) -> float:
+    """The longest pause between answers that ended after the fault; in an idle moment: to the first answer after it."""
+    stop = min(stop, done.began + GAP_WINDOW_S)
+    if done.incident.moment != "idle":
+        return _longest(book, done.began, stop)
+    sent = book.sent[: book.cells[COUNT]]
+    first = bisect_left(sent, done.began)
+    arrivals = [when for when in book.answered[first : bisect_left(sent, stop)] if when]
+    return min(arrivals) - sent[first] if arrivals else stop - done.began
+
+
+def _longest(book: Book, start: float, stop: float) -> float:
+    sent = book.sent[: book.cells[COUNT]]
+    first, last = bisect_left(sent, start - 0.5), bisect_left(sent, stop)
+    arrivals = sorted(when for when in book.answered[first:last] if when)
+    before = [when for when in arrivals if when <= start][-1:] or [start]
+    return max((later - earlier for earlier, later in pairwise([*before, *(w for w in arrivals if w > start)])),
+               default=stop - start)
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The smallest value that `percent` of all do not exceed; 0 of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
+
+
+class Sum(msgspec.Struct, kw_only=True):
+    """Verdicts of one kind, summed up."""
+
+    what: str
+    faults: int
+    transparent: int
+    lost: tuple[float, float, float]  # p50, p95, max
+    gap_ms: tuple[float, float, float]  # p50, p99, max
+    duplicated: int
+    reordered: int
+    errors: int
+
+
+def summed(what: str, verdicts: Sequence[Verdict]) -> Sum:
+    """One line of a table."""
+    losses = [verdict.lost_total for verdict in verdicts]
+    gaps = [verdict.gap_ms for verdict in verdicts]
+    return Sum(
+        what=what, faults=len(verdicts), transparent=sum(verdict.transparent for verdict in verdicts),
+        lost=(percentile(losses, 50), percentile(losses, 95), max(losses, default=0)),
+        gap_ms=(percentile(gaps, 50), percentile(gaps, 99), max(gaps, default=0.0)),
+        duplicated=sum(verdict.duplicated for verdict in verdicts),
+        reordered=sum(verdict.reordered for verdict in verdicts), errors=sum(len(v.errors) for v in verdicts))
