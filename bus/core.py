@@ -15,6 +15,7 @@ from collections.abc import MutableMapping
 from typing import Protocol
 
 Send = tuple[int, int, bytes]  # (consumer's id, kind, record); the bus packs records that follow each other
+# What people should know goes to table.KEEPER, as NOTICES: all that hold, whenever that changes, and at the start.
 State = MutableMapping[int, bytes]
 
 

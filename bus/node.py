@@ -26,6 +26,7 @@ from bus.counters import PipeCounters as C
 from bus.guests import Guests
 from bus.journal import Journal
 from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inherit, set_defaults
+from bus.records import decode_notices
 from bus.store import Store
 from usernet.protocol import FrameError, pack_frame, unpack_frame
 
@@ -38,8 +39,10 @@ GUEST_CHECK_S = 0.1
 class Medium(Protocol):
     """What lies below link."""
 
+    edge_triggered: bool  # `fileno` announces frames only once: `read` has to be called until there are none
+
     def fileno(self) -> int:
-        """Becomes readable when frames arrive; an edge is enough, for `read` is called until there are none."""
+        """Becomes readable when frames arrive."""
 
     def read(self) -> list[bytes]:
         """The frames that are there, at most what one scratch memory holds; empty: none."""
@@ -127,7 +130,8 @@ class Node:
         control_fd = self._control.fileno()
         words, core, wait, monotonic = self._words, self._core, poll.poll, time.monotonic
         inbox_due = True
-        medium_due = self._medium is not None  # until it says that nothing is left
+        medium_due = self._medium is not None
+        edge_triggered = medium_due and self._medium.edge_triggered  # type: ignore[union-attr]
         while True:
             ready = wait(0 if inbox_due or medium_due else self._timeout_ms(monotonic()))
             now = monotonic()
@@ -142,7 +146,7 @@ class Node:
             if inbox_due:
                 inbox_due = self._take_inbox(now)
             if medium_due:
-                medium_due = self._take_medium(now)
+                medium_due = self._take_medium(now) and edge_triggered
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
             if self._guests is not None and now >= self._next_guest_check:
@@ -271,6 +275,8 @@ class Node:
                 outlet.put(kind, record)
             elif consumer == table.MEDIUM:
                 self._medium.write(record)  # type: ignore[union-attr]
+            elif consumer == table.KEEPER:
+                self._control.tell("notices", notices=decode_notices(record))
             elif self._guests is not None and (guest := self._guests.by_number.get(consumer)) is not None:
                 guest.outlet.put(kind, record)
 

@@ -97,7 +97,16 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
     return checked
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """Something that people should know for as long as it lasts: `status` shows it, `events` its beginning and end."""
+
+    event: str  # its name in `events`
+    detail: str  # a sentence for a person
+    facts: tuple[tuple[str, str], ...] = ()  # the same for a program: names and values
+
+
 encode = msgspec.json.Encoder().encode
 decode_routes = decoder(Routes)
+decode_notices = decoder(list[Notice])
 decode_socket_state = decoder(SocketState)
 decode_socket_reply = decoder(SocketReply)

@@ -14,6 +14,7 @@ from usernet import protocol
 # at the socket service, links at a wire's switch.
 LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS = range(1, 8)
 MEDIUM = 0  # in the calls of link's core: the TAP or wire below it
+KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
 GUEST_ID_MIN = 1 << 32
 
 LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS}
@@ -46,10 +47,13 @@ ROUTES = 143  # JSON records.Routes: the addresses and routes as they are now
 SOCKET_SET = 144  # JSON records.SocketState: this is how the socket shall be (idempotent)
 SOCKET_REPLY = 145  # JSON records.SocketReply: what became of it
 SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
+FORGET = 147  # address (4 octets): what was known of it holds no longer; ask again
+NOTICES = 148  # JSON list of records.Notice: all that hold now
 
 CONTROL_KIND_MIN = 128
 KIND_NAMES = {value: name for name, value in list(globals().items()) if isinstance(value, int) and value < 256
-              and name.isupper() and name not in {*map(str.upper, LAYERS), "MEDIUM", "TCP", "CONTROL_KIND_MIN"}}
+              and name.isupper()
+              and name not in {*map(str.upper, LAYERS), "MEDIUM", "KEEPER", "TCP", "CONTROL_KIND_MIN"}}
 
 
 class Pipe(NamedTuple):
@@ -73,7 +77,8 @@ PIPES = (
     _pipe("link", "arp", "every ARP packet that reached us", ARP_IN),
     _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET, PACKET_GROUP),
     _pipe("arp", "link", "ARP packets to send", ARP_OUT),
-    _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE),
+    _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE,
+          FORGET),
     _pipe("ip", "arp", "addresses to resolve or to verify again; each gets an answer", RESOLVE),
     _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT),
     _pipe("ip", "icmp", "checked ICMP packets, padding cut; local errors; packets to complain of",

@@ -175,10 +175,18 @@ class Keeper:
                 process.why = message["traceback"]
             elif event == "answer":
                 ward.answered(message)
+            elif event == "notices":
+                self._notice(ward, process, message["notices"])
             elif event == "poison":
                 where = write_poison(self._options.name, ward.name, message)
                 self.events.add("poison", layer=ward.name, pid=process.pid, incarnation=process.incarnation,
                                  detail=f"a record that killed this layer twice is set aside in {where}")
+
+    def _notice(self, ward: Ward, process: Process, told: list) -> None:
+        begun, over = ward.notice(told, time.time())
+        for event, notice in [(notice.event, notice) for notice in begun] + [(f"{n.event} over", n) for n in over]:
+            self.events.add(event, layer=ward.name, pid=process.pid, incarnation=process.incarnation,
+                            detail=notice.detail)
 
     def _ready(self, ward: Ward, process: Process) -> None:
         process.ready_at = time.monotonic()
@@ -342,6 +350,7 @@ class Keeper:
                 "incarnation": ward.incarnation, "restarts": ward.restarts,
                 "uptime_s": round(now - ward.process.ready_at, 3) if ward.process and ward.process.ready_at else 0.0,
                 "counters": ward.counter_values(), "roles": ward.counters, "bus": ward.bus_counter_values(),
+                "notices": ward.standing_notices(),
             } for name, ward in self.wards.items()},
         }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from statistics import mean
 
+from supervisor.control import NotRunning
 from supervisor.options import UsageError
 from usernet.ping import Result, ping
+from usernet.rundir import run_dir
 from usernet.stack import Stack
 
 
@@ -16,7 +18,7 @@ def run(name: str | None, address: str, count: int, interval_s: float, size: int
         raise UsageError("ping: count, interval and size are not negative, the timeout is above 0")
     times_ms: list[float] = []
     sent = 0
-    with Stack(name) as stack:
+    with _running(name) as stack:
         print(f"PING {address} from {stack.address}: {size} octets of data", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             for result in ping(stack, address, count or None, interval_s, size, timeout_s):
@@ -26,6 +28,13 @@ def run(name: str | None, address: str, count: int, interval_s: float, size: int
                 print(line(result), flush=True)
     print(summary(address, sent, times_ms))
     return 0 if times_ms else 1
+
+
+def _running(name: str | None) -> Stack:
+    try:
+        return Stack(name)
+    except ConnectionRefusedError as error:
+        raise NotRunning(str(run_dir(name))) from error
 
 
 def line(result: Result) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from bus import memory
 from bus.counters import PipeCounters
+from bus.records import Notice
 from supervisor.codebase import Booted, Code
 from supervisor.policy import Restarts, Sample, Watch
 
@@ -103,6 +104,7 @@ class Ward:
         self.away_since: float | None = None
         self.start_at: float | None = None  # a pause before the next start ends then
         self.counters: dict[str, str] = {}  # name -> role, in the order of the words
+        self.notices: dict[Notice, float] = {}  # what people should know of it, and since when (epoch)
         self.questions: dict[int, Question] = {}
         self._asked = 0
         self.waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
@@ -133,6 +135,18 @@ class Ward:
         question = self.questions.pop(message["id"], None)
         if question is not None:
             question.answered(message["answer"])
+
+    def notice(self, told: list, now: float) -> tuple[list[Notice], list[Notice]]:
+        """Take what the core says holds now; (what is new of it, what held before and is over)."""
+        former = self.notices
+        self.notices = {notice: former.get(notice, now) for notice in msgspec.convert(told, list[Notice])}
+        return ([notice for notice in self.notices if notice not in former],
+                [notice for notice in former if notice not in self.notices])
+
+    def standing_notices(self) -> list[dict]:
+        """The notices, as `status` shows them."""
+        return [{"event": notice.event, "detail": notice.detail, "since": since, **dict(notice.facts)}
+                for notice, since in self.notices.items()]
 
     def answer_waiting(self, problem: str) -> None:
         """Tell those who asked for a restart how it went."""

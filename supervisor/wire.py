@@ -27,7 +27,7 @@ from supervisor.ward import LISTEN_BACKLOG
 from switch import process as switch
 
 PORT_NUMBER_BITS = 48
-QUICK_DEATH_S = 1.0  # a switch that lived shorter is not followed by the next at once
+START_PAUSE_S = 1.0  # the least time between two switches that this stack starts: one may fail at once
 
 
 class Wire:
@@ -41,19 +41,18 @@ class Wire:
         self._cores = os.sched_getaffinity(0)  # as the stack was started with; the switch is not this stack's
         self._switch = 0  # its pid; 0: none is known
         self._switch_fd = -1
-        self._next_try = 0.0
-        self._found_at = 0.0
+        self._next_start = 0.0
         self.listener, self.inbox = open_port(self._directory)
 
     def tend(self, now: float) -> None:
         """To be called often: see that there is a switch. Costs nothing while there is."""
-        if self._switch or now < self._next_try:
+        if self._switch:
             return
-        lock_fd = self._try_lock()
-        if lock_fd is not None:
+        if now >= self._next_start and (lock_fd := self._try_lock()) is not None:
+            self._next_start = now + START_PAUSE_S
             self._start_switch(lock_fd)
             os.close(lock_fd)
-        self._find_switch(now)
+        self._find_switch()
 
     def leave(self) -> None:
         """Give the port back; the switch goes when this process does, if it was the last."""
@@ -77,13 +76,13 @@ class Wire:
         os.close(descriptor)
         return None
 
-    def _find_switch(self, now: float) -> None:
+    def _find_switch(self) -> None:
         pid = listener_pid(self._directory / SWITCH_SOCKET)
         try:
             self._switch_fd = os.pidfd_open(pid)  # no process has pid 0
         except OSError:
             return  # not listening yet
-        self._switch, self._found_at = pid, now
+        self._switch = pid
         self._selector.register(self._switch_fd, selectors.EVENT_READ, self._switch_ended)
         self._report(f"switch [{pid}] of '{self._name}' is there")
 
@@ -92,9 +91,7 @@ class Wire:
         os.close(self._switch_fd)
         self._report(f"switch [{self._switch}] of '{self._name}' ended")
         self._switch = 0
-        now = time.monotonic()
-        self._next_try = now if now - self._found_at >= QUICK_DEATH_S else now + QUICK_DEATH_S
-        self.tend(now)
+        self.tend(time.monotonic())
 
     def _start_switch(self, lock_fd: int) -> None:
         """Fork it twice, so that it is nobody's child and outlives this stack."""

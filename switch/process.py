@@ -65,7 +65,7 @@ class Process:
 
     def run(self) -> None:
         """Serve until no port is left, and remove the wire."""
-        self._poll.register(self._inbox.getsockopt(zmq.FD), select.POLLIN)
+        self._poll.register(self._inbox, select.POLLIN)
         gc.collect()
         gc.freeze()
         wait, by_pidfd = self._poll.poll, self._by_pidfd

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
-    from usernet.endpoint import socket  # noqa: F401
-    from usernet.names import getaddrinfo, gethostbyname  # noqa: F401
+    from usernet.endpoint import socket  # type: ignore[assignment]  # noqa: F401
+    from usernet.names import getaddrinfo, gethostbyname  # type: ignore[assignment]  # noqa: F401
     from usernet.stack import Stack  # noqa: F401
 
 __version__ = "0.1.0"

@@ -201,7 +201,7 @@ class Connection:
 
     def _drain(self) -> Iterator[bytes]:
         self._looked = monotonic()
-        while self._inbox.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             yield self._inbox.recv(zmq.NOBLOCK)
 
     def _take(self, frame: bytes, late: bool = False) -> None:
@@ -237,7 +237,7 @@ class Connection:
                     self._tell_queued([box])
 
     def _replied(self, record: bytes) -> None:
-        request = self._requests.pop(_decode(record).get("id"), None)
+        request = self._requests.pop(_decode(record)["id"], None)
         if request is not None and request.box is not None:
             request.box.items.append(record)
             self.readers.wake(request.box)

@@ -63,7 +63,7 @@ def parse(address: object, caller: str) -> tuple[bytes, int]:
     return octets, port.__index__()
 
 
-def gethostbyname(hostname: str) -> str:
+def gethostbyname(hostname: str | bytes) -> str:
     """Numeric names and localhost only: this stack asks no name server."""
     return _std.inet_ntoa(resolve(hostname))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket as _std
 import time
 from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
+from usernet.endpoint import socket
 from usernet.protocol import DATAGRAM_HEADER
 from usernet.stack import Stack
 
@@ -56,7 +56,7 @@ def ping(
                 time.sleep(max(0.0, started + interval_s - time.monotonic()))
 
 
-def _outcome(endpoint, sequence: int, started: float, timeout_s: float) -> Result:
+def _outcome(endpoint: socket, sequence: int, started: float, timeout_s: float) -> Result:
     while True:
         endpoint.settimeout(max(0.0, started + timeout_s - time.monotonic()))
         try:
@@ -64,7 +64,7 @@ def _outcome(endpoint, sequence: int, started: float, timeout_s: float) -> Resul
         except (TimeoutError, BlockingIOError):
             return Result(sequence, error="no reply")
         except OSError as error:
-            return Result(sequence, error=os.strerror(error.errno))
+            return Result(sequence, error=error.strerror or str(error))
         finally:
             endpoint.settimeout(None)
         arrived = time.monotonic()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -47,6 +48,7 @@ class Stack:
                     connection.close(linger_s=0)
                 connection = _connections[self.run_dir] = Connection(self.run_dir, self.name)
                 _all.add(connection)
+                _say_farewell_at_exit()
             return connection
 
     @property
@@ -104,6 +106,13 @@ def _forked() -> None:
         for socket in list(connection.sockets):
             socket.disown()
     _all.clear()
+
+
+def _say_farewell_at_exit() -> None:
+    """A child of multiprocessing ends without atexit; it has a list of its own of what to do last."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _farewell, exitpriority=0)
 
 
 def _farewell() -> None:

@@ -1,11 +1,11 @@
-"""ARP (RFC 826): finds the MAC of a neighbour for ip, and answers for our own address.
+"""ARP (RFC 826): finds the MAC of a neighbour for ip, and answers for our own addresses.
 
 Owns the table of neighbours; ip holds a copy of it, and the packets that wait for a resolution. ip asks (RESOLVE) for
 an address that it does not know, and again from time to time for one that it keeps using; each request is answered by
-NEIGHBOR or UNREACHABLE. What arp learns unasked it announces to ip.
+NEIGHBOR or UNREACHABLE. What arp learns unasked it announces to ip; what a person deletes it has ip FORGET. ip in turn
+says by ROUTES which addresses are our own; they are probed and defended in layers/arp/claims.py.
 
-A crash loses the resolutions under way: ip asks again when it sees that arp started. It also loses when we last
-defended our address, so a restart may defend it once too soon. The neighbours are kept.
+A crash loses the resolutions under way: ip asks again when it sees that arp started. All else is kept.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from itertools import repeat
 
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.ratelimit import TokenBucket
-from bus.routes import ALL_ONES, mask
-from bus.table import ARP_IN, ARP_OUT, IP, LINK, NEIGHBOR, RESOLVE, UNREACHABLE
+from bus.records import decode_routes
+from bus.table import ARP_IN, ARP_OUT, FORGET, IP, LINK, NEIGHBOR, RESOLVE, ROUTES, UNREACHABLE
 from layers.arp import packet
+from layers.arp.claims import Claims
 from layers.arp.counters import Counters
 from layers.arp.tables import Neighbors
 
@@ -31,7 +33,7 @@ UNICAST_TRIES = 2  # RFC 1122 section 2.3.2.1: the entry goes after N polls with
 MAX_UNKNOWN = 1024  # resolutions of unknown addresses at a time; verifications are as many as neighbours at most
 LEARN_PER_SECOND = 200  # changes that nobody asked for: a storm of invented senders costs ip and the state no more
 LEARN_BURST = 256  # the hosts of a /24, all asking at once
-DEFEND_INTERVAL_S = 10.0  # RFC 5227 section 1.1
+LIST_PAGE = 256  # neighbours in one answer: a message to the keeper must fit its line
 
 
 class Core:
@@ -43,30 +45,29 @@ class Core:
         self.next_wake = None
         self.counters = counters
         self._mac = config.mac
-        self._address = config.address.to_bytes(4, "big")  # the one that our requests come from
-        self._own = frozenset({self._address})
-        self._mask = mask(config.prefix)
-        self._network = config.address & self._mask
+        self._configured = config.address, config.prefix
+        self._claims = Claims(config.mac, state, counters, rng)
         self._neighbors = Neighbors(state)
         # Resolutions under way: address -> (time of the next step, MACs still to be asked, is the address unknown). All
         # steps are RETRY_S apart, so the order of insertion is the order in time and the first one is the next.
         self._resolutions: OrderedDict[bytes, tuple[float, Iterator[bytes], bool]] = OrderedDict()
         self._unknown = 0  # how many resolutions are of unknown addresses
         self._learning = TokenBucket(LEARN_PER_SECOND, LEARN_BURST)
-        self._may_defend = 0.0  # the next time that we may
 
     def start(self, now: float) -> list[Send]:
         """Tells ip of the neighbours that a former process knew."""
+        sends = self._claims.start(self._configured, now)
         self._neighbors.load(now)
         self.counters[Counters.reloaded] += len(self._neighbors)
-        return self._announce_all(now)
+        self._set_wake()
+        return sends + self._announce_all(now)
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """A new ip has no copy of the neighbours yet."""
         return self._announce_all(now) if sender == IP else []
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """ARP packets from the link, requests to resolve from ip."""
+        """ARP packets from the link; requests to resolve, and our own addresses, from ip."""
         sends: list[Send] = []
         if kind == ARP_IN:
             self.counters[Counters.received] += len(records)
@@ -75,12 +76,15 @@ class Core:
         elif kind == RESOLVE:
             for record in records:
                 self._resolve(record, now, sends)
+        elif kind == ROUTES:
+            for record in records:
+                self._set_own(record, now, sends)
         self._set_wake()
         return sends
 
     def wake(self, now: float) -> list[Send]:
-        """Resolutions without an answer take their next step."""
-        sends: list[Send] = []
+        """Own addresses and resolutions without an answer take their next steps."""
+        sends = self._claims.wake(now)
         resolutions = self._resolutions
         while resolutions:
             address = next(iter(resolutions))
@@ -108,7 +112,7 @@ class Core:
             targets = iter([mac] * UNICAST_TRIES + [packet.MAC_BROADCAST] * BROADCAST_TRIES)
         elif address in self._resolutions:
             return  # under way: the answer follows
-        elif not self._is_neighbor(address):
+        elif not self._claims.may_be_neighbor(address):
             counters[Counters.resolve_malformed] += 1
             sends.append((IP, UNREACHABLE, address))
             return
@@ -137,7 +141,8 @@ class Core:
         self._resolutions[address] = now + RETRY_S, targets, unknown
         self._resolutions.move_to_end(address)
         self.counters[Counters.requests_sent] += 1
-        sends.append((LINK, ARP_OUT, target + packet.request(self._mac, self._address, address)))
+        request = packet.request(self._mac, self._claims.source_for(address), address)
+        sends.append((LINK, ARP_OUT, target + request))
 
     def _end_resolution(self, address: bytes) -> bool:
         resolution = self._resolutions.pop(address, None)
@@ -146,10 +151,20 @@ class Core:
         self._unknown -= resolution[2]
         return True
 
+    def _set_own(self, record: bytes, now: float, sends: list[Send]) -> None:
+        claims = self._claims
+        try:
+            sends += claims.set(decode_routes(record).addresses, now)
+        except ValueError:
+            self.counters[Counters.routes_malformed] += 1
+            return
+        for address in claims.by_address:
+            self._neighbors.forget(address)  # who had it before is a neighbour no longer
+
     # What the link brings
 
     def _packet_in(self, octets: bytes, now: float, sends: list[Send]) -> None:
-        counters = self.counters
+        counters, own = self.counters, self._claims.by_address
         if len(octets) < packet.PACKET_OCTETS:
             counters[Counters.too_short] += 1
             return
@@ -162,15 +177,18 @@ class Core:
             counters[Counters.own_packet] += 1
         elif not packet.is_station(sender_mac):
             counters[Counters.bad_sender_mac] += 1
-        elif sender in self._own:
+        elif sender in own:
             counters[Counters.conflict] += 1
-            self._defend(sender, now, sends)
+            sends += self._claims.contest(own[sender], sender_mac, now)
         else:
-            asks_us = operation == packet.REQUEST and target in self._own
+            asks_us = operation == packet.REQUEST and target in own
             if sender == packet.ADDRESS_ZERO:
-                # RFC 5227 section 2.1.1: a probe, by somebody who wants to know whether the address is free.
+                # RFC 5227 section 2.1.1: a probe, by somebody who wants to know whether the address is free. While we
+                # probe for the same one, two hosts are about to have it, and that is a conflict.
                 counters[Counters.probes] += asks_us
-            elif self._is_neighbor(sender):
+                if asks_us and own[target].on_trial:
+                    sends += self._claims.contest(own[target], sender_mac, now)
+            elif self._claims.may_be_neighbor(sender):
                 self._merge(sender, sender_mac, asks_us, now, sends)
             else:
                 counters[Counters.bad_sender_address] += 1
@@ -185,6 +203,9 @@ class Core:
         As in Linux (arp_accept=0), a reply that nobody asked for adds nothing: it would be too easy to lie.
         """
         counters = self.counters
+        if self._neighbors.is_permanent(address):
+            counters[Counters.permanent_kept] += self._neighbors.get(address, now)[0] != mac
+            return
         if self._end_resolution(address):
             counters[Counters.resolved] += 1
         else:
@@ -193,7 +214,7 @@ class Core:
                 # RFC 1122 section 2.3.2.1 (1): the timeout starts anew whenever the sender is seen.
                 self._neighbors.confirm(address, mac, now)
                 return
-            if known is None and not (asks_us and self._on_link(address)):
+            if known is None and not (asks_us and self._claims.on_link(address)):
                 return
             if not self._learning.allow(now):
                 counters[Counters.learn_limited] += 1
@@ -202,33 +223,103 @@ class Core:
         counters[Counters.evicted] += self._neighbors.confirm(address, mac, now)
         sends.append((IP, NEIGHBOR, address + mac))
 
-    def _defend(self, address: bytes, now: float, sends: list[Send]) -> None:
-        # RFC 5227 section 2.4 (c): the address is ours by configuration and is not given up; announce it, but not more
-        # often than every DEFEND_INTERVAL_S, or two defenders would shout at each other for ever.
-        if now < self._may_defend:
-            return
-        self._may_defend = now + DEFEND_INTERVAL_S
-        self.counters[Counters.defences_sent] += 1
-        sends.append((LINK, ARP_OUT, packet.MAC_BROADCAST + packet.announcement(self._mac, address)))
+    # What a person asks
+
+    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
+        """neighbor_list, neighbor_add, neighbor_del, neighbor_flush; see layers/arp/README.md."""
+        orders = {"neighbor_list": self._list, "neighbor_add": self._add, "neighbor_del": self._delete,
+                  "neighbor_flush": self._flush}
+        order = orders.get(str(request.get("op")))
+        sends: list[Send] = []
+        try:
+            if order is None:
+                raise ValueError(f"arp has no order {request.get('op')!r}")
+            answer = order(request, now, sends)
+        except ValueError as error:
+            answer = {"error": str(error)}
+        self._set_wake()
+        return answer, sends
+
+    def _list(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
+        """A page of neighbours, those above `after`."""
+        after = _address(request, "after") if "after" in request else packet.ADDRESS_ZERO
+        rows = {address: [mac.hex(":"), "permanent", None] for address, mac in self._neighbors.permanent.items()}
+        for address, mac, age_s in self._neighbors.learnt(now):
+            state = "reachable" if age_s < FRESH_S else "probing" if address in self._resolutions else "stale"
+            rows[address] = [mac.hex(":"), state, round(age_s, 3)]
+        for address, (_, _, unknown) in self._resolutions.items():
+            if unknown:
+                rows[address] = ["", "incomplete", None]
+        above = sorted(address for address in rows if address > after)
+        page = [{"address": packet.dotted(address), "mac": rows[address][0], "state": rows[address][1],
+                 "age_s": rows[address][2]} for address in above[:LIST_PAGE]]
+        return {"neighbors": page, "more": len(above) > LIST_PAGE}
+
+    def _add(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
+        """A permanent neighbour: no packet changes it, and no age."""
+        address, mac = _address(request), _mac(request)
+        if address in self._claims.by_address:
+            raise ValueError(f"{packet.dotted(address)} is our own address")
+        if not self._claims.may_be_neighbor(address):
+            raise ValueError(f"{packet.dotted(address)} is no single host's address")
+        if not packet.is_station(mac):
+            raise ValueError(f"{mac.hex(':')} is no station's address")
+        self._neighbors.set_permanent(address, mac)
+        self._end_resolution(address)
+        self.counters[Counters.managed] += 1
+        sends.append((IP, NEIGHBOR, address + mac))
+        return {}
+
+    def _delete(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
+        address = _address(request)
+        if self._neighbors.get(address, now) is None:
+            raise ValueError(f"no neighbour {packet.dotted(address)} is known")
+        self._drop(address, sends)
+        return {}
+
+    def _flush(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
+        """All but the permanent ones."""
+        addresses = [address for address, _, _ in self._neighbors.learnt(now)]
+        for address in addresses:
+            self._drop(address, sends)
+        return {"deleted": len(addresses)}
+
+    def _drop(self, address: bytes, sends: list[Send]) -> None:
+        """The neighbour is unknown from now on, and ip asks for it anew if it needs it."""
+        self._neighbors.forget(address)
+        resolution = self._resolutions.get(address)
+        if resolution is not None:  # it was being verified: what remains to be asked is everybody, not the old MAC
+            due, _, unknown = resolution
+            self._resolutions[address] = due, repeat(packet.MAC_BROADCAST, BROADCAST_TRIES), unknown
+        self.counters[Counters.managed] += 1
+        sends.append((IP, FORGET, address))
 
     # Helpers
-
-    def _is_neighbor(self, address: bytes) -> bool:
-        """True for an address of one other host: not of 0/8, loopback, multicast, class E, ours, a broadcast."""
-        first = address[0]
-        if first in (0, 127) or first >= 224 or address in self._own:
-            return False
-        number = int.from_bytes(address, "big")
-        hosts = ~self._mask & ALL_ONES
-        # RFC 3021: a network of two addresses (/31) has no broadcast address.
-        return hosts <= 1 or number & self._mask != self._network or 0 < number & hosts < hosts
-
-    def _on_link(self, address: bytes) -> bool:
-        return int.from_bytes(address, "big") & self._mask == self._network
 
     def _announce_all(self, now: float) -> list[Send]:
         return [(IP, NEIGHBOR, address + mac) for address, mac in self._neighbors.valid(now)]
 
     def _set_wake(self) -> None:
-        resolutions = self._resolutions
-        self.next_wake = resolutions[next(iter(resolutions))][0] if resolutions else None
+        resolutions, claims_wake = self._resolutions, self._claims.next_wake
+        if not resolutions:
+            self.next_wake = claims_wake
+            return
+        wake = resolutions[next(iter(resolutions))][0]
+        self.next_wake = wake if claims_wake is None or wake < claims_wake else claims_wake
+
+
+def _address(request: dict[str, object], field: str = "address") -> bytes:
+    """An address out of a request; ValueError."""
+    return IPv4Address(str(request.get(field))).packed
+
+
+def _mac(request: dict[str, object]) -> bytes:
+    """A MAC out of a request, six pairs of hexadecimal digits; ValueError."""
+    text = str(request.get("mac"))
+    try:
+        octets = bytes.fromhex(text.replace(":", " "))
+    except ValueError:
+        octets = b""
+    if len(octets) != 6:
+        raise ValueError(f"{text!r} is not a MAC address")
+    return octets

@@ -11,6 +11,8 @@ class Counters(CounterSet):
     received = In("ARP packets from the link.")
     requests_sent = Out("Requests sent, by broadcast or to the MAC that is verified again.")
     replies_sent = Out("Replies to requests for an address of ours.")
+    probes_sent = Out("Probes that ask whether a new address of ours is used already (RFC 5227 section 2.1.1).")
+    announcements_sent = Out("Announcements of an address that was probed (RFC 5227 section 2.3).")
     defences_sent = Out("Announcements sent because somebody else used our address (RFC 5227 section 2.4).")
 
     too_short = Drop("ARP packets of fewer than 28 octets.")
@@ -20,8 +22,10 @@ class Counters(CounterSet):
     bad_sender_mac = Drop("ARP packets whose sender claims a broadcast, multicast or zero MAC.")
     bad_sender_address = Drop("ARP packets whose sender claims an address that no single neighbour can have.")
     conflict = Drop("ARP packets by which somebody else claims our address.")
+    permanent_kept = Drop("ARP packets by which a neighbour with a permanent entry claims another MAC.")
     learn_limited = Drop("New neighbours or MACs that nobody had asked for, not learnt: too many in a short time.")
     resolve_malformed = Drop("Requests to resolve that are not an address, or the address of no neighbour.")
+    routes_malformed = Drop("Announcements from ip that do not parse, or whose addresses are none.")
     resolve_refused = Drop("Requests to resolve answered by unreachable at once: too many at a time.")
 
     probes = Event("ARP probes for an address of ours (sender's address 0.0.0.0), answered but not learnt from.")
@@ -30,4 +34,5 @@ class Counters(CounterSet):
     resolved = Event("Resolutions and verifications that found their neighbour.")
     unanswered = Event("Resolutions and verifications that nobody answered.")
     evicted = Event("Neighbours forgotten because the table was full.")
+    managed = Event("Neighbours that were set or deleted by hand.")
     reloaded = Event("Neighbours read back after a start.")

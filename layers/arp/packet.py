@@ -30,6 +30,11 @@ def reply(mac: bytes, source: bytes, target_mac: bytes, target: bytes) -> bytes:
     return PACKET.pack(ETHERNET_IPV4, REPLY, mac, source, target_mac, target)
 
 
+def probe(mac: bytes, target: bytes) -> bytes:
+    """Asks whether anybody has `target`: RFC 5227 section 2.1.1, from no address, so as to upset nobody's cache."""
+    return request(mac, ADDRESS_ZERO, target)
+
+
 def announcement(mac: bytes, address: bytes) -> bytes:
     """Tells everybody that `address` is at `mac`: RFC 5227 section 2.3, a request whose sender asks for itself."""
     return request(mac, address, address)
@@ -38,3 +43,8 @@ def announcement(mac: bytes, address: bytes) -> bytes:
 def is_station(mac: bytes) -> bool:
     """True for a MAC that one station can have: neither a group's (first octet odd; broadcast too) nor zero."""
     return not mac[0] & 1 and mac != MAC_ZERO
+
+
+def dotted(address: bytes) -> str:
+    """An IPv4 address for a person."""
+    return ".".join(map(str, address))

@@ -1,4 +1,4 @@
-"""The neighbours that arp knows.
+"""The neighbours that arp knows: those that it learnt, and the permanent ones, which a person set.
 
 Every change is written to durable state, so that a restarted arp answers at once. Nothing here needs a timer: a
 neighbour that is too old is forgotten when somebody asks for it.
@@ -7,31 +7,40 @@ neighbour that is too old is forgotten when somebody asks for it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 from struct import Struct
 
 from bus.core import State
+from layers.arp.claims import OWN_KEY
 from layers.arp.packet import is_station
 
-MAX_NEIGHBORS = 4096  # what Linux allows by default is 1024 (net.ipv4.neigh.default.gc_thresh3)
+MAX_PERMANENT = 1024
+MAX_NEIGHBORS = 4096  # learnt; what Linux allows by default is 1024 (net.ipv4.neigh.default.gc_thresh3)
 ARP_TIMEOUT_S = 60.0  # RFC 1122 section 2.3.2.1: "on the order of a minute"
 CONFIRM_STEP_S = 1.0  # a confirmation that follows its predecessor this closely says nothing new and is not stored
 
-_ENTRY = Struct("<6sd")  # in state, by the address as an integer: MAC, when it was last confirmed
+_ENTRY = Struct("<6sd")  # in state, by the address as an integer: MAC, when it was last confirmed (inf: permanent)
 
 
 class Neighbors:
-    """Address -> (MAC, time it was last confirmed), the least recently confirmed first."""
+    """Permanent neighbours: address -> MAC. Learnt ones: (MAC, time of last confirmation), least recent first."""
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self.permanent: dict[bytes, bytes] = {}
         self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
 
     def load(self, now: float) -> None:
         """Reads back what a former process stored; what is too old, or makes no sense, is deleted."""
         found = []
         for key, value in list(self._state.items()):
-            if len(value) == _ENTRY.size and 0 < key < 1 << 32:
+            if key == OWN_KEY:
+                continue
+            if len(value) == _ENTRY.size and key < 1 << 32:
                 mac, confirmed = _ENTRY.unpack(value)
+                if is_station(mac) and confirmed == inf:
+                    self.permanent[key.to_bytes(4, "big")] = mac
+                    continue
                 if is_station(mac) and 0 <= now - confirmed < ARP_TIMEOUT_S:
                     found.append((confirmed, key.to_bytes(4, "big"), mac))
                     continue
@@ -41,13 +50,26 @@ class Neighbors:
             self._entries[address] = mac, confirmed
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self.permanent)
+
+    def is_permanent(self, address: bytes) -> bool:
+        """A person set it."""
+        return address in self.permanent
+
+    def set_permanent(self, address: bytes, mac: bytes) -> None:
+        """`address` is at `mac`, whatever packets say. ValueError where there are too many."""
+        if len(self.permanent) >= MAX_PERMANENT and address not in self.permanent:
+            raise ValueError(f"there are {MAX_PERMANENT} permanent neighbours already")
+        self._entries.pop(address, None)
+        self.permanent[address] = mac
+        self._store(address, mac, inf)
 
     def get(self, address: bytes, now: float) -> tuple[bytes, float] | None:
-        """(MAC, age in seconds) of a neighbour; None where it is not known, or no longer."""
+        """(MAC, age in seconds) of a neighbour, -inf if permanent; None where it is not known, or no longer."""
         entry = self._entries.get(address)
         if entry is None:
-            return None
+            permanent = self.permanent.get(address)
+            return None if permanent is None else (permanent, -inf)
         mac, confirmed = entry
         age_s = now - confirmed
         if age_s >= ARP_TIMEOUT_S:  # RFC 1122 section 2.3.2.1: out-of-date entries are flushed
@@ -56,7 +78,7 @@ class Neighbors:
         return mac, age_s
 
     def confirm(self, address: bytes, mac: bytes, now: float) -> bool:
-        """`address` was seen at `mac`. True where another neighbour had to make room."""
+        """`address`, which is not permanent, was seen at `mac`. True where another neighbour had to make room."""
         entries = self._entries
         entry = entries.get(address)
         if entry is not None and entry[0] == mac and now - entry[1] < CONFIRM_STEP_S:
@@ -66,15 +88,23 @@ class Neighbors:
             self.forget(next(iter(entries)))
         entries[address] = mac, now
         entries.move_to_end(address)
-        self._state[int.from_bytes(address, "big")] = _ENTRY.pack(mac, now)
+        self._store(address, mac, now)
         return evict
 
     def forget(self, address: bytes) -> None:
         """Removes a neighbour, if it is there."""
-        if self._entries.pop(address, None) is not None:
+        learnt, permanent = self._entries.pop(address, None), self.permanent.pop(address, None)
+        if learnt is not None or permanent is not None:
             self._state.pop(int.from_bytes(address, "big"), None)
+
+    def learnt(self, now: float) -> list[tuple[bytes, bytes, float]]:
+        """(address, MAC, age in seconds) of all that were learnt and are not too old."""
+        return [(address, mac, now - confirmed) for address, (mac, confirmed) in self._entries.items()
+                if now - confirmed < ARP_TIMEOUT_S]
 
     def valid(self, now: float) -> list[tuple[bytes, bytes]]:
         """(address, MAC) of all neighbours that are not too old."""
-        oldest = now - ARP_TIMEOUT_S
-        return [(address, mac) for address, (mac, confirmed) in self._entries.items() if confirmed > oldest]
+        return [(address, mac) for address, mac, _ in self.learnt(now)] + list(self.permanent.items())
+
+    def _store(self, address: bytes, mac: bytes, confirmed: float) -> None:
+        self._state[int.from_bytes(address, "big")] = _ENTRY.pack(mac, confirmed)

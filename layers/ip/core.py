@@ -91,6 +91,8 @@ class Core:
             return self._resolved(records, now)
         if kind == table.UNREACHABLE:
             return self._unreachable(records)
+        if kind == table.FORGET:
+            self._forget(records)
         return []
 
     # -- addresses and routes ------------------------------------------------------------------------------------
@@ -335,3 +337,11 @@ class Core:
                 sends += self._local_error(HOST_UNREACHABLE, built)
             neighbor.waiting.clear()
         return sends
+
+    def _forget(self, records: list[bytes]) -> None:
+        """arp vouches for these no longer: the next packet asks, and waits; what waits already goes on waiting."""
+        for record in records:
+            neighbor = self._neighbors.find(record)
+            if neighbor is not None:
+                neighbor.mac = None
+                neighbor.ask_again_at = float("-inf")

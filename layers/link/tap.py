@@ -16,6 +16,8 @@ BATCH_OCTETS = SCRATCH_OCTETS - READ_OCTETS - 512  # with one more frame, and pa
 class Tap:
     """A medium over one TAP descriptor, non-blocking."""
 
+    edge_triggered = False
+
     def __init__(self, descriptor: int, counters: CounterWords) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor

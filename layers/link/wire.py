@@ -17,6 +17,8 @@ from layers.link.counters import Counters as C
 class Wire:
     """A medium over one port. `inbox`: its socket's path; `listener_fd`: that socket, which the keeper holds."""
 
+    edge_triggered = True
+
     def __init__(self, inbox: str, listener_fd: int, counters: CounterWords) -> None:
         self._counters = counters
         self._number = port_number(Path(inbox))

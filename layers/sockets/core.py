@@ -156,7 +156,7 @@ class Core:
 
     def _deliver(self, sender: int, records: list[bytes]) -> list[Send]:
         entries = self._entries
-        sends = []
+        sends: list[Send] = []
         kind = table.DATAGRAM
         delivered = 0
         for record in records:
@@ -232,6 +232,7 @@ class Core:
                 return [_reply(guest, request.id, self._open(guest, request))]
             if isinstance(request, requests.List):
                 return [_reply(guest, request.id, self._list(request))]
+            assert isinstance(request, requests.OnSocket)
             entry = self._entries.get(request.handle)
             if entry is not None and entry.guest != guest:
                 raise Refused(errno.EBADF)
@@ -240,15 +241,15 @@ class Core:
             if entry is None:
                 raise Refused(errno.EBADF)
             if entry.pending is not None:
-                return self._postpone(entry, request)
+                return self._postpone(entry, entry.pending, request)
             changed, answer = OPERATIONS[type(request)](entry.socket, request, self._network)
             return self._change(entry, request, changed, answer)
         except Refused as refused:
             return [self._refusal(guest, request.id, refused.errno)]
 
-    def _postpone(self, entry: Entry, request: Request) -> list[Send]:
+    def _postpone(self, entry: Entry, pending: Pending, request: Request) -> list[Send]:
         """Requests on one socket are done one after the other; one that is there already was only sent again."""
-        under_way = {entry.pending.request, *(waiting.id for waiting in entry.waiting)}
+        under_way = {pending.request, *(waiting.id for waiting in entry.waiting)}
         if request.id not in under_way:
             if len(entry.waiting) >= WAITING_MAX:
                 raise Refused(errno.ENOBUFS)
@@ -320,7 +321,7 @@ class Core:
                 continue
             entry = self._entries.get(reply.handle)
             pending = entry.pending if entry is not None else None
-            if pending is None or pending.request != reply.request:
+            if entry is None or pending is None or pending.request != reply.request:
                 self.counters[Counters.answers_unasked] += 1
                 continue
             entry.pending = None

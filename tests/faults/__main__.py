@@ -72,7 +72,7 @@ def _show(options: argparse.Namespace, lines: list, checks: list, verdicts: list
         for number, each in enumerate(verdicts):
             if not each.transparent:
                 print(f"{number}: {each.moment} {list(zip(each.kinds, each.layers, strict=True))} lost {each.lost} "
-                      f"gap {each.gap_ms} ms dup {each.duplicated} reordered {each.reordered} errors {each.errors[:3]}")
+                      f"gap {each.gap_ms} ms away {each.away_ms} ms dup {each.duplicated} reordered {each.reordered} errors {each.errors[:3]}")
     print(report.text(lines))
     print(f"\n{len(verdicts)} incidents in {took_s:.0f} s")
     for kept, sentence in checks:

@@ -243,7 +243,6 @@ def client(folder: Path, address: str, board: Switchboard) -> None:
     endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
     endpoint.bind((address, 0))
     explorer = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
-    explorer.setblocking(False)
     target = (KERNEL_END, KERNEL_ECHO_PORT)
     pace = Pace(board)
     resolutions = board.cells[Switchboard.RESOLUTIONS]
@@ -251,6 +250,7 @@ def client(folder: Path, address: str, board: Switchboard) -> None:
     while not board.cells[Switchboard.STOP]:
         now = time.monotonic()
         try:
+            endpoint.settimeout(None)  # a send waits where the pipe is full
             for _ in range(pace.due(now)):
                 endpoint.sendto(NUMBER.pack(book.next(now)) + PAYLOAD_TAIL, target)
             if board.cells[Switchboard.RESOLUTIONS] != resolutions:
@@ -262,7 +262,7 @@ def client(folder: Path, address: str, board: Switchboard) -> None:
             if waited_for:
                 try:
                     while True:
-                        _check(fresh, explorer.recv(2048), time.monotonic())
+                        _check(fresh, explorer.recv(2048, usernet.MSG_DONTWAIT), time.monotonic())
                         waited_for -= 1
                 except BlockingIOError:
                     pass

@@ -205,7 +205,7 @@ def test_killed_switch_is_started_again_exactly_once(lab):
     lab.up(2, 3, 4)
     for _ in range(5):
         former = lab.switch()
-        time.sleep(1.1)  # a switch that dies younger is not followed at once
+        time.sleep(1.1)  # a stack starts no two switches within a second
         os.kill(former, signal.SIGKILL)
         lab.ping(2, 3)
         lab.ping(3, 4)

@@ -1,0 +1,84 @@
+"""Every program in examples/, on a real stack."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import require_program, unavailable
+from .peers import KERNEL, PATIENCE_S, ROOT, STACK, Stack, wait_for
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(stack: Stack, name: str, *arguments: object) -> str:
+    """Run an example to its end; its output."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, env=stack.env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def echo_of(stack: Stack, port: int) -> None:
+    """Datagrams of the kernel's come back from an echo server on the stack."""
+    with stack.kernel.udp() as peer:
+        peer.connect((STACK, port))
+        for size in (0, 1, 100, 1472):
+            data = bytes(number & 0xFF for number in range(size))
+            peer.send(data)
+            assert peer.recv(2048) == data
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1"])
+def test_two_threads(stack: Stack, address: str | None) -> None:
+    output = run(stack, "two_threads.py", *([address] if address else []))
+    where = address or STACK
+    for number in range(5):
+        assert f"one got 'other says hello {number}' from {where}:4055" in output
+        assert f"other got 'one says hello {number}' from {where}:5055" in output
+
+
+def test_udp_echo_server_and_client(stack: Stack) -> None:
+    server = stack.spawn([sys.executable, str(EXAMPLES / "udp_echo_server.py"), "0.0.0.0:0"])
+    port = int(server.stdout.readline().rpartition(":")[2])
+    echo_of(stack, port)
+    for address in (STACK, "127.0.0.1"):
+        lines = run(stack, "udp_echo_client.py", f"{address}:{port}", 3).splitlines()
+        assert [line.split(" after ")[0] for line in lines] == [f"{n}: 'echo {n}'" for n in (1, 2, 3)]
+
+
+def test_dns_lookup_of_a_real_name_server(stack: Stack) -> None:
+    dnsmasq = require_program("dnsmasq")
+    server = stack.popen("exec", "--", dnsmasq, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv",
+                         "--no-hosts", "--port=5300", f"--listen-address={KERNEL}", "--bind-interfaces", "--user=root",
+                         "--pid-file", "--log-facility=-", "--address=/one.example.test/192.0.2.17")
+
+    def answers() -> str:
+        assert server.poll() is None, server.stdout.read()
+        tried = subprocess.run([sys.executable, str(EXAMPLES / "dns_lookup.py"), "one.example.test", f"{KERNEL}:5300"],
+                               env=stack.env, capture_output=True, text=True, timeout=60, check=False)
+        return tried.stdout
+
+    assert wait_for("an answer of dnsmasq's", answers) == "192.0.2.17\n"
+
+
+def test_javascript_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp_path: Path) -> None:
+    node, npm = require_program("node"), require_program("npm")
+    shutil.copytree(EXAMPLES / "js", tmp_path / "js", ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run([npm, "install", "--no-audit", "--no-fund"], cwd=tmp_path / "js", capture_output=True,
+                               text=True, timeout=100, check=False)
+    if installed.returncode:
+        unavailable(f"npm install of zeromq failed: {installed.stderr[-500:]}")
+    server = stack.spawn([node, "echo.js", "0"], cwd=tmp_path / "js")
+    port = int(server.stdout.readline().rpartition(":")[2])
+    echo_of(stack, port)
+    stack.run("sabotage", "sockets", "kill")
+    wait_for("the socket service", lambda: stack.status()["layers"]["sockets"]["restarts"] == 1
+             and stack.status()["state"] == "up")
+    echo_of(stack, port)
+    server.terminate()
+    server.wait(PATIENCE_S)

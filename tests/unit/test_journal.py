@@ -1,0 +1,141 @@
+"""The journal: the newest frames, in order, whatever the crash."""
+
+from __future__ import annotations
+
+import pytest
+from durable import Durable, dies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bus import journal as journal_module
+from bus import memory
+from bus.journal import Journal
+
+RING = memory.JOURNAL_OCTETS
+LARGEST = RING // 4 - 24  # with the 24 octets of its entry
+A, B = 5, 1 << 40  # a layer and a guest
+
+
+def frame(number: int, octets: int) -> bytes:
+    return number.to_bytes(4, "big") * (octets // 4 + 1)
+
+
+def kept(journal: Journal, consumer: int = A) -> list[int]:
+    return [sequence for sequence, _ in journal.frames(consumer, 0)]
+
+
+def test_frames_come_back_by_consumer_and_number(durable: Durable):
+    journal = Journal(durable.map())
+    for sequence in range(1, 6):
+        journal.append(A, sequence, b"a%d" % sequence)
+        journal.append(B, sequence, b"b%d" % sequence)
+    for reader in (journal, Journal(durable.map())):
+        assert reader.frames(A, 3) == [(4, b"a4"), (5, b"a5")]
+        assert reader.frames(B, 0, at_most=2) == [(4, b"b4"), (5, b"b5")]
+        assert reader.frames(A, 5) == reader.frames(7, 0) == []
+        assert (reader.last_sequence(A), reader.last_sequence(7)) == (5, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, LARGEST)), min_size=1, max_size=40))
+def test_what_is_kept_is_the_newest_and_as_much_as_fits(appended):
+    durable = Durable()
+    try:
+        journal = Journal(durable.map())
+        expected: list[tuple[int, int, bytes]] = []
+        for sequence, (consumer, octets) in enumerate(appended, 1):
+            octets_there = frame(sequence, octets)[:octets]
+            journal.append(consumer, sequence, octets_there)
+            expected.append((consumer, sequence, octets_there))
+            for reader in (journal, Journal(durable.map())):
+                found = [(to, *entry) for to in (A, B) for entry in reader.frames(to, 0)]
+                found.sort(key=lambda entry: entry[1])
+                assert found == expected[len(expected) - len(found) :]
+                room = RING - sum(24 + len(octets) for _, _, octets in found)
+                if len(found) < len(expected):  # nothing that would fit was thrown away, but for the end of the ring
+                    assert room < 2 * (24 + LARGEST)
+    finally:
+        durable.close()
+
+
+def test_the_ring_is_filled_to_its_last_octet_and_wraps(durable: Durable):
+    journal = Journal(durable.map())
+    for sequence in range(1, 9):  # 4 fill it exactly
+        journal.append(A, sequence, frame(sequence, LARGEST)[:LARGEST])
+        expected = list(range(max(1, sequence - 3), sequence + 1))
+        assert kept(journal) == kept(Journal(durable.map())) == expected
+
+
+@pytest.mark.parametrize("room", range(0, 60))
+def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, room: int):
+    journal = Journal(durable.map())
+    for sequence in (1, 2, 3):
+        journal.append(A, sequence, bytes(LARGEST))
+    if room < LARGEST:
+        journal.append(A, 4, bytes(LARGEST - room))
+    journal.append(A, 5, b"x" * 40)
+    assert Journal(durable.map()).frames(A, 4) == [(5, b"x" * 40)]
+    assert kept(Journal(durable.map())) == kept(journal)
+
+
+def test_a_frame_larger_than_a_quarter_of_the_ring_is_not_kept(durable: Durable):
+    journal = Journal(durable.map())
+    journal.append(A, 1, b"small")
+    journal.append(A, 2, bytes(LARGEST + 1))
+    assert kept(journal) == kept(Journal(durable.map())) == [1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 4), st.integers(1, LARGEST), st.integers(0, 40))
+def test_a_crash_at_any_line_of_append_leaves_the_frame_whole_or_absent(before, octets, line):
+    durable = Durable()
+    try:
+        journal = Journal(durable.map())
+        for sequence in range(1, before + 1):
+            journal.append(A, sequence, frame(sequence, LARGEST)[:LARGEST])
+        new = frame(99, octets)[:octets]
+        dies(line, (journal_module,), lambda: journal.append(A, 99, new))
+        found = Journal(durable.map()).frames(A, 0)
+        if found and found[-1][0] == 99:
+            assert found.pop()[1] == new
+        assert found == [(number, frame(number, LARGEST)[:LARGEST])
+                         for number in range(before - len(found) + 1, before + 1)]
+        assert len(found) >= before - 2
+    finally:
+        durable.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=8), st.data())
+def test_foreign_octets_in_the_ring_are_never_an_exception(frames, data):
+    durable = Durable()
+    try:
+        mapped = durable.map()
+        journal = Journal(mapped)
+        for sequence, octets in enumerate(frames, 1):
+            journal.append(A, sequence, octets)
+        head = mapped.words[memory.JOURNAL_HEAD]
+        at = data.draw(st.integers(0, head - 1))
+        junk = data.draw(st.binary(min_size=1, max_size=40))
+        mapped.journal[at : at + len(junk)] = junk
+        reader = Journal(durable.map())
+        assert len(kept(reader)) <= len(frames)
+        reader.append(A, 100, b"goes on")
+        assert Journal(durable.map()).frames(A, 0)[-1] == (100, b"goes on")
+    finally:
+        durable.close()
+
+
+@pytest.mark.parametrize("length", [0, 4, 1 << 20, 0xFFFFFFFF])
+def test_an_entry_that_reaches_beyond_the_published_part_empties_the_journal(durable: Durable, length: int):
+    mapped = durable.map()
+    Journal(mapped).append(A, 1, b"abc")
+    mapped.journal[4:8] = length.to_bytes(4, "little")
+    assert kept(Journal(durable.map())) == []
+
+
+@pytest.mark.parametrize(("tail", "head"), [(0, 1 << 60), (5, 3), ((1 << 64) - 1, (1 << 64) - 1)])
+def test_positions_that_cannot_be_give_an_empty_journal(durable: Durable, tail: int, head: int):
+    mapped = durable.map()
+    mapped.words[memory.JOURNAL_TAIL], mapped.words[memory.JOURNAL_HEAD] = tail, head
+    assert kept(Journal(mapped)) == []

@@ -1,0 +1,495 @@
+"""The two ends of a pipe, over crashes of either at any moment."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+
+import msgspec
+import pytest
+import zmq
+from durable import Durable, dies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from bus import journal as journal_module
+from bus import memory, pipes, table
+from bus.counters import PipeCounters as C
+from bus.journal import Journal
+from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume
+from usernet.protocol import pack_frame, unpack_frame
+
+DATA, CONTROL = table.PACKET, table.RESOLVE
+KINDS = frozenset({DATA, CONTROL})
+NUMBER = struct.Struct("<I")
+
+
+class Queue:
+    """Stands for ZeroMQ's socket: takes frames until it is full."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.frames: deque[bytes] = deque()
+
+    def send(self, frame: bytes, flags: int = 0) -> None:
+        assert flags & zmq.NOBLOCK
+        if len(self.frames) >= self.room:
+            raise zmq.Again
+        self.frames.append(frame)
+
+
+def parsed(queue: Queue) -> list[tuple[int, int, list[bytes]]]:
+    """(kind, sequence, records) of the frames in `queue`."""
+    return [(kind, sequence, records) for kind, _, _, sequence, records in map(unpack_frame, queue.frames)]
+
+
+class Producer:
+    """An Outlet over a queue, and what it stands on."""
+
+    def __init__(self, durable: Durable, room: int = 1000, incarnation: int = 1) -> None:
+        self.memory = durable.map()
+        self.memory.words[memory.INCARNATION] = incarnation
+        self.queue = Queue(room)
+        self.touched: list[Outlet] = []
+        self.outlet = Outlet(self.queue, table.IP, table.UDP, Journal(self.memory), self.memory,
+                             memory.SENT + table.UDP, self.touched)
+
+    def puts(self, kind: int, *records: bytes) -> None:
+        for record in records:
+            self.outlet.put(kind, record)
+
+    def counted(self, name: str) -> int:
+        return self.memory.bus_counters[getattr(C, name)]
+
+
+def inlet(durable: Durable) -> Inlet:
+    return Inlet(table.IP, KINDS, durable.map(), memory.DONE + table.IP)
+
+
+# -- packing -------------------------------------------------------------------------------------------------------
+
+
+def test_records_of_one_turn_leave_in_one_frame_for_each_run_of_a_kind(durable):
+    producer = Producer(durable)
+    producer.puts(DATA, b"1", b"2")
+    producer.puts(CONTROL, b"3")
+    producer.puts(DATA, b"4")
+    producer.outlet.flush()
+    assert parsed(producer.queue) == [(DATA, 1, [b"1", b"2"]), (CONTROL, 2, [b"3"]), (DATA, 3, [b"4"])]
+    assert producer.touched[-1] is producer.outlet
+    assert producer.counted("bus_frames_out") == 3
+
+
+def test_a_frame_is_bounded_in_records_and_in_octets(durable):
+    producer = Producer(durable)
+    producer.puts(DATA, *[b"x"] * (pipes.PACK_RECORDS + 1), *[bytes(pipes.PACK_OCTETS // 2)] * 3)
+    producer.outlet.flush()
+    assert [len(records) for _, _, records in parsed(producer.queue)] == [pipes.PACK_RECORDS, 2, 2]
+
+
+def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durable):
+    producer = Producer(durable, room=1)
+    records = [NUMBER.pack(number) for number in range(pipes.BACKLOG_RECORDS + 12)]
+    for record in records:
+        producer.puts(DATA, record)
+        producer.outlet.flush()
+        assert producer.outlet.blocked or len(producer.queue.frames) == 1
+    assert producer.counted("bus_pipe_full") == 12 - 2  # one is in ZeroMQ, one is packed and next
+    producer.queue.room = 1000
+    producer.outlet.flush()
+    assert not producer.outlet.blocked
+    sent = parsed(producer.queue)
+    assert [record for _, _, frame in sent for record in frame] == records[: pipes.BACKLOG_RECORDS + 2]
+    assert max(len(frame) for _, _, frame in sent) == pipes.PACK_RECORDS
+
+
+def test_control_is_never_dropped_and_never_overtakes(durable):
+    producer = Producer(durable, room=0)
+    producer.puts(DATA, b"a")
+    producer.outlet.flush()
+    producer.puts(DATA, b"b")
+    producer.outlet.flush()
+    producer.puts(CONTROL, *[b"c"] * 1000)
+    producer.outlet.flush()
+    producer.queue.room = 1000
+    producer.outlet.flush()
+    sent = [(kind, record) for kind, _, records in parsed(producer.queue) for record in records]
+    assert sent == [(DATA, b"a"), (DATA, b"b")] + [(CONTROL, b"c")] * 1000
+    assert producer.counted("bus_pipe_full") == 0
+
+
+def test_control_that_waits_for_room_survives_its_producer_and_data_that_does_not_is_counted(durable):
+    producer = Producer(durable, room=0)
+    producer.puts(DATA, b"a")
+    producer.outlet.flush()
+    producer.puts(CONTROL, b"b")
+    producer.outlet.flush()
+    producer.puts(DATA, b"c", b"d")
+    producer.outlet.flush()
+    successor = Producer(durable, incarnation=2)
+    pipes.inherit(successor.memory)
+    successor.outlet.greet({"done": 0})
+    assert parsed(successor.queue)[1:] == [(DATA, 1, [b"a"]), (CONTROL, 2, [b"b"])]
+    assert successor.counted("bus_pipe_full") == 2
+
+
+# -- what the consumer says of a frame -----------------------------------------------------------------------------
+
+
+def test_an_inlet_takes_frames_in_order_and_once(durable):
+    end = inlet(durable)
+    end.resumed(1)
+    verdicts = [end.judge(1, number) for number in (1, 2, 2, 1, 3)]
+    assert verdicts == [Verdict.NEXT, Verdict.NEXT, Verdict.REPEATED, Verdict.REPEATED, Verdict.NEXT]
+
+
+def test_a_gap_is_early_until_the_resume_and_lost_after_it(durable):
+    end = inlet(durable)
+    assert end.judge(1, 5) is Verdict.EARLY
+    assert end.judge(1, 1) is Verdict.NEXT  # in order: no need to wait
+    end.resumed(4)
+    lost = durable.map().bus_counters
+    assert (end.done, lost[C.bus_lost]) == (3, 2)
+    assert end.judge(1, 6) is Verdict.NEXT
+    assert lost[C.bus_lost] == 4
+
+
+def test_a_former_incarnation_is_stale(durable):
+    end = inlet(durable)
+    assert end.judge(3, 1) is Verdict.NEXT
+    assert end.judge(2, 2) is Verdict.STALE
+    assert end.judge(3, 2) is Verdict.NEXT
+
+
+def test_only_what_was_committed_is_done_after_a_crash(durable):
+    end = inlet(durable)
+    end.judge(1, 1)
+    end.commit()
+    end.judge(1, 2)
+    assert inlet(durable).done == 1
+
+
+def test_any_number_that_a_sender_may_claim_can_be_counted_and_kept(durable):
+    for _ in range(3):
+        end = inlet(durable)
+        end.done = 0
+        end.resumed((1 << 63) - 1)
+        end.judge(1, (1 << 64) - 1)
+        end.commit()
+    assert inlet(durable).done == durable.map().bus_counters[C.bus_lost] == (1 << 64) - 1
+
+
+@pytest.mark.parametrize("octets", [
+    b"", b"[]", b"{}", b'{"done": -1, "first": -1}', b'{"done": 1e99, "first": 1e99}', b'{"done": "1", "first": "1"}',
+    b'{"done": %d, "first": %d}' % (1 << 64, 1 << 64), b'{"done": 1, "first": 1, "x": ' + b"[" * 100_000, b"\xff",
+])  # fmt: skip
+@pytest.mark.parametrize("decode", [decode_hello, decode_resume])
+def test_greetings_that_make_no_sense_are_a_value_error(decode, octets):
+    with pytest.raises(ValueError):
+        decode(octets)
+
+
+@given(st.binary(max_size=60))
+def test_greetings_of_any_octets_are_parsed_or_a_value_error(octets):
+    for decode in (decode_hello, decode_resume):
+        try:
+            decode(octets)
+        except ValueError:
+            pass
+
+
+# -- both ends, over crashes -----------------------------------------------------------------------------------------
+
+
+class End:
+    """One of two neighbours: takes frames, processes records, sends records, as bus.node does.
+
+    Records are numbered in the order in which they were put. `delivered` has those whose frames were worked off.
+    """
+
+    ROOM = 3  # frames in ZeroMQ on the sending side, and again on the receiving side
+
+    def __init__(self, number: int, other: int) -> None:
+        self.number = number
+        self.other = other
+        self.durable = Durable()
+        self.incarnation = 0
+        self.alive = False
+        self.streams: dict[int, deque[bytes]] = {}  # what has arrived, by the incarnation whose connection it came on
+        self.put = 0  # number of the last record put
+        self.whole: dict[int, int] = {}  # records of turns that were finished: number -> kind
+        self.torn: set[int] = set()  # records of turns that were not: they may be delivered or not
+        self.slack = 0  # data that a death in the middle of a turn may have lost or counted twice
+        self.taken: dict[int, list[int]] = {}  # sequence number -> records
+        self.delivered: list[int] = []
+
+    def start(self) -> None:
+        self.incarnation += 1
+        self.memory = self.durable.map()
+        self.memory.words[memory.INCARNATION] = self.incarnation
+        self.queue = Queue(self.ROOM)
+        self.touched: list[Outlet] = []
+        self.turn_inlets: list[Inlet] = []
+        pipes.inherit(self.memory)
+        self.inlet = Inlet(self.other, KINDS, self.memory, memory.DONE + self.other)
+        self.outlet = Outlet(self.queue, self.number, self.other, Journal(self.memory), self.memory,
+                             memory.SENT + self.other, self.touched)
+        self.alive = True
+        self.outlet.greet({"done": self.inlet.done})
+
+    def die(self) -> None:
+        self._settled()
+        self.alive = False
+        self.streams.clear()
+        self.taken.clear()
+        self.queue.frames.clear()
+
+    def take(self, frame: bytes) -> None:
+        kind, incarnation, sender, sequence, records = unpack_frame(frame)
+        assert sender == self.other
+        if sequence == 0:
+            if incarnation < self.inlet.incarnation:
+                return
+            if kind == table.HELLO:
+                self.inlet.incarnation = incarnation
+                self.inlet.awaiting = True
+                self.outlet.resume(decode_hello(records[0]).done, self.inlet.done)
+            else:
+                resume = decode_resume(records[0])
+                self.inlet.resumed(resume.first)
+                self.outlet.answered(resume.done, self.inlet.done)
+        elif self.inlet.judge(incarnation, sequence) is Verdict.NEXT:
+            self.taken[sequence] = [NUMBER.unpack(record)[0] for record in records]
+
+    def turn(self, streams: list[int], kinds: list[int]) -> None:
+        for number in streams:
+            waiting = [stream for stream in self.streams.values() if stream]
+            if waiting:
+                self.take(waiting[number % len(waiting)].popleft())
+        for kind in kinds:
+            self.put += 1
+            self.outlet.put(kind, NUMBER.pack(self.put))
+        for outlet in self.touched:
+            outlet.flush()
+        self.touched[:] = {outlet for outlet in self.touched if outlet.blocked}
+        self.inlet.commit()
+        self._settled()
+
+    def _settled(self) -> None:
+        """Whatever durable memory says is done, is; `take` is asked for the rest again after a crash."""
+        done = self.durable.map().words[memory.DONE + self.other]
+        for sequence in [sequence for sequence in self.taken if sequence <= done]:
+            self.delivered += self.taken.pop(sequence)
+
+    def counted(self, name: str) -> int:
+        return self.memory.bus_counters[getattr(C, name)]
+
+
+class TwoEnds(RuleBasedStateMachine):
+    """Two neighbours that talk, and die at any line of theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = (End(table.IP, table.UDP), End(table.UDP, table.IP))
+        for end in self.ends:
+            end.start()
+
+    @rule(which=st.integers(0, 1), streams=st.lists(st.integers(0, 3), max_size=5),
+          kinds=st.lists(st.sampled_from(sorted(KINDS)), max_size=12),
+          line=st.none() | st.integers(0, 120) | st.integers(0, 600))
+    def turn(self, which, streams, kinds, line):
+        end = self.ends[which]
+        if not end.alive:
+            return
+        before, waiting = end.put, end.memory.words[memory.WAITING]
+        if line is None:
+            end.turn(streams, kinds)
+            died = False
+        else:
+            died = dies(line, (pipes, journal_module), lambda: end.turn(streams, kinds))
+        put = range(before + 1, end.put + 1)
+        if died:
+            end.torn.update(put)
+            end.slack += len(put) + waiting
+            end.die()
+        else:
+            end.whole.update(zip(put, kinds, strict=True))
+
+    @rule(which=st.integers(0, 1), frames=st.integers(1, 4))
+    def carry(self, which, frames):
+        """ZeroMQ moves frames from the one process to the other."""
+        end, other = self.ends[which], self.ends[1 - which]
+        if not (end.alive and other.alive):
+            return
+        stream = other.streams.setdefault(end.incarnation, deque())
+        while frames and end.queue.frames and len(stream) < End.ROOM:
+            stream.append(end.queue.frames.popleft())
+            frames -= 1
+
+    @rule(which=st.integers(0, 1))
+    def kill(self, which):
+        if self.ends[which].alive:
+            self.ends[which].die()
+
+    @precondition(lambda self: not all(end.alive for end in self.ends))
+    @rule(which=st.integers(0, 1), line=st.none() | st.integers(0, 150))
+    def start(self, which, line):
+        end = self.ends[which]
+        if end.alive:
+            return
+        waiting = end.durable.map().words[memory.WAITING]
+        if line is None:
+            end.start()
+        elif dies(line, (pipes, journal_module), end.start):
+            end.slack += waiting  # counted, and not yet cleared
+            end.die()
+
+    @invariant()
+    def records_arrive_in_order_and_once(self):
+        for end in self.ends:
+            assert all(earlier < later for earlier, later in zip(end.delivered, end.delivered[1:], strict=False))
+
+    def teardown(self):
+        try:
+            self._let_everything_arrive()
+            for end, other in (self.ends, self.ends[::-1]):
+                self._account(end, other)
+        finally:
+            for end in self.ends:
+                end.durable.close()
+
+    def _let_everything_arrive(self):
+        for which, end in enumerate(self.ends):
+            if not end.alive:
+                self.start(which, None)
+        for _ in range(1000):
+            for which in (0, 1):
+                self.carry(which, 4)
+                self.turn(which, [0] * 6, [], None)
+            if not any(end.outlet.blocked or end.queue.frames or any(end.streams.values()) for end in self.ends):
+                return
+        raise AssertionError("they never came to rest")
+
+    def _account(self, sender: End, receiver: End):
+        arrived = set(receiver.delivered)
+        assert not sender.inlet.awaiting
+        assert arrived <= sender.whole.keys() | sender.torn
+        assert receiver.counted("bus_lost") == 0
+        assert {number for number, kind in sender.whole.items() if kind == CONTROL} <= arrived
+        sent = sum(1 for kind in sender.whole.values() if kind == DATA)
+        delivered = sum(1 for number in arrived if sender.whole.get(number) == DATA)
+        missing = sent - delivered - sender.counted("bus_pipe_full")
+        assert abs(missing) <= sender.slack
+
+
+def test_control_arrives_once_and_in_order_and_data_is_accounted_for_over_any_crash(monkeypatch):
+    for name, value in {"REPEAT_AT_START": 3, "BACKLOG_RECORDS": 8, "PACK_RECORDS": 3}.items():
+        monkeypatch.setattr(pipes, name, value)
+    run_state_machine_as_test(TwoEnds, settings=settings(max_examples=4000, stateful_step_count=50, deadline=None))
+
+
+# -- repetition, step by step ----------------------------------------------------------------------------------------
+
+
+def converse(*ends: End) -> None:
+    """Until nothing moves."""
+    for _ in range(200):
+        for end, other in (ends, ends[::-1]):
+            stream = other.streams.setdefault(end.incarnation, deque())
+            while end.queue.frames:
+                stream.append(end.queue.frames.popleft())
+            end.turn([0] * 8, [])
+
+
+@pytest.fixture
+def ends():
+    pair = End(table.IP, table.UDP), End(table.UDP, table.IP)
+    for end in pair:
+        end.start()
+    converse(*pair)
+    yield pair
+    for end in pair:
+        end.durable.close()
+
+
+def test_a_consumer_that_restarts_gets_what_died_in_its_inbox(ends):
+    producer, consumer = ends
+    for _ in range(6):
+        producer.turn([], [DATA])
+    consumer.streams[1].extend(producer.queue.frames)
+    producer.queue.frames.clear()
+    consumer.die()
+    consumer.start()
+    converse(*ends)
+    assert consumer.delivered == [1, 2, 3, 4, 5, 6]
+    assert producer.counted("bus_replayed") == producer.outlet.sequence
+
+
+def test_a_producer_that_restarts_repeats_what_died_in_it(ends):
+    producer, consumer = ends
+    for _ in range(6):
+        producer.turn([], [CONTROL])
+    producer.die()
+    producer.start()
+    converse(*ends)
+    assert consumer.delivered == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_producer_that_restarts_repeats_as_much_as_its_consumer_needs(ends):
+    producer, consumer = ends
+    count = pipes.REPEAT_AT_START + 40
+    for _ in range(count):
+        producer.turn([], [CONTROL])
+    producer.die()
+    producer.start()
+    converse(*ends)
+    assert consumer.delivered == list(range(1, count + 1))
+    assert consumer.counted("bus_lost") == 0
+
+
+def test_what_the_consumer_had_it_does_not_get_again(ends):
+    producer, consumer = ends
+    for _ in range(6):
+        producer.turn([], [CONTROL])
+        converse(*ends)
+    producer.die()
+    producer.start()
+    converse(*ends)
+    assert consumer.delivered == [1, 2, 3, 4, 5, 6]
+    assert producer.counted("bus_replayed") == 6  # unasked, and not a second time
+
+
+def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
+    producer, end = Producer(durable), inlet(durable)
+    for number in range(40):
+        producer.puts(CONTROL, NUMBER.pack(number) + bytes(60_000))
+        producer.outlet.flush()
+    producer.queue.frames.clear()  # they died with the consumer
+    producer.outlet.resume(0, 0)
+    (_, _, (greeting,)), *repeated = parsed(producer.queue)
+    end.resumed(decode_resume(greeting).first)
+    assert all(end.judge(1, sequence) is Verdict.NEXT for _, sequence, _ in repeated)
+    assert [NUMBER.unpack_from(records[0])[0] for _, _, records in repeated] == list(range(40 - len(repeated), 40))
+    assert memory.JOURNAL_OCTETS // 70_000 < len(repeated) < 40
+    assert len(repeated) + durable.map().bus_counters[C.bus_lost] == 40
+
+
+def test_the_greetings_are_json_that_any_client_can_read(durable):
+    producer = Producer(durable)
+    producer.outlet.greet({"version": 1, "done": 7})
+    producer.outlet.resume(0, 9)
+    (hello, _, (greeting,)), (resume, _, (answer,)) = parsed(producer.queue)
+    assert (hello, msgspec.json.decode(greeting)) == (table.HELLO, {"version": 1, "done": 7})
+    assert (resume, msgspec.json.decode(answer)) == (table.RESUME, {"first": 1, "done": 9})
+
+
+def test_foreign_frames_do_not_confuse_the_repetition(durable):
+    producer = Producer(durable)
+    producer.puts(DATA, b"x")
+    producer.outlet.flush()
+    (frame,) = producer.queue.frames
+    assert frame == pack_frame(DATA, table.IP, 1, 1, [b"x"])
+    successor = Producer(durable, incarnation=9)
+    successor.outlet.greet({"done": 0})
+    assert successor.queue.frames[1] == pack_frame(DATA, table.IP, 9, 1, [b"x"])

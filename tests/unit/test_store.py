@@ -1,0 +1,164 @@
+"""The store: a dict that outlives its process, at whatever line that dies."""
+
+from __future__ import annotations
+
+import pytest
+from durable import Durable, dies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from bus import memory
+from bus import store as store_module
+from bus.counters import PipeCounters
+from bus.store import Store, StoreFull
+
+KEYS = st.sampled_from([0, 1, 2, 7, (1 << 64) - 1])
+VALUES = st.binary(max_size=80)
+ARENA = memory.STORE_ARENA_OCTETS
+
+
+def damaged(durable: Durable) -> int:
+    return durable.map().bus_counters[PipeCounters.bus_state_damaged]
+
+
+class StoreAndDict(RuleBasedStateMachine):
+    """The same done to both; a crash in the middle leaves one of them as it was, or done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.durable = Durable()
+        self.store = Store(self.durable.map())
+        self.model: dict[int, bytes] = {}
+
+    @rule(key=KEYS, value=VALUES)
+    def set(self, key, value):
+        self.store[key] = self.model[key] = value
+
+    @rule(key=KEYS)
+    def delete(self, key):
+        if key in self.model:
+            del self.store[key], self.model[key]
+        else:
+            with pytest.raises(KeyError):
+                del self.store[key]
+
+    @rule()
+    def crash(self):
+        self.store = Store(self.durable.map())
+
+    @rule(key=KEYS, value=st.none() | VALUES, line=st.integers(0, 60))
+    def crash_within(self, key, value, line):
+        after = {**self.model}
+        if value is None:
+            after.pop(key, None)
+            died = dies(line, (store_module,), lambda: self.store.pop(key, None))
+        else:
+            after[key] = value
+            died = dies(line, (store_module,), lambda: self.store.__setitem__(key, value))
+        found = dict(Store(self.durable.map()))
+        assert found == after or (died and found == self.model)
+        self.store, self.model = Store(self.durable.map()), found
+
+    @invariant()
+    def they_agree(self):
+        assert dict(self.store) == self.model
+        assert len(self.store) == len(self.model)
+        assert all(key in self.store for key in self.model)
+        assert 3 not in self.store
+
+    def teardown(self):
+        assert damaged(self.durable) == 0
+        self.durable.close()
+
+
+def test_a_store_is_a_dict_over_any_crash(monkeypatch):
+    monkeypatch.setattr(store_module, "_COMPACT_ABOVE", 128)
+    run_state_machine_as_test(
+        StoreAndDict, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(VALUES, min_size=1, max_size=10), st.data())
+def test_damaged_octets_are_seen_and_end_the_reading_there(values, data):
+    durable = Durable()
+    try:
+        mapped = durable.map()
+        store = Store(mapped)
+        ends = [0]
+        for key, value in enumerate(values):
+            store[key] = value
+            ends.append(mapped.words[memory.STORE_STATE] >> 1)
+        at = data.draw(st.integers(0, ends[-1] - 1))
+        mapped.arenas[0][at] ^= data.draw(st.integers(1, 255))
+        intact = next(number for number, end in enumerate(ends[1:]) if end > at)
+        again = Store(durable.map())
+        assert dict(again) == dict(enumerate(values[:intact]))
+        assert damaged(durable) == 1
+        again[99] = b"goes on"
+        assert Store(durable.map())[99] == b"goes on"
+        assert damaged(durable) == 1
+    finally:
+        durable.close()
+
+
+@given(st.binary(min_size=1, max_size=64))
+@settings(max_examples=30, deadline=None)
+def test_what_lies_beyond_the_published_part_does_not_count(junk):
+    durable = Durable()
+    try:
+        mapped = durable.map()
+        store = Store(mapped)
+        store[1] = b"one"
+        end = mapped.words[memory.STORE_STATE] >> 1
+        mapped.arenas[0][end : end + len(junk)] = junk
+        assert dict(Store(durable.map())) == {1: b"one"}
+        assert damaged(durable) == 0
+    finally:
+        durable.close()
+
+
+@pytest.mark.parametrize("end", [1, 15, 17, 200, ARENA - 5, ARENA, ARENA + 1, 1 << 62])
+@pytest.mark.parametrize("arena", [0, 1])
+def test_a_length_that_cannot_be_is_seen(durable: Durable, end: int, arena: int):
+    mapped = durable.map()
+    mapped.words[memory.STORE_STATE] = end << 1 | arena
+    assert dict(Store(durable.map())) == {}
+    assert damaged(durable) == 1
+
+
+def test_the_same_value_again_is_not_written(durable: Durable):
+    mapped = durable.map()
+    store = Store(mapped)
+    store[1] = b"same"
+    before = mapped.words[memory.STORE_STATE]
+    store[1] = b"same"
+    assert mapped.words[memory.STORE_STATE] == before
+
+
+def test_a_log_that_is_mostly_dead_is_copied_and_its_memory_given_back(durable: Durable):
+    mapped = durable.map()
+    store = Store(mapped)
+    store[0] = b"stays"
+    for number in range(200):
+        store[1] = bytes([number]) * 1024
+    state = mapped.words[memory.STORE_STATE]
+    assert state >> 1 <= store_module._COMPACT_ABOVE + 2048
+    assert not any(mapped.arenas[1 - (state & 1)][: 1 << 17])
+    assert dict(Store(durable.map())) == dict(store) == {0: b"stays", 1: bytes([199]) * 1024}
+
+
+def test_a_store_is_full_only_when_its_live_records_are(durable: Durable):
+    store = Store(durable.map())
+    share = ARENA // 64 - 16
+    for key in range(62):  # 62 of 64 parts live
+        store[key] = bytes([key]) * share
+    store[100] = b"x" * (share - 100)
+    del store[100]
+    store[101] = b"y" * share  # there is room once what is dead is gone
+    with pytest.raises(StoreFull):
+        store[102] = bytes(3 * share)
+    again = Store(durable.map())
+    assert len(again) == 63
+    assert again[101] == b"y" * share
+    assert again[61] == bytes([61]) * share
