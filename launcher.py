@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     ping.add_argument("-i", "--interval", type=float, default=1.0, metavar="S", help="seconds between requests")
     ping.add_argument("-s", "--size", type=int, default=56, metavar="OCTETS", help="octets of data (default 56)")
     ping.add_argument("-W", "--timeout", type=float, default=1.0, metavar="S", help="seconds to wait for a reply")
+    neighbor = verb("neighbor", "arp's neighbours: list, add ADDRESS MAC, del ADDRESS, flush")
+    neighbor.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add ADDRESS MAC, del ADDRESS, or "
+                          "flush (all but those that were added)")
     verbs.add_parser("demo", help="see it work, in ten seconds", description="see it work, in ten seconds")
     return top
 
@@ -93,6 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         return ping.run(arguments.name, arguments.address, arguments.count, arguments.interval, arguments.size,
                         arguments.timeout)
+    if arguments.verb == "neighbor":
+        from supervisor import neighbors
+
+        return neighbors.run(arguments.name, arguments.words)
     from supervisor import demo
 
     return demo.run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -24,8 +24,25 @@ from usernet.protocol import (  # noqa: F401  (shared with applications)
 T = TypeVar("T")
 
 TRANSMIT_HEADER = Struct("<4s4sBBBB")  # source (0: the route's), destination, protocol, TTL, TOS, flags
-TRANSMIT_DONT_FRAGMENT = 1
+TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments
 TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
+TRANSMIT_MAY_FRAGMENT = 4  # ip fragments what is too long; without it, that is a local error
+TRANSMIT_IGNORE_PATH_MTU = 8  # too long is what the interface cannot carry, whatever was learnt of the path
+TRANSMIT_OPTIONS = 16  # behind the header: one octet, how many 4-octet words of IP options follow; then they
+
+# ip(7), IP_MTU_DISCOVER: what each of its values asks of ip. DONT, WANT, DO, PROBE, INTERFACE, OMIT.
+MTU_DISCOVER_MAX = 5
+TRANSMIT_OF_MTU_DISCOVER = (
+    TRANSMIT_MAY_FRAGMENT,
+    TRANSMIT_DONT_FRAGMENT | TRANSMIT_MAY_FRAGMENT,
+    TRANSMIT_DONT_FRAGMENT,
+    TRANSMIT_DONT_FRAGMENT | TRANSMIT_IGNORE_PATH_MTU,
+    TRANSMIT_IGNORE_PATH_MTU,
+    TRANSMIT_IGNORE_PATH_MTU | TRANSMIT_MAY_FRAGMENT,
+)
+
+# Destination, next hop's MTU (0: the router did not say), total length of the packet that it could not pass on.
+PATH_MTU_RECORD = Struct("<4sHH")
 
 # Type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address.
 ICMP_ERROR_HEADER = Struct("<BBBBI4s")
@@ -70,7 +87,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     ttl: int = 64
     tos: int = 0
     multicast_ttl: int = 1
-    dont_fragment: bool = True
+    mtu_discover: Annotated[int, msgspec.Meta(ge=0, le=MTU_DISCOVER_MAX)] = 1  # ip(7), IP_MTU_DISCOVER: WANT
     receive_errors: bool = False
 
 

@@ -32,6 +32,7 @@ TRANSMIT = 8  # records.TRANSMIT_HEADER + transport segment, for ip to wrap and 
 REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp shall tell its sender
 ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
 ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
+PATH_MTU = 12  # records.PATH_MTU_RECORD: a router could not pass a packet of ours on without fragmenting it
 
 # Control (from 128): never dropped.
 HELLO = protocol.HELLO
@@ -79,13 +80,14 @@ PIPES = (
     _pipe("arp", "link", "ARP packets to send", ARP_OUT),
     _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE,
           FORGET),
-    _pipe("ip", "arp", "addresses to resolve or to verify again; each gets an answer", RESOLVE),
+    _pipe("ip", "arp", "addresses to resolve or to verify again, each gets an answer; our own, whenever they change",
+          RESOLVE, ROUTES),
     _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT),
     _pipe("ip", "icmp", "checked ICMP packets, padding cut; local errors; packets to complain of",
           *_TRANSPORT_IN, REPORT_ERROR),
     _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN),
     _pipe("ip", "sockets", "addresses and routes, at the start and at every change", ROUTES),
-    _pipe("icmp", "ip", "ICMP messages to send", TRANSMIT),
+    _pipe("icmp", "ip", "ICMP messages to send; MTUs that routers told", TRANSMIT, PATH_MTU),
     _pipe("udp", "ip", "UDP segments to send", TRANSMIT),
     _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
     _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import sys
 import time
@@ -18,6 +20,7 @@ from supervisor.options import Options, UsageError
 from usernet.rundir import run_dir, stack_name
 
 OK, FAILED, USAGE = 0, 1, 2
+KEEPER_END_TIMEOUT_S = 10.0
 
 
 def up(options: Options, detach: bool) -> int:
@@ -56,7 +59,8 @@ def _follow_until_interrupted(folder: Path) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("stopping")
-        _stop(folder)
+        with contextlib.suppress(NotRunning):  # it ended before it could say so
+            _stop(folder)
         return OK
     print("the stack has ended")
     return OK
@@ -69,15 +73,22 @@ def query(folder: Path, op: str, **fields: object) -> Any:
 
 
 def _stop(folder: Path) -> None:
-    try:
-        query(folder, "down")
-    except NotRunning:
-        pass  # it ended before it could say so
+    """Stop in order, and wait for the keeper's own end: the interface goes with the last of its descriptors."""
+    with Client(folder) as client:
+        try:
+            keeper = os.pidfd_open(client.request("status")["keeper"])
+        except ProcessLookupError as error:
+            raise NotRunning(str(folder)) from error
+        try:
+            client.request("down")
+            select.select([keeper], [], [], KEEPER_END_TIMEOUT_S)
+        finally:
+            os.close(keeper)
 
 
 def down(name: str | None) -> int:
-    """Stop in order."""
-    query(run_dir(name), "down")
+    """Stop in order; nothing is left once this returns."""
+    _stop(run_dir(name))
     return OK
 
 

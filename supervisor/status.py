@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -22,6 +23,9 @@ def collect(name: str | None) -> dict[str, Any]:
         layer["packets_in"], layer["packets_out"] = totals["in"], totals["out"]
         layer["packets_dropped"] = totals["drop"]
         layer["counters"].update(layer.pop("bus"))
+    status["conflicts"] = [
+        {field: notice[field] for field in ("address", "mac", "since")}
+        for layer in status["layers"].values() for notice in layer["notices"] if notice["event"] == "conflict"]
     return status
 
 
@@ -57,4 +61,10 @@ def table(status: dict[str, Any]) -> str:
             f"{name:<8} {layer['pid'] or '-':>8} {layer['state']:<11} {layer['restarts']:>8} "
             f"{layer['uptime_s']:>7.1f} s {layer['rss_bytes'] / 1e6:>5.1f} MB {layer['cpu_s']:>6.2f} s "
             f"{layer['packets_in']:>10} {layer['packets_out']:>10} {layer['packets_dropped']:>8}")
+    notices = [(name, notice) for name, layer in status["layers"].items() for notice in layer["notices"]]
+    if notices:
+        lines.append("")
+    for name, notice in notices:
+        since = datetime.fromtimestamp(notice["since"]).strftime("%Y-%m-%d %H:%M:%S")
+        lines.append(f"{name}: {notice['event']} since {since}: {notice['detail']}")
     return "\n".join(lines)

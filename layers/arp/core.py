@@ -203,8 +203,9 @@ class Core:
         As in Linux (arp_accept=0), a reply that nobody asked for adds nothing: it would be too easy to lie.
         """
         counters = self.counters
-        if self._neighbors.is_permanent(address):
-            counters[Counters.permanent_kept] += self._neighbors.get(address, now)[0] != mac
+        permanent = self._neighbors.permanent.get(address)
+        if permanent is not None:
+            counters[Counters.permanent_kept] += permanent != mac
             return
         if self._end_resolution(address):
             counters[Counters.resolved] += 1

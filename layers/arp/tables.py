@@ -52,10 +52,6 @@ class Neighbors:
     def __len__(self) -> int:
         return len(self._entries) + len(self.permanent)
 
-    def is_permanent(self, address: bytes) -> bool:
-        """A person set it."""
-        return address in self.permanent
-
     def set_permanent(self, address: bytes, mac: bytes) -> None:
         """`address` is at `mac`, whatever packets say. ValueError where there are too many."""
         if len(self.permanent) >= MAX_PERMANENT and address not in self.permanent:

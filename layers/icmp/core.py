@@ -187,7 +187,7 @@ class Core:
         # packets be fragmented need not know that they were too big. Beyond Linux, as udp does, a connected socket
         # hears of ip's own errors too.
         told = socket.receive_errors or (socket.peer and (fatal or origin == records.ORIGIN_LOCAL))
-        if not told or (too_big and not socket.dont_fragment):
+        if not told or (too_big and not socket.mtu_discover):
             counters[Counters.error_ignored] += 1
             return
         counters[Counters.errors_to_sockets] += 1
@@ -265,7 +265,7 @@ class Core:
                 ttl = socket.multicast_ttl if is_multicast(_number(destination, "big")) else socket.ttl
             if not flags & SEND_TOS_GIVEN:
                 tos = socket.tos
-            flags = (socket.dont_fragment and records.TRANSMIT_DONT_FRAGMENT) | (
+            flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | (
                 socket.broadcast and records.TRANSMIT_BROADCAST)
             header = TRANSMIT_HEADER.pack(source, destination, wire.PROTOCOL, ttl, tos, flags)
             sends.append((IP, table.TRANSMIT, header + wire.echo_request(socket.port, message[6:])))

@@ -60,7 +60,7 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
             ttl=self.ttl,
             tos=self.tos,
             multicast_ttl=self.multicast_ttl,
-            dont_fragment=self.mtu_discover != 0,
+            mtu_discover=self.mtu_discover,
             receive_errors=self.receive_errors,
         )
 

@@ -26,8 +26,8 @@ from bus.records import (
     ORIGIN_LOCAL,
     SEND_HEADER,
     TRANSMIT_BROADCAST,
-    TRANSMIT_DONT_FRAGMENT,
     TRANSMIT_HEADER,
+    TRANSMIT_OF_MTU_DISCOVER,
     SocketReply,
     SocketState,
     decode_routes,
@@ -291,7 +291,7 @@ class Core:
         # RFC 1112 section 6.1: multicasts have a TTL of their own.
         ttl = ttl or (declared.multicast_ttl if is_multicast(destination) else declared.ttl)
         tos = tos if flags & SEND_TOS_GIVEN else declared.tos
-        transmit_flags = TRANSMIT_DONT_FRAGMENT if declared.dont_fragment else 0
+        transmit_flags = TRANSMIT_OF_MTU_DISCOVER[declared.mtu_discover]
         transmit_flags |= TRANSMIT_BROADCAST if declared.broadcast else 0
         source, to = origin.to_bytes(4, "big"), destination.to_bytes(4, "big")
         headers = TRANSMIT_HEADER.pack(source, to, PROTOCOL, ttl, tos, transmit_flags) + PORTS.pack(socket.port, port)
@@ -362,7 +362,7 @@ def _error_for(socket: Socket, icmp_type: int, code: int, origin: int) -> int:
     if icmp_type in (SOURCE_QUENCH, REDIRECT):
         return 0
     too_big = (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED)
-    if too_big and not socket.declared.dont_fragment:
+    if too_big and not socket.declared.mtu_discover:
         return 0
     number, fatal = errno_of(icmp_type, code)
     told = socket.declared.receive_errors or (socket.peer and (fatal or origin == ORIGIN_LOCAL))

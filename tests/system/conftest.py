@@ -6,6 +6,7 @@ are skipped with the reason; under CI=true they fail instead.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -89,6 +90,14 @@ def stack(home: Path, tap: None) -> Iterator[Stack]:
         yield booted.up()
     finally:
         end_all([booted])
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """For tests that measure time or take all processors: one of them at a time, in all workers."""
+    with open(Path(tempfile.gettempdir()) / f"usernet-tests-quiet-{os.getuid()}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def end_all(stacks: list[Stack]) -> None:

@@ -31,7 +31,7 @@ def judged(capture: Path, mac: str, condition: str) -> list[str]:
 
 def session(stack: Stack) -> None:
     """Something of everything that the stack can say."""
-    for size in (0, 1, 7, 56, 999, 1472):
+    for size in (0, 1, 57, 1472):
         assert received(stack.execute("ping", "-c", 2, "-i", 0.01, "-W", 10, "-s", size, STACK).stdout) == 2
         assert received(stack.run("ping", "-c", 1, "-W", 10, "-s", size, KERNEL).stdout) == 1
     with stack.bound() as app, stack.kernel.udp() as peer:
@@ -73,8 +73,8 @@ def test_wireshark_finds_no_fault_in_what_the_stack_sends(stack: Stack, tmp_path
     mac = stack.status()["mac"]
     assert judged(capture, mac, FAULTY) == []
     # It did look at what it was to look at:
-    assert len(judged(capture, mac, "icmp.type == 0 && icmp.checksum.status == Good")) == 12
-    assert len(judged(capture, mac, "icmp.type == 8 && icmp.checksum.status == Good")) == 6
+    assert len(judged(capture, mac, "icmp.type == 0 && icmp.checksum.status == Good")) == 8
+    assert len(judged(capture, mac, "icmp.type == 8 && icmp.checksum.status == Good")) == 4
     assert len(judged(capture, mac, "icmp.type == 3 && ip.checksum.status == Good")) >= 1
     assert len(judged(capture, mac, "udp && !icmp && udp.checksum.status == Good")) == 44
     assert len(judged(capture, mac, "arp.opcode == 1")) >= 1

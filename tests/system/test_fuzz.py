@@ -116,7 +116,7 @@ def drain(app) -> None:
             assert error.errno in TOLD, error
 
 
-def test_twenty_thousand_mutated_frames_kill_nobody(stack: Stack) -> None:
+def test_twenty_thousand_mutated_frames_kill_nobody(stack: Stack, quiet) -> None:
     before = stack.status()
     with stack.bound() as app, stack.kernel.packet() as cable, Client(stack.run_dir) as keeper:
         app.connect((KERNEL, 9))  # so that errors about what it sent would be told

@@ -108,7 +108,9 @@ def test_a_second_sigkill_right_behind_the_first(stack: Stack) -> None:
 
 @pytest.mark.parametrize(("layer", "fault"), [
     ("link", "stop"), ("arp", "loop"), ("ip", "loop"), ("icmp", "sleep"), ("udp", "stop"), ("sockets", "loop")])
-def test_a_layer_that_hangs_is_replaced_in_time(stack: Stack, layer: str, fault: str) -> None:
+def test_a_layer_that_hangs_is_replaced_in_time(new_stack, quiet, layer: str, fault: str) -> None:
+    """On all cores: on the one where `auto` puts all layers of all stacks, the other workers' are, too."""
+    stack = new_stack().up("--cores", "spread")
     gaps = []
     for _ in range(ATTEMPTS):
         before = stack.status()["layers"][layer]
@@ -138,7 +140,7 @@ def test_an_exception_is_in_the_events_with_its_traceback(stack: Stack) -> None:
     assert "Sabotaged" in died["detail"]
 
 
-def test_a_busy_machine_is_not_taken_for_a_hung_layer(stack: Stack) -> None:
+def test_a_busy_machine_is_not_taken_for_a_hung_layer(stack: Stack, quiet) -> None:
     before = stack.incarnations()
     burn = "import time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
     with EchoServer(stack) as server, stack.kernel.udp() as peer:

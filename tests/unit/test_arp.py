@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import json
 import math
 import random
 import struct
@@ -15,9 +16,22 @@ from hypothesis import strategies as st
 from scapy.layers.l2 import ARP
 
 from bus.config import StackConfig
-from bus.table import ARP_IN, ARP_OUT, IP, LINK, NEIGHBOR, RESOLVE, UNREACHABLE
+from bus.records import Routes, encode
+from bus.table import (
+    ARP_IN,
+    ARP_OUT,
+    FORGET,
+    IP,
+    KEEPER,
+    LINK,
+    NEIGHBOR,
+    NOTICES,
+    RESOLVE,
+    ROUTES,
+    UNREACHABLE,
+)
+from layers.arp import claims, tables
 from layers.arp import core as arp
-from layers.arp import tables
 from layers.arp.counters import Counters
 
 BROADCAST = b"\xff" * 6
@@ -50,16 +64,43 @@ def reply(mac: bytes, sender: str, target: str = OUR) -> bytes:
 
 
 class Host:
-    """A core, the clock it lives by, and its state, which outlives it."""
+    """A core, the clock it lives by, and its state, which outlives it. Its address was probed, unless it is new."""
 
-    def __init__(self, prefix: int = 24, state: dict[int, bytes] | None = None, now: float = 1000.0) -> None:
+    def __init__(self, prefix: int = 24, state: dict[int, bytes] | None = None, now: float = 1000.0,
+                 new: bool = False, seed: int = 1) -> None:
         self.state = {} if state is None else state
-        self.counts = Counters.new()
         self.now = now
         address = int.from_bytes(ip4(OUR), "big")
-        config = StackConfig(name="t", run_dir="", address=address, prefix=prefix, mac=OUR_MAC)
-        self.core = arp.Core(config, self.state, self.counts, random.Random(1))
-        self.announced = self.core.start(now)
+        self.config = StackConfig(name="t", run_dir="", address=address, prefix=prefix, mac=OUR_MAC)
+        if not new:
+            self.state.setdefault(claims.OWN_KEY, probed(prefix))
+        self.boots(seed)
+
+    def boots(self, seed: int = 1) -> None:
+        """Starts, for the first time or again."""
+        self.counts = Counters.new()
+        self.core = arp.Core(self.config, self.state, self.counts, random.Random(seed))
+        sends = self.core.start(self.now)
+        self.noticed = [json.loads(record) for consumer, _, record in sends if consumer == KEEPER]
+        self.announced = [send for send in sends if send[0] != KEEPER]
+
+    @property
+    def stored(self) -> dict[int, bytes]:
+        """The state that is about neighbours."""
+        return {key: value for key, value in self.state.items() if key != claims.OWN_KEY}
+
+    def owns(self, *interfaces: str) -> list:
+        """ip announces our addresses."""
+        parsed = [ipaddress.IPv4Interface(interface) for interface in interfaces]
+        routes = Routes([(int(each.ip), each.network.prefixlen) for each in parsed], [])
+        return self.core.receive(IP, ROUTES, [encode(routes)], self.now)
+
+    def manage(self, op: str, **request: str) -> tuple[dict, list]:
+        return self.core.manage({"op": f"neighbor_{op}", **request}, self.now)
+
+    def listed(self) -> dict[str, str]:
+        """States by address, as a person sees them."""
+        return {each["address"]: each["state"] for each in self.manage("list")[0]["neighbors"]}
 
     def hears(self, *packets: bytes) -> list:
         return self.core.receive(LINK, ARP_IN, list(packets), self.now)
@@ -88,6 +129,11 @@ class Host:
     def learn(self, address: str = PEER, mac: bytes = PEER_MAC) -> None:
         self.hears(request(mac, address, OUR))
         assert self.knows(address) == mac
+
+
+def probed(prefix: int) -> bytes:
+    """What a core stores that has probed and announced its address."""
+    return struct.pack("<4sBB6sd", ip4(OUR), prefix, claims.SETTLED, bytes(6), 0.0)
 
 
 @pytest.fixture
@@ -138,7 +184,7 @@ def test_rfc5227_2_1_1_probe_for_our_address_is_answered_and_teaches_nothing(hos
     (answer,) = host.hears(request(PEER_MAC, "0.0.0.0", OUR))
     sent = ARP(answer[2][6:])
     assert (answer[2][:6], sent.op, sent.psrc, sent.pdst) == (PEER_MAC, 2, OUR, "0.0.0.0")
-    assert host.state == {}
+    assert host.stored == {}
 
 
 def test_rfc5227_2_1_1_probe_for_another_address_is_not_ours_to_answer(host):
@@ -148,7 +194,7 @@ def test_rfc5227_2_1_1_probe_for_another_address_is_not_ours_to_answer(host):
 def test_a_request_from_outside_the_network_is_answered_but_not_learnt(host):
     (answer,) = host.hears(request(PEER_MAC, "192.0.2.7", OUR))
     assert answer[1] == ARP_OUT
-    assert host.state == {}
+    assert host.stored == {}
 
 
 # Merging
@@ -185,7 +231,7 @@ def test_a_sender_that_is_known_already_is_announced_once(host):
 def test_a_mac_that_no_station_can_have_is_not_learnt_nor_answered(host, mac):
     assert host.hears(request(bytes.fromhex(mac), PEER, OUR)) == []
     assert host.counted("bad_sender_mac") == 1
-    assert host.state == {}
+    assert host.stored == {}
 
 
 @pytest.mark.parametrize("sender", ["255.255.255.255", "224.0.0.1", "127.0.0.1", "240.0.0.1", "0.1.2.3", "10.0.0.255",
@@ -193,7 +239,7 @@ def test_a_mac_that_no_station_can_have_is_not_learnt_nor_answered(host, mac):
 def test_an_address_that_no_neighbour_can_have_is_not_learnt_nor_answered(host, sender):
     assert host.hears(request(PEER_MAC, sender, OUR)) == []
     assert host.counted("bad_sender_address") == 1
-    assert host.state == {}
+    assert host.stored == {}
 
 
 def test_rfc3021_both_addresses_of_a_31_are_hosts():
@@ -204,7 +250,7 @@ def test_rfc3021_both_addresses_of_a_31_are_hosts():
 def test_our_own_packets_that_come_back_are_dropped(host):
     assert host.hears(request(OUR_MAC, OUR, PEER), request(OUR_MAC, PEER, OUR)) == []
     assert host.counted("own_packet") == 2
-    assert host.state == {}
+    assert host.stored == {}
 
 
 @pytest.mark.parametrize(("octets", "counter"), [
@@ -219,25 +265,7 @@ def test_what_is_not_arp_for_ipv4_over_ethernet_is_counted(host, octets, counter
     assert host.hears(octets) == []
     assert host.counted(counter) == 1
     assert host.counted("received") == 1
-    assert host.state == {}
-
-
-# Conflicts
-
-
-def test_rfc5227_2_4_our_address_is_defended_once_per_interval_and_the_claim_not_learnt(host):
-    claim = request(PEER_MAC, OUR, OUR)
-    (defence,) = host.hears(claim)
-    sent = ARP(defence[2][6:])
-    assert (defence[:2], defence[2][:6], sent.op, sent.hwsrc, sent.psrc, sent.pdst) == (
-        (LINK, ARP_OUT), BROADCAST, 1, colons(OUR_MAC), OUR, OUR)
-    assert host.hears(claim, reply(PEER_MAC, OUR)) == []
-    host.now += arp.DEFEND_INTERVAL_S - 0.1
-    assert host.hears(claim) == []
-    host.now += 0.2
-    assert len(host.hears(claim)) == 1
-    assert (host.counted("conflict"), host.counted("defences_sent")) == (5, 2)
-    assert host.state == {}
+    assert host.stored == {}
 
 
 # Resolving
@@ -324,7 +352,7 @@ def test_rfc1122_2_3_2_1_a_neighbour_that_answers_no_poll_is_forgotten(host):
     assert all(asks(send, BROADCAST) for send in polls[1:])
     assert sent[-1][1] == unreachable()
     assert host.knows() is None
-    assert host.state == {}
+    assert host.stored == {}
 
 
 def test_a_neighbour_with_a_new_mac_is_found_by_the_broadcast_that_follows_the_polls(host):
@@ -341,7 +369,7 @@ def test_rfc1122_2_3_2_1_a_neighbour_not_seen_for_a_minute_is_out_of_date(host):
     host.now += tables.ARP_TIMEOUT_S
     (asked,) = host.resolves(PEER)
     assert asks(asked, BROADCAST)
-    assert host.state == {}
+    assert host.stored == {}
 
 
 def test_rfc1122_2_3_2_1_seeing_the_sender_restarts_the_timeout(host):
@@ -380,7 +408,7 @@ def test_a_restart_keeps_the_age_of_neighbours(host):
     host.learn(OTHER, OTHER_MAC)
     again = Host(state=host.state, now=host.now + 30)
     assert again.announced == [told(OTHER, OTHER_MAC)]
-    assert len(again.state) == 1
+    assert len(again.stored) == 1
 
 
 def test_a_restarted_ip_is_told_the_neighbours_and_nobody_else_is(host):
@@ -403,13 +431,13 @@ def test_a_restart_keeps_the_order_in_which_neighbours_leave_the_full_table(host
 @pytest.mark.parametrize(("mac", "confirmed"), [(BROADCAST, 990.0), (PEER_MAC, 1000.5), (PEER_MAC, math.nan)])
 def test_stored_neighbours_that_cannot_be_are_deleted(mac, confirmed):
     host = Host(state={int.from_bytes(ip4(PEER), "big"): struct.pack("<6sd", mac, confirmed)}, now=1000.0)
-    assert (host.announced, host.state) == ([], {})
+    assert (host.announced, host.stored) == ([], {})
 
 
 @given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=20) | st.binary(min_size=14, max_size=14)))
 def test_stored_records_that_make_no_sense_are_deleted(state):
     host = Host(state=dict(state))
-    assert len(host.announced) == len(host.state)
+    assert len(host.announced) == len(host.stored)
 
 
 # Floods
@@ -454,7 +482,7 @@ def test_the_table_is_bounded_and_the_least_recently_confirmed_goes_first():
     for begin in range(0, len(packets) - 1, 200):
         host.now += 1
         host.hears(*packets[begin : min(begin + 200, len(packets) - 1)])
-    assert len(host.state) == tables.MAX_NEIGHBORS
+    assert len(host.stored) == tables.MAX_NEIGHBORS
     assert (host.knows(PEER), host.knows(OTHER)) == (PEER_MAC, None)
     assert host.counted("evicted") == 1
 
@@ -506,7 +534,7 @@ def test_nothing_raises_and_what_is_stored_is_what_is_known(events):
             host.passes(seconds)
         known = host.core.neighbor_started(IP, host.now)
         assert all(record[:4] != ip4(OUR) and not record[4] & 1 for _, _, record in known)
-        assert host.core.next_wake is None or host.core.next_wake <= host.now + arp.RETRY_S
+        assert host.core.next_wake is None or host.core.next_wake <= host.now + claims.CONFLICT_OVER_S
     assert sorted(Host(state=host.state, now=host.now).announced) == sorted(host.core.neighbor_started(IP, host.now))
-    host.passes(10)
+    host.passes(claims.CONFLICT_OVER_S)
     assert host.core.next_wake is None

@@ -310,8 +310,8 @@ def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code
 @pytest.mark.parametrize(("declared", "icmp_type", "code", "told"), [
     ({}, 3, 3, 0), ({"peer": number(FAR)}, 3, 3, 1), ({"peer": number(FAR)}, 3, 1, 0),
     ({"peer": number(FAR)}, 11, 0, 0), ({"peer": number(FAR)}, 3, 4, 1),
-    ({"peer": number(FAR), "dont_fragment": False}, 3, 4, 0),
-    ({"receive_errors": True, "dont_fragment": False}, 3, 4, 0)])
+    ({"peer": number(FAR), "mtu_discover": 0}, 3, 4, 0),
+    ({"receive_errors": True, "mtu_discover": 0}, 3, 4, 0)])
 def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, told):
     host.declares(bind=True, port=77, **declared)
     assert len(ping_error(host, icmp_type, code)) == told
@@ -334,13 +334,13 @@ def test_a_ping_socket_sends_echo_requests_under_its_identifier(host):
     host.declares(bind=True, port=77)
     (send,) = host.sends(ICMP(type=8, id=1, seq=9, chksum=0xBAD) / b"hello")
     header, message = transmitted(send)
-    assert header == ("0.0.0.0", PEER, 1, 64, 0, records.TRANSMIT_DONT_FRAGMENT)
+    assert header == ("0.0.0.0", PEER, 1, 64, 0, records.TRANSMIT_DONT_FRAGMENT | records.TRANSMIT_MAY_FRAGMENT)
     assert (message.type, message.code, message.id, message.seq, bytes(message.payload)) == (8, 0, 77, 9, b"hello")
 
 
 def test_a_ping_socket_sends_with_its_options_and_those_of_the_message(host):
     host.declares(
-        bind=True, port=77, local=number(OUR), ttl=9, tos=4, multicast_ttl=2, dont_fragment=False, broadcast=True)
+        bind=True, port=77, local=number(OUR), ttl=9, tos=4, multicast_ttl=2, mtu_discover=0, broadcast=True)
     message = ICMP(type=8)
     assert transmitted(host.sends(message)[0])[0] == (OUR, PEER, 1, 9, 4, records.TRANSMIT_BROADCAST)
     assert transmitted(host.sends(message, "224.0.0.1")[0])[0][3] == 2

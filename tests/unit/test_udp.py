@@ -21,6 +21,7 @@ from bus.records import (
     SEND_HEADER,
     TRANSMIT_BROADCAST,
     TRANSMIT_DONT_FRAGMENT,
+    TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_HEADER,
     Route,
     Routes,
@@ -431,8 +432,8 @@ def test_rfc1112_6_1_multicasts_have_a_ttl_of_their_own(udp):
 
 def test_flags_for_ip_follow_the_socket_at_once(udp):
     udp.bind(3)
-    assert udp.sent(3)[0]["flags"] == TRANSMIT_DONT_FRAGMENT
-    udp.bind(3, dont_fragment=False, broadcast=True)
+    assert udp.sent(3)[0]["flags"] == TRANSMIT_DONT_FRAGMENT | TRANSMIT_MAY_FRAGMENT
+    udp.bind(3, mtu_discover=0, broadcast=True)
     assert udp.sent(3)[0]["flags"] == TRANSMIT_BROADCAST
 
 
@@ -622,8 +623,8 @@ UNREACH_HOST, UNREACH_PORT, TOO_BIG, EXPIRED, BAD_PARAMETER = (3, 1), (3, 3), (3
     (CONNECTED, UNREACH_HOST, ORIGIN_ICMP, 0),  # may mend by itself: RFC 1122 section 3.2.2.1
     (CONNECTED, EXPIRED, ORIGIN_ICMP, 0),
     (CONNECTED, UNREACH_HOST, ORIGIN_LOCAL, errno.EHOSTUNREACH),  # beyond Linux
-    (CONNECTED | {"dont_fragment": False}, TOO_BIG, ORIGIN_ICMP, 0),
-    (CONNECTED | {"dont_fragment": False, "receive_errors": True}, TOO_BIG, ORIGIN_ICMP, 0),
+    (CONNECTED | {"mtu_discover": 0}, TOO_BIG, ORIGIN_ICMP, 0),
+    (CONNECTED | {"mtu_discover": 0, "receive_errors": True}, TOO_BIG, ORIGIN_ICMP, 0),
     (CONNECTED | {"receive_errors": True}, UNREACH_HOST, ORIGIN_ICMP, errno.EHOSTUNREACH),
     (CONNECTED | {"receive_errors": True}, (4, 0), ORIGIN_ICMP, 0),  # RFC 6633: source quench is ignored
     (CONNECTED | {"receive_errors": True}, (5, 1), ORIGIN_ICMP, 0),  # a redirect is ip's
