@@ -2,7 +2,8 @@
 
 There is no thread for it: whoever waits first becomes the *leader* and reads the inbox for all, the *followers* sleep
 until something is in their mailbox or the leader leaves. So a program with one thread waits in ZeroMQ's receive itself,
-with nothing between a datagram and its reader.
+with nothing between a datagram and its reader. Only where a program waits for descriptors, outside of this library, a
+thread of the connection's becomes the leader for good (`serve`).
 """
 
 from __future__ import annotations
@@ -13,34 +14,25 @@ from collections.abc import Callable
 from time import monotonic
 
 from usernet.names import timed_out, would_block
-from usernet.protocol import DATAGRAM_HEADER, DATAGRAM_OVERHEAD
-
-DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
-_LARGEST_COST = 65535 + DATAGRAM_OVERHEAD
+from usernet.readiness import Descriptor
 
 
 class Mailbox:
     """What has come in for one socket, or for one request."""
 
-    __slots__ = ("arrived", "consumed", "credit_due", "error", "handle", "items", "stale", "waiters")
+    __slots__ = ("arrived", "descriptors", "ended", "error", "items", "waiters")
 
     def __init__(self, lock: threading.Lock) -> None:
         self.items: deque[bytes] = deque()
         self.arrived = threading.Condition(lock)
-        self.waiters = 0
-        self.handle = 0
+        self.waiters = 0  # who is to be told of what arrives: threads that sleep here, and descriptors
+        self.descriptors: list[Descriptor] = []
         self.error = 0  # errno to raise once, as Linux's sk_err
-        self.stale = False  # what was found out about destinations may no longer hold
-        self.consumed = 0  # octets of receive buffer taken out and not yet given back
-        self.credit_due = 0  # give them back from here on
+        self.ended = False  # nothing is waited for any more
 
-    def set_buffer(self, octets: int) -> None:
-        """Give credit back rarely, but before the largest datagram might no longer fit an empty queue."""
-        self.credit_due = max(1, min(octets // 2, octets - _LARGEST_COST))
-
-    def queued(self) -> int:
-        """Octets of receive buffer that the datagrams in here cost."""
-        return sum(len(record) + DATAGRAM_COST for record in list(self.items))
+    def ready(self) -> bool:
+        """Whether there is anything to be had without waiting."""
+        return bool(self.items or self.error or self.ended)
 
 
 class Readers:
@@ -49,20 +41,21 @@ class Readers:
     def __init__(self, read: Callable[[float | None], bool]) -> None:
         self._read = read
         self.reading = threading.Lock()  # held by the leader
-        self._lock = threading.Lock()  # of all mailboxes' conditions; taken after `reading`, never before
+        self.lock = threading.Lock()  # of all mailboxes' conditions; taken after `reading`, never before
+        self.served = False  # a thread leads for good; set before that thread waits for `reading`
         self._waiting: list[Mailbox] = []
 
     def new_box(self) -> Mailbox:
         """A mailbox to wait at."""
-        return Mailbox(self._lock)
+        return Mailbox(self.lock)
 
     def wait(self, box: Mailbox, timeout: float | None) -> None:
         """Return once `box` has something in it, or an error; TimeoutError, BlockingIOError for a timeout of 0."""
         deadline = None if timeout is None else monotonic() + timeout
-        while not box.items and not box.error:
-            if self.reading.acquire(blocking=False):
+        while not (box.items or box.error or box.ended):
+            if not self.served and self.reading.acquire(blocking=False):
                 try:
-                    while not box.items and not box.error:
+                    while not (box.items or box.error or box.ended or self.served):
                         if not self._read(_left(deadline)) and deadline is not None and monotonic() >= deadline:
                             raise would_block() if timeout == 0 else timed_out()
                 finally:
@@ -72,28 +65,67 @@ class Readers:
             else:
                 self._follow(box, deadline)
 
+    def serve(self, goes_on: Callable[[], bool], interval_s: float) -> None:
+        """Lead until `goes_on`, asked when nothing has come for `interval_s`, says no, or reading fails."""
+        with self.reading:
+            try:
+                while self._read(interval_s) or goes_on():
+                    pass
+            finally:
+                self.served = False
+        self._pass_on()
+
     def leave(self) -> None:
         """The leader goes; someone else may have to go on reading."""
         self.reading.release()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         if self._waiting:
-            with self._lock:
+            with self.lock:
                 self._appoint()
 
     def wake(self, box: Mailbox) -> None:
         """Something was put into `box`."""
         if box.waiters:
-            with self._lock:
+            with self.lock:
                 box.arrived.notify_all()
+                self._show(box)
+
+    def settle(self, box: Mailbox) -> None:
+        """Something was taken out of `box`: it may have nothing left to say."""
+        if box.descriptors:
+            with self.lock:
+                self._show(box)
+
+    @staticmethod
+    def _show(box: Mailbox) -> None:
+        for descriptor in box.descriptors:
+            descriptor.show(box.ready())
+
+    def attach(self, box: Mailbox, descriptor: Descriptor) -> None:
+        """Keep `descriptor` readable for as long as `box` has something to say."""
+        with self.lock:
+            box.waiters += 1
+            box.descriptors.append(descriptor)
+            self._show(box)  # whoever put something in before it could see us did so before we look
+
+    def detach(self, box: Mailbox, descriptor: Descriptor) -> None:
+        """Close `descriptor`."""
+        with self.lock:
+            box.descriptors.remove(descriptor)
+            box.waiters -= 1
+            descriptor.close()
 
     def _follow(self, box: Mailbox, deadline: float | None) -> None:
         """Sleep until there is something for us, or no leader."""
-        with self._lock:
+        with self.lock:
             box.waiters += 1
             self._waiting.append(box)
             try:
                 # Who would wake us fills the box before it looks at `waiters`, and stops leading before it looks at
                 # `_waiting`; both were set before we look. So no wake-up is missed.
-                if not box.items and not box.error and self.reading.locked():
+                if not (box.items or box.error or box.ended) and (self.reading.locked() or self.served):
                     left = _left(deadline)
                     if left == 0:
                         raise timed_out()
@@ -101,7 +133,7 @@ class Readers:
             finally:
                 box.waiters -= 1
                 self._waiting.remove(box)
-                if not self.reading.locked():
+                if not (self.reading.locked() or self.served):
                     self._appoint()  # we may have been appointed, and may be leaving for good
 
     def _appoint(self) -> None:

@@ -80,10 +80,11 @@ class Claims:
     def start(self, configured: tuple[int, int], now: float) -> list[Send]:
         """Goes on where a former process was; without one, takes the configured address until ip announces others."""
         stored = self._state.get(OWN_KEY)
-        if stored is not None and len(stored) % _CLAIM.size == 0:
-            self._adopt([Claim(*fields) for fields in _CLAIM.iter_unpack(stored)], now)
-        else:
+        claims = _unpacked(stored) if stored is not None else None
+        if claims is None:
             self.set([configured], now)
+        else:
+            self._adopt(claims, now)
         return [self._notices()]
 
     def set(self, addresses: Iterable[tuple[int, int]], now: float) -> list[Send]:
@@ -220,3 +221,11 @@ class Claims:
 
     def _set_wake(self) -> None:
         self.next_wake = min((claim.due for claim in self.by_address.values() if claim.due is not None), default=None)
+
+
+def _unpacked(stored: bytes) -> list[Claim] | None:
+    """What a former process stored; None where it makes no sense."""
+    if len(stored) % _CLAIM.size:
+        return None
+    claims = [Claim(*fields) for fields in _CLAIM.iter_unpack(stored)]
+    return claims if all(claim.prefix <= 32 for claim in claims) else None

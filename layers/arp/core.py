@@ -244,16 +244,17 @@ class Core:
     def _list(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
         """A page of neighbours, those above `after`."""
         after = _address(request, "after") if "after" in request else packet.ADDRESS_ZERO
-        rows = {address: [mac.hex(":"), "permanent", None] for address, mac in self._neighbors.permanent.items()}
+        rows: dict[bytes, tuple[str, str, float | None]] = {
+            address: (mac.hex(":"), "permanent", None) for address, mac in self._neighbors.permanent.items()}
         for address, mac, age_s in self._neighbors.learnt(now):
             state = "reachable" if age_s < FRESH_S else "probing" if address in self._resolutions else "stale"
-            rows[address] = [mac.hex(":"), state, round(age_s, 3)]
+            rows[address] = mac.hex(":"), state, round(age_s, 3)
         for address, (_, _, unknown) in self._resolutions.items():
             if unknown:
-                rows[address] = ["", "incomplete", None]
+                rows[address] = "", "incomplete", None
         above = sorted(address for address in rows if address > after)
-        page = [{"address": packet.dotted(address), "mac": rows[address][0], "state": rows[address][1],
-                 "age_s": rows[address][2]} for address in above[:LIST_PAGE]]
+        page = [dict(zip(("address", "mac", "state", "age_s"), (packet.dotted(address), *rows[address]), strict=True))
+                for address in above[:LIST_PAGE]]
         return {"neighbors": page, "more": len(above) > LIST_PAGE}
 
     def _add(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:

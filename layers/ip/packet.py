@@ -50,6 +50,18 @@ def finish_header(template: bytes, template_sum: int, length_octets: int, identi
             + _CHECKSUM.pack(65535 - total) + template[12:])
 
 
+def header_with_options(template: bytes, options: bytes, length_octets: int, identification: int) -> bytes:
+    """As `finish_header`, with options (whole words) behind it."""
+    words = (HEADER_OCTETS + len(options)) // 4
+    return with_checksum(bytes([0x40 | words]) + template[1:2] + _LENGTH_AND_ID.pack(length_octets, identification)
+                         + template[6:HEADER_OCTETS] + options)
+
+
+def with_checksum(header: bytes) -> bytes:
+    """The header with its checksum set anew."""
+    return header[:10] + _CHECKSUM.pack(checksum(header[:10] + header[12:])) + header[12:]
+
+
 def source_is_martian(source: bytes) -> bool:
     """True for sources that no packet on a wire may carry: this network, loopback, class D and E.
 

@@ -386,7 +386,7 @@ class TwoEnds(RuleBasedStateMachine):
 def test_control_arrives_once_and_in_order_and_data_is_accounted_for_over_any_crash(monkeypatch):
     for name, value in {"REPEAT_AT_START": 3, "BACKLOG_RECORDS": 8, "PACK_RECORDS": 3}.items():
         monkeypatch.setattr(pipes, name, value)
-    run_state_machine_as_test(TwoEnds, settings=settings(max_examples=4000, stateful_step_count=50, deadline=None))
+    run_state_machine_as_test(TwoEnds, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
 
 
 # -- repetition, step by step ----------------------------------------------------------------------------------------

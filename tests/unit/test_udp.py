@@ -21,8 +21,9 @@ from bus.records import (
     SEND_HEADER,
     TRANSMIT_BROADCAST,
     TRANSMIT_DONT_FRAGMENT,
-    TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_HEADER,
+    TRANSMIT_IGNORE_PATH_MTU,
+    TRANSMIT_MAY_FRAGMENT,
     Route,
     Routes,
     SocketState,
@@ -434,7 +435,17 @@ def test_flags_for_ip_follow_the_socket_at_once(udp):
     udp.bind(3)
     assert udp.sent(3)[0]["flags"] == TRANSMIT_DONT_FRAGMENT | TRANSMIT_MAY_FRAGMENT
     udp.bind(3, mtu_discover=0, broadcast=True)
-    assert udp.sent(3)[0]["flags"] == TRANSMIT_BROADCAST
+    assert udp.sent(3)[0]["flags"] == TRANSMIT_BROADCAST | TRANSMIT_MAY_FRAGMENT
+
+
+@pytest.mark.parametrize("mode, flags", [
+    (0, TRANSMIT_MAY_FRAGMENT), (1, TRANSMIT_DONT_FRAGMENT | TRANSMIT_MAY_FRAGMENT), (2, TRANSMIT_DONT_FRAGMENT),
+    (3, TRANSMIT_DONT_FRAGMENT | TRANSMIT_IGNORE_PATH_MTU), (4, TRANSMIT_IGNORE_PATH_MTU),
+    (5, TRANSMIT_IGNORE_PATH_MTU | TRANSMIT_MAY_FRAGMENT),
+])  # fmt: skip
+def test_the_modes_of_path_mtu_discovery(udp, mode, flags):
+    udp.bind(3, mtu_discover=mode)
+    assert udp.sent(3)[0]["flags"] == flags
 
 
 def test_the_source_follows_a_change_of_routes_at_once(udp):

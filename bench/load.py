@@ -1,0 +1,170 @@
+"""The programs that make load, each a process of its own: `python -m bench.load ROLE ...`.
+
+Roles on the kernel's end use the kernel's sockets; the others are applications of the stack. Each prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket as kernel
+import struct
+import sys
+import time
+from statistics import median, quantiles
+
+import usernet
+from bus.checksum import checksum
+
+QUIET_S = 2.0
+_ECHO = struct.Struct("!BBHHH")
+
+
+def _summary(times_s: list[float]) -> dict[str, float]:
+    return {"p50_us": median(times_s) * 1e6, "p99_us": quantiles(times_s, n=100)[98] * 1e6}
+
+
+def ping(address: str, count: str) -> dict:
+    """Echo requests from a raw socket, one at a time."""
+    raw = kernel.socket(kernel.AF_INET, kernel.SOCK_RAW, kernel.IPPROTO_ICMP)
+    raw.settimeout(QUIET_S)
+    raw.connect((address, 0))
+    identifier = os.getpid() & 0xFFFF
+    times = []
+    for number in range(int(count) + 50):
+        message = _ECHO.pack(8, 0, 0, identifier, number & 0xFFFF) + bytes(56)
+        message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+        started = time.perf_counter()
+        raw.send(message)
+        while True:
+            reply = raw.recv(2048)
+            if reply[20] == 0 and reply[24:28] == message[4:8]:
+                break
+        times.append(time.perf_counter() - started)
+    return _summary(times[50:])
+
+
+def first_ping(address: str) -> dict:
+    """Wait until one echo request is answered; returns CLOCK_MONOTONIC then."""
+    raw = kernel.socket(kernel.AF_INET, kernel.SOCK_RAW, kernel.IPPROTO_ICMP)
+    raw.settimeout(0.05)
+    message = _ECHO.pack(8, 0, 0, 1, 1)
+    message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+    for _ in range(200):
+        raw.sendto(message, (address, 0))
+        try:
+            while raw.recv(2048)[20] != 0:
+                pass
+        except TimeoutError:
+            continue
+        break
+    return {"at": time.monotonic()}
+
+
+def lone(address: str, port: str, size: str, count: str) -> dict:
+    """UDP echoes one at a time."""
+    endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
+    endpoint.settimeout(QUIET_S)
+    endpoint.connect((address, int(port)))
+    payload = bytes(int(size))
+    times = []
+    for _ in range(int(count) + 100):
+        started = time.perf_counter()
+        endpoint.send(payload)
+        endpoint.recv(2048)
+        times.append(time.perf_counter() - started)
+    return _summary(times[100:])
+
+
+def window(address: str, port: str, size: str, in_flight: str, seconds: str) -> dict:
+    """UDP echoes with so many in flight; `lost` were not answered."""
+    endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
+    endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
+    endpoint.settimeout(QUIET_S)
+    endpoint.connect((address, int(port)))
+    payload = bytes(int(size))
+    received = 0
+    for _ in range(int(in_flight)):
+        endpoint.send(payload)
+    started = time.perf_counter()
+    end = started + float(seconds)
+    lost = 0
+    try:
+        while time.perf_counter() < end:
+            endpoint.recv(2048)
+            endpoint.send(payload)
+            received += 1
+        elapsed = time.perf_counter() - started
+        for _ in range(int(in_flight)):
+            endpoint.recv(2048)
+    except TimeoutError:
+        elapsed = time.perf_counter() - started
+        lost = 1
+    return {"per_s": received / elapsed, "lost": lost}
+
+
+def flood(address: str, port: str, size: str, seconds: str) -> dict:
+    """Send as fast as the kernel takes it, count what comes back."""
+    endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
+    endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
+    endpoint.connect((address, int(port)))
+    endpoint.setblocking(False)
+    payload = bytes(int(size))
+    sent = received = 0
+    started = time.perf_counter()
+    while time.perf_counter() - started < float(seconds):
+        for _ in range(16):
+            try:
+                endpoint.send(payload)
+                sent += 1
+            except BlockingIOError:
+                pass
+        try:
+            while True:
+                endpoint.recv(2048)
+                received += 1
+        except BlockingIOError:
+            pass
+    elapsed = time.perf_counter() - started
+    return {"sent_per_s": sent / elapsed, "per_s": received / elapsed}
+
+
+def echo(address: str, port: str) -> None:
+    """An application that echoes until it is ended: one datagram a call, nothing but the socket module's calls."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.bind((address, int(port)))
+        print("ready", flush=True)
+        receive, send = endpoint.recvfrom, endpoint.sendto
+        while True:
+            data, peer = receive(65536)
+            send(data, peer)
+
+
+def kernel_echo(address: str, port: str) -> None:
+    """The same over the kernel's sockets."""
+    with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
+        endpoint.bind((address, int(port)))
+        print("ready", flush=True)
+        while True:
+            data, peer = endpoint.recvfrom(65536)
+            endpoint.sendto(data, peer)
+
+
+def idle_sockets(count: str, first_port: str) -> None:
+    """An application that binds many sockets and lets them be."""
+    sockets = []
+    for number in range(int(count)):
+        endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+        endpoint.bind(("0.0.0.0", int(first_port) + number))
+        sockets.append(endpoint)
+    print("ready", flush=True)
+    select.select([sys.stdin], [], [])
+
+
+if __name__ == "__main__":
+    roles = {"ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
+             "kernel-echo": kernel_echo, "idle-sockets": idle_sockets}
+    result = roles[sys.argv[1]](*sys.argv[2:])
+    if result is not None:
+        print(json.dumps(result))

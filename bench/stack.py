@@ -1,0 +1,130 @@
+"""A stack to measure, and programs that run against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from supervisor import commands, sandbox, status
+from supervisor.codebase import ROOT
+from usernet.rundir import run_dir
+
+TIMEOUT_S = 60.0
+ADDRESS = "10.0.0.2"
+
+
+class Bench:
+    """One running stack."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._keeper = commands.query(run_dir(name), "status")["keeper"]
+        self._programs: list[subprocess.Popen] = []
+
+    def status(self) -> dict:
+        """As `status --json`."""
+        return status.collect(self.name)
+
+    def _start(self, role: tuple[object, ...], inside: bool) -> subprocess.Popen:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "bench.load", *map(str, role)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, cwd=ROOT, env={**os.environ, "USERNET_NAME": self.name, "PYTHONPATH": str(ROOT)},
+            preexec_fn=(lambda: sandbox.join(self._keeper)) if inside else None)
+        self._programs.append(program)
+        return program
+
+    def run(self, *role: object, inside: bool = True) -> dict:
+        """Run a role to its end; what it printed."""
+        program = self._start(role, inside)
+        output, _ = program.communicate(timeout=TIMEOUT_S)
+        return json.loads(output)
+
+    @contextmanager
+    def during(self, *role: object, inside: bool = False) -> Iterator[subprocess.Popen]:
+        """Run a role that serves, from its "ready" on."""
+        program = self._start(role, inside)
+        assert program.stdout is not None
+        if program.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{role[0]} did not start")
+        try:
+            yield program
+        finally:
+            end(program)
+
+    def close(self) -> None:
+        """End every program."""
+        for program in self._programs:
+            end(program)
+
+
+def end(program: subprocess.Popen) -> None:
+    """End one program, by its pid."""
+    program.kill()
+    program.wait()
+    for stream in (program.stdin, program.stdout):
+        if stream:
+            stream.close()
+
+
+def launcher(*arguments: str) -> None:
+    """Run the command line as a user would."""
+    subprocess.run([sys.executable, str(ROOT / "launcher.py"), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def booted(*options: str) -> Iterator[Bench]:
+    """A stack of its own, in a run directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="un-bench-") as folder:
+        before = os.environ.get("XDG_RUNTIME_DIR")
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        try:
+            launcher("up", "--detach", "--name", "bench", *options)
+            bench = Bench("bench")
+            try:
+                yield bench
+            finally:
+                bench.close()
+                launcher("down", "--name", "bench")
+        finally:
+            if before is None:
+                del os.environ["XDG_RUNTIME_DIR"]
+            else:
+                os.environ["XDG_RUNTIME_DIR"] = before
+
+
+def boot_to_first_ping_s() -> float:
+    """From starting the command to the first echo reply at the kernel's end."""
+    started = time.monotonic()
+    with booted() as bench:
+        return bench.run("first-ping", ADDRESS)["at"] - started
+
+
+def pss_bytes(bench: Bench) -> int:
+    """Proportional set size of keeper, janitor and layers: shared pages count once (proc(5), smaps_rollup)."""
+    view = bench.status()
+    keeper = view["keeper"]
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    total = 0
+    for pid in (keeper, *children):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def cpu_s(bench: Bench) -> float:
+    """Processor time of keeper, janitor and layers so far."""
+    keeper = bench.status()["keeper"]
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    ticks = 0
+    for pid in (keeper, *children):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,88 @@
+"""IP options in what we receive (RFC 791 section 3.1, RFC 1122 section 3.2.1.8, RFC 7126).
+
+As Linux does with accept_source_route=0: source-routed packets are none of ours to deal with; record route and
+timestamp are filled in where they have room; what is malformed is told to the sender; all others are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bus.ip_options import LOOSE_SOURCE_ROUTE, RECORD_ROUTE, STRICT_SOURCE_ROUTE, TIMESTAMP, walk
+from layers.ip.packet import HEADER_OCTETS, with_checksum
+
+POINTER = 2  # offset in a record route or timestamp option: where its next slot is, counted from 1
+OVERFLOW_FLAG = 3  # offset in a timestamp option: overflow count, flag
+TIME_ONLY, ADDRESS_AND_TIME, PRESPECIFIED = 0, 1, 3
+SLOT_OCTETS = {TIME_ONLY: 4, ADDRESS_AND_TIME: 8, PRESPECIFIED: 8}
+NON_STANDARD_TIME = 0x80000000  # RFC 791: milliseconds, but not since midnight UT; a core has no other clock
+
+
+class Examined(NamedTuple):
+    """What the options of a header came to."""
+
+    header: bytes  # updated
+    problem: int = 0  # offset in the header of what is malformed; 0: nothing
+    source_routed: bool = False
+
+
+def examine(header: bytes, ours: bytes | None, now: float) -> Examined:
+    """Check the options of `header` and record `ours`, the address of ours that it is to; None: record nothing."""
+    changed = bytearray(header)
+    seen = set()
+    for offset, option in walk(header[HEADER_OCTETS:]):
+        at = HEADER_OCTETS + offset
+        if not option:
+            return Examined(header, at)
+        kind = option[0]
+        if kind in (LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE):  # RFC 7126 sections 4.3.5 and 4.4.5
+            return Examined(header, source_routed=True)
+        if kind == RECORD_ROUTE:
+            problem = _record_route(changed, at, len(option), ours)
+        elif kind == TIMESTAMP:
+            problem = _timestamp(changed, at, len(option), ours, now)
+        else:  # RFC 1122 section 3.2.1.8: silently ignore what is not understood
+            continue
+        if problem or kind in seen:  # RFC 791: each appears at most once in a datagram
+            return Examined(header, problem or at)
+        seen.add(kind)
+    return Examined(with_checksum(bytes(changed)) if changed != header else header)
+
+
+def _record_route(header: bytearray, at: int, length: int, ours: bytes | None) -> int:
+    """Fill in one slot; the offset of what is malformed, or 0."""
+    if length < 3:
+        return at + 1
+    pointer = header[at + POINTER]
+    if pointer < 4 or length - 3 < pointer <= length:
+        return at + POINTER
+    if ours is not None and pointer <= length:
+        header[at + pointer - 1 : at + pointer + 3] = ours
+        header[at + POINTER] += 4
+    return 0
+
+
+def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, now: float) -> int:
+    """Fill in one slot, or count that there was none; the offset of what is malformed, or 0."""
+    if length < 4:
+        return at + 1
+    pointer, flag = header[at + POINTER], header[at + OVERFLOW_FLAG] & 15
+    slot = SLOT_OCTETS.get(flag)
+    if slot is None:
+        return at + OVERFLOW_FLAG
+    if pointer < 5 or length + 1 - slot < pointer <= length:
+        return at + POINTER
+    if pointer > length:
+        if header[at + OVERFLOW_FLAG] >> 4 == 15:
+            return at + OVERFLOW_FLAG
+        if ours is not None:
+            header[at + OVERFLOW_FLAG] += 16
+        return 0
+    start, end = at + pointer - 1, at + pointer - 1 + slot
+    if ours is None or (flag == PRESPECIFIED and header[start : start + 4] != ours):
+        return 0
+    if flag != TIME_ONLY:
+        header[start : start + 4] = ours
+    header[end - 4 : end] = (int(now * 1000) % NON_STANDARD_TIME | NON_STANDARD_TIME).to_bytes(4, "big")
+    header[at + POINTER] += slot
+    return 0

@@ -1,0 +1,214 @@
+"""Datagrams from fragments (RFC 791 section 3.2, RFC 815, RFC 1122 section 3.3.2).
+
+Owns the fragments of datagrams that are not whole yet: in memory alone, a crash loses them, as the network loses packets.
+
+What it does with hostile input: a fragment that makes no sense is dropped; one that overlaps another, without being the
+same, spoils its datagram, now and for what is still to come of it; memory is bounded for each source and for all, and
+who uses most gives way, the oldest first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from bus.core import CounterWords
+from layers.ip.counters import Counters as C
+from layers.ip.packet import HEADER_OCTETS, LENGTH_MAX, MORE_FRAGMENTS, with_checksum
+
+# Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks: on fast ones
+# identification numbers come round within seconds (RFC 4963), and the longer fragments wait, the likelier they meet
+# those of another datagram.
+TIMEOUT_S = 30.0
+OCTETS_MAX = 4 << 20  # Linux: net.ipv4.ipfrag_high_thresh
+SOURCE_OCTETS_MAX = OCTETS_MAX // 8  # one source can neither use up everything nor make others give way
+SOURCES_MAX = 1024  # forged ones cost nothing to invent; then the one that was heard of first gives way
+DATAGRAM_COST = 512  # octets that the books charge beside the data: what Python's objects take, roughly
+PIECE_COST = 128
+
+_CONGESTION = 3  # RFC 3168 section 5: the ECN field, in the lowest bits of TOS
+_NOT_ECT = 1 << 0  # in a set of ECN fields
+_CE = 1 << 3
+
+
+class Datagram:
+    """What there is of one. The pieces are in order and do not overlap; `starts` are where they belong."""
+
+    __slots__ = ("cost", "deadline", "end", "ecn", "first_header", "key", "octets", "pieces", "spoilt", "starts")
+
+    def __init__(self, key: bytes, deadline: float) -> None:
+        self.key = key
+        self.deadline = deadline
+        self.starts: list[int] = []
+        self.pieces: list[bytes] = []
+        self.octets = 0  # in all pieces together
+        self.end: int | None = None  # of the payload, once the last fragment is there
+        self.first_header = b""
+        self.ecn = 0  # the set of ECN fields of its fragments
+        self.spoilt = False
+        self.cost = 0
+
+    def insert(self, start: int, data: bytes, last: bool) -> bool | None:
+        """Take a piece. None: it is there already. False: it contradicts what is there."""
+        starts, pieces = self.starts, self.pieces
+        end = start + len(data)
+        place = bisect_right(starts, start)
+        if place and starts[place - 1] == start and pieces[place - 1] == data and last == (self.end == end):
+            return None
+        # RFC 5722 section 4, for IPv6; no honest sender of IPv4 makes such fragments either
+        if place and starts[place - 1] + len(pieces[place - 1]) > start:
+            return False
+        if place < len(starts) and starts[place] < end:
+            return False
+        if last:
+            if self.end is not None or place < len(starts):
+                return False
+            self.end = end
+        elif self.end is not None and end > self.end:
+            return False
+        starts.insert(place, start)
+        pieces.insert(place, data)
+        self.octets += len(data)
+        return True
+
+
+class Source:
+    """The datagrams of one source address, oldest first."""
+
+    __slots__ = ("cost", "datagrams")
+
+    def __init__(self) -> None:
+        self.cost = 0
+        self.datagrams: dict[bytes, Datagram] = {}
+
+
+class Reassembly:
+    """All datagrams that are not whole yet. `next_expiry`: when `expire` has something to do."""
+
+    def __init__(self, counters: CounterWords) -> None:
+        self.next_expiry: float | None = None
+        self._counters = counters
+        self._datagrams: dict[bytes, Datagram] = {}  # oldest first
+        self._sources: dict[bytes, Source] = {}
+        self.cost = 0
+
+    def add(self, packet: bytes, now: float) -> bytes | None:
+        """Take a fragment (its header checked, padding cut); the whole packet where nothing is missing any more."""
+        counters = self._counters
+        counters[C.fragments_in] += 1
+        header_octets = (packet[0] & 15) * 4
+        field = packet[6] << 8 | packet[7]
+        start = (field & 0x1FFF) * 8
+        more = bool(field & MORE_FRAGMENTS)
+        data = packet[header_octets:]
+        if not data or (more and len(data) & 7):
+            counters[C.fragment_malformed] += 1
+            return None
+        if HEADER_OCTETS + start + len(data) > LENGTH_MAX:
+            counters[C.fragment_beyond] += 1
+            return None
+        key = packet[12:20] + packet[9:10] + packet[4:6]  # RFC 791 section 2.3: source, destination, protocol, number
+        datagram = self._datagrams.get(key) or self._begin(key, now)
+        if datagram.spoilt:
+            counters[C.fragment_spoilt] += 1
+            return None
+        taken = datagram.insert(start, data, not more)
+        if taken is None:
+            counters[C.fragment_repeated] += 1
+            return None
+        if not taken:
+            counters[C.fragment_spoilt] += 1
+            self._spoil(datagram)
+            return None
+        datagram.ecn |= 1 << (packet[1] & _CONGESTION)
+        if not start:
+            datagram.first_header = packet[:header_octets]
+        if datagram.octets == datagram.end:
+            self._remove(datagram)
+            return self._whole(datagram)
+        self._charge(datagram, len(data) + PIECE_COST)
+        self._make_room(key[:4])
+        return None
+
+    def expire(self, now: float) -> list[bytes]:
+        """Give up what waited too long; the first fragments, of those datagrams of which there is one.
+
+        RFC 1122 section 3.3.2: their senders are told (time exceeded, code 1), those of other datagrams are not.
+        """
+        firsts = []
+        for datagram in list(self._datagrams.values()):
+            if datagram.deadline > now:
+                break
+            self._remove(datagram)
+            if not datagram.spoilt:
+                self._counters[C.reassembly_timeout] += 1
+                if datagram.first_header:
+                    firsts.append(datagram.first_header + datagram.pieces[0])
+        return firsts
+
+    def __len__(self) -> int:
+        return len(self._datagrams)
+
+    def _whole(self, datagram: Datagram) -> bytes | None:
+        header = datagram.first_header
+        total = len(header) + datagram.octets
+        if total > LENGTH_MAX:  # the first fragment's header was longer than that of the last
+            self._counters[C.fragment_beyond] += 1
+            return None
+        tos, ecn = header[1], datagram.ecn
+        if ecn & _NOT_ECT and ecn != _NOT_ECT:  # RFC 3168 section 5.3: no such mixture comes from one packet
+            self._counters[C.reassembly_ecn] += 1
+            return None
+        if ecn & _CE:
+            tos |= _CONGESTION
+        self._counters[C.reassembled] += 1
+        header = header[:1] + bytes([tos]) + total.to_bytes(2, "big") + header[4:6] + b"\0\0" + header[8:]
+        return with_checksum(header) + b"".join(datagram.pieces)
+
+    # -- the books -------------------------------------------------------------------------------------------------
+
+    def _begin(self, key: bytes, now: float) -> Datagram:
+        address = key[:4]
+        source = self._sources.get(address)
+        if source is None:
+            if len(self._sources) >= SOURCES_MAX:
+                for datagram in list(next(iter(self._sources.values())).datagrams.values()):
+                    self._evict(datagram)
+            source = self._sources[address] = Source()
+        datagram = self._datagrams[key] = source.datagrams[key] = Datagram(key, now + TIMEOUT_S)
+        if self.next_expiry is None:
+            self.next_expiry = datagram.deadline
+        self._charge(datagram, DATAGRAM_COST)
+        return datagram
+
+    def _charge(self, datagram: Datagram, octets: int) -> None:
+        datagram.cost += octets
+        self._sources[datagram.key[:4]].cost += octets
+        self.cost += octets
+
+    def _make_room(self, address: bytes) -> None:
+        source = self._sources[address]
+        while source.cost > SOURCE_OCTETS_MAX:
+            self._evict(next(iter(source.datagrams.values())))
+        while self.cost > OCTETS_MAX:
+            greediest = max(self._sources.values(), key=lambda source: source.cost)
+            self._evict(next(iter(greediest.datagrams.values())))
+
+    def _evict(self, datagram: Datagram) -> None:
+        self._counters[C.reassembly_evicted] += 1
+        self._remove(datagram)
+
+    def _spoil(self, datagram: Datagram) -> None:
+        """RFC 5722 section 4: the rest of the datagram is to be dropped too, so remember it until its time is over."""
+        datagram.spoilt = True
+        datagram.starts.clear()
+        datagram.pieces.clear()
+        self._charge(datagram, DATAGRAM_COST - datagram.cost)
+
+    def _remove(self, datagram: Datagram) -> None:
+        address = datagram.key[:4]
+        source = self._sources[address]
+        self._charge(datagram, -datagram.cost)
+        del self._datagrams[datagram.key], source.datagrams[datagram.key]
+        if not source.datagrams:
+            del self._sources[address]
+        self.next_expiry = next(iter(self._datagrams.values())).deadline if self._datagrams else None

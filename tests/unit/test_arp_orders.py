@@ -1,0 +1,219 @@
+"""What a person asks of arp: list, add, delete, flush."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from arp_host import (
+    BROADCAST,
+    OTHER,
+    OTHER_MAC,
+    OUR,
+    PEER,
+    PEER_MAC,
+    Host,
+    arp_packet,
+    asks,
+    ip4,
+    reply,
+    request,
+    told,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.core import Send
+from bus.table import ARP_OUT, FORGET, IP
+from layers.arp import core as arp
+from layers.arp import tables
+
+MAC = "02:00:00:00:00:77"
+OCTETS = bytes.fromhex(MAC.replace(":", ""))
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def forgotten(address: str = PEER) -> Send:
+    return IP, FORGET, ip4(address)
+
+
+def test_the_states_of_neighbours(host):
+    host.learn()
+    host.now += arp.FRESH_S
+    host.learn(OTHER, OTHER_MAC)
+    host.manage("add", address="10.0.0.70", mac=MAC)
+    host.resolves("10.0.0.80")
+    assert host.listed() == {PEER: "stale", OTHER: "reachable", "10.0.0.70": "permanent", "10.0.0.80": "incomplete"}
+    host.resolves(PEER)
+    assert host.listed()[PEER] == "probing"
+    host.passes(arp.RETRY_S * (arp.UNICAST_TRIES + arp.BROADCAST_TRIES))
+    assert PEER not in host.listed()
+
+
+def test_a_neighbour_with_its_mac_and_age(host):
+    host.learn()
+    host.now += 3
+    assert host.manage("list") == ({"neighbors": [
+        {"address": PEER, "mac": PEER_MAC.hex(":"), "state": "reachable", "age_s": 3.0}], "more": False}, [])
+
+
+def test_a_neighbour_that_is_out_of_date_is_not_listed(host):
+    host.learn()
+    host.now += tables.ARP_TIMEOUT_S
+    assert host.listed() == {}
+
+
+def test_a_long_list_comes_in_pages(host):
+    addresses = [str(ipaddress.IPv4Address(0x0A000100 + number)) for number in range(arp.LIST_PAGE + 2)]
+    for address in addresses:
+        host.manage("add", address=address, mac=MAC)
+    first, _ = host.manage("list")
+    rest, _ = host.manage("list", after=first["neighbors"][-1]["address"])
+    assert (len(first["neighbors"]), first["more"], rest["more"]) == (arp.LIST_PAGE, True, False)
+    assert [each["address"] for each in first["neighbors"] + rest["neighbors"]] == addresses
+
+
+# Permanent neighbours
+
+
+def test_a_permanent_neighbour_is_announced_and_answered_at_once_for_ever(host):
+    assert host.manage("add", address=PEER, mac=MAC) == ({}, [told(PEER, OCTETS)])
+    host.now += 1e6
+    assert host.resolves(PEER) == [told(PEER, OCTETS)]
+    assert host.core.next_wake is None
+
+
+def test_a_permanent_neighbour_ends_the_search_for_it(host):
+    host.resolves(PEER)
+    host.manage("add", address=PEER, mac=MAC)
+    assert host.passes(30) == []
+
+
+@pytest.mark.parametrize("packet", [
+    request(OTHER_MAC, PEER, OUR), reply(OTHER_MAC, PEER), request(OTHER_MAC, PEER, PEER),
+    arp_packet(2, OTHER_MAC, PEER, PEER, BROADCAST),
+])
+def test_no_packet_changes_a_permanent_neighbour(host, packet):
+    host.manage("add", address=PEER, mac=MAC)
+    assert told(PEER, OTHER_MAC) not in host.hears(packet)
+    assert host.resolves(PEER) == [told(PEER, OCTETS)]
+    assert host.counted("permanent_kept") == 1
+
+
+def test_a_permanent_neighbour_is_answered_like_any_other(host):
+    host.manage("add", address=PEER, mac=MAC)
+    assert [kind for _, kind, _ in host.hears(request(OCTETS, PEER, OUR))] == [ARP_OUT]
+    assert host.counted("permanent_kept") == 0
+
+
+def test_a_restart_keeps_permanent_neighbours(host):
+    host.manage("add", address=PEER, mac=MAC)
+    host.now += 1e6
+    host.boots()
+    assert host.announced == [told(PEER, OCTETS)]
+    assert host.listed() == {PEER: "permanent"}
+
+
+def test_a_learnt_neighbour_becomes_permanent_and_another_mac_replaces_the_first(host):
+    host.learn()
+    host.manage("add", address=PEER, mac="02:00:00:00:00:01")
+    assert host.manage("add", address=PEER, mac=MAC)[1] == [told(PEER, OCTETS)]
+    assert host.listed() == {PEER: "permanent"}
+    assert len(host.stored) == 1
+
+
+def test_permanent_neighbours_are_bounded(host):
+    for number in range(tables.MAX_PERMANENT):
+        assert host.manage("add", address=str(ipaddress.IPv4Address(0x0A010000 + number)), mac=MAC)[0] == {}
+    answer, sends = host.manage("add", address=OTHER, mac=MAC)
+    assert "1024 permanent" in answer["error"]
+    assert sends == []
+    assert host.manage("add", address="10.1.0.0", mac="02:00:00:00:00:01")[0] == {}
+
+
+def test_a_flood_does_not_evict_permanent_neighbours(host):
+    host.manage("add", address=PEER, mac=MAC)
+    table = tables.Neighbors(host.state)
+    table.load(host.now)
+    for number in range(tables.MAX_NEIGHBORS + 10):
+        table.confirm(ip4(0x0A010000 + number), PEER_MAC, host.now)
+    assert table.get(ip4(PEER), host.now) == (OCTETS, float("-inf"))
+    assert len(table) == tables.MAX_NEIGHBORS + 1
+
+
+# Deleting
+
+
+def test_a_deleted_neighbour_is_forgotten_by_ip_and_sought_anew(host):
+    host.learn()
+    assert host.manage("del", address=PEER) == ({}, [forgotten()])
+    assert host.stored == {}
+    (asked,) = host.resolves(PEER)
+    assert asks(asked, BROADCAST)
+
+
+def test_a_deleted_permanent_neighbour_is_sought_anew(host):
+    host.manage("add", address=PEER, mac=MAC)
+    assert host.manage("del", address=PEER) == ({}, [forgotten()])
+    host.boots()
+    assert (host.announced, host.stored) == ([], {})
+
+
+def test_rfc1122_2_3_2_1_a_neighbour_deleted_while_it_is_polled_is_asked_for_by_broadcast_a_second_later(host):
+    host.learn()
+    host.now += 30
+    host.resolves(PEER)
+    host.manage("del", address=PEER)
+    start = host.now
+    assert host.resolves(PEER) == []  # the cap of a request a second holds
+    when, asked = host.passes(1)[0]
+    assert when == start + arp.RETRY_S
+    assert asks(asked, BROADCAST)
+    assert host.hears(reply(OTHER_MAC, PEER)) == [told(PEER, OTHER_MAC)]
+
+
+def test_a_flush_spares_the_permanent_neighbours(host):
+    host.learn()
+    host.learn(OTHER, OTHER_MAC)
+    host.manage("add", address="10.0.0.70", mac=MAC)
+    answer, sends = host.manage("flush")
+    assert answer == {"deleted": 2}
+    assert sends == [forgotten(), forgotten(OTHER)]
+    assert host.listed() == {"10.0.0.70": "permanent"}
+    assert host.manage("flush") == ({"deleted": 0}, [])
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(("order", "fields", "text"), [
+    ("add", {"address": OUR, "mac": MAC}, "our own"),
+    ("add", {"address": "10.0.0.255", "mac": MAC}, "no single host"),
+    ("add", {"address": "224.0.0.1", "mac": MAC}, "no single host"),
+    ("add", {"address": PEER, "mac": "01:00:5e:00:00:01"}, "no station"),
+    ("add", {"address": PEER, "mac": "02:00"}, "not a MAC"),
+    ("add", {"address": PEER}, "not a MAC"),
+    ("add", {"mac": MAC}, "None"),
+    ("del", {"address": PEER}, "no neighbour 10.0.0.1"),
+    ("del", {"address": "10.0.0"}, "10.0.0"),
+    ("list", {"after": 7.5}, "7.5"),
+    ("polish", {}, "neighbor_polish"),
+])
+def test_what_cannot_be_is_refused_with_the_reason_and_changes_nothing(host, order, fields, text):
+    answer, sends = host.manage(order, **fields)
+    assert text in answer["error"]
+    assert (sends, host.stored) == ([], {})
+
+
+@given(st.dictionaries(st.sampled_from(["op", "address", "mac", "after"]),
+                       st.none() | st.integers() | st.text("0123456789.:af", max_size=20)
+                       | st.lists(st.integers())
+                       | st.sampled_from(["neighbor_add", "neighbor_del", "neighbor_list", PEER, MAC])))
+def test_no_request_raises(request_fields):
+    host = Host()
+    answer, _ = host.core.manage(request_fields, host.now)
+    assert isinstance(answer, dict)

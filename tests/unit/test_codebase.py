@@ -1,0 +1,149 @@
+"""Code as it was on disk at one moment."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from supervisor import codebase
+from supervisor.codebase import Booted, Snapshot, fingerprint, packages_of
+
+NOW_NS = 1_700_000_000_500_000_000
+
+
+class Checkout:
+    """A small tree of sources, all written in the same second."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for path in ("bus/__init__.py", "bus/common.py", "layers/toy/__init__.py", "layers/toy/core.py"):
+            self.write(path, f"WHO = {path!r}\n")
+
+    def write(self, path: str, text: str) -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        os.utime(file, ns=(NOW_NS, NOW_NS))
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(codebase, "ROOT", tmp_path)
+    return Checkout(tmp_path)
+
+
+def load(snapshot: Snapshot, name: str) -> ModuleType:
+    """The module as an import would make it."""
+    spec = snapshot.find_spec(name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_snapshot_has_bus_and_the_layer_and_nothing_else(checkout):
+    snapshot = Snapshot("toy")
+    for name, path in {"bus": "bus/__init__.py", "bus.common": "bus/common.py",
+                       "layers.toy": "layers/toy/__init__.py", "layers.toy.core": "layers/toy/core.py"}.items():
+        module = load(snapshot, name)
+        assert (module.WHO, module.__file__) == (path, str(checkout.root / path))
+        assert hasattr(module, "__path__") is path.endswith("__init__.py")
+    for name in ("os", "layers", "layers.toy.none", "usernet.protocol", "supervisor.keeper"):
+        assert snapshot.find_spec(name) is None
+
+
+def test_a_module_changed_later_keeps_the_old_code_in_the_old_snapshot(checkout):
+    checkout.write("layers/toy/core.py", "TTL = 64\n")
+    old = Snapshot("toy")
+    checkout.write("layers/toy/core.py", "TTL = 65\n")
+    (checkout.root / "bus/common.py").unlink()
+    new = Snapshot("toy")
+    assert load(old, "layers.toy.core").TTL == 64
+    assert load(old, "bus.common").WHO == "bus/common.py"
+    assert load(new, "layers.toy.core").TTL == 65
+    assert new.find_spec("bus.common") is None
+
+
+def test_a_change_that_keeps_size_and_second_is_seen_whatever_python_has_cached(checkout):
+    path = checkout.root / "layers/toy/core.py"
+    checkout.write("layers/toy/core.py", "TTL = 64\n")
+    spec = importlib.util.spec_from_file_location("toy_core", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # writes __pycache__, where Python may
+    checkout.write("layers/toy/core.py", "TTL = 65\n")
+    assert load(Snapshot("toy"), "layers.toy.core").TTL == 65
+
+
+@pytest.mark.parametrize("text", ["def broken(:\n", "x = '\n", "\0", "# coding: none\n", "\tx = 1\n  y = 2\n"])
+def test_code_that_does_not_compile_is_refused_and_named(checkout, text):
+    checkout.write("layers/toy/core.py", text)
+    with pytest.raises((SyntaxError, ValueError)):
+        Snapshot("toy")
+    checkout.write("layers/toy/core.py", "def broken(:\n")
+    with pytest.raises(SyntaxError) as error:
+        Snapshot("toy")
+    assert error.value.filename == str(checkout.root / "layers/toy/core.py")
+
+
+def test_code_is_compiled_and_not_run(checkout):
+    checkout.write("layers/toy/core.py", "raise RuntimeError('at import')\n")
+    snapshot = Snapshot("toy")
+    with pytest.raises(RuntimeError, match="at import"):
+        load(snapshot, "layers.toy.core")
+
+
+def test_fingerprints_differ_when_the_code_may(checkout):
+    packages = packages_of("toy")
+    first = fingerprint(packages)
+    assert fingerprint(packages) == first
+    (checkout.root / "layers/toy/core.py").write_text("WHO = 'layers/toy/core.py'\n")
+    assert fingerprint(packages) != first
+    (checkout.root / "layers/toy/new.py").write_text("")
+    assert len(fingerprint(packages)) == len(first) + 1
+    assert len(first) == 4
+
+
+def in_a_fork(function: Callable[[], object]) -> object:
+    """What `function` returns in a fork of this process, which is where a layer's code is installed."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            result: object = function()
+        except BaseException as error:
+            result = repr(error)
+        os.write(writer, msgspec.json.encode(result))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        octets = pipe.read()
+    os.waitpid(pid, 0)
+    return msgspec.json.decode(octets)
+
+
+@pytest.mark.parametrize("layer", ["link", "arp", "ip", "icmp", "udp", "sockets"])
+def test_a_layer_imported_from_a_snapshot_takes_nothing_from_elsewhere(layer):
+    Booted(layer)
+    snapshot = Snapshot(layer)
+
+    def install() -> object:
+        snapshot.install()
+        main = importlib.import_module(f"layers.{layer}.__main__")
+        loaders = {name: module.__loader__ is snapshot for name, module in sys.modules.items()
+                   if name.split(".")[0] == "bus" or name.startswith("layers.")}
+        return [callable(main.main), sorted(name for name, ours in loaders.items() if not ours), len(loaders) > 10]
+
+    assert in_a_fork(install) == [True, [], True]
+
+
+def test_the_code_that_the_keeper_booted_needs_no_import_in_a_fork():
+    booted = Booted("arp")
+    before = sys.modules["layers.arp.__main__"]
+    booted.install()
+    assert sys.modules["layers.arp.__main__"] is before

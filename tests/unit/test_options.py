@@ -1,0 +1,130 @@
+"""What `up` was asked for: what is refused, with which words, and what follows from what is not."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+import pytest
+
+from supervisor.options import Options, UsageError, from_file
+
+CORE = min(os.sched_getaffinity(0))
+
+
+def number(address: str) -> int:
+    return int(ipaddress.IPv4Address(address))
+
+
+@pytest.mark.parametrize(("given", "text"), [
+    ({"address": "10.0.0"}, "give it like 10.0.0.2/24"),
+    ({"address": "10.0.0.2/33"}, "give it like 10.0.0.2/24"),
+    ({"address": "::1/64"}, "give it like 10.0.0.2/24"),
+    ({"address": "224.0.0.1/24"}, "a host cannot have this address"),
+    ({"address": "127.0.0.1/8"}, "a host cannot have this address"),
+    ({"address": "0.0.0.0/0"}, "a host cannot have this address"),
+    ({"address": "0.1.2.3/8"}, "a host cannot have this address"),
+    ({"address": "240.0.0.1/24"}, "a host cannot have this address"),
+    ({"address": "255.255.255.255/32"}, "a host cannot have this address"),
+    ({"address": "10.0.0.0/24"}, "the network's own or broadcast address"),
+    ({"address": "10.0.0.255/24"}, "the network's own or broadcast address"),
+    ({"address": "10.0.0.2/32"}, "no room for the kernel's end"),
+    ({"gateway": "10.0.0"}, "--gateway 10.0.0: "),
+    ({"gateway": "10.0.1.1"}, "another host of the stack's own network, 10.0.0.0/24"),
+    ({"gateway": "10.0.0.2"}, "another host of the stack's own network"),
+    ({"gateway": "10.0.0.0"}, "another host of the stack's own network"),
+    ({"gateway": "10.0.0.255", "wire": "lab"}, "another host of the stack's own network"),
+    ({"mac": "02:00:00:00:00"}, "give it like 02:00:00:00:00:02"),
+    ({"mac": "02-00-00-00-00-02"}, "give it like 02:00:00:00:00:02"),
+    ({"mac": "01:00:5e:00:00:01"}, "neither a group address nor zero"),
+    ({"mac": "00:00:00:00:00:00"}, "neither a group address nor zero"),
+    ({"cores": "fast"}, "compact, spread, auto, or core numbers like 0,1"),
+    ({"cores": ""}, "compact, spread, auto, or core numbers like 0,1"),
+    ({"cores": f"{CORE},99999"}, "no core 99999 here"),
+    ({"cores": "-1"}, "no core -1 here"),
+    ({"mtu": 67}, "--mtu 67: 68 to 65521"),
+    ({"mtu": 65522}, "--mtu 65522: 68 to 65521"),
+    ({"wire": "a b"}, "--wire a b: letters, digits"),
+    ({"wire": "../etc"}, "letters, digits"),
+    ({"wire": "w" * 33}, "at most 32"),
+    ({"wire": "lab", "host": True}, "give one of them"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_with_the_reason(given, text):
+    with pytest.raises(UsageError) as refusal:
+        Options(**given).check()
+    assert text in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("given", [
+    {},
+    {"address": "192.168.1.77/16", "gateway": "192.168.0.1", "mac": "02:00:00:00:00:0A", "mtu": 68, "cores": "compact"},
+    {"address": "10.0.0.2/31"},
+    {"address": "10.0.0.2/32", "wire": "lab"},
+    {"wire": "w" * 32, "mtu": 65521},
+    {"host": True, "cores": str(CORE)},
+])  # fmt: skip
+def test_what_can_be_is_not(given):
+    Options(**given).check()
+
+
+@pytest.mark.parametrize(("given", "kernel_end", "gateway"), [
+    ({}, "10.0.0.1/24", "10.0.0.1"),
+    ({"address": "10.0.0.1/24"}, "10.0.0.2/24", "10.0.0.2"),
+    ({"address": "10.0.0.9/24", "gateway": "10.0.0.7"}, "10.0.0.7/24", "10.0.0.7"),
+    ({"address": "10.0.0.3/31"}, "10.0.0.2/31", "10.0.0.2"),  # RFC 3021: both addresses are hosts'
+])  # fmt: skip
+def test_the_kernels_end_is_the_gateway_else_the_first_other_host(given, kernel_end, gateway):
+    options = Options(**given)
+    assert str(options.kernel_end()) == kernel_end
+    assert options.gateway_address() == number(gateway)
+
+
+def test_a_wire_has_no_gateway_unless_one_is_given():
+    assert Options(wire="lab").gateway_address() == 0
+    assert Options(wire="lab", gateway="10.0.0.9").gateway_address() == number("10.0.0.9")
+
+
+def test_a_mac_is_the_one_given_or_a_random_one_for_a_single_station_locally_administered():
+    assert Options(mac="02:00:00:00:00:fF").mac_octets() == bytes.fromhex("0200000000ff")
+    drawn = {Options().mac_octets() for _ in range(50)}
+    assert len(drawn) == 50
+    assert all(mac[0] & 3 == 2 and len(mac) == 6 for mac in drawn)
+
+
+def test_cores_are_a_mode_or_a_list_without_repetitions():
+    assert Options(cores="spread").core_list() is None
+    assert Options(cores=f"{CORE},{CORE}").core_list() == [CORE]
+
+
+# -- the config file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_config_file_has_the_names_of_the_options(tmp_path):
+    path = tmp_path / "stack.toml"
+    path.write_text('address = "10.1.0.2/16"\nmtu = 9000\nhost = true\n# a comment\n')
+    assert from_file(str(path)) == {"address": "10.1.0.2/16", "mtu": 9000, "host": True}
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    (b"mtu = ", "Invalid value"),
+    (b'mtu = "1500"', "Expected `int`, got `str` - at `$.mtu`"),
+    (b"mtu = true", "Expected `int`"),
+    (b"mut = 1500", "unknown field `mut`"),
+    (b'[stack]\naddress = "10.0.0.2/24"', "unknown field `stack`"),
+    (b"\xff", "can't decode"),
+])  # fmt: skip
+def test_a_config_file_that_makes_no_sense_is_refused_with_the_reason(tmp_path, text, reason):
+    path = tmp_path / "stack.toml"
+    path.write_bytes(text)
+    with pytest.raises(UsageError) as refusal:
+        from_file(str(path))
+    assert reason in str(refusal.value)
+    assert str(refusal.value).startswith(f"--config {path}: ")
+
+
+def test_a_config_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(UsageError, match="No such file"):
+        from_file(str(tmp_path / "none.toml"))
+    with pytest.raises(UsageError, match="Is a directory"):
+        from_file(str(tmp_path))
