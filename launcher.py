@@ -8,6 +8,9 @@ import sys
 
 from supervisor import boot, commands, sandbox
 from supervisor.options import Options, UsageError, from_file
+from tools import ToolError, host, nc, ss, traceroute
+
+TOOLS = {"ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--mtu", type=int, metavar="N", help="octets (default 1500)")
     up.add_argument("--tap", metavar="DEV", help="name of the TAP interface (default tap0)")
     up.add_argument("--wire", metavar="W", help="join this virtual wire instead of a TAP; needs no kernel feature")
+    up.add_argument("--dns", metavar="A[,B]", help="name servers, for what applications ask by name")
     up.add_argument("--cores", metavar="MODE", help="compact, spread, auto (default), or a list like 0,1")
     up.add_argument("--reload", action="store_true", default=None, help="restart layers whose code changes on disk")
     up.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins")
@@ -57,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     neighbor = verb("neighbor", "arp's neighbours: list, add ADDRESS MAC, del ADDRESS, flush")
     neighbor.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add ADDRESS MAC, del ADDRESS, or "
                           "flush (all but those that were added)")
+    route = verb("route", "the stack's routes: list, add DEST/PREFIX [via GATEWAY] ..., del DEST/PREFIX")
+    route.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add DEST/PREFIX [via GATEWAY] "
+                       "[metric N] [src ADDRESS] [mtu N], or del DEST/PREFIX [via GATEWAY] [metric N]; also: default")
+    address = verb("address", "the stack's addresses: list, add ADDRESS/PREFIX, del ADDRESS/PREFIX")
+    address.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add or del ADDRESS/PREFIX")
+    for name, tool in TOOLS.items():
+        tool.arguments(verb(name, tool.TEXT))
     verbs.add_parser("demo", help="see it work, in ten seconds", description="see it work, in ten seconds")
     return top
 
@@ -91,6 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         from supervisor import status
 
         return status.show(arguments.name, arguments.json)
+    if arguments.verb in TOOLS:
+        return TOOLS[arguments.verb].run(arguments)
     if arguments.verb == "ping":
         from supervisor import ping
 
@@ -100,6 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
         from supervisor import neighbors
 
         return neighbors.run(arguments.name, arguments.words)
+    if arguments.verb in ("route", "address"):
+        from supervisor import routes
+
+        return getattr(routes, arguments.verb)(arguments.name, arguments.words)
     from supervisor import demo
 
     return demo.run()
@@ -115,6 +132,8 @@ def main() -> int:
     except commands.NotRunning as error:
         text = f"no stack is running in {error}; start one with: launcher.py up --detach"
         status = commands.USAGE
+    except ToolError as error:
+        text, status = str(error), error.status
     except BrokenPipeError:
         return commands.FAILED
     except sandbox.SandboxError as error:

@@ -18,6 +18,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     wire: str = ""  # name of the virtual wire; empty: a TAP
     wire_inbox: str = ""  # on a wire: the socket on which link receives there
     tap: str = "tap0"
+    dns: list[str] = []  # name servers, for applications
     owner_uid: int = 0  # who may talk to the socket service
 
 

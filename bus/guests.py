@@ -1,8 +1,9 @@
 """Guests: processes that are not layers and talk to one (applications, to the socket service).
 
 A guest has an inbox `app-<id>.sock` in the run directory and introduces itself by HELLO. Who it is, the kernel says:
-the credentials of the process that listens on that inbox, not the message. Its end is seen on a pidfd. Identity and
-positions in both pipes are in durable cells, so a guest outlives the layer that serves it.
+the credentials of the process that listens on that inbox, not the message. It goes with BYE; where it does not, its end
+is seen on a pidfd. Identity and positions in both pipes are in durable cells, so a guest outlives the layer that serves
+it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from bus import memory, table
 from bus.journal import Journal
 from bus.peers import listener_pid
 from bus.pipes import Inlet, Outlet, set_defaults
-from usernet.protocol import CREDIT, REQUEST, SEND, inbox_name
+from usernet.protocol import BYE, CREDIT, REQUEST, SEND, inbox_name
 
-GUEST_KINDS = frozenset({SEND, REQUEST, CREDIT})
+GUEST_KINDS = frozenset({SEND, REQUEST, CREDIT, BYE})
 
 
 class Guest:
@@ -58,9 +59,14 @@ class Guests:
             if not number:
                 continue
             pid = self._words[cell + memory.GUEST_PID]
-            if _start_time(pid) != self._words[cell + memory.GUEST_STARTED] or not self._attach(number, place, pid):
+            if not self._remains(number, cell) or not self._attach(number, place, pid):
                 self._forget(number, place)
                 self.departed.append(number)
+
+    def _remains(self, number: int, cell: int) -> bool:
+        """False where its process has ended, or it took its inbox away while nobody heard its BYE."""
+        same = _start_time(self._words[cell + memory.GUEST_PID]) == self._words[cell + memory.GUEST_STARTED]
+        return same and (self._run_dir / inbox_name(number)).exists()
 
     def admit(self, number: int) -> Guest | None:
         """A stranger said HELLO. None where it has no inbox, is not ours, or no place is left."""
@@ -100,7 +106,7 @@ class Guests:
         set_defaults(push)
         push.connect(f"ipc://{self._run_dir / inbox_name(number)}")
         outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched)
-        inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE)
+        inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE, self._journal.done.get(number, 0))
         guest = Guest(number, place, pid, pidfd, outlet, inlet)
         self.by_number[number] = guest
         self._ends.register(pidfd, select.EPOLLIN)
@@ -113,13 +119,18 @@ class Guests:
         numbers, self.departed = self.departed, []
         finished = {descriptor for descriptor, _ in self._ends.poll(0)}
         for guest in [guest for guest in self.by_number.values() if guest.pidfd in finished]:
-            self._ends.unregister(guest.pidfd)
-            os.close(guest.pidfd)
-            guest.outlet.socket.close()
-            del self.by_number[guest.number]
-            self._forget(guest.number, guest.place)
+            self.dismiss(guest)
             numbers.append(guest.number)
         return numbers
+
+    def dismiss(self, guest: Guest) -> None:
+        """Nothing comes from it any more, and nothing goes to it: its place is free."""
+        self._ends.unregister(guest.pidfd)
+        os.close(guest.pidfd)
+        self._touched[:] = [outlet for outlet in self._touched if outlet is not guest.outlet]
+        guest.outlet.socket.close()
+        del self.by_number[guest.number]
+        self._forget(guest.number, guest.place)
 
 
 def _start_time(pid: int) -> int | None:

@@ -4,11 +4,16 @@ What lies in ZeroMQ's queues dies with either end of a pipe. So each frame is wr
 ZeroMQ, and is sent again when the consumer starts anew (from where the consumer says it stopped) or when this layer
 itself does (the last few, which may never have left the process). Consumers drop what they have seen: sequence numbers
 tell. The journal is a ring: the oldest frames make room, unasked; a gap that this leaves is counted by the consumer.
+
+A turn of the layer's loop is one transaction: its frames are written, then a note of which frames it took to make them,
+then all of it is published by one store of the head. So a death at any moment leaves either none of it, and the turn is
+done again from its input, or all of it, and the input counts as done: nothing is lost, nothing is sent twice.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from struct import Struct
 
 from bus import memory
@@ -16,6 +21,9 @@ from bus import memory
 _ENTRY = Struct("=IIQQ")  # mark, frame length, consumer, sequence number
 _MARK = 0x6A6F7572
 _WRAP_MARK = 0x77726170
+_DONE_MARK = 0x646F6E65  # instead of a frame: (sender, number of its last frame that this turn took) for each sender
+_DONE = Struct("=QQ")
+_NOBODY = 0  # the consumer of what is no frame
 
 
 class Journal:
@@ -26,6 +34,8 @@ class Journal:
         self._ring = store.journal
         self._size = len(store.journal)
         self._entries: deque[tuple[int, int, int, int]] = deque()  # position, length, consumer, sequence
+        self._end = self._words[memory.JOURNAL_HEAD]  # of what is written; the head is the end of what is published
+        self.done: dict[int, int] = {}  # what the turns in here took: sender -> number of its last frame
         self._load()
 
     def _load(self) -> None:
@@ -43,11 +53,15 @@ class Journal:
                 position += self._size - offset
                 continue
             end = position + _ENTRY.size + length
-            if mark != _MARK or length > self._size - offset - _ENTRY.size or end > head:
+            if mark not in (_MARK, _DONE_MARK) or length > self._size - offset - _ENTRY.size or end > head:
                 self._forget()
                 return
+            if mark == _DONE_MARK:
+                self.done.update(_DONE.iter_unpack(self._ring[offset + _ENTRY.size : offset + _ENTRY.size + length]))
             self._entries.append((position, length, consumer, sequence))
             position = end
+        if not self._entries:
+            self._words[memory.JOURNAL_TAIL] = head
 
     def _forget(self) -> None:
         """Foreign octets: start empty rather than send nonsense."""
@@ -55,13 +69,33 @@ class Journal:
         self._words[memory.JOURNAL_TAIL] = self._words[memory.JOURNAL_HEAD]
 
     def append(self, consumer: int, sequence: int, frame: bytes) -> None:
-        """Keep `frame`. It is published by one store of the head, after all of it is in place."""
-        words, size, entries = self._words, self._size, self._entries
-        length = len(frame)
+        """Keep `frame`, at once."""
+        self.write(consumer, sequence, frame)
+        self.publish(())
+
+    def write(self, consumer: int, sequence: int, frame: bytes) -> None:
+        """Write `frame`; `publish` makes it count."""
+        self._write(_MARK, consumer, sequence, frame)
+
+    def publish(self, done: Sequence[tuple[int, int]]) -> None:
+        """The turn is over: what was written counts from now on, and so does what it took, (sender, number) each."""
+        if self._end != self._words[memory.JOURNAL_HEAD]:
+            if done:
+                self._write(_DONE_MARK, _NOBODY, 0, b"".join([_DONE.pack(*each) for each in done]))
+            self._words[memory.JOURNAL_HEAD] = self._end
+
+    @property
+    def crowded(self) -> bool:
+        """True where so much awaits publication that the turn should end."""
+        return self._end - self._words[memory.JOURNAL_HEAD] > self._size // 4
+
+    def _write(self, mark: int, consumer: int, sequence: int, octets: bytes) -> None:
+        size, entries = self._size, self._entries
+        length = len(octets)
         need = _ENTRY.size + length
         if need > size // 4:
             return  # too large to keep: such a frame is not repeated
-        head = words[memory.JOURNAL_HEAD]
+        head = self._end
         offset = head % size
         room = size - offset
         start = head if need <= room else head + room
@@ -69,16 +103,16 @@ class Journal:
         if entries and entries[0][0] + size < end:
             while entries and entries[0][0] + size < end:
                 entries.popleft()
-            words[memory.JOURNAL_TAIL] = entries[0][0] if entries else head
+            self._words[memory.JOURNAL_TAIL] = entries[0][0] if entries else start
         if start != head:
             if room >= _ENTRY.size:
                 _ENTRY.pack_into(self._ring, offset, _WRAP_MARK, 0, 0, 0)
             offset = 0
         body = offset + _ENTRY.size
-        self._ring[body : body + length] = frame
-        _ENTRY.pack_into(self._ring, offset, _MARK, length, consumer, sequence)
-        words[memory.JOURNAL_HEAD] = end
+        self._ring[body : body + length] = octets
+        _ENTRY.pack_into(self._ring, offset, mark, length, consumer, sequence)
         entries.append((start, length, consumer, sequence))
+        self._end = end
 
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
         """The kept frames for `consumer` numbered above `after`, oldest first; only the last `at_most` of them."""

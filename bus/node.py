@@ -41,6 +41,8 @@ class Medium(Protocol):
 
     edge_triggered: bool  # `fileno` announces frames only once: `read` has to be called until there are none
 
+    writes_through: bool  # what `write` was given has left when it returns, and not at `flush`
+
     def fileno(self) -> int:
         """Becomes readable when frames arrive."""
 
@@ -89,18 +91,22 @@ class Node:
         self._counters = durable.bus_counters
         self._control = control
         self._medium = medium
+        self._writes_through = medium is not None and medium.writes_through
         self._touched: list[Outlet] = []
-        self._taken: list[Inlet] = []
+        self._taken: set[Inlet] = set()
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, memory.GUESTS_MAX + 64)
         self._journal = Journal(durable)
         self._inbox = self._bind(config, layer, listener_fd)
         self._guests = (Guests(config.run_dir, self._context, self.number, self._journal, durable, self._touched)
                         if hasattr(core, "guest_joined") else None)
-        self._inlets = {table.LAYERS[name]: Inlet(table.LAYERS[name], kinds, durable, memory.DONE + table.LAYERS[name])
+        self._inlets = {table.LAYERS[name]: self._inlet(table.LAYERS[name], kinds)
                         for name, kinds in table.inputs(layer).items()}
+        self._batches = self._inlet(table.MEDIUM, frozenset())  # what the medium gives, numbered like frames
         self._outlets = {table.LAYERS[name]: self._connect(config, name) for name in table.outputs(layer)}
         self._next_guest_check = 0.0
+        self._half_written = (0, 0, 0)  # sender and number of the frame in hand when the former incarnation died
+        self._to_skip = 0  # so many of its writes
         self._suspect = Suspect(durable, control)
 
     def _bind(self, config: StackConfig, layer: str, listener_fd: int) -> zmq.Socket:
@@ -110,6 +116,9 @@ class Node:
         inbox.setsockopt(zmq.USE_FD, listener_fd)
         inbox.bind(f"ipc://{config.run_dir}/{layer}.sock")
         return inbox
+
+    def _inlet(self, sender: int, kinds: frozenset[int]) -> Inlet:
+        return Inlet(sender, kinds, self._memory, memory.DONE + sender, self._journal.done.get(sender, 0))
 
     def _connect(self, config: StackConfig, name: str) -> Outlet:
         push = self._context.socket(zmq.PUSH)
@@ -158,7 +167,10 @@ class Node:
     def _start(self) -> None:
         now = time.monotonic()
         self._words[memory.BEAT_NS] = int(now * 1e9)
-        self._suspect.inherit()
+        batch = self._batch_in_hand()
+        words = self._words
+        self._half_written = words[memory.IN_HAND_SENDER], words[memory.IN_HAND_SEQUENCE], words[memory.WRITTEN]
+        self._suspect.inherit(self._journal.done)
         inherit(self._memory)
         for outlet in self._outlets.values():
             inlet = self._inlets.get(outlet.consumer)
@@ -168,8 +180,7 @@ class Node:
             for guest in self._guests.by_number.values():
                 guest.outlet.greet(self._welcome(guest.number, guest.inlet.done))
         self._dispatch(self._core.start(now))
-        if self._words[memory.SCRATCH_LENGTH]:
-            self._finish_medium(now)
+        self._work_off(batch, now)
         self._settle()
         self._control.tell("ready")
 
@@ -190,10 +201,12 @@ class Node:
         Receiving until EAGAIN is what re-arms the inbox's descriptor, and costs a system call only at the end; asking
         for ZMQ_EVENTS before each frame would cost one a frame.
         """
-        receive, take = self._inbox.recv, self._take
+        receive, take, journal = self._inbox.recv, self._take, self._journal
         try:
             for _ in range(FRAMES_PER_TURN):
                 take(receive(zmq.NOBLOCK), now)
+                if journal.crowded:
+                    break
         except zmq.Again:
             return False
         return True
@@ -221,38 +234,62 @@ class Node:
         if kind not in inlet.kinds:
             counters[C.bus_foreign] += 1
             return
+        if kind == table.BYE:
+            self._part(inlet, now)
+            return
+        words[memory.WRITTEN] = 0
         words[memory.IN_HAND_SEQUENCE] = sequence
         words[memory.IN_HAND_SENDER] = sender
-        self._taken.append(inlet)
+        if self._half_written[:2] == (sender, sequence):
+            self._to_skip = self._half_written[2]
+        self._taken.add(inlet)
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
+        if self._writes_through and not self._touched:
+            inlet.commit()  # what came of it has left already: a later death in this turn must not send it again
+            self._taken.discard(inlet)
+            words[memory.IN_HAND_SENDER] = 0
 
     def _take_medium(self, now: float) -> bool:
         frames = self._medium.read()  # type: ignore[union-attr]
         if not frames:
             return False
         # What the medium gave is gone from there: keep it until it is worked off, for the case that this kills us.
-        batch = pack_frame(table.ETHERNET, table.MEDIUM, 0, 0, frames)
+        batches = self._batches
+        batches.done += 1
+        batch = pack_frame(table.ETHERNET, table.MEDIUM, 0, batches.done, frames)
         self._memory.scratch[: len(batch)] = batch
         self._words[memory.SCRATCH_LENGTH] = len(batch)
+        self._work_off(frames, now)
+        return True
+
+    def _work_off(self, frames: list[bytes], now: float) -> None:
+        if not frames:
+            return
+        self._taken.add(self._batches)
         if self._suspect.watching:
             for frame in self._suspect.sift(table.MEDIUM, 0, table.ETHERNET, frames):
                 self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, [frame], now))
         else:
             self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, frames, now))
-        return True
 
-    def _finish_medium(self, now: float) -> None:
+    def _batch_in_hand(self) -> list[bytes]:
         """What the former incarnation had taken from the medium and not worked off."""
-        try:
-            frames = unpack_frame(bytes(self._memory.scratch[: self._words[memory.SCRATCH_LENGTH]]))[4]
-        except FrameError:
-            return
-        for frame in self._suspect.sift(table.MEDIUM, 0, table.ETHERNET, frames):
-            self._dispatch(self._core.receive(table.MEDIUM, table.ETHERNET, [frame], now))
+        words = self._words
+        frames: list[bytes] = []
+        if words[memory.SCRATCH_LENGTH]:
+            try:
+                _, _, _, number, frames = unpack_frame(bytes(self._memory.scratch[: words[memory.SCRATCH_LENGTH]]))
+            except FrameError:
+                number = 0
+            if number <= self._batches.done:
+                words[memory.SCRATCH_LENGTH] = 0
+                return []
+            self._batches.done = number
+        return frames
 
     def _obey(self, word: str, now: float) -> bool:
         """False where the keeper says stop, or is gone."""
@@ -274,28 +311,39 @@ class Node:
             if outlet is not None:
                 outlet.put(kind, record)
             elif consumer == table.MEDIUM:
-                self._medium.write(record)  # type: ignore[union-attr]
+                self._write(record)
             elif consumer == table.KEEPER:
                 self._control.tell("notices", notices=decode_notices(record))
             elif self._guests is not None and (guest := self._guests.by_number.get(consumer)) is not None:
                 guest.outlet.put(kind, record)
 
+    def _write(self, frame: bytes) -> None:
+        """Give the medium one frame, unless the former incarnation did so before it died over the same work."""
+        if self._writes_through:
+            self._words[memory.WRITTEN] += 1  # before: a SIGKILL in the system call takes effect when that is done
+        if self._to_skip:
+            self._to_skip -= 1
+        else:
+            self._medium.write(frame)  # type: ignore[union-attr]
+
     def _settle(self) -> None:
-        """Send what this turn brought; then, and only then, what it took is done."""
-        words = self._words
-        touched = self._touched
+        """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
+        words, touched, taken = self._words, self._touched, self._taken
+        for outlet in touched:
+            outlet.pack()
+        self._journal.publish([(inlet.sender, inlet.done) for inlet in taken])
         if touched:
             for outlet in touched:
-                outlet.flush()
+                outlet.send()
             touched[:] = {outlet for outlet in touched if outlet.blocked}
         if self._medium is not None:
             self._medium.flush()
         if words[memory.SCRATCH_LENGTH]:
             words[memory.SCRATCH_LENGTH] = 0
-        if self._taken:
-            for inlet in self._taken:
+        if taken:
+            for inlet in taken:
                 inlet.commit()
-            self._taken.clear()
+            taken.clear()
             words[memory.IN_HAND_SENDER] = 0
 
     # -- neighbours and guests ----------------------------------------------------------------------------------
@@ -338,6 +386,12 @@ class Node:
         outlet = self._outlets.get(neighbor)
         return outlet if outlet is not None else self._guests.by_number[neighbor].outlet  # type: ignore[union-attr]
 
+    def _part(self, inlet: Inlet, now: float) -> None:
+        """A guest says goodbye."""
+        self._dispatch(self._core.guest_left(inlet.sender, now))  # type: ignore[attr-defined]
+        self._taken.discard(inlet)  # its place may be another's before this turn is over
+        self._guests.dismiss(self._guests.by_number[inlet.sender])  # type: ignore[union-attr]
+
     def _check_guests(self, now: float) -> None:
         self._next_guest_check = now + GUEST_CHECK_S
         for number in self._guests.ended():  # type: ignore[union-attr]
@@ -353,10 +407,16 @@ class Suspect:
         self._control = control
         self.watching = False  # False: nothing ever happened, records need not be looked at one by one
 
-    def inherit(self) -> None:
-        """Read what the former incarnation left in hand."""
+    def inherit(self, done: dict[int, int]) -> None:
+        """Read what the former incarnation left in hand, unless it was `done` and only the note of that is missing."""
         words = self._words
         sender, sequence = words[memory.IN_HAND_SENDER], words[memory.IN_HAND_SEQUENCE]
+        if done.get(sender, 0) >= sequence:
+            sender = 0
+        if words[memory.BLAMELESS]:
+            words[memory.BLAMELESS] = words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
+            self.watching = bool(words[memory.SUSPECT_DEATHS] or words[memory.POISON])
+            return
         if words[memory.SCRATCH_LENGTH]:
             sender, sequence = table.MEDIUM, 0
         elif not sender:
@@ -374,8 +434,8 @@ class Suspect:
     def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]):
         """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
         words = self._words
-        suspected = (words[memory.SUSPECT_DEATHS]
-                     and (words[memory.SUSPECT_SENDER], words[memory.SUSPECT_SEQUENCE]) == (sender, sequence))
+        related = words[memory.SUSPECT_DEATHS] and words[memory.SUSPECT_SENDER] == sender
+        suspected = related and words[memory.SUSPECT_SEQUENCE] == sequence
         for number, record in enumerate(records, 1):
             digest = self._digest(kind, record)
             if suspected and words[memory.SUSPECT_DEATHS] >= 2 and words[memory.SUSPECT_RECORD] == number:
@@ -387,7 +447,7 @@ class Suspect:
             words[memory.IN_HAND_RECORD] = number
             yield record
         words[memory.IN_HAND_RECORD] = 0
-        if suspected:
+        if related and words[memory.SUSPECT_SEQUENCE] <= sequence:  # it was harmless, or is lost: this one is later
             words[memory.SUSPECT_DEATHS] = 0
             self.watching = bool(words[memory.POISON])
 

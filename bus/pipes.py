@@ -93,7 +93,8 @@ class Outlet:
         self._touched = touched
         self._incarnation = self._words[memory.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
-        self._frames: deque[bytes] = deque()  # packed and journaled, waiting for room in ZeroMQ
+        self._frames: deque[bytes] = deque()  # packed and published, waiting for room in ZeroMQ
+        self._fresh: list[bytes] = []  # packed in this turn: follow those, once the turn is published
         self._backlog: list[tuple[int, bytes]] = []  # data that waits behind those, to leave in larger packs
         self._repeated_from: int | None = None  # where the repetition at the start began, until the consumer answers
         self._kind = 0
@@ -112,7 +113,7 @@ class Outlet:
             self._touched.append(self)
             self._kind = kind
         elif kind != self._kind or len(records) >= PACK_RECORDS or self._octets + len(record) > PACK_OCTETS:
-            self.flush()
+            self.pack()
             self._touched.append(self)
             self._kind = kind
             records = self._records
@@ -120,9 +121,18 @@ class Outlet:
         self._octets += len(record)
 
     def flush(self) -> None:
-        """Hand what was put to ZeroMQ; what does not fit waits here, and data that does not fit here is dropped."""
+        """All three steps of the end of a turn, for an outlet that is alone."""
+        self.pack()
+        self._journal.publish(())
+        self.send()
+
+    def pack(self) -> None:
+        """Pack what was put; where older frames wait for room data waits here, or is dropped."""
         if self._frames or self._backlog:
             self._drain()
+            if not self._frames:
+                while self._backlog:
+                    self._pack_backlog()
         records = self._records
         if not records:
             return
@@ -144,32 +154,28 @@ class Outlet:
         self._words[memory.WAITING] += len(records)
         self._backlog.extend((self._kind, record) for record in records)
 
+    def send(self) -> None:
+        """The turn is published: hand what was packed to ZeroMQ; what does not fit there waits."""
+        self._words[self._cell] = self.sequence
+        self._frames.extend(self._fresh)
+        self._fresh.clear()
+        self._drain()
+
     def _transmit(self, kind: int, records: list[bytes]) -> None:
-        sequence = self.sequence + 1
+        self.sequence = sequence = self.sequence + 1
         frame = pack_frame(kind, self._sender, self._incarnation, sequence, records)
-        self._journal.append(self.consumer, sequence, frame)
-        self._words[self._cell] = self.sequence = sequence
-        if self._frames:
-            self._frames.append(frame)
-            return
-        try:
-            self._send(frame, zmq.NOBLOCK)
-        except zmq.Again:
-            self._frames.append(frame)
-            return
-        self._counters[C.bus_frames_out] += 1
+        self._journal.write(self.consumer, sequence, frame)
+        self._fresh.append(frame)
 
     def _drain(self) -> None:
-        frames = self._frames
+        frames, send = self._frames, self._send
         try:
             while frames:
-                self._send(frames[0], zmq.NOBLOCK)
+                send(frames[0], zmq.NOBLOCK)
                 frames.popleft()
                 self._counters[C.bus_frames_out] += 1
         except zmq.Again:
-            return
-        while self._backlog and not frames:
-            self._pack_backlog()
+            pass
 
     def _pack_backlog(self) -> None:
         """Make the first of the backlog a frame."""
@@ -184,12 +190,12 @@ class Outlet:
         self._transmit(kind, records)
 
     def greet(self, fields: dict[str, object]) -> None:
-        """On a fresh socket: say HELLO, and repeat what this process's predecessor may not have got out.
+        """First of all: say HELLO, and repeat what this process's predecessor may not have got out.
 
         No RESUME yet: it would say that all before is lost, and the consumer may need more than this. Meanwhile it
         takes what comes in order.
         """
-        self._frames.append(self._unnumbered(table.HELLO, encode(fields)))
+        self._say(table.HELLO, encode(fields))
         kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
         self._repeated_from = kept[0][0] if kept else self.sequence + 1
         self._repeat(kept)
@@ -203,28 +209,30 @@ class Outlet:
             self.resume(done, own_done)
             return
         self._repeated_from = None
-        self._frames.append(self._unnumbered(table.RESUME, encode(Resume(first=first, done=own_done))))
-        self._repeat([])
+        self._say(table.RESUME, encode(Resume(first=first, done=own_done)))
 
     def resume(self, after: int, done: int) -> None:
         """Answer a HELLO: repeat everything that is kept beyond number `after`."""
-        self.flush()
+        self.pack()
         self._frames.clear()  # all of it is in the journal
+        self._fresh.clear()
         self._repeated_from = None
         kept = self._journal.frames(self.consumer, after)
         first = kept[0][0] if kept else self.sequence + 1
-        self._frames.append(self._unnumbered(table.RESUME, encode(Resume(first=first, done=done))))
+        self._say(table.RESUME, encode(Resume(first=first, done=done)))
         self._repeat(kept)
 
     def _repeat(self, kept: list[tuple[int, bytes]]) -> None:
-        self._frames.extend(with_incarnation(frame, self._incarnation) for _, frame in kept)
+        self._fresh.extend(with_incarnation(frame, self._incarnation) for _, frame in kept)
         self._counters[C.bus_replayed] += len(kept)
+        self._touched.append(self)
+
+    def _say(self, kind: int, record: bytes) -> None:
+        """A greeting: it has no number, and waits for nothing but room."""
+        self._frames.append(pack_frame(kind, self._sender, self._incarnation, 0, [record]))
         self._drain()
         if self._frames:
             self._touched.append(self)
-
-    def _unnumbered(self, kind: int, record: bytes) -> bytes:
-        return pack_frame(kind, self._sender, self._incarnation, 0, [record])
 
 
 class Verdict(Enum):
@@ -241,13 +249,15 @@ class Inlet:
 
     __slots__ = ("_cell", "_counters", "_words", "awaiting", "done", "incarnation", "kinds", "sender")
 
-    def __init__(self, sender: int, kinds: frozenset[int], durable: memory.Memory, done_cell: int) -> None:
+    def __init__(self, sender: int, kinds: frozenset[int], durable: memory.Memory, done_cell: int,
+                 journaled: int = 0) -> None:
         self.sender = sender
         self.kinds = kinds
         self._words = durable.words
         self._counters = durable.bus_counters
         self._cell = done_cell
-        self.done: int = durable.words[done_cell]
+        # The journal is ahead where the former incarnation died between publishing a turn and storing the cell.
+        self.done: int = max(durable.words[done_cell], journaled)
         self.incarnation = 0
         self.awaiting = True
 
@@ -280,5 +290,5 @@ class Inlet:
         self.done = done
 
     def commit(self) -> None:
-        """All that was taken so far has been worked off and what came of it was sent."""
+        """All that was taken so far has been worked off and what came of it is published."""
         self._words[self._cell] = self.done

@@ -19,6 +19,7 @@ from usernet.protocol import (  # noqa: F401  (shared with applications)
     DATAGRAM_OVERHEAD,
     ERROR_RECORD,
     SEND_HEADER,
+    SEND_TOS_GIVEN,
 )
 
 T = TypeVar("T")

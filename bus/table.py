@@ -41,6 +41,7 @@ REQUEST = protocol.REQUEST
 REPLY = protocol.REPLY
 CREDIT = protocol.CREDIT
 SOCKET_ERROR = protocol.SOCKET_ERROR
+BYE = protocol.BYE
 RESOLVE = 140  # address (4 octets) whose MAC is wanted
 NEIGHBOR = 141  # address (4 octets) + MAC (6 octets): reachable there
 UNREACHABLE = 142  # address (4 octets): nobody answered

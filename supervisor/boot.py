@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -66,6 +67,10 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
                     raise BootError(answer["error"])
                 else:
                     return {"pid": pid}
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
     finally:
         os.close(map_done)
     raise BootError("the keeper ended before the stack was up")

@@ -19,7 +19,7 @@ from setproctitle import setproctitle
 from supervisor.codebase import Code
 
 PR_SET_PDEATHSIG = 1
-MEMORY_LIMIT_OCTETS = 1 << 30  # of data, per layer: beyond it allocation fails and the layer is started anew
+MEMORY_LIMIT_OCTETS = 1 << 28  # of data, per layer: beyond it allocation fails and the layer is started anew
 
 _libc = ctypes.CDLL(None)
 
@@ -52,6 +52,8 @@ def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memo
     """Import the layer as `code` has it and run it. Whatever it raises is told to the keeper, and is the end of it."""
     status = 1
     try:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the socket service has three descriptors a guest
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
         gc.freeze()
         code.install()

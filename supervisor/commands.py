@@ -27,16 +27,31 @@ def up(options: Options, detach: bool) -> int:
     """Boot, or find the stack that is running; follow its events unless `detach`."""
     folder = run_dir(options.name or None)
     options.name = stack_name(options.name)
+    if detach:
+        print(_find_or_boot(options, folder), flush=True)
+        return OK
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        print(_find_or_boot(options, folder), flush=True)
+        _follow(folder)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("stopping")
+        with contextlib.suppress(NotRunning):  # it ended before it could say so
+            _stop(folder)
+    return OK
+
+
+def _find_or_boot(options: Options, folder: Path) -> str:
     started = time.monotonic()
     try:
         status = query(folder, "status")
-        print(f"stack '{status['name']}' is running already ({status['address']}, keeper {status['keeper']})")
+        return f"stack '{status['name']}' is running already ({status['address']}, keeper {status['keeper']})"
     except NotRunning:
         boot.start_keeper(options, folder)
         status = query(folder, "status")
-        print(f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {_where(status)}")
-    sys.stdout.flush()
-    return OK if detach else _follow_until_interrupted(folder)
+        return f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {_where(status)}"
 
 
 def _where(status: dict[str, Any]) -> str:
@@ -45,25 +60,12 @@ def _where(status: dict[str, Any]) -> str:
     return f"{status['address']} on {status['tap']}, the kernel's end is {status['kernel_end']}"
 
 
-def _follow_until_interrupted(folder: Path) -> int:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+def _follow(folder: Path) -> None:
     print("Ctrl-C stops it; `launcher.py up` in another terminal shows its events too", flush=True)
-    try:
-        with Client(folder) as client:
-            for line in client.stream("events", follow=True):
-                print(describe(msgspec.convert(line, Event)), flush=True)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print("stopping")
-        with contextlib.suppress(NotRunning):  # it ended before it could say so
-            _stop(folder)
-        return OK
+    with Client(folder) as client:
+        for line in client.stream("events", follow=True):
+            print(describe(msgspec.convert(line, Event)), flush=True)
     print("the stack has ended")
-    return OK
 
 
 def query(folder: Path, op: str, **fields: object) -> Any:

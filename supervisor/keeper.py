@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
-from bus import table
+from bus import memory, table
 from bus.config import StackConfig, encode
 from setproctitle import setproctitle
 from supervisor import child, janitor
@@ -32,6 +32,7 @@ from supervisor.ward import Process, Ward
 from supervisor.wire import Wire
 
 TICK_S = 0.05
+SUSPECT_TICK_S = 0.01  # while a layer's life sign is late
 STOP_TIMEOUT_S = 0.5  # for a layer that was told to stop
 LOAD_TIMEOUT_S = 10.0  # for a new version to be imported
 PROBATION_S = 3.0  # a new version that dies within is rolled back
@@ -56,7 +57,8 @@ class Keeper:
         self._config = StackConfig(
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, wire=options.wire,
-            wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, owner_uid=os.getuid())
+            wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, dns=options.name_servers(),
+            owner_uid=os.getuid())
         self.wards = {name: Ward(name, run_dir) for name in table.LAYERS}
         self._placement = Placement(options.cores, options.core_list())
         self._stopping = False
@@ -71,9 +73,9 @@ class Keeper:
         setproctitle(f"usernet {self._options.name}: keeper")
         wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake)
-        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        signal.signal(signal.SIGTERM, lambda *_: None)  # told by `wakeup`, so never in the middle of something
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.watch(wakeup, lambda: os.read(wakeup, 64) and None)
+        self.watch(wakeup, lambda: os.read(wakeup, 64) and self.stop())
         desk = Desk(self, self._run_dir)
         self._janitor = janitor.fork(self._options.name, self._run_dir)
         gc.collect()
@@ -120,7 +122,8 @@ class Keeper:
 
     def _timeout_s(self) -> float:
         pauses = [ward.start_at for ward in self.wards.values() if ward.start_at is not None]
-        return max(0.0, min([TICK_S, *(at - time.monotonic() for at in pauses)]))
+        suspects = any(ward.process and ward.process.watch.suspecting for ward in self.wards.values())
+        return max(0.0, min([SUSPECT_TICK_S if suspects else TICK_S, *(at - time.monotonic() for at in pauses)]))
 
     @staticmethod
     def _since_ms(then: float) -> float:
@@ -212,6 +215,9 @@ class Keeper:
             if not self._stopping:
                 self._new_version_failed(ward, process, why)
             return
+        # What it worked on when somebody killed it is not to blame; an exception or a hang may well come from that.
+        blameless = not process.why and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        ward.words.words[memory.BLAMELESS] = int(blameless)
         ward.process = None
         if self._stopping:
             return
@@ -325,7 +331,7 @@ class Keeper:
         beat = max(ward.beat, process.started)
         if process.watch.suspicious(now, beat):
             sample = process.sample()
-            if sample is not None and process.watch.hung(now, sample):
+            if sample is not None and process.watch.hung(now, sample, serving=process.ready_at is not None):
                 ward.away_since = beat
                 process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {sample.state})")
 

@@ -35,6 +35,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mtu: int = 1500
     tap: str = "tap0"
     wire: str = ""
+    dns: str = ""  # name servers, separated by commas
     cores: str = "auto"
     reload: bool = False
 
@@ -95,6 +96,13 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Where the stacks on the wire meet: beside the default stack's directory, wherever $USERNET_DIR points."""
         return run_dir(DEFAULT_NAME).parent / ".wires" / self.wire
 
+    def name_servers(self) -> list[str]:
+        """What applications ask for names."""
+        try:
+            return [str(ipaddress.IPv4Address(server.strip())) for server in self.dns.split(",")] if self.dns else []
+        except ValueError as error:
+            raise UsageError(f"--dns {self.dns}: {error}; give addresses like 10.0.0.1,10.0.0.3") from error
+
     def core_list(self) -> list[int] | None:
         """The cores of --cores LIST; None for a mode's name."""
         if self.cores in MODES:
@@ -115,6 +123,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.gateway_address()
         self.mac_octets()
         self.core_list()
+        self.name_servers()
         if not MTU_MIN <= self.mtu <= MTU_MAX:
             raise UsageError(f"--mtu {self.mtu}: {MTU_MIN} to {MTU_MAX}")
         if self.wire and not _WIRE.fullmatch(self.wire):

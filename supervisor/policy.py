@@ -14,7 +14,8 @@ GIVE_UP_AFTER = 12  # quick deaths in a row
 STABLE_S = 1.0  # a process that has served this long is forgiven what was before
 
 SUSPECT_AFTER_S = 0.18  # a life sign is due every 0.1 s
-HUNG_AFTER_S = 0.15  # of the layer's own time, once suspected
+HUNG_AFTER_S = 0.12  # of the layer's own time, once suspected
+STARTING_S = 2.0  # the same for one that is still reading back what it stored
 
 
 class Restarts:
@@ -62,12 +63,18 @@ class Watch:
             return False
         return True
 
-    def hung(self, now: float, sample: Sample) -> bool:
-        """Judge a suspected process by a new sample."""
+    @property
+    def suspecting(self) -> bool:
+        """True while the process is watched closely."""
+        return self._since is not None
+
+    def hung(self, now: float, sample: Sample, serving: bool = True) -> bool:
+        """Judge a suspected process by a new sample; one that is not `serving` yet may take longer, but not stop."""
         if self._since is None:
             self._since = (now, sample)
             return False
         then, first = self._since
+        allowed_s = HUNG_AFTER_S if serving or sample.state == "T" else STARTING_S
         if sample.state == "R":
-            return sample.ran_s - first.ran_s >= HUNG_AFTER_S
-        return now - then - (sample.waited_s - first.waited_s) >= HUNG_AFTER_S
+            return sample.ran_s - first.ran_s >= allowed_s
+        return now - then - (sample.waited_s - first.waited_s) >= allowed_s

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
     from usernet.endpoint import socket  # type: ignore[assignment]  # noqa: F401
-    from usernet.names import getaddrinfo, gethostbyname  # type: ignore[assignment]  # noqa: F401
+    from usernet.patching import patch  # noqa: F401
+    from usernet.resolver import (  # type: ignore[assignment]  # noqa: F401
+        getaddrinfo,
+        gethostbyaddr,
+        gethostbyname,
+        gethostbyname_ex,
+        getnameinfo,
+    )
     from usernet.stack import Stack  # noqa: F401
 
 __version__ = "0.1.0"
@@ -27,16 +34,40 @@ _OWN = {
     "socket": "usernet.endpoint",
     "SocketType": "usernet.endpoint",
     "Stack": "usernet.stack",
-    "gethostbyname": "usernet.names",
-    "getaddrinfo": "usernet.names",
+    "getaddrinfo": "usernet.resolver",
+    "gethostbyaddr": "usernet.resolver",
+    "gethostbyname": "usernet.resolver",
+    "gethostbyname_ex": "usernet.resolver",
+    "getnameinfo": "usernet.resolver",
+    "patch": "usernet.patching",
     "udp": "",
     "ping": "",
 }
 _STANDARD = {
-    "AddressFamily", "AddressInfo", "MsgFlag", "SocketKind", "error", "gaierror", "getdefaulttimeout", "gethostname",
-    "getprotobyname", "getservbyname", "getservbyport", "herror", "htonl", "htons", "inet_aton", "inet_ntoa",
-    "inet_ntop", "inet_pton", "ntohl", "ntohs", "setdefaulttimeout", "timeout",
+    "AddressFamily", "AddressInfo", "MsgFlag", "SocketKind", "close", "error", "fromfd", "gaierror",
+    "getdefaulttimeout", "gethostname", "getprotobyname", "getservbyname", "getservbyport", "herror", "htonl", "htons",
+    "inet_aton", "inet_ntoa", "inet_ntop", "inet_pton", "ntohl", "ntohs", "recv_fds", "send_fds", "setdefaulttimeout",
+    "socketpair", "timeout",
 }  # fmt: skip  (and its constants: every name in capitals)
+
+
+# Of linux/in.h, for what the standard module of some versions of Python lacks.
+IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_MTU = 8, 10, 11, 12, 13, 14
+
+
+def create_connection(*_: object, **__: object) -> None:
+    """ESOCKTNOSUPPORT: there is no TCP yet."""
+    from usernet.endpoint import no_tcp
+
+    raise no_tcp()
+
+
+create_server = create_connection
+
+
+def has_dualstack_ipv6() -> bool:
+    """False: there is no IPv6."""
+    return False
 
 
 def __getattr__(name: str) -> object:

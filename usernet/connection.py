@@ -1,41 +1,40 @@
 """The connection of this process to one stack's socket service.
 
-Owns the two ZeroMQ sockets, the numbering of frames and the hand-over of what comes in to those who wait for it. There
-is no thread of its own: whoever waits first reads the inbox for all (the leader), the others sleep until there is
-something for them or the leader leaves. A restart of the service is noticed by its HELLO, which whoever reads or sends
-next comes across; nothing of it is to be seen above.
+Owns the numbering of frames and the hand-over of what comes in to those who wait for it. There is no thread of its
+own: whoever waits first reads the inbox for all (the leader), the others sleep until there is something for them or the
+leader leaves. Only for programs that wait for descriptors there is one (`serve_descriptors`). A restart of the service
+is noticed by its HELLO, which whoever reads or sends next comes across; nothing of it is to be seen above.
 
-Locks, in the order in which they may be taken: `_reading` (the leader's), `_sending`, `_waiting_lock`.
+Locks, in the order in which they may be taken: `readers.reading` (the leader's), `_sending`, `readers.lock`.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import math
 import os
 import secrets
-import stat
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
 import msgspec
 import zmq
 
+from usernet.description import Description
+from usernet.line import ALIVE_INTERVAL_S, Line, check_running
 from usernet.mailbox import Mailbox, Readers
-from usernet.names import os_error, timed_out, would_block
+from usernet.names import os_error, would_block
 from usernet.protocol import (
+    BYE,
     CREDIT,
     CREDIT_RECORD,
     CREDIT_TOTAL,
     DATAGRAM,
-    ERROR_RECORD,
     HELLO,
-    MAX_FRAME_OCTETS,
     MAX_RECORDS,
     REPLY,
     REQUEST,
@@ -47,16 +46,14 @@ from usernet.protocol import (
     pack_frame,
     unpack_frame,
 )
-from usernet.rundir import SERVICE_SOCKET
+from usernet.readiness import Descriptor
 from usernet.sequence import Incoming, Journal, incarnation_of
 
 CONNECT_TIMEOUT_S = 5.0
 HELLO_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
-SEND_HIGH_WATER = 64  # frames that wait in ZeroMQ while the service is away
 LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
-ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
-WAKE = "inproc://wake"
+NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
 FAREWELL_S = 0.2  # how long a process that ends waits for its last frames to leave
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
 
@@ -84,51 +81,27 @@ class Connection:
         self.name = name
         self.pid = os.getpid()
         self.welcome: dict[str, object] = {}
-        self.closed = False
         self.malformed = 0  # frames from the service that do not parse
-        self.orphans: deque[int] = deque()  # handles of sockets that were dropped without close
-        self._check_running()
+        self.orphans: deque[tuple[Description, Descriptor | None]] = deque()  # of sockets dropped without close
+        check_running(run_dir, name)
         self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
         self.inbox_path = run_dir / inbox_name(self.id)
         self.readers = Readers(self._read)
         self._sending = threading.Lock()
-        self._boxes: dict[int, Mailbox] = {}  # by handle
+        self._boxes: dict[int, Description] = {}  # by handle
         self._requests: dict[int, _Unanswered] = {}
         self._request_ids = itertools.count(1)
         self._incoming, self._journal = Incoming(), Journal()
-        self._receive_timeout_ms = -1
         self._looked = 0.0
-        self._context = zmq.Context()
         self.sockets: weakref.WeakSet = weakref.WeakSet()
+        self._line = Line(run_dir, self.inbox_path)
         try:
-            self._open()
-        except BaseException as error:
+            self._greet()
+        except BaseException:
             self.close()
-            if isinstance(error, zmq.ZMQError):
-                raise OSError(error.errno, f"{error.strerror}: {self.inbox_path}") from error
             raise
 
-    def _check_running(self) -> None:
-        path = self.run_dir / SERVICE_SOCKET
-        try:
-            running = stat.S_ISSOCK(path.stat().st_mode)
-        except OSError:
-            running = False
-        if not running:
-            raise ConnectionRefusedError(
-                errno.ECONNREFUSED,
-                f"no usernet stack {self.name!r} is running (looked in {self.run_dir}); "
-                "start one with: launcher.py up --detach",
-            )
-
-    def _open(self) -> None:
-        self._inbox = self._socket(zmq.PULL)
-        self._inbox.setsockopt(zmq.RCVHWM, 0)  # the receive buffers bound it; a bound here would lose replies too
-        self._inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-        self._inbox.bind(f"ipc://{self.inbox_path}")
-        self._inbox.bind(WAKE)
-        self._outbox = self._socket(zmq.PUSH)
-        self._outbox.connect(f"ipc://{self.run_dir / SERVICE_SOCKET}")
+    def _greet(self) -> None:
         deadline = monotonic() + CONNECT_TIMEOUT_S
         while not self.welcome:
             if monotonic() > deadline:
@@ -137,40 +110,35 @@ class Connection:
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
                 )
             hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done}
-            self._push(self._unnumbered(HELLO, hello), deadline)
+            self._line.push(self._unnumbered(HELLO, hello), deadline)
             until = monotonic() + HELLO_INTERVAL_S
             while not self.welcome and (left := until - monotonic()) > 0:
                 self._read(left)
 
-    def _socket(self, kind: int) -> zmq.Socket:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_OCTETS)
-        socket.setsockopt(zmq.RECONNECT_IVL, 1)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 1000)
-        return socket
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._line.closed
 
     def alive(self) -> bool:
-        """False once the stack was taken down: our inbox went with its run directory."""
-        return not self.closed and self.inbox_path.exists()
+        """False once the connection was closed or the stack was taken down."""
+        return self._line.alive()
 
     def close(self, linger_s: float = FAREWELL_S) -> None:
-        """Let the last frames leave and be gone; the service closes the sockets of whoever is gone."""
+        """Say goodbye, which closes all sockets, let the last frames leave and be gone."""
         if self.closed or self.pid != os.getpid():
             return
-        self.closed = True
-        if not self.readers.reading.acquire(blocking=False):
-            poke = self._context.socket(zmq.PUSH)  # an empty message to ourselves wakes the thread that is reading
-            poke.connect(WAKE)
-            poke.send(b"", zmq.NOBLOCK)
-            if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
-                return
+        if self.welcome and self.alive():
+            try:
+                self._number(BYE, (), linger_s)
+            except OSError:
+                pass  # the service is away: it will find our inbox gone
+        self._line.close()
+        if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
+            return
         if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
-            self._context.destroy(linger=int(linger_s * 1000))
+            self._line.destroy(linger_s)
             self._sending.release()
-            self.inbox_path.unlink(missing_ok=True)
         self.readers.leave()
 
     # -- receiving: what begins with _ only while leading ----------------------------------------------------------
@@ -179,30 +147,42 @@ class Connection:
         """Take what is in the inbox, if nobody is at it anyway."""
         if self.readers.reading.acquire(blocking=False):
             try:
-                for frame in self._drain():
+                self._looked = monotonic()
+                for frame in self._line.waiting():
                     self._take(frame)
             finally:
                 self.readers.leave()
 
     def _read(self, timeout: float | None) -> bool:
         """Wait for a frame and take it; False where none came. None: for ever, 0: do not wait."""
-        if self.closed:
-            raise os_error(errno.ENETDOWN)
-        milliseconds = -1 if timeout is None else max(0, math.ceil(timeout * 1000))
-        if milliseconds != self._receive_timeout_ms:
-            self._inbox.setsockopt(zmq.RCVTIMEO, milliseconds)
-            self._receive_timeout_ms = milliseconds
-        try:
-            frame = self._inbox.recv()
-        except zmq.Again:
+        frame = self._line.receive(timeout)
+        if frame is None:
             return False
         self._take(frame)
         return True
 
-    def _drain(self) -> Iterator[bytes]:
-        self._looked = monotonic()
-        while int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            yield self._inbox.recv(zmq.NOBLOCK)
+    def wake_reader(self) -> None:
+        """Let whoever reads look at its mailbox again."""
+        self._line.poke()
+
+    def serve_descriptors(self) -> None:
+        """From now on a thread reads, so that descriptors become ready while nobody waits in here."""
+        with self.readers.lock:
+            if self.readers.served:
+                return
+            self.readers.served = True
+        self.wake_reader()
+        threading.Thread(target=self._serve, name=f"usernet {self.name}", daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            self.readers.serve(self.alive, ALIVE_INTERVAL_S)
+        except (OSError, zmq.ZMQError):
+            pass  # closed
+        if not self.alive():
+            for box in list(self._boxes.values()):
+                box.error = errno.ENETDOWN
+                self.readers.wake(box)
 
     def _take(self, frame: bytes, late: bool = False) -> None:
         try:
@@ -212,7 +192,7 @@ class Connection:
                 return
             accepted = self._incoming.accept_late(sequence) if late else self._incoming.accept(incarnation, sequence)
         except (FrameError, IndexError, KeyError, msgspec.DecodeError):
-            self.malformed += 1
+            self.malformed += bool(frame)  # an empty one only wants us to look up
             return
         if not accepted:
             return
@@ -243,11 +223,9 @@ class Connection:
             self.readers.wake(request.box)
 
     def _failed(self, record: bytes) -> None:
-        handle, number = ERROR_RECORD.unpack_from(record)[:2]
-        box = self._boxes.get(handle)
+        box = self._boxes.get(_from_bytes(record[:4], "little"))
         if box is not None:
-            box.stale = True
-            box.error = number or box.error
+            box.fail(record)
             self.readers.wake(box)
 
     def _greeted(self, kind: int, incarnation: int, fields: dict) -> None:
@@ -259,7 +237,7 @@ class Connection:
             if self.welcome and incarnation > self._incoming.incarnation:
                 # What the former incarnation got out before it died may still be behind this in the inbox: ZeroMQ
                 # takes turns between the old connection and the new. It is not to be lost.
-                for frame in self._drain():
+                for frame in self._line.waiting():
                     if incarnation_of(frame) < incarnation:
                         self._take(frame, late=True)
                     else:
@@ -274,41 +252,31 @@ class Connection:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def send(self, kind: int, record: bytes, timeout: float | None) -> int:
-        """Send one record; returns its frame's number. Blocks while the pipe is full, at most for `timeout`."""
+    def send(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
+        """Send one frame; returns its number. Blocks while the pipe is full, at most for `timeout`."""
         if monotonic() - self._looked > LOOK_INTERVAL_S:
             self.look()
-        return self._number(kind, (record,), timeout)
+        return self._number(kind, records, timeout)
 
-    def _number(self, kind: int, records: tuple[bytes, ...] | list[bytes], timeout: float | None) -> int:
+    def _number(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
         with self._sending:
-            if self.closed:
+            line = self._line
+            if line.closed:
                 raise os_error(errno.ENETDOWN)
             journal = self._journal
             sequence = journal.sequence + 1
             frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
             try:
-                self._outbox.send(frame, zmq.NOBLOCK)
+                line.send(frame, zmq.NOBLOCK)
             except zmq.Again:
-                if timeout == 0:
-                    raise would_block() from None
-                self._push(frame, None if timeout is None else monotonic() + timeout)
+                try:
+                    line.push(frame, None if timeout is None else monotonic() + (timeout or NO_ROOM_S))
+                except TimeoutError:
+                    if timeout == 0:
+                        raise would_block() from None
+                    raise
             journal.append(frame)
             return sequence
-
-    def _push(self, frame: bytes, deadline: float | None) -> None:
-        """Send, waiting for room in the pipe. ENETDOWN where the stack is gone."""
-        while True:
-            left = ALIVE_INTERVAL_S if deadline is None else min(deadline - monotonic(), ALIVE_INTERVAL_S)
-            if left <= 0:
-                raise timed_out()
-            self._outbox.setsockopt(zmq.SNDTIMEO, math.ceil(left * 1000))
-            try:
-                self._outbox.send(frame)
-                return
-            except zmq.Again:
-                if not self.alive():
-                    raise os_error(errno.ENETDOWN) from None
 
     def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
         return pack_frame(kind, self.id, INCARNATION, 0, [_encode(fields)])
@@ -318,14 +286,14 @@ class Connection:
         with self._sending:
             deadline = monotonic() + CONNECT_TIMEOUT_S
             first, frames = self._journal.after(done)
-            self._push(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), deadline)
+            self._line.push(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), deadline)
             for frame in frames:
-                self._push(frame, deadline)
+                self._line.push(frame, deadline)
         for request in list(self._requests.values()):
             if request.sequence is not None and request.sequence < first:
                 request.sequence = self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S)
 
-    def credit(self, box: Mailbox) -> None:
+    def credit(self, box: Description) -> None:
         """Give receive buffer back that was consumed."""
         octets, box.consumed = box.consumed, 0
         try:
@@ -333,7 +301,7 @@ class Connection:
         except BlockingIOError:
             box.consumed += octets  # the service is away: next time
 
-    def _tell_queued(self, boxes: list[Mailbox]) -> None:
+    def _tell_queued(self, boxes: list[Description]) -> None:
         """Say how much is queued, where the service asks or has forgotten it."""
         records = []
         for box in boxes:
@@ -372,7 +340,7 @@ class Connection:
         request = _Unanswered(_encode({"id": number, "op": op, **fields}), box)
         self._requests[number] = request
         try:
-            request.sequence = self.send(REQUEST, request.record, REQUEST_TIMEOUT_S)
+            request.sequence = self.send(REQUEST, (request.record,), REQUEST_TIMEOUT_S)
         except BaseException as error:
             self._requests.pop(number, None)
             if isinstance(error, TimeoutError):
@@ -385,21 +353,21 @@ class Connection:
             return OSError(errno.ENETDOWN, f"the usernet stack in {self.run_dir} was taken down")
         return TimeoutError(errno.ETIMEDOUT, f"the usernet stack in {self.run_dir} did not answer {op!r}")
 
-    def open_socket(self, kind: str) -> Mailbox:
-        """A new socket of the service; its mailbox knows its handle."""
+    def open_socket(self, kind: str) -> Description:
+        """A new socket of the service."""
         reply = self.request("socket", type=kind)
-        box = self.readers.new_box()
-        box.handle = reply["handle"]
-        box.set_buffer(reply["receive_buffer"])
-        self._boxes[box.handle] = box
+        box = self._boxes[reply["handle"]] = Description(self.readers.lock, reply["handle"], reply["receive_buffer"])
         return box
 
-    def close_socket(self, handle: int) -> None:
-        """Close it; there is nothing to wait for, as later requests come after this one."""
-        if self._boxes.pop(handle, None) is not None and not self.closed:
-            self._ask("close", {"handle": handle}, None)
+    def release(self, box: Description, descriptor: Descriptor | None) -> None:
+        """A duplicate of a socket is closed; with the last one the socket."""
+        if descriptor is not None:
+            self.readers.detach(box, descriptor)
+        with self.readers.lock:
+            box.references -= 1
+        if not box.references and self._boxes.pop(box.handle, None) is not None and not self.closed:
+            self._ask("close", {"handle": box.handle}, None)  # nothing to wait for: later requests come after it
 
     def _bury_orphans(self) -> None:
         while self.orphans:
-            self.close_socket(self.orphans.popleft())
-
+            self.release(*self.orphans.popleft())

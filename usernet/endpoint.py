@@ -1,8 +1,4 @@
-"""The socket class: the standard one's names, behaviour and errors, for datagrams of a usernet stack.
-
-What has come in waits in the socket's mailbox; what is to be said goes out as one record. The socket service is asked
-only where something is set up: `sendto` asks once per destination and then knows source address and size limit.
-"""
+"""The socket class: the standard one's names, behaviour and errors, for datagrams of a usernet stack."""
 
 from __future__ import annotations
 
@@ -11,95 +7,97 @@ import io
 import math
 import os
 import socket as _std
-import threading
-import warnings
-from sys import byteorder
+from collections.abc import Iterable
+from typing import Any
 
-from usernet.connection import Connection
-from usernet.mailbox import DATAGRAM_COST, Mailbox
-from usernet.names import os_error, parse, would_block
-from usernet.protocol import DATAGRAM_HEADER, SEND, SEND_HEADER, SEND_TTL_DEFAULT
+from usernet import messages, options
+from usernet.datagrams import _CLOSED, _HEADER, _PEER, ANY, Address, Datagrams, _octets, _sender
+from usernet.names import os_error, parse
+from usernet.readiness import Descriptor
 from usernet.stack import Stack
 
-DESTINATIONS_MAX = 1024  # destinations a socket remembers; then it asks again
-IP_HEADER_OCTETS = 20
-UDP_HEADER_OCTETS = 8
-ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; all that a ping socket may send (icmp(7))
-ICMP_HEADER_OCTETS = 8
-ANY = b"\0\0\0\0"
-FORKED = "this socket belongs to the parent process; make a new one after fork"
-
-_HEADER = DATAGRAM_HEADER.size
+_KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
+_INTERNET = (_std.AF_INET, _std.AF_INET6)
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
-_PEER = object()  # the key of the connected peer among the destinations
-_CLOSED = Mailbox(threading.Lock())
-_CLOSED.error = errno.EBADF
+_NO_TCP = "usernet has no TCP yet, only UDP and ping sockets (SOCK_DGRAM)"
+
+Received = tuple[bytes, list[messages.Control], int, Address | None]
 
 
-class socket:  # noqa: N801  (the standard module's name)
-    """A UDP or ping socket (SOCK_DGRAM with IPPROTO_ICMP). `stack`: which stack, where not the default one."""
+def is_kernels(family: int, fileno: int | None) -> bool:
+    """Whether a socket is none of a stack's: of another family than the Internet's, or from a descriptor."""
+    return fileno is not None or not (family == -1 or family in _INTERNET)
 
-    __slots__ = (
-        "__weakref__", "_box", "_connection", "_destinations", "_family", "_gone", "_local", "_overhead", "_peer",
-        "_ping", "_proto", "_timeout", "_type",
-    )
+
+class socket(Datagrams):  # noqa: N801  (the standard module's name)
+    """A UDP or ping socket (SOCK_DGRAM with IPPROTO_ICMP). `stack`: which stack, where not the default one.
+
+    With a family that is not the Internet's, or a descriptor, the result is a standard socket of the kernel.
+    """
+
+    __slots__ = ("_closed", "_family", "_io_refs", "_proto", "_type")
+
+    def __new__(cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, **_: object) -> Any:
+        """A socket of the stack's, or of the kernel's."""
+        if is_kernels(family, fileno):
+            return _KERNEL_SOCKET(family, type, proto, fileno)
+        return super().__new__(cls)
 
     def __init__(
-        self,
-        family: int = -1,
-        type: int = -1,
-        proto: int = -1,
-        fileno: int | None = None,
-        *,
+        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, *,
         stack: Stack | None = None,
     ) -> None:
-        self._box = _CLOSED
-        self._gone = os.strerror(errno.EBADF)
-        if fileno is not None:
-            raise io.UnsupportedOperation("a usernet socket cannot be made from a file descriptor")
+        super().__init__()
         family = _std.AF_INET if family == -1 else family
         kind = _std.SOCK_STREAM if type == -1 else type & ~_FLAGS_IN_TYPE
         proto = 0 if proto == -1 else proto
         if family != _std.AF_INET:
             raise os_error(errno.EAFNOSUPPORT)
+        if kind == _std.SOCK_STREAM and proto in (0, _std.IPPROTO_TCP):
+            raise no_tcp()
         if kind != _std.SOCK_DGRAM:
             raise os_error(errno.ESOCKTNOSUPPORT)
         if proto not in (0, _std.IPPROTO_UDP, _std.IPPROTO_ICMP):
             raise os_error(errno.EPROTONOSUPPORT)
         self._family, self._type, self._proto = _std.AddressFamily(family), _std.SocketKind(kind), proto
         self._timeout = 0.0 if type != -1 and type & _std.SOCK_NONBLOCK else _std.getdefaulttimeout()
-        self._ping = proto == _std.IPPROTO_ICMP
-        self._overhead = IP_HEADER_OCTETS + (0 if self._ping else UDP_HEADER_OCTETS)
-        self._local: tuple[str, int] = ("0.0.0.0", 0)
-        self._peer: tuple[str, int] | None = None
-        self._destinations: dict[object, tuple[bytes, int]] = {}  # address -> (SEND_HEADER, payload octets at most)
-        self._connection: Connection = (stack or Stack()).connection
-        self._box = self._connection.open_socket("ping" if self._ping else "dgram")
-        self._connection.sockets.add(self)
+        self._closed = False
+        self._io_refs = 0  # files made of it that are open
+        self._open(stack or Stack(), ping=proto == _std.IPPROTO_ICMP)
+
+    def dup(self) -> socket:
+        """Another socket object for the same socket, as dup(2); the socket is closed with the last of them."""
+        self._check_open()
+        copy: socket = Datagrams.__new__(self.__class__)
+        Datagrams.__init__(copy)
+        copy._family, copy._type, copy._proto = self._family, self._type, self._proto
+        copy._timeout, copy._closed, copy._io_refs = self._timeout, False, 0
+        copy._open(self._stack, self._ping, self._box)
+        return copy
 
     # -- names --------------------------------------------------------------------------------------------------
 
-    def bind(self, address: tuple[str, int]) -> None:
+    def bind(self, address: Address) -> None:
         """Take a local address and port; port 0: any that is free."""
-        octets, port = parse(address, "bind")
+        octets, port = parse(address, "bind", self._resolving())
         reply = self._request("bind", address=_std.inet_ntoa(octets), port=port)
-        self._local = reply["address"], reply["port"]
-        self._destinations.clear()
+        self._box.local = reply["address"], reply["port"]
+        self._box.destinations.clear()
 
-    def connect(self, address: tuple[str, int]) -> None:
+    def connect(self, address: Address) -> None:
         """Set the peer. ("0.0.0.0", 0) undoes that, as on BSD (there is no way to say AF_UNSPEC, as on Linux)."""
-        octets, port = parse(address, "connect")
+        octets, port = parse(address, "connect", self._resolving())
         if octets == ANY and port == 0:
             self.disconnect()
             return
         host = self._host(octets)
         reply = self._request("connect", address=host, port=port)
-        self._peer = host, port
-        self._local = reply["local"], reply["port"]
-        self._destinations.clear()
+        self._box.peer = host, port
+        self._box.local = reply["local"], reply["port"]
+        self._box.destinations.clear()
         self._remember(_PEER, host, port, reply)
 
-    def connect_ex(self, address: tuple[str, int]) -> int:
+    def connect_ex(self, address: Address) -> int:
         """As connect, but returns the errno."""
         try:
             self.connect(address)
@@ -112,21 +110,24 @@ class socket:  # noqa: N801  (the standard module's name)
     def disconnect(self) -> None:
         """Undo connect: receive from everyone again."""
         reply = self._request("connect", address="0.0.0.0", port=0)
-        self._peer = None
-        self._local = reply["address"], reply["port"]
-        self._destinations.clear()
+        self._box.peer = None
+        self._box.local = reply["address"], reply["port"]
+        self._box.destinations.clear()
 
-    def getsockname(self) -> tuple[str, int]:
+    def getsockname(self) -> Address:
         """The local address and port; ("0.0.0.0", 0) before there is one."""
         self._check_open()
-        return self._local
+        return self._box.local
 
-    def getpeername(self) -> tuple[str, int]:
+    def getpeername(self) -> Address:
         """The connected peer; ENOTCONN without one."""
         self._check_open()
-        if self._peer is None:
+        if self._box.peer is None:
             raise os_error(errno.ENOTCONN)
-        return self._peer
+        return self._box.peer
+
+    def _resolving(self) -> Stack | None:
+        return None if self._box is _CLOSED else self._stack
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -146,56 +147,14 @@ class socket:  # noqa: N801  (the standard module's name)
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
         return self._send(data, arguments[0], arguments[1])  # type: ignore[arg-type]
 
-    def _send(self, data: bytes, flags: int, address: object) -> int:
-        box = self._box
-        if box.error:
-            self._raise_error()
-        if data.__class__ is not bytes:
-            data = _octets(data)
-        if box.stale:
-            box.stale = False
-            self._destinations.clear()
-        try:
-            header, limit = self._destinations[address]
-        except (KeyError, TypeError):  # TypeError: cannot be hashed, so is no address either
-            header, limit = self._prepare(address)
-        if len(data) > limit:
-            raise os_error(errno.EMSGSIZE)
-        if self._ping and (len(data) < ICMP_HEADER_OCTETS or tuple(data[:2]) != ICMP_ECHO_REQUEST):
-            raise os_error(errno.EINVAL)
-        if flags:
-            if flags & _std.MSG_OOB:
-                raise os_error(errno.EOPNOTSUPP)
-            self._connection.send(SEND, header + data, 0 if flags & _std.MSG_DONTWAIT else self._timeout)
-        else:
-            self._connection.send(SEND, header + data, self._timeout)
-        return len(data)
-
-    def _prepare(self, address: object) -> tuple[bytes, int]:
-        """Ask the service about a destination, once."""
-        if address is not _PEER:
-            octets, port = parse(address, "sendto")
-            host = self._host(octets)
-        elif self._peer is not None:
-            host, port = self._peer
-        else:
-            raise os_error(errno.EDESTADDRREQ)
-        reply = self._request("prepare", address=host, port=port)
-        self._local = reply["local"], reply["port"]
-        return self._remember(address, host, port, reply)
-
-    def _remember(self, address: object, host: str, port: int, reply: dict) -> tuple[bytes, int]:
-        header = SEND_HEADER.pack(
-            self._box.handle, _std.inet_aton(host), port, _std.inet_aton(reply["source"]), SEND_TTL_DEFAULT, 0, 0
-        )
-        if len(self._destinations) >= DESTINATIONS_MAX:
-            self._destinations.clear()
-        self._destinations[address] = destination = header, reply["mtu"] - self._overhead
-        return destination
-
-    def _host(self, octets: bytes) -> str:
-        """0.0.0.0 as a destination is this host, as on Linux."""
-        return self._connection.welcome["address"] if octets == ANY else _std.inet_ntoa(octets)  # type: ignore
+    def sendmsg(
+        self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
+        address: Address | None = None, /,
+    ) -> int:
+        """Send one datagram out of several parts; ancillary data may set IP_TTL, IP_TOS and (IP_PKTINFO) the source."""
+        data = b"".join(_octets(part) for part in buffers)
+        steering = messages.steering(ancdata) if ancdata else None
+        return self._send(data, flags, _PEER if address is None else address, steering)
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
@@ -205,7 +164,7 @@ class socket:  # noqa: N801  (the standard module's name)
             raise ValueError("negative buffersize in recv")
         return self.receive_record(flags)[_HEADER : _HEADER + bufsize]
 
-    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, tuple[str, int]]:
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
         """The next datagram, cut to `bufsize` octets, and its sender."""
         if bufsize < 0:
             raise ValueError("negative buffersize in recvfrom")
@@ -218,7 +177,7 @@ class socket:  # noqa: N801  (the standard module's name)
 
     def recvfrom_into(
         self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0
-    ) -> tuple[int, tuple[str, int]]:
+    ) -> tuple[int, Address | None]:
         """As recvfrom, into a buffer. With MSG_TRUNC the result is the datagram's real length."""
         length, record = self._receive_into(buffer, nbytes, flags, "recvfrom_into")
         return length, _sender(record)
@@ -234,55 +193,79 @@ class socket:  # noqa: N801  (the standard module's name)
         record = self.receive_record(flags)
         data = record[_HEADER : _HEADER + (nbytes or len(view))]
         view[: len(data)] = data
-        return len(record) - _HEADER if flags & _std.MSG_TRUNC else len(data), record
+        return max(0, len(record) - _HEADER) if flags & _std.MSG_TRUNC else len(data), record
 
-    def receive_record(self, flags: int = 0) -> bytes:
-        """The next datagram with its DATAGRAM_HEADER (usernet.protocol), which also tells destination, TTL and TOS."""
-        box = self._box
-        if box.error:
-            self._raise_error()
-        items = box.items
-        while True:
-            try:
-                record = items[0] if flags & _std.MSG_PEEK else items.popleft()
-                break
-            except IndexError:
-                pass
-            if flags & _std.MSG_ERRQUEUE:
-                raise would_block()
-            self._connection.readers.wait(box, 0 if flags & _std.MSG_DONTWAIT else self._timeout)
-            if box.error:
-                self._raise_error()
-        if not flags & _std.MSG_PEEK:
-            box.consumed += len(record) + DATAGRAM_COST
-            if box.consumed >= box.credit_due:
-                self._connection.credit(box)
-        return record
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
+        """(data, ancillary data, flags, sender) of the next datagram; with MSG_ERRQUEUE, of the oldest error.
+
+        Ancillary data: what IP_PKTINFO, IP_RECVTTL, IP_RECVTOS ask for; IP_RECVERR of an error.
+        """
+        if bufsize < 0:
+            raise ValueError("negative buffer size in recvmsg()")
+        if ancbufsize < 0:
+            raise ValueError("invalid ancillary data buffer length")
+        record, controls, told = self._receive_message(flags)
+        data = record[_HEADER : _HEADER + bufsize]
+        controls, cut = messages.fit(controls, ancbufsize)
+        told |= (_std.MSG_CTRUNC if cut else 0) | (_std.MSG_TRUNC if len(data) < len(record) - _HEADER else 0)
+        return data, controls, told, _sender(record)
+
+    def recvmsg_into(
+        self, buffers: Iterable[bytearray | memoryview], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[messages.Control], int, Address | None]:
+        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        if any(view.readonly for view in views):
+            raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
+        data, controls, told, sender = self.recvmsg(sum(map(len, views)), ancbufsize, flags)
+        rest = data
+        for view in views:
+            part, rest = rest[: len(view)], rest[len(view) :]
+            view[: len(part)] = part
+        return len(data), controls, told, sender
+
+    def _receive_message(self, flags: int) -> tuple[bytes, list[messages.Control], int]:
+        if flags & _std.MSG_ERRQUEUE:
+            error = self._take_error()
+            return messages.error_as_datagram(error), messages.error_told(error), _std.MSG_ERRQUEUE
+        record = self.receive_record(flags)
+        if not record or not self._box.ancillary:
+            return record, [], 0
+        local = _std.inet_aton(str(self._connection.welcome["address"]))
+        return record, messages.told(self._box.ancillary, record, local), 0
 
     # -- options ------------------------------------------------------------------------------------------------
 
     def setsockopt(self, level: int, optname: int, value: int | bytes | None, optlen: int | None = None) -> None:
-        """Those of usernet's socket service (its README lists them); ENOPROTOOPT for others."""
-        if value is None:
+        """Those of docs/library.md; ENOPROTOOPT for others."""
+        self._check_open()
+        if value is None and optlen is not None:
             raise os_error(errno.EFAULT)
         if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
             value = _octets(value)
-        reply = self._request("setsockopt", level=level, name=optname, value=value)
-        self._destinations.clear()
-        if (level, optname) == (_std.SOL_SOCKET, _std.SO_RCVBUF):
-            self._box.set_buffer(reply["value"])
+        if not options.change(self._box, (level, optname), value):
+            reply = self._request("setsockopt", level=level, name=optname, value=value)
+            options.changed(self._box, (level, optname), reply["value"])
 
     def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
-        """The option's value; as the octets of a C int where `buflen` says how many."""
+        """The option's value; as the octets of a C program where `buflen` says how many."""
         self._check_open()
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
-        if (level, optname) == (_std.SOL_SOCKET, _std.SO_ERROR):
-            self._connection.look()
-            value, self._box.error = self._box.error, 0
-        else:
-            value = self._request("getsockopt", level=level, name=optname)["value"]
-        return value.to_bytes(4, byteorder, signed=True)[:buflen] if buflen else value
+        octets = options.read(self._box, (level, optname))
+        if octets is None:
+            if (level, optname) == (_std.SOL_SOCKET, _std.SO_ERROR):
+                value = self._pending_error()
+            else:
+                value = self._request("getsockopt", level=level, name=optname)["value"]
+            octets = value.to_bytes(4, options.byteorder, signed=True)
+        return octets[:buflen] if buflen else int.from_bytes(octets[:4], options.byteorder, signed=True)
+
+    def _pending_error(self) -> int:
+        self._connection.look()
+        value, self._box.error = self._box.error, 0
+        self._connection.readers.settle(self._box)
+        return value
 
     def settimeout(self, value: float | None) -> None:
         """Seconds that a call may take; 0: it does not wait, None: for ever."""
@@ -298,6 +281,8 @@ class socket:  # noqa: N801  (the standard module's name)
         """As set by settimeout."""
         return self._timeout
 
+    timeout = property(gettimeout, doc="As set by settimeout.")
+
     def setblocking(self, flag: bool) -> None:
         """settimeout(None) or settimeout(0.0)."""
         self._timeout = None if flag else 0.0
@@ -306,37 +291,69 @@ class socket:  # noqa: N801  (the standard module's name)
         """False where the timeout is 0."""
         return self._timeout != 0
 
-    @property
-    def timeout(self) -> float | None:
-        """As set by settimeout."""
-        return self._timeout
+    family = property(lambda self: self._family, doc="AF_INET.")
+    type = property(lambda self: self._type, doc="SOCK_DGRAM.")
+    proto = property(lambda self: self._proto, doc="As given when it was made.")
 
-    @property
-    def family(self) -> _std.AddressFamily:
-        """AF_INET."""
-        return self._family
-
-    @property
-    def type(self) -> _std.SocketKind:
-        """SOCK_DGRAM."""
-        return self._type
-
-    @property
-    def proto(self) -> int:
-        """As given when it was made."""
-        return self._proto
-
-    # -- what datagram sockets, or these, do not do ---------------------------------------------------------------
+    # -- descriptors --------------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """-1 once closed. There is no descriptor yet: use timeouts, or a thread per socket."""
+        """A descriptor for select, poll, epoll and asyncio, level-triggered; -1 once closed.
+
+        It is readable as long as a datagram or an error waits, and always writable. Nothing can be read from it or
+        written to it. Made by the first call, which also starts a thread that reads for the process.
+        """
         if self._box is _CLOSED:
             return -1
-        raise io.UnsupportedOperation("a usernet socket has no file descriptor yet: use settimeout, or a thread")
+        if self._descriptor is None:
+            self._descriptor = Descriptor()
+            self._connection.readers.attach(self._box, self._descriptor)
+            self._connection.serve_descriptors()
+        return self._descriptor.number
 
     def detach(self) -> int:
-        """There is nothing to detach."""
-        raise io.UnsupportedOperation("a usernet socket has no file descriptor to detach")
+        """Not supported: without this object nobody could use the descriptor."""
+        raise io.UnsupportedOperation("a usernet socket cannot be detached: its descriptor only tells of readiness")
+
+    def get_inheritable(self) -> bool:
+        """False: a new program cannot use it."""
+        self._check_open()
+        return False
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """Only False is supported."""
+        self._check_open()
+        if inheritable:
+            raise io.UnsupportedOperation("a usernet socket cannot be inherited by another program")
+
+    makefile = _KERNEL_SOCKET.makefile  # pure Python: recv_into and send through a buffer
+
+    def _decref_socketios(self) -> None:
+        """A file of makefile's was closed."""
+        self._io_refs -= self._io_refs > 0
+        if self._closed:
+            self.close()
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def shutdown(self, how: int) -> None:
+        """Linux's: ENOTCONN without a peer, and yet nothing is sent (EPIPE) or waited for (b"") any more."""
+        self._check_open()
+        if how not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
+            raise os_error(errno.EINVAL)
+        if how != _std.SHUT_WR:
+            self._box.ended = True
+            self._connection.readers.wake(self._box)
+            self._connection.wake_reader()
+        if how != _std.SHUT_RD:
+            self._box.shut_for_writing = True
+        self.getpeername()
+
+    def close(self) -> None:
+        """Give back the port, unless files or duplicates need it; datagrams not yet read are gone."""
+        self._closed = True
+        if self._io_refs <= 0:
+            self._close()
 
     def listen(self, backlog: int = 0) -> None:
         """EOPNOTSUPP: not for datagrams."""
@@ -347,35 +364,16 @@ class socket:  # noqa: N801  (the standard module's name)
         """EOPNOTSUPP: not for datagrams."""
         self.listen()
 
-    def shutdown(self, how: int) -> None:
-        """ENOTCONN without a peer; otherwise not supported yet."""
-        self.getpeername()
-        raise os_error(errno.EOPNOTSUPP)
-
-    # -- the end ------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Give back the port; datagrams not yet read are gone."""
-        box, self._box = self._box, _CLOSED
-        self._destinations = {}
-        if box is not _CLOSED:
-            self._connection.close_socket(box.handle)
-
-    def disown(self) -> None:
-        """In a forked child: the socket stays with the parent."""
-        self._box, self._destinations, self._gone = _CLOSED, {}, FORKED
+    def sendfile(self, file: object, offset: int = 0, count: int | None = None) -> int:
+        """Not for datagrams."""
+        raise ValueError("only SOCK_STREAM type sockets are supported")
 
     def __enter__(self) -> socket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._box is not _CLOSED and not self._connection.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            # Not closed here and now: a destructor may run in the middle of anything, with locks held.
-            self._connection.orphans.append(self._box.handle)
+        if not self._closed:
+            self.close()
 
     def __getstate__(self) -> None:
         raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
@@ -385,32 +383,10 @@ class socket:  # noqa: N801  (the standard module's name)
         text = f"<usernet.socket{' [closed]' if closed else ''} handle={-1 if closed else self._box.handle}"
         text += f", family={int(self._family)}, type={int(self._type)}, proto={self._proto}"
         if not closed:
-            text += f", laddr={self._local}" + (f", raddr={self._peer}" if self._peer else "")
+            text += f", laddr={self._box.local}" + (f", raddr={self._box.peer}" if self._box.peer else "")
         return text + ">"
 
-    def _request(self, op: str, **fields: object) -> dict:
-        self._check_open()
-        return self._connection.request(op, handle=self._box.handle, **fields)
 
-    def _check_open(self) -> None:
-        if self._box is _CLOSED:
-            self._raise_error()
-
-    def _raise_error(self) -> None:
-        box = self._box
-        if box is _CLOSED:
-            raise OSError(errno.EBADF, self._gone)
-        number, box.error = box.error, 0
-        raise os_error(number)
-
-
-def _octets(data: object) -> bytes:
-    try:
-        return bytes(memoryview(data))  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
-
-
-def _sender(record: bytes) -> tuple[str, int]:
-    _, source, port, _, _, _ = DATAGRAM_HEADER.unpack_from(record)
-    return _std.inet_ntoa(source), port
+def no_tcp() -> OSError:
+    """What says that there is no TCP yet."""
+    return OSError(errno.ESOCKTNOSUPPORT, f"{os.strerror(errno.ESOCKTNOSUPPORT)}: {_NO_TCP}")

@@ -25,6 +25,7 @@ REQUEST = 130  # application -> sockets: JSON Request, answered by one REPLY
 REPLY = 131  # sockets -> application: JSON Reply
 CREDIT = 132  # both ways: octets of receive buffer, given back by the application or asked about (CREDIT_RECORD)
 SOCKET_ERROR = 133  # sockets -> application: an error for one socket (ERROR_RECORD + the offending datagram's start)
+BYE = 134  # application -> sockets, its last frame, no records: close all its sockets and forget it
 
 SEND_HEADER = Struct("<I4sH4sBBH")  # handle, destination, port (0: the connected peer), source (0: any), TTL, TOS, flags
 DATAGRAM_HEADER = Struct("<I4sH4sBB")  # handle, source, port, destination, TTL, TOS

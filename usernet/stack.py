@@ -61,6 +61,11 @@ class Stack:
         """The MTU of its link, in octets."""
         return int(self.connection.welcome["mtu"])  # type: ignore[call-overload]
 
+    @property
+    def name_servers(self) -> list[str]:
+        """The name servers that it was started with (`launcher.py up --dns`)."""
+        return list(self.connection.welcome.get("dns", ()))  # type: ignore[call-overload]
+
     def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> socket:
         """A socket of this stack; arguments as for socket.socket."""
         from usernet.endpoint import socket
@@ -81,10 +86,9 @@ class Stack:
         with _lock:
             connection = _connections.pop(self.run_dir, None)
         if connection is not None:
-            if connection.alive():
-                for endpoint in list(connection.sockets):
-                    endpoint.close()
             connection.close()
+            for endpoint in list(connection.sockets):
+                endpoint.close()
 
     def __enter__(self) -> Stack:
         return self

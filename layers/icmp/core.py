@@ -18,17 +18,26 @@ from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, errno_of
-from bus.records import DATAGRAM_HEADER, ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketState
+from bus.records import (
+    DATAGRAM_HEADER,
+    ERROR_RECORD,
+    ICMP_ERROR_HEADER,
+    PATH_MTU_RECORD,
+    SEND_HEADER,
+    SEND_TOS_GIVEN,
+    TRANSMIT_HEADER,
+    SocketState,
+)
 from bus.routes import RouteTable, configured, is_multicast
 from bus.table import ICMP_ERROR, IP, SOCKETS, UDP
 from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
-from usernet.protocol import SEND_TOS_GIVEN
 
 TTL = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ERROR_PRECEDENCE = 0xC0  # RFC 1812 section 4.3.2.5: internetwork control
 ERROR_TOS_MASK = 0x1C  # the rest of an error's TOS is the packet's, as on Linux, but never its ECN bits (RFC 3168)
+MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
 UDP_PROTOCOL = 17  # RFC 768
 ROUTES_KEY = 0  # in state; every other key is the handle of a ping socket
 
@@ -104,8 +113,10 @@ class Core:
             if icmp_type == wire.ECHO_REQUEST:
                 # RFC 1122 section 3.2.2.6: reply from the address that was asked, with all the data. RFC 1349 section
                 # 5.1: with the same TOS. Without DF, as Linux does: any size must get back.
-                header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, packet[1], 0)
-                sends.append((IP, table.TRANSMIT, header + wire.echo_reply(message)))
+                options = b"" if offset == wire.IP_HEADER_OCTETS else wire.echoed_options(packet[20:offset])
+                flags = MAY_FRAGMENT | records.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
+                header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, packet[1], flags)
+                sends.append((IP, table.TRANSMIT, header + options + wire.echo_reply(message)))
                 counters[Counters.echo_replies_sent] += 1
             elif icmp_type == wire.ECHO_REPLY:
                 self._echo_reply(packet, message, sends)
@@ -148,7 +159,18 @@ class Core:
             counters[Counters.error_not_ours] += 1
         elif self._is_group(quoted[16:20]):
             counters[Counters.error_about_group] += 1
-        elif quoted[9] == wire.PROTOCOL:
+        else:
+            if (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED):
+                # RFC 1191 section 4: the next hop's MTU; whether to believe it is ip's to say
+                told = PATH_MTU_RECORD.pack(quoted[16:20], wire.info_of(message), quoted[2] << 8 | quoted[3])
+                sends.append((IP, table.PATH_MTU, told))
+            self._error_to_transport(offender, message, quoted, offset, sends)
+
+    def _error_to_transport(self, offender: bytes, message: bytes, quoted: bytes, offset: int,
+                            sends: list[Send]) -> None:
+        counters = self.counters
+        icmp_type, code = message[0], message[1]
+        if quoted[9] == wire.PROTOCOL:
             error = (icmp_type, code, records.ORIGIN_ICMP, wire.info_of(message), offender)
             self._tell_socket(error, quoted, offset, sends)
         elif quoted[9] == UDP_PROTOCOL:
@@ -213,7 +235,7 @@ class Core:
                 continue
             counters[Counters.errors_sent] += 1
             tos = packet[1] & ERROR_TOS_MASK | ERROR_PRECEDENCE
-            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, tos, 0)
+            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, tos, MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
 

@@ -17,6 +17,7 @@ from bus.icmp_errors import (
     TIME_EXCEEDED,
     UNREACHABLE_CODE_MAX,
 )
+from bus.ip_options import RECORD_ROUTE, TIMESTAMP, join, walk
 
 PROTOCOL = 1  # RFC 792
 HEADER = Struct("!BBHI")
@@ -48,6 +49,15 @@ def echo_reply(request: bytes) -> bytes:
     if check > 0xFFFF:
         check -= 0xFFFF
     return b"\0" + request[1:2] + check.to_bytes(2, "big") + request[4:]
+
+
+def echoed_options(options: bytes) -> bytes:
+    """Of the options of an echo request those that its reply carries, as a TRANSMIT record has them; empty: none.
+
+    RFC 1122 section 3.2.2.6: record route and timestamp, as they are after ip has put our address in.
+    """
+    echoed = join(option for _, option in walk(options) if option and option[0] in (RECORD_ROUTE, TIMESTAMP))
+    return bytes([len(echoed) // 4]) + echoed if echoed else b""
 
 
 def echo_request(identifier: int, rest: bytes) -> bytes:

@@ -25,10 +25,10 @@ class Counters(CounterSet):
     fragment_malformed = Drop("Fragments without data, or not a multiple of 8 octets long and not the last.")
     fragment_beyond = Drop("Fragments that reach beyond the 65,535 octets that a packet can have.")
     fragment_repeated = Drop("Fragments that were there already.")
-    fragment_spoilt = Drop("Fragments that contradict others of their packet, and what came of such packets after that.")
+    fragment_spoilt = Drop("Fragments that contradict others of their packet, and what else came of such packets.")
     reassembly_ecn = Drop("Packets some of whose fragments say that they know ECN, others that they do not.")
     reassembly_timeout = Drop("Packets that were not whole in time; the sender was told, if the first fragment came.")
-    reassembly_evicted = Drop("Packets whose fragments gave way to others: their source, or all together, had too many.")
+    reassembly_evicted = Drop("Packets whose fragments gave way to others: their source, or all sources, had too many.")
 
     fragmented = Event("Packets that we sent in fragments.")
     no_route = Drop("Packets to send for which there is no route.")

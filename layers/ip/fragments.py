@@ -7,7 +7,7 @@ from struct import Struct
 from bus.ip_options import COPIED, join, walk
 from layers.ip.packet import HEADER_OCTETS, MORE_FRAGMENTS
 
-# Version to TOS, total length, identification, flags and offset, TTL and protocol, checksum; addresses and options follow.
+# Version to TOS, total length, identification, flags and offset, TTL and protocol, checksum; the rest follows.
 _START = Struct("!2sH2sH2sH")
 
 

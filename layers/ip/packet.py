@@ -37,6 +37,14 @@ def header_sum(template: bytes) -> int:
 
 _LENGTH_AND_ID = Struct("!HH")
 _CHECKSUM = Struct("!H")
+# A template in parts, and between them what differs: TOS before; length, identification; flags to protocol; checksum;
+# addresses. One call makes a header of them, which is what the way out does for each packet.
+PARTS = Struct("!2sHH4sH8s")
+
+
+def parts(template: bytes) -> tuple[bytes, bytes, bytes]:
+    """What PARTS wants of a template."""
+    return template[:2], template[6:10], template[12:]
 
 
 def finish_header(template: bytes, template_sum: int, length_octets: int, identification: int) -> bytes:
@@ -46,8 +54,8 @@ def finish_header(template: bytes, template_sum: int, length_octets: int, identi
     65535 and gives the checksum 0.
     """
     total = (template_sum + length_octets + identification) % 65535 or 65535
-    return (template[:2] + _LENGTH_AND_ID.pack(length_octets, identification) + template[6:10]
-            + _CHECKSUM.pack(65535 - total) + template[12:])
+    start, middle, end = parts(template)
+    return PARTS.pack(start, length_octets, identification, middle, 65535 - total, end)
 
 
 def header_with_options(template: bytes, options: bytes, length_octets: int, identification: int) -> bytes:

@@ -1,6 +1,6 @@
 """Datagrams from fragments (RFC 791 section 3.2, RFC 815, RFC 1122 section 3.3.2).
 
-Owns the fragments of datagrams that are not whole yet: in memory alone, a crash loses them, as the network loses packets.
+Owns the fragments of datagrams that are not whole yet: in memory alone; a crash loses them, as a network may.
 
 What it does with hostile input: a fragment that makes no sense is dropped; one that overlaps another, without being the
 same, spoils its datagram, now and for what is still to come of it; memory is bounded for each source and for all, and
@@ -10,14 +10,15 @@ who uses most gives way, the oldest first.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 
 from bus.core import CounterWords
 from layers.ip.counters import Counters as C
 from layers.ip.packet import HEADER_OCTETS, LENGTH_MAX, MORE_FRAGMENTS, with_checksum
 
-# Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks: on fast ones
-# identification numbers come round within seconds (RFC 4963), and the longer fragments wait, the likelier they meet
-# those of another datagram.
+# Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks: on fast
+# ones identification numbers come round within seconds (RFC 4963), and the longer fragments wait, the likelier they
+# meet those of another datagram.
 TIMEOUT_S = 30.0
 OCTETS_MAX = 4 << 20  # Linux: net.ipv4.ipfrag_high_thresh
 SOURCE_OCTETS_MAX = OCTETS_MAX // 8  # one source can neither use up everything nor make others give way
@@ -33,7 +34,7 @@ _CE = 1 << 3
 class Datagram:
     """What there is of one. The pieces are in order and do not overlap; `starts` are where they belong."""
 
-    __slots__ = ("cost", "deadline", "end", "ecn", "first_header", "key", "octets", "pieces", "spoilt", "starts")
+    __slots__ = ("cost", "deadline", "ecn", "end", "first_header", "key", "octets", "pieces", "spoilt", "starts")
 
     def __init__(self, key: bytes, deadline: float) -> None:
         self.key = key
@@ -87,7 +88,7 @@ class Reassembly:
     def __init__(self, counters: CounterWords) -> None:
         self.next_expiry: float | None = None
         self._counters = counters
-        self._datagrams: dict[bytes, Datagram] = {}  # oldest first
+        self._datagrams: OrderedDict[bytes, Datagram] = OrderedDict()  # oldest first, and that one found at once
         self._sources: dict[bytes, Source] = {}
         self.cost = 0
 

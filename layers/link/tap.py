@@ -17,6 +17,7 @@ class Tap:
     """A medium over one TAP descriptor, non-blocking."""
 
     edge_triggered = False
+    writes_through = True
 
     def __init__(self, descriptor: int, counters: CounterWords) -> None:
         os.set_blocking(descriptor, False)

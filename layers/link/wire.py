@@ -18,6 +18,7 @@ class Wire:
     """A medium over one port. `inbox`: its socket's path; `listener_fd`: that socket, which the keeper holds."""
 
     edge_triggered = True
+    writes_through = False
 
     def __init__(self, inbox: str, listener_fd: int, counters: CounterWords) -> None:
         self._counters = counters

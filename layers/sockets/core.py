@@ -123,7 +123,8 @@ class Core:
 
     def welcome(self, guest: int) -> dict[str, object]:
         """What an application may want to know before its first request."""
-        return {"name": self._config.name, "address": text_of(self._config.address), "mtu": self._config.mtu}
+        config = self._config
+        return {"name": config.name, "address": text_of(config.address), "mtu": config.mtu, "dns": config.dns}
 
     def guest_joined(self, guest: int, hello: dict[str, object], now: float) -> list[Send]:
         """Remember the pid, for `list`."""

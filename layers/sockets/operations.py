@@ -13,29 +13,46 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from bus.records import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSMIT_OF_MTU_DISCOVER
 from bus.routes import BROADCAST, RouteTable
 from layers.sockets import options, requests
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import UDP_PROTOCOL, Answer, Socket
 
 Outcome = tuple[Socket, Answer]
+PACKET_OCTETS_MAX = 65535  # RFC 791 section 3.1
 
 
 class Network(NamedTuple):
     """What an operation may know of the world below."""
 
     routes: RouteTable
-    mtu: int  # where no route says otherwise
+    mtu: int  # the interface's
 
     def way(self, socket: Socket, destination: int) -> tuple[int, int]:
-        """(source address, MTU) for a destination; refused where there is no way or no leave."""
+        """(source address, longest packet) for a destination; refused where there is no way or no leave."""
         source = self.routes.source_for(destination) if destination else None
         if source is None:
             raise Refused(errno.ENETUNREACH)
         if self.routes.is_broadcast(destination) and not socket.broadcast:
             raise Refused(errno.EACCES)
+        return socket.local or source, self._longest(socket, destination)
+
+    def path_mtu(self, destination: int) -> int:
+        """The MTU on the way to `destination`, as far as it is known."""
+        if self.routes.is_local(destination):
+            return PACKET_OCTETS_MAX
         route = None if destination == BROADCAST else self.routes.lookup(destination)
-        return socket.local or source, route.mtu if route is not None else self.mtu
+        return route.mtu if route is not None else self.mtu
+
+    def _longest(self, socket: Socket, destination: int) -> int:
+        """The longest packet that `socket` may send there, by its IP_MTU_DISCOVER (ip(7))."""
+        flags = TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover]
+        if flags & TRANSMIT_MAY_FRAGMENT:
+            return PACKET_OCTETS_MAX
+        if flags & TRANSMIT_IGNORE_PATH_MTU and not self.routes.is_local(destination):
+            return self.mtu
+        return self.path_mtu(destination)
 
 
 def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
@@ -64,6 +81,10 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
     if not request.port and socket.protocol == UDP_PROTOCOL:
         raise Refused(errno.EINVAL)  # Linux udp_sendmsg
     source, mtu = network.way(socket, requests.parse_address(request.address))
+    if request.source:
+        source = requests.parse_address(request.source)
+        if not network.routes.is_local(source):
+            raise Refused(errno.ENETUNREACH)  # Linux ip_route_output_key_hash
     return replace(socket, bound=True), _prepared(source, mtu)
 
 
@@ -75,7 +96,12 @@ def set_option(socket: Socket, request: requests.SetOption, network: Network) ->
 
 def get_option(socket: Socket, request: requests.GetOption, network: Network) -> Outcome:
     """Options are integers, as in C."""
-    value = options.read(socket, request.level, request.name)
+    if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MTU):
+        if not socket.peer:
+            raise Refused(errno.ENOTCONN)  # ip(7): of the connected socket's path
+        value = network.path_mtu(socket.peer)
+    else:
+        value = options.read(socket, request.level, request.name)
     return socket, lambda socket: {"value": value}
 
 

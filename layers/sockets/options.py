@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from sys import byteorder
 
+from bus.records import MTU_DISCOVER_MAX
 from layers.sockets.requests import Refused
 from layers.sockets.tables import Socket
 
@@ -24,6 +25,7 @@ IP_TOS = 1
 IP_TTL = 2
 IP_MTU_DISCOVER = 10
 IP_RECVERR = 11
+IP_MTU = 14
 IP_MULTICAST_TTL = 33
 
 AF_INET = 2
@@ -33,7 +35,6 @@ RECEIVE_BUFFER_MIN = 2304  # Linux SOCK_MIN_RCVBUF
 SEND_BUFFER_MIN = 4608  # Linux SOCK_MIN_SNDBUF
 TTL_DEFAULT = 64  # RFC 1700, Linux net.ipv4.ip_default_ttl
 MULTICAST_TTL_DEFAULT = 1  # RFC 1112 section 6.1
-PMTU_DISCOVERY_MAX = 5  # ip(7): IP_PMTUDISC_OMIT
 
 
 def _buffer(minimum: int) -> Callable[[int], int]:
@@ -61,7 +62,7 @@ _SETTABLE: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (IPPROTO_IP, IP_TTL): ("ttl", _between(1, 255, TTL_DEFAULT)),
     (IPPROTO_IP, IP_TOS): ("tos", lambda value: value & 0xFF),
     (IPPROTO_IP, IP_MULTICAST_TTL): ("multicast_ttl", _between(0, 255, MULTICAST_TTL_DEFAULT)),
-    (IPPROTO_IP, IP_MTU_DISCOVER): ("mtu_discover", _between(0, PMTU_DISCOVERY_MAX)),
+    (IPPROTO_IP, IP_MTU_DISCOVER): ("mtu_discover", _between(0, MTU_DISCOVER_MAX)),
     (IPPROTO_IP, IP_RECVERR): ("receive_errors", bool),
 }
 _READ_ONLY: dict[tuple[int, int], Callable[[Socket], int]] = {

@@ -57,10 +57,11 @@ class Connect(OnSocket, frozen=True, tag="connect"):
 
 
 class Prepare(OnSocket, frozen=True, tag="prepare"):
-    """The first datagram to a destination: may it go there, from where, how large?"""
+    """The first datagram to a destination: may it go there, from where (from `source`, if given), how large?"""
 
     address: str
     port: Port
+    source: str = ""
 
 
 class SetOption(OnSocket, frozen=True, tag="setsockopt"):

@@ -25,6 +25,7 @@ from bus.records import (
     ICMP_ERROR_HEADER,
     ORIGIN_LOCAL,
     SEND_HEADER,
+    SEND_TOS_GIVEN,
     TRANSMIT_BROADCAST,
     TRANSMIT_HEADER,
     TRANSMIT_OF_MTU_DISCOVER,
@@ -73,7 +74,6 @@ from layers.udp.packet import (
 )
 from layers.udp.ports import Ports
 from layers.udp.tables import Socket, SocketTable
-from usernet.protocol import SEND_TOS_GIVEN
 
 ROUTES_KEY = 0  # in the state; every other key is a socket's handle
 HANDLE_MAX = 0xFFFFFFFF  # 32 bits in SEND_HEADER and DATAGRAM_HEADER

@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run it and print the table."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the lab is left in order
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     incidents = [each for each in schedule.drawn(seed, options.faults)
                  if options.layer in (None, each.faults[0].layer) and options.kind in (None, each.faults[0].kind)
@@ -71,8 +73,7 @@ def _show(options: argparse.Namespace, lines: list, checks: list, verdicts: list
     if options.verbose:
         for number, each in enumerate(verdicts):
             if not each.transparent:
-                print(f"{number}: {each.moment} {list(zip(each.kinds, each.layers, strict=True))} lost {each.lost} "
-                      f"gap {each.gap_ms} ms away {each.away_ms} ms dup {each.duplicated} reordered {each.reordered} errors {each.errors[:3]}")
+                print(f"{number}: {report.line(each)}")
     print(report.text(lines))
     print(f"\n{len(verdicts)} incidents in {took_s:.0f} s")
     for kept, sentence in checks:

@@ -1,4 +1,4 @@
-"""Carries a schedule out: waits until all is well, brings the moment about, commits the faults, waits for the recovery."""
+"""Carries a schedule out: waits until all is well, brings the moment about, commits the faults, awaits the recovery."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from typing import NamedTuple
 
 from supervisor.policy import STABLE_S
-from tests.faults.lab import LAYERS, Follower, Lab, Load
 from tests.faults.flows import Switchboard
+from tests.faults.lab import LAYERS, Follower, Lab, Load
 from tests.faults.schedule import Fault, Incident
 from tests.faults.watch import Watch
 

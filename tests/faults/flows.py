@@ -21,8 +21,9 @@ _OCTETS = 8 * (CELLS + 2 * CAPACITY)
 class Book:
     """One flow. Cells count; the arrays are indexed by number."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, ordered: bool = True) -> None:
         self.name = name
+        self._ordered = ordered  # False: each number goes a way of its own
         path = folder / f"{name}.book"
         with path.open("a+b") as file:
             file.truncate(_OCTETS)
@@ -53,7 +54,7 @@ class Book:
             cells[ANSWERS] += 1
             if number >= cells[HIGHEST]:
                 cells[HIGHEST] = number
-            else:
+            elif self._ordered:
                 cells[REORDERED] += 1
                 self.log("reordered", number, now)
 
@@ -92,10 +93,10 @@ class Switchboard:
             file.truncate(8 * CELLS)
             self.cells = memoryview(mmap.mmap(file.fileno(), 8 * CELLS)).cast("Q")
 
-    def wait_ready(self, processes: int, timeout_s: float = 15.0) -> None:
-        """Until every load process has begun."""
+    def wait_ready(self, timeout_s: float = 15.0) -> None:
+        """Until the echo is bound."""
         deadline = time.monotonic() + timeout_s
-        while sum(self.cells[self.READY : self.READY + 16]) < processes:
+        while not self.cells[self.READY]:
             if time.monotonic() > deadline:
                 raise TimeoutError("the load did not start")
             time.sleep(0.01)

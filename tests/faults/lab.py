@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
 FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn")
 STEADY_FLOWS = FLOWS[:3]
-ROLES = ("kernel", "echo", "client", "churn")
+ROLES = ("echo", "kernel", "client", "churn")
 ADDRESS, PREFIX = "10.0.0.2", 16
 
 
@@ -114,12 +114,15 @@ class Load:
     def __init__(self, lab: Lab) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="load-", dir=lab.folder))
         self.board = Switchboard(self.folder)
-        self.processes = {role: lab.start("tests.faults.load", role, str(self.folder), ADDRESS, inside=role == "kernel")
-                          for role in ROLES}
-        self.board.wait_ready(len(ROLES))
+        self.processes = {}
+        for role in ROLES:
+            self.processes[role] = lab.start("tests.faults.load", role, str(self.folder), ADDRESS,
+                                             inside=role == "kernel")
+            self.board.wait_ready()  # there is an echo, before anybody asks it
         self.books = {name: Book(self.folder, name) for name in (*FLOWS, "echo", "cable")}
         self.steady = [self.books[name] for name in STEADY_FLOWS]
-        self.wait_answering(time.monotonic() + 0.1)
+        if not self.wait_answering(time.monotonic() + 0.1):
+            raise TimeoutError("the load is not answered")
 
     def wait_answering(self, then: float, timeout_s: float = 10.0) -> bool:
         """Until each steady flow has an answer to something sent after `then`; False where that takes too long."""
@@ -132,6 +135,7 @@ class Load:
 
     def stop(self) -> None:
         """End it; the books stay."""
+        self.board.cells[Switchboard.PAUSE] = 1
         time.sleep(0.3)  # what is under way arrives
         self.board.cells[Switchboard.STOP] = 1
         for role, process in self.processes.items():

@@ -12,6 +12,8 @@ up by a few and forgets the rest, so that a slow machine is not flooded.
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -95,7 +97,7 @@ class KernelEnd:
         self._udp.connect((address, ECHO_PORT))
         self._echo = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
         self._echo.bind(("0.0.0.0", KERNEL_ECHO_PORT))
-        self._tap = kernel.socket(kernel.AF_PACKET, kernel.SOCK_RAW, kernel.htons(ETH_P_ALL))
+        self._tap = kernel.socket(kernel.AF_PACKET, kernel.SOCK_RAW)  # hears nothing before it is bound
         _see_only_the_unusual(self._tap)
         self._tap.bind(("tap0", ETH_P_ALL))
         for each in (self._raw, self._udp, self._echo, self._tap):
@@ -140,8 +142,6 @@ class KernelEnd:
 
     def _forget_the_stack(self) -> None:
         """arp(7): remove the neighbour entry, so that the kernel has to ask for the stack's MAC."""
-        import fcntl
-
         address = struct.pack("HH4s8x", kernel.AF_INET, 0, kernel.inet_aton(self._address))
         try:
             fcntl.ioctl(self._udp, SIOCDARP, struct.pack("16s16si16s16s", address, b"", 0, b"", b"tap0"))
@@ -202,8 +202,6 @@ def _see_only_the_unusual(tap: kernel.socket) -> None:
         (0x30, 0, 0, 34), (0x15, 2, 0, 0), (0x15, 1, 0, 8),  # ICMP type: echo reply, echo: drop
         (0x06, 0, 0, accept), (0x06, 0, 0, drop),
     ]
-    import ctypes
-
     octets = b"".join(struct.pack("HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(octets)
     tap.setsockopt(kernel.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(buffer)))  # SO_ATTACH_FILTER
@@ -224,6 +222,7 @@ def echo(folder: Path, address: str, board: Switchboard) -> None:
     endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
     endpoint.bind(("0.0.0.0", ECHO_PORT))
     endpoint.settimeout(0.5)
+    board.cells[Switchboard.READY] = 1
     while not board.cells[Switchboard.STOP]:
         try:
             data, peer = endpoint.recvfrom(2048)
@@ -239,7 +238,7 @@ def client(folder: Path, address: str, board: Switchboard) -> None:
     """Numbered datagrams to the kernel's echo; on request, to neighbours that nobody has asked for yet."""
     import usernet
 
-    book, fresh = Book(folder, "app-to-kernel"), Book(folder, "fresh")
+    book, fresh = Book(folder, "app-to-kernel"), Book(folder, "fresh", ordered=False)
     endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
     endpoint.bind((address, 0))
     explorer = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
@@ -335,11 +334,11 @@ def main() -> None:
     """Run one role until told to stop."""
     role, folder, address = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never without the campaign
     board = Switchboard(folder)
     gc.collect()
     gc.freeze()
     roles = {"kernel": lambda *arguments: KernelEnd(*arguments).run(), "echo": echo, "client": client, "churn": churn}
-    board.cells[Switchboard.READY + list(roles).index(role)] = 1
     roles[role](folder, address, board)
 
 

@@ -13,13 +13,22 @@ HEAD = ("", "faults", "transparent", "lost p50", "p95", "max", "gap ms p50", "p9
 def sums(verdicts: Sequence[Verdict], controls: Sequence[Verdict]) -> list[Sum]:
     """Per layer (faults that hit it alone), per kind, per moment, and the control."""
     alone = [verdict for verdict in verdicts if len(verdict.layers) == 1]
-    lines = [summed(f"{layer}: kill", [v for v in alone if v.layers == [layer] and v.kinds == ["kill"]]) for layer in LAYERS]
+    lines = [summed(f"{layer}: kill", [v for v in alone if (v.layers, v.kinds) == ([layer], ["kill"])])
+             for layer in LAYERS]
     lines += [summed(f"{layer}: all kinds", [v for v in alone if v.layers == [layer]]) for layer in LAYERS]
     lines += [summed(f"kind {kind}", [v for v in alone if v.kinds == [kind]]) for kind in KINDS]
     lines += [summed(f"moment {moment}", [v for v in verdicts if v.moment == moment]) for moment in MOMENTS]
     lines.append(summed("all incidents", verdicts))
     lines.append(summed("control (no fault)", controls))
     return [line for line in lines if line.faults]
+
+
+def line(verdict: Verdict) -> str:
+    """One incident that was noticed."""
+    faults = ", ".join(f"{kind} {layer}" for kind, layer in zip(verdict.kinds, verdict.layers, strict=True))
+    lost = ", ".join(f"{flow} {count}" for flow, count in verdict.lost.items() if count) or "nothing"
+    return (f"{verdict.moment}: {faults}: lost {lost}; gap {verdict.gap_ms} ms, away {verdict.away_ms} ms; "
+            f"{'; '.join([*verdict.notes, *verdict.errors[:8]])}")
 
 
 def rows(lines: Sequence[Sum]) -> list[tuple[str, ...]]:

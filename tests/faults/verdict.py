@@ -16,7 +16,7 @@ from tests.faults.lab import FLOWS, STEADY_FLOWS
 GAP_WINDOW_S = 3.0
 CONTROL_WINDOW_S = 0.15  # a piece of a quiet time, to compare with
 ARP_STORM = 20  # ARP packets of ours around one incident: more than the resolutions that it asks for and their retries
-ODDITIES = ("error", "duplicated", "reordered")
+NOTES_MAX = 8
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -31,6 +31,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     duplicated: int = 0
     reordered: int = 0
     errors: list[str] = []
+    notes: list[str] = []  # of what was duplicated or out of order
     arp_packets: int = 0
     recovered: bool = True
 
@@ -56,12 +57,14 @@ def judge(done: list[Done], books: dict[str, Book], end: float) -> list[Verdict]
             if start <= when < stop:
                 odd[kind].append(text)
         verdicts.append(Verdict(
-            layers=[fault.layer for fault in each.incident.faults], kinds=[fault.kind for fault in each.incident.faults],
+            layers=[fault.layer for fault in each.incident.faults],
+            kinds=[fault.kind for fault in each.incident.faults],
             moment=each.incident.moment,
             lost={name: lost(books[name], start, stop) for name in FLOWS},
             gap_ms=round(1000 * max(gap(books[name], each, stop) for name in STEADY_FLOWS), 1),
             away_ms=max((event.get("gap_ms", 0.0) for event in each.events if event["event"] == "serves"), default=0.0),
             duplicated=len(odd["duplicated"]), reordered=len(odd["reordered"]), errors=odd["error"],
+            notes=[f"{kind} {text}" for kind in ("duplicated", "reordered") for text in odd[kind]][:NOTES_MAX],
             arp_packets=len(odd["arp"]), recovered=each.recovered))
     return verdicts
 
@@ -77,7 +80,8 @@ def controls(began: float, ended: float, books: dict[str, Book]) -> list[Verdict
         verdicts.append(Verdict(
             layers=[], kinds=[], moment="none", lost={name: lost(books[name], start, stop) for name in FLOWS},
             gap_ms=round(1000 * max(_longest(books[name], start, stop) for name in STEADY_FLOWS), 1), away_ms=0.0,
-            duplicated=sum(kind == "duplicated" for kind, _ in odd), reordered=sum(kind == "reordered" for kind, _ in odd),
+            duplicated=sum(kind == "duplicated" for kind, _ in odd),
+            reordered=sum(kind == "reordered" for kind, _ in odd),
             errors=[text for kind, text in odd if kind == "error"], arp_packets=sum(kind == "arp" for kind, _ in odd)))
         start = stop
     return verdicts

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,16 @@ def wait_for(what: str, condition: Callable[[], T], timeout_s: float = PATIENCE_
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
         select.select([], [], [], 0.005)
     return value
+
+
+def copy_product(to: Path) -> Path:
+    """A checkout of what a stack is made of, to be edited, or for another user; returns `to`."""
+    to.mkdir()
+    shutil.copy(ROOT / "launcher.py", to)
+    for package in ROOT.glob("*/__init__.py"):
+        name = package.parent.name
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return to
 
 
 def alive(pid: int) -> bool:
@@ -118,17 +129,31 @@ class Stack:
         """What `events --json` prints."""
         return [json.loads(line) for line in self.run("events", "--json").stdout.splitlines()]
 
+    def ask(self) -> dict[str, dict]:
+        """The layers' status, from the keeper itself: for conditions that are asked again and again."""
+        from supervisor.control import Client  # here, as the helper does without
+
+        with Client(self.run_dir) as keeper:
+            return keeper.request("status")["layers"]
+
     def counters(self, layer: str) -> dict[str, int]:
         """A layer's counters."""
-        return self.status()["layers"][layer]["counters"]
+        found = self.ask()[layer]
+        return found["counters"] | found["bus"]
 
     def pids(self) -> dict[str, int]:
         """The layers' processes."""
-        return {name: layer["pid"] for name, layer in self.status()["layers"].items()}
+        return {name: layer["pid"] for name, layer in self.ask().items()}
 
     def incarnations(self) -> dict[str, int]:
         """How often each layer was started."""
-        return {name: layer["incarnation"] for name, layer in self.status()["layers"].items()}
+        return {name: layer["incarnation"] for name, layer in self.ask().items()}
+
+    def serves(self, **incarnations: int) -> bool:
+        """Whether all layers serve, and these have been started so often."""
+        layers = self.ask()
+        return (all(layer["state"] == "up" for layer in layers.values())
+                and all(layers[name]["incarnation"] == number for name, number in incarnations.items()))
 
     def processes(self) -> dict[int, str]:
         """Every process of it, by the titles."""
@@ -161,13 +186,8 @@ class Stack:
 
     def end(self) -> None:
         """Take it down; AssertionError where it leaves anything behind. Kills what is left in any case."""
-        if self._kernel is not None:
-            self._kernel.close()
-        for child in self._children:
-            if child.poll() is None:
-                child.kill()
-            child.communicate()
         try:
+            self._end_children()
             if (self.run_dir / "control.sock").exists():
                 self.run("down")
             self.check_gone()
@@ -175,6 +195,16 @@ class Stack:
             for pid in self.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _end_children(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+        for child in self._children:
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream is not None:
+                    stream.close()
 
     def check_gone(self, within_s: float = PATIENCE_S) -> None:
         """No process, no file."""

@@ -24,7 +24,8 @@ def judged(capture: Path, mac: str, condition: str) -> list[str]:
     tshark = require_program("tshark")
     done = subprocess.run(
         [tshark, "-r", str(capture), "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE",
-         *PORTS_MEAN_NOTHING, "-Y", f"eth.src == {mac} && ({condition})"], capture_output=True, text=True, timeout=60, check=False)
+         *PORTS_MEAN_NOTHING, "-Y", f"eth.src == {mac} && ({condition})"],
+        capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -32,7 +33,7 @@ def judged(capture: Path, mac: str, condition: str) -> list[str]:
 def session(stack: Stack) -> None:
     """Something of everything that the stack can say."""
     for size in (0, 1, 57, 1472):
-        assert received(stack.execute("ping", "-c", 2, "-i", 0.01, "-W", 10, "-s", size, STACK).stdout) == 2
+        assert received(stack.execute("ping", "-c", 2, "-w", 30, "-i", 0.2, "-s", size, STACK).stdout) == 2
         assert received(stack.run("ping", "-c", 1, "-W", 10, "-s", size, KERNEL).stdout) == 1
     with stack.bound() as app, stack.kernel.udp() as peer:
         for size in (*range(40), 1471, 1472):

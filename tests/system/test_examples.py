@@ -76,9 +76,9 @@ def test_javascript_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp
     server = stack.spawn([node, "echo.js", "0"], cwd=tmp_path / "js")
     port = int(server.stdout.readline().rpartition(":")[2])
     echo_of(stack, port)
+    before = stack.incarnations()["sockets"]
     stack.run("sabotage", "sockets", "kill")
-    wait_for("the socket service", lambda: stack.status()["layers"]["sockets"]["restarts"] == 1
-             and stack.status()["state"] == "up")
+    wait_for("the socket service", lambda: stack.serves(sockets=before + 1))
     echo_of(stack, port)
     server.terminate()
     server.wait(PATIENCE_S)

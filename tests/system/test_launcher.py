@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
 import pytest
 
 from .conftest import require_program, require_root, unavailable, unique_name
-from .peers import KERNEL, LAYERS, PATIENCE_S, ROOT, STACK, TAP, Stack, alive, received, wait_for
+from .peers import KERNEL, LAYERS, PATIENCE_S, STACK, TAP, Stack, alive, copy_product, received, wait_for
 
 OTHER_USER = 65534
 TUN_DEVICE = (10, 200)  # Linux devices.txt: /dev/net/tun
@@ -76,6 +77,17 @@ def test_up_in_the_foreground_shows_events_until_it_is_stopped(new_stack, end: s
     rest, _ = shown.communicate(timeout=PATIENCE_S)
     assert shown.returncode == 0
     assert "Traceback" not in rest
+    stack.check_gone()
+
+
+def test_up_that_is_interrupted_while_it_boots_leaves_nothing(new_stack) -> None:
+    stack = new_stack()
+    booting = stack.popen("up")
+    wait_for("the keeper", lambda: "keeper" in "".join(stack.processes().values()))
+    booting.send_signal(signal.SIGINT)
+    output, _ = booting.communicate(timeout=PATIENCE_S)
+    assert booting.returncode == 0
+    assert "Traceback" not in output
     stack.check_gone()
 
 
@@ -156,6 +168,7 @@ def test_mtu_and_mac_are_kept_over_restarts(new_stack) -> None:
         assert received(stack.execute("ping", "-c", 1, "-W", 10, "-s", 900 - 28, "-M", "do", STACK).stdout) == 1
         assert mac in stack.kernel.neighbor()
         with stack.bound() as app:
+            app.setsockopt(socket.IPPROTO_IP, 10, 2)  # ip(7): IP_MTU_DISCOVER, IP_PMTUDISC_DO
             app.sendto(bytes(900 - 28), (KERNEL, 9))
             with pytest.raises(OSError, match="Message too long"):
                 app.sendto(bytes(900 - 27), (KERNEL, 9))
@@ -213,7 +226,7 @@ def test_a_verb_without_a_stack_says_how_to_start_one(home, arguments: list[str]
     assert "launcher.py up --detach" in line
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["up", "--fast"], ["restart"], [], ["up", "--mtu", "many"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["fly"], ["up", "--fast"], ["restart"], [], ["up", "--mtu", "x"]], ids=" ".join)
 def test_a_command_line_that_is_none_has_status_2(home, arguments: list[str]) -> None:
     assert "usage:" in Stack(home, unique_name()).run(*arguments, status=2).stderr
 
@@ -307,7 +320,7 @@ def test_events_tell_what_happened_in_order(new_stack) -> None:
     followed = stack.popen("events", "--follow", "--json")
     assert json.loads(followed.stdout.readline())["event"] == "serves"
     stack.run("sabotage", "udp", "kill")
-    wait_for("udp to serve again", lambda: stack.incarnations()["udp"] == 2 and stack.status()["state"] == "up")
+    wait_for("udp to serve again", lambda: stack.serves(udp=2))
     told = [event for event in stack.events() if event.get("layer") == "udp"]
     assert [event["event"] for event in told] == ["serves", "died", "serves"]
     assert "SIGKILL" in told[1]["detail"]
@@ -364,14 +377,14 @@ def closed_to_others(path: Path) -> Path | None:
     return None
 
 
-def test_an_ordinary_user_needs_no_privilege(tap, tmp_path) -> None:
+def test_an_ordinary_user_needs_no_privilege(tap) -> None:
     """In a mount namespace of its own, with a /dev/net/tun that everybody may open, as most distributions have it."""
     require_root()
     setpriv, unshare = require_program("setpriv"), require_program("unshare")
-    folder = Path(os.path.realpath("/tmp")) / f"un{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix="un", dir="/tmp"))  # not below tmp_path, which is closed to others
     stage = folder / "stage"
     home = folder / "home"
-    stage.mkdir(parents=True)
+    stage.mkdir()
     home.mkdir()
     folder.chmod(0o755)
     os.chown(home, OTHER_USER, OTHER_USER)
@@ -379,8 +392,8 @@ def test_an_ordinary_user_needs_no_privilege(tap, tmp_path) -> None:
     script = ["set -e", f"mount -t tmpfs -o mode=755,dev tmpfs {stage}",
               f"mknod {stage}/tun c {TUN_DEVICE[0]} {TUN_DEVICE[1]}", f"chmod 666 {stage}/tun",
               f"mount --bind {stage}/tun /dev/net/tun"]
-    # The interpreter and the checkout may lie in a home that is closed to others: show only them there.
-    needed = [(path, closed) for path in {Path(sys.prefix), Path(sys.base_prefix), ROOT}
+    # The interpreter may lie in a home that is closed to others: show only it there.
+    needed = [(path, closed) for path in {Path(sys.prefix), Path(sys.base_prefix)}
               if (closed := closed_to_others(path))]
     for number, (path, _) in enumerate(needed):
         script += [f"mkdir {stage}/{number}", f"mount --bind {path} {stage}/{number}"]
@@ -388,8 +401,10 @@ def test_an_ordinary_user_needs_no_privilege(tap, tmp_path) -> None:
     for number, (path, _) in enumerate(needed):
         script += [f"mkdir -p {path}", f"mount --bind {stage}/{number} {path}"]
     script += [f'exec {setpriv} --reuid {OTHER_USER} --regid {OTHER_USER} --clear-groups "$@"']
-    stack = Stack(home, unique_name())
-    stack.env |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    checkout = copy_product(folder / "checkout")
+    subprocess.run(["chmod", "-R", "a+rX", str(checkout)], check=True)
+    stack = Stack(home, unique_name(), checkout)
+    stack.env |= {"HOME": str(home), "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
     stack.command = lambda *arguments: [unshare, "--mount", "--propagation", "private", "sh", "-c", "\n".join(script),
                                         "sh", *Stack.command(stack, *arguments)]
     try:
@@ -405,5 +420,7 @@ def test_an_ordinary_user_needs_no_privilege(tap, tmp_path) -> None:
         stack.run("down")
         stack.check_gone()
     finally:
-        stack.end()
-        shutil.rmtree(folder)
+        try:
+            stack.end()
+        finally:
+            shutil.rmtree(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .peers import LAYERS, PATIENCE_S, ROOT, STACK, Stack, received, wait_for
+from .peers import LAYERS, PATIENCE_S, STACK, Stack, copy_product, received, wait_for
 
 ECHOES = 400
 WINDOW = 8  # under way at a time
@@ -23,7 +23,6 @@ SILENCE_S = 2.0  # a datagram that has not come back by then is lost
 HUNG_MAX_MS = 500  # DESIGN.md section 7
 PROBATION_S = 3.2  # a new version that dies earlier is rolled back: 3 s and a tick of the keeper's
 ATTEMPTS = 3  # timed promises hold for a machine that has a core to spare; the other workers of the suite may have it
-PRODUCT = ("launcher.py", "bus", "layers", "supervisor", "switch", "usernet")
 
 
 class EchoServer:
@@ -79,14 +78,13 @@ def echo(peer: socket.socket, count: int, half_way: Callable[[], object] | None 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_sigkill_of_a_layer_under_traffic(stack: Stack, layer: str) -> None:
-    before = stack.status()["layers"][layer]
+    before = stack.ask()[layer]
     with EchoServer(stack) as server, stack.kernel.udp() as peer:
         peer.connect(server.address)
         lost = echo(peer, ECHOES, lambda: os.kill(before["pid"], signal.SIGKILL))
         assert server.errors == []
         assert lost <= LOST_MAX
-        wait_for("the layer to serve", lambda: stack.status()["layers"][layer]["state"] == "up")
-        assert stack.status()["layers"][layer]["incarnation"] == before["incarnation"] + 1
+        wait_for("the layer to serve", lambda: stack.serves(**{layer: before["incarnation"] + 1}))
         assert echo(peer, 80) == 0
         assert server.socket.getsockname() == server.address
     died = [event for event in stack.events() if event["event"] == "died" and event["pid"] == before["pid"]]
@@ -109,32 +107,42 @@ def test_a_second_sigkill_right_behind_the_first(stack: Stack) -> None:
 @pytest.mark.parametrize(("layer", "fault"), [
     ("link", "stop"), ("arp", "loop"), ("ip", "loop"), ("icmp", "sleep"), ("udp", "stop"), ("sockets", "loop")])
 def test_a_layer_that_hangs_is_replaced_in_time(new_stack, quiet, layer: str, fault: str) -> None:
-    """On all cores: on the one where `auto` puts all layers of all stacks, the other workers' are, too."""
+    """What a loop waited for a processor, because the other workers of this suite had it, does not count."""
     stack = new_stack().up("--cores", "spread")
-    gaps = []
+    gaps_ms = []
     for _ in range(ATTEMPTS):
-        before = stack.status()["layers"][layer]
+        hung = stack.ask()[layer]
         stack.run("sabotage", layer, fault)
-
-        def replacement(before=before) -> list[dict]:
-            return [event for event in stack.events() if event["event"] == "serves" and event["layer"] == layer
-                    and event["incarnation"] > before["incarnation"]]
-
-        (served,) = wait_for("the replacement", replacement)
-        gaps.append(served["gap_ms"])
-        if gaps[-1] <= HUNG_MAX_MS:
+        starved_s = starved_until_death(hung["pid"])
+        wait_for("the replacement", lambda hung=hung: stack.serves(**{layer: hung["incarnation"] + 1}))
+        died, served = [event for event in stack.events() if event.get("layer") == layer][-2:]
+        assert "hung" in died["detail"]
+        gaps_ms.append(served["gap_ms"] - starved_s * 1000)
+        if gaps_ms[-1] <= HUNG_MAX_MS:
             break
-    assert min(gaps) <= HUNG_MAX_MS, gaps
-    (died,) = [event for event in stack.events() if event["event"] == "died" and event["pid"] == before["pid"]]
-    assert "hung" in died["detail"]
+    assert min(gaps_ms) <= HUNG_MAX_MS, gaps_ms
     assert received(stack.execute("ping", "-c", 1, "-W", 10, STACK).stdout) == 1
 
 
+def starved_until_death(pid: int) -> float:
+    """How long a process was kept waiting for a processor, from now to its end (proc(5), schedstat)."""
+    waited_ns: list[int] = []
+
+    def ended() -> bool:
+        try:
+            waited_ns.append(int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]))
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return False
+
+    wait_for("the end of the hung layer", ended)
+    return (waited_ns[-1] - waited_ns[0]) / 1e9 if waited_ns else 0.0
+
+
 def test_an_exception_is_in_the_events_with_its_traceback(stack: Stack) -> None:
-    before = stack.status()["layers"]["icmp"]
+    before = stack.ask()["icmp"]
     stack.run("sabotage", "icmp", "raise")
-    wait_for("icmp to serve again", lambda: stack.incarnations()["icmp"] > before["incarnation"]
-             and stack.status()["state"] == "up")
+    wait_for("icmp to serve again", lambda: stack.serves(icmp=before["incarnation"] + 1))
     (died,) = [event for event in stack.events() if event["event"] == "died" and event["pid"] == before["pid"]]
     assert "Traceback" in died["detail"]
     assert "Sabotaged" in died["detail"]
@@ -158,10 +166,9 @@ def test_a_planned_restart_of_everything_under_traffic_loses_nothing(stack: Stac
         peer.connect(server.address)
         for layer in LAYERS:
             assert echo(peer, 160, lambda layer=layer: stack.popen("restart", layer)) == 0, layer
-        wait_for("all restarts", lambda: stack.incarnations() == {name: before[name] + 1 for name in LAYERS})
+        wait_for("all restarts", lambda: stack.serves(**{name: before[name] + 1 for name in LAYERS}))
         assert echo(peer, 160, lambda: stack.popen("restart", "all")) == 0
-        wait_for("the last restart", lambda: stack.incarnations() == {name: before[name] + 2 for name in LAYERS})
-        wait_for("everything up", lambda: stack.status()["state"] == "up")
+        wait_for("the last restarts", lambda: stack.serves(**{name: before[name] + 2 for name in LAYERS}))
         assert echo(peer, 80) == 0
         assert server.errors == []
 
@@ -172,15 +179,7 @@ def test_a_planned_restart_of_everything_under_traffic_loses_nothing(stack: Stac
 @pytest.fixture
 def checkout(home: Path, new_stack) -> Path:
     """A copy of the product, to be edited."""
-    copy = home / f"checkout-{os.getpid()}"
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    for name in PRODUCT:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy / name)
-    return copy
+    return copy_product(home / f"checkout-{secrets.token_hex(4)}")
 
 
 def append(path: Path, text: str) -> None:
@@ -198,15 +197,16 @@ def restart(stack: Stack, layer: str, status: int = 0) -> subprocess.CompletedPr
 def test_a_restart_loads_the_code_as_it_is_on_disk(new_stack, checkout: Path) -> None:
     stack = new_stack(checkout).up()
     sign = stack.home / f"{stack.name}-loaded"
-    append(checkout / "layers" / "udp" / "core.py", f"\nimport pathlib\npathlib.Path({str(sign)!r}).write_text('yes')\n")
+    edit = f"\nimport pathlib\npathlib.Path({str(sign)!r}).write_text('yes')\n"
+    append(checkout / "layers" / "udp" / "core.py", edit)
     restart(stack, "ip")
     assert not sign.exists()
     restart(stack, "udp")
     assert sign.read_text() == "yes"
     sign.unlink()
-    wait_for("the end of its probation", lambda: stack.status()["layers"]["udp"]["uptime_s"] > PROBATION_S)
+    wait_for("the end of its probation", lambda: stack.ask()["udp"]["uptime_s"] > PROBATION_S)
     os.kill(stack.pids()["udp"], signal.SIGKILL)  # a crash starts what served last, which is the new code
-    wait_for("udp to serve again", lambda: stack.incarnations()["udp"] == 3 and stack.status()["state"] == "up")
+    wait_for("udp to serve again", lambda: stack.serves(udp=3))
     assert sign.exists()
 
 
@@ -252,7 +252,7 @@ Core.receive = _die
 def test_reload_restarts_the_layer_whose_code_changed(new_stack, checkout: Path) -> None:
     stack = new_stack(checkout).up("--reload")
     append(checkout / "layers" / "icmp" / "core.py", "\n# changed\n")
-    wait_for("the restart of icmp", lambda: stack.incarnations()["icmp"] == 2 and stack.status()["state"] == "up")
+    wait_for("the restart of icmp", lambda: stack.serves(icmp=2))
     append(checkout / "layers" / "icmp" / "core.py", "\nraise RuntimeError('half an edit')\n")
     wait_for("the refusal", lambda: [event for event in stack.events() if event["event"] == "refused"])
     assert received(stack.execute("ping", "-c", 1, "-W", 10, STACK).stdout) == 1
@@ -264,5 +264,5 @@ def test_without_reload_nothing_is_restarted_by_an_edit(new_stack, checkout: Pat
     stack = new_stack(checkout).up()
     append(checkout / "layers" / "icmp" / "core.py", "\nraise RuntimeError('half an edit')\n")
     os.kill(stack.pids()["icmp"], signal.SIGKILL)  # what is on disk does not matter to a crash
-    wait_for("icmp to serve again", lambda: stack.incarnations()["icmp"] == 2 and stack.status()["state"] == "up")
+    wait_for("icmp to serve again", lambda: stack.serves(icmp=2))
     assert received(stack.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK).stdout) == 1

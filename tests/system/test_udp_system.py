@@ -13,8 +13,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import usernet
 import zmq
+
+import usernet
 from usernet import protocol
 
 from .conftest import require_root
@@ -127,8 +128,9 @@ def test_a_neighbour_that_does_not_answer_is_no_route_to_host(stack: Stack) -> N
             app.recv(100)
 
 
-def test_what_does_not_fit_the_mtu_is_refused(stack: Stack) -> None:
+def test_what_does_not_fit_the_mtu_is_refused_where_it_must_not_be_fragmented(stack: Stack) -> None:
     with stack.bound() as app, raises(errno.EMSGSIZE):
+        app.setsockopt(socket.IPPROTO_IP, 10, 2)  # ip(7): IP_MTU_DISCOVER, IP_PMTUDISC_DO
         app.sendto(bytes(MTU_PAYLOAD + 1), (KERNEL, 9))
 
 
@@ -329,7 +331,8 @@ s.recv(1)
         try:
             stack.bound(port).close()
         except OSError as error:
-            assert error.errno == errno.EADDRINUSE
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
         return True
 
@@ -372,8 +375,8 @@ for _ in range(50):
 context.destroy(linger=300)
 """
     def attempt(how: str) -> None:
-        done = subprocess.run([sys.executable, "-c", code, how], env=stack.env, cwd=ROOT, capture_output=True, text=True,
-                              timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", code, how], env=stack.env, cwd=ROOT, capture_output=True,
+                              text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
 
     attempt("shut")
@@ -456,8 +459,7 @@ def test_nonsense_on_the_control_socket_harms_nobody(stack: Stack) -> None:
         caller.settimeout(PATIENCE_S)
         caller.connect(str(stack.run_dir / "control.sock"))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            for _ in range(1000):
-                caller.sendall(b"x" * 4096)
+            caller.sendall(b"x" * (1 << 22))
     assert alive(keeper)
     assert stack.status()["keeper"] == keeper
 

@@ -85,6 +85,16 @@ def test_rfc5227_2_1_1_the_times_of_probes_are_random():
     assert len({Host(new=True, seed=seed).core.next_wake for seed in range(20)}) == 20
 
 
+def test_probing_goes_on_in_time_while_ip_repeats_itself_and_neighbours_are_sought(new):
+    steps = [when for when, _ in Host(new=True).passes(30)]
+    sent = []
+    for _ in range(100):
+        new.owns(f"{OUR}/24")
+        new.resolves(PEER)
+        sent += [when for when, send in new.passes(0.1) if send[0] == LINK and ARP(send[2][6:]).pdst == OUR]
+    assert sent == pytest.approx(steps)
+
+
 def test_an_address_serves_while_it_is_probed(new):
     learnt, answer = new.hears(request(PEER_MAC, PEER, OUR))
     assert (learnt, kind_of(answer)) == (told(), "reply")
@@ -118,7 +128,8 @@ def test_rfc5227_2_1_1_any_packet_from_the_probed_address_is_a_conflict(new, cla
     sends = new.hears(claim)
     assert kind_of(sends[0]) == "announcement"
     assert notices(sends) == [conflict()]
-    assert new.passes(30) == []  # what the probes were to find out is known
+    ((_, end),) = new.passes(600)  # the probes are not resumed: what they were to find out is known
+    assert notices([end]) == []
 
 
 def test_rfc5227_2_1_1_a_probe_for_the_address_that_we_are_probing_is_a_conflict(new):

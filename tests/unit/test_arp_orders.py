@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import random
 
 import pytest
 from arp_host import (
@@ -24,9 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.core import Send
-from bus.table import ARP_OUT, FORGET, IP
+from bus.records import TRANSMIT_HEADER
+from bus.table import ARP as ARP_LAYER
+from bus.table import ARP_OUT, FORGET, IP, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT, UDP
 from layers.arp import core as arp
 from layers.arp import tables
+from layers.ip import core as ip
+from layers.ip.counters import Counters as IpCounters
 
 MAC = "02:00:00:00:00:77"
 OCTETS = bytes.fromhex(MAC.replace(":", ""))
@@ -217,3 +222,23 @@ def test_no_request_raises(request_fields):
     host = Host()
     answer, _ = host.core.manage(request_fields, host.now)
     assert isinstance(answer, dict)
+
+
+def test_packets_to_a_neighbour_that_was_flushed_wait_and_leave_when_it_is_found_again(host):
+    """ip and arp glued together: nothing is lost between `flush` and the neighbour's reply."""
+    router = ip.Core(host.config, {}, IpCounters.new(), random.Random(1))
+    router.start(host.now)
+    transmit = TRANSMIT_HEADER.pack(bytes(4), ip4(PEER), 17, 64, 0, 0) + b"segment"
+    host.learn()
+
+    def from_arp(sends: list[Send]) -> list[Send]:
+        return [out for _, kind, record in sends if kind in (NEIGHBOR, FORGET)
+                for out in router.receive(ARP_LAYER, kind, [record], host.now)]
+
+    from_arp([told()])
+    assert [kind for _, kind, _ in router.receive(UDP, TRANSMIT, [transmit], host.now)] == [PACKET_OUT]
+    assert from_arp(host.manage("flush")[1]) == []
+    (asked,) = router.receive(UDP, TRANSMIT, [transmit, transmit], host.now)
+    assert asked == (ARP_LAYER, RESOLVE, ip4(PEER))
+    host.resolves(PEER)
+    assert [kind for _, kind, _ in from_arp(host.hears(reply(PEER_MAC, PEER)))] == [PACKET_OUT] * 2

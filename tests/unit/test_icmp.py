@@ -104,7 +104,7 @@ def test_rfc1122_3_2_2_6_echo_is_answered_from_the_address_asked_with_all_its_da
     data = bytes(range(256)) * 256
     (send,) = host.hears(echo(data[:size], tos=0x28, ttl=3))
     header, reply = transmitted(send)
-    assert header == (OUR, PEER, 1, 64, 0x28, 0)
+    assert header == (OUR, PEER, 1, 64, 0x28, records.TRANSMIT_MAY_FRAGMENT)
     assert (reply.type, reply.code, reply.id, reply.seq, bytes(reply.payload)) == (0, 0, 77, 5, data[:size])
 
 
@@ -112,6 +112,27 @@ def test_echo_in_a_packet_with_ip_options(host):
     plain = bytes(echo())
     (send,) = host.hears(b"\x46" + plain[1:20] + b"\x94\x04\0\0" + plain[20:])
     assert transmitted(send)[1].type == 0
+
+
+RECORDED = b"\x07\x07\x08" + ip4(OUR)  # record route, its only slot filled
+STAMPED = b"\x44\x08\x09\x00" + bytes(4)  # timestamp, the same
+
+
+@pytest.mark.parametrize(("options", "echoed"), [
+    (RECORDED + b"\0", RECORDED + b"\0"), (b"\x01" * 3 + STAMPED + b"\0", STAMPED),
+    (RECORDED + b"\x01" + STAMPED, RECORDED + STAMPED + b"\0"), (b"\x94\x04\0\0" + STAMPED, STAMPED),
+    (STAMPED + b"\x94\x09\0\0", STAMPED),  # ip lets nothing like this pass
+])  # fmt: skip
+def test_rfc1122_3_2_2_6_record_route_and_timestamp_come_back(host, options, echoed):
+    plain = bytes(echo())
+    header = bytes([0x45 + len(options) // 4]) + plain[1:20] + options
+    ((consumer, kind, record),) = host.hears(header + plain[20:])
+    assert (consumer, kind) == (table.IP, table.TRANSMIT)
+    assert TRANSMIT_HEADER.unpack_from(record)[5] == records.TRANSMIT_MAY_FRAGMENT | records.TRANSMIT_OPTIONS
+    behind = record[TRANSMIT_HEADER.size :]
+    assert behind[0] == len(echoed) // 4
+    assert behind[1 : 1 + len(echoed)] == echoed
+    assert ICMP(behind[1 + len(echoed) :]).type == 0
 
 
 def test_several_echoes_are_answered_in_order(host):
@@ -156,7 +177,7 @@ def test_rfc1122_3_2_2_1_port_unreachable_comes_from_the_address_that_was_sent_t
     offending = bytes(datagram(tos=0x1B))
     header, error = transmitted(host.reports(offending)[0])
     # RFC 1812 section 4.3.2.5: precedence 6; Linux keeps the TOS bits; ECN is not reflected.
-    assert header == (OUR, PEER, 1, 64, 0xD8, 0)
+    assert header == (OUR, PEER, 1, 64, 0xD8, records.TRANSMIT_MAY_FRAGMENT)
     assert (error.type, error.code) == (3, 3)
     assert bytes(error)[8:] == offending
 
@@ -257,6 +278,11 @@ def test_the_hosts_that_got_errors_are_remembered_in_bounded_number():
 # Errors that we receive
 
 
+def upward(sends: list) -> list:
+    """What is not for ip."""
+    return [send for send in sends if send[0] != table.IP]
+
+
 def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER, **fields) -> IP:
     return IP(src=source, dst=OUR) / ICMP(type=icmp_type, code=code, **fields) / Raw(bytes(quoted))
 
@@ -265,10 +291,29 @@ def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER,
     (3, 3, {}, 0), (3, 1, {}, 0), (3, 4, {"nexthopmtu": 1400}, 1400), (11, 0, {}, 0), (12, 0, {"ptr": 9}, 9)])
 def test_rfc1122_4_1_3_3_an_error_about_a_udp_packet_goes_to_udp(host, icmp_type, code, fields, info):
     ours = bytes(datagram(source=OUR, destination=FAR))[:28]
-    ((consumer, kind, record),) = host.hears(error_about(ours, icmp_type, code, **fields))
+    ((consumer, kind, record),) = upward(host.hears(error_about(ours, icmp_type, code, **fields)))
     assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
     assert ICMP_ERROR_HEADER.unpack_from(record) == (icmp_type, code, records.ORIGIN_ICMP, 0, info, ip4(ROUTER))
     assert record[ICMP_ERROR_HEADER.size :] == ours
+
+
+@pytest.mark.parametrize("quoted", [
+    datagram(source=OUR, destination=FAR), echo(source=OUR, destination=FAR),
+    IP(src=OUR, dst=FAR, proto=6) / Raw(bytes(20)),
+], ids=["udp", "echo", "tcp"])  # fmt: skip
+@pytest.mark.parametrize("told", [0, 68, 1400, 65535])
+def test_rfc1191_4_fragmentation_needed_is_told_to_ip(host, quoted, told):
+    sends = host.hears(error_about(quoted, 3, 4, nexthopmtu=told))
+    record = records.PATH_MTU_RECORD.pack(ip4(FAR), told, len(quoted))
+    assert [send for send in sends if send[0] == table.IP] == [(table.IP, table.PATH_MTU, record)]
+
+
+@pytest.mark.parametrize("quoted", [
+    datagram(source=PEER, destination=FAR), datagram(source=OUR, destination="224.0.0.9"), bytes(27), b"",
+    datagram(source=OUR, destination="10.0.0.255"),
+], ids=["not ours", "multicast", "short", "empty", "broadcast"])  # fmt: skip
+def test_rfc1191_4_fragmentation_needed_about_no_packet_of_ours_is_not(host, quoted):
+    assert host.hears(error_about(quoted, 3, 4, nexthopmtu=1400)) == []
 
 
 OURS = datagram(source=OUR, destination=FAR)
@@ -292,7 +337,7 @@ def test_an_error_that_cannot_be_about_our_packets_is_counted(host, packet, coun
 
 def ping_error(host: Host, icmp_type: int, code: int, **fields) -> list:
     ours = IP(src=OUR, dst=FAR) / ICMP(type=8, id=77, seq=5) / Raw(b"data")
-    return host.hears(error_about(ours, icmp_type, code, **fields))
+    return upward(host.hears(error_about(ours, icmp_type, code, **fields)))
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "expected"), [

@@ -66,7 +66,7 @@ def test_the_ring_is_filled_to_its_last_octet_and_wraps(durable: Durable):
         assert kept(journal) == kept(Journal(durable.map())) == expected
 
 
-@pytest.mark.parametrize("room", range(0, 60))
+@pytest.mark.parametrize("room", range(60))
 def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, room: int):
     journal = Journal(durable.map())
     for sequence in (1, 2, 3):
@@ -76,6 +76,20 @@ def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, 
     journal.append(A, 5, b"x" * 40)
     assert Journal(durable.map()).frames(A, 4) == [(5, b"x" * 40)]
     assert kept(Journal(durable.map())) == kept(journal)
+
+
+@pytest.mark.parametrize(("octets", "oldest"), [(9, 2), (10, 2), (11, 3), (10 + 24 + 10, 3), (10 + 24 + 11, 4)])
+def test_a_frame_makes_the_room_that_it_takes_and_no_more(durable: Durable, octets: int, oldest: int):
+    journal = Journal(durable.map())
+    for sequence in (1, 2):
+        journal.append(A, sequence, bytes([sequence]) * 10)
+    for sequence in (3, 4, 5):
+        journal.append(A, sequence, bytes([sequence]) * LARGEST)
+    journal.append(A, 6, b"\6" * (LARGEST - 2 * 34))  # to the last octet
+    journal.append(A, 7, b"\7" * octets)
+    for reader in (journal, Journal(durable.map())):
+        assert kept(reader) == list(range(oldest, 8))
+        assert all(set(octets) == {sequence} for sequence, octets in reader.frames(A, 0))
 
 
 def test_a_frame_larger_than_a_quarter_of_the_ring_is_not_kept(durable: Durable):
@@ -139,3 +153,39 @@ def test_positions_that_cannot_be_give_an_empty_journal(durable: Durable, tail: 
     mapped = durable.map()
     mapped.words[memory.JOURNAL_TAIL], mapped.words[memory.JOURNAL_HEAD] = tail, head
     assert kept(Journal(mapped)) == []
+
+
+def test_a_turn_counts_whole_or_not_at_all(durable: Durable):
+    journal = Journal(durable.map())
+    journal.append(A, 1, b"before")
+    journal.write(A, 2, b"x")
+    journal.write(B, 7, b"y")
+    died = Journal(durable.map())
+    assert (kept(died), kept(died, B), died.done) == ([1], [], {})
+    journal.publish([(3, 40), (4, 50)])
+    after = Journal(durable.map())
+    assert (kept(after), kept(after, B), after.done) == ([1, 2], [7], {3: 40, 4: 50})
+
+
+def test_a_turn_that_sends_nothing_leaves_no_note(durable: Durable):
+    journal = Journal(durable.map())
+    journal.publish([(3, 40)])  # its cell alone says so: nothing else has to agree with it
+    assert durable.map().words[memory.JOURNAL_HEAD] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60_000), st.booleans()), min_size=1, max_size=60))
+def test_what_a_turn_took_and_what_it_sent_are_known_together(turns):
+    durable = Durable()
+    try:
+        journal = Journal(durable.map())
+        published = 0
+        for number, (octets, ends) in enumerate(turns, 1):
+            journal.write(A, number, bytes(octets))
+            if ends or journal.crowded:
+                journal.publish([(9, number)])
+                published = number
+            reader = Journal(durable.map())
+            assert reader.last_sequence(A) == reader.done.get(9, 0) == published
+    finally:
+        durable.close()

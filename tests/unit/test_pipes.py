@@ -130,6 +130,7 @@ def test_control_that_waits_for_room_survives_its_producer_and_data_that_does_no
     successor = Producer(durable, incarnation=2)
     pipes.inherit(successor.memory)
     successor.outlet.greet({"done": 0})
+    successor.outlet.flush()
     assert parsed(successor.queue)[1:] == [(DATA, 1, [b"a"]), (CONTROL, 2, [b"b"])]
     assert successor.counted("bus_pipe_full") == 2
 
@@ -219,7 +220,8 @@ class End:
         self.streams: dict[int, deque[bytes]] = {}  # what has arrived, by the incarnation whose connection it came on
         self.put = 0  # number of the last record put
         self.whole: dict[int, int] = {}  # records of turns that were finished: number -> kind
-        self.torn: set[int] = set()  # records of turns that were not: they may be delivered or not
+        self.torn: list[tuple[set[int], bool]] = []  # control of turns that were not, and whether their input is done
+        self.maybe: set[int] = set()  # their records: they may be delivered or not
         self.slack = 0  # data that a death in the middle of a turn may have lost or counted twice
         self.taken: dict[int, list[int]] = {}  # sequence number -> records
         self.delivered: list[int] = []
@@ -230,10 +232,11 @@ class End:
         self.memory.words[memory.INCARNATION] = self.incarnation
         self.queue = Queue(self.ROOM)
         self.touched: list[Outlet] = []
-        self.turn_inlets: list[Inlet] = []
         pipes.inherit(self.memory)
-        self.inlet = Inlet(self.other, KINDS, self.memory, memory.DONE + self.other)
-        self.outlet = Outlet(self.queue, self.number, self.other, Journal(self.memory), self.memory,
+        self.journal = Journal(self.memory)
+        journaled = self.journal.done.get(self.other, 0)
+        self.inlet = Inlet(self.other, KINDS, self.memory, memory.DONE + self.other, journaled)
+        self.outlet = Outlet(self.queue, self.number, self.other, self.journal, self.memory,
                              memory.SENT + self.other, self.touched)
         self.alive = True
         self.outlet.greet({"done": self.inlet.done})
@@ -271,14 +274,22 @@ class End:
             self.put += 1
             self.outlet.put(kind, NUMBER.pack(self.put))
         for outlet in self.touched:
-            outlet.flush()
+            outlet.pack()
+        self.journal.publish([(self.other, self.inlet.done)])
+        for outlet in self.touched:
+            outlet.send()
         self.touched[:] = {outlet for outlet in self.touched if outlet.blocked}
         self.inlet.commit()
         self._settled()
 
+    def done(self) -> int:
+        """The number of the last frame that durable memory says is done."""
+        mapped = self.durable.map()
+        return max(mapped.words[memory.DONE + self.other], Journal(mapped).done.get(self.other, 0))
+
     def _settled(self) -> None:
-        """Whatever durable memory says is done, is; `take` is asked for the rest again after a crash."""
-        done = self.durable.map().words[memory.DONE + self.other]
+        """Whatever is done is delivered; `take` is asked for the rest again after a crash."""
+        done = self.done()
         for sequence in [sequence for sequence in self.taken if sequence <= done]:
             self.delivered += self.taken.pop(sequence)
 
@@ -302,7 +313,7 @@ class TwoEnds(RuleBasedStateMachine):
         end = self.ends[which]
         if not end.alive:
             return
-        before, waiting = end.put, end.memory.words[memory.WAITING]
+        before, waiting, taken = end.put, end.memory.words[memory.WAITING], end.inlet.done
         if line is None:
             end.turn(streams, kinds)
             died = False
@@ -310,8 +321,11 @@ class TwoEnds(RuleBasedStateMachine):
             died = dies(line, (pipes, journal_module), lambda: end.turn(streams, kinds))
         put = range(before + 1, end.put + 1)
         if died:
-            end.torn.update(put)
             end.slack += len(put) + waiting
+            control = {number for number, kind in zip(put, kinds, strict=False) if kind == CONTROL}
+            if end.inlet.done > taken:  # else there is no telling whether the turn was published
+                end.torn.append((control, end.done() > taken))
+            end.maybe.update(put)
             end.die()
         else:
             end.whole.update(zip(put, kinds, strict=True))
@@ -374,7 +388,9 @@ class TwoEnds(RuleBasedStateMachine):
     def _account(self, sender: End, receiver: End):
         arrived = set(receiver.delivered)
         assert not sender.inlet.awaiting
-        assert arrived <= sender.whole.keys() | sender.torn
+        assert arrived <= sender.whole.keys() | sender.maybe
+        for control, done in sender.torn:  # a turn whose input is done has sent all, any other will be done again
+            assert control & arrived == (control if done else set())
         assert receiver.counted("bus_lost") == 0
         assert {number for number, kind in sender.whole.items() if kind == CONTROL} <= arrived
         sent = sum(1 for kind in sender.whole.values() if kind == DATA)
@@ -467,6 +483,7 @@ def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
         producer.outlet.flush()
     producer.queue.frames.clear()  # they died with the consumer
     producer.outlet.resume(0, 0)
+    producer.outlet.flush()
     (_, _, (greeting,)), *repeated = parsed(producer.queue)
     end.resumed(decode_resume(greeting).first)
     assert all(end.judge(1, sequence) is Verdict.NEXT for _, sequence, _ in repeated)
@@ -492,4 +509,5 @@ def test_foreign_frames_do_not_confuse_the_repetition(durable):
     assert frame == pack_frame(DATA, table.IP, 1, 1, [b"x"])
     successor = Producer(durable, incarnation=9)
     successor.outlet.greet({"done": 0})
+    successor.outlet.flush()
     assert successor.queue.frames[1] == pack_frame(DATA, table.IP, 9, 1, [b"x"])

@@ -136,3 +136,11 @@ def test_a_sign_of_life_clears_the_suspicion():
     assert not process.passes(TICK_S, "S", beats=True)
     assert not process.passes(0.3, "T")
     assert process.passes(0.2, "T")
+
+
+def test_a_layer_that_reads_back_its_state_may_take_longer_unless_it_is_stopped():
+    for state, verdict in (("R", False), ("S", False), ("T", True)):
+        watch = Watch()
+        assert not watch.hung(0.0, Sample(state, 0.0, 0.0), serving=False)
+        assert watch.hung(1.0, Sample(state, 1.0, 0.0), serving=False) is verdict
+        assert watch.hung(2.5, Sample(state, 2.5, 0.0), serving=False)

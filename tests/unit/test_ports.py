@@ -64,7 +64,8 @@ def test_rfc6056_3_1_ephemeral_ports_are_spread_and_follow_the_given_randomness(
     assert chosen == [ports(seed).choose(1, ANY) for seed in range(200)]
     assert all(EPHEMERAL_PORT_MIN <= port <= EPHEMERAL_PORT_MAX for port in chosen)
     # 200 draws out of 28,232 leave about 0.7 pairs alike; neighbours in a row would leave nearly all in one corner.
-    assert len(set(chosen)) > 190 and max(chosen) - min(chosen) > EPHEMERAL_PORTS * 0.9
+    assert len(set(chosen)) > 190
+    assert max(chosen) - min(chosen) > EPHEMERAL_PORTS * 0.9
 
 
 def test_rfc6056_3_3_1_every_free_port_is_found_and_then_none():
@@ -127,7 +128,8 @@ class PortsAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: not self.model)
     @invariant()
     def nothing_is_left_behind(self):
-        assert not self.table._counts and not self.table._held
+        assert not self.table._counts
+        assert not self.table._held
 
 
 TestPortsAgainstModel = PortsAgainstModel.TestCase

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, ip_network
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bus.config import StackConfig
 from bus.records import Route, Routes, decode_routes, encode
@@ -31,7 +32,7 @@ TABLE = RouteTable(Routes(ADDRESSES, [
 ]))  # fmt: skip
 
 
-@pytest.mark.parametrize("destination, gateway", [
+@pytest.mark.parametrize(("destination", "gateway"), [
     ("10.0.0.77", "0.0.0.0"), ("10.9.1.1", "10.0.0.8"), ("8.8.8.8", "10.0.0.1"), ("10.1.0.0", "10.0.0.1"),
 ])  # fmt: skip
 def test_the_longest_prefix_wins_then_the_lowest_metric(destination, gateway):
@@ -45,7 +46,7 @@ def test_no_route():
     assert table.lookup(ip("10.0.1.1")) is None  # the second time out of the cache
 
 
-@pytest.mark.parametrize("address, local", [
+@pytest.mark.parametrize(("address", "local"), [
     ("10.0.0.2", True), ("192.168.7.1", True), ("127.0.0.1", True), ("127.255.0.9", True),
     ("10.0.0.3", False), ("126.255.255.255", False), ("128.0.0.0", False), ("0.0.0.0", False),
 ])  # fmt: skip
@@ -53,7 +54,7 @@ def test_rfc1122_3_2_1_3_g_own_addresses_and_127_8_are_local(address, local):
     assert TABLE.is_local(ip(address)) is local
 
 
-@pytest.mark.parametrize("address, broadcast", [
+@pytest.mark.parametrize(("address", "broadcast"), [
     ("255.255.255.255", True), ("10.0.0.255", True), ("10.0.0.0", False), ("10.0.1.255", False),
     ("192.168.7.1", False),  # RFC 3021: no broadcast in a /31
 ])  # fmt: skip
@@ -61,14 +62,14 @@ def test_rfc1122_3_2_1_3_broadcast_addresses(address, broadcast):
     assert TABLE.is_broadcast(ip(address)) is broadcast
 
 
-@pytest.mark.parametrize("address, multicast", [
+@pytest.mark.parametrize(("address", "multicast"), [
     ("223.255.255.255", False), ("224.0.0.0", True), ("239.255.255.255", True), ("240.0.0.0", False),
 ])  # fmt: skip
 def test_rfc1112_4_class_d(address, multicast):
     assert is_multicast(ip(address)) is multicast
 
 
-@pytest.mark.parametrize("destination, source", [
+@pytest.mark.parametrize(("destination", "source"), [
     ("10.0.0.9", "10.0.0.2"), ("8.8.8.8", "10.0.0.2"), ("192.168.7.0", "192.168.7.1"),
     ("10.0.0.2", "10.0.0.2"), ("192.168.7.1", "192.168.7.1"), ("127.0.0.1", "127.0.0.1"), ("127.3.0.1", "127.0.0.1"),
 ])  # fmt: skip
@@ -100,7 +101,8 @@ def test_the_table_that_a_stack_starts_with():
     table = RouteTable(announced)
     assert table.lookup(ip("10.0.0.9")).gateway == 0
     assert table.lookup(ip("8.8.8.8")).gateway == ip("10.0.0.1")
-    assert table.is_broadcast(ip("10.0.0.255")) and table.source_for(LOOPBACK) == LOOPBACK
+    assert table.is_broadcast(ip("10.0.0.255"))
+    assert table.source_for(LOOPBACK) == LOOPBACK
 
 
 def test_the_cache_is_bounded():

@@ -178,7 +178,7 @@ def test_connect_names_the_socket_and_dissolving_undoes_it(bench):
     handle = bench.open()
     assert bench.ask("getpeername", handle=handle)["errno"] == errno.ENOTCONN
     reply = bench.ask("connect", handle=handle, address="10.0.0.1", port=9)
-    assert (reply["source"], reply["local"], reply["mtu"]) == ("10.0.0.2", "10.0.0.2", 1500)
+    assert (reply["source"], reply["local"], reply["mtu"]) == ("10.0.0.2", "10.0.0.2", 65535)
     assert bench.ask("getpeername", handle=handle)["port"] == 9
     bench.crash()
     assert bench.ask("getpeername", handle=handle)["address"] == "10.0.0.1"
@@ -189,7 +189,7 @@ def test_connect_names_the_socket_and_dissolving_undoes_it(bench):
 def test_prepare_binds_and_finds_the_way(bench):
     handle = bench.open()
     reply = bench.ask("prepare", handle=handle, address="10.0.0.1", port=9)
-    assert (reply["source"], reply["mtu"], reply["local"]) == ("10.0.0.2", 1500, "0.0.0.0")
+    assert (reply["source"], reply["mtu"], reply["local"]) == ("10.0.0.2", 65535, "0.0.0.0")
     assert bench.ask("prepare", handle=handle, address="10.0.0.7", port=9)["port"] == reply["port"]
 
 
@@ -208,11 +208,37 @@ def test_broadcast_with_leave(bench):
     assert bench.ask("prepare", handle=handle, address="10.0.0.255", port=9)["errno"] == 0
 
 
+IP_MTU_DISCOVER, IP_MTU = 10, 14  # Linux, <linux/in.h>; not in Python's socket module
+
+
+@pytest.mark.parametrize(("mode", "longest"), [(0, 65535), (1, 65535), (2, 1400), (3, 1500), (4, 1500), (5, 65535)])
+def test_the_longest_packet_depends_on_the_mode_of_path_mtu_discovery(bench, mode, longest):
+    routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    bench.give(table.IP, table.ROUTES, records.encode(routes))
+    handle = bench.open()
+    assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU_DISCOVER, value=mode)["value"] == mode
+    assert bench.ask("prepare", handle=handle, address="8.8.8.8", port=53)["mtu"] == longest
+    assert bench.ask("prepare", handle=handle, address="10.0.0.2", port=53)["mtu"] == 65535  # to ourselves
+
+
+def test_the_mtu_of_a_connected_socket_follows_the_routes(bench):
+    handle = bench.open()
+    assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["errno"] == errno.ENOTCONN
+    bench.ask("connect", handle=handle, address="10.0.0.1", port=9)
+    assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["value"] == 1500
+    routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    bench.give(table.IP, table.ROUTES, records.encode(routes))
+    assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["value"] == 1400
+    assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU, value=1)["errno"] == errno.ENOPROTOOPT
+
+
 def test_routes_of_ip_count_and_are_remembered(bench):
     routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
     bench.give(table.IP, table.ROUTES, records.encode(routes))
     bench.crash()
-    assert bench.ask("prepare", handle=bench.open(), address="8.8.8.8", port=53)["mtu"] == 1400
+    handle = bench.open()
+    assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU_DISCOVER, value=2)["errno"] == 0
+    assert bench.ask("prepare", handle=handle, address="8.8.8.8", port=53)["mtu"] == 1400
     bench.give(table.IP, table.ROUTES, b'{"addresses":[[0,99]],"routes":[]}', b"no")
     assert bench.count(Counters.routes_refused) == 2
 

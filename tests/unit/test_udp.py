@@ -7,7 +7,8 @@ import random
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scapy.layers import inet
 from scapy.packet import Raw
 
@@ -49,7 +50,8 @@ from bus.table import (
     TRANSMIT,
     inputs,
 )
-from layers.udp import core as udp_core, tables
+from layers.udp import core as udp_core
+from layers.udp import tables
 from layers.udp.core import Core
 from layers.udp.counters import Counters
 from layers.udp.ports import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS, Claim
@@ -264,7 +266,8 @@ def test_so_reuseport_spreads_flows_and_each_stays_where_it_is(udp):
         udp.bind(handle, reuse_port=True)
     before = [udp.heard_by(sport=port) for port in range(1000, 1400)]
     shares = [before.count([handle]) for handle in (1, 2, 3, 4)]
-    assert sum(shares) == 400 and min(shares) > 60
+    assert sum(shares) == 400
+    assert min(shares) > 60
     udp.core._table.flows.clear()
     assert [udp.heard_by(sport=port) for port in range(1000, 1400)] == before
     restarted = udp.restarted()
@@ -361,7 +364,9 @@ def test_rfc768_what_is_sent_is_what_scapy_would_send(payload, source_port, port
     udp = Layer()
     udp.bind(3, port=source_port)
     header, segment = udp.sent(3, PEER, port, payload)
-    assert header["source"] == octets(ME) and header["destination"] == octets(PEER) and header["protocol"] == 17
+    assert header["source"] == octets(ME)
+    assert header["destination"] == octets(PEER)
+    assert header["protocol"] == 17
     assert segment == packet(ME, source_port, PEER, port, payload)[20:]
 
 
@@ -377,26 +382,34 @@ def test_rfc768_a_checksum_of_zero_is_sent_as_all_ones(udp):
 def test_port_0_is_the_connected_peer_and_any_other_an_address_of_its_own(udp):
     udp.bind(3, peer=PEER, peer_port=9)
     header, segment = udp.sent(3, "0.0.0.0", 0)
-    assert header["destination"] == octets(PEER) and segment[2:4] == (9).to_bytes(2, "big")
+    assert header["destination"] == octets(PEER)
+    assert segment[2:4] == (9).to_bytes(2, "big")
     header, segment = udp.sent(3, OTHER, 11)
-    assert header["destination"] == octets(OTHER) and segment[2:4] == (11).to_bytes(2, "big")
+    assert header["destination"] == octets(OTHER)
+    assert segment[2:4] == (11).to_bytes(2, "big")
 
 
 def test_what_cannot_be_sent_is_counted(udp):
     udp.bind(3)
     udp.set(4)
-    assert udp.send(3, port=0) == [] and udp.count("send_no_destination") == 1
-    assert udp.send(9) == [] and udp.count("send_no_socket") == 1
-    assert udp.send(4) == [] and udp.count("send_no_port") == 1
-    assert udp.send(3, FAR) == [] and udp.count("send_no_route") == 1
-    assert udp.send(3, payload=bytes(65508)) == [] and udp.count("send_too_long") == 1
+    assert udp.send(3, port=0) == []
+    assert udp.count("send_no_destination") == 1
+    assert udp.send(9) == []
+    assert udp.count("send_no_socket") == 1
+    assert udp.send(4) == []
+    assert udp.count("send_no_port") == 1
+    assert udp.send(3, FAR) == []
+    assert udp.count("send_no_route") == 1
+    assert udp.send(3, payload=bytes(65508)) == []
+    assert udp.count("send_too_long") == 1
     assert udp.core.receive(SOCKETS, SEND, [bytes(SEND_HEADER.size - 1)], 0.0) == []
     assert udp.count("send_malformed") == 1
-    assert udp.count("sends") == 6 and udp.count("packets_out") == 0
+    assert udp.count("sends") == 6
+    assert udp.count("packets_out") == 0
     assert udp.send(3, payload=bytes(65507)) != []
 
 
-@pytest.mark.parametrize("bound, wanted, to, source", [
+@pytest.mark.parametrize(("bound", "wanted", "to", "source"), [
     ("0.0.0.0", "0.0.0.0", PEER, ME),
     ("0.0.0.0", ALIAS, PEER, ALIAS),
     ("0.0.0.0", FAR, PEER, ME),  # not ours: not sent
@@ -438,7 +451,7 @@ def test_flags_for_ip_follow_the_socket_at_once(udp):
     assert udp.sent(3)[0]["flags"] == TRANSMIT_BROADCAST | TRANSMIT_MAY_FRAGMENT
 
 
-@pytest.mark.parametrize("mode, flags", [
+@pytest.mark.parametrize(("mode", "flags"), [
     (0, TRANSMIT_MAY_FRAGMENT), (1, TRANSMIT_DONT_FRAGMENT | TRANSMIT_MAY_FRAGMENT), (2, TRANSMIT_DONT_FRAGMENT),
     (3, TRANSMIT_DONT_FRAGMENT | TRANSMIT_IGNORE_PATH_MTU), (4, TRANSMIT_IGNORE_PATH_MTU),
     (5, TRANSMIT_IGNORE_PATH_MTU | TRANSMIT_MAY_FRAGMENT),
@@ -468,7 +481,8 @@ def test_the_cache_of_headers_is_bounded(udp, monkeypatch):
 
 def test_an_ephemeral_port_is_chosen_once(udp):
     reply = udp.set(1, bind=True)
-    assert EPHEMERAL_PORT_MIN <= reply.port <= EPHEMERAL_PORT_MAX and reply.local == 0
+    assert EPHEMERAL_PORT_MIN <= reply.port <= EPHEMERAL_PORT_MAX
+    assert reply.local == 0
     assert udp.set(1, bind=True, ttl=3) == reply
     assert udp.set(1, bind=True, local=ME).port == reply.port
     assert udp.restarted().set(1, bind=True, local=ME).port == reply.port
@@ -494,12 +508,13 @@ def test_a_taken_port_is_eaddrinuse_and_leaves_everything_as_it_was(udp):
     assert udp.set(2, bind=True, port=5000).errno == errno.EADDRINUSE
     assert udp.set(3, bind=True, port=5000).errno == errno.EADDRINUSE
     assert udp.state == before
-    assert udp.heard_by(dport=6000) == [2] and udp.heard_by() == [1]
+    assert udp.heard_by(dport=6000) == [2]
+    assert udp.heard_by() == [1]
     udp.close(1)
     udp.bind(2)
 
 
-@pytest.mark.parametrize("local, number", [
+@pytest.mark.parametrize(("local", "number"), [
     (FAR, errno.EADDRNOTAVAIL), (PEER, errno.EADDRNOTAVAIL), ("240.0.0.1", errno.EADDRNOTAVAIL),
     (ME, 0), (ALIAS, 0), ("127.9.9.9", 0), ("10.0.0.255", 0), ("255.255.255.255", 0), ("224.0.0.1", 0), ("0.0.0.0", 0),
 ])  # fmt: skip
@@ -512,7 +527,8 @@ def test_where_a_socket_can_be_bound(udp, local, number):
 
 def test_connecting_chooses_address_and_port_and_dissolving_gives_them_back(udp):
     reply = udp.set(1, peer=PEER, peer_port=7)
-    assert reply.local == ip(ME) and reply.port >= EPHEMERAL_PORT_MIN
+    assert reply.local == ip(ME)
+    assert reply.port >= EPHEMERAL_PORT_MIN
     assert udp.heard_by(dport=reply.port) == [1]
     assert udp.set(1, peer=PEER, peer_port=7) == reply
     reply = udp.set(1)
@@ -537,7 +553,8 @@ def test_a_connected_socket_leaves_its_other_addresses_to_others_as_on_linux(udp
 def test_connecting_again_moves_the_socket(udp):
     udp.bind(1, peer=PEER, peer_port=7)
     udp.bind(1, peer=OTHER, peer_port=8)
-    assert udp.heard_by() == [] and udp.heard_by(src=OTHER, sport=8) == [1]
+    assert udp.heard_by() == []
+    assert udp.heard_by(src=OTHER, sport=8) == [1]
     assert udp.sent(1, port=0)[0]["destination"] == octets(OTHER)
 
 
@@ -568,7 +585,8 @@ def test_a_lost_address_or_route_does_not_break_a_declared_socket(udp):
 ])  # fmt: skip
 def test_numbers_out_of_range_are_einval(udp, fields):
     assert udp.set(1, bind=True, **fields).errno == errno.EINVAL
-    assert udp.count("set_refused") == 1 and 1 not in udp.state
+    assert udp.count("set_refused") == 1
+    assert 1 not in udp.state
 
 
 def test_addresses_out_of_range_are_einval(udp):
@@ -596,12 +614,16 @@ def test_closing_is_idempotent_and_leaves_nothing(udp):
     udp.close(1)
     udp.close(1)
     udp.close(0)
-    assert udp.state == before and udp.count("closes") == 1
+    assert udp.state == before
+    assert udp.count("closes") == 1
     assert udp.send(1) == []
     assert udp.core.receive(SOCKETS, SOCKET_CLOSE, [b"123"], 0.0) == []
     assert udp.count("control_malformed") == 1
     table = udp.core._table
-    assert not table.sockets and not table._index and not table._at_port and not table._ports._held
+    assert not table.sockets
+    assert not table._index
+    assert not table._at_port
+    assert not table._ports._held
 
 
 # ---------------------------------------------------------------------- ICMP errors
@@ -627,7 +649,7 @@ def test_no_more_of_the_datagram_comes_back_than_an_icmp_error_carries(udp):
 UNREACH_HOST, UNREACH_PORT, TOO_BIG, EXPIRED, BAD_PARAMETER = (3, 1), (3, 3), (3, 4), (11, 0), (12, 0)
 
 
-@pytest.mark.parametrize("fields, error, origin, number", [
+@pytest.mark.parametrize(("fields", "error", "origin", "number"), [
     (CONNECTED, UNREACH_PORT, ORIGIN_ICMP, errno.ECONNREFUSED),
     (CONNECTED, TOO_BIG, ORIGIN_ICMP, errno.EMSGSIZE),
     (CONNECTED, BAD_PARAMETER, ORIGIN_ICMP, errno.EPROTO),
@@ -656,7 +678,8 @@ def test_an_error_about_what_no_socket_sent_is_dropped(udp):
     for forged in (packet(ME, 5000, PEER, 8), packet(ME, 5000, OTHER, 7), packet(ALIAS, 5000, PEER, 7)):
         assert udp.icmp_error(forged) == []
     assert udp.count("error_no_socket") == 3
-    assert udp.icmp_error(b"") == [] and udp.count("error_malformed") == 1
+    assert udp.icmp_error(b"") == []
+    assert udp.count("error_malformed") == 1
 
 
 # ---------------------------------------------------------------------- restarts
@@ -668,12 +691,14 @@ def test_a_restart_forgets_nothing(udp):
     ephemeral = udp.set(3, bind=True, local=ALIAS).port
     udp.set(4)
     restarted = udp.restarted()
-    assert restarted.heard_by() == [1] and restarted.heard_by(dport=6000) == [2]
+    assert restarted.heard_by() == [1]
+    assert restarted.heard_by(dport=6000) == [2]
     assert restarted.heard_by(dport=ephemeral, dst=ALIAS) == [3]
     assert restarted.sent(1)[0]["ttl"] == 5
     assert restarted.sent(2, port=0)[0]["destination"] == octets(PEER)
     assert restarted.set(5, bind=True, port=5000).errno == errno.EADDRINUSE
-    assert restarted.send(4) == [] and restarted.count("send_no_port") == 1
+    assert restarted.send(4) == []
+    assert restarted.count("send_no_port") == 1
 
 
 def test_routes_outlive_a_restart_and_the_configured_ones_serve_before(udp):
@@ -685,7 +710,8 @@ def test_routes_outlive_a_restart_and_the_configured_ones_serve_before(udp):
 
 def test_state_that_cannot_be_read_is_dropped_and_counted():
     udp = Layer({0: b"junk", 1: b"junk"}, routes=None)
-    assert udp.state == {} and udp.count("state_unreadable") == 2
+    assert udp.state == {}
+    assert udp.count("state_unreadable") == 2
     udp.bind(1)
 
 
@@ -711,4 +737,5 @@ def test_no_octets_raise(batches):
     for (sender, kind), records in batches:
         for _, _, record in udp.core.receive(sender, kind, records, 0.0):
             assert isinstance(record, bytes)
-    assert udp.core.wake(0.0) == udp.core.neighbor_started(SOCKETS, 0.0) == [] and udp.core.next_wake is None
+    assert udp.core.wake(0.0) == udp.core.neighbor_started(SOCKETS, 0.0) == []
+    assert udp.core.next_wake is None

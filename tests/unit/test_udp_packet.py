@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_Timestamp
 from scapy.packet import Raw
 
@@ -36,7 +37,9 @@ def packet(payload: bytes = b"payload", options: list | None = None, **ip_fields
 def test_an_addressed_segment_is_the_same_with_and_without_ip_options(payload, with_options):
     segment = addressed_segment(packet(payload, [IPOption_Timestamp()] if with_options else None))
     source, destination, source_port, length, given_checksum = ADDRESSED_HEADER.unpack_from(segment)
-    assert source + destination == ADDRESSES and source_port == 7 and length == len(payload) + 8
+    assert source + destination == ADDRESSES
+    assert source_port == 7
+    assert length == len(payload) + 8
     assert FLOW.unpack(segment[:FLOW_OCTETS]) == (A, B, 7, 9)
     assert segment[ADDRESSED_HEADER_OCTETS:] == payload
     # RFC 768: the checksum covers the addressed segment, the protocol and once more the length.

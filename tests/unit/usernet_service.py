@@ -34,8 +34,9 @@ ADDRESS = "10.0.0.2"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def config(run_dir: str = "") -> StackConfig:
-    return StackConfig(name="test", run_dir=run_dir, address=0x0A000002, prefix=24, mac=bytes(6), owner_uid=os.getuid())
+def config(run_dir: str = "", dns: list[str] | None = None) -> StackConfig:
+    return StackConfig(name="test", run_dir=run_dir, address=0x0A000002, prefix=24, mac=bytes(6), owner_uid=os.getuid(),
+                       dns=dns or [])
 
 
 class Part(MutableMapping):
@@ -98,7 +99,8 @@ class Loop:
             if consumer >= table.GUEST_ID_MIN:
                 to_guests.append((consumer, kind, record))
             elif consumer in self.cores:
-                answers = self.cores[consumer].receive(sender, kind, [record], now)
+                # Fast clocks below, so that the limit on ICMP errors, so many a second, is not in the way.
+                answers = self.cores[consumer].receive(sender, kind, [record], 1000 * now)
                 sends += [(consumer, send) for send in answers]
             elif consumer == table.IP:
                 sends += self.mirror(sender, record)
@@ -120,7 +122,8 @@ class Loop:
 class Service:
     """The service's process, for a test to start, kill and start again."""
 
-    def __init__(self) -> None:
+    def __init__(self, dns: list[str] | None = None) -> None:
+        self.dns = dns or []
         self.run_dir = Path(tempfile.mkdtemp(prefix="un-"))
         self.memory_fd = memory.create("test")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -135,7 +138,8 @@ class Service:
         self.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptors = (self.memory_fd, self.listener.fileno(), theirs.fileno())
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.run_dir), str(self.incarnation), *map(str, descriptors)],
+            [sys.executable, __file__, str(self.run_dir), ",".join(self.dns), str(self.incarnation),
+             *map(str, descriptors)],
             pass_fds=descriptors, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         )
         theirs.close()
@@ -158,14 +162,15 @@ class Service:
         shutil.rmtree(self.run_dir)
 
 
-def main(run_dir: str, *numbers: str) -> None:
+def main(run_dir: str, dns: str, *numbers: str) -> None:
     incarnation, memory_fd, listener_fd, line = map(int, numbers)
     durable = memory.Memory(memory_fd)
     durable.words[memory.INCARNATION] = incarnation
     state = Store(durable)
-    core = Loop(config(run_dir), state, durable.counters, random.Random(incarnation))
+    settings = config(run_dir, dns.split(",") if dns else [])
+    core = Loop(settings, state, durable.counters, random.Random(incarnation))
     control = Control(socket.socket(fileno=line))
-    Node("sockets", core, config(run_dir), durable, state, listener_fd, control).run()
+    Node("sockets", core, settings, durable, state, listener_fd, control).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""`make bench`: one table. `python -m bench --compare OLD.json NEW.json` compares two runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+from bench import floor, goals, stack
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(options: list[str]) -> list[goals.Goal]:
+    """Every goal, in about two minutes."""
+    _say("floor: bare pyzmq chains")
+    floors = goals.Floors(floor.best(4), floor.best(8))
+    _say("boot")
+    found = [goals.boot()]
+    with stack.booted(*options) as bench:
+        _say("idle")
+        found += goals.idle(bench)
+        with bench.during("echo", "0.0.0.0", goals.PORT):
+            _say("latency")
+            found += goals.latency(bench, floors)
+            _say("rate")
+            rates = goals.rate(bench, floors)
+            found += rates
+            _say("overload")
+            found += goals.overload(bench, rates[0].value)
+            _say("scale")
+            found += goals.scale(bench)
+        found.append(goals.restart(bench))
+    return found
+
+
+def _say(what: str) -> None:
+    print(f"  ... {what}", file=sys.stderr, flush=True)
+
+
+def table(found: list[goals.Goal]) -> str:
+    """The table, in Markdown."""
+    rows = [("what", "figure", "against", "goal", "met")]
+    rows += [(goal.name, goal.figure, goal.against, goal.goal, {True: "yes", False: "NO", None: ""}[goal.met])
+             for goal in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def compare(old: Path, new: Path) -> str:
+    """Two runs side by side."""
+    before = {goal["name"]: goal["value"] for goal in json.loads(old.read_text())["goals"]}
+    lines = []
+    for goal in json.loads(new.read_text())["goals"]:
+        was = before.get(goal["name"])
+        change = f"{goal['value'] / was - 1:+.0%}" if was else "new"
+        lines.append(f"{goal['name']:<48} {was or 0:>12.4g} -> {goal['value']:>12.4g}  {change}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print, or compare."""
+    parser = argparse.ArgumentParser(prog="bench", description="the benchmark of usernet")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    parser.add_argument("--cores", default="auto", help="as `launcher.py up --cores`")
+    arguments = parser.parse_args()
+    if arguments.compare:
+        print(compare(*arguments.compare))
+        return 0
+    found = measure(["--cores", arguments.cores])
+    machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, {date.today()}"
+    print(f"{machine}, `make bench`\n\n{table(found)}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{date.today()}.json"
+    path.write_text(json.dumps({"machine": machine, "goals": [goal._asdict() for goal in found]}, indent=1))
+    print(f"\nJSON: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return 0 if all(goal.met is not False for goal in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

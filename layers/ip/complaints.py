@@ -1,0 +1,34 @@
+"""Errors that ip finds: about packets that came, for icmp to tell their sender; about our own, for their transport."""
+
+from __future__ import annotations
+
+from bus import records as formats
+from bus import table
+from bus.core import Send
+from layers.ip import packet
+
+UPPER = {packet.ICMP: table.ICMP, packet.UDP: table.UDP}
+UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12  # RFC 792: types
+NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, FRAGMENTATION_NEEDED = 0, 1, 2, 4
+REASSEMBLY_TIMEOUT = 1  # RFC 792: code of a time exceeded
+QUOTE_OCTETS = 576  # more of a packet never goes into an ICMP error
+
+_FRAGMENT_OFFSET = 0x1FFF
+
+
+def complaint(icmp_type: int, code: int, received: bytes, info: int = 0) -> Send:
+    """For icmp: tell the sender of `received`. `info`: the pointer of a parameter problem."""
+    header = formats.ICMP_ERROR_HEADER.pack(icmp_type, code, 0, 0, info, bytes(4))
+    return (table.ICMP, table.REPORT_ERROR, header + received[:QUOTE_OCTETS])
+
+
+def local_error(code: int, built: bytes, info: int = 0) -> list[Send]:
+    """Tell the transport that sent `built` what the network would have told it by ICMP. `info`: an MTU.
+
+    Of a fragment but the first nobody could tell whose it was.
+    """
+    upper = UPPER.get(built[9])
+    if upper is None or (built[6] << 8 | built[7]) & _FRAGMENT_OFFSET:
+        return []
+    header = formats.ICMP_ERROR_HEADER.pack(UNREACHABLE, code, formats.ORIGIN_LOCAL, 0, info, built[12:16])
+    return [(upper, table.ICMP_ERROR, header + built[:QUOTE_OCTETS])]

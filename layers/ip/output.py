@@ -1,0 +1,317 @@
+"""The way out: from a transport's segment to packets whose next hop is resolved.
+
+Owns flows (what is the same for all packets with one TRANSMIT_HEADER), identification numbers, and the packets that
+wait for a neighbour's address. Forgets the waiting packets in a crash.
+"""
+
+from __future__ import annotations
+
+import random
+
+from bus import records as formats
+from bus import table
+from bus.core import CounterWords, Send, State
+from bus.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
+from bus.routes import is_multicast
+from layers.ip import packet
+from layers.ip.complaints import (
+    FRAGMENTATION_NEEDED,
+    HOST_UNREACHABLE,
+    NET_UNREACHABLE,
+    PROTOCOL_UNREACHABLE,
+    UNREACHABLE,
+    UPPER,
+    complaint,
+    local_error,
+)
+from layers.ip.counters import Counters as C
+from layers.ip.fragments import split
+from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
+from layers.ip.routing import Routing
+
+IDENTIFICATION_KEY = 1  # in durable state
+IDENTIFICATION_BLOCK = 4096  # numbers reserved by one write to durable state
+FLOWS_MAX = 4096
+BROADCAST_MAC = b"\xff" * 6
+TRANSMIT_OCTETS = formats.TRANSMIT_HEADER.size
+GROWTH_OCTETS = packet.HEADER_OCTETS - TRANSMIT_OCTETS  # from a TRANSMIT record to its packet
+
+
+class Flow:
+    """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
+
+    __slots__ = ("dont_fragment", "end", "loops", "may_fragment", "middle", "mtu_octets", "neighbor", "options",
+                 "plain_octets", "start", "template", "template_sum", "upper")
+
+    def __init__(self, template: bytes, flags: int, dont_fragment: bool, upper: int | None, neighbor: Neighbor | None,
+                 loops: bool, mtu_octets: int) -> None:
+        self.template = template
+        self.template_sum = packet.header_sum(template)
+        self.start, self.middle, self.end = packet.parts(template)
+        self.dont_fragment = dont_fragment
+        self.may_fragment = bool(flags & formats.TRANSMIT_MAY_FRAGMENT)
+        self.options = bool(flags & formats.TRANSMIT_OPTIONS)
+        self.upper = upper
+        self.neighbor = neighbor
+        self.loops = loops
+        self.mtu_octets = mtu_octets
+        plain = not self.options and (not loops or (neighbor is None and upper is not None))
+        self.plain_octets = mtu_octets if plain else 0
+
+
+class Output:
+    """Segments down, packets that wait, answers from arp."""
+
+    def __init__(self, routing: Routing, state: State, counters: CounterWords, rng: random.Random) -> None:
+        self._routing = routing
+        self._state = state
+        self._counters = counters
+        self._neighbors = Neighbors(counters)
+        self._flows: dict[bytes, Flow] = {}
+        self._destinations: set[bytes] = set()  # those of all flows since both started afresh
+        self._identification = rng.randrange(65536)
+        self._identifications_left = 0  # of the block that is reserved
+
+    def start(self) -> None:
+        """Go on behind the numbers that were used."""
+        number = self._state.get(IDENTIFICATION_KEY)
+        if number:
+            self._identification = int.from_bytes(number, "little")
+
+    def sends_to(self, destination: bytes) -> bool:
+        """Whether anything was sent there of late."""
+        return destination in self._destinations
+
+    def rerouted(self) -> None:
+        """Routes have changed: nothing that followed from them holds."""
+        self._flows.clear()
+
+    def transmit(self, records: list[bytes], now: float) -> list[Send]:
+        """TRANSMIT records."""
+        # The hot path: as finish_header does, without the call. Locals, and no call that a known flow can do without.
+        flows, pack = self._flows, packet.PARTS.pack
+        sends: list[Send] = []
+        sent = looped = 0
+        for record in records:
+            flow = flows.get(record[:12]) or self._new_flow(record[:12], record, sends)
+            if flow is None:
+                continue
+            length = len(record) + GROWTH_OCTETS
+            if length > flow.plain_octets:
+                sent += self._transmit_otherwise(flow, record, now, sends)
+                continue
+            identification = 0 if flow.dont_fragment else self._next_identification()  # RFC 6864 section 4.1
+            total = (flow.template_sum + length + identification) % 65535 or 65535
+            built = pack(flow.start, length, identification, flow.middle, 65535 - total, flow.end) + record[12:]
+            neighbor = flow.neighbor
+            if neighbor is None:
+                sends.append((flow.upper, table.PACKET, built))  # type: ignore[arg-type]  # None is not plain
+                looped += 1
+                continue
+            mac = neighbor.mac
+            if mac is None or now > neighbor.ask_again_at:
+                mac = self._ask(flow, built, now, sends)
+                if mac is None:
+                    continue
+            sends.append((table.LINK, table.PACKET_OUT, mac + built))
+            sent += 1
+        self._counters[C.packets_out] += sent
+        self._counters[C.looped] += looped
+        return sends
+
+    def _transmit_otherwise(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
+        """A packet that loops, has options or is too long; returns how many packets went to link."""
+        options, segment = b"", record[TRANSMIT_OCTETS:]
+        if flow.options:
+            octets = record[TRANSMIT_OCTETS] * 4 if segment else OPTIONS_OCTETS_MAX + 1
+            options, segment = segment[1 : 1 + octets], segment[1 + octets :]
+            if octets > OPTIONS_OCTETS_MAX or len(options) != octets:
+                self._counters[C.bad_transmit] += 1
+                return 0
+        length = packet.HEADER_OCTETS + len(options) + len(segment)
+        if length > packet.LENGTH_MAX:
+            self._counters[C.over_length] += 1
+            return 0
+        too_long = length > flow.mtu_octets
+        identification = 0 if flow.dont_fragment and not too_long else self._next_identification()
+        built = packet.header_with_options(flow.template, options, length, identification) + segment
+        if too_long and not flow.may_fragment:
+            self._counters[C.over_mtu] += 1
+            sends += local_error(FRAGMENTATION_NEEDED, built, flow.mtu_octets)
+            return 0
+        if flow.loops:
+            self._loop(flow, built, sends)
+        if flow.neighbor is None:
+            return 0
+        if not too_long:
+            return self._hand_over(flow, built, now, sends)
+        self._counters[C.fragmented] += 1
+        return sum(self._hand_over(flow, fragment, now, sends) for fragment in split(built, flow.mtu_octets))
+
+    def _loop(self, flow: Flow, built: bytes, sends: list[Send]) -> None:
+        self._counters[C.looped] += 1
+        if flow.upper is not None:
+            sends.append((flow.upper, table.PACKET if flow.neighbor is None else table.PACKET_GROUP, built))
+        elif flow.neighbor is None:
+            sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, built))
+
+    def _hand_over(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> int:
+        """One packet to link, or to those that wait; how many went."""
+        neighbor = flow.neighbor
+        assert neighbor is not None
+        mac = neighbor.mac
+        if mac is None or now > neighbor.ask_again_at:
+            mac = self._ask(flow, built, now, sends)
+            if mac is None:
+                return 0
+        sends.append((table.LINK, table.PACKET_OUT, mac + built))
+        return 1
+
+    def _next_identification(self) -> int:
+        # RFC 791 section 3.2: numbers must not repeat while a packet may live; a block is reserved before it is used,
+        # and a restart goes on behind it
+        if not self._identifications_left:
+            self._identifications_left = IDENTIFICATION_BLOCK
+            end = (self._identification + IDENTIFICATION_BLOCK) & 0xFFFF
+            self._state[IDENTIFICATION_KEY] = end.to_bytes(2, "little")
+        self._identifications_left -= 1
+        self._identification = (self._identification + 1) & 0xFFFF
+        return self._identification
+
+    # -- flows -----------------------------------------------------------------------------------------------------
+
+    def _new_flow(self, key: bytes, record: bytes, sends: list[Send]) -> Flow | None:
+        """The flow of a TRANSMIT_HEADER that is new; None, counted and told to the sender, where it cannot be sent."""
+        if len(record) < TRANSMIT_OCTETS:
+            self._counters[C.bad_transmit] += 1
+            return None
+        source, destination, protocol, ttl, tos, flags = formats.TRANSMIT_HEADER.unpack_from(record)
+        routes = self._routing.table
+        to = int.from_bytes(destination, "big")
+        if source == bytes(4):
+            source = (routes.source_for(to) or 0).to_bytes(4, "big")
+        elif source not in self._routing.own and source[0] != 127:
+            self._counters[C.bad_transmit] += 1
+            return None
+        upper = UPPER.get(protocol)
+        dont_fragment = bool(flags & formats.TRANSMIT_DONT_FRAGMENT)
+        if routes.is_local(to):
+            template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
+            flow = Flow(template, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
+        else:
+            way = self._way(to, flags)
+            # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
+            if way is None or source[0] == 127 or source == bytes(4):
+                self._counters[C.no_route] += 1
+                template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
+                sends += self._no_route(template, flags, record)
+                return None
+            neighbor, mtu_octets, loops, capped = way
+            if neighbor is None:
+                self._counters[C.broadcast_denied] += 1
+                return None
+            # What is left of DF on a path that carries less than we are willing to send: see paths.Path.
+            dont_fragment = dont_fragment and not (capped and flags & formats.TRANSMIT_MAY_FRAGMENT)
+            template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
+            flow = Flow(template, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
+        if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
+            self._flows.clear()
+            self._destinations.clear()
+        self._flows[key] = flow
+        self._destinations.add(destination)
+        return flow
+
+    def _no_route(self, template: bytes, flags: int, record: bytes) -> list[Send]:
+        length = len(record) + GROWTH_OCTETS
+        if length > packet.LENGTH_MAX or flags & formats.TRANSMIT_OPTIONS:
+            return []
+        header = packet.finish_header(template, packet.header_sum(template), length, 0)
+        return local_error(NET_UNREACHABLE, header + record[TRANSMIT_OCTETS:])
+
+    def _way(self, to: int, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
+        """(next hop, MTU, whether a copy comes back to us, whether the path is capped); next hop None: no leave."""
+        routing = self._routing
+        route = routing.table.lookup(to)
+        mtu_octets = route.mtu if route is not None else routing.mtu_octets
+        if routing.table.is_broadcast(to):
+            permitted = flags & formats.TRANSMIT_BROADCAST
+            return _group_neighbor(BROADCAST_MAC) if permitted else None, mtu_octets, True, False
+        if is_multicast(to):
+            # RFC 1112 section 6.4: 01-00-5E and the address's lower 23 bits
+            mac = b"\x01\x00\x5e" + (to & 0x7FFFFF).to_bytes(3, "big")
+            return _group_neighbor(mac), mtu_octets, False, False
+        if route is None:
+            return None
+        capped = False
+        if flags & formats.TRANSMIT_IGNORE_PATH_MTU:
+            mtu_octets = routing.mtu_octets
+        else:
+            mtu_octets, capped = routing.mtu_to(to, route)
+        return self._neighbors.get((route.gateway or to).to_bytes(4, "big")), mtu_octets, False, capped
+
+    # -- neighbours ------------------------------------------------------------------------------------------------
+
+    def _ask(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> bytes | None:
+        """Ask arp for a neighbour, if that is due. The MAC where it is known, None where the packet waits for it."""
+        address = flow.neighbor.address  # type: ignore[union-attr]
+        neighbor = flow.neighbor = self._neighbors.get(address)  # another, if the flow's had to give way
+        if now > neighbor.ask_again_at:
+            neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
+            sends.append((table.ARP, table.RESOLVE, address))
+        if neighbor.mac is None:
+            waiting = neighbor.waiting
+            if len(waiting) >= WAITING_MAX:
+                waiting.popleft()
+                self._counters[C.neighbor_queue_full] += 1
+            waiting.append(built)
+        return neighbor.mac
+
+    def unresolved(self) -> list[Send]:
+        """Ask again for what somebody waits for."""
+        return [(table.ARP, table.RESOLVE, neighbor.address) for neighbor in self._neighbors.unresolved()]
+
+    def resolved(self, records: list[bytes], now: float) -> list[Send]:
+        """NEIGHBOR records: what waited goes."""
+        sends: list[Send] = []
+        for record in records:
+            if len(record) != 10:
+                self._counters[C.bad_announcement] += 1
+                continue
+            neighbor = self._neighbors.get(record[:4])
+            neighbor.mac = mac = record[4:]
+            neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
+            sends += [(table.LINK, table.PACKET_OUT, mac + built) for built in neighbor.waiting]
+            self._counters[C.packets_out] += len(neighbor.waiting)
+            neighbor.waiting.clear()
+        return sends
+
+    def unreachable(self, records: list[bytes]) -> list[Send]:
+        """UNREACHABLE records: whose packets waited is told."""
+        sends: list[Send] = []
+        for record in records:
+            neighbor = self._neighbors.find(record)
+            if neighbor is None:
+                self._counters[C.bad_announcement] += len(record) != 4
+                continue
+            neighbor.mac = None
+            neighbor.ask_again_at = float("-inf")
+            self._counters[C.neighbor_unreachable] += len(neighbor.waiting)
+            for built in neighbor.waiting:
+                sends += local_error(HOST_UNREACHABLE, built)
+            neighbor.waiting.clear()
+        return sends
+
+    def forget(self, records: list[bytes]) -> None:
+        """arp vouches for these no longer: the next packet asks, and waits; what waits already goes on waiting."""
+        for record in records:
+            neighbor = self._neighbors.find(record)
+            if neighbor is not None:
+                neighbor.mac = None
+                neighbor.ask_again_at = float("-inf")
+
+
+def _group_neighbor(mac: bytes) -> Neighbor:
+    neighbor = Neighbor(b"")
+    neighbor.mac = mac
+    neighbor.ask_again_at = float("inf")
+    return neighbor

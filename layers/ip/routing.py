@@ -1,0 +1,155 @@
+"""Which addresses are ours and which way is where: as chosen by the operator, and as it follows from that.
+
+Owns addresses and routes (durable state) and, through `Paths`, what was learnt of path MTUs. Everybody else works on
+what follows from them: `table`, `own` and the announcement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from bus import records as formats
+from bus.config import StackConfig
+from bus.core import CounterWords, State
+from bus.ratelimit import TokenBucket
+from bus.records import Route, Routes
+from bus.routes import ANY, RouteTable, mask
+from layers.ip.counters import Counters as C
+from layers.ip.paths import Paths
+
+ROUTES_KEY = 0  # in durable state
+PATHS_KEY = 2
+MTU_CHANGES_PER_SECOND = 10  # each is announced to the layers above
+MTU_CHANGES_BURST = 32
+
+
+def configured(config: StackConfig) -> Routes:
+    """What a stack starts with, as if an operator had chosen it."""
+    routes = [Route(ANY, 0, config.gateway, ANY, 0)] if config.gateway else []
+    return Routes([(config.address, config.prefix)], routes)
+
+
+def connected(addresses: Iterable[tuple[int, int]], mtu_octets: int) -> list[Route]:
+    """The routes to the networks that we are in; of several addresses in one, the first is its source."""
+    routes: dict[tuple[int, int], Route] = {}
+    for address, prefix in addresses:
+        network = address & mask(prefix)
+        if prefix < 32:
+            routes.setdefault((network, prefix), Route(network, prefix, ANY, address, mtu_octets))
+    return list(routes.values())
+
+
+def source_of(route: Route, chosen: Routes) -> int:
+    """The source of packets on a chosen route; 0 where it cannot be used now.
+
+    RFC 1122 section 3.3.4.3: an address of ours in the network of the next hop, if the operator did not say which.
+    """
+    own = [address for address, _ in chosen.addresses]
+    links = RouteTable(Routes(chosen.addresses, connected(chosen.addresses, 0)))
+    link = links.lookup(route.gateway or route.network)
+    if route.gateway and link is None:
+        return 0
+    if route.source:
+        return route.source if route.source in own else 0
+    return link.source if link is not None else own[0] if own else 0
+
+
+def effective(chosen: Routes, mtu_octets: int) -> Routes:
+    """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now."""
+    routes = connected(chosen.addresses, mtu_octets)
+    for route in chosen.routes:
+        source = source_of(route, chosen)
+        if source:
+            routes.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
+    return Routes(chosen.addresses, routes)
+
+
+class Routing:
+    """`table` and `own` are replaced whole at every change, `path_table` tells of path MTUs too."""
+
+    table: RouteTable
+    own: frozenset[bytes]  # addresses, 4 octets each
+    announcement: bytes  # JSON Routes: what all neighbours are told
+
+    def __init__(self, config: StackConfig, state: State, counters: CounterWords) -> None:
+        self.mtu_octets = config.mtu
+        self._config = config
+        self._state = state
+        self._counters = counters
+        self._limit = TokenBucket(MTU_CHANGES_PER_SECOND, MTU_CHANGES_BURST)
+        self.paths = Paths(state, PATHS_KEY)
+
+    def start(self) -> None:
+        """Read back what is stored."""
+        try:
+            self.paths.load()
+        except ValueError:
+            self._forget(PATHS_KEY)
+        try:
+            self._adopt(formats.decode_routes(self._state[ROUTES_KEY]))
+        except ValueError:
+            self._forget(ROUTES_KEY)
+            self._adopt(configured(self._config))
+        except KeyError:
+            self._adopt(configured(self._config))
+
+    def _forget(self, key: int) -> None:
+        self._counters[C.state_unreadable] += 1
+        del self._state[key]
+
+    def choose(self, chosen: Routes) -> None:
+        """Have it so from now on, and after a restart. ValueError for what makes no sense; nothing has changed then."""
+        self._adopt(chosen)
+        self._state[ROUTES_KEY] = formats.encode(chosen)
+
+    def _adopt(self, chosen: Routes) -> None:
+        self.table = RouteTable(effective(chosen, self.mtu_octets))
+        self.chosen = chosen
+        self.own = frozenset(address.to_bytes(4, "big") for address, _ in chosen.addresses)
+        self._announce()
+
+    def _announce(self) -> None:
+        routes = self.table.announced
+        self.announcement = formats.encode(Routes(routes.addresses, [*self.path_routes(), *routes.routes]))
+
+    def path_routes(self) -> list[Route]:
+        """A route for each destination whose path MTU is below that of its route."""
+        routes = []
+        for path in self.paths.all():
+            route = self.table.lookup(path.destination)
+            if route is not None and path.mtu < route.mtu:
+                routes.append(replace(route, network=path.destination, prefix=32, mtu=path.mtu))
+        return routes
+
+    # -- path MTUs -------------------------------------------------------------------------------------------------
+
+    def mtu_to(self, destination: int, route: Route) -> tuple[int, bool]:
+        """(path MTU, whether the path is capped: see `Path`)."""
+        path = self.paths.get(destination)
+        return (min(route.mtu, path.mtu), path.capped) if path is not None else (route.mtu, False)
+
+    def router_told(self, destination: int, told: int, quoted_octets: int, now: float) -> bool:
+        """RFC 1191 section 6.1; True where this was news."""
+        route = self.table.lookup(destination)
+        if route is None or self.table.is_local(destination):
+            self._counters[C.path_mtu_refused] += 1
+        elif not self._limit.ready(now):
+            self._counters[C.path_mtu_limited] += 1
+        elif not self.paths.lower(destination, told, quoted_octets, self.mtu_to(destination, route)[0], now):
+            self._counters[C.path_mtu_refused] += 1
+        else:
+            self._limit.take()
+            self._counters[C.path_mtu_lowered] += 1
+            self._announce()
+            return True
+        return False
+
+    def expire(self, now: float) -> bool:
+        """Forget path MTUs that are too old; True where there were any."""
+        expired = self.paths.expire(now)
+        self._counters[C.path_mtu_expired] += expired
+        if expired:
+            self._announce()
+        return bool(expired)

@@ -1,0 +1,187 @@
+"""What else may be killed, stopped, starved or poisoned, and who notices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from supervisor.child import MEMORY_LIMIT_OCTETS
+from tests.faults import verdict
+from tests.faults.campaign import Campaign
+from tests.faults.lab import ADDRESS, LAYERS, ROOT, STEADY_FLOWS, Follower, Lab, Load
+from tests.faults.load import ECHO_PORT
+from tests.faults.schedule import Fault, Incident
+
+POISON = b"POISONOUS RECORD"
+SEND_POISON = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    sender.sendto({POISON!r}, ({ADDRESS!r}, {ECHO_PORT}))
+"""
+FLOOD = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for number in range(4000):
+        sender.sendto(b"%d" % number, ({ADDRESS!r}, 6000))
+        if number % 20 == 0:
+            __import__("time").sleep(0.005)
+"""
+SLEEPER = f"""
+import usernet
+endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+endpoint.bind(({ADDRESS!r}, 6000))
+print("bound", flush=True)
+print(endpoint.recv(100).decode(), flush=True)
+"""
+SPIN_S = 5.0
+
+
+def lost(load: Load, since: float) -> dict[str, int]:
+    """Ends the load; what it lost in its steady flows since then. No application may have seen an error."""
+    load.stop()
+    errors = [text for book in load.books.values() for _, kind, text in book.oddities() if kind == "error"]
+    assert errors == []
+    return {name: verdict.lost(load.books[name], since, time.monotonic()) for name in STEADY_FLOWS}
+
+
+def still_there(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended a second later. Who has, but is not yet reaped (by init), has ended."""
+    deadline = time.monotonic() + 1.0
+    while alive := [process for process in processes if process.is_running()
+                    and process.status() != psutil.STATUS_ZOMBIE]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return alive
+
+
+def test_a_record_that_kills_is_set_aside_after_the_second_death(sandbox, tmp_path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__", "docs"))
+    core = checkout / "layers" / "udp" / "core.py"
+    text = core.read_text()
+    line = "        for packet in records:\n"
+    assert text.count(line) == 1
+    core.write_text(text.replace(line, f"{line}            if {POISON!r} in packet:\n"
+                                       "                raise RuntimeError('poisoned')\n"))
+    with Lab(checkout) as lab:
+        load, follower = Load(lab), Follower(lab)
+        started = time.monotonic()
+        lab.launcher("exec", "--", sys.executable, "-c", SEND_POISON)
+        assert follower.wait(0, lambda events: [e for e in events if e["event"] == "poison"], 5)
+        assert load.wait_answering(time.monotonic())
+        assert [event["layer"] for event in follower.events if event["event"] == "died"] == ["udp", "udp"]
+        captures = list((lab.folder / "state").rglob("poison-udp-*.pcap"))
+        assert len(captures) == 1
+        assert POISON in captures[0].read_bytes()
+        assert set(lost(load, started).values()) == {0}
+
+
+def test_a_layer_that_is_killed_twice_over_the_same_record_does_not_blame_it(lab, load):
+    incidents = [Incident("again", (Fault("kill", layer), Fault("kill", layer)), 0.0) for layer in LAYERS]
+    for done in Campaign(lab, load).run(incidents):
+        assert done.recovered
+        assert [event for event in done.events if event["event"] == "poison"] == []
+
+
+def test_the_launcher_may_be_killed(sandbox):
+    with Lab() as lab:
+        lab.launcher("down")
+        command = [sys.executable, str(ROOT / "launcher.py"), "up", "--name", lab.name, "--address", f"{ADDRESS}/16"]
+        launcher = subprocess.Popen(command, env=lab.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        lab.processes.append(launcher)
+        assert "is up" in launcher.stdout.readline()
+        load = Load(lab)
+        started = time.monotonic()
+        launcher.kill()
+        launcher.wait()
+        assert load.wait_answering(time.monotonic() + 0.3)
+        assert "running already" in lab.launcher("up", "--detach")
+        assert lab.status()["state"] == "up"
+        assert set(lost(load, started).values()) == {0}
+
+
+def test_the_keeper_may_be_killed(lab):
+    status = lab.status()
+    processes = [psutil.Process(layer["pid"]) for layer in status["layers"].values()]
+    keeper = psutil.Process(status["keeper"])
+    processes += keeper.children()
+    keeper.kill()
+    assert still_there([keeper, *processes]) == []
+    assert not lab.run_dir.exists()
+    lab.up()
+    Load(lab).stop()
+
+
+def test_a_stopped_application_harms_only_itself(lab, load):
+    sleeper = subprocess.Popen([sys.executable, "-c", SLEEPER], env=lab.environment, cwd=ROOT, stdout=subprocess.PIPE,
+                               text=True)
+    lab.processes.append(sleeper)
+    assert sleeper.stdout.readline() == "bound\n"
+    sleeper.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    lab.launcher("exec", "--", sys.executable, "-c", FLOOD)
+    assert set(lost(load, started).values()) == {0}
+    sleeper.send_signal(signal.SIGCONT)
+    assert sleeper.communicate(timeout=10)[0].strip() == "0"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_planned_restart_loses_nothing(lab, load, layer):
+    started = time.monotonic()
+    lab.launcher("restart", layer)
+    assert load.wait_answering(time.monotonic())
+    assert set(lost(load, started).values()) == {0}
+
+
+def test_a_machine_under_full_load_is_no_hang(lab, load):
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        time.sleep(SPIN_S)
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+    assert {name: layer["restarts"] for name, layer in lab.status()["layers"].items()} == dict.fromkeys(LAYERS, 0)
+    load.stop()
+
+
+def test_a_stopped_layer_is_gone_before_its_successor_serves(lab, load):
+    for layer in LAYERS:
+        before = psutil.Process(lab.status()["layers"][layer]["pid"])
+        (done,) = Campaign(lab, load).run([Incident("steady", (Fault("stop", layer),), 0.0)])
+        assert done.recovered
+        assert not before.is_running()
+
+
+def test_memory_is_limited(lab, load):
+    victim = psutil.Process(lab.status()["layers"]["udp"]["pid"])
+    most = 0
+    lab.ask("sabotage", layer="udp", fault="memory")
+    try:
+        while True:
+            most = max(most, victim.memory_info().rss)
+            time.sleep(0.005)
+    except psutil.NoSuchProcess:
+        pass
+    assert 0 < most < MEMORY_LIMIT_OCTETS + 64_000_000
+    assert load.wait_answering(time.monotonic())
+
+
+def test_nothing_is_left_behind(sandbox):
+    with Lab() as lab:
+        keeper = psutil.Process(lab.status()["keeper"])
+        family = [keeper, *keeper.children(recursive=True)]
+        lab.down()
+        assert still_there(family) == []
+        assert not lab.run_dir.exists()
+        folder: Path = lab.folder
+    assert not folder.exists()

@@ -1,0 +1,176 @@
+"""IP options in what comes in, by example and with any octets."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import ip_options, table
+from bus.checksum import verifies
+from bus.config import StackConfig
+from bus.records import (
+    ICMP_ERROR_HEADER,
+    TRANSMIT_DONT_FRAGMENT,
+    TRANSMIT_HEADER,
+    TRANSMIT_MAY_FRAGMENT,
+    TRANSMIT_OPTIONS,
+)
+from layers.ip import packet
+from layers.ip.core import Core
+from layers.ip.counters import Counters
+
+ME, PEER, OTHER = (IPv4Address(f"10.0.0.{last}").packed for last in (2, 7, 9))
+MAC = b"\x02" * 6
+NOW = 1000.5
+TIME = (0x80000000 | 1000500).to_bytes(4, "big")  # RFC 791: not since midnight UT
+
+
+class Layer:
+    def __init__(self) -> None:
+        config = StackConfig(name="t", run_dir="", address=int.from_bytes(ME, "big"), prefix=24, mac=MAC)
+        self.counters = Counters.new()
+        self.core = Core(config, {}, self.counters, random.Random(1))
+        self.core.start(0.0)
+        self.core.receive(table.ARP, table.NEIGHBOR, [PEER + MAC], 0.0)
+
+    def hears(self, options: bytes, destination: bytes = ME, kind: int = table.PACKET) -> list:
+        template = packet.header_template(PEER, destination, 17, 64, 0, False)
+        header = packet.header_with_options(template, options, 20 + len(options) + 8, 7)
+        return self.core.receive(table.LINK, kind, [header + b"payload."], NOW)
+
+    def dropped(self) -> dict[str, int]:
+        counted = Counters.read(self.counters)
+        return {name: counted[name] for name, counter in Counters.declared.items()
+                if counter.role == "drop" and counted[name]}
+
+
+@pytest.fixture
+def layer() -> Layer:
+    return Layer()
+
+
+def words(*options: bytes) -> bytes:
+    return ip_options.join(options)
+
+
+def route(pointer: int, *slots: bytes) -> bytes:
+    return bytes((7, 3 + 4 * len(slots), pointer)) + b"".join(slots)
+
+
+def stamp(pointer: int, flag: int, *slots: bytes, overflow: int = 0) -> bytes:
+    return bytes((68, 4 + 4 * len(slots), pointer, overflow << 4 | flag)) + b"".join(slots)
+
+
+NONE = bytes(4)
+
+
+@pytest.mark.parametrize(("came", "becomes"), [
+    (route(4, NONE, NONE), route(8, ME, NONE)), (route(8, PEER, NONE), route(12, PEER, ME)),
+    (route(12, PEER, OTHER), route(12, PEER, OTHER)),  # RFC 791: full, so it stays as it is
+    (stamp(5, 0, NONE, NONE), stamp(9, 0, TIME, NONE)), (stamp(9, 0, PEER, NONE), stamp(13, 0, PEER, TIME)),
+    (stamp(9, 0, NONE), stamp(9, 0, NONE, overflow=1)),
+    (stamp(5, 1, NONE, NONE), stamp(13, 1, ME, TIME)),
+    (stamp(5, 3, ME, NONE), stamp(13, 3, ME, TIME)), (stamp(5, 3, OTHER, NONE), stamp(5, 3, OTHER, NONE)),
+    (b"\x94\x04\0\0", b"\x94\x04\0\0"), (b"\x01\x01\x01\x01", b"\x01\x01\x01\x01"), (b"\xfe\x04ab", b"\xfe\x04ab"),
+    (b"\0\x07\xff\xff", b"\0\x07\xff\xff"),  # behind the end of the list
+])  # fmt: skip
+def test_rfc791_3_1_our_address_and_time_are_recorded_where_there_is_room(layer, came, becomes):
+    ((consumer, kind, record),) = layer.hears(words(came))
+    assert (consumer, kind) == (table.UDP, table.PACKET)
+    header_octets = (record[0] & 15) * 4
+    assert record[20:header_octets] == words(becomes)
+    assert verifies(record[:header_octets])
+    assert record[header_octets:] == b"payload."
+
+
+def test_nothing_is_recorded_in_what_is_not_for_us_alone(layer):
+    ((_, kind, record),) = layer.hears(words(route(4, NONE)), destination=b"\xff" * 4, kind=table.PACKET_GROUP)
+    assert kind == table.PACKET_GROUP
+    assert record[20:28] == words(route(4, NONE))
+
+
+@pytest.mark.parametrize("kind", [131, 137])
+def test_rfc7126_4_3_and_4_4_a_source_routed_packet_is_dropped(layer, kind):
+    assert layer.hears(words(bytes((kind, 7, 4)) + ME)) == []
+    assert layer.hears(words(bytes((kind, 7, 8)) + ME)) == []  # even if we are where it ends
+    assert layer.dropped() == {"source_routed": 2}
+
+
+@pytest.mark.parametrize(("options", "pointer"), [
+    (b"\x07", 20), (b"\x01\x07\x00", 21), (b"\x07\x01", 20), (b"\x07\x09\x04", 20), (b"\xfe\x29\0\0", 20),
+    (b"\x01\x01\x01\xfe", 23),  # no room for a length
+    (b"\x07\x02\x01\x01", 21), (route(3, NONE), 22), (route(5, NONE), 22), (route(0, NONE), 22),
+    (b"\x44\x03\x05\x01", 21), (stamp(4, 0, NONE), 22), (stamp(6, 0, NONE), 22), (stamp(5, 1, NONE), 22),
+    (stamp(5, 2, NONE), 23), (stamp(9, 0, NONE, overflow=15), 23),
+    (route(4, NONE) + route(4, NONE), 27), (stamp(5, 0, NONE) + stamp(5, 0, NONE), 28),
+])  # fmt: skip
+def test_rfc1122_3_2_2_5_what_is_malformed_is_told_with_a_pointer_to_it(layer, options, pointer):
+    ((consumer, kind, record),) = layer.hears(words(options))
+    assert (consumer, kind) == (table.ICMP, table.REPORT_ERROR)
+    icmp_type, code, _, _, info, _ = ICMP_ERROR_HEADER.unpack_from(record)
+    assert (icmp_type, code, info) == (12, 0, pointer)
+    assert record[ICMP_ERROR_HEADER.size :].endswith(b"payload.")
+    assert layer.dropped() == {"bad_options": 1}
+
+
+@given(st.lists(st.one_of(st.binary(max_size=8), st.sampled_from([route(4, NONE), stamp(5, 1, NONE, NONE), b"\x01"])),
+                max_size=5))
+def test_no_options_do_any_harm(pieces):
+    options = b"".join(pieces)[:40]
+    layer = Layer()
+    sends = layer.hears(words(options))
+    assert len(sends) + layer.dropped().get("source_routed", 0) == 1
+    for consumer, _, record in sends:
+        if consumer == table.UDP:
+            assert verifies(record[: (record[0] & 15) * 4])
+
+
+@given(st.binary(max_size=40))
+def test_the_walk_through_options_ends_and_stays_inside(options):
+    end = 0
+    for offset, option in ip_options.walk(options):
+        assert offset >= end
+        assert option == b"" or option == options[offset : offset + option[1]]
+        end = offset + len(option)
+    assert end <= len(options)
+
+
+# -- options that we send ------------------------------------------------------------------------------------------
+
+
+def transmit(layer: Layer, options: bytes, flags: int = TRANSMIT_MAY_FRAGMENT, segment: bytes = b"segment.",
+             to: bytes = PEER) -> list:
+    header = TRANSMIT_HEADER.pack(ME, to, 1, 64, 0, flags | TRANSMIT_OPTIONS)
+    return layer.core.receive(table.ICMP, table.TRANSMIT, [header + options + segment], 0.0)
+
+
+def test_a_segment_may_come_with_options(layer):
+    for flags, field in ((TRANSMIT_MAY_FRAGMENT, 0), (TRANSMIT_DONT_FRAGMENT, 0x4000)):
+        ((consumer, kind, record),) = transmit(layer, b"\x02" + words(route(8, ME)), flags)
+        sent = record[6:]
+        assert (consumer, kind, sent[0]) == (table.LINK, table.PACKET_OUT, 0x47)
+        assert sent[2] << 8 | sent[3] == len(sent) == 36
+        assert sent[6] << 8 | sent[7] == field
+        assert verifies(sent[:28])
+        assert sent[20:] == words(route(8, ME)) + b"segment."
+
+
+def test_a_segment_with_options_to_ourselves(layer):
+    ((consumer, kind, record),) = transmit(layer, b"\x02" + words(route(8, ME)), to=ME)
+    assert (consumer, kind, record[20:28]) == (table.ICMP, table.PACKET, words(route(8, ME)))
+
+
+def test_a_long_segment_with_options_leaves_in_fragments(layer):
+    sends = transmit(layer, b"\x02" + words(route(8, ME)), segment=bytes(3000))
+    assert [record[6] for _, _, record in sends] == [0x47, 0x45, 0x45]
+    assert max(len(record) - 6 for _, _, record in sends) <= 1500
+
+
+@pytest.mark.parametrize("options", [b"", b"\x0b" + bytes(44), b"\x03" + bytes(8)])
+def test_options_that_are_not_there_or_too_long_are_refused(layer, options):
+    assert transmit(layer, options, segment=b"") == []
+    assert layer.dropped() == {"bad_transmit": 1}

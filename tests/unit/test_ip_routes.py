@@ -1,0 +1,525 @@
+"""Addresses, routes and path MTUs: as ordered, as learnt, as announced, and what packets then do."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from scapy.layers.inet import ICMP, IP, UDP
+
+from bus import records, table
+from bus.config import StackConfig
+from bus.records import (
+    ICMP_ERROR_HEADER,
+    PATH_MTU_RECORD,
+    TRANSMIT_BROADCAST,
+    TRANSMIT_HEADER,
+    TRANSMIT_OF_MTU_DISCOVER,
+    Route,
+    Routes,
+    decode_routes,
+)
+from bus.routes import RouteTable
+from layers.ip.core import Core
+from layers.ip.counters import Counters
+from layers.ip.orders import ADDRESSES_MAX, ROUTES_MAX
+from layers.ip.paths import AGE_LIMIT_S, MTU_MIN, PATHS_MAX, Paths
+from layers.ip.routing import MTU_CHANGES_BURST, PATHS_KEY, ROUTES_KEY
+
+ME, GATEWAY, FAR, SECOND = "10.0.0.2", "10.0.0.1", "198.51.100.7", "192.168.7.5"
+MAC = b"\x02" * 6
+DONT, WANT, DO, PROBE, INTERFACE, OMIT = range(6)
+
+
+def octets(address: str) -> bytes:
+    return IPv4Address(address).packed
+
+
+def number(address: str) -> int:
+    return int(IPv4Address(address))
+
+
+class Layer:
+    def __init__(self, gateway: str = GATEWAY, mtu: int = 1500) -> None:
+        self.config = StackConfig(name="t", run_dir="", address=number(ME), prefix=24, mac=MAC, mtu=mtu,
+                                  gateway=number(gateway))
+        self.state: dict[int, bytes] = {}
+        self.counters = Counters.new()
+        self.now = 1000.0
+        self.told: dict[int, Routes] = {}
+        self.crash()
+
+    def crash(self) -> None:
+        self.core = Core(self.config, self.state, self.counters, random.Random(1))
+        self.hear(self.core.start(self.now))
+
+    def hear(self, sends: list) -> list:
+        """Keep announcements apart."""
+        for consumer, kind, record in sends:
+            if kind == table.ROUTES:
+                self.told[consumer] = decode_routes(record)
+        return [send for send in sends if send[1] != table.ROUTES]
+
+    def order(self, op: str, **fields) -> dict:
+        self.told.clear()
+        answer, sends = self.core.manage({"op": op, **fields}, self.now)
+        assert self.hear(sends) == []
+        return answer
+
+    def accepts(self, op: str, **fields) -> None:
+        assert self.order(op, **fields) == {}
+
+    def refuses(self, op: str, **fields) -> str:
+        state = dict(self.state)
+        answer = self.order(op, **fields)
+        assert list(answer) == ["error"]
+        assert (self.told, self.state) == ({}, state)
+        return answer["error"]
+
+    def routes(self) -> list[tuple]:
+        return [(line["destination"], line["gateway"], line["source"], line["metric"], line["mtu"], line["kind"])
+                for line in self.order("route_list")["routes"]]
+
+    def addresses(self) -> list[str]:
+        return self.order("address_list")["addresses"]
+
+    def sends(self, to: str = FAR, size: int = 8, mode: int = WANT, source: str = "0.0.0.0", flags: int = 0) -> list:
+        """The packets that go to link, or the local error."""
+        flags |= TRANSMIT_OF_MTU_DISCOVER[mode]
+        header = TRANSMIT_HEADER.pack(octets(source), octets(to), 17, 64, 0, flags)
+        sends = self.core.receive(table.UDP, table.TRANSMIT, [header + bytes(size)], self.now)
+        asked = [record for _, kind, record in sends if kind == table.RESOLVE]
+        for address in asked:
+            sends += self.core.receive(table.ARP, table.NEIGHBOR, [address + MAC], self.now)
+        return [send for send in sends if send[1] != table.RESOLVE]
+
+    def sent(self, **arguments) -> list[tuple[int, bool]]:
+        """(length, DF) of the packets that go to link."""
+        sends = self.sends(**arguments)
+        assert {kind for _, kind, _ in sends} <= {table.PACKET_OUT}
+        return [(len(record) - 6, bool(record[12] & 0x40)) for _, _, record in sends]
+
+    def source(self, to: str) -> str:
+        ((_, _, record),) = self.sends(to)
+        return str(IPv4Address(record[18:22]))
+
+    def router_says(self, mtu: int, to: str = FAR, quoted: int = 1500) -> None:
+        self.told.clear()
+        assert self.hear(self.core.receive(
+            table.ICMP, table.PATH_MTU, [PATH_MTU_RECORD.pack(octets(to), mtu, quoted)], self.now)) == []
+
+    def passes(self, seconds: float) -> None:
+        """The moved clock wakes the core whenever it asked for it."""
+        self.told.clear()
+        end = self.now + seconds
+        while self.core.next_wake is not None and self.core.next_wake <= end:
+            self.now = self.core.next_wake
+            self.hear(self.core.wake(self.now))
+        self.now = end
+
+    def count(self, name: str) -> int:
+        return self.counters[getattr(Counters, name)]
+
+
+@pytest.fixture
+def layer() -> Layer:
+    return Layer()
+
+
+# -- addresses and routes by order -------------------------------------------------------------------------------------
+
+CONNECTED = ("10.0.0.0/24", "", ME, 0, 1500, "connected")
+DEFAULT = ("0.0.0.0/0", GATEWAY, ME, 0, 1500, "chosen")
+
+
+def test_what_a_stack_starts_with(layer):
+    assert layer.routes() == [CONNECTED, DEFAULT]
+    assert layer.addresses() == [f"{ME}/24"]
+    assert ROUTES_KEY not in layer.state  # nothing was chosen: another configuration may come
+
+
+def test_a_change_is_announced_to_all_and_outlives_a_crash(layer):
+    layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9", metric=5, mtu=1400)
+    added = ("10.9.0.0/16", "10.0.0.9", ME, 5, 1400, "chosen")
+    assert set(layer.told) == {table.ICMP, table.UDP, table.SOCKETS, table.ARP}
+    assert RouteTable(layer.told[table.ARP]).lookup(number("10.9.1.1")).gateway == number("10.0.0.9")
+    layer.crash()
+    assert RouteTable(layer.told[table.UDP]).lookup(number("10.9.1.1")).mtu == 1400
+    assert layer.routes() == [CONNECTED, DEFAULT, added]
+    layer.accepts("route_del", destination="10.9.0.0/16")
+    layer.crash()
+    assert layer.routes() == [CONNECTED, DEFAULT]
+
+
+def test_a_route_that_is_there_already_is_no_error_and_no_news(layer):
+    for _ in range(2):  # a request may come twice
+        layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9")
+    assert layer.told == {}
+    assert len(layer.routes()) == 3
+
+
+def test_packets_take_a_new_way_at_once(layer):
+    def next_hops() -> set[bytes]:
+        header = TRANSMIT_HEADER.pack(bytes(4), octets(FAR), 17, 64, 0, 0)
+        sends = layer.core.receive(table.UDP, table.TRANSMIT, [header], layer.now)
+        return {record for _, kind, record in sends if kind == table.RESOLVE}
+
+    assert next_hops() == {octets(GATEWAY)}
+    layer.accepts("route_add", destination=f"{FAR}/32", gateway="10.0.0.9")
+    assert next_hops() == {octets("10.0.0.9")}
+
+
+def test_the_route_with_the_lowest_metric_is_taken_and_deleted_first(layer):
+    for metric, gateway in ((20, "10.0.0.20"), (10, "10.0.0.10")):
+        layer.accepts("route_add", destination="10.9.0.0/16", gateway=gateway, metric=metric)
+    layer.accepts("route_del", destination="10.9.0.0/16")
+    assert [line[3] for line in layer.routes()] == [0, 0, 20]
+    layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.10", metric=10)
+    layer.accepts("route_del", destination="10.9.0.0/16", metric=20)
+    layer.accepts("route_del", destination="10.9.0.0/16", gateway="10.0.0.10")
+    assert len(layer.routes()) == 2
+
+
+@pytest.mark.parametrize(("order", "why"), [
+    ({"op": "route_add", "destination": "10.9.0.1/16"}, "host bits"),
+    ({"op": "route_add", "destination": "somewhere"}, "somewhere"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "gateway": "10.1.0.1"}, "in no network"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "gateway": ME}, "itself"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "gateway": "10.0.0.255"}, "no host"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "gateway": "10.0.0.0"}, "no host"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "source": "10.0.0.3"}, "not an address of this stack"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "mtu": 67}, "68"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "mtu": 1501}, "1500"),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "metric": -1}, "metric"),
+    ({"op": "route_add", "destination": "0.0.0.0/0", "gateway": "10.0.0.9"}, "already"),
+    ({"op": "route_add", "destination": "10.0.0.0/24", "gateway": "10.0.0.9"}, "already"),
+    ({"op": "route_add"}, "destination"), ({"op": "route_add", "destination": "10.9.0.0/16", "colour": 1}, "colour"),
+    ({"op": "route_del", "destination": "10.9.0.0/16"}, "no such route"),
+    ({"op": "route_del", "destination": "0.0.0.0/0", "metric": 7}, "no such route"),
+    ({"op": "route_del", "destination": "10.0.0.0/24"}, "address del 10.0.0.2/24"),
+    ({"op": "address_add", "address": "10.0.0.2/16"}, "already"), ({"op": "address_add", "address": "x"}, "x"),
+    ({"op": "address_add", "address": "10.5.0.0/24"}, "network's own"),
+    ({"op": "address_add", "address": "10.5.0.255/24"}, "broadcast"),
+    ({"op": "address_add", "address": "127.0.0.1/8"}, "cannot have"),
+    ({"op": "address_add", "address": "224.0.0.1/32"}, "cannot have"),
+    ({"op": "address_del", "address": "10.0.0.3/24"}, "not an address"),
+    ({"op": "address_del", "address": "10.0.0.2/16"}, "not an address"),
+    ({"op": "reboot"}, "reboot"), ({}, "op"),
+])  # fmt: skip
+def test_orders_that_make_no_sense_are_refused_in_a_sentence_and_change_nothing(layer, order, why):
+    error = layer.refuses(order.pop("op", None), **order)
+    assert why in error
+    assert "\n" not in error
+
+
+def test_several_addresses_and_the_source_of_packets(layer):
+    """RFC 1122 section 3.3.4.3."""
+    layer.accepts("address_add", address=f"{SECOND}/24")
+    assert layer.told[table.ARP].addresses == [(number(ME), 24), (number(SECOND), 24)]
+    layer.accepts("route_add", destination="10.9.0.0/16", gateway="192.168.7.1")
+    layer.accepts("route_add", destination="10.8.0.0/16", gateway="192.168.7.1", source=ME)
+    sources = {to: layer.source(to) for to in ("192.168.7.9", "10.9.0.1", "10.8.0.1", FAR, "10.0.0.9")}
+    assert sources == {"192.168.7.9": SECOND, "10.9.0.1": SECOND, "10.8.0.1": ME, FAR: ME, "10.0.0.9": ME}
+    packet = bytes(IP(src="192.168.7.9", dst=SECOND) / UDP())
+    assert layer.core.receive(table.LINK, table.PACKET, [packet], 0.0) == [(table.UDP, table.PACKET, packet)]
+    broadcast = bytes(IP(src="192.168.7.9", dst="192.168.7.255") / UDP())
+    assert layer.core.receive(table.LINK, table.PACKET, [broadcast], 0.0) == [
+        (table.UDP, table.PACKET_GROUP, broadcast)]
+    (looped, out) = layer.sends("192.168.7.255", flags=TRANSMIT_BROADCAST)
+    assert (looped[:2], out[2][:6], out[2][18:22]) == ((table.UDP, table.PACKET_GROUP), b"\xff" * 6, octets(SECOND))
+
+
+def test_a_second_address_in_a_network_changes_no_source(layer):
+    layer.accepts("address_add", address="10.0.0.3/24")
+    assert layer.routes() == [CONNECTED, DEFAULT]
+    layer.accepts("address_del", address=f"{ME}/24")
+    assert layer.source(FAR) == layer.source("10.0.0.9") == "10.0.0.3"
+
+
+def test_a_single_address_has_no_network(layer):
+    layer.accepts("address_add", address="203.0.113.9/32")
+    assert layer.routes() == [CONNECTED, DEFAULT]
+    packet = bytes(IP(src="10.0.0.9", dst="203.0.113.9") / ICMP())
+    assert len(layer.core.receive(table.LINK, table.PACKET, [packet], 0.0)) == 1
+
+
+def test_without_its_address_a_route_waits_until_it_is_back(layer):
+    layer.accepts("address_add", address=f"{SECOND}/24")
+    layer.accepts("route_add", destination="10.9.0.0/16", gateway="192.168.7.1")
+    layer.accepts("route_add", destination="10.8.0.0/16", gateway="10.0.0.9", source=SECOND)
+    layer.accepts("address_del", address=f"{SECOND}/24")
+    assert [line[5] for line in layer.routes()] == ["connected", "chosen", "unusable", "unusable"]
+    assert layer.source("10.9.0.1") == layer.source("10.8.0.1") == ME  # by the default route
+    packet = bytes(IP(src="10.0.0.9", dst=SECOND) / UDP())
+    assert layer.core.receive(table.LINK, table.PACKET, [packet], 0.0) == []
+    layer.accepts("address_add", address=f"{SECOND}/24")
+    assert layer.source("10.9.0.1") == layer.source("10.8.0.1") == SECOND
+
+
+def test_without_any_address_nothing_can_be_sent(layer):
+    layer.accepts("address_del", address=f"{ME}/24")
+    ((consumer, kind, record),) = layer.sends()
+    assert (consumer, kind, record[:2]) == (table.UDP, table.ICMP_ERROR, b"\x03\0")
+    assert "address" in layer.refuses("route_add", destination="10.9.0.0/16")
+
+
+def test_the_number_of_routes_and_addresses_is_bounded(layer):
+    for last in range(ADDRESSES_MAX - 1):
+        layer.accepts("address_add", address=f"10.5.0.{last + 1}/24")
+    assert str(ADDRESSES_MAX) in layer.refuses("address_add", address="10.6.0.1/24")
+    for last in range(ROUTES_MAX - 1):
+        layer.accepts("route_add", destination=f"10.9.{last}.0/24", gateway="10.0.0.9")
+    assert str(ROUTES_MAX) in layer.refuses("route_add", destination="10.8.0.0/16")
+    for last in range(PATHS_MAX):
+        layer.core._routing.paths.lower(last, 1400, 1500, 1500, 0.0)
+    assert len(records.encode(layer.order("route_list"))) < 1 << 16  # what the line to the keeper takes
+
+
+VALUES = ["route_add", "route_del", "address_add", "address_del", "10.0.0.0/8", "10.0.0.9", "10.0.0.2/24", "0/0",
+          "10.0.0.0/33", "", "\0", -1, 7, 1 << 40, None, [], {}]
+
+
+@given(st.dictionaries(st.sampled_from(["op", "destination", "gateway", "source", "metric", "mtu", "address"]),
+                       st.sampled_from(VALUES)))
+def test_no_order_does_any_harm(request_):
+    layer = Layer()
+    answer, _ = layer.core.manage(request_, 0.0)
+    assert isinstance(answer, dict)
+    layer.crash()
+
+
+@pytest.mark.parametrize("key", [ROUTES_KEY, PATHS_KEY])
+@pytest.mark.parametrize("stored", [b"", b"[]x", b"{}", b'{"addresses":[[0,99]],"routes":[]}', b"[[1]]"])
+def test_stored_nonsense_is_counted_and_forgotten(layer, key, stored):
+    layer.state[key] = stored
+    layer.crash()
+    assert layer.count("state_unreadable") == 1
+    assert layer.routes() == [CONNECTED, DEFAULT]
+
+
+# -- IP_MTU_DISCOVER and fragments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "short", "long"), [
+    (DONT, [(1500, False)], [(1500, False), (21, False)]), (WANT, [(1500, True)], [(1500, False), (21, False)]),
+    (DO, [(1500, True)], None), (PROBE, [(1500, True)], None), (INTERFACE, [(1500, False)], None),
+    (OMIT, [(1500, False)], [(1500, False), (21, False)]),
+])  # fmt: skip
+def test_the_modes_of_path_mtu_discovery_as_in_ip_7(layer, mode, short, long):
+    assert layer.sent(size=1480, mode=mode) == short
+    if long is not None:
+        assert layer.sent(size=1481, mode=mode) == long
+        return
+    ((consumer, kind, record),) = layer.sends(size=1481, mode=mode)
+    assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
+    assert ICMP_ERROR_HEADER.unpack_from(record)[:5] == (3, 4, records.ORIGIN_LOCAL, 0, 1500)
+
+
+@pytest.mark.parametrize(("mode", "lengths"), [
+    (DONT, [1396, 124]), (WANT, [1396, 124]), (DO, None), (PROBE, [1500]), (INTERFACE, [1500]), (OMIT, [1500])])
+def test_who_heeds_a_path_mtu_and_who_ignores_it(layer, mode, lengths):
+    layer.sends()
+    layer.router_says(1400)
+    if lengths is not None:
+        assert [length for length, _ in layer.sent(size=1480, mode=mode)] == lengths
+        return
+    ((_, kind, record),) = layer.sends(size=1480, mode=mode)
+    assert (kind, ICMP_ERROR_HEADER.unpack_from(record)[4]) == (table.ICMP_ERROR, 1400)
+
+
+def test_the_largest_datagram_goes_out_whole_and_comes_in_whole(layer):
+    sends = layer.sends(size=65515)
+    assert len(sends) == 45
+    packets = []
+    for _, _, record in sends:
+        packet = IP(record[6:])
+        packet.src, packet.dst = FAR, ME
+        del packet.chksum
+        packets.append(bytes(packet))
+    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET, packets, layer.now)
+    assert (consumer, kind, len(record), record[20:]) == (table.UDP, table.PACKET, 65535, bytes(65515))
+    assert layer.core.next_wake is None
+
+
+def test_fragments_that_wait_for_a_neighbour_all_leave(layer):
+    assert len(layer.sends("10.0.0.50", size=65507)) == 45
+
+
+def test_rfc1122_3_3_2_fragments_that_came_in_vain_are_told(layer):
+    first = bytes(IP(src="10.0.0.9", dst=ME, proto=17, flags="MF") / bytes(16))
+    assert layer.core.receive(table.LINK, table.PACKET, [first], layer.now) == []
+    assert layer.core.next_wake == layer.now + 30
+    ((consumer, kind, record),) = layer.core.wake(layer.now + 30)
+    assert (consumer, kind) == (table.ICMP, table.REPORT_ERROR)
+    assert ICMP_ERROR_HEADER.unpack_from(record)[:2] == (11, 1)
+    assert record[ICMP_ERROR_HEADER.size :] == first
+    assert layer.core.next_wake is None
+
+
+def test_fragments_of_a_broadcast_are_put_together(layer):
+    pieces = [bytes(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, flags="MF") / bytes(16)),
+              bytes(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, frag=2) / bytes(5))]
+    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET_GROUP, pieces, layer.now)
+    assert (consumer, kind, len(record)) == (table.UDP, table.PACKET_GROUP, 41)
+
+
+# -- path MTUs ---------------------------------------------------------------------------------------------------------
+
+
+def test_rfc1191_6_1_a_smaller_mtu_is_learnt_announced_and_kept_over_a_crash(layer):
+    layer.sends()
+    layer.router_says(1400)
+    assert set(layer.told) == {table.ICMP, table.UDP, table.SOCKETS}  # not arp
+    for _ in range(2):
+        route = RouteTable(layer.told[table.SOCKETS]).lookup(number(FAR))
+        assert route == Route(number(FAR), 32, number(GATEWAY), number(ME), 1400)
+        assert RouteTable(layer.told[table.UDP]).lookup(number("198.51.100.8")).mtu == 1500
+        assert layer.sent(size=1380) == [(1400, True)]
+        assert layer.sent(size=1381) == [(1396, False), (25, False)]
+        layer.crash()
+    assert layer.routes()[-1] == (f"{FAR}/32", GATEWAY, ME, 0, 1400, "path")
+
+
+def test_rfc1191_3_an_mtu_is_never_raised_by_a_router(layer):
+    layer.sends()
+    layer.router_says(1400)
+    for told in (1400, 1401, 1500, 65535):
+        layer.router_says(told)
+        assert layer.told == {}
+    layer.router_says(1300)
+    assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == 1300
+    assert layer.count("path_mtu_lowered") == 2
+
+
+def test_only_about_a_destination_that_we_send_to(layer):
+    layer.router_says(1400)
+    layer.router_says(1400, to="255.255.255.255")
+    layer.router_says(1400, to=ME)
+    assert layer.told == {}
+    layer.core.receive(table.ICMP, table.PATH_MTU, [b"", bytes(9)], 0.0)
+    assert (layer.count("path_mtu_refused"), layer.count("bad_announcement")) == (3, 2)
+
+
+@pytest.mark.parametrize("told", [1, 68, MTU_MIN - 1])
+def test_a_forged_mtu_slows_us_down_to_552_and_a_true_one_does_not_stop_us(layer, told):
+    """Linux: net.ipv4.route.min_pmtu, and a "locked" MTU: what is below it, routers have to fragment."""
+    layer.sends()
+    layer.router_says(told)
+    assert layer.sent(size=400) == [(420, False)]
+    assert [length for length, _ in layer.sent(size=1000)] == [548, 492]
+    assert layer.sent(size=400, mode=DO) == [(420, True)]  # who insists gets what it wants
+    layer.told.clear()
+    layer.router_says(told)
+    assert layer.told == {}
+
+
+def test_at_552_a_router_may_still_say_that_this_is_too_much(layer):
+    layer.sends()
+    layer.router_says(MTU_MIN)
+    assert layer.sent(size=400) == [(420, True)]
+    layer.sends()
+    layer.router_says(300)
+    assert layer.sent(size=400) == [(420, False)]
+
+
+@pytest.mark.parametrize(("quoted", "learnt"), [
+    (1500, 1492), (1492, 1006), (1006, 552), (1007, 1006), (65535, 1492), (0, 552)])
+def test_rfc1191_5_an_old_router_that_says_nothing_makes_us_try_the_next_plateau(layer, quoted, learnt):
+    layer.sends()
+    layer.router_says(0, quoted=quoted)
+    assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == learnt
+
+
+def test_rfc1191_6_3_after_ten_minutes_the_path_may_have_changed(layer):
+    layer.sends()
+    layer.router_says(1400)
+    layer.passes(AGE_LIMIT_S - 1)
+    assert layer.told == {}
+    assert layer.sent(size=1480) != [(1500, True)]
+    layer.passes(2)
+    assert RouteTable(layer.told[table.SOCKETS]).lookup(number(FAR)).mtu == 1500
+    assert layer.sent(size=1480) == [(1500, True)]
+    assert layer.core.next_wake is None
+    layer.crash()
+    assert layer.routes() == [CONNECTED, DEFAULT]
+
+
+def test_what_a_router_keeps_saying_does_not_age(layer):
+    layer.sends()
+    layer.router_says(1400)
+    layer.passes(AGE_LIMIT_S - 10)
+    layer.router_says(1400)
+    layer.passes(AGE_LIMIT_S - 10)
+    assert layer.count("path_mtu_expired") == 0
+
+
+def test_a_flood_of_mtus_is_limited_and_the_table_bounded(layer):
+    for last in range(400):
+        to = f"198.51.{last >> 8}.{last & 255}"
+        layer.sends(to)
+        layer.router_says(1400, to=to)
+        layer.now += 1e-4
+    assert layer.count("path_mtu_lowered") == MTU_CHANGES_BURST
+    assert layer.count("path_mtu_limited") == 400 - MTU_CHANGES_BURST
+    for last in range(400):
+        layer.now += 1.0
+        to = f"203.0.{last >> 8}.{last & 255}"
+        layer.sends(to)
+        layer.router_says(1400, to=to)
+    assert len(layer.told[table.UDP].routes) == 2 + PATHS_MAX
+
+
+def test_a_path_mtu_above_that_of_a_new_route_does_not_matter(layer):
+    layer.sends()
+    layer.router_says(1400)
+    layer.accepts("route_add", destination=f"{FAR}/32", gateway="10.0.0.9", mtu=1000)
+    assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == 1000
+    assert [length for length, _ in layer.sent(size=1480)] == [996, 524]
+
+
+class PathsAgainstAModel(RuleBasedStateMachine):
+    """The model is a dict; a crash may come at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: dict[int, bytes] = {}
+        self.paths = Paths(self.state, PATHS_KEY)
+        self.now = 0.0
+        self.model: dict[int, tuple[int, float]] = {}
+
+    @rule(destination=st.integers(1, 3), told=st.integers(1, 2000))
+    def router_says(self, destination, told):
+        present = self.model[destination][0] if destination in self.model else 1500
+        self.paths.lower(destination, told, 1500, present, self.now)
+        learnt = max(told, MTU_MIN)
+        if learnt < present:
+            self.model[destination] = learnt, self.now
+
+    @rule(seconds=st.sampled_from([1.0, 200.0, AGE_LIMIT_S]))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.paths.expire(self.now)
+        self.model = {destination: path for destination, path in self.model.items()
+                      if self.paths.get(destination) is not None or self.now - path[1] < AGE_LIMIT_S}
+
+    @rule()
+    def crash(self):
+        self.paths = Paths(self.state, PATHS_KEY)
+        self.paths.load()
+
+    @invariant()
+    def both_agree(self):
+        assert {path.destination: path.mtu for path in self.paths.all()} == {
+            destination: mtu for destination, (mtu, _) in self.model.items()}
+        expiries = [path.expires for path in self.paths.all()]
+        assert expiries == sorted(expiries)
+        assert self.paths.next_expiry == (expiries[0] if expiries else None)
+        assert all(expiry > self.now for expiry in expiries)
+
+
+TestPathsAgainstAModel = PathsAgainstAModel.TestCase
+TestPathsAgainstAModel.settings = settings(max_examples=100, deadline=None)

@@ -1,0 +1,63 @@
+"""What a layer has the keeper show people: begins once, lasts, is over once."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bus.records import Notice, decode_notices, encode
+from supervisor.status import table
+from supervisor.ward import Ward
+
+FIRST = Notice("conflict", "a claims b", (("address", "b"), ("mac", "a")))
+SECOND = Notice("conflict", "c claims b", (("address", "b"), ("mac", "c")))
+
+
+@pytest.fixture
+def ward(tmp_path):
+    made = Ward("arp", tmp_path)
+    yield made
+    made.listener.close()
+
+
+def told(*notices: Notice) -> list:
+    """As they come off the control line."""
+    return msgspec.json.decode(encode(list(notices)))
+
+
+def test_a_notice_begins_once_however_often_it_is_told_and_keeps_its_time(ward):
+    assert ward.notice(told(FIRST), 100.0) == ([FIRST], [])
+    assert ward.notice(told(FIRST), 200.0) == ([], [])
+    assert ward.standing_notices() == [
+        {"event": "conflict", "detail": "a claims b", "since": 100.0, "address": "b", "mac": "a"}]
+
+
+def test_what_is_told_no_longer_is_over(ward):
+    ward.notice(told(FIRST, SECOND), 100.0)
+    assert ward.notice(told(SECOND), 200.0) == ([], [FIRST])
+    assert ward.notice(told(), 300.0) == ([], [SECOND])
+    assert ward.standing_notices() == []
+
+
+def test_what_comes_back_begins_anew(ward):
+    ward.notice(told(FIRST), 100.0)
+    ward.notice(told(), 200.0)
+    assert ward.notice(told(FIRST), 300.0) == ([FIRST], [])
+    assert ward.standing_notices()[0]["since"] == 300.0
+
+
+@pytest.mark.parametrize("octets", [b"", b"{}", b'[{"event": 1}]', b"[[]]", b"\xff"])
+def test_notices_that_do_not_parse_are_the_layers_fault(octets):
+    with pytest.raises(ValueError):
+        decode_notices(octets)
+
+
+def test_status_shows_them_under_the_table():
+    status = {"name": "x", "state": "up", "address": "10.0.0.2/24", "wire": "w", "mac": "m", "mtu": 1500, "cores": "0",
+              "keeper": 1, "run_dir": "/x", "layers": {"arp": {
+                  "pid": 1, "state": "up", "restarts": 0, "uptime_s": 1.0, "rss_bytes": 0, "cpu_s": 0.0,
+                  "packets_in": 0, "packets_out": 0, "packets_dropped": 0, "notices": [
+                      {"event": "conflict", "detail": "a claims b", "since": 0.0}]}}}
+    last = table(status).splitlines()[-1]
+    assert last.startswith("arp: conflict since 19")
+    assert last.endswith(": a claims b")

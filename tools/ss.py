@@ -1,0 +1,48 @@
+"""`launcher.py ss`: the sockets of all applications of a stack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tools import stack_of
+
+TEXT = "the sockets of all applications: names, owners, what is queued and dropped"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("--json", action="store_true", help="a list of objects")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print them."""
+    sockets = [{**each, "process": process_name(each["pid"])} for each in stack_of(given).list_sockets()]
+    print(json.dumps(sockets, indent=2) if given.json else table(sockets))
+    return 0
+
+
+def process_name(pid: int) -> str:
+    """proc(5), comm; empty for a process that has ended or is out of sight."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def table(sockets: list[dict[str, Any]]) -> str:
+    """A table for a person."""
+    lines = [f"{'type':<6} {'local':<22} {'peer':<22} {'queued':>8} {'drops':>7}  process"]
+    for each in sockets:
+        kind = "udp" if each["type"] == "dgram" else each["type"]
+        lines.append(f"{kind:<6} {name(each['local']):<22} {name(each['peer']):<22} {each['queued']:>8} "
+                     f"{each['drops']:>7}  {each['process'] or '-'} [{each['pid']}]")
+    return "\n".join(lines)
+
+
+def name(address: list | None) -> str:
+    """ADDRESS:PORT, with stars for what is open, as ss(8)."""
+    host, port = address or ("0.0.0.0", 0)
+    return f"{'*' if host == '0.0.0.0' else host}:{port or '*'}"

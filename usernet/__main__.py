@@ -1,0 +1,41 @@
+"""Run a Python program over a stack: python -m usernet [--name N] PROGRAM [ARGS…], or -m MODULE [ARGS…]."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+
+from usernet.patching import patch
+from usernet.stack import Stack
+
+
+def main() -> None:
+    """What the program gets as its arguments is what stands behind its name."""
+    parser = argparse.ArgumentParser(prog="python -m usernet", description="Run a Python program, unmodified, with a "
+                                     "usernet stack in the place of the kernel's.", allow_abbrev=False)
+    parser.add_argument("--name", metavar="N", help="which stack (default: $USERNET_NAME, else 'default')")
+    parser.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module's name, as for python -m")
+    parser.add_argument("program", metavar="PROGRAM")
+    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    if given.name:
+        os.environ["USERNET_NAME"] = given.name
+        os.environ.pop("USERNET_DIR", None)
+    try:
+        Stack()
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"usernet: {error.strerror or error if isinstance(error, OSError) else error}\n")
+    patch()
+    sys.argv = [given.program, *given.arguments]
+    if given.module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(given.program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(given.program))
+        runpy.run_path(given.program, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

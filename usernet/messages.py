@@ -1,0 +1,117 @@
+"""Ancillary data of sendmsg and recvmsg, with the structures and limits of Linux (ip(7), cmsg(3))."""
+
+from __future__ import annotations
+
+import errno
+import socket as _std
+from collections.abc import Iterable
+from struct import Struct
+from typing import NamedTuple
+
+from usernet.names import os_error
+from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_TOS_GIVEN
+
+IP_TOS, IP_TTL, IP_PKTINFO, IP_RECVERR, IP_RECVTTL, IP_RECVTOS = 1, 2, 8, 11, 12, 13  # linux/in.h
+SOL_UDP = 17
+SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came by ICMP has an offender
+
+# What recvmsg tells of a datagram, by the options that ask for it: bits of Description.ancillary.
+WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4}
+
+INTERFACE = 2  # index of the stack's one interface: Linux gives 1 to the loopback, 2 to the first after it
+
+_INT = Struct("=i")
+_PKTINFO = Struct("=i4s4s")  # struct in_pktinfo: interface, local address, header destination
+_EXTENDED_ERROR = Struct("=IBBBBII")  # struct sock_extended_err: errno, origin, type, code, pad, info, data
+_OFFENDER = Struct("=H2x4s8x")  # struct sockaddr_in
+_CMSG_HEADER_OCTETS = 16
+
+Control = tuple[int, int, bytes]  # level, type, data
+
+
+class Steering(NamedTuple):
+    """What the ancillary data of sendmsg asks for."""
+
+    ttl: int | None = None
+    tos: int | None = None
+    source: bytes = b""  # empty: not given
+
+    def header(self, header: bytes) -> bytes:
+        """A SEND_HEADER with TTL and TOS as asked for."""
+        ttl = header[14] if self.ttl is None else self.ttl
+        if self.tos is None:
+            return header[:14] + bytes((ttl,)) + header[15:]
+        return header[:14] + bytes((ttl, self.tos)) + SEND_TOS_GIVEN.to_bytes(2, "little")
+
+
+def steering(controls: Iterable[tuple[int, int, object]]) -> Steering:
+    """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored."""
+    ttl = tos = None
+    source = b""
+    for level, kind, value in controls:
+        data = bytes(value)  # type: ignore[call-overload]
+        if level in (_std.SOL_SOCKET, SOL_UDP):
+            raise os_error(errno.EINVAL)
+        if level != _std.IPPROTO_IP:
+            continue
+        if kind == IP_TTL and len(data) == _INT.size:
+            ttl = _within(1, _INT.unpack(data)[0])
+        elif kind == IP_TOS and len(data) in (1, _INT.size):
+            tos = _within(0, data[0] if len(data) == 1 else _INT.unpack(data)[0])
+        elif kind == IP_PKTINFO and len(data) == _PKTINFO.size:
+            interface, local, _ = _PKTINFO.unpack(data)
+            if interface not in (0, INTERFACE):
+                raise os_error(errno.ENODEV)
+            source = local if any(local) else b""
+        else:
+            raise os_error(errno.EINVAL)
+    return Steering(ttl, tos, source)
+
+
+def _within(lowest: int, value: int) -> int:
+    if not lowest <= value <= 255:
+        raise os_error(errno.EINVAL)
+    return value
+
+
+def told(wanted: int, record: bytes, local: bytes) -> list[Control]:
+    """What recvmsg tells of a datagram; `local`: the stack's address, where its destination is a group."""
+    _, _, _, destination, ttl, tos = DATAGRAM_HEADER.unpack_from(record)
+    controls: list[Control] = []
+    if wanted & WANTED[IP_PKTINFO]:
+        group = destination[0] >= 224  # multicast and 255.255.255.255
+        info = _PKTINFO.pack(INTERFACE, local if group else destination, destination)
+        controls.append((_std.IPPROTO_IP, IP_PKTINFO, info))
+    if wanted & WANTED[IP_RECVTTL]:
+        controls.append((_std.IPPROTO_IP, IP_TTL, _INT.pack(ttl)))
+    if wanted & WANTED[IP_RECVTOS]:
+        controls.append((_std.IPPROTO_IP, IP_TOS, bytes((tos,))))
+    return controls
+
+
+def error_told(record: bytes) -> list[Control]:
+    """What recvmsg with MSG_ERRQUEUE tells of an ERROR_RECORD: struct sock_extended_err and the offender."""
+    _, number, origin, kind, code, _, info, offender, _, _ = ERROR_RECORD.unpack_from(record)
+    data = _EXTENDED_ERROR.pack(number, origin, kind, code, 0, info, 0)
+    family = _std.AF_INET if origin == SO_EE_ORIGIN_ICMP else _std.AF_UNSPEC
+    data += _OFFENDER.pack(family, offender if family else bytes(4))
+    return [(_std.IPPROTO_IP, IP_RECVERR, data)]
+
+
+def error_as_datagram(record: bytes) -> bytes:
+    """An ERROR_RECORD in the shape of a datagram: what comes back is what was sent, from where it was sent to."""
+    handle, *_, destination, port = ERROR_RECORD.unpack_from(record)
+    return DATAGRAM_HEADER.pack(handle, destination, port, bytes(4), 0, 0) + record[ERROR_RECORD.size :]
+
+
+def fit(controls: list[Control], room: int) -> tuple[list[Control], bool]:
+    """(what fits a control buffer of `room` octets, whether something was cut or left out), as put_cmsg in Linux."""
+    fitting: list[Control] = []
+    for level, kind, data in controls:
+        if room < _CMSG_HEADER_OCTETS:
+            return fitting, True
+        fitting.append((level, kind, data[: room - _CMSG_HEADER_OCTETS]))
+        if room < _CMSG_HEADER_OCTETS + len(data):
+            return fitting, True
+        room -= min(room, _std.CMSG_SPACE(len(data)))
+    return fitting, False
