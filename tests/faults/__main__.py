@@ -62,26 +62,28 @@ def main() -> int:
         checks = report.promises(verdicts)
         leaks = watch.leaks()
         checks.append((not leaks, f"leaks: {'; '.join(leaks) or 'none'}"))
-        _show(options, lines, checks, verdicts, took_s, seed)
+        _show(options, lines, checks, verdicts, took_s, seed, len(incidents))
         if options.json:
             Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(
                 {"seed": seed, "sums": lines, "verdicts": verdicts, "growth": watch.growth(), "counters": counters})))
     return 0 if all(kept for kept, _ in checks) and len(done) == len(incidents) else 1
 
 
-def _show(options: argparse.Namespace, lines: list, checks: list, verdicts: list, took_s: float, seed: int) -> None:
+def _show(options: argparse.Namespace, lines: list, checks: list, verdicts: list, took_s: float, seed: int,
+          drawn: int) -> None:
     if options.verbose:
         for number, each in enumerate(verdicts):
             if not each.transparent:
                 print(f"{number}: {report.line(each)}")
     print(report.text(lines))
-    print(f"\n{len(verdicts)} incidents in {took_s:.0f} s")
+    print(f"\n{len(verdicts)} of {drawn} incidents in {took_s:.0f} s")
     for kept, sentence in checks:
         print(f"{'kept  ' if kept else 'BROKEN'}  {sentence}")
     if options.markdown:
-        command = f"python -m tests.faults --seed {seed} --faults {options.faults}"
+        command = f"python -m tests.faults {' '.join(sys.argv[1:])}"
         head = (f"{time.strftime('%Y-%m-%d')}, `{command}`, {os.cpu_count()} cores, Linux {platform.release()}, "
-                f"Python {platform.python_version()}: {len(verdicts)} incidents in {took_s:.0f} s.\n")
+                f"Python {platform.python_version()}: seed {seed}, "
+                f"{len(verdicts)} of {drawn} incidents in {took_s:.0f} s.\n")
         checked = "\n".join(f"- {'kept' if kept else '**broken**'}: {sentence}" for kept, sentence in checks)
         Path(options.markdown).write_text(f"{head}\n{report.markdown(lines)}\n\n{checked}\n")
 
