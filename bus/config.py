@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import msgspec
 
 
@@ -20,6 +22,12 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
     owner_uid: int = 0  # who may talk to the socket service
+    cookie: int = 0  # added to a layer's id in its frames: what others of this user send cannot pass for a layer's
+
+
+def draw_cookie() -> int:
+    """A new one: above all ids of guests, its last octet left for a layer's."""
+    return (1 << 54) + (secrets.randbits(46) << 8)
 
 
 encode = msgspec.json.Encoder().encode

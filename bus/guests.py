@@ -70,7 +70,7 @@ class Guests:
 
     def admit(self, number: int) -> Guest | None:
         """A stranger said HELLO. None where it has no inbox, is not ours, or no place is left."""
-        if number < table.GUEST_ID_MIN:
+        if not table.GUEST_ID_MIN <= number < table.GUEST_ID_END:
             return None
         pid = listener_pid(self._run_dir / inbox_name(number))
         started = _start_time(pid) if pid else None

@@ -100,7 +100,8 @@ class Node:
         self._inbox = self._bind(config, layer, listener_fd)
         self._guests = (Guests(config.run_dir, self._context, self.number, self._journal, durable, self._touched)
                         if hasattr(core, "guest_joined") else None)
-        self._inlets = {table.LAYERS[name]: self._inlet(table.LAYERS[name], kinds)
+        self._cookie = config.cookie
+        self._inlets = {config.cookie + table.LAYERS[name]: self._inlet(table.LAYERS[name], kinds)
                         for name, kinds in table.inputs(layer).items()}
         self._batches = self._inlet(table.MEDIUM, frozenset())  # what the medium gives, numbered like frames
         self._outlets = {table.LAYERS[name]: self._connect(config, name) for name in table.outputs(layer)}
@@ -125,7 +126,8 @@ class Node:
         set_defaults(push)
         push.connect(f"ipc://{config.run_dir}/{name}.sock")
         number = table.LAYERS[name]
-        return Outlet(push, self.number, number, self._journal, self._memory, memory.SENT + number, self._touched)
+        return Outlet(push, self._cookie + self.number, number, self._journal, self._memory, memory.SENT + number,
+                      self._touched)
 
     def run(self) -> None:
         """Serve until the keeper says stop or is gone."""
@@ -173,7 +175,7 @@ class Node:
         self._suspect.inherit(self._journal.done)
         inherit(self._memory)
         for outlet in self._outlets.values():
-            inlet = self._inlets.get(outlet.consumer)
+            inlet = self._inlets.get(self._cookie + outlet.consumer)
             outlet.greet({"version": 1, "done": inlet.done if inlet else 0})
         if self._guests is not None:
             self._guests.restore()
@@ -224,6 +226,7 @@ class Node:
             inlet = self._meet(sender, kind, incarnation, records, now)
             if inlet is None:
                 return
+        sender = inlet.sender
         if sequence == 0:
             self._greeted(inlet, kind, incarnation, records, now)
             return

@@ -16,6 +16,7 @@ LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS = range(1, 8)
 MEDIUM = 0  # in the calls of link's core: the TAP or wire below it
 KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
 GUEST_ID_MIN = 1 << 32
+GUEST_ID_END = 1 << 53  # what a JavaScript number holds exactly
 
 LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS}
 NAMES = {number: name for name, number in LAYERS.items()}

@@ -17,6 +17,7 @@ import msgspec
 
 SOCKET_NAME = "control.sock"
 LINE_MAX_OCTETS = 1 << 16
+OUTPUT_MAX_OCTETS = 1 << 23  # a caller that leaves so much unread is given up
 _UCRED = struct.Struct("iII")
 
 
@@ -83,6 +84,8 @@ class Caller:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
+        self.output = bytearray()  # that the caller has yet to read
+        self.last = False
         self._input = b""
 
     def fileno(self) -> int:
@@ -118,12 +121,27 @@ class Caller:
         return self.send({"error": text})
 
     def send(self, message: object) -> bool:
-        """Send one line; False where the caller is gone or does not read."""
+        """Send one line, now or with `flush`; False where the caller is gone, or has not read for long."""
+        self.output += msgspec.json.encode(message) + b"\n"
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits, as far as there is room."""
         try:
-            self.connection.sendall(msgspec.json.encode(message) + b"\n")
+            while self.output:
+                del self.output[: self.connection.send(self.output)]
+        except BlockingIOError:
+            return len(self.output) < OUTPUT_MAX_OCTETS
         except OSError:
             return False
+        if self.last:
+            self.connection.shutdown(socket.SHUT_WR)
         return True
+
+    def finish(self) -> None:
+        """Nothing more will be sent: hang up once all is out."""
+        self.last = True
+        self.flush()
 
 
 def listen(run_dir: Path) -> socket.socket:

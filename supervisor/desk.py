@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import selectors
 import signal
-import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,14 @@ class Desk:
         if caller is not None:
             self._keeper.watch(caller, partial(self._serve, caller))
 
+    def _mind(self, caller: control.Caller) -> None:
+        """Wait for room as well, while the caller has yet to read something."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if caller.output else 0)
+        if caller.connection.fileno() >= 0:
+            self._keeper.selector.modify(caller, events, partial(self._serve, caller))
+
     def _serve(self, caller: control.Caller) -> None:
-        requests = caller.requests()
+        requests = caller.requests() if caller.flush() else None
         if requests is None:
             self._keeper.selector.unregister(caller)
             caller.connection.close()
@@ -54,6 +60,7 @@ class Desk:
                 caller.refuse(f"unknown request {request.get('op')!r}")
             else:
                 answer(caller, request)
+        self._mind(caller)
 
     def _on_status(self, caller: control.Caller, request: dict) -> None:
         caller.answer(self._keeper.status(time.monotonic()))
@@ -106,10 +113,12 @@ class Desk:
         for event in self._keeper.events.all():
             caller.send(event)
         if not request.get("follow"):
-            caller.connection.shutdown(socket.SHUT_WR)
+            caller.finish()
             return
 
         def follow(event: Event) -> bool:
-            return caller.send(event)
+            heard = caller.send(event)
+            self._mind(caller)
+            return heard
 
         self._keeper.events.follow(follow)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
 from bus import memory, table
-from bus.config import StackConfig, encode
+from bus.config import StackConfig, draw_cookie, encode
 from setproctitle import setproctitle
 from supervisor import child, janitor
 from supervisor.capture import write_poison
@@ -58,7 +58,7 @@ class Keeper:
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, wire=options.wire,
             wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, dns=options.name_servers(),
-            owner_uid=os.getuid())
+            owner_uid=os.getuid(), cookie=draw_cookie())
         self.wards = {name: Ward(name, run_dir) for name in table.LAYERS}
         self._placement = Placement(options.cores, options.core_list())
         self._stopping = False

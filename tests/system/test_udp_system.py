@@ -416,7 +416,7 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
     nonsense += [frame(protocol.REQUEST, number, body) for number, body in enumerate(bodies, 1)]
     nonsense += [frame(kind, len(bodies) + kind % 7, rng.randbytes(rng.randrange(64))) for kind in range(256)]
     nonsense += [frame(protocol.REQUEST, number, b"{}", sender=sender) for number in (0, 1, 1 << 63)
-                 for sender in (0, 99, (1 << 64) - 1)]
+                 for sender in (0, 1, 5, 7, 99, (1 << 64) - 1)]
     nonsense += [rng.randbytes(rng.randrange(200)) for _ in range(300)]
     nonsense += [bytes(octet ^ (rng.random() < 0.05) * rng.randrange(256) for octet in rng.choice(nonsense[:20])[:500])
                  for _ in range(300)]
