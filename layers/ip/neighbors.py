@@ -1,19 +1,21 @@
 """ip's copy of what arp knows, and the packets that wait for an answer.
 
-arp owns the neighbours; a copy here spares a question per packet. Lost in a crash: the waiting packets, and the copy,
-which arp announces anew.
+arp owns the neighbours; a copy here spares a question per packet, and is kept over a crash, so that a restarted ip need
+not hold packets back until arp has told it everything anew. Lost in a crash: the waiting packets.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from bus.core import CounterWords
+from bus.core import CounterWords, State
 from layers.ip.counters import Counters
 
 ASK_AGAIN_AFTER_S = 30.0  # half of arp's age limit: a neighbour in use is verified before it expires
+MAC_OCTETS = 6
 WAITING_MAX = 64  # packets per neighbour; RFC 1122 section 2.3.2.2 asks for at least one, the latest
 NEIGHBORS_MAX = 8192
+KEYS = 1 << 32  # + address: key in the state of what is known of a neighbour, its MAC
 
 
 class Neighbor:
@@ -31,9 +33,17 @@ class Neighbor:
 class Neighbors:
     """Neighbours by address (4 octets)."""
 
-    def __init__(self, counters: CounterWords) -> None:
+    def __init__(self, state: State, counters: CounterWords) -> None:
+        self._state = state
         self._counters = counters
         self._by_address: dict[bytes, Neighbor] = {}
+
+    def start(self) -> None:
+        """Read back what the former incarnation knew; arp is asked again for what is used of it."""
+        for key in [key for key in self._state if key >> 32 == KEYS >> 32]:
+            mac = self._state[key]
+            if len(mac) == MAC_OCTETS:
+                self.get((key & 0xFFFFFFFF).to_bytes(4, "big")).mac = mac
 
     def get(self, address: bytes) -> Neighbor:
         """The neighbour, made where it is new; the longest known gives way where there are too many."""
@@ -41,7 +51,7 @@ class Neighbors:
         if neighbor is None:
             if len(self._by_address) >= NEIGHBORS_MAX:
                 oldest = self._by_address.pop(next(iter(self._by_address)))
-                oldest.mac = None  # flows that hold it ask again
+                self.forget(oldest)  # flows that hold it ask again
                 self._counters[Counters.neighbor_queue_full] += len(oldest.waiting)
             neighbor = self._by_address[address] = Neighbor(address)
         return neighbor
@@ -49,6 +59,21 @@ class Neighbors:
     def find(self, address: bytes) -> Neighbor | None:
         """The neighbour, if it is known."""
         return self._by_address.get(address)
+
+    def learn(self, address: bytes, mac: bytes, now: float) -> Neighbor:
+        """arp says where it is."""
+        neighbor = self.get(address)
+        if neighbor.mac != mac:
+            self._state[KEYS | int.from_bytes(address, "big")] = mac
+            neighbor.mac = mac
+        neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
+        return neighbor
+
+    def forget(self, neighbor: Neighbor) -> None:
+        """arp has to be asked before the next packet leaves."""
+        neighbor.mac = None
+        neighbor.ask_again_at = float("-inf")
+        self._state.pop(KEYS | int.from_bytes(neighbor.address, "big"), None)
 
     def unresolved(self) -> list[Neighbor]:
         """Those that somebody waits for."""

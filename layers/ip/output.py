@@ -66,14 +66,15 @@ class Output:
         self._routing = routing
         self._state = state
         self._counters = counters
-        self._neighbors = Neighbors(counters)
+        self._neighbors = Neighbors(state, counters)
         self._flows: dict[bytes, Flow] = {}
         self._destinations: set[bytes] = set()  # those of all flows since both started afresh
         self._identification = rng.randrange(65536)
         self._identifications_left = 0  # of the block that is reserved
 
     def start(self) -> None:
-        """Go on behind the numbers that were used."""
+        """Go on behind the numbers that were used, and with the neighbours that were known."""
+        self._neighbors.start()
         number = self._state.get(IDENTIFICATION_KEY)
         if number:
             self._identification = int.from_bytes(number, "little")
@@ -277,9 +278,8 @@ class Output:
             if len(record) != 10:
                 self._counters[C.bad_announcement] += 1
                 continue
-            neighbor = self._neighbors.get(record[:4])
-            neighbor.mac = mac = record[4:]
-            neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
+            mac = record[4:]
+            neighbor = self._neighbors.learn(record[:4], mac, now)
             sends += [(table.LINK, table.PACKET_OUT, mac + built) for built in neighbor.waiting]
             self._counters[C.packets_out] += len(neighbor.waiting)
             neighbor.waiting.clear()
@@ -293,8 +293,7 @@ class Output:
             if neighbor is None:
                 self._counters[C.bad_announcement] += len(record) != 4
                 continue
-            neighbor.mac = None
-            neighbor.ask_again_at = float("-inf")
+            self._neighbors.forget(neighbor)
             self._counters[C.neighbor_unreachable] += len(neighbor.waiting)
             for built in neighbor.waiting:
                 sends += local_error(HOST_UNREACHABLE, built)
@@ -306,8 +305,7 @@ class Output:
         for record in records:
             neighbor = self._neighbors.find(record)
             if neighbor is not None:
-                neighbor.mac = None
-                neighbor.ask_again_at = float("-inf")
+                self._neighbors.forget(neighbor)
 
 
 def _group_neighbor(mac: bytes) -> Neighbor:

@@ -465,3 +465,16 @@ def test_flows_are_remembered_up_to_a_bound(layer):
               for tos in range(17)]
     assert len(layer.gives(table.UDP, TRANSMIT, *header)) == len(header) > FLOWS_MAX
     assert len(layer.core._output._flows) <= FLOWS_MAX
+
+
+def test_a_known_neighbour_is_still_known_after_a_crash_and_verified(layer):
+    layer.learns()
+    layer.crash()
+    assert [kind for _, kind, _ in layer.sends(PEER)] == [RESOLVE, PACKET_OUT]
+
+
+def test_a_neighbour_that_was_gone_before_a_crash_is_not_back_after_it(layer):
+    layer.learns()
+    layer.gives(ARP, UNREACHABLE, octets(PEER))
+    layer.crash()
+    assert layer.sends(PEER) == [asks(PEER)]
