@@ -12,12 +12,15 @@ import socket as kernel
 import struct
 import sys
 import time
+from collections.abc import Callable
 from statistics import median, quantiles
 
 import usernet
 from bus.checksum import checksum
 
 QUIET_S = 2.0
+BATCH = 64  # datagrams a call
+UDP_SEGMENT = 103  # linux/udp.h; the socket module does not have it
 _ECHO = struct.Struct("!BBHHH")
 
 
@@ -151,6 +154,78 @@ def kernel_echo(address: str, port: str) -> None:
             endpoint.sendto(data, peer)
 
 
+def pour(address: str, port: str, size: str, seconds: str) -> dict:
+    """Send datagrams out of the stack as fast as it takes them, many a call."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.connect((address, int(port)))
+        batch = [(bytes(int(size)), None)] * BATCH
+        return _timed(lambda: endpoint.sendmany(batch), float(seconds))
+
+
+def kernel_pour(address: str, port: str, size: str, seconds: str, per_s: str) -> dict:
+    """The same out of the kernel, with UDP_SEGMENT, `per_s` datagrams a second."""
+    with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
+        endpoint.setsockopt(kernel.SOL_UDP, UDP_SEGMENT, int(size))
+        endpoint.connect((address, int(port)))
+        count = min(BATCH, 65507 // int(size))
+        whole = bytes(int(size) * count)
+        started, sent = time.perf_counter(), 0
+
+        def send() -> int:
+            nonlocal sent
+            ahead = sent / float(per_s) - (time.perf_counter() - started)
+            if ahead > 0:
+                time.sleep(ahead)
+            endpoint.send(whole)
+            sent += count
+            return count
+
+        return _timed(send, float(seconds))
+
+
+def _timed(send: Callable[[], int], seconds: float) -> dict:
+    started, sent = time.perf_counter(), 0
+    try:
+        while time.perf_counter() - started < seconds:
+            sent += send()
+    except ConnectionRefusedError:
+        pass  # the sink has seen enough
+    return {"per_s": sent / (time.perf_counter() - started)}
+
+
+def sink(address: str, port: str, seconds: str) -> dict:
+    """An application that counts what comes within `seconds` of the first datagram."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.setsockopt(usernet.SOL_SOCKET, usernet.SO_RCVBUF, 1 << 22)
+        endpoint.bind((address, int(port)))
+        return _counted(endpoint, lambda: [len(data) for data, _ in endpoint.recvmany(256)], float(seconds))
+
+
+def kernel_sink(address: str, port: str, seconds: str) -> dict:
+    """The same over the kernel's sockets, a datagram a call."""
+    with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
+        endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
+        endpoint.bind((address, int(port)))
+        buffer = bytearray(2048)
+        return _counted(endpoint, lambda: [endpoint.recv_into(buffer) for _ in range(16)], float(seconds))
+
+
+def _counted(endpoint, receive: Callable[[], list[int]], seconds: float) -> dict:
+    print("ready", flush=True)
+    endpoint.settimeout(QUIET_S)
+    datagrams, octets = 1, len(endpoint.recv(2048))
+    started = last = time.perf_counter()
+    try:
+        while last - started < seconds:
+            lengths = receive()
+            last = time.perf_counter()
+            datagrams += len(lengths)
+            octets += sum(lengths)
+    except TimeoutError:
+        pass  # the source has ended; its time counts to the last datagram
+    return {"per_s": datagrams / (last - started), "mbit_s": octets * 8e-6 / (last - started)}
+
+
 def idle_sockets(count: str, first_port: str) -> None:
     """An application that binds many sockets and lets them be."""
     sockets = []
@@ -164,7 +239,8 @@ def idle_sockets(count: str, first_port: str) -> None:
 
 if __name__ == "__main__":
     roles = {"ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
-             "kernel-echo": kernel_echo, "idle-sockets": idle_sockets}
+             "kernel-echo": kernel_echo, "idle-sockets": idle_sockets,
+             "pour": pour, "kernel-pour": kernel_pour, "sink": sink, "kernel-sink": kernel_sink}
     result = roles[sys.argv[1]](*sys.argv[2:])
     if result is not None:
         print(json.dumps(result))

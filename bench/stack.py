@@ -58,6 +58,13 @@ class Bench:
         finally:
             end(program)
 
+    def through(self, source: tuple[object, ...], sink: tuple[object, ...], out: bool) -> dict:
+        """Run a source at one end against a sink at the other, which is the kernel's for `out`; what the sink printed."""
+        with self.during(*sink, inside=out) as program:
+            self.run(*source, inside=not out)
+            assert program.stdout is not None
+            return json.loads(program.stdout.readline())
+
     def close(self) -> None:
         """End every program."""
         for program in self._programs:

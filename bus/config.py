@@ -6,6 +6,10 @@ import secrets
 
 import msgspec
 
+from bus import table
+
+CHECKSUM, SEGMENTATION = "checksum", "udp-segmentation"  # kinds of offload, as `status` names them
+
 
 class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One stack's settings. Addresses are 32-bit integers; `gateway` 0: none."""
@@ -22,6 +26,9 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
     owner_uid: int = 0  # who may talk to the socket service
+    offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: CHECKSUM, SEGMENTATION
+    layers: tuple[str, ...] = table.ALWAYS  # those that are booted
+    epoch: float = 0.0  # what CLOCK_MONOTONIC lacked, at the boot, to the seconds since 1970
     cookie: int = 0  # added to a layer's id in its frames: what others of this user send cannot pass for a layer's
 
 

@@ -61,7 +61,7 @@ class GuestCore(Core, Protocol):
         """What the HELLO to a guest carries beside the bus's own fields."""
 
     def guest_joined(self, guest: int, hello: dict[str, object], now: float) -> list[Send]:
-        """A guest introduced itself; `hello` says who it is (`pid`), as the kernel says."""
+        """A guest introduced itself, to this incarnation or a former one; `pid` in `hello` is as the kernel says."""
 
     def guest_left(self, guest: int, now: float) -> list[Send]:
         """The guest's process ended."""

@@ -18,9 +18,9 @@ from bus import memory, table
 from bus.journal import Journal
 from bus.peers import listener_pid
 from bus.pipes import Inlet, Outlet, set_defaults
-from usernet.protocol import BYE, CREDIT, REQUEST, SEND, inbox_name
+from usernet.protocol import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
 
-GUEST_KINDS = frozenset({SEND, REQUEST, CREDIT, BYE})
+GUEST_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
 
 
 class Guest:

@@ -18,11 +18,12 @@ from struct import Struct
 
 from bus import memory
 
-_ENTRY = Struct("=IIQQ")  # mark, frame length, consumer, sequence number
+_ENTRY = Struct("=IIQQQQ")  # mark, frame length, consumer, sequence number; the same turn took: sender, its number
+_TOOK = Struct("=QQ")
+_TOOK_AT = _ENTRY.size - _TOOK.size
 _MARK = 0x6A6F7572
 _WRAP_MARK = 0x77726170
-_DONE_MARK = 0x646F6E65  # instead of a frame: (sender, number of its last frame that this turn took) for each sender
-_DONE = Struct("=QQ")
+_DONE_MARK = 0x646F6E65  # no frame: more of what the same turn took
 _NOBODY = 0  # the consumer of what is no frame
 
 
@@ -35,6 +36,8 @@ class Journal:
         self._size = len(store.journal)
         self._entries: deque[tuple[int, int, int, int]] = deque()  # position, length, consumer, sequence
         self._end = self._words[memory.JOURNAL_HEAD]  # of what is written; the head is the end of what is published
+        self._last = 0  # offset of the newest entry
+        self._took = False  # whether it says already what its turn took
         self.done: dict[int, int] = {}  # what the turns in here took: sender -> number of its last frame
         self._load()
 
@@ -48,7 +51,7 @@ class Journal:
             if self._size - offset < _ENTRY.size:
                 position += self._size - offset
                 continue
-            mark, length, consumer, sequence = _ENTRY.unpack_from(self._ring, offset)
+            mark, length, consumer, sequence, sender, number = _ENTRY.unpack_from(self._ring, offset)
             if mark == _WRAP_MARK:
                 position += self._size - offset
                 continue
@@ -56,8 +59,8 @@ class Journal:
             if mark not in (_MARK, _DONE_MARK) or length > self._size - offset - _ENTRY.size or end > head:
                 self._forget()
                 return
-            if mark == _DONE_MARK:
-                self.done.update(_DONE.iter_unpack(self._ring[offset + _ENTRY.size : offset + _ENTRY.size + length]))
+            if number:
+                self.done[sender] = number
             self._entries.append((position, length, consumer, sequence))
             position = end
         if not self._entries:
@@ -80,8 +83,11 @@ class Journal:
     def publish(self, done: Sequence[tuple[int, int]]) -> None:
         """The turn is over: what was written counts from now on, and so does what it took, (sender, number) each."""
         if self._end != self._words[memory.JOURNAL_HEAD]:
-            if done:
-                self._write(_DONE_MARK, _NOBODY, 0, b"".join([_DONE.pack(*each) for each in done]))
+            for sender, number in done:
+                if self._took:
+                    self._write(_DONE_MARK, _NOBODY, 0, b"")
+                _TOOK.pack_into(self._ring, self._last + _TOOK_AT, sender, number)
+                self._took = True
             self._words[memory.JOURNAL_HEAD] = self._end
 
     @property
@@ -106,11 +112,13 @@ class Journal:
             self._words[memory.JOURNAL_TAIL] = entries[0][0] if entries else start
         if start != head:
             if room >= _ENTRY.size:
-                _ENTRY.pack_into(self._ring, offset, _WRAP_MARK, 0, 0, 0)
+                _ENTRY.pack_into(self._ring, offset, _WRAP_MARK, 0, 0, 0, 0, 0)
             offset = 0
         body = offset + _ENTRY.size
         self._ring[body : body + length] = octets
-        _ENTRY.pack_into(self._ring, offset, mark, length, consumer, sequence)
+        _ENTRY.pack_into(self._ring, offset, mark, length, consumer, sequence, 0, 0)
+        self._last = offset
+        self._took = False
         entries.append((start, length, consumer, sequence))
         self._end = end
 

@@ -31,6 +31,7 @@ from bus.store import Store
 from usernet.protocol import FrameError, pack_frame, unpack_frame
 
 FRAMES_PER_TURN = 64
+_NEXT = Verdict.NEXT
 TICK_S = 0.1  # the longest wait: life signs come at least this often
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
@@ -102,9 +103,10 @@ class Node:
                         if hasattr(core, "guest_joined") else None)
         self._cookie = config.cookie
         self._inlets = {config.cookie + table.LAYERS[name]: self._inlet(table.LAYERS[name], kinds)
-                        for name, kinds in table.inputs(layer).items()}
+                        for name, kinds in table.inputs(layer, config.layers).items()}
         self._batches = self._inlet(table.MEDIUM, frozenset())  # what the medium gives, numbered like frames
-        self._outlets = {table.LAYERS[name]: self._connect(config, name) for name in table.outputs(layer)}
+        self._outlets = {table.LAYERS[name]: self._connect(config, name)
+                         for name in table.outputs(layer, config.layers)}
         self._next_guest_check = 0.0
         self._half_written = (0, 0, 0)  # sender and number of the frame in hand when the former incarnation died
         self._to_skip = 0  # so many of its writes
@@ -182,6 +184,9 @@ class Node:
             for guest in self._guests.by_number.values():
                 guest.outlet.greet(self._welcome(guest.number, guest.inlet.done))
         self._dispatch(self._core.start(now))
+        if self._guests is not None:
+            for guest in self._guests.by_number.values():
+                self._dispatch(self._core.guest_joined(guest.number, {"pid": guest.pid}, now))  # type: ignore[attr-defined]
         self._work_off(batch, now)
         self._settle()
         self._control.tell("ready")
@@ -200,11 +205,15 @@ class Node:
     def _take_inbox(self, now: float) -> bool:
         """Take what is in the inbox; True where the bound was reached and more may be there.
 
-        Receiving until EAGAIN is what re-arms the inbox's descriptor, and costs a system call only at the end; asking
-        for ZMQ_EVENTS before each frame would cost one a frame.
+        It has to be received from until EAGAIN, or seen to be empty, for its descriptor to announce the next frame.
+        Looking is cheaper than an exception, but costs a system call a frame: so look once, after the first.
         """
-        receive, take, journal = self._inbox.recv, self._take, self._journal
+        inbox, take, journal = self._inbox, self._take, self._journal
+        receive = inbox.recv
         try:
+            take(receive(zmq.NOBLOCK), now)
+            if not inbox.get(zmq.EVENTS) & zmq.POLLIN:
+                return False
             for _ in range(FRAMES_PER_TURN):
                 take(receive(zmq.NOBLOCK), now)
                 if journal.crowded:
@@ -231,7 +240,7 @@ class Node:
             self._greeted(inlet, kind, incarnation, records, now)
             return
         verdict = inlet.judge(incarnation, sequence)
-        if verdict is not Verdict.NEXT:
+        if verdict is not _NEXT:
             counters[verdict.value] += 1
             return
         if kind not in inlet.kinds:

@@ -244,6 +244,9 @@ class Verdict(Enum):
     STALE = C.bus_stale
 
 
+_NEXT = Verdict.NEXT  # an attribute of an Enum is slow to reach
+
+
 class Inlet:
     """The consumer's end of one pipe. `done_cell` is where the last number worked off is kept in the durable words."""
 
@@ -269,7 +272,7 @@ class Inlet:
             self.incarnation = incarnation
         if sequence == self.done + 1:
             self.done = sequence
-            return Verdict.NEXT
+            return _NEXT
         if sequence <= self.done:
             return Verdict.REPEATED
         if self.awaiting:

@@ -18,6 +18,8 @@ from usernet.protocol import (  # noqa: F401  (shared with applications)
     DATAGRAM_HEADER,
     DATAGRAM_OVERHEAD,
     ERROR_RECORD,
+    SEGMENT_SIZE,
+    SEGMENTS_MAX,
     SEND_HEADER,
     SEND_TOS_GIVEN,
 )
@@ -29,7 +31,10 @@ TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments
 TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
 TRANSMIT_MAY_FRAGMENT = 4  # ip fragments what is too long; without it, that is a local error
 TRANSMIT_IGNORE_PATH_MTU = 8  # too long is what the interface cannot carry, whatever was learnt of the path
+TRANSMIT_PARTIAL = 64  # the segment is UDP, its checksum partial (bus.offload)
 TRANSMIT_OPTIONS = 16  # behind the header: one octet, how many 4-octet words of IP options follow; then they
+TRANSMIT_LOOP = 128  # to a multicast group: our own members of it get a copy (IP_MULTICAST_LOOP)
+TRANSMIT_WHOLE = 32  # behind the header: a whole packet with its IP header, as it shall be sent; protocol as in there
 
 # ip(7), IP_MTU_DISCOVER: what each of its values asks of ip. DONT, WANT, DO, PROBE, INTERFACE, OMIT.
 MTU_DISCOVER_MAX = 5
@@ -41,6 +46,8 @@ TRANSMIT_OF_MTU_DISCOVER = (
     TRANSMIT_IGNORE_PATH_MTU,
     TRANSMIT_IGNORE_PATH_MTU | TRANSMIT_MAY_FRAGMENT,
 )
+
+SUPER_HEADER = Struct("<HB")  # size of a super-packet's segments, 1: its frame came to a group
 
 # Destination, next hop's MTU (0: the router did not say), total length of the packet that it could not pass on.
 PATH_MTU_RECORD = Struct("<4sHH")
@@ -69,6 +76,32 @@ class Routes(msgspec.Struct, frozen=True):
     routes: list[Route]
 
 
+Address = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+
+
+class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
+    """What a socket wants of a multicast group: all sources but these (`exclude`), or these only (RFC 3376 section 2)."""
+
+    group: Address
+    exclude: bool = True
+    sources: tuple[Address, ...] = ()
+
+    def allows(self, source: int) -> bool:
+        """Whether a datagram from `source` is wanted."""
+        return (source in self.sources) != self.exclude
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """The groups that a socket has joined, all of them: none for a socket that is closed.
+
+    `request` comes back in the reply; 0: none is wanted. The same may be sent again at any time.
+    """
+
+    handle: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)]
+    groups: tuple[SourceFilter, ...] = ()
+    request: int = 0
+
+
 class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     """How a socket shall be, as sockets tells it to a transport. Addresses are 32-bit integers.
 
@@ -90,10 +123,27 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     multicast_ttl: int = 1
     mtu_discover: Annotated[int, msgspec.Meta(ge=0, le=MTU_DISCOVER_MAX)] = 1  # ip(7), IP_MTU_DISCOVER: WANT
     receive_errors: bool = False
+    multicast_interface: Address = 0  # source of multicasts, where the socket has none of its own
+    multicast_loop: bool = True
+    multicast_all: bool = True  # hears groups that others have joined, too (ip(7), IP_MULTICAST_ALL)
+    groups: tuple[SourceFilter, ...] = ()
+    protocol: int = 0  # this and all below: of raw sockets
+    header_included: bool = False  # it sends whole packets (IP_HDRINCL)
+    icmp_filter: int = 0  # bit n: it does not want ICMP messages of type n (ICMP_FILTER)
+
+
+# What the numbers in a SocketState stay below; packing anything larger would raise.
+_LIMITS = {"handle": 2**32, "request": 2**64, "local": 2**32, "port": 2**16, "peer": 2**32, "peer_port": 2**16,
+           "ttl": 256, "tos": 256, "multicast_ttl": 256, "protocol": 256}  # fmt: skip
+
+
+def in_range(socket: SocketState) -> bool:
+    """Whether its numbers fit the packed records that they go into. Handles start at 1."""
+    return socket.handle > 0 and all(0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
 
 
 class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What a transport made of a SocketState. `errno` 0: done, and durably stored."""
+    """What a transport made of a SocketState, or ip of a Membership. `errno` 0: done, and durably stored."""
 
     handle: int
     request: int
@@ -127,4 +177,5 @@ encode = msgspec.json.Encoder().encode
 decode_routes = decoder(Routes)
 decode_notices = decoder(list[Notice])
 decode_socket_state = decoder(SocketState)
+decode_membership = decoder(Membership)
 decode_socket_reply = decoder(SocketReply)

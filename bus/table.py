@@ -6,19 +6,22 @@ binds its inbox, the producer connects.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from usernet import protocol
 
 # Layers, by the id that stands in each frame as its sender. Ids from GUEST_ID_MIN on are drawn by guests: applications
 # at the socket service, links at a wire's switch.
-LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS = range(1, 8)
+LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS, RAW = range(1, 9)
 MEDIUM = 0  # in the calls of link's core: the TAP or wire below it
 KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
 GUEST_ID_MIN = 1 << 32
 GUEST_ID_END = 1 << 53  # what a JavaScript number holds exactly
 
-LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS}
+LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS, "raw": RAW}
+OPTIONAL = frozenset({"raw"})  # booted only where the owner wants it; the pipes of a layer that is not do not exist
+ALWAYS = tuple(name for name in LAYERS if name not in OPTIONAL)
 NAMES = {number: name for name, number in LAYERS.items()}
 
 # Kinds of record. Data (below 128): a full pipe drops the newest and counts it.
@@ -34,6 +37,14 @@ REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp 
 ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
 ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
 PATH_MTU = 12  # records.PATH_MTU_RECORD: a router could not pass a packet of ours on without fragmenting it
+# With offload (bus.offload says what is partial, and what a super-packet is):
+SEND_SEGMENTS = protocol.SEND_SEGMENTS
+DATAGRAM_SEGMENTS = protocol.DATAGRAM_SEGMENTS
+PACKET_CHECKED = 15  # as PACKET; its checksum is known to be right, or is partial
+PACKET_SEGMENTS = 16  # records.SUPER_HEADER + super-packet
+PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the medium to complete
+PACKET_OUT_SEGMENTS = 18  # records.SEGMENT_SIZE + destination MAC (6 octets) + super-packet, for the medium to cut
+TRANSMIT_SEGMENTS = 19  # records.SEGMENT_SIZE + TRANSMIT_HEADER + a super-packet's UDP segment
 
 # Control (from 128): never dropped.
 HELLO = protocol.HELLO
@@ -52,6 +63,8 @@ SOCKET_REPLY = 145  # JSON records.SocketReply: what became of it
 SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
 FORGET = 147  # address (4 octets): what was known of it holds no longer; ask again
 NOTICES = 148  # JSON list of records.Notice: all that hold now
+MEMBERSHIP = 150  # JSON records.Membership: the multicast groups of a socket as they shall be (idempotent)
+RAW_WANTED = 149  # protocol numbers, an octet each: packets of which raw wants copies from now on
 
 CONTROL_KIND_MIN = 128
 KIND_NAMES = {value: name for name, value in list(globals().items()) if isinstance(value, int) and value < 256
@@ -78,34 +91,46 @@ _SERVICE_OUT = (DATAGRAM, SOCKET_ERROR, SOCKET_REPLY)
 
 PIPES = (
     _pipe("link", "arp", "every ARP packet that reached us", ARP_IN),
-    _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET, PACKET_GROUP),
+    _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET, PACKET_GROUP,
+          PACKET_CHECKED, PACKET_SEGMENTS),
     _pipe("arp", "link", "ARP packets to send", ARP_OUT),
     _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE,
           FORGET),
     _pipe("ip", "arp", "addresses to resolve or to verify again, each gets an answer; our own, whenever they change",
           RESOLVE, ROUTES),
-    _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT),
+    _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT, PACKET_OUT_PARTIAL, PACKET_OUT_SEGMENTS),
     _pipe("ip", "icmp", "checked ICMP packets, padding cut; local errors; packets to complain of",
-          *_TRANSPORT_IN, REPORT_ERROR),
-    _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN),
-    _pipe("ip", "sockets", "addresses and routes, at the start and at every change", ROUTES),
+          *_TRANSPORT_IN, PACKET_CHECKED, REPORT_ERROR),
+    _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN, PACKET_CHECKED,
+          PACKET_SEGMENTS),
+    _pipe("ip", "sockets", "addresses and routes, at the start and at every change; answers about groups", ROUTES,
+          SOCKET_REPLY),
     _pipe("icmp", "ip", "ICMP messages to send; MTUs that routers told", TRANSMIT, PATH_MTU),
-    _pipe("udp", "ip", "UDP segments to send", TRANSMIT),
+    _pipe("udp", "ip", "UDP segments to send", TRANSMIT, TRANSMIT_SEGMENTS),
     _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
     _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),
     _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT),
-    _pipe("udp", "sockets", "datagrams and errors for UDP sockets, answers about their bindings", *_SERVICE_OUT),
-    _pipe("sockets", "ip", "the greeting at its start, to which ip answers with addresses and routes"),
+    _pipe("udp", "sockets", "datagrams and errors for UDP sockets, answers about their bindings", *_SERVICE_OUT,
+          DATAGRAM_SEGMENTS),
+    _pipe("sockets", "ip", "multicast groups of sockets; the greeting, which ip answers with addresses and routes",
+          MEMBERSHIP),
     _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),
-    _pipe("sockets", "udp", "UDP sockets as they shall be, datagrams to send", *_SERVICE_IN),
+    _pipe("sockets", "udp", "UDP sockets as they shall be, datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
+    _pipe("ip", "raw", "copies of the packets that raw wants, whole, padding cut; local errors", PACKET, PACKET_GROUP,
+          ICMP_ERROR, ROUTES),
+    _pipe("raw", "ip", "payloads and whole packets to send; the protocols that raw wants", TRANSMIT, RAW_WANTED),
+    _pipe("icmp", "raw", "ICMP errors about packets that we sent, whatever their protocol", ICMP_ERROR),
+    _pipe("raw", "icmp", "the greeting at its start, which icmp answers"),
+    _pipe("raw", "sockets", "packets and errors for raw sockets, answers about them", *_SERVICE_OUT),
+    _pipe("sockets", "raw", "raw sockets as they shall be, what they send", *_SERVICE_IN),
 )
 
 
-def inputs(layer: str) -> dict[str, frozenset[int]]:
-    """The producers that feed `layer`, and the kinds that each may send."""
-    return {pipe.producer: pipe.kinds for pipe in PIPES if pipe.consumer == layer}
+def inputs(layer: str, booted: Collection[str] = LAYERS) -> dict[str, frozenset[int]]:
+    """The producers that feed `layer`, of those that are booted, and the kinds that each may send."""
+    return {pipe.producer: pipe.kinds for pipe in PIPES if pipe.consumer == layer and pipe.producer in booted}
 
 
-def outputs(layer: str) -> list[str]:
-    """The consumers of `layer`."""
-    return [pipe.consumer for pipe in PIPES if pipe.producer == layer]
+def outputs(layer: str, booted: Collection[str] = LAYERS) -> list[str]:
+    """The consumers of `layer`, of those that are booted."""
+    return [pipe.consumer for pipe in PIPES if pipe.producer == layer and pipe.consumer in booted]

@@ -89,14 +89,14 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
     try:
         os.setsid()
         _detach_standard_streams()
-        medium_fd = -1
+        medium_fd, offload = -1, ()
         if not options.wire:
             if not options.host:
                 sandbox.Sandbox.enter()
                 say("map")
                 if os.read(mapped, 1) != b"!":
                     os._exit(1)
-            medium_fd = sandbox.open_tap(options.tap)
+            medium_fd, offload = sandbox.open_tap(options.tap, not options.no_offload)
             if not options.host:
                 sandbox.configure("lo", None)
                 sandbox.quiet_ipv6(options.tap)
@@ -116,10 +116,12 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, run_dir, lock_fd, medium_fd).run(ready)
+        keeper.Keeper(options, run_dir, lock_fd, medium_fd, offload).run(ready)
         status = 0
     except sandbox.SandboxError as error:
         say({"no_medium": str(error)})
+    except BootError as error:
+        say({"error": str(error)})
     except Exception:  # noqa: BLE001  (told to whoever waits; the process ends)
         say({"error": f"the keeper failed: {traceback.format_exc()}"})
         traceback.print_exc(file=sys.stderr)

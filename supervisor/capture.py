@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 from bus import table
+from bus.offload import settled
 
 LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/linktypes.html
 _FILE_HEADER = struct.Struct("=IHHiIII")  # pcap-savefile(5)
 _PACKET_HEADER = struct.Struct("=IIII")
-_LINKTYPES = {table.ETHERNET: LINKTYPE_ETHERNET, table.PACKET: LINKTYPE_RAW, table.PACKET_GROUP: LINKTYPE_RAW}
+_LINKTYPES = {table.ETHERNET: LINKTYPE_ETHERNET, table.PACKET: LINKTYPE_RAW, table.PACKET_GROUP: LINKTYPE_RAW,
+              table.PACKET_CHECKED: LINKTYPE_RAW}
+VNET_HEADER_OCTETS = 10  # what precedes a frame at a TAP with offload
 
 
 def state_dir(stack: str) -> Path:
@@ -22,11 +25,15 @@ def state_dir(stack: str) -> Path:
     return Path(base) / "usernet" / stack
 
 
-def write_poison(stack: str, layer: str, message: dict) -> Path:
-    """Write one record into a capture of its own; returns where."""
+def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -> Path:
+    """Write one record into a capture of its own, as a wire would show it; returns where."""
     folder = state_dir(stack)
     folder.mkdir(parents=True, exist_ok=True)
     record = base64.b64decode(message["record"])
+    if offload and message["kind"] == table.ETHERNET:
+        record = record[VNET_HEADER_OCTETS:]
+    elif message["kind"] == table.PACKET_CHECKED:
+        record = settled(record)
     kind = table.KIND_NAMES.get(message["kind"], str(message["kind"])).lower()
     now = time.time()
     path = folder / f"poison-{layer}-{kind}-{int(now * 1000)}.pcap"

@@ -49,9 +49,10 @@ def _find_or_boot(options: Options, folder: Path) -> str:
         status = query(folder, "status")
         return f"stack '{status['name']}' is running already ({status['address']}, keeper {status['keeper']})"
     except NotRunning:
-        boot.start_keeper(options, folder)
-        status = query(folder, "status")
-        return f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {_where(status)}"
+        pass
+    boot.start_keeper(options, folder)
+    status = query(folder, "status")
+    return f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {_where(status)}"
 
 
 def _where(status: dict[str, Any]) -> str:

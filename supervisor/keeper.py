@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
-from bus import memory, table
+from bus import memory
 from bus.config import StackConfig, draw_cookie, encode
 from setproctitle import setproctitle
 from supervisor import child, janitor
+from supervisor.boot import BootError
 from supervisor.capture import write_poison
 from supervisor.codebase import Code, Snapshot, fingerprint, packages_of
 from supervisor.desk import Desk
@@ -37,13 +38,14 @@ STOP_TIMEOUT_S = 0.5  # for a layer that was told to stop
 LOAD_TIMEOUT_S = 10.0  # for a new version to be imported
 PROBATION_S = 3.0  # a new version that dies within is rolled back
 RELOAD_CHECK_S = 0.5
-STOP_ORDER = ("sockets", "udp", "icmp", "ip", "arp", "link")
+STOP_ORDER = ("sockets", "raw", "udp", "icmp", "ip", "arp", "link")
 
 
 class Keeper:
     """One stack."""
 
-    def __init__(self, options: Options, run_dir: Path, lock_fd: int, medium_fd: int) -> None:
+    def __init__(self, options: Options, run_dir: Path, lock_fd: int, medium_fd: int,
+                 offload: tuple[str, ...] = ()) -> None:
         self._options = options
         self._run_dir = run_dir
         self._lock_fd = lock_fd
@@ -58,10 +60,13 @@ class Keeper:
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, wire=options.wire,
             wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, dns=options.name_servers(),
-            owner_uid=os.getuid(), cookie=draw_cookie())
-        self.wards = {name: Ward(name, run_dir) for name in table.LAYERS}
+            owner_uid=os.getuid(), cookie=draw_cookie(), layers=options.layers(),
+            offload=offload, epoch=time.time() - time.monotonic())
+        self.wards = {name: Ward(name, run_dir) for name in self._config.layers}
         self._placement = Placement(options.cores, options.core_list())
         self._stopping = False
+        self._booted = False
+        self._boot_failure = ""
         self._janitor = 0
         self._prints = {name: fingerprint(packages_of(ward.name)) for name, ward in self.wards.items()}
         self._next_reload_check = 0.0
@@ -69,7 +74,10 @@ class Keeper:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Boot, call `on_ready` once every layer serves, go on until told to stop. Leaves nothing behind."""
+        """Boot, call `on_ready` once every layer serves, go on until told to stop. Leaves nothing behind.
+
+        BootError where a layer dies again and again before all serve.
+        """
         setproctitle(f"usernet {self._options.name}: keeper")
         wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake)
@@ -83,18 +91,19 @@ class Keeper:
         self._placement.apply_to_self()
         for ward in self.wards.values():
             self._start(ward)
-        ready = False
         while not (self._stopping and all(ward.process is None and ward.successor is None
                                           for ward in self.wards.values())):
             for key, _ in self.selector.select(self._timeout_s()):
                 key.data()
             self._tick(time.monotonic())
-            if not ready and all(ward.state == "up" for ward in self.wards.values()):
-                ready = True
+            if not self._booted and all(ward.state == "up" for ward in self.wards.values()):
+                self._booted = True
                 self.events.add("up", detail=f"{len(self.wards)} layers serve", gap_ms=self._since_ms(self._started))
                 on_ready()
         self._leave()
         desk.close()
+        if self._boot_failure:
+            raise BootError(self._boot_failure)
 
     def _leave(self) -> None:
         self.events.add("down", detail="stopped in order")
@@ -112,8 +121,7 @@ class Keeper:
             return
         self._stopping = True
         now = time.monotonic()
-        for name in STOP_ORDER:
-            ward = self.wards[name]
+        for ward in (self.wards[name] for name in STOP_ORDER if name in self.wards):
             ward.state = "down"
             ward.start_at = None
             for process in (ward.process, ward.successor):
@@ -181,7 +189,7 @@ class Keeper:
             elif event == "notices":
                 self._notice(ward, process, message["notices"])
             elif event == "poison":
-                where = write_poison(self._options.name, ward.name, message)
+                where = write_poison(self._options.name, ward.name, message, bool(self._config.offload))
                 self.events.add("poison", layer=ward.name, pid=process.pid, incarnation=process.incarnation,
                                  detail=f"a record that killed this layer twice is set aside in {where}")
 
@@ -234,7 +242,10 @@ class Keeper:
         if ward.former is not None and process.code is ward.code and served_s < PROBATION_S:
             self._roll_back(ward, "the new version died")
         pause_s = ward.policy.pause_s(served_s)
-        if pause_s is None:
+        if not self._booted and pause_s != 0:
+            self._boot_failure = f"{ward.name} does not start: {why}"
+            self.stop()
+        elif pause_s is None:
             ward.state = "failed"
             ward.answer_waiting(f"{ward.name} keeps dying: {why}")
             self.events.add("failed", layer=ward.name,
@@ -346,7 +357,7 @@ class Keeper:
         return {
             "name": config.name, "address": str(self._options.interface()), "mac": config.mac.hex(":"),
             "mtu": config.mtu, "tap": "" if config.wire else config.tap, "wire": config.wire,
-            "run_dir": config.run_dir, "keeper": self._pid, "kernel_end":
+            "offload": list(config.offload), "run_dir": config.run_dir, "keeper": self._pid, "kernel_end":
                 "" if config.wire else str(self._options.kernel_end()),
             "switch": self._wire.status() if self._wire else None,
             "cores": self._placement.describe(), "uptime_s": round(now - self._started, 3),

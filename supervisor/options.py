@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus import table
 from usernet.rundir import DEFAULT_NAME, run_dir
 
 MTU_MIN, MTU_MAX = 68, 65521  # RFC 791: every host forwards 68 octets; 65535 less an Ethernet header
@@ -38,6 +39,8 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dns: str = ""  # name servers, separated by commas
     cores: str = "auto"
     reload: bool = False
+    no_offload: bool = False
+    allow_raw: bool = False
 
     def interface(self) -> ipaddress.IPv4Interface:
         """The stack's own address and network."""
@@ -102,6 +105,10 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             return [str(ipaddress.IPv4Address(server.strip())) for server in self.dns.split(",")] if self.dns else []
         except ValueError as error:
             raise UsageError(f"--dns {self.dns}: {error}; give addresses like 10.0.0.1,10.0.0.3") from error
+
+    def layers(self) -> tuple[str, ...]:
+        """The layers to boot."""
+        return tuple(table.LAYERS) if self.allow_raw else table.ALWAYS
 
     def core_list(self) -> list[int] | None:
         """The cores of --cores LIST; None for a mode's name."""

@@ -15,10 +15,19 @@ import socket
 import struct
 from pathlib import Path
 
+from bus.config import CHECKSUM, SEGMENTATION
+
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
-TUNSETIFF = 0x400454CA
-IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8  # linux/if_tun.h
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+VNET_HEADER_OCTETS = 10  # struct virtio_net_hdr
+# What TUNSETOFFLOAD may be asked for, best first; segmentation since Linux 6.2, which wants both of its flags.
+TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x20, 0x40
+OFFLOADS = (
+    (TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6, (CHECKSUM, SEGMENTATION)),
+    (TUN_F_CSUM, (CHECKSUM,)),
+)
 SIOCSIFFLAGS, SIOCGIFFLAGS = 0x8914, 0x8913
 SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFMTU = 0x8916, 0x891C, 0x8922
 IFF_UP, IFF_RUNNING = 0x1, 0x40
@@ -77,8 +86,12 @@ def join(pid: int) -> None:
         os.close(pidfd)
 
 
-def open_tap(name: str) -> int:
-    """A descriptor of the TAP `name`, made if need be; the interface lives while somebody holds the descriptor."""
+def open_tap(name: str, offload: bool = False) -> tuple[int, tuple[str, ...]]:
+    """A descriptor of the TAP `name`, made if need be; the interface lives while somebody holds the descriptor.
+
+    With it, what the kernel takes off our hands (bus.config); nothing without `offload`. Where it is anything, each
+    frame has a struct virtio_net_hdr before it, both ways.
+    """
     if not 0 < len(name) <= INTERFACE_NAME_MAX:
         raise SandboxError(f"'{name}' is no interface name: 1 to {INTERFACE_NAME_MAX} characters")
     try:
@@ -87,13 +100,25 @@ def open_tap(name: str) -> int:
         raise SandboxError(f"cannot open /dev/net/tun ({error.strerror}); as root: `modprobe tun`, and "
                            "`chmod 666 /dev/net/tun` for ordinary users; in a container: --device /dev/net/tun") from error
     try:
-        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+        flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     except OSError as error:
         os.close(descriptor)
         reason = {errno.EPERM: "it needs CAP_NET_ADMIN in this network namespace: run it as root, or without --host",
                   errno.EBUSY: "another program uses it: choose another name with --tap"}
         raise SandboxError(f"cannot make TAP {name}: {reason.get(error.errno, error.strerror)}") from error
-    return descriptor
+    return descriptor, _ask_offload(descriptor) if offload else ()
+
+
+def _ask_offload(descriptor: int) -> tuple[str, ...]:
+    fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_OCTETS))
+    for flags, offload in OFFLOADS:
+        try:
+            fcntl.ioctl(descriptor, TUNSETOFFLOAD, flags)
+        except OSError:
+            continue
+        return offload
+    raise SandboxError("the kernel offers a TAP with IFF_VNET_HDR and no offload; start with --no-offload")
 
 
 def configure(name: str, address: ipaddress.IPv4Interface | None, mtu_octets: int | None = None) -> None:

@@ -7,9 +7,13 @@ import contextlib
 import os
 import select
 import sys
+from typing import TYPE_CHECKING
 
 import usernet as socket
 from tools import refuse, stack_of
+
+if TYPE_CHECKING:
+    from usernet.endpoint import socket as Socket  # noqa: N812
 
 TEXT = "datagrams from and to standard input and output: nc -u ADDRESS PORT, nc -u -l PORT"
 PAYLOAD_OCTETS = 1472  # of what is read at a time, as it goes into one packet of Ethernet's MTU
@@ -21,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", "--udp", action="store_true", help="UDP (there is no TCP yet)")
     parser.add_argument("-l", "--listen", action="store_true", help="wait for a datagram, and talk with its sender")
     parser.add_argument("-p", "--source-port", type=int, default=0, metavar="N", help="the local port")
-    parser.add_argument("-w", "--wait", type=float, metavar="S", help="end after so many seconds without anything to do")
+    parser.add_argument("-w", "--wait", type=float, metavar="S", help="end after so many seconds of silence")
     parser.add_argument("where", nargs="+", metavar="[ADDRESS] PORT")
 
 
@@ -46,17 +50,18 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _first(endpoint: socket.socket, wait_s: float | None) -> bool:
+def _first(endpoint: Socket, wait_s: float | None) -> bool:
     """Connect to whoever sends first; False where nobody does."""
     if not select.select([endpoint], [], [], wait_s)[0]:
         return False
     data, peer = endpoint.recvfrom(ANSWER_OCTETS_MAX)
+    assert peer is not None  # as only after a shutdown
     endpoint.connect(peer)
     _write(data)
     return True
 
 
-def _carry(endpoint: socket.socket, wait_s: float | None) -> None:
+def _carry(endpoint: Socket, wait_s: float | None) -> None:
     sources: list = [endpoint, sys.stdin.fileno()]
     while ready := select.select(sources, [], [], wait_s)[0]:
         if endpoint in ready:

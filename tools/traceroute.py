@@ -10,12 +10,16 @@ import contextlib
 import errno
 import time
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import usernet as socket
 from tools import refuse, stack_of
 
+if TYPE_CHECKING:
+    from usernet.endpoint import socket as Socket  # noqa: N812
+
 TEXT = "the routers on the way to ADDRESS"
+IP_RECVERR = 11  # linux/in.h
 PORT = 33434  # traceroute(8): a range where nobody listens, one port a probe
 PAYLOAD = bytes(range(64, 96))
 _ERROR = Struct("=IBBBBIIHH4s8x")  # struct sock_extended_err, struct sockaddr_in
@@ -47,7 +51,7 @@ def run(given: argparse.Namespace) -> int:
         refuse("traceroute: 1 to 255 hops, at least one probe, and some time to wait")
     stack = stack_of(given)
     with stack.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint, contextlib.suppress(KeyboardInterrupt):
-        endpoint.setsockopt(socket.IPPROTO_IP, socket.IP_RECVERR, 1)
+        endpoint.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         print(f"traceroute to {given.address} from {stack.address}, {given.max_hops} hops max", flush=True)
         port = PORT
         for hop in range(1, given.max_hops + 1):
@@ -61,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
     return 1
 
 
-def probe(endpoint: socket.socket, target: tuple[str, int], wait_s: float) -> Answer | None:
+def probe(endpoint: Socket, target: tuple[str, int], wait_s: float) -> Answer | None:
     """Send one and wait for what becomes of it; None: nothing was heard."""
     endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of an answer that came too late
     started = time.monotonic()
@@ -77,7 +81,7 @@ def probe(endpoint: socket.socket, target: tuple[str, int], wait_s: float) -> An
             if sender == target:
                 return Answer(sender[0], time.monotonic() - started, final=True)
             continue
-        if about[1] == target[1]:
+        if about and about[1] == target[1]:
             return answer_of(controls[0][2], time.monotonic() - started)
     return None
 

@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 has_ipv6 = False
 
-_OWN = {
+_OWN = {  # name: its module; empty: it is a module itself
     "socket": "usernet.endpoint",
     "SocketType": "usernet.endpoint",
     "Stack": "usernet.stack",
@@ -40,6 +40,11 @@ _OWN = {
     "gethostbyname_ex": "usernet.resolver",
     "getnameinfo": "usernet.resolver",
     "patch": "usernet.patching",
+    "create_connection": "usernet.absent",
+    "create_server": "usernet.absent",
+    "has_dualstack_ipv6": "usernet.absent",
+    # Of linux/in.h: the standard module of some versions of Python lacks them.
+    **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU"), "usernet.messages"),
     "udp": "",
     "ping": "",
 }
@@ -49,25 +54,6 @@ _STANDARD = {
     "inet_aton", "inet_ntoa", "inet_ntop", "inet_pton", "ntohl", "ntohs", "recv_fds", "send_fds", "setdefaulttimeout",
     "socketpair", "timeout",
 }  # fmt: skip  (and its constants: every name in capitals)
-
-
-# Of linux/in.h, for what the standard module of some versions of Python lacks.
-IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_MTU = 8, 10, 11, 12, 13, 14
-
-
-def create_connection(*_: object, **__: object) -> None:
-    """ESOCKTNOSUPPORT: there is no TCP yet."""
-    from usernet.endpoint import no_tcp
-
-    raise no_tcp()
-
-
-create_server = create_connection
-
-
-def has_dualstack_ipv6() -> bool:
-    """False: there is no IPv6."""
-    return False
 
 
 def __getattr__(name: str) -> object:

@@ -34,11 +34,14 @@ from usernet.protocol import (
     CREDIT_RECORD,
     CREDIT_TOTAL,
     DATAGRAM,
+    DATAGRAM_HEADER,
+    DATAGRAM_SEGMENTS,
     HELLO,
     MAX_RECORDS,
     REPLY,
     REQUEST,
     RESUME,
+    SEGMENT_SIZE,
     SOCKET_ERROR,
     VERSION,
     FrameError,
@@ -204,6 +207,9 @@ class Connection:
                     box.items.append(record)
                     if box.waiters:
                         self.readers.wake(box)
+        elif kind == DATAGRAM_SEGMENTS:
+            for record in records:
+                self._take_segments(record)
         elif kind == REPLY:
             for record in records:
                 self._replied(record)
@@ -215,6 +221,19 @@ class Connection:
                 box = boxes.get(CREDIT_RECORD.unpack(record)[0])
                 if box is not None:
                     self._tell_queued([box])
+
+    def _take_segments(self, record: bytes) -> None:
+        """Many datagrams in one record: from here on they are what they would be in records of their own."""
+        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
+        size = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0] if len(record) > start else 0
+        if not size:
+            self.malformed += 1
+        elif box is not None:
+            header = record[: DATAGRAM_HEADER.size]
+            box.items.extend([header + record[at : at + size] for at in range(start, len(record), size)])
+            if box.waiters:
+                self.readers.wake(box)
 
     def _replied(self, record: bytes) -> None:
         request = self._requests.pop(_decode(record)["id"], None)
@@ -353,9 +372,10 @@ class Connection:
             return OSError(errno.ENETDOWN, f"the usernet stack in {self.run_dir} was taken down")
         return TimeoutError(errno.ETIMEDOUT, f"the usernet stack in {self.run_dir} did not answer {op!r}")
 
-    def open_socket(self, kind: str) -> Description:
-        """A new socket of the service."""
-        reply = self.request("socket", type=kind)
+    def open_socket(self, kind: str, protocol: int = 0) -> Description:
+        """A new socket of the service. `protocol`: of a raw socket."""
+        fields = {"protocol": protocol} if protocol else {}
+        reply = self.request("socket", type=kind, segments=True, **fields)
         box = self._boxes[reply["handle"]] = Description(self.readers.lock, reply["handle"], reply["receive_buffer"])
         return box
 

@@ -11,25 +11,36 @@ import os
 import socket as _std
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from usernet.connection import Connection
 from usernet.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
 from usernet.messages import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
 from usernet.names import os_error, parse, would_block
-from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND, SEND_HEADER, SEND_TTL_DEFAULT
+from usernet.protocol import (
+    DATAGRAM_HEADER,
+    ERROR_RECORD,
+    SEGMENT_SIZE,
+    SEGMENTS_MAX,
+    SEND,
+    SEND_HEADER,
+    SEND_SEGMENTS,
+    SEND_TTL_DEFAULT,
+)
 from usernet.readiness import Descriptor
+from usernet.runs import Runs
 from usernet.stack import Stack
 
 IP_HEADER_OCTETS = 20
 UDP_HEADER_OCTETS = 8
+SUPER_OCTETS_MAX = 65535 - IP_HEADER_OCTETS - UDP_HEADER_OCTETS  # UDP_SEGMENT: all datagrams together
 ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; all that a ping socket may send (icmp(7))
 ICMP_HEADER_OCTETS = 8
-FRAME_DATAGRAMS_MAX = 64  # of sendmany, in one frame
-FRAME_OCTETS_MAX = 1 << 17
 ANY = b"\0\0\0\0"
 FORKED = "this socket belongs to the parent process; make a new one after fork"
 
+PLAIN, PING, RAW = "dgram", "ping", "raw"  # kinds of socket, as the service calls them
+_HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
 _HEADER = DATAGRAM_HEADER.size
 _PEER = object()  # the key of the connected peer among the destinations
 _CLOSED = Description(threading.Lock(), -1, 0)
@@ -39,10 +50,9 @@ Address = tuple[str, int]
 
 
 class Datagrams:
-    """A socket of the service: `kind` is "dgram" or "ping"."""
+    """A socket of the service, of one of the kinds that stand in `_HEADERS_OCTETS`."""
 
-    __slots__ = ("__weakref__", "_box", "_connection", "_descriptor", "_gone", "_overhead", "_ping", "_stack",
-                 "_timeout")
+    __slots__ = ("__weakref__", "_box", "_connection", "_descriptor", "_gone", "_kind", "_stack", "_timeout")
 
     def __init__(self) -> None:
         self._box = _CLOSED
@@ -50,14 +60,13 @@ class Datagrams:
         self._gone = os.strerror(errno.EBADF)
         self._timeout: float | None = None
 
-    def _open(self, stack: Stack, ping: bool, box: Description | None = None) -> None:
-        """A new socket, or a duplicate of one."""
+    def _open(self, stack: Stack, kind: str, box: Description | None = None, protocol: int = 0) -> None:
+        """A new socket, or a duplicate of one. `protocol`: of a raw socket."""
         self._stack = stack
-        self._ping = ping
-        self._overhead = IP_HEADER_OCTETS + (0 if ping else UDP_HEADER_OCTETS)
+        self._kind = kind
         self._connection: Connection = stack.connection
         if box is None:
-            box = self._connection.open_socket("ping" if ping else "dgram")
+            box = self._connection.open_socket(kind, protocol)
         else:
             with self._connection.readers.lock:
                 box.references += 1
@@ -72,18 +81,31 @@ class Datagrams:
             self._raise_error(writing=True)
         if data.__class__ is not bytes:
             data = _octets(data)
-        record = self._record(box, data, address, steering)
+        segment = steering.segment if steering is not None and steering.segment else box.segment_octets
+        if segment and len(data) > segment and self._kind == PLAIN:
+            kind, record = SEND_SEGMENTS, self._super_record(box, data, segment, address, steering)
+        else:
+            kind, record = SEND, self._header(box, data, address, steering) + data
         timeout = self._timeout
         if flags:
             if flags & _std.MSG_OOB:
                 raise os_error(errno.EOPNOTSUPP)
             if flags & _std.MSG_DONTWAIT:
                 timeout = 0.0
-        self._transmit((record,), timeout)
+        self._transmit(kind, (record,), timeout)
         return len(data)
 
-    def _record(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
-        """What goes to the service; the errors of Linux where it is not to be sent."""
+    def _super_record(self, box: Description, data: bytes, segment: int, address: object,
+                      steering: Steering | None) -> bytes:
+        """Many datagrams in one record, as UDP_SEGMENT asks for (udp(7))."""
+        if len(data) > SUPER_OCTETS_MAX:
+            raise os_error(errno.EMSGSIZE)
+        if len(data) > segment * SEGMENTS_MAX:
+            raise os_error(errno.EINVAL)
+        return self._header(box, data[:segment], address, steering) + SEGMENT_SIZE.pack(segment) + data
+
+    def _header(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
+        """The SEND_HEADER of a datagram; the errors of Linux where it is not to be sent."""
         if box.stale:
             box.stale = False
             box.destinations.clear()
@@ -98,19 +120,31 @@ class Datagrams:
             header, limit = self._prepare(address, key, steering)  # the way may carry more by now
             if len(data) > limit:
                 self._too_long(box, header, limit)
-        if self._ping and (len(data) < ICMP_HEADER_OCTETS or tuple(data[:2]) != ICMP_ECHO_REQUEST):
+        if self._kind != PLAIN and not self._may_send(data):
             raise os_error(errno.EINVAL)
         if steering is not None:
             header = steering.header(header)
-        return header + data
+        return header
 
-    def _transmit(self, records: tuple[bytes, ...] | list[bytes], timeout: float | None) -> None:
+    def _may_send(self, data: bytes) -> bool:
+        """Whether data is what a ping socket may send, or a raw one where the data's header is the packet's."""
+        if self._kind == PING:
+            return len(data) >= ICMP_HEADER_OCTETS and tuple(data[:2]) == ICMP_ECHO_REQUEST
+        return not self._box.header_included or (
+            len(data) >= IP_HEADER_OCTETS and IP_HEADER_OCTETS <= (data[0] & 15) * 4 <= len(data))
+
+    @property
+    def _overhead(self) -> int:
+        """Octets of headers that the stack puts before what is sent."""
+        return 0 if self._box.header_included else _HEADERS_OCTETS[self._kind]
+
+    def _transmit(self, kind: int, records: tuple[bytes, ...] | list[bytes], timeout: float | None) -> None:
         limit = self._box.send_timeout
         if timeout is not None or limit is None:
-            self._connection.send(SEND, records, timeout)
+            self._connection.send(kind, records, timeout)
             return
         try:
-            self._connection.send(SEND, records, limit)
+            self._connection.send(kind, records, limit)
         except TimeoutError:
             raise would_block() from None  # socket(7): SO_SNDTIMEO fails with EAGAIN
 
@@ -153,29 +187,30 @@ class Datagrams:
     def sendmany(self, datagrams: Iterable[tuple[bytes, Address | None]]) -> int:
         """Send many datagrams, each with its address (None: the peer), up to 64 in one message to the stack.
 
+        What goes to one address in datagrams of equal size travels through the stack in one piece, as with UDP_SEGMENT.
         Returns how many were sent. As with sendmmsg(2) that is fewer than all where one could not be; its error is
         raised only where it was the first. The timeout is for each message to the stack.
         """
         box = self._box
         if box.error or box.shut_for_writing:
             self._raise_error(writing=True)
-        records: list[bytes] = []
+        runs = Runs(segmenting=self._kind == PLAIN and bool(self._connection.welcome.get("segments")))
         try:
             for data, address in datagrams:
                 data = data if data.__class__ is bytes else _octets(data)
-                records.append(self._record(box, data, _PEER if address is None else address))
+                runs.add(self._header(box, data, _PEER if address is None else address), data)
         except OSError:
-            if not records:
+            if not runs:
                 raise
         sent = 0
-        for frame in _frames(records):
+        for kind, records, count in runs.frames():
             try:
-                self._transmit(frame, self._timeout)
+                self._transmit(kind, records, self._timeout)
             except OSError:
                 if not sent:
                     raise
                 break
-            sent += len(frame)
+            sent += count
         return sent
 
     # -- receiving ----------------------------------------------------------------------------------------------
@@ -306,20 +341,6 @@ class Datagrams:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             # Not closed here and now: a destructor may run in the middle of anything, with locks held.
             self._connection.orphans.append((self._box, self._descriptor))
-
-
-def _frames(records: list[bytes]) -> Iterator[list[bytes]]:
-    """In order, as many to a frame as go in."""
-    frame: list[bytes] = []
-    octets = 0
-    for record in records:
-        octets += len(record)
-        if len(frame) == FRAME_DATAGRAMS_MAX or octets > FRAME_OCTETS_MAX:
-            yield frame
-            frame, octets = [], len(record)
-        frame.append(record)
-    if frame:
-        yield frame
 
 
 def _octets(data: object) -> bytes:

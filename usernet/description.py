@@ -10,22 +10,23 @@ import threading
 from collections import deque
 
 from usernet.mailbox import Mailbox
-from usernet.protocol import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, ERROR_RECORD
+from usernet.protocol import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, ERROR_RECORD, SEGMENTS_MAX
 
 DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
 ERRORS_MAX = 256  # errors kept for MSG_ERRQUEUE; on Linux they have to fit the receive buffer
 DESTINATIONS_MAX = 1024  # destinations that a socket remembers; then it asks again
 UNNAMED = ("0.0.0.0", 0)
 
-_LARGEST_COST = 65535 + DATAGRAM_OVERHEAD
+_LARGEST_COST = 65535 + SEGMENTS_MAX * DATAGRAM_OVERHEAD
 
 
 class Description(Mailbox):
     """See the module's docstring."""
 
     __slots__ = (
-        "ancillary", "consumed", "credit_due", "destinations", "errors", "handle", "keep_errors", "local", "peer",
-        "receive_timeout", "references", "send_timeout", "shut_for_writing", "stale",
+        "ancillary", "consumed", "credit_due", "destinations", "errors", "handle",
+        "header_included", "keep_errors", "local", "peer",
+        "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "stale",
     )  # fmt: skip
 
     def __init__(self, lock: threading.Lock, handle: int, receive_buffer: int) -> None:
@@ -40,14 +41,16 @@ class Description(Mailbox):
         self.credit_due = 0  # give them back from here on
         self.errors: deque[bytes] = deque()  # ERROR_RECORD and what follows it
         self.keep_errors = False  # IP_RECVERR
+        self.header_included = False  # IP_HDRINCL: what is sent has an IP header already
         self.ancillary = 0  # usernet.messages: what recvmsg tells besides the datagram
         self.receive_timeout: float | None = None  # SO_RCVTIMEO, where the socket itself has no timeout
         self.send_timeout: float | None = None
+        self.segment_octets = 0  # UDP_SEGMENT: longer payloads are sent as datagrams of this size
         self.shut_for_writing = False
         self.set_buffer(receive_buffer)
 
     def set_buffer(self, octets: int) -> None:
-        """Give credit back rarely, but before the largest datagram might no longer fit an empty queue."""
+        """Give credit back rarely, but before the largest record might no longer fit an empty queue."""
         self.credit_due = max(1, min(octets // 2, octets - _LARGEST_COST))
 
     def queued(self) -> int:

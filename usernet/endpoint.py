@@ -5,21 +5,34 @@ from __future__ import annotations
 import errno
 import io
 import math
-import os
 import socket as _std
 from collections.abc import Iterable
 from typing import Any
 
 from usernet import messages, options
-from usernet.datagrams import _CLOSED, _HEADER, _PEER, ANY, Address, Datagrams, _octets, _sender
+from usernet.absent import no_raw, no_tcp
+from usernet.datagrams import (
+    _CLOSED,
+    _HEADER,
+    _PEER,
+    ANY,
+    PING,
+    PLAIN,
+    RAW,
+    Address,
+    Datagrams,
+    _octets,
+    _sender,
+)
+from usernet.description import UNNAMED
 from usernet.names import os_error, parse
 from usernet.readiness import Descriptor
 from usernet.stack import Stack
 
 _KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
 _INTERNET = (_std.AF_INET, _std.AF_INET6)
+PROTOCOL_MAX = 255  # one octet of the IP header
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
-_NO_TCP = "usernet has no TCP yet, only UDP and ping sockets (SOCK_DGRAM)"
 
 Received = tuple[bytes, list[messages.Control], int, Address | None]
 
@@ -30,7 +43,9 @@ def is_kernels(family: int, fileno: int | None) -> bool:
 
 
 class socket(Datagrams):  # noqa: N801  (the standard module's name)
-    """A UDP or ping socket (SOCK_DGRAM with IPPROTO_ICMP). `stack`: which stack, where not the default one.
+    """A UDP socket, ping socket (SOCK_DGRAM with IPPROTO_ICMP) or raw socket (SOCK_RAW).
+
+    `stack`: which stack, where not the default one.
 
     With a family that is not the Internet's, or a descriptor, the result is a standard socket of the kernel.
     """
@@ -55,15 +70,28 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
             raise os_error(errno.EAFNOSUPPORT)
         if kind == _std.SOCK_STREAM and proto in (0, _std.IPPROTO_TCP):
             raise no_tcp()
-        if kind != _std.SOCK_DGRAM:
+        if kind not in (_std.SOCK_DGRAM, _std.SOCK_RAW):
             raise os_error(errno.ESOCKTNOSUPPORT)
-        if proto not in (0, _std.IPPROTO_UDP, _std.IPPROTO_ICMP):
+        if not 0 <= proto <= PROTOCOL_MAX:
+            raise os_error(errno.EINVAL)
+        if not proto if kind == _std.SOCK_RAW else proto not in (0, _std.IPPROTO_UDP, _std.IPPROTO_ICMP):
             raise os_error(errno.EPROTONOSUPPORT)
         self._family, self._type, self._proto = _std.AddressFamily(family), _std.SocketKind(kind), proto
         self._timeout = 0.0 if type != -1 and type & _std.SOCK_NONBLOCK else _std.getdefaulttimeout()
         self._closed = False
         self._io_refs = 0  # files made of it that are open
-        self._open(stack or Stack(), ping=proto == _std.IPPROTO_ICMP)
+        if kind == _std.SOCK_RAW:
+            self._open_raw(stack or Stack(), proto)
+        else:
+            self._open(stack or Stack(), PING if proto == _std.IPPROTO_ICMP else PLAIN)
+
+    def _open_raw(self, stack: Stack, protocol: int) -> None:
+        try:
+            self._open(stack, RAW, protocol=protocol)
+        except PermissionError:
+            raise no_raw() from None
+        self._box.local = UNNAMED[0], protocol  # as on Linux: the port is the protocol
+        self._box.header_included = protocol == _std.IPPROTO_RAW
 
     def dup(self) -> socket:
         """Another socket object for the same socket, as dup(2); the socket is closed with the last of them."""
@@ -72,7 +100,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         Datagrams.__init__(copy)
         copy._family, copy._type, copy._proto = self._family, self._type, self._proto
         copy._timeout, copy._closed, copy._io_refs = self._timeout, False, 0
-        copy._open(self._stack, self._ping, self._box)
+        copy._open(self._stack, self._kind, self._box)
         return copy
 
     # -- names --------------------------------------------------------------------------------------------------
@@ -385,8 +413,3 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         if not closed:
             text += f", laddr={self._box.local}" + (f", raddr={self._box.peer}" if self._box.peer else "")
         return text + ">"
-
-
-def no_tcp() -> OSError:
-    """What says that there is no TCP yet."""
-    return OSError(errno.ESOCKTNOSUPPORT, f"{os.strerror(errno.ESOCKTNOSUPPORT)}: {_NO_TCP}")

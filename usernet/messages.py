@@ -11,8 +11,9 @@ from typing import NamedTuple
 from usernet.names import os_error
 from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_TOS_GIVEN
 
-IP_TOS, IP_TTL, IP_PKTINFO, IP_RECVERR, IP_RECVTTL, IP_RECVTOS = 1, 2, 8, 11, 12, 13  # linux/in.h
-SOL_UDP = 17
+# linux/in.h
+IP_TOS, IP_TTL, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_MTU = 1, 2, 8, 10, 11, 12, 13, 14
+SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
 SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came by ICMP has an offender
 
 # What recvmsg tells of a datagram, by the options that ask for it: bits of Description.ancillary.
@@ -21,6 +22,7 @@ WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4}
 INTERFACE = 2  # index of the stack's one interface: Linux gives 1 to the loopback, 2 to the first after it
 
 _INT = Struct("=i")
+_SHORT = Struct("=H")
 _PKTINFO = Struct("=i4s4s")  # struct in_pktinfo: interface, local address, header destination
 _EXTENDED_ERROR = Struct("=IBBBBII")  # struct sock_extended_err: errno, origin, type, code, pad, info, data
 _OFFENDER = Struct("=H2x4s8x")  # struct sockaddr_in
@@ -35,6 +37,7 @@ class Steering(NamedTuple):
     ttl: int | None = None
     tos: int | None = None
     source: bytes = b""  # empty: not given
+    segment: int = 0  # UDP_SEGMENT; 0: not given
 
     def header(self, header: bytes) -> bytes:
         """A SEND_HEADER with TTL and TOS as asked for."""
@@ -48,8 +51,12 @@ def steering(controls: Iterable[tuple[int, int, object]]) -> Steering:
     """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored."""
     ttl = tos = None
     source = b""
+    segment = 0
     for level, kind, value in controls:
         data = bytes(value)  # type: ignore[call-overload]
+        if (level, kind) == (SOL_UDP, UDP_SEGMENT) and len(data) == _SHORT.size:
+            (segment,) = _SHORT.unpack(data)
+            continue
         if level in (_std.SOL_SOCKET, SOL_UDP):
             raise os_error(errno.EINVAL)
         if level != _std.IPPROTO_IP:
@@ -65,7 +72,7 @@ def steering(controls: Iterable[tuple[int, int, object]]) -> Steering:
             source = local if any(local) else b""
         else:
             raise os_error(errno.EINVAL)
-    return Steering(ttl, tos, source)
+    return Steering(ttl, tos, source, segment)
 
 
 def _within(lowest: int, value: int) -> int:

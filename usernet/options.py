@@ -12,14 +12,18 @@ from struct import Struct
 from sys import byteorder
 
 from usernet.description import Description
-from usernet.messages import IP_RECVERR, WANTED
+from usernet.messages import IP_RECVERR, SOL_UDP, UDP_SEGMENT, WANTED
 from usernet.names import os_error
 
 Key = tuple[int, int]  # level, name
 
 _TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
-_TIMEOUTS = {(_std.SOL_SOCKET, _std.SO_RCVTIMEO): "receive_timeout", (_std.SOL_SOCKET, _std.SO_SNDTIMEO): "send_timeout"}
+_TIMEOUTS = {
+    (_std.SOL_SOCKET, _std.SO_RCVTIMEO): "receive_timeout",
+    (_std.SOL_SOCKET, _std.SO_SNDTIMEO): "send_timeout",
+}
 _ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
+_SEGMENT = (SOL_UDP, UDP_SEGMENT)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
 
@@ -30,6 +34,11 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
         box.ancillary = box.ancillary | bit if _integer(value) else box.ancillary & ~bit
     elif key in _TIMEOUTS:
         setattr(box, _TIMEOUTS[key], _duration(value))
+    elif key == _SEGMENT:
+        octets = _integer(value)
+        if not 0 <= octets <= 0xFFFF:
+            raise os_error(errno.EINVAL)  # Linux udp_lib_setsockopt
+        box.segment_octets = octets
     elif key == _DEVICE:
         if isinstance(value, int) or value.rstrip(b"\0"):
             raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has one interface, and no names "
@@ -43,6 +52,8 @@ def read(box: Description, key: Key) -> bytes | None:
     """The octets of such an option; None where it is the service's."""
     if key in _ANCILLARY:
         return int(bool(box.ancillary & _ANCILLARY[key])).to_bytes(4, byteorder)
+    if key == _SEGMENT:
+        return box.segment_octets.to_bytes(4, byteorder)
     if key in _TIMEOUTS:
         seconds = getattr(box, _TIMEOUTS[key]) or 0.0
         return _TIMEVAL.pack(int(seconds), round(seconds % 1 * 1_000_000))
@@ -54,6 +65,8 @@ def changed(box: Description, key: Key, value: int) -> None:
     box.destinations.clear()
     if key == (_std.SOL_SOCKET, _std.SO_RCVBUF):
         box.set_buffer(value)
+    elif key == (_std.IPPROTO_IP, _std.IP_HDRINCL):
+        box.header_included = bool(value)
     elif key == (_std.IPPROTO_IP, IP_RECVERR):
         box.keep_errors = bool(value)
         if not value:

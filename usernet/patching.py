@@ -1,8 +1,8 @@
 """usernet in the place of the standard socket module, for a whole program that was not written for it.
 
-The standard module stays what it is, but its `socket` makes a stack's sockets where the Internet's are asked for, and its
-functions for names ask through the stack. All other families stay the kernel's: AF_UNIX, for one, which event loops and
-multiprocessing live on. Nothing of the Internet ever goes past the stack: what it does not have fails.
+The standard module stays what it is, but its `socket` makes a stack's sockets where the Internet's are asked for, and
+its functions for names ask through the stack. All other families stay the kernel's: AF_UNIX, for one, which event loops
+and multiprocessing live on. Nothing of the Internet ever goes past the stack: what it does not have fails.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import socket as _std
 from typing import Any
 
-from usernet import resolver
+from usernet import endpoint, resolver
 from usernet.endpoint import _KERNEL_SOCKET, is_kernels
-from usernet.endpoint import socket as _StackSocket
 
+_EITHER = (endpoint.socket, _KERNEL_SOCKET)
 _NAMES = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 
 
@@ -28,10 +28,10 @@ class _Choice(type):
         if cls is not socket:
             raise OSError(errno.EAFNOSUPPORT, f"{os.strerror(errno.EAFNOSUPPORT)}: a subclass of the standard socket "
                           "class cannot be a usernet socket; derive it from usernet.socket")
-        return _StackSocket(family, type, proto)
+        return endpoint.socket(family, type, proto)
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return super().__instancecheck__(instance) or (cls is socket and isinstance(instance, (_StackSocket, _KERNEL_SOCKET)))
+        return super().__instancecheck__(instance) or (cls is socket and isinstance(instance, _EITHER))
 
 
 class socket(_KERNEL_SOCKET, metaclass=_Choice):  # noqa: N801  (the name that it takes)

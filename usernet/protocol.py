@@ -8,7 +8,8 @@ builds on this module; nothing here depends on anything else of the project.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from struct import Struct, error as StructError
+from struct import Struct
+from struct import error as StructError  # noqa: N812
 
 VERSION = 1
 HEADER = Struct("<BBHIQQ")  # version, kind, record count, sender's incarnation, sender's id, sequence number
@@ -16,9 +17,11 @@ HEADER_OCTETS = HEADER.size
 MAX_RECORDS = 256  # records that one frame may carry
 MAX_FRAME_OCTETS = 1 << 18  # longer frames are refused by the receiving socket
 
-# Kinds of frame. Below 128: data, which may be dropped and counted when a pipe is full. From 128: control, never dropped.
+# Kinds of frame. Below 128: data, dropped and counted where a pipe is full. From 128: control, never dropped.
 SEND = 1  # application -> sockets: datagrams to send (SEND_HEADER + payload)
 DATAGRAM = 2  # sockets -> application: datagrams received (DATAGRAM_HEADER + payload)
+SEND_SEGMENTS = 13  # application -> sockets: SEND_HEADER + SEGMENT_SIZE + payloads of that size, the last at most
+DATAGRAM_SEGMENTS = 14  # sockets -> application that asked for it: DATAGRAM_HEADER + SEGMENT_SIZE + payloads likewise
 HELLO = 128  # both ways, first frame after a start: JSON Hello
 RESUME = 129  # both ways: JSON Resume; the next frames are repetitions from that sequence number on
 REQUEST = 130  # application -> sockets: JSON Request, answered by one REPLY
@@ -27,8 +30,10 @@ CREDIT = 132  # both ways: octets of receive buffer, given back by the applicati
 SOCKET_ERROR = 133  # sockets -> application: an error for one socket (ERROR_RECORD + the offending datagram's start)
 BYE = 134  # application -> sockets, its last frame, no records: close all its sockets and forget it
 
-SEND_HEADER = Struct("<I4sH4sBBH")  # handle, destination, port (0: the connected peer), source (0: any), TTL, TOS, flags
+SEND_HEADER = Struct("<I4sH4sBBH")  # handle, destination, port (0: the peer), source (0: any), TTL, TOS, flags
 DATAGRAM_HEADER = Struct("<I4sH4sBB")  # handle, source, port, destination, TTL, TOS
+SEGMENT_SIZE = Struct("<H")  # octets of payload in each datagram but perhaps the last, which is not empty
+SEGMENTS_MAX = 128  # datagrams in one such record (Linux UDP_MAX_SEGMENTS)
 CREDIT_RECORD = Struct("<II")  # handle, octets (with CREDIT_TOTAL: all that is queued now)
 ERROR_RECORD = Struct("<IIBBBBI4s4sH")  # handle, errno, origin, type, code, 0, info, offender, destination, port
 

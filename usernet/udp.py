@@ -35,7 +35,7 @@ class UdpSocket:
     def recv_from(self, size: int = DATAGRAM_OCTETS_MAX) -> tuple[bytes, str]:
         """The next datagram, cut to `size` octets, and the address of its sender."""
         data, peer = self._socket.recvfrom(size)
-        return data, _text(peer)
+        return data, _text(peer) if peer else ""  # never, as this one cannot be shut down
 
     def local_addr(self) -> str:
         """The address that it is bound to."""

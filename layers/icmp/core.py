@@ -29,7 +29,7 @@ from bus.records import (
     SocketState,
 )
 from bus.routes import RouteTable, configured, is_multicast
-from bus.table import ICMP_ERROR, IP, SOCKETS, UDP
+from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
 from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
@@ -41,6 +41,17 @@ MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
 UDP_PROTOCOL = 17  # RFC 768
 ROUTES_KEY = 0  # in state; every other key is the handle of a ping socket
 
+_IGNORED = {
+    wire.SOURCE_QUENCH: Counters.source_quench,  # RFC 6633 section 3
+    wire.REDIRECT: Counters.redirect,
+    wire.ROUTER_ADVERTISEMENT: Counters.router_discovery,
+    wire.ROUTER_SOLICITATION: Counters.router_discovery,
+    wire.TIMESTAMP_REPLY: Counters.timestamp_reply,
+    wire.INFORMATION_REQUEST: Counters.information,  # RFC 1122 section 3.2.2.7: SHOULD NOT be implemented
+    wire.INFORMATION_REPLY: Counters.information,
+    wire.ADDRESS_MASK_REQUEST: Counters.address_mask,  # RFC 1122 section 3.2.2.9: only an authoritative agent answers
+    wire.ADDRESS_MASK_REPLY: Counters.address_mask,
+}
 _ANY = bytes(4)
 _HANDLE = Struct("<I")
 _number = int.from_bytes
@@ -58,9 +69,12 @@ class Core:
         self._routes = RouteTable(configured(config))
         self._sockets = PingSockets(state, rng)
         self._limits = ErrorLimits()
+        self._epoch = config.epoch
+        self._raw_booted = "raw" in config.layers
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers = {
             table.PACKET: self._packets,
+            table.PACKET_CHECKED: self._packets,  # whatever it says: no medium does the sums of ICMP
             table.PACKET_GROUP: self._group_packets,
             table.ICMP_ERROR: self._local_errors,
             table.REPORT_ERROR: self._reports,
@@ -111,26 +125,30 @@ class Core:
                 continue
             icmp_type = message[0]
             if icmp_type == wire.ECHO_REQUEST:
-                # RFC 1122 section 3.2.2.6: reply from the address that was asked, with all the data. RFC 1349 section
-                # 5.1: with the same TOS. Without DF, as Linux does: any size must get back.
-                options = b"" if offset == wire.IP_HEADER_OCTETS else wire.echoed_options(packet[20:offset])
-                flags = MAY_FRAGMENT | records.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
-                header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, packet[1], flags)
-                sends.append((IP, table.TRANSMIT, header + options + wire.echo_reply(message)))
+                # RFC 1122 section 3.2.2.6: with all the data
+                sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + wire.echo_reply(message)))
                 counters[Counters.echo_replies_sent] += 1
             elif icmp_type == wire.ECHO_REPLY:
                 self._echo_reply(packet, message, sends)
             elif icmp_type in wire.REPORTED_TYPES:
                 self._error(packet[12:16], message, sends)
-            elif icmp_type == wire.SOURCE_QUENCH:  # RFC 6633 section 3
-                counters[Counters.source_quench] += 1
-            elif icmp_type == wire.REDIRECT:
-                counters[Counters.redirect] += 1
+            elif icmp_type == wire.TIMESTAMP_REQUEST:
+                self._timestamp(packet, message, offset, now, sends)
             else:  # RFC 1122 section 3.2.2: an unknown type is discarded silently
-                counters[Counters.unknown_type] += 1
+                counters[_IGNORED.get(icmp_type, Counters.unknown_type)] += 1
+
+    def _timestamp(self, packet: bytes, message: bytes, offset: int, now: float, sends: list[Send]) -> None:
+        """RFC 1122 section 3.2.2.8: answered as an echo request is."""
+        if len(message) < wire.HEADER_OCTETS + 4:  # as Linux: the originate timestamp is all that is needed of it
+            self.counters[Counters.malformed] += 1
+            return
+        self.counters[Counters.timestamp_replies_sent] += 1
+        reply = wire.timestamp_reply(message, now + self._epoch)
+        sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + reply))
 
     def _group_packets(self, packets: list[bytes], now: float, sends: list[Send]) -> None:
-        # RFC 1122 section 3.2.2.6: an echo request to a group may be discarded. Replies and errors must not come so.
+        # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and errors
+        # must not come so.
         self.counters[Counters.received] += len(packets)
         self.counters[Counters.to_group] += len(packets)
 
@@ -149,7 +167,7 @@ class Core:
         """RFC 1122 section 3.2.2: an error goes to the transport that the packet it quotes came from."""
         counters = self.counters
         icmp_type, code = message[0], message[1]
-        quoted = message[wire.HEADER_OCTETS :]
+        quoted = wire.quote_of(message)
         offset = wire.payload_offset(quoted)
         if not wire.is_error_code(icmp_type, code):
             counters[Counters.error_unknown_code] += 1
@@ -170,14 +188,17 @@ class Core:
                             sends: list[Send]) -> None:
         counters = self.counters
         icmp_type, code = message[0], message[1]
+        header = ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, wire.info_of(message), offender)
+        if self._raw_booted:
+            counters[Counters.errors_to_raw] += 1
+            sends.append((RAW, ICMP_ERROR, header + quoted))
         if quoted[9] == wire.PROTOCOL:
             error = (icmp_type, code, records.ORIGIN_ICMP, wire.info_of(message), offender)
             self._tell_socket(error, quoted, offset, sends)
         elif quoted[9] == UDP_PROTOCOL:
             counters[Counters.errors_to_udp] += 1
-            header = ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, wire.info_of(message), offender)
             sends.append((UDP, ICMP_ERROR, header + quoted))
-        else:
+        elif not self._raw_booted:
             counters[Counters.error_no_transport] += 1
 
     def _local_errors(self, errors: list[bytes], now: float, sends: list[Send]) -> None:
@@ -344,3 +365,14 @@ class Core:
     def _is_group(self, address: bytes) -> bool:
         number = _number(address, "big")
         return is_multicast(number) or self._routes.is_broadcast(number)
+
+
+def _reply_header(packet: bytes, offset: int) -> bytes:
+    """What stands before the reply to a query for ip: TRANSMIT_HEADER and options.
+
+    RFC 1122 sections 3.2.2.6, 3.2.2.8: from the address that was asked, with the options that ip completed. RFC 1349
+    section 5.1: with the same TOS. Without DF, as Linux does: any size must get back.
+    """
+    options = b"" if offset == wire.IP_HEADER_OCTETS else wire.echoed_options(packet[wire.IP_HEADER_OCTETS : offset])
+    flags = MAY_FRAGMENT | records.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
+    return TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, packet[1], flags) + options

@@ -10,11 +10,13 @@ class Counters(CounterSet):
 
     received = In("ICMP packets from ip.")
     echo_replies_sent = Out("Replies to echo requests.")
+    timestamp_replies_sent = Out("Replies to timestamp requests.")
     errors_sent = Out("Errors sent about packets that we received.")
     requests_sent = Out("Echo requests sent for ping sockets.")
 
     replies_delivered = Event("Echo replies handed to ping sockets.")
     errors_to_udp = Event("Errors about UDP packets of ours, handed to udp.")
+    errors_to_raw = Event("Errors about packets of ours of any protocol, handed to raw.")
     errors_to_sockets = Event("Errors about echo requests of ours, told to ping sockets.")
     sends = Event("Echo requests that ping sockets asked to send.")
     sets = Event("Socket declarations worked off, refused ones included.")
@@ -27,7 +29,11 @@ class Counters(CounterSet):
     reply_no_socket = Drop("An echo reply with the identifier of no ping socket here.")
     unknown_type = Drop("A message of a type that is not handled.")
     source_quench = Drop("A source quench; deprecated (RFC 6633) and ignored.")
-    redirect = Drop("A redirect; ignored.")
+    redirect = Drop("A redirect; ignored: routes are the operator's.")
+    router_discovery = Drop("A router advertisement or solicitation (RFC 1256); ignored, as by Linux.")
+    information = Drop("An information request or reply; obsolete (RFC 6918), and no host may answer (RFC 1122).")
+    address_mask = Drop("An address mask request or reply; ignored: we are no authority for masks (RFC 1122).")
+    timestamp_reply = Drop("A timestamp reply; nothing here sends requests but raw sockets, which have their own copy.")
 
     error_unknown_code = Drop("A destination unreachable with a code above 15.")
     error_bad_quote = Drop("An error that does not quote a packet's IP header and first 8 octets of payload.")

@@ -27,14 +27,23 @@ ECHO_REPLY = 0
 SOURCE_QUENCH = 4
 REDIRECT = 5
 ECHO_REQUEST = 8
+ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION = 9, 10  # RFC 1256
+TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
+INFORMATION_REQUEST, INFORMATION_REPLY = 15, 16
+ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY = 17, 18  # RFC 950
 REPORTED_TYPES = frozenset({DESTINATION_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM})
 # What an error may be about. Whatever else claims to be ICMP might be an error.
-QUERY_TYPES = frozenset({ECHO_REPLY, ECHO_REQUEST, 13, 14, 15, 16, 17, 18})  # timestamp, information, address mask
+QUERY_TYPES = frozenset({ECHO_REPLY, ECHO_REQUEST, TIMESTAMP_REQUEST, TIMESTAMP_REPLY, INFORMATION_REQUEST,
+                         INFORMATION_REPLY, ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY})
 
 IP_HEADER_OCTETS = 20  # RFC 791 section 3.1, without options
 IP_PAYLOAD_OCTETS_MAX = 65535 - IP_HEADER_OCTETS
 FRAGMENT_OFFSET = 0x1FFF
+EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quote is padded to at least this
 QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
+
+TIMESTAMP_OCTETS = 12  # originate, receive, transmit; behind the header
+MILLISECONDS_PER_DAY = 86_400_000
 
 _ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
 
@@ -49,6 +58,16 @@ def echo_reply(request: bytes) -> bytes:
     if check > 0xFFFF:
         check -= 0xFFFF
     return b"\0" + request[1:2] + check.to_bytes(2, "big") + request[4:]
+
+
+def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
+    """The reply to a timestamp request that has its originate timestamp; `epoch_s`: seconds since 1970.
+
+    RFC 792: received and sent at the same moment, in milliseconds since midnight UT; what follows is not repeated.
+    """
+    at = (int(epoch_s * 1000) % MILLISECONDS_PER_DAY).to_bytes(4, "big")
+    rest = request[4:12] + at + at
+    return b"\x0e\0" + checksum(b"\x0e\0\0\0" + rest).to_bytes(2, "big") + rest
 
 
 def echoed_options(options: bytes) -> bytes:
@@ -85,6 +104,22 @@ def info_of(message: bytes) -> int:
     if icmp_type == DESTINATION_UNREACHABLE and code == FRAGMENTATION_NEEDED:
         return rest & 0xFFFF
     return 0
+
+
+def quote_of(message: bytes) -> bytes:
+    """The packet that an error quotes, without what may follow it.
+
+    RFC 4884 section 4: octet 5 may say how many words the quote has, padding included; extensions come behind it.
+    Section 5: many a sender says nothing there, or anything; a length that cannot be is no reason to drop an error.
+    """
+    quote = message[HEADER_OCTETS:]
+    octets = message[5] * 4
+    if EXTENDED_QUOTE_OCTETS_MIN <= octets < len(quote):
+        quote = quote[:octets]
+        total = quote[2] << 8 | quote[3]
+        if IP_HEADER_OCTETS + HEADER_OCTETS <= total < octets:
+            quote = quote[:total]
+    return quote
 
 
 def payload_offset(packet: bytes) -> int:

@@ -23,14 +23,6 @@ TARGET_ERRORS_BURST = 6  # Linux: XRLIM_BURST_FACTOR
 ERRORS_PER_SECOND = 1000  # Linux: net.ipv4.icmp_msgs_per_sec
 ERRORS_BURST = 50  # Linux: net.ipv4.icmp_msgs_burst
 
-# What the numbers in a SocketState stay below; packing anything larger would raise.
-_LIMITS = {"handle": 2**32, "request": 2**64, "local": 2**32, "port": 2**16, "peer": 2**32, "peer_port": 2**16,
-           "ttl": 256, "tos": 256, "multicast_ttl": 256}  # fmt: skip
-
-
-def _in_range(socket: SocketState) -> bool:
-    return socket.handle > 0 and all(0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
-
 
 class PingSockets:
     """Ping sockets as they are: a SocketState whose local address and port (its identifier) are settled.
@@ -54,7 +46,8 @@ class PingSockets:
                 socket = records.decode_socket_state(value)
             except ValueError:
                 socket = None
-            if socket is None or not _in_range(socket) or socket.handle != key or socket.port in self._by_identifier:
+            if (socket is None or socket.handle != key or not records.in_range(socket)
+                    or socket.port in self._by_identifier):
                 unreadable += 1
                 del self._state[key]
             else:
@@ -72,7 +65,7 @@ class PingSockets:
 
     def set(self, wanted: SocketState, routes: RouteTable) -> SocketReply | None:
         """Makes a socket as it is wanted, or leaves it as it is and says why; None where that cannot even be said."""
-        if not _in_range(wanted):
+        if not records.in_range(wanted):
             return None
         handle, local = wanted.handle, wanted.local
         former = self._sockets.get(handle)

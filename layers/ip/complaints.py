@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from bus import records as formats
 from bus import table
 from bus.core import Send
@@ -22,13 +24,13 @@ def complaint(icmp_type: int, code: int, received: bytes, info: int = 0) -> Send
     return (table.ICMP, table.REPORT_ERROR, header + received[:QUOTE_OCTETS])
 
 
-def local_error(code: int, built: bytes, info: int = 0) -> list[Send]:
+def local_error(code: int, built: bytes, wanted: Container[int], info: int = 0) -> list[Send]:
     """Tell the transport that sent `built` what the network would have told it by ICMP. `info`: an MTU.
 
-    Of a fragment but the first nobody could tell whose it was.
+    raw is told, too, of the protocols that it wants. Of a fragment but the first nobody could tell whose it was.
     """
-    upper = UPPER.get(built[9])
-    if upper is None or (built[6] << 8 | built[7]) & _FRAGMENT_OFFSET:
+    if (built[6] << 8 | built[7]) & _FRAGMENT_OFFSET:
         return []
     header = formats.ICMP_ERROR_HEADER.pack(UNREACHABLE, code, formats.ORIGIN_LOCAL, 0, info, built[12:16])
-    return [(upper, table.ICMP_ERROR, header + built[:QUOTE_OCTETS])]
+    told = [UPPER.get(built[9]), table.RAW if built[9] in wanted else None]
+    return [(upper, table.ICMP_ERROR, header + built[:QUOTE_OCTETS]) for upper in told if upper is not None]

@@ -15,12 +15,16 @@ from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from layers.ip import orders
 from layers.ip.counters import Counters as C
+from layers.ip.groups import Groups
 from layers.ip.input import Input
 from layers.ip.output import Output
 from layers.ip.routing import Routing
+from layers.ip.uppers import Uppers
 
 PATHS_GO_TO = (table.ICMP, table.UDP, table.SOCKETS)
 ROUTES_GO_TO = (*PATHS_GO_TO, table.ARP)  # arp answers for our addresses; path MTUs are nothing to it
+
+PACKETS = (table.PACKET_CHECKED, table.PACKET, table.PACKET_GROUP, table.PACKET_SEGMENTS)
 
 
 class Core:
@@ -31,23 +35,33 @@ class Core:
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         self._counters = counters
         self._routing = Routing(config, state, counters)
-        self._input = Input(self._routing, counters)
-        self._output = Output(self._routing, state, counters, rng)
+        self._groups = Groups(self._routing, state, counters, rng)
+        self._uppers = Uppers(state)
+        self._input = Input(self._routing, self._groups, self._uppers, counters)
+        self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.offload)
+        raw = (table.RAW,) if "raw" in config.layers else ()
+        self._paths_go_to, self._routes_go_to = (*PATHS_GO_TO, *raw), (*ROUTES_GO_TO, *raw)
+        self._due: tuple[float | None, ...] = (None, None)  # from which `next_wake` follows
 
     def start(self, now: float) -> list[Send]:
-        """Read back what was stored; tell addresses and routes."""
+        """Read back what was stored; tell addresses and routes, and routers our groups."""
         self._routing.start()
+        self._uppers.start()
         self._output.start()
+        reports = self._groups.start(now)
         self._set_wake()
-        return self._tell_routes(*ROUTES_GO_TO)
+        return self._tell_routes(*self._routes_go_to) + reports
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Packets from link, segments from the transports, answers from arp."""
         if kind == table.TRANSMIT:
             return self._output.transmit(records, now)
-        if kind == table.PACKET or kind == table.PACKET_GROUP:
-            sends = self._input.deliver(kind, records, now)
-            if self._input.next_expiry != self.next_wake:
+        if kind == table.TRANSMIT_SEGMENTS:
+            return self._output.transmit_segments(records, now)
+        if kind in PACKETS:
+            deliver = self._input.deliver if kind != table.PACKET_SEGMENTS else self._input.deliver_segments
+            sends = deliver(kind, records, now)
+            if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:
                 self._set_wake()
             return sends
         if kind == table.NEIGHBOR:
@@ -58,20 +72,29 @@ class Core:
             self._output.forget(records)
         elif kind == table.PATH_MTU:
             return self._router_told(records, now)
+        elif kind == table.RAW_WANTED:
+            for record in records:
+                self._uppers.want(record)
+            self._output.rerouted()
+        elif kind == table.MEMBERSHIP:
+            reports = self._groups.listen(records, now)
+            self._output.rerouted()
+            self._set_wake()
+            return reports
         return []
 
     def wake(self, now: float) -> list[Send]:
-        """Fragments or path MTUs are too old."""
-        sends = self._input.expire(now)
+        """Fragments or path MTUs are too old, reports of our groups are due."""
+        sends = self._input.expire(now) + self._groups.expire(now)
         if self._routing.expire(now):
             self._output.rerouted()
-            sends += self._tell_routes(*PATHS_GO_TO)
+            sends += self._tell_routes(*self._paths_go_to)
         self._set_wake()
         return sends
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """Tell it the routes; ask arp again what it may have forgotten."""
-        sends = self._tell_routes(sender) if sender in ROUTES_GO_TO else []
+        sends = self._tell_routes(sender) if sender in self._routes_go_to else []
         return sends + self._output.unresolved() if sender == table.ARP else sends
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
@@ -82,7 +105,7 @@ class Core:
             return answer, []
         self._input.rerouted()
         self._output.rerouted()
-        return answer, self._tell_routes(*ROUTES_GO_TO)
+        return answer, self._tell_routes(*self._routes_go_to)
 
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
         news = False
@@ -99,11 +122,11 @@ class Core:
             return []
         self._output.rerouted()
         self._set_wake()
-        return self._tell_routes(*PATHS_GO_TO)
+        return self._tell_routes(*self._paths_go_to)
 
     def _tell_routes(self, *neighbors: int) -> list[Send]:
         return [(neighbor, table.ROUTES, self._routing.announcement) for neighbor in neighbors]
 
     def _set_wake(self) -> None:
-        due = [at for at in (self._input.next_expiry, self._routing.paths.next_expiry) if at is not None]
-        self.next_wake = min(due, default=None)
+        self._due = (self._input.next_expiry, self._groups.next_due, self._routing.paths.next_expiry)
+        self.next_wake = min((at for at in self._due if at is not None), default=None)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from bus import table
 from bus.checksum import verifies
 from bus.core import CounterWords, Send
+from bus.offload import UDP_HEADER_OCTETS, packets, settled
+from bus.records import SUPER_HEADER
 from bus.routes import is_multicast
 from layers.ip import packet
 from layers.ip.complaints import (
@@ -20,9 +22,11 @@ from layers.ip.complaints import (
     complaint,
 )
 from layers.ip.counters import Counters as C
+from layers.ip.groups import Groups
 from layers.ip.options import examine
 from layers.ip.reassembly import Reassembly
 from layers.ip.routing import Routing
+from layers.ip.uppers import Uppers, copy_of
 
 SOURCES_MAX = 4096  # addresses remembered as those of single hosts; then it starts afresh
 FRAGMENT_HIGH = packet.FRAGMENT_MASK >> 8  # as much of the mask as stands in octet 6; octet 7 is all offset
@@ -31,8 +35,10 @@ FRAGMENT_HIGH = packet.FRAGMENT_MASK >> 8  # as much of the mask as stands in oc
 class Input:
     """Packets up."""
 
-    def __init__(self, routing: Routing, counters: CounterWords) -> None:
+    def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, counters: CounterWords) -> None:
         self._routing = routing
+        self._uppers = uppers
+        self._groups = groups
         self._counters = counters
         self._reassembly = Reassembly(counters)
         self._sources: set[bytes] = set()  # cache of what `_is_host` said yes to
@@ -47,8 +53,8 @@ class Input:
         self._sources.clear()
 
     def deliver(self, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """PACKET or PACKET_GROUP records, the trailer not yet cut."""
-        counters, own, sources = self._counters, self._routing.own, self._sources
+        """PACKET, PACKET_CHECKED or PACKET_GROUP records, the trailer not yet cut."""
+        counters, own, sources, sole = self._counters, self._routing.own, self._sources, self._uppers.sole
         sends: list[Send] = []
         counters[C.packets_in] += len(records)
         for record in records:
@@ -75,14 +81,17 @@ class Input:
             destination = record[16:20]
             reach = kind
             if destination not in own:
-                reach = self._group_kind(destination)
+                reach = self._group_kind(destination, record)
                 if not reach:
                     continue
+                if kind == table.PACKET_CHECKED:
+                    record = settled(record[:total])
+                    octets = total
             elif kind == table.PACKET_GROUP:
                 counters[C.unicast_in_group_frame] += 1
                 continue
             source = record[12:16]
-            if source not in sources and not self._is_host(source):
+            if source not in sources and not self._is_host(source) and not _is_unnumbered_router(record):
                 counters[C.bad_source] += 1
                 continue
             if octets != total:
@@ -92,19 +101,57 @@ class Input:
                 if whole is None:
                     continue
                 record = whole
-            upper = UPPER.get(record[9])
+                if reach == table.PACKET_CHECKED:
+                    reach = table.PACKET  # what was said of the checksum was said of the packet as it came
+            upper = sole.get(record[9])
             if upper is None:
-                counters[C.unknown_protocol] += 1
-                if reach == table.PACKET:  # RFC 1122 section 3.2.2.1: SHOULD be answered by protocol unreachable
-                    sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, record))
+                self._deliver_otherwise(reach, record, now, sends)
                 continue
             sends.append((upper, reach, record))
+        return sends
+
+    def _deliver_otherwise(self, reach: int, record: bytes, now: float, sends: list[Send]) -> None:
+        """A packet that is not just its transport's."""
+        protocol = record[9]
+        copied = protocol in self._uppers.wanted
+        if copied:
+            self._counters[C.copied] += 1
+            sends.append(copy_of(reach, settled(record) if reach == table.PACKET_CHECKED else record))
+        if protocol == packet.IGMP:
+            self._groups.heard(record, now)
+        elif protocol in UPPER:
+            sends.append((UPPER[protocol], reach, record))
+        elif not copied:
+            self._counters[C.unknown_protocol] += 1
+            if reach != table.PACKET_GROUP:  # RFC 1122 section 3.2.2.1: SHOULD be answered by protocol unreachable
+                sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, record))
+
+    def deliver_segments(self, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """PACKET_SEGMENTS records: as one packet, where udp can take it so; else in the packets that it stands for."""
+        sends: list[Send] = []
+        start = SUPER_HEADER.size
+        for record in records:
+            size, group = SUPER_HEADER.unpack_from(record) if len(record) > start else (0, 0)
+            whole = record[start:]
+            if len(whole) <= packet.HEADER_OCTETS + UDP_HEADER_OCTETS or not size or whole[9] != packet.UDP:
+                self._counters[C.packets_in] += 1
+                self._counters[C.truncated] += 1
+            elif (group or whole[0] != packet.VERSION_4_NO_OPTIONS or whole[16:20] not in self._routing.own
+                    or packet.UDP in self._uppers.wanted):
+                kind = table.PACKET_GROUP if group else table.PACKET
+                sends += self.deliver(kind, packets(whole, size), now)
+            else:
+                for send in self.deliver(table.PACKET_CHECKED, [whole], now):
+                    if send[:2] == (table.UDP, table.PACKET_CHECKED):
+                        send = table.UDP, table.PACKET_SEGMENTS, record[:start] + send[2]
+                    sends.append(send)
+                self._counters[C.packets_in] += (len(whole) - packet.HEADER_OCTETS - UDP_HEADER_OCTETS - 1) // size
         return sends
 
     def _unwrap(self, record: bytes, header_octets: int, reach: int, now: float, sends: list[Send]) -> bytes | None:
         """Look into options, put fragments together: the packet that is to be delivered, if there is one now."""
         if header_octets != packet.HEADER_OCTETS:
-            ours = record[16:20] if reach == table.PACKET else None
+            ours = record[16:20] if reach != table.PACKET_GROUP else None
             header, problem, source_routed = examine(record[:header_octets], ours, now)
             if source_routed:
                 self._counters[C.source_routed] += 1
@@ -133,12 +180,24 @@ class Input:
         self._sources.add(source)
         return True
 
-    def _group_kind(self, destination: bytes) -> int:
+    def _group_kind(self, destination: bytes, record: bytes) -> int:
         """PACKET_GROUP for a group that concerns us, 0 (and counted) for an address that is not ours.
 
-        Groups are the limited and the directed broadcast addresses. This is where multicast groups would be looked up.
+        Groups are the limited and the directed broadcast addresses, and multicast groups that a socket has joined.
         """
-        if self._routing.table.is_broadcast(int.from_bytes(destination, "big")):
+        number = int.from_bytes(destination, "big")
+        if is_multicast(number):
+            # RFC 1112 section 7.2: only joined groups. IGMP is about a group, not of one of its sources.
+            if self._groups.accepts(destination, record[12:16] if record[9] != packet.IGMP else None):
+                return table.PACKET_GROUP
+            self._counters[C.other_group] += 1
+        elif self._routing.table.is_broadcast(number):
             return table.PACKET_GROUP
-        self._counters[C.other_destination] += 1
+        else:
+            self._counters[C.other_destination] += 1
         return 0
+
+
+def _is_unnumbered_router(record: bytes) -> bool:
+    """RFC 4541 section 2.1.1: who asks in a router's place, a switch for one, may have no address."""
+    return record[9] == packet.IGMP and record[12:16] == bytes(4)

@@ -10,8 +10,10 @@ import random
 
 from bus import records as formats
 from bus import table
+from bus.config import SEGMENTATION
 from bus.core import CounterWords, Send, State
 from bus.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
+from bus.offload import UDP_HEADER_OCTETS, complete, segments, settled
 from bus.routes import is_multicast
 from layers.ip import packet
 from layers.ip.complaints import (
@@ -26,22 +28,26 @@ from layers.ip.complaints import (
 )
 from layers.ip.counters import Counters as C
 from layers.ip.fragments import split
+from layers.ip.groups import Groups
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
 from layers.ip.routing import Routing
+from layers.ip.uppers import Uppers, copy_of
 
 IDENTIFICATION_KEY = 1  # in durable state
 IDENTIFICATION_BLOCK = 4096  # numbers reserved by one write to durable state
 FLOWS_MAX = 4096
+NOBODY = Neighbor(b"")  # the next hop of what loops and goes no further
 BROADCAST_MAC = b"\xff" * 6
 TRANSMIT_OCTETS = formats.TRANSMIT_HEADER.size
+SEGMENTS_OCTETS_MIN = formats.SEGMENT_SIZE.size + TRANSMIT_OCTETS + UDP_HEADER_OCTETS
 GROWTH_OCTETS = packet.HEADER_OCTETS - TRANSMIT_OCTETS  # from a TRANSMIT record to its packet
 
 
 class Flow:
     """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
 
-    __slots__ = ("dont_fragment", "end", "loops", "may_fragment", "middle", "mtu_octets", "neighbor", "options",
-                 "plain_octets", "start", "template", "template_sum", "upper")
+    __slots__ = ("crafted", "dont_fragment", "end", "kind_out", "kind_up", "loops", "may_fragment", "middle",
+                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "start", "template", "template_sum", "upper")
 
     def __init__(self, template: bytes, flags: int, dont_fragment: bool, upper: int | None, neighbor: Neighbor | None,
                  loops: bool, mtu_octets: int) -> None:
@@ -51,19 +57,27 @@ class Flow:
         self.dont_fragment = dont_fragment
         self.may_fragment = bool(flags & formats.TRANSMIT_MAY_FRAGMENT)
         self.options = bool(flags & formats.TRANSMIT_OPTIONS)
+        self.crafted = bool(flags & formats.TRANSMIT_WHOLE)
+        self.partial = bool(flags & formats.TRANSMIT_PARTIAL)
+        self.kind_up = table.PACKET_CHECKED if self.partial else table.PACKET  # of what needs nothing but its header
+        self.kind_out = table.PACKET_OUT_PARTIAL if self.partial else table.PACKET_OUT
         self.upper = upper
         self.neighbor = neighbor
         self.loops = loops
         self.mtu_octets = mtu_octets
-        plain = not self.options and (not loops or (neighbor is None and upper is not None))
+        plain = not self.options and not self.crafted and (not loops or (neighbor is None and upper is not None))
         self.plain_octets = mtu_octets if plain else 0
 
 
 class Output:
     """Segments down, packets that wait, answers from arp."""
 
-    def __init__(self, routing: Routing, state: State, counters: CounterWords, rng: random.Random) -> None:
+    def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, state: State,
+                 counters: CounterWords, rng: random.Random, offload: tuple[str, ...] = ()) -> None:
         self._routing = routing
+        self._groups = groups
+        self._uppers = uppers
+        self._offload = offload
         self._state = state
         self._counters = counters
         self._neighbors = Neighbors(state, counters)
@@ -84,7 +98,7 @@ class Output:
         return destination in self._destinations
 
     def rerouted(self) -> None:
-        """Routes have changed: nothing that followed from them holds."""
+        """Routes, groups or what raw wants have changed: nothing that followed from them holds."""
         self._flows.clear()
 
     def transmit(self, records: list[bytes], now: float) -> list[Send]:
@@ -106,7 +120,7 @@ class Output:
             built = pack(flow.start, length, identification, flow.middle, 65535 - total, flow.end) + record[12:]
             neighbor = flow.neighbor
             if neighbor is None:
-                sends.append((flow.upper, table.PACKET, built))  # type: ignore[arg-type]  # None is not plain
+                sends.append((flow.upper, flow.kind_up, built))  # type: ignore[arg-type]  # None is not plain
                 looped += 1
                 continue
             mac = neighbor.mac
@@ -114,21 +128,73 @@ class Output:
                 mac = self._ask(flow, built, now, sends)
                 if mac is None:
                     continue
-            sends.append((table.LINK, table.PACKET_OUT, mac + built))
+            sends.append((table.LINK, flow.kind_out, mac + built))
             sent += 1
         self._counters[C.packets_out] += sent
         self._counters[C.looped] += looped
         return sends
 
+    def transmit_segments(self, records: list[bytes], now: float) -> list[Send]:
+        """TRANSMIT_SEGMENTS records: each goes on in one piece where all of its datagrams need but their headers."""
+        sends: list[Send] = []
+        for record in records:
+            (size,) = formats.SEGMENT_SIZE.unpack_from(record) if len(record) > SEGMENTS_OCTETS_MIN else (0,)
+            if not size:
+                self._counters[C.bad_transmit] += 1
+                continue
+            request = record[formats.SEGMENT_SIZE.size :]
+            flow = self._flows.get(request[:12]) or self._new_flow(request[:12], request, sends)
+            if flow is None:
+                continue
+            if not self._transmit_whole(flow, size, request, now, sends):
+                header = request[:TRANSMIT_OCTETS]
+                cut = segments(request[TRANSMIT_OCTETS:], size)
+                sends += self.transmit([header + segment for segment in cut], now)
+        return sends
+
+    def _transmit_whole(self, flow: Flow, size: int, request: bytes, now: float, sends: list[Send]) -> bool:
+        """Send a super-packet; False where it has to be cut here."""
+        length = len(request) + GROWTH_OCTETS
+        headers_octets = packet.HEADER_OCTETS + UDP_HEADER_OCTETS
+        if not flow.partial or headers_octets + size > flow.plain_octets or length > packet.LENGTH_MAX:
+            return False
+        neighbor = flow.neighbor
+        if neighbor is not None and (neighbor.mac is None or SEGMENTATION not in self._offload):
+            return False
+        count = -(-(length - headers_octets) // size)
+        identification = 0
+        if not flow.dont_fragment:
+            identification = self._next_identification()
+            for _ in range(count - 1):  # whoever cuts it gives each datagram the next
+                self._next_identification()
+        header = packet.finish_header(flow.template, flow.template_sum, length, identification)
+        segment = request[TRANSMIT_OCTETS:]
+        if neighbor is None:
+            head = formats.SUPER_HEADER.pack(size, 0)
+            sends.append((flow.upper, table.PACKET_SEGMENTS, b"".join((head, header, segment))))  # type: ignore[arg-type]
+            self._counters[C.looped] += count
+            return True
+        if now > neighbor.ask_again_at:
+            self._ask(flow, b"", now, sends)  # its address is known, so nothing waits
+        head = formats.SEGMENT_SIZE.pack(size)
+        built = b"".join((head, neighbor.mac, header, segment))  # type: ignore[arg-type]  # looked at above
+        sends.append((table.LINK, table.PACKET_OUT_SEGMENTS, built))
+        self._counters[C.packets_out] += count
+        return True
+
     def _transmit_otherwise(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
         """A packet that loops, has options or is too long; returns how many packets went to link."""
         options, segment = b"", record[TRANSMIT_OCTETS:]
+        if flow.crafted:
+            return self._transmit_crafted(flow, segment, now, sends)
         if flow.options:
             octets = record[TRANSMIT_OCTETS] * 4 if segment else OPTIONS_OCTETS_MAX + 1
             options, segment = segment[1 : 1 + octets], segment[1 + octets :]
             if octets > OPTIONS_OCTETS_MAX or len(options) != octets:
                 self._counters[C.bad_transmit] += 1
                 return 0
+        if flow.partial:
+            segment = complete(segment)
         length = packet.HEADER_OCTETS + len(options) + len(segment)
         if length > packet.LENGTH_MAX:
             self._counters[C.over_length] += 1
@@ -138,22 +204,50 @@ class Output:
         built = packet.header_with_options(flow.template, options, length, identification) + segment
         if too_long and not flow.may_fragment:
             self._counters[C.over_mtu] += 1
-            sends += local_error(FRAGMENTATION_NEEDED, built, flow.mtu_octets)
+            sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
             return 0
         if flow.loops:
             self._loop(flow, built, sends)
-        if flow.neighbor is None:
+        if flow.neighbor is None or flow.neighbor is NOBODY:
             return 0
         if not too_long:
             return self._hand_over(flow, built, now, sends)
         self._counters[C.fragmented] += 1
         return sum(self._hand_over(flow, fragment, now, sends) for fragment in split(built, flow.mtu_octets))
 
+    def _transmit_crafted(self, flow: Flow, given: bytes, now: float, sends: list[Send]) -> int:
+        """A packet that an application made, header and all (ip(7), IP_HDRINCL): never fragmented."""
+        counters = self._counters
+        if packet.header_octets(given) > len(given) or len(given) < packet.HEADER_OCTETS:
+            counters[C.bad_crafted] += 1
+            return 0
+        if len(given) > packet.LENGTH_MAX:
+            counters[C.over_length] += 1
+            return 0
+        built = packet.completed(given, flow.template[12:16], self._next_identification())
+        if len(given) > flow.mtu_octets:
+            counters[C.over_mtu] += 1
+            sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
+            return 0
+        if flow.loops:
+            if packet.is_fragment(built) or (flow.neighbor is None and built[16:20] != flow.template[16:20]):
+                counters[C.bad_crafted] += 1
+                return 0
+            self._loop(flow, built, sends)
+        if flow.neighbor is None or flow.neighbor is NOBODY:
+            return 0
+        return self._hand_over(flow, built, now, sends)
+
     def _loop(self, flow: Flow, built: bytes, sends: list[Send]) -> None:
         self._counters[C.looped] += 1
+        kind = table.PACKET if flow.neighbor is None else table.PACKET_GROUP
+        copied = built[9] in self._uppers.wanted
+        if copied:
+            self._counters[C.copied] += 1
+            sends.append(copy_of(kind, built))
         if flow.upper is not None:
-            sends.append((flow.upper, table.PACKET if flow.neighbor is None else table.PACKET_GROUP, built))
-        elif flow.neighbor is None:
+            sends.append((flow.upper, kind, built))
+        elif flow.neighbor is None and not copied:
             sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, built))
 
     def _hand_over(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> int:
@@ -200,7 +294,7 @@ class Output:
             template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
             flow = Flow(template, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
         else:
-            way = self._way(to, flags)
+            way = self._way(to, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
             if way is None or source[0] == 127 or source == bytes(4):
                 self._counters[C.no_route] += 1
@@ -211,6 +305,11 @@ class Output:
             if neighbor is None:
                 self._counters[C.broadcast_denied] += 1
                 return None
+            if not ttl:  # RFC 1122 section 3.2.1.7: never sent; ip(7): such a multicast stays in the host
+                if not loops:
+                    self._counters[C.no_lifetime] += 1
+                    return None
+                neighbor = NOBODY
             # What is left of DF on a path that carries less than we are willing to send: see paths.Path.
             dont_fragment = dont_fragment and not (capped and flags & formats.TRANSMIT_MAY_FRAGMENT)
             template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
@@ -218,18 +317,20 @@ class Output:
         if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
             self._flows.clear()
             self._destinations.clear()
+        if (flow.partial and not flow.loops and not self._offload) or (flow.loops and protocol in self._uppers.wanted):
+            flow.plain_octets = 0  # the medium does no sums; or raw wants a copy
         self._flows[key] = flow
         self._destinations.add(destination)
         return flow
 
     def _no_route(self, template: bytes, flags: int, record: bytes) -> list[Send]:
         length = len(record) + GROWTH_OCTETS
-        if length > packet.LENGTH_MAX or flags & formats.TRANSMIT_OPTIONS:
+        if length > packet.LENGTH_MAX or flags & (formats.TRANSMIT_OPTIONS | formats.TRANSMIT_WHOLE):
             return []
         header = packet.finish_header(template, packet.header_sum(template), length, 0)
-        return local_error(NET_UNREACHABLE, header + record[TRANSMIT_OCTETS:])
+        return local_error(NET_UNREACHABLE, header + record[TRANSMIT_OCTETS:], self._uppers.wanted)
 
-    def _way(self, to: int, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
+    def _way(self, to: int, source: bytes, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
         """(next hop, MTU, whether a copy comes back to us, whether the path is capped); next hop None: no leave."""
         routing = self._routing
         route = routing.table.lookup(to)
@@ -238,9 +339,9 @@ class Output:
             permitted = flags & formats.TRANSMIT_BROADCAST
             return _group_neighbor(BROADCAST_MAC) if permitted else None, mtu_octets, True, False
         if is_multicast(to):
-            # RFC 1112 section 6.4: 01-00-5E and the address's lower 23 bits
-            mac = b"\x01\x00\x5e" + (to & 0x7FFFFF).to_bytes(3, "big")
-            return _group_neighbor(mac), mtu_octets, False, False
+            group = to.to_bytes(4, "big")
+            loops = bool(flags & formats.TRANSMIT_LOOP) and self._groups.accepts(group, source)
+            return _group_neighbor(packet.group_mac(group)), mtu_octets, loops, False
         if route is None:
             return None
         capped = False
@@ -264,7 +365,7 @@ class Output:
             if len(waiting) >= WAITING_MAX:
                 waiting.popleft()
                 self._counters[C.neighbor_queue_full] += 1
-            waiting.append(built)
+            waiting.append(settled(built) if flow.partial else built)
         return neighbor.mac
 
     def unresolved(self) -> list[Send]:
@@ -296,7 +397,7 @@ class Output:
             self._neighbors.forget(neighbor)
             self._counters[C.neighbor_unreachable] += len(neighbor.waiting)
             for built in neighbor.waiting:
-                sends += local_error(HOST_UNREACHABLE, built)
+                sends += local_error(HOST_UNREACHABLE, built, self._uppers.wanted)
             neighbor.waiting.clear()
         return sends
 

@@ -70,6 +70,31 @@ def with_checksum(header: bytes) -> bytes:
     return header[:10] + _CHECKSUM.pack(checksum(header[:10] + header[12:])) + header[12:]
 
 
+def header_octets(packet: bytes) -> int:
+    """How long a packet says that its header is; beyond the packet for one that has none."""
+    octets = (packet[0] & 15) * 4 if packet else 0
+    return octets if octets >= HEADER_OCTETS else len(packet) + 1
+
+
+def is_fragment(packet: bytes) -> bool:
+    """Whether a packet is a part of one."""
+    return bool((packet[6] << 8 | packet[7]) & FRAGMENT_MASK)
+
+
+def completed(packet: bytes, source: bytes, identification: int) -> bytes:
+    """A packet that an application made: length and checksum set, source and identification where they are zero."""
+    end = header_octets(packet)
+    number = packet[4:6] if packet[4] or packet[5] else identification.to_bytes(2, "big")
+    origin = packet[12:16] if any(packet[12:16]) else source
+    header = packet[:2] + len(packet).to_bytes(2, "big") + number + packet[6:12] + origin + packet[16:end]
+    return with_checksum(header) + packet[end:]
+
+
+def group_mac(group: bytes) -> bytes:
+    """RFC 1112 section 6.4: the MAC address of a multicast group is 01-00-5E and its lower 23 bits."""
+    return b"\x01\x00\x5e" + bytes((group[1] & 0x7F,)) + group[2:]
+
+
 def source_is_martian(source: bytes) -> bool:
     """True for sources that no packet on a wire may carry: this network, loopback, class D and E.
 

@@ -11,7 +11,9 @@ import random
 from bus import table
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
-from layers.link import packet
+from bus.offload import UDP, complete
+from bus.records import SEGMENT_SIZE, SUPER_HEADER
+from layers.link import packet, vnet
 from layers.link.counters import Counters as C
 
 
@@ -25,8 +27,16 @@ class Core:
         self._mtu_octets = config.mtu
         self._counters = counters
         self._pads = bool(config.wire)  # a TAP takes short frames as they are
-        self._frame_max_octets = packet.HEADER_OCTETS + config.mtu
-        self._tails = {table.PACKET_OUT: config.mac + packet.TYPE_IPV4, table.ARP_OUT: config.mac + packet.TYPE_ARP}
+        self._offload = bool(config.offload)  # then a virtio_net_hdr precedes each frame, both ways
+        head = vnet.HEADER_OCTETS if self._offload else 0
+        self._frame_octets = range(head + packet.HEADER_OCTETS, head + packet.HEADER_OCTETS + config.mtu + 1)
+        # Where destination, source, type and content stand: slices of a frame, which are as fast as with constants.
+        self._parts = slice(head, head + 6), slice(head + 6, head + 12), slice(head + 12, head + 14), slice(head + 14, None)
+        before, tail = vnet.PLAIN[:head], config.mac + packet.TYPE_IPV4
+        # What stands before a destination and behind it, by kind.
+        self._around = {table.PACKET_OUT: (before, tail), table.ARP_OUT: (before, config.mac + packet.TYPE_ARP)}
+        if self._offload:
+            self._around[table.PACKET_OUT_PARTIAL] = vnet.PARTIAL_UDP, tail
 
     def start(self, now: float) -> list[Send]:
         """Nothing to announce."""
@@ -42,45 +52,93 @@ class Core:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Frames from the medium, or packets from arp and ip."""
-        return self._up(records) if sender == table.MEDIUM else self._down(kind, records)
+        if sender == table.MEDIUM:
+            return self._up(records)
+        return self._down_segments(records) if kind == table.PACKET_OUT_SEGMENTS else self._down(kind, records)
 
     def _up(self, frames: list[bytes]) -> list[Send]:
-        counters, mac, longest = self._counters, self._mac, self._frame_max_octets
+        counters, mac, offload = self._counters, self._mac, self._offload
+        shortest, longest = self._frame_octets[0], self._frame_octets[-1]
+        to, origin, kind_of_packet, rest = self._parts
         sends: list[Send] = []
         counters[C.frames_in] += len(frames)
         for frame in frames:
             octets = len(frame)
-            if octets < packet.HEADER_OCTETS:
+            if octets < shortest:
                 counters[C.runt] += 1
                 continue
-            if octets > longest:
+            if octets > longest and not (offload and frame[1] == vnet.GSO_UDP_L4):
                 counters[C.oversize] += 1
                 continue
-            destination = frame[:6]
+            destination = frame[to]
             group = destination != mac
-            if group and not frame[0] & 1:
+            if group and not destination[0] & 1:
                 counters[C.other_host] += 1
                 continue
-            if frame[6:12] == mac:
+            if frame[origin] == mac:
                 counters[C.own_source] += 1
                 continue
-            ethertype = frame[12:14]
+            ethertype = frame[kind_of_packet]
             if ethertype == packet.TYPE_IPV4:
-                sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, frame[14:]))
+                if offload and frame[:10] != vnet.PLAIN:
+                    if frame[:10] == vnet.PARTIAL_UDP and not group:
+                        sends.append((table.IP, table.PACKET_CHECKED, frame[rest]))
+                    else:
+                        self._up_offloaded(frame, group, sends)
+                    continue
+                sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, frame[rest]))
             elif ethertype == packet.TYPE_ARP:
-                sends.append((table.ARP, table.ARP_IN, frame[14:]))
+                sends.append((table.ARP, table.ARP_IN, frame[rest]))
             else:
                 counters[C.unknown_type] += 1
         return sends
 
+    def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
+        """An IPv4 packet about which its virtio_net_hdr says anything but that it is plain, or UDP for us, and partial."""
+        flags, gso, _, size, start, offset = vnet.HEADER.unpack_from(frame)
+        content = frame[vnet.HEADER_OCTETS + packet.HEADER_OCTETS :]
+        kind = table.PACKET_GROUP if group else table.PACKET
+        if gso == vnet.GSO_NONE and flags & vnet.NEEDS_CHECKSUM:
+            at = start - packet.HEADER_OCTETS
+            if not 0 <= at <= at + offset <= len(content) - 2:
+                self._counters[C.bad_offload] += 1
+                return
+            sends.append((table.IP, kind, content[:at] + complete(content[at:], offset)))
+        elif gso == vnet.GSO_NONE:
+            if flags & vnet.DATA_VALID and not group and content[9:10] == bytes((UDP,)):
+                kind = table.PACKET_CHECKED
+            sends.append((table.IP, kind, content))
+        elif vnet.is_udp_super(flags, gso, size, offset):
+            sends.append((table.IP, table.PACKET_SEGMENTS, SUPER_HEADER.pack(size, group) + content))
+        else:
+            self._counters[C.bad_offload] += 1
+
     def _down(self, kind: int, records: list[bytes]) -> list[Send]:
-        counters, tail = self._counters, self._tails[kind]
+        counters = self._counters
         sends: list[Send] = []
+        if kind not in self._around:
+            counters[C.bad_request] += len(records)
+            return sends
+        before, tail = self._around[kind]
         for record in records:
             if not packet.MAC_OCTETS < len(record) <= packet.MAC_OCTETS + self._mtu_octets:
                 counters[C.bad_request] += 1
                 continue
             payload = packet.pad(record[6:]) if self._pads else record[6:]
-            sends.append((table.MEDIUM, table.ETHERNET, record[:6] + tail + payload))
+            sends.append((table.MEDIUM, table.ETHERNET, before + record[:6] + tail + payload))
         counters[C.frames_out] += len(sends)
+        return sends
+
+    def _down_segments(self, records: list[bytes]) -> list[Send]:
+        tail = self._around[table.PACKET_OUT][1]
+        sends: list[Send] = []
+        start = SEGMENT_SIZE.size
+        for record in records:
+            size = SEGMENT_SIZE.unpack_from(record)[0] if len(record) > start + packet.MAC_OCTETS else 0
+            if not size or not self._offload:
+                self._counters[C.bad_request] += 1
+                continue
+            frame = b"".join((vnet.super_header(size), record[start : start + 6], tail, record[start + 6 :]))
+            sends.append((table.MEDIUM, table.ETHERNET, frame))
+        self._counters[C.frames_out] += len(sends)
         return sends

@@ -13,6 +13,7 @@ class Counters(CounterSet):
     other_host = Drop("Frames for another station's MAC address.")
     own_source = Drop("Frames that carry our own MAC as their source: our own, come back, or a forged one.")
     unknown_type = Drop("Frames of an EtherType that no layer here speaks.")
+    bad_offload = Drop("Frames of which the TAP says, of checksum or segments, what no IPv4 packet can be.")
     bad_request = Drop("Records from above that are no frame to send: too short or over the MTU.")
     medium_refused = Drop("Frames that the medium did not take: its interface is down, or the wire's switch away.")
     wire_malformed = Drop("Messages on a wire that are no pack of Ethernet frames.")

@@ -1,7 +1,7 @@
 """The socket service's core: who owns which socket, what each may still receive, and who is told what.
 
 Owns: handles, their options and names, receive-buffer accounting. Talks to: applications (requests, datagrams,
-credits), udp and icmp (sockets as they shall be, datagrams), ip (routes). Ports belong to the transports: the service
+credits), udp, icmp and raw (sockets as they shall be, datagrams), ip (routes). Ports belong to the transports: the service
 asks (SOCKET_SET) and answers the application only once the transport has agreed and the outcome is stored.
 
 In a crash it forgets: how much is queued at the applications (they tell it when it comes back) and requests under way
@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,14 @@ from bus import records as wire
 from bus import table
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
-from bus.records import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
+from bus.records import (
+    CREDIT_RECORD,
+    CREDIT_TOTAL,
+    DATAGRAM_HEADER,
+    DATAGRAM_OVERHEAD,
+    SEGMENT_SIZE,
+    SEND_HEADER,
+)
 from bus.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
@@ -29,6 +37,7 @@ from layers.sockets.operations import OPERATIONS, Network, text_of
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import (
     ICMP_PROTOCOL,
+    RAW_PROTOCOL,
     UDP_PROTOCOL,
     Answer,
     Entry,
@@ -68,13 +77,16 @@ class Core:
         self._created: dict[tuple[int, int], int] = {}  # (guest, request id) -> the handle that it made
         self._pids: dict[int, int] = {}
         self._next_handle = self._reserved = 1
+        self._transports = [*_CONSUMERS.values(), *([table.RAW] if "raw" in config.layers else [])]
         self._from_guest: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             table.SEND: self._send,
+            table.SEND_SEGMENTS: self._send_segments,
             table.CREDIT: self._credit,
             table.REQUEST: self._request,
         }
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             table.DATAGRAM: self._deliver,
+            table.DATAGRAM_SEGMENTS: self._deliver_segments,
             table.SOCKET_ERROR: self._report,
             table.SOCKET_REPLY: self._answered,
             table.ROUTES: self._rerouted,
@@ -114,17 +126,25 @@ class Core:
         return []
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """Ask a transport again what it has not answered."""
+        """Ask a transport again what it has not answered; ip must know all groups, whatever it may have lost."""
+        if sender == table.IP:
+            return [
+                (sender, table.MEMBERSHIP, entry.pending.record if entry.pending and entry.pending.of_ip
+                 else _membership(entry.handle, entry.socket))
+                for entry in self._entries.values()
+                if entry.socket.groups or (entry.pending and entry.pending.of_ip)
+            ]
         return [
             (sender, table.SOCKET_SET, entry.pending.record)
             for entry in self._entries.values()
-            if entry.pending is not None and entry.consumer == sender
+            if entry.pending is not None and entry.consumer == sender and not entry.pending.of_ip
         ]
 
     def welcome(self, guest: int) -> dict[str, object]:
         """What an application may want to know before its first request."""
         config = self._config
-        return {"name": config.name, "address": text_of(config.address), "mtu": config.mtu, "dns": config.dns}
+        return {"name": config.name, "address": text_of(config.address), "mtu": config.mtu, "dns": config.dns,
+                "segments": True}
 
     def guest_joined(self, guest: int, hello: dict[str, object], now: float) -> list[Send]:
         """Remember the pid, for `list`."""
@@ -155,6 +175,18 @@ class Core:
         self.counters[Counters.send_foreign] += len(records) - len(sends)
         return sends
 
+    def _send_segments(self, guest: int, records: list[bytes]) -> list[Send]:
+        """Many datagrams in one record, for udp alone."""
+        consumers = self._guests.get(guest, {})
+        sends = []
+        for record in records:
+            if consumers.get(_from_bytes(record[:4], "little")) == table.UDP:
+                sends.append((table.UDP, table.SEND_SEGMENTS, record))
+                self.counters[Counters.sent] += _segments_in(record, SEND_HEADER.size)
+            else:
+                self.counters[Counters.send_foreign] += 1
+        return sends
+
     def _deliver(self, sender: int, records: list[bytes]) -> list[Send]:
         entries = self._entries
         sends: list[Send] = []
@@ -176,9 +208,33 @@ class Core:
         self.counters[Counters.delivered] += delivered
         return sends
 
-    def _overflow(self, entry: Entry, sends: list[Send]) -> None:
-        self.counters[Counters.buffer_full] += 1
-        entry.drops += 1
+    def _deliver_segments(self, sender: int, records: list[bytes]) -> list[Send]:
+        """As `_deliver`: all datagrams of a record, or none of them."""
+        sends: list[Send] = []
+        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
+        for record in records:
+            entry = self._entries.get(_from_bytes(record[:4], "little"))
+            count = _segments_in(record, DATAGRAM_HEADER.size)
+            if entry is None:
+                self.counters[Counters.closed] += count
+                continue
+            if not entry.socket.segments:
+                header, size = record[: DATAGRAM_HEADER.size], SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0]
+                cut = [header + record[at : at + size] for at in range(start, len(record), size)] if count else []
+                sends += self._deliver(sender, cut)
+                continue
+            used = entry.outstanding + count * DATAGRAM_OVERHEAD + len(record) - start
+            if used > entry.limit and entry.outstanding:
+                self._overflow(entry, sends, count)
+                continue
+            entry.outstanding = used
+            self.counters[Counters.delivered] += count
+            sends.append((entry.guest, table.DATAGRAM_SEGMENTS, record))
+        return sends
+
+    def _overflow(self, entry: Entry, sends: list[Send], count: int = 1) -> None:
+        self.counters[Counters.buffer_full] += count
+        entry.drops += count
         if not entry.told:
             # Datagrams that a pipe lost on the way, or a restart, may have left the books wrong, and an application
             # that has nothing queued has no reason to speak: ask it.
@@ -230,7 +286,7 @@ class Core:
     def _execute(self, guest: int, request: Request) -> list[Send]:
         try:
             if isinstance(request, requests.Open):
-                return [_reply(guest, request.id, self._open(guest, request))]
+                return self._open(guest, request)
             if isinstance(request, requests.List):
                 return [_reply(guest, request.id, self._list(request))]
             assert isinstance(request, requests.OnSocket)
@@ -257,18 +313,34 @@ class Core:
             entry.waiting.append(request)
         return []
 
-    def _open(self, guest: int, request: requests.Open) -> dict[str, object]:
+    def _open(self, guest: int, request: requests.Open) -> list[Send]:
         handle = self._created.get((guest, request.id))
         if handle is None:
             if len(self._guests.get(guest, ())) >= SOCKETS_PER_GUEST_MAX:
                 raise Refused(errno.EMFILE)
+            described = self._raw(request.protocol) if request.type == "raw" else {"protocol": _PROTOCOLS[request.type]}
             handle = self._take_handle()
-            protocol = _PROTOCOLS[request.type]
-            socket = Socket(guest=guest, pid=self._pids.get(guest, 0), created_by=request.id, protocol=protocol)
+            socket = Socket(guest=guest, pid=self._pids.get(guest, 0), created_by=request.id,
+                            segments=request.segments, **described)
             self._state[handle] = encode_socket(socket)
             self._add(handle, socket)
             self.counters[Counters.sockets_opened] += 1
-        return {"handle": handle, "receive_buffer": self._entries[handle].limit}
+        entry = self._entries[handle]
+        answer = {"handle": handle, "receive_buffer": entry.limit}
+        if not entry.socket.raw:
+            return [_reply(guest, request.id, answer)]
+        if entry.pending is not None:
+            return []  # the request was sent again
+        # A raw socket hears from its first moment on: raw has to know of it before the application.
+        return self._change(entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
+
+    def _raw(self, protocol: int) -> dict[str, Any]:
+        """What makes a socket a raw one; refused as by Linux's inet_create."""
+        if not protocol:
+            raise Refused(errno.EPROTONOSUPPORT)
+        if "raw" not in self._config.layers:  # the owner has not allowed it
+            raise Refused(errno.EPERM)
+        return {"raw": True, "protocol": protocol, "port": protocol, "header_included": protocol == RAW_PROTOCOL}
 
     def _take_handle(self) -> int:
         handle = self._next_handle
@@ -284,7 +356,9 @@ class Core:
         if entry is None:
             # Closed already, perhaps by a former incarnation that died before it could tell the transport.
             record = request.handle.to_bytes(4, "little")
-            sends = [(consumer, table.SOCKET_CLOSE, record) for consumer in _CONSUMERS.values()]
+            sends = [(consumer, table.SOCKET_CLOSE, record) for consumer in self._transports]
+            if request.handle:
+                sends.append((table.IP, table.MEMBERSHIP, _membership(request.handle)))
         else:
             sends = self._remove(entry)
         return [*sends, _reply(guest, request.id, {})]
@@ -303,9 +377,17 @@ class Core:
         if not changed.bound or wanted == entry.socket.state(entry.handle, request.id):
             if changed != entry.socket:
                 self._commit(entry, changed)
-            return [_reply(entry.guest, request.id, answer(changed))]
+            return self._tell_ip(entry, request.id, answer)
         entry.pending = Pending(request.id, wire.encode(wanted), changed, answer)
         return [(entry.consumer, table.SOCKET_SET, entry.pending.record)]
+
+    def _tell_ip(self, entry: Entry, request: int, answer: Answer) -> list[Send]:
+        """What was asked for is stored: the answer; where it was about groups, once ip lets them in."""
+        if entry.socket.grouped_by != request:
+            return [_reply(entry.guest, request, answer(entry.socket))]
+        record = _membership(entry.handle, entry.socket, request)
+        entry.pending = Pending(request, record, entry.socket, answer, of_ip=True)
+        return [(table.IP, table.MEMBERSHIP, record)]
 
     def _commit(self, entry: Entry, changed: Socket) -> None:
         self._state[entry.handle] = encode_socket(changed)
@@ -322,16 +404,21 @@ class Core:
                 continue
             entry = self._entries.get(reply.handle)
             pending = entry.pending if entry is not None else None
-            if entry is None or pending is None or pending.request != reply.request:
+            of_ip = sender == table.IP
+            if entry is None or pending is None or pending.request != reply.request or pending.of_ip != of_ip:
                 self.counters[Counters.answers_unasked] += 1
                 continue
             entry.pending = None
             if reply.errno:
                 sends.append(self._refusal(entry.guest, pending.request, reply.errno))
+                if not entry.socket.bound and entry.socket.raw:  # the application never had it
+                    sends += self._remove(entry)
+                    continue
+            elif of_ip:
+                sends.append(_reply(entry.guest, pending.request, pending.answer(entry.socket)))
             else:
-                changed = msgspec.structs.replace(pending.changed, local=reply.local, port=reply.port)
-                self._commit(entry, changed)
-                sends.append(_reply(entry.guest, pending.request, pending.answer(changed)))
+                self._commit(entry, msgspec.structs.replace(pending.changed, local=reply.local, port=reply.port))
+                sends += self._tell_ip(entry, pending.request, pending.answer)
             sends += self._proceed(entry)
         return sends
 
@@ -355,7 +442,7 @@ class Core:
     # -- the table of sockets -----------------------------------------------------------------------------------
 
     def _add(self, handle: int, socket: Socket) -> None:
-        consumer = _CONSUMERS[socket.protocol]
+        consumer = table.RAW if socket.raw else _CONSUMERS[socket.protocol]
         self._entries[handle] = Entry(handle, socket, consumer)
         self._guests.setdefault(socket.guest, {})[handle] = consumer
         self._created[socket.guest, socket.created_by] = handle
@@ -370,6 +457,7 @@ class Core:
             unanswered.insert(0, entry.pending.request)
         return [
             (entry.consumer, table.SOCKET_CLOSE, entry.handle.to_bytes(4, "little")),
+            *([(table.IP, table.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
             *(self._refusal(entry.guest, number, errno.EBADF) for number in unanswered),
         ]
 
@@ -378,15 +466,27 @@ class Core:
         return guest, table.REPLY, _encode({"id": request, "errno": number})
 
 
+def _segments_in(record: bytes, header_octets: int) -> int:
+    """How many datagrams a record of segments stands for; 0 where it is none."""
+    start = header_octets + SEGMENT_SIZE.size
+    size = SEGMENT_SIZE.unpack_from(record, header_octets)[0] if len(record) > start else 0
+    return -(-(len(record) - start) // size) if size else 0
+
+
 def _reply(guest: int, request: int, fields: dict[str, object]) -> Send:
     return guest, table.REPLY, _encode({"id": request, "errno": 0, **fields})
+
+
+def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:
+    """For ip: the groups of a socket; of none for one that is closed."""
+    return wire.encode(wire.Membership(handle, socket.groups if socket else (), request))
 
 
 def _summary(entry: Entry) -> dict[str, object]:
     socket = entry.socket
     return {
         "handle": entry.handle,
-        "type": _TYPES[socket.protocol],
+        "type": "raw" if socket.raw else _TYPES[socket.protocol],
         "pid": socket.pid,
         "local": [text_of(socket.local), socket.port],
         "peer": [text_of(socket.peer), socket.peer_port] if socket.peer else None,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from bus.records import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSMIT_OF_MTU_DISCOVER
-from bus.routes import BROADCAST, RouteTable
-from layers.sockets import options, requests
+from bus.routes import BROADCAST, RouteTable, is_multicast
+from layers.sockets import groups, options, requests
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import UDP_PROTOCOL, Answer, Socket
 
@@ -36,6 +36,8 @@ class Network(NamedTuple):
             raise Refused(errno.ENETUNREACH)
         if self.routes.is_broadcast(destination) and not socket.broadcast:
             raise Refused(errno.EACCES)
+        if socket.multicast_interface and is_multicast(destination):
+            source = socket.multicast_interface
         return socket.local or source, self._longest(socket, destination)
 
     def path_mtu(self, destination: int) -> int:
@@ -47,6 +49,8 @@ class Network(NamedTuple):
 
     def _longest(self, socket: Socket, destination: int) -> int:
         """The longest packet that `socket` may send there, by its IP_MTU_DISCOVER (ip(7))."""
+        if socket.header_included:  # ip(7), IP_HDRINCL: never fragmented
+            return PACKET_OCTETS_MAX if self.routes.is_local(destination) else self.mtu
         flags = TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover]
         if flags & TRANSMIT_MAY_FRAGMENT:
             return PACKET_OCTETS_MAX
@@ -59,10 +63,11 @@ def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
     """Whether the address and the port are to be had, the transport decides."""
     if socket.bound_by == request.id:  # executed before a restart; only the answer was lost
         return socket, names
-    if socket.bound:
+    if socket.bound and (socket.peer or not socket.raw):  # Linux, raw_bind: again and again, unless it is connected
         raise Refused(errno.EINVAL)
     local = requests.parse_address(request.address)
-    return replace(socket, bound=True, bound_by=request.id, named=local, local=local, port=request.port), names
+    port = socket.port if socket.raw else request.port
+    return replace(socket, bound=True, bound_by=request.id, named=local, local=local, port=port), names
 
 
 def connect(socket: Socket, request: requests.Connect, network: Network) -> Outcome:
@@ -78,7 +83,7 @@ def connect(socket: Socket, request: requests.Connect, network: Network) -> Outc
 
 def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:
     """Checks the way to a destination; an unbound socket gets an ephemeral port."""
-    if not request.port and socket.protocol == UDP_PROTOCOL:
+    if not request.port and socket.protocol == UDP_PROTOCOL and not socket.raw:
         raise Refused(errno.EINVAL)  # Linux udp_sendmsg
     source, mtu = network.way(socket, requests.parse_address(request.address))
     if request.source:
@@ -89,7 +94,15 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
 
 
 def set_option(socket: Socket, request: requests.SetOption, network: Network) -> Outcome:
-    """The answer is the value that took effect."""
+    """The answer is the value that took effect; 0 where the value was a structure."""
+    if request.level == options.IPPROTO_IP and request.name in groups.MEMBERSHIPS:
+        if socket.grouped_by != request.id:  # else executed before a restart; only the answer was lost
+            joined = groups.change(socket.groups, request.name, request.value, network.routes)
+            socket = replace(socket, groups=joined, grouped_by=request.id)
+        return socket, lambda socket: {"value": 0}
+    if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MULTICAST_IF):
+        address = groups.interface(request.value, network.routes)
+        return replace(socket, multicast_interface=address), lambda socket: {"value": 0}
     field, value = options.change(socket, request.level, request.name, request.value)
     return replace(socket, **{field: value}), lambda socket: {"value": int(getattr(socket, field))}
 

@@ -8,7 +8,7 @@ from sys import byteorder
 
 from bus.records import MTU_DISCOVER_MAX
 from layers.sockets.requests import Refused
-from layers.sockets.tables import Socket
+from layers.sockets.tables import ICMP_PROTOCOL, Socket
 
 SOL_SOCKET = 1
 SO_REUSEADDR = 2
@@ -20,16 +20,23 @@ SO_RCVBUF = 8
 SO_REUSEPORT = 15
 SO_PROTOCOL = 38
 SO_DOMAIN = 39
+SOL_RAW = 255
+ICMP_FILTER = 1
 IPPROTO_IP = 0
 IP_TOS = 1
 IP_TTL = 2
+IP_HDRINCL = 3
 IP_MTU_DISCOVER = 10
 IP_RECVERR = 11
 IP_MTU = 14
+IP_MULTICAST_IF = 32
 IP_MULTICAST_TTL = 33
+IP_MULTICAST_LOOP = 34
+IP_MULTICAST_ALL = 49
 
 AF_INET = 2
 SOCK_DGRAM = 2
+SOCK_RAW = 3
 BUFFER_MAX = 212992  # Linux net.core.rmem_max, net.core.wmem_max: what an application may ask for, before doubling
 RECEIVE_BUFFER_MIN = 2304  # Linux SOCK_MIN_RCVBUF
 SEND_BUFFER_MIN = 4608  # Linux SOCK_MIN_SNDBUF
@@ -53,6 +60,10 @@ def _between(lowest: int, highest: int, default: int | None = None) -> Callable[
     return convert
 
 
+def _flag(value: int) -> bool:
+    return bool(_between(0, 1)(value))
+
+
 _SETTABLE: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (SOL_SOCKET, SO_REUSEADDR): ("reuse_address", bool),
     (SOL_SOCKET, SO_REUSEPORT): ("reuse_port", bool),
@@ -62,13 +73,19 @@ _SETTABLE: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (IPPROTO_IP, IP_TTL): ("ttl", _between(1, 255, TTL_DEFAULT)),
     (IPPROTO_IP, IP_TOS): ("tos", lambda value: value & 0xFF),
     (IPPROTO_IP, IP_MULTICAST_TTL): ("multicast_ttl", _between(0, 255, MULTICAST_TTL_DEFAULT)),
+    (IPPROTO_IP, IP_MULTICAST_LOOP): ("multicast_loop", bool),
+    (IPPROTO_IP, IP_MULTICAST_ALL): ("multicast_all", _flag),
     (IPPROTO_IP, IP_MTU_DISCOVER): ("mtu_discover", _between(0, MTU_DISCOVER_MAX)),
     (IPPROTO_IP, IP_RECVERR): ("receive_errors", bool),
+    (IPPROTO_IP, IP_HDRINCL): ("header_included", bool),
+    (SOL_RAW, ICMP_FILTER): ("icmp_filter", int),
 }
-_READ_ONLY: dict[tuple[int, int], Callable[[Socket], int]] = {
-    (SOL_SOCKET, SO_TYPE): lambda socket: SOCK_DGRAM,  # ping sockets are datagram sockets too
+_COMPUTED: dict[tuple[int, int], Callable[[Socket], int]] = {
+    (SOL_SOCKET, SO_TYPE): lambda socket: SOCK_RAW if socket.raw else SOCK_DGRAM,  # ping sockets are datagram sockets
     (SOL_SOCKET, SO_DOMAIN): lambda socket: AF_INET,
     (SOL_SOCKET, SO_PROTOCOL): lambda socket: socket.protocol,
+    (IPPROTO_IP, IP_MULTICAST_IF): lambda socket: int.from_bytes(  # a struct in_addr, read as the int of a C program
+        socket.multicast_interface.to_bytes(4, "big"), byteorder, signed=True),
     (SOL_SOCKET, SO_ERROR): lambda socket: 0,  # a pending error waits in the application, which was told of it
 }
 
@@ -79,18 +96,28 @@ def change(socket: Socket, level: int, name: int, value: int | bytes) -> tuple[s
         field, convert = _SETTABLE[level, name]
     except KeyError:
         raise Refused(errno.ENOPROTOOPT) from None
+    if (level, name) == (IPPROTO_IP, IP_HDRINCL) and not socket.raw:
+        raise Refused(errno.ENOPROTOOPT)
+    _check_level(socket, level)
     return field, convert(_integer(level, value))
 
 
 def read(socket: Socket, level: int, name: int) -> int:
     """The value of an option; refused with ENOPROTOOPT where there is none."""
-    if (level, name) in _READ_ONLY:
-        return _READ_ONLY[level, name](socket)
+    if (level, name) in _COMPUTED:
+        return _COMPUTED[level, name](socket)
     try:
         field, _ = _SETTABLE[level, name]
     except KeyError:
         raise Refused(errno.ENOPROTOOPT) from None
+    _check_level(socket, level)
     return int(getattr(socket, field))
+
+
+def _check_level(socket: Socket, level: int) -> None:
+    """Linux, raw_setsockopt: what there is at SOL_RAW is for raw sockets of ICMP."""
+    if level == SOL_RAW and not (socket.raw and socket.protocol == ICMP_PROTOCOL):
+        raise Refused(errno.EOPNOTSUPP if socket.raw else errno.ENOPROTOOPT)
 
 
 def _integer(level: int, value: int | bytes) -> int:

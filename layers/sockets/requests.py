@@ -13,6 +13,7 @@ REQUEST_ID_MAX = 1 << 53  # what every language's JSON numbers can hold exactly
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Protocol = Annotated[int, msgspec.Meta(ge=0, le=255)]
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]
 
 
@@ -39,7 +40,9 @@ class OnSocket(Request, frozen=True):
 class Open(Request, frozen=True, tag="socket"):
     """A new socket."""
 
-    type: Literal["dgram", "ping"]
+    type: Literal["dgram", "ping", "raw"]
+    protocol: Protocol = 0  # of a raw socket
+    segments: bool = False  # the application understands DATAGRAM_SEGMENTS
 
 
 class Bind(OnSocket, frozen=True, tag="bind"):

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from bus.records import SocketState
+from bus.records import SocketState, SourceFilter
 from layers.sockets.requests import Request
 
 UDP_PROTOCOL = 17  # IANA protocol numbers
 ICMP_PROTOCOL = 1
+RAW_PROTOCOL = 255  # raw(7), IPPROTO_RAW: such a socket only sends, and whole packets
 
 RECEIVE_BUFFER_DEFAULT = 212992  # Linux net.core.rmem_default
 SEND_BUFFER_DEFAULT = 212992  # Linux net.core.wmem_default
@@ -43,6 +44,15 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     multicast_ttl: int = 1
     mtu_discover: int = PMTU_DISCOVERY_WANT
     receive_errors: bool = False
+    segments: bool = False  # its application takes DATAGRAM_SEGMENTS
+    raw: bool = False  # bound from its first moment on; `port` is its protocol, as on Linux
+    header_included: bool = False
+    icmp_filter: int = 0
+    multicast_interface: int = 0  # the address that IP_MULTICAST_IF chose
+    multicast_loop: bool = True
+    multicast_all: bool = True
+    groups: tuple[SourceFilter, ...] = ()
+    grouped_by: int = 0  # id of the request that changed `groups` last: the same request again gets the same answer
 
     def state(self, handle: int, request: int) -> SocketState:
         """What the transport has to know of it."""
@@ -62,6 +72,13 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
             multicast_ttl=self.multicast_ttl,
             mtu_discover=self.mtu_discover,
             receive_errors=self.receive_errors,
+            protocol=self.protocol if self.raw else 0,
+            header_included=self.header_included,
+            icmp_filter=self.icmp_filter,
+            multicast_interface=self.multicast_interface,
+            multicast_loop=self.multicast_loop,
+            multicast_all=self.multicast_all,
+            groups=self.groups,
         )
 
 
@@ -69,12 +86,13 @@ Answer = Callable[[Socket], dict[str, object]]
 
 
 class Pending(NamedTuple):
-    """A change that waits for the transport's word."""
+    """A change that waits for the transport's word; or, then, one of groups that waits for ip's."""
 
     request: int
-    record: bytes  # the SOCKET_SET, to be sent again to a transport that restarted
+    record: bytes  # the SOCKET_SET or MEMBERSHIP, to be sent again to a layer that restarted
     changed: Socket
     answer: Answer
+    of_ip: bool = False
 
 
 class Entry:

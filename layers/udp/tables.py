@@ -50,7 +50,16 @@ class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
         """True where a broadcast or multicast to its port is for it, as Linux's __udp_is_mcast_sock has it."""
         if self.address not in (ANY, destination):
             return False
-        return not self.peer or (self.peer == source and self.declared.peer_port in (0, source_port))
+        if self.peer and (self.peer != source or self.declared.peer_port not in (0, source_port)):
+            return False
+        return not is_multicast(destination) or self.listens(destination, source)
+
+    def listens(self, group: int, source: int) -> bool:
+        """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
+        for joined in self.declared.groups:
+            if joined.group == group:
+                return joined.allows(source)
+        return self.declared.multicast_all
 
 
 class SocketTable:

@@ -15,6 +15,7 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
 from bus import records, table
+from bus.checksum import checksum
 from bus.config import StackConfig
 from bus.records import ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketReply, SocketState
 from layers.icmp import core as icmp
@@ -38,12 +39,13 @@ def number(address: str) -> int:
 class Host:
     """A core, its clock and its state, which outlives it."""
 
-    def __init__(self, state: dict[int, bytes] | None = None, mtu: int = 1500) -> None:
+    def __init__(self, state: dict[int, bytes] | None = None, mtu: int = 1500, **settings) -> None:
         self.state = {} if state is None else state
         self.counts = Counters.new()
         self.now = 1000.0
         config = StackConfig(
-            name="t", run_dir="", address=number(OUR), prefix=24, mac=bytes(6), gateway=number(PEER), mtu=mtu)
+            name="t", run_dir="", address=number(OUR), prefix=24, mac=bytes(6), gateway=number(PEER), mtu=mtu,
+            **settings)
         self.core = icmp.Core(config, self.state, self.counts, random.Random(1))
         assert self.core.start(self.now) == []
 
@@ -159,10 +161,60 @@ def test_a_packet_too_short_for_its_headers_is_counted(host, octets):
 
 
 @pytest.mark.parametrize(("icmp_type", "counter"), [
-    (4, "source_quench"), (5, "redirect"), (13, "unknown_type"), (42, "unknown_type"), (255, "unknown_type")])
+    (4, "source_quench"), (5, "redirect"), (9, "router_discovery"), (10, "router_discovery"), (14, "timestamp_reply"),
+    (15, "information"), (16, "information"), (17, "address_mask"), (18, "address_mask"), (1, "unknown_type"),
+    (42, "unknown_type"), (255, "unknown_type")])
 def test_rfc1122_3_2_2_what_is_not_handled_is_dropped_silently(host, icmp_type, counter):
     assert host.hears(IP(src=PEER, dst=OUR) / ICMP(type=icmp_type) / Raw(bytes(28))) == []
     assert host.counted(counter) == 1
+
+
+# Timestamps
+
+
+MIDNIGHT = 1_700_006_400.0  # 2023-11-15, 00:00 UT
+
+
+def timestamp_request(**fields) -> IP:
+    return IP(src=PEER, dst=OUR, **fields) / ICMP(type=13, id=77, seq=5, ts_ori=123, ts_rx=7, ts_tx=8)
+
+
+@pytest.mark.parametrize(("epoch", "now", "milliseconds"), [
+    (MIDNIGHT, 0.0, 0), (MIDNIGHT, 1000.25, 1_000_250), (MIDNIGHT - 0.5, 0.0, 86_399_500), (MIDNIGHT, 86400.001, 1)])
+def test_rfc1122_3_2_2_8_a_timestamp_request_is_answered_with_the_time_since_midnight(epoch, now, milliseconds):
+    host = Host(epoch=epoch)
+    host.now = now
+    (send,) = host.hears(timestamp_request(tos=0x28))
+    header, reply = transmitted(send)
+    assert header == (OUR, PEER, 1, 64, 0x28, records.TRANSMIT_MAY_FRAGMENT)
+    assert (reply.type, reply.code, reply.id, reply.seq) == (14, 0, 77, 5)
+    assert (reply.ts_ori, reply.ts_rx, reply.ts_tx) == (123, milliseconds, milliseconds)
+    assert host.counted("timestamp_replies_sent") == 1
+
+
+def test_rfc792_a_timestamp_reply_is_twenty_octets_whatever_the_request_was(host):
+    message = checked(bytearray(bytes(timestamp_request())[20:32] + bytes(100)))
+    (send,) = host.hears(IP(src=PEER, dst=OUR, proto=1) / Raw(message))
+    assert transmitted(send)[1].ts_ori == 123
+    assert len(send[2]) == TRANSMIT_HEADER.size + 20
+
+
+@pytest.mark.parametrize(("octets", "answers"), [(12, 1), (11, 0)])
+def test_as_linux_a_timestamp_request_needs_no_more_than_its_originate_timestamp(host, octets, answers):
+    message = checked(bytearray(bytes(timestamp_request())[20 : 20 + octets]))
+    assert len(host.hears(IP(src=PEER, dst=OUR, proto=1) / Raw(message))) == answers
+    assert host.counted("malformed") == 1 - answers
+
+
+def test_rfc1122_3_2_2_8_a_timestamp_request_to_a_group_is_silent(host):
+    assert host.gives(table.IP, table.PACKET_GROUP, bytes(timestamp_request())) == []
+
+
+def test_rfc1122_3_2_2_8_options_come_back_as_with_an_echo(host):
+    plain = bytes(timestamp_request())
+    ((_, _, record),) = host.hears(b"\x47" + plain[1:20] + RECORDED + b"\0" + plain[20:])
+    assert TRANSMIT_HEADER.unpack_from(record)[5] == records.TRANSMIT_MAY_FRAGMENT | records.TRANSMIT_OPTIONS
+    assert record[TRANSMIT_HEADER.size :][: len(RECORDED) + 2] == b"\x02" + RECORDED + b"\0"
 
 
 # Errors that we send
@@ -275,6 +327,14 @@ def test_the_hosts_that_got_errors_are_remembered_in_bounded_number():
     assert len(limits._targets) == tables.MAX_TARGETS
 
 
+@pytest.mark.parametrize(("icmp_type", "code"), [(11, 1), (12, 0), (12, 1), (3, 2)])
+def test_rfc1122_3_2_2_what_ip_complains_of_is_sent(host, icmp_type, code):
+    offending = bytes(datagram(flags="MF"))
+    header, error = transmitted(host.reports(offending, icmp_type, code)[0])
+    assert (header[:2], error.type, error.code) == ((OUR, PEER), icmp_type, code)
+    assert bytes(error)[8:] == offending
+
+
 # Errors that we receive
 
 
@@ -295,6 +355,51 @@ def test_rfc1122_4_1_3_3_an_error_about_a_udp_packet_goes_to_udp(host, icmp_type
     assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
     assert ICMP_ERROR_HEADER.unpack_from(record) == (icmp_type, code, records.ORIGIN_ICMP, 0, info, ip4(ROUTER))
     assert record[ICMP_ERROR_HEADER.size :] == ours
+
+
+def checked(message: bytearray) -> bytes:
+    """The message with the right checksum."""
+    message[2:4] = bytes(2)
+    message[2:4] = checksum(bytes(message)).to_bytes(2, "big")
+    return bytes(message)
+
+
+@pytest.mark.parametrize("code", range(16))
+def test_rfc1122_3_2_2_1_every_code_of_a_destination_unreachable_is_passed_on(host, code):
+    ((consumer, _, record),) = upward(host.hears(error_about(OURS, 3, code)))
+    assert (consumer, record[:2]) == (table.UDP, bytes((3, code)))
+
+
+EXTENSION = bytes.fromhex("2000dfff000801010000a140")  # RFC 4884 section 7, RFC 4950: one MPLS label
+
+
+@pytest.mark.parametrize("icmp_type", [3, 11, 12])
+@pytest.mark.parametrize("size", [20, 100, 200])
+def test_rfc4884_4_extensions_are_no_part_of_the_quote(host, icmp_type, size):
+    ours = bytes(datagram(source=OUR, destination=FAR, size=size))
+    quote = ours[:128].ljust(128, b"\0")
+    message = bytearray(bytes(ICMP(type=icmp_type) / Raw(quote + EXTENSION)))
+    message[5] = len(quote) // 4
+    ((_, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(checked(message))))
+    assert record[ICMP_ERROR_HEADER.size :] == ours[:128]
+
+
+@pytest.mark.parametrize("words", [0, 1, 6, 31, 36, 255])
+def test_rfc4884_5_a_length_that_cannot_be_changes_nothing(host, words):
+    ours = bytes(datagram(source=OUR, destination=FAR, size=116))
+    message = bytearray(bytes(ICMP(type=3, code=3) / Raw(ours)))
+    message[5] = words
+    ((_, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(checked(message))))
+    assert record[ICMP_ERROR_HEADER.size :] == ours
+
+
+def test_rfc1122_3_2_2_an_error_of_any_protocol_goes_to_raw_where_it_is_booted():
+    host = Host(layers=tuple(table.LAYERS))
+    ours = bytes(IP(src=OUR, dst=FAR, proto=253) / Raw(bytes(8)))
+    assert [(send[0], send[2][ICMP_ERROR_HEADER.size :]) for send in upward(host.hears(error_about(ours)))] == [
+        (table.RAW, ours)]
+    assert [send[0] for send in upward(host.hears(error_about(OURS)))] == [table.RAW, table.UDP]
+    assert host.counted("errors_to_raw") == 2
 
 
 @pytest.mark.parametrize("quoted", [
@@ -570,10 +675,11 @@ def test_nothing_raises_and_every_packet_is_counted(events):
     host = Host()
     host.declares(bind=True, port=77, receive_errors=True)
     taken = ("malformed", "bad_checksum", "to_group", "reply_no_socket", "unknown_type", "source_quench", "redirect",
+             "router_discovery", "information", "address_mask", "timestamp_reply", "timestamp_replies_sent",
              "error_unknown_code", "error_bad_quote", "error_not_ours", "error_about_group", "error_no_transport",
              "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_udp",
              "errors_to_sockets")
     for (producer, kind), octets, prefix in events:
-        before, heard = sum(map(host.counted, taken)), kind in (table.PACKET, table.PACKET_GROUP, table.ICMP_ERROR)
+        before, heard = sum(map(host.counted, taken)), kind in (table.PACKET, table.PACKET_CHECKED, table.PACKET_GROUP, table.ICMP_ERROR)
         host.gives(table.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
         assert sum(map(host.counted, taken)) == before + heard

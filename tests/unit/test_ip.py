@@ -150,7 +150,8 @@ PLAIN = bytes(udp())
     "bad_source": [udp(source=source) for source in
                    (ME, "127.0.0.1", "0.0.0.0", "0.1.2.3", LIMITED, DIRECTED, GROUP, "240.0.0.1")],
     "other_destination": [udp(destination=destination) for destination in
-                          (PEER, FAR, GROUP, "127.0.0.1", "0.0.0.0", "10.0.0.0")],
+                          (PEER, FAR, "127.0.0.1", "0.0.0.0", "10.0.0.0")],
+    "other_group": [udp(destination=destination) for destination in (GROUP, "224.0.0.0", "239.255.255.255")],
 }.items())
 def test_rfc1122_3_2_1_packets_that_are_silently_discarded(layer, counter, packets):
     assert layer.hears(*packets) == []
@@ -409,6 +410,7 @@ def test_news_of_a_neighbour_that_nobody_asked_for_are_no_error(layer):
 
 def test_addresses_and_routes_are_told_at_the_start_and_to_whoever_starts(layer):
     hearers = {pipe.consumer for pipe in table.PIPES if pipe.producer == "ip" and ROUTES in pipe.kinds}
+    hearers &= set(layer.config.layers)
     assert {"icmp", "udp", "sockets"} <= hearers
     assert {table.NAMES[consumer] for consumer, _, _ in layer.told} == hearers
     assert {(kind, decode_routes(record).addresses[0]) for _, kind, record in layer.told} == {
@@ -438,7 +440,8 @@ RECORD = st.one_of(
               st.binary(min_size=6, max_size=6)),
     st.just(bytes(70_000)),
 )  # fmt: skip
-CALLS = st.lists(st.tuples(st.sampled_from(sorted(table.NAMES)), st.integers(0, 255) | st.sampled_from(
+CALLS = st.lists(st.tuples(st.sampled_from(sorted(table.NAMES)), st.integers(0, 255).filter(
+    lambda kind: kind != table.RAW_WANTED) | st.sampled_from(
     [PACKET, PACKET_GROUP, TRANSMIT, NEIGHBOR, UNREACHABLE]), st.lists(RECORD, max_size=4), st.floats(0, 100)))
 
 

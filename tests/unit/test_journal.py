@@ -12,7 +12,8 @@ from bus import memory
 from bus.journal import Journal
 
 RING = memory.JOURNAL_OCTETS
-LARGEST = RING // 4 - 24  # with the 24 octets of its entry
+ENTRY = 40  # octets that the ring spends on a frame beside it
+LARGEST = RING // 4 - ENTRY  # with the octets of its entry
 A, B = 5, 1 << 40  # a layer and a guest
 
 
@@ -51,9 +52,9 @@ def test_what_is_kept_is_the_newest_and_as_much_as_fits(appended):
                 found = [(to, *entry) for to in (A, B) for entry in reader.frames(to, 0)]
                 found.sort(key=lambda entry: entry[1])
                 assert found == expected[len(expected) - len(found) :]
-                room = RING - sum(24 + len(octets) for _, _, octets in found)
+                room = RING - sum(ENTRY + len(octets) for _, _, octets in found)
                 if len(found) < len(expected):  # nothing that would fit was thrown away, but for the end of the ring
-                    assert room < 2 * (24 + LARGEST)
+                    assert room < 2 * (ENTRY + LARGEST)
     finally:
         durable.close()
 
@@ -66,7 +67,7 @@ def test_the_ring_is_filled_to_its_last_octet_and_wraps(durable: Durable):
         assert kept(journal) == kept(Journal(durable.map())) == expected
 
 
-@pytest.mark.parametrize("room", range(60))
+@pytest.mark.parametrize("room", range(2 * ENTRY))
 def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, room: int):
     journal = Journal(durable.map())
     for sequence in (1, 2, 3):
@@ -78,14 +79,14 @@ def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, 
     assert kept(Journal(durable.map())) == kept(journal)
 
 
-@pytest.mark.parametrize(("octets", "oldest"), [(9, 2), (10, 2), (11, 3), (10 + 24 + 10, 3), (10 + 24 + 11, 4)])
+@pytest.mark.parametrize(("octets", "oldest"), [(9, 2), (10, 2), (11, 3), (10 + ENTRY + 10, 3), (10 + ENTRY + 11, 4)])
 def test_a_frame_makes_the_room_that_it_takes_and_no_more(durable: Durable, octets: int, oldest: int):
     journal = Journal(durable.map())
     for sequence in (1, 2):
         journal.append(A, sequence, bytes([sequence]) * 10)
     for sequence in (3, 4, 5):
         journal.append(A, sequence, bytes([sequence]) * LARGEST)
-    journal.append(A, 6, b"\6" * (LARGEST - 2 * 34))  # to the last octet
+    journal.append(A, 6, b"\6" * (LARGEST - 2 * (ENTRY + 10)))  # to the last octet
     journal.append(A, 7, b"\7" * octets)
     for reader in (journal, Journal(durable.map())):
         assert kept(reader) == list(range(oldest, 8))

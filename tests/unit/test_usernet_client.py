@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 import pytest
-from bus.memory import GUESTS_MAX
 from usernet_service import ADDRESS, REPOSITORY, Service
 
 import usernet
+from bus.memory import GUESTS_MAX
 from usernet import udp
 from usernet.connection import Connection
 from usernet.ping import ping
@@ -499,6 +499,14 @@ def test_sockets_names_and_options_outlive_the_service(service, pair):
     assert first.getsockopt(usernet.IPPROTO_IP, usernet.IP_TTL) == 9
     second.send(b"hello")
     assert first.recvfrom(10) == (b"hello", second.getsockname())
+
+
+def test_the_owner_of_a_socket_is_known_after_a_restart(service):
+    stack = usernet.Stack()
+    service.restart()
+    with stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        (mine,) = [each for each in stack.list_sockets() if each["handle"] == endpoint._box.handle]
+        assert mine["pid"] == os.getpid()
 
 
 def test_a_request_to_a_dead_service_is_answered_when_it_is_back(service):

@@ -21,7 +21,7 @@ from pathlib import Path
 from bus import memory, table
 from bus.config import StackConfig
 from bus.node import Control, Node
-from bus.records import ICMP_ERROR_HEADER, TRANSMIT_HEADER
+from bus.records import ICMP_ERROR_HEADER, SEGMENT_SIZE, SUPER_HEADER, TRANSMIT_HEADER, TRANSMIT_PARTIAL
 from bus.routes import RouteTable, configured
 from bus.store import Store
 from layers.icmp.core import Core as Icmp
@@ -103,18 +103,24 @@ class Loop:
                 answers = self.cores[consumer].receive(sender, kind, [record], 1000 * now)
                 sends += [(consumer, send) for send in answers]
             elif consumer == table.IP:
-                sends += self.mirror(sender, record)
+                sends += self.mirror(sender, kind, record)
         return to_guests
 
-    def mirror(self, sender, record):
-        source, destination, protocol, ttl, tos, _ = TRANSMIT_HEADER.unpack_from(record)
+    def mirror(self, sender, kind, record):
+        head, up = b"", table.PACKET
+        if kind == table.TRANSMIT_SEGMENTS:
+            head, up = SUPER_HEADER.pack(*SEGMENT_SIZE.unpack_from(record), 0), table.PACKET_SEGMENTS
+            record = record[SEGMENT_SIZE.size :]
+        source, destination, protocol, ttl, tos, flags = TRANSMIT_HEADER.unpack_from(record)
         segment = record[TRANSMIT_HEADER.size :]
         if source == bytes(4):
             source = self.routes.source_for(int.from_bytes(destination, "big")).to_bytes(4, "big")
         packet = (bytes([0x45, tos]) + (20 + len(segment)).to_bytes(2, "big") + bytes([0, 1, 0, 0, ttl, protocol, 0, 0])
                   + source + destination + segment)
         if self.routes.is_local(int.from_bytes(destination, "big")):
-            return [(table.IP, (table.UDP if protocol == 17 else table.ICMP, table.PACKET, packet))]
+            if not head and flags & TRANSMIT_PARTIAL:
+                up = table.PACKET_CHECKED
+            return [(table.IP, (table.UDP if protocol == 17 else table.ICMP, up, head + packet))]
         host_unreachable = ICMP_ERROR_HEADER.pack(3, 1, 1, 0, 0, source)
         return [(table.IP, (sender, table.ICMP_ERROR, host_unreachable + packet))]
 

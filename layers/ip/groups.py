@@ -1,0 +1,179 @@
+"""Multicast groups: which of our sockets listen to what, and so what the host listens to.
+
+Owns memberships by socket, as the socket service tells them (durable state), and the filters that follow from all of
+them together; drives IGMP, which tells routers. Forgets in a crash what IGMP has not told yet: the start tells all anew.
+"""
+
+from __future__ import annotations
+
+import random
+
+from bus import records as formats
+from bus import table
+from bus.checksum import verifies
+from bus.core import CounterWords, Send, State
+from bus.records import Membership, SourceFilter
+from bus.routes import is_multicast
+from layers.ip import packet
+from layers.ip.counters import Counters as C
+from layers.ip.igmp import NOTHING, Change, Filter, Igmp, Message, Querier
+from layers.ip.igmp_packet import (
+    ALL_SYSTEMS,
+    HEADER_OCTETS,
+    QUERY,
+    V1_REPORT,
+    V2_REPORT,
+    parse_query,
+)
+from layers.ip.routing import Routing
+
+QUERIER_KEY = 3  # in durable state
+MEMBERS_KEYS = 2 << 32  # + handle: that socket's memberships
+
+IGMP_TTL = 1  # RFC 3376 section 4
+IGMP_TOS = 0xC0  # RFC 3376 section 4: internetwork control
+ROUTER_ALERT = b"\x94\x04\0\0"  # RFC 2113 section 2.1
+
+_decode_querier = formats.decoder(Querier)
+
+
+class Groups:
+    """`next_due`: when `expire` has something to do. Groups and sources are 4 octets each."""
+
+    def __init__(self, routing: Routing, state: State, counters: CounterWords, rng: random.Random) -> None:
+        self._routing = routing
+        self._state = state
+        self._counters = counters
+        self._members: dict[bytes, dict[int, Filter]] = {}  # group -> filters by handle
+        self._joined: dict[int, set[bytes]] = {}  # handle -> its groups
+        self._filters: dict[bytes, Filter] = {}  # group -> what all of its members want together
+        room_octets = routing.mtu_octets - packet.HEADER_OCTETS - len(ROUTER_ALERT)
+        self._igmp = Igmp(self._filters, rng, room_octets)
+
+    @property
+    def next_due(self) -> float | None:
+        """When `expire` has something to do."""
+        return self._igmp.next_due
+
+    def start(self, now: float) -> list[Send]:
+        """Read back who is a member of what; report it, as routers may have given us up in the meantime."""
+        for key in list(self._state):
+            try:
+                if key == QUERIER_KEY:
+                    self._igmp.querier = _decode_querier(self._state[key])
+                elif key >> 32 == MEMBERS_KEYS >> 32:
+                    self._take(formats.decode_membership(self._state[key]))
+            except ValueError:
+                self._counters[C.state_unreadable] += 1
+                del self._state[key]
+        return self._wrap(self._igmp.changed([(group, NOTHING, wanted) for group, wanted in self._filters.items()], now))
+
+    def accepts(self, group: bytes, source: bytes | None) -> bool:
+        """Whether any socket may want a packet to `group` from `source`; None: from anybody."""
+        if group == ALL_SYSTEMS:  # RFC 1112 section 7.2: always joined
+            return True
+        wanted = self._filters.get(group)
+        return wanted is not None and (source is None or (source in wanted.sources) != wanted.exclude)
+
+    def listen(self, records: list[bytes], now: float) -> list[Send]:
+        """MEMBERSHIP records: the groups of a socket as they are now; stored, answered, reported where that is news."""
+        sends: list[Send] = []
+        for record in records:
+            try:
+                membership = formats.decode_membership(record)
+                changes = self._take(membership)
+            except ValueError:
+                self._counters[C.bad_membership] += 1
+                continue
+            key = MEMBERS_KEYS | membership.handle
+            if membership.groups:
+                self._state[key] = record
+            elif key in self._state:
+                del self._state[key]
+            if membership.request:
+                done = formats.SocketReply(handle=membership.handle, request=membership.request)
+                sends.append((table.SOCKETS, table.SOCKET_REPLY, formats.encode(done)))
+            if changes:
+                sends += self._wrap(self._igmp.changed(changes, now))
+        return sends
+
+    def heard(self, received: bytes, now: float) -> None:
+        """An IGMP packet, whole and for us."""
+        message = received[(received[0] & 15) * 4 :]
+        self._counters[C.igmp_in] += 1
+        if len(message) < HEADER_OCTETS or not verifies(message):
+            self._counters[C.igmp_malformed] += 1
+        elif message[0] == QUERY:
+            query = parse_query(message)
+            if query is None:
+                self._counters[C.igmp_malformed] += 1
+                return
+            self._igmp.queried(query, now)
+            self._state[QUERIER_KEY] = formats.encode(self._igmp.querier)
+        elif message[0] in (V1_REPORT, V2_REPORT):
+            self._igmp.overheard(message[4:8], now)
+        else:
+            self._counters[C.igmp_not_for_hosts] += 1
+
+    def expire(self, now: float) -> list[Send]:
+        """Reports are due."""
+        due = self._igmp.next_due
+        return self._wrap(self._igmp.expire(now)) if due is not None and due <= now else []
+
+    # -- from sockets to the host ----------------------------------------------------------------------------------
+
+    def _take(self, membership: Membership) -> list[Change]:
+        """Have these be the groups of that socket; what changes for the host. ValueError for what is no group."""
+        handle = membership.handle
+        wanted = {entry.group.to_bytes(4, "big"): _filter(entry) for entry in membership.groups}
+        before = self._joined.pop(handle, set())
+        for group in before - wanted.keys():
+            del self._members[group][handle]
+        for group, chosen in wanted.items():
+            self._members.setdefault(group, {})[handle] = chosen
+        if wanted:
+            self._joined[handle] = set(wanted)
+        return self._merge(sorted(before | wanted.keys()))
+
+    def _merge(self, groups: list[bytes]) -> list[Change]:
+        changes = []
+        for group in groups:
+            old = self._filters.get(group, NOTHING)
+            members = self._members[group]
+            new = merged(list(members.values()))
+            if not members:
+                del self._members[group]
+            if new == old or group == ALL_SYSTEMS:  # RFC 3376 section 5: it is never reported
+                continue
+            if new == NOTHING:
+                del self._filters[group]
+            else:
+                self._filters[group] = new
+            changes.append((group, old, new))
+        return changes
+
+    def _wrap(self, messages: list[Message]) -> list[Send]:
+        own = self._routing.chosen.addresses
+        source = own[0][0].to_bytes(4, "big") if own else bytes(4)  # RFC 3376 section 4.2.13
+        sends: list[Send] = []
+        for destination, message in messages:
+            template = packet.header_template(source, destination, packet.IGMP, IGMP_TTL, IGMP_TOS, True)
+            octets = packet.HEADER_OCTETS + len(ROUTER_ALERT) + len(message)
+            built = packet.header_with_options(template, ROUTER_ALERT, octets, 0) + message
+            sends.append((table.LINK, table.PACKET_OUT, packet.group_mac(destination) + built))
+        self._counters[C.igmp_out] += len(sends)
+        self._counters[C.packets_out] += len(sends)
+        return sends
+
+
+def merged(filters: list[Filter]) -> Filter:
+    """RFC 3376 section 3.2: what a host wants of a group whose members want this."""
+    included = frozenset().union(*(wanted.sources for wanted in filters if not wanted.exclude))
+    excluded = [wanted.sources for wanted in filters if wanted.exclude]
+    return Filter(True, frozenset.intersection(*excluded) - included) if excluded else Filter(False, included)
+
+
+def _filter(entry: SourceFilter) -> Filter:
+    if not is_multicast(entry.group):
+        raise ValueError("not a group")
+    return Filter(entry.exclude, frozenset(source.to_bytes(4, "big") for source in entry.sources))

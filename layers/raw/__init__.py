@@ -1,0 +1,1 @@
+"""Raw sockets: whole packets of any protocol, in copies, and packets that an application made (raw(7))."""

@@ -1,0 +1,229 @@
+"""Applications over a whole stack, with programs of the kernel as their peers: descriptors, errors, names, tools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from struct import Struct
+
+import pytest
+
+import usernet
+
+from .peers import KERNEL, STACK, Stack, wait_for
+
+TTL, TOS = 9, 0x28
+FAR, FAR_ROUTER = "10.9.9.9", "10.9.9.1"
+EXTENDED_ERROR = Struct("=IBBBBIIHH4s8x")  # struct sock_extended_err, struct sockaddr_in
+PATIENCE_S = 20
+
+NAME_SERVER = f"""
+import socket, dns.message, dns.rcode, dns.rrset
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("{KERNEL}", 53))
+print("serving", flush=True)
+while True:
+    data, peer = server.recvfrom(2048)
+    query = dns.message.from_wire(data)
+    answer = dns.message.make_response(query)
+    name = query.question[0].name.to_text()
+    if name == "www.example.org.":
+        answer.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", "example.org."))
+    if name.endswith("example.org."):
+        answer.answer.append(dns.rrset.from_text("example.org.", 60, "IN", "A", "192.0.2.7"))
+    elif name == "7.2.0.192.in-addr.arpa.":
+        answer.answer.append(dns.rrset.from_text(name, 60, "IN", "PTR", "example.org."))
+    else:
+        answer.set_rcode(dns.rcode.NXDOMAIN)
+    server.sendto(answer.to_wire(), peer)
+"""
+
+
+@pytest.fixture
+def named(new_stack: Callable[..., Stack]) -> Iterator[Stack]:
+    """A stack with a name server on the kernel's end."""
+    pytest.importorskip("dns")
+    stack = new_stack().up("--dns", KERNEL)
+    server = stack.popen("exec", "--", sys.executable, "-c", NAME_SERVER)
+    assert server.stdout.readline() == "serving\n"
+    return stack
+
+
+# -- sockets -----------------------------------------------------------------------------------------------------------
+
+
+def test_ancillary_data_crosses_the_cable(stack: Stack) -> None:
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        for endpoint in (app, peer):
+            endpoint.setsockopt(socket.IPPROTO_IP, usernet.IP_RECVTTL, 1)
+            endpoint.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        app.setsockopt(socket.IPPROTO_IP, usernet.IP_PKTINFO, 1)
+        number = Struct("=i").pack
+        steering = [(socket.IPPROTO_IP, socket.IP_TTL, number(TTL)), (socket.IPPROTO_IP, socket.IP_TOS, number(TOS))]
+        told = [(socket.IPPROTO_IP, socket.IP_TTL, number(TTL)), (socket.IPPROTO_IP, socket.IP_TOS, bytes([TOS]))]
+        app.sendmsg([b"out of ", b"the stack"], steering, 0, peer.getsockname())
+        assert peer.recvmsg(100, 100) == (b"out of the stack", told, 0, app.getsockname())
+        peer.sendmsg([b"into it"], steering, 0, app.getsockname())
+        data, controls, flags, sender = app.recvmsg(100, 100)
+        assert (data, controls[1:], flags, sender) == (b"into it", told, 0, peer.getsockname())
+        assert controls[0][2][4:] == 2 * socket.inet_aton(STACK)
+
+
+def test_a_closed_port_of_the_kernel_comes_out_of_the_error_queue(stack: Stack) -> None:
+    with stack.kernel.udp() as peer:
+        closed = peer.getsockname()
+    with stack.socket() as app:
+        app.setsockopt(socket.IPPROTO_IP, usernet.IP_RECVERR, 1)
+        app.sendto(b"anybody there?", closed)
+        assert select.select([app], [], [], PATIENCE_S)[0] == [app]
+        data, [(_, _, error)], flags, target = app.recvmsg(100, 100, socket.MSG_ERRQUEUE)
+        number, origin, kind, code, *_, router = EXTENDED_ERROR.unpack(error)
+        assert (data, flags, target) == (b"anybody there?", socket.MSG_ERRQUEUE, closed)
+        assert (number, origin, kind, code, router) == (111, 2, 3, 3, socket.inet_aton(KERNEL))
+
+
+def test_asyncio_talks_with_the_kernel_and_outlives_a_layer(stack: Stack) -> None:
+    class Echo(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, peer: tuple[str, int]) -> None:
+            self.transport.sendto(data + b"!", peer)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Echo, sock=stack.bound())
+        with stack.kernel.udp() as peer:
+            peer.setblocking(False)
+            for number in range(300):
+                if number in (100, 200):
+                    os.kill(stack.pids()[("udp", "sockets")[number // 200]], signal.SIGKILL)
+                await loop.sock_sendto(peer, b"%d" % number, transport.get_extra_info("sockname"))
+                answer = await asyncio.wait_for(loop.sock_recv(peer, 100), PATIENCE_S)
+                assert answer == b"%d!" % number
+        transport.close()
+
+    asyncio.run(main())
+
+
+def test_many_datagrams_at_a_time_cross_the_cable(stack: Stack) -> None:
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        app.connect(peer.getsockname())
+        items = [b"%d" % number for number in range(50)]
+        for _ in range(10):
+            assert app.sendmany((item, None) for item in items) == len(items)
+            assert [peer.recv(100) for _ in items] == items
+            for item in items:
+                peer.sendto(item, app.getsockname())
+            got: list[bytes] = []
+            while len(got) < len(items):
+                got += [data for data, _ in app.recvmany(len(items))]
+            assert got == items
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_asked_for_through_the_stack(named: Stack) -> None:
+    program = named.application("import usernet; print(usernet.gethostbyname_ex('www.example.org'))")
+    assert program.communicate(timeout=PATIENCE_S)[0] == "('example.org', ['www.example.org'], ['192.0.2.7'])\n"
+    assert named.counters("sockets")["sent"] > 0
+    assert named.run("host", "www.example.org").stdout.splitlines() == [
+        "www.example.org CNAME example.org.", "example.org A 192.0.2.7"]
+    assert named.run("host", "192.0.2.7", KERNEL).stdout == "7.2.0.192.in-addr.arpa PTR example.org.\n"
+    unknown = named.run("host", "no-such-name.example", status=1)
+    assert unknown.stderr == "host: no-such-name.example: Name or service not known\n"
+
+
+def test_an_unmodified_program_runs_over_the_stack(named: Stack) -> None:
+    """One that asks for a name and talks with the kernel, neither of which it could from outside of the sandbox."""
+    code = f"import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.connect(('{KERNEL}', int(PORT)))\n" \
+        "s.send(socket.gethostbyname('example.org').encode()); print(s.getsockname()[0])"
+    program = named.home / "program.py"
+    with named.kernel.udp() as peer:
+        program.write_text(code.replace("PORT", str(peer.getsockname()[1])))
+        done = subprocess.run([sys.executable, "-m", "usernet", "--name", named.name, str(program)], env=named.env,
+                              capture_output=True, text=True, timeout=PATIENCE_S)
+        assert (done.stdout, done.stderr) == (f"{STACK}\n", "")
+        assert peer.recv(100) == b"192.0.2.7"
+
+
+@pytest.mark.parametrize("servers", ["10.0.0", "10.0.0.1,nonsense", "fe80::1"])
+def test_name_servers_are_addresses(stack: Stack, servers: str) -> None:
+    refused = stack.run("up", "--name", "never", "--dns", servers, status=2)
+    assert f"--dns {servers}:" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+# -- tools -------------------------------------------------------------------------------------------------------------
+
+
+def test_ss_shows_whose_sockets_there_are(stack: Stack) -> None:
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        app.connect(peer.getsockname())
+        (mine,) = [each for each in json.loads(stack.run("ss", "--json").stdout) if each["pid"] == os.getpid()]
+        assert (mine["local"], mine["peer"]) == (list(app.getsockname()), list(peer.getsockname()))
+        assert (mine["type"], mine["queued"], mine["drops"]) == ("dgram", 0, 0)
+        assert mine["process"]
+        (line,) = [line for line in stack.run("ss").stdout.splitlines() if f"[{os.getpid()}]" in line]
+        assert line.split()[:3] == ["udp", "{}:{}".format(*app.getsockname()), "{}:{}".format(*peer.getsockname())]
+    usernet.Stack(stack.name, stack.run_dir).close()
+    assert json.loads(stack.run("ss", "--json").stdout) == []
+
+
+def test_nc_talks_with_the_kernel(stack: Stack) -> None:
+    with stack.kernel.udp() as peer:
+        nc = stack.popen("nc", "-u", KERNEL, peer.getsockname()[1], stdin=subprocess.PIPE)
+        nc.stdin.write("hello\n")
+        nc.stdin.flush()
+        data, sender = peer.recvfrom(100)
+        assert (data, sender[0]) == (b"hello\n", STACK)
+        peer.sendto(b"world\n", sender)
+        assert nc.stdout.readline() == "world\n"
+        nc.send_signal(signal.SIGINT)
+        assert nc.wait(PATIENCE_S) == 0
+
+
+def test_nc_listens(stack: Stack) -> None:
+    nc = stack.popen("nc", "-u", "-w", "5", "-l", "7777", stdin=subprocess.PIPE)
+    wait_for("the listener", lambda: ":7777" in stack.run("ss").stdout)
+    with stack.kernel.udp() as peer:
+        peer.sendto(b"hello\n", (STACK, 7777))
+        assert nc.stdout.readline() == "hello\n"
+        nc.stdin.write("world\n")
+        nc.stdin.flush()
+        assert peer.recvfrom(100) == (b"world\n", (STACK, 7777))
+        nc.stdin.close()
+        assert nc.wait(PATIENCE_S) == 0  # after five seconds of silence
+
+
+def test_traceroute_finds_the_way(stack: Stack) -> None:
+    stack.execute("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward && ip tuntap add dev tap9 mode tap && "
+                  f"ip addr add {FAR_ROUTER}/24 dev tap9 && ip link set tap9 up")
+    try:
+        near = stack.run("traceroute", KERNEL).stdout.splitlines()
+        assert near[0] == f"traceroute to {KERNEL} from {STACK}, 30 hops max"
+        assert len(near) == 2
+        assert near[1].split()[:2] == ["1", KERNEL]
+        far = stack.run("traceroute", "-q", "1", "-m", "2", "-w", "0.5", FAR, status=1).stdout.splitlines()
+        assert far[1].split()[:2] == ["1", KERNEL]
+        assert far[2].split() == ["2", "*"]
+    finally:
+        stack.execute("ip", "link", "delete", "tap9")
+
+
+def test_tools_say_what_is_wrong_with_their_use(stack: Stack) -> None:
+    for arguments, text in [
+        (("nc", KERNEL, "9"), "give -u"), (("nc", "-u", KERNEL), "expected nc -u ADDRESS PORT"),
+        (("traceroute", "-m", "0", KERNEL), "1 to 255 hops"), (("ss", "--name", "nobody"), "launcher.py up --detach"),
+    ]:
+        refused = stack.run(*arguments, status=2)
+        assert text in refused.stderr
+        assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)

@@ -1,0 +1,186 @@
+"""What RFC 1122 demands of a host as a whole: all layers together, seen from the medium and from an application.
+
+What one layer does alone is in that layer's tests; docs/rfc1122.md says which test shows which requirement.
+"""
+
+from __future__ import annotations
+
+import errno
+from struct import pack
+
+import pytest
+from glue import Stack
+from scapy.layers.inet import ICMP, IP, UDP, IPOption
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
+
+ME, MY_MAC = "10.0.0.2", "02:00:5e:00:00:02"
+PEER, PEER_MAC = "10.0.0.1", "02:00:5e:00:00:01"
+FAR, EVERYBODY = "198.51.100.7", "ff:ff:ff:ff:ff:ff"
+PORT, PEER_PORT = 5000, 9
+SECURITY, STREAM_IDENTIFIER = 130, 136
+
+
+@pytest.fixture
+def stack() -> Stack:
+    """A stack whose gateway is the peer, which it knows."""
+    made = Stack(ME, MY_MAC, gateway=PEER)
+    introduce(made)
+    return made
+
+
+def introduce(stack: Stack) -> None:
+    question = Ether(src=PEER_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=PEER_MAC, psrc=PEER, pdst=ME)
+    assert len(stack.hears(question)) == 1
+
+
+def answers(stack: Stack, *packets) -> list:
+    """The frames that answer these packets of the peer's."""
+    return [Ether(frame) for frame in stack.hears(*(Ether(src=PEER_MAC, dst=MY_MAC) / packet for packet in packets))]
+
+
+def echo(**fields):
+    return IP(src=PEER, dst=ME, **fields) / ICMP(id=7, seq=3) / Raw(b"abcdefgh")
+
+
+def connected(stack: Stack, peer: str = FAR, **state) -> bytes:
+    """A UDP socket, number 1, has sent one datagram: its packet."""
+    stack.declares(1, bind=True, port=PORT, peer=peer, peer_port=PEER_PORT, **state)
+    return sent_by(stack)
+
+
+def sent_by(stack: Stack) -> bytes:
+    """Socket 1 sends a datagram, at once: its packet."""
+    stack.sends(1, b"datagram")
+    (frame,) = stack.sent()
+    return frame[14:]
+
+
+def error(packet: bytes, icmp_type: int, code: int):
+    """A router's ICMP error about a packet of ours."""
+    return IP(src=PEER, dst=ME) / ICMP(type=icmp_type, code=code) / Raw(packet[:28])
+
+
+# -- IP ----------------------------------------------------------------------------------------------------------------
+
+
+def test_rfc1122_3_1_a_host_forwards_nothing_and_sends_no_redirect(stack):
+    assert answers(stack, IP(src=PEER, dst=FAR) / UDP(sport=1, dport=2), IP(src=FAR, dst="10.0.0.9") / ICMP()) == []
+    assert stack.dropped("ip") == {"other_destination": 2}
+
+
+@pytest.mark.parametrize("ttl", [0, 1, 255])
+def test_rfc1122_3_2_1_7_no_packet_for_us_is_too_old(stack, ttl):
+    (reply,) = answers(stack, echo(ttl=ttl))
+    assert (reply[ICMP].type, reply[IP].ttl) == (0, 64)
+
+
+def test_rfc1122_3_2_1_7_a_packet_with_a_ttl_of_0_never_leaves(stack):
+    stack.declares(1, bind=True, port=PORT, multicast_ttl=0)
+    stack.sends(1, b"not beyond this host", "224.0.0.251", PEER_PORT)
+    assert stack.sent() == []
+    assert stack.dropped("ip") == {"no_lifetime": 1}
+    stack.declares(1, bind=True, port=PORT, multicast_ttl=1)
+    stack.sends(1, b"on this network", "224.0.0.251", PEER_PORT)
+    (frame,) = map(Ether, stack.sent())
+    assert frame[IP].ttl == 1
+
+
+@pytest.mark.parametrize("option", [
+    pack("!BBHHH3s", SECURITY, 11, 0, 0, 0, b"abc"), pack("!BBH", STREAM_IDENTIFIER, 4, 77), b"\x5e\x06what",
+    b"\xde\x02"], ids=["security", "stream identifier", "unknown", "unknown, without data"])
+def test_rfc1122_3_2_1_8_options_that_are_not_understood_are_silently_ignored(stack, option):
+    stack.declares(1, bind=True, port=PORT)
+    padded = option + bytes(-len(option) % 4)
+    datagram = IP(src=PEER, dst=ME, options=IPOption(padded)) / UDP(sport=PEER_PORT, dport=PORT) / Raw(b"all the same")
+    assert answers(stack, datagram) == []
+    assert stack.received() == [(1, PEER, PEER_PORT, b"all the same")]
+    assert not stack.dropped("ip")
+
+
+# -- ICMP --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("icmp_type", [1, 2, 7, 15, 16, 17, 18, 37, 255])
+def test_rfc1122_3_2_2_what_no_host_answers_meets_silence(stack, icmp_type):
+    """Information and address mask requests among them: sections 3.2.2.7, 3.2.2.9."""
+    assert answers(stack, IP(src=PEER, dst=ME) / ICMP(type=icmp_type) / Raw(bytes(8))) == []
+    assert sum(stack.dropped("icmp").values()) == 1
+
+
+@pytest.mark.parametrize(("icmp_type", "code", "number"), [
+    (3, 0, errno.ENETUNREACH), (3, 1, errno.EHOSTUNREACH), (3, 2, errno.ENOPROTOOPT), (3, 3, errno.ECONNREFUSED),
+    (3, 5, errno.EOPNOTSUPP), (11, 0, errno.EHOSTUNREACH), (11, 1, errno.EHOSTUNREACH), (12, 0, errno.EPROTO)])
+def test_rfc1122_3_2_2_an_error_reaches_the_application_that_asks_for_errors(stack, icmp_type, code, number):
+    packet = connected(stack, receive_errors=True)
+    assert answers(stack, error(packet, icmp_type, code)) == []
+    assert stack.errors() == [(1, number, PEER, icmp_type)]
+
+
+@pytest.mark.parametrize("code", range(16))
+def test_rfc1122_3_2_2_1_a_destination_unreachable_is_a_hint_and_no_more(stack, code):
+    packet = connected(stack)
+    answers(stack, error(packet, 3, code))
+    assert sent_by(stack)[16:] == packet[16:]
+
+
+def test_rfc6633_3_a_source_quench_changes_nothing(stack):
+    packet = connected(stack, receive_errors=True)
+    assert answers(stack, error(packet, 4, 0)) == []
+    assert stack.errors() == []
+    assert sent_by(stack)[16:] == packet[16:]
+
+
+# -- routing -----------------------------------------------------------------------------------------------------------
+
+
+def test_rfc1122_3_3_1_1_without_a_gateway_the_network_is_still_there():
+    stack = Stack(ME, MY_MAC)
+    introduce(stack)
+    assert IP(connected(stack, PEER)).dst == PEER
+    assert answers(stack, echo())[0][ICMP].type == 0
+
+
+def test_rfc1122_3_3_1_4_nobody_is_asked_whether_the_gateway_lives_while_nothing_is_sent(stack):
+    connected(stack)
+    stack.passes(3600.0)
+    assert stack.sent() == []
+
+
+def test_rfc1122_3_3_1_4_nobody_is_asked_while_the_gateway_shows_that_it_lives(stack):
+    connected(stack)
+    for _ in range(100):
+        stack.passes(1.0)
+        stack.hears(Ether(src=PEER_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=PEER_MAC, psrc=PEER, pdst="10.0.0.9"))
+        assert IP(sent_by(stack)).dst == FAR
+
+
+def test_rfc1122_3_3_1_4_a_gateway_that_died_is_noticed_and_the_sender_told(stack):
+    connected(stack)
+    asked = []
+    for _ in range(60):
+        stack.passes(1.0)
+        stack.sends(1, b"anybody?")
+        asked += [frame.dst for frame in map(Ether, stack.sent()) if ARP in frame]
+    assert asked[:2] == [PEER_MAC, PEER_MAC]  # the gateway itself first, section 2.3.2.1 (2)
+    assert set(asked[2:]) == {EVERYBODY}
+    assert stack.errors()[0] == (1, errno.EHOSTUNREACH, ME, 3)
+
+
+# -- UDP ---------------------------------------------------------------------------------------------------------------
+
+
+def test_rfc1122_4_1_3_4_every_datagram_has_a_checksum_that_is_right(stack):
+    packet = connected(stack)
+    right = IP(packet)
+    del right[UDP].chksum
+    assert bytes(right) == packet
+    assert IP(packet)[UDP].chksum
+
+
+def test_rfc1122_4_1_3_6_a_datagram_from_no_single_host_is_not_delivered(stack):
+    stack.declares(1, bind=True, port=PORT)
+    sources = ["0.0.0.0", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "10.0.0.255", ME]
+    assert answers(stack, *(IP(src=source, dst=ME) / UDP(sport=9, dport=PORT) for source in sources)) == []
+    assert stack.received() == []
+    assert stack.dropped("ip") == {"bad_source": len(sources)}
