@@ -17,7 +17,7 @@ import zmq
 from bus import memory, table
 from bus.journal import Journal
 from bus.peers import listener_pid
-from bus.pipes import Inlet, Outlet, set_defaults
+from bus.pipes import Inlet, Outlet, PipeSocket, set_defaults
 from usernet.protocol import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
 
 GUEST_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
@@ -102,7 +102,7 @@ class Guests:
         except OSError:
             return None
         cell = memory.GUESTS + memory.GUEST_WORDS * place
-        push = self._context.socket(zmq.PUSH)
+        push = self._context.socket(zmq.PUSH, socket_class=PipeSocket)
         set_defaults(push)
         push.connect(f"ipc://{self._run_dir / inbox_name(number)}")
         outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched)

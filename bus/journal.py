@@ -76,16 +76,12 @@ class Journal:
         self.write(consumer, sequence, frame)
         self.publish(())
 
-    def write(self, consumer: int, sequence: int, frame: bytes) -> None:
-        """Write `frame`; `publish` makes it count."""
-        self._write(_MARK, consumer, sequence, frame)
-
     def publish(self, done: Sequence[tuple[int, int]]) -> None:
         """The turn is over: what was written counts from now on, and so does what it took, (sender, number) each."""
         if self._end != self._words[memory.JOURNAL_HEAD]:
             for sender, number in done:
                 if self._took:
-                    self._write(_DONE_MARK, _NOBODY, 0, b"")
+                    self.write(_NOBODY, 0, b"", _DONE_MARK)
                 _TOOK.pack_into(self._ring, self._last + _TOOK_AT, sender, number)
                 self._took = True
             self._words[memory.JOURNAL_HEAD] = self._end
@@ -95,7 +91,8 @@ class Journal:
         """True where so much awaits publication that the turn should end."""
         return self._end - self._words[memory.JOURNAL_HEAD] > self._size // 4
 
-    def _write(self, mark: int, consumer: int, sequence: int, octets: bytes) -> None:
+    def write(self, consumer: int, sequence: int, octets: bytes, mark: int = _MARK) -> None:
+        """Write a frame; `publish` makes it count."""
         size, entries = self._size, self._entries
         length = len(octets)
         need = _ENTRY.size + length

@@ -25,14 +25,16 @@ from bus.core import Core, Send
 from bus.counters import PipeCounters as C
 from bus.guests import Guests
 from bus.journal import Journal
-from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inherit, set_defaults
+from bus.pipes import NOBLOCK, Inlet, Outlet, PipeSocket, Verdict, decode_hello, decode_resume, inherit, set_defaults
 from bus.records import decode_notices
 from bus.store import Store
 from usernet.protocol import FrameError, pack_frame, unpack_frame
 
 FRAMES_PER_TURN = 64
+POLLIN = int(zmq.POLLIN)  # operators of Enums are slow
 _NEXT = Verdict.NEXT
 TICK_S = 0.1  # the longest wait: life signs come at least this often
+TICK_MS = TICK_S * 1000
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
 
@@ -113,7 +115,7 @@ class Node:
         self._suspect = Suspect(durable, control)
 
     def _bind(self, config: StackConfig, layer: str, listener_fd: int) -> zmq.Socket:
-        inbox = self._context.socket(zmq.PULL)
+        inbox = self._context.socket(zmq.PULL, socket_class=PipeSocket)
         set_defaults(inbox)
         inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
         inbox.setsockopt(zmq.USE_FD, listener_fd)
@@ -124,7 +126,7 @@ class Node:
         return Inlet(sender, kinds, self._memory, memory.DONE + sender, self._journal.done.get(sender, 0))
 
     def _connect(self, config: StackConfig, name: str) -> Outlet:
-        push = self._context.socket(zmq.PUSH)
+        push = self._context.socket(zmq.PUSH, socket_class=PipeSocket)
         set_defaults(push)
         push.connect(f"ipc://{config.run_dir}/{name}.sock")
         number = table.LAYERS[name]
@@ -141,12 +143,17 @@ class Node:
         if self._medium is not None:
             poll.register(self._medium.fileno(), select.POLLIN)
         control_fd = self._control.fileno()
-        words, core, wait, monotonic = self._words, self._core, poll.poll, time.monotonic
+        words, core, wait, monotonic, touched = self._words, self._core, poll.poll, time.monotonic, self._touched
         inbox_due = True
         medium_due = self._medium is not None
         edge_triggered = medium_due and self._medium.edge_triggered  # type: ignore[union-attr]
         while True:
-            ready = wait(0 if inbox_due or medium_due else self._timeout_ms(monotonic()))
+            if inbox_due or medium_due:
+                ready = wait(0)
+            elif core.next_wake is None and not touched:
+                ready = wait(TICK_MS)
+            else:
+                ready = wait(self._timeout_ms(monotonic()))
             now = monotonic()
             words[memory.BEAT_NS] = int(now * 1e9)
             for descriptor, _ in ready:
@@ -208,14 +215,13 @@ class Node:
         It has to be received from until EAGAIN, or seen to be empty, for its descriptor to announce the next frame.
         Looking is cheaper than an exception, but costs a system call a frame: so look once, after the first.
         """
-        inbox, take, journal = self._inbox, self._take, self._journal
-        receive = inbox.recv
+        receive, take, journal = self._inbox.recv, self._take, self._journal
         try:
-            take(receive(zmq.NOBLOCK), now)
-            if not inbox.get(zmq.EVENTS) & zmq.POLLIN:
+            take(receive(NOBLOCK), now)
+            if not self._inbox.get(zmq.EVENTS) & POLLIN:
                 return False
             for _ in range(FRAMES_PER_TURN):
-                take(receive(zmq.NOBLOCK), now)
+                take(receive(NOBLOCK), now)
                 if journal.crowded:
                     break
         except zmq.Again:
@@ -341,13 +347,12 @@ class Node:
     def _settle(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
         words, touched, taken = self._words, self._touched, self._taken
-        for outlet in touched:
-            outlet.pack()
-        self._journal.publish([(inlet.sender, inlet.done) for inlet in taken])
         if touched:
             for outlet in touched:
-                outlet.send()
-            touched[:] = {outlet for outlet in touched if outlet.blocked}
+                outlet.pack()
+            self._journal.publish([(inlet.sender, inlet.done) for inlet in taken])
+            blocked = [outlet for outlet in touched if outlet.send()]
+            touched[:] = dict.fromkeys(blocked) if blocked else ()
         if self._medium is not None:
             self._medium.flush()
         if words[memory.SCRATCH_LENGTH]:

@@ -18,6 +18,7 @@ from typing import Annotated
 
 import msgspec
 import zmq
+from zmq.backend import Socket as BackendSocket
 
 from bus import memory, table
 from bus.counters import PipeCounters as C
@@ -25,6 +26,7 @@ from bus.journal import Journal
 from bus.records import decoder
 from usernet.protocol import MAX_FRAME_OCTETS, MAX_RECORDS, VERSION, pack_frame, with_incarnation
 
+NOBLOCK = int(zmq.NOBLOCK)  # operators of Enums are slow
 SEND_HIGH_WATER = 64  # frames that may wait in ZeroMQ at either end of a pipe
 PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
@@ -61,6 +63,13 @@ def inherit(durable: memory.Memory) -> None:
     """At a start: count the data that died in the backlogs of the former incarnation."""
     durable.bus_counters[C.bus_pipe_full] += durable.words[memory.WAITING]
     durable.words[memory.WAITING] = 0
+
+
+class PipeSocket(zmq.Socket):
+    """A ZeroMQ socket without zmq.Socket's conveniences, which double the time of a call."""
+
+    get = BackendSocket.get
+    send = BackendSocket.send
 
 
 def set_defaults(socket: zmq.Socket) -> None:
@@ -154,12 +163,23 @@ class Outlet:
         self._words[memory.WAITING] += len(records)
         self._backlog.extend((self._kind, record) for record in records)
 
-    def send(self) -> None:
-        """The turn is published: hand what was packed to ZeroMQ; what does not fit there waits."""
+    def send(self) -> bool:
+        """The turn is published: hand what was packed to ZeroMQ. True where some of it has to wait for room."""
         self._words[self._cell] = self.sequence
-        self._frames.extend(self._fresh)
-        self._fresh.clear()
-        self._drain()
+        fresh, self._fresh = self._fresh, []
+        if self._frames:
+            self._frames.extend(fresh)
+            self._drain()
+        else:
+            sent = 0
+            try:
+                for frame in fresh:
+                    self._send(frame, NOBLOCK)
+                    sent += 1
+            except zmq.Again:
+                self._frames.extend(fresh[sent:])
+            self._counters[C.bus_frames_out] += sent
+        return bool(self._frames or self._backlog)
 
     def _transmit(self, kind: int, records: list[bytes]) -> None:
         self.sequence = sequence = self.sequence + 1
@@ -171,7 +191,7 @@ class Outlet:
         frames, send = self._frames, self._send
         try:
             while frames:
-                send(frames[0], zmq.NOBLOCK)
+                send(frames[0], NOBLOCK)
                 frames.popleft()
                 self._counters[C.bus_frames_out] += 1
         except zmq.Again:

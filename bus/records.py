@@ -80,7 +80,7 @@ Address = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
 class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
-    """What a socket wants of a multicast group: all sources but these (`exclude`), or these only (RFC 3376 section 2)."""
+    """What a socket wants of a multicast group (RFC 3376 section 2): all sources but these (`exclude`), or only these."""
 
     group: Address
     exclude: bool = True
@@ -99,7 +99,7 @@ class Membership(msgspec.Struct, frozen=True):
 
     handle: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)]
     groups: tuple[SourceFilter, ...] = ()
-    request: int = 0
+    request: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
 
 
 class SocketState(msgspec.Struct, frozen=True, kw_only=True):

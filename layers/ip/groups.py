@@ -1,7 +1,7 @@
 """Multicast groups: which of our sockets listen to what, and so what the host listens to.
 
 Owns memberships by socket, as the socket service tells them (durable state), and the filters that follow from all of
-them together; drives IGMP, which tells routers. Forgets in a crash what IGMP has not told yet: the start tells all anew.
+them together; drives IGMP, which tells routers. Forgets in a crash what IGMP has not told yet: a start tells all anew.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Groups:
             except ValueError:
                 self._counters[C.state_unreadable] += 1
                 del self._state[key]
-        return self._wrap(self._igmp.changed([(group, NOTHING, wanted) for group, wanted in self._filters.items()], now))
+        joined = [(group, NOTHING, wanted) for group, wanted in self._filters.items()]
+        return self._wrap(self._igmp.changed(joined, now))
 
     def accepts(self, group: bytes, source: bytes | None) -> bool:
         """Whether any socket may want a packet to `group` from `source`; None: from anybody."""

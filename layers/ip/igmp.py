@@ -150,7 +150,8 @@ class Igmp:
         for group, answer in list(self._answers.items()):
             if answer.due <= now:
                 del self._answers[group]
-                messages += self._answer_v3(group, answer) if self._version == 3 else self._answer_v2(group, answer, now)
+                v3 = self._version == 3
+                messages += self._answer_v3(group, answer) if v3 else self._answer_v2(group, answer, now)
         if self._changes_due is not None and self._changes_due <= now:
             messages += self._report_changes(now)
         self._plan()

@@ -94,7 +94,7 @@ def reports(records: list[Record], room_octets: int) -> list[bytes]:
 
 
 def _fitting(records: list[Record], sources_max: int) -> list[Record]:
-    """RFC 3376 section 4.2.16: what is too long for any report is cut in several, or short where that would be wrong."""
+    """RFC 3376 section 4.2.16: what is too long for any report is split, or cut short where that would be wrong."""
     fitting = []
     for kind, group, sources in records:
         ordered = sorted(sources)

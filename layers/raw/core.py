@@ -187,7 +187,7 @@ class Core:
         if socket.header_included:
             # ip(7): the header says all of it; the packet is never fragmented.
             flags = records.TRANSMIT_WHOLE | records.TRANSMIT_IGNORE_PATH_MTU | leave
-            return TRANSMIT_HEADER.pack(self._source(source), destination, data[9], 0, 0, flags)
+            return TRANSMIT_HEADER.pack(self._source(source), destination, data[9], socket.ttl, 0, flags)
         if not ttl:
             ttl = socket.multicast_ttl if is_multicast(_number(destination, "big")) else socket.ttl
         flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave

@@ -1,4 +1,4 @@
-"""IGMP as a host, and multicast in ip: the core with a clock that the test moves; scapy builds and reads the messages."""
+"""IGMP as a host, and multicast in ip: the core with a clock that the test moves; scapy makes and reads messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from bus import table
 from bus.checksum import checksum
 from bus.config import StackConfig
 from bus.core import Send
-from bus.records import TRANSMIT_HEADER, TRANSMIT_LOOP, TRANSMIT_MAY_FRAGMENT, Membership, SourceFilter, encode
+from bus.records import (
+    TRANSMIT_HEADER,
+    TRANSMIT_LOOP,
+    TRANSMIT_MAY_FRAGMENT,
+    Membership,
+    SocketReply,
+    SourceFilter,
+    decode_socket_reply,
+    encode,
+)
 from bus.table import LINK, MEMBERSHIP, PACKET_GROUP, PACKET_OUT, TRANSMIT
 from layers.ip.core import Core
 from layers.ip.counters import Counters
@@ -171,7 +180,7 @@ def host() -> Host:
     return Host()
 
 
-# -- what is let in ------------------------------------------------------------------------------------------------
+# -- what is let in ----------------------------------------------------------------------------------------------------
 
 
 def test_rfc1112_7_2_only_joined_groups_are_let_in(host):
@@ -208,7 +217,7 @@ def test_rfc3376_3_2_source_filters_decide_for_the_host_as_a_whole(host):
     host.joins(1, (ONE, False, PEER))
     assert (delivered(host, ONE, PEER), delivered(host, ONE, OTHER)) == (True, False)
     host.joins(2, (ONE, True, PEER, OTHER))
-    assert (delivered(host, ONE, PEER), delivered(host, ONE, OTHER), delivered(host, ONE, ROUTER)) == (True, False, True)
+    assert [delivered(host, ONE, source) for source in (PEER, OTHER, ROUTER)] == [True, False, True]
 
 
 A, B, C = (octets(address) for address in (PEER, OTHER, ROUTER))
@@ -233,9 +242,20 @@ def test_rfc3376_3_2_the_host_lets_in_just_what_some_socket_wants(filters, sourc
                                                                  for one in filters)
 
 
+def test_a_membership_is_answered_once_it_is_stored_and_the_same_again_is_answered_again(host):
+    record = encode(Membership(7, (SourceFilter(number(ONE)),), request=99))
+    for _ in range(2):
+        ((consumer, kind, reply),) = host.take(host.core.receive(table.SOCKETS, MEMBERSHIP, [record], host.now))
+        assert (consumer, kind) == (table.SOCKETS, table.SOCKET_REPLY)
+        assert decode_socket_reply(reply) == SocketReply(handle=7, request=99)
+        assert record in host.state.values()
+    assert host.reports() == [(TO_EX, ONE)]
+
+
 @pytest.mark.parametrize("record", [
     b"", b"{}", b"[]", b"{", encode(Membership(1, (SourceFilter(number(PEER)),))),
-    b'{"handle":0,"groups":[]}', b'{"handle":4294967296,"groups":[]}', b'{"handle":1,"groups":[[4294967296,true,[]]]}',
+    b'{"handle":1,"request":1000000000000000000000}', b'{"handle":0,"groups":[]}',
+    b'{"handle":4294967296,"groups":[]}', b'{"handle":1,"groups":[[4294967296,true,[]]]}',
     b'{"handle":1,"groups":[[3758161921,true,[-1]]]}', b'{"handle":1,"groups":' + b"[" * 100_000,
 ])  # fmt: skip
 def test_memberships_that_make_no_sense_are_counted_and_change_nothing(host, record):
@@ -248,7 +268,7 @@ def test_memberships_that_make_no_sense_are_counted_and_change_nothing(host, rec
     assert delivered(host, ONE)
 
 
-# -- changes, in version 3 -------------------------------------------------------------------------------------------
+# -- changes, in version 3 ---------------------------------------------------------------------------------------------
 
 
 def test_rfc3376_5_1_joining_and_leaving_are_reported_at_once_and_again_within_a_second(host):
@@ -332,7 +352,7 @@ def test_a_change_that_makes_no_difference_to_the_host_is_not_reported(host):
     assert host.sent() == []
 
 
-# -- queries, in version 3 -------------------------------------------------------------------------------------------
+# -- queries, in version 3 ---------------------------------------------------------------------------------------------
 
 
 def settled(host: Host, *groups: tuple) -> None:
@@ -443,7 +463,7 @@ def test_a_query_reaches_a_host_that_wants_nothing_of_its_sender(host):
     assert host.reports() == [(IS_IN, ONE, PEER)]
 
 
-# -- versions 2 and 1 ------------------------------------------------------------------------------------------------
+# -- versions 2 and 1 --------------------------------------------------------------------------------------------------
 
 
 def test_rfc2236_a_router_of_version_2_is_answered_in_version_2(host):
@@ -563,7 +583,7 @@ def test_state_that_cannot_be_read_is_counted_and_forgotten(host):
     assert not delivered(host, ONE)
 
 
-# -- malformed -----------------------------------------------------------------------------------------------------------
+# -- malformed ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("message", "counter"), [
@@ -597,7 +617,7 @@ def test_whatever_comes_as_igmp_nothing_raises_and_something_is_counted(messages
     assert host.counted("igmp_in") == len(messages)
 
 
-# -- reports that do not fit -----------------------------------------------------------------------------------------
+# -- reports that do not fit -------------------------------------------------------------------------------------------
 
 
 def test_rfc3376_4_2_16_what_does_not_fit_one_report_goes_in_several(monkeypatch):
@@ -617,7 +637,7 @@ def test_rfc3376_4_2_16_what_does_not_fit_one_report_goes_in_several(monkeypatch
     assert len(told[IS_EX]) - len(sources) == 500
 
 
-# -- out -----------------------------------------------------------------------------------------------------------------
+# -- out ---------------------------------------------------------------------------------------------------------------
 
 
 def sends(host: Host, to: str, flags: int = TRANSMIT_LOOP, ttl: int = 1, source: str = "0.0.0.0") -> list[Send]:

@@ -215,7 +215,7 @@ def test_nothing_goes_past_the_stack(start):
                      lambda: http.client.HTTPConnection("127.0.0.1").request("GET", "/"),
                      lambda: socket.create_server(("127.0.0.1", 0)),
                      lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM),
-                     lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+                     lambda: socket.socket(socket.AF_INET, socket.SOCK_RDM),
                      lambda: Own(socket.AF_INET, socket.SOCK_DGRAM)):
             try:
                 what()
