@@ -24,11 +24,15 @@ _TOOK_AT = _ENTRY.size - _TOOK.size
 _MARK = 0x6A6F7572
 _WRAP_MARK = 0x77726170
 _DONE_MARK = 0x646F6E65  # no frame: more of what the same turn took
+ENTRIES_MAX = 2048  # a second of traffic, one packet a frame; reading them back takes a restarted layer 1 ms
 _NOBODY = 0  # the consumer of what is no frame
 
 
 class Journal:
-    """A ring of frames over `memory.journal`. Positions count octets ever written; the ring is their remainder."""
+    """A ring of at most ENTRIES_MAX frames over `memory.journal`.
+
+    Positions count octets ever written; the ring is their remainder.
+    """
 
     def __init__(self, store: memory.Memory) -> None:
         self._words = store.words
@@ -103,7 +107,8 @@ class Journal:
         room = size - offset
         start = head if need <= room else head + room
         end = start + need
-        if entries and entries[0][0] + size < end:
+        if entries and (entries[0][0] + size < end or len(entries) == ENTRIES_MAX):
+            entries.popleft()
             while entries and entries[0][0] + size < end:
                 entries.popleft()
             self._words[memory.JOURNAL_TAIL] = entries[0][0] if entries else start

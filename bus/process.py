@@ -43,6 +43,5 @@ def serve(birth: Birth, make_core: CoreMaker, counters: type[CounterSet],
     core = make_core(birth.config, state, durable.counters, random.Random(os.urandom(16)))
     medium = make_medium(birth) if make_medium is not None else None
     node = Node(birth.layer, core, birth.config, durable, state, birth.listener_fd, birth.control, medium)
-    gc.collect()
     gc.freeze()  # what is here now stays: no collection need look at it again
     node.run()

@@ -44,7 +44,9 @@ _OWN = {  # name: its module; empty: it is a module itself
     "create_server": "usernet.absent",
     "has_dualstack_ipv6": "usernet.absent",
     # Of linux/in.h: the standard module of some versions of Python lacks them.
-    **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU"), "usernet.messages"),
+    **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
+                     "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL"),
+                    "usernet.messages"),
     "udp": "",
     "ping": "",
 }

@@ -116,8 +116,6 @@ class Datagrams:
             header, limit = self._prepare(address, key, steering)
         if len(data) > limit:
             header, limit = self._prepare(address, key, steering)  # the way may carry more by now
-        if len(data) > limit:
-            header, limit = self._prepare(address, key, steering)  # the way may carry more by now
             if len(data) > limit:
                 self._too_long(box, header, limit)
         if self._kind != PLAIN and not self._may_send(data):

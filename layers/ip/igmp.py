@@ -182,8 +182,7 @@ class Igmp:
         for group, before, after in changes:
             unreported = self._unreported.setdefault(group, _Unreported())
             if before.exclude != after.exclude:
-                unreported.mode_left = times
-                unreported.sources_left.clear()  # they stand in the reports of the mode
+                unreported.mode_left = times  # and more often than any source: all of them stand in these reports
             else:
                 unreported.sources_left.update(dict.fromkeys(before.sources ^ after.sources, times))
         return self._report_changes(now)

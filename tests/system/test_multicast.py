@@ -15,11 +15,17 @@ from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
 import usernet
+from usernet import (
+    IP_ADD_SOURCE_MEMBERSHIP,
+    IP_BLOCK_SOURCE,
+    IP_DROP_SOURCE_MEMBERSHIP,
+    IP_MULTICAST_ALL,
+    IP_UNBLOCK_SOURCE,
+)
 
 from .peers import KERNEL, PATIENCE_S, STACK, TAP, Stack, frames, wait_for
 
 GROUP, OTHER_GROUP = "239.1.2.3", "239.1.2.4"
-IP_UNBLOCK_SOURCE, IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP = 37, 38, 39, 40
 IS_EX, TO_IN, TO_EX, ALLOW, BLOCK = 2, 3, 4, 5, 6
 SILENCE_S = 0.3
 ALIAS = "10.0.0.9"
@@ -40,7 +46,7 @@ def join(app, group: str = GROUP, option: int = socket.IP_ADD_MEMBERSHIP) -> Non
 def member(stack: Stack, *groups: str, port: int = 0):
     """A socket of the stack that has joined."""
     app = stack.bound(port, "0.0.0.0")
-    app.setsockopt(socket.IPPROTO_IP, 49, 0)  # IP_MULTICAST_ALL: its own groups only
+    app.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)  # its own groups only
     for group in groups or (GROUP,):
         join(app, group)
     return app
@@ -185,7 +191,7 @@ def outcome(made, option: int, value: object) -> int:
 
 
 ADD, DROP, IF = socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP, socket.IP_MULTICAST_IF
-LOOP, TTL, ALL = socket.IP_MULTICAST_LOOP, socket.IP_MULTICAST_TTL, 49
+LOOP, TTL, ALL = socket.IP_MULTICAST_LOOP, socket.IP_MULTICAST_TTL, IP_MULTICAST_ALL
 SCRIPTS = {
     "joining twice": [(ADD, mreq()), (ADD, mreq()), (DROP, mreq()), (DROP, mreq())],
     "not a group": [(ADD, mreq("10.0.0.1")), (DROP, mreq("10.0.0.1")), (IP_ADD_SOURCE_MEMBERSHIP,
@@ -234,7 +240,7 @@ def test_ip_multicast_all_decides_whether_a_socket_hears_what_others_have_joined
         other.bind(("0.0.0.0", port))
         peer.sendto(b"to all", (GROUP, port))
         assert (joined.recv(100), other.recv(100)) == (b"to all", b"to all")
-        other.setsockopt(socket.IPPROTO_IP, 49, 0)
+        other.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
         peer.sendto(b"to members", (GROUP, port))
         assert joined.recv(100) == b"to members"
         assert hears_nothing(other)
@@ -242,7 +248,7 @@ def test_ip_multicast_all_decides_whether_a_socket_hears_what_others_have_joined
 
 def test_source_filters(stack: Stack) -> None:
     with stack.bound(0, "0.0.0.0") as app, kernel_sender(stack) as peer, stack.socket() as own:
-        app.setsockopt(socket.IPPROTO_IP, 49, 0)
+        app.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
         to = (GROUP, app.getsockname()[1])
 
         def sources() -> set[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bus import journal as journal_module
 from bus import memory
-from bus.journal import Journal
+from bus.journal import ENTRIES_MAX, Journal
 
 RING = memory.JOURNAL_OCTETS
 ENTRY = 40  # octets that the ring spends on a frame beside it
@@ -190,3 +190,10 @@ def test_what_a_turn_took_and_what_it_sent_are_known_together(turns):
             assert reader.last_sequence(A) == reader.done.get(9, 0) == published
     finally:
         durable.close()
+
+
+def test_no_more_frames_are_kept_than_a_restarted_layer_reads_back_at_once(durable: Durable):
+    journal = Journal(durable.map())
+    for sequence in range(1, ENTRIES_MAX + 4):
+        journal.append(A, sequence, b"x")
+    assert kept(journal) == kept(Journal(durable.map())) == list(range(4, ENTRIES_MAX + 4))

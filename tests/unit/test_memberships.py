@@ -19,7 +19,7 @@ from scapy.packet import Raw
 
 from bus import table
 from bus.config import StackConfig
-from bus.records import DATAGRAM_HEADER, SEND_HEADER, decode_membership
+from bus.records import DATAGRAM_HEADER, SEND_HEADER, SocketReply, decode_membership, encode
 from layers.ip.core import Core as Ip
 from layers.ip.counters import Counters as IpCounters
 from layers.sockets.core import Core as Sockets
@@ -322,6 +322,17 @@ def test_the_answer_waits_for_ip_and_ip_is_asked_again_when_it_is_back(bench):
     replies = [json.loads(reply) for reply in bench.take(APP, table.REPLY)]
     assert [reply["errno"] for reply in replies] == [0, 0]
     assert bench.heard() == [handle]
+
+
+def test_udps_word_is_not_taken_for_ips(bench):
+    handle = bench.open()
+    bench.lost = {table.IP}
+    assert bench.request("setsockopt", handle=handle, level=0, name=ADD, value=base64.b64encode(mreq()).decode()) == []
+    again = encode(SocketReply(handle=handle, request=bench.ids, port=PORT))
+    bench.run(table.SOCKETS, bench.cores[table.SOCKETS].receive(table.UDP, table.SOCKET_REPLY, [again], 0.0))
+    assert bench.take(APP, table.REPLY) == []
+    bench.run(table.SOCKETS, bench.cores[table.SOCKETS].receive(table.IP, table.SOCKET_REPLY, [again], 0.0))
+    assert len(bench.take(APP, table.REPLY)) == 1
 
 
 @settings(max_examples=200)

@@ -14,6 +14,7 @@ from scapy.packet import Raw
 
 from bus import records, table
 from bus.config import StackConfig
+from bus.offload import settled
 from bus.records import DATAGRAM_HEADER, ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketState
 from layers.ip.core import Core as Ip
 from layers.ip.counters import Counters as IpCounters
@@ -180,8 +181,6 @@ def test_a_packet_in_fragments_comes_whole(host):
 def test_a_packet_whose_checksum_only_the_medium_knows_is_copied_with_a_right_one(host):
     host.declares(protocol=17)
     datagram = bytes(IP(src=PEER, dst=ME) / UDP(sport=1, dport=2) / b"data")
-    from bus.offload import settled
-
     pseudo = (sum(int.from_bytes(ip4(address)[at : at + 2], "big") for address in (PEER, ME) for at in (0, 2))
               + 17 + 12) % 65535
     partial = datagram[:26] + pseudo.to_bytes(2, "big") + datagram[28:]
@@ -296,8 +295,8 @@ def test_a_crafted_packet_to_ourselves_comes_back_where_its_header_says_so_too(h
     given = bytes(IP(src=FAR, dst=ME, proto=EXPERIMENT, id=1) / Raw(b"crafted"))
     host.sends(given, ME)
     assert host.received() == [(1, FAR, given)]
-    for other in (IP(src=FAR, dst=PEER, id=1, proto=EXPERIMENT), IP(src=FAR, dst=ME, id=1, proto=EXPERIMENT, flags="MF")):
-        host.sends(bytes(other / Raw(b"crafted!")), ME)
+    for fields in ({"dst": PEER}, {"dst": ME, "flags": "MF"}):
+        host.sends(bytes(IP(src=FAR, id=1, proto=EXPERIMENT, **fields) / Raw(b"crafted!")), ME)
     assert host.received() == []
     assert host.ip_counts[IpCounters.bad_crafted] == 2
 
@@ -384,7 +383,8 @@ def test_sockets_are_bounded(host):
     assert host.declares(5).errno == 0
 
 
-@pytest.mark.parametrize("state", [{"handle": 0}, {"handle": 1 << 32}, {"protocol": 0}, {"protocol": 256}, {"ttl": 256}])
+@pytest.mark.parametrize("state", [
+    {"handle": 0}, {"handle": 1 << 32}, {"protocol": 0}, {"protocol": 256}, {"ttl": 256}])
 def test_declarations_that_make_no_sense_are_counted(host, state):
     wanted = {"handle": 1, "request": 1, "protocol": 1} | state
     host.give(table.SOCKETS, table.SOCKET_SET, records.encode(SocketState(**wanted)), b"{}", b"[")

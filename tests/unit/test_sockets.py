@@ -8,13 +8,14 @@ import json
 import random
 import socket as std
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus import records, table
 from bus.config import StackConfig
-from bus.records import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER
+from bus.records import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER, SocketState
 from layers.sockets.core import HANDLES_RESERVED, LIST_MAX, Core
 from layers.sockets.counters import Counters
 from layers.sockets.requests import REQUEST_OCTETS_MAX
@@ -404,3 +405,67 @@ def test_no_octets_raise(pieces):
         sender, kind = (ALICE, guest_kind) if from_guest else (table.UDP, layer_kind)
         bench.give(sender, kind, scrap)
     bench.crash()
+
+
+# -- raw sockets, with raw in the test's hands -------------------------------------------------------------------------
+
+
+class RawBench(Bench):
+    def crash(self) -> None:
+        config = msgspec.structs.replace(CONFIG, layers=tuple(table.LAYERS))
+        self.core = Core(config, self.state, Counters.new(), random.Random(1))
+        self.settle(self.core.start(0.0))
+
+    def asked(self) -> SocketState:
+        """What raw was asked last."""
+        consumer, kind, record = self.out[-1]
+        assert (consumer, kind) == (table.RAW, table.SOCKET_SET)
+        return records.decode_socket_state(record)
+
+    def answers(self, wanted: SocketState, number: int = 0) -> list[dict]:
+        """What the application is told when raw has answered."""
+        reply = records.SocketReply(handle=wanted.handle, request=wanted.request, errno=number, port=wanted.protocol)
+        self.give(table.RAW, table.SOCKET_REPLY, records.encode(reply))
+        return [json.loads(record) for to, kind, record in self.out if (to, kind) == (ALICE, table.REPLY)]
+
+
+@pytest.fixture
+def raw_bench():
+    return RawBench()
+
+
+@pytest.mark.parametrize(("protocol", "number"), [(1, errno.EPERM), (0, errno.EPROTONOSUPPORT), (256, errno.EINVAL)])
+def test_raw_sockets_need_the_owners_consent(bench, protocol, number):
+    assert bench.ask("socket", type="raw", protocol=protocol)["errno"] == number
+    assert bench.ask("list")["sockets"] == []
+
+
+def test_a_raw_socket_is_answered_for_once_raw_knows_it(raw_bench):
+    assert raw_bench.send_request("socket", type="raw", protocol=1) == []
+    asked = raw_bench.asked()
+    assert (asked.protocol, asked.port, asked.header_included) == (1, 1, False)
+    assert raw_bench.send_request("socket", number=1, type="raw", protocol=1) == []  # sent again while under way
+    assert raw_bench.out == []
+    (reply,) = raw_bench.answers(asked)
+    assert reply["handle"] == asked.handle
+    assert raw_bench.ask("getsockname", handle=asked.handle)["port"] == 1
+    assert raw_bench.ask("list")["sockets"][0]["type"] == "raw"
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_raw_socket_asked_for_again_after_a_crash_is_the_same(raw_bench, answered):
+    raw_bench.send_request("socket", number=70, type="raw", protocol=253)
+    asked = raw_bench.asked()
+    if answered:
+        raw_bench.answers(asked)
+    raw_bench.crash()
+    again = raw_bench.send_request("socket", number=70, type="raw", protocol=253)
+    if not answered:
+        again = raw_bench.answers(raw_bench.asked())
+    assert [reply["handle"] for reply in again] == [asked.handle]
+
+
+def test_a_raw_socket_that_raw_refuses_is_none(raw_bench):
+    raw_bench.send_request("socket", type="raw", protocol=253)
+    assert [reply["errno"] for reply in raw_bench.answers(raw_bench.asked(), errno.ENOBUFS)] == [errno.ENOBUFS]
+    assert raw_bench.ask("list")["sockets"] == []

@@ -52,6 +52,14 @@ def test_the_table_can_be_read_from_either_end():
     assert sum(len(table.outputs(layer)) for layer in table.LAYERS) == len(table.PIPES)
 
 
+@pytest.mark.parametrize("layer", table.ALWAYS)
+def test_the_pipes_of_a_layer_that_is_not_booted_do_not_exist(layer):
+    assert table.OPTIONAL
+    assert set(table.inputs(layer)) - set(table.inputs(layer, table.ALWAYS)) <= table.OPTIONAL
+    assert set(table.outputs(layer)) - set(table.outputs(layer, table.ALWAYS)) <= table.OPTIONAL
+    assert not table.OPTIONAL & {*table.inputs(layer, table.ALWAYS), *table.outputs(layer, table.ALWAYS)}
+
+
 def test_applications_and_layers_speak_of_the_same_kinds():
     for name in ("SEND", "DATAGRAM", "HELLO", "RESUME", "REQUEST", "REPLY", "CREDIT", "SOCKET_ERROR"):
         assert getattr(table, name) == getattr(protocol, name)
@@ -70,6 +78,8 @@ def test_ids_and_counters_have_their_cells_to_themselves():
               if name.isupper() and isinstance(value, int) and 0 < value < memory.POISON
               and not name.startswith("GUEST") and not name.endswith("_MAX")]
     assert len(set(single)) == len(single)
+    of_layers = {base + number for base in (memory.DONE, memory.SENT) for number in range(top + 1)}
+    assert not {memory.WRITTEN, memory.BLAMELESS} & of_layers
 
 
 @pytest.mark.parametrize("layer", table.LAYERS)

@@ -387,7 +387,7 @@ def ended(how):
     def what(endpoint):
         endpoint.connect(endpoint.getsockname())
         endpoint.send(b"queued")
-        time.sleep(0.05)
+        assert select.select([endpoint], [], [], PATIENCE_S)[0]
         endpoint.shutdown(how)
         results = [select.select([endpoint], [], [], 0)[0] == [endpoint], endpoint.recv(10)]
         endpoint.settimeout(None)
@@ -534,9 +534,10 @@ def test_many_to_the_peer_in_few_frames(monkeypatch):
             return send(kind, records, timeout)
 
         monkeypatch.setattr(endpoint._connection, "send", counted)
-        assert endpoint.sendmany((bytes(1000), None) for _ in range(130)) == 130
+        # Each is longer than the one before, so that none can be joined to it.
+        assert endpoint.sendmany((bytes(1000 + number), None) for number in range(130)) == 130
         assert frames == [64, 64, 2]
-        assert endpoint.sendmany([(bytes(60000), None)] * 3) == 3
+        assert endpoint.sendmany([(bytes(60000 + number), None) for number in range(3)]) == 3
         assert frames[3:] == [2, 1]
 
 

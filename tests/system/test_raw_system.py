@@ -1,0 +1,295 @@
+"""Raw sockets with the Linux kernel as peer, and as the model of what they do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import Struct
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP, ICMPerror
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from .conftest import end_all, unique_name
+from .peers import KERNEL, NOBODY, ROOT, STACK, Stack, next_frame, wait_for
+
+EXPERIMENT = 253  # RFC 3692
+SOL_RAW, ICMP_FILTER = 255, 1
+UINT32 = Struct("=I")
+
+PING = """
+import os, socket, struct, sys
+
+def checksum(octets):
+    total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    total = (total >> 16) + (total & 0xFFFF)
+    return 0xFFFF - (total >> 16) - (total & 0xFFFF)
+
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.getprotobyname("icmp")) as endpoint:
+    endpoint.settimeout(10)
+    for number in range(3):
+        request = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, number) + b"data" * 4
+        request = request[:2] + struct.pack("!H", checksum(request)) + request[4:]
+        endpoint.sendto(request, (sys.argv[1], 0))
+        while True:
+            packet, (address, port) = endpoint.recvfrom(1500)
+            header = (packet[0] & 15) * 4
+            if packet[header] == 0 and packet[header + 4:] == request[4:]:
+                print(f"{address} {port} {number} ttl={packet[8]}")
+                break
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(home: Path, tap: None) -> Iterator[Stack]:
+    """One whose owner allows raw sockets."""
+    booted = Stack(home, unique_name())
+    try:
+        yield booted.up("--allow-raw")
+    finally:
+        end_all([booted])
+
+
+@pytest.fixture
+def raw(stack: Stack) -> Iterator[Callable]:
+    """Makes raw sockets of the stack."""
+    made = []
+
+    def make(protocol: int = EXPERIMENT):
+        made.append(stack.socket(socket.SOCK_RAW, protocol))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def kernel_raw(stack: Stack, protocol: int = EXPERIMENT) -> socket.socket:
+    """A raw socket of the kernel's."""
+    return stack.kernel.socket(kind=socket.SOCK_RAW, proto=protocol)
+
+
+# -- consent -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_owners_consent_there_is_none(new_stack) -> None:
+    plain = new_stack().up()
+    with pytest.raises(PermissionError, match="--allow-raw"):
+        plain.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    with pytest.raises(OSError, match="Protocol not supported"):
+        plain.socket(socket.SOCK_RAW, 0)
+    assert "raw" not in plain.status()["layers"]
+    assert "layers that run: " in plain.run("sabotage", "raw", "kill", status=1).stderr
+    with plain.bound() as endpoint, plain.kernel.udp() as peer:
+        endpoint.sendto(b"all else serves", peer.getsockname())
+        assert peer.recv(100) == b"all else serves"
+
+
+# -- receiving ---------------------------------------------------------------------------------------------------------
+
+
+def test_icmp_is_heard_whole_and_answered_all_the_same(stack: Stack, raw) -> None:
+    ears = raw(socket.IPPROTO_ICMP)
+    assert "1 received" in stack.execute("ping", "-c", 1, "-W", 10, "-p", "a5", STACK).stdout
+    packet, peer = ears.recvfrom(2000)
+    heard = IP(packet)
+    assert peer == (KERNEL, 0)
+    assert (heard.src, heard.dst, heard[ICMP].type) == (KERNEL, STACK, 8)
+    assert b"\xa5" * 16 in packet
+
+
+def test_udp_is_copied_to_every_raw_socket_and_still_delivered(stack: Stack, raw) -> None:
+    ears = [raw(socket.IPPROTO_UDP), raw(socket.IPPROTO_UDP)]
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        peer.sendto(b"for all", app.getsockname())
+        assert app.recv(100) == b"for all"
+        for each in ears:
+            heard = IP(each.recv(2000))
+            assert bytes(heard[UDP].payload) == b"for all"
+            whole = heard.copy()
+            del whole[UDP].chksum
+            assert bytes(whole) == bytes(heard)
+
+
+def test_rfc1122_3_2_2_1_protocol_unreachable_only_while_nobody_listens(stack: Stack, raw) -> None:
+    with kernel_raw(stack) as mouth, stack.kernel.packet() as cable:
+        mouth.sendto(b"anybody?", (STACK, 0))
+
+        def unreachable(frame: bytes) -> bool:
+            got = Ether(frame)
+            return ICMP in got and (got[ICMP].type, got[ICMP].code) == (3, 2)
+
+        assert next_frame(cable, unreachable)
+        ears = raw()
+        mouth.sendto(b"you there", (STACK, 0))
+        packet, peer = ears.recvfrom(100)
+        assert (packet[20:], peer) == (b"you there", (KERNEL, 0))
+
+
+def test_raw7_icmp_filter_and_connect(stack: Stack, raw) -> None:
+    ears = raw(socket.IPPROTO_ICMP)
+    ears.setsockopt(SOL_RAW, ICMP_FILTER, UINT32.pack(~(1 << 0) & 0xFFFFFFFF))  # echo replies only
+    ears.connect((KERNEL, 0))
+    stack.execute("ping", "-c", 1, "-W", 10, STACK)
+    stack.run("ping", "-c", 1, "-W", 10, STACK)
+    stack.run("ping", "-c", 1, "-W", 10, KERNEL)
+    heard = IP(ears.recv(2000))
+    assert (heard.src, heard[ICMP].type) == (KERNEL, 0)
+    ears.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        ears.recv(2000)
+
+
+# -- sending -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_payload_of_any_protocol_reaches_the_kernel(stack: Stack, raw) -> None:
+    mouth = raw()
+    mouth.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 7)
+    with kernel_raw(stack) as ears:
+        assert mouth.sendto(b"payload", (KERNEL, 0)) == 7
+        heard = IP(ears.recv(100))
+        assert (heard.src, heard.dst, heard.ttl, heard.proto) == (STACK, KERNEL, 7, EXPERIMENT)
+        assert bytes(heard.payload) == b"payload"
+
+
+def test_ip7_hdrincl_a_crafted_packet_is_seen_on_the_cable(stack: Stack, raw) -> None:
+    mouth = raw(socket.IPPROTO_RAW)
+    header = IP(src="203.0.113.9", dst="198.51.100.1", ttl=3, id=4711, proto=EXPERIMENT, tos=4)
+    crafted = bytes(header / Raw(b"crafted"))
+    with stack.kernel.packet() as cable:
+        assert mouth.sendto(crafted, (KERNEL, 0)) == len(crafted)
+        frame = next_frame(cable, lambda frame: b"crafted" in frame)
+    assert frame[14 : 14 + len(crafted)] == crafted
+    assert frame[:6] == stack.kernel.mac()
+
+
+def test_an_error_from_the_network_reaches_a_connected_socket(stack: Stack, raw) -> None:
+    endpoint = raw()
+    endpoint.connect((KERNEL, 0))
+    endpoint.send(b"the kernel has no such protocol")
+    with pytest.raises(OSError, match="Protocol not available"):
+        endpoint.recv(100)
+
+
+def test_a_neighbour_that_is_not_there(stack: Stack, raw) -> None:
+    endpoint = raw()
+    endpoint.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    endpoint.sendto(b"anybody there?", (NOBODY, 0))
+    with pytest.raises(OSError, match="No route to host"):
+        endpoint.recv(100)
+
+
+# -- as on Linux -------------------------------------------------------------------------------------------------------
+
+
+HEADER = bytes(IP(src="0.0.0.0", dst=KERNEL, proto=EXPERIMENT))
+STEPS: dict[str, Callable] = {
+    "name": lambda s, own, peer: s.getsockname()[1],
+    "type": lambda s, own, peer: s.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE),
+    "protocol": lambda s, own, peer: s.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL),
+    "bind twice": lambda s, own, peer: (s.bind((own, 7)), s.bind(("0.0.0.0", 8)), s.getsockname()),
+    "bind elsewhere": lambda s, own, peer: s.bind(("192.0.2.1", 0)),
+    "bind when connected": lambda s, own, peer: (s.connect((peer, 9)), s.bind((own, 0))),
+    "peer": lambda s, own, peer: (s.connect((peer, 9)), s.getpeername()[1], s.getsockname()[0] == own),
+    "no peer": lambda s, own, peer: s.getpeername(),
+    "send nowhere": lambda s, own, peer: s.send(b"data"),
+    "broadcast": lambda s, own, peer: s.sendto(b"data", ("10.0.0.255", 0)),
+    "filter": lambda s, own, peer: (s.setsockopt(SOL_RAW, ICMP_FILTER, UINT32.pack(5)), s.getsockopt(SOL_RAW, 1, 4)),
+    "header included": lambda s, own, peer: (
+        s.getsockopt(0, socket.IP_HDRINCL), s.setsockopt(0, socket.IP_HDRINCL, 1), s.getsockopt(0, socket.IP_HDRINCL)),
+    "too long": lambda s, own, peer: s.sendto(bytes(65536), (peer, 0)),
+    "too long with a header": lambda s, own, peer: (
+        s.setsockopt(0, socket.IP_HDRINCL, 1), s.sendto(HEADER + bytes(1481), (peer, 0))),
+    "no header": lambda s, own, peer: (s.setsockopt(0, socket.IP_HDRINCL, 1), s.sendto(HEADER[:19], (peer, 0))),
+    "a header that is longer": lambda s, own, peer: (
+        s.setsockopt(0, socket.IP_HDRINCL, 1), s.sendto(b"\x46" + HEADER[1:], (peer, 0))),
+    "listen": lambda s, own, peer: s.listen(),
+}  # fmt: skip
+
+
+def outcome(step: Callable, endpoint, own: str, peer: str) -> object:
+    """What it returned, own addresses aside, or its errno."""
+    try:
+        return re.sub(rf"{re.escape(own)}|{re.escape(peer)}", "*", repr(step(endpoint, own, peer)))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+@pytest.mark.parametrize("protocol", [socket.IPPROTO_ICMP, socket.IPPROTO_UDP, EXPERIMENT, socket.IPPROTO_RAW])
+@pytest.mark.parametrize("step", STEPS)
+def test_raw7_the_same_as_linux(stack: Stack, raw, step: str, protocol: int) -> None:
+    with kernel_raw(stack, protocol) as model:
+        expected = outcome(STEPS[step], model, KERNEL, STACK)
+    assert outcome(STEPS[step], raw(protocol), STACK, KERNEL) == expected
+
+
+@pytest.mark.parametrize("option", [(0, socket.IP_HDRINCL), (SOL_RAW, ICMP_FILTER)])
+def test_a_udp_socket_has_none_of_the_options(stack: Stack, option: tuple[int, int]) -> None:
+    with stack.socket() as endpoint, pytest.raises(OSError, match="Protocol not available"):
+        endpoint.setsockopt(*option, bytes(4))
+
+
+# -- programs and crashes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [KERNEL, STACK])
+def test_an_unmodified_program_pings_through_a_raw_socket(stack: Stack, tmp_path: Path, address: str) -> None:
+    program = tmp_path / "ping.py"
+    program.write_text(PING)
+    child = stack.spawn([sys.executable, "-m", "usernet", str(program), address], cwd=ROOT)
+    output, _ = child.communicate(timeout=60)
+    assert output.splitlines() == [f"{address} 0 {number} ttl=64" for number in range(3)]
+
+
+@pytest.mark.parametrize("victim", ["raw", "ip", "sockets"])
+def test_raw_sockets_survive_the_death_of_a_layer(stack: Stack, raw, victim: str) -> None:
+    ears, mouth = raw(), raw()
+    ears.connect((KERNEL, 0))
+    before = stack.incarnations()[victim]
+    with kernel_raw(stack) as peer:
+        stack.run("sabotage", victim, "kill")
+        peer.sendto(b"under way", (STACK, 0))
+        mouth.sendto(b"and back", (KERNEL, 0))
+        assert ears.recv(100)[20:] == b"under way"
+        assert peer.recv(100)[20:] == b"and back"
+        wait_for("the restart", lambda: stack.serves(**{victim: before + 1}))
+        assert ears.getpeername() == (KERNEL, 0)
+
+
+# -- what icmp owes a host beside echo ---------------------------------------------------------------------------------
+
+
+def test_rfc1122_3_2_2_8_a_timestamp_request_is_answered_with_the_time_of_day(stack: Stack) -> None:
+    with kernel_raw(stack, socket.IPPROTO_ICMP) as endpoint:
+        endpoint.sendto(bytes(ICMP(type=13, id=77, seq=1, ts_ori=123)), (STACK, 0))
+        while ICMP not in (reply := IP(endpoint.recv(2000))) or reply[ICMP].type != 14:
+            pass
+    now_ms = int(time.time() * 1000) % 86_400_000
+    assert (reply[ICMP].id, reply[ICMP].seq, reply[ICMP].ts_ori) == (77, 1, 123)
+    assert reply[ICMP].ts_rx == reply[ICMP].ts_tx
+    assert (now_ms - reply[ICMP].ts_rx) % 86_400_000 < 20_000
+
+
+def test_rfc4884_an_error_with_extensions_is_understood(stack: Stack, raw) -> None:
+    endpoint = raw()
+    endpoint.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    endpoint.connect(("198.51.100.9", 0))
+    with stack.kernel.packet() as cable, kernel_raw(stack, socket.IPPROTO_ICMP) as mouth:
+        endpoint.send(b"too far for its TTL")
+        sent = Ether(next_frame(cable, lambda frame: b"too far" in frame))[IP]
+        quote = bytes(sent)[: sent.len].ljust(128, b"\0")
+        extension = bytes.fromhex("2000dfff000801010000a140")
+        error = ICMP(bytes(ICMP(type=11, length=32) / Raw(quote + extension)))
+        del error.chksum
+        mouth.sendto(bytes(error), (STACK, 0))
+        assert ICMPerror not in sent
+    data, controls, _, _ = endpoint.recvmsg(2000, 2000, 0x2000)  # MSG_ERRQUEUE
+    assert data == b"too far for its TTL"
+    assert controls[0][2][4:7] == bytes((2, 11, 0))  # by ICMP: time exceeded, in transit
