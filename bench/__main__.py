@@ -48,7 +48,8 @@ def table(found: list[goals.Goal]) -> str:
     rows += [(goal.name, goal.figure, goal.against, goal.goal, {True: "yes", False: "NO", None: ""}[goal.met])
              for goal in found]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 

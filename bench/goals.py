@@ -65,7 +65,8 @@ def latency(bench: stack.Bench, floors: Floors) -> list[Goal]:
 
 def _ratio(name: str, value: float, base: float, unit: str, what: str, limit: float) -> Goal:
     ratio = value / base
-    return Goal(name, f"{value:.0f} {unit}", value, f"{base:.0f} {unit}, {what}: {ratio:.2f}", f"<= {limit:g} x", ratio <= limit)
+    return Goal(name, f"{value:.0f} {unit}", value, f"{base:.0f} {unit}, {what}: {ratio:.2f}", f"<= {limit:g} x",
+                ratio <= limit)
 
 
 def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
@@ -74,10 +75,10 @@ def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
     long, _ = _median_of(lambda: bench.run("window", stack.ADDRESS, PORT, 1400, IN_FLIGHT, WINDOW_S), "per_s")
     base = floors.eight.per_s
     return [
-        Goal("UDP echo, 64 octets, 64 in flight", f"{short:.0f} /s", short, f"{base:.0f} /s, 8 hops: {short / base:.2f}",
-             ">= 0.65 x", short / base >= 0.65),
-        Goal("UDP echo, 1400 octets, 64 in flight", f"{long:.0f} /s", long, f"{short:.0f} /s, 64 octets: {long / short:.2f}",
-             ">= 0.8 x", long / short >= 0.8),
+        Goal("UDP echo, 64 octets, 64 in flight", f"{short:.0f} /s", short,
+             f"{base:.0f} /s, 8 hops: {short / base:.2f}", ">= 0.65 x", short / base >= 0.65),
+        Goal("UDP echo, 1400 octets, 64 in flight", f"{long:.0f} /s", long,
+             f"{short:.0f} /s, 64 octets: {long / short:.2f}", ">= 0.8 x", long / short >= 0.8),
     ]
 
 
@@ -96,7 +97,8 @@ def restart(bench: stack.Bench) -> Goal:
     for layer in ("udp", "ip", "link"):
         stack.launcher("restart", "--name", bench.name, layer)
     with commands.Client(run_dir(bench.name)) as client:
-        gaps = [event["gap_ms"] for event in client.stream("events") if event["event"] == "serves" and event.get("gap_ms")]
+        gaps = [event["gap_ms"] for event in client.stream("events")
+                if event["event"] == "serves" and event.get("gap_ms")]
     return _at_most("planned restart of a layer", median(gaps), "ms", 20)
 
 

@@ -59,7 +59,7 @@ class Bench:
             end(program)
 
     def through(self, source: tuple[object, ...], sink: tuple[object, ...], out: bool) -> dict:
-        """Run a source at one end against a sink at the other, which is the kernel's for `out`; what the sink printed."""
+        """Run a source at one end against a sink at the other (the kernel's for `out`); what the sink printed."""
         with self.during(*sink, inside=out) as program:
             self.run(*source, inside=not out)
             assert program.stdout is not None

@@ -218,7 +218,7 @@ class Node:
         receive, take, journal = self._inbox.recv, self._take, self._journal
         try:
             take(receive(NOBLOCK), now)
-            if not self._inbox.get(zmq.EVENTS) & POLLIN:
+            if not self._inbox.get(zmq.EVENTS) & POLLIN:  # type: ignore[operator]
                 return False
             for _ in range(FRAMES_PER_TURN):
                 take(receive(NOBLOCK), now)

@@ -69,7 +69,7 @@ class PipeSocket(zmq.Socket):
     """A ZeroMQ socket without zmq.Socket's conveniences, which double the time of a call."""
 
     get = BackendSocket.get
-    send = BackendSocket.send
+    send = BackendSocket.send  # type: ignore[assignment]
 
 
 def set_defaults(socket: zmq.Socket) -> None:

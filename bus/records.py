@@ -80,7 +80,7 @@ Address = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
 class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
-    """What a socket wants of a multicast group (RFC 3376 section 2): all sources but these (`exclude`), or only these."""
+    """What a socket wants of a group (RFC 3376 section 2): all sources but these (`exclude`), or these only."""
 
     group: Address
     exclude: bool = True

@@ -1,0 +1,1 @@
+"""The layers: one folder, one process each."""

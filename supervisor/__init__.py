@@ -1,0 +1,1 @@
+"""The keeper and the command line's verbs."""

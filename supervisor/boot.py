@@ -26,8 +26,8 @@ def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
     """BootError where socket files would not fit, or the directory is not ours alone; `variable` would move it."""
     longest = len(os.fsencode(run_dir / inbox_name((1 << 53) - 1)))
     if longest > SUN_PATH_MAX:
-        raise BootError(f"{run_dir} is too long for socket files by {longest - SUN_PATH_MAX} characters; set {variable} "
-                        "to a shorter path")
+        raise BootError(f"{run_dir} is too long for socket files by {longest - SUN_PATH_MAX} characters; "
+                        f"set {variable} to a shorter path")
     if run_dir.exists():
         status = run_dir.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -122,7 +122,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         say({"no_medium": str(error)})
     except BootError as error:
         say({"error": str(error)})
-    except Exception:  # noqa: BLE001  (told to whoever waits; the process ends)
+    except Exception:
         say({"error": f"the keeper failed: {traceback.format_exc()}"})
         traceback.print_exc(file=sys.stderr)
     finally:

@@ -40,8 +40,8 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int], cores: set[int]
             except OSError:
                 pass  # the listing's own descriptor
     setproctitle(title)
-    # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer works off what it has before the
-    # next layer takes the core from it, and packets travel in packs: a third more echoes/s, and no slower one at a time.
+    # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer works off what it has before
+    # the next takes the core from it, and packets travel in packs: a third more echoes/s, and no slower one at a time.
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if cores:
         os.sched_setaffinity(0, cores)
@@ -66,9 +66,9 @@ def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memo
             main(process.Birth(layer, config.decode(config_json), incarnation, memory_fd, listener_fd, control,
                                medium_fd))
             status = 0
-        except Exception:  # noqa: BLE001  (the one place that all of a layer's errors pass)
+        except Exception:
             control.tell("crashed", traceback=traceback.format_exc(limit=-12)[-3000:])
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         traceback.print_exc(file=sys.stderr)
     finally:
         os._exit(status)

@@ -89,6 +89,7 @@ class Caller:
         self._input = b""
 
     def fileno(self) -> int:
+        """Readable when it asks something."""
         return self.connection.fileno()
 
     def requests(self) -> list[dict[str, Any]] | None:

@@ -118,7 +118,8 @@ def _on_a_tap(stage: Stage) -> None:
         _wait_for_line(echo)
         for title, library, target in (("kernel program", "kernel", address), ("application, loopback", "usernet",
                                                                                "127.0.0.1")):
-            said = _lines(peer("talk", library, target, ECHO_PORT, "hello", "is anybody there?", inside=library == "kernel"))
+            said = _lines(peer("talk", library, target, ECHO_PORT, "hello", "is anybody there?",
+                               inside=library == "kernel"))
             for exchange in said:
                 stage.say(f"{title}: {exchange}")
             _expect(stage, len(said) == 2, f"{title}: {len(said)} of 2 answered")

@@ -1,4 +1,4 @@
-"""The programs that the demo lets talk to each other, each a process of its own: `python -m supervisor.demo_peers ROLE`.
+"""The programs that the demo lets talk to each other, each a process: `python -m supervisor.demo_peers ROLE`.
 
 The kernel's use the kernel's sockets and are started inside the sandbox; the applications use usernet's.
 """
@@ -10,6 +10,7 @@ import socket as kernel
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 import usernet
 from bus.checksum import checksum
@@ -71,8 +72,8 @@ def stream(address: str, port: str, seconds: str) -> None:
         started = last = time.monotonic()
         longest = 0.0
         print("started", flush=True)
-        while time.monotonic() - started < float(seconds) or (len(answered) < sent and time.monotonic() - last < QUIET_S):
-            if time.monotonic() - started < float(seconds) and sent < (time.monotonic() - started) / INTERVAL_S:
+        while (now := time.monotonic()) - started < float(seconds) or (len(answered) < sent and now - last < QUIET_S):
+            if now - started < float(seconds) and sent < (now - started) / INTERVAL_S:
                 endpoint.send(b"%d" % sent)
                 sent += 1
             try:
@@ -86,4 +87,5 @@ def stream(address: str, port: str, seconds: str) -> None:
 
 
 if __name__ == "__main__":
-    {"kernel-ping": kernel_ping, "echo": echo, "talk": talk, "stream": stream}[sys.argv[1]](*sys.argv[2:])
+    roles: dict[str, Callable[..., None]] = {"kernel-ping": kernel_ping, "echo": echo, "talk": talk, "stream": stream}
+    roles[sys.argv[1]](*sys.argv[2:])

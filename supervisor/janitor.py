@@ -20,10 +20,10 @@ def fork(stack: str, run_dir: Path) -> int:
     """Start the janitor of this process, the keeper; returns its pid."""
     keeper = os.pidfd_open(os.getpid())
     pid = os.fork()
-    if pid:
-        os.close(keeper)
-        return pid
-    _clean_up_after(stack, run_dir, keeper)
+    if pid == 0:
+        _clean_up_after(stack, run_dir, keeper)
+    os.close(keeper)
+    return pid
 
 
 def _clean_up_after(stack: str, run_dir: Path, keeper: int) -> NoReturn:

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from setproctitle import setproctitle
+
 import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
 from bus import memory
 from bus.config import StackConfig, draw_cookie, encode
-from setproctitle import setproctitle
 from supervisor import child, janitor
 from supervisor.boot import BootError
 from supervisor.capture import write_poison
@@ -83,7 +84,7 @@ class Keeper:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGTERM, lambda *_: None)  # told by `wakeup`, so never in the middle of something
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.watch(wakeup, lambda: os.read(wakeup, 64) and self.stop())
+        self.watch(wakeup, partial(self._woken, wakeup))
         desk = Desk(self, self._run_dir)
         self._janitor = janitor.fork(self._options.name, self._run_dir)
         gc.collect()
@@ -114,6 +115,10 @@ class Keeper:
         for name in os.listdir(self._run_dir):
             (self._run_dir / name).unlink(missing_ok=True)
         self._run_dir.rmdir()
+
+    def _woken(self, wakeup: int) -> None:
+        os.read(wakeup, 64)
+        self.stop()
 
     def stop(self) -> None:
         """Stop all layers in order; `run` returns when they have ended."""
@@ -353,6 +358,7 @@ class Keeper:
                 self.renew(ward)
 
     def status(self, now: float) -> dict:
+        """What `status` shows, but for what the kernel says of the processes."""
         config = self._config
         return {
             "name": config.name, "address": str(self._options.interface()), "mac": config.mac.hex(":"),

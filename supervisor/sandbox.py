@@ -98,7 +98,8 @@ def open_tap(name: str, offload: bool = False) -> tuple[int, tuple[str, ...]]:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SandboxError(f"cannot open /dev/net/tun ({error.strerror}); as root: `modprobe tun`, and "
-                           "`chmod 666 /dev/net/tun` for ordinary users; in a container: --device /dev/net/tun") from error
+                           "`chmod 666 /dev/net/tun` for ordinary users; in a container: "
+                           "--device /dev/net/tun") from error
     try:
         flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
         fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
@@ -106,7 +107,7 @@ def open_tap(name: str, offload: bool = False) -> tuple[int, tuple[str, ...]]:
         os.close(descriptor)
         reason = {errno.EPERM: "it needs CAP_NET_ADMIN in this network namespace: run it as root, or without --host",
                   errno.EBUSY: "another program uses it: choose another name with --tap"}
-        raise SandboxError(f"cannot make TAP {name}: {reason.get(error.errno, error.strerror)}") from error
+        raise SandboxError(f"cannot make TAP {name}: {reason.get(error.errno or 0, error.strerror)}") from error
     return descriptor, _ask_offload(descriptor) if offload else ()
 
 

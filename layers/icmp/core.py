@@ -147,8 +147,8 @@ class Core:
         sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + reply))
 
     def _group_packets(self, packets: list[bytes], now: float, sends: list[Send]) -> None:
-        # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and errors
-        # must not come so.
+        # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and
+        # errors must not come so.
         self.counters[Counters.received] += len(packets)
         self.counters[Counters.to_group] += len(packets)
 

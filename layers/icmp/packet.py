@@ -10,6 +10,7 @@ from __future__ import annotations
 from struct import Struct
 
 from bus.checksum import checksum
+from bus.clock import time_of_day
 from bus.icmp_errors import (
     DESTINATION_UNREACHABLE,
     FRAGMENTATION_NEEDED,
@@ -42,9 +43,6 @@ FRAGMENT_OFFSET = 0x1FFF
 EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quote is padded to at least this
 QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
 
-TIMESTAMP_OCTETS = 12  # originate, receive, transmit; behind the header
-MILLISECONDS_PER_DAY = 86_400_000
-
 _ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
 
 
@@ -65,7 +63,7 @@ def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
 
     RFC 792: received and sent at the same moment, in milliseconds since midnight UT; what follows is not repeated.
     """
-    at = (int(epoch_s * 1000) % MILLISECONDS_PER_DAY).to_bytes(4, "big")
+    at = time_of_day(epoch_s)
     rest = request[4:12] + at + at
     return b"\x0e\0" + checksum(b"\x0e\0\0\0" + rest).to_bytes(2, "big") + rest
 

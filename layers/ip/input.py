@@ -35,9 +35,11 @@ FRAGMENT_HIGH = packet.FRAGMENT_MASK >> 8  # as much of the mask as stands in oc
 class Input:
     """Packets up."""
 
-    def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, counters: CounterWords) -> None:
+    def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, counters: CounterWords,
+                 epoch: float) -> None:
         self._routing = routing
         self._uppers = uppers
+        self._epoch = epoch
         self._groups = groups
         self._counters = counters
         self._reassembly = Reassembly(counters)
@@ -152,7 +154,7 @@ class Input:
         """Look into options, put fragments together: the packet that is to be delivered, if there is one now."""
         if header_octets != packet.HEADER_OCTETS:
             ours = record[16:20] if reach != table.PACKET_GROUP else None
-            header, problem, source_routed = examine(record[:header_octets], ours, now)
+            header, problem, source_routed = examine(record[:header_octets], ours, now + self._epoch)
             if source_routed:
                 self._counters[C.source_routed] += 1
                 return None

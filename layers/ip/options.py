@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from bus.clock import time_of_day
 from bus.ip_options import LOOSE_SOURCE_ROUTE, RECORD_ROUTE, STRICT_SOURCE_ROUTE, TIMESTAMP, walk
 from layers.ip.packet import HEADER_OCTETS, with_checksum
 
@@ -15,7 +16,6 @@ POINTER = 2  # offset in a record route or timestamp option: where its next slot
 OVERFLOW_FLAG = 3  # offset in a timestamp option: overflow count, flag
 TIME_ONLY, ADDRESS_AND_TIME, PRESPECIFIED = 0, 1, 3
 SLOT_OCTETS = {TIME_ONLY: 4, ADDRESS_AND_TIME: 8, PRESPECIFIED: 8}
-NON_STANDARD_TIME = 0x80000000  # RFC 791: milliseconds, but not since midnight UT; a core has no other clock
 
 
 class Examined(NamedTuple):
@@ -26,8 +26,11 @@ class Examined(NamedTuple):
     source_routed: bool = False
 
 
-def examine(header: bytes, ours: bytes | None, now: float) -> Examined:
-    """Check the options of `header` and record `ours`, the address of ours that it is to; None: record nothing."""
+def examine(header: bytes, ours: bytes | None, epoch_s: float) -> Examined:
+    """Check the options of `header` and record `ours`, the address of ours that it is to; None: record nothing.
+
+    `epoch_s`: now, in seconds since 1970.
+    """
     changed = bytearray(header)
     seen = set()
     for offset, option in walk(header[HEADER_OCTETS:]):
@@ -40,7 +43,7 @@ def examine(header: bytes, ours: bytes | None, now: float) -> Examined:
         if kind == RECORD_ROUTE:
             problem = _record_route(changed, at, len(option), ours)
         elif kind == TIMESTAMP:
-            problem = _timestamp(changed, at, len(option), ours, now)
+            problem = _timestamp(changed, at, len(option), ours, epoch_s)
         else:  # RFC 1122 section 3.2.1.8: silently ignore what is not understood
             continue
         if problem or kind in seen:  # RFC 791: each appears at most once in a datagram
@@ -62,7 +65,7 @@ def _record_route(header: bytearray, at: int, length: int, ours: bytes | None) -
     return 0
 
 
-def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, now: float) -> int:
+def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, epoch_s: float) -> int:
     """Fill in one slot, or count that there was none; the offset of what is malformed, or 0."""
     if length < 4:
         return at + 1
@@ -83,6 +86,6 @@ def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, now:
         return 0
     if flag != TIME_ONLY:
         header[start : start + 4] = ours
-    header[end - 4 : end] = (int(now * 1000) % NON_STANDARD_TIME | NON_STANDARD_TIME).to_bytes(4, "big")
+    header[end - 4 : end] = time_of_day(epoch_s)
     header[at + POINTER] += slot
     return 0

@@ -26,12 +26,14 @@ from layers.ip.counters import Counters
 ME, PEER, OTHER = (IPv4Address(f"10.0.0.{last}").packed for last in (2, 7, 9))
 MAC = b"\x02" * 6
 NOW = 1000.5
-TIME = (0x80000000 | 1000500).to_bytes(4, "big")  # RFC 791: not since midnight UT
+MIDNIGHT = 1_700_006_400.0  # 2023-11-15, 00:00 UT
+TIME = (1000500).to_bytes(4, "big")  # RFC 791: milliseconds since midnight UT
 
 
 class Layer:
     def __init__(self) -> None:
-        config = StackConfig(name="t", run_dir="", address=int.from_bytes(ME, "big"), prefix=24, mac=MAC)
+        config = StackConfig(name="t", run_dir="", address=int.from_bytes(ME, "big"), prefix=24, mac=MAC,
+                             epoch=MIDNIGHT)
         self.counters = Counters.new()
         self.core = Core(config, {}, self.counters, random.Random(1))
         self.core.start(0.0)
