@@ -30,11 +30,16 @@ def measure(options: list[str]) -> list[goals.Goal]:
             _say("rate")
             rates = goals.rate(bench, floors)
             found += rates
+            _say("throughput")
+            in_bulk = goals.one_way(bench)
             _say("overload")
             found += goals.overload(bench, rates[0].value)
             _say("scale")
             found += goals.scale(bench)
         found.append(goals.restart(bench))
+    _say("throughput without offload")
+    with stack.booted(*options, "--no-offload") as plain:
+        found += goals.throughput(in_bulk, goals.one_way(plain))
     return found
 
 

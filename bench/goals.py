@@ -15,6 +15,8 @@ WINDOW_S = 2.0
 IN_FLIGHT = 64
 MANY_SOCKETS = 10_000
 PORT, IDLE_PORT = 5055, 20_000
+FULL_OCTETS = 1472  # of payload, at an MTU of 1500
+OFFERED_PER_S = 100_000  # datagrams of that size from the kernel, which would send any number
 
 
 class Goal(NamedTuple):
@@ -80,6 +82,26 @@ def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
         Goal("UDP echo, 1400 octets, 64 in flight", f"{long:.0f} /s", long,
              f"{short:.0f} /s, 64 octets: {long / short:.2f}", ">= 0.8 x", long / short >= 0.8),
     ]
+
+
+def one_way(bench: stack.Bench) -> tuple[float, float]:
+    """Mbit/s of datagrams of the MTU's size: from an application to the kernel, and back."""
+    out, _ = _median_of(lambda: bench.through(
+        ("pour", stack.KERNEL, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5), ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S),
+        out=True), "mbit_s")
+    back, _ = _median_of(lambda: bench.through(
+        ("kernel-pour", stack.ADDRESS, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5, OFFERED_PER_S),
+        ("sink", stack.ADDRESS, PORT + 1, WINDOW_S), out=False), "mbit_s")
+    return out, back
+
+
+def throughput(offloaded: tuple[float, float], plain: tuple[float, float]) -> list[Goal]:
+    """`one_way` of a stack with offload and of one without. The kernel's sender has UDP_SEGMENT in both."""
+    names = (f"UDP to the kernel, {FULL_OCTETS} octets", f"UDP from the kernel, {FULL_OCTETS} octets, "
+             f"{OFFERED_PER_S * FULL_OCTETS * 8e-6:.0f} Mbit/s offered")
+    return [Goal(name, f"{on:.0f} Mbit/s", on, f"{off:.0f} Mbit/s without offload: {on / off:.2f}", ">= 1000 Mbit/s",
+                 on >= 1000)
+            for name, on, off in zip(names, offloaded, plain, strict=True)]
 
 
 def overload(bench: stack.Bench, best_per_s: float) -> list[Goal]:

@@ -17,7 +17,7 @@ from supervisor.codebase import ROOT
 from usernet.rundir import run_dir
 
 TIMEOUT_S = 60.0
-ADDRESS = "10.0.0.2"
+ADDRESS, KERNEL = "10.0.0.2", "10.0.0.1"
 
 
 class Bench:

@@ -1,7 +1,7 @@
 """What a medium's other end may be spared: sums over payloads, and the cutting of what was given in one piece.
 
-A *partial* checksum is the sum of the pseudo header alone, standing in the checksum's place; whoever needs the packet as
-a wire carries it adds up the rest (`complete`). A *super-packet* is many UDP datagrams of one flow behind one header:
+A *partial* checksum is the sum of the pseudo header alone, in the checksum's place; whoever needs the packet as a wire
+carries it adds up the rest (`complete`). A *super-packet* is many UDP datagrams of one flow behind one header:
 each has as many octets of payload as was said, the last perhaps fewer; its length field and its partial checksum are
 those of the whole. Linux has both inside itself and gives them to a TAP's other end, and takes them from it.
 

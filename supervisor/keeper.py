@@ -89,7 +89,6 @@ class Keeper:
         self._janitor = janitor.fork(self._options.name, self._run_dir)
         gc.collect()
         gc.freeze()
-        self._placement.apply_to_self()
         for ward in self.wards.values():
             self._start(ward)
         while not (self._stopping and all(ward.process is None and ward.successor is None
@@ -161,7 +160,8 @@ class Keeper:
         pid = os.fork()
         if pid == 0:
             keep = [ward.memory_fd, ward.listener.fileno(), theirs.fileno(), medium_fd]
-            child.become(f"usernet {self._options.name}: {ward.name}", self._pid, keep, self._placement.cores())
+            title = f"usernet {self._options.name}: {ward.name}"
+            child.become(title, self._pid, keep, self._placement.cores(ward.name))
             child.run_layer(ward.name, code, encode(self._config), ward.incarnation, ward.memory_fd,
                             ward.listener.fileno(), medium_fd, theirs)
         theirs.close()
@@ -333,7 +333,9 @@ class Keeper:
         if self._options.reload and now >= self._next_reload_check:
             self._next_reload_check = now + RELOAD_CHECK_S
             self._reload_changed()
-        self._placement.balance(now, [ward.process.pid for ward in self.wards.values() if ward.process])
+        pids = {ward.name: ward.process.pid for ward in self.wards.values() if ward.process}
+        if self._placement.balance(now, pids):
+            self.events.add("placed", detail=f"cores {self._placement.describe()}")
 
     def _check(self, ward: Ward, process: Process, now: float) -> None:
         if process.stopping:

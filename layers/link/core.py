@@ -7,6 +7,7 @@ comes from the launcher.
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from bus import table
 from bus.config import StackConfig
@@ -31,7 +32,8 @@ class Core:
         head = vnet.HEADER_OCTETS if self._offload else 0
         self._frame_octets = range(head + packet.HEADER_OCTETS, head + packet.HEADER_OCTETS + config.mtu + 1)
         # Where destination, source, type and content stand: slices of a frame, which are as fast as with constants.
-        self._parts = slice(head, head + 6), slice(head + 6, head + 12), slice(head + 12, head + 14), slice(head + 14, None)
+        ends = (head, head + 6, head + 12, head + 14, None)
+        self._parts = tuple(slice(*each) for each in pairwise(ends))
         before, tail = vnet.PLAIN[:head], config.mac + packet.TYPE_IPV4
         # What stands before a destination and behind it, by kind.
         self._around = {table.PACKET_OUT: (before, tail), table.ARP_OUT: (before, config.mac + packet.TYPE_ARP)}
@@ -94,7 +96,7 @@ class Core:
         return sends
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
-        """An IPv4 packet about which its virtio_net_hdr says anything but that it is plain, or UDP for us, and partial."""
+        """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or UDP for us and partial."""
         flags, gso, _, size, start, offset = vnet.HEADER.unpack_from(frame)
         content = frame[vnet.HEADER_OCTETS + packet.HEADER_OCTETS :]
         kind = table.PACKET_GROUP if group else table.PACKET

@@ -326,7 +326,7 @@ class Core:
             self._add(handle, socket)
             self.counters[Counters.sockets_opened] += 1
         entry = self._entries[handle]
-        answer = {"handle": handle, "receive_buffer": entry.limit}
+        answer: dict[str, object] = {"handle": handle, "receive_buffer": entry.limit}
         if not entry.socket.raw:
             return [_reply(guest, request.id, answer)]
         if entry.pending is not None:

@@ -35,7 +35,7 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as c
         pass
     print(json.dumps(found), flush=True)
 """
-# Takes checksum and segmentation offload from an interface (linux/ethtool.h), so that its packets are as on a real wire.
+# Takes checksum and segmentation offload from an interface (linux/ethtool.h): its packets are as on a real wire.
 NO_OFFLOAD = """
 import array, fcntl, socket, struct, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -62,7 +62,8 @@ def datagrams(size: int = SIZE, last: int = 7) -> list[bytes]:
 
 def dropped(stack: Stack) -> dict[str, int]:
     """What the layers dropped between the two ends."""
-    return {name: layer["packets_dropped"] for name, layer in stack.status()["layers"].items() if layer["packets_dropped"]}
+    layers = stack.status()["layers"]
+    return {name: layer["packets_dropped"] for name, layer in layers.items() if layer["packets_dropped"]}
 
 
 def test_status_says_what_the_kernel_takes_off_our_hands(new_stack: Callable[[], Stack]) -> None:
@@ -198,7 +199,7 @@ def test_behind_a_router_every_packet_is_as_on_a_wire(either: Stack) -> None:
         [*there, "ip", "link", "set", "r1", "up"], [*there, "ip", "address", "add", f"{FAR}/24", "dev", "r1"],
     ):
         either.execute(*command)
-    some = datagrams()[:40] + [b"", b"x", bytes(777)]
+    some = [*datagrams()[:40], b"", b"x", bytes(777)]
     catcher = either.popen("exec", "--", *there, sys.executable, "-c", CATCH, len(some), PATIENCE_S)
     assert catcher.stdout.readline() == "ready\n"
     with either.bound() as app:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from ipaddress import IPv4Address
+from itertools import pairwise
 from struct import Struct
 
 import pytest
@@ -261,7 +262,8 @@ class IpLayer:
         segment = partial(datagram(payload, ME, to))[20:]
         header = TRANSMIT_HEADER.pack(octets(ME), octets(to), 17, 64, 0, flags | TRANSMIT_PARTIAL)
         if size:
-            return self.core.receive(table.UDP, table.TRANSMIT_SEGMENTS, [SEGMENT_SIZE.pack(size) + header + segment], 0.0)
+            record = SEGMENT_SIZE.pack(size) + header + segment
+            return self.core.receive(table.UDP, table.TRANSMIT_SEGMENTS, [record], 0.0)
         return self.core.receive(table.UDP, table.TRANSMIT, [header + segment], 0.0)
 
 
@@ -290,8 +292,8 @@ def test_a_super_packet_goes_up_in_one_piece():
     assert ip.counters[IpCounters.packets_in] == 3
 
 
-@pytest.mark.parametrize(("group", "fields"), [(1, {"destination": "10.0.0.255"}), (0, {"options": [IPOption_NOP()] * 4}),
-                                               (0, {"destination": "10.0.0.255"})])
+@pytest.mark.parametrize(("group", "fields"), [
+    (1, {"destination": "10.0.0.255"}), (0, {"destination": "10.0.0.255"}), (0, {"options": [IPOption_NOP()] * 4})])
 def test_super_packets_that_udp_cannot_take_so_are_cut(group, fields):
     payload = payload_of(2500)
     sends = IpLayer().up(table.PACKET_SEGMENTS, SUPER_HEADER.pack(1000, group) + partial(datagram(payload, **fields)))
@@ -346,7 +348,7 @@ def test_rfc791_3_2_identification_numbers_of_a_super_packet_are_not_used_again(
     ip = IpLayer(*EVERYTHING)
     numbers = [int.from_bytes(record[12:14], "big") for size in (100, 100, 100)
                for _, _, record in ip.down(bytes(1000), size, flags=TRANSMIT_MAY_FRAGMENT)]
-    assert [(after - before) & 0xFFFF for before, after in zip(numbers, numbers[1:], strict=False)] == [10, 10]
+    assert [(after - before) & 0xFFFF for before, after in pairwise(numbers)] == [10, 10]
 
 
 @pytest.mark.parametrize(("kinds", "kind"), [((CHECKSUM,), table.PACKET_OUT_PARTIAL), ((), table.PACKET_OUT)])
@@ -474,7 +476,8 @@ def service(segments: bool) -> tuple[Sockets, list[int]]:
     core = Sockets(config(), {}, counters, random.Random(1))
     core.guest_joined(GUEST, {"pid": 1}, 0.0)
     for request in ({"op": "socket", "type": "dgram", "segments": segments}, {"op": "socket", "type": "ping"}):
-        core.receive(GUEST, table.REQUEST, [json.dumps({"id": 1 + (request["type"] == "ping"), **request}).encode()], 0.0)
+        request["id"] = 1 + (request["type"] == "ping")
+        core.receive(GUEST, table.REQUEST, [json.dumps(request).encode()], 0.0)
     return core, counters
 
 
