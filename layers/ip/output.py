@@ -47,7 +47,8 @@ class Flow:
     """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
 
     __slots__ = ("crafted", "dont_fragment", "end", "kind_out", "kind_up", "loops", "may_fragment", "middle",
-                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "start", "template", "template_sum", "upper")
+                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "start", "template", "template_sum",
+                 "upper")
 
     def __init__(self, template: bytes, flags: int, dont_fragment: bool, upper: int | None, neighbor: Neighbor | None,
                  loops: bool, mtu_octets: int) -> None:

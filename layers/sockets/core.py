@@ -1,8 +1,8 @@
 """The socket service's core: who owns which socket, what each may still receive, and who is told what.
 
 Owns: handles, their options and names, receive-buffer accounting. Talks to: applications (requests, datagrams,
-credits), udp, icmp and raw (sockets as they shall be, datagrams), ip (routes). Ports belong to the transports: the service
-asks (SOCKET_SET) and answers the application only once the transport has agreed and the outcome is stored.
+credits), udp, icmp and raw (sockets as they shall be, datagrams), ip (routes). Ports belong to the transports: the
+service asks (SOCKET_SET) and answers the application only once the transport has agreed and the outcome is stored.
 
 In a crash it forgets: how much is queued at the applications (they tell it when it comes back) and requests under way
 (they are sent again, and executed once: see `Socket.created_by` and `Socket.bound_by`; everything else may be done
@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
-from typing import Any
 
 import msgspec
 
@@ -33,11 +32,10 @@ from bus.records import (
 from bus.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
-from layers.sockets.operations import OPERATIONS, Network, text_of
+from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import (
     ICMP_PROTOCOL,
-    RAW_PROTOCOL,
     UDP_PROTOCOL,
     Answer,
     Entry,
@@ -318,7 +316,7 @@ class Core:
         if handle is None:
             if len(self._guests.get(guest, ())) >= SOCKETS_PER_GUEST_MAX:
                 raise Refused(errno.EMFILE)
-            described = self._raw(request.protocol) if request.type == "raw" else {"protocol": _PROTOCOLS[request.type]}
+            described = described_by(request, self._config.layers)
             handle = self._take_handle()
             socket = Socket(guest=guest, pid=self._pids.get(guest, 0), created_by=request.id,
                             segments=request.segments, **described)
@@ -333,14 +331,6 @@ class Core:
             return []  # the request was sent again
         # A raw socket hears from its first moment on: raw has to know of it before the application.
         return self._change(entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
-
-    def _raw(self, protocol: int) -> dict[str, Any]:
-        """What makes a socket a raw one; refused as by Linux's inet_create."""
-        if not protocol:
-            raise Refused(errno.EPROTONOSUPPORT)
-        if "raw" not in self._config.layers:  # the owner has not allowed it
-            raise Refused(errno.EPERM)
-        return {"raw": True, "protocol": protocol, "port": protocol, "header_included": protocol == RAW_PROTOCOL}
 
     def _take_handle(self) -> int:
         handle = self._next_handle

@@ -7,9 +7,9 @@ that makes the answer from what it became. It changes nothing itself; `Refused` 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from ipaddress import IPv4Address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -57,6 +57,18 @@ class Network(NamedTuple):
         if flags & TRANSMIT_IGNORE_PATH_MTU and not self.routes.is_local(destination):
             return self.mtu
         return self.path_mtu(destination)
+
+
+def described_by(request: requests.Open, layers: Container[str]) -> dict[str, Any]:
+    """The fields of a new socket that its kind decides; refused as by Linux's inet_create. `layers`: those booted."""
+    if request.type != "raw":
+        return {"protocol": UDP_PROTOCOL if request.type == "dgram" else ICMP_PROTOCOL}
+    protocol = request.protocol
+    if not protocol:
+        raise Refused(errno.EPROTONOSUPPORT)
+    if "raw" not in layers:  # the stack's owner has not allowed it
+        raise Refused(errno.EPERM)
+    return {"raw": True, "protocol": protocol, "port": protocol, "header_included": protocol == RAW_PROTOCOL}
 
 
 def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:

@@ -680,6 +680,7 @@ def test_nothing_raises_and_every_packet_is_counted(events):
              "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_udp",
              "errors_to_sockets")
     for (producer, kind), octets, prefix in events:
-        before, heard = sum(map(host.counted, taken)), kind in (table.PACKET, table.PACKET_CHECKED, table.PACKET_GROUP, table.ICMP_ERROR)
+        before = sum(map(host.counted, taken))
+        heard = kind in (table.PACKET, table.PACKET_CHECKED, table.PACKET_GROUP, table.ICMP_ERROR)
         host.gives(table.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
         assert sum(map(host.counted, taken)) == before + heard
