@@ -87,8 +87,8 @@ def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
 def one_way(bench: stack.Bench) -> tuple[float, float]:
     """Mbit/s of datagrams of the MTU's size: from an application to the kernel, and back."""
     out, _ = _median_of(lambda: bench.through(
-        ("pour", stack.KERNEL, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5), ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S),
-        out=True), "mbit_s")
+        ("pour", stack.KERNEL, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5),
+        ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S), out=True), "mbit_s")
     back, _ = _median_of(lambda: bench.through(
         ("kernel-pour", stack.ADDRESS, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5, OFFERED_PER_S),
         ("sink", stack.ADDRESS, PORT + 1, WINDOW_S), out=False), "mbit_s")
@@ -97,7 +97,8 @@ def one_way(bench: stack.Bench) -> tuple[float, float]:
 
 def throughput(offloaded: tuple[float, float], plain: tuple[float, float]) -> list[Goal]:
     """`one_way` of a stack with offload and of one without. The kernel's sender has UDP_SEGMENT in both."""
-    names = (f"UDP to the kernel, {FULL_OCTETS} octets", f"UDP from the kernel, {FULL_OCTETS} octets, "
+    names = (f"UDP to the kernel, {FULL_OCTETS} octets",
+             f"UDP from the kernel, {FULL_OCTETS} octets, "
              f"{OFFERED_PER_S * FULL_OCTETS * 8e-6:.0f} Mbit/s offered")
     return [Goal(name, f"{on:.0f} Mbit/s", on, f"{off:.0f} Mbit/s without offload: {on / off:.2f}", ">= 1000 Mbit/s",
                  on >= 1000)

@@ -89,7 +89,8 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
     try:
         os.setsid()
         _detach_standard_streams()
-        medium_fd, offload = -1, ()
+        medium_fd = -1
+        offload: tuple[str, ...] = ()
         if not options.wire:
             if not options.host:
                 sandbox.Sandbox.enter()

@@ -43,9 +43,10 @@ _OWN = {  # name: its module; empty: it is a module itself
     "create_connection": "usernet.absent",
     "create_server": "usernet.absent",
     "has_dualstack_ipv6": "usernet.absent",
-    # Of linux/in.h: the standard module of some versions of Python lacks them.
+    # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.
     **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
-                     "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL"),
+                     "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL",
+                     "UDP_SEGMENT"),
                     "usernet.messages"),
     "udp": "",
     "ping": "",

@@ -55,8 +55,7 @@ LIST_MAX = 256  # sockets in one answer to `list`
 DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
 
 _CONSUMERS = {UDP_PROTOCOL: table.UDP, ICMP_PROTOCOL: table.ICMP}
-_PROTOCOLS = {"dgram": UDP_PROTOCOL, "ping": ICMP_PROTOCOL}
-_TYPES = {protocol: name for name, protocol in _PROTOCOLS.items()}
+_TYPES = {UDP_PROTOCOL: "dgram", ICMP_PROTOCOL: "ping"}
 _from_bytes = int.from_bytes
 _encode = msgspec.json.Encoder().encode
 

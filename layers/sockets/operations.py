@@ -17,7 +17,7 @@ from bus.records import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSMI
 from bus.routes import BROADCAST, RouteTable, is_multicast
 from layers.sockets import groups, options, requests
 from layers.sockets.requests import Refused, Request
-from layers.sockets.tables import UDP_PROTOCOL, Answer, Socket
+from layers.sockets.tables import ICMP_PROTOCOL, RAW_PROTOCOL, UDP_PROTOCOL, Answer, Socket
 
 Outcome = tuple[Socket, Answer]
 PACKET_OCTETS_MAX = 65535  # RFC 791 section 3.1

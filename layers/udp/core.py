@@ -307,11 +307,10 @@ class Core:
             if length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS:
                 self._counters[Counters.send_too_long] += 1
                 continue
-            if partial:  # 0.2 us for any payload
-                total = (initial + length) % 65535 or 65535
-            else:
-                # RFC 768: the length counts twice, once in the pseudo header; a sum of zero is sent as all ones.
-                total = checksum(payload, initial + 2 * length) or 0xFFFF
+            # RFC 768: the length counts twice, once in the pseudo header; a sum of zero is sent as all ones. A partial
+            # one is the pseudo header's alone, whatever the payload.
+            total = (initial + length) % 65535 if partial else checksum(payload, initial + 2 * length)
+            total = total or 0xFFFF
             sends.append((IP, TRANSMIT, headers + pack(length, total) + payload))
         self._counters[Counters.sends] += len(records)
         self._counters[Counters.packets_out] += len(sends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from ipaddress import IPv4Address
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
+from scapy.utils import rdpcap
 
 from bus import offload, table
 from bus.config import CHECKSUM, SEGMENTATION, StackConfig
@@ -39,6 +41,7 @@ from layers.sockets.core import Core as Sockets
 from layers.sockets.counters import Counters as SocketsCounters
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
+from supervisor.capture import write_poison
 from usernet.runs import RUN_OCTETS_MAX, Runs
 
 ME, PEER = "10.0.0.2", "10.0.0.1"
@@ -90,6 +93,7 @@ def payload_of(count: int) -> bytes:
 # -- packets with and without ------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_rfc768_a_partial_checksum_completed_is_the_one_that_a_wire_carries(payload):
     whole = datagram(payload)
@@ -123,12 +127,26 @@ def test_a_super_packet_is_cut_into_what_its_sender_would_have_sent(sizes):
     assert offload.packets(partial(whole), size) == expected
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 65535))
 def test_nothing_raises_whatever_the_octets(junk, size):
     offload.complete(junk)
     offload.settled(junk)
     offload.packets(junk, size)
     offload.segments(junk, size)
+
+
+def test_a_captured_poison_record_is_as_a_wire_would_show_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    whole = datagram(b"data")
+    frame = MAC + PEER_MAC + b"\x08\x00" + whole
+    cases = (table.ETHERNET, PARTIAL + frame, frame), (table.PACKET_CHECKED, partial(whole), whole)
+    for kind, record, shown in cases:
+        message = {"kind": kind, "record": base64.b64encode(record).decode()}
+        assert write_poison("t", "link", message, offload=True).read_bytes().endswith(shown)
+    plain = {"kind": table.ETHERNET, "record": base64.b64encode(frame).decode()}
+    (caught,) = rdpcap(str(write_poison("t", "link", plain, offload=False)))
+    assert bytes(caught) == frame
 
 
 # -- link --------------------------------------------------------------------------------------------------------------
@@ -210,6 +228,7 @@ def test_what_no_packet_can_be_is_dropped_and_counted(link, header):
     assert link.counters[LinkCounters.bad_offload] == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=80) | st.builds(framed, st.binary(min_size=10, max_size=10), st.binary(max_size=60),
                                                    st.sampled_from([MAC, b"\xff" * 6]))))
 def test_every_frame_goes_up_or_is_counted(frames):
@@ -303,6 +322,7 @@ def test_super_packets_that_udp_cannot_take_so_are_cut(group, fields):
     assert all(packet == summed_anew(packet) for _, _, packet in sends)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_super_packet_raises(junk):
     IpLayer().up(table.PACKET_SEGMENTS, junk)
@@ -433,6 +453,7 @@ def test_a_super_packet_is_one_record_for_its_socket():
     assert udp.counters[UdpCounters.bad_length] == 1
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_segments_raise(junk):
     udp = UdpLayer(*EVERYTHING)
@@ -511,6 +532,7 @@ def test_segments_are_for_udp_alone():
     assert (counters[SocketsCounters.sent], counters[SocketsCounters.send_foreign]) == (2, 2)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_no_segments_raise_in_the_service(junk):
     core, _ = service(True)
@@ -518,6 +540,7 @@ def test_no_segments_raise_in_the_service(junk):
     core.receive(GUEST, table.SEND_SEGMENTS, [junk], 0.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b"]), st.sampled_from([0, 1, 500, 1000, 60_000])), max_size=300),
        st.booleans())
 def test_runs_carry_every_datagram_in_order_and_within_the_limits(datagrams, segmenting):
