@@ -9,7 +9,8 @@ demo: $(VENV)/.runtime
 	@$(BIN)/python launcher.py demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 4 --dist loadgroup tests
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults tests
+	$(BIN)/python -m pytest tests/faults
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

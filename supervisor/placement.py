@@ -1,7 +1,8 @@
 """Where the layers run.
 
 Waking a process on another, idle core is the dearest part of a hop, so a stack with little to do is best kept together
-on one core; one that saturates that core is better off on two, cut between ip and the transports. docs/decisions/placement.md has the figures.
+on one core; one that saturates that core is better off on two, cut between ip and the transports; and where others
+saturate it, on another. docs/decisions/placement.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ UPPER = frozenset({"udp", "tcp", "raw", "sockets"})  # the half that moves to th
 SAMPLE_S = 0.25
 SATURATED = 0.95  # share of the core that is busy
 OURS = 0.3  # share of it that the layers' loops use, for its being busy to concern them
+FREE = 0.7  # busy share below which another core is worth moving to
 RELAXED = 0.35  # share of one core that all loops together use, for one core to be enough again
 SPLIT_AFTER = 2  # samples in a row that say so
 JOIN_AFTER = 8
@@ -21,24 +23,31 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Balance:
-    """Decides between one core and two. Pure: fed with samples."""
+    """Decides between one core, two, and another one. Pure: fed with samples."""
 
     def __init__(self) -> None:
         self.split = False
         self._votes = 0
 
-    def sample(self, core_busy: float, loops: float) -> bool:
-        """True where `split` changed. `core_busy`: busy share of the first core; `loops`: what the loops used, in cores."""
+    def sample(self, home_busy: float, elsewhere_busy: float, loops: float) -> str:
+        """What to do: "split", "join", "move" to the other core, or "" for nothing.
+
+        Busy shares of the core that the layers are on and of the least busy other one; `loops`: what the layers' loops
+        used, in cores.
+        """
         if self.split:
-            wanted, after = loops < RELAXED, JOIN_AFTER
+            wanted, after = ("join" if loops < RELAXED else ""), JOIN_AFTER
         else:
-            wanted, after = core_busy >= SATURATED and loops >= OURS, SPLIT_AFTER
+            saturated = home_busy >= SATURATED
+            wanted = "" if not saturated else "split" if loops >= OURS else "move" if elsewhere_busy < FREE else ""
+            after = SPLIT_AFTER
         self._votes = self._votes + 1 if wanted else 0
         if self._votes < after:
-            return False
-        self.split = not self.split
+            return ""
         self._votes = 0
-        return True
+        if wanted != "move":
+            self.split = not self.split
+        return wanted
 
 
 class Placement:
@@ -48,10 +57,10 @@ class Placement:
         self._mode = mode
         self._all = sorted(os.sched_getaffinity(0))
         self._listed = set(cores) if cores else None
-        self._first, self._second = self._all[-1], self._all[0]
+        self._home = self._all[os.getpid() % len(self._all)]  # so that several stacks do not crowd one core
         self._balance = Balance() if mode == "auto" and len(self._all) > 1 else None
         self._sampled_at = 0.0
-        self._busy_ticks = 0
+        self._busy_ticks = dict.fromkeys(self._all, 0)
         self._ran_ns: dict[int, int] = {}
 
     def cores(self, layer: str) -> set[int]:
@@ -61,32 +70,40 @@ class Placement:
         if self._mode == "spread":
             return set(self._all)
         if self._balance and self._balance.split and layer in UPPER:
-            return {self._second}
-        return {self._first}
+            return {self._all[self._all.index(self._home) - 1]}
+        return {self._home}
 
     def balance(self, now: float, pids: Mapping[str, int]) -> bool:
         """Sample now and then, and move the layers where that says so; True where they were moved."""
         if self._balance is None or now - self._sampled_at < SAMPLE_S:
             return False
         elapsed_s, self._sampled_at = now - self._sampled_at, now
-        core_busy = self._core_busy(elapsed_s)
-        if not self._balance.split and core_busy < SATURATED:
+        busy = self._busy(elapsed_s)
+        home_busy = busy.pop(self._home)
+        if not self._balance.split and home_busy < SATURATED:
             self._ran_ns.clear()
-            return False
-        if not self._balance.sample(core_busy, self._loops(elapsed_s, pids)):
-            return False
-        for layer, pid in pids.items():
-            move(pid, self.cores(layer))
-        return True
+        else:
+            elsewhere = min(busy, key=busy.__getitem__)
+            decision = self._balance.sample(home_busy, busy[elsewhere], self._loops(elapsed_s, pids))
+            if decision == "move":
+                self._home = elsewhere
+            if decision:
+                for layer, pid in pids.items():
+                    move(pid, self.cores(layer))
+                return True
+        return False
 
-    def _core_busy(self, elapsed_s: float) -> float:
-        """proc(5), /proc/stat: all but idle and iowait."""
-        text = Path("/proc/stat").read_text()
-        fields = text[text.index(f"cpu{self._first} ") :].split("\n", 1)[0].split()[1:9]
-        busy = sum(map(int, fields)) - int(fields[3]) - int(fields[4])
-        share = (busy - self._busy_ticks) / _TICKS_PER_S / elapsed_s
-        self._busy_ticks = busy
-        return share
+    def _busy(self, elapsed_s: float) -> dict[int, float]:
+        """proc(5), /proc/stat: the share of each core's time that was neither idle nor waiting for a disk."""
+        shares = {}
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *fields = line.split()
+            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._busy_ticks:
+                core = int(name[3:])
+                ticks = sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])
+                shares[core] = (ticks - self._busy_ticks[core]) / _TICKS_PER_S / elapsed_s
+                self._busy_ticks[core] = ticks
+        return shares
 
     def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> float:
         """proc(5), schedstat: nanoseconds that the main threads ran, as a share of one core."""

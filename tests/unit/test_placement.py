@@ -7,37 +7,37 @@ import os
 from supervisor.placement import JOIN_AFTER, SPLIT_AFTER, Balance, Placement
 
 
+def decisions(balance: Balance, times: int, *sample: float) -> list[str]:
+    return [balance.sample(*sample) for _ in range(times)]
+
+
 def test_a_saturated_core_is_split_only_when_it_stays_saturated():
     balance = Balance()
-    for _ in range(SPLIT_AFTER - 1):
-        assert not balance.sample(1.0, 0.8)
-    assert not balance.sample(0.5, 0.4)
-    for _ in range(SPLIT_AFTER - 1):
-        assert not balance.sample(1.0, 0.8)
-    assert balance.sample(1.0, 0.8)
+    assert not any(decisions(balance, SPLIT_AFTER - 1, 1.0, 0.5, 0.8))
+    assert balance.sample(0.5, 0.5, 0.4) == ""
+    assert decisions(balance, SPLIT_AFTER, 1.0, 0.5, 0.8) == [""] * (SPLIT_AFTER - 1) + ["split"]
     assert balance.split
 
 
-def test_a_core_that_others_keep_busy_is_not_our_concern():
+def test_a_core_that_others_keep_busy_is_left_for_one_that_is_free():
     balance = Balance()
-    assert not any(balance.sample(1.0, 0.1) for _ in range(20))
+    assert decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.1)[-1] == "move"
+    assert not balance.split
+    assert not any(decisions(balance, 20, 1.0, 0.9, 0.1))
 
 
 def test_two_cores_are_joined_again_after_a_while_with_little_to_do():
     balance = Balance()
-    while not balance.sample(1.0, 0.9):
-        pass
-    assert not any(balance.sample(0.2, 0.2) for _ in range(JOIN_AFTER - 1))
-    assert balance.sample(0.2, 0.2)
+    decisions(balance, SPLIT_AFTER, 1.0, 0.5, 0.9)
+    assert decisions(balance, JOIN_AFTER, 0.2, 0.2, 0.2) == [""] * (JOIN_AFTER - 1) + ["join"]
     assert not balance.split
 
 
 def test_hysteresis_a_load_between_the_two_thresholds_changes_nothing():
     balance = Balance()
-    assert not any(balance.sample(0.9, 0.5) for _ in range(50))
-    while not balance.sample(1.0, 0.9):
-        pass
-    assert not any(balance.sample(0.9, 0.5) for _ in range(50))
+    assert not any(decisions(balance, 50, 0.9, 0.1, 0.5))
+    decisions(balance, SPLIT_AFTER, 1.0, 0.5, 0.9)
+    assert not any(decisions(balance, 50, 0.9, 0.1, 0.5))
 
 
 def test_the_modes():
