@@ -37,6 +37,7 @@ TICK_S = 0.1  # the longest wait: life signs come at least this often
 TICK_MS = TICK_S * 1000
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
+MEDIUM_PATIENCE_S = 0.02  # so long the medium is not read while a pipe is crowded
 
 
 class Medium(Protocol):
@@ -110,6 +111,7 @@ class Node:
         self._outlets = {table.LAYERS[name]: self._connect(config, name)
                          for name in table.outputs(layer, config.layers)}
         self._next_guest_check = 0.0
+        self._medium_read_at = 0.0
         self._half_written = (0, 0, 0)  # sender and number of the frame in hand when the former incarnation died
         self._to_skip = 0  # so many of its writes
         self._suspect = Suspect(durable, control)
@@ -136,10 +138,11 @@ class Node:
     def run(self) -> None:
         """Serve until the keeper says stop or is gone."""
         self._start()
-        poll = select.poll()
+        poll, poll_without_medium = select.poll(), select.poll()
         inbox_fd = self._inbox.fileno()
-        poll.register(inbox_fd, select.POLLIN)
-        poll.register(self._control, select.POLLIN)
+        for source in (inbox_fd, self._control.fileno()):
+            poll.register(source, select.POLLIN)
+            poll_without_medium.register(source, select.POLLIN)
         if self._medium is not None:
             poll.register(self._medium.fileno(), select.POLLIN)
         control_fd = self._control.fileno()
@@ -148,7 +151,10 @@ class Node:
         medium_due = self._medium is not None
         edge_triggered = medium_due and self._medium.edge_triggered  # type: ignore[union-attr]
         while True:
-            if inbox_due or medium_due:
+            held = touched and self._holds_back(monotonic())
+            if held:
+                ready = poll_without_medium.poll(0 if inbox_due else BLOCKED_RETRY_S * 1000)
+            elif inbox_due or medium_due:
                 ready = wait(0)
             elif core.next_wake is None and not touched:
                 ready = wait(TICK_MS)
@@ -165,7 +171,7 @@ class Node:
                     return
             if inbox_due:
                 inbox_due = self._take_inbox(now)
-            if medium_due:
+            if medium_due and not held:
                 medium_due = self._take_medium(now) and edge_triggered
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
@@ -197,6 +203,14 @@ class Node:
         self._work_off(batch, now)
         self._settle()
         self._control.tell("ready")
+
+    def _holds_back(self, now: float) -> bool:
+        """True where frames had better wait in the medium: there they cost nothing, here they would be dropped.
+
+        Not for ever: one consumer that stays away must not cut off the others.
+        """
+        return (self._medium is not None and now < self._medium_read_at + MEDIUM_PATIENCE_S
+                and any(outlet.crowded for outlet in self._touched))
 
     def _timeout_ms(self, now: float) -> float:
         limit = TICK_S
@@ -275,6 +289,7 @@ class Node:
         frames = self._medium.read()  # type: ignore[union-attr]
         if not frames:
             return False
+        self._medium_read_at = now
         # What the medium gave is gone from there: keep it until it is worked off, for the case that this kills us.
         batches = self._batches
         batches.done += 1

@@ -115,6 +115,11 @@ class Outlet:
         """True while something waits for room: `flush` should be called again soon."""
         return bool(self._frames or self._backlog)
 
+    @property
+    def crowded(self) -> bool:
+        """True while so much waits that more would soon be dropped."""
+        return len(self._backlog) >= BACKLOG_RECORDS // 2
+
     def put(self, kind: int, record: bytes) -> None:
         """Queue one record; it leaves at the next `flush`, or earlier with a full pack."""
         records = self._records

@@ -15,7 +15,7 @@ UPPER = frozenset({"udp", "tcp", "raw", "sockets"})  # the half that moves to th
 SAMPLE_S = 0.25
 SATURATED = 0.95  # share of the core that is busy
 OURS = 0.3  # share of it that the layers' loops use, for its being busy to concern them
-FREE = 0.7  # busy share below which another core is worth moving to
+FREE = 0.5  # busy share below which another core is worth moving to
 RELAXED = 0.35  # share of one core that all loops together use, for one core to be enough again
 SPLIT_AFTER = 2  # samples in a row that say so
 JOIN_AFTER = 8
@@ -38,8 +38,9 @@ class Balance:
         if self.split:
             wanted, after = ("join" if loops < RELAXED else ""), JOIN_AFTER
         else:
-            saturated = home_busy >= SATURATED
-            wanted = "" if not saturated else "split" if loops >= OURS else "move" if elsewhere_busy < FREE else ""
+            wanted = ""
+            if home_busy >= SATURATED and elsewhere_busy < FREE:
+                wanted = "split" if loops >= OURS else "move"
             after = SPLIT_AFTER
         self._votes = self._votes + 1 if wanted else 0
         if self._votes < after:
@@ -58,6 +59,7 @@ class Placement:
         self._all = sorted(os.sched_getaffinity(0))
         self._listed = set(cores) if cores else None
         self._home = self._all[os.getpid() % len(self._all)]  # so that several stacks do not crowd one core
+        self._annex = self._home  # where the upper half is while split
         self._balance = Balance() if mode == "auto" and len(self._all) > 1 else None
         self._sampled_at = 0.0
         self._busy_ticks = dict.fromkeys(self._all, 0)
@@ -70,7 +72,7 @@ class Placement:
         if self._mode == "spread":
             return set(self._all)
         if self._balance and self._balance.split and layer in UPPER:
-            return {self._all[self._all.index(self._home) - 1]}
+            return {self._annex}
         return {self._home}
 
     def balance(self, now: float, pids: Mapping[str, int]) -> bool:
@@ -87,6 +89,8 @@ class Placement:
             decision = self._balance.sample(home_busy, busy[elsewhere], self._loops(elapsed_s, pids))
             if decision == "move":
                 self._home = elsewhere
+            elif decision == "split":
+                self._annex = elsewhere
             if decision:
                 for layer, pid in pids.items():
                     move(pid, self.cores(layer))

@@ -13,9 +13,9 @@ def decisions(balance: Balance, times: int, *sample: float) -> list[str]:
 
 def test_a_saturated_core_is_split_only_when_it_stays_saturated():
     balance = Balance()
-    assert not any(decisions(balance, SPLIT_AFTER - 1, 1.0, 0.5, 0.8))
-    assert balance.sample(0.5, 0.5, 0.4) == ""
-    assert decisions(balance, SPLIT_AFTER, 1.0, 0.5, 0.8) == [""] * (SPLIT_AFTER - 1) + ["split"]
+    assert not any(decisions(balance, SPLIT_AFTER - 1, 1.0, 0.2, 0.8))
+    assert balance.sample(0.5, 0.2, 0.4) == ""
+    assert decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.8) == [""] * (SPLIT_AFTER - 1) + ["split"]
     assert balance.split
 
 
@@ -26,9 +26,14 @@ def test_a_core_that_others_keep_busy_is_left_for_one_that_is_free():
     assert not any(decisions(balance, 20, 1.0, 0.9, 0.1))
 
 
+def test_a_core_that_others_use_is_no_place_for_half_a_stack():
+    balance = Balance()
+    assert not any(decisions(balance, 20, 1.0, 0.8, 0.9))
+
+
 def test_two_cores_are_joined_again_after_a_while_with_little_to_do():
     balance = Balance()
-    decisions(balance, SPLIT_AFTER, 1.0, 0.5, 0.9)
+    decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.9)
     assert decisions(balance, JOIN_AFTER, 0.2, 0.2, 0.2) == [""] * (JOIN_AFTER - 1) + ["join"]
     assert not balance.split
 
@@ -36,7 +41,7 @@ def test_two_cores_are_joined_again_after_a_while_with_little_to_do():
 def test_hysteresis_a_load_between_the_two_thresholds_changes_nothing():
     balance = Balance()
     assert not any(decisions(balance, 50, 0.9, 0.1, 0.5))
-    decisions(balance, SPLIT_AFTER, 1.0, 0.5, 0.9)
+    decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.9)
     assert not any(decisions(balance, 50, 0.9, 0.1, 0.5))
 
 
