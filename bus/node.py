@@ -2,32 +2,30 @@
 
 Each turn: wait for the inbox, the medium or the next timer; take what is there, up to a bound; give it to the core;
 pack and send what the core returned; only then record as done what was taken. The life sign is written by this very
-loop, so a layer that hangs cannot look alive. Between taking and recording, the frame in hand is marked in durable
-memory: a frame that was in hand at two deaths is taken record by record, and the record that kills is set aside.
+loop, so a layer that hangs cannot look alive. What was in hand at a death is looked at twice: `bus.suspect`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import select
-import socket
 import time
-from hashlib import blake2b
-from typing import Protocol
 
 import msgspec
 import zmq
 
 from bus import memory, sabotage, table
 from bus.config import StackConfig
+from bus.control import Control
 from bus.core import Core, Send
 from bus.counters import PipeCounters as C
 from bus.guests import Guests
 from bus.journal import Journal
+from bus.medium import Medium
 from bus.pipes import NOBLOCK, Inlet, Outlet, PipeSocket, Verdict, decode_hello, decode_resume, inherit, set_defaults
 from bus.records import decode_notices
 from bus.store import Store
+from bus.suspect import Suspect
 from usernet.protocol import FrameError, pack_frame, unpack_frame
 
 FRAMES_PER_TURN = 64
@@ -38,49 +36,6 @@ TICK_MS = TICK_S * 1000
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
 MEDIUM_PATIENCE_S = 0.02  # so long the medium is not read while a pipe is crowded
-
-
-class Medium(Protocol):
-    """What lies below link."""
-
-    edge_triggered: bool  # `fileno` announces frames only once: `read` has to be called until there are none
-
-    writes_through: bool  # what `write` was given has left when it returns, and not at `flush`
-
-    def fileno(self) -> int:
-        """Becomes readable when frames arrive."""
-
-    def read(self) -> list[bytes]:
-        """The frames that are there, at most what one scratch memory holds; empty: none."""
-
-    def write(self, frame: bytes) -> None:
-        """Send one frame, now or at `flush`, or drop it where the medium is full."""
-
-    def flush(self) -> None:
-        """The turn is over: what was written leaves."""
-
-
-class Control:
-    """The layer's end of its line to the keeper: one message a packet, JSON. The line's end means the keeper's."""
-
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
-
-    def fileno(self) -> int:
-        """Becomes readable when the keeper says something."""
-        return self._line.fileno()
-
-    def tell(self, event: str, **fields: object) -> None:
-        """Report something to the keeper."""
-        try:
-            self._line.send(msgspec.json.encode({"event": event, **fields}))
-        except OSError as error:
-            if error.errno != errno.EMSGSIZE:
-                raise SystemExit(0) from error  # the keeper is gone, and so is the stack
-
-    def hear(self) -> str:
-        """The keeper's next word: go, stop, or a question in JSON; empty once it is gone."""
-        return self._line.recv(1 << 16).decode()
 
 
 class Node:
@@ -428,73 +383,6 @@ class Node:
         self._next_guest_check = now + GUEST_CHECK_S
         for number in self._guests.ended():  # type: ignore[union-attr]
             self._dispatch(self._core.guest_left(number, now))  # type: ignore[attr-defined]
-
-
-class Suspect:
-    """The frame that was in hand when this layer died, if it did; and the records set aside for killing it twice."""
-
-    def __init__(self, durable: memory.Memory, control: Control) -> None:
-        self._words = durable.words
-        self._counters = durable.bus_counters
-        self._control = control
-        self.watching = False  # False: nothing ever happened, records need not be looked at one by one
-
-    def inherit(self, done: dict[int, int]) -> None:
-        """Read what the former incarnation left in hand, unless it was `done` and only the note of that is missing."""
-        words = self._words
-        sender, sequence = words[memory.IN_HAND_SENDER], words[memory.IN_HAND_SEQUENCE]
-        if done.get(sender, 0) >= sequence:
-            sender = 0
-        if words[memory.BLAMELESS]:
-            words[memory.BLAMELESS] = words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
-            self.watching = bool(words[memory.SUSPECT_DEATHS] or words[memory.POISON])
-            return
-        if words[memory.SCRATCH_LENGTH]:
-            sender, sequence = table.MEDIUM, 0
-        elif not sender:
-            words[memory.SUSPECT_DEATHS] = 0
-            self.watching = bool(words[memory.POISON])
-            return
-        same = (words[memory.SUSPECT_SENDER], words[memory.SUSPECT_SEQUENCE]) == (sender, sequence)
-        words[memory.SUSPECT_DEATHS] = words[memory.SUSPECT_DEATHS] + 1 if same else 1
-        words[memory.SUSPECT_SENDER] = sender
-        words[memory.SUSPECT_SEQUENCE] = sequence
-        words[memory.SUSPECT_RECORD] = words[memory.IN_HAND_RECORD]
-        words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
-        self.watching = True
-
-    def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]):
-        """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
-        words = self._words
-        related = words[memory.SUSPECT_DEATHS] and words[memory.SUSPECT_SENDER] == sender
-        suspected = related and words[memory.SUSPECT_SEQUENCE] == sequence
-        for number, record in enumerate(records, 1):
-            digest = self._digest(kind, record)
-            if suspected and words[memory.SUSPECT_DEATHS] >= 2 and words[memory.SUSPECT_RECORD] == number:
-                self._set_aside(digest, sender, kind, record)
-                words[memory.SUSPECT_RECORD] = 0
-            if self._known(digest):
-                self._counters[C.bus_poison] += 1
-                continue
-            words[memory.IN_HAND_RECORD] = number
-            yield record
-        words[memory.IN_HAND_RECORD] = 0
-        if related and words[memory.SUSPECT_SEQUENCE] <= sequence:  # it was harmless, or is lost: this one is later
-            words[memory.SUSPECT_DEATHS] = 0
-            self.watching = bool(words[memory.POISON])
-
-    @staticmethod
-    def _digest(kind: int, record: bytes) -> int:
-        return int.from_bytes(blake2b(record, digest_size=8, salt=bytes([kind])).digest(), "little") or 1
-
-    def _known(self, digest: int) -> bool:
-        return digest in self._words[memory.POISON : memory.POISON + memory.POISON_MAX].tolist()
-
-    def _set_aside(self, digest: int, sender: int, kind: int, record: bytes) -> None:
-        cells = self._words[memory.POISON : memory.POISON + memory.POISON_MAX].tolist()
-        for place, value in enumerate([digest, *cells[:-1]]):
-            self._words[memory.POISON + place] = value
-        self._control.tell("poison", sender=sender, kind=kind, record=record)
 
 
 def _parsed(decode, records: list[bytes]):

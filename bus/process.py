@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 from bus import memory
 from bus.config import StackConfig
+from bus.control import Control
 from bus.core import Core, CounterWords, State
 from bus.counters import CounterSet
-from bus.node import Control, Medium, Node
+from bus.medium import Medium
+from bus.node import Node
 from bus.store import Store
 
 CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]

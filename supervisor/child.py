@@ -24,7 +24,7 @@ MEMORY_LIMIT_OCTETS = 1 << 28  # of data, per layer: beyond it allocation fails 
 _libc = ctypes.CDLL(None)
 
 
-def become(title: str, keeper_pid: int, keep_fds: Iterable[int], cores: set[int] | None = None) -> None:
+def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
     """Make this fork of the keeper a process of its own: named, ended with the keeper, holding only what it needs."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper_pid:
@@ -40,11 +40,6 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int], cores: set[int]
             except OSError:
                 pass  # the listing's own descriptor
     setproctitle(title)
-    # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer works off what it has before
-    # the next takes the core from it, and packets travel in packs: a third more echoes/s, and no slower one at a time.
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    if cores:
-        os.sched_setaffinity(0, cores)
 
 
 def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memory_fd: int, listener_fd: int,
@@ -58,9 +53,8 @@ def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memo
         gc.freeze()
         code.install()
         process = importlib.import_module("bus.process")
-        node = importlib.import_module("bus.node")
         config = importlib.import_module("bus.config")
-        control = node.Control(line)
+        control = importlib.import_module("bus.control").Control(line)
         try:
             main = importlib.import_module(f"layers.{layer}.__main__").main
             main(process.Birth(layer, config.decode(config_json), incarnation, memory_fd, listener_fd, control,

@@ -161,7 +161,7 @@ class Keeper:
         if pid == 0:
             keep = [ward.memory_fd, ward.listener.fileno(), theirs.fileno(), medium_fd]
             title = f"usernet {self._options.name}: {ward.name}"
-            child.become(title, self._pid, keep, self._placement.cores(ward.name))
+            child.become(title, self._pid, keep)
             child.run_layer(ward.name, code, encode(self._config), ward.incarnation, ward.memory_fd,
                             ward.listener.fileno(), medium_fd, theirs)
         theirs.close()
@@ -206,6 +206,7 @@ class Keeper:
 
     def _ready(self, ward: Ward, process: Process) -> None:
         process.ready_at = time.monotonic()
+        self._placement.settle(process.pid, ward.name)
         ward.state = "up"
         gap_ms = self._since_ms(ward.away_since) if ward.away_since is not None else 0.0
         ward.away_since = None

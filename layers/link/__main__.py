@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bus.medium import Medium
 from bus.memory import Words
-from bus.node import Medium
 from bus.process import Birth, serve
 from layers.link.core import Core
 from layers.link.counters import Counters

@@ -189,7 +189,7 @@ class Core:
                 if not handle:
                     sends.append(self._closed_port(settled(packet) if checked else packet))
                     continue
-                handles = (handle,)
+                handles = [handle]
             for handle in handles:
                 head = pack(handle, source, source_port, destination, packet[8], packet[1])  # octets 8 and 1: TTL, TOS
                 sends.append((SOCKETS, DATAGRAM, head + segment[ADDRESSED_HEADER_OCTETS:]))

@@ -53,7 +53,7 @@ def markdown(lines: Sequence[Sum]) -> str:
 
 
 def promises(verdicts: Sequence[Verdict]) -> list[tuple[bool, str]]:
-    """DESIGN.md section 7, checked."""
+    """What docs/recovery.md promises, checked."""
     kills = [v for v in verdicts if v.kinds == ["kill"]]
     hangs = [v for v in verdicts if len(v.kinds) == 1 and v.kinds[0] in ("stop", "loop", "sleep")]
     losses, gaps = [v.lost_total for v in kills], [v.gap_ms for v in kills]

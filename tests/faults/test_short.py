@@ -16,7 +16,7 @@ from tests.faults.schedule import Fault, Incident
 from tests.faults.verdict import Verdict
 from tests.faults.watch import Watch
 
-MOST_LOST = 64  # to one SIGKILL: DESIGN.md section 7
+MOST_LOST = 64  # to one SIGKILL: docs/recovery.md
 
 
 def carried_out(lab: Lab, load: Load, incidents: list[Incident]) -> list[Verdict]:

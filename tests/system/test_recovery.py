@@ -18,9 +18,9 @@ from .peers import LAYERS, PATIENCE_S, STACK, Stack, copy_product, received, wai
 
 ECHOES = 400
 WINDOW = 8  # under way at a time
-LOST_MAX = 64  # DESIGN.md section 7
+LOST_MAX = 64  # docs/recovery.md
 SILENCE_S = 2.0  # a datagram that has not come back by then is lost
-HUNG_MAX_MS = 500  # DESIGN.md section 7
+HUNG_MAX_MS = 500  # docs/recovery.md
 PROBATION_S = 3.2  # a new version that dies earlier is rolled back: 3 s and a tick of the keeper's
 ATTEMPTS = 3  # timed promises hold for a machine that has a core to spare; the other workers of the suite may have it
 

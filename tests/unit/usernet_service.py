@@ -20,7 +20,8 @@ from pathlib import Path
 
 from bus import memory, table
 from bus.config import StackConfig
-from bus.node import Control, Node
+from bus.control import Control
+from bus.node import Node
 from bus.records import ICMP_ERROR_HEADER, SEGMENT_SIZE, SUPER_HEADER, TRANSMIT_HEADER, TRANSMIT_PARTIAL
 from bus.routes import RouteTable, configured
 from bus.store import Store

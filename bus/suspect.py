@@ -1,0 +1,81 @@
+"""Poison: the frame that was in hand when a layer died, and the records set aside for killing it twice.
+
+Between taking a frame and recording it as done, the node marks it in durable memory (`bus.memory`, IN_HAND_*). A frame
+that was in hand at a death is taken record by record the next time, each marked; the record that kills again is set
+aside, told to the keeper, which writes it into a capture, and dropped whenever it is seen again.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from bus import memory, table
+from bus.control import Control
+from bus.counters import PipeCounters as C
+
+
+class Suspect:
+    """The frame that was in hand when this layer died, if it did; and the records set aside for killing it twice."""
+
+    def __init__(self, durable: memory.Memory, control: Control) -> None:
+        self._words = durable.words
+        self._counters = durable.bus_counters
+        self._control = control
+        self.watching = False  # False: nothing ever happened, records need not be looked at one by one
+
+    def inherit(self, done: dict[int, int]) -> None:
+        """Read what the former incarnation left in hand, unless it was `done` and only the note of that is missing."""
+        words = self._words
+        sender, sequence = words[memory.IN_HAND_SENDER], words[memory.IN_HAND_SEQUENCE]
+        if done.get(sender, 0) >= sequence:
+            sender = 0
+        if words[memory.BLAMELESS]:
+            words[memory.BLAMELESS] = words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
+            self.watching = bool(words[memory.SUSPECT_DEATHS] or words[memory.POISON])
+            return
+        if words[memory.SCRATCH_LENGTH]:
+            sender, sequence = table.MEDIUM, 0
+        elif not sender:
+            words[memory.SUSPECT_DEATHS] = 0
+            self.watching = bool(words[memory.POISON])
+            return
+        same = (words[memory.SUSPECT_SENDER], words[memory.SUSPECT_SEQUENCE]) == (sender, sequence)
+        words[memory.SUSPECT_DEATHS] = words[memory.SUSPECT_DEATHS] + 1 if same else 1
+        words[memory.SUSPECT_SENDER] = sender
+        words[memory.SUSPECT_SEQUENCE] = sequence
+        words[memory.SUSPECT_RECORD] = words[memory.IN_HAND_RECORD]
+        words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
+        self.watching = True
+
+    def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]):
+        """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
+        words = self._words
+        related = words[memory.SUSPECT_DEATHS] and words[memory.SUSPECT_SENDER] == sender
+        suspected = related and words[memory.SUSPECT_SEQUENCE] == sequence
+        for number, record in enumerate(records, 1):
+            digest = self._digest(kind, record)
+            if suspected and words[memory.SUSPECT_DEATHS] >= 2 and words[memory.SUSPECT_RECORD] == number:
+                self._set_aside(digest, sender, kind, record)
+                words[memory.SUSPECT_RECORD] = 0
+            if self._known(digest):
+                self._counters[C.bus_poison] += 1
+                continue
+            words[memory.IN_HAND_RECORD] = number
+            yield record
+        words[memory.IN_HAND_RECORD] = 0
+        if related and words[memory.SUSPECT_SEQUENCE] <= sequence:  # it was harmless, or is lost: this one is later
+            words[memory.SUSPECT_DEATHS] = 0
+            self.watching = bool(words[memory.POISON])
+
+    @staticmethod
+    def _digest(kind: int, record: bytes) -> int:
+        return int.from_bytes(blake2b(record, digest_size=8, salt=bytes([kind])).digest(), "little") or 1
+
+    def _known(self, digest: int) -> bool:
+        return digest in self._words[memory.POISON : memory.POISON + memory.POISON_MAX].tolist()
+
+    def _set_aside(self, digest: int, sender: int, kind: int, record: bytes) -> None:
+        cells = self._words[memory.POISON : memory.POISON + memory.POISON_MAX].tolist()
+        for place, value in enumerate([digest, *cells[:-1]]):
+            self._words[memory.POISON + place] = value
+        self._control.tell("poison", sender=sender, kind=kind, record=record)
