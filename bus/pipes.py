@@ -32,7 +32,7 @@ PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
 BACKLOG_RECORDS = 256  # records that wait here once ZeroMQ is full; beyond that the newest data is dropped
 COUNTER_MAX = (1 << 64) - 1
-REPEAT_AT_START = 64  # frames of the journal that a starting producer repeats unasked
+REPEAT_AT_START = 16  # frames of the journal that a starting producer repeats unasked; more, once the consumer answers
 
 assert PACK_RECORDS <= MAX_RECORDS
 
