@@ -22,11 +22,10 @@ CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]
 class Birth:
     """What the keeper gives a layer at its fork."""
 
-    def __init__(self, layer: str, config: StackConfig, incarnation: int, memory_fd: int, listener_fd: int,
+    def __init__(self, layer: str, config: StackConfig, memory_fd: int, listener_fd: int,
                  control: Control, medium_fd: int = -1) -> None:
         self.layer = layer
         self.config = config
-        self.incarnation = incarnation
         self.memory_fd = memory_fd
         self.listener_fd = listener_fd
         self.control = control
@@ -37,10 +36,11 @@ def serve(birth: Birth, make_core: CoreMaker, counters: type[CounterSet],
           make_medium: Callable[[Birth], Medium] | None = None) -> None:
     """Run a layer: tell the keeper that the code is loaded, wait for its word, serve until it says stop."""
     birth.control.tell("loaded", counters={name: c.role for name, c in counters.declared.items()})
-    if birth.control.hear() != "go":
+    word, _, incarnation = birth.control.hear().partition(" ")
+    if word != "go":
         return
     durable = memory.Memory(birth.memory_fd)
-    durable.words[memory.INCARNATION] = birth.incarnation
+    durable.words[memory.INCARNATION] = int(incarnation)
     state = Store(durable)
     core = make_core(birth.config, state, durable.counters, random.Random(os.urandom(16)))
     medium = make_medium(birth) if make_medium is not None else None

@@ -42,8 +42,8 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
     setproctitle(title)
 
 
-def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memory_fd: int, listener_fd: int,
-              medium_fd: int, line: socket.socket) -> NoReturn:
+def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listener_fd: int, medium_fd: int,
+              line: socket.socket) -> NoReturn:
     """Import the layer as `code` has it and run it. Whatever it raises is told to the keeper, and is the end of it."""
     status = 1
     try:
@@ -57,8 +57,7 @@ def run_layer(layer: str, code: Code, config_json: bytes, incarnation: int, memo
         control = importlib.import_module("bus.control").Control(line)
         try:
             main = importlib.import_module(f"layers.{layer}.__main__").main
-            main(process.Birth(layer, config.decode(config_json), incarnation, memory_fd, listener_fd, control,
-                               medium_fd))
+            main(process.Birth(layer, config.decode(config_json), memory_fd, listener_fd, control, medium_fd))
             status = 0
         except Exception:
             control.tell("crashed", traceback=traceback.format_exc(limit=-12)[-3000:])

@@ -37,6 +37,7 @@ TICK_S = 0.05
 SUSPECT_TICK_S = 0.01  # while a layer's life sign is late
 STOP_TIMEOUT_S = 0.5  # for a layer that was told to stop
 LOAD_TIMEOUT_S = 10.0  # for a new version to be imported
+SPARE_AFTER_S = 0.1  # from a layer's serving to the fork of its spare
 PROBATION_S = 3.0  # a new version that dies within is rolled back
 RELOAD_CHECK_S = 0.5
 STOP_ORDER = ("sockets", "raw", "udp", "icmp", "ip", "arp", "link")
@@ -91,8 +92,7 @@ class Keeper:
         gc.freeze()
         for ward in self.wards.values():
             self._start(ward)
-        while not (self._stopping and all(ward.process is None and ward.successor is None
-                                          for ward in self.wards.values())):
+        while not (self._stopping and all(not ward.processes() for ward in self.wards.values())):
             for key, _ in self.selector.select(self._timeout_s()):
                 key.data()
             self._tick(time.monotonic())
@@ -128,9 +128,8 @@ class Keeper:
         for ward in (self.wards[name] for name in STOP_ORDER if name in self.wards):
             ward.state = "down"
             ward.start_at = None
-            for process in (ward.process, ward.successor):
-                if process is not None:
-                    self._tell_stop(process, now)
+            for process in ward.processes():
+                self._tell_stop(process, now)
 
     def _timeout_s(self) -> float:
         pauses = [ward.start_at for ward in self.wards.values() if ward.start_at is not None]
@@ -150,11 +149,15 @@ class Keeper:
     def _start(self, ward: Ward) -> None:
         """Start the layer from the code that served last, at once."""
         ward.start_at = None
-        ward.process = self._fork(ward, ward.code)
-        ward.process.tell("go")
+        ward.process, ward.spare = ward.spare or self._fork(ward, ward.code), None
+        self._let_go(ward)
+
+    def _let_go(self, ward: Ward) -> None:
+        assert ward.process is not None
+        ward.incarnation += 1
+        ward.process.go(ward.incarnation, time.monotonic())
 
     def _fork(self, ward: Ward, code: Code) -> Process:
-        ward.incarnation += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         medium_fd = self._medium_fd if ward.name == "link" else -1
         pid = os.fork()
@@ -162,11 +165,11 @@ class Keeper:
             keep = [ward.memory_fd, ward.listener.fileno(), theirs.fileno(), medium_fd]
             title = f"usernet {self._options.name}: {ward.name}"
             child.become(title, self._pid, keep)
-            child.run_layer(ward.name, code, encode(self._config), ward.incarnation, ward.memory_fd,
-                            ward.listener.fileno(), medium_fd, theirs)
+            child.run_layer(ward.name, code, encode(self._config), ward.memory_fd, ward.listener.fileno(), medium_fd,
+                            theirs)
         theirs.close()
         ours.setblocking(False)
-        process = Process(pid, ours, ward.incarnation, code, time.monotonic())
+        process = Process(pid, ours, code, time.monotonic())
         self.watch(process.line, partial(self._hear, ward, process))
         self.watch(process.pidfd, partial(self._bury, ward, process))
         return process
@@ -212,6 +215,7 @@ class Keeper:
         ward.away_since = None
         self.events.add("serves", layer=ward.name, pid=process.pid, incarnation=process.incarnation, gap_ms=gap_ms)
         ward.answer_waiting("")
+        ward.spare_at = process.ready_at + SPARE_AFTER_S
         for question in ward.questions.values():  # its predecessor may have died over them; they may be asked twice
             process.tell(question.text)
 
@@ -224,11 +228,16 @@ class Keeper:
         process.close()
         now = time.monotonic()
         why = process.why or _how(status)
+        if process is ward.spare:
+            ward.spare, ward.spare_at = None, now + SPARE_AFTER_S
+            return
         if process is ward.successor:
             ward.successor = None
             if not self._stopping:
                 self._new_version_failed(ward, process, why)
             return
+        if process is not ward.process:
+            return  # a spare that was dismissed
         # What it worked on when somebody killed it is not to blame; an exception or a hang may well come from that.
         blameless = not process.why and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         ward.words.words[memory.BLAMELESS] = int(blameless)
@@ -300,8 +309,15 @@ class Keeper:
         ward.state = "restarting"
         ward.former = ward.code
         ward.code = successor.code
-        successor.started = time.monotonic()
-        successor.tell("go")
+        self._dismiss_spare(ward)
+        self._let_go(ward)
+
+    @staticmethod
+    def _dismiss_spare(ward: Ward) -> None:
+        """It has code that is no longer the one to run."""
+        spare, ward.spare = ward.spare, None
+        if spare is not None:
+            spare.kill("dismissed")
 
     def _new_version_failed(self, ward: Ward, process: Process, why: str) -> None:
         self.events.add("refused", layer=ward.name, pid=process.pid, incarnation=process.incarnation, detail=why)
@@ -312,6 +328,7 @@ class Keeper:
     def _roll_back(self, ward: Ward, reason: str) -> None:
         assert ward.former is not None
         ward.code, ward.former = ward.former, None
+        self._dismiss_spare(ward)
         self.events.add("rolled back", layer=ward.name, detail=f"{reason}; the former code serves again")
 
     # -- watching ------------------------------------------------------------------------------------------------
@@ -325,9 +342,10 @@ class Keeper:
         for ward in self.wards.values():
             if ward.start_at is not None and now >= ward.start_at and not self._stopping:
                 self._start(ward)
-            for process in (ward.process, ward.successor):
-                if process is not None:
-                    self._check(ward, process, now)
+            for process in ward.processes():
+                self._check(ward, process, now)
+            if ward.spare_at is not None and now >= ward.spare_at and ward.state == "up" and not self._stopping:
+                ward.spare, ward.spare_at = self._fork(ward, ward.code), None
             if ward.former is not None and ward.process and ward.process.ready_at \
                     and now - ward.process.ready_at > PROBATION_S:
                 ward.former = None
@@ -342,6 +360,8 @@ class Keeper:
         if process.stopping:
             if now - process.started > STOP_TIMEOUT_S:
                 process.kill("it did not stop when told")
+            return
+        if process is ward.spare:
             return
         if process is ward.successor:
             if now - process.started > LOAD_TIMEOUT_S:

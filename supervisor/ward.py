@@ -21,13 +21,13 @@ LISTEN_BACKLOG = 256
 
 
 class Process:
-    """One incarnation of a layer."""
+    """A process that is, or stands ready to become, an incarnation of a layer."""
 
-    def __init__(self, pid: int, line: socket.socket, incarnation: int, code: Code, now: float) -> None:
+    def __init__(self, pid: int, line: socket.socket, code: Code, now: float) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.line = line
-        self.incarnation = incarnation
+        self.incarnation = 0  # given with the word to go
         self.code = code
         self.started = now
         self.ready_at: float | None = None
@@ -35,6 +35,12 @@ class Process:
         self.stopping = False
         self.why = ""  # what it said, or what was done to it, before it died
         self.watch = Watch()
+
+    def go(self, incarnation: int, now: float) -> None:
+        """Let it serve, as soon as its code is loaded."""
+        self.incarnation = incarnation
+        self.started = now
+        self.tell(f"go {incarnation}")
 
     def tell(self, word: str) -> None:
         """Say "go" or "stop" to the layer."""
@@ -96,7 +102,9 @@ class Ward:
         self.code: Code = Booted(name)
         self.former: Code | None = None  # while a new version has yet to prove itself
         self.process: Process | None = None
-        self.successor: Process | None = None
+        self.successor: Process | None = None  # of a planned restart, while it loads the new code
+        self.spare: Process | None = None  # forked ahead, so that a death costs no fork
+        self.spare_at: float | None = None  # when to fork the next one
         self.incarnation = 0
         self.restarts = 0
         self.state = "starting"
@@ -108,6 +116,10 @@ class Ward:
         self.questions: dict[int, Question] = {}
         self._asked = 0
         self.waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
+
+    def processes(self) -> list[Process]:
+        """All that are there."""
+        return [process for process in (self.process, self.successor, self.spare) if process is not None]
 
     @property
     def beat(self) -> float:
