@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeat that run's schedule")
     parser.add_argument("--faults", type=int, default=300, metavar="N", help="per layer (default 300)")
-    parser.add_argument("--seconds", type=float, default=420, help="no new incident after this long (default 420)")
+    parser.add_argument("--seconds", type=float, default=480, help="no new incident after this long (default 480)")
     parser.add_argument("--control", type=float, default=20, metavar="S", help="seconds without a fault (default 20)")
     parser.add_argument("--layer", help="this layer's incidents alone")
     parser.add_argument("--kind", help="incidents of this kind alone")
