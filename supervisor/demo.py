@@ -107,7 +107,7 @@ def _on_a_tap(stage: Stage) -> None:
             peers.callback(_end, process)
             return process
 
-        stage.act("The Linux kernel pings the stack: link -> ip -> icmp -> ip -> link, five process borders a ping")
+        stage.act("The Linux kernel pings the stack: link -> ip -> icmp -> ip -> link, four process borders a ping")
         replies = _lines(peer("kernel-ping", address, "5", inside=True))
         for reply in replies:
             stage.say(reply)
