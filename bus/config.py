@@ -25,7 +25,6 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     wire_inbox: str = ""  # on a wire: the socket on which link receives there
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
-    owner_uid: int = 0  # who may talk to the socket service
     offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: CHECKSUM, SEGMENTATION
     layers: tuple[str, ...] = table.ALWAYS  # those that are booted
     epoch: float = 0.0  # what CLOCK_MONOTONIC lacked, at the boot, to the seconds since 1970

@@ -32,6 +32,9 @@ def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
         status = run_dir.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise BootError(f"{run_dir} is not a directory of yours alone (mode 0700); set {variable} to another")
+    if run_dir.parent.exists() and run_dir.parent.stat().st_uid not in (0, os.getuid()):
+        raise BootError(f"{run_dir.parent} belongs to another user, who could put anything in the stack's place; "
+                        f"set {variable} to a directory of yours")
 
 
 def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:

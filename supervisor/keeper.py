@@ -62,7 +62,7 @@ class Keeper:
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, wire=options.wire,
             wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, dns=options.name_servers(),
-            owner_uid=os.getuid(), cookie=draw_cookie(), layers=options.layers(),
+            cookie=draw_cookie(), layers=options.layers(),
             offload=offload, epoch=time.time() - time.monotonic())
         self.wards = {name: Ward(name, run_dir) for name in self._config.layers}
         self._placement = Placement(options.cores, options.core_list())
@@ -411,7 +411,8 @@ def lock(run_dir: Path) -> int:
     """Take the run directory for this process and its janitor; waits while a former janitor still cleans up there."""
     deadline = time.monotonic() + 3.0
     while True:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
