@@ -19,6 +19,8 @@ FREE = 0.5  # busy share below which another core is worth moving to
 RELAXED = 0.35  # share of one core that all loops together use, for one core to be enough again
 SPLIT_AFTER = 2  # samples in a row that say so
 JOIN_AFTER = 8
+CROWDED_AFTER = 2
+PAUSE_S = 30.0  # after a second core proved to be no place for us
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -27,28 +29,39 @@ class Balance:
 
     def __init__(self) -> None:
         self.split = False
+        self._reason = ""
         self._votes = 0
+        self._no_split_before = 0.0
 
-    def sample(self, home_busy: float, elsewhere_busy: float, loops: float) -> str:
+    def sample(self, now: float, home_busy: float, other_busy: float, loops: float) -> str:
         """What to do: "split", "join", "move" to the other core, or "" for nothing.
 
-        Busy shares of the core that the layers are on and of the least busy other one; `loops`: what the layers' loops
-        used, in cores.
+        Busy shares of the core that the layers are on and of the other one: the upper half's, while there are two, the
+        least busy one else. `loops`: what the layers' loops used, in cores.
         """
-        if self.split:
-            wanted, after = ("join" if loops < RELAXED else ""), JOIN_AFTER
-        else:
-            wanted = ""
-            if home_busy >= SATURATED and elsewhere_busy < FREE:
-                wanted = "split" if loops >= OURS else "move"
-            after = SPLIT_AFTER
-        self._votes = self._votes + 1 if wanted else 0
+        reason, after = self._wanted(now, home_busy, other_busy, loops)
+        self._votes = self._votes + 1 if reason and reason == self._reason else bool(reason)
+        self._reason = reason
         if self._votes < after:
             return ""
         self._votes = 0
-        if wanted != "move":
-            self.split = not self.split
-        return wanted
+        if reason == "crowded":
+            self._no_split_before = now + PAUSE_S
+        self.split = reason == "split"
+        return "join" if reason == "crowded" else reason
+
+    def _wanted(self, now: float, home_busy: float, other_busy: float, loops: float) -> tuple[str, int]:
+        """A reason to act, and how many samples in a row must give it."""
+        if self.split:
+            # A core that is full is full of others: half a stack that starves there holds up the whole.
+            if other_busy >= SATURATED:
+                return "crowded", CROWDED_AFTER
+            return ("join", JOIN_AFTER) if loops < RELAXED else ("", 1)
+        if home_busy < SATURATED or other_busy >= FREE:
+            return "", 1
+        if loops < OURS:
+            return "move", SPLIT_AFTER
+        return ("split", SPLIT_AFTER) if now >= self._no_split_before else ("", 1)
 
 
 class Placement:
@@ -99,12 +112,12 @@ class Placement:
         if not self._balance.split and home_busy < SATURATED:
             self._ran_ns.clear()
         else:
-            elsewhere = min(busy, key=busy.__getitem__)
-            decision = self._balance.sample(home_busy, busy[elsewhere], self._loops(elapsed_s, pids))
+            other = self._annex if self._balance.split else min(busy, key=busy.__getitem__)
+            decision = self._balance.sample(now, home_busy, busy[other], self._loops(elapsed_s, pids))
             if decision == "move":
-                self._home = elsewhere
+                self._home = other
             elif decision == "split":
-                self._annex = elsewhere
+                self._annex = other
             if decision:
                 for layer, pid in pids.items():
                     self.settle(pid, layer)

@@ -16,7 +16,7 @@ import random
 import msgspec
 
 from bus.checksum import checksum, verifies
-from bus.config import StackConfig
+from bus.config import SEGMENTATION, StackConfig
 from bus.core import CounterWords, Send, State
 from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, errno_of
 from bus.offload import packets, settled
@@ -66,6 +66,7 @@ from bus.table import (
     TRANSMIT_SEGMENTS,
 )
 from layers.udp.counters import Counters
+from layers.udp.joining import joined
 from layers.udp.packet import (
     ADDRESSED_HEADER,
     ADDRESSED_HEADER_OCTETS,
@@ -109,6 +110,7 @@ class Core:
         self._routes = RouteTable(configured(config))  # until ip announces them
         self._table = SocketTable(Ports(rng))
         self._offload = bool(config.offload)
+        self._joins = SEGMENTATION in config.offload  # else it would all be cut again, in ip
         # SEND header -> (headers to send, what they add to the checksum, whether that is to be partial)
         self._paths: dict[bytes, tuple[bytes, int, bool]] = {}
         self._handlers = {
@@ -116,7 +118,7 @@ class Core:
             PACKET_CHECKED: self._checked_packets,
             PACKET_SEGMENTS: self._super_packets,
             PACKET_GROUP: self._group_packets,
-            SEND: self._send,
+            SEND: self._send_together,
             SEND_SEGMENTS: self._send_segments,
             ICMP_ERROR: self._icmp_errors,
             ROUTES: self._routes_changed,
@@ -290,6 +292,14 @@ class Core:
         return []
 
     # ------------------------------------------------------------------ from the socket service
+
+    def _send_together(self, records: list[bytes]) -> list[Send]:
+        if not self._joins or len(records) == 1:
+            return self._send(records)
+        sends: list[Send] = []
+        for kind, some in joined(records):
+            sends += self._send(some) if kind == SEND else self._send_segments(some)
+        return sends
 
     def _send(self, records: list[bytes]) -> list[Send]:
         # The hot path out: 1 us for a small datagram. All of its headers but length and checksum depend on nothing but
