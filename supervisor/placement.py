@@ -13,6 +13,7 @@ from pathlib import Path
 
 UPPER = frozenset({"udp", "tcp", "raw", "sockets"})  # the half that moves to the second core
 SAMPLE_S = 0.25
+TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us
 SATURATED = 0.95  # share of the core that is busy
 OURS = 0.3  # share of it that the layers' loops use, for its being busy to concern them
 FREE = 0.5  # busy share below which another core is worth moving to
@@ -75,7 +76,8 @@ class Placement:
         self._annex = self._home  # where the upper half is while split
         self._balance = Balance() if mode == "auto" and len(self._all) > 1 else None
         self._sampled_at = 0.0
-        self._busy_ticks = dict.fromkeys(self._all, 0)
+        self._frames = 0
+        self._busy_ticks: dict[int, int] = {}  # of the last sample, where that was read
         self._ran_ns: dict[int, int] = {}
 
     def cores(self, layer: str) -> set[int]:
@@ -102,39 +104,46 @@ class Placement:
         except OSError:
             pass  # it has ended
 
-    def balance(self, now: float, pids: Mapping[str, int]) -> bool:
-        """Sample now and then, and move the layers where that says so; True where they were moved."""
+    def balance(self, now: float, pids: Mapping[str, int], frames: int) -> bool:
+        """Sample now and then, and move the layers where that says so; True where they were moved.
+
+        `frames`: how many all layers have received so far. Without traffic nothing is read from /proc.
+        """
         if self._balance is None or now - self._sampled_at < SAMPLE_S:
             return False
         elapsed_s, self._sampled_at = now - self._sampled_at, now
-        busy = self._busy(elapsed_s)
-        home_busy = busy.pop(self._home)
-        if not self._balance.split and home_busy < SATURATED:
-            self._ran_ns.clear()
+        arrived, self._frames = frames - self._frames, frames
+        if arrived < TRAFFIC:
+            self._busy_ticks, self._ran_ns = {}, {}
+            decision, other = self._balance.sample(now, 0.0, 0.0, 0.0), self._home
         else:
+            busy = self._busy(elapsed_s)
+            if not busy:
+                return False
+            home_busy = busy.pop(self._home)
             other = self._annex if self._balance.split else min(busy, key=busy.__getitem__)
             decision = self._balance.sample(now, home_busy, busy[other], self._loops(elapsed_s, pids))
-            if decision == "move":
-                self._home = other
-            elif decision == "split":
-                self._annex = other
-            if decision:
-                for layer, pid in pids.items():
-                    self.settle(pid, layer)
-                return True
-        return False
+        if decision == "move":
+            self._home = other
+        elif decision == "split":
+            self._annex = other
+        if decision:
+            for layer, pid in pids.items():
+                self.settle(pid, layer)
+        return bool(decision)
 
     def _busy(self, elapsed_s: float) -> dict[int, float]:
-        """proc(5), /proc/stat: the share of each core's time that was neither idle nor waiting for a disk."""
-        shares = {}
+        """proc(5), /proc/stat: the share of each core's time that was neither idle nor waiting for a disk.
+
+        Nothing where the sample before was not read.
+        """
+        ticks = {}
         for line in Path("/proc/stat").read_text().splitlines():
             name, *fields = line.split()
-            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._busy_ticks:
-                core = int(name[3:])
-                ticks = sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])
-                shares[core] = (ticks - self._busy_ticks[core]) / _TICKS_PER_S / elapsed_s
-                self._busy_ticks[core] = ticks
-        return shares
+            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._all:
+                ticks[int(name[3:])] = sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])
+        before, self._busy_ticks = self._busy_ticks, ticks
+        return {core: (ticks[core] - before[core]) / _TICKS_PER_S / elapsed_s for core in before}
 
     def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> float:
         """proc(5), schedstat: nanoseconds that the main threads ran, as a share of one core."""

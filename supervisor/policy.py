@@ -63,11 +63,6 @@ class Watch:
             return False
         return True
 
-    @property
-    def suspecting(self) -> bool:
-        """True while the process is watched closely."""
-        return self._since is not None
-
     def hung(self, now: float, sample: Sample, serving: bool = True) -> bool:
         """Judge a suspected process by a new sample; one that is not `serving` yet may take longer, but not stop."""
         if self._since is None:

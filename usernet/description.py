@@ -14,7 +14,7 @@ from usernet.protocol import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, ERROR_RECORD, S
 
 DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
 ERRORS_MAX = 256  # errors kept for MSG_ERRQUEUE; on Linux they have to fit the receive buffer
-DESTINATIONS_MAX = 1024  # destinations that a socket remembers; then it asks again
+DESTINATIONS_MAX = 8192  # destinations that a socket remembers; then it asks again
 UNNAMED = ("0.0.0.0", 0)
 
 _LARGEST_COST = 65535 + SEGMENTS_MAX * DATAGRAM_OVERHEAD
