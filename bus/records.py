@@ -131,6 +131,13 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     header_included: bool = False  # it sends whole packets (IP_HDRINCL)
     icmp_filter: int = 0  # bit n: it does not want ICMP messages of type n (ICMP_FILTER)
 
+    def listens(self, group: int, source: int) -> bool:
+        """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
+        for joined in self.groups:
+            if joined.group == group:
+                return joined.allows(source)
+        return self.multicast_all
+
 
 # What the numbers in a SocketState stay below; packing anything larger would raise.
 _LIMITS = {"handle": 2**32, "request": 2**64, "local": 2**32, "port": 2**16, "peer": 2**32, "peer_port": 2**16,

@@ -347,6 +347,6 @@ def test_whatever_options_are_set_every_request_is_answered_and_ip_and_udp_agree
     for name, value in steps:
         assert bench.set(handle, name, value) >= 0
     groups = bench.cores[table.SOCKETS]._entries[handle].socket.groups
-    assert bench.cores[table.UDP]._table.sockets[handle].declared.groups == groups
+    assert bench.cores[table.UDP]._sockets.sockets[handle].declared.groups == groups
     stored = [decode_membership(record) for key, record in bench.states[table.IP].items() if key >> 32 == 2]
     assert [membership.groups for membership in stored] == ([groups] if groups else [])
