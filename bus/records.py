@@ -85,6 +85,7 @@ class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
     group: Address
     exclude: bool = True
     sources: tuple[Address, ...] = ()
+    emptied: bool = False  # its sources were taken away one by one: on Linux, its mode cannot be changed so any more
 
     def allows(self, source: int) -> bool:
         """Whether a datagram from `source` is wanted."""
