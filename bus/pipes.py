@@ -86,7 +86,8 @@ def set_defaults(socket: zmq.Socket) -> None:
 class Outlet:
     """The producer's end of one pipe. `cell` is where the last number sent is kept in the durable words.
 
-    Whoever puts the first record of a turn finds the outlet in `touched`, the list of outlets to flush.
+    Whoever puts the first record of a turn finds the outlet in `touched`, the list of those that a turn ends with:
+    `pack`, then the journal is published, then `send`.
     """
 
     def __init__(self, socket: zmq.Socket, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
@@ -111,17 +112,12 @@ class Outlet:
         self._octets = 0
 
     @property
-    def blocked(self) -> bool:
-        """True while something waits for room: `flush` should be called again soon."""
-        return bool(self._frames or self._backlog)
-
-    @property
     def crowded(self) -> bool:
         """True while so much waits that more would soon be dropped."""
         return len(self._backlog) >= BACKLOG_RECORDS // 2
 
     def put(self, kind: int, record: bytes) -> None:
-        """Queue one record; it leaves at the next `flush`, or earlier with a full pack."""
+        """Queue one record; it leaves when the turn ends, in as few frames as it can."""
         records = self._records
         if not records:
             self._touched.append(self)
@@ -133,12 +129,6 @@ class Outlet:
             records = self._records
         records.append(record)
         self._octets += len(record)
-
-    def flush(self) -> None:
-        """All three steps of the end of a turn, for an outlet that is alone."""
-        self.pack()
-        self._journal.publish(())
-        self.send()
 
     def pack(self) -> None:
         """Pack what was put; where older frames wait for room data waits here, or is dropped."""

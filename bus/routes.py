@@ -92,6 +92,10 @@ class RouteTable:
         """True for 255.255.255.255 and the directed broadcast addresses of own networks (RFC 1122 section 3.2.1.3)."""
         return address in self._broadcast
 
+    def is_group(self, address: int) -> bool:
+        """True for the addresses of multicast groups and for those of `is_broadcast`."""
+        return is_multicast(address) or self.is_broadcast(address)
+
     def source_for(self, destination: int) -> int | None:
         """The source address of a packet whose sender did not choose one; None: no way there.
 

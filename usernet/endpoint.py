@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import math
+import operator
 import socket as _std
+from binascii import a2b_base64
 from collections.abc import Iterable
 from typing import Any
 
@@ -270,14 +272,22 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         if value is None and optlen is not None:
             raise os_error(errno.EFAULT)
         if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
-            value = _octets(value)
+            value = _octets(value)[: options.VALUE_OCTETS_MAX]
         if not options.change(self._box, (level, optname), value):
             reply = self._request("setsockopt", level=level, name=optname, value=value)
             options.changed(self._box, (level, optname), reply["value"])
 
-    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
-        """The option's value; as the octets of a C program where `buflen` says how many."""
+    def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
+        """The option's value; as the octets of a C program where `buflen` says how many.
+
+        IP_MSFILTER and MCAST_MSFILTER want a structure that names the group; unlike the standard module's, this call
+        takes it in the place of `buflen`.
+        """
         self._check_open()
+        if (level, optname) in options.QUESTIONS:
+            asked = bytes(buflen) if isinstance(buflen, int) else _octets(buflen)[: options.VALUE_OCTETS_MAX]
+            return a2b_base64(self._request("getsockopt", level=level, name=optname, value=asked)["octets"])
+        buflen = operator.index(buflen)  # type: ignore[arg-type]  # TypeError for anything else
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         octets = options.read(self._box, (level, optname))

@@ -120,7 +120,11 @@ def set_option(socket: Socket, request: requests.SetOption, network: Network) ->
 
 
 def get_option(socket: Socket, request: requests.GetOption, network: Network) -> Outcome:
-    """Options are integers, as in C."""
+    """Options are integers, as in C; but a filter of multicast sources is a structure that names its group."""
+    if (request.level, request.name) in ((options.IPPROTO_IP, groups.IP_MSFILTER),
+                                         (options.IPPROTO_IP, groups.MCAST_MSFILTER)):
+        octets = groups.question(socket.groups, request.name, request.value, network.routes)
+        return socket, lambda socket: {"octets": octets}
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MTU):
         if not socket.peer:
             raise Refused(errno.ENOTCONN)  # ip(7): of the connected socket's path
