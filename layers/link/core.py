@@ -92,7 +92,14 @@ class Core:
             elif ethertype == packet.TYPE_ARP:
                 sends.append((table.ARP, table.ARP_IN, frame[rest]))
             else:
-                counters[C.unknown_type] += 1
+                # RFC 1122 section 2.3.3: SHOULD take RFC 1042 packets, intermixed with those of RFC 894
+                ethertype, content = packet.from_ieee802(ethertype, frame[rest])
+                if ethertype == packet.TYPE_IPV4:
+                    sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, content))
+                elif ethertype == packet.TYPE_ARP:
+                    sends.append((table.ARP, table.ARP_IN, content))
+                else:
+                    counters[C.unknown_type] += 1
         return sends
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
