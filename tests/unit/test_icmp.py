@@ -228,8 +228,8 @@ def datagram(source: str = PEER, destination: str = OUR, size: int = 20, **field
 def test_rfc1122_3_2_2_1_port_unreachable_comes_from_the_address_that_was_sent_to(host):
     offending = bytes(datagram(tos=0x1B))
     header, error = transmitted(host.reports(offending)[0])
-    # RFC 1812 section 4.3.2.5: precedence 6; Linux keeps the TOS bits; ECN is not reflected.
-    assert header == (OUR, PEER, 1, 64, 0xD8, records.TRANSMIT_MAY_FRAGMENT)
+    # RFC 1122 section 3.2.2: TOS 0, whatever the packet's was; RFC 1812 section 4.3.2.5: precedence 6.
+    assert header == (OUR, PEER, 1, 64, 0xC0, records.TRANSMIT_MAY_FRAGMENT)
     assert (error.type, error.code) == (3, 3)
     assert bytes(error)[8:] == offending
 
