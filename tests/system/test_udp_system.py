@@ -165,7 +165,9 @@ def test_rfc1122_4_1_3_5_the_specific_destination_is_an_address_of_the_receivers
         for destination in destinations:
             sender.sendto(b"whom?", (destination, receiver.getsockname()[1]))
             _, [(_, _, info)], _, _ = receiver.recvmsg(100, 100)
-            told.append(tuple(map(socket.inet_ntoa, pktinfo.unpack(info)[1:])))
+            interface, *addresses = pktinfo.unpack(info)
+            assert interface > 0
+            told.append(tuple(map(socket.inet_ntoa, addresses)))
         return told
 
     to_all = "10.0.0.255", group

@@ -347,6 +347,17 @@ def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER,
     return IP(src=source, dst=OUR) / ICMP(type=icmp_type, code=code, **fields) / Raw(bytes(quoted))
 
 
+@pytest.mark.parametrize(("icmp_type", "code", "rest"), [
+    (3, 3, b"\xff\0\xff\xff"), (3, 1, b"\xff\0\xff\xff"), (11, 0, b"\xff\0\xff\xff"), (12, 0, b"\0\0\xff\xff")])
+def test_rfc792_unused_fields_are_not_looked_at(host, icmp_type, code, rest):
+    """All of them but the length that RFC 4884 has put into the second octet."""
+    ours = bytes(datagram(source=OUR, destination=FAR))[:28]
+    message = checked(bytearray(bytes((icmp_type, code, 0, 0)) + rest + ours))
+    ((consumer, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(message)))
+    assert (consumer, record) == (
+        table.UDP, ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, 0, ip4(ROUTER)) + ours)
+
+
 @pytest.mark.parametrize(("icmp_type", "code", "fields", "info"), [
     (3, 3, {}, 0), (3, 1, {}, 0), (3, 4, {"nexthopmtu": 1400}, 1400), (11, 0, {}, 0), (12, 0, {"ptr": 9}, 9)])
 def test_rfc1122_4_1_3_3_an_error_about_a_udp_packet_goes_to_udp(host, icmp_type, code, fields, info):
