@@ -168,6 +168,33 @@ class Datagrams:
         self._box.local = reply["local"], reply["port"]
         return self._remember(key, host, port, reply)
 
+    def _specific_destination(self, record: bytes) -> bytes:
+        """The address of ours that a datagram was for: where its destination is a group, the one that would answer it.
+
+        RFC 1122 section 4.1.3.5: the specific-destination address, as Linux finds it (fib_compute_spec_dst).
+        """
+        _, source, port, destination, _, _ = DATAGRAM_HEADER.unpack_from(record)
+        ours = _std.inet_aton(str(self._connection.welcome["address"]))
+        if destination == ours or destination[0] == 127:
+            return destination
+        known, key = self._box.specific, source + destination
+        if key not in known:
+            if len(known) >= DESTINATIONS_MAX:
+                known.clear()
+            known[key] = self._found_specific(source, port, destination) or ours
+        return known[key]
+
+    def _found_specific(self, source: bytes, port: int, destination: bytes) -> bytes | None:
+        for chosen in ({"source": _std.inet_ntoa(destination)}, {}):  # refused unless it is our own
+            try:
+                reply = self._request("prepare", address=_std.inet_ntoa(source), port=port or 1, **chosen)
+            except OSError:
+                continue
+            address = _std.inet_aton(reply["source"])
+            if chosen or address != destination:  # a socket may be bound to the group
+                return address
+        return None
+
     def _remember(self, key: object, host: str, port: int, reply: dict) -> tuple[bytes, int]:
         box = self._box
         header = SEND_HEADER.pack(

@@ -26,7 +26,7 @@ class Description(Mailbox):
     __slots__ = (
         "ancillary", "consumed", "credit_due", "destinations", "errors", "handle",
         "header_included", "keep_errors", "local", "peer",
-        "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "stale",
+        "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
     def __init__(self, lock: threading.Lock, handle: int, receive_buffer: int) -> None:
@@ -36,6 +36,7 @@ class Description(Mailbox):
         self.local: tuple[str, int] = UNNAMED
         self.peer: tuple[str, int] | None = None
         self.destinations: dict[object, tuple[bytes, int]] = {}  # address -> (SEND_HEADER, payload octets at most)
+        self.specific: dict[bytes, bytes] = {}  # source, destination -> the address of ours that was meant
         self.stale = False  # what was found out about destinations may no longer hold
         self.consumed = 0  # octets of receive buffer taken out and not yet given back
         self.credit_due = 0  # give them back from here on

@@ -261,8 +261,9 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         record = self.receive_record(flags)
         if not record or not self._box.ancillary:
             return record, [], 0
-        local = _std.inet_aton(str(self._connection.welcome["address"]))
-        return record, messages.told(self._box.ancillary, record, local), 0
+        wanted = self._box.ancillary
+        local = self._specific_destination(record) if wanted & messages.WANTED[messages.IP_PKTINFO] else ANY
+        return record, messages.told(wanted, record, local), 0
 
     # -- options ------------------------------------------------------------------------------------------------
 

@@ -26,8 +26,9 @@ from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
 
 TTL = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
-ERROR_PRECEDENCE = 0xC0  # RFC 1812 section 4.3.2.5: internetwork control
-ERROR_TOS_MASK = 0x1C  # the rest of an error's TOS is the packet's, as on Linux, but never its ECN bits (RFC 3168)
+# RFC 1122 section 3.2.2: no bit of TOS; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux has the TOS of
+# the offending packet there, and so makes of its DSCP another one.
+ERROR_TOS = 0xC0
 MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
 UDP_PROTOCOL = 17  # RFC 768
 
@@ -211,8 +212,7 @@ class Core(DirectTransport[PingSockets]):
                 counters[refusal] += 1
                 continue
             counters[Counters.errors_sent] += 1
-            tos = packet[1] & ERROR_TOS_MASK | ERROR_PRECEDENCE
-            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, tos, MAY_FRAGMENT)
+            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, ERROR_TOS, MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
         return sends

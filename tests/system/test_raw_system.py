@@ -17,7 +17,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from .conftest import end_all, unique_name
-from .peers import KERNEL, NOBODY, ROOT, STACK, Stack, next_frame, wait_for
+from .peers import KERNEL, NOBODY, PATIENCE_S, ROOT, STACK, Stack, next_frame, wait_for
 
 EXPERIMENT = 253  # RFC 3692
 SOL_RAW, ICMP_FILTER = 255, 1
@@ -275,6 +275,17 @@ def test_rfc1122_3_2_2_8_a_timestamp_request_is_answered_with_the_time_of_day(st
     assert (reply[ICMP].id, reply[ICMP].seq, reply[ICMP].ts_ori) == (77, 1, 123)
     assert reply[ICMP].ts_rx == reply[ICMP].ts_tx
     assert (now_ms - reply[ICMP].ts_rx) % 86_400_000 < 20_000
+
+
+def test_rfc1122_3_2_2_8_a_timestamp_reply_reaches_who_asked(stack: Stack, raw) -> None:
+    endpoint = raw(socket.IPPROTO_ICMP)
+    endpoint.settimeout(PATIENCE_S)
+    endpoint.sendto(bytes(ICMP(type=13, id=78, seq=2, ts_ori=123)), (KERNEL, 0))
+    while (reply := IP(endpoint.recv(2000)))[ICMP].type != 14:
+        pass
+    assert (reply.src, reply[ICMP].id, reply[ICMP].seq, reply[ICMP].ts_ori) == (KERNEL, 78, 2, 123)
+    now_ms = int(time.time() * 1000) % 86_400_000
+    assert (now_ms - reply[ICMP].ts_tx) % 86_400_000 < PATIENCE_S * 1000
 
 
 def test_rfc4884_an_error_with_extensions_is_understood(stack: Stack, raw) -> None:

@@ -228,8 +228,8 @@ def datagram(source: str = PEER, destination: str = OUR, size: int = 20, **field
 def test_rfc1122_3_2_2_1_port_unreachable_comes_from_the_address_that_was_sent_to(host):
     offending = bytes(datagram(tos=0x1B))
     header, error = transmitted(host.reports(offending)[0])
-    # RFC 1812 section 4.3.2.5: precedence 6; Linux keeps the TOS bits; ECN is not reflected.
-    assert header == (OUR, PEER, 1, 64, 0xD8, records.TRANSMIT_MAY_FRAGMENT)
+    # RFC 1122 section 3.2.2: TOS 0, whatever the packet's was; RFC 1812 section 4.3.2.5: precedence 6.
+    assert header == (OUR, PEER, 1, 64, 0xC0, records.TRANSMIT_MAY_FRAGMENT)
     assert (error.type, error.code) == (3, 3)
     assert bytes(error)[8:] == offending
 
@@ -345,6 +345,17 @@ def upward(sends: list) -> list:
 
 def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER, **fields) -> IP:
     return IP(src=source, dst=OUR) / ICMP(type=icmp_type, code=code, **fields) / Raw(bytes(quoted))
+
+
+@pytest.mark.parametrize(("icmp_type", "code", "rest"), [
+    (3, 3, b"\xff\0\xff\xff"), (3, 1, b"\xff\0\xff\xff"), (11, 0, b"\xff\0\xff\xff"), (12, 0, b"\0\0\xff\xff")])
+def test_rfc792_unused_fields_are_not_looked_at(host, icmp_type, code, rest):
+    """All of them but the length that RFC 4884 has put into the second octet."""
+    ours = bytes(datagram(source=OUR, destination=FAR))[:28]
+    message = checked(bytearray(bytes((icmp_type, code, 0, 0)) + rest + ours))
+    ((consumer, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(message)))
+    assert (consumer, record) == (
+        table.UDP, ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, 0, ip4(ROUTER)) + ours)
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "fields", "info"), [

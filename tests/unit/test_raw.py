@@ -208,6 +208,14 @@ def test_raw7_icmp_filter(host, icmp_filter, icmp_type, heard):
     assert bool(host.received()) == heard
 
 
+@pytest.mark.parametrize("icmp_type", [0, 14, 16, 18])
+def test_rfc1122_3_2_2_8_the_reply_to_a_query_that_icmp_does_not_ask_is_handed_up(host, icmp_type):
+    host.declares(protocol=1)
+    reply = IP(src=PEER, dst=ME) / ICMP(type=icmp_type, id=77, seq=1)
+    assert host.hears(reply) == [(table.ICMP, table.PACKET)]
+    assert host.received() == [(1, PEER, bytes(reply))]
+
+
 def test_the_filter_is_for_icmp_only(host):
     host.declares(icmp_filter=-1)
     host.hears(packet())

@@ -163,6 +163,12 @@ def test_payloads_of_any_length(udp, payload):
     assert record[DATAGRAM_HEADER.size :] == payload
 
 
+def test_rfc768_a_source_port_of_zero_is_none_and_no_fault(udp):
+    udp.bind(3)
+    ((_, _, record),) = udp.packets(packet(sport=0))
+    assert record == DATAGRAM_HEADER.pack(3, octets(PEER), 0, octets(ME), 64, 0) + b"payload"
+
+
 def test_ip_options_are_stepped_over(udp):
     udp.bind(3)
     ((_, _, record),) = udp.packets(packet(ip_fields={"options": [inet.IPOption_Timestamp()]}))
