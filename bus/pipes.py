@@ -116,9 +116,9 @@ class Outlet:
         return bool(self._frames or self._backlog)
 
     @property
-    def crowded(self) -> bool:
-        """True while so much waits that more would soon be dropped."""
-        return len(self._backlog) >= BACKLOG_RECORDS // 2
+    def fresh(self) -> bool:
+        """True where records were put that are not packed yet."""
+        return bool(self._records)
 
     def put(self, kind: int, record: bytes) -> None:
         """Queue one record; it leaves at the next `flush`, or earlier with a full pack."""
