@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
+from bus import memory
+from bus.batch import OCTETS_MAX, Batch
 from bus.core import CounterWords
-from bus.memory import SCRATCH_OCTETS
 from layers.link.counters import Counters as C
 
 READ_OCTETS = 65536 + 64
 BATCH_FRAMES = 64
-BATCH_OCTETS = SCRATCH_OCTETS - READ_OCTETS - 512  # with one more frame, and packed, it fits the node's scratch
+BATCH_OCTETS = OCTETS_MAX - READ_OCTETS  # beyond that no other frame is sure to fit
 
 
 class Tap:
@@ -28,16 +29,18 @@ class Tap:
         """Readable when the kernel has sent a frame."""
         return self._descriptor
 
-    def read(self) -> list[bytes]:
+    def read(self, batch: Batch) -> list[bytes]:
         """The frames that the kernel has queued, at most a batch."""
-        descriptor, read = self._descriptor, os.read
+        descriptor, read, octets, ends, words = self._descriptor, os.readv, batch.octets, batch.ends, batch.words
         frames: list[bytes] = []
-        octets = 0
+        start = count = 0
         try:
-            while len(frames) < BATCH_FRAMES and octets < BATCH_OCTETS:
-                frame = read(descriptor, READ_OCTETS)
-                octets += len(frame)
-                frames.append(frame)
+            while count < BATCH_FRAMES and start < BATCH_OCTETS:
+                ends[count] = end = start + read(descriptor, (octets[start : start + READ_OCTETS],))
+                count += 1
+                words[memory.BATCH_FRAMES] = count
+                frames.append(bytes(octets[start:end]))
+                start = end
         except OSError:
             pass  # EAGAIN: that was all; EIO, EBADFD: the interface is down for the moment
         return frames
