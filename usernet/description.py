@@ -63,10 +63,10 @@ class Description(Mailbox):
         return bool(self.items or self.error or self.errors or self.ended)
 
     def fail(self, record: bytes) -> None:
-        """An error about a datagram that this socket has sent (ERROR_RECORD)."""
+        """An error about a datagram that this socket has sent (ERROR_RECORD); errno 0: the stack lost an address."""
         self.stale = True
         self.error = ERROR_RECORD.unpack_from(record)[1] or self.error
-        if self.keep_errors:
+        if self.keep_errors and _fatal(record):  # what the stack itself would not send is no news of the network's
             self.keep(record)
 
     def keep(self, record: bytes) -> None:

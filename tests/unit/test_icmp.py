@@ -695,3 +695,35 @@ def test_nothing_raises_and_every_packet_is_counted(events):
         heard = kind in (table.PACKET, table.PACKET_CHECKED, table.PACKET_GROUP, table.ICMP_ERROR)
         host.gives(table.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
         assert sum(map(host.counted, taken)) == before + heard
+
+
+# Multicasts and addresses that go
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_rfc1112_6_1_multicasts_of_ping_sockets(host, loop):
+    host.declares(bind=True, multicast_ttl=7, multicast_loop=loop, multicast_interface=number(OUR))
+    (send,) = host.sends(bytes(ICMP(type=8)), "239.1.2.3")
+    (source, destination, _, ttl, _, flags), _ = transmitted(send)
+    assert (source, destination, ttl) == (OUR, "239.1.2.3", 7)
+    assert bool(flags & records.TRANSMIT_LOOP) is loop
+    (send,) = host.sends(bytes(ICMP(type=8)))
+    assert not transmitted(send)[0][5] & records.TRANSMIT_LOOP
+
+
+@pytest.mark.parametrize("peer", [0, number(PEER)])
+def test_a_ping_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host, peer):
+    request = bytes(ICMP(type=8))
+    link = [records.Route(0x0A000000, 24, 0, number(OUR), 1500)]
+    two, one = (records.encode(records.Routes([(number(each), 24) for each in own], link))
+                for own in ((OUR, "10.0.0.9"), (OUR,)))
+    host.gives(table.IP, table.ROUTES, two)
+    assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer).errno == 0
+    host.gives(table.IP, table.ROUTES, one)
+    ((consumer, kind, record),) = host.sends(request)
+    assert (consumer, kind, ERROR_RECORD.unpack_from(record)[1]) == (table.SOCKETS, table.SOCKET_ERROR,
+                                                                     errno.ENETUNREACH)
+    assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer, ttl=3).errno == 0  # an option is no bind
+    host.gives(table.IP, table.ROUTES, two)
+    (send,) = host.sends(request)
+    assert transmitted(send)[0][0] == "10.0.0.9"
