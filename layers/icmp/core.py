@@ -17,7 +17,7 @@ from bus import records, table
 from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
-from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, errno_of
+from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, PARAMETER_PROBLEM, errno_of
 from bus.records import (
     DATAGRAM_HEADER,
     ERROR_RECORD,
@@ -256,6 +256,10 @@ class Core:
                 counters[refusal] += 1
                 continue
             counters[Counters.errors_sent] += 1
+            # RFC 1122 section 3.2.2: header and data unchanged. ip fills in nothing where it tells of a problem in the
+            # options, nor in what we send to ourselves.
+            if packet[0] & 15 > 5 and icmp_type != PARAMETER_PROBLEM and not self._is_own(packet[12:16]):
+                packet = wire.as_received(packet)
             header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, ERROR_TOS, MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
@@ -361,6 +365,9 @@ class Core:
         except ValueError:
             return False
         return True
+
+    def _is_own(self, address: bytes) -> bool:
+        return self._routes.is_local(_number(address, "big"))
 
     def _is_group(self, address: bytes) -> bool:
         number = _number(address, "big")
