@@ -17,7 +17,7 @@ from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.direct import DirectTransport, Header
-from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
+from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, PARAMETER_PROBLEM
 from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, PATH_MTU_RECORD, TRANSMIT_HEADER, SocketState
 from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
 from bus.transport import ANY, IcmpError
@@ -212,6 +212,11 @@ class Core(DirectTransport[PingSockets]):
                 counters[refusal] += 1
                 continue
             counters[Counters.errors_sent] += 1
+            # RFC 1122 section 3.2.2: header and data unchanged. ip fills in nothing where it tells of a problem in the
+            # options, nor in what we send to ourselves.
+            ours = self._routes.is_local(_number(packet[12:16], "big"))
+            if packet[0] & 15 > 5 and icmp_type != PARAMETER_PROBLEM and not ours:
+                packet = wire.as_received(packet)
             header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, ERROR_TOS, MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))

@@ -149,6 +149,16 @@ def test_rfc1122_3_2_2_a_bad_checksum_is_dropped_silently(host):
     assert host.counted("bad_checksum") == 3
 
 
+@pytest.mark.parametrize("kinds", [(131,), (137,), (131, 137), (131, 131)])
+def test_rfc1122_3_2_1_8_c_no_source_route_is_sent_let_alone_two(host, kinds):
+    """Though ip let one through: all options that this stack sends of itself are those of an echo that it answers."""
+    plain = bytes(echo())
+    options = b"".join(bytes((kind, 7, 8)) + ip4(ROUTER) + b"\1" for kind in kinds)
+    (send,) = host.hears(bytes([0x45 + len(options) // 4]) + plain[1:20] + options + plain[20:])
+    header, reply = transmitted(send)
+    assert (header[5], reply.type) == (records.TRANSMIT_MAY_FRAGMENT, 0)
+
+
 def test_rfc1122_3_2_2_6_echo_to_a_group_is_silent(host):
     assert host.gives(table.IP, table.PACKET_GROUP, bytes(echo(destination="10.0.0.255"))) == []
     assert host.counted("to_group") == 1

@@ -141,6 +141,29 @@ def test_rfc1122_3_2_2_what_no_host_answers_meets_silence(stack, icmp_type):
     assert sum(stack.dropped("icmp").values()) == 1
 
 
+@pytest.mark.parametrize("option", [
+    b"\x07\x0b\x08\x0a\0\0\x01\0\0\0\0\0", b"\x44\x0c\x09\0time\0\0\0\0", b"\x44\x0c\x05\x03\x0a\0\0\x02\0\0\0\0",
+    b"\x44\x08\x09\x10time", b"\x94\x04\0\0"], ids=["route", "time", "our time", "no room", "router alert"])
+def test_rfc1122_3_2_2_options_are_quoted_as_they_came(stack, option):
+    """A closed port, an unknown protocol, and a packet that never got whole."""
+    for packet in (IP(proto=17) / UDP(sport=9, dport=4), IP(proto=132) / Raw(b"12345678"), IP(flags="MF") / UDP()):
+        packet.src, packet.dst, packet.options = PEER, ME, IPOption(option)
+        asked = Ether(src=PEER_MAC, dst=MY_MAC) / packet
+        frames = stack.hears(asked)
+        stack.passes(31.0)
+        (error,) = (Ether(frame) for frame in frames + stack.sent() if ICMP in Ether(frame))
+        assert bytes(error[ICMP].payload) == bytes(asked[IP])
+        introduce(stack)
+
+
+def test_rfc1122_3_2_2_a_malformed_option_is_quoted_as_it_came(stack):
+    """Though another, before it, could have been filled in."""
+    options = [IPOption(b"\x44\x0c\x09\0time\0\0\0\0"), IPOption(b"\x07\x07\x03\0\0\0\0")]
+    packet = IP(src=PEER, dst=ME, options=options) / UDP()
+    (error,) = answers(stack, packet)
+    assert (error[ICMP].type, bytes(error[ICMP].payload)) == (12, bytes(packet))
+
+
 @pytest.mark.parametrize("tos", [0, 0x1F, 0xFF])
 def test_rfc1122_3_2_2_an_error_has_no_tos(stack, tos):
     (error,) = answers(stack, IP(src=PEER, dst=ME, tos=tos) / UDP(sport=9, dport=4))
