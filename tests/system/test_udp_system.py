@@ -230,6 +230,22 @@ for _ in range(100):
     assert other.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.parametrize("end", ["", "sys.exit()"])
+def test_an_application_that_ends_at_once_has_sent_all(stack: Stack, end: str) -> None:
+    with stack.kernel.udp() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        stack.execute("ping", "-c", "1", STACK)  # neighbours know each other: only so many packets wait for that
+        code = f"""
+import sys, usernet
+s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+for number in range(100):
+    s.sendto(number.to_bytes(1200, "big"), {peer.getsockname()!r})
+{end}"""
+        for _ in range(3):
+            assert stack.application(code).wait(PATIENCE_S) == 0
+            assert [int.from_bytes(peer.recv(1500), "big") for _ in range(100)] == list(range(100))
+
+
 # -- receiving --------------------------------------------------------------------------------------------------------
 
 
