@@ -36,7 +36,7 @@ TICK_S = 0.1  # the longest wait: life signs come at least this often
 TICK_MS = TICK_S * 1000
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
-MEDIUM_PATIENCE_S = 0.02  # so long the medium is not read while something waits for room in a pipe
+MEDIUM_PATIENCE_S = 0.1  # so long the medium is not read while something waits for room in a pipe
 
 
 class Node:

@@ -368,9 +368,14 @@ class Keeper:
                 process.kill(f"its code was not loaded within {LOAD_TIMEOUT_S:.0f} s")
             return
         beat = max(ward.beat, process.started)
-        if process.watch.suspicious(now, beat):
+        used_s = process.used_s()
+        if process.watch.suspicious(now, beat, used_s):
             sample = process.sample()
-            if sample is not None and process.watch.hung(now, sample, serving=process.ready_at is not None):
+            served_s = beat - (process.ready_at or beat)
+            if sample is not None and process.watch.hung(now, sample, used_s, serving=process.ready_at is not None,
+                                                         patience=ward.policy.patience(served_s)):
+                if sample.state == "R":
+                    ward.policy.looped(served_s)
                 ward.away_since = beat
                 process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {sample.state})")
 
