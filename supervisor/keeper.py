@@ -30,7 +30,7 @@ from supervisor.desk import Desk
 from supervisor.events import EventLog
 from supervisor.options import Options
 from supervisor.placement import Placement
-from supervisor.ward import Process, Ward
+from supervisor.ward import Process, Ward, sample, used_s
 from supervisor.wire import Wire
 
 TICK_S = 0.05
@@ -368,16 +368,16 @@ class Keeper:
                 process.kill(f"its code was not loaded within {LOAD_TIMEOUT_S:.0f} s")
             return
         beat = max(ward.beat, process.started)
-        used_s = process.used_s()
-        if process.watch.suspicious(now, beat, used_s):
-            sample = process.sample()
+        used = used_s(process.pid)
+        if process.watch.suspicious(now, beat, used):
+            found = sample(process.pid)
             served_s = beat - (process.ready_at or beat)
-            if sample is not None and process.watch.hung(now, sample, used_s, serving=process.ready_at is not None,
-                                                         patience=ward.policy.patience(served_s)):
-                if sample.state == "R":
+            if found is not None and process.watch.hung(now, found, used, serving=process.ready_at is not None,
+                                                        patience=ward.policy.patience(served_s)):
+                if found.state == "R":
                     ward.policy.looped(served_s)
                 ward.away_since = beat
-                process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {sample.state})")
+                process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {found.state})")
 
     def _reload_changed(self) -> None:
         for ward in self.wards.values():
