@@ -276,7 +276,9 @@ class Node:
 
     def _batch_in_hand(self) -> list[bytes]:
         """What the former incarnation had taken from the medium and not worked off."""
-        number, frames = self._batch.left()
+        if self._medium is None:
+            return []
+        number, frames = self._batch.left(self._medium.length)
         if number <= self._batches.done:
             self._batch.close()
             return []
