@@ -29,14 +29,16 @@ def measure(options: list[str]) -> list[goals.Goal]:
             found += goals.latency(bench, floors)
             _say("rate")
             rates = goals.rate(bench, floors)
-            found += rates
+            found += [*rates, goals.rate_many(bench, floors)]
             _say("throughput")
             in_bulk = goals.one_way(bench)
             _say("overload")
             found += goals.overload(bench, rates[0].value)
             _say("scale")
-            found += goals.scale(bench)
+            with stack.booted(*options, "--address", goals.WIDE) as other, other.during("echo", "0.0.0.0", goals.PORT):
+                found += goals.scale(bench, other)
         found.append(goals.restart(bench))
+        found += goals.kernels_own(bench)
     _say("throughput without offload")
     with stack.booted(*options, "--no-offload") as plain:
         found += goals.throughput(in_bulk, goals.one_way(plain))

@@ -5,22 +5,29 @@ Roles on the kernel's end use the kernel's sockets; the others are applications 
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import json
 import os
 import select
+import signal
 import socket as kernel
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from statistics import median, quantiles
 
 import usernet
 from bus.checksum import checksum
+from supervisor import sandbox
 
 QUIET_S = 2.0
 BATCH = 64  # datagrams a call
-UDP_SEGMENT = 103  # linux/udp.h; the socket module does not have it
+UDP_SEGMENT, IP_PKTINFO = 103, 8  # linux/udp.h, linux/in.h; the socket module does not have them
+NEAR, FAR, VETH_PORT = "10.9.0.1", "10.9.0.2", 5056  # in namespaces that are made for it
 _ECHO = struct.Struct("!BBHHH")
 
 
@@ -107,6 +114,32 @@ def window(address: str, port: str, size: str, in_flight: str, seconds: str) -> 
     return {"per_s": received / elapsed, "lost": lost}
 
 
+def peers(address: str, port: str, size: str, in_flight: str, seconds: str, count: str, first: str) -> dict:
+    """As `window`, from `count` addresses in turn, from `first` on, which the kernel's end gets here."""
+    octets = [IPv4Address(int(IPv4Address(first)) + number).packed for number in range(int(count))]
+    added = "".join(f"address replace {IPv4Address(each)}/32 dev lo\n" for each in octets)
+    subprocess.run(["ip", "-batch", "-"], input=f"link set lo up\n{added}", text=True, check=True)
+    # ip(7): struct in_pktinfo, with the interface left to the kernel.
+    sources = itertools.cycle([[(kernel.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4x", 0, each))] for each in octets])
+    to, payload = (address, int(port)), [bytes(int(size))]
+    with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
+        endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
+        endpoint.settimeout(QUIET_S)
+        send, receive = endpoint.sendmsg, endpoint.recv
+        for _ in octets:  # each is a neighbour, a flow and a destination from here on
+            send(payload, next(sources), 0, to)
+            receive(2048)
+        for _ in range(int(in_flight)):
+            send(payload, next(sources), 0, to)
+        received, started = 0, time.perf_counter()
+        end = started + float(seconds)
+        while time.perf_counter() < end:
+            receive(2048)
+            send(payload, next(sources), 0, to)
+            received += 1
+        return {"per_s": received / (time.perf_counter() - started)}
+
+
 def flood(address: str, port: str, size: str, seconds: str) -> dict:
     """Send as fast as the kernel takes it, count what comes back."""
     endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
@@ -142,6 +175,40 @@ def echo(address: str, port: str) -> None:
         while True:
             data, peer = receive(65536)
             send(data, peer)
+
+
+def echo_many(address: str, port: str) -> None:
+    """The same, as many datagrams a call as are there."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.bind((address, int(port)))
+        print("ready", flush=True)
+        while True:
+            endpoint.sendmany(endpoint.recvmany(256))
+
+
+def veth() -> dict:
+    """The kernel's own echo, through a veth pair into another network namespace, for scale and to try the load."""
+    ready, go = os.pipe(), os.pipe()
+    server = os.fork()
+    if server == 0:
+        if ctypes.CDLL(None, use_errno=True).unshare(sandbox.CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "no network namespace to be had")
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+        subprocess.run(["ip", "-batch", "-"], input=f"address add {FAR}/24 dev b1\nlink set b1 up\n", text=True)
+        sys.stdout = os.fdopen(ready[1], "w")
+        kernel_echo(FAR, str(VETH_PORT))
+    try:
+        os.read(ready[0], 1)
+        commands = f"link add b0 type veth peer name b1 netns {server}\naddress add {NEAR}/24 dev b0\nlink set b0 up\n"
+        subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
+        os.write(go[1], b"x")
+        os.read(ready[0], 16)
+        lone_at = lone(FAR, str(VETH_PORT), "64", "2000")
+        return {**lone_at, **window(FAR, str(VETH_PORT), "64", "64", "1")}
+    finally:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
 
 
 def kernel_echo(address: str, port: str) -> None:
@@ -237,9 +304,28 @@ def idle_sockets(count: str, first_port: str) -> None:
     select.select([sys.stdin], [], [])
 
 
+def applications(count: str, first_port: str) -> None:
+    """So many applications, each with a bound socket, that let them be: processes of their own."""
+    ready, told = os.pipe()
+    end, parent_lives = os.pipe()
+    for number in range(int(count)):
+        if os.fork() == 0:
+            os.close(parent_lives)
+            with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+                endpoint.bind(("0.0.0.0", int(first_port) + number))
+                os.write(told, b"x")
+                os.read(end, 1)
+            os._exit(0)
+    for _ in range(int(count)):
+        os.read(ready, 1)
+    print("ready", flush=True)
+    select.select([sys.stdin], [], [])
+
+
 if __name__ == "__main__":
     roles = {"ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
-             "kernel-echo": kernel_echo, "idle-sockets": idle_sockets,
+             "kernel-echo": kernel_echo, "echo-many": echo_many, "peers": peers, "veth": veth,
+             "applications": applications, "idle-sockets": idle_sockets,
              "pour": pour, "kernel-pour": kernel_pour, "sink": sink, "kernel-sink": kernel_sink}
     result = roles[sys.argv[1]](*sys.argv[2:])
     if result is not None:

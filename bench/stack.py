@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from usernet.rundir import run_dir
 
 TIMEOUT_S = 60.0
 ADDRESS, KERNEL = "10.0.0.2", "10.0.0.1"
+_numbers = itertools.count(1)
 
 
 class Bench:
@@ -87,23 +88,15 @@ def launcher(*arguments: str) -> None:
 
 @contextmanager
 def booted(*options: str) -> Iterator[Bench]:
-    """A stack of its own, in a run directory of its own."""
-    with tempfile.TemporaryDirectory(prefix="un-bench-") as folder:
-        before = os.environ.get("XDG_RUNTIME_DIR")
-        os.environ["XDG_RUNTIME_DIR"] = folder
-        try:
-            launcher("up", "--detach", "--name", "bench", *options)
-            bench = Bench("bench")
-            try:
-                yield bench
-            finally:
-                bench.close()
-                launcher("down", "--name", "bench")
-        finally:
-            if before is None:
-                del os.environ["XDG_RUNTIME_DIR"]
-            else:
-                os.environ["XDG_RUNTIME_DIR"] = before
+    """A stack of its own, of a name that no other has."""
+    name = f"bench-{os.getpid()}-{next(_numbers)}"
+    launcher("up", "--detach", "--name", name, *options)
+    bench = Bench(name)
+    try:
+        yield bench
+    finally:
+        bench.close()
+        launcher("down", "--name", name)
 
 
 def boot_to_first_ping_s() -> float:

@@ -75,11 +75,6 @@ class Journal:
         self._entries.clear()
         self._words[memory.JOURNAL_TAIL] = self._words[memory.JOURNAL_HEAD]
 
-    def append(self, consumer: int, sequence: int, frame: bytes) -> None:
-        """Keep `frame`, at once."""
-        self.write(consumer, sequence, frame)
-        self.publish(())
-
     def publish(self, done: Sequence[tuple[int, int]]) -> None:
         """The turn is over: what was written counts from now on, and so does what it took, (sender, number) each."""
         if self._end != self._words[memory.JOURNAL_HEAD]:

@@ -86,7 +86,8 @@ def set_defaults(socket: zmq.Socket) -> None:
 class Outlet:
     """The producer's end of one pipe. `cell` is where the last number sent is kept in the durable words.
 
-    Whoever puts the first record of a turn finds the outlet in `touched`, the list of outlets to flush.
+    Whoever puts the first record of a turn finds the outlet in `touched`, the list of those that a turn ends with:
+    `pack`, then the journal is published, then `send`.
     """
 
     def __init__(self, socket: zmq.Socket, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
@@ -112,7 +113,7 @@ class Outlet:
 
     @property
     def blocked(self) -> bool:
-        """True while something waits for room: `flush` should be called again soon."""
+        """True while something waits for room: `send` should be called again soon."""
         return bool(self._frames or self._backlog)
 
     @property
@@ -121,7 +122,7 @@ class Outlet:
         return bool(self._records)
 
     def put(self, kind: int, record: bytes) -> None:
-        """Queue one record; it leaves at the next `flush`, or earlier with a full pack."""
+        """Queue one record; it leaves when the turn ends, in as few frames as it can."""
         records = self._records
         if not records:
             self._touched.append(self)
@@ -133,12 +134,6 @@ class Outlet:
             records = self._records
         records.append(record)
         self._octets += len(record)
-
-    def flush(self) -> None:
-        """All three steps of the end of a turn, for an outlet that is alone."""
-        self.pack()
-        self._journal.publish(())
-        self.send()
 
     def pack(self) -> None:
         """Pack what was put; where older frames wait for room data waits here, or is dropped."""

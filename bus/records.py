@@ -85,6 +85,7 @@ class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
     group: Address
     exclude: bool = True
     sources: tuple[Address, ...] = ()
+    emptied: bool = False  # its sources were taken away one by one: on Linux, its mode cannot be changed so any more
 
     def allows(self, source: int) -> bool:
         """Whether a datagram from `source` is wanted."""
@@ -130,6 +131,13 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     protocol: int = 0  # this and all below: of raw sockets
     header_included: bool = False  # it sends whole packets (IP_HDRINCL)
     icmp_filter: int = 0  # bit n: it does not want ICMP messages of type n (ICMP_FILTER)
+
+    def listens(self, group: int, source: int) -> bool:
+        """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
+        for joined in self.groups:
+            if joined.group == group:
+                return joined.allows(source)
+        return self.multicast_all
 
 
 # What the numbers in a SocketState stay below; packing anything larger would raise.

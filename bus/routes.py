@@ -78,6 +78,8 @@ class RouteTable:
         return route
 
     def _search(self, destination: int) -> Route | None:
+        if not destination >> 24:  # RFC 1122 section 3.2.1.3 (a), (b): never a destination; Linux since 5.3 takes 0/8
+            return None
         for netmask, networks in self._networks:
             route = networks.get(destination & netmask)
             if route is not None:
@@ -91,6 +93,10 @@ class RouteTable:
     def is_broadcast(self, address: int) -> bool:
         """True for 255.255.255.255 and the directed broadcast addresses of own networks (RFC 1122 section 3.2.1.3)."""
         return address in self._broadcast
+
+    def is_group(self, address: int) -> bool:
+        """True for the addresses of multicast groups and for those of `is_broadcast`."""
+        return is_multicast(address) or self.is_broadcast(address)
 
     def source_for(self, destination: int) -> int | None:
         """The source address of a packet whose sender did not choose one; None: no way there.

@@ -22,6 +22,7 @@ from setproctitle import setproctitle
 import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
 from bus import memory
 from bus.config import StackConfig, draw_cookie, encode
+from bus.counters import PipeCounters
 from supervisor import child, janitor
 from supervisor.boot import BootError
 from supervisor.capture import write_poison
@@ -30,11 +31,13 @@ from supervisor.desk import Desk
 from supervisor.events import EventLog
 from supervisor.options import Options
 from supervisor.placement import Placement
+from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.ward import Process, Ward, sample, used_s
 from supervisor.wire import Wire
 
-TICK_S = 0.05
-SUSPECT_TICK_S = 0.01  # while a layer's life sign is late
+TICK_S = 0.2
+WIRE_TICK_S = 0.05  # its switch may have to be started anew
+CLOSE_TICK_S = 0.01  # while a layer's life sign is late
 STOP_TIMEOUT_S = 0.5  # for a layer that was told to stop
 LOAD_TIMEOUT_S = 10.0  # for a new version to be imported
 SPARE_AFTER_S = 0.1  # from a layer's serving to the fork of its spare
@@ -132,9 +135,14 @@ class Keeper:
                 self._tell_stop(process, now)
 
     def _timeout_s(self) -> float:
-        pauses = [ward.start_at for ward in self.wards.values() if ward.start_at is not None]
-        suspects = any(ward.process and ward.process.watch.suspecting for ward in self.wards.values())
-        return max(0.0, min([SUSPECT_TICK_S if suspects else TICK_S, *(at - time.monotonic() for at in pauses)]))
+        """Until something may have to be done: a start that had to wait, a closer look at a late life sign."""
+        now = time.monotonic()
+        due = [now + (WIRE_TICK_S if self._wire else TICK_S)]
+        for ward in self.wards.values():
+            due += [at for at in (ward.start_at, ward.spare_at if ward.state == "up" else None) if at is not None]
+            if ward.process:
+                due.append(max(ward.beat, ward.process.started) + SUSPECT_AFTER_S)
+        return max(CLOSE_TICK_S, min(due) - now)
 
     @staticmethod
     def _since_ms(then: float) -> float:
@@ -353,7 +361,8 @@ class Keeper:
             self._next_reload_check = now + RELOAD_CHECK_S
             self._reload_changed()
         pids = {ward.name: ward.process.pid for ward in self.wards.values() if ward.process}
-        if self._placement.balance(now, pids):
+        frames = sum(ward.words.bus_counters[PipeCounters.bus_frames_in] for ward in self.wards.values())
+        if self._placement.balance(now, pids, frames):
             self.events.add("placed", detail=f"cores {self._placement.describe()}")
 
     def _check(self, ward: Ward, process: Process, now: float) -> None:

@@ -13,12 +13,15 @@ from pathlib import Path
 
 UPPER = frozenset({"udp", "tcp", "raw", "sockets"})  # the half that moves to the second core
 SAMPLE_S = 0.25
+TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us
 SATURATED = 0.95  # share of the core that is busy
 OURS = 0.3  # share of it that the layers' loops use, for its being busy to concern them
 FREE = 0.5  # busy share below which another core is worth moving to
 RELAXED = 0.35  # share of one core that all loops together use, for one core to be enough again
 SPLIT_AFTER = 2  # samples in a row that say so
 JOIN_AFTER = 8
+CROWDED_AFTER = 2
+PAUSE_S = 30.0  # after a second core proved to be no place for us
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -27,28 +30,39 @@ class Balance:
 
     def __init__(self) -> None:
         self.split = False
+        self._reason = ""
         self._votes = 0
+        self._no_split_before = 0.0
 
-    def sample(self, home_busy: float, elsewhere_busy: float, loops: float) -> str:
+    def sample(self, now: float, home_busy: float, other_busy: float, loops: float) -> str:
         """What to do: "split", "join", "move" to the other core, or "" for nothing.
 
-        Busy shares of the core that the layers are on and of the least busy other one; `loops`: what the layers' loops
-        used, in cores.
+        Busy shares of the core that the layers are on and of the other one: the upper half's, while there are two, the
+        least busy one else. `loops`: what the layers' loops used, in cores.
         """
-        if self.split:
-            wanted, after = ("join" if loops < RELAXED else ""), JOIN_AFTER
-        else:
-            wanted = ""
-            if home_busy >= SATURATED and elsewhere_busy < FREE:
-                wanted = "split" if loops >= OURS else "move"
-            after = SPLIT_AFTER
-        self._votes = self._votes + 1 if wanted else 0
+        reason, after = self._wanted(now, home_busy, other_busy, loops)
+        self._votes = self._votes + 1 if reason and reason == self._reason else bool(reason)
+        self._reason = reason
         if self._votes < after:
             return ""
         self._votes = 0
-        if wanted != "move":
-            self.split = not self.split
-        return wanted
+        if reason == "crowded":
+            self._no_split_before = now + PAUSE_S
+        self.split = reason == "split"
+        return "join" if reason == "crowded" else reason
+
+    def _wanted(self, now: float, home_busy: float, other_busy: float, loops: float) -> tuple[str, int]:
+        """A reason to act, and how many samples in a row must give it."""
+        if self.split:
+            # A core that is full is full of others: half a stack that starves there holds up the whole.
+            if other_busy >= SATURATED:
+                return "crowded", CROWDED_AFTER
+            return ("join", JOIN_AFTER) if loops < RELAXED else ("", 1)
+        if home_busy < SATURATED or other_busy >= FREE:
+            return "", 1
+        if loops < OURS:
+            return "move", SPLIT_AFTER
+        return ("split", SPLIT_AFTER) if now >= self._no_split_before else ("", 1)
 
 
 class Placement:
@@ -62,7 +76,8 @@ class Placement:
         self._annex = self._home  # where the upper half is while split
         self._balance = Balance() if mode == "auto" and len(self._all) > 1 else None
         self._sampled_at = 0.0
-        self._busy_ticks = dict.fromkeys(self._all, 0)
+        self._frames = 0
+        self._busy_ticks: dict[int, int] = {}  # of the last sample, where that was read
         self._ran_ns: dict[int, int] = {}
 
     def cores(self, layer: str) -> set[int]:
@@ -89,39 +104,46 @@ class Placement:
         except OSError:
             pass  # it has ended
 
-    def balance(self, now: float, pids: Mapping[str, int]) -> bool:
-        """Sample now and then, and move the layers where that says so; True where they were moved."""
+    def balance(self, now: float, pids: Mapping[str, int], frames: int) -> bool:
+        """Sample now and then, and move the layers where that says so; True where they were moved.
+
+        `frames`: how many all layers have received so far. Without traffic nothing is read from /proc.
+        """
         if self._balance is None or now - self._sampled_at < SAMPLE_S:
             return False
         elapsed_s, self._sampled_at = now - self._sampled_at, now
-        busy = self._busy(elapsed_s)
-        home_busy = busy.pop(self._home)
-        if not self._balance.split and home_busy < SATURATED:
-            self._ran_ns.clear()
+        arrived, self._frames = frames - self._frames, frames
+        if arrived < TRAFFIC:
+            self._busy_ticks, self._ran_ns = {}, {}
+            decision, other = self._balance.sample(now, 0.0, 0.0, 0.0), self._home
         else:
-            elsewhere = min(busy, key=busy.__getitem__)
-            decision = self._balance.sample(home_busy, busy[elsewhere], self._loops(elapsed_s, pids))
-            if decision == "move":
-                self._home = elsewhere
-            elif decision == "split":
-                self._annex = elsewhere
-            if decision:
-                for layer, pid in pids.items():
-                    self.settle(pid, layer)
-                return True
-        return False
+            busy = self._busy(elapsed_s)
+            if not busy:
+                return False
+            home_busy = busy.pop(self._home)
+            other = self._annex if self._balance.split else min(busy, key=busy.__getitem__)
+            decision = self._balance.sample(now, home_busy, busy[other], self._loops(elapsed_s, pids))
+        if decision == "move":
+            self._home = other
+        elif decision == "split":
+            self._annex = other
+        if decision:
+            for layer, pid in pids.items():
+                self.settle(pid, layer)
+        return bool(decision)
 
     def _busy(self, elapsed_s: float) -> dict[int, float]:
-        """proc(5), /proc/stat: the share of each core's time that was neither idle nor waiting for a disk."""
-        shares = {}
+        """proc(5), /proc/stat: the share of each core's time that was neither idle nor waiting for a disk.
+
+        Nothing where the sample before was not read.
+        """
+        ticks = {}
         for line in Path("/proc/stat").read_text().splitlines():
             name, *fields = line.split()
-            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._busy_ticks:
-                core = int(name[3:])
-                ticks = sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])
-                shares[core] = (ticks - self._busy_ticks[core]) / _TICKS_PER_S / elapsed_s
-                self._busy_ticks[core] = ticks
-        return shares
+            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._all:
+                ticks[int(name[3:])] = sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])
+        before, self._busy_ticks = self._busy_ticks, ticks
+        return {core: (ticks[core] - before[core]) / _TICKS_PER_S / elapsed_s for core in before}
 
     def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> float:
         """proc(5), schedstat: nanoseconds that the main threads ran, as a share of one core."""

@@ -15,7 +15,7 @@ STABLE_S = 1.0  # a process that has served this long is forgiven what was befor
 
 SUSPECT_AFTER_S = 0.18  # a life sign is due every 0.1 s
 HUNG_AFTER_S = 0.12  # without what it waited for a processor, once suspected
-LOOP_S = 0.06  # of processor time since its last life sign: a turn of a healthy layer's loop takes less
+LOOP_S = 0.05  # of processor time since its last life sign: a turn of a healthy layer's loop takes less
 PATIENCE_MAX = 32  # so many times that, for one that was called an endless loop time and again
 STARTING_S = 2.0  # in place of both, for one that is still reading back what it stored
 
@@ -73,18 +73,13 @@ class Watch:
         self._used_s = 0.0  # processor time that it had used when that life sign was first seen
 
     def suspicious(self, now: float, beat: float, used_s: float) -> bool:
-        """True where the last life sign is so old that the process should be sampled. To be called every TICK_S."""
+        """True where the last life sign is so old that the process should be sampled."""
         if beat != self._beat:
             self._beat, self._used_s = beat, used_s
         if now - beat < SUSPECT_AFTER_S:
             self._since = None
             return False
         return True
-
-    @property
-    def suspecting(self) -> bool:
-        """True while the process is watched closely."""
-        return self._since is not None
 
     def hung(self, now: float, sample: Sample, used_s: float, serving: bool = True, patience: int = 1) -> bool:
         """Judge a suspected process by a new sample; one that is not `serving` yet may take longer, but not stop."""

@@ -46,7 +46,9 @@ _OWN = {  # name: its module; empty: it is a module itself
     # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.
     **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
                      "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL",
-                     "UDP_SEGMENT"),
+                     "IP_MSFILTER", "MCAST_JOIN_GROUP", "MCAST_LEAVE_GROUP", "MCAST_BLOCK_SOURCE",
+                     "MCAST_UNBLOCK_SOURCE", "MCAST_JOIN_SOURCE_GROUP", "MCAST_LEAVE_SOURCE_GROUP", "MCAST_MSFILTER",
+                     "MCAST_EXCLUDE", "MCAST_INCLUDE", "UDP_SEGMENT"),
                     "usernet.messages"),
     "udp": "",
     "ping": "",

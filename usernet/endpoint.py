@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import math
+import operator
 import socket as _std
+from binascii import a2b_base64
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +35,9 @@ _KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet
 _INTERNET = (_std.AF_INET, _std.AF_INET6)
 PROTOCOL_MAX = 255  # one octet of the IP header
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
+
+# As plain integers: operations on IntFlags are slow.
+_TRUNC, _CTRUNC, _ERRQUEUE = int(_std.MSG_TRUNC), int(_std.MSG_CTRUNC), int(_std.MSG_ERRQUEUE)
 
 Received = tuple[bytes, list[messages.Control], int, Address | None]
 
@@ -221,7 +226,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         record = self.receive_record(flags)
         data = record[_HEADER : _HEADER + (nbytes or len(view))]
         view[: len(data)] = data
-        return max(0, len(record) - _HEADER) if flags & _std.MSG_TRUNC else len(data), record
+        return max(0, len(record) - _HEADER) if flags & _TRUNC else len(data), record
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
         """(data, ancillary data, flags, sender) of the next datagram; with MSG_ERRQUEUE, of the oldest error.
@@ -235,7 +240,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         record, controls, told = self._receive_message(flags)
         data = record[_HEADER : _HEADER + bufsize]
         controls, cut = messages.fit(controls, ancbufsize)
-        told |= (_std.MSG_CTRUNC if cut else 0) | (_std.MSG_TRUNC if len(data) < len(record) - _HEADER else 0)
+        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < len(record) - _HEADER else 0)
         return data, controls, told, _sender(record)
 
     def recvmsg_into(
@@ -253,14 +258,15 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         return len(data), controls, told, sender
 
     def _receive_message(self, flags: int) -> tuple[bytes, list[messages.Control], int]:
-        if flags & _std.MSG_ERRQUEUE:
+        if flags & _ERRQUEUE:
             error = self._take_error()
-            return messages.error_as_datagram(error), messages.error_told(error), _std.MSG_ERRQUEUE
+            return messages.error_as_datagram(error), messages.error_told(error), _ERRQUEUE
         record = self.receive_record(flags)
         if not record or not self._box.ancillary:
             return record, [], 0
-        local = _std.inet_aton(str(self._connection.welcome["address"]))
-        return record, messages.told(self._box.ancillary, record, local), 0
+        wanted = self._box.ancillary
+        local = self._specific_destination(record) if wanted & messages.WANTED[messages.IP_PKTINFO] else ANY
+        return record, messages.told(wanted, record, local), 0
 
     # -- options ------------------------------------------------------------------------------------------------
 
@@ -270,14 +276,22 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         if value is None and optlen is not None:
             raise os_error(errno.EFAULT)
         if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
-            value = _octets(value)
+            value = _octets(value)[: options.VALUE_OCTETS_MAX]
         if not options.change(self._box, (level, optname), value):
             reply = self._request("setsockopt", level=level, name=optname, value=value)
             options.changed(self._box, (level, optname), reply["value"])
 
-    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> int | bytes:
-        """The option's value; as the octets of a C program where `buflen` says how many."""
+    def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
+        """The option's value; as the octets of a C program where `buflen` says how many.
+
+        IP_MSFILTER and MCAST_MSFILTER want a structure that names the group; unlike the standard module's, this call
+        takes it in the place of `buflen`.
+        """
         self._check_open()
+        if (level, optname) in options.QUESTIONS:
+            asked = bytes(buflen) if isinstance(buflen, int) else _octets(buflen)[: options.VALUE_OCTETS_MAX]
+            return a2b_base64(self._request("getsockopt", level=level, name=optname, value=asked)["octets"])
+        buflen = operator.index(buflen)  # type: ignore[arg-type]  # TypeError for anything else
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         octets = options.read(self._box, (level, optname))

@@ -14,7 +14,9 @@ from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_TOS_GIVEN
 # linux/in.h
 IP_TOS, IP_TTL, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_MTU = 1, 2, 8, 10, 11, 12, 13, 14
 IP_UNBLOCK_SOURCE, IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP = 37, 38, 39, 40
-IP_MULTICAST_ALL = 49
+IP_MSFILTER, MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE, MCAST_LEAVE_GROUP = range(41, 46)
+MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_MSFILTER, IP_MULTICAST_ALL = range(46, 50)
+MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
 SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came by ICMP has an offender
 
@@ -84,13 +86,11 @@ def _within(lowest: int, value: int) -> int:
 
 
 def told(wanted: int, record: bytes, local: bytes) -> list[Control]:
-    """What recvmsg tells of a datagram; `local`: the stack's address, where its destination is a group."""
+    """What recvmsg tells of a datagram; `local`: the address of ours that it was for, which a group's is not."""
     _, _, _, destination, ttl, tos = DATAGRAM_HEADER.unpack_from(record)
     controls: list[Control] = []
     if wanted & WANTED[IP_PKTINFO]:
-        group = destination[0] >= 224  # multicast and 255.255.255.255
-        info = _PKTINFO.pack(INTERFACE, local if group else destination, destination)
-        controls.append((_std.IPPROTO_IP, IP_PKTINFO, info))
+        controls.append((_std.IPPROTO_IP, IP_PKTINFO, _PKTINFO.pack(INTERFACE, local, destination)))
     if wanted & WANTED[IP_RECVTTL]:
         controls.append((_std.IPPROTO_IP, IP_TTL, _INT.pack(ttl)))
     if wanted & WANTED[IP_RECVTOS]:

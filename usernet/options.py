@@ -12,10 +12,13 @@ from struct import Struct
 from sys import byteorder
 
 from usernet.description import Description
-from usernet.messages import IP_RECVERR, SOL_UDP, UDP_SEGMENT, WANTED
+from usernet.messages import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UDP, UDP_SEGMENT, WANTED
 from usernet.names import os_error
 
 Key = tuple[int, int]  # level, name
+
+VALUE_OCTETS_MAX = 2048  # more than any structure that Linux takes; what is longer fares like what is cut to it
+QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}  # read by asking with a structure
 
 _TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
 _TIMEOUTS = {

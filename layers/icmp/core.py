@@ -11,35 +11,26 @@ from __future__ import annotations
 
 import errno
 import random
-from struct import Struct
 
 from bus import records, table
 from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
-from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, errno_of
-from bus.records import (
-    DATAGRAM_HEADER,
-    ERROR_RECORD,
-    ICMP_ERROR_HEADER,
-    PATH_MTU_RECORD,
-    SEND_HEADER,
-    SEND_TOS_GIVEN,
-    TRANSMIT_HEADER,
-    SocketState,
-)
-from bus.routes import RouteTable, configured, is_multicast
+from bus.direct import DirectTransport, Header
+from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
+from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, PATH_MTU_RECORD, TRANSMIT_HEADER, SocketState
 from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
+from bus.transport import ANY, IcmpError
 from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
 
 TTL = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
-ERROR_PRECEDENCE = 0xC0  # RFC 1812 section 4.3.2.5: internetwork control
-ERROR_TOS_MASK = 0x1C  # the rest of an error's TOS is the packet's, as on Linux, but never its ECN bits (RFC 3168)
+# RFC 1122 section 3.2.2: no bit of TOS; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux has the TOS of
+# the offending packet there, and so makes of its DSCP another one.
+ERROR_TOS = 0xC0
 MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
 UDP_PROTOCOL = 17  # RFC 768
-ROUTES_KEY = 0  # in state; every other key is the handle of a ping socket
 
 _IGNORED = {
     wire.SOURCE_QUENCH: Counters.source_quench,  # RFC 6633 section 3
@@ -52,67 +43,37 @@ _IGNORED = {
     wire.ADDRESS_MASK_REQUEST: Counters.address_mask,  # RFC 1122 section 3.2.2.9: only an authoritative agent answers
     wire.ADDRESS_MASK_REPLY: Counters.address_mask,
 }
-_ANY = bytes(4)
-_HANDLE = Struct("<I")
 _number = int.from_bytes
 
 
-class Core:
-    """See bus.core.Core. It never wants to be woken."""
-
-    next_wake: float | None
+class Core(DirectTransport[PingSockets]):
+    """See bus.core.Core."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
-        self.next_wake = None
-        self.counters = counters
-        self._state = state
-        self._routes = RouteTable(configured(config))
-        self._sockets = PingSockets(state, rng)
+        super().__init__(config, state, counters, PingSockets(state, rng))
         self._limits = ErrorLimits()
         self._epoch = config.epoch
+        self._now = 0.0  # of the call in hand
         self._raw_booted = "raw" in config.layers
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
-        self._handlers = {
+        self._handlers |= {
             table.PACKET: self._packets,
             table.PACKET_CHECKED: self._packets,  # whatever it says: no medium does the sums of ICMP
             table.PACKET_GROUP: self._group_packets,
             table.ICMP_ERROR: self._local_errors,
             table.REPORT_ERROR: self._reports,
-            table.ROUTES: self._set_routes,
-            table.SEND: self._send,
-            table.SOCKET_SET: self._set_sockets,
-            table.SOCKET_CLOSE: self._close_sockets,
         }
-
-    def start(self, now: float) -> list[Send]:
-        """Reads back routes and ping sockets."""
-        stored = self._state.get(ROUTES_KEY)
-        if stored is not None and not self._adopt_routes(stored):
-            self.counters[Counters.state_unreadable] += 1
-            del self._state[ROUTES_KEY]
-        self.counters[Counters.state_unreadable] += self._sockets.load()
-        return []
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Records of one kind, see the table of pipes."""
-        sends: list[Send] = []
-        handler = self._handlers.get(kind)
-        if handler is not None:
-            handler(records, now, sends)
-        return sends
-
-    def wake(self, now: float) -> list[Send]:
-        """Never due."""
-        return []
-
-    def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """Nobody needs to be told anything: ip announces its routes, sockets repeats what was unanswered."""
-        return []
+        self._now = now
+        return super().receive(sender, kind, records, now)
 
     # Packets
 
-    def _packets(self, packets: list[bytes], now: float, sends: list[Send]) -> None:
+    def _packets(self, packets: list[bytes]) -> list[Send]:
         counters = self.counters
+        sends: list[Send] = []
         counters[Counters.received] += len(packets)
         for packet in packets:
             offset = (packet[0] & 15) << 2 if packet else 0
@@ -133,24 +94,26 @@ class Core:
             elif icmp_type in wire.REPORTED_TYPES:
                 self._error(packet[12:16], message, sends)
             elif icmp_type == wire.TIMESTAMP_REQUEST:
-                self._timestamp(packet, message, offset, now, sends)
+                self._timestamp(packet, message, offset, sends)
             else:  # RFC 1122 section 3.2.2: an unknown type is discarded silently
                 counters[_IGNORED.get(icmp_type, Counters.unknown_type)] += 1
+        return sends
 
-    def _timestamp(self, packet: bytes, message: bytes, offset: int, now: float, sends: list[Send]) -> None:
+    def _timestamp(self, packet: bytes, message: bytes, offset: int, sends: list[Send]) -> None:
         """RFC 1122 section 3.2.2.8: answered as an echo request is."""
         if len(message) < wire.HEADER_OCTETS + 4:  # as Linux: the originate timestamp is all that is needed of it
             self.counters[Counters.malformed] += 1
             return
         self.counters[Counters.timestamp_replies_sent] += 1
-        reply = wire.timestamp_reply(message, now + self._epoch)
+        reply = wire.timestamp_reply(message, self._now + self._epoch)
         sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + reply))
 
-    def _group_packets(self, packets: list[bytes], now: float, sends: list[Send]) -> None:
+    def _group_packets(self, packets: list[bytes]) -> list[Send]:
         # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and
         # errors must not come so.
         self.counters[Counters.received] += len(packets)
         self.counters[Counters.to_group] += len(packets)
+        return []
 
     def _echo_reply(self, packet: bytes, message: bytes, sends: list[Send]) -> None:
         socket = self._sockets.of_identifier(message[4] << 8 | message[5], _number(packet[16:20], "big"))
@@ -175,7 +138,7 @@ class Core:
             counters[Counters.error_bad_quote] += 1
         elif not self._routes.is_local(_number(quoted[12:16], "big")):
             counters[Counters.error_not_ours] += 1
-        elif self._is_group(quoted[16:20]):
+        elif self._routes.is_group(_number(quoted[16:20], "big")):
             counters[Counters.error_about_group] += 1
         else:
             if (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED):
@@ -187,13 +150,12 @@ class Core:
     def _error_to_transport(self, offender: bytes, message: bytes, quoted: bytes, offset: int,
                             sends: list[Send]) -> None:
         counters = self.counters
-        icmp_type, code = message[0], message[1]
-        header = ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, wire.info_of(message), offender)
+        error = IcmpError(message[0], message[1], records.ORIGIN_ICMP, wire.info_of(message), offender)
+        header = ICMP_ERROR_HEADER.pack(error.icmp_type, error.code, error.origin, 0, error.info, offender)
         if self._raw_booted:
             counters[Counters.errors_to_raw] += 1
             sends.append((RAW, ICMP_ERROR, header + quoted))
         if quoted[9] == wire.PROTOCOL:
-            error = (icmp_type, code, records.ORIGIN_ICMP, wire.info_of(message), offender)
             self._tell_socket(error, quoted, offset, sends)
         elif quoted[9] == UDP_PROTOCOL:
             counters[Counters.errors_to_udp] += 1
@@ -201,20 +163,20 @@ class Core:
         elif not self._raw_booted:
             counters[Counters.error_no_transport] += 1
 
-    def _local_errors(self, errors: list[bytes], now: float, sends: list[Send]) -> None:
+    def _local_errors(self, errors: list[bytes]) -> list[Send]:
         """What ip could not send: it is our packet, so nothing but its shape is checked."""
+        sends: list[Send] = []
         for record in errors:
             packet = record[ICMP_ERROR_HEADER.size :]
             offset = wire.payload_offset(packet)
-            if not offset:
+            if offset:
+                self._tell_socket(IcmpError.of(record), packet, offset, sends)
+            else:
                 self.counters[Counters.error_bad_quote] += 1
-                continue
-            icmp_type, code, origin, _, info, offender = ICMP_ERROR_HEADER.unpack_from(record)
-            self._tell_socket((icmp_type, code, origin, info, offender), packet, offset, sends)
+        return sends
 
-    def _tell_socket(self, error: tuple[int, int, int, int, bytes], quoted: bytes, offset: int,
-                     sends: list[Send]) -> None:
-        """Tells a ping socket of an error (type, code, origin, info, offender) about an echo request of its own."""
+    def _tell_socket(self, error: IcmpError, quoted: bytes, offset: int, sends: list[Send]) -> None:
+        """Tells a ping socket of an error about an echo request of its own."""
         counters = self.counters
         socket = None
         if quoted[offset] == wire.ECHO_REQUEST:
@@ -223,25 +185,20 @@ class Core:
         if socket is None:
             counters[Counters.error_no_socket] += 1
             return
-        icmp_type, code, origin, info, offender = error
-        number, fatal = errno_of(icmp_type, code)
-        too_big = icmp_type == DESTINATION_UNREACHABLE and code == FRAGMENTATION_NEEDED
-        # Linux, ping_err: a socket without IP_RECVERR hears of what is fatal, if it is connected; one that lets its
-        # packets be fragmented need not know that they were too big. Beyond Linux, as udp does, a connected socket
-        # hears of ip's own errors too.
-        told = socket.receive_errors or (socket.peer and (fatal or origin == records.ORIGIN_LOCAL))
-        if not told or (too_big and not socket.mtu_discover):
+        number = error.errno_for(socket, bool(socket.peer))
+        if not number:
             counters[Counters.error_ignored] += 1
             return
         counters[Counters.errors_to_sockets] += 1
-        header = ERROR_RECORD.pack(socket.handle, number, origin, icmp_type, code, 0, info, offender, quoted[16:20], 0)
-        sends.append((SOCKETS, table.SOCKET_ERROR, header + quoted[offset : offset + wire.QUOTE_OCTETS_MAX]))
+        sent = quoted[offset : offset + wire.QUOTE_OCTETS_MAX]
+        sends.append(error.told(socket.handle, number, quoted[16:20], 0, sent))
 
     # Errors about packets of others
 
-    def _reports(self, reports: list[bytes], now: float, sends: list[Send]) -> None:
+    def _reports(self, reports: list[bytes]) -> list[Send]:
         """Sends the errors that ip and udp ask for, as far as RFC 1122 section 3.2.2 permits."""
         counters = self.counters
+        sends: list[Send] = []
         for report in reports:
             packet = report[ICMP_ERROR_HEADER.size :]
             if len(packet) < wire.IP_HEADER_OCTETS:
@@ -249,16 +206,16 @@ class Core:
                 continue
             icmp_type, code, _, _, info, _ = ICMP_ERROR_HEADER.unpack_from(report)
             refusal = self._refuse_report(icmp_type, packet)
-            if refusal is None and not self._limits.allow(packet[12:16], now):
+            if refusal is None and not self._limits.allow(packet[12:16], self._now):
                 refusal = Counters.report_limited
             if refusal is not None:
                 counters[refusal] += 1
                 continue
             counters[Counters.errors_sent] += 1
-            tos = packet[1] & ERROR_TOS_MASK | ERROR_PRECEDENCE
-            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, tos, MAY_FRAGMENT)
+            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, ERROR_TOS, MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
+        return sends
 
     def _refuse_report(self, icmp_type: int, packet: bytes) -> int | None:
         """RFC 1122 section 3.2.2: the counter of the reason why there is no error about `packet`, if there is one."""
@@ -274,97 +231,32 @@ class Core:
             return Counters.report_to_group
         first = packet[12]
         # 0/8, loopback, multicast and class E; a broadcast address of ours.
-        if first in (0, 127) or first >= 224 or self._is_group(packet[12:16]):
+        if first in (0, 127) or first >= 224 or self._routes.is_group(_number(packet[12:16], "big")):
             return Counters.report_from_group
         return None
 
     # Ping sockets
 
-    def _send(self, requests: list[bytes], now: float, sends: list[Send]) -> None:
-        counters = self.counters
-        counters[Counters.sends] += len(requests)
-        for record in requests:
-            if len(record) < SEND_HEADER.size:
-                counters[Counters.send_malformed] += 1
-                continue
-            handle, destination, _, source, ttl, tos, flags = SEND_HEADER.unpack_from(record)
-            socket = self._sockets.get(handle)
-            if socket is None:
-                counters[Counters.send_no_socket] += 1
-                continue
-            if destination == _ANY:
-                destination = socket.peer.to_bytes(4, "big")
-            message = record[SEND_HEADER.size :]
-            refusal = self._refuse_send(socket, destination, source, message)
-            if refusal:
-                counters[Counters.send_refused] += 1
-                header = ERROR_RECORD.pack(handle, refusal, records.ORIGIN_LOCAL, 0, 0, 0, 0, _ANY, destination, 0)
-                sends.append((SOCKETS, table.SOCKET_ERROR, header + message))
-                continue
-            counters[Counters.requests_sent] += 1
-            if source == _ANY:
-                source = socket.local.to_bytes(4, "big")
-            if not ttl:
-                ttl = socket.multicast_ttl if is_multicast(_number(destination, "big")) else socket.ttl
-            if not flags & SEND_TOS_GIVEN:
-                tos = socket.tos
-            flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | (
-                socket.broadcast and records.TRANSMIT_BROADCAST)
-            header = TRANSMIT_HEADER.pack(source, destination, wire.PROTOCOL, ttl, tos, flags)
-            sends.append((IP, table.TRANSMIT, header + wire.echo_request(socket.port, message[6:])))
+    def _send(self, requests: list[bytes]) -> list[Send]:
+        self.counters[Counters.sends] += len(requests)
+        return super()._send(requests)
 
-    def _refuse_send(self, socket: SocketState, destination: bytes, source: bytes, message: bytes) -> int:
+    def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
+        source, destination, ttl, tos, leave = header
+        self.counters[Counters.requests_sent] += 1
+        flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
+        head = TRANSMIT_HEADER.pack(source, destination, wire.PROTOCOL, ttl, tos, flags)
+        return head + wire.echo_request(socket.port, data[6:])
+
+    def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:
         """The errno of Linux's ping_v4_sendmsg, or 0."""
-        if len(message) > wire.IP_PAYLOAD_OCTETS_MAX:
+        if len(data) > wire.IP_PAYLOAD_OCTETS_MAX:
             return errno.EMSGSIZE
-        if destination == _ANY:
+        if destination == ANY:
             return errno.EDESTADDRREQ
-        if len(message) < wire.HEADER_OCTETS or message[0] != wire.ECHO_REQUEST or message[1] or not socket.port:
-            return errno.EINVAL
-        if source != _ANY and not self._routes.is_local(_number(source, "big")):
+        if len(data) < wire.HEADER_OCTETS or data[0] != wire.ECHO_REQUEST or data[1] or not socket.port:
             return errno.EINVAL
         return 0
-
-    def _set_sockets(self, declarations: list[bytes], now: float, sends: list[Send]) -> None:
-        counters = self.counters
-        for record in declarations:
-            try:
-                reply = self._sockets.set(records.decode_socket_state(record), self._routes)
-            except ValueError:
-                reply = None
-            if reply is None:
-                counters[Counters.control_malformed] += 1
-                continue
-            counters[Counters.sets] += 1
-            counters[Counters.set_refused] += reply.errno != 0
-            sends.append((SOCKETS, table.SOCKET_REPLY, records.encode(reply)))
-
-    def _close_sockets(self, closings: list[bytes], now: float, sends: list[Send]) -> None:
-        for record in closings:
-            if len(record) == _HANDLE.size:
-                self.counters[Counters.closes] += self._sockets.close(_HANDLE.unpack(record)[0])
-            else:
-                self.counters[Counters.control_malformed] += 1
-
-    # Routes
-
-    def _set_routes(self, announcements: list[bytes], now: float, sends: list[Send]) -> None:
-        for record in announcements:
-            if self._adopt_routes(record):
-                self._state[ROUTES_KEY] = record
-            else:
-                self.counters[Counters.control_malformed] += 1
-
-    def _adopt_routes(self, record: bytes) -> bool:
-        try:
-            self._routes = RouteTable(records.decode_routes(record))
-        except ValueError:
-            return False
-        return True
-
-    def _is_group(self, address: bytes) -> bool:
-        number = _number(address, "big")
-        return is_multicast(number) or self._routes.is_broadcast(number)
 
 
 def _reply_header(packet: bytes, offset: int) -> bytes:

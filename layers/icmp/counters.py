@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bus.counters import CounterSet, Drop, Event, In, Out
+from bus.counters import Drop, Event, In, Out
+from bus.direct import DirectCounters
 
 
-class Counters(CounterSet):
+class Counters(DirectCounters):
     """One sentence for everything that can happen to a message here."""
 
     received = In("ICMP packets from ip.")
@@ -19,9 +20,6 @@ class Counters(CounterSet):
     errors_to_raw = Event("Errors about packets of ours of any protocol, handed to raw.")
     errors_to_sockets = Event("Errors about echo requests of ours, told to ping sockets.")
     sends = Event("Echo requests that ping sockets asked to send.")
-    sets = Event("Socket declarations worked off, refused ones included.")
-    set_refused = Event("Socket declarations answered with an error.")
-    closes = Event("Ping sockets closed.")
 
     malformed = Drop("The packet ends before its ICMP header does.")
     bad_checksum = Drop("The ICMP checksum does not verify.")
@@ -49,10 +47,3 @@ class Counters(CounterSet):
     report_from_group = Drop("No error to a source that is no single host.")
     report_fragment = Drop("No error about a fragment other than the first.")
     report_limited = Drop("No error now: too many in a short time, to this host or to all.")
-
-    send_malformed = Drop("A message to send that is shorter than its header.")
-    send_no_socket = Drop("A message to send from a handle that is not declared.")
-    send_refused = Drop("A message that may not be sent like this; the socket was told the error.")
-
-    control_malformed = Drop("A control record that does not parse or makes no sense.")
-    state_unreadable = Drop("A stored record that a start could not read.")

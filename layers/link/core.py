@@ -16,6 +16,7 @@ from bus.offload import UDP, complete
 from bus.records import SEGMENT_SIZE, SUPER_HEADER
 from layers.link import packet, vnet
 from layers.link.counters import Counters as C
+from layers.link.joining import Joiner
 
 
 class Core:
@@ -29,6 +30,7 @@ class Core:
         self._counters = counters
         self._pads = bool(config.wire)  # a TAP takes short frames as they are
         self._offload = bool(config.offload)  # then a virtio_net_hdr precedes each frame, both ways
+        self._joiner = Joiner()
         head = vnet.HEADER_OCTETS if self._offload else 0
         self._frame_octets = range(head + packet.HEADER_OCTETS, head + packet.HEADER_OCTETS + config.mtu + 1)
         # Where destination, source, type and content stand: slices of a frame, which are as fast as with constants.
@@ -64,6 +66,7 @@ class Core:
         to, origin, kind_of_packet, rest = self._parts
         sends: list[Send] = []
         counters[C.frames_in] += len(frames)
+        joiner = self._joiner if len(frames) > 1 else None  # a frame that is alone has nothing to be joined with
         for frame in frames:
             octets = len(frame)
             if octets < shortest:
@@ -83,17 +86,34 @@ class Core:
             ethertype = frame[kind_of_packet]
             if ethertype == packet.TYPE_IPV4:
                 if offload and frame[:10] != vnet.PLAIN:
-                    if frame[:10] == vnet.PARTIAL_UDP and not group:
+                    if frame[:10] != vnet.PARTIAL_UDP or group:
+                        self._joiner.flush(sends)  # this one may be of the same flow: it must not overtake
+                        self._up_offloaded(frame, group, sends)
+                    elif joiner is None:
                         sends.append((table.IP, table.PACKET_CHECKED, frame[rest]))
                     else:
-                        self._up_offloaded(frame, group, sends)
+                        joiner.add(frame, sends)
                     continue
+                self._joiner.flush(sends)
                 sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, frame[rest]))
             elif ethertype == packet.TYPE_ARP:
                 sends.append((table.ARP, table.ARP_IN, frame[rest]))
             else:
-                counters[C.unknown_type] += 1
+                self._joiner.flush(sends)
+                self._up_ieee802(ethertype, frame[rest], group, sends)
+        if joiner is not None:
+            joiner.flush(sends)
         return sends
+
+    def _up_ieee802(self, ethertype: bytes, content: bytes, group: bool, sends: list[Send]) -> None:
+        """RFC 1122 section 2.3.3: SHOULD take RFC 1042 packets, intermixed with those of RFC 894."""
+        ethertype, content = packet.from_ieee802(ethertype, content)
+        if ethertype == packet.TYPE_IPV4:
+            sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, content))
+        elif ethertype == packet.TYPE_ARP:
+            sends.append((table.ARP, table.ARP_IN, content))
+        else:
+            self._counters[C.unknown_type] += 1
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
         """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or UDP for us and partial."""

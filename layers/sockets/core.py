@@ -21,14 +21,6 @@ from bus import records as wire
 from bus import table
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
-from bus.records import (
-    CREDIT_RECORD,
-    CREDIT_TOTAL,
-    DATAGRAM_HEADER,
-    DATAGRAM_OVERHEAD,
-    SEGMENT_SIZE,
-    SEND_HEADER,
-)
 from bus.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
@@ -44,6 +36,7 @@ from layers.sockets.tables import (
     decode_socket,
     encode_socket,
 )
+from layers.sockets.traffic import Traffic
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
@@ -52,11 +45,9 @@ HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given 
 SOCKETS_PER_GUEST_MAX = 65536
 WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
 LIST_MAX = 256  # sockets in one answer to `list`
-DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
 
 _CONSUMERS = {UDP_PROTOCOL: table.UDP, ICMP_PROTOCOL: table.ICMP}
 _TYPES = {UDP_PROTOCOL: "dgram", ICMP_PROTOCOL: "ping"}
-_from_bytes = int.from_bytes
 _encode = msgspec.json.Encoder().encode
 
 
@@ -75,16 +66,17 @@ class Core:
         self._pids: dict[int, int] = {}
         self._next_handle = self._reserved = 1
         self._transports = [*_CONSUMERS.values(), *([table.RAW] if "raw" in config.layers else [])]
+        traffic = Traffic(self._entries, self._guests, counters)
         self._from_guest: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
-            table.SEND: self._send,
-            table.SEND_SEGMENTS: self._send_segments,
-            table.CREDIT: self._credit,
+            table.SEND: traffic.send,
+            table.SEND_SEGMENTS: traffic.send_segments,
+            table.CREDIT: traffic.credit,
             table.REQUEST: self._request,
         }
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
-            table.DATAGRAM: self._deliver,
-            table.DATAGRAM_SEGMENTS: self._deliver_segments,
-            table.SOCKET_ERROR: self._report,
+            table.DATAGRAM: traffic.deliver,
+            table.DATAGRAM_SEGMENTS: traffic.deliver_segments,
+            table.SOCKET_ERROR: traffic.report,
             table.SOCKET_REPLY: self._answered,
             table.ROUTES: self._rerouted,
         }
@@ -156,113 +148,6 @@ class Core:
             sends += self._remove(self._entries[handle])
         self._guests.pop(guest, None)
         self._pids.pop(guest, None)
-        return sends
-
-    # -- the data path: records pass unchanged, only their handle is looked at -------------------------------------
-
-    def _send(self, guest: int, records: list[bytes]) -> list[Send]:
-        consumers = self._guests.get(guest, {})
-        sends = []
-        kind = table.SEND
-        for record in records:
-            consumer = consumers.get(_from_bytes(record[:4], "little"))
-            if consumer is not None:
-                sends.append((consumer, kind, record))
-        self.counters[Counters.sent] += len(sends)
-        self.counters[Counters.send_foreign] += len(records) - len(sends)
-        return sends
-
-    def _send_segments(self, guest: int, records: list[bytes]) -> list[Send]:
-        """Many datagrams in one record, for udp alone."""
-        consumers = self._guests.get(guest, {})
-        sends = []
-        for record in records:
-            if consumers.get(_from_bytes(record[:4], "little")) == table.UDP:
-                sends.append((table.UDP, table.SEND_SEGMENTS, record))
-                self.counters[Counters.sent] += _segments_in(record, SEND_HEADER.size)
-            else:
-                self.counters[Counters.send_foreign] += 1
-        return sends
-
-    def _deliver(self, sender: int, records: list[bytes]) -> list[Send]:
-        entries = self._entries
-        sends: list[Send] = []
-        kind = table.DATAGRAM
-        delivered = 0
-        for record in records:
-            entry = entries.get(_from_bytes(record[:4], "little"))
-            if entry is None:
-                self.counters[Counters.closed] += 1
-                continue
-            outstanding = entry.outstanding
-            used = outstanding + len(record) + DATAGRAM_COST
-            if used > entry.limit and outstanding:  # an empty buffer takes one of any size, as on Linux
-                self._overflow(entry, sends)
-                continue
-            entry.outstanding = used
-            delivered += 1
-            sends.append((entry.guest, kind, record))
-        self.counters[Counters.delivered] += delivered
-        return sends
-
-    def _deliver_segments(self, sender: int, records: list[bytes]) -> list[Send]:
-        """As `_deliver`: all datagrams of a record, or none of them."""
-        sends: list[Send] = []
-        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
-        for record in records:
-            entry = self._entries.get(_from_bytes(record[:4], "little"))
-            count = _segments_in(record, DATAGRAM_HEADER.size)
-            if entry is None:
-                self.counters[Counters.closed] += count
-                continue
-            if not entry.socket.segments:
-                header, size = record[: DATAGRAM_HEADER.size], SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0]
-                cut = [header + record[at : at + size] for at in range(start, len(record), size)] if count else []
-                sends += self._deliver(sender, cut)
-                continue
-            used = entry.outstanding + count * DATAGRAM_OVERHEAD + len(record) - start
-            if used > entry.limit and entry.outstanding:
-                self._overflow(entry, sends, count)
-                continue
-            entry.outstanding = used
-            self.counters[Counters.delivered] += count
-            sends.append((entry.guest, table.DATAGRAM_SEGMENTS, record))
-        return sends
-
-    def _overflow(self, entry: Entry, sends: list[Send], count: int = 1) -> None:
-        self.counters[Counters.buffer_full] += count
-        entry.drops += count
-        if not entry.told:
-            # Datagrams that a pipe lost on the way, or a restart, may have left the books wrong, and an application
-            # that has nothing queued has no reason to speak: ask it.
-            entry.told = True
-            octets = min(entry.outstanding, CREDIT_TOTAL - 1)
-            sends.append((entry.guest, table.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)))
-
-    def _credit(self, guest: int, records: list[bytes]) -> list[Send]:
-        for record in records:
-            if len(record) == CREDIT_RECORD.size:
-                handle, octets = CREDIT_RECORD.unpack(record)
-                entry = self._entries.get(handle)
-                if entry is not None and entry.guest == guest:
-                    if octets & CREDIT_TOTAL:
-                        entry.outstanding = octets & ~CREDIT_TOTAL
-                    else:
-                        entry.outstanding = max(0, entry.outstanding - octets)
-                    entry.told = False
-                    continue
-            self.counters[Counters.credit_foreign] += 1
-        return []
-
-    def _report(self, sender: int, records: list[bytes]) -> list[Send]:
-        sends = []
-        for record in records:
-            entry = self._entries.get(_from_bytes(record[:4], "little"))
-            if entry is None:
-                self.counters[Counters.closed] += 1
-            else:
-                sends.append((entry.guest, table.SOCKET_ERROR, record))
-        self.counters[Counters.errors] += len(sends)
         return sends
 
     # -- requests -----------------------------------------------------------------------------------------------
@@ -419,6 +304,7 @@ class Core:
         return sends
 
     def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:
+        before = self._network.routes.announced.addresses
         for record in records:
             try:
                 self._network = Network(RouteTable(wire.decode_routes(record)), self._config.mtu)
@@ -426,7 +312,13 @@ class Core:
                 self.counters[Counters.routes_refused] += 1
             else:
                 self._state[KEY_ROUTES] = record
-        return []
+        gone = {address for address, _ in before} - {address for address, _ in self._network.routes.announced.addresses}
+        return self._outdate() if gone else []
+
+    def _outdate(self) -> list[Send]:
+        """Addresses are no longer ours: applications shall ask anew how they may send."""
+        return [(entry.guest, table.SOCKET_ERROR, _no_error(entry.handle))
+                for entry in self._entries.values() if entry.socket.bound]
 
     # -- the table of sockets -----------------------------------------------------------------------------------
 
@@ -455,15 +347,13 @@ class Core:
         return guest, table.REPLY, _encode({"id": request, "errno": number})
 
 
-def _segments_in(record: bytes, header_octets: int) -> int:
-    """How many datagrams a record of segments stands for; 0 where it is none."""
-    start = header_octets + SEGMENT_SIZE.size
-    size = SEGMENT_SIZE.unpack_from(record, header_octets)[0] if len(record) > start else 0
-    return -(-(len(record) - start) // size) if size else 0
-
-
 def _reply(guest: int, request: int, fields: dict[str, object]) -> Send:
     return guest, table.REPLY, _encode({"id": request, "errno": 0, **fields})
+
+
+def _no_error(handle: int) -> bytes:
+    """An ERROR_RECORD that says nothing but that what `prepare` said holds no longer."""
+    return wire.ERROR_RECORD.pack(handle, 0, wire.ORIGIN_LOCAL, 0, 0, 0, 0, bytes(4), bytes(4), 0)
 
 
 def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:

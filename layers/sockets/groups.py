@@ -1,4 +1,4 @@
-"""Multicast memberships of a socket (ip(7)): from the structures of a C program to its source filters.
+"""Multicast memberships of a socket (ip(7), RFC 3678): what each option makes of its groups and source filters.
 
 Limits and errors are those of Linux (net/ipv4/igmp.c). The stack has one interface, which all structures may name by
 its index, by one of its addresses, or not at all.
@@ -7,56 +7,63 @@ its index, by one of its addresses, or not at all.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from struct import Struct
 from sys import byteorder
 
 from bus.records import SourceFilter
 from bus.routes import RouteTable, is_multicast
+from layers.sockets import structures
 from layers.sockets.requests import Refused
+from layers.sockets.structures import INTERFACE, MCAST_EXCLUDE, MCAST_INCLUDE, SOURCES_MAX, Interface, Membership
 
-IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP = 35, 36  # linux/in.h
-IP_UNBLOCK_SOURCE, IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP = 37, 38, 39, 40
-MEMBERSHIPS = range(IP_ADD_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP + 1)
+# linux/in.h
+IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP = 35, 36
+IP_UNBLOCK_SOURCE, IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP, IP_MSFILTER = range(37, 42)
+MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE, MCAST_LEAVE_GROUP = range(42, 46)
+MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_MSFILTER = range(46, 49)
+MEMBERSHIPS = range(IP_ADD_MEMBERSHIP, MCAST_MSFILTER + 1)
 
 MEMBERSHIPS_MAX = 20  # Linux net.ipv4.igmp_max_memberships
-SOURCES_MAX = 10  # Linux net.ipv4.igmp_max_msf
-INTERFACE = 2  # index of the one interface, as in usernet.messages
 
 _ADDRESS = Struct("!I")
-_MREQ = Struct("!II")  # struct ip_mreq: group, address of an interface
-_MREQN = Struct("!II4s")  # struct ip_mreqn: the same, and the interface's index, in the machine's byte order
-_MREQ_SOURCE = Struct("!III")  # struct ip_mreq_source on Linux: group, address of an interface, source
+_MREQ_OCTETS = 8  # struct ip_mreq, and longer ones
 
 Groups = tuple[SourceFilter, ...]
 
 
 def change(groups: Groups, name: int, value: int | bytes, routes: RouteTable) -> Groups:
     """The groups of a socket after one of the MEMBERSHIPS options."""
-    if name in (IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP):
-        group, ours = _group_and_interface(_octets(value), routes)
-        return _join(groups, group, ours) if name == IP_ADD_MEMBERSHIP else _leave(groups, group, ours)
-    octets = _octets(value)
-    if len(octets) != _MREQ_SOURCE.size:
+    if isinstance(value, int):  # a structure does not fit into an int
         raise Refused(errno.EINVAL)
-    group, address, source = _MREQ_SOURCE.unpack(octets)
-    ours = _is_ours(0, address, group, routes)
-    exclude = name in (IP_BLOCK_SOURCE, IP_UNBLOCK_SOURCE)
-    if name == IP_ADD_SOURCE_MEMBERSHIP and _find(groups, group) is None:
-        groups = _join(groups, group, ours, exclude=False)
-    return _change_sources(groups, group, source, ours, exclude, name in (IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP))
+    parse, execute = _CHANGES[name]
+    wanted = parse(value)
+    return execute(groups, wanted, wanted.interface.is_ours(wanted.group, routes))
+
+
+def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> bytes:
+    """The structure `asked` by IP_MSFILTER or MCAST_MSFILTER, filled in with the filter of its group."""
+    by_address = name == IP_MSFILTER
+    wanted = (structures.msfilter if by_address else structures.group_filter)(asked, question=True)
+    if not is_multicast(wanted.group):
+        raise Refused(errno.EINVAL)
+    if by_address and not wanted.interface.is_ours(wanted.group, routes):
+        raise Refused(errno.ENODEV)
+    place = _find(groups, wanted.group)
+    if place is None or not (by_address or wanted.interface.number == INTERFACE):  # ip_mc_gsfget takes no other
+        raise Refused(errno.EADDRNOTAVAIL)
+    joined = groups[place]
+    answer = structures.answer_msfilter if by_address else structures.answer_group_filter
+    return answer(asked, MCAST_EXCLUDE if joined.exclude else MCAST_INCLUDE, joined.sources, wanted.room)
 
 
 def interface(value: int | bytes, routes: RouteTable) -> int:
     """The address that IP_MULTICAST_IF chooses; 0: none."""
     octets = value.to_bytes(4, byteorder, signed=value < 0) if isinstance(value, int) else value
-    index = 0
-    if len(octets) >= _MREQN.size:
-        _, address, last = _MREQN.unpack_from(octets)
-        index = int.from_bytes(last, byteorder, signed=True)
-    elif len(octets) >= _MREQ.size:
-        _, address = _MREQ.unpack_from(octets)
+    if len(octets) >= _MREQ_OCTETS:
+        index, address = structures.mreq(octets).interface
     elif len(octets) >= _ADDRESS.size:
-        (address,) = _ADDRESS.unpack_from(octets)
+        index, (address,) = 0, _ADDRESS.unpack_from(octets)
     else:
         raise Refused(errno.EINVAL)
     if index not in (0, INTERFACE) or (address and not routes.is_local(address)):
@@ -64,72 +71,112 @@ def interface(value: int | bytes, routes: RouteTable) -> int:
     return address
 
 
-def _octets(value: int | bytes) -> bytes:
-    if isinstance(value, int):  # a structure does not fit into an int
-        raise Refused(errno.EINVAL)
-    return value
-
-
-def _group_and_interface(octets: bytes, routes: RouteTable) -> tuple[int, bool]:
-    """(group, whether the interface is ours) of a struct ip_mreq or ip_mreqn."""
-    if len(octets) < _MREQ.size:
-        raise Refused(errno.EINVAL)
-    if len(octets) < _MREQN.size:
-        group, address = _MREQ.unpack_from(octets)
-        index = 0
-    else:
-        group, address, last = _MREQN.unpack_from(octets)
-        index = int.from_bytes(last, byteorder, signed=True)
-    return group, _is_ours(index, address, group, routes)
-
-
-def _is_ours(index: int, address: int, group: int, routes: RouteTable) -> bool:
-    if index:
-        return index == INTERFACE
-    return routes.is_local(address) if address else routes.source_for(group) is not None
-
-
 def _find(groups: Groups, group: int) -> int | None:
     return next((place for place, joined in enumerate(groups) if joined.group == group), None)
 
 
-def _join(groups: Groups, group: int, ours: bool, exclude: bool = True) -> Groups:
-    if not is_multicast(group):
+def _join(groups: Groups, wanted: Membership, ours: bool, exclude: bool = True) -> Groups:
+    """Linux's ip_mc_join_group."""
+    if not is_multicast(wanted.group):
         raise Refused(errno.EINVAL)
     if not ours:
         raise Refused(errno.ENODEV)
-    if _find(groups, group) is not None:
+    if _find(groups, wanted.group) is not None:
         raise Refused(errno.EADDRINUSE)
     if len(groups) >= MEMBERSHIPS_MAX:
         raise Refused(errno.ENOBUFS)
-    return (*groups, SourceFilter(group, exclude))
+    return (*groups, SourceFilter(wanted.group, exclude))
 
 
-def _leave(groups: Groups, group: int, ours: bool) -> Groups:
-    place = _find(groups, group)
+def _leave(groups: Groups, wanted: Membership, ours: bool) -> Groups:
+    """Linux's ip_mc_leave_group."""
+    if not ours and wanted.interface == _UNNAMED:
+        raise Refused(errno.ENODEV)
+    place = _find(groups, wanted.group)
     if place is None or not ours:
         raise Refused(errno.EADDRNOTAVAIL)
     return groups[:place] + groups[place + 1 :]
 
 
-def _change_sources(groups: Groups, group: int, source: int, ours: bool, exclude: bool, add: bool) -> Groups:
+def _block(groups: Groups, wanted: Membership, ours: bool) -> Groups:
+    return _change_sources(groups, wanted, ours, exclude=True, add=True)
+
+
+def _unblock(groups: Groups, wanted: Membership, ours: bool) -> Groups:
+    return _change_sources(groups, wanted, ours, exclude=True, add=False)
+
+
+def _join_source(groups: Groups, wanted: Membership, ours: bool) -> Groups:
+    if _find(groups, wanted.group) is None:
+        groups = _join(groups, wanted, ours, exclude=False)
+    return _change_sources(groups, wanted, ours, exclude=False, add=True)
+
+
+def _leave_source(groups: Groups, wanted: Membership, ours: bool) -> Groups:
+    return _change_sources(groups, wanted, ours, exclude=False, add=False)
+
+
+def _change_sources(groups: Groups, wanted: Membership, ours: bool, exclude: bool, add: bool) -> Groups:
     """Linux's ip_mc_source: one source into or out of the filter, which must be of that mode."""
-    if not is_multicast(group):
-        raise Refused(errno.EINVAL)
-    if not ours:
-        raise Refused(errno.ENODEV)
-    place = _find(groups, group)
+    place = _place(groups, wanted, ours)
     if place is None:
         raise Refused(errno.EINVAL)
-    joined = groups[place]
+    joined, source = groups[place], wanted.sources[0]
     sources = joined.sources
-    if sources and joined.exclude != exclude:
+    if (sources or joined.emptied) and joined.exclude != exclude:
         raise Refused(errno.EINVAL)
     if add == (source in sources):  # there already, or not there
         raise Refused(errno.EADDRNOTAVAIL)
     if add and len(sources) >= SOURCES_MAX:
         raise Refused(errno.ENOBUFS)
-    sources = (*sources, source) if add else tuple(other for other in sources if other != source)
+    if add:
+        return _filtered(groups, place, exclude, (*sources, source))
+    at = sources.index(source)
+    return _filtered(groups, place, exclude, sources[:at] + sources[at + 1 :], emptied=len(sources) == 1)
+
+
+def _set_filter(groups: Groups, wanted: Membership, ours: bool) -> Groups:
+    """Linux's ip_mc_msfilter: all of the filter at once."""
+    if wanted.mode not in (MCAST_EXCLUDE, MCAST_INCLUDE):
+        raise Refused(errno.EINVAL)
+    place = _place(groups, wanted, ours)
+    exclude = wanted.mode == MCAST_EXCLUDE
+    if not exclude and not wanted.sources:
+        return _leave(groups, wanted, ours)
+    if place is None:
+        raise Refused(errno.EINVAL)
+    return _filtered(groups, place, exclude, wanted.sources)
+
+
+def _place(groups: Groups, wanted: Membership, ours: bool) -> int | None:
+    if not is_multicast(wanted.group):
+        raise Refused(errno.EINVAL)
+    if not ours:
+        raise Refused(errno.ENODEV)
+    return _find(groups, wanted.group)
+
+
+def _filtered(groups: Groups, place: int, exclude: bool, sources: tuple[int, ...], emptied: bool = False) -> Groups:
     # RFC 3376 section 3.1: to include nothing is to leave
-    kept = (SourceFilter(group, exclude, sources),) if sources or exclude else ()
+    kept = (SourceFilter(groups[place].group, exclude, sources, emptied),) if sources or exclude else ()
     return groups[:place] + kept + groups[place + 1 :]
+
+
+_UNNAMED = Interface(0, 0)
+
+_CHANGES: dict[int, tuple[Callable[[bytes], Membership], Callable[[Groups, Membership, bool], Groups]]] = {
+    IP_ADD_MEMBERSHIP: (structures.mreq, _join),
+    IP_DROP_MEMBERSHIP: (structures.mreq, _leave),
+    IP_BLOCK_SOURCE: (structures.mreq_source, _block),
+    IP_UNBLOCK_SOURCE: (structures.mreq_source, _unblock),
+    IP_ADD_SOURCE_MEMBERSHIP: (structures.mreq_source, _join_source),
+    IP_DROP_SOURCE_MEMBERSHIP: (structures.mreq_source, _leave_source),
+    IP_MSFILTER: (structures.msfilter, _set_filter),
+    MCAST_JOIN_GROUP: (structures.group_req, _join),
+    MCAST_LEAVE_GROUP: (structures.group_req, _leave),
+    MCAST_BLOCK_SOURCE: (structures.group_source_req, _block),
+    MCAST_UNBLOCK_SOURCE: (structures.group_source_req, _unblock),
+    MCAST_JOIN_SOURCE_GROUP: (structures.group_source_req, _join_source),
+    MCAST_LEAVE_SOURCE_GROUP: (structures.group_source_req, _leave_source),
+    MCAST_MSFILTER: (structures.group_filter, _set_filter),
+}

@@ -76,10 +76,11 @@ class SetOption(OnSocket, frozen=True, tag="setsockopt"):
 
 
 class GetOption(OnSocket, frozen=True, tag="getsockopt"):
-    """The value of an option."""
+    """The value of an option; `value`: the structure that a C program asks with, where it is one."""
 
     level: int
     name: int
+    value: bytes = b""
 
 
 class GetName(OnSocket, frozen=True, tag="getsockname"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bus.counters import CounterSet, Drop, Event, In, Out
+from bus.counters import Drop, Event, In, Out
+from bus.transport import TransportCounters
 
 
-class Counters(CounterSet):
+class Counters(TransportCounters):
     """One sentence for everything that can happen to a datagram here."""
 
     packets_in = In("UDP packets from ip.")
@@ -14,9 +15,6 @@ class Counters(CounterSet):
     sends = Event("Datagrams that sockets asked to send.")
     errors_in = Event("ICMP errors about datagrams of ours.")
     errors_told = Event("ICMP errors that a socket was told.")
-    sets = Event("Socket declarations worked off, refused ones included.")
-    set_refused = Event("Socket declarations answered with an error.")
-    closes = Event("Sockets closed.")
     report_port_unreachable = Event("Packets to a closed port that icmp was asked to complain of.")
 
     packet_truncated = Drop("The packet ends before its UDP header does.")
@@ -29,12 +27,9 @@ class Counters(CounterSet):
     send_no_socket = Drop("A datagram to send from a handle that is not declared.")
     send_no_port = Drop("A datagram to send from a socket without a port.")
     send_no_destination = Drop("A datagram to send without a destination, from a socket that is not connected.")
-    send_no_route = Drop("A datagram to send to a network that no route leads to.")
+    send_no_route = Drop("A datagram to where no route leads, or from an address not ours; the socket was told.")
     send_too_long = Drop("A datagram to send that does not fit an IPv4 packet.")
 
     error_malformed = Drop("An ICMP error that does not quote enough of a UDP packet.")
     error_no_socket = Drop("An ICMP error about a datagram of no socket that is still here.")
     error_ignored = Drop("An ICMP error that Linux would not tell this socket of either.")
-
-    control_malformed = Drop("A control record that does not parse.")
-    state_unreadable = Drop("A stored record that a start could not read.")

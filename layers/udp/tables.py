@@ -13,12 +13,16 @@ from zlib import crc32
 
 import msgspec
 
-from bus.records import SocketState
+from bus.core import State
+from bus.records import SocketReply, SocketState, decoder, encode
 from bus.routes import ANY, LOOPBACK, RouteTable, is_multicast
+from bus.transport import ROUTES_KEY
 from layers.udp.packet import FLOW
 from layers.udp.ports import SHARE_ADDRESS, SHARE_NOT, SHARE_PORT, Claim, Ports
 
 FLOWS_MAX = 1 << 15  # flows whose receiver is remembered (5 MB); then the cache starts afresh
+HANDLE_MAX = 0xFFFFFFFF  # 32 bits in SEND_HEADER and DATAGRAM_HEADER
+REQUEST_MAX = (1 << 64) - 1  # what JSON integers may be here
 NOBODY = 0  # no socket has this handle
 
 _ADDRESS_MAX = 0xFFFFFFFF
@@ -52,20 +56,17 @@ class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
             return False
         if self.peer and (self.peer != source or self.declared.peer_port not in (0, source_port)):
             return False
-        return not is_multicast(destination) or self.listens(destination, source)
+        return not is_multicast(destination) or self.declared.listens(destination, source)
 
-    def listens(self, group: int, source: int) -> bool:
-        """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
-        for joined in self.declared.groups:
-            if joined.group == group:
-                return joined.allows(source)
-        return self.declared.multicast_all
+
+_decode_socket = decoder(Socket)
 
 
 class SocketTable:
-    """All sockets of the layer."""
+    """All sockets of the layer; see `bus.transport.Sockets`."""
 
-    def __init__(self, ports: Ports) -> None:
+    def __init__(self, ports: Ports, state: State) -> None:
+        self._state = state
         self.sockets: dict[int, Socket] = {}
         self.flows: dict[bytes, int] = {}  # cache: flow -> handle, never NOBODY
         self._ports = ports
@@ -98,6 +99,44 @@ class SocketTable:
         source, destination, source_port, port = FLOW.unpack(flow)
         candidates = self._at_port.get(port, {})
         return [handle for handle, socket in candidates.items() if socket.hears(source, destination, source_port)]
+
+    # ------------------------------------------------------------------ declarations, and what is stored of them
+
+    def load(self) -> int:
+        """Read back what a former process stored; how many records made no sense and were deleted."""
+        sockets, unreadable = [], 0
+        for key in list(self._state):
+            if key == ROUTES_KEY:
+                continue
+            try:
+                sockets.append(_decode_socket(self._state[key]))
+            except ValueError:
+                unreadable += 1
+                del self._state[key]
+        for socket in sorted(sockets, key=lambda socket: socket.order):
+            self.put(socket)
+        return unreadable
+
+    def set(self, wanted: SocketState, routes: RouteTable) -> SocketReply | None:
+        """Make a socket as it is wanted, and store it; or leave it and say why. None where that cannot even be said."""
+        handle, request = wanted.handle, wanted.request
+        if not (0 < handle <= HANDLE_MAX and 0 <= request <= REQUEST_MAX):
+            return None
+        try:
+            socket = self.settle(msgspec.structs.replace(wanted, request=0), routes)
+        except OSError as error:
+            return SocketReply(handle=handle, request=request, errno=error.errno or errno.EINVAL)
+        if socket != self.sockets.get(handle):
+            self._state[handle] = encode(socket)
+            self.put(socket)
+        return SocketReply(handle=handle, request=request, local=socket.address, port=socket.port)
+
+    def close(self, handle: int) -> bool:
+        """Forget a socket; False where there is none."""
+        if not self.remove(handle):
+            return False
+        del self._state[handle]
+        return True
 
     # ------------------------------------------------------------------ what a declaration makes of a socket
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -19,8 +20,18 @@ from usernet import (
     IP_ADD_SOURCE_MEMBERSHIP,
     IP_BLOCK_SOURCE,
     IP_DROP_SOURCE_MEMBERSHIP,
+    IP_MSFILTER,
     IP_MULTICAST_ALL,
     IP_UNBLOCK_SOURCE,
+    MCAST_BLOCK_SOURCE,
+    MCAST_EXCLUDE,
+    MCAST_INCLUDE,
+    MCAST_JOIN_GROUP,
+    MCAST_JOIN_SOURCE_GROUP,
+    MCAST_LEAVE_GROUP,
+    MCAST_LEAVE_SOURCE_GROUP,
+    MCAST_MSFILTER,
+    MCAST_UNBLOCK_SOURCE,
 )
 
 from .peers import KERNEL, PATIENCE_S, STACK, TAP, Stack, frames, wait_for
@@ -37,6 +48,30 @@ def mreq(group: str = GROUP, interface: str = "0.0.0.0") -> bytes:
 
 def mreq_source(source: str, group: str = GROUP) -> bytes:
     return socket.inet_aton(group) + bytes(4) + socket.inet_aton(source)
+
+
+def storage(address: str, family: int = socket.AF_INET) -> bytes:
+    """A struct sockaddr_storage."""
+    return (struct.pack("=HH", family, 0) + socket.inet_aton(address)).ljust(128, b"\0")
+
+
+def group_req(group: str = GROUP, index: int = 0, family: int = socket.AF_INET) -> bytes:
+    return struct.pack("=I4x", index) + storage(group, family)
+
+
+def group_source_req(source: str, group: str = GROUP, index: int = 0, families: tuple = (2, 2)) -> bytes:
+    return struct.pack("=I4x", index) + storage(group, families[0]) + storage(source, families[1])
+
+
+def msfilter(mode: int, *sources: str, group: str = GROUP, interface: str = "0.0.0.0", count: int = -1) -> bytes:
+    numbers = struct.pack("=II", mode, len(sources) if count < 0 else count)
+    return mreq(group, interface) + numbers + b"".join(map(socket.inet_aton, sources))
+
+
+def group_filter(mode: int, *sources: str, group: str = GROUP, index: int = 0, count: int = -1,
+                 families: tuple = (2, 2)) -> bytes:
+    numbers = struct.pack("=II", mode, len(sources) if count < 0 else count)
+    return group_req(group, index, families[0]) + numbers + b"".join(storage(one, families[1]) for one in sources)
 
 
 def join(app, group: str = GROUP, option: int = socket.IP_ADD_MEMBERSHIP) -> None:
@@ -217,8 +252,100 @@ SCRIPTS = {
     "too many sources": [(IP_ADD_SOURCE_MEMBERSHIP, mreq_source(f"10.0.0.{last}")) for last in range(5, 17)],
     "from all to one": [(ADD, mreq()), (IP_ADD_SOURCE_MEMBERSHIP, mreq_source("10.0.0.7")),
                         (IP_BLOCK_SOURCE, mreq_source("10.0.0.8"))],
+    "any family": [(MCAST_JOIN_GROUP, group_req()), (MCAST_JOIN_GROUP, group_req()), (ADD, mreq()),
+                   (MCAST_JOIN_GROUP, group_req(OTHER_GROUP, 2)), (MCAST_LEAVE_GROUP, group_req(GROUP, 2)),
+                   (MCAST_LEAVE_GROUP, group_req(OTHER_GROUP)), (MCAST_LEAVE_GROUP, group_req())],
+    "another family": [(MCAST_JOIN_GROUP, group_req(family=10)), (MCAST_LEAVE_GROUP, group_req(family=10)),
+                       (ADD, mreq()), (MCAST_BLOCK_SOURCE, group_source_req("10.0.0.7", families=(10, 2))),
+                       (MCAST_BLOCK_SOURCE, group_source_req("10.0.0.7", families=(2, 10))),
+                       (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, families=(0, 2))),
+                       (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, "10.0.0.7", families=(2, 10)))],
+    "lengths of any family": [(MCAST_JOIN_GROUP, group_req()[:135]), (MCAST_JOIN_GROUP, group_req()[:12]),
+                              (MCAST_JOIN_GROUP, 1), (MCAST_JOIN_GROUP, group_req() + bytes(5000)),
+                              (MCAST_LEAVE_GROUP, group_req()[:135]),
+                              (MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.7")[:263]),
+                              (MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.7") + b"\0"),
+                              (MCAST_LEAVE_GROUP, group_req() + b"\0")],
+    "any family, no group or interface": [
+        (MCAST_JOIN_GROUP, group_req("10.0.0.1")), (MCAST_LEAVE_GROUP, group_req("10.0.0.1")),
+        (MCAST_JOIN_GROUP, group_req(index=77)), (MCAST_LEAVE_GROUP, group_req(index=77)),
+        (MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.7", index=77)),
+        (MCAST_BLOCK_SOURCE, group_source_req("10.0.0.7", "10.0.0.1")),
+        (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, index=77)),
+        (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, group="10.0.0.1"))],
+    "sources of any family": [
+        (MCAST_BLOCK_SOURCE, group_source_req("10.0.0.7")), (MCAST_UNBLOCK_SOURCE, group_source_req("10.0.0.7")),
+        (MCAST_LEAVE_SOURCE_GROUP, group_source_req("10.0.0.7")),
+        *[(MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.7"))] * 2,
+        (MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.8")),
+        (MCAST_LEAVE_SOURCE_GROUP, group_source_req("10.0.0.9")),
+        (MCAST_LEAVE_SOURCE_GROUP, group_source_req("10.0.0.7")),
+        (MCAST_LEAVE_SOURCE_GROUP, group_source_req("10.0.0.8")),
+        (MCAST_LEAVE_SOURCE_GROUP, group_source_req("10.0.0.8"))],
+    "the last blocked source": [(ADD, mreq()), (MCAST_BLOCK_SOURCE, group_source_req("10.0.0.7")),
+                                (MCAST_UNBLOCK_SOURCE, group_source_req("10.0.0.7")),
+                                (MCAST_UNBLOCK_SOURCE, group_source_req("10.0.0.7")),
+                                (MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.8")),
+                                (IP_MSFILTER, msfilter(MCAST_EXCLUDE)),
+                                (MCAST_JOIN_SOURCE_GROUP, group_source_req("10.0.0.8"))],
+    "whole filters": [(IP_MSFILTER, msfilter(MCAST_EXCLUDE)), (IP_MSFILTER, msfilter(MCAST_INCLUDE)), (ADD, mreq()),
+                      (IP_MSFILTER, msfilter(MCAST_INCLUDE, "10.0.0.7", "10.0.0.8")), (IP_MSFILTER, msfilter(2)),
+                      (IP_MSFILTER, msfilter(MCAST_EXCLUDE, "10.0.0.7", "10.0.0.7")),
+                      (IP_UNBLOCK_SOURCE, mreq_source("10.0.0.7")),
+                      (IP_MSFILTER, msfilter(MCAST_EXCLUDE, interface="192.0.2.1")),
+                      (IP_MSFILTER, msfilter(MCAST_EXCLUDE, group="10.0.0.1")), (IP_MSFILTER, msfilter(MCAST_INCLUDE)),
+                      (IP_MSFILTER, msfilter(MCAST_INCLUDE, "10.0.0.7"))],
+    "lengths of whole filters": [
+        (ADD, mreq()), (IP_MSFILTER, msfilter(MCAST_EXCLUDE)[:15]), (IP_MSFILTER, 1),
+        (IP_MSFILTER, msfilter(MCAST_EXCLUDE, "10.0.0.7", count=2)), (IP_MSFILTER, msfilter(MCAST_EXCLUDE, count=11)),
+        (IP_MSFILTER, msfilter(MCAST_EXCLUDE, count=0x40000001)),
+        (IP_MSFILTER, msfilter(MCAST_EXCLUDE, "10.0.0.7", count=0)),
+        (IP_MSFILTER, msfilter(MCAST_EXCLUDE, *(f"10.0.0.{last}" for last in range(10, 20)))),
+        (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE)[:143]), (MCAST_MSFILTER, 1),
+        (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, "10.0.0.7", count=2)),
+        (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, count=11)), (MCAST_MSFILTER, group_filter(3)),
+        (MCAST_MSFILTER, group_filter(MCAST_EXCLUDE, *(f"10.0.0.{last}" for last in range(10, 20))))],
     "numbers": [(TTL, -1), (TTL, 256), (TTL, 0), (TTL, -2), (LOOP, 7), (ALL, 2), (ALL, 0), (ALL, -1)],
 }
+
+
+def filter_of(made, option: int, question: bytes) -> object:
+    """What getsockopt makes of a structure; the standard module cannot put a question to the kernel, so C's does."""
+    if not isinstance(made, socket.socket):
+        try:
+            return made.getsockopt(socket.IPPROTO_IP, option, question)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    libc = ctypes.CDLL(None, use_errno=True)
+    room = ctypes.create_string_buffer(question, 4096)  # Linux fills it by the count in it, whatever its length
+    length = ctypes.c_uint32(len(question))
+    if libc.getsockopt(made.fileno(), socket.IPPROTO_IP, option, room, ctypes.byref(length)):
+        return errno.errorcode[ctypes.get_errno()]
+    return room.raw[: length.value]
+
+
+QUESTIONS = [
+    (IP_MSFILTER, msfilter(0, count=5)), (IP_MSFILTER, msfilter(0, count=1)), (IP_MSFILTER, msfilter(1)),
+    (IP_MSFILTER, msfilter(0)[:15]), (IP_MSFILTER, b""), (IP_MSFILTER, msfilter(0, interface="192.0.2.1")),
+    (IP_MSFILTER, msfilter(0, group="10.0.0.1")), (IP_MSFILTER, msfilter(0, group="239.9.9.9")),
+    (MCAST_MSFILTER, group_filter(0, count=5, index=2)), (MCAST_MSFILTER, group_filter(0, count=1, index=2)),
+    (MCAST_MSFILTER, group_filter(1, index=2)), (MCAST_MSFILTER, group_filter(0)),
+    (MCAST_MSFILTER, group_filter(0, index=7)),
+    (MCAST_MSFILTER, group_filter(0)[:143]), (MCAST_MSFILTER, group_filter(0, group="10.0.0.1", index=2)),
+    (MCAST_MSFILTER, group_filter(0, group="239.9.9.9", index=2)), (MCAST_MSFILTER, group_filter(0, families=(10, 2))),
+]
+
+
+@pytest.mark.parametrize("made", [(), (MCAST_EXCLUDE,), (MCAST_EXCLUDE, "10.0.0.7"),
+                                  (MCAST_INCLUDE, "10.0.0.8", "10.0.0.7")], ids=["no member", "all", "but one", "two"])
+def test_a_filter_is_told_as_by_linux(stack: Stack, made: tuple) -> None:
+    with stack.socket() as app, stack.kernel.socket() as peer:
+        stack.execute("ip", "route", "replace", "224.0.0.0/4", "dev", TAP)
+        for one in (app, peer) if made else ():
+            one.setsockopt(socket.IPPROTO_IP, ADD, mreq())
+            one.setsockopt(socket.IPPROTO_IP, IP_MSFILTER, msfilter(*made))
+        for option, question in QUESTIONS:
+            assert filter_of(app, option, question) == filter_of(peer, option, question), (option, question)
 
 
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)

@@ -173,6 +173,14 @@ class Stack:
         """SEND; without a destination to the connected peer."""
         self._asks(layer, table.SEND, SEND_HEADER.pack(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)
 
+    def ordered(self, layer: str, op: str, **fields: object) -> dict[str, object]:
+        """What the command line asks of a layer, and its answer."""
+        number = table.LAYERS[layer]
+        answer, sends = self._cores[number].manage({"op": op, **fields}, self.now)
+        self._take(number, sends)
+        self._run()
+        return answer
+
     def received(self) -> list[tuple[int, str, int, bytes]]:
         """(handle, source, port, payload) of the datagrams handed up since the last call."""
         found = []

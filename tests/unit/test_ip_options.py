@@ -89,6 +89,19 @@ def test_rfc791_3_1_our_address_and_time_are_recorded_where_there_is_room(layer,
     assert record[header_octets:] == b"payload."
 
 
+@pytest.mark.parametrize(("protocol", "upper"), [(1, table.ICMP), (17, table.UDP)])
+@pytest.mark.parametrize("option", [b"\x82\x0bsecret...", b"\x88\x04id", b"\x94\x04\0\0", b"\x5e\x06what",
+                                    route(8, PEER), stamp(9, 0, NONE)])
+def test_rfc1122_3_2_1_8_every_option_goes_up_whatever_it_is(layer, option, protocol, upper):
+    options = words(option)
+    template = packet.header_template(PEER, ME, protocol, 64, 0, False)
+    header = packet.header_with_options(template, options, 20 + len(options) + 8, 7)
+    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET, [header + b"payload."], NOW)
+    assert (consumer, kind) == (upper, table.PACKET)
+    full = option[0] == 68  # RFC 791: it counts those that it has no room for
+    assert record[20:-8] == (words(stamp(9, 0, NONE, overflow=1)) if full else options)
+
+
 def test_nothing_is_recorded_in_what_is_not_for_us_alone(layer):
     ((_, kind, record),) = layer.hears(words(route(4, NONE)), destination=b"\xff" * 4, kind=table.PACKET_GROUP)
     assert kind == table.PACKET_GROUP

@@ -21,6 +21,12 @@ def frame(number: int, octets: int) -> bytes:
     return number.to_bytes(4, "big") * (octets // 4 + 1)
 
 
+def append(journal: Journal, consumer: int, sequence: int, octets: bytes) -> None:
+    """A turn that makes one frame."""
+    journal.write(consumer, sequence, octets)
+    journal.publish(())
+
+
 def kept(journal: Journal, consumer: int = A) -> list[int]:
     return [sequence for sequence, _ in journal.frames(consumer, 0)]
 
@@ -28,8 +34,8 @@ def kept(journal: Journal, consumer: int = A) -> list[int]:
 def test_frames_come_back_by_consumer_and_number(durable: Durable):
     journal = Journal(durable.map())
     for sequence in range(1, 6):
-        journal.append(A, sequence, b"a%d" % sequence)
-        journal.append(B, sequence, b"b%d" % sequence)
+        append(journal, A, sequence, b"a%d" % sequence)
+        append(journal, B, sequence, b"b%d" % sequence)
     for reader in (journal, Journal(durable.map())):
         assert reader.frames(A, 3) == [(4, b"a4"), (5, b"a5")]
         assert reader.frames(B, 0, at_most=2) == [(4, b"b4"), (5, b"b5")]
@@ -46,7 +52,7 @@ def test_what_is_kept_is_the_newest_and_as_much_as_fits(appended):
         expected: list[tuple[int, int, bytes]] = []
         for sequence, (consumer, octets) in enumerate(appended, 1):
             octets_there = frame(sequence, octets)[:octets]
-            journal.append(consumer, sequence, octets_there)
+            append(journal, consumer, sequence, octets_there)
             expected.append((consumer, sequence, octets_there))
             for reader in (journal, Journal(durable.map())):
                 found = [(to, *entry) for to in (A, B) for entry in reader.frames(to, 0)]
@@ -62,7 +68,7 @@ def test_what_is_kept_is_the_newest_and_as_much_as_fits(appended):
 def test_the_ring_is_filled_to_its_last_octet_and_wraps(durable: Durable):
     journal = Journal(durable.map())
     for sequence in range(1, 9):  # 4 fill it exactly
-        journal.append(A, sequence, frame(sequence, LARGEST)[:LARGEST])
+        append(journal, A, sequence, frame(sequence, LARGEST)[:LARGEST])
         expected = list(range(max(1, sequence - 3), sequence + 1))
         assert kept(journal) == kept(Journal(durable.map())) == expected
 
@@ -71,10 +77,10 @@ def test_the_ring_is_filled_to_its_last_octet_and_wraps(durable: Durable):
 def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, room: int):
     journal = Journal(durable.map())
     for sequence in (1, 2, 3):
-        journal.append(A, sequence, bytes(LARGEST))
+        append(journal, A, sequence, bytes(LARGEST))
     if room < LARGEST:
-        journal.append(A, 4, bytes(LARGEST - room))
-    journal.append(A, 5, b"x" * 40)
+        append(journal, A, 4, bytes(LARGEST - room))
+    append(journal, A, 5, b"x" * 40)
     assert Journal(durable.map()).frames(A, 4) == [(5, b"x" * 40)]
     assert kept(Journal(durable.map())) == kept(journal)
 
@@ -83,11 +89,11 @@ def test_an_end_of_the_ring_too_short_for_an_entry_is_skipped(durable: Durable, 
 def test_a_frame_makes_the_room_that_it_takes_and_no_more(durable: Durable, octets: int, oldest: int):
     journal = Journal(durable.map())
     for sequence in (1, 2):
-        journal.append(A, sequence, bytes([sequence]) * 10)
+        append(journal, A, sequence, bytes([sequence]) * 10)
     for sequence in (3, 4, 5):
-        journal.append(A, sequence, bytes([sequence]) * LARGEST)
-    journal.append(A, 6, b"\6" * (LARGEST - 2 * (ENTRY + 10)))  # to the last octet
-    journal.append(A, 7, b"\7" * octets)
+        append(journal, A, sequence, bytes([sequence]) * LARGEST)
+    append(journal, A, 6, b"\6" * (LARGEST - 2 * (ENTRY + 10)))  # to the last octet
+    append(journal, A, 7, b"\7" * octets)
     for reader in (journal, Journal(durable.map())):
         assert kept(reader) == list(range(oldest, 8))
         assert all(set(octets) == {sequence} for sequence, octets in reader.frames(A, 0))
@@ -95,21 +101,21 @@ def test_a_frame_makes_the_room_that_it_takes_and_no_more(durable: Durable, octe
 
 def test_a_frame_larger_than_a_quarter_of_the_ring_is_not_kept(durable: Durable):
     journal = Journal(durable.map())
-    journal.append(A, 1, b"small")
-    journal.append(A, 2, bytes(LARGEST + 1))
+    append(journal, A, 1, b"small")
+    append(journal, A, 2, bytes(LARGEST + 1))
     assert kept(journal) == kept(Journal(durable.map())) == [1]
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 4), st.integers(1, LARGEST), st.integers(0, 40))
-def test_a_crash_at_any_line_of_append_leaves_the_frame_whole_or_absent(before, octets, line):
+def test_a_crash_at_any_line_of_a_turn_leaves_the_frame_whole_or_absent(before, octets, line):
     durable = Durable()
     try:
         journal = Journal(durable.map())
         for sequence in range(1, before + 1):
-            journal.append(A, sequence, frame(sequence, LARGEST)[:LARGEST])
+            append(journal, A, sequence, frame(sequence, LARGEST)[:LARGEST])
         new = frame(99, octets)[:octets]
-        dies(line, (journal_module,), lambda: journal.append(A, 99, new))
+        dies(line, (journal_module,), lambda: append(journal, A, 99, new))
         found = Journal(durable.map()).frames(A, 0)
         if found and found[-1][0] == 99:
             assert found.pop()[1] == new
@@ -128,14 +134,14 @@ def test_foreign_octets_in_the_ring_are_never_an_exception(frames, data):
         mapped = durable.map()
         journal = Journal(mapped)
         for sequence, octets in enumerate(frames, 1):
-            journal.append(A, sequence, octets)
+            append(journal, A, sequence, octets)
         head = mapped.words[memory.JOURNAL_HEAD]
         at = data.draw(st.integers(0, head - 1))
         junk = data.draw(st.binary(min_size=1, max_size=40))
         mapped.journal[at : at + len(junk)] = junk
         reader = Journal(durable.map())
         assert len(kept(reader)) <= len(frames)
-        reader.append(A, 100, b"goes on")
+        append(reader, A, 100, b"goes on")
         assert Journal(durable.map()).frames(A, 0)[-1] == (100, b"goes on")
     finally:
         durable.close()
@@ -144,7 +150,7 @@ def test_foreign_octets_in_the_ring_are_never_an_exception(frames, data):
 @pytest.mark.parametrize("length", [0, 4, 1 << 20, 0xFFFFFFFF])
 def test_an_entry_that_reaches_beyond_the_published_part_empties_the_journal(durable: Durable, length: int):
     mapped = durable.map()
-    Journal(mapped).append(A, 1, b"abc")
+    append(Journal(mapped), A, 1, b"abc")
     mapped.journal[4:8] = length.to_bytes(4, "little")
     assert kept(Journal(durable.map())) == []
 
@@ -158,7 +164,7 @@ def test_positions_that_cannot_be_give_an_empty_journal(durable: Durable, tail: 
 
 def test_a_turn_counts_whole_or_not_at_all(durable: Durable):
     journal = Journal(durable.map())
-    journal.append(A, 1, b"before")
+    append(journal, A, 1, b"before")
     journal.write(A, 2, b"x")
     journal.write(B, 7, b"y")
     died = Journal(durable.map())
@@ -195,5 +201,5 @@ def test_what_a_turn_took_and_what_it_sent_are_known_together(turns):
 def test_no_more_frames_are_kept_than_a_restarted_layer_reads_back_at_once(durable: Durable):
     journal = Journal(durable.map())
     for sequence in range(1, ENTRIES_MAX + 4):
-        journal.append(A, sequence, b"x")
+        append(journal, A, sequence, b"x")
     assert kept(journal) == kept(Journal(durable.map())) == list(range(4, ENTRIES_MAX + 4))

@@ -11,7 +11,7 @@ from durable import Killed
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
-from scapy.layers.l2 import ARP, Dot1Q, Dot3, Ether
+from scapy.layers.l2 import ARP, LLC, SNAP, Dot1Q, Dot3, Ether
 from scapy.packet import Raw
 
 from bus import table
@@ -24,6 +24,7 @@ from layers.link.tap import Tap
 MAC = bytes.fromhex("02005e000002")
 PEER = bytes.fromhex("02005e000001")
 US, THEM = MAC.hex(":"), PEER.hex(":")
+SNAP_IPV4 = bytes.fromhex("aaaa030000000800")
 
 
 def link(wire: str = "", mtu: int = 1500) -> tuple[Core, list[int]]:
@@ -59,6 +60,37 @@ def test_rfc826_arp_packet_goes_to_arp_with_its_padding():
     request = bytes(ARP(op=1, hwsrc=THEM, psrc="10.0.0.1", pdst="10.0.0.2")).ljust(46, b"\0")
     frame = bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=THEM, type=0x0806) / Raw(request))
     assert up(core, frame) == [(table.ARP, table.ARP_IN, request)]
+
+
+@pytest.mark.parametrize("destination", [US, "ff:ff:ff:ff:ff:ff"])
+def test_rfc1042_packets_are_taken_as_those_of_rfc894_are(destination):
+    """RFC 1122 section 2.3.3: intermixed with them."""
+    core, counters = link()
+    packet = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
+    request = ARP(hwtype=6, op=1, hwsrc=THEM, psrc="10.0.0.1", pdst="10.0.0.2")
+    older = [bytes(Dot3(dst=destination, src=THEM) / LLC(dsap=170, ssap=170, ctrl=3) / SNAP(code=code) / content)
+             for code, content in ((0x0800, packet), (0x0806, request))]
+    kind = table.PACKET if destination == US else table.PACKET_GROUP
+    assert up(core, older[0].ljust(60, b"\0"), bytes(Ether(dst=destination, src=THEM) / packet), older[1]) == [
+        (table.IP, kind, bytes(packet)), (table.IP, kind, bytes(packet)), (table.ARP, table.ARP_IN, bytes(request))]
+    assert counters[C.unknown_type] == 0
+
+
+@pytest.mark.parametrize("content", [
+    LLC(dsap=6, ssap=6, ctrl=3) / IP(),  # RFC 948: K1 = 6
+    LLC(dsap=170, ssap=170, ctrl=3) / SNAP(OUI=0xF8, code=0x0800) / IP(),
+    LLC(dsap=170, ssap=170, ctrl=3) / SNAP(code=0x86DD) / Raw(bytes(40)), Raw(b"\xaa\xaa\x03\0\0\0\x08")])
+def test_other_frames_of_ieee_802_3_are_counted(content):
+    core, counters = link()
+    assert up(core, bytes(Dot3(dst=US, src=THEM) / content).ljust(60, b"\0")) == []
+    assert counters[C.unknown_type] == 1
+
+
+@pytest.mark.parametrize("length", [7, 47, 1501])
+def test_a_length_that_cannot_be_is_counted(length):
+    core, counters = link()
+    assert up(core, MAC + PEER + length.to_bytes(2, "big") + SNAP_IPV4 + bytes(38)) == []
+    assert counters[C.unknown_type] == 1
 
 
 @pytest.mark.parametrize(("frame", "counter"), [

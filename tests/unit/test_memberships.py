@@ -152,7 +152,7 @@ def test_a_group_is_joined_on_the_one_interface_however_it_is_named(bench, value
     (BLOCK, mreq_source(), errno.EINVAL), (UNBLOCK, mreq_source(), errno.EINVAL),
     (DROP_SOURCE, mreq_source(), errno.EINVAL), (ADD_SOURCE, mreq_source(group="10.0.0.7"), errno.EINVAL),
     (ADD_SOURCE, mreq(), errno.EINVAL), (ADD_SOURCE, mreq_source() + b"\0", errno.EINVAL),
-    (ADD_SOURCE, mreq_source(interface="192.0.2.1"), errno.ENODEV), (41, mreq_source(), errno.ENOPROTOOPT),
+    (ADD_SOURCE, mreq_source(interface="192.0.2.1"), errno.ENODEV), (50, mreq_source(), errno.ENOPROTOOPT),
     (MULTICAST_IF, b"\0\0\0", errno.EINVAL), (MULTICAST_IF, mreq(index=5), errno.EADDRNOTAVAIL),
     (MULTICAST_IF, std.inet_aton(PEER), errno.EADDRNOTAVAIL), (ALL, 2, errno.EINVAL), (TTL, 256, errno.EINVAL),
 ])  # fmt: skip
@@ -347,6 +347,6 @@ def test_whatever_options_are_set_every_request_is_answered_and_ip_and_udp_agree
     for name, value in steps:
         assert bench.set(handle, name, value) >= 0
     groups = bench.cores[table.SOCKETS]._entries[handle].socket.groups
-    assert bench.cores[table.UDP]._table.sockets[handle].declared.groups == groups
+    assert bench.cores[table.UDP]._sockets.sockets[handle].declared.groups == groups
     stored = [decode_membership(record) for key, record in bench.states[table.IP].items() if key >> 32 == 2]
     assert [membership.groups for membership in stored] == ([groups] if groups else [])

@@ -21,6 +21,7 @@ from bus import offload, table
 from bus.config import CHECKSUM, SEGMENTATION, StackConfig
 from bus.records import (
     DATAGRAM_HEADER,
+    DATAGRAM_OVERHEAD,
     ICMP_ERROR_HEADER,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
@@ -39,6 +40,7 @@ from layers.link.core import Core as Link
 from layers.link.counters import Counters as LinkCounters
 from layers.sockets.core import Core as Sockets
 from layers.sockets.counters import Counters as SocketsCounters
+from layers.sockets.tables import RECEIVE_BUFFER_DEFAULT
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from supervisor.capture import write_poison
@@ -515,12 +517,14 @@ def test_an_application_that_did_not_ask_for_segments_gets_datagrams():
         assert json.loads(listed[0][2])["sockets"][0]["queued"] == 2500 + 3 * 256, "the same, however they came"
 
 
-def test_a_full_buffer_takes_no_segments_and_counts_each():
+def test_a_buffer_takes_as_many_of_the_segments_as_it_has_room_for_and_counts_the_others():
     core, counters = service(True)
     record = HEAD + SEGMENT_SIZE.pack(1000) + bytes(60_000)
-    told = [kind for _ in range(4) for _, kind, _ in core.receive(table.UDP, table.DATAGRAM_SEGMENTS, [record], 0.0)]
-    assert told == [table.DATAGRAM_SEGMENTS] * 2 + [table.CREDIT]
-    assert counters[SocketsCounters.buffer_full] == 2 * 60
+    told = [send for _ in range(4) for send in core.receive(table.UDP, table.DATAGRAM_SEGMENTS, [record], 0.0)]
+    assert [kind for _, kind, _ in told] == [table.DATAGRAM_SEGMENTS] * 3 + [table.CREDIT]
+    fitting = RECEIVE_BUFFER_DEFAULT // (1000 + DATAGRAM_OVERHEAD)
+    assert told[2][2] == record[: len(HEAD) + SEGMENT_SIZE.size + (fitting - 120) * 1000]
+    assert (counters[SocketsCounters.delivered], counters[SocketsCounters.buffer_full]) == (fitting, 240 - fitting)
 
 
 def test_segments_are_for_udp_alone():

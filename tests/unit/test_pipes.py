@@ -52,8 +52,15 @@ class Producer:
         self.memory.words[memory.INCARNATION] = incarnation
         self.queue = Queue(room)
         self.touched: list[Outlet] = []
-        self.outlet = Outlet(self.queue, table.IP, table.UDP, Journal(self.memory), self.memory,
+        self.journal = Journal(self.memory)
+        self.outlet = Outlet(self.queue, table.IP, table.UDP, self.journal, self.memory,
                              memory.SENT + table.UDP, self.touched)
+
+    def ends_turn(self) -> bool:
+        """As bus.node does; True where something waits for room."""
+        self.outlet.pack()
+        self.journal.publish(())
+        return self.outlet.send()
 
     def puts(self, kind: int, *records: bytes) -> None:
         for record in records:
@@ -75,7 +82,7 @@ def test_records_of_one_turn_leave_in_one_frame_for_each_run_of_a_kind(durable):
     producer.puts(DATA, b"1", b"2")
     producer.puts(CONTROL, b"3")
     producer.puts(DATA, b"4")
-    producer.outlet.flush()
+    producer.ends_turn()
     assert parsed(producer.queue) == [(DATA, 1, [b"1", b"2"]), (CONTROL, 2, [b"3"]), (DATA, 3, [b"4"])]
     assert producer.touched[-1] is producer.outlet
     assert producer.counted("bus_frames_out") == 3
@@ -84,7 +91,7 @@ def test_records_of_one_turn_leave_in_one_frame_for_each_run_of_a_kind(durable):
 def test_a_frame_is_bounded_in_records_and_in_octets(durable):
     producer = Producer(durable)
     producer.puts(DATA, *[b"x"] * (pipes.PACK_RECORDS + 1), *[bytes(pipes.PACK_OCTETS // 2)] * 3)
-    producer.outlet.flush()
+    producer.ends_turn()
     assert [len(records) for _, _, records in parsed(producer.queue)] == [pipes.PACK_RECORDS, 2, 2]
 
 
@@ -93,12 +100,10 @@ def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durabl
     records = [NUMBER.pack(number) for number in range(pipes.BACKLOG_RECORDS + 12)]
     for record in records:
         producer.puts(DATA, record)
-        producer.outlet.flush()
-        assert producer.outlet.blocked or len(producer.queue.frames) == 1
+        assert producer.ends_turn() or len(producer.queue.frames) == 1
     assert producer.counted("bus_pipe_full") == 12 - 2  # one is in ZeroMQ, one is packed and next
     producer.queue.room = 1000
-    producer.outlet.flush()
-    assert not producer.outlet.blocked
+    assert not producer.ends_turn()
     sent = parsed(producer.queue)
     assert [record for _, _, frame in sent for record in frame] == records[: pipes.BACKLOG_RECORDS + 2]
     assert max(len(frame) for _, _, frame in sent) == pipes.PACK_RECORDS
@@ -107,13 +112,13 @@ def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durabl
 def test_control_is_never_dropped_and_never_overtakes(durable):
     producer = Producer(durable, room=0)
     producer.puts(DATA, b"a")
-    producer.outlet.flush()
+    producer.ends_turn()
     producer.puts(DATA, b"b")
-    producer.outlet.flush()
+    producer.ends_turn()
     producer.puts(CONTROL, *[b"c"] * 1000)
-    producer.outlet.flush()
+    producer.ends_turn()
     producer.queue.room = 1000
-    producer.outlet.flush()
+    producer.ends_turn()
     sent = [(kind, record) for kind, _, records in parsed(producer.queue) for record in records]
     assert sent == [(DATA, b"a"), (DATA, b"b")] + [(CONTROL, b"c")] * 1000
     assert producer.counted("bus_pipe_full") == 0
@@ -122,15 +127,15 @@ def test_control_is_never_dropped_and_never_overtakes(durable):
 def test_control_that_waits_for_room_survives_its_producer_and_data_that_does_not_is_counted(durable):
     producer = Producer(durable, room=0)
     producer.puts(DATA, b"a")
-    producer.outlet.flush()
+    producer.ends_turn()
     producer.puts(CONTROL, b"b")
-    producer.outlet.flush()
+    producer.ends_turn()
     producer.puts(DATA, b"c", b"d")
-    producer.outlet.flush()
+    producer.ends_turn()
     successor = Producer(durable, incarnation=2)
     pipes.inherit(successor.memory)
     successor.outlet.greet({"done": 0})
-    successor.outlet.flush()
+    successor.ends_turn()
     assert parsed(successor.queue)[1:] == [(DATA, 1, [b"a"]), (CONTROL, 2, [b"b"])]
     assert successor.counted("bus_pipe_full") == 2
 
@@ -276,9 +281,7 @@ class End:
         for outlet in self.touched:
             outlet.pack()
         self.journal.publish([(self.other, self.inlet.done)])
-        for outlet in self.touched:
-            outlet.send()
-        self.touched[:] = {outlet for outlet in self.touched if outlet.blocked}
+        self.touched[:] = {outlet for outlet in self.touched if outlet.send()}
         self.inlet.commit()
         self._settled()
 
@@ -381,7 +384,7 @@ class TwoEnds(RuleBasedStateMachine):
             for which in (0, 1):
                 self.carry(which, 4)
                 self.turn(which, [0] * 6, [], None)
-            if not any(end.outlet.blocked or end.queue.frames or any(end.streams.values()) for end in self.ends):
+            if not any(end.touched or end.queue.frames or any(end.streams.values()) for end in self.ends):
                 return
         raise AssertionError("they never came to rest")
 
@@ -480,10 +483,10 @@ def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
     producer, end = Producer(durable), inlet(durable)
     for number in range(40):
         producer.puts(CONTROL, NUMBER.pack(number) + bytes(60_000))
-        producer.outlet.flush()
+        producer.ends_turn()
     producer.queue.frames.clear()  # they died with the consumer
     producer.outlet.resume(0, 0)
-    producer.outlet.flush()
+    producer.ends_turn()
     (_, _, (greeting,)), *repeated = parsed(producer.queue)
     end.resumed(decode_resume(greeting).first)
     assert all(end.judge(1, sequence) is Verdict.NEXT for _, sequence, _ in repeated)
@@ -504,10 +507,10 @@ def test_the_greetings_are_json_that_any_client_can_read(durable):
 def test_foreign_frames_do_not_confuse_the_repetition(durable):
     producer = Producer(durable)
     producer.puts(DATA, b"x")
-    producer.outlet.flush()
+    producer.ends_turn()
     (frame,) = producer.queue.frames
     assert frame == pack_frame(DATA, table.IP, 1, 1, [b"x"])
     successor = Producer(durable, incarnation=9)
     successor.outlet.greet({"done": 0})
-    successor.outlet.flush()
+    successor.ends_turn()
     assert successor.queue.frames[1] == pack_frame(DATA, table.IP, 9, 1, [b"x"])

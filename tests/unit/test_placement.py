@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
-from supervisor.placement import JOIN_AFTER, SPLIT_AFTER, Balance, Placement
+from supervisor.placement import CROWDED_AFTER, JOIN_AFTER, PAUSE_S, SPLIT_AFTER, Balance, Placement
 
 
-def decisions(balance: Balance, times: int, *sample: float) -> list[str]:
-    return [balance.sample(*sample) for _ in range(times)]
+def decisions(balance: Balance, times: int, *sample: float, now: float = 0.0) -> list[str]:
+    return [balance.sample(now, *sample) for _ in range(times)]
 
 
 def test_a_saturated_core_is_split_only_when_it_stays_saturated():
     balance = Balance()
     assert not any(decisions(balance, SPLIT_AFTER - 1, 1.0, 0.2, 0.8))
-    assert balance.sample(0.5, 0.2, 0.4) == ""
+    assert balance.sample(0.0, 0.5, 0.2, 0.4) == ""
     assert decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.8) == [""] * (SPLIT_AFTER - 1) + ["split"]
     assert balance.split
 
@@ -36,6 +36,22 @@ def test_two_cores_are_joined_again_after_a_while_with_little_to_do():
     decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.9)
     assert decisions(balance, JOIN_AFTER, 0.2, 0.2, 0.2) == [""] * (JOIN_AFTER - 1) + ["join"]
     assert not balance.split
+
+
+def test_half_a_stack_comes_back_from_a_core_that_others_fill_and_stays_for_a_while():
+    balance = Balance()
+    decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.9)
+    assert decisions(balance, CROWDED_AFTER, 0.5, 1.0, 0.9) == [""] * (CROWDED_AFTER - 1) + ["join"]
+    assert not balance.split
+    assert not any(decisions(balance, 20, 1.0, 0.2, 0.9, now=PAUSE_S - 1))
+    assert decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.9, now=PAUSE_S)[-1] == "split"
+
+
+def test_samples_in_a_row_have_to_give_the_same_reason():
+    balance = Balance()
+    decisions(balance, SPLIT_AFTER, 1.0, 0.2, 0.9)
+    assert not any(decisions(balance, JOIN_AFTER - 1, 0.2, 0.2, 0.2))
+    assert balance.sample(0.0, 0.5, 1.0, 0.9) == ""
 
 
 def test_hysteresis_a_load_between_the_two_thresholds_changes_nothing():

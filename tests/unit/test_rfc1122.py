@@ -16,6 +16,7 @@ from scapy.packet import Raw
 
 ME, MY_MAC = "10.0.0.2", "02:00:5e:00:00:02"
 PEER, PEER_MAC = "10.0.0.1", "02:00:5e:00:00:01"
+SECOND = "192.168.7.5"  # in another network, where a test adds it
 FAR, EVERYBODY = "198.51.100.7", "ff:ff:ff:ff:ff:ff"
 PORT, PEER_PORT = 5000, 9
 SECURITY, STREAM_IDENTIFIER = 130, 136
@@ -69,6 +70,31 @@ def test_rfc1122_3_1_a_host_forwards_nothing_and_sends_no_redirect(stack):
     assert stack.dropped("ip") == {"other_destination": 2}
 
 
+def test_rfc1122_3_1_a_host_with_several_addresses_forwards_nothing_either(stack):
+    assert stack.ordered("ip", "address_add", address=f"{SECOND}/24") == {}
+    assert answers(stack, IP(src=PEER, dst="192.168.7.9") / UDP(), IP(src="192.168.7.9", dst="10.0.0.9") / UDP()) == []
+    assert stack.dropped("ip") == {"other_destination": 2}
+
+
+@pytest.mark.parametrize("asked", [ME, SECOND])
+def test_rfc1122_3_3_4_2_each_address_answers_for_itself(stack, asked):
+    """An echo, a timestamp and an error: sections 3.2.2.6, 3.2.2.8."""
+    stack.ordered("ip", "address_add", address=f"{SECOND}/24")
+    stack.passes(10.0)
+    stack.sent()
+    for question, icmp_type in ((ICMP(type=8), 0), (ICMP(type=13), 14), (UDP(dport=4), 3)):
+        (answer,) = answers(stack, IP(src=PEER, dst=asked) / question)
+        assert (answer[IP].src, answer[IP].dst, answer[ICMP].type) == (asked, PEER, icmp_type)
+
+
+def test_rfc1122_3_2_1_3_nothing_is_sent_to_this_network(stack):
+    for address in ("0.0.0.1", "0.255.255.255"):
+        assert stack.declares(1, bind=True, port=PORT, peer=address, peer_port=9).errno == errno.ENETUNREACH
+        stack.declares(2, bind=True, port=PORT + 1)
+        stack.sends(2, b"nowhere", address, 9)
+    assert stack.sent() == []
+
+
 @pytest.mark.parametrize("ttl", [0, 1, 255])
 def test_rfc1122_3_2_1_7_no_packet_for_us_is_too_old(stack, ttl):
     (reply,) = answers(stack, echo(ttl=ttl))
@@ -98,6 +124,13 @@ def test_rfc1122_3_2_1_8_options_that_are_not_understood_are_silently_ignored(st
     assert not stack.dropped("ip")
 
 
+@pytest.mark.parametrize("option", [pack("!BBH", STREAM_IDENTIFIER, 4, 77), b"\x5e\x04ab"])
+def test_rfc1122_3_2_1_8_no_other_option_comes_back_with_an_echo(stack, option):
+    """Only those of section 3.2.2.6; the obsolete stream identifier least of all."""
+    (reply,) = answers(stack, echo(options=IPOption(option)))
+    assert (reply[ICMP].type, reply[IP].ihl) == (0, 5)
+
+
 # -- ICMP --------------------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +139,12 @@ def test_rfc1122_3_2_2_what_no_host_answers_meets_silence(stack, icmp_type):
     """Information and address mask requests among them: sections 3.2.2.7, 3.2.2.9."""
     assert answers(stack, IP(src=PEER, dst=ME) / ICMP(type=icmp_type) / Raw(bytes(8))) == []
     assert sum(stack.dropped("icmp").values()) == 1
+
+
+@pytest.mark.parametrize("tos", [0, 0x1F, 0xFF])
+def test_rfc1122_3_2_2_an_error_has_no_tos(stack, tos):
+    (error,) = answers(stack, IP(src=PEER, dst=ME, tos=tos) / UDP(sport=9, dport=4))
+    assert (error[ICMP].type, error[IP].tos) == (3, 0xC0)  # RFC 1812 section 4.3.2.5: the precedence is 6
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "number"), [

@@ -50,8 +50,7 @@ from bus.table import (
     TRANSMIT,
     inputs,
 )
-from layers.udp import core as udp_core
-from layers.udp import tables
+from layers.udp import output, tables
 from layers.udp.core import Core
 from layers.udp.counters import Counters
 from layers.udp.ports import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS, Claim
@@ -164,6 +163,12 @@ def test_payloads_of_any_length(udp, payload):
     assert record[DATAGRAM_HEADER.size :] == payload
 
 
+def test_rfc768_a_source_port_of_zero_is_none_and_no_fault(udp):
+    udp.bind(3)
+    ((_, _, record),) = udp.packets(packet(sport=0))
+    assert record == DATAGRAM_HEADER.pack(3, octets(PEER), 0, octets(ME), 64, 0) + b"payload"
+
+
 def test_ip_options_are_stepped_over(udp):
     udp.bind(3)
     ((_, _, record),) = udp.packets(packet(ip_fields={"options": [inet.IPOption_Timestamp()]}))
@@ -268,7 +273,7 @@ def test_so_reuseport_spreads_flows_and_each_stays_where_it_is(udp):
     shares = [before.count([handle]) for handle in (1, 2, 3, 4)]
     assert sum(shares) == 400
     assert min(shares) > 60
-    udp.core._table.flows.clear()
+    udp.core._sockets.flows.clear()
     assert [udp.heard_by(sport=port) for port in range(1000, 1400)] == before
     restarted = udp.restarted()
     assert [restarted.heard_by(sport=port) for port in range(1000, 1400)] == before
@@ -317,7 +322,7 @@ def test_the_cache_of_flows_is_bounded(udp, monkeypatch):
     udp.bind(1)
     for port in range(1, 30):
         assert udp.heard_by(sport=port) == [1]
-    assert len(udp.core._table.flows) <= 8
+    assert len(udp.core._sockets.flows) <= 8
 
 
 LOCALS = st.sampled_from(("0.0.0.0", ME, ALIAS))
@@ -398,7 +403,8 @@ def test_what_cannot_be_sent_is_counted(udp):
     assert udp.count("send_no_socket") == 1
     assert udp.send(4) == []
     assert udp.count("send_no_port") == 1
-    assert udp.send(3, FAR) == []
+    ((to, kind, record),) = udp.send(3, FAR)
+    assert (to, kind, ERROR_RECORD.unpack_from(record)[1]) == (SOCKETS, SOCKET_ERROR, errno.ENETUNREACH)
     assert udp.count("send_no_route") == 1
     assert udp.send(3, payload=bytes(65508)) == []
     assert udp.count("send_too_long") == 1
@@ -468,12 +474,37 @@ def test_the_source_follows_a_change_of_routes_at_once(udp):
     assert udp.sent(3)[0]["source"] == octets(OTHER)
 
 
+@pytest.mark.parametrize("declared", [{"local": ALIAS}, {"local": ALIAS, "peer": PEER, "peer_port": 7}])
+@pytest.mark.parametrize("source", ["0.0.0.0", ALIAS])
+def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(udp, declared, source):
+    udp.set(3, bind=True, port=5000, **declared)
+    assert udp.sent(3, source=source)[0]["source"] == octets(ALIAS)
+    without = Routes([(ip(ME), 24)], ANNOUNCED.routes)
+    udp.core.receive(IP, ROUTES, [encode(without)], 0.0)
+    for layer in (udp, udp.restarted()):
+        ((to, kind, record),) = layer.send(3, source=source)
+        assert (to, kind) == (SOCKETS, SOCKET_ERROR)
+        told = ERROR_RECORD.unpack_from(record)
+        assert (told[:3], told[-2:]) == ((3, errno.ENETUNREACH, ORIGIN_LOCAL), (octets(PEER), 7))
+        assert record[ERROR_RECORD.size :] == b"payload"
+        assert layer.sent(3, source=ME)[0]["source"] == octets(ME)  # of the application's choice (IP_PKTINFO)
+        layer.core.receive(IP, ROUTES, [encode(ANNOUNCED)], 0.0)
+        assert layer.sent(3, source=source)[0]["source"] == octets(ALIAS)
+
+
+def test_multicasts_from_an_interface_whose_address_has_gone_are_refused(udp):
+    udp.bind(3, multicast_interface=ip(FAR))
+    ((_, kind, record),) = udp.send(3, "239.1.1.1")
+    assert (kind, ERROR_RECORD.unpack_from(record)[1]) == (SOCKET_ERROR, errno.ENETUNREACH)
+    assert udp.sent(3)[0]["source"] == octets(ME)
+
+
 def test_the_cache_of_headers_is_bounded(udp, monkeypatch):
-    monkeypatch.setattr(udp_core, "PATHS_MAX", 8)
+    monkeypatch.setattr(output, "PATHS_MAX", 8)
     udp.bind(3)
     for port in range(1, 30):
         assert len(udp.send(3, port=port)) == 1
-    assert len(udp.core._paths) <= 8
+    assert len(udp.core._output._paths) <= 8
 
 
 # ---------------------------------------------------------------------- declaring sockets
@@ -491,7 +522,7 @@ def test_an_ephemeral_port_is_chosen_once(udp):
 
 def test_without_a_free_port_bind_is_eaddrinuse_and_connect_eagain(udp):
     for port in range(EPHEMERAL_PORTS):
-        udp.core._table._ports.hold(-port - 1, Claim(0, EPHEMERAL_PORT_MIN + port, 0))
+        udp.core._sockets._ports.hold(-port - 1, Claim(0, EPHEMERAL_PORT_MIN + port, 0))
     assert udp.set(1, bind=True).errno == errno.EADDRINUSE
     assert udp.set(1, peer=PEER, peer_port=7).errno == errno.EAGAIN
 
@@ -619,7 +650,7 @@ def test_closing_is_idempotent_and_leaves_nothing(udp):
     assert udp.send(1) == []
     assert udp.core.receive(SOCKETS, SOCKET_CLOSE, [b"123"], 0.0) == []
     assert udp.count("control_malformed") == 1
-    table = udp.core._table
+    table = udp.core._sockets
     assert not table.sockets
     assert not table._index
     assert not table._at_port

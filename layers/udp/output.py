@@ -1,0 +1,170 @@
+"""The way out: what goes around a payload before it leaves.
+
+Owns the memory of headers that were made before; a change of routes or sockets empties it. A datagram that its socket
+may not send is told to it, with Linux's errno, where the application could not have known (SOCKET_ERROR).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from bus.checksum import checksum
+from bus.config import SEGMENTATION
+from bus.core import CounterWords, Send
+from bus.records import (
+    SEGMENT_SIZE,
+    SEGMENTS_MAX,
+    SEND_HEADER,
+    SEND_TOS_GIVEN,
+    TRANSMIT_BROADCAST,
+    TRANSMIT_HEADER,
+    TRANSMIT_LOOP,
+    TRANSMIT_OF_MTU_DISCOVER,
+    TRANSMIT_PARTIAL,
+)
+from bus.routes import LOOPBACK, RouteTable, is_multicast
+from bus.table import IP, SEND, TRANSMIT, TRANSMIT_SEGMENTS
+from bus.transport import refused
+from layers.udp.counters import Counters
+from layers.udp.joining import joined
+from layers.udp.packet import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
+from layers.udp.tables import Socket
+
+PATHS_MAX = 1 << 15  # SEND headers whose outcome is remembered; then the cache starts afresh
+
+Path = tuple[bytes, int, bool]  # headers to send, what they add to the checksum, whether that is to be partial
+
+
+class Output:
+    """SEND and SEND_SEGMENTS records become TRANSMIT and TRANSMIT_SEGMENTS records."""
+
+    def __init__(self, sockets: dict[int, Socket], counters: CounterWords, offload: tuple[str, ...]) -> None:
+        self._sockets = sockets
+        self._counters = counters
+        self._offload = bool(offload)
+        self._joins = SEGMENTATION in offload  # else it would all be cut again, in ip
+        self._paths: dict[bytes, Path] = {}  # by SEND header
+        self._routes: RouteTable
+
+    def changed(self, routes: RouteTable) -> None:
+        """Routes or sockets are not what they were."""
+        self._routes = routes
+        self._paths.clear()
+
+    def send(self, records: list[bytes]) -> list[Send]:
+        """SEND records."""
+        if not self._joins or len(records) == 1:
+            return self._send(records)
+        sends: list[Send] = []
+        for kind, some in joined(records):
+            sends += self._send(some) if kind == SEND else self.send_segments(some)
+        return sends
+
+    def _send(self, records: list[bytes]) -> list[Send]:
+        # The hot path out: 1 us for a small datagram. All of its headers but length and checksum depend on nothing but
+        # the SEND header, so that is what their cache goes by.
+        path_of, pack = self._paths.get, LENGTH_CHECKSUM.pack
+        sends: list[Send] = []
+        refusals: list[Send] = []
+        for record in records:
+            header = record[: SEND_HEADER.size]
+            path = path_of(header) or self._path(header, record, refusals)
+            if path is None:
+                continue
+            headers, initial, partial = path
+            payload = record[SEND_HEADER.size :]
+            length = len(payload) + HEADER_OCTETS
+            if length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS:
+                self._counters[Counters.send_too_long] += 1
+                continue
+            # RFC 768: the length counts twice, once in the pseudo header; a sum of zero is sent as all ones. A partial
+            # one is the pseudo header's alone, whatever the payload.
+            total = (initial + length) % 65535 if partial else checksum(payload, initial + 2 * length)
+            total = total or 0xFFFF
+            sends.append((IP, TRANSMIT, headers + pack(length, total) + payload))
+        self._counters[Counters.sends] += len(records)
+        self._counters[Counters.packets_out] += len(sends)
+        return sends + refusals if refusals else sends
+
+    def send_segments(self, records: list[bytes]) -> list[Send]:
+        """SEND_SEGMENTS records: one segment each that the way out cuts, or as many SENDs where that does no sums."""
+        sends: list[Send] = []
+        start = SEND_HEADER.size + SEGMENT_SIZE.size
+        for record in records:
+            header, payload = record[: SEND_HEADER.size], record[start:]
+            size = SEGMENT_SIZE.unpack_from(record, SEND_HEADER.size)[0] if payload else 0
+            length = len(payload) + HEADER_OCTETS
+            if not size or len(payload) > size * SEGMENTS_MAX or length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS:
+                self._refuse_send(Counters.send_too_long if size else Counters.send_malformed)
+                continue
+            path = self._paths.get(header) or self._path(header, header + payload[:size], sends)
+            if path is None:
+                continue
+            headers, initial, partial = path
+            if size >= len(payload) or not partial:
+                cut = [header + payload[at : at + size] for at in range(0, len(payload), size)]
+                sends += self._send(cut)
+                continue
+            total = (initial + length) % 65535 or 65535
+            segment = b"".join((SEGMENT_SIZE.pack(size), headers, LENGTH_CHECKSUM.pack(length, total), payload))
+            sends.append((IP, TRANSMIT_SEGMENTS, segment))
+            count = -(-len(payload) // size)
+            self._counters[Counters.sends] += count
+            self._counters[Counters.packets_out] += count
+        return sends
+
+    def _path(self, header: bytes, record: bytes, refusals: list[Send]) -> Path | None:
+        """What `_paths` remembers, for the SEND header of `record`; None: dropped and counted."""
+        if len(header) < SEND_HEADER.size:
+            return self._refuse_send(Counters.send_malformed)
+        handle, to, port, source, ttl, tos, flags = SEND_HEADER.unpack(header)
+        socket = self._sockets.get(handle)
+        if socket is None:
+            return self._refuse_send(Counters.send_no_socket)
+        if not socket.port:
+            return self._refuse_send(Counters.send_no_port)
+        destination = int.from_bytes(to, "big")
+        if not port:
+            if not socket.peer:
+                return self._refuse_send(Counters.send_no_destination)
+            destination, port = socket.peer, socket.declared.peer_port
+        destination = destination or socket.address or LOOPBACK  # Linux: 0.0.0.0 is this host
+        origin = self._source(socket, int.from_bytes(source, "big"), destination)
+        if origin is None:
+            # Linux, ip_route_output_key_hash: no way there, or not from an address that is no longer ours
+            data = record[SEND_HEADER.size :]
+            refusals.append(refused(handle, errno.ENETUNREACH, destination.to_bytes(4, "big"), port, data))
+            return self._refuse_send(Counters.send_no_route)
+        declared = socket.declared
+        multicast = is_multicast(destination)
+        # RFC 1112 section 6.1: multicasts have a TTL of their own.
+        ttl = ttl or (declared.multicast_ttl if multicast else declared.ttl)
+        tos = tos if flags & SEND_TOS_GIVEN else declared.tos
+        transmit_flags = TRANSMIT_OF_MTU_DISCOVER[declared.mtu_discover]
+        transmit_flags |= TRANSMIT_BROADCAST if declared.broadcast else 0
+        transmit_flags |= TRANSMIT_LOOP if multicast and declared.multicast_loop else 0
+        # What stays in the host, or goes out where the TAP's other end does the sums, needs the pseudo header's only.
+        partial = self._offload or self._routes.is_local(destination)
+        transmit_flags |= TRANSMIT_PARTIAL if partial else 0
+        source, to = origin.to_bytes(4, "big"), destination.to_bytes(4, "big")
+        headers = TRANSMIT_HEADER.pack(source, to, PROTOCOL, ttl, tos, transmit_flags) + PORTS.pack(socket.port, port)
+        if len(self._paths) >= PATHS_MAX:
+            self._paths.clear()
+        added = flow_sum(origin, destination, 0, 0) if partial else flow_sum(origin, destination, socket.port, port)
+        path = self._paths[header] = headers, added, partial
+        return path
+
+    def _refuse_send(self, counter: int) -> None:
+        self._counters[counter] += 1
+
+    def _source(self, socket: Socket, wanted: int, destination: int) -> int | None:
+        """None: there is no way, or what it is bound to is not (any longer) ours."""
+        # RFC 1122 section 4.1.3.5: the application may choose the source; what is not ours is not sent.
+        if wanted and self._routes.is_local(wanted):
+            return wanted
+        named = 0 if self._routes.is_group(socket.address) else socket.address
+        if not named and is_multicast(destination):
+            named = socket.declared.multicast_interface  # RFC 1112 section 6.1
+        if named:
+            return named if self._routes.is_local(named) else None
+        return self._routes.source_for(destination)

@@ -1,0 +1,155 @@
+"""Datagrams joined on the way in (link) and on the way out (udp): what comes out stands for what went in."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, UDP, IPOption_NOP
+from scapy.packet import Raw
+from test_offload import EVERYTHING, MAC, ME, PARTIAL, PEER, PEER_MAC, PLAIN, config, partial, payload_of, summed_anew
+
+from bus import offload, table
+from bus.records import SEGMENT_SIZE, SEGMENTS_MAX, SEND_HEADER, SUPER_HEADER
+from layers.link.core import Core as Link
+from layers.link.counters import Counters as LinkCounters
+from layers.udp.joining import joined
+from layers.udp.packet import PAYLOAD_OCTETS_MAX
+
+HEAD = MAC + PEER_MAC + b"\x08\x00"
+
+
+def frame(payload: bytes, number: int = 0, sport: int = 9, **fields) -> bytes:
+    """A datagram as the kernel hands it over that was sent by a program on its side of the TAP."""
+    packet = bytes(IP(src=PEER, dst=ME, id=number, **fields) / UDP(sport=sport, dport=7) / Raw(payload))
+    return PARTIAL + HEAD + partial(packet)
+
+
+def up(frames: list[bytes]) -> list[tuple[int, bytes]]:
+    """What link tells ip of frames that were read together: (kind, record)."""
+    link = Link(config(*EVERYTHING), {}, LinkCounters.new(), random.Random(1))
+    return [(kind, record) for _, kind, record in link.receive(table.MEDIUM, table.ETHERNET, frames, 0.0)]
+
+
+def wire(kind: int, record: bytes) -> list[bytes]:
+    """The packets that a record stands for, as a wire would carry them."""
+    if kind == table.PACKET_SEGMENTS:
+        return offload.packets(record[SUPER_HEADER.size :], SUPER_HEADER.unpack_from(record)[0])
+    return [offload.settled(record)]
+
+
+def essence(packet: bytes) -> tuple[bytes, ...]:
+    """Of a packet, what nobody may change: all but identification, and the checksum over it."""
+    return packet[:4], packet[6:10], packet[12:]
+
+
+def test_datagrams_of_one_flow_go_up_as_one():
+    frames = [frame(payload_of(64), number) for number in range(5)]
+    [(kind, record)] = up(frames)
+    assert kind == table.PACKET_SEGMENTS
+    assert SUPER_HEADER.unpack_from(record) == (64, 0)
+    whole = IP(record[SUPER_HEADER.size :])
+    assert (whole.len, whole[UDP].len) == (20 + 8 + 5 * 64, 8 + 5 * 64)
+    assert bytes(whole) == partial(summed_anew(bytes(whole))), "lengths, header checksum and partial sum are right"
+
+
+def test_a_frame_that_is_alone_goes_up_as_it_is():
+    only = frame(b"data")
+    assert up([only]) == [(table.PACKET_CHECKED, only[24:])]
+    other = frame(b"data", sport=10)
+    assert up([only, other]) == [(table.PACKET_CHECKED, only[24:]), (table.PACKET_CHECKED, other[24:])]
+
+
+def test_what_differs_is_not_joined():
+    base = frame(b"data", 1)
+    for fields in ({"ttl": 3}, {"tos": 4}, {"flags": "DF"}, {"sport": 10}, {"options": IPOption_NOP()}):
+        other = frame(b"data", 2, **fields)
+        assert up([base, other]) == [(table.PACKET_CHECKED, each[24:]) for each in (base, other)], fields
+    longer = frame(b"longer", 2)
+    assert [kind for kind, _ in up([base, longer])] == [table.PACKET_CHECKED] * 2
+
+
+def test_rfc1122_3_2_1_2_a_wrong_header_checksum_is_left_for_ip_to_see():
+    frames = [frame(b"data", number) for number in range(3)]
+    for at in range(3):
+        wrong = frames[at][:34] + bytes([frames[at][34] ^ 1]) + frames[at][35:]
+        records = up([*frames[:at], wrong, *frames[at + 1 :]])
+        assert (table.PACKET_CHECKED, wrong[24:]) in records, "alone, as it came"
+
+
+def test_a_fragment_does_not_overtake_what_was_sent_before_it():
+    before = frame(b"data", 1)
+    fragment = PLAIN + HEAD + bytes(IP(src=PEER, dst=ME, id=2, proto=17, flags="MF") / Raw(bytes(64)))
+    after = frame(b"data", 3)
+    kinds = [kind for kind, _ in up([before, before, fragment, after])]
+    assert kinds == [table.PACKET_SEGMENTS, table.PACKET, table.PACKET_CHECKED]
+
+
+def test_rfc791_3_1_a_super_packet_is_no_longer_than_a_packet_can_be():
+    frames = [frame(bytes(1472), number) for number in range(64)]
+    records = up(frames)
+    assert [kind for kind, _ in records] == [table.PACKET_SEGMENTS] * 2
+    assert all(len(record) - SUPER_HEADER.size <= 65535 for _, record in records)
+    assert sum(len(wire(*each)) for each in records) == 64
+
+
+FRAMES = st.lists(
+    st.tuples(
+        st.sampled_from([0, 1, 5, 64, 65]),  # octets of payload
+        st.sampled_from([9, 10]),  # source port
+        st.sampled_from([{}, {}, {}, {"ttl": 3}, {"flags": "MF"}, {"frag": 7}, {"options": IPOption_NOP()}]),
+        st.sampled_from([0, 0, 0, 3]),  # octets behind the packet
+        st.sampled_from([PARTIAL, PARTIAL, PLAIN]),
+    ),
+    max_size=70,
+)
+
+
+@settings(deadline=None)
+@given(FRAMES)
+def test_each_flow_s_packets_come_out_as_they_went_in(drawn):
+    frames = []
+    for number, (size, sport, fields, padding, head) in enumerate(drawn):
+        whole = frame(number.to_bytes(2, "big")[:size] + bytes(max(0, size - 2)), number, sport, **fields)
+        whole = head + (whole[10:] if head == PARTIAL else HEAD + offload.settled(whole[24:]))
+        frames.append(whole + bytes(padding))
+    went_in, came_out = defaultdict(list), defaultdict(list)
+    for each in frames:
+        packet = offload.settled(each[24:])
+        went_in[packet[12:24]].append(essence(packet))
+    for kind, record in up(frames):
+        for packet in wire(kind, record):
+            came_out[packet[12:24]].append(essence(packet))
+    assert came_out == went_in
+
+
+# -- on the way out ----------------------------------------------------------------------------------------------------
+
+HEADERS = [SEND_HEADER.pack(handle, bytes(4), 7, bytes(4), 0, 0, 0) for handle in (1, 2)]
+RECORDS = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from([b"", b"a", b"bc", b"de", bytes(30000)])))
+
+
+@given(RECORDS)
+def test_records_joined_stand_for_the_same_datagrams_in_the_same_order(drawn):
+    given_records = [header + payload for header, payload in drawn]
+    back = []
+    for kind, records in joined(given_records):
+        for record in records:
+            if kind == table.SEND:
+                back.append(record)
+                continue
+            header, rest = record[: SEND_HEADER.size], record[SEND_HEADER.size + SEGMENT_SIZE.size :]
+            (size,) = SEGMENT_SIZE.unpack_from(record, SEND_HEADER.size)
+            assert size < len(rest) <= min(PAYLOAD_OCTETS_MAX, size * SEGMENTS_MAX)
+            assert len(rest) % size == 0
+            back += [header + rest[at : at + size] for at in range(0, len(rest), size)]
+    assert back == given_records
+
+
+def test_a_run_is_one_record():
+    run = [HEADERS[0] + bytes([number]) * 64 for number in range(5)]
+    [(kind, [record])] = joined(run)
+    assert kind == table.SEND_SEGMENTS
+    assert record == HEADERS[0] + SEGMENT_SIZE.pack(64) + b"".join(each[SEND_HEADER.size :] for each in run)
