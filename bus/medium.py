@@ -20,6 +20,9 @@ class Medium(Protocol):
     def read(self, batch: Batch) -> list[bytes]:
         """The frames that are there, as many as a batch holds, and they are kept there; empty: none."""
 
+    def length(self, octets: memoryview) -> int:
+        """Of the frame at the beginning of `octets`, that `read` put there and did not count; 0: cannot be told."""
+
     def write(self, frame: bytes) -> None:
         """Send one frame, now or at `flush`, or drop it where the medium is full."""
 

@@ -36,7 +36,7 @@ TICK_S = 0.1  # the longest wait: life signs come at least this often
 TICK_MS = TICK_S * 1000
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
-MEDIUM_PATIENCE_S = 0.02  # so long the medium is not read while something waits for room in a pipe
+MEDIUM_PATIENCE_S = 0.1  # so long the medium is not read while something waits for room in a pipe
 
 
 class Node:
@@ -276,7 +276,9 @@ class Node:
 
     def _batch_in_hand(self) -> list[bytes]:
         """What the former incarnation had taken from the medium and not worked off."""
-        number, frames = self._batch.left()
+        if self._medium is None:
+            return []
+        number, frames = self._batch.left(self._medium.length)
         if number <= self._batches.done:
             self._batch.close()
             return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 HEADER_OCTETS = 14  # destination (6), source (6), EtherType (2, network order)
 MAC_OCTETS = 6
+ARP_OCTETS = 28  # RFC 826, for Ethernet and IPv4
 PAYLOAD_MIN_OCTETS = 46  # RFC 894: data is padded to 46 octets on a real Ethernet
 TYPE_IPV4 = b"\x08\x00"  # RFC 894
 TYPE_ARP = b"\x08\x06"  # RFC 826

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from bus import memory
-from bus.batch import OCTETS_MAX, Batch
+from bus.batch import BLANK, OCTETS_MAX, Batch
 from bus.core import CounterWords
+from layers.link import packet, vnet
 from layers.link.counters import Counters as C
 
 READ_OCTETS = 65536 + 64
@@ -20,7 +21,8 @@ class Tap:
     edge_triggered = False
     writes_through = True
 
-    def __init__(self, descriptor: int, counters: CounterWords) -> None:
+    def __init__(self, descriptor: int, counters: CounterWords, offload: bool = False) -> None:
+        self._head = vnet.HEADER_OCTETS if offload else 0
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._counters = counters
@@ -36,7 +38,9 @@ class Tap:
         start = count = 0
         try:
             while count < BATCH_FRAMES and start < BATCH_OCTETS:
-                ends[count] = end = start + read(descriptor, (octets[start : start + READ_OCTETS],))
+                end = start + read(descriptor, (octets[start : start + READ_OCTETS],))
+                octets[end : end + len(BLANK)] = BLANK
+                ends[count] = end
                 count += 1
                 words[memory.BATCH_FRAMES] = count
                 frames.append(bytes(octets[start:end]))
@@ -44,6 +48,17 @@ class Tap:
         except OSError:
             pass  # EAGAIN: that was all; EIO, EBADFD: the interface is down for the moment
         return frames
+
+    def length(self, octets: memoryview) -> int:
+        """By what the frame says of itself; of a type that link drops anyway: 0."""
+        start = self._head + packet.HEADER_OCTETS
+        kind = bytes(octets[start - 2 : start])
+        if kind == packet.TYPE_IPV4:
+            return start + int.from_bytes(octets[start + 2 : start + 4], "big")  # RFC 791 section 3.1: total length
+        if kind == packet.TYPE_ARP:
+            return start + packet.ARP_OCTETS
+        octets_said = int.from_bytes(kind, "big")
+        return start + octets_said if octets_said <= packet.LENGTH_MAX else 0
 
     def write(self, frame: bytes) -> None:
         """Give one frame to the kernel, which takes or drops it at once."""

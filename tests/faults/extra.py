@@ -95,7 +95,8 @@ class Ticks:
 
 def far(folder: Path, address: str, board: Switchboard) -> None:
     """The far host: an echo, in a network namespace that the lab joins to the kernel's end by this process's pid."""
-    (folder / NAMESPACE).write_text(str(os.getpid()))
+    (folder / "pid").write_text(str(os.getpid()))
+    (folder / "pid").rename(folder / NAMESPACE)  # which is there once it is written
     endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
     endpoint.bind(("0.0.0.0", FAR_ECHO_PORT))
     endpoint.setsockopt(kernel.IPPROTO_IP, IP_MTU_DISCOVER, 0)

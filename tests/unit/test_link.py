@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
 import pytest
+from durable import Killed
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
@@ -161,13 +163,13 @@ def test_any_octets_are_passed_on_or_counted(frames):
 # -- the TAP -------------------------------------------------------------------------------------------------------
 
 
-def socket_as_tap() -> tuple[Tap, socket.socket, list[int]]:
+def socket_as_tap(offload: bool = False) -> tuple[Tap, socket.socket, list[int]]:
     """A socket that keeps frames apart, as a TAP does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     theirs.setblocking(False)
     counters = C.new()
-    return Tap(ours.detach(), counters), theirs, counters
+    return Tap(ours.detach(), counters, offload), theirs, counters
 
 
 @pytest.mark.parametrize(("octets", "count"), [(60, 200), (1514, 80), (65535, 4), (32000, 8)])
@@ -184,7 +186,7 @@ def test_tap_batch_is_kept_and_loses_nothing(durable, octets, count):
     seen = []
     batch = Batch(durable.map())
     while frames := tap.read(batch):
-        assert Batch(durable.map()).left()[1] == frames  # what a successor would find
+        assert Batch(durable.map()).left(tap.length)[1] == frames  # what a successor would find
         batch.close()
         seen += frames
     assert [int.from_bytes(frame[:2], "big") for frame in seen] == list(range(sent))
@@ -198,3 +200,41 @@ def test_tap_counts_what_the_kernel_refuses():
     kernel.close()
     tap.write(b"frame")
     assert counters[C.medium_refused] == 1
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("content", [
+    Ether(dst=US, src=THEM) / IP(src="10.0.0.1", dst="10.0.0.2") / Raw(b"x" * 300),
+    Ether(dst=US, src=THEM) / ARP(), Dot3(dst=US, src=THEM, len=5) / Raw(b"abcde")], ids=["IPv4", "ARP", "802.3"])
+def test_a_frame_that_was_read_and_not_counted_is_found_after_a_death(durable, monkeypatch, content, offload):
+    tap, kernel, _ = socket_as_tap(offload)
+    frame = bytes(10 * offload) + bytes(content)
+    read = os.readv
+
+    def killed_behind(descriptor, buffers):
+        read(descriptor, buffers)
+        raise Killed
+
+    for first in (b"", frame, frame + b"more"):  # what the batch before left in this memory
+        batch = Batch(durable.map())
+        if first:
+            batch.keep([first, first])
+            batch.close()
+        batch.open(7)
+        kernel.send(frame)
+        monkeypatch.setattr(os, "readv", killed_behind)
+        with pytest.raises(Killed):
+            tap.read(batch)
+        monkeypatch.undo()
+        assert Batch(durable.map()).left(tap.length) == (7, [frame])
+        batch.open(8)
+        assert Batch(durable.map()).left(tap.length) == (8, [])
+    kernel.close()
+
+
+@given(st.binary(max_size=40))
+def test_any_octets_have_a_length_or_none(octets):
+    tap, kernel, _ = socket_as_tap()
+    assert tap.length(memoryview(octets)) >= 0
+    os.close(tap.fileno())
+    kernel.close()
