@@ -109,12 +109,8 @@ def test_rfc768_no_checksum_is_left_alone():
 
 
 def test_rfc768_a_sum_of_zero_becomes_all_ones():
-    for number in range(65536):
-        whole = datagram(number.to_bytes(2, "big"))
-        if whole[26:28] == b"\xff\xff":
-            break
-    else:
-        raise AssertionError("some payload must give that checksum")
+    whole = datagram(datagram(bytes(2))[26:28])  # what a sum lacks to all ones, in place of the zeros that it was over
+    assert whole[26:28] == b"\xff\xff"
     assert offload.settled(partial(whole)) == whole
 
 
