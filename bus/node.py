@@ -214,8 +214,9 @@ class Node:
         if sequence == 0:
             self._greeted(inlet, kind, incarnation, records, now)
             return
-        verdict = inlet.judge(incarnation, sequence)
-        if verdict is not _NEXT:
+        if incarnation == inlet.incarnation and sequence == inlet.done + 1:  # as a rule: saves a call
+            inlet.done = sequence
+        elif (verdict := inlet.judge(incarnation, sequence)) is not _NEXT:
             counters[verdict.value] += 1
             return
         if kind not in inlet.kinds:

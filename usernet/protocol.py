@@ -42,6 +42,8 @@ SEND_TOS_GIVEN = 1  # SEND_HEADER.flags: take TOS from the record, not the socke
 CREDIT_TOTAL = 1 << 31
 DATAGRAM_OVERHEAD = 256  # octets of receive buffer that a queued datagram costs beside its payload
 
+_HEADER_AND_LENGTH = Struct("<BBHIQQI")  # and that of the first record
+_LONE_RECORD = _HEADER_AND_LENGTH.size
 _lengths = [Struct(f"<{count}I") for count in range(MAX_RECORDS + 1)]
 
 
@@ -57,10 +59,10 @@ class FrameError(ValueError):
 def pack_frame(kind: int, sender: int, incarnation: int, sequence: int, records: Sequence[bytes]) -> bytes:
     """One frame out of 0 to MAX_RECORDS records."""
     count = len(records)
-    head = HEADER.pack(VERSION, kind, count, incarnation, sender, sequence)
     if count == 1:
         record = records[0]
-        return head + _lengths[1].pack(len(record)) + record
+        return _HEADER_AND_LENGTH.pack(VERSION, kind, 1, incarnation, sender, sequence, len(record)) + record
+    head = HEADER.pack(VERSION, kind, count, incarnation, sender, sequence)
     return b"".join((head, _lengths[count].pack(*map(len, records)), *records))
 
 
@@ -72,15 +74,18 @@ def with_incarnation(frame: bytes, incarnation: int) -> bytes:
 def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
     """(kind, incarnation, sender, sequence, records) of a frame; FrameError for anything else."""
     try:
+        version, kind, count, incarnation, sender, sequence, length = _HEADER_AND_LENGTH.unpack_from(frame)
+        if count == 1 and version == VERSION:  # a lone record: most frames while little is going on
+            record = frame[_LONE_RECORD:]
+            if len(record) != length:
+                raise FrameError("record length does not match the frame")
+            return kind, incarnation, sender, sequence, [record]
+    except StructError:
+        pass  # no records, or no frame
+    try:
         version, kind, count, incarnation, sender, sequence = HEADER.unpack_from(frame)
         if version != VERSION:
             raise FrameError(f"version {version}, expected {VERSION}")
-        if count == 1:
-            (length,) = _lengths[1].unpack_from(frame, HEADER_OCTETS)
-            records = [frame[HEADER_OCTETS + 4 :]]
-            if len(records[0]) != length:
-                raise FrameError("record length does not match the frame")
-            return kind, incarnation, sender, sequence, records
         if count > MAX_RECORDS:
             raise FrameError(f"{count} records, at most {MAX_RECORDS}")
         lengths = _lengths[count].unpack_from(frame, HEADER_OCTETS)
