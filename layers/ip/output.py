@@ -1,7 +1,7 @@
 """The way out: from a transport's segment to packets whose next hop is resolved.
 
-Owns flows (what is the same for all packets with one TRANSMIT_HEADER), identification numbers, and the packets that
-wait for a neighbour's address. Forgets the waiting packets in a crash.
+Owns flows (what is the same for all packets with one TRANSMIT_HEADER) and the packets that wait for a neighbour's
+address. Forgets both in a crash.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from layers.ip.complaints import (
 from layers.ip.counters import Counters as C
 from layers.ip.fragments import split
 from layers.ip.groups import Groups
+from layers.ip.identification import Identifications, Series
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
 from layers.ip.routing import Routing
 from layers.ip.uppers import Uppers, copy_of
 
-IDENTIFICATION_KEY = 1  # in durable state
-IDENTIFICATION_BLOCK = 4096  # numbers reserved by one write to durable state
 FLOWS_MAX = 4096
 NOBODY = Neighbor(b"")  # the next hop of what loops and goes no further
 BROADCAST_MAC = b"\xff" * 6
@@ -47,12 +46,13 @@ class Flow:
     """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
 
     __slots__ = ("crafted", "dont_fragment", "end", "kind_out", "kind_up", "loops", "may_fragment", "middle",
-                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "start", "template", "template_sum",
-                 "upper")
+                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "series", "start", "template",
+                 "template_sum", "upper")
 
-    def __init__(self, template: bytes, flags: int, dont_fragment: bool, upper: int | None, neighbor: Neighbor | None,
-                 loops: bool, mtu_octets: int) -> None:
+    def __init__(self, template: bytes, series: Series, flags: int, dont_fragment: bool, upper: int | None,
+                 neighbor: Neighbor | None, loops: bool, mtu_octets: int) -> None:
         self.template = template
+        self.series = series  # of identification numbers
         self.template_sum = packet.header_sum(template)
         self.start, self.middle, self.end = packet.parts(template)
         self.dont_fragment = dont_fragment
@@ -79,20 +79,16 @@ class Output:
         self._groups = groups
         self._uppers = uppers
         self._offload = offload
-        self._state = state
         self._counters = counters
         self._neighbors = Neighbors(state, counters)
         self._flows: dict[bytes, Flow] = {}
         self._destinations: set[bytes] = set()  # those of all flows since both started afresh
-        self._identification = rng.randrange(65536)
-        self._identifications_left = 0  # of the block that is reserved
+        self._identifications = Identifications(state, rng)
 
     def start(self) -> None:
         """Go on behind the numbers that were used, and with the neighbours that were known."""
         self._neighbors.start()
-        number = self._state.get(IDENTIFICATION_KEY)
-        if number:
-            self._identification = int.from_bytes(number, "little")
+        self._identifications.start()
 
     def sends_to(self, destination: bytes) -> bool:
         """Whether anything was sent there of late."""
@@ -116,7 +112,7 @@ class Output:
             if length > flow.plain_octets:
                 sent += self._transmit_otherwise(flow, record, now, sends)
                 continue
-            identification = 0 if flow.dont_fragment else self._next_identification()  # RFC 6864 section 4.1
+            identification = 0 if flow.dont_fragment else flow.series.next(now)  # RFC 6864 section 4.1
             total = (flow.template_sum + length + identification) % 65535 or 65535
             built = pack(flow.start, length, identification, flow.middle, 65535 - total, flow.end) + record[12:]
             neighbor = flow.neighbor
@@ -163,11 +159,7 @@ class Output:
         if neighbor is not None and (neighbor.mac is None or SEGMENTATION not in self._offload):
             return False
         count = -(-(length - headers_octets) // size)
-        identification = 0
-        if not flow.dont_fragment:
-            identification = self._next_identification()
-            for _ in range(count - 1):  # whoever cuts it gives each datagram the next
-                self._next_identification()
+        identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each datagram gets the next
         header = packet.finish_header(flow.template, flow.template_sum, length, identification)
         segment = request[TRANSMIT_OCTETS:]
         if neighbor is None:
@@ -201,7 +193,7 @@ class Output:
             self._counters[C.over_length] += 1
             return 0
         too_long = length > flow.mtu_octets
-        identification = 0 if flow.dont_fragment and not too_long else self._next_identification()
+        identification = 0 if flow.dont_fragment and not too_long else flow.series.next(now)
         built = packet.header_with_options(flow.template, options, length, identification) + segment
         if too_long and not flow.may_fragment:
             self._counters[C.over_mtu] += 1
@@ -225,7 +217,7 @@ class Output:
         if len(given) > packet.LENGTH_MAX:
             counters[C.over_length] += 1
             return 0
-        built = packet.completed(given, flow.template[12:16], self._next_identification())
+        built = packet.completed(given, flow.template[12:16], flow.series.next(now))
         if len(given) > flow.mtu_octets:
             counters[C.over_mtu] += 1
             sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
@@ -263,17 +255,6 @@ class Output:
         sends.append((table.LINK, table.PACKET_OUT, mac + built))
         return 1
 
-    def _next_identification(self) -> int:
-        # RFC 791 section 3.2: numbers must not repeat while a packet may live; a block is reserved before it is used,
-        # and a restart goes on behind it
-        if not self._identifications_left:
-            self._identifications_left = IDENTIFICATION_BLOCK
-            end = (self._identification + IDENTIFICATION_BLOCK) & 0xFFFF
-            self._state[IDENTIFICATION_KEY] = end.to_bytes(2, "little")
-        self._identifications_left -= 1
-        self._identification = (self._identification + 1) & 0xFFFF
-        return self._identification
-
     # -- flows -----------------------------------------------------------------------------------------------------
 
     def _new_flow(self, key: bytes, record: bytes, sends: list[Send]) -> Flow | None:
@@ -289,11 +270,11 @@ class Output:
         elif source not in self._routing.own and source[0] != 127:
             self._counters[C.bad_transmit] += 1
             return None
-        upper = UPPER.get(protocol)
+        upper, series = UPPER.get(protocol), self._identifications.series(source, destination, protocol)
         dont_fragment = bool(flags & formats.TRANSMIT_DONT_FRAGMENT)
         if routes.is_local(to):
             template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
+            flow = Flow(template, series, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
         else:
             way = self._way(to, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
@@ -314,7 +295,7 @@ class Output:
             # What is left of DF on a path that carries less than we are willing to send: see paths.Path.
             dont_fragment = dont_fragment and not (capped and flags & formats.TRANSMIT_MAY_FRAGMENT)
             template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
+            flow = Flow(template, series, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
         if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
             self._flows.clear()
             self._destinations.clear()
