@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
                     "host of the network)")
     up.add_argument("--mac", metavar="M", help="the stack's MAC address (default: random)")
     up.add_argument("--mtu", type=int, metavar="N", help="octets (default 1500)")
+    up.add_argument("--ttl", type=int, metavar="N", help="time to live of packets whose sender sets none (default 64)")
     up.add_argument("--tap", metavar="DEV", help="name of the TAP interface (default tap0)")
     up.add_argument("--wire", metavar="W", help="join this virtual wire instead of a TAP; needs no kernel feature")
     up.add_argument("--dns", metavar="A[,B]", help="name servers, for what applications ask by name")

@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from bus.config import TTL_DEFAULT
 from usernet.protocol import (  # noqa: F401  (shared with applications)
     CREDIT_RECORD,
     CREDIT_TOTAL,
@@ -119,7 +120,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     reuse_address: bool = False
     reuse_port: bool = False
     broadcast: bool = False
-    ttl: int = 64
+    ttl: int = TTL_DEFAULT
     tos: int = 0
     multicast_ttl: int = 1
     mtu_discover: Annotated[int, msgspec.Meta(ge=0, le=MTU_DISCOVER_MAX)] = 1  # ip(7), IP_MTU_DISCOVER: WANT

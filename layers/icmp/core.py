@@ -25,7 +25,6 @@ from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
 
-TTL = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ERROR_PRECEDENCE = 0xC0  # RFC 1812 section 4.3.2.5: internetwork control
 ERROR_TOS_MASK = 0x1C  # the rest of an error's TOS is the packet's, as on Linux, but never its ECN bits (RFC 3168)
 MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
@@ -53,6 +52,7 @@ class Core(DirectTransport[PingSockets]):
         self._limits = ErrorLimits()
         self._epoch = config.epoch
         self._now = 0.0  # of the call in hand
+        self._ttl = config.ttl
         self._raw_booted = "raw" in config.layers
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers |= {
@@ -86,7 +86,7 @@ class Core(DirectTransport[PingSockets]):
             icmp_type = message[0]
             if icmp_type == wire.ECHO_REQUEST:
                 # RFC 1122 section 3.2.2.6: with all the data
-                sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + wire.echo_reply(message)))
+                sends.append((IP, table.TRANSMIT, _reply_header(packet, offset, self._ttl) + wire.echo_reply(message)))
                 counters[Counters.echo_replies_sent] += 1
             elif icmp_type == wire.ECHO_REPLY:
                 self._echo_reply(packet, message, sends)
@@ -105,7 +105,7 @@ class Core(DirectTransport[PingSockets]):
             return
         self.counters[Counters.timestamp_replies_sent] += 1
         reply = wire.timestamp_reply(message, self._now + self._epoch)
-        sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + reply))
+        sends.append((IP, table.TRANSMIT, _reply_header(packet, offset, self._ttl) + reply))
 
     def _group_packets(self, packets: list[bytes]) -> list[Send]:
         # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and
@@ -212,7 +212,7 @@ class Core(DirectTransport[PingSockets]):
                 continue
             counters[Counters.errors_sent] += 1
             tos = packet[1] & ERROR_TOS_MASK | ERROR_PRECEDENCE
-            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, tos, MAY_FRAGMENT)
+            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, self._ttl, tos, MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
         return sends
@@ -259,7 +259,7 @@ class Core(DirectTransport[PingSockets]):
         return 0
 
 
-def _reply_header(packet: bytes, offset: int) -> bytes:
+def _reply_header(packet: bytes, offset: int, ttl: int) -> bytes:
     """What stands before the reply to a query for ip: TRANSMIT_HEADER and options.
 
     RFC 1122 sections 3.2.2.6, 3.2.2.8: from the address that was asked, with the options that ip completed. RFC 1349
@@ -267,4 +267,4 @@ def _reply_header(packet: bytes, offset: int) -> bytes:
     """
     options = b"" if offset == wire.IP_HEADER_OCTETS else wire.echoed_options(packet[wire.IP_HEADER_OCTETS : offset])
     flags = MAY_FRAGMENT | records.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
-    return TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, packet[1], flags) + options
+    return TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, ttl, packet[1], flags) + options

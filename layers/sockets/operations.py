@@ -28,6 +28,7 @@ class Network(NamedTuple):
 
     routes: RouteTable
     mtu: int  # the interface's
+    ttl: int  # the stack's, of sockets that choose none
 
     def way(self, socket: Socket, destination: int) -> tuple[int, int]:
         """(source address, longest packet) for a destination; refused where there is no way or no leave."""
@@ -115,7 +116,7 @@ def set_option(socket: Socket, request: requests.SetOption, network: Network) ->
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MULTICAST_IF):
         address = groups.interface(request.value, network.routes)
         return replace(socket, multicast_interface=address), lambda socket: {"value": 0}
-    field, value = options.change(socket, request.level, request.name, request.value)
+    field, value = options.change(socket, request.level, request.name, request.value, network.ttl)
     return replace(socket, **{field: value}), lambda socket: {"value": int(getattr(socket, field))}
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bus.config import TTL_DEFAULT
 from bus.records import SocketState, SourceFilter
 from layers.sockets.requests import Request
 
@@ -39,7 +40,7 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     reuse_address: bool = False
     reuse_port: bool = False
     broadcast: bool = False
-    ttl: int = 64
+    ttl: int = TTL_DEFAULT
     tos: int = 0
     multicast_ttl: int = 1
     mtu_discover: int = PMTU_DISCOVERY_WANT

@@ -75,6 +75,16 @@ def test_rfc1122_3_2_1_7_no_packet_for_us_is_too_old(stack, ttl):
     assert (reply[ICMP].type, reply[IP].ttl) == (0, 64)
 
 
+def test_rfc1122_3_2_1_7_the_default_ttl_is_configurable():
+    """Of replies and of errors; of sockets: system/test_launcher.py."""
+    stack = Stack(ME, MY_MAC, gateway=PEER, ttl=9)
+    introduce(stack)
+    closed_port = IP(src=PEER, dst=ME) / UDP(sport=PEER_PORT, dport=PORT)
+    timestamp = IP(src=PEER, dst=ME) / ICMP(type=13) / Raw(bytes(12))
+    assert [(reply[ICMP].type, reply[IP].ttl) for reply in answers(stack, echo(), timestamp, closed_port)] == [
+        (0, 9), (14, 9), (3, 9)]
+
+
 def test_rfc1122_3_2_1_7_a_packet_with_a_ttl_of_0_never_leaves(stack):
     stack.declares(1, bind=True, port=PORT, multicast_ttl=0)
     stack.sends(1, b"not beyond this host", "224.0.0.251", PEER_PORT)
