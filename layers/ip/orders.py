@@ -1,7 +1,7 @@
 """What `launcher.py route` and `launcher.py address` may ask of ip: see `bus.core.ManagedCore`.
 
-An order makes a new `Routes` from the chosen one, or is refused in a sentence for a person. As it may come twice, to
-have what one asks for already is no error.
+An order makes a new `Routes` from the chosen one, or is refused in a sentence for a person. Its number is stored with
+what it made: when it comes again, because ip died before it could answer, it is known to be done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Refused(Exception):
 
 
 class Order(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True, kw_only=True):
-    """Any request."""
+    """Any request. `order`: its number, 0 for none."""
+
+    order: int = 0
 
 
 class RouteList(Order, frozen=True, tag="route_list"):
@@ -79,9 +81,11 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
             return {"routes": _routes(routing, now)}
         if isinstance(order, AddressList):
             return {"addresses": [f"{IPv4Address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
+        if order.order and order.order == routing.last_order:
+            return {}
         chosen = _CHANGES[type(order)](order, routing)
         if chosen != routing.chosen:
-            routing.choose(chosen)
+            routing.choose(chosen, order.order)
     except msgspec.ValidationError as error:
         return {"error": f"ip does not understand: {error}"}
     except (Refused, ValueError) as error:

@@ -25,6 +25,15 @@ MTU_CHANGES_PER_SECOND = 10  # each is announced to the layers above
 MTU_CHANGES_BURST = 32
 
 
+class _Stored(Routes, frozen=True):
+    """What was chosen, and the number of the order that did it."""
+
+    order: int = 0
+
+
+_decode = formats.decoder(_Stored)
+
+
 def configured(config: StackConfig) -> Routes:
     """What a stack starts with, as if an operator had chosen it."""
     routes = [Route(ANY, 0, config.gateway, ANY, 0)] if config.gateway else []
@@ -78,6 +87,7 @@ class Routing:
         self._config = config
         self._state = state
         self._counters = counters
+        self.last_order = 0  # that changed anything
         self._limit = TokenBucket(MTU_CHANGES_PER_SECOND, MTU_CHANGES_BURST)
         self.paths = Paths(state, PATHS_KEY)
 
@@ -88,7 +98,9 @@ class Routing:
         except ValueError:
             self._forget(PATHS_KEY)
         try:
-            self._adopt(formats.decode_routes(self._state[ROUTES_KEY]))
+            stored = _decode(self._state[ROUTES_KEY])
+            self._adopt(Routes(stored.addresses, stored.routes))
+            self.last_order = stored.order
         except ValueError:
             self._forget(ROUTES_KEY)
             self._adopt(configured(self._config))
@@ -99,10 +111,14 @@ class Routing:
         self._counters[C.state_unreadable] += 1
         del self._state[key]
 
-    def choose(self, chosen: Routes) -> None:
-        """Have it so from now on, and after a restart. ValueError for what makes no sense; nothing has changed then."""
+    def choose(self, chosen: Routes, order: int = 0) -> None:
+        """Have it so from now on, and after a restart. ValueError for what makes no sense; nothing has changed then.
+
+        `order`: the number of the order that wants it so, stored by the same write.
+        """
         self._adopt(chosen)
-        self._state[ROUTES_KEY] = formats.encode(chosen)
+        self.last_order = order
+        self._state[ROUTES_KEY] = formats.encode(_Stored(chosen.addresses, chosen.routes, order))
 
     def _adopt(self, chosen: Routes) -> None:
         self.table = RouteTable(effective(chosen, self.mtu_octets))

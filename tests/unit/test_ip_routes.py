@@ -6,6 +6,7 @@ import random
 from ipaddress import IPv4Address
 
 import pytest
+from durable import dies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -24,6 +25,7 @@ from bus.records import (
     decode_routes,
 )
 from bus.routes import RouteTable
+from layers.ip import orders, routing
 from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.orders import ADDRESSES_MAX, ROUTES_MAX
@@ -182,6 +184,27 @@ def test_the_route_with_the_lowest_metric_is_taken_and_deleted_first(layer):
     layer.accepts("route_del", destination="10.9.0.0/16", metric=20)
     layer.accepts("route_del", destination="10.9.0.0/16", gateway="10.0.0.10")
     assert len(layer.routes()) == 2
+
+
+@pytest.mark.parametrize(("order", "left"), [
+    ({"op": "route_del", "destination": "10.9.0.0/16"}, [0, 0, 20, 30]),
+    ({"op": "address_del", "address": f"{SECOND}/24"}, [0, 0, 10, 20, 30]),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "gateway": GATEWAY, "metric": 5}, [0, 0, 10, 20, 30, 5]),
+])  # fmt: skip
+def test_an_order_that_comes_again_because_ip_died_over_it_is_done_once_and_no_error(order, left):
+    for line in range(2000):
+        layer = Layer()
+        layer.accepts("address_add", address=f"{SECOND}/24", order=1)
+        for metric in (10, 20, 30):
+            layer.accepts("route_add", destination="10.9.0.0/16", gateway=GATEWAY, metric=metric, order=metric)
+        died = dies(line, (orders, routing), lambda layer=layer: layer.core.manage(order | {"order": 99}, 0.0))
+        layer.crash()
+        layer.accepts(**order, order=99)
+        assert [route[3] for route in layer.routes() if route[0] != "192.168.7.0/24"] == left
+        assert layer.addresses() == ["10.0.0.2/24"] + [f"{SECOND}/24"] * (order["op"] != "address_del")
+        if not died:
+            break
+    assert line > 10
 
 
 @pytest.mark.parametrize(("order", "why"), [
