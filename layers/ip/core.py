@@ -64,10 +64,8 @@ class Core:
             if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:
                 self._set_wake()
             return sends
-        if kind == table.NEIGHBOR:
-            return self._output.resolved(records, now)
-        if kind == table.UNREACHABLE:
-            return self._output.unreachable(records)
+        if kind in (table.NEIGHBOR, table.UNREACHABLE):
+            return self._arp_told(kind, records, now)
         if kind == table.FORGET:
             self._output.forget(records)
         elif kind == table.PATH_MTU:
@@ -106,6 +104,15 @@ class Core:
         self._input.rerouted()
         self._output.rerouted()
         return answer, self._tell_routes(*self._routes_go_to)
+
+    def _arp_told(self, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """Of neighbours; gateways among them may have failed, or be back."""
+        announced = self._routing.announcement
+        if kind == table.NEIGHBOR:
+            sends = self._output.resolved(records, now)
+        else:
+            sends = self._output.unreachable(records, now)
+        return sends if self._routing.announcement is announced else self._tell_routes(*self._paths_go_to) + sends
 
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
         news = False

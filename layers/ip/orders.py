@@ -98,7 +98,8 @@ def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
     lines = [_line(route, route.source, routing, kind="connected") for route in links]
     for route in routing.chosen.routes:
         source = source_of(route, routing.chosen)
-        lines.append(_line(route, source or route.source, routing, kind="chosen" if source else "unusable"))
+        kind = "unusable" if not source else "dead" if route.gateway in routing.gateways else "chosen"
+        lines.append(_line(route, source or route.source, routing, kind))
     for route in routing.path_routes():
         path = routing.paths.get(route.network)
         assert path is not None

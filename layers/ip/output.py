@@ -340,15 +340,25 @@ class Output:
         address = flow.neighbor.address  # type: ignore[union-attr]
         neighbor = flow.neighbor = self._neighbors.get(address)  # another, if the flow's had to give way
         if now > neighbor.ask_again_at:
-            neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
-            sends.append((table.ARP, table.RESOLVE, address))
+            self._resolve(neighbor, now, sends)
         if neighbor.mac is None:
-            waiting = neighbor.waiting
-            if len(waiting) >= WAITING_MAX:
-                waiting.popleft()
-                self._counters[C.neighbor_queue_full] += 1
-            waiting.append(settled(built) if flow.partial else built)
+            self._keep(neighbor, settled(built) if flow.partial else built)
         return neighbor.mac
+
+    def _resolve(self, neighbor: Neighbor, now: float, sends: list[Send]) -> None:
+        neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
+        sends.append((table.ARP, table.RESOLVE, neighbor.address))
+        # RFC 1122 section 3.3.1.4: whether a dead gateway is back is asked only while something is sent
+        due = self._routing.gateways.due(now)
+        sends += [(table.ARP, table.RESOLVE, gateway.to_bytes(4, "big")) for gateway in due]
+
+    def _keep(self, neighbor: Neighbor, built: bytes) -> None:
+        """Let a packet wait; the latest are kept."""
+        waiting = neighbor.waiting
+        if len(waiting) >= WAITING_MAX:
+            waiting.popleft()
+            self._counters[C.neighbor_queue_full] += 1
+        waiting.append(built)
 
     def unresolved(self) -> list[Send]:
         """Ask again for what somebody waits for."""
@@ -361,6 +371,8 @@ class Output:
             if len(record) != 10:
                 self._counters[C.bad_announcement] += 1
                 continue
+            if self._routing.gateway_lives(int.from_bytes(record[:4], "big")):
+                self.rerouted()
             mac = record[4:]
             neighbor = self._neighbors.learn(record[:4], mac, now)
             sends += [(table.LINK, table.PACKET_OUT, mac + built) for built in neighbor.waiting]
@@ -368,8 +380,8 @@ class Output:
             neighbor.waiting.clear()
         return sends
 
-    def unreachable(self, records: list[bytes]) -> list[Send]:
-        """UNREACHABLE records: whose packets waited is told."""
+    def unreachable(self, records: list[bytes], now: float) -> list[Send]:
+        """UNREACHABLE records: packets that waited take another way, or their senders are told."""
         sends: list[Send] = []
         for record in records:
             neighbor = self._neighbors.find(record)
@@ -377,11 +389,31 @@ class Output:
                 self._counters[C.bad_announcement] += len(record) != 4
                 continue
             self._neighbors.forget(neighbor)
-            self._counters[C.neighbor_unreachable] += len(neighbor.waiting)
-            for built in neighbor.waiting:
-                sends += local_error(HOST_UNREACHABLE, built, self._uppers.wanted)
+            if self._routing.gateway_failed(int.from_bytes(record, "big"), now):
+                self.rerouted()
+            waiting = list(neighbor.waiting)
             neighbor.waiting.clear()
+            for built in waiting:
+                if not self._send_otherwise(built, now, sends):
+                    self._counters[C.neighbor_unreachable] += 1
+                    sends += local_error(HOST_UNREACHABLE, built, self._uppers.wanted)
         return sends
+
+    def _send_otherwise(self, built: bytes, now: float, sends: list[Send]) -> bool:
+        """RFC 1122 section 3.3.1.5: send a packet through another gateway; False where there is none that may live."""
+        route = self._routing.table.lookup(int.from_bytes(built[16:20], "big"))
+        if route is None or not route.gateway or route.gateway in self._routing.gateways:
+            return False
+        neighbor = self._neighbors.get(route.gateway.to_bytes(4, "big"))
+        self._counters[C.rerouted] += 1
+        if now > neighbor.ask_again_at:
+            self._resolve(neighbor, now, sends)
+        if neighbor.mac is None:
+            self._keep(neighbor, built)
+        else:
+            sends.append((table.LINK, table.PACKET_OUT, neighbor.mac + built))
+            self._counters[C.packets_out] += 1
+        return True
 
     def forget(self, records: list[bytes]) -> None:
         """arp vouches for these no longer: the next packet asks, and waits; what waits already goes on waiting."""

@@ -1,12 +1,12 @@
 """Which addresses are ours and which way is where: as chosen by the operator, and as it follows from that.
 
-Owns addresses and routes (durable state) and, through `Paths`, what was learnt of path MTUs. Everybody else works on
-what follows from them: `table`, `own` and the announcement.
+Owns addresses and routes (durable state) and, through `Paths` and `Gateways`, what was learnt of path MTUs and of
+gateways that fail. Everybody else works on what follows from them: `table`, `own` and the announcement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from msgspec.structs import replace
 
@@ -17,10 +17,12 @@ from bus.ratelimit import TokenBucket
 from bus.records import Route, Routes
 from bus.routes import ANY, RouteTable, mask
 from layers.ip.counters import Counters as C
+from layers.ip.gateways import Gateways
 from layers.ip.paths import Paths
 
 ROUTES_KEY = 0  # in durable state
 PATHS_KEY = 2
+GATEWAYS_KEY = 5
 MTU_CHANGES_PER_SECOND = 10  # each is announced to the layers above
 MTU_CHANGES_BURST = 32
 
@@ -65,14 +67,19 @@ def source_of(route: Route, chosen: Routes) -> int:
     return link.source if link is not None else own[0] if own else 0
 
 
-def effective(chosen: Routes, mtu_octets: int) -> Routes:
-    """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now."""
-    routes = connected(chosen.addresses, mtu_octets)
+def effective(chosen: Routes, mtu_octets: int, dead: Container[int] = ()) -> Routes:
+    """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now.
+
+    RFC 1122 section 3.3.1.5: one through a `dead` gateway gives way to others to the same place.
+    """
+    usable = []
     for route in chosen.routes:
         source = source_of(route, chosen)
         if source:
-            routes.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
-    return Routes(chosen.addresses, routes)
+            usable.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
+    served = {(route.network, route.prefix) for route in usable if route.gateway not in dead}
+    usable = [route for route in usable if route.gateway not in dead or (route.network, route.prefix) not in served]
+    return Routes(chosen.addresses, connected(chosen.addresses, mtu_octets) + usable)
 
 
 class Routing:
@@ -90,9 +97,11 @@ class Routing:
         self.last_order = 0  # that changed anything
         self._limit = TokenBucket(MTU_CHANGES_PER_SECOND, MTU_CHANGES_BURST)
         self.paths = Paths(state, PATHS_KEY)
+        self.gateways = Gateways(state, GATEWAYS_KEY)
 
     def start(self) -> None:
         """Read back what is stored."""
+        self.gateways.load()
         try:
             self.paths.load()
         except ValueError:
@@ -121,9 +130,10 @@ class Routing:
         self._state[ROUTES_KEY] = formats.encode(_Stored(chosen.addresses, chosen.routes, order))
 
     def _adopt(self, chosen: Routes) -> None:
-        self.table = RouteTable(effective(chosen, self.mtu_octets))
+        self.table = RouteTable(effective(chosen, self.mtu_octets, self.gateways))
         self.chosen = chosen
         self.own = frozenset(address.to_bytes(4, "big") for address, _ in chosen.addresses)
+        self.gateways.keep({route.gateway for route in chosen.routes})
         self._announce()
 
     def _announce(self) -> None:
@@ -138,6 +148,24 @@ class Routing:
             if route is not None and path.mtu < route.mtu:
                 routes.append(replace(route, network=path.destination, prefix=32, mtu=path.mtu))
         return routes
+
+    # -- gateways --------------------------------------------------------------------------------------------------
+
+    def gateway_failed(self, address: int, now: float) -> bool:
+        """A neighbour does not answer. True where it is a gateway, which others may replace from now on."""
+        if all(route.gateway != address for route in self.chosen.routes) or not self.gateways.failed(address, now):
+            return False
+        self._counters[C.gateway_failed] += 1
+        self._adopt(self.chosen)
+        return True
+
+    def gateway_lives(self, address: int) -> bool:
+        """A neighbour was heard of. True where it is a gateway that did not answer before."""
+        if not self.gateways.lives(address):
+            return False
+        self._counters[C.gateway_back] += 1
+        self._adopt(self.chosen)
+        return True
 
     # -- path MTUs -------------------------------------------------------------------------------------------------
 

@@ -147,6 +147,16 @@ class Stack:
         declared = self._declared[layer].declared
         return {name: count for name, count in self.counted(layer).items() if declared[name].role == "drop"}
 
+    # -- as the command line ---------------------------------------------------------------------------------------
+
+    def orders(self, layer: str = "ip", **request) -> dict[str, object]:
+        """What `launcher.py route` and the like ask."""
+        number = table.LAYERS[layer]
+        answer, sends = self._cores[number].manage(request, self.now)
+        self._take(number, sends)
+        self._run()
+        return answer
+
     # -- as the socket service -----------------------------------------------------------------------------------
 
     def _asks(self, layer: str, kind: int, record: bytes) -> None:

@@ -16,6 +16,7 @@ from scapy.packet import Raw
 
 ME, MY_MAC = "10.0.0.2", "02:00:5e:00:00:02"
 PEER, PEER_MAC = "10.0.0.1", "02:00:5e:00:00:01"
+SECOND, SECOND_MAC = "10.0.0.3", "02:00:5e:00:00:03"
 FAR, EVERYBODY = "198.51.100.7", "ff:ff:ff:ff:ff:ff"
 PORT, PEER_PORT = 5000, 9
 SECURITY, STREAM_IDENTIFIER = 130, 136
@@ -54,6 +55,24 @@ def sent_by(stack: Stack) -> bytes:
     stack.sends(1, b"datagram")
     (frame,) = stack.sent()
     return frame[14:]
+
+
+def frame_of(stack: Stack) -> bytes:
+    """The same, its frame; requests of arp's aside."""
+    stack.sends(1, b"datagram")
+    (frame,) = [frame for frame in stack.sent() if ARP not in Ether(frame)]
+    return frame
+
+
+def silence(stack: Stack) -> None:
+    """The first gateway answers no more, and while socket 1 sends the stack finds out."""
+    connected(stack)
+    for _ in range(40):
+        stack.passes(1.0)
+        stack.sends(1, b"datagram")
+        stack.sent()
+        stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst="10.0.0.9"))
+    assert stack.counted("ip")["gateway_failed"] == 1
 
 
 def error(packet: bytes, icmp_type: int, code: int):
@@ -175,6 +194,57 @@ def test_rfc1122_3_3_1_4_a_gateway_that_died_is_noticed_and_the_sender_told(stac
     assert asked[:2] == [PEER_MAC, PEER_MAC]  # the gateway itself first, section 2.3.2.1 (2)
     assert set(asked[2:]) == {EVERYBODY}
     assert stack.errors()[0] == (1, errno.EHOSTUNREACH, ME, 3)
+
+
+def two_gateways() -> Stack:
+    stack = Stack(ME, MY_MAC, gateway=PEER)
+    introduce(stack)
+    stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst=ME))
+    assert stack.orders(op="route_add", destination="0.0.0.0/0", gateway=SECOND, metric=10) == {}
+    return stack
+
+
+def test_rfc1122_3_3_1_5_the_next_default_gateway_serves_while_the_first_is_silent():
+    stack = two_gateways()
+    connected(stack)
+    used = []
+    for _ in range(90):
+        stack.passes(1.0)
+        stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst="10.0.0.9"))
+        stack.sends(1, b"anybody?")
+        used += [frame.dst for frame in map(Ether, stack.sent()) if IP in frame]
+    switched = used.index(SECOND_MAC)
+    assert switched < 40  # ip asks after 30 s, arp makes sure for another 5
+    assert set(used[:switched]) == {PEER_MAC}
+    assert set(used[switched:]) == {SECOND_MAC}
+    assert len(used) == 90  # none was lost, and nobody was told of an error
+    assert stack.errors() == []
+
+
+def test_rfc1122_3_3_1_5_a_gateway_that_is_back_serves_again():
+    stack = two_gateways()
+    silence(stack)
+    assert Ether(frame_of(stack)).dst == SECOND_MAC
+    for _ in range(62):
+        stack.passes(1.0)
+        stack.sends(1, b"datagram")
+        for frame in map(Ether, stack.sent()):
+            if ARP in frame:
+                mac = PEER_MAC if frame.pdst == PEER else SECOND_MAC
+                reply = ARP(op=2, hwsrc=mac, psrc=frame.pdst, hwdst=MY_MAC, pdst=ME)
+                stack.hears(Ether(src=mac, dst=MY_MAC) / reply)
+    assert Ether(frame_of(stack)).dst == PEER_MAC
+    assert {name: stack.counted("ip")[name] for name in ("gateway_failed", "gateway_back")} == {
+        "gateway_failed": 1, "gateway_back": 1}
+
+
+def test_rfc1122_3_3_1_4_nobody_asks_for_a_dead_gateway_while_nothing_is_sent():
+    stack = two_gateways()
+    silence(stack)
+    stack.passes(20.0)
+    stack.sent()
+    stack.passes(3600.0)
+    assert stack.sent() == []
 
 
 # -- UDP ---------------------------------------------------------------------------------------------------------------
