@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--reload", action="store_true", default=None, help="restart layers whose code changes on disk")
     up.add_argument("--allow-raw", action="store_true", default=None, help="let applications open raw sockets: "
                     "read and forge packets of any protocol")
+    up.add_argument("--accept-redirects", action="store_true", default=None, help="follow a gateway's redirects to "
+                    "another gateway")
     up.add_argument("--no-offload", action="store_true", default=None, help="plain frames at the TAP: all sums and "
                     "segments are made here")
     up.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins")

@@ -53,6 +53,9 @@ SUPER_HEADER = Struct("<HB")  # size of a super-packet's segments, 1: its frame 
 # Destination, next hop's MTU (0: the router did not say), total length of the packet that it could not pass on.
 PATH_MTU_RECORD = Struct("<4sHH")
 
+# Destination, the gateway that is nearer to it, and who says so.
+REDIRECT_RECORD = Struct("<4s4s4s")
+
 # Type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address.
 ICMP_ERROR_HEADER = Struct("<BBBBI4s")
 ORIGIN_LOCAL = 1  # ip(7): SO_EE_ORIGIN_LOCAL

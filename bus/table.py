@@ -37,6 +37,7 @@ REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp 
 ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
 ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
 PATH_MTU = 12  # records.PATH_MTU_RECORD: a router could not pass a packet of ours on without fragmenting it
+REDIRECT = 20  # records.REDIRECT_RECORD: a gateway of ours says that another is nearer to a destination
 # With offload (bus.offload says what is partial, and what a super-packet is):
 SEND_SEGMENTS = protocol.SEND_SEGMENTS
 DATAGRAM_SEGMENTS = protocol.DATAGRAM_SEGMENTS
@@ -105,7 +106,8 @@ PIPES = (
           PACKET_SEGMENTS),
     _pipe("ip", "sockets", "addresses and routes, at the start and at every change; answers about groups", ROUTES,
           SOCKET_REPLY),
-    _pipe("icmp", "ip", "ICMP messages to send; MTUs that routers told", TRANSMIT, PATH_MTU),
+    _pipe("icmp", "ip", "ICMP messages to send; MTUs and redirects that routers told", TRANSMIT, PATH_MTU,
+          REDIRECT),
     _pipe("udp", "ip", "UDP segments to send", TRANSMIT, TRANSMIT_SEGMENTS),
     _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
     _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),

@@ -66,7 +66,7 @@ class Keeper:
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, ttl=options.ttl,
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
             dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
-            offload=offload, epoch=time.time() - time.monotonic())
+            accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic())
         self.wards = {name: Ward(name, run_dir) for name in self._config.layers}
         self._placement = Placement(options.cores, options.core_list())
         self._stopping = False

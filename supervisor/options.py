@@ -44,6 +44,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     reload: bool = False
     no_offload: bool = False
     allow_raw: bool = False
+    accept_redirects: bool = False
 
     def interface(self) -> ipaddress.IPv4Interface:
         """The stack's own address and network."""

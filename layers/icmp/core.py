@@ -18,7 +18,14 @@ from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.direct import DirectTransport, Header
 from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
-from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, PATH_MTU_RECORD, TRANSMIT_HEADER, SocketState
+from bus.records import (
+    DATAGRAM_HEADER,
+    ICMP_ERROR_HEADER,
+    PATH_MTU_RECORD,
+    REDIRECT_RECORD,
+    TRANSMIT_HEADER,
+    SocketState,
+)
 from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
 from bus.transport import ANY, IcmpError
 from layers.icmp import packet as wire
@@ -53,6 +60,7 @@ class Core(DirectTransport[PingSockets]):
         self._epoch = config.epoch
         self._now = 0.0  # of the call in hand
         self._ttl = config.ttl
+        self._accept_redirects = config.accept_redirects
         self._raw_booted = "raw" in config.layers
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers |= {
@@ -92,6 +100,8 @@ class Core(DirectTransport[PingSockets]):
                 self._echo_reply(packet, message, sends)
             elif icmp_type in wire.REPORTED_TYPES:
                 self._error(packet[12:16], message, sends)
+            elif icmp_type == wire.REDIRECT and self._accept_redirects:
+                self._redirect(packet[12:16], message, sends)
             elif icmp_type == wire.TIMESTAMP_REQUEST:
                 self._timestamp(packet, message, offset, sends)
             else:  # RFC 1122 section 3.2.2: an unknown type is discarded silently
@@ -145,6 +155,21 @@ class Core(DirectTransport[PingSockets]):
                 told = PATH_MTU_RECORD.pack(quoted[16:20], wire.info_of(message), quoted[2] << 8 | quoted[3])
                 sends.append((IP, table.PATH_MTU, told))
             self._error_to_transport(offender, message, quoted, offset, sends)
+
+    def _redirect(self, teller: bytes, message: bytes, sends: list[Send]) -> None:
+        """RFC 1122 section 3.2.2.2: of any code, about the host. Whether to believe it is ip's to say."""
+        quoted = wire.quote_of(message)
+        if message[1] > wire.REDIRECT_CODE_MAX:
+            self.counters[Counters.error_unknown_code] += 1
+        elif not wire.payload_offset(quoted):
+            self.counters[Counters.error_bad_quote] += 1
+        elif not self._routes.is_local(_number(quoted[12:16], "big")):
+            self.counters[Counters.error_not_ours] += 1
+        elif self._is_group(quoted[16:20]):
+            self.counters[Counters.error_about_group] += 1
+        else:
+            self.counters[Counters.redirects_to_ip] += 1
+            sends.append((IP, table.REDIRECT, REDIRECT_RECORD.pack(quoted[16:20], message[4:8], teller)))
 
     def _error_to_transport(self, offender: bytes, message: bytes, quoted: bytes, offset: int,
                             sends: list[Send]) -> None:

@@ -70,6 +70,8 @@ class Core:
             self._output.forget(records)
         elif kind == table.PATH_MTU:
             return self._router_told(records, now)
+        elif kind == table.REDIRECT:
+            return self._redirected(records, now)
         elif kind == table.RAW_WANTED:
             for record in records:
                 self._uppers.want(record)
@@ -131,9 +133,27 @@ class Core:
         self._set_wake()
         return self._tell_routes(*self._paths_go_to)
 
+    def _redirected(self, records: list[bytes], now: float) -> list[Send]:
+        announced = self._routing.announcement
+        for record in records:
+            if len(record) != formats.REDIRECT_RECORD.size:
+                self._counters[C.bad_announcement] += 1
+                continue
+            if not self._output.sends_to(record[:4]):
+                self._counters[C.redirect_refused] += 1
+            else:
+                destination, gateway, teller = (int.from_bytes(each, "big")
+                                                for each in formats.REDIRECT_RECORD.unpack(record))
+                self._routing.redirect(destination, gateway, teller, now)
+        if self._routing.announcement is announced:
+            return []
+        self._output.rerouted()
+        self._set_wake()
+        return self._tell_routes(*self._paths_go_to)
+
     def _tell_routes(self, *neighbors: int) -> list[Send]:
         return [(neighbor, table.ROUTES, self._routing.announcement) for neighbor in neighbors]
 
     def _set_wake(self) -> None:
-        self._due = (self._input.next_expiry, self._groups.next_due, self._routing.paths.next_expiry)
+        self._due = (self._input.next_expiry, self._groups.next_due, self._routing.next_expiry)
         self.next_wake = min((at for at in self._due if at is not None), default=None)

@@ -64,7 +64,6 @@ class Gateways(Stack):
         return self.execute("nsenter", "-t", self.machines[address], "-n", *command).stdout
 
 
-
 @pytest.fixture
 def gateways(home, tap) -> Iterator[Callable[..., Gateways]]:
     """Boots one."""
@@ -99,3 +98,37 @@ def test_rfc1122_3_3_1_5_another_default_gateway_serves_while_the_first_is_silen
         stack.execute("ip", "link", "set", stack.port(FIRST), "up")
         stack.on(FIRST, "ping", "-c", 1, "-W", 10, "10.0.0.2")
         wait_for("the first gateway to serve again", lambda: app.send(b"who?") and app.recv(64).decode() == FIRST)
+
+
+def redirecting(stack: Gateways) -> None:
+    """The first gateway has to send what is for FAR through the second, and says so to whoever sent it."""
+    stack.on(FIRST, "ip", "address", "del", f"{FAR}/32", "dev", "lo")
+    stack.on(FIRST, "ip", "route", "add", FAR, "via", SECOND)
+    stack.on(FIRST, "sh", "-c", "cd /proc/sys/net/ipv4; echo 1 > ip_forward; echo 1 > conf/all/send_redirects")
+
+
+@pytest.mark.parametrize("flags", [[], ["--accept-redirects"]], ids=["ignored", "followed"])
+def test_rfc1122_3_2_2_2_redirects_of_a_linux_router(gateways, flags) -> None:
+    stack = gateways(*flags)
+    redirecting(stack)
+    line = f"{FAR}/32 via {SECOND} src 10.0.0.2 mtu 1500  (redirected, for "
+    with stack.socket() as app:
+        app.connect((FAR, 7))
+
+        def told() -> int:
+            """How many redirects came so far, one more datagram being sent."""
+            app.send(b"who?")
+            assert app.recv(64).decode() == SECOND
+            counted = stack.counters("icmp")
+            return counted["redirect"] + counted["redirects_to_ip"]
+
+        wait_for("a redirect", told)
+        if not flags:
+            assert line not in stack.run("route", "list").stdout
+            return
+        wait_for("the new route", lambda: line in stack.run("route", "list").stdout)
+        stack.run("restart", "ip")
+        stack.execute("ip", "link", "set", stack.port(FIRST), "down")
+        app.send(b"who?")
+        assert app.recv(64).decode() == SECOND
+        assert line in stack.run("route", "list").stdout

@@ -196,8 +196,8 @@ def test_rfc1122_3_3_1_4_a_gateway_that_died_is_noticed_and_the_sender_told(stac
     assert stack.errors()[0] == (1, errno.EHOSTUNREACH, ME, 3)
 
 
-def two_gateways() -> Stack:
-    stack = Stack(ME, MY_MAC, gateway=PEER)
+def two_gateways(**settings) -> Stack:
+    stack = Stack(ME, MY_MAC, gateway=PEER, **settings)
     introduce(stack)
     stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst=ME))
     assert stack.orders(op="route_add", destination="0.0.0.0/0", gateway=SECOND, metric=10) == {}
@@ -236,6 +236,40 @@ def test_rfc1122_3_3_1_5_a_gateway_that_is_back_serves_again():
     assert Ether(frame_of(stack)).dst == PEER_MAC
     assert {name: stack.counted("ip")[name] for name in ("gateway_failed", "gateway_back")} == {
         "gateway_failed": 1, "gateway_back": 1}
+
+
+def redirect(quoted: bytes, code: int = 1):
+    """The gateway says that the second one is nearer."""
+    return IP(src=PEER, dst=ME) / ICMP(type=5, code=code, gw=SECOND) / Raw(quoted[:28])
+
+
+def test_rfc1122_3_2_2_2_redirects_are_ignored_unless_they_are_wanted():
+    stack = two_gateways()
+    answers(stack, redirect(connected(stack)))
+    assert Ether(frame_of(stack)).dst == PEER_MAC
+    assert stack.dropped("icmp") == {"redirect": 1}
+
+
+@pytest.mark.parametrize("code", range(4))
+def test_rfc1122_3_2_2_2_redirects_of_networks_and_of_hosts_are_followed_alike(code):
+    stack = two_gateways(accept_redirects=True)
+    answers(stack, redirect(connected(stack), code))
+    assert Ether(frame_of(stack)).dst == SECOND_MAC
+    assert stack.dropped("icmp") == {}
+    for layer in ("icmp", "ip"):
+        stack.crash(layer)
+        assert Ether(frame_of(stack)).dst == SECOND_MAC
+
+
+def test_rfc1122_3_2_2_2_redirects_that_quote_nothing_of_ours_are_discarded():
+    stack = two_gateways(accept_redirects=True)
+    sent = connected(stack)
+    others, to_group = IP(sent), IP(sent)
+    others.src, to_group.dst = "10.0.0.9", "224.0.0.251"
+    answers(stack, redirect(sent, 4), redirect(b""), redirect(bytes(others)), redirect(bytes(to_group)))
+    assert Ether(frame_of(stack)).dst == PEER_MAC
+    assert stack.dropped("icmp") == {
+        "error_unknown_code": 1, "error_bad_quote": 1, "error_not_ours": 1, "error_about_group": 1}
 
 
 def test_rfc1122_3_3_1_4_nobody_asks_for_a_dead_gateway_while_nothing_is_sent():
