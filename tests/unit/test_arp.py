@@ -256,6 +256,15 @@ def test_rfc1122_2_3_2_1_a_neighbour_not_seen_for_a_minute_is_out_of_date(host):
     assert host.stored == {}
 
 
+@pytest.mark.parametrize(("age_s", "known"), [(59.9, True), (60.0, False)])
+def test_rfc1122_2_3_2_1_a_minute_is_sixty_seconds(host, age_s, known):
+    host.learn()
+    host.now += age_s
+    assert host.listed() == ({PEER: "stale"} if known else {})
+    assert (Host(state=dict(host.state), now=host.now).announced == [told()]) is known
+    assert (host.resolves(PEER)[0] == told()) is known
+
+
 def test_rfc1122_2_3_2_1_seeing_the_sender_restarts_the_timeout(host):
     host.learn()
     for _ in range(10):
