@@ -165,7 +165,7 @@ class Core(DirectTransport[PingSockets]):
             self.counters[Counters.error_bad_quote] += 1
         elif not self._routes.is_local(_number(quoted[12:16], "big")):
             self.counters[Counters.error_not_ours] += 1
-        elif self._is_group(quoted[16:20]):
+        elif self._routes.is_group(_number(quoted[16:20], "big")):
             self.counters[Counters.error_about_group] += 1
         else:
             self.counters[Counters.redirects_to_ip] += 1
