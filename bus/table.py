@@ -41,6 +41,7 @@ REDIRECT = 20  # records.REDIRECT_RECORD: a gateway of ours says that another is
 # With offload (bus.offload says what is partial, and what a super-packet is):
 SEND_SEGMENTS = protocol.SEND_SEGMENTS
 DATAGRAM_SEGMENTS = protocol.DATAGRAM_SEGMENTS
+DATAGRAM_OPTIONS = protocol.DATAGRAM_OPTIONS
 PACKET_CHECKED = 15  # as PACKET; its checksum is known to be right, or is partial
 PACKET_SEGMENTS = 16  # records.SUPER_HEADER + super-packet
 PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the medium to complete
@@ -111,9 +112,9 @@ PIPES = (
     _pipe("udp", "ip", "UDP segments to send", TRANSMIT, TRANSMIT_SEGMENTS),
     _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
     _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),
-    _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT),
+    _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT, DATAGRAM_OPTIONS),
     _pipe("udp", "sockets", "datagrams and errors for UDP sockets, answers about their bindings", *_SERVICE_OUT,
-          DATAGRAM_SEGMENTS),
+          DATAGRAM_SEGMENTS, DATAGRAM_OPTIONS),
     _pipe("sockets", "ip", "multicast groups of sockets; the greeting, which ip answers with addresses and routes",
           MEMBERSHIP),
     _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),

@@ -18,6 +18,7 @@ from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.direct import DirectTransport, Header
 from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
+from bus.ip_options import before
 from bus.records import (
     DATAGRAM_HEADER,
     ICMP_ERROR_HEADER,
@@ -131,6 +132,10 @@ class Core(DirectTransport[PingSockets]):
             return
         self.counters[Counters.replies_delivered] += 1
         header = DATAGRAM_HEADER.pack(socket.handle, packet[12:16], 0, packet[16:20], packet[8], packet[1])
+        options = packet[wire.IP_HEADER_OCTETS : (packet[0] & 15) << 2] if socket.receive_options else b""
+        if options:
+            sends.append((SOCKETS, table.DATAGRAM_OPTIONS, header + before(options, message)))
+            return
         sends.append((SOCKETS, table.DATAGRAM, header + message))
 
     # Errors about packets of ours
@@ -267,11 +272,11 @@ class Core(DirectTransport[PingSockets]):
         return super()._send(requests)
 
     def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
-        source, destination, ttl, tos, leave = header
+        source, destination, ttl, tos, leave, options = header
         self.counters[Counters.requests_sent] += 1
         flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
         head = TRANSMIT_HEADER.pack(source, destination, wire.PROTOCOL, ttl, tos, flags)
-        return head + wire.echo_request(socket.port, data[6:])
+        return head + options + wire.echo_request(socket.port, data[6:])
 
     def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:
         """The errno of Linux's ping_v4_sendmsg, or 0."""

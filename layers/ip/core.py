@@ -38,7 +38,8 @@ class Core:
         self._groups = Groups(self._routing, state, counters, rng)
         self._uppers = Uppers(state)
         self._input = Input(self._routing, self._groups, self._uppers, counters, config.epoch)
-        self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.offload)
+        self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.epoch,
+                              config.offload)
         raw = (table.RAW,) if "raw" in config.layers else ()
         self._paths_go_to, self._routes_go_to = (*PATHS_GO_TO, *raw), (*ROUTES_GO_TO, *raw)
         self._due: tuple[float | None, ...] = (None, None)  # from which `next_wake` follows

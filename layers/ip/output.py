@@ -13,6 +13,7 @@ from bus import table
 from bus.config import SEGMENTATION
 from bus.core import CounterWords, Send, State
 from bus.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
+from bus.ip_options import TRANSMIT_RECORD, TRANSMIT_WORDS
 from bus.offload import UDP_HEADER_OCTETS, complete, segments, settled
 from bus.routes import is_multicast
 from layers.ip import packet
@@ -31,6 +32,7 @@ from layers.ip.fragments import split
 from layers.ip.groups import Groups
 from layers.ip.identification import Identifications, Series
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
+from layers.ip.options import examine
 from layers.ip.routing import Routing
 from layers.ip.uppers import Uppers, copy_of
 
@@ -74,11 +76,12 @@ class Output:
     """Segments down, packets that wait, answers from arp."""
 
     def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, state: State,
-                 counters: CounterWords, rng: random.Random, offload: tuple[str, ...] = ()) -> None:
+                 counters: CounterWords, rng: random.Random, epoch: float, offload: tuple[str, ...] = ()) -> None:
         self._routing = routing
         self._groups = groups
         self._uppers = uppers
         self._offload = offload
+        self._epoch = epoch
         self._counters = counters
         self._neighbors = Neighbors(state, counters)
         self._flows: dict[bytes, Flow] = {}
@@ -177,15 +180,16 @@ class Output:
 
     def _transmit_otherwise(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
         """A packet that loops, has options or is too long; returns how many packets went to link."""
-        options, segment = b"", record[TRANSMIT_OCTETS:]
+        options, segment, records = b"", record[TRANSMIT_OCTETS:], False
         if flow.crafted:
             return self._transmit_crafted(flow, segment, now, sends)
         if flow.options:
-            octets = record[TRANSMIT_OCTETS] * 4 if segment else OPTIONS_OCTETS_MAX + 1
+            octets = (record[TRANSMIT_OCTETS] & TRANSMIT_WORDS) * 4 if segment else OPTIONS_OCTETS_MAX + 1
             options, segment = segment[1 : 1 + octets], segment[1 + octets :]
             if octets > OPTIONS_OCTETS_MAX or len(options) != octets:
                 self._counters[C.bad_transmit] += 1
                 return 0
+            records = bool(record[TRANSMIT_OCTETS] & TRANSMIT_RECORD)
         if flow.partial:
             segment = complete(segment)
         length = packet.HEADER_OCTETS + len(options) + len(segment)
@@ -194,7 +198,10 @@ class Output:
             return 0
         too_long = length > flow.mtu_octets
         identification = 0 if flow.dont_fragment and not too_long else flow.series.next(now)
-        built = packet.header_with_options(flow.template, options, length, identification) + segment
+        header = packet.header_with_options(flow.template, options, length, identification)
+        if records:
+            header = examine(header, header[12:16], now + self._epoch, ours_to_send=True).header
+        built = header + segment
         if too_long and not flow.may_fragment:
             self._counters[C.over_mtu] += 1
             sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)

@@ -76,6 +76,7 @@ class Core:
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             table.DATAGRAM: traffic.deliver,
             table.DATAGRAM_SEGMENTS: traffic.deliver_segments,
+            table.DATAGRAM_OPTIONS: traffic.deliver_options,
             table.SOCKET_ERROR: traffic.report,
             table.SOCKET_REPLY: self._answered,
             table.ROUTES: self._rerouted,

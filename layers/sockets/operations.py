@@ -91,7 +91,7 @@ def connect(socket: Socket, request: requests.Connect, network: Network) -> Outc
         return replace(socket, peer=0, peer_port=0, local=socket.named), names
     source, mtu = network.way(socket, peer)
     changed = replace(socket, bound=True, local=socket.named or source, peer=peer, peer_port=request.port)
-    return changed, _prepared(source, mtu)
+    return changed, _prepared(source, mtu - len(socket.ip_options))
 
 
 def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:
@@ -103,11 +103,11 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
         source = requests.parse_address(request.source)
         if not network.routes.is_local(source):
             raise Refused(errno.ENETUNREACH)  # Linux ip_route_output_key_hash
-    return replace(socket, bound=True), _prepared(source, mtu)
+    return replace(socket, bound=True), _prepared(source, mtu - len(socket.ip_options))
 
 
 def set_option(socket: Socket, request: requests.SetOption, network: Network) -> Outcome:
-    """The answer is the value that took effect; 0 where the value was a structure."""
+    """The answer is the value that took effect; 0 where it was a structure, the padded length of IP options."""
     if request.level == options.IPPROTO_IP and request.name in groups.MEMBERSHIPS:
         if socket.grouped_by != request.id:  # else executed before a restart; only the answer was lost
             joined = groups.change(socket.groups, request.name, request.value, network.routes)
@@ -116,12 +116,17 @@ def set_option(socket: Socket, request: requests.SetOption, network: Network) ->
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MULTICAST_IF):
         address = groups.interface(request.value, network.routes)
         return replace(socket, multicast_interface=address), lambda socket: {"value": 0}
+    if (request.level, request.name) == (options.IPPROTO_IP, options.IP_OPTIONS):
+        chosen = options.ip_options(socket, request.value)
+        return replace(socket, ip_options=chosen), lambda socket: {"value": len(socket.ip_options)}
     field, value = options.change(socket, request.level, request.name, request.value, network.ttl)
     return replace(socket, **{field: value}), lambda socket: {"value": int(getattr(socket, field))}
 
 
 def get_option(socket: Socket, request: requests.GetOption, network: Network) -> Outcome:
-    """Options are integers, as in C; but a filter of multicast sources is a structure that names its group."""
+    """Options are integers, as in C; but a filter of multicast sources is a structure, and IP options are octets."""
+    if (request.level, request.name) == (options.IPPROTO_IP, options.IP_OPTIONS):
+        return socket, lambda socket: {"octets": socket.ip_options}
     if (request.level, request.name) in ((options.IPPROTO_IP, groups.IP_MSFILTER),
                                          (options.IPPROTO_IP, groups.MCAST_MSFILTER)):
         octets = groups.question(socket.groups, request.name, request.value, network.routes)

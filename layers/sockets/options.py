@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from sys import byteorder
 
+from bus.ip_options import checked
 from bus.records import MTU_DISCOVER_MAX
 from layers.sockets.requests import Refused
 from layers.sockets.tables import ICMP_PROTOCOL, Socket
@@ -26,6 +27,8 @@ IPPROTO_IP = 0
 IP_TOS = 1
 IP_TTL = 2
 IP_HDRINCL = 3
+IP_OPTIONS = 4
+IP_RECVOPTS = 6
 IP_MTU_DISCOVER = 10
 IP_RECVERR = 11
 IP_MTU = 14
@@ -76,6 +79,7 @@ _SETTABLE: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (IPPROTO_IP, IP_MULTICAST_ALL): ("multicast_all", _flag),
     (IPPROTO_IP, IP_MTU_DISCOVER): ("mtu_discover", _between(0, MTU_DISCOVER_MAX)),
     (IPPROTO_IP, IP_RECVERR): ("receive_errors", bool),
+    (IPPROTO_IP, IP_RECVOPTS): ("receive_options", bool),
     (IPPROTO_IP, IP_HDRINCL): ("header_included", bool),
     (SOL_RAW, ICMP_FILTER): ("icmp_filter", int),
 }
@@ -102,6 +106,15 @@ def change(socket: Socket, level: int, name: int, value: int | bytes, default_tt
     if (level, name) == (IPPROTO_IP, IP_TTL) and number == -1:  # ip(7): back to the default
         return field, default_ttl
     return field, convert(number)
+
+
+def ip_options(socket: Socket, value: int | bytes) -> bytes:
+    """The IP options that a socket is to send; who has a raw socket may send any, as with CAP_NET_RAW on Linux."""
+    octets = value if isinstance(value, bytes) else (value & 0xFFFFFFFF).to_bytes(4, byteorder)
+    try:
+        return checked(octets, privileged=socket.raw)
+    except OSError as error:
+        raise Refused(error.errno or errno.EINVAL) from None
 
 
 def read(socket: Socket, level: int, name: int) -> int:

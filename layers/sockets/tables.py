@@ -54,6 +54,8 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     multicast_all: bool = True
     groups: tuple[SourceFilter, ...] = ()
     grouped_by: int = 0  # id of the request that changed `groups` last: the same request again gets the same answer
+    ip_options: bytes = b""  # that go with what it sends, as Linux pads them
+    receive_options: bool = False  # its application is told those that came
 
     def state(self, handle: int, request: int) -> SocketState:
         """What the transport has to know of it."""
@@ -80,6 +82,8 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
             multicast_loop=self.multicast_loop,
             multicast_all=self.multicast_all,
             groups=self.groups,
+            ip_options=self.ip_options,
+            receive_options=self.receive_options,
         )
 
 

@@ -147,6 +147,12 @@ class Stack:
         declared = self._declared[layer].declared
         return {name: count for name, count in self.counted(layer).items() if declared[name].role == "drop"}
 
+    def tells(self, layer: str, sender: int, kind: int, *records: bytes) -> None:
+        """Records of a neighbour's, whatever they are."""
+        number = table.LAYERS[layer]
+        self._take(number, self._cores[number].receive(sender, kind, list(records), self.now))
+        self._run()
+
     # -- as the command line ---------------------------------------------------------------------------------------
 
     def orders(self, layer: str = "ip", **request) -> dict[str, object]:
