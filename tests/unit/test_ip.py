@@ -41,7 +41,7 @@ from layers.ip import neighbors
 from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.identification import BLOCK
-from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX
+from layers.ip.neighbors import ASK_AGAIN_AFTER_S
 from layers.ip.output import FLOWS_MAX
 
 ME, PEER, OTHER, GATEWAY, FAR = "10.0.0.2", "10.0.0.7", "10.0.0.8", "10.0.0.1", "198.51.100.7"
@@ -323,9 +323,9 @@ def test_rfc1122_2_3_2_2_packets_wait_for_the_neighbour_and_leave_in_order(layer
 
 
 def test_rfc1122_2_3_2_2_the_latest_packets_wait_and_the_oldest_give_way(layer):
-    for number in range(WAITING_MAX + 3):
+    for number in range(64 + 3):
         layer.sends(PEER, bytes([number]))
-    assert [record[-1] for _, _, record in layer.learns()] == list(range(3, WAITING_MAX + 3))
+    assert [record[-1] for _, _, record in layer.learns()] == list(range(3, 64 + 3))
     assert layer.dropped() == {"neighbor_queue_full": 3}
 
 
@@ -376,6 +376,13 @@ def test_when_arp_starts_again_it_is_asked_what_it_may_have_forgotten(layer):
     layer.sends(PEER)
     layer.learns(OTHER)
     assert [send for send in layer.core.neighbor_started(ARP, layer.now) if send[1] == RESOLVE] == [asks(PEER)]
+
+
+def test_neighbours_are_remembered_up_to_a_bound(layer):
+    for number in range(8192 + 1):
+        layer.learns(str(IPv4Address(0x0A000100 + number)))
+    assert len(layer.state) == 8192 + 1  # and the secret of identification numbers
+    assert layer.sends("10.0.0.7", b"1") == [asks("10.0.0.7")]
 
 
 def test_a_flow_survives_that_its_neighbour_gave_way_to_others(layer, monkeypatch):

@@ -30,7 +30,7 @@ from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.orders import ADDRESSES_MAX, ROUTES_MAX
 from layers.ip.paths import AGE_LIMIT_S, MTU_MIN, PATHS_MAX, Paths
-from layers.ip.routing import MTU_CHANGES_BURST, PATHS_KEY, ROUTES_KEY
+from layers.ip.routing import PATHS_KEY, ROUTES_KEY
 
 ME, GATEWAY, FAR, SECOND = "10.0.0.2", "10.0.0.1", "198.51.100.7", "192.168.7.5"
 MAC = b"\x02" * 6
@@ -457,10 +457,19 @@ def test_rfc1191_5_an_old_router_that_says_nothing_makes_us_try_the_next_plateau
     assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == learnt
 
 
+@pytest.mark.parametrize(("refused", "plateau"), [
+    (65535, 32000), (32000, 17914), (17914, 8166), (8166, 4352), (4352, 2002), (2002, 1492), (1492, 1006), (1006, 552)])
+def test_rfc1191_7_the_plateaus(refused, plateau):
+    """Below 552 we do not go; see above."""
+    paths = Paths({}, PATHS_KEY)
+    assert paths.lower(1, 0, refused, refused, 0.0)
+    assert paths.get(1).mtu == plateau
+
+
 def test_rfc1191_6_3_after_ten_minutes_the_path_may_have_changed(layer):
     layer.sends()
     layer.router_says(1400)
-    layer.passes(AGE_LIMIT_S - 1)
+    layer.passes(599.0)
     assert layer.told == {}
     assert layer.sent(size=1480) != [(1500, True)]
     layer.passes(2)
@@ -486,14 +495,14 @@ def test_a_flood_of_mtus_is_limited_and_the_table_bounded(layer):
         layer.sends(to)
         layer.router_says(1400, to=to)
         layer.now += 1e-4
-    assert layer.count("path_mtu_lowered") == MTU_CHANGES_BURST
-    assert layer.count("path_mtu_limited") == 400 - MTU_CHANGES_BURST
+    assert layer.count("path_mtu_lowered") == 32
+    assert layer.count("path_mtu_limited") == 400 - 32
     for last in range(400):
         layer.now += 1.0
         to = f"203.0.{last >> 8}.{last & 255}"
         layer.sends(to)
         layer.router_says(1400, to=to)
-    assert len(layer.told[table.UDP].routes) == 2 + PATHS_MAX
+    assert len(layer.told[table.UDP].routes) == 2 + 256
 
 
 def test_a_path_mtu_above_that_of_a_new_route_does_not_matter(layer):
