@@ -33,6 +33,7 @@ class Guest:
         self.pidfd = pidfd
         self.outlet = outlet
         self.inlet = inlet
+        self.heard_at_end = -1  # the number of its last frame when its end was seen
 
 
 class Guests:
@@ -113,12 +114,18 @@ class Guests:
         return guest
 
     def ended(self) -> list[int]:
-        """Guests whose process has ended since the last call; they are gone from here."""
+        """Guests whose process has ended and of whom nothing came since the last call; they are gone from here.
+
+        What a process sent before it ended may still be on its way: not even ZeroMQ has all of it yet.
+        """
         if not self.by_number and not self.departed:
             return []
         numbers, self.departed = self.departed, []
         finished = {descriptor for descriptor, _ in self._ends.poll(0)}
         for guest in [guest for guest in self.by_number.values() if guest.pidfd in finished]:
+            if guest.heard_at_end != guest.inlet.done:
+                guest.heard_at_end = guest.inlet.done
+                continue
             self.dismiss(guest)
             numbers.append(guest.number)
         return numbers

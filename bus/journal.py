@@ -86,6 +86,11 @@ class Journal:
             self._words[memory.JOURNAL_HEAD] = self._end
 
     @property
+    def unpublished(self) -> bool:
+        """True where something was written that does not count yet."""
+        return self._end != self._words[memory.JOURNAL_HEAD]
+
+    @property
     def crowded(self) -> bool:
         """True where so much awaits publication that the turn should end."""
         return self._end - self._words[memory.JOURNAL_HEAD] > self._size // 4

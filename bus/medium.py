@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bus.batch import Batch
+
 
 class Medium(Protocol):
     """What lies below link."""
@@ -15,8 +17,11 @@ class Medium(Protocol):
     def fileno(self) -> int:
         """Becomes readable when frames arrive."""
 
-    def read(self) -> list[bytes]:
-        """The frames that are there, at most what one scratch memory holds; empty: none."""
+    def read(self, batch: Batch) -> list[bytes]:
+        """The frames that are there, as many as a batch holds, and they are kept there; empty: none."""
+
+    def length(self, octets: memoryview) -> int:
+        """Of the frame at the beginning of `octets`, that `read` put there and did not count; 0: cannot be told."""
 
     def write(self, frame: bytes) -> None:
         """Send one frame, now or at `flush`, or drop it where the medium is full."""

@@ -2,7 +2,7 @@
 
     words     single 64-bit cells: life sign, what is in hand, pipe positions, counters
     journal   the frames sent last, so that they can be sent again (bus.journal)
-    scratch   the frame from the medium that is being worked on
+    scratch   the frames from the medium that are being worked on (bus.batch)
     store     records by key, for the layer's core (bus.store)
 
 A SIGKILL can strike between any two machine instructions. An aligned 64-bit cell is written by one of them, so a cell
@@ -29,15 +29,16 @@ SUSPECT_DEATHS = 9
 JOURNAL_TAIL = 10
 JOURNAL_HEAD = 11
 STORE_STATE = 12  # which arena, how much of it is valid
-SCRATCH_LENGTH = 13  # 0: nothing from the medium in hand
+BATCH_FRAMES = 13  # so many frames from the medium are in hand (bus.batch)
 SABOTAGE = 14  # a fault to commit at the next turn (bus.sabotage); 0: none
 WAITING = 15  # data records that wait for room in a pipe in this process's own memory (bus.pipes)
 DONE = 32  # + layer id: last frame of that sender that is worked off
 SENT = 48  # + layer id: last frame sent to that consumer
-WRITTEN = 62  # how many frames of what is in hand the medium has been given already
+BATCH_NUMBER = 62  # of the batch that they belong to
 BLAMELESS = 63  # 1: the keeper knows that the last death was nothing that the layer did (a SIGKILL from outside)
 BUS_COUNTERS = 64  # bus.counters.PipeCounters
-BUS_COUNTERS_MAX = 64
+BUS_COUNTERS_MAX = 48
+WRITTEN = 112  # + layer id: what the medium was given of the frame last taken from there (WRITTEN_SHIFT)
 COUNTERS = 128  # the layer's own
 COUNTERS_MAX = 384
 GUESTS = 512  # + GUEST_WORDS * place: see the GUEST_ offsets
@@ -47,6 +48,7 @@ WORDS = GUESTS + GUEST_WORDS * GUESTS_MAX
 GUEST_ID, GUEST_PID, GUEST_STARTED, GUEST_DONE, GUEST_SENT = range(5)  # GUEST_ID 0: the place is free
 POISON = 16  # + n: digests of records set aside, oldest first overwritten
 POISON_MAX = 16
+WRITTEN_SHIFT = 16  # number of that frame, shifted by so much, + so many of its records are written
 
 JOURNAL_OCTETS = 1 << 20
 SCRATCH_OCTETS = 1 << 17

@@ -15,6 +15,7 @@ import msgspec
 import zmq
 
 from bus import memory, sabotage, table
+from bus.batch import Batch
 from bus.config import StackConfig
 from bus.control import Control
 from bus.core import Core, Send
@@ -26,7 +27,7 @@ from bus.pipes import NOBLOCK, Inlet, Outlet, PipeSocket, Verdict, decode_hello,
 from bus.records import decode_notices
 from bus.store import Store
 from bus.suspect import Suspect
-from usernet.protocol import FrameError, pack_frame, unpack_frame
+from usernet.protocol import FrameError, unpack_frame
 
 FRAMES_PER_TURN = 64
 POLLIN = int(zmq.POLLIN)  # operators of Enums are slow
@@ -35,7 +36,7 @@ TICK_S = 0.1  # the longest wait: life signs come at least this often
 TICK_MS = TICK_S * 1000
 BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
 GUEST_CHECK_S = 0.1
-MEDIUM_PATIENCE_S = 0.02  # so long the medium is not read while a pipe is crowded
+MEDIUM_PATIENCE_S = 0.1  # so long the medium is not read while something waits for room in a pipe
 
 
 class Node:
@@ -67,8 +68,9 @@ class Node:
                          for name in table.outputs(layer, config.layers)}
         self._next_guest_check = 0.0
         self._medium_read_at = 0.0
-        self._half_written = (0, 0, 0)  # sender and number of the frame in hand when the former incarnation died
-        self._to_skip = 0  # so many of its writes
+        self._batch = Batch(durable)
+        self._written_cell = memory.WRITTEN  # of the sender whose frame is in hand
+        self._to_skip = 0  # so many of its writes the former incarnation has done
         self._suspect = Suspect(durable, control)
 
     def _bind(self, config: StackConfig, layer: str, listener_fd: int) -> zmq.Socket:
@@ -140,8 +142,6 @@ class Node:
         now = time.monotonic()
         self._words[memory.BEAT_NS] = int(now * 1e9)
         batch = self._batch_in_hand()
-        words = self._words
-        self._half_written = words[memory.IN_HAND_SENDER], words[memory.IN_HAND_SEQUENCE], words[memory.WRITTEN]
         self._suspect.inherit(self._journal.done)
         inherit(self._memory)
         for outlet in self._outlets.values():
@@ -160,12 +160,12 @@ class Node:
         self._control.tell("ready")
 
     def _holds_back(self, now: float) -> bool:
-        """True where frames had better wait in the medium: there they cost nothing, here they would be dropped.
+        """True where frames had better wait in the medium: there they cost nothing and outlive us.
 
         Not for ever: one consumer that stays away must not cut off the others.
         """
         return (self._medium is not None and now < self._medium_read_at + MEDIUM_PATIENCE_S
-                and any(outlet.crowded for outlet in self._touched))
+                and any(outlet.blocked for outlet in self._touched))
 
     def _timeout_ms(self, now: float) -> float:
         limit = TICK_S
@@ -224,33 +224,43 @@ class Node:
         if kind == table.BYE:
             self._part(inlet, now)
             return
-        words[memory.WRITTEN] = 0
         words[memory.IN_HAND_SEQUENCE] = sequence
         words[memory.IN_HAND_SENDER] = sender
-        if self._half_written[:2] == (sender, sequence):
-            self._to_skip = self._half_written[2]
+        if self._writes_through:
+            self._take_up(memory.WRITTEN + sender, sequence)
         self._taken.add(inlet)
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
-        if self._writes_through and not self._touched:
+        if self._writes_through and not self._unpublished():
             inlet.commit()  # what came of it has left already: a later death in this turn must not send it again
             self._taken.discard(inlet)
             words[memory.IN_HAND_SENDER] = 0
 
+    def _take_up(self, cell: int, sequence: int) -> None:
+        """What of this frame the medium was given by a former incarnation, it is not given again."""
+        words = self._words
+        known, written = divmod(words[cell], 1 << memory.WRITTEN_SHIFT)
+        if known == sequence:
+            self._to_skip = written
+        else:
+            self._to_skip = 0
+            words[cell] = sequence << memory.WRITTEN_SHIFT
+        self._written_cell = cell
+
+    def _unpublished(self) -> bool:
+        """Whether a neighbour is still to get anything of what this turn brought."""
+        return bool(self._touched) and (self._journal.unpublished or any(outlet.fresh for outlet in self._touched))
+
     def _take_medium(self, now: float) -> bool:
-        frames = self._medium.read()  # type: ignore[union-attr]
+        self._batch.open(self._batches.done + 1)
+        frames = self._medium.read(self._batch)  # type: ignore[union-attr]
         if not frames:
             return False
         self._medium_read_at = now
-        # What the medium gave is gone from there: keep it until it is worked off, for the case that this kills us.
-        batches = self._batches
-        batches.done += 1
-        batch = pack_frame(table.ETHERNET, table.MEDIUM, 0, batches.done, frames)
-        self._memory.scratch[: len(batch)] = batch
-        self._words[memory.SCRATCH_LENGTH] = len(batch)
+        self._batches.done += 1
         self._work_off(frames, now)
         return True
 
@@ -266,16 +276,13 @@ class Node:
 
     def _batch_in_hand(self) -> list[bytes]:
         """What the former incarnation had taken from the medium and not worked off."""
-        words = self._words
-        frames: list[bytes] = []
-        if words[memory.SCRATCH_LENGTH]:
-            try:
-                _, _, _, number, frames = unpack_frame(bytes(self._memory.scratch[: words[memory.SCRATCH_LENGTH]]))
-            except FrameError:
-                number = 0
-            if number <= self._batches.done:
-                words[memory.SCRATCH_LENGTH] = 0
-                return []
+        if self._medium is None:
+            return []
+        number, frames = self._batch.left(self._medium.length)
+        if number <= self._batches.done:
+            self._batch.close()
+            return []
+        if frames:
             self._batches.done = number
         return frames
 
@@ -307,12 +314,12 @@ class Node:
 
     def _write(self, frame: bytes) -> None:
         """Give the medium one frame, unless the former incarnation did so before it died over the same work."""
-        if self._writes_through:
-            self._words[memory.WRITTEN] += 1  # before: a SIGKILL in the system call takes effect when that is done
         if self._to_skip:
             self._to_skip -= 1
-        else:
-            self._medium.write(frame)  # type: ignore[union-attr]
+            return
+        if self._writes_through:
+            self._words[self._written_cell] += 1  # before: a SIGKILL in the system call takes effect when that is done
+        self._medium.write(frame)  # type: ignore[union-attr]
 
     def _settle(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
@@ -325,8 +332,7 @@ class Node:
             touched[:] = dict.fromkeys(blocked) if blocked else ()
         if self._medium is not None:
             self._medium.flush()
-        if words[memory.SCRATCH_LENGTH]:
-            words[memory.SCRATCH_LENGTH] = 0
+            self._batch.close()
         if taken:
             for inlet in taken:
                 inlet.commit()

@@ -112,9 +112,14 @@ class Outlet:
         self._octets = 0
 
     @property
-    def crowded(self) -> bool:
-        """True while so much waits that more would soon be dropped."""
-        return len(self._backlog) >= BACKLOG_RECORDS // 2
+    def blocked(self) -> bool:
+        """True while something waits for room: `send` should be called again soon."""
+        return bool(self._frames or self._backlog)
+
+    @property
+    def fresh(self) -> bool:
+        """True where records were put that are not packed yet."""
+        return bool(self._records)
 
     def put(self, kind: int, record: bytes) -> None:
         """Queue one record; it leaves when the turn ends, in as few frames as it can."""

@@ -78,6 +78,8 @@ class RouteTable:
         return route
 
     def _search(self, destination: int) -> Route | None:
+        if not destination >> 24:  # RFC 1122 section 3.2.1.3 (a), (b): never a destination; Linux since 5.3 takes 0/8
+            return None
         for netmask, networks in self._networks:
             route = networks.get(destination & netmask)
             if route is not None:

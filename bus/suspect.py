@@ -33,7 +33,7 @@ class Suspect:
             words[memory.BLAMELESS] = words[memory.IN_HAND_RECORD] = words[memory.IN_HAND_SENDER] = 0
             self.watching = bool(words[memory.SUSPECT_DEATHS] or words[memory.POISON])
             return
-        if words[memory.SCRATCH_LENGTH]:
+        if words[memory.BATCH_FRAMES]:
             sender, sequence = table.MEDIUM, 0
         elif not sender:
             words[memory.SUSPECT_DEATHS] = 0

@@ -96,8 +96,6 @@ class Transport(Generic[SocketsT]):
 
     def _set_routes(self, announcements: list[bytes]) -> list[Send]:
         for record in announcements:
-            if record == self._state.get(ROUTES_KEY):
-                continue
             if self._adopt_routes(record):
                 self._state[ROUTES_KEY] = record
             else:

@@ -1,8 +1,9 @@
 """Code as it was on disk at one moment, in memory.
 
 The keeper imports every layer when it boots, so that a fork of it need import nothing (8 of a restart's milliseconds).
-A planned restart takes a snapshot of the files and imports `bus` and the layer from that. A crash starts again
-whichever of the two served last; and if new code fails, the former is still there, whatever the files say by then.
+A planned restart takes a snapshot of the files and imports `bus`, the layer and what the bus shares with applications
+from that. A crash starts again whichever of the two served last; and if new code fails, the former is still there,
+whatever the files say by then.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from types import CodeType, ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 
 
+PROTOCOL = "usernet.protocol"  # all that a layer has of the applications' library
+
+
 def packages_of(layer: str) -> tuple[str, ...]:
-    """The packages that the process of `layer` is made of."""
-    return ("bus", f"layers.{layer}")
+    """The packages, and the module, that the process of `layer` is made of."""
+    return ("bus", f"layers.{layer}", PROTOCOL)
 
 
 class Booted:
@@ -50,8 +54,10 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def install(self) -> None:
         """In a fresh fork: forget these packages, and import them from here from now on."""
         for name in list(sys.modules):
-            if name.split(".")[0] in ("bus", "layers"):
+            if name.split(".")[0] in ("bus", "layers") or name == PROTOCOL:
                 del sys.modules[name]
+        package, _, attribute = PROTOCOL.partition(".")
+        vars(sys.modules.get(package, sys)).pop(attribute, None)  # `from usernet import protocol` looks there first
         sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname, path=None, target=None):
@@ -76,8 +82,11 @@ Code = Booted | Snapshot
 
 
 def source_files(packages: Iterable[str]) -> list[Path]:
-    """The source files of `packages` (dotted names below the checkout)."""
-    return sorted(path for package in packages for path in (ROOT / package.replace(".", "/")).glob("*.py"))
+    """The source files of `packages` and modules (dotted names below the checkout)."""
+    places = [ROOT / package.replace(".", "/") for package in packages]
+    found = [path for place in places for path in place.glob("*.py")]
+    found += [path for path in (place.with_suffix(".py") for place in places) if path.is_file()]
+    return sorted(found)
 
 
 def fingerprint(packages: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -32,7 +32,7 @@ from supervisor.events import EventLog
 from supervisor.options import Options
 from supervisor.placement import Placement
 from supervisor.policy import SUSPECT_AFTER_S
-from supervisor.ward import Process, Ward
+from supervisor.ward import Process, Ward, sample, used_s
 from supervisor.wire import Wire
 
 TICK_S = 0.2
@@ -377,11 +377,16 @@ class Keeper:
                 process.kill(f"its code was not loaded within {LOAD_TIMEOUT_S:.0f} s")
             return
         beat = max(ward.beat, process.started)
-        if process.watch.suspicious(now, beat):
-            sample = process.sample()
-            if sample is not None and process.watch.hung(now, sample, serving=process.ready_at is not None):
+        used = used_s(process.pid)
+        if process.watch.suspicious(now, beat, used):
+            found = sample(process.pid)
+            served_s = beat - (process.ready_at or beat)
+            if found is not None and process.watch.hung(now, found, used, serving=process.ready_at is not None,
+                                                        patience=ward.policy.patience(served_s)):
+                if found.state == "R":
+                    ward.policy.looped(served_s)
                 ward.away_since = beat
-                process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {sample.state})")
+                process.kill(f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms (state {found.state})")
 
     def _reload_changed(self) -> None:
         for ward in self.wards.values():

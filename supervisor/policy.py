@@ -14,8 +14,10 @@ GIVE_UP_AFTER = 12  # quick deaths in a row
 STABLE_S = 1.0  # a process that has served this long is forgiven what was before
 
 SUSPECT_AFTER_S = 0.18  # a life sign is due every 0.1 s
-HUNG_AFTER_S = 0.12  # of the layer's own time, once suspected
-STARTING_S = 2.0  # the same for one that is still reading back what it stored
+HUNG_AFTER_S = 0.12  # without what it waited for a processor, once suspected
+LOOP_S = 0.05  # of processor time since its last life sign: a turn of a healthy layer's loop takes less
+PATIENCE_MAX = 32  # so many times that, for one that was called an endless loop time and again
+STARTING_S = 2.0  # in place of both, for one that is still reading back what it stored
 
 
 class Restarts:
@@ -23,6 +25,7 @@ class Restarts:
 
     def __init__(self) -> None:
         self.quick_deaths = 0
+        self._patience = 1
 
     def pause_s(self, served_s: float) -> float | None:
         """A process that served for `served_s` has died: the pause before the next; None: give up."""
@@ -31,6 +34,17 @@ class Restarts:
             return None
         beyond = self.quick_deaths - AT_ONCE
         return 0.0 if beyond <= 0 else min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** (beyond - 1))
+
+    def patience(self, served_s: float) -> int:
+        """How many times LOOP_S one that has served for `served_s` may run without a sign of life.
+
+        What was taken for an endless loop may have been a long piece of work, and the successor may be at it again.
+        """
+        return self._patience if served_s < STABLE_S else 1
+
+    def looped(self, served_s: float) -> None:
+        """It is killed for an endless loop."""
+        self._patience = min(PATIENCE_MAX, 2 * self.patience(served_s))
 
     def forgive(self) -> None:
         """Somebody asked for a restart: start counting anew."""
@@ -41,35 +55,40 @@ class Sample(NamedTuple):
     """What the kernel says of a process at one moment (proc(5): stat, schedstat)."""
 
     state: str  # R running or runnable, S sleeping, D in the kernel, T stopped, Z dead
-    ran_s: float  # processor time that its main thread used
     waited_s: float  # time that it was runnable and another had the processor
 
 
 class Watch:
     """Tells a hung layer from one that only lacks a processor.
 
-    A layer whose life sign is late is suspected. From then on its own time counts: what it ran, if it is running (an
-    endless loop), else the clock less what it waited for a processor (stopped, or asleep where it should not be). A
-    layer that is runnable and gets no processor is starved, not hung.
+    A layer whose life sign is late is suspected. Then its own time counts: the processor time that it has used since
+    that sign, if it is running (an endless loop), else the clock since the suspicion less what it waited for a
+    processor (stopped, or asleep where it should not be). A layer that is runnable and gets no processor is starved,
+    not hung.
     """
 
     def __init__(self) -> None:
         self._since: tuple[float, Sample] | None = None
+        self._beat = 0.0
+        self._used_s = 0.0  # processor time that it had used when that life sign was first seen
 
-    def suspicious(self, now: float, beat: float) -> bool:
+    def suspicious(self, now: float, beat: float, used_s: float) -> bool:
         """True where the last life sign is so old that the process should be sampled."""
+        if beat != self._beat:
+            self._beat, self._used_s = beat, used_s
         if now - beat < SUSPECT_AFTER_S:
             self._since = None
             return False
         return True
 
-    def hung(self, now: float, sample: Sample, serving: bool = True) -> bool:
+    def hung(self, now: float, sample: Sample, used_s: float, serving: bool = True, patience: int = 1) -> bool:
         """Judge a suspected process by a new sample; one that is not `serving` yet may take longer, but not stop."""
         if self._since is None:
             self._since = (now, sample)
             return False
         then, first = self._since
-        allowed_s = HUNG_AFTER_S if serving or sample.state == "T" else STARTING_S
         if sample.state == "R":
-            return sample.ran_s - first.ran_s >= allowed_s
+            allowed_s = patience * LOOP_S if serving else STARTING_S
+            return now - then >= HUNG_AFTER_S and used_s - self._used_s >= allowed_s
+        allowed_s = HUNG_AFTER_S if serving or sample.state == "T" else STARTING_S
         return now - then - (sample.waited_s - first.waited_s) >= allowed_s

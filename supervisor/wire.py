@@ -1,8 +1,9 @@
 """The keeper's part in a virtual wire: this stack's port, and that there is a switch.
 
 The switch belongs to the wire, not to the stack whose keeper happened to start it: it is in a session of its own and
-ends by itself, after the last stack. Every keeper on the wire watches it. When it dies they all try for the flock on
-the wire's lock file; who gets it hands it on to the next switch, the others find that one.
+ends by itself, after the last stack. Every keeper on the wire watches it, as it watches its layers, and kills it where
+it hangs. When it dies they all try for the flock on the wire's lock file; who gets it hands it on to the next switch,
+the others find that one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from setproctitle import setproctitle
 
 from bus.peers import listener_pid
 from bus.wire import SWITCH_LOCK, SWITCH_SOCKET, port_name
-from supervisor.ward import LISTEN_BACKLOG
+from supervisor.policy import Watch
+from supervisor.ward import LISTEN_BACKLOG, sample, used_s
 from switch import process as switch
 
 PORT_NUMBER_BITS = 48
@@ -41,18 +43,38 @@ class Wire:
         self._cores = os.sched_getaffinity(0)  # as the stack was started with; the switch is not this stack's
         self._switch = 0  # its pid; 0: none is known
         self._switch_fd = -1
+        self._found = 0.0  # when it was
+        self._watch = Watch()
         self._next_start = 0.0
         self.listener, self.inbox = open_port(self._directory)
 
     def tend(self, now: float) -> None:
-        """To be called often: see that there is a switch. Costs nothing while there is."""
+        """To be called often: see that there is a switch, and that it lives."""
         if self._switch:
+            self._look_after(now)
             return
         if now >= self._next_start and (lock_fd := self._try_lock()) is not None:
             self._next_start = now + START_PAUSE_S
             self._start_switch(lock_fd)
             os.close(lock_fd)
         self._find_switch()
+
+    def _look_after(self, now: float) -> None:
+        told = switch.read_beat(self._directory)
+        if not told:
+            return  # it has not turned its loop yet
+        beat = max(told, self._found)
+        used = used_s(self._switch)
+        if self._watch.suspicious(now, beat, used):
+            found = sample(self._switch)
+            if found is not None and self._watch.hung(now, found, used):
+                self._report(f"switch [{self._switch}] of '{self._name}' hung: no sign of life for "
+                             f"{(now - beat) * 1000:.0f} ms (state {found.state})")
+                self._found = now  # time to be dead in
+                try:
+                    signal.pidfd_send_signal(self._switch_fd, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # another keeper did it
 
     def leave(self) -> None:
         """Give the port back; the switch goes when this process does, if it was the last."""
@@ -83,6 +105,8 @@ class Wire:
         except OSError:
             return  # not listening yet
         self._switch = pid
+        self._found = time.monotonic()
+        self._watch = Watch()
         self._selector.register(self._switch_fd, selectors.EVENT_READ, self._switch_ended)
         self._report(f"switch [{pid}] of '{self._name}' is there")
 

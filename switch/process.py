@@ -12,6 +12,7 @@ import gc
 import mmap
 import os
 import select
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from switch.counters import Counters as C
 MESSAGES_PER_TURN = 64
 PORTS_MAX = 256
 COUNTERS_OCTETS = mmap.PAGESIZE
+BEAT_NS = COUNTERS_OCTETS // 8 - 1  # of the words in there: CLOCK_MONOTONIC of the loop's last turn
+TICK_MS = 100  # the longest turn: as in a layer (bus.node), or the keepers would take it for hung
 
 
 class Port:
@@ -72,8 +75,10 @@ class Process:
         while self._look():
             more = True  # ZeroMQ's descriptor is an edge: only an inbox found empty may be waited for
             while self._ports:
-                ready = wait(0 if more else None)
-                more = self._take_inbox(time.monotonic())
+                ready = wait(0 if more else TICK_MS)
+                now = time.monotonic()
+                self._counters[BEAT_NS] = int(now * 1e9)
+                more = self._take_inbox(now)
                 for descriptor, _ in ready:
                     if descriptor in by_pidfd:
                         self._leave(by_pidfd[descriptor])
@@ -168,6 +173,15 @@ def _counter_words(path: Path) -> memoryview:
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
         file.truncate(COUNTERS_OCTETS)
         return memoryview(mmap.mmap(file.fileno(), COUNTERS_OCTETS)).cast("Q")
+
+
+def read_beat(directory: Path) -> float:
+    """When the switch of the wire in `directory` last turned its loop, in seconds of CLOCK_MONOTONIC; 0: unknown."""
+    try:
+        with (directory / SWITCH_COUNTERS).open("rb", buffering=0) as file:
+            return int.from_bytes(os.pread(file.fileno(), 8, 8 * BEAT_NS), sys.byteorder) / 1e9
+    except OSError:
+        return 0.0
 
 
 def read_counters(directory: Path) -> dict[str, int]:

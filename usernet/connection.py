@@ -59,7 +59,8 @@ HELLO_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
 LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
 NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
-FAREWELL_S = 0.2  # how long a process that ends waits for its last frames to leave
+FAREWELL_S = 1.0  # how long a process that ends waits for its last frames to be taken: a service that hangs is replaced
+HANDLE_MAX = 0xFFFFFFFF
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
 
 _from_bytes = int.from_bytes
@@ -70,11 +71,12 @@ _decode = msgspec.json.Decoder(dict).decode
 class _Unanswered:
     """A request under way."""
 
-    __slots__ = ("box", "record", "sequence")
+    __slots__ = ("box", "opens", "record", "sequence")
 
-    def __init__(self, record: bytes, box: Mailbox | None) -> None:
+    def __init__(self, record: bytes, box: Mailbox | None, opens: bool) -> None:
         self.record = record
         self.box = box  # where its answer is waited for, if it is
+        self.opens = opens  # its answer has the handle of a new socket
         self.sequence: int | None = None  # of the frame that carries it; None: not sent yet
 
 
@@ -130,11 +132,12 @@ class Connection:
         return self._line.alive()
 
     def close(self, linger_s: float = FAREWELL_S) -> None:
-        """Say goodbye, which closes all sockets, let the last frames leave and be gone."""
+        """Say goodbye, which closes all sockets, once the service has taken all that was sent, and be gone."""
         if self.closed or self.pid != os.getpid():
             return
         if self.welcome and self.alive():
             try:
+                self._await_service(linger_s)
                 self._number(BYE, (), linger_s)
             except OSError:
                 pass  # the service is away: it will find our inbox gone
@@ -145,6 +148,18 @@ class Connection:
             self._line.destroy(linger_s)
             self._sending.release()
         self.readers.leave()
+
+    def _await_service(self, timeout: float) -> None:
+        """Return once the service has taken what was sent: that it answers what was asked after it says so.
+
+        Else the end of this process could be seen before its last frames, or the service die with those in its hands.
+        """
+        box = self.readers.new_box()
+        number = self._ask("list", {"after": HANDLE_MAX}, box, timeout)
+        try:
+            self.readers.wait(box, timeout)
+        finally:
+            self._requests.pop(number, None)
 
     # -- receiving: what begins with _ only while leading ----------------------------------------------------------
 
@@ -251,7 +266,12 @@ class Connection:
                 self.readers.wake(box)
 
     def _replied(self, record: bytes) -> None:
-        request = self._requests.pop(_decode(record)["id"], None)
+        reply = _decode(record)
+        request = self._requests.pop(reply["id"], None)
+        if request is not None and request.opens and not reply["errno"]:
+            # Now: a raw socket's first packets may follow, and who reads them need not be who asked.
+            handle = reply["handle"]
+            self._boxes[handle] = Description(self.readers.lock, handle, reply["receive_buffer"])
         if request is not None and request.box is not None:
             request.box.items.append(record)
             self.readers.wake(request.box)
@@ -369,12 +389,12 @@ class Connection:
                 if monotonic() > deadline or not self.alive():
                     raise self._no_answer(op) from None
 
-    def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None) -> int:
+    def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None, timeout: float = REQUEST_TIMEOUT_S) -> int:
         number = next(self._request_ids)
-        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box)
+        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens=op == "socket")
         self._requests[number] = request
         try:
-            request.sequence = self.send(REQUEST, (request.record,), REQUEST_TIMEOUT_S)
+            request.sequence = self.send(REQUEST, (request.record,), timeout)
         except BaseException as error:
             self._requests.pop(number, None)
             if isinstance(error, TimeoutError):
@@ -390,9 +410,7 @@ class Connection:
     def open_socket(self, kind: str, protocol: int = 0) -> Description:
         """A new socket of the service. `protocol`: of a raw socket."""
         fields = {"protocol": protocol} if protocol else {}
-        reply = self.request("socket", type=kind, segments=True, **fields)
-        box = self._boxes[reply["handle"]] = Description(self.readers.lock, reply["handle"], reply["receive_buffer"])
-        return box
+        return self._boxes[self.request("socket", type=kind, segments=True, **fields)["handle"]]
 
     def release(self, box: Description, descriptor: Descriptor | None) -> None:
         """A duplicate of a socket is closed; with the last one the socket."""

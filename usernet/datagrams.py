@@ -43,6 +43,9 @@ FORKED = "this socket belongs to the parent process; make a new one after fork"
 PLAIN, PING, RAW = "dgram", "ping", "raw"  # kinds of socket, as the service calls them
 _HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
 _HEADER = DATAGRAM_HEADER.size
+# As plain integers: an operation on an IntFlag takes half a microsecond, and every datagram needs some.
+_PEEK, _DONTWAIT = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT)
+_ERRQUEUE, _OOB = int(_std.MSG_ERRQUEUE), int(_std.MSG_OOB)
 _PEER = object()  # the key of the connected peer among the destinations
 _CLOSED = Description(threading.Lock(), -1, 0)
 _CLOSED.error = errno.EBADF
@@ -91,9 +94,9 @@ class Datagrams:
             kind, record = SEND, self._header(box, data, address, steering) + data
         timeout = self._timeout
         if flags:
-            if flags & _std.MSG_OOB:
+            if flags & _OOB:
                 raise os_error(errno.EOPNOTSUPP)
-            if flags & _std.MSG_DONTWAIT:
+            if flags & _DONTWAIT:
                 timeout = 0.0
         self._transmit(kind, (record,), timeout)
         return len(data)
@@ -180,6 +183,33 @@ class Datagrams:
         self._box.local = reply["local"], reply["port"]
         return self._remember(key, host, port, reply)
 
+    def _specific_destination(self, record: bytes) -> bytes:
+        """The address of ours that a datagram was for: where its destination is a group, the one that would answer it.
+
+        RFC 1122 section 4.1.3.5: the specific-destination address, as Linux finds it (fib_compute_spec_dst).
+        """
+        _, source, port, destination, _, _ = DATAGRAM_HEADER.unpack_from(record)
+        ours = _std.inet_aton(str(self._connection.welcome["address"]))
+        if destination == ours or destination[0] == 127:
+            return destination
+        known, key = self._box.specific, source + destination
+        if key not in known:
+            if len(known) >= DESTINATIONS_MAX:
+                known.clear()
+            known[key] = self._found_specific(source, port, destination) or ours
+        return known[key]
+
+    def _found_specific(self, source: bytes, port: int, destination: bytes) -> bytes | None:
+        for chosen in ({"source": _std.inet_ntoa(destination)}, {}):  # refused unless it is our own
+            try:
+                reply = self._request("prepare", address=_std.inet_ntoa(source), port=port or 1, **chosen)
+            except OSError:
+                continue
+            address = _std.inet_aton(reply["source"])
+            if chosen or address != destination:  # a socket may be bound to the group
+                return address
+        return None
+
     def _remember(self, key: object, host: str, port: int, reply: dict) -> tuple[bytes, int]:
         box = self._box
         header = SEND_HEADER.pack(
@@ -231,7 +261,7 @@ class Datagrams:
         Empty where the socket was shut down for reading and nothing is left. With MSG_ERRQUEUE it is one that was
         sent, as far as the error about it quotes it.
         """
-        if flags & _std.MSG_ERRQUEUE:
+        if flags & _ERRQUEUE:
             return error_as_datagram(self._take_error())
         box = self._box
         if box.error:
@@ -239,11 +269,11 @@ class Datagrams:
         items = box.items
         while True:
             try:
-                record = items[0] if flags & _std.MSG_PEEK else items.popleft()
+                record = items[0] if flags & _PEEK else items.popleft()
                 break
             except IndexError:
                 pass
-            timeout = 0.0 if flags & _std.MSG_DONTWAIT else self._timeout
+            timeout = 0.0 if flags & _DONTWAIT else self._timeout
             if box.ended:
                 self._connection.look()
                 if not items and timeout == 0:
@@ -253,7 +283,7 @@ class Datagrams:
             self._wait(box, timeout)
             if box.error:
                 self._raise_error()
-        if not flags & _std.MSG_PEEK:
+        if not flags & _PEEK:
             box.consumed += len(record) + DATAGRAM_COST
             if box.consumed >= box.credit_due:
                 self._connection.credit(box)

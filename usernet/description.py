@@ -26,7 +26,7 @@ class Description(Mailbox):
     __slots__ = (
         "ancillary", "consumed", "credit_due", "destinations", "errors", "handle",
         "header_included", "keep_errors", "local", "options_octets", "peer",
-        "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "stale",
+        "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
     def __init__(self, lock: threading.Lock, handle: int, receive_buffer: int) -> None:
@@ -36,6 +36,7 @@ class Description(Mailbox):
         self.local: tuple[str, int] = UNNAMED
         self.peer: tuple[str, int] | None = None
         self.destinations: dict[object, tuple[bytes, int]] = {}  # address -> (SEND_HEADER, payload octets at most)
+        self.specific: dict[bytes, bytes] = {}  # source, destination -> the address of ours that was meant
         self.stale = False  # what was found out about destinations may no longer hold
         self.consumed = 0  # octets of receive buffer taken out and not yet given back
         self.credit_due = 0  # give them back from here on
@@ -63,10 +64,10 @@ class Description(Mailbox):
         return bool(self.items or self.error or self.errors or self.ended)
 
     def fail(self, record: bytes) -> None:
-        """An error about a datagram that this socket has sent (ERROR_RECORD)."""
+        """An error about a datagram that this socket has sent (ERROR_RECORD); errno 0: the stack lost an address."""
         self.stale = True
         self.error = ERROR_RECORD.unpack_from(record)[1] or self.error
-        if self.keep_errors:
+        if self.keep_errors and _fatal(record):  # what the stack itself would not send is no news of the network's
             self.keep(record)
 
     def keep(self, record: bytes) -> None:

@@ -36,6 +36,9 @@ _INTERNET = (_std.AF_INET, _std.AF_INET6)
 PROTOCOL_MAX = 255  # one octet of the IP header
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
+# As plain integers: operations on IntFlags are slow.
+_TRUNC, _CTRUNC, _ERRQUEUE = int(_std.MSG_TRUNC), int(_std.MSG_CTRUNC), int(_std.MSG_ERRQUEUE)
+
 Received = tuple[bytes, list[messages.Control], int, Address | None]
 
 
@@ -224,7 +227,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         record = self.receive_record(flags)
         data = record[_HEADER : _HEADER + (nbytes or len(view))]
         view[: len(data)] = data
-        return max(0, len(record) - _HEADER) if flags & _std.MSG_TRUNC else len(data), record
+        return max(0, len(record) - _HEADER) if flags & _TRUNC else len(data), record
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
         """(data, ancillary data, flags, sender) of the next datagram; with MSG_ERRQUEUE, of the oldest error.
@@ -239,7 +242,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         record, controls, told = self._receive_message(flags)
         data = record[_HEADER : _HEADER + bufsize]
         controls, cut = messages.fit(controls, ancbufsize)
-        told |= (_std.MSG_CTRUNC if cut else 0) | (_std.MSG_TRUNC if len(data) < len(record) - _HEADER else 0)
+        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < len(record) - _HEADER else 0)
         return data, controls, told, _sender(record)
 
     def recvmsg_into(
@@ -257,14 +260,15 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         return len(data), controls, told, sender
 
     def _receive_message(self, flags: int) -> tuple[bytes, list[messages.Control], int]:
-        if flags & _std.MSG_ERRQUEUE:
+        if flags & _ERRQUEUE:
             error = self._take_error()
-            return messages.error_as_datagram(error), messages.error_told(error), _std.MSG_ERRQUEUE
+            return messages.error_as_datagram(error), messages.error_told(error), _ERRQUEUE
         record = self.receive_record(flags)
         if not record or not self._box.ancillary:
             return record, [], 0
-        local = _std.inet_aton(str(self._connection.welcome["address"]))
-        return record, messages.told(self._box.ancillary, record, local, self._kind == RAW), 0
+        wanted = self._box.ancillary
+        local = self._specific_destination(record) if wanted & messages.WANTED[messages.IP_PKTINFO] else ANY
+        return record, messages.told(wanted, record, local, self._kind == RAW), 0
 
     # -- options ------------------------------------------------------------------------------------------------
 

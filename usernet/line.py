@@ -7,10 +7,12 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import zmq
+from zmq.backend import Socket as BackendSocket
 
 from usernet.names import os_error, timed_out
 from usernet.protocol import MAX_FRAME_OCTETS
@@ -54,7 +56,8 @@ class Line:
             self.destroy(0)
             raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
         self._outbox = outbox
-        self.send = outbox.send  # send(frame, zmq.NOBLOCK); zmq.Again where the pipe is full
+        # send(frame, zmq.NOBLOCK); zmq.Again where the pipe is full. Without zmq.Socket's conveniences: twice as fast
+        self.send = partial(BackendSocket.send, outbox)
 
     def _socket(self, kind: int) -> zmq.Socket:
         socket = self._context.socket(kind)

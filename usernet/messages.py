@@ -100,16 +100,14 @@ def _within(lowest: int, value: int) -> int:
 
 
 def told(wanted: int, record: bytes, local: bytes, raw: bool = False) -> list[Control]:
-    """What recvmsg tells of a datagram; `local`: the stack's address, where its destination is a group.
+    """What recvmsg tells of a datagram; `local`: the address of ours that it was for, which a group's is not.
 
     `raw`: its payload is a whole packet.
     """
     _, _, _, destination, ttl, tos = DATAGRAM_HEADER.unpack_from(record)
     controls: list[Control] = []
     if wanted & WANTED[IP_PKTINFO]:
-        group = destination[0] >= 224  # multicast and 255.255.255.255
-        info = _PKTINFO.pack(INTERFACE, local if group else destination, destination)
-        controls.append((_std.IPPROTO_IP, IP_PKTINFO, info))
+        controls.append((_std.IPPROTO_IP, IP_PKTINFO, _PKTINFO.pack(INTERFACE, local, destination)))
     if wanted & WANTED[IP_RECVTTL]:
         controls.append((_std.IPPROTO_IP, IP_TTL, _INT.pack(ttl)))
     if wanted & WANTED[IP_RECVTOS]:

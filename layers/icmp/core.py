@@ -17,7 +17,7 @@ from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.direct import DirectTransport, Header
-from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
+from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, PARAMETER_PROBLEM
 from bus.ip_options import before
 from bus.records import (
     DATAGRAM_HEADER,
@@ -33,8 +33,9 @@ from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
 
-ERROR_PRECEDENCE = 0xC0  # RFC 1812 section 4.3.2.5: internetwork control
-ERROR_TOS_MASK = 0x1C  # the rest of an error's TOS is the packet's, as on Linux, but never its ECN bits (RFC 3168)
+# RFC 1122 section 3.2.2: no bit of TOS; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux has the TOS of
+# the offending packet there, and so makes of its DSCP another one.
+ERROR_TOS = 0xC0
 MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
 UDP_PROTOCOL = 17  # RFC 768
 
@@ -241,8 +242,13 @@ class Core(DirectTransport[PingSockets]):
                 counters[refusal] += 1
                 continue
             counters[Counters.errors_sent] += 1
-            tos = packet[1] & ERROR_TOS_MASK | ERROR_PRECEDENCE
-            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, self._ttl, tos, MAY_FRAGMENT)
+            # RFC 1122 section 3.2.2: header and data unchanged. ip fills in nothing where it tells of a problem in the
+            # options, nor in what we send to ourselves.
+            ours = self._routes.is_local(_number(packet[12:16], "big"))
+            if packet[0] & 15 > 5 and icmp_type != PARAMETER_PROBLEM and not ours:
+                packet = wire.as_received(packet)
+            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, self._ttl, ERROR_TOS,
+                                          MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
         return sends

@@ -18,7 +18,7 @@ from bus.icmp_errors import (
     TIME_EXCEEDED,
     UNREACHABLE_CODE_MAX,
 )
-from bus.ip_options import echoed, to_transmit
+from bus.ip_options import RECORD_ROUTE, TIMESTAMP, echoed, to_transmit, walk
 
 PROTOCOL = 1  # RFC 792
 HEADER = Struct("!BBHI")
@@ -43,6 +43,8 @@ FRAGMENT_OFFSET = 0x1FFF
 EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quote is padded to at least this
 QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
 
+_RECORD_ROUTE, _TIMESTAMP = bytes((RECORD_ROUTE,)), bytes((TIMESTAMP,))
+_PRESPECIFIED = 3  # RFC 791: flag of a timestamp option whose addresses its sender chose
 _ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
 
 
@@ -71,6 +73,33 @@ def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
 def echoed_options(options: bytes) -> bytes:
     """Of the options of an echo request those that its reply carries, as a TRANSMIT record has them; empty: none."""
     return to_transmit(echoed(options))  # RFC 1122 section 3.2.2.6
+
+
+def as_received(packet: bytes) -> bytes:
+    """A packet without what ip has put into its options, our address and time (layers/ip/options.py).
+
+    What a slot had in it before is not known any more: zeros, as RFC 791 section 3.1 wants it of its sender.
+    """
+    end, ours = (packet[0] & 15) << 2, packet[16:20]
+    header = bytearray(packet[:end])
+    for offset, option in walk(packet[IP_HEADER_OCTETS:end]):
+        at = IP_HEADER_OCTETS + offset
+        pointer = option[2] if len(option) > 2 else 0
+        if option[:1] == _RECORD_ROUTE and pointer >= 8 and option[pointer - 5 : pointer - 1] == ours:
+            header[at + pointer - 5 : at + pointer - 1] = bytes(4)
+            header[at + 2] -= 4
+        elif option[:1] == _TIMESTAMP and len(option) > 3:
+            overflow, flag = option[3] >> 4, option[3] & 15
+            slot = 8 if flag else 4  # with addresses or without
+            start = pointer - 1 - slot
+            if overflow:  # it was full already
+                header[at + 3] -= 16
+            elif 4 <= start <= len(option) - slot and (not flag or option[start : start + 4] == ours):
+                kept = 4 if flag == _PRESPECIFIED else 0
+                header[at + start + kept : at + pointer - 1] = bytes(slot - kept)
+                header[at + 2] -= slot
+    header[10:12] = checksum(bytes(header[:10] + header[12:])).to_bytes(2, "big")
+    return bytes(header) + packet[end:]
 
 
 def echo_request(identifier: int, rest: bytes) -> bytes:

@@ -16,7 +16,7 @@ def medium(birth: Birth) -> Medium:
     counters = Words(birth.memory_fd).counters
     if birth.config.wire:
         return Wire(birth.config.wire_inbox, birth.medium_fd, counters)
-    return Tap(birth.medium_fd, counters)
+    return Tap(birth.medium_fd, counters, bool(birth.config.offload))
 
 
 def main(birth: Birth) -> None:

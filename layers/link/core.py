@@ -99,10 +99,21 @@ class Core:
             elif ethertype == packet.TYPE_ARP:
                 sends.append((table.ARP, table.ARP_IN, frame[rest]))
             else:
-                counters[C.unknown_type] += 1
+                self._joiner.flush(sends)
+                self._up_ieee802(ethertype, frame[rest], group, sends)
         if joiner is not None:
             joiner.flush(sends)
         return sends
+
+    def _up_ieee802(self, ethertype: bytes, content: bytes, group: bool, sends: list[Send]) -> None:
+        """RFC 1122 section 2.3.3: SHOULD take RFC 1042 packets, intermixed with those of RFC 894."""
+        ethertype, content = packet.from_ieee802(ethertype, content)
+        if ethertype == packet.TYPE_IPV4:
+            sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, content))
+        elif ethertype == packet.TYPE_ARP:
+            sends.append((table.ARP, table.ARP_IN, content))
+        else:
+            self._counters[C.unknown_type] += 1
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
         """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or UDP for us and partial."""

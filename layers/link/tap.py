@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
+from bus import memory
+from bus.batch import BLANK, OCTETS_MAX, Batch
 from bus.core import CounterWords
-from bus.memory import SCRATCH_OCTETS
+from layers.link import packet, vnet
 from layers.link.counters import Counters as C
 
 READ_OCTETS = 65536 + 64
 BATCH_FRAMES = 64
-BATCH_OCTETS = SCRATCH_OCTETS - READ_OCTETS - 512  # with one more frame, and packed, it fits the node's scratch
+BATCH_OCTETS = OCTETS_MAX - READ_OCTETS  # beyond that no other frame is sure to fit
 
 
 class Tap:
@@ -19,7 +21,8 @@ class Tap:
     edge_triggered = False
     writes_through = True
 
-    def __init__(self, descriptor: int, counters: CounterWords) -> None:
+    def __init__(self, descriptor: int, counters: CounterWords, offload: bool = False) -> None:
+        self._head = vnet.HEADER_OCTETS if offload else 0
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._counters = counters
@@ -28,19 +31,34 @@ class Tap:
         """Readable when the kernel has sent a frame."""
         return self._descriptor
 
-    def read(self) -> list[bytes]:
+    def read(self, batch: Batch) -> list[bytes]:
         """The frames that the kernel has queued, at most a batch."""
-        descriptor, read = self._descriptor, os.read
+        descriptor, read, octets, ends, words = self._descriptor, os.readv, batch.octets, batch.ends, batch.words
         frames: list[bytes] = []
-        octets = 0
+        start = count = 0
         try:
-            while len(frames) < BATCH_FRAMES and octets < BATCH_OCTETS:
-                frame = read(descriptor, READ_OCTETS)
-                octets += len(frame)
-                frames.append(frame)
+            while count < BATCH_FRAMES and start < BATCH_OCTETS:
+                end = start + read(descriptor, (octets[start : start + READ_OCTETS],))
+                octets[end : end + len(BLANK)] = BLANK
+                ends[count] = end
+                count += 1
+                words[memory.BATCH_FRAMES] = count
+                frames.append(bytes(octets[start:end]))
+                start = end
         except OSError:
             pass  # EAGAIN: that was all; EIO, EBADFD: the interface is down for the moment
         return frames
+
+    def length(self, octets: memoryview) -> int:
+        """By what the frame says of itself; of a type that link drops anyway: 0."""
+        start = self._head + packet.HEADER_OCTETS
+        kind = bytes(octets[start - 2 : start])
+        if kind == packet.TYPE_IPV4:
+            return start + int.from_bytes(octets[start + 2 : start + 4], "big")  # RFC 791 section 3.1: total length
+        if kind == packet.TYPE_ARP:
+            return start + packet.ARP_OCTETS
+        octets_said = int.from_bytes(kind, "big")
+        return start + octets_said if octets_said <= packet.LENGTH_MAX else 0
 
     def write(self, frame: bytes) -> None:
         """Give one frame to the kernel, which takes or drops it at once."""

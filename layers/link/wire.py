@@ -7,8 +7,8 @@ from pathlib import Path
 
 import zmq
 
+from bus.batch import OCTETS_MAX, Batch
 from bus.core import CounterWords
-from bus.memory import SCRATCH_OCTETS
 from bus.pipes import PACK_OCTETS, PACK_RECORDS, set_defaults
 from bus.wire import SWITCH_SOCKET, pack, port_number, unpack
 from layers.link.counters import Counters as C
@@ -40,17 +40,22 @@ class Wire:
         """ZeroMQ's descriptor: an edge, when something arrives after `read` found nothing."""
         return self._inbox.fileno()
 
-    def read(self) -> list[bytes]:
+    def read(self, batch: Batch) -> list[bytes]:
         """The frames of the next pack from the switch."""
         receive = self._inbox.recv
         try:
             while True:
                 frames = _frames(receive(zmq.NOBLOCK))
                 if frames:
+                    batch.keep(frames)
                     return frames
                 self._counters[C.wire_malformed] += 1
         except zmq.Again:
             return []
+
+    def length(self, octets: memoryview) -> int:
+        """Nothing is read without being counted."""
+        return 0
 
     def write(self, frame: bytes) -> None:
         """Put one frame into the pack that leaves at `flush`."""
@@ -74,6 +79,6 @@ class Wire:
 def _frames(message: bytes) -> list[bytes]:
     """What a message of the switch carries; nothing, if it is none or longer than the switch sends."""
     try:
-        return unpack(message)[1] if len(message) <= SCRATCH_OCTETS else []
+        return unpack(message)[1] if len(message) <= OCTETS_MAX else []
     except ValueError:
         return []

@@ -305,6 +305,7 @@ class Core:
         return sends
 
     def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:
+        before = self._network.routes.announced.addresses
         for record in records:
             try:
                 self._network = Network(RouteTable(wire.decode_routes(record)), self._config.mtu, self._config.ttl)
@@ -312,7 +313,13 @@ class Core:
                 self.counters[Counters.routes_refused] += 1
             else:
                 self._state[KEY_ROUTES] = record
-        return []
+        gone = {address for address, _ in before} - {address for address, _ in self._network.routes.announced.addresses}
+        return self._outdate() if gone else []
+
+    def _outdate(self) -> list[Send]:
+        """Addresses are no longer ours: applications shall ask anew how they may send."""
+        return [(entry.guest, table.SOCKET_ERROR, _no_error(entry.handle))
+                for entry in self._entries.values() if entry.socket.bound]
 
     # -- the table of sockets -----------------------------------------------------------------------------------
 
@@ -343,6 +350,11 @@ class Core:
 
 def _reply(guest: int, request: int, fields: dict[str, object]) -> Send:
     return guest, table.REPLY, _encode({"id": request, "errno": 0, **fields})
+
+
+def _no_error(handle: int) -> bytes:
+    """An ERROR_RECORD that says nothing but that what `prepare` said holds no longer."""
+    return wire.ERROR_RECORD.pack(handle, 0, wire.ORIGIN_LOCAL, 0, 0, 0, 0, bytes(4), bytes(4), 0)
 
 
 def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:

@@ -30,16 +30,21 @@ class Network(NamedTuple):
     mtu: int  # the interface's
     ttl: int  # the stack's, of sockets that choose none
 
-    def way(self, socket: Socket, destination: int) -> tuple[int, int]:
-        """(source address, longest packet) for a destination; refused where there is no way or no leave."""
+    def way(self, socket: Socket, destination: int, wanted: int = 0) -> tuple[int, int]:
+        """(source address, longest packet) for a destination; refused where there is no way or no leave.
+
+        `wanted`: the source that the application chose for this one.
+        """
         source = self.routes.source_for(destination) if destination else None
-        if source is None:
+        named = wanted or (0 if self.routes.is_group(socket.local) else socket.local)
+        if not named and is_multicast(destination):
+            named = socket.multicast_interface  # RFC 1112 section 6.1
+        # Linux ip_route_output_key_hash: also where it is bound to an address that is not ours any longer
+        if source is None or (named and not self.routes.is_local(named)):
             raise Refused(errno.ENETUNREACH)
         if self.routes.is_broadcast(destination) and not socket.broadcast:
             raise Refused(errno.EACCES)
-        if socket.multicast_interface and is_multicast(destination):
-            source = socket.multicast_interface
-        return socket.local or source, self._longest(socket, destination)
+        return named or source, self._longest(socket, destination)
 
     def path_mtu(self, destination: int) -> int:
         """The MTU on the way to `destination`, as far as it is known."""
@@ -98,11 +103,8 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
     """Checks the way to a destination; an unbound socket gets an ephemeral port."""
     if not request.port and socket.protocol == UDP_PROTOCOL and not socket.raw:
         raise Refused(errno.EINVAL)  # Linux udp_sendmsg
-    source, mtu = network.way(socket, requests.parse_address(request.address))
-    if request.source:
-        source = requests.parse_address(request.source)
-        if not network.routes.is_local(source):
-            raise Refused(errno.ENETUNREACH)  # Linux ip_route_output_key_hash
+    wanted = requests.parse_address(request.source) if request.source else 0
+    source, mtu = network.way(socket, requests.parse_address(request.address), wanted)
     return replace(socket, bound=True), _prepared(source, mtu - len(socket.ip_options))
 
 

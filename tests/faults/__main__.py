@@ -15,7 +15,8 @@ import msgspec
 
 from tests.faults import report, schedule, verdict
 from tests.faults.campaign import Campaign
-from tests.faults.lab import Lab, Load
+from tests.faults.flows import ANSWERS
+from tests.faults.lab import FLOWS, Lab, Load
 from tests.faults.watch import Watch
 
 
@@ -43,6 +44,7 @@ def main() -> int:
     incidents = [each for each in schedule.drawn(seed, options.faults)
                  if options.layer in (None, each.faults[0].layer) and options.kind in (None, each.faults[0].kind)
                  and options.moment in (None, each.moment)]
+    narrowed = options.layer or options.kind or options.moment
     print(f"seed {seed}: {len(incidents)} incidents, then {options.control:.0f} s without", flush=True)
     with Lab() as lab:
         load = Load(lab)
@@ -60,9 +62,12 @@ def main() -> int:
         controls = verdict.controls(*quiet, load.books)
         lines = report.sums(verdicts, controls)
         checks = report.promises(verdicts)
+        idle = [name for name in FLOWS if not load.books[name].cells[ANSWERS]]
+        checks.append((not idle or bool(narrowed), f"flows without any answer: {', '.join(idle) or 'none'}"))
         leaks = watch.leaks()
         checks.append((not leaks, f"leaks: {'; '.join(leaks) or 'none'}"))
         _show(options, lines, checks, verdicts, took_s, seed, len(incidents))
+        print("sent and answered:", report.flows(load.books))
         if options.json:
             Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(
                 {"seed": seed, "sums": lines, "verdicts": verdicts, "growth": watch.growth(), "counters": counters})))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import NamedTuple
 
-from supervisor.policy import STABLE_S
+from supervisor.policy import AT_ONCE, STABLE_S
 from tests.faults.flows import Switchboard
 from tests.faults.lab import LAYERS, Follower, Lab, Load
 from tests.faults.schedule import Fault, Incident
@@ -15,6 +16,8 @@ RECOVERY_TIMEOUT_S = 15.0
 SETTLED_NUMBERS = 20  # of each flow, all answered, before the next fault
 SETTLE_TIMEOUT_S = 1.0
 UNDER_WAY_S = 0.02  # what was sent so shortly before a fault may be lost by it
+CELL_OF = {"burst": Switchboard.BURSTS, "resolution": Switchboard.RESOLUTIONS, "fragments": Switchboard.FRAGMENTS,
+           "groups": Switchboard.GROUPS, "paths": Switchboard.PATHS}  # what the load is told to bring the moment about
 
 
 class Done(NamedTuple):
@@ -35,7 +38,8 @@ class Campaign:
         self._load = load
         self._watch = watch
         self._follower = Follower(lab)
-        self._stable_at: dict[str, float] = {}  # from when on a layer's former deaths are forgiven
+        self._served: dict[str, float] = {}  # when a layer came back last
+        self._deaths: Counter[str] = Counter()  # of a layer, in a row, each soon after it came back
 
     def run(self, incidents: list[Incident], until: float = float("inf")) -> list[Done]:
         """All of them, or those that can be had until then; stops where one is not recovered from."""
@@ -59,9 +63,14 @@ class Campaign:
         return began, time.monotonic()
 
     def _wait_until_well(self, incident: Incident) -> None:
-        """Forgiven, and whatever the last incident delayed is answered (or lost, by SETTLE_TIMEOUT_S)."""
-        stable_at = max(self._stable_at.get(fault.layer, 0.0) for fault in incident.faults)
-        time.sleep(max(0.0, stable_at - time.monotonic()))
+        """A death will be answered at once, and what the last incident delayed is answered (or taken for lost)."""
+        for layer, deaths in Counter(fault.layer for fault in incident.faults).items():
+            stable_at = self._served.get(layer, 0.0) + STABLE_S
+            if self._deaths[layer] + deaths > AT_ONCE:
+                time.sleep(max(0.0, stable_at - time.monotonic()))
+            if time.monotonic() >= stable_at:
+                self._deaths[layer] = 0
+            self._deaths[layer] += deaths
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while not all(map(_settled, self._load.steady)) and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -72,10 +81,8 @@ class Campaign:
         if incident.moment == "idle":
             board[Switchboard.PAUSE] = 1
             time.sleep(0.03)
-        elif incident.moment == "burst":
-            board[Switchboard.BURSTS] += 1
-        elif incident.moment == "resolution":
-            board[Switchboard.RESOLUTIONS] += 1
+        elif incident.moment in CELL_OF:
+            board[CELL_OF[incident.moment]] += 1
         if len(incident.faults) == 1:
             time.sleep(incident.later_s)
         began = time.monotonic()
@@ -130,7 +137,7 @@ class Campaign:
                 return False
         for layer in LAYERS:
             if layer in wanted:
-                self._stable_at[layer] = serves + STABLE_S
+                self._served[layer] = serves
         return True
 
 

@@ -71,10 +71,13 @@ class Book:
                 log.write(json.dumps([now, kind, what]) + "\n")
 
     def oddities(self) -> list[tuple[float, str, object]]:
-        """What was logged: (time, kind, number or text)."""
+        """What was logged: (time, kind, number or text). The time of a number is when it was sent: what struck it was
+        near that, while its second answer may come after the next fault.
+        """
         if not self._log_path.exists():
             return []
-        return [tuple(json.loads(line)) for line in self._log_path.read_text().splitlines()]
+        lines = [json.loads(line) for line in self._log_path.read_text().splitlines()]
+        return [(self.sent[what] if isinstance(what, int) else when, kind, what) for when, kind, what in lines]
 
     def answers_what_is_sent_after(self, then: float) -> bool:
         """Whether something that was sent after `then` has been answered."""
@@ -85,7 +88,7 @@ class Book:
 class Switchboard:
     """What the campaign tells the load, and whether the load is there: single cells in a file."""
 
-    PAUSE, BURSTS, RESOLUTIONS, STOP, READY = range(5)
+    PAUSE, BURSTS, RESOLUTIONS, STOP, READY, FRAGMENTS, GROUPS, PATHS = range(8)
 
     def __init__(self, folder: Path) -> None:
         path = folder / "switchboard"

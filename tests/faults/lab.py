@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.control import Client, NotRunning
+from tests.faults import extra
 from tests.faults.flows import Book, Switchboard
 from tests.faults.load import FRESH_NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
-FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn")
+FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn", "large-in", "large-out", "group-in", "group-out",
+         "query", "narrow", "paths")
 STEADY_FLOWS = FLOWS[:3]
-ROLES = ("echo", "kernel", "client", "churn")
+ROLES = ("echo", "kernel", "client", "churn", "router", "far", "member")
+INSIDE = ("kernel", "router", "far")  # on the kernel's end of the cable
 ADDRESS, PREFIX = "10.0.0.2", 16
 
 
@@ -75,6 +78,22 @@ class Lab:
         """Boot it, and let all of FRESH_NETWORK be the kernel's end's."""
         self.launcher("up", "--detach", "--address", f"{ADDRESS}/{PREFIX}", *self._options)
         self.launcher("exec", "--", "ip", "route", "add", "local", FRESH_NETWORK, "dev", "lo")
+        self.launcher("route", "add", extra.FAR_NETWORK, "via", extra.KERNEL_END)
+
+    def lead_far(self, pid: int) -> None:
+        """Have the kernel's end route to the network namespace of that process, over a link of a smaller MTU."""
+        there = f"nsenter -t {pid} -n ip"
+        self.launcher("exec", "--", "sh", "-ec", f"""
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+            ip link add far0 mtu {extra.FAR_MTU} type veth peer name far1 netns {pid}
+            ip address add {extra.ROUTER}/30 dev far0
+            ip link set far0 up
+            ip route add {extra.FAR_NETWORK} via {extra.FAR}
+            {there} link set lo up
+            {there} link set far1 mtu {extra.FAR_MTU} up
+            {there} address add {extra.FAR}/30 dev far1
+            {there} route add local {extra.FRESH_FAR_NETWORK} dev lo
+            {there} route add default via {extra.ROUTER}""")
 
     def down(self) -> None:
         """Stop it in order."""
@@ -97,9 +116,10 @@ class Lab:
         """As `status --json`, without what psutil adds."""
         return self.ask("status")
 
-    def start(self, module: str, *arguments: str, inside: bool = False, pipe: bool = False) -> subprocess.Popen:
-        """Run `python -m MODULE` as an application, or on the kernel's end."""
-        command = [sys.executable, "-m", module, *arguments]
+    def start(self, module: str, *arguments: str, inside: bool = False, apart: bool = False,
+              pipe: bool = False) -> subprocess.Popen:
+        """Run `python -m MODULE` as an application, or on the kernel's end, or in a network namespace made there."""
+        command = [*(("unshare", "-n") if apart else ()), sys.executable, "-m", module, *arguments]
         if inside:
             command = [sys.executable, str(self.checkout / "launcher.py"), "exec", "--name", self.name, "--", *command]
         process = subprocess.Popen(command, env=self.environment, cwd=self.checkout, text=True,
@@ -117,8 +137,11 @@ class Load:
         self.processes = {}
         for role in ROLES:
             self.processes[role] = lab.start("tests.faults.load", role, str(self.folder), ADDRESS,
-                                             inside=role == "kernel")
+                                             inside=role in INSIDE, apart=role == "far")
             self.board.wait_ready()  # there is an echo, before anybody asks it
+            if role == "far":
+                lab.lead_far(int(_written(self.folder / extra.NAMESPACE)))
+        _written(self.folder / extra.MEMBER_READY)
         self.books = {name: Book(self.folder, name) for name in (*FLOWS, "echo", "cable")}
         self.steady = [self.books[name] for name in STEADY_FLOWS]
         if not self.wait_answering(time.monotonic() + 0.1):
@@ -141,6 +164,16 @@ class Load:
         for role, process in self.processes.items():
             if process.wait(timeout=10):
                 raise RuntimeError(f"load process {role} ended with status {process.returncode}")
+
+
+def _written(path: Path, timeout_s: float = 15.0) -> str:
+    """What a load process wrote there, once it has."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the load did not get to {path.name}")
+        time.sleep(0.01)
+    return path.read_text()
 
 
 class Follower:

@@ -25,7 +25,8 @@ from collections import deque
 from pathlib import Path
 from select import select
 
-from tests.faults.flows import Book, Switchboard
+from tests.faults import extra, igmp
+from tests.faults.flows import COUNT, Book, Switchboard
 
 TICK_S = 0.001  # 1,000 of each kind a second
 CATCH_UP = 4
@@ -41,6 +42,7 @@ RECEIVE_BUFFER_OCTETS = 1 << 22
 SOL_RAW, ICMP_FILTER = 255, 1  # icmp.h: a mask of ICMP types not to be received
 SIOCDARP = 0x8953
 ETH_P_ALL = 3
+REASSEMBLY_TIMEOUT = bytes((11, 1))  # RFC 792: due 30 s after fragments of a datagram were lost on their way
 CHURN_TICK_S = 0.02
 CHURN_OPEN = 16
 CHURN_PORT = 7000
@@ -88,7 +90,8 @@ class KernelEnd:
         self._board = board
         self._address = address
         self._pings, self._echoes = Book(folder, "ping"), Book(folder, "kernel-to-app")
-        self._cable = Book(folder, "cable")
+        self._cable, self._query = Book(folder, "cable"), Book(folder, "query")
+        self._answered = 0  # questions of the router's
         self._identifier = os.getpid() & 0xFFFF
         self._raw = kernel.socket(kernel.AF_INET, kernel.SOCK_RAW, kernel.IPPROTO_ICMP)
         self._raw.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", ~1 & 0xFFFFFFFF))  # echo replies only
@@ -97,6 +100,7 @@ class KernelEnd:
         self._udp.connect((address, ECHO_PORT))
         self._echo = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
         self._echo.bind(("0.0.0.0", KERNEL_ECHO_PORT))
+        self._router = igmp.socket(KERNEL_END)
         self._tap = kernel.socket(kernel.AF_PACKET, kernel.SOCK_RAW)  # hears nothing before it is bound
         _see_only_the_unusual(self._tap)
         self._tap.bind(("tap0", ETH_P_ALL))
@@ -108,11 +112,15 @@ class KernelEnd:
         """Until told to stop."""
         board, pace = self._board.cells, Pace(self._board)
         sockets = (self._raw, self._udp, self._echo, self._tap)
-        resolutions = board[Switchboard.RESOLUTIONS]
+        resolutions, groups = board[Switchboard.RESOLUTIONS], board[Switchboard.GROUPS]
         while not board[Switchboard.STOP]:
             now = time.monotonic()
             for _ in range(pace.due(now)):
                 self._send(now)
+            if board[Switchboard.GROUPS] != groups:
+                groups = board[Switchboard.GROUPS]
+                self._query.next(now)
+                igmp.ask(self._router)
             if board[Switchboard.RESOLUTIONS] != resolutions:
                 resolutions = board[Switchboard.RESOLUTIONS]
                 self._forget_the_stack()
@@ -187,10 +195,27 @@ class KernelEnd:
                 if protocol == 0x0806:
                     self._cable.log("arp", frame[20:22].hex() + " " + kernel.inet_ntoa(frame[38:42]), now)
                     self._cable.next(now)
+                elif frame[23] == igmp.PROTOCOL:
+                    self._take_report(frame[14:], now)
+                elif frame[23] == kernel.IPPROTO_ICMP and frame[34:36] == REASSEMBLY_TIMEOUT:
+                    self._cable.log("given up", frame[:80].hex(), now)
                 else:
                     self._cable.error(f"from the stack: {frame[:60].hex()}", now)
         except BlockingIOError:
             pass
+
+
+    def _take_report(self, packet: bytes, now: float) -> None:
+        """A report that names the group answers the questions of before; one that takes leave of it is wrong."""
+        wrong, groups = igmp.read(packet)
+        if not wrong and groups.get(extra.GROUP_IN) == igmp.LEFT:
+            wrong = "it left a group that an application has joined"
+        if wrong:
+            self._cable.error(f"IGMP: {wrong}: {packet.hex()}", now)
+        elif extra.GROUP_IN in groups:
+            for number in range(self._answered, self._query.cells[COUNT]):
+                self._query.answer(number, now)
+            self._answered = self._query.cells[COUNT]
 
 
 def _see_only_the_unusual(tap: kernel.socket) -> None:
@@ -225,7 +250,7 @@ def echo(folder: Path, address: str, board: Switchboard) -> None:
     board.cells[Switchboard.READY] = 1
     while not board.cells[Switchboard.STOP]:
         try:
-            data, peer = endpoint.recvfrom(2048)
+            data, peer = endpoint.recvfrom(65535)
             endpoint.sendto(data, peer)
         except TimeoutError:
             continue
@@ -338,7 +363,8 @@ def main() -> None:
     board = Switchboard(folder)
     gc.collect()
     gc.freeze()
-    roles = {"kernel": lambda *arguments: KernelEnd(*arguments).run(), "echo": echo, "client": client, "churn": churn}
+    roles = {"kernel": lambda *arguments: KernelEnd(*arguments).run(), "echo": echo, "client": client, "churn": churn,
+             "far": extra.far, "router": extra.router, "member": extra.member}
     roles[role](folder, address, board)
 
 

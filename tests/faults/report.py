@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tests.faults.flows import ANSWERS, COUNT, Book
+from tests.faults.lab import FLOWS
 from tests.faults.schedule import KINDS, LAYERS, MOMENTS
 from tests.faults.verdict import Sum, Verdict, percentile, summed
 
@@ -29,6 +31,11 @@ def line(verdict: Verdict) -> str:
     lost = ", ".join(f"{flow} {count}" for flow, count in verdict.lost.items() if count) or "nothing"
     return (f"{verdict.moment}: {faults}: lost {lost}; gap {verdict.gap_ms} ms, away {verdict.away_ms} ms; "
             f"{'; '.join([*verdict.notes, *verdict.errors[:8]])}")
+
+
+def flows(books: dict[str, Book]) -> str:
+    """How much each flow sent, and how much of that was answered."""
+    return ", ".join(f"{name} {books[name].cells[COUNT]}/{books[name].cells[ANSWERS]}" for name in FLOWS)
 
 
 def rows(lines: Sequence[Sum]) -> list[tuple[str, ...]]:

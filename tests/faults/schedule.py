@@ -12,10 +12,14 @@ LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
 KINDS = {"kill": 84, "raise": 8, "stop": 2, "loop": 2, "sleep": 2, "memory": 2}
 HANGS = ("stop", "loop", "sleep", "memory")
 
-# Moments. The load is steady but for `idle`; `recovery`: a second layer is hit while the first one comes back; `again`:
-# the same layer is hit as soon as its successor is there.
-MOMENTS = {"steady": 44, "burst": 20, "resolution": 12, "idle": 6, "recovery": 7, "two": 7, "again": 3, "all": 1}
-LATER_MAX_S = {"burst": 0.003, "resolution": 0.004, "recovery": 0.012, "again": 0.012}
+# Moments. The load is steady but for `idle`. `fragments`: large datagrams are being cut and put together, both ways;
+# `groups`: a router asks who is in which group, while others are joined and left; `paths`: a router tells of a narrower
+# way; `recovery`: a second layer is hit while the first one comes back; `again`: the same layer is hit as soon as its
+# successor is there.
+MOMENTS = {"steady": 30, "burst": 18, "resolution": 10, "fragments": 10, "groups": 7, "paths": 5, "idle": 6,
+           "recovery": 7, "two": 5, "again": 3, "all": 1}
+LATER_MAX_S = {"burst": 0.003, "resolution": 0.004, "fragments": 0.006, "groups": 0.02, "paths": 0.006,
+               "recovery": 0.012, "again": 0.012}
 
 
 class Fault(NamedTuple):

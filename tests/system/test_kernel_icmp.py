@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, IPerror, UDPerror
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP, LLC, SNAP, Dot3, Ether
 
 from .conftest import require_program
 from .peers import KERNEL, NOBODY, STACK, TAP, Stack, frames, next_frame, received
@@ -66,6 +66,16 @@ def answered_in_order(stack: Stack, count: int, *options: object) -> bool:
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 15, 16, 56, 57, 999, 1000, 1471, 1472])
 def test_ping_of_any_size_up_to_the_mtu(stack: Stack, size: int) -> None:
     assert answered_in_order(stack, 3, "-i", 0.01, "-s", size, "-M", "do")
+
+
+def test_rfc1122_2_3_3_an_echo_in_an_ieee_802_3_frame_is_answered(stack: Stack, cable) -> None:
+    """RFC 1042, between two frames of RFC 894; the answers are all of RFC 894."""
+    request = echo(stack, 61)
+    older = Dot3(src=request.src, dst=request.dst) / LLC(dsap=170, ssap=170, ctrl=3) / SNAP(code=0x0800)
+    for frame in (echo(stack, 60), older / request[IP], echo(stack, 62)):
+        cable.send(bytes(frame))
+    for sequence in (60, 61, 62):
+        assert Ether(next_frame(cable, is_reply(sequence))).type == 0x0800
 
 
 def test_ping_flood_loses_nothing(stack: Stack) -> None:

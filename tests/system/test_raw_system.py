@@ -17,7 +17,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from .conftest import end_all, unique_name
-from .peers import KERNEL, NOBODY, ROOT, STACK, Stack, next_frame, wait_for
+from .peers import KERNEL, NOBODY, PATIENCE_S, ROOT, STACK, Stack, next_frame, wait_for
 
 EXPERIMENT = 253  # RFC 3692
 SOL_RAW, ICMP_FILTER = 255, 1
@@ -277,6 +277,17 @@ def test_rfc1122_3_2_2_8_a_timestamp_request_is_answered_with_the_time_of_day(st
     assert (now_ms - reply[ICMP].ts_rx) % 86_400_000 < 20_000
 
 
+def test_rfc1122_3_2_2_8_a_timestamp_reply_reaches_who_asked(stack: Stack, raw) -> None:
+    endpoint = raw(socket.IPPROTO_ICMP)
+    endpoint.settimeout(PATIENCE_S)
+    endpoint.sendto(bytes(ICMP(type=13, id=78, seq=2, ts_ori=123)), (KERNEL, 0))
+    while (reply := IP(endpoint.recv(2000)))[ICMP].type != 14:
+        pass
+    assert (reply.src, reply[ICMP].id, reply[ICMP].seq, reply[ICMP].ts_ori) == (KERNEL, 78, 2, 123)
+    now_ms = int(time.time() * 1000) % 86_400_000
+    assert (now_ms - reply[ICMP].ts_tx) % 86_400_000 < PATIENCE_S * 1000
+
+
 def test_rfc4884_an_error_with_extensions_is_understood(stack: Stack, raw) -> None:
     endpoint = raw()
     endpoint.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
@@ -293,3 +304,133 @@ def test_rfc4884_an_error_with_extensions_is_understood(stack: Stack, raw) -> No
     data, controls, _, _ = endpoint.recvmsg(2000, 2000, 0x2000)  # MSG_ERRQUEUE
     assert data == b"too far for its TTL"
     assert controls[0][2][4:7] == bytes((2, 11, 0))  # by ICMP: time exceeded, in transit
+
+
+# -- multicast ---------------------------------------------------------------------------------------------------------
+
+GROUP = "239.1.2.3"
+IP_MULTICAST_ALL = 49  # linux/in.h
+
+
+def mreq(interface: str = "0.0.0.0") -> bytes:
+    return socket.inet_aton(GROUP) + socket.inet_aton(interface)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["stack", "kernel"])
+def test_a_raw_socket_hears_the_groups_of_its_own(stack: Stack, raw: Callable, ours: bool) -> None:
+    """One end listens, the other sends; both ends are to behave alike."""
+    member, sender = (raw(), kernel_raw(stack)) if ours else (kernel_raw(stack), raw())
+    interface = "0.0.0.0" if ours else KERNEL
+    (sender if ours else member).setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(KERNEL))
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 9)
+    member.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 0)
+
+    def heard(data: bytes) -> bool:
+        """Whether a multicast arrives before what is sent to us alone after it."""
+        sender.sendto(data, (GROUP, 0))
+        sender.sendto(b"ours alone", (STACK if ours else KERNEL, 0))
+        packet = IP(member.recv(1500))
+        if packet.dst != GROUP:
+            return False
+        assert (bytes(packet.payload), packet.ttl) == (data, 9)
+        assert bytes(IP(member.recv(1500)).payload) == b"ours alone"
+        return True
+
+    other = raw(200) if ours else kernel_raw(stack, 200)  # lets the group in
+    other.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, mreq(interface))
+    assert not heard(b"not joined")
+    member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, mreq(interface))
+    assert heard(b"joined")
+    member.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, mreq(interface))
+    assert not heard(b"left")
+    member.setsockopt(socket.IPPROTO_IP, IP_MULTICAST_ALL, 1)
+    assert heard(b"what others have joined")
+
+
+@pytest.mark.parametrize("loop", [1, 0])
+def test_our_own_multicasts_come_back_unless_the_raw_socket_forbids_it(stack: Stack, raw: Callable, loop: int) -> None:
+    outcomes = []
+    for made, own, interface in ((raw(), STACK, "0.0.0.0"), (kernel_raw(stack), KERNEL, KERNEL)):
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface))
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, mreq(interface))
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, loop)
+        made.sendto(b"to the group", (GROUP, 0))
+        made.sendto(b"to myself", (own, 0))
+        outcomes.append(bytes(IP(made.recv(1500)).payload))
+    assert outcomes == [b"to the group" if loop else b"to myself"] * 2
+
+
+def test_ping_sockets_send_multicasts_with_the_sockets_options(stack: Stack, raw: Callable) -> None:
+    request = b"\x08\0\0\0\0\0\0\1"
+    with stack.socket(socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as ping, stack.kernel.packet() as cable:
+        listener = raw(socket.IPPROTO_ICMP)
+        for ttl, loop in ((9, 1), (7, 0)):
+            ping.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+            ping.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, loop)
+            if loop:
+                ping.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, mreq())
+            ping.sendto(request, (GROUP, 0))
+            frame = next_frame(cable, lambda frame: Ether(frame).haslayer(ICMP))
+            assert (Ether(frame)[IP].dst, Ether(frame)[IP].ttl) == (GROUP, ttl)
+            if loop:
+                assert IP(listener.recv(1500)).dst == GROUP
+        ping.sendto(request, (STACK, 0))
+        assert IP(listener.recv(1500)).dst == STACK  # and not the group, to which nothing came back
+
+
+# -- addresses that go -------------------------------------------------------------------------------------------------
+
+ECHO = b"\x08\0\0\0\0\0\0\1"
+
+
+def failure(app, message: bytes) -> int:
+    """The errno with which a send fails, if it does."""
+    try:
+        app.sendto(message, (KERNEL, 9))
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+@pytest.mark.parametrize("connected", [False, True], ids=["bound", "connected"])
+@pytest.mark.parametrize(("kind", "protocol", "message"), [
+    (socket.SOCK_DGRAM, 0, b"data"), (socket.SOCK_DGRAM, socket.IPPROTO_ICMP, ECHO),
+    (socket.SOCK_RAW, EXPERIMENT, b"data")], ids=["udp", "ping", "raw"])
+def test_as_linux_what_is_bound_to_an_address_that_has_gone_is_unreachable_until_it_is_back(
+        new_stack, kind: int, protocol: int, message: bytes, connected: bool) -> None:
+    stack = new_stack().up("--allow-raw")
+    stack.execute("sysctl", "-qw", "net.ipv4.ping_group_range=0 0")
+    ours, theirs = "10.0.0.9", "10.0.0.8"
+
+    def change(order: str) -> None:
+        stack.run("address", order, f"{ours}/24")
+        stack.execute("ip", "address", order, f"{theirs}/24", "dev", "tap0")
+
+    def outcomes(made, peer: str) -> list[str]:
+        """Of the same calls at either end."""
+        calls = [lambda: made.send(message) if connected else made.sendto(message, (peer, 9)),
+                 lambda: made.sendto(message, (peer, 9)), lambda: made.connect((peer, 9))]
+        found = []
+        for call in calls:
+            try:
+                call()
+                found.append("done")
+            except OSError as error:
+                found.append(errno.errorcode[error.errno])
+        return found
+
+    change("add")
+    with stack.socket(kind, protocol) as app, stack.kernel.socket(kind=kind, proto=protocol) as other:
+        for made, address, peer in ((app, ours, NOBODY), (other, theirs, NOBODY)):
+            made.bind((address, 0))
+            if connected:
+                made.connect((peer, 9))
+        app.sendto(message, (KERNEL, 9))
+        change("del")
+        assert wait_for("the news", lambda: failure(app, message)) == errno.ENETUNREACH  # who only sends hears it soon
+        assert outcomes(app, NOBODY) == outcomes(other, NOBODY) == ["ENETUNREACH"] * 3
+        assert (app.getsockname()[0], other.getsockname()[0]) == (ours, theirs)
+        change("add")
+        wait_for("the address", lambda: outcomes(app, NOBODY) == ["done"] * 3)
+        assert outcomes(other, NOBODY) == ["done"] * 3

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -148,6 +149,38 @@ def test_a_broadcast_needs_leave(stack: Stack) -> None:
             assert frame[:6] == b"\xff" * 6
 
 
+def test_rfc1122_4_1_3_5_the_specific_destination_is_an_address_of_the_receivers(new_stack) -> None:
+    """Of a broadcast or multicast, too; either end sends to the other, and Linux's end is the oracle."""
+    stack, group, second = new_stack().up(), "239.1.2.9", "10.0.0.3"
+    stack.run("address", "add", f"{second}/24")
+    pktinfo = struct.Struct("=i4s4s")  # ip(7): interface, specific destination, destination in the header
+
+    def asked(receiver: socket.socket, sender: socket.socket, own: str, *destinations: str) -> list[tuple[str, str]]:
+        """(specific destination, destination) of a datagram to each of these."""
+        receiver.setsockopt(socket.IPPROTO_IP, usernet.IP_PKTINFO, 1)
+        membership = socket.inet_aton(group) + socket.inet_aton(own)
+        receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        told = []
+        for destination in destinations:
+            sender.sendto(b"whom?", (destination, receiver.getsockname()[1]))
+            _, [(_, _, info)], _, _ = receiver.recvmsg(100, 100)
+            interface, *addresses = pktinfo.unpack(info)
+            assert interface > 0
+            told.append(tuple(map(socket.inet_ntoa, addresses)))
+        return told
+
+    to_all = "10.0.0.255", group
+    with stack.bound(address="0.0.0.0") as app, stack.kernel.udp(address="0.0.0.0") as peer:
+        peer.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(KERNEL))
+        for _ in range(2):  # the second time from memory
+            assert asked(app, peer, STACK, STACK, second, *to_all) == [
+                (STACK, STACK), (second, second), *((STACK, each) for each in to_all)]
+            app.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, socket.inet_aton(group) + bytes(4))
+        assert asked(peer, app, KERNEL, KERNEL, *to_all) == [
+            (KERNEL, KERNEL), *((KERNEL, each) for each in to_all)]
+
+
 def test_without_a_gateway_another_network_is_unreachable(home, new_stack) -> None:
     """On a wire nobody is the gateway."""
     lonely = new_stack().up("--wire", f"w-{os.getpid()}")
@@ -195,6 +228,22 @@ for _ in range(100):
             app.send(data)
             assert app.recv(2000) == data[::-1]
     assert other.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit()"])
+def test_an_application_that_ends_at_once_has_sent_all(stack: Stack, end: str) -> None:
+    with stack.kernel.udp() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        stack.execute("ping", "-c", "1", STACK)  # neighbours know each other: only so many packets wait for that
+        code = f"""
+import sys, usernet
+s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+for number in range(100):
+    s.sendto(number.to_bytes(1200, "big"), {peer.getsockname()!r})
+{end}"""
+        for _ in range(3):
+            assert stack.application(code).wait(PATIENCE_S) == 0
+            assert [int.from_bytes(peer.recv(1500), "big") for _ in range(100)] == list(range(100))
 
 
 # -- receiving --------------------------------------------------------------------------------------------------------

@@ -72,6 +72,10 @@ class Lab:
         for number in numbers:
             self.launch("down", "--name", f"s{number}")
 
+    def events(self, number: int) -> list[dict]:
+        lines = self.launch("events", "--json", "--name", f"s{number}").stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
     def kill_keeper(self, number: int) -> None:
         self._keepers[f"s{number}"].kill()
 
@@ -214,6 +218,19 @@ def test_killed_switch_is_started_again_exactly_once(lab):
         eventually(lambda: {lab.status(n)["switch"]["pid"] for n in (2, 3, 4)} == {switch})  # noqa: B023
     lab.down(2, 3, 4)
     eventually(lambda: not lab.wire_dir.parent.exists(), within_s=1.0)
+
+
+def test_switch_that_hangs_is_replaced(lab):
+    lab.up(2, 3)
+    former = lab.switch()
+    lab.ping(2, 3)
+    eventually(lambda: psutil.Process(former).create_time() < time.time() - 1.1)  # no two switches within a second
+    os.kill(former, signal.SIGSTOP)
+    eventually(lambda: lab.switches() not in ([], [former]))
+    lab.ping(2, 3)
+    assert lab.switch() != former
+    details = [event["detail"] for event in lab.events(2) + lab.events(3) if event["event"] == "wire"]
+    assert any(f"switch [{former}]" in detail and "hung" in detail for detail in details)
 
 
 def test_wire_outlives_the_keeper_that_started_its_switch(lab):

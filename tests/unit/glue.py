@@ -153,16 +153,6 @@ class Stack:
         self._take(number, self._cores[number].receive(sender, kind, list(records), self.now))
         self._run()
 
-    # -- as the command line ---------------------------------------------------------------------------------------
-
-    def orders(self, layer: str = "ip", **request) -> dict[str, object]:
-        """What `launcher.py route` and the like ask."""
-        number = table.LAYERS[layer]
-        answer, sends = self._cores[number].manage(request, self.now)
-        self._take(number, sends)
-        self._run()
-        return answer
-
     # -- as the socket service -----------------------------------------------------------------------------------
 
     def _asks(self, layer: str, kind: int, record: bytes) -> None:
@@ -189,6 +179,14 @@ class Stack:
     def sends(self, handle: int, payload: bytes, to: str = "0.0.0.0", port: int = 0, layer: str = "udp") -> None:
         """SEND; without a destination to the connected peer."""
         self._asks(layer, table.SEND, SEND_HEADER.pack(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)
+
+    def ordered(self, layer: str, op: str, **fields: object) -> dict[str, object]:
+        """What the command line asks of a layer, and its answer."""
+        number = table.LAYERS[layer]
+        answer, sends = self._cores[number].manage({"op": op, **fields}, self.now)
+        self._take(number, sends)
+        self._run()
+        return answer
 
     def received(self) -> list[tuple[int, str, int, bytes]]:
         """(handle, source, port, payload) of the datagrams handed up since the last call."""

@@ -55,6 +55,12 @@ def test_rfc826_request_for_us_is_answered_and_its_sender_learnt(host):
     assert host.core.next_wake is None
 
 
+@pytest.mark.parametrize("target_mac", [BROADCAST, OTHER_MAC, b"\x01" * 6])
+def test_rfc826_the_target_mac_of_a_request_means_nothing(host, target_mac):
+    answer = host.hears(arp_packet(1, PEER_MAC, PEER, OUR, target_mac))[1]
+    assert (answer[2][:6], ARP(answer[2][6:]).op) == (PEER_MAC, 2)
+
+
 def test_padding_of_a_short_frame_is_ignored(host):
     assert host.hears(request(PEER_MAC, PEER, OUR) + bytes(18)) == Host().hears(request(PEER_MAC, PEER, OUR))
 

@@ -24,7 +24,8 @@ class Checkout:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for path in ("bus/__init__.py", "bus/common.py", "layers/toy/__init__.py", "layers/toy/core.py"):
+        for path in ("bus/__init__.py", "bus/common.py", "layers/toy/__init__.py", "layers/toy/core.py",
+                     "usernet/protocol.py", "usernet/endpoint.py"):
             self.write(path, f"WHO = {path!r}\n")
 
     def write(self, path: str, text: str) -> None:
@@ -48,14 +49,15 @@ def load(snapshot: Snapshot, name: str) -> ModuleType:
     return module
 
 
-def test_a_snapshot_has_bus_and_the_layer_and_nothing_else(checkout):
+def test_a_snapshot_has_bus_the_layer_and_the_protocol_and_nothing_else(checkout):
     snapshot = Snapshot("toy")
     for name, path in {"bus": "bus/__init__.py", "bus.common": "bus/common.py",
-                       "layers.toy": "layers/toy/__init__.py", "layers.toy.core": "layers/toy/core.py"}.items():
+                       "layers.toy": "layers/toy/__init__.py", "layers.toy.core": "layers/toy/core.py",
+                       "usernet.protocol": "usernet/protocol.py"}.items():
         module = load(snapshot, name)
         assert (module.WHO, module.__file__) == (path, str(checkout.root / path))
         assert hasattr(module, "__path__") is path.endswith("__init__.py")
-    for name in ("os", "layers", "layers.toy.none", "usernet.protocol", "supervisor.keeper"):
+    for name in ("os", "layers", "layers.toy.none", "usernet", "usernet.endpoint", "supervisor.keeper"):
         assert snapshot.find_spec(name) is None
 
 
@@ -106,7 +108,10 @@ def test_fingerprints_differ_when_the_code_may(checkout):
     assert fingerprint(packages) != first
     (checkout.root / "layers/toy/new.py").write_text("")
     assert len(fingerprint(packages)) == len(first) + 1
-    assert len(first) == 4
+    assert len(first) == 5
+    changed = fingerprint(packages)
+    (checkout.root / "usernet/protocol.py").write_text("VERSION = 2\n")
+    assert fingerprint(packages) != changed
 
 
 def in_a_fork(function: Callable[[], object]) -> object:
@@ -136,10 +141,12 @@ def test_a_layer_imported_from_a_snapshot_takes_nothing_from_elsewhere(layer):
         snapshot.install()
         main = importlib.import_module(f"layers.{layer}.__main__")
         loaders = {name: module.__loader__ is snapshot for name, module in sys.modules.items()
-                   if name.split(".")[0] == "bus" or name.startswith("layers.")}
-        return [callable(main.main), sorted(name for name, ours in loaders.items() if not ours), len(loaders) > 10]
+                   if name.split(".")[0] == "bus" or name.startswith("layers.") or name == "usernet.protocol"}
+        shared = {sys.modules["bus.table"].protocol, sys.modules["usernet"].protocol, sys.modules["usernet.protocol"]}
+        return [callable(main.main), sorted(name for name, ours in loaders.items() if not ours), len(loaders) > 10,
+                len(shared)]
 
-    assert in_a_fork(install) == [True, [], True]
+    assert in_a_fork(install) == [True, [], True, 1]
 
 
 def test_the_code_that_the_keeper_booted_needs_no_import_in_a_fork():

@@ -149,6 +149,16 @@ def test_rfc1122_3_2_2_a_bad_checksum_is_dropped_silently(host):
     assert host.counted("bad_checksum") == 3
 
 
+@pytest.mark.parametrize("kinds", [(131,), (137,), (131, 137), (131, 131)])
+def test_rfc1122_3_2_1_8_c_no_source_route_is_sent_let_alone_two(host, kinds):
+    """Though ip let one through: all options that this stack sends of itself are those of an echo that it answers."""
+    plain = bytes(echo())
+    options = b"".join(bytes((kind, 7, 8)) + ip4(ROUTER) + b"\1" for kind in kinds)
+    (send,) = host.hears(bytes([0x45 + len(options) // 4]) + plain[1:20] + options + plain[20:])
+    header, reply = transmitted(send)
+    assert (header[5], reply.type) == (records.TRANSMIT_MAY_FRAGMENT, 0)
+
+
 def test_rfc1122_3_2_2_6_echo_to_a_group_is_silent(host):
     assert host.gives(table.IP, table.PACKET_GROUP, bytes(echo(destination="10.0.0.255"))) == []
     assert host.counted("to_group") == 1
@@ -228,8 +238,8 @@ def datagram(source: str = PEER, destination: str = OUR, size: int = 20, **field
 def test_rfc1122_3_2_2_1_port_unreachable_comes_from_the_address_that_was_sent_to(host):
     offending = bytes(datagram(tos=0x1B))
     header, error = transmitted(host.reports(offending)[0])
-    # RFC 1812 section 4.3.2.5: precedence 6; Linux keeps the TOS bits; ECN is not reflected.
-    assert header == (OUR, PEER, 1, 64, 0xD8, records.TRANSMIT_MAY_FRAGMENT)
+    # RFC 1122 section 3.2.2: TOS 0, whatever the packet's was; RFC 1812 section 4.3.2.5: precedence 6.
+    assert header == (OUR, PEER, 1, 64, 0xC0, records.TRANSMIT_MAY_FRAGMENT)
     assert (error.type, error.code) == (3, 3)
     assert bytes(error)[8:] == offending
 
@@ -345,6 +355,17 @@ def upward(sends: list) -> list:
 
 def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER, **fields) -> IP:
     return IP(src=source, dst=OUR) / ICMP(type=icmp_type, code=code, **fields) / Raw(bytes(quoted))
+
+
+@pytest.mark.parametrize(("icmp_type", "code", "rest"), [
+    (3, 3, b"\xff\0\xff\xff"), (3, 1, b"\xff\0\xff\xff"), (11, 0, b"\xff\0\xff\xff"), (12, 0, b"\0\0\xff\xff")])
+def test_rfc792_unused_fields_are_not_looked_at(host, icmp_type, code, rest):
+    """All of them but the length that RFC 4884 has put into the second octet."""
+    ours = bytes(datagram(source=OUR, destination=FAR))[:28]
+    message = checked(bytearray(bytes((icmp_type, code, 0, 0)) + rest + ours))
+    ((consumer, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(message)))
+    assert (consumer, record) == (
+        table.UDP, ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, 0, ip4(ROUTER)) + ours)
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "fields", "info"), [
@@ -684,3 +705,35 @@ def test_nothing_raises_and_every_packet_is_counted(events):
         heard = kind in (table.PACKET, table.PACKET_CHECKED, table.PACKET_GROUP, table.ICMP_ERROR)
         host.gives(table.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
         assert sum(map(host.counted, taken)) == before + heard
+
+
+# Multicasts and addresses that go
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_rfc1112_6_1_multicasts_of_ping_sockets(host, loop):
+    host.declares(bind=True, multicast_ttl=7, multicast_loop=loop, multicast_interface=number(OUR))
+    (send,) = host.sends(bytes(ICMP(type=8)), "239.1.2.3")
+    (source, destination, _, ttl, _, flags), _ = transmitted(send)
+    assert (source, destination, ttl) == (OUR, "239.1.2.3", 7)
+    assert bool(flags & records.TRANSMIT_LOOP) is loop
+    (send,) = host.sends(bytes(ICMP(type=8)))
+    assert not transmitted(send)[0][5] & records.TRANSMIT_LOOP
+
+
+@pytest.mark.parametrize("peer", [0, number(PEER)])
+def test_a_ping_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host, peer):
+    request = bytes(ICMP(type=8))
+    link = [records.Route(0x0A000000, 24, 0, number(OUR), 1500)]
+    two, one = (records.encode(records.Routes([(number(each), 24) for each in own], link))
+                for own in ((OUR, "10.0.0.9"), (OUR,)))
+    host.gives(table.IP, table.ROUTES, two)
+    assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer).errno == 0
+    host.gives(table.IP, table.ROUTES, one)
+    ((consumer, kind, record),) = host.sends(request)
+    assert (consumer, kind, ERROR_RECORD.unpack_from(record)[1]) == (table.SOCKETS, table.SOCKET_ERROR,
+                                                                     errno.ENETUNREACH)
+    assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer, ttl=3).errno == 0  # an option is no bind
+    host.gives(table.IP, table.ROUTES, two)
+    (send,) = host.sends(request)
+    assert transmitted(send)[0][0] == "10.0.0.9"

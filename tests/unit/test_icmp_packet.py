@@ -46,6 +46,17 @@ def test_rfc1624_echo_reply_where_the_sum_comes_near_zero(rest):
         assert plain_sum(wire.echo_reply(request[:2] + b"\xff\xff" + request[4:])) == 0xFFFF
 
 
+@given(st.integers(6, 15), st.binary(min_size=19, max_size=80), st.lists(st.integers(0, 60), max_size=3))
+def test_no_options_upset_the_way_back_to_what_was_received(words, rest, starts):
+    octets = bytearray(bytes((0x40 | words,)) + rest)
+    for start in starts:  # so that some are record routes and timestamps
+        octets[20 + start : 21 + start] = (b"\x07", b"\x44")[start & 1] if 20 + start < len(octets) else b""
+    packet = bytes(octets)
+    before = wire.as_received(packet)
+    assert len(before) == len(packet)
+    assert (before[:10], before[12:20], before[words * 4 :]) == (packet[:10], packet[12:20], packet[words * 4 :])
+
+
 @given(st.integers(0, 65535), st.integers(0, 65535), st.binary(max_size=2000))
 def test_rfc792_echo_request(identifier, sequence, data):
     request = wire.echo_request(identifier, sequence.to_bytes(2, "big") + data)

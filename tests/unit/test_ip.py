@@ -256,6 +256,14 @@ def test_without_a_route_the_network_is_unreachable(octets_more):
     assert layer.dropped() == {"no_route": 3}
 
 
+@pytest.mark.parametrize("source", [LIMITED, DIRECTED, GROUP, "10.0.0.0", "0.0.0.1"])
+def test_rfc1122_3_2_1_3_no_group_is_a_source(layer, source):
+    layer.learns()
+    for destination in (PEER, FAR, LIMITED, ME):
+        assert layer.sends(destination, source=source, flags=TRANSMIT_BROADCAST) == []
+    assert layer.dropped() == {"bad_transmit": 4}
+
+
 def test_a_source_that_is_not_ours_or_no_header_is_refused(layer):
     assert layer.sends(PEER, source=OTHER) == []
     assert layer.gives(table.UDP, TRANSMIT, b"", bytes(TRANSMIT_HEADER.size - 1)) == []

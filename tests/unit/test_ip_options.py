@@ -19,9 +19,11 @@ from bus.records import (
     TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_OPTIONS,
 )
+from layers.icmp.packet import as_received
 from layers.ip import packet
 from layers.ip.core import Core
 from layers.ip.counters import Counters
+from layers.ip.options import examine
 
 ME, PEER, OTHER = (IPv4Address(f"10.0.0.{last}").packed for last in (2, 7, 9))
 MAC = b"\x02" * 6
@@ -87,6 +89,52 @@ def test_rfc791_3_1_our_address_and_time_are_recorded_where_there_is_room(layer,
     assert record[20:header_octets] == words(becomes)
     assert verifies(record[:header_octets])
     assert record[header_octets:] == b"payload."
+
+
+@pytest.mark.parametrize(("protocol", "upper"), [(1, table.ICMP), (17, table.UDP)])
+@pytest.mark.parametrize("option", [b"\x82\x0bsecret...", b"\x88\x04id", b"\x94\x04\0\0", b"\x5e\x06what",
+                                    route(8, PEER), stamp(9, 0, NONE)])
+def test_rfc1122_3_2_1_8_every_option_goes_up_whatever_it_is(layer, option, protocol, upper):
+    options = words(option)
+    template = packet.header_template(PEER, ME, protocol, 64, 0, False)
+    header = packet.header_with_options(template, options, 20 + len(options) + 8, 7)
+    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET, [header + b"payload."], NOW)
+    assert (consumer, kind) == (upper, table.PACKET)
+    full = option[0] == 68  # RFC 791: it counts those that it has no room for
+    assert record[20:-8] == (words(stamp(9, 0, NONE, overflow=1)) if full else options)
+
+
+SLOT = st.sampled_from([PEER, OTHER, bytes(4), b"\0\1\2\3"])
+
+
+@st.composite
+def honest_option(draw) -> bytes:
+    """A record route or timestamp as an honest sender makes it: what is still free is zero, or names an address."""
+    taken = draw(st.lists(SLOT, max_size=3))
+    free = draw(st.integers(0, 2)) if taken else draw(st.integers(1, 2))
+    if draw(st.booleans()):
+        return route(4 + 4 * len(taken), *taken, *[NONE] * free)
+    flag = draw(st.sampled_from([0, 1, 3]))
+    count = draw(st.integers(0, 14)) if not free else 0
+    if not flag:
+        return stamp(5 + 4 * len(taken), 0, *taken, *[NONE] * free, overflow=count)
+    taken, free = taken[:1], min(free, 1)
+    asked = draw(st.sampled_from([ME, OTHER])) if flag == 3 else NONE
+    slots = [part for slot in taken for part in (slot, b"time")] + [part for _ in range(free) for part in (asked, NONE)]
+    return stamp(5 + 8 * len(taken), flag, *slots, overflow=0 if free else count)
+
+
+@given(st.lists(st.one_of(honest_option(), st.just(b"\x94\x04\0\0"), st.just(b"\x01")), max_size=3), st.integers(0, 3))
+def test_rfc1122_3_2_2_what_was_filled_in_is_not_quoted(options, padding):
+    """icmp takes out of a packet exactly what ip has put in."""
+    if sum(map(len, options)) + padding > 40:
+        options = options[:1]
+    options = words(b"\x01" * padding, *options)
+    template = packet.header_template(PEER, ME, 17, 64, 0, False)
+    came = packet.header_with_options(template, options, 20 + len(options) + 8, 7) + b"payload."
+    header, problem, _ = examine(came[:-8], ME, MIDNIGHT)
+    if not problem:  # as where one option comes twice
+        assert as_received(header + came[-8:]) == came
 
 
 def test_nothing_is_recorded_in_what_is_not_for_us_alone(layer):

@@ -186,6 +186,21 @@ def test_the_route_with_the_lowest_metric_is_taken_and_deleted_first(layer):
     assert len(layer.routes()) == 2
 
 
+def test_rfc1122_3_3_1_2_there_may_be_several_default_gateways_with_a_preference_each():
+    """RFC 1122 section 3.3.1.6 (3)."""
+    layer = Layer(gateway="0.0.0.0")
+    for metric, gateway in ((30, "10.0.0.30"), (10, "10.0.0.10"), (20, "10.0.0.20")):
+        layer.accepts("route_add", destination="0.0.0.0/0", gateway=gateway, metric=metric)
+    for serving in ("10.0.0.10", "10.0.0.20", "10.0.0.30"):
+        assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).gateway == number(serving)
+        layer.crash()
+        header = TRANSMIT_HEADER.pack(bytes(4), octets(FAR), 17, 64, 0, 0)
+        sends = layer.core.receive(table.UDP, table.TRANSMIT, [header], layer.now)
+        assert sends == [(table.ARP, table.RESOLVE, octets(serving))]
+        layer.accepts("route_del", destination="0.0.0.0/0")
+    assert layer.refuses("route_del", destination="0.0.0.0/0")
+
+
 @pytest.mark.parametrize(("order", "left"), [
     ({"op": "route_del", "destination": "10.9.0.0/16"}, [0, 0, 20, 30]),
     ({"op": "address_del", "address": f"{SECOND}/24"}, [0, 0, 10, 20, 30]),

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
 import pytest
+from durable import Killed
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
-from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.l2 import ARP, LLC, SNAP, Dot1Q, Dot3, Ether
 from scapy.packet import Raw
 
 from bus import table
+from bus.batch import Batch
 from bus.config import StackConfig
-from bus.memory import SCRATCH_OCTETS
 from layers.link.core import Core
 from layers.link.counters import Counters as C
 from layers.link.tap import Tap
-from usernet.protocol import pack_frame
 
 MAC = bytes.fromhex("02005e000002")
 PEER = bytes.fromhex("02005e000001")
 US, THEM = MAC.hex(":"), PEER.hex(":")
+SNAP_IPV4 = bytes.fromhex("aaaa030000000800")
 
 
 def link(wire: str = "", mtu: int = 1500) -> tuple[Core, list[int]]:
@@ -58,6 +60,37 @@ def test_rfc826_arp_packet_goes_to_arp_with_its_padding():
     request = bytes(ARP(op=1, hwsrc=THEM, psrc="10.0.0.1", pdst="10.0.0.2")).ljust(46, b"\0")
     frame = bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=THEM, type=0x0806) / Raw(request))
     assert up(core, frame) == [(table.ARP, table.ARP_IN, request)]
+
+
+@pytest.mark.parametrize("destination", [US, "ff:ff:ff:ff:ff:ff"])
+def test_rfc1042_packets_are_taken_as_those_of_rfc894_are(destination):
+    """RFC 1122 section 2.3.3: intermixed with them."""
+    core, counters = link()
+    packet = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
+    request = ARP(hwtype=6, op=1, hwsrc=THEM, psrc="10.0.0.1", pdst="10.0.0.2")
+    older = [bytes(Dot3(dst=destination, src=THEM) / LLC(dsap=170, ssap=170, ctrl=3) / SNAP(code=code) / content)
+             for code, content in ((0x0800, packet), (0x0806, request))]
+    kind = table.PACKET if destination == US else table.PACKET_GROUP
+    assert up(core, older[0].ljust(60, b"\0"), bytes(Ether(dst=destination, src=THEM) / packet), older[1]) == [
+        (table.IP, kind, bytes(packet)), (table.IP, kind, bytes(packet)), (table.ARP, table.ARP_IN, bytes(request))]
+    assert counters[C.unknown_type] == 0
+
+
+@pytest.mark.parametrize("content", [
+    LLC(dsap=6, ssap=6, ctrl=3) / IP(),  # RFC 948: K1 = 6
+    LLC(dsap=170, ssap=170, ctrl=3) / SNAP(OUI=0xF8, code=0x0800) / IP(),
+    LLC(dsap=170, ssap=170, ctrl=3) / SNAP(code=0x86DD) / Raw(bytes(40)), Raw(b"\xaa\xaa\x03\0\0\0\x08")])
+def test_other_frames_of_ieee_802_3_are_counted(content):
+    core, counters = link()
+    assert up(core, bytes(Dot3(dst=US, src=THEM) / content).ljust(60, b"\0")) == []
+    assert counters[C.unknown_type] == 1
+
+
+@pytest.mark.parametrize("length", [7, 47, 1501])
+def test_a_length_that_cannot_be_is_counted(length):
+    core, counters = link()
+    assert up(core, MAC + PEER + length.to_bytes(2, "big") + SNAP_IPV4 + bytes(38)) == []
+    assert counters[C.unknown_type] == 1
 
 
 @pytest.mark.parametrize(("frame", "counter"), [
@@ -130,17 +163,17 @@ def test_any_octets_are_passed_on_or_counted(frames):
 # -- the TAP -------------------------------------------------------------------------------------------------------
 
 
-def socket_as_tap() -> tuple[Tap, socket.socket, list[int]]:
+def socket_as_tap(offload: bool = False) -> tuple[Tap, socket.socket, list[int]]:
     """A socket that keeps frames apart, as a TAP does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     theirs.setblocking(False)
     counters = C.new()
-    return Tap(ours.detach(), counters), theirs, counters
+    return Tap(ours.detach(), counters, offload), theirs, counters
 
 
 @pytest.mark.parametrize(("octets", "count"), [(60, 200), (1514, 80), (65535, 4), (32000, 8)])
-def test_tap_batch_fits_the_scratch_memory_and_loses_nothing(octets, count):
+def test_tap_batch_is_kept_and_loses_nothing(durable, octets, count):
     tap, kernel, _ = socket_as_tap()
     sent = 0
     try:
@@ -151,9 +184,11 @@ def test_tap_batch_fits_the_scratch_memory_and_loses_nothing(octets, count):
         pass  # as much as the socket holds
     assert sent > 2
     seen = []
-    while batch := tap.read():
-        assert len(pack_frame(table.ETHERNET, table.MEDIUM, 0, 0, batch)) <= SCRATCH_OCTETS
-        seen += batch
+    batch = Batch(durable.map())
+    while frames := tap.read(batch):
+        assert Batch(durable.map()).left(tap.length)[1] == frames  # what a successor would find
+        batch.close()
+        seen += frames
     assert [int.from_bytes(frame[:2], "big") for frame in seen] == list(range(sent))
     kernel.close()
 
@@ -165,3 +200,41 @@ def test_tap_counts_what_the_kernel_refuses():
     kernel.close()
     tap.write(b"frame")
     assert counters[C.medium_refused] == 1
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("content", [
+    Ether(dst=US, src=THEM) / IP(src="10.0.0.1", dst="10.0.0.2") / Raw(b"x" * 300),
+    Ether(dst=US, src=THEM) / ARP(), Dot3(dst=US, src=THEM, len=5) / Raw(b"abcde")], ids=["IPv4", "ARP", "802.3"])
+def test_a_frame_that_was_read_and_not_counted_is_found_after_a_death(durable, monkeypatch, content, offload):
+    tap, kernel, _ = socket_as_tap(offload)
+    frame = bytes(10 * offload) + bytes(content)
+    read = os.readv
+
+    def killed_behind(descriptor, buffers):
+        read(descriptor, buffers)
+        raise Killed
+
+    for first in (b"", frame, frame + b"more"):  # what the batch before left in this memory
+        batch = Batch(durable.map())
+        if first:
+            batch.keep([first, first])
+            batch.close()
+        batch.open(7)
+        kernel.send(frame)
+        monkeypatch.setattr(os, "readv", killed_behind)
+        with pytest.raises(Killed):
+            tap.read(batch)
+        monkeypatch.undo()
+        assert Batch(durable.map()).left(tap.length) == (7, [frame])
+        batch.open(8)
+        assert Batch(durable.map()).left(tap.length) == (8, [])
+    kernel.close()
+
+
+@given(st.binary(max_size=40))
+def test_any_octets_have_a_length_or_none(octets):
+    tap, kernel, _ = socket_as_tap()
+    assert tap.length(memoryview(octets)) >= 0
+    os.close(tap.fileno())
+    kernel.close()

@@ -10,6 +10,7 @@ from supervisor.policy import (
     GIVE_UP_AFTER,
     HUNG_AFTER_S,
     LAST_PAUSE_S,
+    LOOP_S,
     STABLE_S,
     SUSPECT_AFTER_S,
     Restarts,
@@ -81,8 +82,8 @@ class Process:
             self.waited_s += waited * step
             if beats:
                 self.beat = self.now
-            if self.watch.suspicious(self.now, self.beat) \
-                    and self.watch.hung(self.now, Sample(state, self.ran_s, self.waited_s)):
+            if self.watch.suspicious(self.now, self.beat, self.ran_s) \
+                    and self.watch.hung(self.now, Sample(state, self.waited_s), self.ran_s):
                 return True
         return False
 
@@ -94,7 +95,7 @@ def test_a_layer_that_gives_signs_of_life_is_never_suspected():
     process = Process()
     assert not process.passes(10, "R", ran=1.0, beats=True)
     assert not process.passes(10, "S", beats=True)
-    assert not process.watch.suspicious(process.beat + SUSPECT_AFTER_S * 0.99, process.beat)
+    assert not process.watch.suspicious(process.beat + SUSPECT_AFTER_S * 0.99, process.beat, process.ran_s)
 
 
 @pytest.mark.parametrize("state", ["T", "S", "D"], ids=["stopped", "asleep", "in the kernel"])
@@ -104,14 +105,37 @@ def test_a_layer_that_does_nothing_is_hung_within_the_promise(state):
     assert process.now - process.beat >= SUSPECT_AFTER_S + HUNG_AFTER_S - TICK_S
 
 
-def test_an_endless_loop_is_hung_within_the_promise():
-    assert Process().passes(PROMISE_S, "R", ran=1.0)
-
-
-def test_an_endless_loop_on_half_a_processor_is_hung_a_little_later():
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_an_endless_loop_is_hung_within_the_promise_on_a_share_of_a_processor_too(share):
     process = Process()
-    assert not process.passes(SUSPECT_AFTER_S + HUNG_AFTER_S, "R", ran=0.5, waited=0.5)
-    assert process.passes(0.3, "R", ran=0.5, waited=0.5)
+    process.passes(10, "R", ran=share, waited=1 - share, beats=True)
+    assert not process.passes(max(SUSPECT_AFTER_S + HUNG_AFTER_S, LOOP_S / share) - TICK_S, "R", ran=share,
+                              waited=1 - share)
+    assert process.passes(2 * TICK_S + 1e-6, "R", ran=share, waited=1 - share)
+    assert process.now - process.beat < PROMISE_S
+
+
+def test_who_is_taken_for_an_endless_loop_again_and_again_gets_more_time_each_time_until_it_has_served():
+    restarts = Restarts()
+    allowed = []
+    for _ in range(8):
+        allowed.append(restarts.patience(QUICK))
+        restarts.looped(QUICK)
+    assert allowed == [1, 2, 4, 8, 16, 32, 32, 32]
+    assert restarts.patience(STABLE_S) == 1
+    restarts.looped(STABLE_S)
+    assert restarts.patience(QUICK) == 2
+
+
+@pytest.mark.parametrize(("patience", "hung"), [(1, True), (8, False)])
+def test_patience_is_with_processor_time(patience, hung):
+    watch = Watch()
+    watch.suspicious(0.0, 0.0, 0.0)
+    late = SUSPECT_AFTER_S + HUNG_AFTER_S + TICK_S
+    assert watch.suspicious(SUSPECT_AFTER_S, 0.0, 4 * LOOP_S)
+    assert not watch.hung(SUSPECT_AFTER_S, Sample("R", 0.0), 4 * LOOP_S, patience=patience)
+    assert watch.hung(late, Sample("R", 0.0), 4 * LOOP_S, patience=patience) is hung
+    assert watch.hung(late, Sample("R", 0.0), 8 * LOOP_S, patience=patience)
 
 
 def test_a_layer_that_gets_no_processor_is_starved_not_hung():
@@ -141,6 +165,6 @@ def test_a_sign_of_life_clears_the_suspicion():
 def test_a_layer_that_reads_back_its_state_may_take_longer_unless_it_is_stopped():
     for state, verdict in (("R", False), ("S", False), ("T", True)):
         watch = Watch()
-        assert not watch.hung(0.0, Sample(state, 0.0, 0.0), serving=False)
-        assert watch.hung(1.0, Sample(state, 1.0, 0.0), serving=False) is verdict
-        assert watch.hung(2.5, Sample(state, 2.5, 0.0), serving=False)
+        assert not watch.hung(0.0, Sample(state, 0.0), 0.0, serving=False)
+        assert watch.hung(1.0, Sample(state, 0.0), 1.0, serving=False) is verdict
+        assert watch.hung(2.5, Sample(state, 0.0), 2.5, serving=False)

@@ -15,7 +15,17 @@ from scapy.packet import Raw
 from bus import records, table
 from bus.config import StackConfig
 from bus.offload import settled
-from bus.records import DATAGRAM_HEADER, ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketState
+from bus.records import (
+    DATAGRAM_HEADER,
+    ERROR_RECORD,
+    ICMP_ERROR_HEADER,
+    SEND_HEADER,
+    TRANSMIT_HEADER,
+    Route,
+    Routes,
+    SocketState,
+    SourceFilter,
+)
 from layers.ip.core import Core as Ip
 from layers.ip.counters import Counters as IpCounters
 from layers.raw.core import Core
@@ -26,6 +36,7 @@ ME, PEER, OTHER, FAR = "10.0.0.2", "10.0.0.1", "10.0.0.9", "198.51.100.7"
 PEER_MAC = bytes.fromhex("020000000001")
 EXPERIMENT = 253  # RFC 3692
 OSPF = 89
+GROUP = "239.1.2.3"
 
 
 def ip4(address: str) -> bytes:
@@ -81,7 +92,7 @@ class Host:
         return [send[:2] for send in self.out]
 
     def declares(self, handle: int = 1, protocol: int = EXPERIMENT, **state) -> records.SocketReply:
-        for name in ("local", "peer"):
+        for name in ("local", "peer", "multicast_interface"):
             if name in state:
                 state[name] = int(IPv4Address(state[name]))
         wanted = SocketState(handle=handle, request=7, protocol=protocol, port=protocol, bind=True, **state)
@@ -208,6 +219,14 @@ def test_raw7_icmp_filter(host, icmp_filter, icmp_type, heard):
     assert bool(host.received()) == heard
 
 
+@pytest.mark.parametrize("icmp_type", [0, 14, 16, 18])
+def test_rfc1122_3_2_2_8_the_reply_to_a_query_that_icmp_does_not_ask_is_handed_up(host, icmp_type):
+    host.declares(protocol=1)
+    reply = IP(src=PEER, dst=ME) / ICMP(type=icmp_type, id=77, seq=1)
+    assert host.hears(reply) == [(table.ICMP, table.PACKET)]
+    assert host.received() == [(1, PEER, bytes(reply))]
+
+
 def test_the_filter_is_for_icmp_only(host):
     host.declares(icmp_filter=-1)
     host.hears(packet())
@@ -218,6 +237,60 @@ def test_broadcasts_are_copied_too(host):
     host.declares()
     host.give_ip(table.LINK, table.PACKET_GROUP, packet(destination="10.0.0.255"))
     assert len(host.received()) == 1
+
+
+def joins(host, group: str = GROUP) -> None:
+    membership = records.Membership(1, (records.SourceFilter(int(IPv4Address(group))),))
+    host.give_ip(table.SOCKETS, table.MEMBERSHIP, records.encode(membership))
+
+
+@pytest.mark.parametrize(("groups", "hears_all", "heard"), [
+    ((), True, True), ((), False, False), ((SourceFilter(int(IPv4Address(GROUP))),), False, True),
+    ((SourceFilter(int(IPv4Address(GROUP)), True, (int(IPv4Address(PEER)),)),), True, False),
+    ((SourceFilter(int(IPv4Address(GROUP)), False, (int(IPv4Address(PEER)),)),), False, True),
+    ((SourceFilter(int(IPv4Address(GROUP)), False, (int(IPv4Address(OTHER)),)),), True, False)])
+def test_as_linux_a_raw_socket_hears_its_groups_from_its_sources(host, groups, hears_all, heard):
+    joins(host)
+    host.declares(groups=groups, multicast_all=hears_all)
+    host.give_ip(table.LINK, table.PACKET_GROUP, packet(destination=GROUP))
+    assert len(host.received()) == heard
+    host.hears(packet())
+    assert len(host.received()) == 1  # what comes to us alone is no matter of groups
+
+
+@pytest.mark.parametrize("crafted", [False, True])
+@pytest.mark.parametrize(("loop", "ttl"), [(True, 7), (False, 7), (True, 0), (False, 0)])
+def test_rfc1112_6_1_multicasts_of_raw_sockets(host, crafted, loop, ttl):
+    joins(host)
+    host.declares(2)  # another, which hears them if they come back
+    host.declares(1, header_included=crafted, multicast_loop=loop, multicast_ttl=9 if crafted else ttl)
+    data = bytes(IP(src="0.0.0.0", dst=GROUP, proto=EXPERIMENT, ttl=ttl) / b"data") if crafted else b"data"
+    sent = host.sends(data, GROUP)
+    assert [(IP(one).src, IP(one).dst, IP(one).ttl) for one in sent] == [(ME, GROUP, ttl)] * bool(ttl)
+    assert sorted({handle for handle, _, _ in host.received()}) == ([1, 2] if loop else [])
+
+
+def test_ip_multicast_if_chooses_the_source_and_must_be_ours(host):
+    host.declares(multicast_interface=OTHER)
+    assert host.sends(b"data", GROUP) == []
+    assert host.errors() == [(1, errno.ENETUNREACH, b"data")]
+    host.declares(multicast_interface=ME)
+    assert [IP(one).src for one in host.sends(b"data", GROUP)] == [ME]
+    assert [IP(one).src for one in host.sends(b"data", PEER)] == [ME]
+
+
+def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host):
+    two, one = ([(int(IPv4Address(address)), 24) for address in own] for own in ((ME, OTHER), (ME,)))
+    link = [Route(0x0A000000, 24, 0, int(IPv4Address(ME)), 1500)]
+    host.give(table.IP, table.ROUTES, records.encode(Routes(two, link)))
+    host.declares(local=OTHER)
+    host.give(table.IP, table.ROUTES, records.encode(Routes(one, link)))
+    assert host.sends(b"data") == []
+    assert host.errors() == [(1, errno.ENETUNREACH, b"data")]
+    assert host.declares(local=OTHER, ttl=3).errno == 0  # an option is no bind
+    host.give(table.IP, table.ROUTES, records.encode(Routes(two, link)))
+    host.sends(b"data")
+    assert host.errors() == []
 
 
 def test_raw7_ipproto_raw_is_send_only(host):

@@ -69,6 +69,15 @@ def test_rfc791_2_3_source_destination_protocol_and_number_tell_packets_apart(be
     assert len(bench.reassembly) == 3
 
 
+@pytest.mark.parametrize("ttl", [0, 1, 29, 31, 255])
+def test_rfc1122_3_3_2_the_time_does_not_depend_on_the_ttl(bench, ttl):
+    bench.add(0, A, True, ttl=ttl)
+    bench.add(16, B, True, now=1.0, ttl=ttl)
+    assert bench.reassembly.next_expiry == TIMEOUT_S
+    assert bench.reassembly.expire(TIMEOUT_S - 0.001) == []
+    assert len(bench.reassembly.expire(TIMEOUT_S)) == 1
+
+
 def test_a_repeated_fragment_is_ignored(bench):
     for _ in range(3):
         assert bench.add(0, A, True) is None

@@ -16,7 +16,8 @@ from scapy.packet import Raw
 
 ME, MY_MAC = "10.0.0.2", "02:00:5e:00:00:02"
 PEER, PEER_MAC = "10.0.0.1", "02:00:5e:00:00:01"
-SECOND, SECOND_MAC = "10.0.0.3", "02:00:5e:00:00:03"
+SECOND = "192.168.7.5"  # in another network, where a test adds it
+NEXT, NEXT_MAC = "10.0.0.3", "02:00:5e:00:00:03"  # a second gateway
 FAR, EVERYBODY = "198.51.100.7", "ff:ff:ff:ff:ff:ff"
 PORT, PEER_PORT = 5000, 9
 SECURITY, STREAM_IDENTIFIER = 130, 136
@@ -71,7 +72,7 @@ def silence(stack: Stack) -> None:
         stack.passes(1.0)
         stack.sends(1, b"datagram")
         stack.sent()
-        stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst="10.0.0.9"))
+        stack.hears(Ether(src=NEXT_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=NEXT_MAC, psrc=NEXT, pdst="10.0.0.9"))
     assert stack.counted("ip")["gateway_failed"] == 1
 
 
@@ -86,6 +87,31 @@ def error(packet: bytes, icmp_type: int, code: int):
 def test_rfc1122_3_1_a_host_forwards_nothing_and_sends_no_redirect(stack):
     assert answers(stack, IP(src=PEER, dst=FAR) / UDP(sport=1, dport=2), IP(src=FAR, dst="10.0.0.9") / ICMP()) == []
     assert stack.dropped("ip") == {"other_destination": 2}
+
+
+def test_rfc1122_3_1_a_host_with_several_addresses_forwards_nothing_either(stack):
+    assert stack.ordered("ip", "address_add", address=f"{SECOND}/24") == {}
+    assert answers(stack, IP(src=PEER, dst="192.168.7.9") / UDP(), IP(src="192.168.7.9", dst="10.0.0.9") / UDP()) == []
+    assert stack.dropped("ip") == {"other_destination": 2}
+
+
+@pytest.mark.parametrize("asked", [ME, SECOND])
+def test_rfc1122_3_3_4_2_each_address_answers_for_itself(stack, asked):
+    """An echo, a timestamp and an error: sections 3.2.2.6, 3.2.2.8."""
+    stack.ordered("ip", "address_add", address=f"{SECOND}/24")
+    stack.passes(10.0)
+    stack.sent()
+    for question, icmp_type in ((ICMP(type=8), 0), (ICMP(type=13), 14), (UDP(dport=4), 3)):
+        (answer,) = answers(stack, IP(src=PEER, dst=asked) / question)
+        assert (answer[IP].src, answer[IP].dst, answer[ICMP].type) == (asked, PEER, icmp_type)
+
+
+def test_rfc1122_3_2_1_3_nothing_is_sent_to_this_network(stack):
+    for address in ("0.0.0.1", "0.255.255.255"):
+        assert stack.declares(1, bind=True, port=PORT, peer=address, peer_port=9).errno == errno.ENETUNREACH
+        stack.declares(2, bind=True, port=PORT + 1)
+        stack.sends(2, b"nowhere", address, 9)
+    assert stack.sent() == []
 
 
 @pytest.mark.parametrize("ttl", [0, 1, 255])
@@ -127,6 +153,13 @@ def test_rfc1122_3_2_1_8_options_that_are_not_understood_are_silently_ignored(st
     assert not stack.dropped("ip")
 
 
+@pytest.mark.parametrize("option", [pack("!BBH", STREAM_IDENTIFIER, 4, 77), b"\x5e\x04ab"])
+def test_rfc1122_3_2_1_8_no_other_option_comes_back_with_an_echo(stack, option):
+    """Only those of section 3.2.2.6; the obsolete stream identifier least of all."""
+    (reply,) = answers(stack, echo(options=IPOption(option)))
+    assert (reply[ICMP].type, reply[IP].ihl) == (0, 5)
+
+
 # -- ICMP --------------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +168,35 @@ def test_rfc1122_3_2_2_what_no_host_answers_meets_silence(stack, icmp_type):
     """Information and address mask requests among them: sections 3.2.2.7, 3.2.2.9."""
     assert answers(stack, IP(src=PEER, dst=ME) / ICMP(type=icmp_type) / Raw(bytes(8))) == []
     assert sum(stack.dropped("icmp").values()) == 1
+
+
+@pytest.mark.parametrize("option", [
+    b"\x07\x0b\x08\x0a\0\0\x01\0\0\0\0\0", b"\x44\x0c\x09\0time\0\0\0\0", b"\x44\x0c\x05\x03\x0a\0\0\x02\0\0\0\0",
+    b"\x44\x08\x09\x10time", b"\x94\x04\0\0"], ids=["route", "time", "our time", "no room", "router alert"])
+def test_rfc1122_3_2_2_options_are_quoted_as_they_came(stack, option):
+    """A closed port, an unknown protocol, and a packet that never got whole."""
+    for packet in (IP(proto=17) / UDP(sport=9, dport=4), IP(proto=132) / Raw(b"12345678"), IP(flags="MF") / UDP()):
+        packet.src, packet.dst, packet.options = PEER, ME, IPOption(option)
+        asked = Ether(src=PEER_MAC, dst=MY_MAC) / packet
+        frames = stack.hears(asked)
+        stack.passes(31.0)
+        (error,) = (Ether(frame) for frame in frames + stack.sent() if ICMP in Ether(frame))
+        assert bytes(error[ICMP].payload) == bytes(asked[IP])
+        introduce(stack)
+
+
+def test_rfc1122_3_2_2_a_malformed_option_is_quoted_as_it_came(stack):
+    """Though another, before it, could have been filled in."""
+    options = [IPOption(b"\x44\x0c\x09\0time\0\0\0\0"), IPOption(b"\x07\x07\x03\0\0\0\0")]
+    packet = IP(src=PEER, dst=ME, options=options) / UDP()
+    (error,) = answers(stack, packet)
+    assert (error[ICMP].type, bytes(error[ICMP].payload)) == (12, bytes(packet))
+
+
+@pytest.mark.parametrize("tos", [0, 0x1F, 0xFF])
+def test_rfc1122_3_2_2_an_error_has_no_tos(stack, tos):
+    (error,) = answers(stack, IP(src=PEER, dst=ME, tos=tos) / UDP(sport=9, dport=4))
+    assert (error[ICMP].type, error[IP].tos) == (3, 0xC0)  # RFC 1812 section 4.3.2.5: the precedence is 6
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "number"), [
@@ -199,8 +261,8 @@ def test_rfc1122_3_3_1_4_a_gateway_that_died_is_noticed_and_the_sender_told(stac
 def two_gateways(**settings) -> Stack:
     stack = Stack(ME, MY_MAC, gateway=PEER, **settings)
     introduce(stack)
-    stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst=ME))
-    assert stack.orders(op="route_add", destination="0.0.0.0/0", gateway=SECOND, metric=10) == {}
+    stack.hears(Ether(src=NEXT_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=NEXT_MAC, psrc=NEXT, pdst=ME))
+    assert stack.ordered("ip", "route_add", destination="0.0.0.0/0", gateway=NEXT, metric=10) == {}
     return stack
 
 
@@ -210,13 +272,13 @@ def test_rfc1122_3_3_1_5_the_next_default_gateway_serves_while_the_first_is_sile
     used = []
     for _ in range(90):
         stack.passes(1.0)
-        stack.hears(Ether(src=SECOND_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=SECOND_MAC, psrc=SECOND, pdst="10.0.0.9"))
+        stack.hears(Ether(src=NEXT_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=NEXT_MAC, psrc=NEXT, pdst="10.0.0.9"))
         stack.sends(1, b"anybody?")
         used += [frame.dst for frame in map(Ether, stack.sent()) if IP in frame]
-    switched = used.index(SECOND_MAC)
+    switched = used.index(NEXT_MAC)
     assert switched < 40  # ip asks after 30 s, arp makes sure for another 5
     assert set(used[:switched]) == {PEER_MAC}
-    assert set(used[switched:]) == {SECOND_MAC}
+    assert set(used[switched:]) == {NEXT_MAC}
     assert len(used) == 90  # none was lost, and nobody was told of an error
     assert stack.errors() == []
 
@@ -224,13 +286,13 @@ def test_rfc1122_3_3_1_5_the_next_default_gateway_serves_while_the_first_is_sile
 def test_rfc1122_3_3_1_5_a_gateway_that_is_back_serves_again():
     stack = two_gateways()
     silence(stack)
-    assert Ether(frame_of(stack)).dst == SECOND_MAC
+    assert Ether(frame_of(stack)).dst == NEXT_MAC
     for _ in range(62):
         stack.passes(1.0)
         stack.sends(1, b"datagram")
         for frame in map(Ether, stack.sent()):
             if ARP in frame:
-                mac = PEER_MAC if frame.pdst == PEER else SECOND_MAC
+                mac = PEER_MAC if frame.pdst == PEER else NEXT_MAC
                 reply = ARP(op=2, hwsrc=mac, psrc=frame.pdst, hwdst=MY_MAC, pdst=ME)
                 stack.hears(Ether(src=mac, dst=MY_MAC) / reply)
     assert Ether(frame_of(stack)).dst == PEER_MAC
@@ -240,7 +302,7 @@ def test_rfc1122_3_3_1_5_a_gateway_that_is_back_serves_again():
 
 def redirect(quoted: bytes, code: int = 1):
     """The gateway says that the second one is nearer."""
-    return IP(src=PEER, dst=ME) / ICMP(type=5, code=code, gw=SECOND) / Raw(quoted[:28])
+    return IP(src=PEER, dst=ME) / ICMP(type=5, code=code, gw=NEXT) / Raw(quoted[:28])
 
 
 def test_rfc1122_3_2_2_2_redirects_are_ignored_unless_they_are_wanted():
@@ -254,11 +316,11 @@ def test_rfc1122_3_2_2_2_redirects_are_ignored_unless_they_are_wanted():
 def test_rfc1122_3_2_2_2_redirects_of_networks_and_of_hosts_are_followed_alike(code):
     stack = two_gateways(accept_redirects=True)
     answers(stack, redirect(connected(stack), code))
-    assert Ether(frame_of(stack)).dst == SECOND_MAC
+    assert Ether(frame_of(stack)).dst == NEXT_MAC
     assert stack.dropped("icmp") == {}
     for layer in ("icmp", "ip"):
         stack.crash(layer)
-        assert Ether(frame_of(stack)).dst == SECOND_MAC
+        assert Ether(frame_of(stack)).dst == NEXT_MAC
 
 
 def test_rfc1122_3_2_2_2_redirects_that_quote_nothing_of_ours_are_discarded():

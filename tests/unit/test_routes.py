@@ -39,6 +39,13 @@ def test_the_longest_prefix_wins_then_the_lowest_metric(destination, gateway):
     assert TABLE.lookup(ip(destination)).gateway == ip(gateway)
 
 
+@pytest.mark.parametrize("destination", ["0.0.0.0", "0.0.0.1", "0.255.255.255"])
+def test_rfc1122_3_2_1_3_this_network_is_no_destination(destination):
+    assert TABLE.lookup(ip(destination)) is None
+    assert TABLE.source_for(ip(destination)) is None
+    assert TABLE.lookup(ip("1.0.0.0")).gateway == ip("10.0.0.1")
+
+
 def test_no_route():
     table = RouteTable(Routes(ADDRESSES, [route("10.0.0.0/24")]))
     assert table.lookup(ip("10.0.1.1")) is None
@@ -124,7 +131,8 @@ def test_lookup_is_a_search_through_the_list(routes, destinations):
     table = RouteTable(Routes([], routes))
     for destination in destinations * 2:
         address = IPv4Address(destination)
-        matching = [entry for entry in routes if address in ip_network((entry.network, entry.prefix))]
+        matching = [entry for entry in routes
+                    if address in ip_network((entry.network, entry.prefix)) and destination >> 24]
         # `min` takes the first of equals, as the table promises.
         best = min(matching, key=lambda entry: (-entry.prefix, entry.metric), default=None)
         assert table.lookup(destination) == best

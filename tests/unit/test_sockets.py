@@ -7,6 +7,7 @@ import errno
 import json
 import random
 import socket as std
+from ipaddress import IPv4Address
 
 import msgspec
 import pytest
@@ -469,3 +470,43 @@ def test_a_raw_socket_that_raw_refuses_is_none(raw_bench):
     raw_bench.send_request("socket", type="raw", protocol=253)
     assert [reply["errno"] for reply in raw_bench.answers(raw_bench.asked(), errno.ENOBUFS)] == [errno.ENOBUFS]
     assert raw_bench.ask("list")["sockets"] == []
+
+
+def announce(bench: Bench, *addresses: str) -> list:
+    """ip has these addresses from now on; what sockets sends thereupon."""
+    own = [(int(IPv4Address(address)), 24) for address in addresses]
+    told = records.encode(records.Routes(own, [records.Route(0x0A000000, 24, 0, own[0][0], 1500)]))
+    bench.udp.receive(table.IP, table.ROUTES, [told], 0.0)
+    return bench.give(table.IP, table.ROUTES, told)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_socket_whose_address_has_gone_has_no_way_anywhere_until_it_is_back(bench, connected):
+    peer = {"address": "10.0.0.1", "port": 7}
+    announce(bench, "10.0.0.2", "10.0.0.9")
+    handle = bench.open()
+    assert bench.ask("bind", handle=handle, address="10.0.0.9", port=5055)["errno"] == 0
+    if connected:
+        assert bench.ask("connect", handle=handle, **peer)["source"] == "10.0.0.9"
+    announce(bench, "10.0.0.2")
+    assert bench.ask("prepare", handle=handle, **peer)["errno"] == errno.ENETUNREACH
+    assert bench.ask("connect", handle=handle, **peer)["errno"] == errno.ENETUNREACH
+    assert bench.ask("prepare", handle=handle, source="10.0.0.2", **peer)["source"] == "10.0.0.2"
+    assert bench.ask("getsockname", handle=handle)["address"] == "10.0.0.9"
+    assert bench.ask("setsockopt", handle=handle, level=0, name=std.IP_TTL, value=9)["errno"] == 0
+    announce(bench, "10.0.0.2", "10.0.0.9")
+    assert bench.ask("prepare", handle=handle, **peer)["source"] == "10.0.0.9"
+
+
+def test_applications_are_told_when_an_address_goes_and_only_then(bench):
+    handle = bench.bound(5055)
+    bench.open()  # has asked for no way yet
+    for own, told in ((["10.0.0.2", "10.0.0.9"], []), (["10.0.0.9", "10.0.0.2"], []), (["10.0.0.2"], [(handle, 0)])):
+        out = announce(bench, *own)
+        assert [ERROR_RECORD.unpack_from(record)[:2] for _, kind, record in out if kind == table.SOCKET_ERROR] == told
+
+
+def test_a_socket_bound_to_a_group_sends_from_the_routes_address(bench):
+    handle = bench.open()
+    assert bench.ask("bind", handle=handle, address="239.1.1.1", port=5055)["errno"] == 0
+    assert bench.ask("prepare", handle=handle, address="10.0.0.1", port=7)["source"] == "10.0.0.2"

@@ -163,6 +163,12 @@ def test_payloads_of_any_length(udp, payload):
     assert record[DATAGRAM_HEADER.size :] == payload
 
 
+def test_rfc768_a_source_port_of_zero_is_none_and_no_fault(udp):
+    udp.bind(3)
+    ((_, _, record),) = udp.packets(packet(sport=0))
+    assert record == DATAGRAM_HEADER.pack(3, octets(PEER), 0, octets(ME), 64, 0) + b"payload"
+
+
 def test_ip_options_are_stepped_over(udp):
     udp.bind(3)
     ((_, _, record),) = udp.packets(packet(ip_fields={"options": [inet.IPOption_Timestamp()]}))
@@ -466,6 +472,31 @@ def test_the_source_follows_a_change_of_routes_at_once(udp):
     assert udp.sent(3)[0]["source"] == octets(ME)
     udp.core.receive(IP, ROUTES, [encode(Routes([(ip(OTHER), 24)], [Route(0, 0, 0, ip(OTHER), 1500)]))], 0.0)
     assert udp.sent(3)[0]["source"] == octets(OTHER)
+
+
+@pytest.mark.parametrize("declared", [{"local": ALIAS}, {"local": ALIAS, "peer": PEER, "peer_port": 7}])
+@pytest.mark.parametrize("source", ["0.0.0.0", ALIAS])
+def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(udp, declared, source):
+    udp.set(3, bind=True, port=5000, **declared)
+    assert udp.sent(3, source=source)[0]["source"] == octets(ALIAS)
+    without = Routes([(ip(ME), 24)], ANNOUNCED.routes)
+    udp.core.receive(IP, ROUTES, [encode(without)], 0.0)
+    for layer in (udp, udp.restarted()):
+        ((to, kind, record),) = layer.send(3, source=source)
+        assert (to, kind) == (SOCKETS, SOCKET_ERROR)
+        told = ERROR_RECORD.unpack_from(record)
+        assert (told[:3], told[-2:]) == ((3, errno.ENETUNREACH, ORIGIN_LOCAL), (octets(PEER), 7))
+        assert record[ERROR_RECORD.size :] == b"payload"
+        assert layer.sent(3, source=ME)[0]["source"] == octets(ME)  # of the application's choice (IP_PKTINFO)
+        layer.core.receive(IP, ROUTES, [encode(ANNOUNCED)], 0.0)
+        assert layer.sent(3, source=source)[0]["source"] == octets(ALIAS)
+
+
+def test_multicasts_from_an_interface_whose_address_has_gone_are_refused(udp):
+    udp.bind(3, multicast_interface=ip(FAR))
+    ((_, kind, record),) = udp.send(3, "239.1.1.1")
+    assert (kind, ERROR_RECORD.unpack_from(record)[1]) == (SOCKET_ERROR, errno.ENETUNREACH)
+    assert udp.sent(3)[0]["source"] == octets(ME)
 
 
 def test_the_cache_of_headers_is_bounded(udp, monkeypatch):

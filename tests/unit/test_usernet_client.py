@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import json
 import os
 import signal
 import socket as std
@@ -25,7 +26,7 @@ from bus.memory import GUESTS_MAX
 from usernet import udp
 from usernet.connection import Connection
 from usernet.ping import ping
-from usernet.protocol import CREDIT, DATAGRAM_OVERHEAD
+from usernet.protocol import CREDIT, DATAGRAM, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, pack_frame
 
 
 @pytest.fixture(scope="module")
@@ -597,6 +598,40 @@ def test_fork(service):
     output = run_python(FORK).communicate(timeout=30)[0].splitlines()
     refusal = "9 this socket belongs to the parent process; make a new one after fork"
     assert output == [refusal] * 3 + ["from the child 0", "mine still"]
+
+
+def test_what_comes_right_behind_the_answer_to_socket_is_not_lost(service, monkeypatch):
+    """A raw socket hears from its first moment on, and the thread that reads need not be the one that asked."""
+    connection = usernet.Stack().connection
+    answered = connection._replied
+
+    def replied(record: bytes) -> None:
+        answered(record)
+        handle = json.loads(record).get("handle")
+        if handle:
+            incoming = connection._incoming
+            datagram = DATAGRAM_HEADER.pack(handle, bytes(4), 0, bytes(4), 64, 0) + b"early"
+            connection._take(pack_frame(DATAGRAM, 7, incoming.incarnation, incoming.done + 1, [datagram]))
+            incoming.done -= 1  # the service never sent it
+
+    monkeypatch.setattr(connection, "_replied", replied)
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.settimeout(5)
+        assert endpoint.recv(10) == b"early"
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise ValueError", "s.fileno()",
+                                 "threading.Thread(target=s.recv, args=(1,), daemon=True).start()"])
+def test_the_end_of_the_interpreter_loses_nothing(pair, end):
+    first, _ = pair
+    first.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, 1 << 20)
+    code = f"""import sys, threading, usernet
+s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+for number in range(100):
+    s.sendto(number.to_bytes(1200, "big"), {first.getsockname()!r})
+{end}"""
+    run_python(code).wait(30)
+    assert [int.from_bytes(first.recv(1200), "big") for _ in range(100)] == list(range(100))
 
 
 def test_a_datagram_sent_last_thing_still_leaves(pair):

@@ -1,0 +1,174 @@
+"""A layer's loop over a medium, killed at any line: what the medium gives goes up once, what comes down goes out once.
+
+The TAP is a socket pair. A SIGKILL between the line that counts a write and the system call costs that one frame.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from durable import Durable, dies
+
+from bus import batch, journal, memory, node, pipes, table
+from bus.config import StackConfig
+from bus.control import Control
+from bus.journal import ENTRIES_MAX, Journal
+from bus.node import Node
+from bus.store import Store
+from layers.link import packet, tap
+from layers.link.counters import Counters
+from layers.link.tap import Tap
+from usernet.protocol import pack_frame, unpack_frame
+
+MODULES = (node, pipes, journal, batch, tap)
+DOWN_FRAMES, RECORDS, UP = 6, 3, 12
+UP_OCTETS = 84  # of each packet that comes up
+COOKIE = 1000
+UP_HEADER = bytes(12) + packet.TYPE_IPV4 + b"\x45\0" + UP_OCTETS.to_bytes(2, "big")
+START = len(UP_HEADER)
+NUMBER = struct.Struct("!I")
+NOW = node.MEDIUM_PATIENCE_S / 2
+
+
+class Relay:
+    """A core that passes on what it gets."""
+
+    next_wake = None
+
+    def start(self, now):
+        return []
+
+    def wake(self, now):
+        return []
+
+    def neighbor_started(self, sender, now):
+        return []
+
+    def receive(self, sender, kind, records, now):
+        up = sender == table.MEDIUM
+        return [(table.IP, table.PACKET, each) if up else (table.MEDIUM, table.ETHERNET, each) for each in records]
+
+
+class Link:
+    """link's node with the relay as its core, over one durable memory, and the far end of its TAP."""
+
+    def __init__(self, folder: Path) -> None:
+        self._durable = Durable()
+        self._folder = folder
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(folder / "link.sock"))
+        self._listener.listen()
+        self._near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.far.setblocking(False)
+        self.incarnation = 0
+        self.node: Node | None = None
+        self.born()
+
+    def born(self) -> None:
+        """The next incarnation, from durable memory."""
+        self.end()
+        self.incarnation += 1
+        durable = self._durable.map()
+        durable.words[memory.INCARNATION] = self.incarnation
+        durable.words[memory.BLAMELESS] = 1
+        config = StackConfig(name="t", run_dir=str(self._folder), address=0x0A000002, prefix=24, mac=bytes(6), mtu=1500,
+                             cookie=COOKIE)
+        self.node = Node("link", Relay(), config, durable, Store(durable), os.dup(self._listener.fileno()),
+                         Control(self._keeper[0]), Tap(self._near.fileno(), Counters.new()))
+
+    def end(self) -> None:
+        if self.node is not None:
+            self.node._context.destroy(linger=0)
+            self.node = None
+
+    def live(self) -> None:
+        """Start; take what ip repeats; take what the TAP has; all of it in turns."""
+        self.node._start()
+        done = self.node._inlets[COOKIE + table.IP].done
+        for sequence in range(done + 1, DOWN_FRAMES + 1):
+            records = [b"down %d" % (sequence * RECORDS + each) for each in range(RECORDS)]
+            self.node._take(pack_frame(table.PACKET_OUT, COOKIE + table.IP, 1, sequence, records), NOW)
+            if sequence % 2:
+                self.node._settle()
+        self.node._settle()
+        while not self.node._holds_back(NOW) and self.node._take_medium(NOW):
+            self.node._settle()
+
+    def written(self) -> list[int]:
+        found = []
+        try:
+            while True:
+                found.append(int(self.far.recv(100).removeprefix(b"down ")) - RECORDS)
+        except BlockingIOError:
+            return found
+
+    def sent_up(self) -> list[int]:
+        kept = Journal(self._durable.map()).frames(table.IP, 0)
+        return [NUMBER.unpack_from(record, START)[0] for _, frame in kept for record in unpack_frame(frame)[4]
+                if record.startswith(UP_HEADER)]
+
+    def close(self) -> None:
+        self.end()
+        self._listener.close()
+        self.far.close()
+        self._near.close()
+        for each in self._keeper:
+            each.close()
+        self._durable.close()
+
+
+@pytest.fixture
+def link(tmp_path):
+    made = Link(tmp_path)
+    yield made
+    made.close()
+
+
+def send_up(link: Link) -> None:
+    """Frames arrive at the TAP."""
+    for number in range(UP):
+        link.far.send((UP_HEADER + NUMBER.pack(number)).ljust(packet.HEADER_OCTETS + UP_OCTETS, b"."))
+
+
+def block_the_pipe(link: Link) -> None:
+    """ip does not listen: its pipe is full, and more waits in front of it."""
+    while not any(outlet.blocked for outlet in link.node._touched):
+        link.node._dispatch([(table.IP, table.PACKET, b"old")])
+        link.node._settle()
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("seed", range(60))
+def test_a_death_at_any_line_repeats_nothing_and_costs_one_frame_on_its_way_out_at_most(link, seed, blocked):
+    chance = random.Random(seed)
+    if blocked:
+        block_the_pipe(link)
+    send_up(link)
+    deaths = 0
+    while dies(chance.randrange(1300), MODULES, link.live):
+        deaths += 1
+        link.born()
+    link.born()  # whatever is left; and what did not hold it up before is there now
+    link.live()
+    written, up = link.written(), link.sent_up()
+    assert len(link.sent_up()) < ENTRIES_MAX
+    for seen, expected in ((written, DOWN_FRAMES * RECORDS), (up, UP)):
+        assert max(Counter(seen).values()) == 1
+        assert seen == sorted(seen)
+        assert set(seen) <= set(range(expected))
+    assert len(up) == UP
+    assert DOWN_FRAMES * RECORDS - len(written) <= deaths
+
+
+def test_nothing_is_lost_where_nobody_dies(link):
+    send_up(link)
+    link.live()
+    assert link.written() == list(range(DOWN_FRAMES * RECORDS))
+    assert link.sent_up() == list(range(UP))
