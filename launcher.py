@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
                     "host of the network)")
     up.add_argument("--mac", metavar="M", help="the stack's MAC address (default: random)")
     up.add_argument("--mtu", type=int, metavar="N", help="octets (default 1500)")
+    up.add_argument("--ttl", type=int, metavar="N", help="time to live of packets whose sender sets none (default 64)")
     up.add_argument("--tap", metavar="DEV", help="name of the TAP interface (default tap0)")
     up.add_argument("--wire", metavar="W", help="join this virtual wire instead of a TAP; needs no kernel feature")
     up.add_argument("--dns", metavar="A[,B]", help="name servers, for what applications ask by name")
@@ -40,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--reload", action="store_true", default=None, help="restart layers whose code changes on disk")
     up.add_argument("--allow-raw", action="store_true", default=None, help="let applications open raw sockets: "
                     "read and forge packets of any protocol")
+    up.add_argument("--accept-redirects", action="store_true", default=None, help="follow a gateway's redirects to "
+                    "another gateway")
     up.add_argument("--no-offload", action="store_true", default=None, help="plain frames at the TAP: all sums and "
                     "segments are made here")
     up.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins")

@@ -8,6 +8,7 @@ import msgspec
 
 from bus import table
 
+TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 CHECKSUM, SEGMENTATION = "checksum", "udp-segmentation"  # kinds of offload, as `status` names them
 
 
@@ -21,6 +22,8 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     mac: bytes
     gateway: int = 0
     mtu: int = 1500
+    ttl: int = TTL_DEFAULT  # of packets whose sender does not choose one (RFC 1122 section 3.2.1.7)
+    accept_redirects: bool = False  # follow what gateways redirect us to (RFC 1122 section 3.2.2.2)
     wire: str = ""  # name of the virtual wire; empty: a TAP
     wire_inbox: str = ""  # on a wire: the socket on which link receives there
     tap: str = "tap0"

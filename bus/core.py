@@ -51,7 +51,11 @@ class ManagedCore(Core, Protocol):
     """A core that the command line can ask and change (`launcher.py route`, `neighbor`, ...)."""
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
-        """Answer {"error": text} or anything else. A request may come twice, if the layer dies over it."""
+        """Answer {"error": text} or anything else.
+
+        If the layer dies over a request it comes again, with the same number, above zero, as its "order": what was done
+        is then not done once more, nor is it an error that there is nothing left to do.
+        """
 
 
 class GuestCore(Core, Protocol):

@@ -14,7 +14,8 @@ from bus import records, table
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.counters import Drop
-from bus.records import SEND_HEADER, SEND_TOS_GIVEN, SocketReply, SocketState
+from bus.ip_options import checked, split, to_transmit
+from bus.records import SEND_HEADER, SEND_OPTIONS, SEND_TOS_GIVEN, SocketReply, SocketState
 from bus.routes import RouteTable, is_multicast
 from bus.transport import ANY, ROUTES_KEY, Transport, TransportCounters, refused
 
@@ -28,7 +29,8 @@ class Header(NamedTuple):
     destination: bytes
     ttl: int
     tos: int
-    leave: int  # TRANSMIT_BROADCAST, TRANSMIT_LOOP
+    leave: int  # TRANSMIT_BROADCAST, TRANSMIT_LOOP; TRANSMIT_OPTIONS, if there are any
+    options: bytes  # what stands before the message then
 
 
 class DirectCounters(TransportCounters):
@@ -146,10 +148,13 @@ class DirectTransport(Transport[SocketsT]):
                 continue
             if destination == ANY:
                 destination = socket.peer.to_bytes(4, "big")
-            data = record[SEND_HEADER.size :]
+            options, data = socket.ip_options, record[SEND_HEADER.size :]
+            malformed = 0
+            if flags & SEND_OPTIONS:
+                options, data, malformed = self._given_options(socket, data)
             multicast = is_multicast(_number(destination, "big"))
             source = self._source(socket, source, multicast)
-            refusal = self._refusal(socket, destination, data)
+            refusal = malformed or self._refusal(socket, destination, data)
             if not refusal and source != ANY and not self._routes.is_local(_number(source, "big")):
                 refusal = errno.ENETUNREACH  # Linux, ip_route_output_key_hash; the address may have been ours
             if refusal:
@@ -160,9 +165,22 @@ class DirectTransport(Transport[SocketsT]):
             tos = tos if flags & SEND_TOS_GIVEN else socket.tos
             leave = records.TRANSMIT_BROADCAST if socket.broadcast else 0
             leave |= records.TRANSMIT_LOOP if multicast and socket.multicast_loop else 0
-            header = Header(source, destination, ttl, tos, leave)
+            leave |= records.TRANSMIT_OPTIONS if options else 0
+            header = Header(source, destination, ttl, tos, leave, to_transmit(options, record=True))
             sends.append((table.IP, table.TRANSMIT, self._transmit(socket, header, data)))
         return sends
+
+    @staticmethod
+    def _given_options(socket: SocketState, data: bytes) -> tuple[bytes, bytes, int]:
+        """(options, message, errno or 0) where options stand before the message (SEND_OPTIONS)."""
+        found = split(data)
+        if found is None or socket.header_included:  # Linux, raw_sendmsg: a whole packet has its options in its header
+            return b"", data, errno.EINVAL
+        options, message = found
+        try:
+            return checked(options, privileged=bool(socket.protocol)), message, 0
+        except OSError as error:
+            return b"", message, error.errno or errno.EINVAL
 
     def _source(self, socket: SocketState, wanted: bytes, multicast: bool) -> bytes:
         """Of what is sent; ANY: the route's."""

@@ -1,36 +1,28 @@
-"""IP options (RFC 791 section 3.1): what ip and icmp both need of them."""
+"""IP options (RFC 791 section 3.1), as layers read them, and as they stand in a TRANSMIT record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from usernet.ip_options import (  # noqa: F401  (shared with applications)
+    COPIED,
+    END,
+    LOOSE_SOURCE_ROUTE,
+    NO_OPERATION,
+    OCTETS_MAX,
+    RECORD_ROUTE,
+    STRICT_SOURCE_ROUTE,
+    TIMESTAMP,
+    before,
+    checked,
+    echoed,
+    join,
+    split,
+    walk,
+)
 
-END, NO_OPERATION = 0, 1  # these two are a single octet
-RECORD_ROUTE = 7
-TIMESTAMP = 68
-LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE = 131, 137
-COPIED = 0x80  # in an option's type: every fragment carries it
-OCTETS_MAX = 40
-
-
-def walk(options: bytes) -> Iterator[tuple[int, bytes]]:
-    """(offset, option) for each of more than one octet, up to the end of the list.
-
-    An empty option stands for nonsense at that offset; nothing follows it.
-    """
-    offset = 0
-    while offset < len(options) and options[offset] != END:
-        if options[offset] == NO_OPERATION:
-            offset += 1
-            continue
-        length = options[offset + 1] if offset + 1 < len(options) else 0
-        if not 2 <= length <= len(options) - offset:
-            yield offset, b""
-            return
-        yield offset, options[offset : offset + length]
-        offset += length
+TRANSMIT_WORDS = 0x7F  # of the octet that stands before options in a TRANSMIT record: how many words they are
+TRANSMIT_RECORD = 0x80  # ip shall record our address and the time in those that ask for it
 
 
-def join(options: Iterable[bytes]) -> bytes:
-    """A list of options, as a header carries it: padded to words of 4 octets by END."""
-    joined = b"".join(options)
-    return joined + bytes(-len(joined) % 4)
+def to_transmit(options: bytes, record: bool = False) -> bytes:
+    """What stands behind the TRANSMIT_HEADER, with TRANSMIT_OPTIONS; empty for none. Options are whole words."""
+    return bytes((len(options) // 4 | (TRANSMIT_RECORD if record else 0),)) + options if options else b""

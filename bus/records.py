@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from bus.config import TTL_DEFAULT
 from usernet.protocol import (  # noqa: F401  (shared with applications)
     CREDIT_RECORD,
     CREDIT_TOTAL,
@@ -21,6 +22,7 @@ from usernet.protocol import (  # noqa: F401  (shared with applications)
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND_HEADER,
+    SEND_OPTIONS,
     SEND_TOS_GIVEN,
 )
 
@@ -32,7 +34,7 @@ TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
 TRANSMIT_MAY_FRAGMENT = 4  # ip fragments what is too long; without it, that is a local error
 TRANSMIT_IGNORE_PATH_MTU = 8  # too long is what the interface cannot carry, whatever was learnt of the path
 TRANSMIT_PARTIAL = 64  # the segment is UDP, its checksum partial (bus.offload)
-TRANSMIT_OPTIONS = 16  # behind the header: one octet, how many 4-octet words of IP options follow; then they
+TRANSMIT_OPTIONS = 16  # behind the header: IP options, as bus.ip_options has them
 TRANSMIT_LOOP = 128  # to a multicast group: our own members of it get a copy (IP_MULTICAST_LOOP)
 TRANSMIT_WHOLE = 32  # behind the header: a whole packet with its IP header, as it shall be sent; protocol as in there
 
@@ -51,6 +53,9 @@ SUPER_HEADER = Struct("<HB")  # size of a super-packet's segments, 1: its frame 
 
 # Destination, next hop's MTU (0: the router did not say), total length of the packet that it could not pass on.
 PATH_MTU_RECORD = Struct("<4sHH")
+
+# Destination, the gateway that is nearer to it, and who says so.
+REDIRECT_RECORD = Struct("<4s4s4s")
 
 # Type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address.
 ICMP_ERROR_HEADER = Struct("<BBBBI4s")
@@ -119,11 +124,13 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     reuse_address: bool = False
     reuse_port: bool = False
     broadcast: bool = False
-    ttl: int = 64
+    ttl: int = TTL_DEFAULT
     tos: int = 0
     multicast_ttl: int = 1
     mtu_discover: Annotated[int, msgspec.Meta(ge=0, le=MTU_DISCOVER_MAX)] = 1  # ip(7), IP_MTU_DISCOVER: WANT
     receive_errors: bool = False
+    ip_options: Annotated[bytes, msgspec.Meta(max_length=40)] = b""  # whole words (IP_OPTIONS)
+    receive_options: bool = False  # it is told those that came (DATAGRAM_OPTIONS)
     multicast_interface: Address = 0  # source of multicasts, where the socket has none of its own
     multicast_loop: bool = True
     multicast_all: bool = True  # hears groups that others have joined, too (ip(7), IP_MULTICAST_ALL)
@@ -147,7 +154,8 @@ _LIMITS = {"handle": 2**32, "request": 2**64, "local": 2**32, "port": 2**16, "pe
 
 def in_range(socket: SocketState) -> bool:
     """Whether its numbers fit the packed records that they go into. Handles start at 1."""
-    return socket.handle > 0 and all(0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
+    words = len(socket.ip_options) % 4 == 0
+    return socket.handle > 0 and words and all(0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
 
 
 class SocketReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,9 +37,11 @@ REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp 
 ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
 ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
 PATH_MTU = 12  # records.PATH_MTU_RECORD: a router could not pass a packet of ours on without fragmenting it
+REDIRECT = 20  # records.REDIRECT_RECORD: a gateway of ours says that another is nearer to a destination
 # With offload (bus.offload says what is partial, and what a super-packet is):
 SEND_SEGMENTS = protocol.SEND_SEGMENTS
 DATAGRAM_SEGMENTS = protocol.DATAGRAM_SEGMENTS
+DATAGRAM_OPTIONS = protocol.DATAGRAM_OPTIONS
 PACKET_CHECKED = 15  # as PACKET; its checksum is known to be right, or is partial
 PACKET_SEGMENTS = 16  # records.SUPER_HEADER + super-packet
 PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the medium to complete
@@ -105,13 +107,14 @@ PIPES = (
           PACKET_SEGMENTS),
     _pipe("ip", "sockets", "addresses and routes, at the start and at every change; answers about groups", ROUTES,
           SOCKET_REPLY),
-    _pipe("icmp", "ip", "ICMP messages to send; MTUs that routers told", TRANSMIT, PATH_MTU),
+    _pipe("icmp", "ip", "ICMP messages to send; MTUs and redirects that routers told", TRANSMIT, PATH_MTU,
+          REDIRECT),
     _pipe("udp", "ip", "UDP segments to send", TRANSMIT, TRANSMIT_SEGMENTS),
     _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
     _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),
-    _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT),
+    _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT, DATAGRAM_OPTIONS),
     _pipe("udp", "sockets", "datagrams and errors for UDP sockets, answers about their bindings", *_SERVICE_OUT,
-          DATAGRAM_SEGMENTS),
+          DATAGRAM_SEGMENTS, DATAGRAM_OPTIONS),
     _pipe("sockets", "ip", "multicast groups of sockets; the greeting, which ip answers with addresses and routes",
           MEMBERSHIP),
     _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),

@@ -63,10 +63,10 @@ class Keeper:
         interface = options.interface()
         self._config = StackConfig(
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
-            mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, wire=options.wire,
-            wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap, dns=options.name_servers(),
-            cookie=draw_cookie(), layers=options.layers(),
-            offload=offload, epoch=time.time() - time.monotonic())
+            mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, ttl=options.ttl,
+            wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
+            dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
+            accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic())
         self.wards = {name: Ward(name, run_dir) for name in self._config.layers}
         self._placement = Placement(options.cores, options.core_list())
         self._stopping = False

@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 
 from bus import table
+from bus.config import TTL_DEFAULT
 from usernet.rundir import DEFAULT_NAME, run_dir
 
 MTU_MIN, MTU_MAX = 68, 65521  # RFC 791: every host forwards 68 octets; 65535 less an Ethernet header
+TTL_MAX = 255  # RFC 791 section 3.1: an octet
 DEFAULT_ADDRESS = "10.0.0.2/24"
 MODES = ("compact", "spread", "auto")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
@@ -34,6 +36,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gateway: str = ""
     mac: str = ""
     mtu: int = 1500
+    ttl: int = TTL_DEFAULT
     tap: str = "tap0"
     wire: str = ""
     dns: str = ""  # name servers, separated by commas
@@ -41,6 +44,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     reload: bool = False
     no_offload: bool = False
     allow_raw: bool = False
+    accept_redirects: bool = False
 
     def interface(self) -> ipaddress.IPv4Interface:
         """The stack's own address and network."""
@@ -133,6 +137,8 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.name_servers()
         if not MTU_MIN <= self.mtu <= MTU_MAX:
             raise UsageError(f"--mtu {self.mtu}: {MTU_MIN} to {MTU_MAX}")
+        if not 1 <= self.ttl <= TTL_MAX:
+            raise UsageError(f"--ttl {self.ttl}: 1 to {TTL_MAX}")
         if self.wire and not _WIRE.fullmatch(self.wire):
             raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
         if self.wire and self.host:

@@ -92,5 +92,7 @@ def route_line(line: dict[str, Any]) -> str:
     parts += [f"metric {line['metric']}"] if line["metric"] else []
     parts += [f"mtu {line['mtu']}"]
     kind = {"connected": "connected", "chosen": "", "path": f"path MTU, for {line.get('expires_s')} s",
+            "redirect": f"redirected, for {line.get('expires_s')} s",
+            "dead": "its gateway does not answer",
             "unusable": "unusable: its address or the way to its gateway is gone"}[line["kind"]]
     return " ".join(parts) + (f"  ({kind})" if kind else "")

@@ -148,6 +148,7 @@ class Ward:
     def ask(self, request: dict, answered: Callable[[dict], None]) -> None:
         """Ask the layer's core; `answered` is called when it answers, be it the present process or a successor."""
         self._asked += 1
+        request = request | {"order": self._asked}  # by this the core knows it again: see bus.core.ManagedCore
         question = Question(msgspec.json.encode({"id": self._asked, "request": request}).decode(), answered)
         self.questions[self._asked] = question
         if self.process is not None:

@@ -27,6 +27,7 @@ import zmq
 from usernet.description import Description
 from usernet.line import ALIVE_INTERVAL_S, Line, check_running
 from usernet.mailbox import Mailbox, Readers
+from usernet.messages import with_options
 from usernet.names import os_error, would_block
 from usernet.protocol import (
     BYE,
@@ -35,6 +36,7 @@ from usernet.protocol import (
     CREDIT_TOTAL,
     DATAGRAM,
     DATAGRAM_HEADER,
+    DATAGRAM_OPTIONS,
     DATAGRAM_SEGMENTS,
     HELLO,
     MAX_RECORDS,
@@ -225,6 +227,9 @@ class Connection:
         elif kind == DATAGRAM_SEGMENTS:
             for record in records:
                 self._take_segments(record)
+        elif kind == DATAGRAM_OPTIONS:
+            for record in records:
+                self._take_with_options(record)
         elif kind == REPLY:
             for record in records:
                 self._replied(record)
@@ -247,6 +252,16 @@ class Connection:
         elif box is not None:
             header = record[: DATAGRAM_HEADER.size]
             box.items.extend([header + record[at : at + size] for at in range(start, len(record), size)])
+            if box.waiters:
+                self.readers.wake(box)
+
+    def _take_with_options(self, record: bytes) -> None:
+        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        made = with_options(record)
+        if made is None:
+            self.malformed += 1
+        elif box is not None:
+            box.items.append(made)
             if box.waiters:
                 self.readers.wake(box)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from usernet.connection import Connection
 from usernet.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
+from usernet.ip_options import before
 from usernet.messages import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
 from usernet.names import os_error, parse, would_block
 from usernet.protocol import (
@@ -87,6 +88,8 @@ class Datagrams:
         segment = steering.segment if steering is not None and steering.segment else box.segment_octets
         if segment and len(data) > segment and self._kind == PLAIN:
             kind, record = SEND_SEGMENTS, self._super_record(box, data, segment, address, steering)
+        elif steering is not None and steering.options is not None:
+            kind, record = SEND, self._header(box, data, address, steering) + before(steering.options, data)
         else:
             kind, record = SEND, self._header(box, data, address, steering) + data
         timeout = self._timeout
@@ -105,7 +108,11 @@ class Datagrams:
             raise os_error(errno.EMSGSIZE)
         if len(data) > segment * SEGMENTS_MAX:
             raise os_error(errno.EINVAL)
-        return self._header(box, data[:segment], address, steering) + SEGMENT_SIZE.pack(segment) + data
+        header = self._header(box, data[:segment], address, steering)
+        if steering is not None and steering.options is not None:
+            cut = [before(steering.options, data[at : at + segment]) for at in range(0, len(data), segment)]
+            segment, data = len(cut[0]), b"".join(cut)
+        return header + SEGMENT_SIZE.pack(segment) + data
 
     def _header(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
         """The SEND_HEADER of a datagram; the errors of Linux where it is not to be sent."""
@@ -117,9 +124,14 @@ class Datagrams:
             header, limit = box.destinations[key]
         except (KeyError, TypeError):  # TypeError: cannot be hashed, so is no address either
             header, limit = self._prepare(address, key, steering)
-        if len(data) > limit:
+        octets = len(data)
+        if steering is not None and steering.options is not None:
+            octets += len(steering.options) - box.options_octets  # whose room is not in the limit
+            if box.header_included:
+                raise os_error(errno.EINVAL)  # Linux, raw_sendmsg
+        if octets > limit:
             header, limit = self._prepare(address, key, steering)  # the way may carry more by now
-            if len(data) > limit:
+            if octets > limit:
                 self._too_long(box, header, limit)
         if self._kind != PLAIN and not self._may_send(data):
             raise os_error(errno.EINVAL)

@@ -25,7 +25,7 @@ class Description(Mailbox):
 
     __slots__ = (
         "ancillary", "consumed", "credit_due", "destinations", "errors", "handle",
-        "header_included", "keep_errors", "local", "peer",
+        "header_included", "keep_errors", "local", "options_octets", "peer",
         "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
@@ -43,6 +43,7 @@ class Description(Mailbox):
         self.errors: deque[bytes] = deque()  # ERROR_RECORD and what follows it
         self.keep_errors = False  # IP_RECVERR
         self.header_included = False  # IP_HDRINCL: what is sent has an IP header already
+        self.options_octets = 0  # of IP options that go with what is sent (IP_OPTIONS)
         self.ancillary = 0  # usernet.messages: what recvmsg tells besides the datagram
         self.receive_timeout: float | None = None  # SO_RCVTIMEO, where the socket itself has no timeout
         self.send_timeout: float | None = None

@@ -184,9 +184,10 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
         address: Address | None = None, /,
     ) -> int:
-        """Send one datagram out of several parts; ancillary data may set IP_TTL, IP_TOS and (IP_PKTINFO) the source."""
+        """Send one datagram out of several parts; ancillary data may set IP_TTL, IP_TOS, (IP_PKTINFO)
+        the source and (IP_RETOPTS) IP options."""
         data = b"".join(_octets(part) for part in buffers)
-        steering = messages.steering(ancdata) if ancdata else None
+        steering = messages.steering(ancdata, self._kind == RAW) if ancdata else None
         return self._send(data, flags, _PEER if address is None else address, steering)
 
     # -- receiving ----------------------------------------------------------------------------------------------
@@ -231,7 +232,8 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
         """(data, ancillary data, flags, sender) of the next datagram; with MSG_ERRQUEUE, of the oldest error.
 
-        Ancillary data: what IP_PKTINFO, IP_RECVTTL, IP_RECVTOS ask for; IP_RECVERR of an error.
+        Ancillary data: what IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVOPTS and IP_RETOPTS ask for; IP_RECVERR of an
+        error.
         """
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
@@ -266,7 +268,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
             return record, [], 0
         wanted = self._box.ancillary
         local = self._specific_destination(record) if wanted & messages.WANTED[messages.IP_PKTINFO] else ANY
-        return record, messages.told(wanted, record, local), 0
+        return record, messages.told(wanted, record, local, self._kind == RAW), 0
 
     # -- options ------------------------------------------------------------------------------------------------
 
@@ -277,7 +279,11 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
             raise os_error(errno.EFAULT)
         if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
-        if not options.change(self._box, (level, optname), value):
+        if options.change(self._box, (level, optname), value):
+            if (level, optname) in options.RECEIVED and self._kind != RAW:  # a raw socket gets whole packets
+                wanted = int(bool(self._box.ancillary & messages.OPTIONS_WANTED))
+                self._request("setsockopt", level=level, name=messages.IP_RECVOPTS, value=wanted)
+        else:
             reply = self._request("setsockopt", level=level, name=optname, value=value)
             options.changed(self._box, (level, optname), reply["value"])
 
@@ -295,7 +301,9 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         octets = options.read(self._box, (level, optname))
-        if octets is None:
+        if (level, optname) == options.IP_OPTIONS:
+            octets = a2b_base64(self._request("getsockopt", level=level, name=optname)["octets"])
+        elif octets is None:
             if (level, optname) == (_std.SOL_SOCKET, _std.SO_ERROR):
                 value = self._pending_error()
             else:

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from struct import Struct
 from typing import NamedTuple
 
+from usernet import ip_options
 from usernet.names import os_error
-from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_TOS_GIVEN
+from usernet.protocol import DATAGRAM_HEADER, ERROR_RECORD, SEND_OPTIONS, SEND_TOS_GIVEN
 
 # linux/in.h
+IP_OPTIONS, IP_RECVOPTS, IP_RETOPTS = 4, 6, 7
 IP_TOS, IP_TTL, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_MTU = 1, 2, 8, 10, 11, 12, 13, 14
 IP_UNBLOCK_SOURCE, IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP = 37, 38, 39, 40
 IP_MSFILTER, MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE, MCAST_LEAVE_GROUP = range(41, 46)
@@ -21,7 +23,8 @@ SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h
 SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came by ICMP has an offender
 
 # What recvmsg tells of a datagram, by the options that ask for it: bits of Description.ancillary.
-WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4}
+WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4, IP_RECVOPTS: 8, IP_RETOPTS: 16}
+OPTIONS_WANTED = WANTED[IP_RECVOPTS] | WANTED[IP_RETOPTS]
 
 INTERFACE = 2  # index of the stack's one interface: Linux gives 1 to the loopback, 2 to the first after it
 
@@ -31,6 +34,7 @@ _PKTINFO = Struct("=i4s4s")  # struct in_pktinfo: interface, local address, head
 _EXTENDED_ERROR = Struct("=IBBBBII")  # struct sock_extended_err: errno, origin, type, code, pad, info, data
 _OFFENDER = Struct("=H2x4s8x")  # struct sockaddr_in
 _CMSG_HEADER_OCTETS = 16
+_IP_HEADER_OCTETS = 20
 
 Control = tuple[int, int, bytes]  # level, type, data
 
@@ -42,17 +46,25 @@ class Steering(NamedTuple):
     tos: int | None = None
     source: bytes = b""  # empty: not given
     segment: int = 0  # UDP_SEGMENT; 0: not given
+    options: bytes | None = None  # IP options instead of the socket's (IP_RETOPTS)
 
     def header(self, header: bytes) -> bytes:
-        """A SEND_HEADER with TTL and TOS as asked for."""
+        """A SEND_HEADER with TTL, TOS and flags as asked for."""
         ttl = header[14] if self.ttl is None else self.ttl
-        if self.tos is None:
-            return header[:14] + bytes((ttl,)) + header[15:]
-        return header[:14] + bytes((ttl, self.tos)) + SEND_TOS_GIVEN.to_bytes(2, "little")
+        tos, flags = header[15], int.from_bytes(header[16:], "little")
+        if self.tos is not None:
+            tos, flags = self.tos, SEND_TOS_GIVEN
+        if self.options is not None:
+            flags |= SEND_OPTIONS
+        return header[:14] + bytes((ttl, tos)) + flags.to_bytes(2, "little")
 
 
-def steering(controls: Iterable[tuple[int, int, object]]) -> Steering:
-    """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored."""
+def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = False) -> Steering:
+    """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored.
+
+    `privileged`: of a raw socket, which may send any IP options.
+    """
+    options = None
     ttl = tos = None
     source = b""
     segment = 0
@@ -74,9 +86,11 @@ def steering(controls: Iterable[tuple[int, int, object]]) -> Steering:
             if interface not in (0, INTERFACE):
                 raise os_error(errno.ENODEV)
             source = local if any(local) else b""
+        elif kind == IP_RETOPTS:
+            options = ip_options.checked(data[: ip_options.OCTETS_MAX], privileged)
         else:
             raise os_error(errno.EINVAL)
-    return Steering(ttl, tos, source, segment)
+    return Steering(ttl, tos, source, segment, options)
 
 
 def _within(lowest: int, value: int) -> int:
@@ -85,8 +99,11 @@ def _within(lowest: int, value: int) -> int:
     return value
 
 
-def told(wanted: int, record: bytes, local: bytes) -> list[Control]:
-    """What recvmsg tells of a datagram; `local`: the address of ours that it was for, which a group's is not."""
+def told(wanted: int, record: bytes, local: bytes, raw: bool = False) -> list[Control]:
+    """What recvmsg tells of a datagram; `local`: the address of ours that it was for, which a group's is not.
+
+    `raw`: its payload is a whole packet.
+    """
     _, _, _, destination, ttl, tos = DATAGRAM_HEADER.unpack_from(record)
     controls: list[Control] = []
     if wanted & WANTED[IP_PKTINFO]:
@@ -95,6 +112,42 @@ def told(wanted: int, record: bytes, local: bytes) -> list[Control]:
         controls.append((_std.IPPROTO_IP, IP_TTL, _INT.pack(ttl)))
     if wanted & WANTED[IP_RECVTOS]:
         controls.append((_std.IPPROTO_IP, IP_TOS, bytes((tos,))))
+    if wanted & OPTIONS_WANTED:
+        controls += _options_told(wanted, options_of(record, raw))
+    return controls
+
+
+class WithOptions(bytes):
+    """A datagram received, as one without IP options; those that it had are beside it."""
+
+    options = b""
+
+
+def with_options(record: bytes) -> WithOptions | None:
+    """From a DATAGRAM_OPTIONS record; None: it is none."""
+    found = ip_options.split(record[DATAGRAM_HEADER.size :])
+    if found is None:
+        return None
+    made = WithOptions(record[: DATAGRAM_HEADER.size] + found[1])
+    made.options = found[0]
+    return made
+
+
+def options_of(record: bytes, raw: bool) -> bytes:
+    """The IP options that a datagram received had."""
+    if raw:
+        packet = record[DATAGRAM_HEADER.size :]
+        return packet[_IP_HEADER_OCTETS : (packet[0] & 15) * 4] if packet else b""
+    return record.options if isinstance(record, WithOptions) else b""
+
+
+def _options_told(wanted: int, options: bytes) -> list[Control]:
+    """Linux's ip_cmsg_recv_opts and ip_cmsg_recv_retopts: nothing of a datagram that had none."""
+    controls = []
+    if options and wanted & WANTED[IP_RECVOPTS]:
+        controls.append((_std.IPPROTO_IP, IP_RECVOPTS, options))
+    if options and wanted & WANTED[IP_RETOPTS]:
+        controls.append((_std.IPPROTO_IP, IP_RETOPTS, ip_options.echoed(options)))
     return controls
 
 

@@ -11,6 +11,7 @@ import socket as _std
 from struct import Struct
 from sys import byteorder
 
+from usernet import messages
 from usernet.description import Description
 from usernet.messages import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UDP, UDP_SEGMENT, WANTED
 from usernet.names import os_error
@@ -18,6 +19,8 @@ from usernet.names import os_error
 Key = tuple[int, int]  # level, name
 
 VALUE_OCTETS_MAX = 2048  # more than any structure that Linux takes; what is longer fares like what is cut to it
+IP_OPTIONS = (_std.IPPROTO_IP, messages.IP_OPTIONS)
+RECEIVED = {(_std.IPPROTO_IP, messages.IP_RECVOPTS), (_std.IPPROTO_IP, messages.IP_RETOPTS)}
 QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}  # read by asking with a structure
 
 _TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
@@ -70,6 +73,8 @@ def changed(box: Description, key: Key, value: int) -> None:
         box.set_buffer(value)
     elif key == (_std.IPPROTO_IP, _std.IP_HDRINCL):
         box.header_included = bool(value)
+    elif key == IP_OPTIONS:
+        box.options_octets = value
     elif key == (_std.IPPROTO_IP, IP_RECVERR):
         box.keep_errors = bool(value)
         if not value:

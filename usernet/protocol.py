@@ -22,6 +22,7 @@ SEND = 1  # application -> sockets: datagrams to send (SEND_HEADER + payload)
 DATAGRAM = 2  # sockets -> application: datagrams received (DATAGRAM_HEADER + payload)
 SEND_SEGMENTS = 13  # application -> sockets: SEND_HEADER + SEGMENT_SIZE + payloads of that size, the last at most
 DATAGRAM_SEGMENTS = 14  # sockets -> application that asked for it: DATAGRAM_HEADER + SEGMENT_SIZE + payloads likewise
+DATAGRAM_OPTIONS = 21  # likewise: DATAGRAM_HEADER + an octet, so many of IP options + payload
 HELLO = 128  # both ways, first frame after a start: JSON Hello
 RESUME = 129  # both ways: JSON Resume; the next frames are repetitions from that sequence number on
 REQUEST = 130  # application -> sockets: JSON Request, answered by one REPLY
@@ -39,6 +40,7 @@ ERROR_RECORD = Struct("<IIBBBBI4s4sH")  # handle, errno, origin, type, code, 0, 
 
 SEND_TTL_DEFAULT = 0  # SEND_HEADER.TTL: take the socket's
 SEND_TOS_GIVEN = 1  # SEND_HEADER.flags: take TOS from the record, not the socket's
+SEND_OPTIONS = 2  # SEND_HEADER.flags: before each payload stands an octet, so many of IP options, not the socket's
 CREDIT_TOTAL = 1 << 31
 DATAGRAM_OVERHEAD = 256  # octets of receive buffer that a queued datagram costs beside its payload
 

@@ -24,7 +24,7 @@ from bus.table import ARP_IN, ARP_OUT, FORGET, IP, LINK, NEIGHBOR, RESOLVE, ROUT
 from layers.arp import packet
 from layers.arp.claims import Claims
 from layers.arp.counters import Counters
-from layers.arp.tables import Neighbors
+from layers.arp.tables import ORDER_KEY, Neighbors
 
 FRESH_S = 20.0  # a neighbour confirmed this recently is not verified again; below ip's interval of asking, about 30 s
 RETRY_S = 1.0  # RFC 1122 section 2.3.2.1: at most one request per second and destination
@@ -45,6 +45,7 @@ class Core:
         self.next_wake = None
         self.counters = counters
         self._mac = config.mac
+        self._state = state
         self._configured = config.address, config.prefix
         self._claims = Claims(config.mac, state, counters, rng)
         self._neighbors = Neighbors(state)
@@ -273,8 +274,10 @@ class Core:
         return {}
 
     def _delete(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
-        address = _address(request)
-        if self._neighbors.get(address, now) is None:
+        address, order = _address(request), str(request.get("order", "")).encode()
+        if self._neighbors.get(address, now) is not None:
+            self._state[ORDER_KEY] = order  # before: if we die over it, it comes again and finds nothing
+        elif not order or self._state.get(ORDER_KEY) != order:
             raise ValueError(f"no neighbour {packet.dotted(address)} is known")
         self._drop(address, sends)
         return {}

@@ -19,6 +19,8 @@ MAX_NEIGHBORS = 4096  # learnt; what Linux allows by default is 1024 (net.ipv4.n
 ARP_TIMEOUT_S = 60.0  # RFC 1122 section 2.3.2.1: "on the order of a minute"
 CONFIRM_STEP_S = 1.0  # a confirmation that follows its predecessor this closely says nothing new and is not stored
 
+ORDER_KEY = 1 << 32  # in state: the number of the last order to delete a neighbour that was there
+
 _ENTRY = Struct("<6sd")  # in state, by the address as an integer: MAC, when it was last confirmed (inf: permanent)
 
 
@@ -34,7 +36,7 @@ class Neighbors:
         """Reads back what a former process stored; what is too old, or makes no sense, is deleted."""
         found = []
         for key, value in list(self._state.items()):
-            if key == OWN_KEY:
+            if key in (OWN_KEY, ORDER_KEY):
                 continue
             if len(value) == _ENTRY.size and key < 1 << 32:
                 mac, confirmed = _ENTRY.unpack(value)

@@ -18,14 +18,21 @@ from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.direct import DirectTransport, Header
 from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, PARAMETER_PROBLEM
-from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, PATH_MTU_RECORD, TRANSMIT_HEADER, SocketState
+from bus.ip_options import before
+from bus.records import (
+    DATAGRAM_HEADER,
+    ICMP_ERROR_HEADER,
+    PATH_MTU_RECORD,
+    REDIRECT_RECORD,
+    TRANSMIT_HEADER,
+    SocketState,
+)
 from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
 from bus.transport import ANY, IcmpError
 from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
 
-TTL = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 # RFC 1122 section 3.2.2: no bit of TOS; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux has the TOS of
 # the offending packet there, and so makes of its DSCP another one.
 ERROR_TOS = 0xC0
@@ -54,6 +61,8 @@ class Core(DirectTransport[PingSockets]):
         self._limits = ErrorLimits()
         self._epoch = config.epoch
         self._now = 0.0  # of the call in hand
+        self._ttl = config.ttl
+        self._accept_redirects = config.accept_redirects
         self._raw_booted = "raw" in config.layers
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers |= {
@@ -87,12 +96,14 @@ class Core(DirectTransport[PingSockets]):
             icmp_type = message[0]
             if icmp_type == wire.ECHO_REQUEST:
                 # RFC 1122 section 3.2.2.6: with all the data
-                sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + wire.echo_reply(message)))
+                sends.append((IP, table.TRANSMIT, _reply_header(packet, offset, self._ttl) + wire.echo_reply(message)))
                 counters[Counters.echo_replies_sent] += 1
             elif icmp_type == wire.ECHO_REPLY:
                 self._echo_reply(packet, message, sends)
             elif icmp_type in wire.REPORTED_TYPES:
                 self._error(packet[12:16], message, sends)
+            elif icmp_type == wire.REDIRECT and self._accept_redirects:
+                self._redirect(packet[12:16], message, sends)
             elif icmp_type == wire.TIMESTAMP_REQUEST:
                 self._timestamp(packet, message, offset, sends)
             else:  # RFC 1122 section 3.2.2: an unknown type is discarded silently
@@ -106,7 +117,7 @@ class Core(DirectTransport[PingSockets]):
             return
         self.counters[Counters.timestamp_replies_sent] += 1
         reply = wire.timestamp_reply(message, self._now + self._epoch)
-        sends.append((IP, table.TRANSMIT, _reply_header(packet, offset) + reply))
+        sends.append((IP, table.TRANSMIT, _reply_header(packet, offset, self._ttl) + reply))
 
     def _group_packets(self, packets: list[bytes]) -> list[Send]:
         # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and
@@ -122,6 +133,10 @@ class Core(DirectTransport[PingSockets]):
             return
         self.counters[Counters.replies_delivered] += 1
         header = DATAGRAM_HEADER.pack(socket.handle, packet[12:16], 0, packet[16:20], packet[8], packet[1])
+        options = packet[wire.IP_HEADER_OCTETS : (packet[0] & 15) << 2] if socket.receive_options else b""
+        if options:
+            sends.append((SOCKETS, table.DATAGRAM_OPTIONS, header + before(options, message)))
+            return
         sends.append((SOCKETS, table.DATAGRAM, header + message))
 
     # Errors about packets of ours
@@ -146,6 +161,21 @@ class Core(DirectTransport[PingSockets]):
                 told = PATH_MTU_RECORD.pack(quoted[16:20], wire.info_of(message), quoted[2] << 8 | quoted[3])
                 sends.append((IP, table.PATH_MTU, told))
             self._error_to_transport(offender, message, quoted, offset, sends)
+
+    def _redirect(self, teller: bytes, message: bytes, sends: list[Send]) -> None:
+        """RFC 1122 section 3.2.2.2: of any code, about the host. Whether to believe it is ip's to say."""
+        quoted = wire.quote_of(message)
+        if message[1] > wire.REDIRECT_CODE_MAX:
+            self.counters[Counters.error_unknown_code] += 1
+        elif not wire.payload_offset(quoted):
+            self.counters[Counters.error_bad_quote] += 1
+        elif not self._routes.is_local(_number(quoted[12:16], "big")):
+            self.counters[Counters.error_not_ours] += 1
+        elif self._routes.is_group(_number(quoted[16:20], "big")):
+            self.counters[Counters.error_about_group] += 1
+        else:
+            self.counters[Counters.redirects_to_ip] += 1
+            sends.append((IP, table.REDIRECT, REDIRECT_RECORD.pack(quoted[16:20], message[4:8], teller)))
 
     def _error_to_transport(self, offender: bytes, message: bytes, quoted: bytes, offset: int,
                             sends: list[Send]) -> None:
@@ -217,7 +247,8 @@ class Core(DirectTransport[PingSockets]):
             ours = self._routes.is_local(_number(packet[12:16], "big"))
             if packet[0] & 15 > 5 and icmp_type != PARAMETER_PROBLEM and not ours:
                 packet = wire.as_received(packet)
-            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, ERROR_TOS, MAY_FRAGMENT)
+            header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, self._ttl, ERROR_TOS,
+                                          MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
             sends.append((IP, table.TRANSMIT, header + message))
         return sends
@@ -247,11 +278,11 @@ class Core(DirectTransport[PingSockets]):
         return super()._send(requests)
 
     def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
-        source, destination, ttl, tos, leave = header
+        source, destination, ttl, tos, leave, options = header
         self.counters[Counters.requests_sent] += 1
         flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
         head = TRANSMIT_HEADER.pack(source, destination, wire.PROTOCOL, ttl, tos, flags)
-        return head + wire.echo_request(socket.port, data[6:])
+        return head + options + wire.echo_request(socket.port, data[6:])
 
     def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:
         """The errno of Linux's ping_v4_sendmsg, or 0."""
@@ -264,7 +295,7 @@ class Core(DirectTransport[PingSockets]):
         return 0
 
 
-def _reply_header(packet: bytes, offset: int) -> bytes:
+def _reply_header(packet: bytes, offset: int, ttl: int) -> bytes:
     """What stands before the reply to a query for ip: TRANSMIT_HEADER and options.
 
     RFC 1122 sections 3.2.2.6, 3.2.2.8: from the address that was asked, with the options that ip completed. RFC 1349
@@ -272,4 +303,4 @@ def _reply_header(packet: bytes, offset: int) -> bytes:
     """
     options = b"" if offset == wire.IP_HEADER_OCTETS else wire.echoed_options(packet[wire.IP_HEADER_OCTETS : offset])
     flags = MAY_FRAGMENT | records.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
-    return TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, TTL, packet[1], flags) + options
+    return TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, ttl, packet[1], flags) + options

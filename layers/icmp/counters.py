@@ -18,6 +18,7 @@ class Counters(DirectCounters):
     replies_delivered = Event("Echo replies handed to ping sockets.")
     errors_to_udp = Event("Errors about UDP packets of ours, handed to udp.")
     errors_to_raw = Event("Errors about packets of ours of any protocol, handed to raw.")
+    redirects_to_ip = Event("Redirects about packets of ours, handed to ip (`up --accept-redirects`).")
     errors_to_sockets = Event("Errors about echo requests of ours, told to ping sockets.")
     sends = Event("Echo requests that ping sockets asked to send.")
 
@@ -27,13 +28,13 @@ class Counters(DirectCounters):
     reply_no_socket = Drop("An echo reply with the identifier of no ping socket here.")
     unknown_type = Drop("A message of a type that is not handled.")
     source_quench = Drop("A source quench; deprecated (RFC 6633) and ignored.")
-    redirect = Drop("A redirect; ignored: routes are the operator's.")
+    redirect = Drop("A redirect; ignored, without `up --accept-redirects`: routes are the operator's.")
     router_discovery = Drop("A router advertisement or solicitation (RFC 1256); ignored, as by Linux.")
     information = Drop("An information request or reply; obsolete (RFC 6918), and no host may answer (RFC 1122).")
     address_mask = Drop("An address mask request or reply; ignored: we are no authority for masks (RFC 1122).")
     timestamp_reply = Drop("A timestamp reply; nothing here sends requests but raw sockets, which have their own copy.")
 
-    error_unknown_code = Drop("A destination unreachable with a code above 15.")
+    error_unknown_code = Drop("A destination unreachable with a code above 15, or a redirect with one above 3.")
     error_bad_quote = Drop("An error that does not quote a packet's IP header and first 8 octets of payload.")
     error_not_ours = Drop("An error about a packet that was not sent from an address of ours.")
     error_about_group = Drop("An error about a packet to a broadcast or multicast address: nobody may send such.")

@@ -18,7 +18,7 @@ from bus.icmp_errors import (
     TIME_EXCEEDED,
     UNREACHABLE_CODE_MAX,
 )
-from bus.ip_options import RECORD_ROUTE, TIMESTAMP, join, walk
+from bus.ip_options import RECORD_ROUTE, TIMESTAMP, echoed, to_transmit, walk
 
 PROTOCOL = 1  # RFC 792
 HEADER = Struct("!BBHI")
@@ -26,7 +26,7 @@ HEADER_OCTETS = HEADER.size
 
 ECHO_REPLY = 0
 SOURCE_QUENCH = 4
-REDIRECT = 5
+REDIRECT, REDIRECT_CODE_MAX = 5, 3
 ECHO_REQUEST = 8
 ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION = 9, 10  # RFC 1256
 TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
@@ -71,12 +71,8 @@ def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
 
 
 def echoed_options(options: bytes) -> bytes:
-    """Of the options of an echo request those that its reply carries, as a TRANSMIT record has them; empty: none.
-
-    RFC 1122 section 3.2.2.6: record route and timestamp, as they are after ip has put our address in.
-    """
-    echoed = join(option for _, option in walk(options) if option and option[0] in (RECORD_ROUTE, TIMESTAMP))
-    return bytes([len(echoed) // 4]) + echoed if echoed else b""
+    """Of the options of an echo request those that its reply carries, as a TRANSMIT record has them; empty: none."""
+    return to_transmit(echoed(options))  # RFC 1122 section 3.2.2.6
 
 
 def as_received(packet: bytes) -> bytes:

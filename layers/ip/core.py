@@ -38,7 +38,8 @@ class Core:
         self._groups = Groups(self._routing, state, counters, rng)
         self._uppers = Uppers(state)
         self._input = Input(self._routing, self._groups, self._uppers, counters, config.epoch)
-        self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.offload)
+        self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.epoch,
+                              config.offload)
         raw = (table.RAW,) if "raw" in config.layers else ()
         self._paths_go_to, self._routes_go_to = (*PATHS_GO_TO, *raw), (*ROUTES_GO_TO, *raw)
         self._due: tuple[float | None, ...] = (None, None)  # from which `next_wake` follows
@@ -64,14 +65,14 @@ class Core:
             if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:
                 self._set_wake()
             return sends
-        if kind == table.NEIGHBOR:
-            return self._output.resolved(records, now)
-        if kind == table.UNREACHABLE:
-            return self._output.unreachable(records)
+        if kind in (table.NEIGHBOR, table.UNREACHABLE):
+            return self._arp_told(kind, records, now)
         if kind == table.FORGET:
             self._output.forget(records)
         elif kind == table.PATH_MTU:
             return self._router_told(records, now)
+        elif kind == table.REDIRECT:
+            return self._redirected(records, now)
         elif kind == table.RAW_WANTED:
             for record in records:
                 self._uppers.want(record)
@@ -107,6 +108,15 @@ class Core:
         self._output.rerouted()
         return answer, self._tell_routes(*self._routes_go_to)
 
+    def _arp_told(self, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """Of neighbours; gateways among them may have failed, or be back."""
+        announced = self._routing.announcement
+        if kind == table.NEIGHBOR:
+            sends = self._output.resolved(records, now)
+        else:
+            sends = self._output.unreachable(records, now)
+        return sends if self._routing.announcement is announced else self._tell_routes(*self._paths_go_to) + sends
+
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
         news = False
         for record in records:
@@ -124,9 +134,27 @@ class Core:
         self._set_wake()
         return self._tell_routes(*self._paths_go_to)
 
+    def _redirected(self, records: list[bytes], now: float) -> list[Send]:
+        announced = self._routing.announcement
+        for record in records:
+            if len(record) != formats.REDIRECT_RECORD.size:
+                self._counters[C.bad_announcement] += 1
+                continue
+            if not self._output.sends_to(record[:4]):
+                self._counters[C.redirect_refused] += 1
+            else:
+                destination, gateway, teller = (int.from_bytes(each, "big")
+                                                for each in formats.REDIRECT_RECORD.unpack(record))
+                self._routing.redirect(destination, gateway, teller, now)
+        if self._routing.announcement is announced:
+            return []
+        self._output.rerouted()
+        self._set_wake()
+        return self._tell_routes(*self._paths_go_to)
+
     def _tell_routes(self, *neighbors: int) -> list[Send]:
         return [(neighbor, table.ROUTES, self._routing.announcement) for neighbor in neighbors]
 
     def _set_wake(self) -> None:
-        self._due = (self._input.next_expiry, self._groups.next_due, self._routing.paths.next_expiry)
+        self._due = (self._input.next_expiry, self._groups.next_due, self._routing.next_expiry)
         self.next_wake = min((at for at in self._due if at is not None), default=None)

@@ -43,6 +43,13 @@ class Counters(CounterSet):
     neighbor_unreachable = Drop("Packets to send to a neighbour that does not answer.")
     bad_announcement = Drop("Announcements from arp that do not parse.")
 
+    gateway_failed = Event("Gateways that stopped to answer arp; others took their place, where there are any.")
+    gateway_back = Event("Gateways that answered again.")
+    rerouted = Event("Packets that waited for a gateway in vain and left through another.")
+    redirected = Event("Destinations that our gateway redirected to another.")
+    redirect_expired = Event("Redirects forgotten: by age, or because the new gateway does not answer.")
+    redirect_refused = Drop("Redirects by others than the gateway, to who can be none, or about who we do not send to.")
+    redirect_limited = Drop("Redirects not looked at: too many in a short time.")
     path_mtu_lowered = Event("Destinations that a router told us a smaller MTU for.")
     path_mtu_expired = Event("Path MTUs forgotten by age: the way may have changed.")
     path_mtu_refused = Drop("MTUs told by a router that change nothing, or about a destination that we do not send to.")

@@ -26,10 +26,11 @@ class Examined(NamedTuple):
     source_routed: bool = False
 
 
-def examine(header: bytes, ours: bytes | None, epoch_s: float) -> Examined:
+def examine(header: bytes, ours: bytes | None, epoch_s: float, ours_to_send: bool = False) -> Examined:
     """Check the options of `header` and record `ours`, the address of ours that it is to; None: record nothing.
 
-    `epoch_s`: now, in seconds since 1970.
+    `epoch_s`: now, in seconds since 1970. `ours_to_send`: it is from us, which is no reason to count that a timestamp
+    has no room for us.
     """
     changed = bytearray(header)
     seen = set()
@@ -43,7 +44,7 @@ def examine(header: bytes, ours: bytes | None, epoch_s: float) -> Examined:
         if kind == RECORD_ROUTE:
             problem = _record_route(changed, at, len(option), ours)
         elif kind == TIMESTAMP:
-            problem = _timestamp(changed, at, len(option), ours, epoch_s)
+            problem = _timestamp(changed, at, len(option), ours, epoch_s, ours_to_send)
         else:  # RFC 1122 section 3.2.1.8: silently ignore what is not understood
             continue
         if problem or kind in seen:  # RFC 791: each appears at most once in a datagram
@@ -65,7 +66,7 @@ def _record_route(header: bytearray, at: int, length: int, ours: bytes | None) -
     return 0
 
 
-def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, epoch_s: float) -> int:
+def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, epoch_s: float, ours_to_send: bool) -> int:
     """Fill in one slot, or count that there was none; the offset of what is malformed, or 0."""
     if length < 4:
         return at + 1
@@ -78,7 +79,7 @@ def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, epoc
     if pointer > length:
         if header[at + OVERFLOW_FLAG] >> 4 == 15:
             return at + OVERFLOW_FLAG
-        if ours is not None:
+        if ours is not None and not ours_to_send:
             header[at + OVERFLOW_FLAG] += 16
         return 0
     start, end = at + pointer - 1, at + pointer - 1 + slot

@@ -1,7 +1,7 @@
 """What `launcher.py route` and `launcher.py address` may ask of ip: see `bus.core.ManagedCore`.
 
-An order makes a new `Routes` from the chosen one, or is refused in a sentence for a person. As it may come twice, to
-have what one asks for already is no error.
+An order makes a new `Routes` from the chosen one, or is refused in a sentence for a person. Its number is stored with
+what it made: when it comes again, because ip died before it could answer, it is known to be done.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Annotated
 import msgspec
 
 from bus.records import Route, Routes
-from bus.routes import ALL_ONES, ANY, BROADCAST_PREFIX_MAX, mask
-from layers.ip.routing import Routing, connected, source_of
+from bus.routes import ANY, BROADCAST_PREFIX_MAX
+from layers.ip.routing import Routing, connected, gateway_problem, source_of
 
 ADDRESSES_MAX = 64  # with ROUTES_MAX and PATHS_MAX: what one announcement, and one answer, can hold
 ROUTES_MAX = 128
@@ -27,7 +27,9 @@ class Refused(Exception):
 
 
 class Order(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True, kw_only=True):
-    """Any request."""
+    """Any request. `order`: its number, 0 for none."""
+
+    order: int = 0
 
 
 class RouteList(Order, frozen=True, tag="route_list"):
@@ -79,9 +81,11 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
             return {"routes": _routes(routing, now)}
         if isinstance(order, AddressList):
             return {"addresses": [f"{IPv4Address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
+        if order.order and order.order == routing.last_order:
+            return {}
         chosen = _CHANGES[type(order)](order, routing)
         if chosen != routing.chosen:
-            routing.choose(chosen)
+            routing.choose(chosen, order.order)
     except msgspec.ValidationError as error:
         return {"error": f"ip does not understand: {error}"}
     except (Refused, ValueError) as error:
@@ -94,7 +98,20 @@ def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
     lines = [_line(route, route.source, routing, kind="connected") for route in links]
     for route in routing.chosen.routes:
         source = source_of(route, routing.chosen)
-        lines.append(_line(route, source or route.source, routing, kind="chosen" if source else "unusable"))
+        kind = "unusable" if not source else "dead" if route.gateway in routing.gateways else "chosen"
+        lines.append(_line(route, source or route.source, routing, kind))
+    lines += _learnt(routing, now)
+    return lines
+
+
+def _learnt(routing: Routing, now: float) -> list[dict[str, object]]:
+    """What redirects and path MTUs make of routes, with the seconds that they have left."""
+    lines = []
+    for redirect in routing.redirects.all():
+        route = routing.table.lookup(redirect.destination)
+        if route is not None:
+            line = _line(route, route.source, routing, kind="redirect")
+            lines.append(line | {"expires_s": max(0, round(redirect.expires - now))})
     for route in routing.path_routes():
         path = routing.paths.get(route.network)
         assert path is not None
@@ -122,8 +139,9 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
         raise Refused(f"mtu {order.mtu}: {MTU_MIN} to the interface's {routing.mtu_octets}")
     if source and source not in _own(chosen):
         raise Refused(f"src {order.source} is not an address of this stack")
-    if gateway:
-        _check_gateway(gateway, chosen)
+    problem = gateway_problem(gateway, chosen) if gateway else ""
+    if problem:
+        raise Refused(f"gateway {order.gateway} {problem}")
     route = Route(int(destination.network_address), destination.prefixlen, gateway, source, order.mtu, order.metric)
     if route in chosen.routes:
         return chosen
@@ -136,19 +154,6 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
     if len(chosen.routes) >= ROUTES_MAX:
         raise Refused(f"{ROUTES_MAX} routes are the most that a stack has")
     return Routes(chosen.addresses, [*chosen.routes, route])
-
-
-def _check_gateway(gateway: int, chosen: Routes) -> None:
-    # RFC 1122 section 3.3.1.1: a gateway is on a connected network
-    for link in connected(chosen.addresses, 0):
-        network = mask(link.prefix)
-        if gateway & network == link.network:
-            if gateway in _own(chosen):
-                raise Refused(f"gateway {IPv4Address(gateway)} is this stack itself")
-            if link.prefix <= BROADCAST_PREFIX_MAX and gateway & ~network & ALL_ONES in (0, ~network & ALL_ONES):
-                raise Refused(f"gateway {IPv4Address(gateway)} is no host's address")
-            return
-    raise Refused(f"gateway {IPv4Address(gateway)} is in no network of this stack")
 
 
 def _delete_route(order: RouteDelete, routing: Routing) -> Routes:

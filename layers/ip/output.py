@@ -1,7 +1,7 @@
 """The way out: from a transport's segment to packets whose next hop is resolved.
 
-Owns flows (what is the same for all packets with one TRANSMIT_HEADER), identification numbers, and the packets that
-wait for a neighbour's address. Forgets the waiting packets in a crash.
+Owns flows (what is the same for all packets with one TRANSMIT_HEADER) and the packets that wait for a neighbour's
+address. Forgets both in a crash.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from bus import table
 from bus.config import SEGMENTATION
 from bus.core import CounterWords, Send, State
 from bus.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
+from bus.ip_options import TRANSMIT_RECORD, TRANSMIT_WORDS
 from bus.offload import UDP_HEADER_OCTETS, complete, segments, settled
 from bus.routes import is_multicast
 from layers.ip import packet
@@ -29,12 +30,12 @@ from layers.ip.complaints import (
 from layers.ip.counters import Counters as C
 from layers.ip.fragments import split
 from layers.ip.groups import Groups
+from layers.ip.identification import Identifications, Series
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
+from layers.ip.options import examine
 from layers.ip.routing import Routing
 from layers.ip.uppers import Uppers, copy_of
 
-IDENTIFICATION_KEY = 1  # in durable state
-IDENTIFICATION_BLOCK = 4096  # numbers reserved by one write to durable state
 FLOWS_MAX = 4096
 NOBODY = Neighbor(b"")  # the next hop of what loops and goes no further
 BROADCAST_MAC = b"\xff" * 6
@@ -47,12 +48,13 @@ class Flow:
     """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
 
     __slots__ = ("crafted", "dont_fragment", "end", "kind_out", "kind_up", "loops", "may_fragment", "middle",
-                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "start", "template", "template_sum",
-                 "upper")
+                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "series", "start", "template",
+                 "template_sum", "upper")
 
-    def __init__(self, template: bytes, flags: int, dont_fragment: bool, upper: int | None, neighbor: Neighbor | None,
-                 loops: bool, mtu_octets: int) -> None:
+    def __init__(self, template: bytes, series: Series, flags: int, dont_fragment: bool, upper: int | None,
+                 neighbor: Neighbor | None, loops: bool, mtu_octets: int) -> None:
         self.template = template
+        self.series = series  # of identification numbers
         self.template_sum = packet.header_sum(template)
         self.start, self.middle, self.end = packet.parts(template)
         self.dont_fragment = dont_fragment
@@ -74,25 +76,22 @@ class Output:
     """Segments down, packets that wait, answers from arp."""
 
     def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, state: State,
-                 counters: CounterWords, rng: random.Random, offload: tuple[str, ...] = ()) -> None:
+                 counters: CounterWords, rng: random.Random, epoch: float, offload: tuple[str, ...] = ()) -> None:
         self._routing = routing
         self._groups = groups
         self._uppers = uppers
         self._offload = offload
-        self._state = state
+        self._epoch = epoch
         self._counters = counters
         self._neighbors = Neighbors(state, counters)
         self._flows: dict[bytes, Flow] = {}
         self._destinations: set[bytes] = set()  # those of all flows since both started afresh
-        self._identification = rng.randrange(65536)
-        self._identifications_left = 0  # of the block that is reserved
+        self._identifications = Identifications(state, rng)
 
     def start(self) -> None:
         """Go on behind the numbers that were used, and with the neighbours that were known."""
         self._neighbors.start()
-        number = self._state.get(IDENTIFICATION_KEY)
-        if number:
-            self._identification = int.from_bytes(number, "little")
+        self._identifications.start()
 
     def sends_to(self, destination: bytes) -> bool:
         """Whether anything was sent there of late."""
@@ -116,7 +115,7 @@ class Output:
             if length > flow.plain_octets:
                 sent += self._transmit_otherwise(flow, record, now, sends)
                 continue
-            identification = 0 if flow.dont_fragment else self._next_identification()  # RFC 6864 section 4.1
+            identification = 0 if flow.dont_fragment else flow.series.next(now)  # RFC 6864 section 4.1
             total = (flow.template_sum + length + identification) % 65535 or 65535
             built = pack(flow.start, length, identification, flow.middle, 65535 - total, flow.end) + record[12:]
             neighbor = flow.neighbor
@@ -163,11 +162,7 @@ class Output:
         if neighbor is not None and (neighbor.mac is None or SEGMENTATION not in self._offload):
             return False
         count = -(-(length - headers_octets) // size)
-        identification = 0
-        if not flow.dont_fragment:
-            identification = self._next_identification()
-            for _ in range(count - 1):  # whoever cuts it gives each datagram the next
-                self._next_identification()
+        identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each datagram gets the next
         header = packet.finish_header(flow.template, flow.template_sum, length, identification)
         segment = request[TRANSMIT_OCTETS:]
         if neighbor is None:
@@ -185,15 +180,16 @@ class Output:
 
     def _transmit_otherwise(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
         """A packet that loops, has options or is too long; returns how many packets went to link."""
-        options, segment = b"", record[TRANSMIT_OCTETS:]
+        options, segment, records = b"", record[TRANSMIT_OCTETS:], False
         if flow.crafted:
             return self._transmit_crafted(flow, segment, now, sends)
         if flow.options:
-            octets = record[TRANSMIT_OCTETS] * 4 if segment else OPTIONS_OCTETS_MAX + 1
+            octets = (record[TRANSMIT_OCTETS] & TRANSMIT_WORDS) * 4 if segment else OPTIONS_OCTETS_MAX + 1
             options, segment = segment[1 : 1 + octets], segment[1 + octets :]
             if octets > OPTIONS_OCTETS_MAX or len(options) != octets:
                 self._counters[C.bad_transmit] += 1
                 return 0
+            records = bool(record[TRANSMIT_OCTETS] & TRANSMIT_RECORD)
         if flow.partial:
             segment = complete(segment)
         length = packet.HEADER_OCTETS + len(options) + len(segment)
@@ -201,8 +197,11 @@ class Output:
             self._counters[C.over_length] += 1
             return 0
         too_long = length > flow.mtu_octets
-        identification = 0 if flow.dont_fragment and not too_long else self._next_identification()
-        built = packet.header_with_options(flow.template, options, length, identification) + segment
+        identification = 0 if flow.dont_fragment and not too_long else flow.series.next(now)
+        header = packet.header_with_options(flow.template, options, length, identification)
+        if records:
+            header = examine(header, header[12:16], now + self._epoch, ours_to_send=True).header
+        built = header + segment
         if too_long and not flow.may_fragment:
             self._counters[C.over_mtu] += 1
             sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
@@ -225,7 +224,7 @@ class Output:
         if len(given) > packet.LENGTH_MAX:
             counters[C.over_length] += 1
             return 0
-        built = packet.completed(given, flow.template[12:16], self._next_identification())
+        built = packet.completed(given, flow.template[12:16], flow.series.next(now))
         if len(given) > flow.mtu_octets:
             counters[C.over_mtu] += 1
             sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
@@ -263,17 +262,6 @@ class Output:
         sends.append((table.LINK, table.PACKET_OUT, mac + built))
         return 1
 
-    def _next_identification(self) -> int:
-        # RFC 791 section 3.2: numbers must not repeat while a packet may live; a block is reserved before it is used,
-        # and a restart goes on behind it
-        if not self._identifications_left:
-            self._identifications_left = IDENTIFICATION_BLOCK
-            end = (self._identification + IDENTIFICATION_BLOCK) & 0xFFFF
-            self._state[IDENTIFICATION_KEY] = end.to_bytes(2, "little")
-        self._identifications_left -= 1
-        self._identification = (self._identification + 1) & 0xFFFF
-        return self._identification
-
     # -- flows -----------------------------------------------------------------------------------------------------
 
     def _new_flow(self, key: bytes, record: bytes, sends: list[Send]) -> Flow | None:
@@ -289,11 +277,11 @@ class Output:
         elif source not in self._routing.own and source[0] != 127:
             self._counters[C.bad_transmit] += 1
             return None
-        upper = UPPER.get(protocol)
+        upper, series = UPPER.get(protocol), self._identifications.series(source, destination, protocol)
         dont_fragment = bool(flags & formats.TRANSMIT_DONT_FRAGMENT)
         if routes.is_local(to):
             template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
+            flow = Flow(template, series, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
         else:
             way = self._way(to, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
@@ -314,7 +302,7 @@ class Output:
             # What is left of DF on a path that carries less than we are willing to send: see paths.Path.
             dont_fragment = dont_fragment and not (capped and flags & formats.TRANSMIT_MAY_FRAGMENT)
             template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
+            flow = Flow(template, series, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
         if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
             self._flows.clear()
             self._destinations.clear()
@@ -359,15 +347,25 @@ class Output:
         address = flow.neighbor.address  # type: ignore[union-attr]
         neighbor = flow.neighbor = self._neighbors.get(address)  # another, if the flow's had to give way
         if now > neighbor.ask_again_at:
-            neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
-            sends.append((table.ARP, table.RESOLVE, address))
+            self._resolve(neighbor, now, sends)
         if neighbor.mac is None:
-            waiting = neighbor.waiting
-            if len(waiting) >= WAITING_MAX:
-                waiting.popleft()
-                self._counters[C.neighbor_queue_full] += 1
-            waiting.append(settled(built) if flow.partial else built)
+            self._keep(neighbor, settled(built) if flow.partial else built)
         return neighbor.mac
+
+    def _resolve(self, neighbor: Neighbor, now: float, sends: list[Send]) -> None:
+        neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
+        sends.append((table.ARP, table.RESOLVE, neighbor.address))
+        # RFC 1122 section 3.3.1.4: whether a dead gateway is back is asked only while something is sent
+        due = self._routing.gateways.due(now)
+        sends += [(table.ARP, table.RESOLVE, gateway.to_bytes(4, "big")) for gateway in due]
+
+    def _keep(self, neighbor: Neighbor, built: bytes) -> None:
+        """Let a packet wait; the latest are kept."""
+        waiting = neighbor.waiting
+        if len(waiting) >= WAITING_MAX:
+            waiting.popleft()
+            self._counters[C.neighbor_queue_full] += 1
+        waiting.append(built)
 
     def unresolved(self) -> list[Send]:
         """Ask again for what somebody waits for."""
@@ -380,6 +378,8 @@ class Output:
             if len(record) != 10:
                 self._counters[C.bad_announcement] += 1
                 continue
+            if self._routing.gateway_lives(int.from_bytes(record[:4], "big")):
+                self.rerouted()
             mac = record[4:]
             neighbor = self._neighbors.learn(record[:4], mac, now)
             sends += [(table.LINK, table.PACKET_OUT, mac + built) for built in neighbor.waiting]
@@ -387,8 +387,8 @@ class Output:
             neighbor.waiting.clear()
         return sends
 
-    def unreachable(self, records: list[bytes]) -> list[Send]:
-        """UNREACHABLE records: whose packets waited is told."""
+    def unreachable(self, records: list[bytes], now: float) -> list[Send]:
+        """UNREACHABLE records: packets that waited take another way, or their senders are told."""
         sends: list[Send] = []
         for record in records:
             neighbor = self._neighbors.find(record)
@@ -396,11 +396,31 @@ class Output:
                 self._counters[C.bad_announcement] += len(record) != 4
                 continue
             self._neighbors.forget(neighbor)
-            self._counters[C.neighbor_unreachable] += len(neighbor.waiting)
-            for built in neighbor.waiting:
-                sends += local_error(HOST_UNREACHABLE, built, self._uppers.wanted)
+            if self._routing.gateway_failed(int.from_bytes(record, "big"), now):
+                self.rerouted()
+            waiting = list(neighbor.waiting)
             neighbor.waiting.clear()
+            for built in waiting:
+                if not self._send_otherwise(built, now, sends):
+                    self._counters[C.neighbor_unreachable] += 1
+                    sends += local_error(HOST_UNREACHABLE, built, self._uppers.wanted)
         return sends
+
+    def _send_otherwise(self, built: bytes, now: float, sends: list[Send]) -> bool:
+        """RFC 1122 section 3.3.1.5: send a packet through another gateway; False where there is none that may live."""
+        route = self._routing.table.lookup(int.from_bytes(built[16:20], "big"))
+        if route is None or not route.gateway or route.gateway in self._routing.gateways:
+            return False
+        neighbor = self._neighbors.get(route.gateway.to_bytes(4, "big"))
+        self._counters[C.rerouted] += 1
+        if now > neighbor.ask_again_at:
+            self._resolve(neighbor, now, sends)
+        if neighbor.mac is None:
+            self._keep(neighbor, built)
+        else:
+            sends.append((table.LINK, table.PACKET_OUT, neighbor.mac + built))
+            self._counters[C.packets_out] += 1
+        return True
 
     def forget(self, records: list[bytes]) -> None:
         """arp vouches for these no longer: the next packet asks, and waits; what waits already goes on waiting."""

@@ -1,12 +1,13 @@
 """Which addresses are ours and which way is where: as chosen by the operator, and as it follows from that.
 
-Owns addresses and routes (durable state) and, through `Paths`, what was learnt of path MTUs. Everybody else works on
-what follows from them: `table`, `own` and the announcement.
+Owns addresses and routes (durable state) and, through `Paths`, `Redirects` and `Gateways`, what was learnt of path
+MTUs, of redirects and of gateways that fail. Everybody else works on what follows from them: `table`, `own` and the
+announcement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from msgspec.structs import replace
 
@@ -15,14 +16,28 @@ from bus.config import StackConfig
 from bus.core import CounterWords, State
 from bus.ratelimit import TokenBucket
 from bus.records import Route, Routes
-from bus.routes import ANY, RouteTable, mask
+from bus.routes import ALL_ONES, ANY, BROADCAST_PREFIX_MAX, RouteTable, mask
 from layers.ip.counters import Counters as C
+from layers.ip.gateways import Gateways
 from layers.ip.paths import Paths
+from layers.ip.redirects import Redirects
 
 ROUTES_KEY = 0  # in durable state
 PATHS_KEY = 2
+GATEWAYS_KEY = 5
+REDIRECTS_KEY = 6
 MTU_CHANGES_PER_SECOND = 10  # each is announced to the layers above
 MTU_CHANGES_BURST = 32
+REDIRECTS_PER_SECOND, REDIRECTS_BURST = 10, 32  # the same
+
+
+class _Stored(Routes, frozen=True):
+    """What was chosen, and the number of the order that did it."""
+
+    order: int = 0
+
+
+_decode = formats.decoder(_Stored)
 
 
 def configured(config: StackConfig) -> Routes:
@@ -56,14 +71,33 @@ def source_of(route: Route, chosen: Routes) -> int:
     return link.source if link is not None else own[0] if own else 0
 
 
-def effective(chosen: Routes, mtu_octets: int) -> Routes:
-    """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now."""
-    routes = connected(chosen.addresses, mtu_octets)
+def effective(chosen: Routes, mtu_octets: int, dead: Container[int] = ()) -> Routes:
+    """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now.
+
+    RFC 1122 section 3.3.1.5: one through a `dead` gateway gives way to others to the same place.
+    """
+    usable = []
     for route in chosen.routes:
         source = source_of(route, chosen)
         if source:
-            routes.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
-    return Routes(chosen.addresses, routes)
+            usable.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
+    served = {(route.network, route.prefix) for route in usable if route.gateway not in dead}
+    usable = [route for route in usable if route.gateway not in dead or (route.network, route.prefix) not in served]
+    return Routes(chosen.addresses, connected(chosen.addresses, mtu_octets) + usable)
+
+
+def gateway_problem(gateway: int, chosen: Routes) -> str:
+    """Why nobody can be our gateway by this address; empty: somebody can."""
+    # RFC 1122 section 3.3.1.1: a gateway is on a connected network
+    for link in connected(chosen.addresses, 0):
+        network = mask(link.prefix)
+        if gateway & network == link.network:
+            if gateway in {address for address, _ in chosen.addresses}:
+                return "is this stack itself"
+            if link.prefix <= BROADCAST_PREFIX_MAX and gateway & ~network & ALL_ONES in (0, ~network & ALL_ONES):
+                return "is no host's address"
+            return ""
+    return "is in no network of this stack"
 
 
 class Routing:
@@ -78,17 +112,28 @@ class Routing:
         self._config = config
         self._state = state
         self._counters = counters
+        self.last_order = 0  # that changed anything
+        self._redirects_limit = TokenBucket(REDIRECTS_PER_SECOND, REDIRECTS_BURST)
         self._limit = TokenBucket(MTU_CHANGES_PER_SECOND, MTU_CHANGES_BURST)
         self.paths = Paths(state, PATHS_KEY)
+        self.gateways = Gateways(state, GATEWAYS_KEY)
+        self.redirects = Redirects(state, REDIRECTS_KEY)
 
     def start(self) -> None:
         """Read back what is stored."""
+        self.gateways.load()
         try:
             self.paths.load()
         except ValueError:
             self._forget(PATHS_KEY)
         try:
-            self._adopt(formats.decode_routes(self._state[ROUTES_KEY]))
+            self.redirects.load()
+        except ValueError:
+            self._forget(REDIRECTS_KEY)
+        try:
+            stored = _decode(self._state[ROUTES_KEY])
+            self._adopt(Routes(stored.addresses, stored.routes))
+            self.last_order = stored.order
         except ValueError:
             self._forget(ROUTES_KEY)
             self._adopt(configured(self._config))
@@ -99,15 +144,21 @@ class Routing:
         self._counters[C.state_unreadable] += 1
         del self._state[key]
 
-    def choose(self, chosen: Routes) -> None:
-        """Have it so from now on, and after a restart. ValueError for what makes no sense; nothing has changed then."""
+    def choose(self, chosen: Routes, order: int = 0) -> None:
+        """Have it so from now on, and after a restart. ValueError for what makes no sense; nothing has changed then.
+
+        `order`: the number of the order that wants it so, stored by the same write.
+        """
+        self.redirects.forget()  # as Linux: they were told about the routes as they were
         self._adopt(chosen)
-        self._state[ROUTES_KEY] = formats.encode(chosen)
+        self.last_order = order
+        self._state[ROUTES_KEY] = formats.encode(_Stored(chosen.addresses, chosen.routes, order))
 
     def _adopt(self, chosen: Routes) -> None:
-        self.table = RouteTable(effective(chosen, self.mtu_octets))
+        self.table = RouteTable(self._redirected(effective(chosen, self.mtu_octets, self.gateways)))
         self.chosen = chosen
         self.own = frozenset(address.to_bytes(4, "big") for address, _ in chosen.addresses)
+        self.gateways.keep({route.gateway for route in chosen.routes})
         self._announce()
 
     def _announce(self) -> None:
@@ -122,6 +173,51 @@ class Routing:
             if route is not None and path.mtu < route.mtu:
                 routes.append(replace(route, network=path.destination, prefix=32, mtu=path.mtu))
         return routes
+
+    # -- gateways --------------------------------------------------------------------------------------------------
+
+    def _redirected(self, routes: Routes) -> Routes:
+        """`routes` and before them one for each redirect."""
+        if not self.redirects.all():
+            return routes
+        before, redirected = RouteTable(routes), []
+        for redirect in self.redirects.all():
+            route = before.lookup(redirect.destination)
+            if route is not None:
+                redirected.append(replace(route, network=redirect.destination, prefix=32, gateway=redirect.gateway,
+                                          metric=0))
+        return Routes(routes.addresses, redirected + routes.routes)
+
+    def redirect(self, destination: int, gateway: int, teller: int, now: float) -> None:
+        """RFC 1122 section 3.2.2.2: believed if the gateway of now says so, and the new one is on a network of ours."""
+        route = self.table.lookup(destination)
+        if (route is None or self.table.is_local(destination) or route.gateway != teller or gateway == teller
+                or gateway in self.gateways or gateway_problem(gateway, self.chosen)):
+            self._counters[C.redirect_refused] += 1
+        elif not self._redirects_limit.allow(now):
+            self._counters[C.redirect_limited] += 1
+        else:
+            self._counters[C.redirected] += 1
+            self.redirects.learn(destination, gateway, now)
+            self._adopt(self.chosen)
+
+    def gateway_failed(self, address: int, now: float) -> bool:
+        """A neighbour does not answer. True where it is a gateway, which others may replace from now on."""
+        redirects = self.redirects.forget(address)
+        self._counters[C.redirect_expired] += redirects
+        failed = any(route.gateway == address for route in self.chosen.routes) and self.gateways.failed(address, now)
+        self._counters[C.gateway_failed] += failed
+        if failed or redirects:
+            self._adopt(self.chosen)
+        return failed or bool(redirects)
+
+    def gateway_lives(self, address: int) -> bool:
+        """A neighbour was heard of. True where it is a gateway that did not answer before."""
+        if not self.gateways.lives(address):
+            return False
+        self._counters[C.gateway_back] += 1
+        self._adopt(self.chosen)
+        return True
 
     # -- path MTUs -------------------------------------------------------------------------------------------------
 
@@ -146,10 +242,17 @@ class Routing:
             return True
         return False
 
+    @property
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do."""
+        due = [at for at in (self.paths.next_expiry, self.redirects.next_expiry) if at is not None]
+        return min(due, default=None)
+
     def expire(self, now: float) -> bool:
-        """Forget path MTUs that are too old; True where there were any."""
-        expired = self.paths.expire(now)
-        self._counters[C.path_mtu_expired] += expired
-        if expired:
-            self._announce()
-        return bool(expired)
+        """Forget path MTUs and redirects that are too old; True where there were any."""
+        paths, redirects = self.paths.expire(now), self.redirects.expire(now)
+        self._counters[C.path_mtu_expired] += paths
+        self._counters[C.redirect_expired] += redirects
+        if paths or redirects:
+            self._adopt(self.chosen)
+        return bool(paths or redirects)

@@ -109,11 +109,11 @@ class Core(DirectTransport[RawSockets]):
     # -- from the socket service -----------------------------------------------------------------------------------
 
     def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
-        source, destination, ttl, tos, leave = header
+        source, destination, ttl, tos, leave, options = header
         self.counters[Counters.sent] += 1
         if not socket.header_included:
             flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
-            return TRANSMIT_HEADER.pack(source, destination, socket.protocol, ttl, tos, flags) + data
+            return TRANSMIT_HEADER.pack(source, destination, socket.protocol, ttl, tos, flags) + options + data
         # ip(7): the header says all of it; the packet is never fragmented. Linux, ip_mc_output: a TTL of zero keeps a
         # multicast in the host, but nothing else.
         ttl = data[8] if is_multicast(int.from_bytes(destination, "big")) else socket.ttl
@@ -122,11 +122,12 @@ class Core(DirectTransport[RawSockets]):
 
     def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:
         """The errno of Linux's raw_sendmsg, or 0."""
-        if len(data) > PACKET_OCTETS_MAX - (0 if socket.header_included else IP_HEADER_OCTETS):
+        headers_octets = 0 if socket.header_included else IP_HEADER_OCTETS + len(socket.ip_options)
+        if len(data) > PACKET_OCTETS_MAX - headers_octets:
             return errno.EMSGSIZE
         if destination == ANY:
             return errno.EDESTADDRREQ
-        if socket.header_included and not IP_HEADER_OCTETS <= _header_octets(data) <= len(data):
+        if socket.header_included and (socket.ip_options or not IP_HEADER_OCTETS <= _header_octets(data) <= len(data)):
             return errno.EINVAL
         return 0
 

@@ -59,7 +59,7 @@ class Core:
         self.counters = counters
         self._config = config
         self._state = state
-        self._network = Network(RouteTable(configured(config)), config.mtu)  # until ip announces its routes
+        self._network = Network(RouteTable(configured(config)), config.mtu, config.ttl)  # until ip announces its routes
         self._entries: dict[int, Entry] = {}
         self._guests: dict[int, dict[int, int]] = {}  # guest -> its handles -> their transport
         self._created: dict[tuple[int, int], int] = {}  # (guest, request id) -> the handle that it made
@@ -76,6 +76,7 @@ class Core:
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             table.DATAGRAM: traffic.deliver,
             table.DATAGRAM_SEGMENTS: traffic.deliver_segments,
+            table.DATAGRAM_OPTIONS: traffic.deliver_options,
             table.SOCKET_ERROR: traffic.report,
             table.SOCKET_REPLY: self._answered,
             table.ROUTES: self._rerouted,
@@ -95,7 +96,7 @@ class Core:
 
     def _restore(self, key: int, stored: bytes) -> None:
         if key == KEY_ROUTES:
-            self._network = Network(RouteTable(wire.decode_routes(stored)), self._config.mtu)
+            self._network = Network(RouteTable(wire.decode_routes(stored)), self._config.mtu, self._config.ttl)
         elif key == KEY_NEXT_HANDLE:
             self._next_handle = self._reserved = int(stored)
         else:
@@ -203,7 +204,7 @@ class Core:
             described = described_by(request, self._config.layers)
             handle = self._take_handle()
             socket = Socket(guest=guest, pid=self._pids.get(guest, 0), created_by=request.id,
-                            segments=request.segments, **described)
+                            ttl=self._config.ttl, segments=request.segments, **described)
             self._state[handle] = encode_socket(socket)
             self._add(handle, socket)
             self.counters[Counters.sockets_opened] += 1
@@ -307,7 +308,7 @@ class Core:
         before = self._network.routes.announced.addresses
         for record in records:
             try:
-                self._network = Network(RouteTable(wire.decode_routes(record)), self._config.mtu)
+                self._network = Network(RouteTable(wire.decode_routes(record)), self._config.mtu, self._config.ttl)
             except ValueError:
                 self.counters[Counters.routes_refused] += 1
             else:

@@ -28,6 +28,7 @@ class Network(NamedTuple):
 
     routes: RouteTable
     mtu: int  # the interface's
+    ttl: int  # the stack's, of sockets that choose none
 
     def way(self, socket: Socket, destination: int, wanted: int = 0) -> tuple[int, int]:
         """(source address, longest packet) for a destination; refused where there is no way or no leave.
@@ -95,7 +96,7 @@ def connect(socket: Socket, request: requests.Connect, network: Network) -> Outc
         return replace(socket, peer=0, peer_port=0, local=socket.named), names
     source, mtu = network.way(socket, peer)
     changed = replace(socket, bound=True, local=socket.named or source, peer=peer, peer_port=request.port)
-    return changed, _prepared(source, mtu)
+    return changed, _prepared(source, mtu - len(socket.ip_options))
 
 
 def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:
@@ -104,11 +105,11 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
         raise Refused(errno.EINVAL)  # Linux udp_sendmsg
     wanted = requests.parse_address(request.source) if request.source else 0
     source, mtu = network.way(socket, requests.parse_address(request.address), wanted)
-    return replace(socket, bound=True), _prepared(source, mtu)
+    return replace(socket, bound=True), _prepared(source, mtu - len(socket.ip_options))
 
 
 def set_option(socket: Socket, request: requests.SetOption, network: Network) -> Outcome:
-    """The answer is the value that took effect; 0 where the value was a structure."""
+    """The answer is the value that took effect; 0 where it was a structure, the padded length of IP options."""
     if request.level == options.IPPROTO_IP and request.name in groups.MEMBERSHIPS:
         if socket.grouped_by != request.id:  # else executed before a restart; only the answer was lost
             joined = groups.change(socket.groups, request.name, request.value, network.routes)
@@ -117,12 +118,17 @@ def set_option(socket: Socket, request: requests.SetOption, network: Network) ->
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MULTICAST_IF):
         address = groups.interface(request.value, network.routes)
         return replace(socket, multicast_interface=address), lambda socket: {"value": 0}
-    field, value = options.change(socket, request.level, request.name, request.value)
+    if (request.level, request.name) == (options.IPPROTO_IP, options.IP_OPTIONS):
+        chosen = options.ip_options(socket, request.value)
+        return replace(socket, ip_options=chosen), lambda socket: {"value": len(socket.ip_options)}
+    field, value = options.change(socket, request.level, request.name, request.value, network.ttl)
     return replace(socket, **{field: value}), lambda socket: {"value": int(getattr(socket, field))}
 
 
 def get_option(socket: Socket, request: requests.GetOption, network: Network) -> Outcome:
-    """Options are integers, as in C; but a filter of multicast sources is a structure that names its group."""
+    """Options are integers, as in C; but a filter of multicast sources is a structure, and IP options are octets."""
+    if (request.level, request.name) == (options.IPPROTO_IP, options.IP_OPTIONS):
+        return socket, lambda socket: {"octets": socket.ip_options}
     if (request.level, request.name) in ((options.IPPROTO_IP, groups.IP_MSFILTER),
                                          (options.IPPROTO_IP, groups.MCAST_MSFILTER)):
         octets = groups.question(socket.groups, request.name, request.value, network.routes)

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from sys import byteorder
 
+from bus.ip_options import checked
 from bus.records import MTU_DISCOVER_MAX
 from layers.sockets.requests import Refused
 from layers.sockets.tables import ICMP_PROTOCOL, Socket
@@ -26,6 +27,8 @@ IPPROTO_IP = 0
 IP_TOS = 1
 IP_TTL = 2
 IP_HDRINCL = 3
+IP_OPTIONS = 4
+IP_RECVOPTS = 6
 IP_MTU_DISCOVER = 10
 IP_RECVERR = 11
 IP_MTU = 14
@@ -40,7 +43,6 @@ SOCK_RAW = 3
 BUFFER_MAX = 212992  # Linux net.core.rmem_max, net.core.wmem_max: what an application may ask for, before doubling
 RECEIVE_BUFFER_MIN = 2304  # Linux SOCK_MIN_RCVBUF
 SEND_BUFFER_MIN = 4608  # Linux SOCK_MIN_SNDBUF
-TTL_DEFAULT = 64  # RFC 1700, Linux net.ipv4.ip_default_ttl
 MULTICAST_TTL_DEFAULT = 1  # RFC 1112 section 6.1
 
 
@@ -70,13 +72,14 @@ _SETTABLE: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (SOL_SOCKET, SO_BROADCAST): ("broadcast", bool),
     (SOL_SOCKET, SO_RCVBUF): ("receive_buffer", _buffer(RECEIVE_BUFFER_MIN)),
     (SOL_SOCKET, SO_SNDBUF): ("send_buffer", _buffer(SEND_BUFFER_MIN)),
-    (IPPROTO_IP, IP_TTL): ("ttl", _between(1, 255, TTL_DEFAULT)),
+    (IPPROTO_IP, IP_TTL): ("ttl", _between(1, 255)),
     (IPPROTO_IP, IP_TOS): ("tos", lambda value: value & 0xFF),
     (IPPROTO_IP, IP_MULTICAST_TTL): ("multicast_ttl", _between(0, 255, MULTICAST_TTL_DEFAULT)),
     (IPPROTO_IP, IP_MULTICAST_LOOP): ("multicast_loop", bool),
     (IPPROTO_IP, IP_MULTICAST_ALL): ("multicast_all", _flag),
     (IPPROTO_IP, IP_MTU_DISCOVER): ("mtu_discover", _between(0, MTU_DISCOVER_MAX)),
     (IPPROTO_IP, IP_RECVERR): ("receive_errors", bool),
+    (IPPROTO_IP, IP_RECVOPTS): ("receive_options", bool),
     (IPPROTO_IP, IP_HDRINCL): ("header_included", bool),
     (SOL_RAW, ICMP_FILTER): ("icmp_filter", int),
 }
@@ -90,7 +93,7 @@ _COMPUTED: dict[tuple[int, int], Callable[[Socket], int]] = {
 }
 
 
-def change(socket: Socket, level: int, name: int, value: int | bytes) -> tuple[str, int]:
+def change(socket: Socket, level: int, name: int, value: int | bytes, default_ttl: int) -> tuple[str, int]:
     """(field of Socket, its new value); refused with EINVAL for values and ENOPROTOOPT for options that are none."""
     try:
         field, convert = _SETTABLE[level, name]
@@ -99,7 +102,19 @@ def change(socket: Socket, level: int, name: int, value: int | bytes) -> tuple[s
     if (level, name) == (IPPROTO_IP, IP_HDRINCL) and not socket.raw:
         raise Refused(errno.ENOPROTOOPT)
     _check_level(socket, level)
-    return field, convert(_integer(level, value))
+    number = _integer(level, value)
+    if (level, name) == (IPPROTO_IP, IP_TTL) and number == -1:  # ip(7): back to the default
+        return field, default_ttl
+    return field, convert(number)
+
+
+def ip_options(socket: Socket, value: int | bytes) -> bytes:
+    """The IP options that a socket is to send; who has a raw socket may send any, as with CAP_NET_RAW on Linux."""
+    octets = value if isinstance(value, bytes) else (value & 0xFFFFFFFF).to_bytes(4, byteorder)
+    try:
+        return checked(octets, privileged=socket.raw)
+    except OSError as error:
+        raise Refused(error.errno or errno.EINVAL) from None
 
 
 def read(socket: Socket, level: int, name: int) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bus.config import TTL_DEFAULT
 from bus.records import SocketState, SourceFilter
 from layers.sockets.requests import Request
 
@@ -39,7 +40,7 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     reuse_address: bool = False
     reuse_port: bool = False
     broadcast: bool = False
-    ttl: int = 64
+    ttl: int = TTL_DEFAULT
     tos: int = 0
     multicast_ttl: int = 1
     mtu_discover: int = PMTU_DISCOVERY_WANT
@@ -53,6 +54,8 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     multicast_all: bool = True
     groups: tuple[SourceFilter, ...] = ()
     grouped_by: int = 0  # id of the request that changed `groups` last: the same request again gets the same answer
+    ip_options: bytes = b""  # that go with what it sends, as Linux pads them
+    receive_options: bool = False  # its application is told those that came
 
     def state(self, handle: int, request: int) -> SocketState:
         """What the transport has to know of it."""
@@ -79,6 +82,8 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
             multicast_loop=self.multicast_loop,
             multicast_all=self.multicast_all,
             groups=self.groups,
+            ip_options=self.ip_options,
+            receive_options=self.receive_options,
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bus import table
 from bus.core import CounterWords, Send
+from bus.ip_options import split
 from bus.records import (
     CREDIT_RECORD,
     CREDIT_TOTAL,
@@ -76,6 +77,24 @@ class Traffic:
             delivered += 1
             sends.append((entry.guest, kind, record))
         self.counters[Counters.delivered] += delivered
+        return sends
+
+    def deliver_options(self, sender: int, records: list[bytes]) -> list[Send]:
+        """As `deliver`; the IP options that stand before the payload cost nothing."""
+        sends: list[Send] = []
+        for record in records:
+            entry = self._entries.get(_from_bytes(record[:4], "little"))
+            found = split(record[DATAGRAM_HEADER.size :])
+            if entry is None or found is None:
+                self.counters[Counters.closed] += 1
+                continue
+            used = entry.outstanding + DATAGRAM_OVERHEAD + len(found[1])
+            if used > entry.limit and entry.outstanding:
+                self._overflow(entry, sends)
+                continue
+            entry.outstanding = used
+            self.counters[Counters.delivered] += 1
+            sends.append((entry.guest, table.DATAGRAM_OPTIONS, record))
         return sends
 
     def deliver_segments(self, sender: int, records: list[bytes]) -> list[Send]:

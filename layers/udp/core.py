@@ -16,10 +16,12 @@ from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.icmp_errors import DESTINATION_UNREACHABLE
+from bus.ip_options import before
 from bus.offload import packets, settled
 from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, ORIGIN_LOCAL, SEGMENT_SIZE, SUPER_HEADER
 from bus.table import (
     DATAGRAM,
+    DATAGRAM_OPTIONS,
     DATAGRAM_SEGMENTS,
     ICMP,
     ICMP_ERROR,
@@ -45,7 +47,6 @@ from layers.udp.packet import (
     IP_HEADER_OCTETS,
     IP_NO_OPTIONS,
     PROTOCOL,
-    addressed_segment,
     quoted,
 )
 from layers.udp.ports import Ports
@@ -95,7 +96,10 @@ class Core(Transport[SocketTable]):
             if len(packet) < IP_HEADER_OCTETS + HEADER_OCTETS:
                 counters[Counters.packet_truncated] += 1
                 continue
-            segment = packet[12:] if packet[0] == IP_NO_OPTIONS else addressed_segment(packet)
+            if packet[0] != IP_NO_OPTIONS:
+                sends += self._with_options(packet, group, checked)
+                continue
+            segment = packet[12:]
             if len(segment) < ADDRESSED_HEADER_OCTETS:
                 counters[Counters.packet_truncated] += 1
                 continue
@@ -126,6 +130,26 @@ class Core(Transport[SocketTable]):
                 delivered += 1
         counters[Counters.packets_in] += len(records)
         counters[Counters.delivered] += delivered
+        return sends
+
+    def _with_options(self, packet: bytes, group: bool, checked: bool) -> list[Send]:
+        """A packet with IP options: as without, but that sockets are told of them, and errors quote it as it came."""
+        octets = (packet[0] & 15) * 4
+        if not IP_HEADER_OCTETS < octets <= len(packet):
+            self.counters[Counters.packet_truncated] += 1
+            return []
+        options = packet[IP_HEADER_OCTETS:octets]
+        sends: list[Send] = []
+        plain = bytes((IP_NO_OPTIONS,)) + packet[1:IP_HEADER_OCTETS] + packet[octets:]
+        for consumer, kind, record in self._packets([plain], group, checked):
+            if kind == REPORT_ERROR:
+                record = record[: ICMP_ERROR_HEADER.size] + packet[:REPORTED_OCTETS_MAX]
+            elif self._sockets.sockets[int.from_bytes(record[:4], "little")].declared.receive_options:
+                # RFC 1122 section 4.1.3.2: all options are passed up
+                kind = DATAGRAM_OPTIONS
+                record = record[: DATAGRAM_HEADER.size] + before(options, record[DATAGRAM_HEADER.size :])
+            sends.append((consumer, kind, record))
+        self.counters[Counters.packets_in] -= 1  # it is counted by the caller, too
         return sends
 
     def _group_packets(self, records: list[bytes]) -> list[Send]:

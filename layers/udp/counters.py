@@ -27,6 +27,7 @@ class Counters(TransportCounters):
     send_no_socket = Drop("A datagram to send from a handle that is not declared.")
     send_no_port = Drop("A datagram to send from a socket without a port.")
     send_no_destination = Drop("A datagram to send without a destination, from a socket that is not connected.")
+    send_bad_options = Drop("IP options that may not be sent; the socket was told EINVAL or EPERM.")
     send_no_route = Drop("A datagram to where no route leads, or from an address not ours; the socket was told.")
     send_too_long = Drop("A datagram to send that does not fit an IPv4 packet.")
 

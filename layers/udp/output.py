@@ -11,15 +11,18 @@ import errno
 from bus.checksum import checksum
 from bus.config import SEGMENTATION
 from bus.core import CounterWords, Send
+from bus.ip_options import checked, split, to_transmit
 from bus.records import (
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND_HEADER,
+    SEND_OPTIONS,
     SEND_TOS_GIVEN,
     TRANSMIT_BROADCAST,
     TRANSMIT_HEADER,
     TRANSMIT_LOOP,
     TRANSMIT_OF_MTU_DISCOVER,
+    TRANSMIT_OPTIONS,
     TRANSMIT_PARTIAL,
 )
 from bus.routes import LOOPBACK, RouteTable, is_multicast
@@ -30,6 +33,7 @@ from layers.udp.joining import joined
 from layers.udp.packet import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
 from layers.udp.tables import Socket
 
+FLAGS_AT = SEND_HEADER.size - 2  # the lower octet of its flags
 PATHS_MAX = 1 << 15  # SEND headers whose outcome is remembered; then the cache starts afresh
 
 Path = tuple[bytes, int, bool]  # headers to send, what they add to the checksum, whether that is to be partial
@@ -94,6 +98,9 @@ class Output:
             header, payload = record[: SEND_HEADER.size], record[start:]
             size = SEGMENT_SIZE.unpack_from(record, SEND_HEADER.size)[0] if payload else 0
             length = len(payload) + HEADER_OCTETS
+            if size and header[FLAGS_AT] & SEND_OPTIONS:
+                sends += self._send([header + payload[at : at + size] for at in range(0, len(payload), size)])
+                continue
             if not size or len(payload) > size * SEGMENTS_MAX or length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS:
                 self._refuse_send(Counters.send_too_long if size else Counters.send_malformed)
                 continue
@@ -113,10 +120,46 @@ class Output:
             self._counters[Counters.packets_out] += count
         return sends
 
-    def _path(self, header: bytes, record: bytes, refusals: list[Send]) -> Path | None:
-        """What `_paths` remembers, for the SEND header of `record`; None: dropped and counted."""
+    def _path(self, header: bytes, record: bytes, sends: list[Send]) -> Path | None:
+        """What `_paths` remembers, for the SEND header of `record`; None: dropped and counted, or sent already."""
         if len(header) < SEND_HEADER.size:
             return self._refuse_send(Counters.send_malformed)
+        data = record[SEND_HEADER.size :]
+        if header[FLAGS_AT] & SEND_OPTIONS:
+            self._send_with_options(header, data, sends)
+            return None
+        path = self._new_path(header, None, data, sends)
+        if path is not None:
+            if len(self._paths) >= PATHS_MAX:
+                self._paths.clear()
+            self._paths[header] = path
+        return path
+
+    def _send_with_options(self, header: bytes, data: bytes, sends: list[Send]) -> None:
+        """A datagram with options of its own (RFC 1122 section 4.1.4), which stand before its payload."""
+        options, payload = split(data) or (b"", None)
+        if payload is None:
+            return self._refuse_send(Counters.send_malformed)
+        try:
+            options = checked(options, privileged=False)
+        except OSError as error:
+            handle, to, port, *_ = SEND_HEADER.unpack(header)
+            sends.append(refused(handle, error.errno or errno.EINVAL, to, port, payload))
+            return self._refuse_send(Counters.send_bad_options)
+        path = self._new_path(header, options, payload, sends)
+        if path is None:
+            return None
+        headers, initial, partial = path
+        length = len(payload) + HEADER_OCTETS
+        if length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS - len(options):
+            return self._refuse_send(Counters.send_too_long)
+        total = (initial + length) % 65535 if partial else checksum(payload, initial + 2 * length)
+        sends.append((IP, TRANSMIT, headers + LENGTH_CHECKSUM.pack(length, total or 0xFFFF) + payload))
+        self._counters[Counters.packets_out] += 1
+        return None
+
+    def _new_path(self, header: bytes, options: bytes | None, data: bytes, refusals: list[Send]) -> Path | None:
+        """`options`: those to send, if not the socket's; `data`: what is to be quoted where it cannot go."""
         handle, to, port, source, ttl, tos, flags = SEND_HEADER.unpack(header)
         socket = self._sockets.get(handle)
         if socket is None:
@@ -132,7 +175,6 @@ class Output:
         origin = self._source(socket, int.from_bytes(source, "big"), destination)
         if origin is None:
             # Linux, ip_route_output_key_hash: no way there, or not from an address that is no longer ours
-            data = record[SEND_HEADER.size :]
             refusals.append(refused(handle, errno.ENETUNREACH, destination.to_bytes(4, "big"), port, data))
             return self._refuse_send(Counters.send_no_route)
         declared = socket.declared
@@ -144,15 +186,15 @@ class Output:
         transmit_flags |= TRANSMIT_BROADCAST if declared.broadcast else 0
         transmit_flags |= TRANSMIT_LOOP if multicast and declared.multicast_loop else 0
         # What stays in the host, or goes out where the TAP's other end does the sums, needs the pseudo header's only.
-        partial = self._offload or self._routes.is_local(destination)
+        options = declared.ip_options if options is None else options
+        partial = (self._offload or self._routes.is_local(destination)) and not options
         transmit_flags |= TRANSMIT_PARTIAL if partial else 0
+        transmit_flags |= TRANSMIT_OPTIONS if options else 0
         source, to = origin.to_bytes(4, "big"), destination.to_bytes(4, "big")
-        headers = TRANSMIT_HEADER.pack(source, to, PROTOCOL, ttl, tos, transmit_flags) + PORTS.pack(socket.port, port)
-        if len(self._paths) >= PATHS_MAX:
-            self._paths.clear()
+        head = TRANSMIT_HEADER.pack(source, to, PROTOCOL, ttl, tos, transmit_flags)
+        headers = head + to_transmit(options, record=True) + PORTS.pack(socket.port, port)
         added = flow_sum(origin, destination, 0, 0) if partial else flow_sum(origin, destination, socket.port, port)
-        path = self._paths[header] = headers, added, partial
-        return path
+        return headers, added, partial
 
     def _refuse_send(self, counter: int) -> None:
         self._counters[counter] += 1

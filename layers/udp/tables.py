@@ -224,7 +224,7 @@ def _check_ranges(declared: SocketState) -> None:
     addresses = 0 <= declared.local <= _ADDRESS_MAX and 0 <= declared.peer <= _ADDRESS_MAX
     ports = 0 <= declared.port <= _PORT_MAX and 0 <= declared.peer_port <= _PORT_MAX
     options = 1 <= declared.ttl <= 255 and 0 <= declared.tos <= 255 and 0 <= declared.multicast_ttl <= 255
-    if not (addresses and ports and options):
+    if not (addresses and ports and options) or len(declared.ip_options) % 4:
         raise OSError(errno.EINVAL, "a number out of its range")
 
 

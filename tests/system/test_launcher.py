@@ -176,6 +176,27 @@ def test_mtu_and_mac_are_kept_over_restarts(new_stack) -> None:
     assert link["mtu"] == 900
 
 
+def test_rfc1122_3_2_1_7_a_ttl_of_ones_own_is_everybodys(new_stack) -> None:
+    stack = new_stack()
+    config = stack.home / "ttl.toml"
+    config.write_text("ttl = 7\n")
+    stack.up("--config", config)
+    for restart in (False, True):
+        if restart:
+            stack.run("restart", "all")
+        assert " ttl=7 " in stack.execute("ping", "-c", 1, "-W", 10, STACK).stdout
+        with stack.kernel.udp() as peer, stack.bound() as app:
+            peer.setsockopt(socket.IPPROTO_IP, 12, 1)  # ip(7): IP_RECVTTL
+            assert app.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == 7
+            for chosen, heard in ((None, 7), (9, 9), (-1, 7)):
+                if chosen is not None:
+                    app.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, chosen)
+                app.sendto(b"how old am I?", peer.getsockname())
+                _, ancillary, _, _ = peer.recvmsg(64, 64)
+                assert ancillary == [(socket.IPPROTO_IP, socket.IP_TTL, heard.to_bytes(4, sys.byteorder))]
+    assert one_line(new_stack().run("up", "--detach", "--ttl", 256, status=2)).endswith("--ttl 256: 1 to 255")
+
+
 def test_address_gateway_and_tap_of_ones_own(new_stack) -> None:
     stack = new_stack().up("--address", "192.168.77.9/29", "--gateway", "192.168.77.14", "--tap", "cable0")
     status = stack.status()

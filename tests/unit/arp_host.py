@@ -12,7 +12,7 @@ from scapy.layers.l2 import ARP
 from bus.config import StackConfig
 from bus.records import Routes, encode
 from bus.table import ARP_IN, ARP_OUT, IP, KEEPER, LINK, NEIGHBOR, RESOLVE, ROUTES, UNREACHABLE
-from layers.arp import claims
+from layers.arp import claims, tables
 from layers.arp import core as arp
 from layers.arp.counters import Counters
 
@@ -69,7 +69,7 @@ class Host:
     @property
     def stored(self) -> dict[int, bytes]:
         """The state that is about neighbours."""
-        return {key: value for key, value in self.state.items() if key != claims.OWN_KEY}
+        return {key: value for key, value in self.state.items() if key not in (claims.OWN_KEY, tables.ORDER_KEY)}
 
     def owns(self, *interfaces: str) -> list:
         """ip announces our addresses."""

@@ -37,9 +37,10 @@ def ip4(address: str) -> bytes:
 class Stack:
     """One stack. `frames` has what it sent to the medium, `told` what it told the socket service."""
 
-    def __init__(self, address: str, mac: str, gateway: str = "0.0.0.0", seed: int = 0) -> None:
+    def __init__(self, address: str, mac: str, gateway: str = "0.0.0.0", seed: int = 0, **settings) -> None:
         self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(address)), prefix=24, mtu=1500,
-                                  gateway=int(IPv4Address(gateway)), mac=bytes.fromhex(mac.replace(":", "")))
+                                  gateway=int(IPv4Address(gateway)), mac=bytes.fromhex(mac.replace(":", "")),
+                                  **settings)
         self.address, self.mac = address, mac
         self.now = 1000.0
         self.frames: list[bytes] = []
@@ -145,6 +146,12 @@ class Stack:
         """Those of them that count drops."""
         declared = self._declared[layer].declared
         return {name: count for name, count in self.counted(layer).items() if declared[name].role == "drop"}
+
+    def tells(self, layer: str, sender: int, kind: int, *records: bytes) -> None:
+        """Records of a neighbour's, whatever they are."""
+        number = table.LAYERS[layer]
+        self._take(number, self._cores[number].receive(sender, kind, list(records), self.now))
+        self._run()
 
     # -- as the socket service -----------------------------------------------------------------------------------
 

@@ -218,6 +218,14 @@ def test_a_fresh_neighbour_is_answered_at_once_and_left_in_peace(host):
     assert host.core.next_wake is None
 
 
+@pytest.mark.parametrize(("age_s", "state"), [(19.9, "reachable"), (20.0, "probing")])
+def test_a_neighbour_is_fresh_for_twenty_seconds(host, age_s, state):
+    host.learn()
+    host.now += age_s
+    host.resolves(PEER)
+    assert host.listed() == {PEER: state}
+
+
 def test_rfc1122_2_3_2_1_an_ageing_neighbour_is_answered_and_polled_by_unicast(host):
     host.learn()
     host.now += 30
@@ -260,6 +268,15 @@ def test_rfc1122_2_3_2_1_a_neighbour_not_seen_for_a_minute_is_out_of_date(host):
     (asked,) = host.resolves(PEER)
     assert asks(asked, BROADCAST)
     assert host.stored == {}
+
+
+@pytest.mark.parametrize(("age_s", "known"), [(59.9, True), (60.0, False)])
+def test_rfc1122_2_3_2_1_a_minute_is_sixty_seconds(host, age_s, known):
+    host.learn()
+    host.now += age_s
+    assert host.listed() == ({PEER: "stale"} if known else {})
+    assert (Host(state=dict(host.state), now=host.now).announced == [told()]) is known
+    assert (host.resolves(PEER)[0] == told()) is known
 
 
 def test_rfc1122_2_3_2_1_seeing_the_sender_restarts_the_timeout(host):
@@ -342,11 +359,11 @@ def storm(count: int) -> list[bytes]:
 def test_a_storm_of_senders_is_answered_but_learnt_only_so_fast(host):
     host = Host(prefix=8)
     kinds = Tally(kind for _, kind, _ in host.hears(*storm(10_000)))
-    assert kinds == {ARP_OUT: 10_000, NEIGHBOR: arp.LEARN_BURST}
-    assert host.counted("learn_limited") == 10_000 - arp.LEARN_BURST
+    assert kinds == {ARP_OUT: 10_000, NEIGHBOR: 256}
+    assert host.counted("learn_limited") == 10_000 - 256
     host.now += 1
     kinds = Tally(kind for _, kind, _ in host.hears(*storm(10_000)))
-    assert kinds[NEIGHBOR] == arp.LEARN_PER_SECOND
+    assert kinds[NEIGHBOR] == 200
 
 
 def test_a_storm_does_not_keep_a_resolution_from_ending(host):
@@ -367,21 +384,21 @@ def test_the_table_is_bounded_and_the_least_recently_confirmed_goes_first():
     host.learn()
     host.learn(OTHER, OTHER_MAC)
     host.now += 2
-    packets = storm(tables.MAX_NEIGHBORS)
+    packets = storm(4096)
     host.hears(request(PEER_MAC, PEER, OTHER))  # confirmed: OTHER is now the oldest
     for begin in range(0, len(packets) - 1, 200):
         host.now += 1
         host.hears(*packets[begin : min(begin + 200, len(packets) - 1)])
-    assert len(host.stored) == tables.MAX_NEIGHBORS
+    assert len(host.stored) == 4096
     assert (host.knows(PEER), host.knows(OTHER)) == (PEER_MAC, None)
     assert host.counted("evicted") == 1
 
 
 def test_resolutions_are_bounded_and_the_refused_ones_are_answered():
     host = Host(prefix=8)
-    addresses = [str(ipaddress.IPv4Address(0x0A020001 + number)) for number in range(arp.MAX_UNKNOWN + 5)]
+    addresses = [str(ipaddress.IPv4Address(0x0A020001 + number)) for number in range(1024 + 5)]
     kinds = Tally(kind for _, kind, _ in host.resolves(*addresses))
-    assert kinds == {ARP_OUT: arp.MAX_UNKNOWN, UNREACHABLE: 5}
+    assert kinds == {ARP_OUT: 1024, UNREACHABLE: 5}
     host.hears(reply(PEER_MAC, addresses[0]))
     assert [kind for _, kind, _ in host.resolves(*addresses[-2:])] == [ARP_OUT, UNREACHABLE]
     host.passes(5)

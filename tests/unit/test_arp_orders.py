@@ -21,6 +21,7 @@ from arp_host import (
     request,
     told,
 )
+from durable import dies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -179,6 +180,26 @@ def test_rfc1122_2_3_2_1_a_neighbour_deleted_while_it_is_polled_is_asked_for_by_
     assert when == start + arp.RETRY_S
     assert asks(asked, BROADCAST)
     assert host.hears(reply(OTHER_MAC, PEER)) == [told(PEER, OTHER_MAC)]
+
+
+@pytest.mark.parametrize("permanent", [False, True])
+def test_an_order_to_delete_that_comes_again_because_arp_died_over_it_is_done_once_and_no_error(permanent):
+    for line in range(1000):
+        host = Host()
+        host.manage("add", address=PEER, mac=MAC) if permanent else host.learn()
+        died = dies(line, (arp, tables), lambda host=host: host.manage("del", address=PEER, order=7))
+        host.boots()
+        answer, sends = host.manage("del", address=PEER, order=7)
+        assert (answer, sends, host.stored) == ({}, [forgotten()], {})
+        assert host.manage("del", address=PEER, order=8)[0] == {"error": f"no neighbour {PEER} is known"}
+        if not died:
+            break
+    assert line > 10
+
+
+def test_an_order_without_a_number_is_not_known_again(host):
+    for _ in range(2):
+        assert host.manage("del", address=PEER)[0] == {"error": f"no neighbour {PEER} is known"}
 
 
 def test_a_flush_spares_the_permanent_neighbours(host):

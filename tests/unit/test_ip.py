@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -39,8 +40,9 @@ from bus.table import (
 from layers.ip import neighbors
 from layers.ip.core import Core
 from layers.ip.counters import Counters
-from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX
-from layers.ip.output import FLOWS_MAX, IDENTIFICATION_BLOCK
+from layers.ip.identification import BLOCK
+from layers.ip.neighbors import ASK_AGAIN_AFTER_S
+from layers.ip.output import FLOWS_MAX
 
 ME, PEER, OTHER, GATEWAY, FAR = "10.0.0.2", "10.0.0.7", "10.0.0.8", "10.0.0.1", "198.51.100.7"
 LIMITED, DIRECTED, GROUP = "255.255.255.255", "10.0.0.255", "224.0.0.251"
@@ -211,23 +213,18 @@ def test_rfc6864_4_1_a_packet_that_must_not_be_fragmented_needs_no_identificatio
     assert {IP(layer.sends(PEER)[0][2][6:]).id for _ in range(3)} == {0}
 
 
-def test_rfc791_3_2_identifications_do_not_repeat_over_restarts_at_any_moment():
-    layer = Layer()
-    seen: list[int] = []
-    for life, packets in enumerate([1, IDENTIFICATION_BLOCK, 3, IDENTIFICATION_BLOCK + 1, 0, 2, 1, 1]):
+def test_rfc6864_4_2_each_destination_has_its_numbers_and_no_crash_repeats_one(layer):
+    seen: dict[str, list[int]] = {PEER: [], OTHER: []}
+    for life, packets in enumerate([1, BLOCK, 3, BLOCK + 1, 0, 2, 1]):
         layer.crash(seed=life)
-        layer.learns()
-        seen += [IP(layer.sends(PEER, flags=0)[0][2][6:]).id for _ in range(packets)]
-    assert len(set(seen)) == len(seen)
-
-
-def test_rfc791_3_2_identifications_repeat_after_65536_and_not_before(layer):
-    layer.learns()
-    header = TRANSMIT_HEADER.pack(bytes(4), octets(PEER), 17, 64, 0, 0)
-    sends = layer.gives(table.UDP, TRANSMIT, *[header] * 65537)
-    seen = [record[10:12] for _, _, record in sends]
-    assert len(set(seen)) == 65536
-    assert seen[0] == seen[-1]
+        for number, to in enumerate(seen):
+            layer.learns(to)
+            for _ in range(packets * (1 + number)):
+                seen[to].append(IP(layer.sends(to, flags=0)[-1][2][6:]).id)
+    for numbers in seen.values():
+        assert len(set(numbers)) == len(numbers)
+    # a sequence for both would have skipped what went to the other
+    assert {(after - before) & 0xFFFF for before, after in pairwise(seen[PEER][1 : 1 + BLOCK])} == {1}
 
 
 @pytest.mark.parametrize("octets_over", [1, 65515 - 1480])
@@ -334,9 +331,9 @@ def test_rfc1122_2_3_2_2_packets_wait_for_the_neighbour_and_leave_in_order(layer
 
 
 def test_rfc1122_2_3_2_2_the_latest_packets_wait_and_the_oldest_give_way(layer):
-    for number in range(WAITING_MAX + 3):
+    for number in range(64 + 3):
         layer.sends(PEER, bytes([number]))
-    assert [record[-1] for _, _, record in layer.learns()] == list(range(3, WAITING_MAX + 3))
+    assert [record[-1] for _, _, record in layer.learns()] == list(range(3, 64 + 3))
     assert layer.dropped() == {"neighbor_queue_full": 3}
 
 
@@ -387,6 +384,13 @@ def test_when_arp_starts_again_it_is_asked_what_it_may_have_forgotten(layer):
     layer.sends(PEER)
     layer.learns(OTHER)
     assert [send for send in layer.core.neighbor_started(ARP, layer.now) if send[1] == RESOLVE] == [asks(PEER)]
+
+
+def test_neighbours_are_remembered_up_to_a_bound(layer):
+    for number in range(8192 + 1):
+        layer.learns(str(IPv4Address(0x0A000100 + number)))
+    assert len(layer.state) == 8192 + 1  # and the secret of identification numbers
+    assert layer.sends("10.0.0.7", b"1") == [asks("10.0.0.7")]
 
 
 def test_a_flow_survives_that_its_neighbour_gave_way_to_others(layer, monkeypatch):

@@ -6,6 +6,7 @@ import random
 from ipaddress import IPv4Address
 
 import pytest
+from durable import dies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -24,11 +25,12 @@ from bus.records import (
     decode_routes,
 )
 from bus.routes import RouteTable
+from layers.ip import orders, routing
 from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.orders import ADDRESSES_MAX, ROUTES_MAX
 from layers.ip.paths import AGE_LIMIT_S, MTU_MIN, PATHS_MAX, Paths
-from layers.ip.routing import MTU_CHANGES_BURST, PATHS_KEY, ROUTES_KEY
+from layers.ip.routing import PATHS_KEY, ROUTES_KEY
 
 ME, GATEWAY, FAR, SECOND = "10.0.0.2", "10.0.0.1", "198.51.100.7", "192.168.7.5"
 MAC = b"\x02" * 6
@@ -197,6 +199,27 @@ def test_rfc1122_3_3_1_2_there_may_be_several_default_gateways_with_a_preference
         assert sends == [(table.ARP, table.RESOLVE, octets(serving))]
         layer.accepts("route_del", destination="0.0.0.0/0")
     assert layer.refuses("route_del", destination="0.0.0.0/0")
+
+
+@pytest.mark.parametrize(("order", "left"), [
+    ({"op": "route_del", "destination": "10.9.0.0/16"}, [0, 0, 20, 30]),
+    ({"op": "address_del", "address": f"{SECOND}/24"}, [0, 0, 10, 20, 30]),
+    ({"op": "route_add", "destination": "10.9.0.0/16", "gateway": GATEWAY, "metric": 5}, [0, 0, 10, 20, 30, 5]),
+])  # fmt: skip
+def test_an_order_that_comes_again_because_ip_died_over_it_is_done_once_and_no_error(order, left):
+    for line in range(2000):
+        layer = Layer()
+        layer.accepts("address_add", address=f"{SECOND}/24", order=1)
+        for metric in (10, 20, 30):
+            layer.accepts("route_add", destination="10.9.0.0/16", gateway=GATEWAY, metric=metric, order=metric)
+        died = dies(line, (orders, routing), lambda layer=layer: layer.core.manage(order | {"order": 99}, 0.0))
+        layer.crash()
+        layer.accepts(**order, order=99)
+        assert [route[3] for route in layer.routes() if route[0] != "192.168.7.0/24"] == left
+        assert layer.addresses() == ["10.0.0.2/24"] + [f"{SECOND}/24"] * (order["op"] != "address_del")
+        if not died:
+            break
+    assert line > 10
 
 
 @pytest.mark.parametrize(("order", "why"), [
@@ -449,10 +472,19 @@ def test_rfc1191_5_an_old_router_that_says_nothing_makes_us_try_the_next_plateau
     assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == learnt
 
 
+@pytest.mark.parametrize(("refused", "plateau"), [
+    (65535, 32000), (32000, 17914), (17914, 8166), (8166, 4352), (4352, 2002), (2002, 1492), (1492, 1006), (1006, 552)])
+def test_rfc1191_7_the_plateaus(refused, plateau):
+    """Below 552 we do not go; see above."""
+    paths = Paths({}, PATHS_KEY)
+    assert paths.lower(1, 0, refused, refused, 0.0)
+    assert paths.get(1).mtu == plateau
+
+
 def test_rfc1191_6_3_after_ten_minutes_the_path_may_have_changed(layer):
     layer.sends()
     layer.router_says(1400)
-    layer.passes(AGE_LIMIT_S - 1)
+    layer.passes(599.0)
     assert layer.told == {}
     assert layer.sent(size=1480) != [(1500, True)]
     layer.passes(2)
@@ -478,14 +510,14 @@ def test_a_flood_of_mtus_is_limited_and_the_table_bounded(layer):
         layer.sends(to)
         layer.router_says(1400, to=to)
         layer.now += 1e-4
-    assert layer.count("path_mtu_lowered") == MTU_CHANGES_BURST
-    assert layer.count("path_mtu_limited") == 400 - MTU_CHANGES_BURST
+    assert layer.count("path_mtu_lowered") == 32
+    assert layer.count("path_mtu_limited") == 400 - 32
     for last in range(400):
         layer.now += 1.0
         to = f"203.0.{last >> 8}.{last & 255}"
         layer.sends(to)
         layer.router_says(1400, to=to)
-    assert len(layer.told[table.UDP].routes) == 2 + PATHS_MAX
+    assert len(layer.told[table.UDP].routes) == 2 + 256
 
 
 def test_a_path_mtu_above_that_of_a_new_route_does_not_matter(layer):

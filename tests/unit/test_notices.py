@@ -39,6 +39,14 @@ def test_what_is_told_no_longer_is_over(ward):
     assert ward.standing_notices() == []
 
 
+def test_each_question_has_a_number_that_its_core_knows_it_by(ward):
+    for _ in range(2):
+        ward.ask({"op": "route_del", "order": 1}, lambda answer: None)
+    asked = [msgspec.json.decode(question.text) for question in ward.questions.values()]
+    assert [(each["id"], each["request"]) for each in asked] == [
+        (1, {"op": "route_del", "order": 1}), (2, {"op": "route_del", "order": 2})]
+
+
 def test_what_comes_back_begins_anew(ward):
     ward.notice(told(FIRST), 100.0)
     ward.notice(told(), 200.0)

@@ -44,6 +44,8 @@ def number(address: str) -> int:
     ({"cores": "-1"}, "no core -1 here"),
     ({"mtu": 67}, "--mtu 67: 68 to 65521"),
     ({"mtu": 65522}, "--mtu 65522: 68 to 65521"),
+    ({"ttl": 0}, "--ttl 0: 1 to 255"),
+    ({"ttl": 256}, "--ttl 256: 1 to 255"),
     ({"wire": "a b"}, "--wire a b: letters, digits"),
     ({"wire": "../etc"}, "letters, digits"),
     ({"wire": "w" * 33}, "at most 32"),
@@ -62,6 +64,8 @@ def test_what_cannot_be_is_refused_with_the_reason(given, text):
     {"address": "10.0.0.2/31"},
     {"address": "10.0.0.2/32", "wire": "lab"},
     {"wire": "w" * 32, "mtu": 65521},
+    {"ttl": 1},
+    {"ttl": 255},
     {"host": True, "cores": str(CORE)},
 ])  # fmt: skip
 def test_what_can_be_is_not(given):

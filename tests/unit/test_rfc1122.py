@@ -17,6 +17,7 @@ from scapy.packet import Raw
 ME, MY_MAC = "10.0.0.2", "02:00:5e:00:00:02"
 PEER, PEER_MAC = "10.0.0.1", "02:00:5e:00:00:01"
 SECOND = "192.168.7.5"  # in another network, where a test adds it
+NEXT, NEXT_MAC = "10.0.0.3", "02:00:5e:00:00:03"  # a second gateway
 FAR, EVERYBODY = "198.51.100.7", "ff:ff:ff:ff:ff:ff"
 PORT, PEER_PORT = 5000, 9
 SECURITY, STREAM_IDENTIFIER = 130, 136
@@ -55,6 +56,24 @@ def sent_by(stack: Stack) -> bytes:
     stack.sends(1, b"datagram")
     (frame,) = stack.sent()
     return frame[14:]
+
+
+def frame_of(stack: Stack) -> bytes:
+    """The same, its frame; requests of arp's aside."""
+    stack.sends(1, b"datagram")
+    (frame,) = [frame for frame in stack.sent() if ARP not in Ether(frame)]
+    return frame
+
+
+def silence(stack: Stack) -> None:
+    """The first gateway answers no more, and while socket 1 sends the stack finds out."""
+    connected(stack)
+    for _ in range(40):
+        stack.passes(1.0)
+        stack.sends(1, b"datagram")
+        stack.sent()
+        stack.hears(Ether(src=NEXT_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=NEXT_MAC, psrc=NEXT, pdst="10.0.0.9"))
+    assert stack.counted("ip")["gateway_failed"] == 1
 
 
 def error(packet: bytes, icmp_type: int, code: int):
@@ -99,6 +118,16 @@ def test_rfc1122_3_2_1_3_nothing_is_sent_to_this_network(stack):
 def test_rfc1122_3_2_1_7_no_packet_for_us_is_too_old(stack, ttl):
     (reply,) = answers(stack, echo(ttl=ttl))
     assert (reply[ICMP].type, reply[IP].ttl) == (0, 64)
+
+
+def test_rfc1122_3_2_1_7_the_default_ttl_is_configurable():
+    """Of replies and of errors; of sockets: system/test_launcher.py."""
+    stack = Stack(ME, MY_MAC, gateway=PEER, ttl=9)
+    introduce(stack)
+    closed_port = IP(src=PEER, dst=ME) / UDP(sport=PEER_PORT, dport=PORT)
+    timestamp = IP(src=PEER, dst=ME) / ICMP(type=13) / Raw(bytes(12))
+    assert [(reply[ICMP].type, reply[IP].ttl) for reply in answers(stack, echo(), timestamp, closed_port)] == [
+        (0, 9), (14, 9), (3, 9)]
 
 
 def test_rfc1122_3_2_1_7_a_packet_with_a_ttl_of_0_never_leaves(stack):
@@ -227,6 +256,91 @@ def test_rfc1122_3_3_1_4_a_gateway_that_died_is_noticed_and_the_sender_told(stac
     assert asked[:2] == [PEER_MAC, PEER_MAC]  # the gateway itself first, section 2.3.2.1 (2)
     assert set(asked[2:]) == {EVERYBODY}
     assert stack.errors()[0] == (1, errno.EHOSTUNREACH, ME, 3)
+
+
+def two_gateways(**settings) -> Stack:
+    stack = Stack(ME, MY_MAC, gateway=PEER, **settings)
+    introduce(stack)
+    stack.hears(Ether(src=NEXT_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=NEXT_MAC, psrc=NEXT, pdst=ME))
+    assert stack.ordered("ip", "route_add", destination="0.0.0.0/0", gateway=NEXT, metric=10) == {}
+    return stack
+
+
+def test_rfc1122_3_3_1_5_the_next_default_gateway_serves_while_the_first_is_silent():
+    stack = two_gateways()
+    connected(stack)
+    used = []
+    for _ in range(90):
+        stack.passes(1.0)
+        stack.hears(Ether(src=NEXT_MAC, dst=EVERYBODY) / ARP(op=1, hwsrc=NEXT_MAC, psrc=NEXT, pdst="10.0.0.9"))
+        stack.sends(1, b"anybody?")
+        used += [frame.dst for frame in map(Ether, stack.sent()) if IP in frame]
+    switched = used.index(NEXT_MAC)
+    assert switched < 40  # ip asks after 30 s, arp makes sure for another 5
+    assert set(used[:switched]) == {PEER_MAC}
+    assert set(used[switched:]) == {NEXT_MAC}
+    assert len(used) == 90  # none was lost, and nobody was told of an error
+    assert stack.errors() == []
+
+
+def test_rfc1122_3_3_1_5_a_gateway_that_is_back_serves_again():
+    stack = two_gateways()
+    silence(stack)
+    assert Ether(frame_of(stack)).dst == NEXT_MAC
+    for _ in range(62):
+        stack.passes(1.0)
+        stack.sends(1, b"datagram")
+        for frame in map(Ether, stack.sent()):
+            if ARP in frame:
+                mac = PEER_MAC if frame.pdst == PEER else NEXT_MAC
+                reply = ARP(op=2, hwsrc=mac, psrc=frame.pdst, hwdst=MY_MAC, pdst=ME)
+                stack.hears(Ether(src=mac, dst=MY_MAC) / reply)
+    assert Ether(frame_of(stack)).dst == PEER_MAC
+    assert {name: stack.counted("ip")[name] for name in ("gateway_failed", "gateway_back")} == {
+        "gateway_failed": 1, "gateway_back": 1}
+
+
+def redirect(quoted: bytes, code: int = 1):
+    """The gateway says that the second one is nearer."""
+    return IP(src=PEER, dst=ME) / ICMP(type=5, code=code, gw=NEXT) / Raw(quoted[:28])
+
+
+def test_rfc1122_3_2_2_2_redirects_are_ignored_unless_they_are_wanted():
+    stack = two_gateways()
+    answers(stack, redirect(connected(stack)))
+    assert Ether(frame_of(stack)).dst == PEER_MAC
+    assert stack.dropped("icmp") == {"redirect": 1}
+
+
+@pytest.mark.parametrize("code", range(4))
+def test_rfc1122_3_2_2_2_redirects_of_networks_and_of_hosts_are_followed_alike(code):
+    stack = two_gateways(accept_redirects=True)
+    answers(stack, redirect(connected(stack), code))
+    assert Ether(frame_of(stack)).dst == NEXT_MAC
+    assert stack.dropped("icmp") == {}
+    for layer in ("icmp", "ip"):
+        stack.crash(layer)
+        assert Ether(frame_of(stack)).dst == NEXT_MAC
+
+
+def test_rfc1122_3_2_2_2_redirects_that_quote_nothing_of_ours_are_discarded():
+    stack = two_gateways(accept_redirects=True)
+    sent = connected(stack)
+    others, to_group = IP(sent), IP(sent)
+    others.src, to_group.dst = "10.0.0.9", "224.0.0.251"
+    answers(stack, redirect(sent, 4), redirect(b""), redirect(bytes(others)), redirect(bytes(to_group)))
+    assert Ether(frame_of(stack)).dst == PEER_MAC
+    assert stack.dropped("icmp") == {
+        "error_unknown_code": 1, "error_bad_quote": 1, "error_not_ours": 1, "error_about_group": 1}
+
+
+def test_rfc1122_3_3_1_4_nobody_asks_for_a_dead_gateway_while_nothing_is_sent():
+    stack = two_gateways()
+    silence(stack)
+    stack.passes(20.0)
+    stack.sent()
+    stack.passes(3600.0)
+    assert stack.sent() == []
 
 
 # -- UDP ---------------------------------------------------------------------------------------------------------------
