@@ -10,6 +10,7 @@ Roles: `far` is the far host, `router` the kernel's end of all this, `member` th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket as kernel
@@ -157,12 +158,12 @@ class Member:
         self._listener = self._socket((GROUP_IN, GROUP_PORT))
         self._listener.setsockopt(usernet.IPPROTO_IP, usernet.IP_ADD_MEMBERSHIP, self._membership(GROUP_IN))
         self._sender = self._socket()
+        self._learn()
         self._df = self._socket()
         self._df.setsockopt(usernet.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
         self._df.connect((FAR, FAR_ECHO_PORT))
         self._plain = self._socket()
         self._searching: dict[int, tuple] = {}  # number -> socket, when to try again
-        self._learn(self._df)
         (folder / MEMBER_READY).touch()
 
     def _socket(self, local: tuple[str, int] | None = None):
@@ -173,14 +174,21 @@ class Member:
     def _membership(self, group: str) -> bytes:
         return kernel.inet_aton(group) + kernel.inet_aton(self._address)
 
-    def _learn(self, endpoint) -> None:
-        """Before the first fault: the path MTU to the far host is known."""
+    def _learn(self) -> None:
+        """Before the first fault: the path MTU to the far host is known.
+
+        By a socket of its own: the router may have something to say to each of several tries, and each is an error.
+        """
         deadline = time.monotonic() + 5.0
-        while endpoint.getsockopt(self._usernet.IPPROTO_IP, IP_MTU) != FAR_MTU:
-            if time.monotonic() > deadline:
-                raise TimeoutError("no router told the path MTU")
-            self._try(endpoint)
-            time.sleep(0.02)
+        with self._socket() as scout:
+            scout.setsockopt(self._usernet.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+            scout.connect((FAR, FAR_ECHO_PORT))
+            while scout.getsockopt(self._usernet.IPPROTO_IP, IP_MTU) != FAR_MTU:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no router told the path MTU")
+                with contextlib.suppress(OSError):  # EMSGSIZE: the router's answer to an earlier one
+                    self._try(scout)
+                time.sleep(0.02)
 
     def _try(self, endpoint) -> bool:
         """Send a datagram that only the first link carries, DF; True where it is refused, as it is too long."""

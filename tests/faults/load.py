@@ -204,9 +204,10 @@ class KernelEnd:
         except BlockingIOError:
             pass
 
-
     def _take_report(self, packet: bytes, now: float) -> None:
         """A report that names the group answers the questions of before; one that takes leave of it is wrong."""
+        if self._board.cells[Switchboard.STOP]:
+            return  # the application has left by now, and rightly so
         wrong, groups = igmp.read(packet)
         if not wrong and groups.get(extra.GROUP_IN) == igmp.LEFT:
             wrong = "it left a group that an application has joined"
