@@ -12,12 +12,11 @@ import os
 import select
 from pathlib import Path
 
-import zmq
-
 from bus import memory, table
 from bus.journal import Journal
 from bus.peers import listener_pid
-from bus.pipes import Inlet, Outlet, PipeSocket, set_defaults
+from bus.pipes import Inlet, Outlet
+from bus.zeromq import Poller, Push
 from usernet.protocol import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
 
 GUEST_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
@@ -39,10 +38,10 @@ class Guest:
 class Guests:
     """All guests of one layer."""
 
-    def __init__(self, run_dir: str, context: zmq.Context, layer: int, journal: Journal, durable: memory.Memory,
+    def __init__(self, run_dir: str, poller: Poller, layer: int, journal: Journal, durable: memory.Memory,
                  touched: list[Outlet]) -> None:
         self._run_dir = Path(run_dir)
-        self._context = context
+        self._poller = poller
         self._layer = layer
         self._journal = journal
         self._memory = durable
@@ -103,9 +102,7 @@ class Guests:
         except OSError:
             return None
         cell = memory.GUESTS + memory.GUEST_WORDS * place
-        push = self._context.socket(zmq.PUSH, socket_class=PipeSocket)
-        set_defaults(push)
-        push.connect(f"ipc://{self._run_dir / inbox_name(number)}")
+        push = Push(str(self._run_dir / inbox_name(number)), self._poller)
         outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched)
         inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE, self._journal.done.get(number, 0))
         guest = Guest(number, place, pid, pidfd, outlet, inlet)

@@ -7,12 +7,10 @@ loop, so a layer that hangs cannot look alive. What was in hand at a death is lo
 
 from __future__ import annotations
 
-import os
 import select
 import time
 
 import msgspec
-import zmq
 
 from bus import memory, sabotage, table
 from bus.batch import Batch
@@ -23,19 +21,18 @@ from bus.counters import PipeCounters as C
 from bus.guests import Guests
 from bus.journal import Journal
 from bus.medium import Medium
-from bus.pipes import NOBLOCK, Inlet, Outlet, PipeSocket, Verdict, decode_hello, decode_resume, inherit, set_defaults
+from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inherit
 from bus.records import decode_notices
 from bus.store import Store
 from bus.suspect import Suspect
-from usernet.protocol import FrameError, unpack_frame
+from bus.zeromq import Poller, Pull, Push
+from usernet.protocol import MAX_FRAME_OCTETS, FrameError, unpack_frame
 
-FRAMES_PER_TURN = 64
-POLLIN = int(zmq.POLLIN)  # operators of Enums are slow
 _NEXT = Verdict.NEXT
 TICK_S = 0.1  # the longest wait: life signs come at least this often
-TICK_MS = TICK_S * 1000
-BLOCKED_RETRY_S = 0.002  # while a pipe is full or its consumer away
+RETRY_S = 0.01  # while something waits to go out: its socket tells when there is room, not when there is a listener
 GUEST_CHECK_S = 0.1
+CONNECTIONS_MAX = memory.GUESTS_MAX + 64  # at the inbox
 MEDIUM_PATIENCE_S = 0.1  # so long the medium is not read while something waits for room in a pipe
 
 
@@ -54,11 +51,10 @@ class Node:
         self._writes_through = medium is not None and medium.writes_through
         self._touched: list[Outlet] = []
         self._taken: set[Inlet] = set()
-        self._context = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, memory.GUESTS_MAX + 64)
+        self._poller = Poller()
+        self._inbox = Pull(listener_fd, self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
         self._journal = Journal(durable)
-        self._inbox = self._bind(config, layer, listener_fd)
-        self._guests = (Guests(config.run_dir, self._context, self.number, self._journal, durable, self._touched)
+        self._guests = (Guests(config.run_dir, self._poller, self.number, self._journal, durable, self._touched)
                         if hasattr(core, "guest_joined") else None)
         self._cookie = config.cookie
         self._inlets = {config.cookie + table.LAYERS[name]: self._inlet(table.LAYERS[name], kinds)
@@ -73,21 +69,11 @@ class Node:
         self._to_skip = 0  # so many of its writes the former incarnation has done
         self._suspect = Suspect(durable, control)
 
-    def _bind(self, config: StackConfig, layer: str, listener_fd: int) -> zmq.Socket:
-        inbox = self._context.socket(zmq.PULL, socket_class=PipeSocket)
-        set_defaults(inbox)
-        inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-        inbox.setsockopt(zmq.USE_FD, listener_fd)
-        inbox.bind(f"ipc://{config.run_dir}/{layer}.sock")
-        return inbox
-
     def _inlet(self, sender: int, kinds: frozenset[int]) -> Inlet:
         return Inlet(sender, kinds, self._memory, memory.DONE + sender, self._journal.done.get(sender, 0))
 
     def _connect(self, config: StackConfig, name: str) -> Outlet:
-        push = self._context.socket(zmq.PUSH, socket_class=PipeSocket)
-        set_defaults(push)
-        push.connect(f"ipc://{config.run_dir}/{name}.sock")
+        push = Push(f"{config.run_dir}/{name}.sock", self._poller)
         number = table.LAYERS[name]
         return Outlet(push, self._cookie + self.number, number, self._journal, self._memory, memory.SENT + number,
                       self._touched)
@@ -95,39 +81,39 @@ class Node:
     def run(self) -> None:
         """Serve until the keeper says stop or is gone."""
         self._start()
-        poll, poll_without_medium = select.poll(), select.poll()
-        inbox_fd = self._inbox.fileno()
-        for source in (inbox_fd, self._control.fileno()):
-            poll.register(source, select.POLLIN)
-            poll_without_medium.register(source, select.POLLIN)
-        if self._medium is not None:
-            poll.register(self._medium.fileno(), select.POLLIN)
-        control_fd = self._control.fileno()
+        poll, pushes = self._poller.epoll, self._poller.pushes
+        medium, control_fd = self._medium, self._control.fileno()
+        medium_fd = -1 if medium is None else medium.fileno()
+        poll.register(control_fd, select.EPOLLIN)
+        if medium is not None:
+            poll.register(medium_fd, select.EPOLLIN)
         words, core, wait, monotonic, touched = self._words, self._core, poll.poll, time.monotonic, self._touched
-        inbox_due = True
-        medium_due = self._medium is not None
-        edge_triggered = medium_due and self._medium.edge_triggered  # type: ignore[union-attr]
+        read = self._inbox.read
+        medium_due = medium is not None
+        edge_triggered = medium is not None and medium.edge_triggered
+        held = False
         while True:
-            held = touched and self._holds_back(monotonic())
-            if held:
-                ready = poll_without_medium.poll(0 if inbox_due else BLOCKED_RETRY_S * 1000)
-            elif inbox_due or medium_due:
+            if held != bool(touched and self._holds_back(monotonic())):
+                held = not held
+                poll.modify(medium_fd, 0 if held else select.EPOLLIN)
+            if medium_due and not held:
                 ready = wait(0)
             elif core.next_wake is None and not touched:
-                ready = wait(TICK_MS)
+                ready = wait(TICK_S)
             else:
-                ready = wait(self._timeout_ms(monotonic()))
+                ready = wait(self._timeout_s(monotonic()))
             now = monotonic()
             words[memory.BEAT_NS] = int(now * 1e9)
             for descriptor, _ in ready:
-                if descriptor == inbox_fd:
-                    inbox_due = True
-                elif descriptor != control_fd:
+                frames = read(descriptor)
+                if frames is not None:
+                    self._take_all(frames, now)
+                elif descriptor == medium_fd:
                     medium_due = True
-                elif not self._obey(self._control.hear(), now):
+                elif descriptor in pushes:
+                    pushes[descriptor].hear()
+                elif descriptor == control_fd and not self._obey(self._control.hear(), now):
                     return
-            if inbox_due:
-                inbox_due = self._take_inbox(now)
             if medium_due and not held:
                 medium_due = self._take_medium(now) and edge_triggered
             if core.next_wake is not None and core.next_wake <= now:
@@ -167,35 +153,22 @@ class Node:
         return (self._medium is not None and now < self._medium_read_at + MEDIUM_PATIENCE_S
                 and any(outlet.blocked for outlet in self._touched))
 
-    def _timeout_ms(self, now: float) -> float:
+    def _timeout_s(self, now: float) -> float:
         limit = TICK_S
         wake = self._core.next_wake
         if wake is not None and wake - now < limit:
             limit = max(0.0, wake - now)
-        if self._touched and limit > BLOCKED_RETRY_S:
-            limit = BLOCKED_RETRY_S
-        return limit * 1000 + 0.5  # poll(2) rounds down: never wake just before the timer
+        if self._touched and limit > RETRY_S:
+            limit = RETRY_S
+        return limit
 
     # -- taking -------------------------------------------------------------------------------------------------
 
-    def _take_inbox(self, now: float) -> bool:
-        """Take what is in the inbox; True where the bound was reached and more may be there.
-
-        It has to be received from until EAGAIN, or seen to be empty, for its descriptor to announce the next frame.
-        Looking is cheaper than an exception, but costs a system call a frame: so look once, after the first.
-        """
-        receive, take, journal = self._inbox.recv, self._take, self._journal
-        try:
-            take(receive(NOBLOCK), now)
-            if not self._inbox.get(zmq.EVENTS) & POLLIN:  # type: ignore[operator]
-                return False
-            for _ in range(FRAMES_PER_TURN):
-                take(receive(NOBLOCK), now)
-                if journal.crowded:
-                    break
-        except zmq.Again:
-            return False
-        return True
+    def _take_all(self, frames: list[bytes], now: float) -> None:
+        for frame in frames:
+            self._take(frame, now)
+            if self._journal.crowded:
+                self._settle()  # a turn of its own: what it brings must fit the journal
 
     def _take(self, frame: bytes, now: float) -> None:
         counters, words = self._counters, self._words

@@ -17,20 +17,17 @@ from enum import Enum
 from typing import Annotated
 
 import msgspec
-import zmq
-from zmq.backend import Socket as BackendSocket
 
 from bus import memory, table
 from bus.counters import PipeCounters as C
 from bus.journal import Journal
 from bus.records import decoder
-from usernet.protocol import MAX_FRAME_OCTETS, MAX_RECORDS, VERSION, pack_frame, with_incarnation
+from bus.zeromq import Push
+from usernet.protocol import MAX_RECORDS, VERSION, pack_frame, with_incarnation
 
-NOBLOCK = int(zmq.NOBLOCK)  # operators of Enums are slow
-SEND_HIGH_WATER = 64  # frames that may wait in ZeroMQ at either end of a pipe
 PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
-BACKLOG_RECORDS = 256  # records that wait here once ZeroMQ is full; beyond that the newest data is dropped
+BACKLOG_RECORDS = 256  # records that wait here once the socket is full; beyond that the newest data is dropped
 COUNTER_MAX = (1 << 64) - 1
 REPEAT_AT_START = 16  # frames of the journal that a starting producer repeats unasked; more, once the consumer answers
 
@@ -65,24 +62,6 @@ def inherit(durable: memory.Memory) -> None:
     durable.words[memory.WAITING] = 0
 
 
-class PipeSocket(zmq.Socket):
-    """A ZeroMQ socket without zmq.Socket's conveniences, which double the time of a call."""
-
-    get = BackendSocket.get
-    send = BackendSocket.send  # type: ignore[assignment]
-
-
-def set_defaults(socket: zmq.Socket) -> None:
-    """The options that every ZeroMQ socket of the stack has; set before bind or connect."""
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
-    socket.setsockopt(zmq.RCVHWM, SEND_HIGH_WATER)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_OCTETS)
-    socket.setsockopt(zmq.RECONNECT_IVL, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 8)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 1000)
-
-
 class Outlet:
     """The producer's end of one pipe. `cell` is where the last number sent is kept in the durable words.
 
@@ -90,7 +69,7 @@ class Outlet:
     `pack`, then the journal is published, then `send`.
     """
 
-    def __init__(self, socket: zmq.Socket, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
+    def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
                  cell: int, touched: list[Outlet]) -> None:
         self.socket = socket
         self.consumer = consumer
@@ -103,7 +82,7 @@ class Outlet:
         self._touched = touched
         self._incarnation = self._words[memory.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
-        self._frames: deque[bytes] = deque()  # packed and published, waiting for room in ZeroMQ
+        self._frames: deque[bytes] = deque()  # packed and published, waiting for room in the socket
         self._fresh: list[bytes] = []  # packed in this turn: follow those, once the turn is published
         self._backlog: list[tuple[int, bytes]] = []  # data that waits behind those, to leave in larger packs
         self._repeated_from: int | None = None  # where the repetition at the start began, until the consumer answers
@@ -113,8 +92,13 @@ class Outlet:
 
     @property
     def blocked(self) -> bool:
-        """True while something waits for room: `send` should be called again soon."""
+        """True while more waits than the socket takes in."""
         return bool(self._frames or self._backlog)
+
+    @property
+    def waits(self) -> bool:
+        """True while something is not out: `send` should be called again soon."""
+        return bool(self._frames or self._backlog or self.socket.waiting)
 
     @property
     def fresh(self) -> bool:
@@ -137,7 +121,7 @@ class Outlet:
 
     def pack(self) -> None:
         """Pack what was put; where older frames wait for room data waits here, or is dropped."""
-        if self._frames or self._backlog:
+        if self.waits:
             self._drain()
             if not self._frames:
                 while self._backlog:
@@ -164,7 +148,7 @@ class Outlet:
         self._backlog.extend((self._kind, record) for record in records)
 
     def send(self) -> bool:
-        """The turn is published: hand what was packed to ZeroMQ. True where some of it has to wait for room."""
+        """The turn is published: hand what was packed to the socket. True where some of it waits."""
         self._words[self._cell] = self.sequence
         fresh, self._fresh = self._fresh, []
         if self._frames:
@@ -172,14 +156,13 @@ class Outlet:
             self._drain()
         else:
             sent = 0
-            try:
-                for frame in fresh:
-                    self._send(frame, NOBLOCK)
-                    sent += 1
-            except zmq.Again:
-                self._frames.extend(fresh[sent:])
+            for frame in fresh:
+                if not self._send(frame):
+                    self._frames.extend(fresh[sent:])
+                    break
+                sent += 1
             self._counters[C.bus_frames_out] += sent
-        return bool(self._frames or self._backlog)
+        return self.waits
 
     def _transmit(self, kind: int, records: list[bytes]) -> None:
         self.sequence = sequence = self.sequence + 1
@@ -189,13 +172,11 @@ class Outlet:
 
     def _drain(self) -> None:
         frames, send = self._frames, self._send
-        try:
-            while frames:
-                send(frames[0], NOBLOCK)
-                frames.popleft()
-                self._counters[C.bus_frames_out] += 1
-        except zmq.Again:
-            pass
+        while frames and send(frames[0]):
+            frames.popleft()
+            self._counters[C.bus_frames_out] += 1
+        if self.socket.waiting:
+            self.socket.flush()
 
     def _pack_backlog(self) -> None:
         """Make the first of the backlog a frame."""
@@ -251,7 +232,7 @@ class Outlet:
         """A greeting: it has no number, and waits for nothing but room."""
         self._frames.append(pack_frame(kind, self._sender, self._incarnation, 0, [record]))
         self._drain()
-        if self._frames:
+        if self.waits:
             self._touched.append(self)
 
 

@@ -19,6 +19,7 @@ SWITCH_SOCKET = "switch.sock"
 SWITCH_LOCK = "lock"  # the switch holds a flock(2) on it: there is one at most
 SWITCH_COUNTERS = "counters"  # its counter words, for `status`
 PORTS = "port-*.sock"
+CONNECTIONS_MAX = 512  # at a port or the switch, some of them dead and not yet seen to be
 NEW_PORTS = "port-*.new"  # do not listen yet
 
 

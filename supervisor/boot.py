@@ -106,7 +106,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
                 sandbox.quiet_ipv6(options.tap)
             sandbox.configure(options.tap, options.kernel_end(), options.mtu)
         os.close(mapped)
-        from supervisor import keeper  # zmq takes 50 ms to import: only here, and after what may fail early
+        from supervisor import keeper  # with all that layers need: only here, and after what may fail early
 
         try:
             lock_fd = keeper.lock(run_dir)

@@ -1,7 +1,7 @@
 """The keeper: holds what must outlive a layer, forks layers, reaps them, watches them.
 
 One thread, one selector. It never makes a ZeroMQ context (a fork would inherit its threads' locks, and a child starts
-in milliseconds because zmq is imported already). Everything that the stack is ends with this process.
+in milliseconds because what it needs is imported already). Everything that the stack is ends with this process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-import bus.node  # noqa: F401  (so that a fork finds zmq and the rest imported)
+import bus.node  # noqa: F401  (so that a fork finds it imported)
 from bus import memory
 from bus.config import StackConfig, draw_cookie, encode
 from bus.counters import PipeCounters

@@ -12,15 +12,14 @@ import gc
 import mmap
 import os
 import select
+import socket
 import sys
 import time
 from pathlib import Path
 
-import zmq
-
 from bus.peers import listener_pid
-from bus.pipes import set_defaults
 from bus.wire import (
+    CONNECTIONS_MAX,
     NEW_PORTS,
     PORTS,
     SWITCH_COUNTERS,
@@ -31,20 +30,21 @@ from bus.wire import (
     port_number,
     unpack,
 )
+from bus.zeromq import Poller, Pull, Push
 from switch.core import Switch
 from switch.counters import Counters as C
+from usernet.protocol import MAX_FRAME_OCTETS
 
-MESSAGES_PER_TURN = 64
 PORTS_MAX = 256
 COUNTERS_OCTETS = mmap.PAGESIZE
 BEAT_NS = COUNTERS_OCTETS // 8 - 1  # of the words in there: CLOCK_MONOTONIC of the loop's last turn
-TICK_MS = 100  # the longest turn: as in a layer (bus.node), or the keepers would take it for hung
+TICK_S = 0.1  # the longest turn: as in a layer (bus.node), or the keepers would take it for hung
 
 
 class Port:
     """One stack on the wire: its process, and the pipe to its link."""
 
-    def __init__(self, number: int, pidfd: int, outbox: zmq.Socket) -> None:
+    def __init__(self, number: int, pidfd: int, outbox: Push) -> None:
         self.number = number
         self.pidfd = pidfd
         self.outbox = outbox
@@ -59,29 +59,27 @@ class Process:
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
-        self._poll = select.poll()
-        self._context = zmq.Context()
-        self._inbox = self._context.socket(zmq.PULL)
-        set_defaults(self._inbox)
-        self._inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-        self._inbox.bind(f"ipc://{directory / SWITCH_SOCKET}")
+        self._poller = Poller()
+        self._inbox = Pull(_listener(directory / SWITCH_SOCKET), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
 
     def run(self) -> None:
         """Serve until no port is left, and remove the wire."""
-        self._poll.register(self._inbox, select.POLLIN)
         gc.collect()
         gc.freeze()
-        wait, by_pidfd = self._poll.poll, self._by_pidfd
+        wait, pushes, by_pidfd, read = self._poller.epoll.poll, self._poller.pushes, self._by_pidfd, self._inbox.read
         while self._look():
-            more = True  # ZeroMQ's descriptor is an edge: only an inbox found empty may be waited for
             while self._ports:
-                ready = wait(0 if more else TICK_MS)
+                ready = wait(TICK_S)
                 now = time.monotonic()
                 self._counters[BEAT_NS] = int(now * 1e9)
-                more = self._take_inbox(now)
                 for descriptor, _ in ready:
-                    if descriptor in by_pidfd:
+                    if descriptor in pushes:
+                        pushes[descriptor].hear()
+                    elif descriptor in by_pidfd:
                         self._leave(by_pidfd[descriptor])
+                    else:
+                        for message in read(descriptor) or ():
+                            self._take(message, now)
         self._remove()
 
     def _look(self) -> bool:
@@ -115,17 +113,14 @@ class Process:
         if number in self._ports or len(self._ports) >= PORTS_MAX:
             os.close(pidfd)
             return self._ports.get(number)
-        outbox = self._context.socket(zmq.PUSH)
-        set_defaults(outbox)
-        outbox.connect(f"ipc://{path}")
-        port = Port(number, pidfd, outbox)
+        port = Port(number, pidfd, Push(str(path), self._poller))
         self._ports[number] = self._by_pidfd[pidfd] = port
-        self._poll.register(pidfd, select.POLLIN)
+        self._poller.epoll.register(pidfd, select.EPOLLIN)
         self._switch.join(number)
         return port
 
     def _leave(self, port: Port) -> None:
-        self._poll.unregister(port.pidfd)
+        self._poller.epoll.unregister(port.pidfd)
         os.close(port.pidfd)
         port.outbox.close()
         del self._ports[port.number], self._by_pidfd[port.pidfd]
@@ -133,16 +128,6 @@ class Process:
         (self._directory / port_name(port.number)).unlink(missing_ok=True)
 
     # -- frames --------------------------------------------------------------------------------------------------
-
-    def _take_inbox(self, now: float) -> bool:
-        """Take what is in the inbox, up to a bound; False where it was found empty."""
-        receive, take = self._inbox.recv, self._take
-        try:
-            for _ in range(MESSAGES_PER_TURN):
-                take(receive(zmq.NOBLOCK), now)
-        except zmq.Again:
-            return False
-        return True
 
     def _take(self, message: bytes, now: float) -> None:
         counters = self._counters
@@ -160,12 +145,16 @@ class Process:
             self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:
-        try:
-            port.outbox.send(message, zmq.NOBLOCK)
-        except zmq.Again:
-            self._counters[C.port_full] += frames
-        else:
-            self._counters[C.frames_out] += frames
+        self._counters[C.frames_out if port.outbox.send(message) else C.port_full] += frames
+
+
+def _listener(path: Path) -> int:
+    """A descriptor that listens there, in the place of a former switch's."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(CONNECTIONS_MAX)
+    return listener.detach()
 
 
 def _counter_words(path: Path) -> memoryview:

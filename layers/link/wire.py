@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from collections import deque
 from pathlib import Path
-
-import zmq
 
 from bus.batch import OCTETS_MAX, Batch
 from bus.core import CounterWords
-from bus.pipes import PACK_OCTETS, PACK_RECORDS, set_defaults
-from bus.wire import SWITCH_SOCKET, pack, port_number, unpack
+from bus.pipes import PACK_OCTETS, PACK_RECORDS
+from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, pack, port_number, unpack
+from bus.zeromq import Poller, Pull, Push
 from layers.link.counters import Counters as C
 
 
@@ -25,33 +24,32 @@ class Wire:
         self._number = port_number(Path(inbox))
         self._frames: list[bytes] = []  # written, not yet sent
         self._octets = 0
-        context = zmq.Context()
-        self._inbox = context.socket(zmq.PULL)
-        set_defaults(self._inbox)
-        self._inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-        self._inbox.setsockopt(zmq.USE_FD, listener_fd)
-        self._inbox.bind(f"ipc://{inbox}")
-        self._outbox = context.socket(zmq.PUSH)
-        set_defaults(self._outbox)
-        self._outbox.connect(f"ipc://{Path(inbox).with_name(SWITCH_SOCKET)}")
-        self._outbox.send(pack(self._number, []))  # waits there until a switch listens
+        self._poller = Poller()
+        self._inbox = Pull(listener_fd, self._poller, OCTETS_MAX, CONNECTIONS_MAX)
+        self._arrived: deque[bytes] = deque()
+        self._outbox = Push(str(Path(inbox).with_name(SWITCH_SOCKET)), self._poller)
+        self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
 
     def fileno(self) -> int:
-        """ZeroMQ's descriptor: an edge, when something arrives after `read` found nothing."""
-        return self._inbox.fileno()
+        """Readable when something comes; `read` may leave some of that for its next calls."""
+        return self._poller.epoll.fileno()
 
     def read(self, batch: Batch) -> list[bytes]:
         """The frames of the next pack from the switch."""
-        receive = self._inbox.recv
-        try:
-            while True:
-                frames = _frames(receive(zmq.NOBLOCK))
-                if frames:
-                    batch.keep(frames)
-                    return frames
-                self._counters[C.wire_malformed] += 1
-        except zmq.Again:
-            return []
+        arrived = self._arrived
+        if not arrived:
+            for descriptor, _ in self._poller.epoll.poll(0):
+                if descriptor in self._poller.pushes:
+                    self._poller.pushes[descriptor].hear()
+                else:
+                    arrived.extend(self._inbox.read(descriptor) or ())
+        while arrived:
+            frames = _frames(arrived.popleft())
+            if frames:
+                batch.keep(frames)
+                return frames
+            self._counters[C.wire_malformed] += 1
+        return []
 
     def length(self, octets: memoryview) -> int:
         """Nothing is read without being counted."""
@@ -68,11 +66,11 @@ class Wire:
         """Send the pack, or drop it where the switch is away or slow and the pipe to it is full."""
         frames = self._frames
         if not frames:
+            if self._outbox.waiting:
+                self._outbox.flush()
             return
         self._frames, self._octets = [], 0
-        try:
-            self._outbox.send(pack(self._number, frames), zmq.NOBLOCK)
-        except zmq.Again:
+        if not self._outbox.send(pack(self._number, frames)):
             self._counters[C.medium_refused] += len(frames)
 
 

@@ -85,7 +85,9 @@ class Link:
 
     def end(self) -> None:
         if self.node is not None:
-            self.node._context.destroy(linger=0)
+            for push in list(self.node._poller.pushes.values()):
+                push.close()
+            self.node._inbox.close()
             self.node = None
 
     def live(self) -> None:

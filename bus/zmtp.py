@@ -1,0 +1,112 @@
+"""ZMTP 3.0, the protocol that ZeroMQ sockets speak (rfc.zeromq.org/spec/23), as far as one-way pipes need it. Pure.
+
+    greeting  64 octets: FF 00*8 7F, version 3.0, mechanism NULL, as-server 0, filler
+    READY     a command frame with the property Socket-Type
+    messages  each one frame: flags, length in one octet or (flag LONG) in eight, big-endian; the octets
+
+Either end sends greeting and READY at once, for what they hold depends on nothing that the other end says; messages
+once the other end's READY is there (libzmq takes them for a breach of protocol before).
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
+SHORT_MAX = 255
+
+_SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+_SIGNATURE_OCTETS = len(_SIGNATURE)
+_MECHANISM = b"NULL".ljust(20, b"\0")
+_MAJOR = 3
+_GREETING = _SIGNATURE + bytes((_MAJOR, 0)) + _MECHANISM + bytes(32)
+_GREETING_OCTETS = len(_GREETING)
+_READY = b"\x05READY"
+_LONG_HEAD = Struct(">BQ")
+_SHORT_HEADS = [bytes((0, length)) for length in range(SHORT_MAX + 1)]
+
+
+class ProtocolError(Exception):
+    """The octets are not ZMTP as it is spoken here; the text says why."""
+
+
+def opening(socket_type: bytes) -> bytes:
+    """What either end sends first: greeting and READY. `socket_type` is PUSH or PULL."""
+    name = b"Socket-Type"
+    body = _READY + bytes((len(name),)) + name + len(socket_type).to_bytes(4, "big") + socket_type
+    return _GREETING + bytes((COMMAND, len(body))) + body
+
+
+def message(octets: bytes) -> bytes:
+    """A message of one frame."""
+    length = len(octets)
+    return (_SHORT_HEADS[length] if length <= SHORT_MAX else _LONG_HEAD.pack(LONG, length)) + octets
+
+
+class Reader:
+    """What one peer sends, put together from octets as they come. Messages longer than `limit` octets are refused."""
+
+    __slots__ = ("_buffer", "_greeted", "_limit", "ready")
+
+    def __init__(self, limit: int) -> None:
+        self.ready = False  # the peer has said READY: messages may be sent to it
+        self._limit = limit
+        self._buffer = b""
+        self._greeted = False
+
+    def feed(self, octets: bytes) -> list[bytes]:
+        """The messages that are whole with these octets; ProtocolError, after which nothing more may be fed."""
+        buffer = self._buffer
+        if not buffer and self._greeted and len(octets) > 1 and not octets[0] and octets[1] == len(octets) - 2:
+            return [octets[2:]]  # one short message: most of what comes while little is going on
+        if buffer:
+            octets = buffer + octets
+        start = 0
+        if not self._greeted:
+            start = self._greeting(octets)
+            if not start:
+                self._buffer = octets
+                return []
+        return self._messages(octets, start)
+
+    def _greeting(self, octets: bytes) -> int:
+        """Where the frames begin; 0 while it is not all there."""
+        length = len(octets)
+        if octets[:1] != b"\xff" or (length >= _SIGNATURE_OCTETS and not octets[_SIGNATURE_OCTETS - 1] & 1):
+            raise ProtocolError("not a ZMTP greeting")
+        if length > _SIGNATURE_OCTETS and octets[_SIGNATURE_OCTETS] < _MAJOR:
+            raise ProtocolError("a version before 3.0")
+        if length < _GREETING_OCTETS:
+            return 0
+        if octets[12:32] != _MECHANISM:
+            raise ProtocolError("a security mechanism other than NULL")
+        self._greeted = True
+        return _GREETING_OCTETS
+
+    def _messages(self, octets: bytes, start: int) -> list[bytes]:
+        messages = []
+        end = len(octets)
+        while end - start >= 2:
+            flags = octets[start]
+            if not flags & LONG:
+                length = octets[start + 1]
+                body = start + 2
+            elif end - start < 9:
+                break
+            else:
+                _, length = _LONG_HEAD.unpack_from(octets, start)
+                body = start + 9
+            if flags & ~(LONG | COMMAND):
+                raise ProtocolError("a message of several parts" if flags & MORE else "a flag that ZMTP does not have")
+            if length > self._limit:
+                raise ProtocolError("a frame that is too long")
+            following = body + length
+            if following > end:
+                break
+            if not flags & COMMAND:
+                messages.append(octets[body:following])
+            elif octets.startswith(_READY, body):
+                self.ready = True
+            start = following
+        self._buffer = octets[start:] if start else octets
+        return messages
