@@ -16,9 +16,10 @@ from bus import memory, table
 from bus.journal import Journal
 from bus.peers import listener_pid
 from bus.pipes import Inlet, Outlet
-from bus.zeromq import Poller, Push
 from usernet.protocol import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
+from usernet.zeromq import PatientPush, Poller
 
+BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a guest: what bounds them are the receive buffers of its sockets
 GUEST_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
 
 
@@ -102,8 +103,9 @@ class Guests:
         except OSError:
             return None
         cell = memory.GUESTS + memory.GUEST_WORDS * place
-        push = Push(str(self._run_dir / inbox_name(number)), self._poller)
-        outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched)
+        push = PatientPush(str(self._run_dir / inbox_name(number)), self._poller)
+        outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched,
+                        BACKLOG_RECORDS)
         inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE, self._journal.done.get(number, 0))
         guest = Guest(number, place, pid, pidfd, outlet, inlet)
         self.by_number[number] = guest

@@ -22,12 +22,12 @@ from bus import memory, table
 from bus.counters import PipeCounters as C
 from bus.journal import Journal
 from bus.records import decoder
-from bus.zeromq import Push
 from usernet.protocol import MAX_RECORDS, VERSION, pack_frame, with_incarnation
+from usernet.zeromq import PatientPush
 
 PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
-BACKLOG_RECORDS = 256  # records that wait here once the socket is full; beyond that the newest data is dropped
+BACKLOG_RECORDS = 256  # between layers: records that wait behind a full pipe; beyond that the newest is dropped
 COUNTER_MAX = (1 << 64) - 1
 REPEAT_AT_START = 16  # frames of the journal that a starting producer repeats unasked; more, once the consumer answers
 
@@ -69,8 +69,9 @@ class Outlet:
     `pack`, then the journal is published, then `send`.
     """
 
-    def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
-                 cell: int, touched: list[Outlet]) -> None:
+    def __init__(self, socket: PatientPush, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
+                 cell: int, touched: list[Outlet], backlog_records: int = BACKLOG_RECORDS) -> None:
+        self._backlog_records = backlog_records
         self.socket = socket
         self.consumer = consumer
         self._send = socket.send
@@ -140,7 +141,7 @@ class Outlet:
                 self._pack_backlog()
             self._transmit(self._kind, records)
             return
-        room = BACKLOG_RECORDS - len(self._backlog)
+        room = self._backlog_records - len(self._backlog)
         if room < len(records):
             self._counters[C.bus_pipe_full] += len(records) - room
             del records[room:]

@@ -19,12 +19,12 @@ from types import CodeType, ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 
 
-PROTOCOL = "usernet.protocol"  # all that a layer has of the applications' library
+SHARED = ("usernet.protocol", "usernet.zeromq", "usernet.zmtp")  # all that a layer has of the applications' library
 
 
 def packages_of(layer: str) -> tuple[str, ...]:
-    """The packages, and the module, that the process of `layer` is made of."""
-    return ("bus", f"layers.{layer}", PROTOCOL)
+    """The packages, and the modules, that the process of `layer` is made of."""
+    return ("bus", f"layers.{layer}", *SHARED)
 
 
 class Booted:
@@ -54,10 +54,11 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def install(self) -> None:
         """In a fresh fork: forget these packages, and import them from here from now on."""
         for name in list(sys.modules):
-            if name.split(".")[0] in ("bus", "layers") or name == PROTOCOL:
+            if name.split(".")[0] in ("bus", "layers") or name in SHARED:
                 del sys.modules[name]
-        package, _, attribute = PROTOCOL.partition(".")
-        vars(sys.modules.get(package, sys)).pop(attribute, None)  # `from usernet import protocol` looks there first
+        for name in SHARED:
+            package, _, attribute = name.partition(".")
+            vars(sys.modules.get(package, sys)).pop(attribute, None)  # `from usernet import protocol` looks there first
         sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname, path=None, target=None):

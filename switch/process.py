@@ -25,12 +25,14 @@ from bus.wire import (
     SWITCH_COUNTERS,
     SWITCH_LOCK,
     SWITCH_SOCKET,
+    PatientPush,
+    Poller,
+    Pull,
     pack,
     port_name,
     port_number,
     unpack,
 )
-from bus.zeromq import Poller, Pull, Push
 from switch.core import Switch
 from switch.counters import Counters as C
 from usernet.protocol import MAX_FRAME_OCTETS
@@ -44,7 +46,7 @@ TICK_S = 0.1  # the longest turn: as in a layer (bus.node), or the keepers would
 class Port:
     """One stack on the wire: its process, and the pipe to its link."""
 
-    def __init__(self, number: int, pidfd: int, outbox: Push) -> None:
+    def __init__(self, number: int, pidfd: int, outbox: PatientPush) -> None:
         self.number = number
         self.pidfd = pidfd
         self.outbox = outbox
@@ -113,7 +115,7 @@ class Process:
         if number in self._ports or len(self._ports) >= PORTS_MAX:
             os.close(pidfd)
             return self._ports.get(number)
-        port = Port(number, pidfd, Push(str(path), self._poller))
+        port = Port(number, pidfd, PatientPush(str(path), self._poller))
         self._ports[number] = self._by_pidfd[pidfd] = port
         self._poller.epoll.register(pidfd, select.EPOLLIN)
         self._switch.join(number)

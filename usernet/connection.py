@@ -22,7 +22,6 @@ from pathlib import Path
 from time import monotonic
 
 import msgspec
-import zmq
 
 from usernet.description import Description
 from usernet.line import ALIVE_INTERVAL_S, Line, check_running
@@ -58,7 +57,6 @@ CONNECT_TIMEOUT_S = 5.0
 HELLO_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
 LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
-NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
 FAREWELL_S = 1.0  # how long a process that ends waits for its last frames to be taken: a service that hangs is replaced
 HANDLE_MAX = 0xFFFFFFFF
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
@@ -101,7 +99,7 @@ class Connection:
         self._incoming, self._journal = Incoming(), Journal()
         self._looked = 0.0
         self.sockets: weakref.WeakSet = weakref.WeakSet()
-        self._line = Line(run_dir, self.inbox_path)
+        self._line = Line(run_dir, self.inbox_path, self._sending)
         try:
             self._greet()
         except BaseException:
@@ -117,7 +115,8 @@ class Connection:
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
                 )
             hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done}
-            self._line.push(self._unnumbered(HELLO, hello), deadline)
+            with self._sending:
+                self._line.send(self._unnumbered(HELLO, hello), CONNECT_TIMEOUT_S)
             until = monotonic() + HELLO_INTERVAL_S
             while not self.welcome and (left := until - monotonic()) > 0:
                 self._read(left)
@@ -145,7 +144,7 @@ class Connection:
         if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
             return
         if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
-            self._line.destroy(linger_s)
+            self._line.destroy()
             self._sending.release()
         self.readers.leave()
 
@@ -197,7 +196,7 @@ class Connection:
     def _serve(self) -> None:
         try:
             self.readers.serve(self.alive, ALIVE_INTERVAL_S)
-        except (OSError, zmq.ZMQError):
+        except OSError:
             pass  # closed
         if not self.alive():
             for box in list(self._boxes.values()):
@@ -321,14 +320,11 @@ class Connection:
             sequence = journal.sequence + 1
             frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
             try:
-                line.send(frame, zmq.NOBLOCK)
-            except zmq.Again:
-                try:
-                    line.push(frame, None if timeout is None else monotonic() + (timeout or NO_ROOM_S))
-                except TimeoutError:
-                    if timeout == 0:
-                        raise would_block() from None
-                    raise
+                line.send(frame, timeout)
+            except TimeoutError:
+                if timeout == 0:
+                    raise would_block() from None
+                raise
             journal.append(frame)
             return sequence
 
@@ -338,11 +334,10 @@ class Connection:
     def _resume(self, done: int) -> None:
         """Repeat what the service has not processed; requests that are no longer kept as frames are made anew."""
         with self._sending:
-            deadline = monotonic() + CONNECT_TIMEOUT_S
             first, frames = self._journal.after(done)
-            self._line.push(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), deadline)
+            self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
             for frame in frames:
-                self._line.push(frame, deadline)
+                self._line.send(frame, CONNECT_TIMEOUT_S)
         for request in list(self._requests.values()):
             if request.sequence is not None and request.sequence < first:
                 request.sequence = self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S)
@@ -419,7 +414,11 @@ class Connection:
         with self.readers.lock:
             box.references -= 1
         if not box.references and self._boxes.pop(box.handle, None) is not None and not self.closed:
-            self._ask("close", {"handle": box.handle}, None)  # nothing to wait for: later requests come after it
+            try:
+                self._ask("close", {"handle": box.handle}, None)  # nothing to wait for: later requests come after it
+            except OSError:
+                if self.alive():  # else the stack was taken down, and the socket with it
+                    raise
 
     def _bury_orphans(self) -> None:
         while self.orphans:

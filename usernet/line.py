@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
+import select
+import socket
 import stat
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from time import monotonic
-
-import zmq
-from zmq.backend import Socket as BackendSocket
 
 from usernet.names import os_error, timed_out
 from usernet.protocol import MAX_FRAME_OCTETS
 from usernet.rundir import SERVICE_SOCKET
+from usernet.zeromq import PatientPush, Poller, Pull
 
-SEND_HIGH_WATER = 64  # frames that wait in ZeroMQ while the service is away
 ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
-WAKE = "inproc://wake"
+CONNECT_INTERVAL_S = 0.005  # who has nobody to connect to tries that often
+CONNECTIONS_MAX = 16  # at our inbox: the service's, those of its former incarnations
+NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
+WAKE = b""  # what `receive` returns to who was woken
 
 
 def check_running(run_dir: Path, name: str) -> None:
@@ -37,86 +40,116 @@ def check_running(run_dir: Path, name: str) -> None:
 
 
 class Line:
-    """`inbox_path`: the file on which we listen. One thread at a time receives, one at a time sends."""
+    """`inbox_path`: the file on which we listen. One thread at a time receives; one sends, and holds `sending`."""
 
-    def __init__(self, run_dir: Path, inbox_path: Path) -> None:
+    def __init__(self, run_dir: Path, inbox_path: Path, sending: threading.Lock) -> None:
         self.inbox_path = inbox_path
         self.closed = False
-        self._context = zmq.Context()
-        self._receive_timeout_ms = -1
-        try:
-            self._inbox = self._socket(zmq.PULL)
-            self._inbox.setsockopt(zmq.RCVHWM, 0)  # receive buffers bound it; a bound here would lose replies too
-            self._inbox.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-            self._inbox.bind(f"ipc://{inbox_path}")
-            self._inbox.bind(WAKE)
-            outbox = self._socket(zmq.PUSH)
-            outbox.connect(f"ipc://{run_dir / SERVICE_SOCKET}")
-        except zmq.ZMQError as error:
-            self.destroy(0)
-            raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
-        self._outbox = outbox
-        # send(frame, zmq.NOBLOCK); zmq.Again where the pipe is full. Without zmq.Socket's conveniences: twice as fast
-        self.send = partial(BackendSocket.send, outbox)
-
-    def _socket(self, kind: int) -> zmq.Socket:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_OCTETS)
-        socket.setsockopt(zmq.RECONNECT_IVL, 1)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 1000)
-        return socket
+        self._sending = sending
+        self._received: deque[bytes] = deque()
+        self._poller = Poller()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.epoll.register(self._wake, select.EPOLLIN)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                listener.bind(str(inbox_path))
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
+            listener.listen()
+            self._inbox = Pull(listener.detach(), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
+        self._outbox = PatientPush(str(run_dir / SERVICE_SOCKET), self._poller)
 
     def alive(self) -> bool:
         """False once the stack was taken down: our inbox went with its run directory."""
         return not self.closed and self.inbox_path.exists()
 
-    def push(self, frame: bytes, deadline: float | None) -> None:
-        """Send, waiting for room in the pipe. ENETDOWN where the stack is gone, TimeoutError at the deadline."""
-        while True:
-            left = ALIVE_INTERVAL_S if deadline is None else min(deadline - monotonic(), ALIVE_INTERVAL_S)
-            if left <= 0:
+    def send(self, frame: bytes, timeout: float | None) -> None:
+        """Send, and wait until the pipe has taken it, at most so long: then it leaves with what comes later.
+
+        ENETDOWN where the stack is gone, TimeoutError where too much waits already. A timeout of 0: do not wait.
+        """
+        outbox = self._outbox
+        taken = outbox.send(frame)
+        if taken and (timeout == 0 or not outbox.waiting):
+            return
+        deadline = None if timeout is None else monotonic() + (timeout or NO_ROOM_S)
+        while not taken:
+            if not self._await_room(deadline):
                 raise timed_out()
-            self._outbox.setsockopt(zmq.SNDTIMEO, math.ceil(left * 1000))
-            try:
-                self._outbox.send(frame)
-                return
-            except zmq.Again:
-                if not self.alive():
-                    raise os_error(errno.ENETDOWN) from None
+            taken = outbox.send(frame)
+        while timeout != 0 and outbox.waiting and self._await_room(deadline):
+            pass
+
+    def _await_room(self, deadline: float | None) -> bool:
+        """Wait until something has happened to the pipe; False where nothing has until the deadline."""
+        left = ALIVE_INTERVAL_S if deadline is None else min(deadline - monotonic(), ALIVE_INTERVAL_S)
+        if left <= 0:
+            return False
+        descriptor = self._outbox.fileno()
+        if descriptor < 0:
+            time.sleep(min(left, CONNECT_INTERVAL_S))
+            self._outbox.flush()
+        else:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN | (select.POLLOUT if self._outbox.ready else 0))
+            if poll.poll(left * 1000 + 1):
+                self._outbox.hear()
+        if not self.alive():
+            raise os_error(errno.ENETDOWN)
+        return True
 
     def receive(self, timeout: float | None) -> bytes | None:
         """The next frame; None where none came in time. A timeout of None: for ever, 0: do not wait."""
-        if self.closed:
-            raise os_error(errno.ENETDOWN)
-        milliseconds = -1 if timeout is None else max(0, math.ceil(timeout * 1000))
-        if milliseconds != self._receive_timeout_ms:
-            self._inbox.setsockopt(zmq.RCVTIMEO, milliseconds)
-            self._receive_timeout_ms = milliseconds
-        try:
-            return self._inbox.recv()
-        except zmq.Again:
-            return None
+        received = self._received
+        if received:
+            return received.popleft()
+        deadline = None if timeout is None else monotonic() + timeout
+        while not self.closed:
+            self._listen(timeout)
+            if received:
+                return received.popleft()
+            if deadline is not None and (timeout := deadline - monotonic()) <= 0:
+                return None
+        raise os_error(errno.ENETDOWN)
+
+    def _listen(self, timeout: float | None) -> None:
+        """Wait for one event, or several at once, and do what is due."""
+        for descriptor, _ in self._poller.epoll.poll(timeout):
+            frames = self._inbox.read(descriptor)
+            if frames is not None:
+                self._received += frames
+            elif descriptor == self._wake:
+                os.eventfd_read(self._wake)
+                self._received.append(WAKE)
+            elif self._sending.acquire(blocking=False):  # else: who sends looks after it
+                try:
+                    if descriptor == self._outbox.fileno():
+                        self._outbox.hear()
+                finally:
+                    self._sending.release()
 
     def waiting(self) -> Iterator[bytes]:
         """The frames that are there already."""
-        while int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            yield self._inbox.recv(zmq.NOBLOCK)
+        while True:
+            if not self._received:
+                self._listen(0)
+            if not self._received:
+                return
+            yield self._received.popleft()
 
     def poke(self) -> None:
-        """Wake the thread that is receiving: it gets an empty frame. May be called by any thread."""
-        with self._context.socket(zmq.PUSH) as poke:
-            poke.connect(WAKE)
-            poke.send(b"", zmq.NOBLOCK)
+        """Wake the thread that is receiving: it gets WAKE. May be called by any thread."""
+        os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Nothing is received from here on; who is receiving is woken. `destroy` is due when nobody is left."""
         self.closed = True
         self.poke()
 
-    def destroy(self, linger_s: float) -> None:
-        """Both sockets, once nobody uses them any more; what is on its way out has that long to leave."""
-        self._context.destroy(linger=int(linger_s * 1000))
+    def destroy(self) -> None:
+        """Both sockets, once nobody uses them any more. What was sent can still be read."""
+        self._outbox.close()
+        self._inbox.close()
+        self._poller.epoll.close()
+        os.close(self._wake)
         self.inbox_path.unlink(missing_ok=True)

@@ -430,8 +430,8 @@ context.destroy(linger=300)
 
     attempt("shut")
     before = stack.counters("sockets")
-    modes = {path: path.stat().st_mode for path in [stack.home, stack.run_dir.parent, stack.run_dir,
-                                                    *stack.run_dir.glob("*.sock")]}
+    targets = (stack.run_dir / "control.sock", stack.run_dir / "sockets.sock")
+    modes = {path: path.stat().st_mode for path in (stack.home, stack.run_dir.parent, stack.run_dir, *targets)}
     try:
         for path in modes:
             path.chmod(0o777)

@@ -46,6 +46,20 @@ def test_echo(run):
     assert server.wait(10) == 0
 
 
+def test_an_application_of_plain_zeromq_outlives_the_service(run, service):
+    server = run("zeromq_echo.py", f"{ADDRESS}:9001")
+    assert server.stdout.readline() == f"echoing at {ADDRESS}:9001\n"
+    with usernet.Stack(run_dir=service.run_dir).socket(usernet.AF_INET, usernet.SOCK_DGRAM) as client:
+        client.settimeout(30)
+        for number in range(900):  # more than its receive buffer holds
+            if number % 300 == 150:
+                service.restart()
+            client.sendto(b"%d" % number, (ADDRESS, 9001))
+            assert client.recv(100) == b"%d" % number
+    server.send_signal(signal.SIGINT)
+    assert (server.wait(10), server.stderr.read()) == (0, "")
+
+
 def test_two_threads(run):
     out, err = run("two_threads.py").communicate(timeout=30)
     assert err == ""

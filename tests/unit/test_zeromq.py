@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
-from bus.zeromq import WAITING_MAX, Poller, Pull, Push
+from usernet.zeromq import WAITING_MAX, PatientPush, Poller, Pull, Push
 
 OCTETS_MAX = 1 << 18
 PATIENCE_S = 5.0
@@ -34,8 +34,8 @@ class End:
         self._pull = Pull(os.dup(self.listener.fileno()), self.poller, OCTETS_MAX, connections_max)
         return self._pull
 
-    def push(self, path: str) -> Push:
-        return Push(path, self.poller)
+    def push(self, path: str, kind: type[Push] = PatientPush) -> Push:
+        return kind(path, self.poller)
 
     def turn(self, wait_s: float = 0.0) -> None:
         for descriptor, _ in self.poller.epoll.poll(wait_s):
@@ -129,7 +129,7 @@ def test_who_waits_does_not_spin(stack, tmp_path):
     assert near.poller.epoll.poll(0) == []  # nobody accepts
     far.serve()
     push = near.push(far.path)
-    until(lambda: push._direct, near, far)
+    until(lambda: push.ready, near, far)
     assert near.poller.epoll.poll(0) == []  # there is room: no news
     while push.send(bytes(60_000)):
         pass
@@ -138,7 +138,7 @@ def test_who_waits_does_not_spin(stack, tmp_path):
     until(lambda: near.poller.epoll.poll(0) == [], far)
 
 
-def test_a_push_finds_the_next_reader_at_once_and_sends_again_what_was_out_in_part(stack, tmp_path):
+def test_a_push_finds_the_next_reader_at_once(stack, tmp_path):
     near, far = (End(stack, str(tmp_path / name)) for name in "ab")
     first = far.serve()
     push = near.push(far.path)
@@ -146,14 +146,26 @@ def test_a_push_finds_the_next_reader_at_once_and_sends_again_what_was_out_in_pa
     until(lambda: far.taken == [b"first"], near, far)
     while push.send(b"L" * 60_000):
         pass
-    assert 0 < push._sent < 60_000
     far.taken.clear()
     first.close()  # it dies, and the keeper holds its listener
-    until(lambda: push._sent == 0, near)
+    until(lambda: not push.ready, near)
     far.serve()
-    until(lambda: not push.waiting, near, far)
     until(lambda: len(far.taken) >= WAITING_MAX, near, far)
-    assert set(far.taken) == {b"L" * 60_000}
+    assert not push.waiting
+    assert set(far.taken) == {b"L" * 60_000}  # nothing of the message that the dead one had read in part
+
+
+def test_an_impatient_push_takes_a_message_that_fits_in_part_and_no_other(stack, tmp_path):
+    near, far = (End(stack, str(tmp_path / name)) for name in "ab")
+    push = near.push(far.path, Push)
+    assert not push.send(b"to nobody")
+    far.serve()
+    until(lambda: push.ready, near, far)
+    sent = 0
+    while push.send(bytes(60_000)):
+        sent += 1
+    until(lambda: len(far.taken) == sent, near, far)
+    assert far.taken == [bytes(60_000)] * sent
 
 
 def test_a_push_whose_file_is_not_there_yet(stack, tmp_path):
@@ -185,7 +197,9 @@ def test_so_many_connections_and_no_more(stack, tmp_path):
     pull = far.serve(connections_max=3)
     pushes = [near.push(far.path) for _ in range(4)]
     until(lambda: pull.refused == 1, near, far)
-    assert sum(push.send(b"in") and push._direct for push in pushes) <= 3
+    until(lambda: sum(push.ready for push in pushes) == 3, near, far)
+    for push in pushes:
+        push.send(b"in")
     until(lambda: far.taken == [b"in"] * 3, near, far)
 
 

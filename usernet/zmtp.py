@@ -26,10 +26,6 @@ _LONG_HEAD = Struct(">BQ")
 _SHORT_HEADS = [bytes((0, length)) for length in range(SHORT_MAX + 1)]
 
 
-class ProtocolError(Exception):
-    """The octets are not ZMTP as it is spoken here; the text says why."""
-
-
 def opening(socket_type: bytes) -> bytes:
     """What either end sends first: greeting and READY. `socket_type` is PUSH or PULL."""
     name = b"Socket-Type"
@@ -46,60 +42,62 @@ def message(octets: bytes) -> bytes:
 class Reader:
     """What one peer sends, put together from octets as they come. Messages longer than `limit` octets are refused."""
 
-    __slots__ = ("_buffer", "_greeted", "_limit", "ready")
+    __slots__ = ("_buffer", "_greeted", "_limit", "error", "ready")
 
     def __init__(self, limit: int) -> None:
         self.ready = False  # the peer has said READY: messages may be sent to it
+        self.error = ""  # why what came is not ZMTP as it is spoken here; from then on nothing is taken
         self._limit = limit
         self._buffer = b""
         self._greeted = False
 
     def feed(self, octets: bytes) -> list[bytes]:
-        """The messages that are whole with these octets; ProtocolError, after which nothing more may be fed."""
+        """The messages that are whole with these octets."""
         buffer = self._buffer
         if not buffer and self._greeted and len(octets) > 1 and not octets[0] and octets[1] == len(octets) - 2:
             return [octets[2:]]  # one short message: most of what comes while little is going on
         if buffer:
             octets = buffer + octets
-        start = 0
-        if not self._greeted:
-            start = self._greeting(octets)
-            if not start:
-                self._buffer = octets
-                return []
-        return self._messages(octets, start)
+        messages: list[bytes] = []
+        start = 0 if self._greeted else self._greeting(octets)
+        if self._greeted and not self.error:
+            start = self._messages(octets, start, messages)
+        self._buffer = octets[start:]
+        return messages
 
     def _greeting(self, octets: bytes) -> int:
         """Where the frames begin; 0 while it is not all there."""
         length = len(octets)
         if octets[:1] != b"\xff" or (length >= _SIGNATURE_OCTETS and not octets[_SIGNATURE_OCTETS - 1] & 1):
-            raise ProtocolError("not a ZMTP greeting")
-        if length > _SIGNATURE_OCTETS and octets[_SIGNATURE_OCTETS] < _MAJOR:
-            raise ProtocolError("a version before 3.0")
-        if length < _GREETING_OCTETS:
-            return 0
-        if octets[12:32] != _MECHANISM:
-            raise ProtocolError("a security mechanism other than NULL")
-        self._greeted = True
-        return _GREETING_OCTETS
+            self.error = "not a ZMTP greeting"
+        elif length > _SIGNATURE_OCTETS and octets[_SIGNATURE_OCTETS] < _MAJOR:
+            self.error = "a version before 3.0"
+        elif length >= _GREETING_OCTETS and octets[12:32] != _MECHANISM:
+            self.error = "a security mechanism other than NULL"
+        elif length >= _GREETING_OCTETS:
+            self._greeted = True
+            return _GREETING_OCTETS
+        return 0
 
-    def _messages(self, octets: bytes, start: int) -> list[bytes]:
-        messages = []
+    def _messages(self, octets: bytes, start: int, messages: list[bytes]) -> int:
+        """Append the whole ones from `start` on; where the next begins."""
         end = len(octets)
         while end - start >= 2:
             flags = octets[start]
             if not flags & LONG:
                 length = octets[start + 1]
                 body = start + 2
-            elif end - start < 9:
+            elif end - start < _LONG_HEAD.size:
                 break
             else:
                 _, length = _LONG_HEAD.unpack_from(octets, start)
-                body = start + 9
+                body = start + _LONG_HEAD.size
             if flags & ~(LONG | COMMAND):
-                raise ProtocolError("a message of several parts" if flags & MORE else "a flag that ZMTP does not have")
+                self.error = "a message of several parts" if flags & MORE else "a flag that ZMTP does not have"
+                break
             if length > self._limit:
-                raise ProtocolError("a frame that is too long")
+                self.error = "a frame that is too long"
+                break
             following = body + length
             if following > end:
                 break
@@ -108,5 +106,4 @@ class Reader:
             elif octets.startswith(_READY, body):
                 self.ready = True
             start = following
-        self._buffer = octets[start:] if start else octets
-        return messages
+        return start

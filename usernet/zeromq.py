@@ -1,9 +1,8 @@
 """PULL and PUSH sockets of ZeroMQ over ipc, without its thread (docs/decisions/pipes.md).
 
-A PULL listens on a descriptor that somebody else holds (the keeper), so who connects while no layer is there to accept
-waits for the next one. A PUSH connects at once, sends once the other end has said READY, and connects anew as soon as
-its peer is gone. Of what waits between the two a part is in the PUSH, and outlives the peer; what the kernel has taken
-dies with it, and is in the journal (`bus.journal`).
+A PULL listens on a descriptor that may be somebody else's too (a layer's is the keeper's), so who connects while nobody
+is there to accept waits for the next one. A PUSH connects at once, sends when the other end has said READY, and
+connects anew as soon as its peer is gone. What the kernel has taken dies with the peer: the journals have it.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import socket
 import struct
 from collections import deque
 
-from bus import zmtp
+from usernet import zmtp
 
 READ_OCTETS = 1 << 16
-WAITING_MAX = 64  # messages that may wait in a PUSH for room, or for somebody to take them
+WAITING_MAX = 64  # messages that may wait in a PatientPush
 COMMAND_OCTETS_MAX = 1024  # of what a PULL says: READY
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an Enum costs an operator call
 _CREDENTIALS = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
@@ -55,18 +54,18 @@ class Pull:
                 return None
             self._accept()
             return []
+        reader = found[1]
         try:
             octets = os.read(descriptor, READ_OCTETS)
-            if octets:
-                return found[1].feed(octets)
         except BlockingIOError:
             return []
-        except OSError:
-            pass  # reset: as the end
-        except zmtp.ProtocolError:
-            self.refused += 1
-        self._drop(descriptor)
-        return []
+        except OSError:  # reset: as the end
+            octets = b""
+        messages = reader.feed(octets)
+        if not octets or reader.error:
+            self.refused += bool(reader.error)
+            self._drop(descriptor)
+        return messages
 
     def _accept(self) -> None:
         try:
@@ -101,90 +100,90 @@ class Pull:
 
 
 class Push:
-    """The writing end of one pipe, to the socket file `path`."""
+    """The writing end of one pipe, to the socket file `path`. One thread at a time."""
 
     def __init__(self, path: str, poller: Poller) -> None:
         self._path = path
         self._poller = poller
         self._socket: socket.socket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
-        self._waiting: deque[bytes] = deque()
-        self._sent = 0  # octets of the first that waits
-        self._direct = False  # READY was said and nothing waits: a message goes to the kernel right away
+        self._rest = b""  # of a message that was taken and is not all out
+        self._open = False  # the peer has said READY, there is no rest, and there may be room
         self._connect()
 
     @property
     def waiting(self) -> bool:
-        """True while something waits: `flush` should be called when `Poller` tells of this socket, and now and then."""
-        return bool(self._waiting)
+        """True while something that was taken is not out: `flush` should be called now and then."""
+        return bool(self._rest)
+
+    @property
+    def ready(self) -> bool:
+        """True once the peer takes messages."""
+        return self._reader.ready
+
+    def fileno(self) -> int:
+        """The descriptor whose events `hear` is to be told of; -1 where nobody was there to connect to."""
+        return -1 if self._socket is None else self._socket.fileno()
 
     def send(self, message: bytes) -> bool:
-        """Take a message, without waiting; False where there is no room for it."""
+        """Send a message, without waiting; False where there is no room for it, or nobody who takes it."""
+        if not self._open and not self._reopen():
+            return False
         octets = zmtp.message(message)
-        if self._direct:
-            sent = 0
-            try:
-                sent = self._socket.send(octets, MSG_NOSIGNAL)  # type: ignore[union-attr]
-                if sent == len(octets):
-                    return True
-                self._block()
-            except BlockingIOError:
-                self._block()
-            except OSError:  # EPIPE, ECONNRESET
-                self._reconnect()
-            self._waiting.append(octets)
-            self._sent = sent
-            return True
-        if len(self._waiting) >= WAITING_MAX:
-            self.flush()
-            if len(self._waiting) >= WAITING_MAX:
-                return False
-        self._waiting.append(octets)
-        self.flush()
+        try:
+            sent = self._socket.send(octets, MSG_NOSIGNAL)  # type: ignore[union-attr]
+        except BlockingIOError:
+            self._block()
+            return False
+        except OSError:  # EPIPE, ECONNRESET
+            self._reconnect()
+            return False
+        if sent != len(octets):
+            self._rest = octets[sent:]
+            self._block()
         return True
 
     def flush(self) -> None:
-        """Send what waits, as far as there is room; connect where nobody was there to connect to."""
+        """Get out what waits, as far as there is room; connect where nobody was there to connect to."""
+        self._reopen()
+
+    def _reopen(self) -> bool:
+        """True where a message may be sent."""
+        if self._open:
+            return True
         if self._socket is None:
             self._connect()
-        if self._direct or not self._reader.ready:
-            return
-        waiting = self._waiting
+        if not self._reader.ready:
+            return False
         try:
-            while waiting:
-                octets = waiting[0]
-                self._sent += self._socket.send(octets[self._sent :], MSG_NOSIGNAL)  # type: ignore[union-attr]
-                if self._sent < len(octets):
-                    break
-                waiting.popleft()
-                self._sent = 0
+            while self._rest:
+                self._rest = self._rest[self._socket.send(self._rest, MSG_NOSIGNAL) :]  # type: ignore[union-attr]
         except BlockingIOError:
-            pass
+            self._block()
+            return False
         except OSError:
             self._reconnect()
-            return
-        if waiting:
-            self._block()
-        else:
-            self._direct = True
-            self._watch(_IN)
+            return False
+        self._open = True
+        self._watch(_IN)
+        return True
 
     def _block(self) -> None:
         """No room: the poller shall tell when there is some."""
-        self._direct = False
+        self._open = False
         self._watch(_IN_OUT)
 
     def hear(self) -> None:
         """The poller told of this socket: the peer says READY, or is gone, or has room again."""
         try:
             octets = self._socket.recv(READ_OCTETS)  # type: ignore[union-attr]
-            gone = not octets
-            self._reader.feed(octets)
         except BlockingIOError:
-            gone = False
-        except (OSError, zmtp.ProtocolError):
-            gone = True
-        if not gone:
+            self.flush()
+            return
+        except OSError:  # ECONNRESET
+            octets = b""
+        self._reader.feed(octets)
+        if octets and not self._reader.error:
             self.flush()
         elif self._reader.ready:
             self._reconnect()
@@ -192,7 +191,7 @@ class Push:
             self.close()  # who hangs up at once is called again when there is something to say
 
     def _reconnect(self) -> None:
-        """To whoever listens there next. A message that was out in part is sent again, whole."""
+        """To whoever listens there next. The rest of a message dies with who read its beginning."""
         self.close()
         self._connect()
 
@@ -212,12 +211,44 @@ class Push:
         self._poller.epoll.modify(self._socket.fileno(), events)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """End the connection; what the kernel has taken can still be read, what waits here stays here."""
-        self._direct = False
-        self._sent = 0
+        """End the connection; what the kernel has taken can still be read."""
+        self._open = False
+        self._rest = b""
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         if self._socket is not None:
             del self._poller.pushes[self._socket.fileno()]
             self._poller.epoll.unregister(self._socket.fileno())
             self._socket.close()
             self._socket = None
+
+
+class PatientPush(Push):
+    """A PUSH with which messages wait for room, or for somebody to take them. They outlive a connection."""
+
+    def __init__(self, path: str, poller: Poller) -> None:
+        self._messages: deque[bytes] = deque()
+        super().__init__(path, poller)
+
+    @property
+    def waiting(self) -> bool:
+        """True while something is not out."""
+        return bool(self._messages or self._rest)
+
+    def send(self, message: bytes) -> bool:
+        """Take a message; False where too many wait already."""
+        if self._messages:
+            self.flush()
+        if not self._messages and super().send(message):
+            return True
+        if len(self._messages) >= WAITING_MAX:
+            return False
+        self._messages.append(message)
+        return True
+
+    def flush(self) -> None:
+        """Get out what waits, as far as there is room."""
+        messages, send = self._messages, super().send
+        if not messages:
+            self._reopen()
+        while messages and send(messages[0]):
+            messages.popleft()

@@ -1,0 +1,141 @@
+"""A UDP echo server that needs pyzmq and nothing of usernet: docs/app-protocol.md, spoken by hand.
+
+    python examples/zeromq_echo.py ADDRESS:PORT        (with a stack running)
+
+It goes on when the socket service is killed, for both ends number their frames and keep the last of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+import sys
+import tempfile
+from collections import deque
+
+import zmq
+
+SEND, DATAGRAM, HELLO, RESUME, REQUEST, REPLY, CREDIT = 1, 2, 128, 129, 130, 131, 132
+FRAME = struct.Struct("<BBHIQQ")  # version, kind, count of records, incarnation, sender, sequence number
+SEND_HEADER = struct.Struct("<I4sH4sBBH")  # handle, destination, port, source, TTL, TOS, flags
+DATAGRAM_HEADER = struct.Struct("<I4sH4sBB")  # handle, source, port, destination, TTL, TOS
+DATAGRAM_OVERHEAD, CREDIT_BATCH, CREDIT_TOTAL = 256, 100_000, 1 << 31
+
+
+def run_dir() -> str:
+    """Where the stack's sockets are."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    base = f"{base}/usernet" if base else f"{tempfile.gettempdir()}/usernet-{os.getuid()}"
+    return os.environ.get("USERNET_DIR") or f"{base}/{os.environ.get('USERNET_NAME', 'default')}"
+
+
+class Application:
+    """Two ZeroMQ sockets, and how far each side has come."""
+
+    def __init__(self, directory: str) -> None:
+        self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
+        context = zmq.Context()
+        self.inbox, self.outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+        self.inbox.set(zmq.RCVHWM, 0)
+        self.outbox.set(zmq.RECONNECT_IVL, 1)
+        self.inbox.bind(f"ipc://{directory}/app-{self.id:x}.sock")
+        self.outbox.connect(f"ipc://{directory}/sockets.sock")
+        self.sent = self.done = self.incarnation = 0
+        self.resumed = False
+        self.kept: deque[tuple[int, bytes]] = deque(maxlen=256)
+        self.unanswered: dict[int, dict] = {}
+        self.answers: dict[int, dict] = {}
+        self.requests = 0
+        self.handle = 0  # of our one socket
+        self.greet(HELLO, {"version": 1, "inbox": f"app-{self.id:x}.sock", "done": 0})
+        while not self.incarnation:
+            self.receive()
+
+    def frame(self, kind: int, sequence: int, record: bytes) -> bytes:
+        return FRAME.pack(1, kind, 1, 1, self.id, sequence) + struct.pack("<I", len(record)) + record
+
+    def greet(self, kind: int, fields: dict) -> None:
+        self.outbox.send(self.frame(kind, 0, json.dumps(fields).encode()))
+
+    def send(self, kind: int, record: bytes) -> None:
+        self.sent += 1
+        self.kept.append((self.sent, self.frame(kind, self.sent, record)))
+        self.outbox.send(self.kept[-1][1])
+
+    def request(self, op: str, **fields: object) -> dict:
+        """Ask, and wait for the answer; datagrams that come meanwhile are dropped."""
+        self.requests += 1
+        number = self.requests
+        self.unanswered[number] = {"id": number, "op": op, **fields}
+        self.send(REQUEST, json.dumps(self.unanswered[number]).encode())
+        while number not in self.answers:
+            self.receive()
+        answer = self.answers.pop(number)
+        if answer["errno"]:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        return answer
+
+    def receive(self) -> list[bytes]:
+        """Wait for a frame; the DATAGRAM records that it brings."""
+        frame = self.inbox.recv()
+        _, kind, count, incarnation, _, sequence = FRAME.unpack_from(frame)
+        records, at = [], FRAME.size + 4 * count
+        for length in struct.unpack_from(f"<{count}I", frame, FRAME.size):
+            records.append(frame[at : at + length])
+            at += length
+        if incarnation < self.incarnation:
+            return []
+        if sequence == 0:
+            self.greeted(kind, incarnation, json.loads(records[0]))
+        elif sequence == self.done + 1 or (sequence > self.done and self.resumed):  # else repeated, or too early
+            self.done = sequence
+            if kind == DATAGRAM:
+                return records
+            for answer in map(json.loads, records if kind == REPLY else []):
+                if self.unanswered.pop(answer["id"], None):
+                    self.answers[answer["id"]] = answer
+        return []
+
+    def greeted(self, kind: int, incarnation: int, fields: dict) -> None:
+        """The service has started; or says where it goes on."""
+        self.resumed = kind == RESUME
+        if self.resumed:
+            self.done = max(self.done, fields["first"] - 1)
+        elif kind == HELLO:
+            self.incarnation = incarnation
+            kept = [(number, frame) for number, frame in self.kept if number > fields["done"]]
+            self.greet(RESUME, {"first": kept[0][0] if kept else self.sent + 1, "done": self.done})
+            for _, frame in kept:
+                self.outbox.send(frame)
+            for request in list(self.unanswered.values()):  # executed once, however often it is sent
+                self.send(REQUEST, json.dumps(request).encode())
+            self.send(CREDIT, struct.pack("<II", self.handle, CREDIT_TOTAL))  # nothing of ours is queued
+
+
+def main(local: str) -> None:
+    address, _, port = local.rpartition(":")
+    application = Application(run_dir())
+    handle = application.handle = application.request("socket", type="dgram")["handle"]
+    bound = application.request("bind", handle=handle, address=address, port=int(port))
+    print(f"echoing at {bound['address']}:{bound['port']}", flush=True)
+    consumed = 0
+    while True:
+        for record in application.receive():
+            _, source, source_port, destination, _, _ = DATAGRAM_HEADER.unpack_from(record)
+            payload = record[DATAGRAM_HEADER.size :]
+            application.send(SEND, SEND_HEADER.pack(handle, source, source_port, destination, 0, 0, 0) + payload)
+            consumed += len(payload) + DATAGRAM_OVERHEAD
+            if consumed > CREDIT_BATCH:
+                application.send(CREDIT, struct.pack("<II", handle, consumed))
+                consumed = 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1])
+    except KeyboardInterrupt:
+        pass
