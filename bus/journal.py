@@ -19,8 +19,11 @@ from struct import Struct
 from bus import memory
 
 _ENTRY = Struct("=IIQQQQ")  # mark, frame length, consumer, sequence number; the same turn took: sender, its number
+_ENTRY_OCTETS = _ENTRY.size
+_pack_entry = _ENTRY.pack_into
 _TOOK = Struct("=QQ")
-_TOOK_AT = _ENTRY.size - _TOOK.size
+_pack_took = _TOOK.pack_into
+_TOOK_AT = _ENTRY_OCTETS - _TOOK.size
 _MARK = 0x6A6F7572
 _WRAP_MARK = 0x77726170
 _DONE_MARK = 0x646F6E65  # no frame: more of what the same turn took
@@ -52,15 +55,15 @@ class Journal:
             return
         while position < head:
             offset = position % self._size
-            if self._size - offset < _ENTRY.size:
+            if self._size - offset < _ENTRY_OCTETS:
                 position += self._size - offset
                 continue
             mark, length, consumer, sequence, sender, number = _ENTRY.unpack_from(self._ring, offset)
             if mark == _WRAP_MARK:
                 position += self._size - offset
                 continue
-            end = position + _ENTRY.size + length
-            if mark not in (_MARK, _DONE_MARK) or length > self._size - offset - _ENTRY.size or end > head:
+            end = position + _ENTRY_OCTETS + length
+            if mark not in (_MARK, _DONE_MARK) or length > self._size - offset - _ENTRY_OCTETS or end > head:
                 self._forget()
                 return
             if number:
@@ -81,7 +84,7 @@ class Journal:
             for sender, number in done:
                 if self._took:
                     self.write(_NOBODY, 0, b"", _DONE_MARK)
-                _TOOK.pack_into(self._ring, self._last + _TOOK_AT, sender, number)
+                _pack_took(self._ring, self._last + _TOOK_AT, sender, number)
                 self._took = True
             self._words[memory.JOURNAL_HEAD] = self._end
 
@@ -97,28 +100,26 @@ class Journal:
 
     def write(self, consumer: int, sequence: int, octets: bytes, mark: int = _MARK) -> None:
         """Write a frame; `publish` makes it count."""
-        size, entries = self._size, self._entries
+        size, entries, head = self._size, self._entries, self._end
         length = len(octets)
-        need = _ENTRY.size + length
+        need = _ENTRY_OCTETS + length
         if need > size // 4:
             return  # too large to keep: such a frame is not repeated
-        head = self._end
         offset = head % size
         room = size - offset
         start = head if need <= room else head + room
         end = start + need
-        if entries and (entries[0][0] + size < end or len(entries) == ENTRIES_MAX):
+        if entries and (len(entries) == ENTRIES_MAX or entries[0][0] + size < end):
             entries.popleft()
             while entries and entries[0][0] + size < end:
                 entries.popleft()
             self._words[memory.JOURNAL_TAIL] = entries[0][0] if entries else start
         if start != head:
-            if room >= _ENTRY.size:
-                _ENTRY.pack_into(self._ring, offset, _WRAP_MARK, 0, 0, 0, 0, 0)
+            if room >= _ENTRY_OCTETS:
+                _pack_entry(self._ring, offset, _WRAP_MARK, 0, 0, 0, 0, 0)
             offset = 0
-        body = offset + _ENTRY.size
-        self._ring[body : body + length] = octets
-        _ENTRY.pack_into(self._ring, offset, mark, length, consumer, sequence, 0, 0)
+        self._ring[offset + _ENTRY_OCTETS : offset + need] = octets
+        _pack_entry(self._ring, offset, mark, length, consumer, sequence, 0, 0)
         self._last = offset
         self._took = False
         entries.append((start, length, consumer, sequence))
@@ -132,7 +133,7 @@ class Journal:
             found = found[-at_most:]
         frames = []
         for sequence, position, length in found:
-            body = position % self._size + _ENTRY.size
+            body = position % self._size + _ENTRY_OCTETS
             frames.append((sequence, bytes(self._ring[body : body + length])))
         return frames
 

@@ -93,7 +93,7 @@ class Node:
         edge_triggered = medium is not None and medium.edge_triggered
         held = False
         while True:
-            if held != bool(touched and self._holds_back(monotonic())):
+            if (touched or held) and held != self._holds_back(monotonic()):
                 held = not held
                 poll.modify(medium_fd, 0 if held else select.EPOLLIN)
             if medium_due and not held:
@@ -165,6 +165,7 @@ class Node:
     # -- taking -------------------------------------------------------------------------------------------------
 
     def _take_all(self, frames: list[bytes], now: float) -> None:
+        self._counters[C.bus_frames_in] += len(frames)
         for frame in frames:
             self._take(frame, now)
             if self._journal.crowded:
@@ -172,7 +173,6 @@ class Node:
 
     def _take(self, frame: bytes, now: float) -> None:
         counters, words = self._counters, self._words
-        counters[C.bus_frames_in] += 1
         try:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:

@@ -83,6 +83,7 @@ class Outlet:
         self._touched = touched
         self._incarnation = self._words[memory.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
+        self._waits = False  # True while something is not out
         self._frames: deque[bytes] = deque()  # packed and published, waiting for room in the socket
         self._fresh: list[bytes] = []  # packed in this turn: follow those, once the turn is published
         self._backlog: list[tuple[int, bytes]] = []  # data that waits behind those, to leave in larger packs
@@ -95,11 +96,6 @@ class Outlet:
     def blocked(self) -> bool:
         """True while more waits than the socket takes in."""
         return bool(self._frames or self._backlog)
-
-    @property
-    def waits(self) -> bool:
-        """True while something is not out: `send` should be called again soon."""
-        return bool(self._frames or self._backlog or self.socket.waiting)
 
     @property
     def fresh(self) -> bool:
@@ -122,7 +118,7 @@ class Outlet:
 
     def pack(self) -> None:
         """Pack what was put; where older frames wait for room data waits here, or is dropped."""
-        if self.waits:
+        if self._waits:
             self._drain()
             if not self._frames:
                 while self._backlog:
@@ -151,19 +147,12 @@ class Outlet:
     def send(self) -> bool:
         """The turn is published: hand what was packed to the socket. True where some of it waits."""
         self._words[self._cell] = self.sequence
-        fresh, self._fresh = self._fresh, []
-        if self._frames:
-            self._frames.extend(fresh)
-            self._drain()
-        else:
-            sent = 0
-            for frame in fresh:
-                if not self._send(frame):
-                    self._frames.extend(fresh[sent:])
-                    break
-                sent += 1
-            self._counters[C.bus_frames_out] += sent
-        return self.waits
+        fresh = self._fresh
+        if fresh:
+            self._frames += fresh
+            fresh.clear()
+        self._drain()
+        return self._waits
 
     def _transmit(self, kind: int, records: list[bytes]) -> None:
         self.sequence = sequence = self.sequence + 1
@@ -172,12 +161,13 @@ class Outlet:
         self._fresh.append(frame)
 
     def _drain(self) -> None:
-        frames, send = self._frames, self._send
+        frames, send, socket = self._frames, self._send, self.socket
         while frames and send(frames[0]):
             frames.popleft()
             self._counters[C.bus_frames_out] += 1
-        if self.socket.waiting:
-            self.socket.flush()
+        if not socket.open:
+            socket.flush()
+        self._waits = bool(frames or self._backlog) or (not socket.open and socket.waiting)
 
     def _pack_backlog(self) -> None:
         """Make the first of the backlog a frame."""
@@ -233,7 +223,7 @@ class Outlet:
         """A greeting: it has no number, and waits for nothing but room."""
         self._frames.append(pack_frame(kind, self._sender, self._incarnation, 0, [record]))
         self._drain()
-        if self.waits:
+        if self._waits:
             self._touched.append(self)
 
 

@@ -42,7 +42,7 @@ class Pull:
         self._message_octets_max = message_octets_max
         self._connections_max = connections_max
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader]] = {}
-        self._opening = zmtp.opening(b"PULL")
+        self.opening = zmtp.opening(b"PULL")
         self.refused = 0  # connections of other users, of too many, or of what does not speak ZMTP
         self._epoll.register(listener_fd, _IN)
 
@@ -78,7 +78,7 @@ class Pull:
                     peer.close()
                     continue
                 try:
-                    peer.send(self._opening, MSG_NOSIGNAL)
+                    peer.send(self.opening, MSG_NOSIGNAL)
                 except OSError:
                     pass  # gone again
                 self._readers[peer.fileno()] = peer, zmtp.Reader(self._message_octets_max)
@@ -108,7 +108,7 @@ class Push:
         self._socket: socket.socket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         self._rest = b""  # of a message that was taken and is not all out
-        self._open = False  # the peer has said READY, there is no rest, and there may be room
+        self.open = False  # the peer has said READY, nothing waits, and there may be room
         self._connect()
 
     @property
@@ -127,11 +127,12 @@ class Push:
 
     def send(self, message: bytes) -> bool:
         """Send a message, without waiting; False where there is no room for it, or nobody who takes it."""
-        if not self._open and not self._reopen():
-            return False
+        return (self.open or self._reopen()) and self._send(message)
+
+    def _send(self, message: bytes) -> bool:
         octets = zmtp.message(message)
         try:
-            sent = self._socket.send(octets, MSG_NOSIGNAL)  # type: ignore[union-attr]
+            sent = self._write(octets, MSG_NOSIGNAL)
         except BlockingIOError:
             self._block()
             return False
@@ -149,7 +150,7 @@ class Push:
 
     def _reopen(self) -> bool:
         """True where a message may be sent."""
-        if self._open:
+        if self.open:
             return True
         if self._socket is None:
             self._connect()
@@ -157,20 +158,20 @@ class Push:
             return False
         try:
             while self._rest:
-                self._rest = self._rest[self._socket.send(self._rest, MSG_NOSIGNAL) :]  # type: ignore[union-attr]
+                self._rest = self._rest[self._write(self._rest, MSG_NOSIGNAL) :]
         except BlockingIOError:
             self._block()
             return False
         except OSError:
             self._reconnect()
             return False
-        self._open = True
+        self.open = True
         self._watch(_IN)
         return True
 
     def _block(self) -> None:
         """No room: the poller shall tell when there is some."""
-        self._open = False
+        self.open = False
         self._watch(_IN_OUT)
 
     def hear(self) -> None:
@@ -203,7 +204,7 @@ class Push:
         except OSError:  # nobody listens, or too many wait to be accepted
             connecting.close()
             return
-        self._socket = connecting
+        self._socket, self._write = connecting, connecting.send
         self._poller.pushes[connecting.fileno()] = self
         self._poller.epoll.register(connecting.fileno(), _IN)
 
@@ -212,7 +213,7 @@ class Push:
 
     def close(self) -> None:
         """End the connection; what the kernel has taken can still be read."""
-        self._open = False
+        self.open = False
         self._rest = b""
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         if self._socket is not None:
@@ -236,19 +237,17 @@ class PatientPush(Push):
 
     def send(self, message: bytes) -> bool:
         """Take a message; False where too many wait already."""
-        if self._messages:
-            self.flush()
-        if not self._messages and super().send(message):
+        if self.open and self._send(message):  # as a rule
             return True
+        self.flush()
         if len(self._messages) >= WAITING_MAX:
             return False
         self._messages.append(message)
+        self.flush()
         return True
 
     def flush(self) -> None:
         """Get out what waits, as far as there is room."""
-        messages, send = self._messages, super().send
-        if not messages:
-            self._reopen()
-        while messages and send(messages[0]):
+        messages = self._messages
+        while self._reopen() and messages and self._send(messages[0]):
             messages.popleft()

@@ -27,7 +27,7 @@ NUMBER = struct.Struct("<I")
 class Queue:
     """Stands for a PUSH socket: takes frames until it is full."""
 
-    waiting = False
+    waiting, open = False, True
 
     def __init__(self, room: int) -> None:
         self.room = room
