@@ -1,6 +1,6 @@
 """What a layer's core looks like to the bus.
 
-A core is pure: no clock, no socket, no ZeroMQ. Whatever happens, happens in a call that is told the time and that
+A core is pure: no clock and no socket. Whatever happens, happens in a call that is told the time and that
 returns what to send; between calls the core tells by `next_wake` when it wants `wake` to be called.
 
 Times are seconds of CLOCK_MONOTONIC, which all processes share and which goes on over a restart, so a time may be

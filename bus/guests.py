@@ -115,7 +115,7 @@ class Guests:
     def ended(self) -> list[int]:
         """Guests whose process has ended and of whom nothing came since the last call; they are gone from here.
 
-        What a process sent before it ended may still be on its way: not even ZeroMQ has all of it yet.
+        What a process sent before it ended may still wait in its connection, unread.
         """
         if not self.by_number and not self.departed:
             return []

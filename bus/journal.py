@@ -1,9 +1,10 @@
 """The journal: the frames that a layer sent last, kept in its durable memory.
 
-What lies in ZeroMQ's queues dies with either end of a pipe. So each frame is written here before it is handed to
-ZeroMQ, and is sent again when the consumer starts anew (from where the consumer says it stopped) or when this layer
-itself does (the last few, which may never have left the process). Consumers drop what they have seen: sequence numbers
-tell. The journal is a ring: the oldest frames make room, unasked; a gap that this leaves is counted by the consumer.
+What a pipe holds dies with its reader, and what waits in front of it with its writer. So each frame is written here
+before it is sent, and is sent again when the consumer starts anew (from where the consumer says it stopped) or when
+this layer itself does (the last few, which may never have left the process). Consumers drop what they have seen:
+sequence numbers tell. The journal is a ring: the oldest frames make room, unasked; a gap that this leaves is counted by
+the consumer.
 
 A turn of the layer's loop is one transaction: its frames are written, then a note of which frames it took to make them,
 then all of it is published by one store of the head. So a death at any moment leaves either none of it, and the turn is

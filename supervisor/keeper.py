@@ -1,7 +1,7 @@
 """The keeper: holds what must outlive a layer, forks layers, reaps them, watches them.
 
-One thread, one selector. It never makes a ZeroMQ context (a fork would inherit its threads' locks, and a child starts
-in milliseconds because what it needs is imported already). Everything that the stack is ends with this process.
+One thread, one selector. A child starts in milliseconds because what it needs is imported here already. Everything that
+the stack is ends with this process.
 """
 
 from __future__ import annotations

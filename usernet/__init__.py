@@ -3,8 +3,8 @@
     import usernet as socket
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
-Everything is loaded when it is first used: the layers of the stack import `usernet.protocol`, and shall not pay for
-ZeroMQ and the standard socket module with it.
+Everything is loaded when it is first used: the layers of the stack import `usernet.protocol` and `usernet.zeromq`, and
+shall not pay for the rest with them.
 """
 
 from __future__ import annotations

@@ -288,8 +288,8 @@ class Connection:
             done = int(fields["done"])
             later = []
             if self.welcome and incarnation > self._incoming.incarnation:
-                # What the former incarnation got out before it died may still be behind this in the inbox: ZeroMQ
-                # takes turns between the old connection and the new. It is not to be lost.
+                # What the former incarnation got out before it died may still be unread: its connection is another
+                # than this one's. It is not to be lost.
                 for frame in self._line.waiting():
                     if incarnation_of(frame) < incarnation:
                         self._take(frame, late=True)

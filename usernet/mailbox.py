@@ -1,8 +1,8 @@
 """Mailboxes, and how the threads of a process share the reading of one inbox.
 
 There is no thread for it: whoever waits first becomes the *leader* and reads the inbox for all, the *followers* sleep
-until something is in their mailbox or the leader leaves. So a program with one thread waits in ZeroMQ's receive itself,
-with nothing between a datagram and its reader. Only where a program waits for descriptors, outside of this library, a
+until something is in their mailbox or the leader leaves. So a program with one thread waits for its pipe itself, with
+nothing between a datagram and its reader. Only where a program waits for descriptors, outside of this library, a
 thread of the connection's becomes the leader for good (`serve`).
 """
 

@@ -1,7 +1,7 @@
 """Both ends of the numbered pipe between an application and the socket service (docs/app-protocol.md).
 
 `Journal` keeps the frames sent last, to repeat them for a service that restarted; `Incoming` decides which of the
-frames received are new. No ZeroMQ here, and no threads.
+frames received are new. No sockets here, and no threads.
 """
 
 from __future__ import annotations

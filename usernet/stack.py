@@ -101,7 +101,7 @@ class Stack:
 
 
 def _forked() -> None:
-    """In the child: ZeroMQ's sockets and threads are the parent's. Leave them alone; start afresh when asked."""
+    """In the child: connections and their threads are the parent's. Leave them alone; start afresh when asked."""
     global _lock
     _lock = threading.Lock()
     _connections.clear()

@@ -288,7 +288,7 @@ def test_any_octets_on_the_wire_are_counted_and_kill_nobody(lab):
 
 
 def test_no_frame_waits_for_the_next_in_a_burst(lab):
-    """ZeroMQ's descriptor is an edge; whatever one edge stands for has to be read."""
+    """What comes in one go has to be read to its end."""
     lab.up(2)
     port = next(lab.wire_dir.glob("port-*.sock"))
     frame = b"\xff" * 6 + bytes.fromhex("02005e000009") + b"\x88\xb5" + bytes(46)  # IEEE 802 local experimental

@@ -215,7 +215,7 @@ class End:
     Records are numbered in the order in which they were put. `delivered` has those whose frames were worked off.
     """
 
-    ROOM = 3  # frames in ZeroMQ on the sending side, and again on the receiving side
+    ROOM = 3  # frames in the socket, and again on their way
 
     def __init__(self, number: int, other: int) -> None:
         self.number = number
@@ -336,7 +336,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), frames=st.integers(1, 4))
     def carry(self, which, frames):
-        """ZeroMQ moves frames from the one process to the other."""
+        """Frames get from the one process to the other."""
         end, other = self.ends[which], self.ends[1 - which]
         if not (end.alive and other.alive):
             return

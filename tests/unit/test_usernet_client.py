@@ -1,4 +1,4 @@
-"""The application's library against a real service: real ZeroMQ, real cores, real processes.
+"""The application's library against a real service: real pipes, real cores, real processes.
 
 Where the standard module can do the same thing on the loopback interface, it is the oracle.
 """
