@@ -167,9 +167,9 @@ class Node:
     def _take_all(self, frames: list[bytes], now: float) -> None:
         self._counters[C.bus_frames_in] += len(frames)
         for frame in frames:
-            self._take(frame, now)
-            if self._journal.crowded:
+            if self._taken and self._journal.crowded:
                 self._settle()  # a turn of its own: what it brings must fit the journal
+            self._take(frame, now)
 
     def _take(self, frame: bytes, now: float) -> None:
         counters, words = self._counters, self._words

@@ -147,10 +147,20 @@ class Outlet:
     def send(self) -> bool:
         """The turn is published: hand what was packed to the socket. True where some of it waits."""
         self._words[self._cell] = self.sequence
-        fresh = self._fresh
-        if fresh:
-            self._frames += fresh
-            fresh.clear()
+        fresh, socket = self._fresh, self.socket
+        if not self._waits and socket.open:  # as a rule: all of it leaves now
+            sent = 0
+            for frame in fresh:
+                if not self._send(frame):
+                    break
+                sent += 1
+            self._counters[C.bus_frames_out] += sent
+            if sent == len(fresh) and socket.open:
+                fresh.clear()
+                return False
+            del fresh[:sent]
+        self._frames += fresh
+        fresh.clear()
         self._drain()
         return self._waits
 

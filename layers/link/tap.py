@@ -12,6 +12,8 @@ from layers.link.counters import Counters as C
 
 READ_OCTETS = 65536 + 64
 BATCH_FRAMES = 64
+LONE_READS = 4  # after so many reads with one frame each there is not looked for a second
+LOOK_AGAIN = 16  # but in every so manieth
 BATCH_OCTETS = OCTETS_MAX - READ_OCTETS  # beyond that no other frame is sure to fit
 
 
@@ -26,18 +28,24 @@ class Tap:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._counters = counters
+        self._lone = 0  # reads in a row that had one frame each
 
     def fileno(self) -> int:
         """Readable when the kernel has sent a frame."""
         return self._descriptor
 
     def read(self, batch: Batch) -> list[bytes]:
-        """The frames that the kernel has queued, at most a batch."""
+        """The frames that the kernel has queued, at most a batch.
+
+        To find that there is no second costs as much as to read the first; while little is going on the poll tells of
+        it soon enough.
+        """
         descriptor, read, octets, ends, words = self._descriptor, os.readv, batch.octets, batch.ends, batch.words
         frames: list[bytes] = []
         start = count = 0
         try:
-            while count < BATCH_FRAMES and start < BATCH_OCTETS:
+            most = 1 if self._lone >= LONE_READS and self._lone % LOOK_AGAIN else BATCH_FRAMES
+            while count < most and start < BATCH_OCTETS:
                 end = start + read(descriptor, (octets[start : start + READ_OCTETS],))
                 octets[end : end + len(BLANK)] = BLANK
                 ends[count] = end
@@ -47,6 +55,7 @@ class Tap:
                 start = end
         except OSError:
             pass  # EAGAIN: that was all; EIO, EBADFD: the interface is down for the moment
+        self._lone = self._lone + 1 if count == 1 else 0
         return frames
 
     def length(self, octets: memoryview) -> int:
