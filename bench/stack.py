@@ -17,6 +17,7 @@ from supervisor.codebase import ROOT
 from usernet.rundir import run_dir
 
 TIMEOUT_S = 60.0
+SETTLED_S = 0.5  # without a new process, for a stack to have its spares
 ADDRESS, KERNEL = "10.0.0.2", "10.0.0.1"
 _numbers = itertools.count(1)
 
@@ -108,23 +109,33 @@ def boot_to_first_ping_s() -> float:
 
 def pss_bytes(bench: Bench) -> int:
     """Proportional set size of keeper, janitor and layers: shared pages count once (proc(5), smaps_rollup)."""
-    view = bench.status()
-    keeper = view["keeper"]
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
     total = 0
-    for pid in (keeper, *children):
+    for pid in _settled_family(bench):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
     return total
 
 
+def _settled_family(bench: Bench) -> list[str]:
+    """The pids of keeper, janitor, layers and spares, once there have been no new ones for a while."""
+    since, family = time.monotonic(), _family(bench)
+    while time.monotonic() < since + SETTLED_S:
+        time.sleep(SETTLED_S / 10)
+        if (now := _family(bench)) != family:
+            since, family = time.monotonic(), now
+    return family
+
+
+def _family(bench: Bench) -> list[str]:
+    keeper = bench.status()["keeper"]
+    return [str(keeper), *Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
+
+
 def cpu_s(bench: Bench) -> float:
     """Processor time of keeper, janitor and layers so far."""
-    keeper = bench.status()["keeper"]
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
     ticks = 0
-    for pid in (keeper, *children):
+    for pid in _family(bench):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")

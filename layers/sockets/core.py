@@ -301,7 +301,7 @@ class Core:
         """The requests that waited behind the one just answered."""
         sends: list[Send] = []
         while entry.waiting and entry.pending is None:
-            sends += self._execute(entry.guest, entry.waiting.popleft())
+            sends += self._execute(entry.guest, entry.waiting.pop(0))
         return sends
 
     def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:

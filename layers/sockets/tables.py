@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,7 +114,7 @@ class Entry:
         self.drops = 0
         self.told = False  # the application knows that its buffer is full
         self.pending: Pending | None = None
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []  # rarely any; an empty deque would take as much memory as all the rest
 
 
 encode_socket = msgspec.msgpack.Encoder().encode
