@@ -10,7 +10,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from bench import floor, goals, stack
+from bench import floor, goals, sockperf, stack
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 def measure(options: list[str]) -> list[goals.Goal]:
     """Every goal, in about two minutes."""
     _say("floor: bare pyzmq chains")
-    floors = goals.Floors(floor.best(4), floor.best(8))
+    floors, afar = goals.Floors(floor.best(4), floor.best(8)), goals.chains_from_afar()
     _say("boot")
     found = [goals.boot()]
     with stack.booted(*options) as bench:
@@ -26,7 +26,7 @@ def measure(options: list[str]) -> list[goals.Goal]:
         found += goals.idle(bench)
         with bench.during("echo", "0.0.0.0", goals.PORT):
             _say("latency")
-            found += goals.latency(bench, floors)
+            found += [*goals.latency(bench, floors), *sockperf.lone(bench), *afar]
             _say("rate")
             rates = goals.rate(bench, floors)
             found += [*rates, goals.rate_many(bench, floors)]

@@ -43,8 +43,11 @@ def _relay(inbox: str, outbox: str, core: int | None) -> None:
 
 
 def chain(hops: int, core: int | None, in_flight: int = 64, lone: int = 2000, many: int = 40000,
-          payload: bytes = PAYLOAD) -> Rate:
-    """Measure a chain of `hops` pipes, all on `core` or, None, wherever the kernel puts them."""
+          payload: bytes = PAYLOAD, ends: int | None = None) -> Rate:
+    """Measure a chain of `hops` pipes, all on `core` or, None, wherever the kernel puts them.
+
+    `ends`: the core that this program, which sends and receives, is on in the meantime, if not the same.
+    """
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"ipc://{Path(folder) / str(number)}" for number in range(hops)]
         children = []
@@ -58,7 +61,7 @@ def chain(hops: int, core: int | None, in_flight: int = 64, lone: int = 2000, ma
             children.append(pid)
         before = os.sched_getaffinity(0)
         if core is not None:
-            os.sched_setaffinity(0, {core})
+            os.sched_setaffinity(0, {core if ends is None else ends})
         context = zmq.Context()
         pull = context.socket(zmq.PULL)
         pull.bind(paths[-1])
@@ -103,7 +106,15 @@ def best(hops: int, payload: bytes = PAYLOAD) -> Rate:
     return Rate(min(r.p50_us for r in rates), min(r.p99_us for r in rates), max(r.per_s for r in rates))
 
 
+def from_afar(hops: int) -> Rate:
+    """A chain on one core, its ends on another: as a stack's may be, for its user's programs are where the kernel puts
+    them."""
+    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    return chain(hops, last, ends=first)
+
+
 if __name__ == "__main__":
     for hops in (4, 8):
         for core in (max(os.sched_getaffinity(0)), None):
             print(hops, "one core" if core is not None else "spread", chain(hops, core))
+        print(hops, "one core, its ends on another", from_afar(hops))

@@ -39,7 +39,8 @@ class Floors(NamedTuple):
     eight: floor.Rate
 
 
-def _median_of(run: Callable[[], dict], key: str) -> tuple[float, dict]:
+def median_of(run: Callable[[], dict], key: str) -> tuple[float, dict]:
+    """Run it REPEAT times: the median of `key`, and the whole result that has it."""
     results = sorted((run() for _ in range(REPEAT)), key=lambda result: result[key])
     middle = results[REPEAT // 2]
     return middle[key], middle
@@ -57,8 +58,8 @@ def boot() -> Goal:
 
 def latency(bench: stack.Bench, floors: Floors) -> list[Goal]:
     """Ping, and UDP echoes one at a time."""
-    ping, _ = _median_of(lambda: bench.run("ping", stack.ADDRESS, 1000), "p50_us")
-    lone, whole = _median_of(lambda: bench.run("lone", stack.ADDRESS, PORT, 64, 2000), "p50_us")
+    ping, _ = median_of(lambda: bench.run("ping", stack.ADDRESS, 1000), "p50_us")
+    lone, whole = median_of(lambda: bench.run("lone", stack.ADDRESS, PORT, 64, 2000), "p50_us")
     four, eight = floors
     return [
         _ratio("ping round trip, p50", ping, four.p50_us, "us", "4 hops", 1.6),
@@ -94,6 +95,13 @@ def rate_many(bench: stack.Bench, floors: Floors) -> Goal:
                 f"{base:.0f} /s, 8 hops: {value / base:.2f}", "", None)
 
 
+def chains_from_afar() -> list[Goal]:
+    """What it costs that a chain's ends are on another core, which each message has to wake."""
+    return [Goal(f"for scale: {hops} hops on one core, their ends on another, p50", f"{value:.0f} us", value,
+                 "a bare pyzmq chain", "", None)
+            for hops in (4, 8) for value in (floor.from_afar(hops).p50_us,)]
+
+
 def kernels_own(bench: stack.Bench) -> list[Goal]:
     """The kernel's UDP through a veth pair with the same load generators: what they could measure at best."""
     if shutil.which("ip") is None:
@@ -117,10 +125,10 @@ def _by_turns(*runs: Callable[[], float]) -> list[float]:
 
 def one_way(bench: stack.Bench) -> tuple[float, float]:
     """Mbit/s of datagrams of the MTU's size: from an application to the kernel, and back."""
-    out, _ = _median_of(lambda: bench.through(
+    out, _ = median_of(lambda: bench.through(
         ("pour", stack.KERNEL, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5),
         ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S), out=True), "mbit_s")
-    back, _ = _median_of(lambda: bench.through(
+    back, _ = median_of(lambda: bench.through(
         ("kernel-pour", stack.ADDRESS, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5, OFFERED_PER_S),
         ("sink", stack.ADDRESS, PORT + 1, WINDOW_S), out=False), "mbit_s")
     return out, back
@@ -138,7 +146,7 @@ def throughput(offloaded: tuple[float, float], plain: tuple[float, float]) -> li
 
 def overload(bench: stack.Bench, best_per_s: float) -> list[Goal]:
     """A flood from the kernel: what comes back, and whether a ping still does."""
-    flood, whole = _median_of(lambda: bench.run("flood", stack.ADDRESS, PORT, 64, WINDOW_S), "per_s")
+    flood, whole = median_of(lambda: bench.run("flood", stack.ADDRESS, PORT, 64, WINDOW_S), "per_s")
     return [Goal(f"echoes under a flood of {whole['sent_per_s']:.0f}/s", f"{flood:.0f} /s", flood,
                  f"{best_per_s:.0f} /s: {flood / best_per_s:.2f}", ">= 0.8 x", flood / best_per_s >= 0.8)]
 

@@ -177,6 +177,16 @@ def echo(address: str, port: str) -> None:
             send(data, peer)
 
 
+def sockperf_echo(address: str, port: str) -> None:
+    """An echo that sockperf takes for its server: the lowest bit of its flags says who speaks."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.bind((address, int(port)))
+        print("ready", flush=True)
+        while True:
+            data, peer = endpoint.recvfrom(65536)
+            endpoint.sendto(data[:9] + bytes((data[9] & 0xFE,)) + data[10:], peer)
+
+
 def echo_many(address: str, port: str) -> None:
     """The same, as many datagrams a call as are there."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
@@ -324,8 +334,8 @@ def applications(count: str, first_port: str) -> None:
 
 if __name__ == "__main__":
     roles = {"ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
-             "kernel-echo": kernel_echo, "echo-many": echo_many, "peers": peers, "veth": veth,
-             "applications": applications, "idle-sockets": idle_sockets,
+             "kernel-echo": kernel_echo, "echo-many": echo_many, "sockperf-echo": sockperf_echo, "peers": peers,
+             "veth": veth, "applications": applications, "idle-sockets": idle_sockets,
              "pour": pour, "kernel-pour": kernel_pour, "sink": sink, "kernel-sink": kernel_sink}
     result = roles[sys.argv[1]](*sys.argv[2:])
     if result is not None:

@@ -48,6 +48,12 @@ class Bench:
         output, _ = program.communicate(timeout=TIMEOUT_S)
         return json.loads(output)
 
+    def command(self, *command: str) -> str:
+        """Run a program on the kernel's end; what it printed."""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
+                              preexec_fn=lambda: sandbox.join(self._keeper))
+        return done.stdout
+
     @contextmanager
     def during(self, *role: object, inside: bool = False) -> Iterator[subprocess.Popen]:
         """Run a role that serves, from its "ready" on."""

@@ -70,7 +70,7 @@ class Line:
         """
         outbox = self._outbox
         taken = outbox.send(frame)
-        if taken and (timeout == 0 or not outbox.waiting):
+        if taken and (outbox.open or timeout == 0 or not outbox.waiting):
             return
         deadline = None if timeout is None else monotonic() + (timeout or NO_ROOM_S)
         while not taken:
