@@ -16,6 +16,8 @@ from bus.medium import Medium
 from bus.node import Node
 from bus.store import Store
 
+GC_THRESHOLD = 20_000  # objects that are there and were not the last time; hardly anything here is ever in a cycle
+
 CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]
 
 
@@ -46,4 +48,5 @@ def serve(birth: Birth, make_core: CoreMaker, counters: type[CounterSet],
     medium = make_medium(birth) if make_medium is not None else None
     node = Node(birth.layer, core, birth.config, durable, state, birth.listener_fd, birth.control, medium)
     gc.freeze()  # what is here now stays: no collection need look at it again
+    gc.set_threshold(GC_THRESHOLD)
     node.run()
