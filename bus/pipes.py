@@ -27,7 +27,8 @@ from usernet.zeromq import PatientPush
 
 PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
-BACKLOG_RECORDS = 256  # between layers: records that wait behind a full pipe; beyond that the newest is dropped
+BACKLOG_RECORDS = 1024  # of data, that wait behind a full pipe; a third of a second of steady traffic: a hung layer's
+BACKLOG_OCTETS = 1 << 22  # successor is there by then. Beyond either the newest is dropped
 COUNTER_MAX = (1 << 64) - 1
 REPEAT_AT_START = 16  # frames of the journal that a starting producer repeats unasked; more, once the consumer answers
 
@@ -70,8 +71,8 @@ class Outlet:
     """
 
     def __init__(self, socket: PatientPush, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
-                 cell: int, touched: list[Outlet], backlog_records: int = BACKLOG_RECORDS) -> None:
-        self._backlog_records = backlog_records
+                 cell: int, touched: list[Outlet], backlog_records: int | None = None) -> None:
+        self._backlog_records = BACKLOG_RECORDS if backlog_records is None else backlog_records
         self.socket = socket
         self.consumer = consumer
         self._send = socket.send
@@ -86,7 +87,8 @@ class Outlet:
         self._waits = False  # True while something is not out
         self._frames: deque[bytes] = deque()  # packed and published, waiting for room in the socket
         self._fresh: list[bytes] = []  # packed in this turn: follow those, once the turn is published
-        self._backlog: list[tuple[int, bytes]] = []  # data that waits behind those, to leave in larger packs
+        self._backlog: deque[tuple[int, bytes]] = deque()  # data that waits behind those, to leave in larger packs
+        self._backlog_octets = 0
         self._repeated_from: int | None = None  # where the repetition at the start began, until the consumer answers
         self._kind = 0
         self._records: list[bytes] = []
@@ -137,12 +139,15 @@ class Outlet:
                 self._pack_backlog()
             self._transmit(self._kind, records)
             return
-        room = self._backlog_records - len(self._backlog)
-        if room < len(records):
-            self._counters[C.bus_pipe_full] += len(records) - room
-            del records[room:]
-        self._words[memory.WAITING] += len(records)
-        self._backlog.extend((self._kind, record) for record in records)
+        backlog, waiting = self._backlog, len(self._backlog)
+        for record in records:
+            if len(backlog) >= self._backlog_records or self._backlog_octets + len(record) > BACKLOG_OCTETS:
+                break
+            backlog.append((self._kind, record))
+            self._backlog_octets += len(record)
+        kept = len(backlog) - waiting
+        self._words[memory.WAITING] += kept
+        self._counters[C.bus_pipe_full] += len(records) - kept
 
     def send(self) -> bool:
         """The turn is published: hand what was packed to the socket. True where some of it waits."""
@@ -182,13 +187,13 @@ class Outlet:
     def _pack_backlog(self) -> None:
         """Make the first of the backlog a frame."""
         backlog = self._backlog
-        kind, end, octets = backlog[0][0], 0, 0
-        while end < len(backlog) and end < PACK_RECORDS and backlog[end][0] == kind and octets < PACK_OCTETS:
-            octets += len(backlog[end][1])
-            end += 1
-        records = [record for _, record in backlog[:end]]
-        del backlog[:end]
-        self._words[memory.WAITING] -= end
+        kind, octets = backlog[0][0], 0
+        records: list[bytes] = []
+        while backlog and len(records) < PACK_RECORDS and backlog[0][0] == kind and octets < PACK_OCTETS:
+            records.append(backlog.popleft()[1])
+            octets += len(records[-1])
+        self._backlog_octets -= octets
+        self._words[memory.WAITING] -= len(records)
         self._transmit(kind, records)
 
     def greet(self, fields: dict[str, object]) -> None:

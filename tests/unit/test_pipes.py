@@ -110,6 +110,18 @@ def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durabl
     assert max(len(frame) for _, _, frame in sent) == pipes.PACK_RECORDS
 
 
+def test_what_waits_behind_a_full_pipe_is_bounded_in_octets_too(durable):
+    producer = Producer(durable, room=1)
+    large, fit = bytes(60_000), pipes.BACKLOG_OCTETS // 60_000
+    for _ in range(fit + 5):
+        producer.puts(DATA, large)
+        producer.ends_turn()
+    assert producer.counted("bus_pipe_full") == 5 - 2
+    producer.queue.room = 1000
+    producer.ends_turn()
+    assert sum(len(records) for _, _, records in parsed(producer.queue)) == fit + 2
+
+
 def test_control_is_never_dropped_and_never_overtakes(durable):
     producer = Producer(durable, room=0)
     producer.puts(DATA, b"a")
