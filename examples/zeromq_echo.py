@@ -39,12 +39,13 @@ class Application:
         context = zmq.Context()
         self.inbox, self.outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         self.inbox.set(zmq.RCVHWM, 0)
+        self.outbox.set(zmq.SNDHWM, 64)
         self.outbox.set(zmq.RECONNECT_IVL, 1)
         self.inbox.bind(f"ipc://{directory}/app-{self.id:x}.sock")
         self.outbox.connect(f"ipc://{directory}/sockets.sock")
         self.sent = self.done = self.incarnation = 0
         self.resumed = False
-        self.kept: deque[tuple[int, bytes]] = deque(maxlen=256)
+        self.kept: deque[tuple[int, bytes]] = deque(maxlen=512)
         self.unanswered: dict[int, dict] = {}
         self.answers: dict[int, dict] = {}
         self.requests = 0

@@ -10,7 +10,7 @@ from collections import deque
 
 from usernet.protocol import HEADER
 
-JOURNAL_FRAMES_MAX = 256
+JOURNAL_FRAMES_MAX = 512  # more than a pipe holds, unread by a service that hangs
 JOURNAL_OCTETS_MAX = 1 << 20
 
 

@@ -13,7 +13,7 @@ const zmq = require("zeromq");
 const SEND = 1, DATAGRAM = 2, HELLO = 128, RESUME = 129, REQUEST = 130, REPLY = 131, CREDIT = 132;
 const HEADER = 24, DATAGRAM_HEADER = 16, SEND_HEADER = 18, OVERHEAD = 256;
 const CREDIT_BATCH = 100_000; // octets; less than half of the default receive buffer
-const JOURNAL_FRAMES = 256;
+const JOURNAL_FRAMES = 512;
 const CREDIT_TOTAL = 0x80000000;
 
 function runDir() {
