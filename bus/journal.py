@@ -38,6 +38,8 @@ class Journal:
     Positions count octets ever written; the ring is their remainder.
     """
 
+    __slots__ = ("_end", "_entries", "_last", "_ring", "_size", "_took", "_words", "done")
+
     def __init__(self, store: memory.Memory) -> None:
         self._words = store.words
         self._ring = store.journal

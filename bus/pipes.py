@@ -70,6 +70,10 @@ class Outlet:
     `pack`, then the journal is published, then `send`.
     """
 
+    __slots__ = ("_backlog", "_backlog_octets", "_backlog_records", "_cell", "_counters", "_frames", "_fresh",
+                 "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
+                 "_touched", "_waits", "_words", "consumer", "sequence", "socket")
+
     def __init__(self, socket: PatientPush, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
                  cell: int, touched: list[Outlet], backlog_records: int | None = None) -> None:
         self._backlog_records = BACKLOG_RECORDS if backlog_records is None else backlog_records

@@ -34,6 +34,9 @@ class Poller:
 class Pull:
     """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
 
+    __slots__ = ("_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max", "_opening", "_readers",
+                 "refused")
+
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int) -> None:
         self._listener = socket.socket(fileno=listener_fd)
         self._listener.setblocking(False)
@@ -42,7 +45,7 @@ class Pull:
         self._message_octets_max = message_octets_max
         self._connections_max = connections_max
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader]] = {}
-        self.opening = zmtp.opening(b"PULL")
+        self._opening = zmtp.opening(b"PULL")
         self.refused = 0  # connections of other users, of too many, or of what does not speak ZMTP
         self._epoll.register(listener_fd, _IN)
 
@@ -78,7 +81,7 @@ class Pull:
                     peer.close()
                     continue
                 try:
-                    peer.send(self.opening, MSG_NOSIGNAL)
+                    peer.send(self._opening, MSG_NOSIGNAL)
                 except OSError:
                     pass  # gone again
                 self._readers[peer.fileno()] = peer, zmtp.Reader(self._message_octets_max)
@@ -101,6 +104,8 @@ class Pull:
 
 class Push:
     """The writing end of one pipe, to the socket file `path`. One thread at a time."""
+
+    __slots__ = ("_path", "_poller", "_reader", "_rest", "_socket", "_write", "open")
 
     def __init__(self, path: str, poller: Poller) -> None:
         self._path = path
@@ -225,6 +230,8 @@ class Push:
 
 class PatientPush(Push):
     """A PUSH with which messages wait for room, or for somebody to take them. They outlive a connection."""
+
+    __slots__ = ("_messages",)
 
     def __init__(self, path: str, poller: Poller) -> None:
         self._messages: deque[bytes] = deque()
