@@ -34,8 +34,8 @@ class Poller:
 class Pull:
     """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
 
-    __slots__ = ("_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max", "_opening", "_readers",
-                 "refused")
+    __slots__ = ("_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max", "_opening",
+                 "_readers", "refused")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int) -> None:
         self._listener = socket.socket(fileno=listener_fd)
