@@ -146,6 +146,13 @@ def test_packet_info_tells_the_address_that_was_asked_and_chooses_the_one_that_a
     assert same(what) == (IP, IP_PKTINFO, bytes([127, 0, 0, 3]), bytes([127, 0, 0, 3]), 0, "127.0.0.3")
 
 
+def test_rfc1122_3_4_packet_info_tells_the_interface_and_both_addresses():
+    ours, group = bytes([10, 0, 0, 2]), bytes([224, 0, 0, 9])
+    record = DATAGRAM_HEADER.pack(1, bytes([10, 0, 0, 1]), 53, group, 64, 0)
+    assert messages.told(messages.WANTED[IP_PKTINFO], record, ours) == [
+        (IP, IP_PKTINFO, PKTINFO.pack(messages.INTERFACE, ours, group))]
+
+
 @given(record=st.binary(min_size=DATAGRAM_HEADER.size, max_size=40), wanted=st.integers(0, 7),
        room=st.integers(0, 100))
 def test_whatever_came_in_can_be_told(record, wanted, room):
