@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
+    from usernet.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
     from usernet.endpoint import socket  # type: ignore[assignment]  # noqa: F401
     from usernet.patching import patch  # noqa: F401
     from usernet.resolver import (  # type: ignore[assignment]  # noqa: F401
@@ -33,6 +34,8 @@ has_ipv6 = False
 _OWN = {  # name: its module; empty: it is a module itself
     "socket": "usernet.endpoint",
     "SocketType": "usernet.endpoint",
+    "close": "usernet.descriptors",
+    "fromfd": "usernet.descriptors",
     "Stack": "usernet.stack",
     "getaddrinfo": "usernet.resolver",
     "gethostbyaddr": "usernet.resolver",
@@ -41,7 +44,7 @@ _OWN = {  # name: its module; empty: it is a module itself
     "getnameinfo": "usernet.resolver",
     "patch": "usernet.patching",
     "create_connection": "usernet.absent",
-    "create_server": "usernet.absent",
+    "create_server": "usernet.server",
     "has_dualstack_ipv6": "usernet.absent",
     # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.
     **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
@@ -54,7 +57,7 @@ _OWN = {  # name: its module; empty: it is a module itself
     "ping": "",
 }
 _STANDARD = {
-    "AddressFamily", "AddressInfo", "MsgFlag", "SocketKind", "close", "error", "fromfd", "gaierror",
+    "AddressFamily", "AddressInfo", "MsgFlag", "SocketKind", "error", "gaierror",
     "getdefaulttimeout", "gethostname", "getprotobyname", "getservbyname", "getservbyport", "herror", "htonl", "htons",
     "inet_aton", "inet_ntoa", "inet_ntop", "inet_pton", "ntohl", "ntohs", "recv_fds", "send_fds", "setdefaulttimeout",
     "socketpair", "timeout",

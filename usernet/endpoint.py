@@ -27,6 +27,7 @@ from usernet.datagrams import (
     _sender,
 )
 from usernet.description import UNNAMED
+from usernet.descriptors import adopt, leave
 from usernet.names import os_error, parse
 from usernet.readiness import Descriptor
 from usernet.stack import Stack
@@ -52,13 +53,17 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
 
     `stack`: which stack, where not the default one.
 
-    With a family that is not the Internet's, or a descriptor, the result is a standard socket of the kernel.
+    With a family that is not the Internet's, or a descriptor that is none of ours, the result is a standard socket of
+    the kernel.
     """
 
     __slots__ = ("_closed", "_family", "_io_refs", "_proto", "_type")
 
     def __new__(cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, **_: object) -> Any:
         """A socket of the stack's, or of the kernel's."""
+        detached = None if fileno is None else adopt(fileno)
+        if detached is not None:
+            return detached
         if is_kernels(family, fileno):
             return _KERNEL_SOCKET(family, type, proto, fileno)
         return super().__new__(cls)
@@ -67,6 +72,8 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, *,
         stack: Stack | None = None,
     ) -> None:
+        if fileno is not None:
+            return  # it was made before
         super().__init__()
         family = _std.AF_INET if family == -1 else family
         kind = _std.SOCK_STREAM if type == -1 else type & ~_FLAGS_IN_TYPE
@@ -239,25 +246,35 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
             raise ValueError("negative buffer size in recvmsg()")
         if ancbufsize < 0:
             raise ValueError("invalid ancillary data buffer length")
+        return self._receive_parts(bufsize, ancbufsize, flags)[1:]
+
+    def _receive_parts(
+        self, bufsize: int, ancbufsize: int, flags: int
+    ) -> tuple[int, bytes, list[messages.Control], int, Address | None]:
+        """The datagram's real length, and what recvmsg tells."""
         record, controls, told = self._receive_message(flags)
+        octets = max(0, len(record) - _HEADER)
         data = record[_HEADER : _HEADER + bufsize]
         controls, cut = messages.fit(controls, ancbufsize)
-        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < len(record) - _HEADER else 0)
-        return data, controls, told, _sender(record)
+        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < octets else 0)
+        return octets, data, controls, told, _sender(record)
 
     def recvmsg_into(
         self, buffers: Iterable[bytearray | memoryview], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[messages.Control], int, Address | None]:
-        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result."""
+        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result.
+
+        With MSG_TRUNC it is the datagram's real length.
+        """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         if any(view.readonly for view in views):
             raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
-        data, controls, told, sender = self.recvmsg(sum(map(len, views)), ancbufsize, flags)
+        octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
         rest = data
         for view in views:
             part, rest = rest[: len(view)], rest[len(view) :]
             view[: len(part)] = part
-        return len(data), controls, told, sender
+        return octets if flags & _TRUNC else len(data), controls, told, sender
 
     def _receive_message(self, flags: int) -> tuple[bytes, list[messages.Control], int]:
         if flags & _ERRQUEUE:
@@ -362,8 +379,16 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         return self._descriptor.number
 
     def detach(self) -> int:
-        """Not supported: without this object nobody could use the descriptor."""
-        raise io.UnsupportedOperation("a usernet socket cannot be detached: its descriptor only tells of readiness")
+        """Close this object but not the socket: `socket(fileno=...)` in this process takes it up again."""
+        number = self.fileno()
+        if number >= 0:
+            successor = self.dup()
+            successor._descriptor, self._descriptor = self._descriptor, None
+            successor._timeout, successor._proto = _std.getdefaulttimeout(), self._proto or _std.IPPROTO_UDP
+            leave(number, successor)
+            self._closed = True
+            self._close()
+        return number
 
     def get_inheritable(self) -> bool:
         """False: a new program cannot use it."""

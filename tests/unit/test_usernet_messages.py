@@ -101,6 +101,16 @@ def test_a_message_that_is_cut_says_so(size):
     same(what)
 
 
+@pytest.mark.parametrize("sizes", [(0,), (3,), (3, 2), (3, 9)])
+def test_with_msg_trunc_a_message_into_parts_tells_the_real_length(sizes):
+    def what(endpoint):
+        to_itself(endpoint)
+        buffers = [bytearray(size) for size in sizes]
+        return endpoint.recvmsg_into(buffers, 0, std.MSG_TRUNC)[:3], buffers
+
+    assert same(what)[0][0] == len(b"datagram")
+
+
 @pytest.mark.parametrize("room", [0, 8, 15, 16, 18, 20, 24, 40, 47, 48, 100])
 def test_ancillary_data_that_does_not_fit_is_cut_as_by_the_kernel(room):
     def what(endpoint):
