@@ -50,6 +50,19 @@ def lookup(
             for records in answer.response.answer for record in records]
 
 
+def is_type(kind: str) -> bool:
+    """Whether there are records of this type; True where dnspython is not there to say."""
+    try:
+        import dns.rdatatype
+    except ImportError:
+        return True
+    try:
+        dns.rdatatype.from_text(kind)
+    except dns.rdatatype.UnknownRdatatype:
+        return False
+    return True
+
+
 def _type_name(kind: int) -> str:
     import dns.rdatatype
 
@@ -70,7 +83,9 @@ def _ask(name: str, kind: str, stack: Stack | None, servers: list[str] | None = 
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
     except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout):
-        raise _std.gaierror(_std.EAI_AGAIN, "Temporary failure in name resolution") from None
+        asked = ", ".join(servers or (stack or Stack()).name_servers)
+        text = f"Temporary failure in name resolution: no answer from {asked}"
+        raise _std.gaierror(_std.EAI_AGAIN, text) from None
     except (dns.exception.DNSException, UnicodeError):  # no name, or no type, at all
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
 
