@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from tools import stack_of
 
 TEXT = "the sockets of all applications: names, owners, what is queued and dropped"
+
+ANSWER_S = 0.05  # applications say in batches what they have read; asked for the list, the service asks them
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +29,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Print them."""
-    sockets = [{**each, "process": process_name(each["pid"])} for each in stack_of(given).list_sockets()
+    stack = stack_of(given)
+    listed = stack.list_sockets()
+    if any(each["queued"] for each in listed):
+        time.sleep(ANSWER_S)
+        listed = stack.list_sockets()
+    sockets = [{**each, "process": process_name(each["pid"])} for each in listed
                if (not given.types or each["type"] in given.types) and not (given.listening and each["peer"])]
     print(json.dumps(sockets, indent=2) if given.json else table(sockets))
     return 0

@@ -82,10 +82,10 @@ def _ask(name: str, kind: str, stack: Stack | None, servers: list[str] | None = 
         return _resolver(stack or Stack(), servers).resolve(name, kind)
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
-    except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout):
+    except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout) as error:
         asked = ", ".join(servers or (stack or Stack()).name_servers)
-        text = f"Temporary failure in name resolution: no answer from {asked}"
-        raise _std.gaierror(_std.EAI_AGAIN, text) from None
+        what = "no answer from" if isinstance(error, dns.resolver.LifetimeTimeout) else "an error or refusal from"
+        raise _std.gaierror(_std.EAI_AGAIN, f"Temporary failure in name resolution: {what} {asked}") from None
     except (dns.exception.DNSException, UnicodeError):  # no name, or no type, at all
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
 

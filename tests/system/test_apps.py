@@ -16,6 +16,7 @@ from struct import Struct
 import pytest
 
 import usernet
+from usernet.protocol import DATAGRAM_OVERHEAD
 
 from .peers import KERNEL, STACK, Stack, wait_for
 
@@ -180,6 +181,16 @@ def test_ss_shows_whose_sockets_there_are(stack: Stack) -> None:
         assert line.split()[:3] == ["udp", "{}:{}".format(*app.getsockname()), "{}:{}".format(*peer.getsockname())]
     usernet.Stack(stack.name, stack.run_dir).close()
     assert json.loads(stack.run("ss", "--json").stdout) == []
+
+
+def test_ss_shows_what_is_queued_as_it_is_now(stack: Stack) -> None:
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        app.fileno()  # a thread reads, and so answers while we look on
+        for data in (b"read", b"unread"):
+            peer.sendto(data, app.getsockname())
+        assert app.recv(100) == b"read"
+        (mine,) = [each for each in json.loads(stack.run("ss", "--json").stdout) if each["pid"] == os.getpid()]
+        assert mine["queued"] == DATAGRAM_OVERHEAD + len(b"unread")
 
 
 def test_nc_talks_with_the_kernel(stack: Stack) -> None:
