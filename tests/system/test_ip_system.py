@@ -50,10 +50,13 @@ def test_ping_of_every_size(stack: Stack, size: int) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["do", "want", "dont"])
-def test_ping_with_and_without_path_mtu_discovery(stack: Stack, strategy: str) -> None:
-    assert received(ping(stack, "-s", 1472, "-M", strategy)) == 1
-    if strategy != "do":
-        assert received(ping(stack, "-s", 3000, "-M", strategy)) == 1
+@pytest.mark.parametrize("size", [0, 1472, 1473, 16384, 65507])
+def test_ping_of_every_size_with_and_without_path_mtu_discovery(stack: Stack, size: int, strategy: str) -> None:
+    if strategy == "do" and size > 1472:
+        refused = stack.execute("ping", "-c", 1, "-M", "do", "-s", size, STACK, status=1)
+        assert "message too long, mtu=1500" in refused.stderr
+    else:
+        assert received(ping(stack, "-s", size, "-M", strategy)) == 1
 
 
 @pytest.mark.parametrize("size", [1472, 1473, 9000, DATAGRAM_MAX])
