@@ -159,6 +159,56 @@ def test_an_unmodified_program_runs_over_the_stack(named: Stack) -> None:
         assert peer.recv(100) == b"192.0.2.7"
 
 
+SERVERS = {
+    "socketserver": """
+import socketserver
+class Shouting(socketserver.BaseRequestHandler):
+    def handle(self):
+        data, endpoint = self.request
+        endpoint.sendto(data.upper(), self.client_address)
+with socketserver.ThreadingUDPServer(("10.0.0.2", 0), Shouting) as server:
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+""",
+    "asyncio": """
+import asyncio
+class Shouting(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+        print(transport.get_extra_info("sockname")[1], flush=True)
+    def datagram_received(self, data, peer):
+        self.transport.sendto(data.upper(), peer)
+async def main():
+    await asyncio.get_running_loop().create_datagram_endpoint(Shouting, local_addr=("10.0.0.2", 0))
+    await asyncio.Event().wait()
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_unmodified_server_answers_the_kernel_and_outlives_layers(stack: Stack, server: str) -> None:
+    program = stack.home / f"{server}_program.py"
+    program.write_text(SERVERS[server])
+    child = stack.spawn([sys.executable, "-m", "usernet", "--name", stack.name, str(program)])
+    port = int(child.stdout.readline())
+    with stack.kernel.udp() as peer:
+        peer.settimeout(1)
+
+        def answer(text: str) -> bytes:
+            try:
+                peer.sendto(text.encode(), (STACK, port))
+                return peer.recv(100)
+            except TimeoutError:  # a kill may cost a datagram
+                return b""
+
+        assert wait_for("an answer", lambda: answer("hello"), PATIENCE_S) == b"HELLO"
+        for layer in ("udp", "sockets"):
+            stack.run("sabotage", layer, "kill")
+            text = f"after the end of {layer}"
+            assert wait_for(f"an answer {text}", lambda text=text: answer(text), PATIENCE_S) == text.upper().encode()
+
+
 @pytest.mark.parametrize("servers", ["10.0.0", "10.0.0.1,nonsense", "fe80::1"])
 def test_name_servers_are_addresses(stack: Stack, servers: str) -> None:
     refused = stack.run("up", "--name", "never", "--dns", servers, status=2)
