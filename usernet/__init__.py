@@ -51,7 +51,7 @@ _OWN = {  # name: its module; empty: it is a module itself
                      "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL",
                      "IP_MSFILTER", "MCAST_JOIN_GROUP", "MCAST_LEAVE_GROUP", "MCAST_BLOCK_SOURCE",
                      "MCAST_UNBLOCK_SOURCE", "MCAST_JOIN_SOURCE_GROUP", "MCAST_LEAVE_SOURCE_GROUP", "MCAST_MSFILTER",
-                     "MCAST_EXCLUDE", "MCAST_INCLUDE", "UDP_SEGMENT"),
+                     "MCAST_EXCLUDE", "MCAST_INCLUDE", "UDP_CORK", "UDP_SEGMENT"),
                     "usernet.messages"),
     "udp": "",
     "ping": "",

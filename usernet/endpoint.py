@@ -297,6 +297,8 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
         if options.change(self._box, (level, optname), value):
+            if (level, optname) == options.CORK and self._box.begun is not None:
+                self._send(b"", 0, _PEER)  # which is its end, unless it is corked still
             if (level, optname) in options.RECEIVED and self._kind != RAW:  # a raw socket gets whole packets
                 wanted = int(bool(self._box.ancillary & messages.OPTIONS_WANTED))
                 self._request("setsockopt", level=level, name=messages.IP_RECVOPTS, value=wanted)

@@ -303,6 +303,61 @@ def test_plain_recv_takes_from_the_error_queue_as_well():
     assert same(what) == (b"los", 1, (BlockingIOError, errno.EAGAIN))
 
 
+# -- datagrams in pieces -----------------------------------------------------------------------------------------------
+
+CORK = (17, usernet.UDP_CORK)
+
+
+def pieces(*sent):
+    """(data, flags) or a value for UDP_CORK, in turn; then what comes of it, or the errno."""
+    def what(endpoint):
+        name, outcomes = endpoint.getsockname(), []
+        for each in sent:
+            if isinstance(each, int):
+                endpoint.setsockopt(*CORK, each)
+            else:
+                outcomes.append(outcome_of(endpoint.sendto, *each, name))
+        endpoint.settimeout(0.2)
+        while True:
+            try:
+                data, sender = endpoint.recvfrom(1 << 16)
+                outcomes.append((len(data), data[:10], sender == name))
+            except TimeoutError:
+                return outcomes, endpoint.getsockopt(*CORK)
+
+    return what
+
+
+@pytest.mark.parametrize("sent", [
+    [(b"one ", std.MSG_MORE), (b"two ", std.MSG_MORE), (b"three", 0), (b"next", 0)],
+    [(b"", std.MSG_MORE), (b"end", 0)], [(b"begun", std.MSG_MORE)], [(b"begun", std.MSG_MORE), (b"", 0)],
+    [1, (b"a", 0), (b"b", std.MSG_MORE), (b"c", 0), 0, (b"d", 0)], [1, (b"held", 0)], [1, 0], [1, (b"", 0), 0],
+    [(b"a", std.MSG_MORE), 1, 0], [(bytes(65000), std.MSG_MORE), (bytes(507), 0)],
+    [(bytes(65000), std.MSG_MORE), (bytes(508), 0), (b"afresh", 0)],
+], ids=range(11))
+def test_udp_7_a_datagram_in_pieces(sent):
+    same(pieces(*sent))
+
+
+def test_udp_7_the_first_piece_says_where_to_and_how():
+    def what(endpoint):
+        with type(endpoint)(std.AF_INET, std.SOCK_DGRAM) as other:
+            endpoint.setsockopt(IP, IP_RECVTTL, 1)
+            other.sendmsg([b"first "], [(IP, std.IP_TTL, INT.pack(9))], std.MSG_MORE, endpoint.getsockname())
+            other.sendto(b"second", (endpoint.getsockname()[0], 1))
+            return endpoint.recvmsg(100, 100)[:2]
+
+    assert same(what) == (b"first second", [(IP, std.IP_TTL, INT.pack(9))])
+
+
+def test_a_piece_without_a_destination():
+    def what(endpoint):
+        to_port_0 = outcome_of(endpoint.sendto, b"x", std.MSG_MORE, ("127.0.0.1", 0))
+        return outcome_of(endpoint.send, b"x", std.MSG_MORE), to_port_0
+
+    same(what)
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 OPTIONS = [
