@@ -7,6 +7,7 @@ import math
 import operator
 import socket as _std
 from binascii import a2b_base64
+from typing import SupportsIndex
 
 from usernet import messages, options
 from usernet.datagrams import _PEER, RAW, Datagrams, _octets
@@ -23,7 +24,9 @@ class Settings(Datagrams):
         self._check_open()
         if value is None and optlen is not None:
             raise os_error(errno.EFAULT)
-        if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
+        if isinstance(value, SupportsIndex) and -(1 << 31) <= operator.index(value) < 1 << 31:
+            value = int(value)  # True is no number in the messages to the service
+        else:
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
         if options.change(self._box, (level, optname), value):
             if (level, optname) == options.CORK and self._box.begun is not None:

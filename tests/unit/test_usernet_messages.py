@@ -391,6 +391,15 @@ OPTIONS = [
     lambda s: (s.setsockopt(IP, IP_PKTINFO, b"\x01"), s.getsockopt(IP, IP_PKTINFO)),
     lambda s: s.setsockopt(IP, IP_PKTINFO, b""),
     lambda s: s.setsockopt(SOL, std.SO_BROADCAST, None),
+    lambda s: (s.setsockopt(SOL, std.SO_BROADCAST, True), s.getsockopt(SOL, std.SO_BROADCAST),
+               s.setsockopt(SOL, std.SO_BROADCAST, False), s.getsockopt(SOL, std.SO_BROADCAST)),
+    lambda s: (s.setsockopt(SOL, std.SO_REUSEADDR, True), s.setsockopt(SOL, std.SO_REUSEPORT, True),
+               s.getsockopt(SOL, std.SO_REUSEADDR, 4), s.getsockopt(SOL, std.SO_REUSEPORT, 4)),
+    lambda s: (s.setsockopt(IP, IP_RECVTTL, True), s.getsockopt(IP, IP_RECVTTL)),
+    lambda s: s.setsockopt(SOL, std.SO_BROADCAST, 1.5),
+    lambda s: s.setsockopt(SOL, std.SO_BROADCAST, "1"),
+    lambda s: s.setsockopt(IP, std.IP_TOS, std.IPPROTO_UDP),
+    lambda s: s.setsockopt(SOL, std.SO_REUSEADDR, 1 << 31),
 ]
 
 
