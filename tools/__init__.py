@@ -55,6 +55,8 @@ def failures(subject: str) -> Iterator[None]:
         yield
     except BrokenPipeError:  # of standard output: nobody wants to know more
         raise
+    except PermissionError as error:  # ip(7): what SO_BROADCAST allows
+        raise ToolError(f"{subject}: {error.strerror}: a broadcast address takes -b") from error
     except OSError as error:
         raise ToolError(f"{subject}: {error.strerror or error}") from error
 

@@ -28,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--source-port", metavar="PORT", help="the local port")
     parser.add_argument("-s", "--source", metavar="ADDRESS", help="the local address")
     parser.add_argument("-w", "--wait", type=float, metavar="S", help="end after so many seconds of silence")
+    parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell who talks with whom")
     parser.add_argument("-n", "--numeric", action="store_true", help="no names of addresses: as always")
     parser.add_argument("where", nargs="*", metavar="[ADDRESS] PORT")
@@ -73,6 +74,7 @@ def _connect(given: argparse.Namespace) -> int:
             if any(local):
                 endpoint.bind(local)
         with failures(f"nc: {_name(peer)}"):
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, given.broadcast)
             endpoint.connect(peer)
             _say(given, f"from {_name(endpoint.getsockname())} to {_name(peer)}")
             _carry(endpoint, given.wait)

@@ -33,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--ttl", type=int, metavar="N", help="time to live of the requests")
     parser.add_argument("-M", "--mtu-discovery", choices=DISCOVERY, metavar="do|want|dont",
                         help="no fragments; by the path's MTU (default); without DF")
+    parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
     parser.add_argument("-q", "--quiet", action="store_true", help="the summary alone")
     parser.add_argument("-n", "--numeric", action="store_true", help="no names: as always")
 
@@ -43,6 +44,8 @@ def run(given: argparse.Namespace) -> int:
 
     _check(given)
     options = [(socket.IPPROTO_IP, socket.IP_TTL, given.ttl)] if given.ttl is not None else []
+    if given.broadcast:
+        options.append((socket.SOL_SOCKET, socket.SO_BROADCAST, 1))
     if given.mtu_discovery:
         options.append((socket.IPPROTO_IP, IP_MTU_DISCOVER, DISCOVERY[given.mtu_discovery]))
     times_ms: list[float] = []

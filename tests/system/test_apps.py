@@ -21,6 +21,7 @@ from usernet.protocol import DATAGRAM_OVERHEAD
 from .peers import KERNEL, STACK, Stack, wait_for
 
 TTL, TOS = 9, 0x28
+BROADCAST = "10.0.0.255"
 FAR, FAR_ROUTER = "10.9.9.9", "10.9.9.1"
 EXTENDED_ERROR = Struct("=IBBBBIIHH4s8x")  # struct sock_extended_err, struct sockaddr_in
 PATIENCE_S = 20
@@ -310,11 +311,19 @@ def test_tools_say_whom_they_could_not_reach(stack: Stack) -> None:
         (("nc", "-u", "no.example", "7"), "nc: no.example: Name or service not known"),
         (("host", "no.example"), "host: no.example: Name or service not known"),
         (("nc", "-u", "-s", KERNEL, KERNEL, "7"), f"nc: {KERNEL} port 0: Cannot assign requested address"),
+        (("nc", "-u", BROADCAST, "7"), f"nc: {BROADCAST} port 7: Permission denied: a broadcast address takes -b"),
+        (("ping", BROADCAST), f"ping: {BROADCAST}: Permission denied: a broadcast address takes -b"),
         (("nc", "-u", "-l", KERNEL, "7"), f"nc: {KERNEL} port 7: Cannot assign requested address"),
     ]:
         failed = stack.run(*arguments, status=1)
         assert failed.stderr.startswith(f"launcher.py: {text}")
         assert failed.stderr.count("\n") == 1
+
+
+def test_nc_broadcasts_where_it_is_told_to(stack: Stack) -> None:
+    with stack.kernel.udp(address="") as peer:
+        stack.run("nc", "-u", "-b", "-w", 0.1, BROADCAST, peer.getsockname()[1], input="to all\n")
+        assert peer.recvfrom(100)[0] == b"to all\n"
 
 
 def test_nc_says_that_nobody_listens(stack: Stack) -> None:
