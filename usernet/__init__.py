@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from usernet.patching import patch  # noqa: F401
     from usernet.resolver import (  # type: ignore[assignment]  # noqa: F401
         getaddrinfo,
+        getfqdn,
         gethostbyaddr,
         gethostbyname,
         gethostbyname_ex,
@@ -41,6 +42,7 @@ _OWN = {  # name: its module; empty: it is a module itself
     "gethostbyaddr": "usernet.resolver",
     "gethostbyname": "usernet.resolver",
     "gethostbyname_ex": "usernet.resolver",
+    "getfqdn": "usernet.resolver",
     "getnameinfo": "usernet.resolver",
     "patch": "usernet.patching",
     "create_connection": "usernet.absent",

@@ -32,6 +32,7 @@ from usernet.stack import Stack
 
 _KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
 _INTERNET = (_std.AF_INET, _std.AF_INET6)
+KIND_MAX = 10  # linux/net.h: SOCK_PACKET
 PROTOCOL_MAX = 255  # one octet of the IP header
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
@@ -80,6 +81,8 @@ class socket(Settings):  # noqa: N801  (the standard module's name)
             raise os_error(errno.EAFNOSUPPORT)
         if kind == _std.SOCK_STREAM and proto in (0, _std.IPPROTO_TCP):
             raise no_tcp()
+        if not 0 <= kind <= KIND_MAX:
+            raise os_error(errno.EINVAL)
         if kind not in (_std.SOCK_DGRAM, _std.SOCK_RAW):
             raise os_error(errno.ESOCKTNOSUPPORT)
         if not 0 <= proto <= PROTOCOL_MAX:

@@ -175,6 +175,18 @@ def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
         raise _std.herror(1, f"Unknown host: {error.strerror}") from None
 
 
+def getfqdn(name: str = "") -> str:
+    """The first name of a host that has a dot in it, or what there is; of nobody, this machine's."""
+    name = name.strip()
+    if not name or name in ("0.0.0.0", "::"):
+        name = _std.gethostname()
+    try:
+        canonical, others, _ = gethostbyaddr(name)
+    except OSError:
+        return name
+    return next((each for each in (canonical, *others) if "." in each), canonical)
+
+
 def _name_of(address: str) -> str:
     if address == LOCALHOST:
         return "localhost"

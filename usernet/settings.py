@@ -13,6 +13,8 @@ from usernet import messages, options
 from usernet.datagrams import _PEER, RAW, Datagrams, _octets
 from usernet.names import os_error
 
+_TIMEOUT_LIMIT_S = 2**63 / 1e9  # the standard module counts nanoseconds
+
 
 class Settings(Datagrams):
     """What can be set at a socket."""
@@ -71,11 +73,14 @@ class Settings(Datagrams):
     def settimeout(self, value: float | None) -> None:
         """Seconds that a call may take; 0: it does not wait, None: for ever."""
         if value is not None:
-            value = float(value)
+            value = value if isinstance(value, float) else float(operator.index(value))
             if math.isnan(value):
                 raise ValueError("Invalid value NaN (not a number)")
+            if abs(value) >= _TIMEOUT_LIMIT_S:
+                raise OverflowError("timestamp out of range for platform time_t")
             if value < 0:
                 raise ValueError("Timeout value out of range")
+        self._check_open()
         self._timeout = value
 
     def gettimeout(self) -> float | None:
