@@ -8,9 +8,9 @@ import sys
 
 from supervisor import boot, commands, sandbox
 from supervisor.options import Options, UsageError, from_file
-from tools import ToolError, host, nc, ss, traceroute
+from tools import ToolError, host, nc, ping, ss, traceroute
 
-TOOLS = {"ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
+TOOLS = {"ping": ping, "ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,12 +59,6 @@ def parser() -> argparse.ArgumentParser:
     sabotage.add_argument("fault", metavar="FAULT")
     execute = verb("exec", "run a command on the kernel's end of the cable: exec -- ping 10.0.0.2")
     execute.add_argument("cmd", nargs="+", metavar="CMD")
-    ping = verb("ping", "echo requests out of the stack, as an application of it")
-    ping.add_argument("address", metavar="ADDRESS")
-    ping.add_argument("-c", "--count", type=int, default=0, metavar="N", help="stop after N (default: Ctrl-C stops)")
-    ping.add_argument("-i", "--interval", type=float, default=1.0, metavar="S", help="seconds between requests")
-    ping.add_argument("-s", "--size", type=int, default=56, metavar="OCTETS", help="octets of data (default 56)")
-    ping.add_argument("-W", "--timeout", type=float, default=1.0, metavar="S", help="seconds to wait for a reply")
     neighbor = verb("neighbor", "arp's neighbours: list, add ADDRESS MAC, del ADDRESS, flush")
     neighbor.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add ADDRESS MAC, del ADDRESS, or "
                           "flush (all but those that were added)")
@@ -111,11 +105,6 @@ def run(arguments: argparse.Namespace) -> int:
         return status.show(arguments.name, arguments.json)
     if arguments.verb in TOOLS:
         return TOOLS[arguments.verb].run(arguments)
-    if arguments.verb == "ping":
-        from supervisor import ping
-
-        return ping.run(arguments.name, arguments.address, arguments.count, arguments.interval, arguments.size,
-                        arguments.timeout)
     if arguments.verb == "neighbor":
         from supervisor import neighbors
 

@@ -86,6 +86,10 @@ class RouteTable:
                 return route
         return None
 
+    def is_own(self, address: int) -> bool:
+        """True for one of our addresses."""
+        return address in self._own
+
     def is_local(self, address: int) -> bool:
         """True where a packet to `address` does not leave the host."""
         return address in self._own or address >> 24 == 127

@@ -15,13 +15,22 @@ from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.counters import CounterSet, Drop, Event
 from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, errno_of
-from bus.records import ERROR_RECORD, ICMP_ERROR_HEADER, ORIGIN_LOCAL, SocketReply, SocketState
+from bus.records import (
+    ERROR_RECORD,
+    ICMP_ERROR_HEADER,
+    ORIGIN_ICMP,
+    ORIGIN_LOCAL,
+    PATH_MTU_RECORD,
+    SocketReply,
+    SocketState,
+)
 from bus.routes import RouteTable, configured
 
 ROUTES_KEY = 0  # in state; every other key is a socket's handle
 ANY = bytes(4)
 
 _HANDLE = Struct("<I")
+_BELIEVES_NO_ROUTER = (4, 5)  # ip(7), IP_PMTUDISC_INTERFACE and _OMIT; Linux, ip_sk_accept_pmtu
 _LOCAL_REFUSAL = ORIGIN_LOCAL, 0, 0, 0, 0, ANY  # in an ERROR_RECORD: no ICMP message, nobody else said so
 
 
@@ -169,6 +178,20 @@ class IcmpError(NamedTuple):
         head = ERROR_RECORD.pack(handle, number, self.origin, self.icmp_type, self.code, 0, self.info, self.offender,
                                  destination, port)
         return table.SOCKETS, table.SOCKET_ERROR, head + sent
+
+
+def mtu_told(error: IcmpError, socket: SocketState, quoted: bytes) -> list[Send]:
+    """For ip: what the next hop of a packet of this socket's can take, where the error says that (RFC 1191 section 4).
+
+    RFC 8201 section 4, RFC 9293 section 3.9.2.2: anybody can quote a packet that was never sent; whose socket it would
+    be has to exist. Whether to believe the number is for ip to say.
+    """
+    if (error.icmp_type, error.code, error.origin) != (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, ORIGIN_ICMP):
+        return []
+    if socket.mtu_discover in _BELIEVES_NO_ROUTER:
+        return []
+    told = PATH_MTU_RECORD.pack(quoted[16:20], min(error.info, 0xFFFF), quoted[2] << 8 | quoted[3])
+    return [(table.IP, table.PATH_MTU, told)]
 
 
 def refused(handle: int, number: int, destination: bytes, port: int, data: bytes) -> Send:

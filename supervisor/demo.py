@@ -15,7 +15,7 @@ from pathlib import Path
 from supervisor import boot, commands, sandbox, status
 from supervisor.codebase import ROOT
 from supervisor.options import Options
-from supervisor.ping import line
+from tools.ping import line
 from usernet.ping import ping
 from usernet.stack import Stack
 

@@ -19,11 +19,22 @@ OF_DEL = ("via", "metric")
 def route(name: str | None, words: list[str]) -> int:
     """List, or order a change; UsageError for words that make no sense, Refused where ip will not."""
     if words in ([], ["list"]):
-        for line in commands.manage(name, "ip", op="route_list")["routes"]:
+        for line in collect(name):
             print(route_line(line))
         return commands.OK
     commands.manage(name, "ip", **route_order(words))
     return commands.OK
+
+
+def collect(name: str | None) -> list[dict[str, Any]]:
+    """All routes. ip gives them a page at a time."""
+    found: list[dict[str, Any]] = []
+    more = True
+    while more:
+        answer = commands.manage(name, "ip", op="route_list", after=len(found))
+        found += answer["routes"]
+        more = answer["more"]
+    return found
 
 
 def address(name: str | None, words: list[str]) -> int:

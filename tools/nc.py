@@ -10,12 +10,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import usernet as socket
-from tools import refuse, stack_of
+from tools import address_of, failures, port_of, refuse, stack_of
 
 if TYPE_CHECKING:
     from usernet.endpoint import socket as Socket  # noqa: N812
 
 TEXT = "datagrams from and to standard input and output: nc -u ADDRESS PORT, nc -u -l PORT"
+USE = "give it like: nc -u ADDRESS PORT, or nc -u -l [ADDRESS] PORT"
 PAYLOAD_OCTETS = 1472  # of what is read at a time, as it goes into one packet of Ethernet's MTU
 ANSWER_OCTETS_MAX = 65535
 
@@ -24,41 +25,80 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What may follow."""
     parser.add_argument("-u", "--udp", action="store_true", help="UDP (there is no TCP yet)")
     parser.add_argument("-l", "--listen", action="store_true", help="wait for a datagram, and talk with its sender")
-    parser.add_argument("-p", "--source-port", type=int, default=0, metavar="N", help="the local port")
+    parser.add_argument("-p", "--source-port", metavar="PORT", help="the local port")
+    parser.add_argument("-s", "--source", metavar="ADDRESS", help="the local address")
     parser.add_argument("-w", "--wait", type=float, metavar="S", help="end after so many seconds of silence")
-    parser.add_argument("where", nargs="+", metavar="[ADDRESS] PORT")
+    parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell who talks with whom")
+    parser.add_argument("-n", "--numeric", action="store_true", help="no names of addresses: as always")
+    parser.add_argument("where", nargs="*", metavar="[ADDRESS] PORT")
 
 
 def run(given: argparse.Namespace) -> int:
     """Carry on until the wait is over, or Ctrl-C."""
     if not given.udp:
         refuse("nc: there is no TCP yet; give -u for UDP")
-    *host, port = given.where
-    if len(host) > 1 or not (host or given.listen) or not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        refuse("nc: expected nc -u ADDRESS PORT or nc -u -l [ADDRESS] PORT")
-    address = (host[0] if host else "", int(port))
-    with stack_of(given).socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint, contextlib.suppress(KeyboardInterrupt):
-        if given.listen:
-            endpoint.bind(address)
-            if not _first(endpoint, given.wait):
-                return 1
-        else:
-            if given.source_port:
-                endpoint.bind(("", given.source_port))
-            endpoint.connect(address)
+    if given.wait is not None and given.wait <= 0:
+        refuse(f"nc: -w {given.wait}: above 0")
+    with contextlib.suppress(KeyboardInterrupt):
+        return _listen(given) if given.listen else _connect(given)
+    return 0
+
+
+def _listen(given: argparse.Namespace) -> int:
+    *host, port = [*given.where, given.source_port] if given.source_port else given.where or [None]
+    if port is None or len(host) > 1 or (host and given.source):
+        refuse(f"nc: {USE}")
+    stack = stack_of(given)
+    wanted = (host or [given.source])[0]
+    local = address_of("nc", wanted, stack) if wanted else "", port_of("nc", port)
+    with stack.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint, failures(f"nc: {_name(local)}"):
+        endpoint.bind(local)
+        _say(given, f"listening on {_name(endpoint.getsockname())}")
+        peer = _first(endpoint, given.wait)
+        if peer is None:
+            return 1
+        _say(given, f"a datagram from {_name(peer)}")
         _carry(endpoint, given.wait)
     return 0
 
 
-def _first(endpoint: Socket, wait_s: float | None) -> bool:
-    """Connect to whoever sends first; False where nobody does."""
+def _connect(given: argparse.Namespace) -> int:
+    if len(given.where) != 2:
+        refuse(f"nc: {USE}")
+    stack = stack_of(given)
+    peer = address_of("nc", given.where[0], stack), port_of("nc", given.where[1])
+    local = address_of("nc", given.source, stack) if given.source else "", port_of("nc", given.source_port or "0")
+    with stack.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
+        with failures(f"nc: {_name(local)}"):
+            if any(local):
+                endpoint.bind(local)
+        with failures(f"nc: {_name(peer)}"):
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, given.broadcast)
+            endpoint.connect(peer)
+            _say(given, f"from {_name(endpoint.getsockname())} to {_name(peer)}")
+            _carry(endpoint, given.wait)
+    return 0
+
+
+def _name(address: tuple[str, int]) -> str:
+    return f"{address[0] or '*'} port {address[1]}"
+
+
+def _say(given: argparse.Namespace, text: str) -> None:
+    if given.verbose:
+        print(f"nc: {text}", file=sys.stderr)
+
+
+def _first(endpoint: Socket, wait_s: float | None) -> tuple[str, int] | None:
+    """Connect to whoever sends first; None where nobody does."""
     if not select.select([endpoint], [], [], wait_s)[0]:
-        return False
+        return None
     data, peer = endpoint.recvfrom(ANSWER_OCTETS_MAX)
     assert peer is not None  # as only after a shutdown
     endpoint.connect(peer)
     _write(data)
-    return True
+    return peer
 
 
 def _carry(endpoint: Socket, wait_s: float | None) -> None:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
+    from usernet.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
     from usernet.endpoint import socket  # type: ignore[assignment]  # noqa: F401
     from usernet.patching import patch  # noqa: F401
     from usernet.resolver import (  # type: ignore[assignment]  # noqa: F401
         getaddrinfo,
+        getfqdn,
         gethostbyaddr,
         gethostbyname,
         gethostbyname_ex,
@@ -33,28 +35,31 @@ has_ipv6 = False
 _OWN = {  # name: its module; empty: it is a module itself
     "socket": "usernet.endpoint",
     "SocketType": "usernet.endpoint",
+    "close": "usernet.descriptors",
+    "fromfd": "usernet.descriptors",
     "Stack": "usernet.stack",
     "getaddrinfo": "usernet.resolver",
     "gethostbyaddr": "usernet.resolver",
     "gethostbyname": "usernet.resolver",
     "gethostbyname_ex": "usernet.resolver",
+    "getfqdn": "usernet.resolver",
     "getnameinfo": "usernet.resolver",
     "patch": "usernet.patching",
     "create_connection": "usernet.absent",
-    "create_server": "usernet.absent",
+    "create_server": "usernet.server",
     "has_dualstack_ipv6": "usernet.absent",
     # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.
     **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
                      "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL",
                      "IP_MSFILTER", "MCAST_JOIN_GROUP", "MCAST_LEAVE_GROUP", "MCAST_BLOCK_SOURCE",
                      "MCAST_UNBLOCK_SOURCE", "MCAST_JOIN_SOURCE_GROUP", "MCAST_LEAVE_SOURCE_GROUP", "MCAST_MSFILTER",
-                     "MCAST_EXCLUDE", "MCAST_INCLUDE", "UDP_SEGMENT"),
+                     "MCAST_EXCLUDE", "MCAST_INCLUDE", "UDP_CORK", "UDP_SEGMENT"),
                     "usernet.messages"),
     "udp": "",
     "ping": "",
 }
 _STANDARD = {
-    "AddressFamily", "AddressInfo", "MsgFlag", "SocketKind", "close", "error", "fromfd", "gaierror",
+    "AddressFamily", "AddressInfo", "MsgFlag", "SocketKind", "error", "gaierror",
     "getdefaulttimeout", "gethostname", "getprotobyname", "getservbyname", "getservbyport", "herror", "htonl", "htons",
     "inet_aton", "inet_ntoa", "inet_ntop", "inet_pton", "ntohl", "ntohs", "recv_fds", "send_fds", "setdefaulttimeout",
     "socketpair", "timeout",

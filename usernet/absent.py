@@ -24,11 +24,6 @@ def create_connection(*_: object, **__: object) -> NoReturn:
     raise no_tcp()
 
 
-def create_server(*_: object, **__: object) -> NoReturn:
-    """ESOCKTNOSUPPORT."""
-    raise no_tcp()
-
-
 def has_dualstack_ipv6() -> bool:
     """False: there is no IPv6."""
     return False

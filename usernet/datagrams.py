@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable
 
 from usernet.connection import Connection
+from usernet.corking import MORE, Piece, held
 from usernet.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
 from usernet.ip_options import before
 from usernet.messages import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
@@ -85,6 +86,14 @@ class Datagrams:
             self._raise_error(writing=True)
         if data.__class__ is not bytes:
             data = _octets(data)
+        octets = len(data)
+        if (box.begun is not None or box.corked or flags & MORE) and self._kind == PLAIN:
+            if box.begun is None:
+                self._header(box, data, address, steering)  # what is wrong with the first piece is wrong at once
+            whole = held(box, Piece(data, address, steering), flags)
+            if whole is None:
+                return octets
+            data, address, steering = whole
         segment = steering.segment if steering is not None and steering.segment else box.segment_octets
         if segment and len(data) > segment and self._kind == PLAIN:
             kind, record = SEND_SEGMENTS, self._super_record(box, data, segment, address, steering)
@@ -99,7 +108,7 @@ class Datagrams:
             if flags & _DONTWAIT:
                 timeout = 0.0
         self._transmit(kind, (record,), timeout)
-        return len(data)
+        return octets
 
     def _super_record(self, box: Description, data: bytes, segment: int, address: object,
                       steering: Steering | None) -> bytes:

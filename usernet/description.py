@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import Any
 
 from usernet.mailbox import Mailbox
 from usernet.protocol import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, ERROR_RECORD, SEGMENTS_MAX
@@ -24,7 +25,7 @@ class Description(Mailbox):
     """See the module's docstring."""
 
     __slots__ = (
-        "ancillary", "consumed", "credit_due", "destinations", "errors", "handle",
+        "ancillary", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
         "header_included", "keep_errors", "local", "options_octets", "peer",
         "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
@@ -48,6 +49,8 @@ class Description(Mailbox):
         self.receive_timeout: float | None = None  # SO_RCVTIMEO, where the socket itself has no timeout
         self.send_timeout: float | None = None
         self.segment_octets = 0  # UDP_SEGMENT: longer payloads are sent as datagrams of this size
+        self.corked = False  # UDP_CORK: datagrams are sent when it is taken off
+        self.begun: Any = None  # usernet.corking.Piece: a datagram whose rest is to come
         self.shut_for_writing = False
         self.set_buffer(receive_buffer)
 

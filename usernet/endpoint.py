@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
-import math
-import operator
 import socket as _std
-from binascii import a2b_base64
 from collections.abc import Iterable
 from typing import Any
 
-from usernet import messages, options
+from usernet import messages
 from usernet.absent import no_raw, no_tcp
 from usernet.datagrams import (
     _CLOSED,
@@ -27,12 +24,15 @@ from usernet.datagrams import (
     _sender,
 )
 from usernet.description import UNNAMED
+from usernet.descriptors import adopt, leave
 from usernet.names import os_error, parse
 from usernet.readiness import Descriptor
+from usernet.settings import Settings
 from usernet.stack import Stack
 
 _KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
 _INTERNET = (_std.AF_INET, _std.AF_INET6)
+KIND_MAX = 10  # linux/net.h: SOCK_PACKET
 PROTOCOL_MAX = 255  # one octet of the IP header
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
@@ -47,18 +47,22 @@ def is_kernels(family: int, fileno: int | None) -> bool:
     return fileno is not None or not (family == -1 or family in _INTERNET)
 
 
-class socket(Datagrams):  # noqa: N801  (the standard module's name)
+class socket(Settings):  # noqa: N801  (the standard module's name)
     """A UDP socket, ping socket (SOCK_DGRAM with IPPROTO_ICMP) or raw socket (SOCK_RAW).
 
     `stack`: which stack, where not the default one.
 
-    With a family that is not the Internet's, or a descriptor, the result is a standard socket of the kernel.
+    With a family that is not the Internet's, or a descriptor that is none of ours, the result is a standard socket of
+    the kernel.
     """
 
     __slots__ = ("_closed", "_family", "_io_refs", "_proto", "_type")
 
     def __new__(cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, **_: object) -> Any:
         """A socket of the stack's, or of the kernel's."""
+        detached = None if fileno is None else adopt(fileno)
+        if detached is not None:
+            return detached
         if is_kernels(family, fileno):
             return _KERNEL_SOCKET(family, type, proto, fileno)
         return super().__new__(cls)
@@ -67,6 +71,8 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, *,
         stack: Stack | None = None,
     ) -> None:
+        if fileno is not None:
+            return  # it was made before
         super().__init__()
         family = _std.AF_INET if family == -1 else family
         kind = _std.SOCK_STREAM if type == -1 else type & ~_FLAGS_IN_TYPE
@@ -75,6 +81,8 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
             raise os_error(errno.EAFNOSUPPORT)
         if kind == _std.SOCK_STREAM and proto in (0, _std.IPPROTO_TCP):
             raise no_tcp()
+        if not 0 <= kind <= KIND_MAX:
+            raise os_error(errno.EINVAL)
         if kind not in (_std.SOCK_DGRAM, _std.SOCK_RAW):
             raise os_error(errno.ESOCKTNOSUPPORT)
         if not 0 <= proto <= PROTOCOL_MAX:
@@ -239,25 +247,35 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
             raise ValueError("negative buffer size in recvmsg()")
         if ancbufsize < 0:
             raise ValueError("invalid ancillary data buffer length")
+        return self._receive_parts(bufsize, ancbufsize, flags)[1:]
+
+    def _receive_parts(
+        self, bufsize: int, ancbufsize: int, flags: int
+    ) -> tuple[int, bytes, list[messages.Control], int, Address | None]:
+        """The datagram's real length, and what recvmsg tells."""
         record, controls, told = self._receive_message(flags)
+        octets = max(0, len(record) - _HEADER)
         data = record[_HEADER : _HEADER + bufsize]
         controls, cut = messages.fit(controls, ancbufsize)
-        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < len(record) - _HEADER else 0)
-        return data, controls, told, _sender(record)
+        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < octets else 0)
+        return octets, data, controls, told, _sender(record)
 
     def recvmsg_into(
         self, buffers: Iterable[bytearray | memoryview], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[messages.Control], int, Address | None]:
-        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result."""
+        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result.
+
+        With MSG_TRUNC it is the datagram's real length.
+        """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         if any(view.readonly for view in views):
             raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
-        data, controls, told, sender = self.recvmsg(sum(map(len, views)), ancbufsize, flags)
+        octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
         rest = data
         for view in views:
             part, rest = rest[: len(view)], rest[len(view) :]
             view[: len(part)] = part
-        return len(data), controls, told, sender
+        return octets if flags & _TRUNC else len(data), controls, told, sender
 
     def _receive_message(self, flags: int) -> tuple[bytes, list[messages.Control], int]:
         if flags & _ERRQUEUE:
@@ -270,76 +288,7 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         local = self._specific_destination(record) if wanted & messages.WANTED[messages.IP_PKTINFO] else ANY
         return record, messages.told(wanted, record, local, self._kind == RAW), 0
 
-    # -- options ------------------------------------------------------------------------------------------------
-
-    def setsockopt(self, level: int, optname: int, value: int | bytes | None, optlen: int | None = None) -> None:
-        """Those of docs/library.md; ENOPROTOOPT for others."""
-        self._check_open()
-        if value is None and optlen is not None:
-            raise os_error(errno.EFAULT)
-        if not (isinstance(value, int) and -(1 << 31) <= value < 1 << 31):
-            value = _octets(value)[: options.VALUE_OCTETS_MAX]
-        if options.change(self._box, (level, optname), value):
-            if (level, optname) in options.RECEIVED and self._kind != RAW:  # a raw socket gets whole packets
-                wanted = int(bool(self._box.ancillary & messages.OPTIONS_WANTED))
-                self._request("setsockopt", level=level, name=messages.IP_RECVOPTS, value=wanted)
-        else:
-            reply = self._request("setsockopt", level=level, name=optname, value=value)
-            options.changed(self._box, (level, optname), reply["value"])
-
-    def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
-        """The option's value; as the octets of a C program where `buflen` says how many.
-
-        IP_MSFILTER and MCAST_MSFILTER want a structure that names the group; unlike the standard module's, this call
-        takes it in the place of `buflen`.
-        """
-        self._check_open()
-        if (level, optname) in options.QUESTIONS:
-            asked = bytes(buflen) if isinstance(buflen, int) else _octets(buflen)[: options.VALUE_OCTETS_MAX]
-            return a2b_base64(self._request("getsockopt", level=level, name=optname, value=asked)["octets"])
-        buflen = operator.index(buflen)  # type: ignore[arg-type]  # TypeError for anything else
-        if not 0 <= buflen <= 1024:
-            raise OSError("getsockopt buflen out of range")
-        octets = options.read(self._box, (level, optname))
-        if (level, optname) == options.IP_OPTIONS:
-            octets = a2b_base64(self._request("getsockopt", level=level, name=optname)["octets"])
-        elif octets is None:
-            if (level, optname) == (_std.SOL_SOCKET, _std.SO_ERROR):
-                value = self._pending_error()
-            else:
-                value = self._request("getsockopt", level=level, name=optname)["value"]
-            octets = value.to_bytes(4, options.byteorder, signed=True)
-        return octets[:buflen] if buflen else int.from_bytes(octets[:4], options.byteorder, signed=True)
-
-    def _pending_error(self) -> int:
-        self._connection.look()
-        value, self._box.error = self._box.error, 0
-        self._connection.readers.settle(self._box)
-        return value
-
-    def settimeout(self, value: float | None) -> None:
-        """Seconds that a call may take; 0: it does not wait, None: for ever."""
-        if value is not None:
-            value = float(value)
-            if math.isnan(value):
-                raise ValueError("Invalid value NaN (not a number)")
-            if value < 0:
-                raise ValueError("Timeout value out of range")
-        self._timeout = value
-
-    def gettimeout(self) -> float | None:
-        """As set by settimeout."""
-        return self._timeout
-
-    timeout = property(gettimeout, doc="As set by settimeout.")
-
-    def setblocking(self, flag: bool) -> None:
-        """settimeout(None) or settimeout(0.0)."""
-        self._timeout = None if flag else 0.0
-
-    def getblocking(self) -> bool:
-        """False where the timeout is 0."""
-        return self._timeout != 0
+    # -- what it is ------------------------------------------------------------------------------------------------
 
     family = property(lambda self: self._family, doc="AF_INET.")
     type = property(lambda self: self._type, doc="SOCK_DGRAM.")
@@ -362,8 +311,16 @@ class socket(Datagrams):  # noqa: N801  (the standard module's name)
         return self._descriptor.number
 
     def detach(self) -> int:
-        """Not supported: without this object nobody could use the descriptor."""
-        raise io.UnsupportedOperation("a usernet socket cannot be detached: its descriptor only tells of readiness")
+        """Close this object but not the socket: `socket(fileno=...)` in this process takes it up again."""
+        number = self.fileno()
+        if number >= 0:
+            successor = self.dup()
+            successor._descriptor, self._descriptor = self._descriptor, None
+            successor._timeout, successor._proto = _std.getdefaulttimeout(), self._proto or _std.IPPROTO_UDP
+            leave(number, successor)
+            self._closed = True
+            self._close()
+        return number
 
     def get_inheritable(self) -> bool:
         """False: a new program cannot use it."""

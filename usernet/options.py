@@ -13,7 +13,7 @@ from sys import byteorder
 
 from usernet import messages
 from usernet.description import Description
-from usernet.messages import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UDP, UDP_SEGMENT, WANTED
+from usernet.messages import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UDP, UDP_CORK, UDP_SEGMENT, WANTED
 from usernet.names import os_error
 
 Key = tuple[int, int]  # level, name
@@ -30,6 +30,7 @@ _TIMEOUTS = {
 }
 _ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
 _SEGMENT = (SOL_UDP, UDP_SEGMENT)
+CORK = (SOL_UDP, UDP_CORK)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
 
@@ -45,6 +46,8 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
         if not 0 <= octets <= 0xFFFF:
             raise os_error(errno.EINVAL)  # Linux udp_lib_setsockopt
         box.segment_octets = octets
+    elif key == CORK:
+        box.corked = bool(_integer(value))
     elif key == _DEVICE:
         if isinstance(value, int) or value.rstrip(b"\0"):
             raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has one interface, and no names "
@@ -60,6 +63,8 @@ def read(box: Description, key: Key) -> bytes | None:
         return int(bool(box.ancillary & _ANCILLARY[key])).to_bytes(4, byteorder)
     if key == _SEGMENT:
         return box.segment_octets.to_bytes(4, byteorder)
+    if key == CORK:
+        return int(box.corked).to_bytes(4, byteorder)
     if key in _TIMEOUTS:
         seconds = getattr(box, _TIMEOUTS[key]) or 0.0
         return _TIMEVAL.pack(int(seconds), round(seconds % 1 * 1_000_000))

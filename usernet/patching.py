@@ -12,7 +12,7 @@ import os
 import socket as _std
 from typing import Any
 
-from usernet import endpoint, resolver
+from usernet import descriptors, endpoint, resolver
 from usernet.endpoint import _KERNEL_SOCKET, is_kernels
 
 _EITHER = (endpoint.socket, _KERNEL_SOCKET)
@@ -23,6 +23,9 @@ class _Choice(type):
     """Decides, when a socket is made, whose it is; and takes a stack's for what it stands in for."""
 
     def __call__(cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> Any:
+        detached = None if fileno is None else descriptors.adopt(fileno)
+        if detached is not None:
+            return detached
         if is_kernels(family, fileno):
             return super().__call__(family, type, proto, fileno)
         if cls is not socket:
@@ -46,3 +49,4 @@ def patch() -> None:
     _std.has_ipv6 = False
     for name in _NAMES:
         setattr(_std, name, getattr(resolver, name))
+    _std.fromfd, _std.close = descriptors.fromfd, descriptors.close  # type: ignore[assignment]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket as _std
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -35,14 +35,18 @@ def ping(
     interval_s: float = 1.0,
     size: int = SIZE_DEFAULT,
     timeout_s: float = 1.0,
+    options: Iterable[tuple[int, int, int]] = (),
 ) -> Iterator[Result]:
     """Send `count` echo requests (None: without end), one each `interval_s`; yield what became of each in turn.
 
+    `options`: of the socket, as setsockopt has them.
     OSError where none can be sent at all: no such stack, no way there, `size` beyond the MTU.
     """
     padding = bytes(octet & 0xFF for octet in range(size))
     with (stack or Stack()).socket(_std.AF_INET, _std.SOCK_DGRAM, _std.IPPROTO_ICMP) as endpoint:
         endpoint.setsockopt(_std.IPPROTO_IP, getattr(_std, "IP_RECVERR", 11), 1)
+        for option in options:
+            endpoint.setsockopt(*option)
         endpoint.connect((address, 0))
         sequence = 0
         while count is None or sequence < count:

@@ -20,7 +20,7 @@ class Descriptor:
 
     def show(self, ready: bool) -> None:
         """Be readable, or not."""
-        if ready is self._ready:
+        if ready is self._ready or self.number < 0:
             return
         self._ready = ready
         try:
@@ -31,6 +31,11 @@ class Descriptor:
         except BlockingIOError:
             pass  # the program has read from it itself
 
+    def forget(self) -> None:
+        """The program has closed it itself: the number may stand for something else by now."""
+        self.number = -1
+
     def close(self) -> None:
         """Give the number back."""
-        os.close(self.number)
+        if self.number >= 0:
+            os.close(self.number)

@@ -50,6 +50,19 @@ def lookup(
             for records in answer.response.answer for record in records]
 
 
+def is_type(kind: str) -> bool:
+    """Whether there are records of this type; True where dnspython is not there to say."""
+    try:
+        import dns.rdatatype
+    except ImportError:
+        return True
+    try:
+        dns.rdatatype.from_text(kind)
+    except dns.rdatatype.UnknownRdatatype:
+        return False
+    return True
+
+
 def _type_name(kind: int) -> str:
     import dns.rdatatype
 
@@ -69,8 +82,10 @@ def _ask(name: str, kind: str, stack: Stack | None, servers: list[str] | None = 
         return _resolver(stack or Stack(), servers).resolve(name, kind)
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
-    except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout):
-        raise _std.gaierror(_std.EAI_AGAIN, "Temporary failure in name resolution") from None
+    except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout) as error:
+        asked = ", ".join(servers or (stack or Stack()).name_servers)
+        what = "no answer from" if isinstance(error, dns.resolver.LifetimeTimeout) else "an error or refusal from"
+        raise _std.gaierror(_std.EAI_AGAIN, f"Temporary failure in name resolution: {what} {asked}") from None
     except (dns.exception.DNSException, UnicodeError):  # no name, or no type, at all
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
 
@@ -158,6 +173,18 @@ def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
         return _name_of(address), [], [address]
     except _std.gaierror as error:
         raise _std.herror(1, f"Unknown host: {error.strerror}") from None
+
+
+def getfqdn(name: str = "") -> str:
+    """The first name of a host that has a dot in it, or what there is; of nobody, this machine's."""
+    name = name.strip()
+    if not name or name in ("0.0.0.0", "::"):
+        name = _std.gethostname()
+    try:
+        canonical, others, _ = gethostbyaddr(name)
+    except OSError:
+        return name
+    return next((each for each in (canonical, *others) if "." in each), canonical)
 
 
 def _name_of(address: str) -> str:

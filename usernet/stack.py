@@ -100,6 +100,11 @@ class Stack:
         return f"<usernet.Stack {self.name!r} in {self.run_dir}>"
 
 
+def all_sockets() -> list[socket]:
+    """All sockets of this process that are open, whatever their stack."""
+    return [endpoint for connection in list(_all) for endpoint in list(connection.sockets)]
+
+
 def _forked() -> None:
     """In the child: connections and their threads are the parent's. Leave them alone; start afresh when asked."""
     global _lock

@@ -17,18 +17,17 @@ from bus.checksum import verifies
 from bus.config import StackConfig
 from bus.core import CounterWords, Send, State
 from bus.direct import DirectTransport, Header
-from bus.icmp_errors import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, PARAMETER_PROBLEM
+from bus.icmp_errors import PARAMETER_PROBLEM
 from bus.ip_options import before
 from bus.records import (
     DATAGRAM_HEADER,
     ICMP_ERROR_HEADER,
-    PATH_MTU_RECORD,
     REDIRECT_RECORD,
     TRANSMIT_HEADER,
     SocketState,
 )
 from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
-from bus.transport import ANY, IcmpError
+from bus.transport import ANY, IcmpError, mtu_told
 from layers.icmp import packet as wire
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
@@ -156,10 +155,6 @@ class Core(DirectTransport[PingSockets]):
         elif self._routes.is_group(_number(quoted[16:20], "big")):
             counters[Counters.error_about_group] += 1
         else:
-            if (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED):
-                # RFC 1191 section 4: the next hop's MTU; whether to believe it is ip's to say
-                told = PATH_MTU_RECORD.pack(quoted[16:20], wire.info_of(message), quoted[2] << 8 | quoted[3])
-                sends.append((IP, table.PATH_MTU, told))
             self._error_to_transport(offender, message, quoted, offset, sends)
 
     def _redirect(self, teller: bytes, message: bytes, sends: list[Send]) -> None:
@@ -215,6 +210,7 @@ class Core(DirectTransport[PingSockets]):
         if socket is None:
             counters[Counters.error_no_socket] += 1
             return
+        sends += mtu_told(error, socket, quoted)
         number = error.errno_for(socket, bool(socket.peer))
         if not number:
             counters[Counters.error_ignored] += 1

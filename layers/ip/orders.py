@@ -14,10 +14,12 @@ import msgspec
 
 from bus.records import Route, Routes
 from bus.routes import ANY, BROADCAST_PREFIX_MAX
-from layers.ip.routing import Routing, connected, gateway_problem, source_of
+from layers.ip.routing import Routing, connected, gateway_problem, links_of, source_of
 
-ADDRESSES_MAX = 64  # with ROUTES_MAX and PATHS_MAX: what one announcement, and one answer, can hold
-ROUTES_MAX = 128
+# With as many path MTUs and redirects as there may be, what one announcement can hold (MAX_FRAME_OCTETS in bus.pipes).
+ADDRESSES_MAX = 64
+ROUTES_MAX = 1024
+LIST_PAGE = 256  # routes in one answer: a message to the keeper must fit its line
 MTU_MIN = 68  # RFC 791 section 3.2: every network can carry this
 METRIC_MAX = (1 << 32) - 1
 
@@ -33,7 +35,9 @@ class Order(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=T
 
 
 class RouteList(Order, frozen=True, tag="route_list"):
-    """All routes, with those that follow from addresses and path MTUs."""
+    """A page of all routes, with those that follow from addresses and path MTUs; the first `after` are known."""
+
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class RouteAdd(Order, frozen=True, tag="route_add"):
@@ -78,7 +82,8 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
     try:
         order = msgspec.convert(request, _Any)  # type: ignore[arg-type,var-annotated]
         if isinstance(order, RouteList):
-            return {"routes": _routes(routing, now)}
+            lines = _routes(routing, now)[order.after :]
+            return {"routes": lines[:LIST_PAGE], "more": len(lines) > LIST_PAGE}
         if isinstance(order, AddressList):
             return {"addresses": [f"{IPv4Address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
         if order.order and order.order == routing.last_order:
@@ -96,8 +101,9 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
 def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
     links = connected(routing.chosen.addresses, routing.mtu_octets)
     lines = [_line(route, route.source, routing, kind="connected") for route in links]
+    table = links_of(routing.chosen)
     for route in routing.chosen.routes:
-        source = source_of(route, routing.chosen)
+        source = source_of(route, table)
         kind = "unusable" if not source else "dead" if route.gateway in routing.gateways else "chosen"
         lines.append(_line(route, source or route.source, routing, kind))
     lines += _learnt(routing, now)
@@ -145,7 +151,7 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
     route = Route(int(destination.network_address), destination.prefixlen, gateway, source, order.mtu, order.metric)
     if route in chosen.routes:
         return chosen
-    if not source_of(route, chosen):
+    if not source_of(route, links_of(chosen)):
         raise Refused("without an address, this stack can have no route")
     rivals = [*connected(chosen.addresses, 0), *chosen.routes]
     if any((rival.network, rival.prefix, rival.metric) == (route.network, route.prefix, route.metric)

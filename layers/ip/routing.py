@@ -56,19 +56,23 @@ def connected(addresses: Iterable[tuple[int, int]], mtu_octets: int) -> list[Rou
     return list(routes.values())
 
 
-def source_of(route: Route, chosen: Routes) -> int:
+def links_of(chosen: Routes) -> RouteTable:
+    """The networks that our addresses are in, and nothing else."""
+    return RouteTable(Routes(chosen.addresses, connected(chosen.addresses, 0)))
+
+
+def source_of(route: Route, links: RouteTable) -> int:
     """The source of packets on a chosen route; 0 where it cannot be used now.
 
     RFC 1122 section 3.3.4.3: an address of ours in the network of the next hop, if the operator did not say which.
     """
-    own = [address for address, _ in chosen.addresses]
-    links = RouteTable(Routes(chosen.addresses, connected(chosen.addresses, 0)))
     link = links.lookup(route.gateway or route.network)
     if route.gateway and link is None:
         return 0
     if route.source:
-        return route.source if route.source in own else 0
-    return link.source if link is not None else own[0] if own else 0
+        return route.source if links.is_own(route.source) else 0
+    own = links.announced.addresses
+    return link.source if link is not None else own[0][0] if own else 0
 
 
 def effective(chosen: Routes, mtu_octets: int, dead: Container[int] = ()) -> Routes:
@@ -77,8 +81,9 @@ def effective(chosen: Routes, mtu_octets: int, dead: Container[int] = ()) -> Rou
     RFC 1122 section 3.3.1.5: one through a `dead` gateway gives way to others to the same place.
     """
     usable = []
+    links = links_of(chosen)
     for route in chosen.routes:
-        source = source_of(route, chosen)
+        source = source_of(route, links)
         if source:
             usable.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
     served = {(route.network, route.prefix) for route in usable if route.gateway not in dead}

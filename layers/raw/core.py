@@ -19,7 +19,7 @@ from bus.direct import DirectTransport, Header
 from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, TRANSMIT_HEADER, SocketState
 from bus.routes import is_multicast
 from bus.table import IP, SOCKETS
-from bus.transport import ANY, IcmpError
+from bus.transport import ANY, IcmpError, mtu_told
 from layers.raw.counters import Counters
 from layers.raw.tables import ICMP, Listener, RawSockets, is_filtered
 
@@ -96,14 +96,19 @@ class Core(DirectTransport[RawSockets]):
             error = IcmpError.of(record)
             source, destination = quoted[12:16], quoted[16:20]
             before = len(sends)
+            mtus: list[Send] = []
             for listener in self._sockets.listeners.get(quoted[9], _NOBODY).values():
+                if not listener.matches(destination, source):
+                    continue
                 socket = listener.socket
-                number = error.errno_for(socket, bool(socket.peer)) if listener.matches(destination, source) else 0
+                mtus = mtus or mtu_told(error, socket, quoted)
+                number = error.errno_for(socket, bool(socket.peer))
                 if number:
                     sent = quoted if socket.header_included else quoted[_header_octets(quoted) :]
                     sends.append(error.told(socket.handle, number, destination, 0, sent))
+            counters[Counters.errors_told] += len(sends) - before
             counters[Counters.error_no_socket] += len(sends) == before
-        counters[Counters.errors_told] += len(sends)
+            sends += mtus
         return sends
 
     # -- from the socket service -----------------------------------------------------------------------------------

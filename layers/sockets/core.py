@@ -36,7 +36,7 @@ from layers.sockets.tables import (
     decode_socket,
     encode_socket,
 )
-from layers.sockets.traffic import Traffic
+from layers.sockets.traffic import Traffic, question
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
@@ -171,7 +171,7 @@ class Core:
             if isinstance(request, requests.Open):
                 return self._open(guest, request)
             if isinstance(request, requests.List):
-                return [_reply(guest, request.id, self._list(request))]
+                return self._list(guest, request)
             assert isinstance(request, requests.OnSocket)
             entry = self._entries.get(request.handle)
             if entry is not None and entry.guest != guest:
@@ -238,12 +238,12 @@ class Core:
             sends = self._remove(entry)
         return [*sends, _reply(guest, request.id, {})]
 
-    def _list(self, request: requests.List) -> dict[str, object]:
+    def _list(self, guest: int, request: requests.List) -> list[Send]:
+        """What is queued is as the applications have said; who asks again will know better."""
         handles = sorted(handle for handle in self._entries if handle > request.after)
-        return {
-            "sockets": [_summary(self._entries[handle]) for handle in handles[:LIST_MAX]],
-            "more": len(handles) > LIST_MAX,
-        }
+        page = [self._entries[handle] for handle in handles[:LIST_MAX]]
+        answer = {"sockets": [_summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
+        return [_reply(guest, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]
 
     # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
 

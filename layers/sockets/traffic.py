@@ -134,9 +134,7 @@ class Traffic:
         if not entry.told:
             # Datagrams that a pipe lost on the way, or a restart, may have left the books wrong, and an application
             # that has nothing queued has no reason to speak: ask it.
-            entry.told = True
-            octets = min(entry.outstanding, CREDIT_TOTAL - 1)
-            sends.append((entry.guest, table.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)))
+            sends.append(question(entry))
 
     def credit(self, guest: int, records: list[bytes]) -> list[Send]:
         """CREDIT records: an application has read, or says how much is queued in all."""
@@ -165,6 +163,13 @@ class Traffic:
                 sends.append((entry.guest, table.SOCKET_ERROR, record))
         self.counters[Counters.errors] += len(sends)
         return sends
+
+
+def question(entry: Entry) -> Send:
+    """Asks the application how much it has queued: what it has read of late it may not have said yet."""
+    entry.told = True
+    octets = min(entry.outstanding, CREDIT_TOTAL - 1)
+    return entry.guest, table.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)
 
 
 def _segments_in(record: bytes, header_octets: int) -> int:

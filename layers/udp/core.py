@@ -34,7 +34,7 @@ from bus.table import (
     SEND_SEGMENTS,
     SOCKETS,
 )
-from bus.transport import IcmpError, Transport
+from bus.transport import IcmpError, Transport, mtu_told
 from layers.udp.counters import Counters
 from layers.udp.output import Output
 from layers.udp.packet import (
@@ -207,7 +207,8 @@ class Core(Transport[SocketTable]):
         counters[Counters.errors_in] += len(records)
         sends: list[Send] = []
         for record in records:
-            quotation = quoted(record[ICMP_ERROR_HEADER.size :])
+            packet = record[ICMP_ERROR_HEADER.size :]
+            quotation = quoted(packet)
             if quotation is None:
                 counters[Counters.error_malformed] += 1
                 continue
@@ -218,6 +219,7 @@ class Core(Transport[SocketTable]):
                 counters[Counters.error_no_socket] += 1
                 continue
             error = IcmpError.of(record)
+            sends += mtu_told(error, socket.declared, packet)
             # Linux, __udp4_lib_err; RFC 1122 section 4.1.3.3: errors are passed up
             heeded = error.icmp_type not in (SOURCE_QUENCH, REDIRECT)
             number = error.errno_for(socket.declared, bool(socket.peer)) if heeded else 0

@@ -231,6 +231,7 @@ class KernelEnd:
         self._line.send(json.dumps([family, kind, proto]).encode())
         _, descriptors, _, _ = socket.recv_fds(self._line, 16, 1)
         assert descriptors, "the helper on the kernel's end has gone"
+        self._line.recv(16)
         made = socket.socket(fileno=descriptors[0])
         made.settimeout(PATIENCE_S)
         return made
@@ -292,6 +293,7 @@ def _help(line: socket.socket) -> None:
     while request := line.recv(64):
         with socket.socket(*json.loads(request)) as made:
             socket.send_fds(line, [b"!"], [made.fileno()])
+        line.send(b"closed")  # only now is the test's the only one: once it closes that, the port is free
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ from struct import Struct
 import pytest
 
 import usernet
+from usernet.protocol import DATAGRAM_OVERHEAD
 
 from .peers import KERNEL, STACK, Stack, wait_for
 
 TTL, TOS = 9, 0x28
+BROADCAST = "10.0.0.255"
 FAR, FAR_ROUTER = "10.9.9.9", "10.9.9.1"
 EXTENDED_ERROR = Struct("=IBBBBIIHH4s8x")  # struct sock_extended_err, struct sockaddr_in
 PATIENCE_S = 20
@@ -136,10 +138,13 @@ def test_names_are_asked_for_through_the_stack(named: Stack) -> None:
     assert program.communicate(timeout=PATIENCE_S)[0] == "('example.org', ['www.example.org'], ['192.0.2.7'])\n"
     assert named.counters("sockets")["sent"] > 0
     assert named.run("host", "www.example.org").stdout.splitlines() == [
-        "www.example.org CNAME example.org.", "example.org A 192.0.2.7"]
-    assert named.run("host", "192.0.2.7", KERNEL).stdout == "7.2.0.192.in-addr.arpa PTR example.org.\n"
+        "www.example.org is an alias for example.org.", "example.org has address 192.0.2.7"]
+    pointer = "7.2.0.192.in-addr.arpa domain name pointer example.org.\n"
+    assert named.run("host", "192.0.2.7", KERNEL).stdout == pointer
+    asked = named.run("ping", "-c", 1, "-W", 0.1, "example.org", status=1).stdout
+    assert asked.startswith(f"PING example.org (192.0.2.7) from {STACK}: ")
     unknown = named.run("host", "no-such-name.example", status=1)
-    assert unknown.stderr == "host: no-such-name.example: Name or service not known\n"
+    assert unknown.stderr == "launcher.py: host: no-such-name.example: Name or service not known\n"
 
 
 def test_an_unmodified_program_runs_over_the_stack(named: Stack) -> None:
@@ -153,6 +158,59 @@ def test_an_unmodified_program_runs_over_the_stack(named: Stack) -> None:
                               capture_output=True, text=True, timeout=PATIENCE_S)
         assert (done.stdout, done.stderr) == (f"{STACK}\n", "")
         assert peer.recv(100) == b"192.0.2.7"
+
+
+SERVERS = {
+    "socketserver": """
+import socketserver
+class Shouting(socketserver.BaseRequestHandler):
+    def handle(self):
+        data, endpoint = self.request
+        endpoint.sendto(data.upper(), self.client_address)
+with socketserver.ThreadingUDPServer(("10.0.0.2", 0), Shouting) as server:
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+""",
+    "asyncio": """
+import asyncio
+class Shouting(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+        print(transport.get_extra_info("sockname")[1], flush=True)
+    def datagram_received(self, data, peer):
+        self.transport.sendto(data.upper(), peer)
+async def main():
+    await asyncio.get_running_loop().create_datagram_endpoint(Shouting, local_addr=("10.0.0.2", 0))
+    await asyncio.Event().wait()
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_unmodified_server_answers_the_kernel_and_outlives_layers(stack: Stack, server: str) -> None:
+    program = stack.home / f"{server}_program.py"
+    program.write_text(SERVERS[server])
+    child = stack.spawn([sys.executable, "-m", "usernet", "--name", stack.name, str(program)])
+    port = int(child.stdout.readline())
+    with stack.kernel.udp() as peer:
+        peer.settimeout(1)
+
+        def answer(text: str) -> bytes:
+            try:
+                peer.sendto(text.encode(), (STACK, port))
+                return peer.recv(100)
+            except TimeoutError:  # a kill may cost a datagram
+                return b""
+
+        assert wait_for("an answer", lambda: answer("hello"), PATIENCE_S) == b"HELLO"
+        for layer in ("udp", "sockets"):
+            stack.run("sabotage", layer, "kill")
+            text = f"after the end of {layer}"
+            assert wait_for(f"an answer {text}", lambda text=text: answer(text), PATIENCE_S) == text.upper().encode()
+    child.kill()
+    child.wait()
+    wait_for("the end of its socket", lambda: not json.loads(stack.run("ss", "--json").stdout))
 
 
 @pytest.mark.parametrize("servers", ["10.0.0", "10.0.0.1,nonsense", "fe80::1"])
@@ -172,10 +230,22 @@ def test_ss_shows_whose_sockets_there_are(stack: Stack) -> None:
         assert (mine["local"], mine["peer"]) == (list(app.getsockname()), list(peer.getsockname()))
         assert (mine["type"], mine["queued"], mine["drops"]) == ("dgram", 0, 0)
         assert mine["process"]
-        (line,) = [line for line in stack.run("ss").stdout.splitlines() if f"[{os.getpid()}]" in line]
+        (line,) = [line for line in stack.run("ss", "-uanp").stdout.splitlines() if f"[{os.getpid()}]" in line]
+        assert mine not in json.loads(stack.run("ss", "--json", "-l").stdout)
+        assert json.loads(stack.run("ss", "--json", "-w").stdout) == []
         assert line.split()[:3] == ["udp", "{}:{}".format(*app.getsockname()), "{}:{}".format(*peer.getsockname())]
     usernet.Stack(stack.name, stack.run_dir).close()
     assert json.loads(stack.run("ss", "--json").stdout) == []
+
+
+def test_ss_shows_what_is_queued_as_it_is_now(stack: Stack) -> None:
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        app.fileno()  # a thread reads, and so answers while we look on
+        for data in (b"read", b"unread"):
+            peer.sendto(data, app.getsockname())
+        assert app.recv(100) == b"read"
+        (mine,) = [each for each in json.loads(stack.run("ss", "--json").stdout) if each["pid"] == os.getpid()]
+        assert mine["queued"] == DATAGRAM_OVERHEAD + len(b"unread")
 
 
 def test_nc_talks_with_the_kernel(stack: Stack) -> None:
@@ -191,8 +261,9 @@ def test_nc_talks_with_the_kernel(stack: Stack) -> None:
         assert nc.wait(PATIENCE_S) == 0
 
 
-def test_nc_listens(stack: Stack) -> None:
-    nc = stack.popen("nc", "-u", "-w", "5", "-l", "7777", stdin=subprocess.PIPE)
+@pytest.mark.parametrize("where", [("7777",), ("-p", "7777"), (STACK, "7777"), ("-s", STACK, "7777")], ids=" ".join)
+def test_nc_listens(stack: Stack, where: tuple) -> None:
+    nc = stack.popen("nc", "-u", "-w", "5", "-l", *where, stdin=subprocess.PIPE)
     wait_for("the listener", lambda: ":7777" in stack.run("ss").stdout)
     with stack.kernel.udp() as peer:
         peer.sendto(b"hello\n", (STACK, 7777))
@@ -204,15 +275,16 @@ def test_nc_listens(stack: Stack) -> None:
         assert nc.wait(PATIENCE_S) == 0  # after five seconds of silence
 
 
-def test_traceroute_finds_the_way(stack: Stack) -> None:
+@pytest.mark.parametrize("method", [(), ("-I",)], ids=["udp", "icmp"])
+def test_traceroute_finds_the_way(stack: Stack, method: tuple) -> None:
     stack.execute("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward && ip tuntap add dev tap9 mode tap && "
                   f"ip addr add {FAR_ROUTER}/24 dev tap9 && ip link set tap9 up")
     try:
-        near = stack.run("traceroute", KERNEL).stdout.splitlines()
+        near = stack.run("traceroute", "-n", *method, KERNEL).stdout.splitlines()
         assert near[0] == f"traceroute to {KERNEL} from {STACK}, 30 hops max"
         assert len(near) == 2
         assert near[1].split()[:2] == ["1", KERNEL]
-        far = stack.run("traceroute", "-q", "1", "-m", "2", "-w", "0.5", FAR, status=1).stdout.splitlines()
+        far = stack.run("traceroute", *method, "-q", "1", "-m", "2", "-w", "0.5", FAR, status=1).stdout.splitlines()
         assert far[1].split()[:2] == ["1", KERNEL]
         assert far[2].split() == ["2", "*"]
     finally:
@@ -221,9 +293,41 @@ def test_traceroute_finds_the_way(stack: Stack) -> None:
 
 def test_tools_say_what_is_wrong_with_their_use(stack: Stack) -> None:
     for arguments, text in [
-        (("nc", KERNEL, "9"), "give -u"), (("nc", "-u", KERNEL), "expected nc -u ADDRESS PORT"),
+        (("nc", KERNEL, "9"), "give -u"), (("nc", "-u", KERNEL), "give it like: nc -u ADDRESS PORT"),
+        (("nc", "-u", KERNEL, "65536"), "port 65536: 0 to 65535"), (("nc", "-u", KERNEL, "x"), "x is no port"),
         (("traceroute", "-m", "0", KERNEL), "1 to 255 hops"), (("ss", "--name", "nobody"), "launcher.py up --detach"),
+        (("host", "-t", "XX", "a.example"), "host: -t XX is no type"), (("ping", "-t", "0", KERNEL), "-t 0: 1 to 255"),
+        (("traceroute", "-p", "65500", KERNEL), "a port for each of 90 probes"),
     ]:
         refused = stack.run(*arguments, status=2)
         assert text in refused.stderr
         assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)
+
+
+def test_tools_say_whom_they_could_not_reach(stack: Stack) -> None:
+    for arguments, text in [
+        (("ping", "no.example"), "ping: no.example: Name or service not known"),
+        (("traceroute", "no.example"), "traceroute: no.example: Name or service not known"),
+        (("nc", "-u", "no.example", "7"), "nc: no.example: Name or service not known"),
+        (("host", "no.example"), "host: no.example: Name or service not known"),
+        (("nc", "-u", "-s", KERNEL, KERNEL, "7"), f"nc: {KERNEL} port 0: Cannot assign requested address"),
+        (("nc", "-u", BROADCAST, "7"), f"nc: {BROADCAST} port 7: Permission denied: a broadcast address takes -b"),
+        (("ping", BROADCAST), f"ping: {BROADCAST}: Permission denied: a broadcast address takes -b"),
+        (("nc", "-u", "-l", KERNEL, "7"), f"nc: {KERNEL} port 7: Cannot assign requested address"),
+    ]:
+        failed = stack.run(*arguments, status=1)
+        assert failed.stderr.startswith(f"launcher.py: {text}")
+        assert failed.stderr.count("\n") == 1
+
+
+def test_nc_broadcasts_where_it_is_told_to(stack: Stack) -> None:
+    with stack.kernel.udp(address="") as peer:
+        stack.run("nc", "-u", "-b", "-w", 0.1, BROADCAST, peer.getsockname()[1], input="to all\n")
+        assert peer.recvfrom(100)[0] == b"to all\n"
+
+
+def test_nc_says_that_nobody_listens(stack: Stack) -> None:
+    with stack.kernel.udp() as peer:
+        port = peer.getsockname()[1]
+    failed = stack.run("nc", "-u", "-w", 5, KERNEL, port, input="hello\n", status=1)
+    assert failed.stderr == f"launcher.py: nc: {KERNEL} port {port}: Connection refused\n"

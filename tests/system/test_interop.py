@@ -1,17 +1,20 @@
 """Programs that know nothing of this stack, on the kernel's end of the cable: what they think of it is the test.
 
-ping(8), tracepath(8) and arping(8) are in test_kernel_icmp.py and test_ip_system.py, dnsmasq in test_examples.py.
+ping(8) and tracepath(8) are in test_kernel_icmp.py and test_ip_system.py, arping(8) in test_arp_system.py, dnsmasq(8)
+in test_examples.py and test_apps.py. The last of them is a second stack of ours.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .conftest import require_program
-from .peers import KERNEL, PATIENCE_S, STACK, Stack, wait_for
+from .conftest import end_all, require_program, unique_name
+from .peers import KERNEL, PATIENCE_S, STACK, Stack, received, wait_for
 
 CLOSED = 9
 MILLISECONDS_PER_DAY = 86_400_000
@@ -201,3 +204,51 @@ def test_an_application_talks_with_socat(stack: Stack) -> None:
                 return b""
 
         assert wait_for("an answer of socat's", answered, PATIENCE_S) == b"HELLO, SOCAT"
+
+
+# -- a second stack of ours --------------------------------------------------------------------------------------------
+
+LEFT, RIGHT = "10.0.0.2", "10.0.0.3"
+
+
+@pytest.fixture(scope="module")
+def left_and_right(home: Path) -> Iterator[tuple[Stack, Stack]]:
+    """Two on a wire."""
+    both = Stack(home, unique_name()), Stack(home, unique_name())
+    try:
+        for each, address in zip(both, (LEFT, RIGHT), strict=True):
+            each.up("--wire", f"w-{both[0].name}", "--address", f"{address}/24")
+        yield both
+    finally:
+        end_all(list(both))
+
+
+@pytest.mark.parametrize("size", [0, 1472, 1473, 16384, 65507])
+def test_ping_of_every_size_between_two_stacks(left_and_right: tuple[Stack, Stack], size: int) -> None:
+    for stack, address in zip(left_and_right, (RIGHT, LEFT), strict=True):
+        assert received(stack.run("ping", "-c", 1, "-W", PATIENCE_S, "-s", size, address).stdout) == 1
+
+
+@pytest.mark.parametrize("octets", [0, 1472, 1473, 65507])
+def test_datagrams_of_every_size_between_two_stacks(left_and_right: tuple[Stack, Stack], octets: int) -> None:
+    left, right = left_and_right
+    data = bytes(range(256)) * 256
+    with left.bound(0, LEFT) as one, right.bound(0, RIGHT) as other:
+        one.sendto(data[:octets], other.getsockname())
+        assert other.recvfrom(1 << 16) == (data[:octets], one.getsockname())
+        other.sendto(data[:octets], one.getsockname())
+        assert one.recvfrom(1 << 16) == (data[:octets], other.getsockname())
+
+
+@pytest.mark.parametrize("method", [(), ("-I",)], ids=["udp", "icmp"])
+def test_traceroute_between_two_stacks(left_and_right: tuple[Stack, Stack], method: tuple) -> None:
+    hops = left_and_right[0].run("traceroute", "-q", 1, "-w", PATIENCE_S, *method, RIGHT).stdout.splitlines()[1:]
+    assert [hop.split()[:2] for hop in hops] == [["1", RIGHT]]
+
+
+def test_a_closed_port_between_two_stacks(left_and_right: tuple[Stack, Stack]) -> None:
+    with left_and_right[0].socket() as app:
+        app.connect((RIGHT, CLOSED))
+        app.send(b"anybody there?")
+        with pytest.raises(ConnectionRefusedError):
+            app.recv(100)

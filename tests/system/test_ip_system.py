@@ -50,10 +50,13 @@ def test_ping_of_every_size(stack: Stack, size: int) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["do", "want", "dont"])
-def test_ping_with_and_without_path_mtu_discovery(stack: Stack, strategy: str) -> None:
-    assert received(ping(stack, "-s", 1472, "-M", strategy)) == 1
-    if strategy != "do":
-        assert received(ping(stack, "-s", 3000, "-M", strategy)) == 1
+@pytest.mark.parametrize("size", [0, 1472, 1473, 16384, 65507])
+def test_ping_of_every_size_with_and_without_path_mtu_discovery(stack: Stack, size: int, strategy: str) -> None:
+    if strategy == "do" and size > 1472:
+        refused = stack.execute("ping", "-c", 1, "-M", "do", "-s", size, STACK, status=1)
+        assert "message too long, mtu=1500" in refused.stderr
+    else:
+        assert received(ping(stack, "-s", size, "-M", strategy)) == 1
 
 
 @pytest.mark.parametrize("size", [1472, 1473, 9000, DATAGRAM_MAX])
@@ -360,3 +363,30 @@ def test_a_link_below_552_is_left_to_the_router(routed: Stack) -> None:
         assert answered(3000)
     finally:
         routed.link_mtu(FAR_MTU)
+
+
+def too_big(app, to: tuple[str, int], mtu: int) -> bytes:
+    """An ICMP error about a datagram that `app` may have sent: fragmentation needed, by a next hop of this MTU."""
+    from scapy.layers.inet import ICMP, IP, UDP
+
+    quoted = IP(src=STACK, dst=to[0], flags="DF", len=1500) / UDP(sport=app.getsockname()[1], dport=to[1], len=1480)
+    return bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / quoted)
+
+
+def test_rfc8201_4_only_who_has_sent_to_a_destination_is_told_its_mtu(new_stack) -> None:
+    stack = new_stack().up()
+    far = ("198.51.100.7", 7)
+    with stack.socket() as app, stack.kernel.socket(kind=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP) as router:
+        app.connect(far)
+        app.send(b"so that it is a destination of ours")
+
+        def tells(to: tuple[str, int], mtu: int, layer: str, name: str, outcome: int) -> None:
+            before = stack.counters(layer)[name]
+            router.sendto(too_big(app, to, mtu), (STACK, 0))
+            wait_for(name, lambda: stack.counters(layer)[name] == before + 1)
+            wait_for(f"an MTU of {outcome}", lambda: app.getsockopt(socket.IPPROTO_IP, IP_MTU) == outcome)
+
+        tells((far[0], 8), 1000, "udp", "error_no_socket", 1500)  # a port that it does not talk with
+        tells(("198.51.100.8", 7), 1000, "udp", "error_no_socket", 1500)
+        tells(far, 1000, "ip", "path_mtu_lowered", 1000)
+        tells(far, 68, "ip", "path_mtu_lowered", 552)

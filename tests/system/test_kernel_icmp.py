@@ -239,6 +239,14 @@ def test_launcher_ping_of_any_size(stack: Stack, size: int) -> None:
     assert received(ping(stack, "-c", 1, "-W", 10, "-s", size, KERNEL).stdout) == 1
 
 
+def test_launcher_ping_as_ping_8(stack: Stack) -> None:
+    output = ping(stack, "-q", "-n", "-t", 1, "-M", "do", "-s", 1472, "-i", 0.05, "-w", 0.5, "-W", 10, KERNEL).stdout
+    assert output.count("\n") == 2
+    assert received(output) > 1
+    failed = ping(stack, "-c", 1, "-M", "do", "-s", 1473, KERNEL, status=1)
+    assert failed.stderr == f"launcher.py: ping: {KERNEL}: Message too long\n"
+
+
 def test_launcher_ping_beyond_what_a_packet_can_hold_is_one_clear_line(stack: Stack) -> None:
     failed = ping(stack, "-c", 1, "-s", 65508, KERNEL, status=None)
     assert failed.returncode != 0

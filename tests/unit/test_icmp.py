@@ -423,15 +423,25 @@ def test_rfc1122_3_2_2_an_error_of_any_protocol_goes_to_raw_where_it_is_booted()
     assert host.counted("errors_to_raw") == 2
 
 
+@pytest.mark.parametrize("mtu", [0, 68, 1400, 65535])
+def test_rfc1191_4_fragmentation_needed_about_an_echo_request_is_told_to_ip(host, mtu):
+    host.declares(bind=True, port=77)
+    ours = IP(src=OUR, dst=FAR) / ICMP(type=8, id=77, seq=5) / Raw(b"data")
+    record = records.PATH_MTU_RECORD.pack(ip4(FAR), mtu, len(ours))
+    assert host.hears(error_about(ours, 3, 4, nexthopmtu=mtu)) == [(table.IP, table.PATH_MTU, record)]
+
+
 @pytest.mark.parametrize("quoted", [
-    datagram(source=OUR, destination=FAR), echo(source=OUR, destination=FAR),
+    IP(src=OUR, dst=FAR) / ICMP(type=8, id=78, seq=5), IP(src=OUR, dst=FAR) / ICMP(type=0, id=77, seq=5),
     IP(src=OUR, dst=FAR, proto=6) / Raw(bytes(20)),
-], ids=["udp", "echo", "tcp"])  # fmt: skip
-@pytest.mark.parametrize("told", [0, 68, 1400, 65535])
-def test_rfc1191_4_fragmentation_needed_is_told_to_ip(host, quoted, told):
-    sends = host.hears(error_about(quoted, 3, 4, nexthopmtu=told))
-    record = records.PATH_MTU_RECORD.pack(ip4(FAR), told, len(quoted))
-    assert [send for send in sends if send[0] == table.IP] == [(table.IP, table.PATH_MTU, record)]
+], ids=["no socket", "a reply", "no transport"])  # fmt: skip
+def test_rfc8201_4_fragmentation_needed_about_what_no_socket_sent_is_not_believed(host, quoted):
+    host.declares(bind=True, port=77)
+    assert host.hears(error_about(quoted, 3, 4, nexthopmtu=600)) == []
+
+
+def test_whether_fragmentation_needed_is_about_a_datagram_of_ours_is_for_udp_to_say(host):
+    assert [send[0] for send in host.hears(error_about(OURS, 3, 4, nexthopmtu=1400))] == [table.UDP]
 
 
 @pytest.mark.parametrize("quoted", [

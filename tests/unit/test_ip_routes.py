@@ -31,6 +31,7 @@ from layers.ip.counters import Counters
 from layers.ip.orders import ADDRESSES_MAX, ROUTES_MAX
 from layers.ip.paths import AGE_LIMIT_S, MTU_MIN, PATHS_MAX, Paths
 from layers.ip.routing import PATHS_KEY, ROUTES_KEY
+from usernet.protocol import MAX_FRAME_OCTETS
 
 ME, GATEWAY, FAR, SECOND = "10.0.0.2", "10.0.0.1", "198.51.100.7", "192.168.7.5"
 MAC = b"\x02" * 6
@@ -82,9 +83,20 @@ class Layer:
         assert (self.told, self.state) == ({}, state)
         return answer["error"]
 
+    def lines(self) -> list[dict]:
+        """All routes, a page at a time."""
+        found: list[dict] = []
+        more = True
+        while more:
+            page = self.order("route_list", after=len(found))
+            assert len(records.encode(page)) < 1 << 16  # what the line to the keeper takes
+            found += page["routes"]
+            more = page["more"]
+        return found
+
     def routes(self) -> list[tuple]:
         return [(line["destination"], line["gateway"], line["source"], line["metric"], line["mtu"], line["kind"])
-                for line in self.order("route_list")["routes"]]
+                for line in self.lines()]
 
     def addresses(self) -> list[str]:
         return self.order("address_list")["addresses"]
@@ -309,12 +321,17 @@ def test_the_number_of_routes_and_addresses_is_bounded(layer):
     for last in range(ADDRESSES_MAX - 1):
         layer.accepts("address_add", address=f"10.5.0.{last + 1}/24")
     assert str(ADDRESSES_MAX) in layer.refuses("address_add", address="10.6.0.1/24")
-    for last in range(ROUTES_MAX - 1):
-        layer.accepts("route_add", destination=f"10.9.{last}.0/24", gateway="10.0.0.9")
+    far = number("198.18.0.0")
+    many = [Route(far + (n << 8), 24, number("10.0.0.99"), 0, 1499, 0xFFFFFFFF - n) for n in range(ROUTES_MAX - 1)]
+    layer.core._routing.choose(Routes(layer.core._routing.chosen.addresses, many))
+    layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9")
     assert str(ROUTES_MAX) in layer.refuses("route_add", destination="10.8.0.0/16")
     for last in range(PATHS_MAX):
-        layer.core._routing.paths.lower(last, 1400, 1500, 1500, 0.0)
-    assert len(records.encode(layer.order("route_list"))) < 1 << 16  # what the line to the keeper takes
+        layer.core._routing.paths.lower(far + last, 1400, 1500, 1500, 0.0)
+    layer.crash()
+    assert len(records.encode(layer.told[table.UDP])) < MAX_FRAME_OCTETS / 2  # redirects may be as many as path MTUs
+    listed = [route[0] for route in layer.routes()]
+    assert len(set(listed)) == len(listed) == 2 + ROUTES_MAX + PATHS_MAX
 
 
 VALUES = ["route_add", "route_del", "address_add", "address_del", "10.0.0.0/8", "10.0.0.9", "10.0.0.2/24", "0/0",

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.ledger import Row, collected, faults, load, page, page_of, sources
+from tests.ledger.verdict import Verdict
+
+pytest_plugins = ["pytester"]
 
 BY_NUMBER = pytest.mark.parametrize("source", sources(), ids=lambda source: source.stem)
 
@@ -44,3 +47,32 @@ def test_a_test_that_is_not_there_is_not_collected(tmp_path: Path) -> None:
     there = collected({"unit/test_ledger.py"})
     assert "unit/test_ledger.py::test_a_row_with_a_fault_is_found" in there
     assert "unit/test_ledger.py::BY_NUMBER" not in there
+
+
+@pytest.mark.parametrize(("tests", "state", "status"), [
+    (("unit/test_it.py::test_passes",), "met", pytest.ExitCode.OK),
+    (("unit/test_it.py::test_is_skipped",), "met", pytest.ExitCode.TESTS_FAILED),
+    (("unit/test_it.py::test_skips_itself",), "met", pytest.ExitCode.TESTS_FAILED),
+    (("unit/test_it.py::test_fails_as_expected",), "met", pytest.ExitCode.TESTS_FAILED),
+    (("unit/test_it.py::test_passes_by_halves",), "met", pytest.ExitCode.TESTS_FAILED),
+    (("unit/test_it.py::test_is_skipped", "unit/test_it.py::test_passes"), "met", pytest.ExitCode.OK),
+    (("unit/test_it.py::test_is_skipped", "unit/test_else.py::test_not_run"), "met", pytest.ExitCode.OK),
+    ((), "not met", pytest.ExitCode.OK),
+])  # fmt: skip
+def test_a_row_that_is_met_without_a_test_that_passed_fails_the_run(pytester, tests, state, status):
+    (pytester.mkdir("tests") / "unit").mkdir()
+    (pytester.path / "tests/unit/test_it.py").write_text("""
+import pytest
+def test_passes(): pass
+@pytest.mark.skip
+def test_is_skipped(): pass
+def test_skips_itself(): pytest.skip("no")
+@pytest.mark.xfail
+def test_fails_as_expected(): assert False
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_passes_by_halves(skipped):
+    if skipped: pytest.skip("no")
+""")
+    verdict = Verdict([Row("1", "MUST", "do it", state, tests, "" if tests else "why")])
+    result = pytester.inline_run("tests", plugins=[verdict])
+    assert result.ret == status

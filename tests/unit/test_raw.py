@@ -423,6 +423,15 @@ def test_errors_reach_whom_linux_tells(host, state, icmp_type, code, number):
     assert host.counted("error_no_socket") == (not number)
 
 
+@pytest.mark.parametrize(("states", "believed"), [
+    ([{}], True), ([{"peer": FAR}] * 2, True), ([{"peer": PEER}], False), ([{"mtu_discover": 4}], False), ([], False)])
+def test_rfc1191_4_the_mtu_that_a_router_told_goes_to_ip_once(host, states, believed):
+    for handle, state in enumerate(states, 1):
+        host.declares(handle, **state)
+    sends = host.core.receive(table.ICMP, table.ICMP_ERROR, [error_about(OURS, 3, 4)], host.now)
+    assert [kind for to, kind, _ in sends if to == table.IP] == [table.PATH_MTU] * believed
+
+
 def test_with_hdrincl_an_error_quotes_the_header_as_well(host):
     host.declares(receive_errors=True, header_included=True)
     host.give(table.ICMP, table.ICMP_ERROR, error_about(OURS))

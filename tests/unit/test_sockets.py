@@ -322,6 +322,17 @@ def test_a_total_sets_the_books_right(bench):
     assert bench.ask("list")["sockets"][0]["queued"] == 7
 
 
+def test_who_asks_for_the_list_has_the_applications_asked_what_they_have_queued(bench):
+    handle, idle = bench.bound(5055), bench.bound(5056)
+    bench.give(table.UDP, table.DATAGRAM, datagram(handle, bytes(100)))
+    assert [each["queued"] for each in bench.ask("list", BOB)["sockets"]] == [356, 0]
+    assert [send for send in bench.out if send[1] == table.CREDIT] == [
+        (ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, 356))]
+    bench.give(ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, CREDIT_TOTAL))
+    assert [each["queued"] for each in bench.ask("list", BOB)["sockets"]] == [0, 0]
+    assert idle not in [CREDIT_RECORD.unpack(record)[0] for _, kind, record in bench.out if kind == table.CREDIT]
+
+
 def test_linux_takes_the_first_datagram_whatever_its_size(bench):
     handle = bench.bound(5055)
     bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_RCVBUF, value=0)

@@ -19,6 +19,7 @@ from bus.records import (
     ICMP_ERROR_HEADER,
     ORIGIN_ICMP,
     ORIGIN_LOCAL,
+    PATH_MTU_RECORD,
     SEND_HEADER,
     TRANSMIT_BROADCAST,
     TRANSMIT_DONT_FRAGMENT,
@@ -39,6 +40,7 @@ from bus.table import (
     LAYERS,
     PACKET,
     PACKET_GROUP,
+    PATH_MTU,
     REPORT_ERROR,
     ROUTES,
     SEND,
@@ -700,8 +702,28 @@ UNREACH_HOST, UNREACH_PORT, TOO_BIG, EXPIRED, BAD_PARAMETER = (3, 1), (3, 3), (3
 def test_who_is_told_what_as_linux_udp_err(udp, fields, error, origin, number):
     udp.bind(3, **fields)
     sends = udp.icmp_error(packet(ME, 5000, PEER, 7), *error, origin=origin)
-    assert [ERROR_RECORD.unpack_from(record)[1] for _, _, record in sends] == ([number] if number else [])
+    told = [record for to, _, record in sends if to == SOCKETS]
+    assert [ERROR_RECORD.unpack_from(record)[1] for record in told] == ([number] if number else [])
     assert udp.count("error_ignored" if not number else "errors_told") == 1
+
+
+@pytest.mark.parametrize(("fields", "origin", "believed"), [
+    (CONNECTED, ORIGIN_ICMP, True), ({}, ORIGIN_ICMP, True), ({"mtu_discover": 0}, ORIGIN_ICMP, True),
+    (CONNECTED, ORIGIN_LOCAL, False), ({"mtu_discover": 4}, ORIGIN_ICMP, False),
+    (CONNECTED | {"mtu_discover": 5}, ORIGIN_ICMP, False),
+])  # fmt: skip
+def test_rfc1191_4_the_mtu_that_a_router_told_goes_to_ip(udp, fields, origin, believed):
+    udp.bind(3, **fields)
+    sends = udp.icmp_error(packet(ME, 5000, PEER, 7, bytes(1472))[:28], *TOO_BIG, origin=origin, info=1400)
+    told = [(to, kind, PATH_MTU_RECORD.unpack(record)) for to, kind, record in sends if to == IP]
+    assert told == ([(IP, PATH_MTU, (octets(PEER), 1400, 1500))] if believed else [])
+
+
+def test_rfc8201_4_the_mtu_of_a_datagram_that_no_socket_sent_is_not_believed(udp):
+    udp.bind(3, **CONNECTED)
+    for forged in (packet(ME, 5001, PEER, 7), packet(ME, 5000, PEER, 8), packet(ME, 5000, OTHER, 7)):
+        assert udp.icmp_error(forged, *TOO_BIG, info=600) == []
+    assert udp.count("error_no_socket") == 3
 
 
 def test_an_error_about_what_no_socket_sent_is_dropped(udp):

@@ -163,7 +163,11 @@ SAME = [
     lambda s: s.listen(),
     lambda s: s.shutdown(std.SHUT_RD),
     lambda s: s.settimeout(-1),
-    lambda s: s.settimeout(float("nan")),
+    *[lambda s, value=value: (s.settimeout(value), s.gettimeout())
+      for value in (float("nan"), float("inf"), -float("inf"), 1e10, 9e9, "1", b"1", True, 2, None, object)],
+    lambda s: closed(s, "settimeout", 1),
+    lambda s: type(s)(std.AF_INET, 99),
+    lambda s: type(s)(std.AF_INET, 11),
     lambda s: s.setsockopt(std.SOL_SOCKET, 9999, 1),
     lambda s: s.setsockopt(std.IPPROTO_IP, std.IP_TTL, 1 << 31),
     lambda s: s.setsockopt(std.IPPROTO_IP, std.IP_TTL, 300),
@@ -354,7 +358,7 @@ def test_udp_in_the_shape_of_rust(service):
 def test_what_is_not_there_says_so(pair):
     first, _ = pair
     with pytest.raises(io.UnsupportedOperation):
-        first.detach()
+        first.set_inheritable(True)
     assert repr(first).startswith("<usernet.socket handle=")
 
 

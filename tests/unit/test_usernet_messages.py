@@ -101,6 +101,16 @@ def test_a_message_that_is_cut_says_so(size):
     same(what)
 
 
+@pytest.mark.parametrize("sizes", [(0,), (3,), (3, 2), (3, 9)])
+def test_with_msg_trunc_a_message_into_parts_tells_the_real_length(sizes):
+    def what(endpoint):
+        to_itself(endpoint)
+        buffers = [bytearray(size) for size in sizes]
+        return endpoint.recvmsg_into(buffers, 0, std.MSG_TRUNC)[:3], buffers
+
+    assert same(what)[0][0] == len(b"datagram")
+
+
 @pytest.mark.parametrize("room", [0, 8, 15, 16, 18, 20, 24, 40, 47, 48, 100])
 def test_ancillary_data_that_does_not_fit_is_cut_as_by_the_kernel(room):
     def what(endpoint):
@@ -144,6 +154,13 @@ def test_packet_info_tells_the_address_that_was_asked_and_chooses_the_one_that_a
             return level, kind, local, asked, flags, endpoint.recvfrom(100)[1][0]
 
     assert same(what) == (IP, IP_PKTINFO, bytes([127, 0, 0, 3]), bytes([127, 0, 0, 3]), 0, "127.0.0.3")
+
+
+def test_rfc1122_3_4_packet_info_tells_the_interface_and_both_addresses():
+    ours, group = bytes([10, 0, 0, 2]), bytes([224, 0, 0, 9])
+    record = DATAGRAM_HEADER.pack(1, bytes([10, 0, 0, 1]), 53, group, 64, 0)
+    assert messages.told(messages.WANTED[IP_PKTINFO], record, ours) == [
+        (IP, IP_PKTINFO, PKTINFO.pack(messages.INTERFACE, ours, group))]
 
 
 @given(record=st.binary(min_size=DATAGRAM_HEADER.size, max_size=40), wanted=st.integers(0, 7),
@@ -286,6 +303,61 @@ def test_plain_recv_takes_from_the_error_queue_as_well():
     assert same(what) == (b"los", 1, (BlockingIOError, errno.EAGAIN))
 
 
+# -- datagrams in pieces -----------------------------------------------------------------------------------------------
+
+CORK = (17, usernet.UDP_CORK)
+
+
+def pieces(*sent):
+    """(data, flags) or a value for UDP_CORK, in turn; then what comes of it, or the errno."""
+    def what(endpoint):
+        name, outcomes = endpoint.getsockname(), []
+        for each in sent:
+            if isinstance(each, int):
+                endpoint.setsockopt(*CORK, each)
+            else:
+                outcomes.append(outcome_of(endpoint.sendto, *each, name))
+        endpoint.settimeout(0.2)
+        while True:
+            try:
+                data, sender = endpoint.recvfrom(1 << 16)
+                outcomes.append((len(data), data[:10], sender == name))
+            except TimeoutError:
+                return outcomes, endpoint.getsockopt(*CORK)
+
+    return what
+
+
+@pytest.mark.parametrize("sent", [
+    [(b"one ", std.MSG_MORE), (b"two ", std.MSG_MORE), (b"three", 0), (b"next", 0)],
+    [(b"", std.MSG_MORE), (b"end", 0)], [(b"begun", std.MSG_MORE)], [(b"begun", std.MSG_MORE), (b"", 0)],
+    [1, (b"a", 0), (b"b", std.MSG_MORE), (b"c", 0), 0, (b"d", 0)], [1, (b"held", 0)], [1, 0], [1, (b"", 0), 0],
+    [(b"a", std.MSG_MORE), 1, 0], [(bytes(65000), std.MSG_MORE), (bytes(507), 0)],
+    [(bytes(65000), std.MSG_MORE), (bytes(508), 0), (b"afresh", 0)],
+], ids=range(11))
+def test_udp_7_a_datagram_in_pieces(sent):
+    same(pieces(*sent))
+
+
+def test_udp_7_the_first_piece_says_where_to_and_how():
+    def what(endpoint):
+        with type(endpoint)(std.AF_INET, std.SOCK_DGRAM) as other:
+            endpoint.setsockopt(IP, IP_RECVTTL, 1)
+            other.sendmsg([b"first "], [(IP, std.IP_TTL, INT.pack(9))], std.MSG_MORE, endpoint.getsockname())
+            other.sendto(b"second", (endpoint.getsockname()[0], 1))
+            return endpoint.recvmsg(100, 100)[:2]
+
+    assert same(what) == (b"first second", [(IP, std.IP_TTL, INT.pack(9))])
+
+
+def test_a_piece_without_a_destination():
+    def what(endpoint):
+        to_port_0 = outcome_of(endpoint.sendto, b"x", std.MSG_MORE, ("127.0.0.1", 0))
+        return outcome_of(endpoint.send, b"x", std.MSG_MORE), to_port_0
+
+    same(what)
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 
 OPTIONS = [
@@ -319,6 +391,15 @@ OPTIONS = [
     lambda s: (s.setsockopt(IP, IP_PKTINFO, b"\x01"), s.getsockopt(IP, IP_PKTINFO)),
     lambda s: s.setsockopt(IP, IP_PKTINFO, b""),
     lambda s: s.setsockopt(SOL, std.SO_BROADCAST, None),
+    lambda s: (s.setsockopt(SOL, std.SO_BROADCAST, True), s.getsockopt(SOL, std.SO_BROADCAST),
+               s.setsockopt(SOL, std.SO_BROADCAST, False), s.getsockopt(SOL, std.SO_BROADCAST)),
+    lambda s: (s.setsockopt(SOL, std.SO_REUSEADDR, True), s.setsockopt(SOL, std.SO_REUSEPORT, True),
+               s.getsockopt(SOL, std.SO_REUSEADDR, 4), s.getsockopt(SOL, std.SO_REUSEPORT, 4)),
+    lambda s: (s.setsockopt(IP, IP_RECVTTL, True), s.getsockopt(IP, IP_RECVTTL)),
+    lambda s: s.setsockopt(SOL, std.SO_BROADCAST, 1.5),
+    lambda s: s.setsockopt(SOL, std.SO_BROADCAST, "1"),
+    lambda s: s.setsockopt(IP, std.IP_TOS, std.IPPROTO_UDP),
+    lambda s: s.setsockopt(SOL, std.SO_REUSEADDR, 1 << 31),
 ]
 
 

@@ -181,6 +181,8 @@ def test_an_answer_is_kept_for_its_time_to_live(server):
 
 def test_names_of_addresses(server):
     assert usernet.gethostbyaddr("192.0.2.1") == ("example.org", [], ["192.0.2.1"])
+    assert [usernet.getfqdn(name) for name in ("192.0.2.1", "example.org", "192.0.2.99", "127.0.0.1")] == [
+        "example.org", "example.org", "192.0.2.99", "localhost"]
     assert usernet.getnameinfo(("192.0.2.1", 53), std.NI_DGRAM) == ("example.org", "domain")
     assert usernet.getnameinfo(("192.0.2.1", 53), std.NI_NUMERICHOST | std.NI_NUMERICSERV) == ("192.0.2.1", "53")
     assert usernet.getnameinfo(("127.0.0.1", 53), std.NI_NUMERICSERV) == ("localhost", "53")
