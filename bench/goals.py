@@ -16,7 +16,7 @@ WINDOW_S = 1.0
 IN_FLIGHT = 64
 MANY_SOCKETS, MANY_APPLICATIONS, MANY_NEIGHBORS = 10_000, 100, 4_000
 WIDE, FIRST_NEIGHBOR = "10.0.0.2/16", "10.0.16.0"  # a net that holds as many
-PORT, IDLE_PORT = 5055, 20_000
+PORT, IDLE_PORT, APPLICATIONS_PORT = 5055, 20_000, 40_000
 FULL_OCTETS = 1472  # of payload, at an MTU of 1500
 OFFERED_PER_S = 100_000  # datagrams of that size from the kernel, which would send any number
 
@@ -182,7 +182,7 @@ def scale(bench: stack.Bench, other: stack.Bench) -> list[Goal]:
         few, many = _by_turns(lambda: _window(bench), lambda: _window(other))
         found.append(_cost(f"echo beside {MANY_SOCKETS} bound sockets", few, many, "beside none"))
     found.append(_at_most("memory of an idle bound socket", each / 1000, "kB", 4))
-    with other.during("applications", MANY_APPLICATIONS, IDLE_PORT):
+    with other.during("applications", MANY_APPLICATIONS, APPLICATIONS_PORT):
         few, many = _by_turns(lambda: _window(bench), lambda: _window(other))
         found.append(_cost(f"echo beside {MANY_APPLICATIONS} applications", few, many, "beside none"))
     if shutil.which("ip") is not None:

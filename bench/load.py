@@ -321,13 +321,17 @@ def applications(count: str, first_port: str) -> None:
     for number in range(int(count)):
         if os.fork() == 0:
             os.close(parent_lives)
-            with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
-                endpoint.bind(("0.0.0.0", int(first_port) + number))
-                os.write(told, b"x")
-                os.read(end, 1)
+            try:
+                with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+                    endpoint.bind(("0.0.0.0", int(first_port) + number))
+                    os.write(told, b"x")
+                    os.read(end, 1)
+            except OSError as error:
+                print(error, file=sys.stderr, flush=True)
+                os.write(told, b"!")
             os._exit(0)
-    for _ in range(int(count)):
-        os.read(ready, 1)
+    if any(os.read(ready, 1) == b"!" for _ in range(int(count))):
+        sys.exit(1)
     print("ready", flush=True)
     select.select([sys.stdin], [], [])
 
