@@ -105,14 +105,15 @@ class Pull:
 class Push:
     """The writing end of one pipe, to the socket file `path`. One thread at a time."""
 
-    __slots__ = ("_path", "_poller", "_reader", "_rest", "_socket", "_write", "open")
+    __slots__ = ("_full", "_path", "_poller", "_reader", "_rest", "_socket", "_write", "open")
 
     def __init__(self, path: str, poller: Poller) -> None:
         self._path = path
         self._poller = poller
         self._socket: socket.socket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
-        self._rest = b""  # of a message that was taken and is not all out
+        self._rest: bytes | memoryview = b""  # of a message that was taken and is not all out
+        self._full = False  # there was no room, and the poller has not told of any since
         self.open = False  # the peer has said READY, nothing waits, and there may be room
         self._connect()
 
@@ -145,7 +146,7 @@ class Push:
             self._reconnect()
             return False
         if sent != len(octets):
-            self._rest = octets[sent:]
+            self._rest = memoryview(octets)[sent:]
             self._block()
         return True
 
@@ -159,7 +160,7 @@ class Push:
             return True
         if self._socket is None:
             self._connect()
-        if not self._reader.ready:
+        if self._full or not self._reader.ready:
             return False
         try:
             while self._rest:
@@ -175,12 +176,15 @@ class Push:
         return True
 
     def _block(self) -> None:
-        """No room: the poller shall tell when there is some."""
+        """No room: the poller shall tell when there is some. Trying meanwhile costs more than sending does."""
         self.open = False
-        self._watch(_IN_OUT)
+        if not self._full:
+            self._full = True
+            self._watch(_IN_OUT)
 
     def hear(self) -> None:
         """The poller told of this socket: the peer says READY, or is gone, or has room again."""
+        self._full = False
         try:
             octets = self._socket.recv(READ_OCTETS)  # type: ignore[union-attr]
         except BlockingIOError:
@@ -218,7 +222,7 @@ class Push:
 
     def close(self) -> None:
         """End the connection; what the kernel has taken can still be read."""
-        self.open = False
+        self.open = self._full = False
         self._rest = b""
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         if self._socket is not None:

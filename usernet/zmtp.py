@@ -42,32 +42,41 @@ def message(octets: bytes) -> bytes:
 class Reader:
     """What one peer sends, put together from octets as they come. Messages longer than `limit` octets are refused."""
 
-    __slots__ = ("_buffer", "_greeted", "_limit", "error", "ready")
+    __slots__ = ("_greeted", "_have", "_limit", "_need", "_parts", "error", "ready")
 
     def __init__(self, limit: int) -> None:
         self.ready = False  # the peer has said READY: messages may be sent to it
         self.error = ""  # why what came is not ZMTP as it is spoken here; from then on nothing is taken
         self._limit = limit
-        self._buffer = b""
         self._greeted = False
+        self._parts: list[bytes] = []  # of what is not whole yet: so many octets, of as many as are needed to go on
+        self._have = self._need = 0
 
     def feed(self, octets: bytes) -> list[bytes]:
         """The messages that are whole with these octets."""
-        buffer = self._buffer
-        if not buffer and self._greeted and len(octets) > 1 and not octets[0] and octets[1] == len(octets) - 2:
+        parts = self._parts
+        if not parts and self._greeted and len(octets) > 1 and not octets[0] and octets[1] == len(octets) - 2:
             return [octets[2:]]  # one short message: most of what comes while little is going on
-        if buffer:
-            octets = buffer + octets
+        if parts:
+            parts.append(octets)
+            self._have += len(octets)
+            if self._have < self._need:
+                return []
+            octets = b"".join(parts)
+            parts.clear()
         messages: list[bytes] = []
         start = 0 if self._greeted else self._greeting(octets)
         if self._greeted and not self.error:
             start = self._messages(octets, start, messages)
-        self._buffer = octets[start:]
+        if start < len(octets):
+            parts.append(octets[start:])
+            self._have = len(octets) - start
         return messages
 
     def _greeting(self, octets: bytes) -> int:
         """Where the frames begin; 0 while it is not all there."""
         length = len(octets)
+        self._need = length + 1
         if octets[:1] != b"\xff" or (length >= _SIGNATURE_OCTETS and not octets[_SIGNATURE_OCTETS - 1] & 1):
             self.error = "not a ZMTP greeting"
         elif length > _SIGNATURE_OCTETS and octets[_SIGNATURE_OCTETS] < _MAJOR:
@@ -100,10 +109,12 @@ class Reader:
                 break
             following = body + length
             if following > end:
-                break
+                self._need = following - start
+                return start
             if not flags & COMMAND:
                 messages.append(octets[body:following])
             elif octets.startswith(_READY, body):
                 self.ready = True
             start = following
+        self._need = end - start + 1
         return start
