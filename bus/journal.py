@@ -14,8 +14,9 @@ done again from its input, or all of it, and the input counts as done: nothing i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from struct import Struct
+from typing import Protocol
 
 from bus import memory
 
@@ -30,6 +31,13 @@ _WRAP_MARK = 0x77726170
 _DONE_MARK = 0x646F6E65  # no frame: more of what the same turn took
 ENTRIES_MAX = 2048  # what ip sends while a hang is noticed, one packet a frame; a restarted layer reads them in 1.4 ms
 _NOBODY = 0  # the consumer of what is no frame
+
+
+class Taken(Protocol):
+    """Whose frames a turn took, and the number of the last of them."""
+
+    sender: int
+    done: int
 
 
 class Journal:
@@ -81,13 +89,13 @@ class Journal:
         self._entries.clear()
         self._words[memory.JOURNAL_TAIL] = self._words[memory.JOURNAL_HEAD]
 
-    def publish(self, done: Sequence[tuple[int, int]]) -> None:
-        """The turn is over: what was written counts from now on, and so does what it took, (sender, number) each."""
+    def publish(self, taken: Iterable[Taken]) -> None:
+        """The turn is over: what was written counts from now on, and so does what it took."""
         if self._end != self._words[memory.JOURNAL_HEAD]:
-            for sender, number in done:
+            for each in taken:
                 if self._took:
                     self.write(_NOBODY, 0, b"", _DONE_MARK)
-                _pack_took(self._ring, self._last + _TOOK_AT, sender, number)
+                _pack_took(self._ring, self._last + _TOOK_AT, each.sender, each.done)
                 self._took = True
             self._words[memory.JOURNAL_HEAD] = self._end
 

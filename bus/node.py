@@ -301,9 +301,8 @@ class Node:
         if touched:
             for outlet in touched:
                 outlet.pack()
-            self._journal.publish([(inlet.sender, inlet.done) for inlet in taken])
-            blocked = [outlet for outlet in touched if outlet.send()]
-            touched[:] = dict.fromkeys(blocked) if blocked else ()
+            self._journal.publish(taken)
+            touched[:] = dict.fromkeys([outlet for outlet in touched if outlet.send()])
         if self._medium is not None:
             self._medium.flush()
             self._batch.close()

@@ -248,7 +248,7 @@ class PatientPush(Push):
 
     def send(self, message: bytes) -> bool:
         """Take a message; False where too many wait already."""
-        if self.open and self._send(message):  # as a rule
+        if self.open and self._send(message):
             return True
         self.flush()
         if len(self._messages) >= WAITING_MAX:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 from durable import Durable, dies
 from hypothesis import given, settings
@@ -15,6 +17,11 @@ RING = memory.JOURNAL_OCTETS
 ENTRY = 40  # octets that the ring spends on a frame beside it
 LARGEST = RING // 4 - ENTRY  # with the octets of its entry
 A, B = 5, 1 << 40  # a layer and a guest
+
+
+class Took(NamedTuple):
+    sender: int
+    done: int
 
 
 def frame(number: int, octets: int) -> bytes:
@@ -169,14 +176,14 @@ def test_a_turn_counts_whole_or_not_at_all(durable: Durable):
     journal.write(B, 7, b"y")
     died = Journal(durable.map())
     assert (kept(died), kept(died, B), died.done) == ([1], [], {})
-    journal.publish([(3, 40), (4, 50)])
+    journal.publish([Took(3, 40), Took(4, 50)])
     after = Journal(durable.map())
     assert (kept(after), kept(after, B), after.done) == ([1, 2], [7], {3: 40, 4: 50})
 
 
 def test_a_turn_that_sends_nothing_leaves_no_note(durable: Durable):
     journal = Journal(durable.map())
-    journal.publish([(3, 40)])  # its cell alone says so: nothing else has to agree with it
+    journal.publish([Took(3, 40)])  # its cell alone says so: nothing else has to agree with it
     assert durable.map().words[memory.JOURNAL_HEAD] == 0
 
 
@@ -190,7 +197,7 @@ def test_what_a_turn_took_and_what_it_sent_are_known_together(turns):
         for number, (octets, ends) in enumerate(turns, 1):
             journal.write(A, number, bytes(octets))
             if ends or journal.crowded:
-                journal.publish([(9, number)])
+                journal.publish([Took(9, number)])
                 published = number
             reader = Journal(durable.map())
             assert reader.last_sequence(A) == reader.done.get(9, 0) == published

@@ -293,7 +293,7 @@ class End:
             self.outlet.put(kind, NUMBER.pack(self.put))
         for outlet in self.touched:
             outlet.pack()
-        self.journal.publish([(self.other, self.inlet.done)])
+        self.journal.publish([self.inlet])
         self.touched[:] = {outlet for outlet in self.touched if outlet.send()}
         self.inlet.commit()
         self._settled()
