@@ -26,9 +26,13 @@ class Restarts:
     def __init__(self) -> None:
         self.quick_deaths = 0
         self._patience = 1
+        self._looped = False  # it is being killed for an endless loop
 
     def pause_s(self, served_s: float) -> float | None:
         """A process that served for `served_s` has died: the pause before the next; None: give up."""
+        if not self._looped:
+            self._patience = 1  # whatever the former ones were at, this one got past it
+        self._looped = False
         self.quick_deaths = self.quick_deaths + 1 if served_s < STABLE_S else 1
         if self.quick_deaths > GIVE_UP_AFTER:
             return None
@@ -43,7 +47,8 @@ class Restarts:
         return self._patience if served_s < STABLE_S else 1
 
     def looped(self, served_s: float) -> None:
-        """It is killed for an endless loop."""
+        """It is killed for an endless loop; `pause_s` is due when it has died."""
+        self._looped = True
         self._patience = min(PATIENCE_MAX, 2 * self.patience(served_s))
 
     def forgive(self) -> None:

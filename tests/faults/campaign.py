@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from supervisor.policy import AT_ONCE, STABLE_S
-from tests.faults.flows import Switchboard
+from tests.faults.flows import Book, Switchboard
 from tests.faults.lab import LAYERS, Follower, Lab, Load
 from tests.faults.schedule import Fault, Incident
 from tests.faults.watch import Watch
@@ -40,6 +40,7 @@ class Campaign:
         self._follower = Follower(lab)
         self._served: dict[str, float] = {}  # when a layer came back last
         self._deaths: Counter[str] = Counter()  # of a layer, in a row, each soon after it came back
+        self._recovered_at = 0.0  # from the last incident
 
     def run(self, incidents: list[Incident], until: float = float("inf")) -> list[Done]:
         """All of them, or those that can be had until then; stops where one is not recovered from."""
@@ -63,7 +64,10 @@ class Campaign:
         return began, time.monotonic()
 
     def _wait_until_well(self, incident: Incident) -> None:
-        """A death will be answered at once, and what the last incident delayed is answered (or taken for lost)."""
+        """A death will be answered at once, and what the last incident delayed is answered (or taken for lost).
+
+        So is some of what was sent since: each incident has a time of its own.
+        """
         for layer, deaths in Counter(fault.layer for fault in incident.faults).items():
             stable_at = self._served.get(layer, 0.0) + STABLE_S
             if self._deaths[layer] + deaths > AT_ONCE:
@@ -72,7 +76,7 @@ class Campaign:
                 self._deaths[layer] = 0
             self._deaths[layer] += deaths
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while not all(map(_settled, self._load.steady)) and time.monotonic() < deadline:
+        while not all(_settled(book, self._recovered_at) for book in self._load.steady) and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def _hit(self, incident: Incident) -> Done:
@@ -138,18 +142,19 @@ class Campaign:
         for layer in LAYERS:
             if layer in wanted:
                 self._served[layer] = serves
+        self._recovered_at = time.monotonic()
         return True
 
 
-def _settled(book) -> bool:
-    """The newest numbers up to a few milliseconds ago are answered."""
+def _settled(book: Book, since: float) -> bool:
+    """The newest numbers up to a few milliseconds ago are answered, and so many were sent since then."""
     count = book.cells[0]
     horizon = time.monotonic() - 0.01
     number = count - 1
     seen = 0
     while number >= 0 and seen < SETTLED_NUMBERS:
         if book.sent[number] < horizon:
-            if not book.answered[number]:
+            if not book.answered[number] or book.sent[number] < since:
                 return False
             seen += 1
         number -= 1

@@ -127,6 +127,16 @@ def test_who_is_taken_for_an_endless_loop_again_and_again_gets_more_time_each_ti
     assert restarts.patience(QUICK) == 2
 
 
+def test_patience_is_for_the_successor_of_an_endless_loop_only():
+    restarts = Restarts()
+    for _ in range(3):  # the same work, time and again
+        restarts.looped(QUICK)
+        restarts.pause_s(QUICK)
+    assert restarts.patience(QUICK) == 8
+    restarts.pause_s(QUICK)  # one that got past it, and died of something else
+    assert restarts.patience(QUICK) == 1
+
+
 @pytest.mark.parametrize(("patience", "hung"), [(1, True), (8, False)])
 def test_patience_is_with_processor_time(patience, hung):
     watch = Watch()
