@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from usernet import udp
 from usernet.connection import Connection
 from usernet.ping import ping
 from usernet.protocol import CREDIT, DATAGRAM, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, pack_frame
+from usernet.zeromq import WAITING_MAX
 
 
 @pytest.fixture(scope="module")
@@ -477,6 +479,23 @@ def test_nothing_is_lost_when_the_service_is_killed(service, pair):
             got.append(first.recv(100))
         starting.join()
     assert list(dict.fromkeys(got)) == sent  # at least once, in order
+
+
+def test_what_is_sent_without_waiting_while_the_service_is_away_leaves_when_it_is_back(service, pair):
+    first, second = pair
+    address = first.getsockname()
+    second.connect(address)
+    second.setblocking(False)
+    service.kill()
+    kept = 0
+    with suppress(BlockingIOError):
+        while kept < 10 * WAITING_MAX:
+            second.send(b"%d" % kept)
+            kept += 1
+    assert WAITING_MAX <= kept < 10 * WAITING_MAX
+    service.start()
+    first.settimeout(5)
+    assert [first.recv(100) for _ in range(kept)] == [b"%d" % number for number in range(kept)]
 
 
 def test_what_waits_unread_outlives_the_service(service, pair, monkeypatch):
