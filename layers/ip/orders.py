@@ -18,7 +18,7 @@ from layers.ip.routing import Routing, connected, gateway_problem, links_of, sou
 
 # With as many path MTUs and redirects as there may be, what one announcement can hold (MAX_FRAME_OCTETS in bus.pipes).
 ADDRESSES_MAX = 64
-ROUTES_MAX = 1024
+ROUTES_MAX = 4096
 LIST_PAGE = 256  # routes in one answer: a message to the keeper must fit its line
 MTU_MIN = 68  # RFC 791 section 3.2: every network can carry this
 METRIC_MAX = (1 << 32) - 1
