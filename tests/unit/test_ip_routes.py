@@ -329,7 +329,7 @@ def test_the_number_of_routes_and_addresses_is_bounded(layer):
     for last in range(PATHS_MAX):
         layer.core._routing.paths.lower(far + last, 1400, 1500, 1500, 0.0)
     layer.crash()
-    redirects_octets = PATHS_MAX * max(len(records.encode(route)) + 1 for route in many)  # there may be as many of those
+    redirects_octets = PATHS_MAX * max(len(records.encode(route)) + 1 for route in many)  # as many as path MTUs
     assert len(records.encode(layer.told[table.UDP])) + redirects_octets < MAX_FRAME_OCTETS - 100  # the frame's header
     listed = [route[0] for route in layer.routes()]
     assert len(set(listed)) == len(listed) == 2 + ROUTES_MAX + PATHS_MAX
