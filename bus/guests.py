@@ -17,7 +17,7 @@ from bus.journal import Journal
 from bus.peers import listener_pid
 from bus.pipes import Inlet, Outlet
 from usernet.protocol import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
-from usernet.zeromq import PatientPush, Poller
+from usernet.zeromq import Poller, Push
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a guest: what bounds them are the receive buffers of its sockets
 GUEST_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
@@ -103,7 +103,7 @@ class Guests:
         except OSError:
             return None
         cell = memory.GUESTS + memory.GUEST_WORDS * place
-        push = PatientPush(str(self._run_dir / inbox_name(number)), self._poller)
+        push = Push(str(self._run_dir / inbox_name(number)), self._poller)
         outlet = Outlet(push, self._layer, number, self._journal, self._memory, cell + memory.GUEST_SENT, self._touched,
                         BACKLOG_RECORDS)
         inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE, self._journal.done.get(number, 0))

@@ -26,7 +26,7 @@ from bus.records import decode_notices
 from bus.store import Store
 from bus.suspect import Suspect
 from usernet.protocol import MAX_FRAME_OCTETS, FrameError, unpack_frame
-from usernet.zeromq import PatientPush, Poller, Pull
+from usernet.zeromq import Poller, Pull, Push
 
 _NEXT = Verdict.NEXT
 TICK_S = 0.1  # the longest wait: life signs come at least this often
@@ -73,7 +73,7 @@ class Node:
         return Inlet(sender, kinds, self._memory, memory.DONE + sender, self._journal.done.get(sender, 0))
 
     def _connect(self, config: StackConfig, name: str) -> Outlet:
-        push = PatientPush(f"{config.run_dir}/{name}.sock", self._poller)
+        push = Push(f"{config.run_dir}/{name}.sock", self._poller)
         number = table.LAYERS[name]
         return Outlet(push, self._cookie + self.number, number, self._journal, self._memory, memory.SENT + number,
                       self._touched)

@@ -23,7 +23,7 @@ from bus.counters import PipeCounters as C
 from bus.journal import Journal
 from bus.records import decoder
 from usernet.protocol import MAX_RECORDS, VERSION, pack_frame, with_incarnation
-from usernet.zeromq import PatientPush
+from usernet.zeromq import Push
 
 PACK_RECORDS = 64  # records that go into one frame
 PACK_OCTETS = 1 << 16
@@ -74,7 +74,7 @@ class Outlet:
                  "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
                  "_touched", "_waits", "_words", "consumer", "sequence", "socket")
 
-    def __init__(self, socket: PatientPush, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
+    def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
                  cell: int, touched: list[Outlet], backlog_records: int | None = None) -> None:
         self._backlog_records = BACKLOG_RECORDS if backlog_records is None else backlog_records
         self.socket = socket

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bus.table import ETHERNET
 from usernet.protocol import FrameError, pack_frame, unpack_frame
-from usernet.zeromq import PatientPush as PatientPush  # a port's sockets, and the switch's
 from usernet.zeromq import Poller as Poller
 from usernet.zeromq import Pull as Pull
+from usernet.zeromq import Push as Push  # a port's sockets, and the switch's
 
 SWITCH_SOCKET = "switch.sock"
 SWITCH_LOCK = "lock"  # the switch holds a flock(2) on it: there is one at most

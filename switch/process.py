@@ -25,9 +25,9 @@ from bus.wire import (
     SWITCH_COUNTERS,
     SWITCH_LOCK,
     SWITCH_SOCKET,
-    PatientPush,
     Poller,
     Pull,
+    Push,
     pack,
     port_name,
     port_number,
@@ -46,7 +46,7 @@ TICK_S = 0.1  # the longest turn: as in a layer (bus.node), or the keepers would
 class Port:
     """One stack on the wire: its process, and the pipe to its link."""
 
-    def __init__(self, number: int, pidfd: int, outbox: PatientPush) -> None:
+    def __init__(self, number: int, pidfd: int, outbox: Push) -> None:
         self.number = number
         self.pidfd = pidfd
         self.outbox = outbox
@@ -115,7 +115,7 @@ class Process:
         if number in self._ports or len(self._ports) >= PORTS_MAX:
             os.close(pidfd)
             return self._ports.get(number)
-        port = Port(number, pidfd, PatientPush(str(path), self._poller))
+        port = Port(number, pidfd, Push(str(path), self._poller))
         self._ports[number] = self._by_pidfd[pidfd] = port
         self._poller.epoll.register(pidfd, select.EPOLLIN)
         self._switch.join(number)

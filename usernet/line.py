@@ -17,7 +17,7 @@ from time import monotonic
 from usernet.names import os_error, timed_out
 from usernet.protocol import MAX_FRAME_OCTETS
 from usernet.rundir import SERVICE_SOCKET
-from usernet.zeromq import PatientPush, Poller, Pull
+from usernet.zeromq import Poller, Pull, Push
 
 ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
 CONNECT_INTERVAL_S = 0.005  # who has nobody to connect to tries that often
@@ -57,7 +57,7 @@ class Line:
                 raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
             listener.listen()
             self._inbox = Pull(listener.detach(), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
-        self._outbox = PatientPush(str(run_dir / SERVICE_SOCKET), self._poller)
+        self._outbox = Push(str(run_dir / SERVICE_SOCKET), self._poller)
 
     def alive(self) -> bool:
         """False once the stack was taken down: our inbox went with its run directory."""

@@ -16,7 +16,7 @@ from collections import deque
 from usernet import zmtp
 
 READ_OCTETS = 1 << 16
-WAITING_MAX = 64  # messages that may wait in a PatientPush
+WAITING_MAX = 64  # messages that may wait in a PUSH
 COMMAND_OCTETS_MAX = 1024  # of what a PULL says: READY
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an Enum costs an operator call
 _CREDENTIALS = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
@@ -103,16 +103,20 @@ class Pull:
 
 
 class Push:
-    """The writing end of one pipe, to the socket file `path`. One thread at a time."""
+    """The writing end of one pipe, to the socket file `path`. One thread at a time.
 
-    __slots__ = ("_full", "_path", "_poller", "_reader", "_rest", "_socket", "_write", "open")
+    A message that finds no room, or nobody who takes it, waits here, and outlives the connection.
+    """
+
+    __slots__ = ("_cut", "_full", "_path", "_poller", "_reader", "_socket", "_waiting", "_write", "open")
 
     def __init__(self, path: str, poller: Poller) -> None:
         self._path = path
         self._poller = poller
         self._socket: socket.socket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
-        self._rest: bytes | memoryview = b""  # of a message that was taken and is not all out
+        self._waiting: deque[bytes | memoryview] = deque()
+        self._cut = False  # the first of those is a rest: its beginning is out
         self._full = False  # there was no room, and the poller has not told of any since
         self.open = False  # the peer has said READY, nothing waits, and there may be room
         self._connect()
@@ -120,7 +124,7 @@ class Push:
     @property
     def waiting(self) -> bool:
         """True while something that was taken is not out: `flush` should be called now and then."""
-        return bool(self._rest)
+        return bool(self._waiting)
 
     @property
     def ready(self) -> bool:
@@ -132,48 +136,52 @@ class Push:
         return -1 if self._socket is None else self._socket.fileno()
 
     def send(self, message: bytes) -> bool:
-        """Send a message, without waiting; False where there is no room for it, or nobody who takes it."""
-        return (self.open or self._reopen()) and self._send(message)
-
-    def _send(self, message: bytes) -> bool:
-        octets = zmtp.message(message)
-        try:
-            sent = self._write(octets, MSG_NOSIGNAL)
-        except BlockingIOError:
-            self._block()
+        """Take a message, without waiting; False where too many wait already."""
+        if not self.open:
+            self.flush()
+        if self.open:
+            octets = zmtp.message(message)
+            try:
+                sent = self._write(octets, MSG_NOSIGNAL)
+                if sent != len(octets):
+                    self._waiting.append(memoryview(octets)[sent:])
+                    self._cut = True
+                    self._block()
+                return True
+            except BlockingIOError:
+                self._block()
+            except OSError:  # EPIPE, ECONNRESET
+                self._reconnect()
+        if len(self._waiting) >= WAITING_MAX:
             return False
-        except OSError:  # EPIPE, ECONNRESET
-            self._reconnect()
-            return False
-        if sent != len(octets):
-            self._rest = memoryview(octets)[sent:]
-            self._block()
+        self._waiting.append(zmtp.message(message))
         return True
 
     def flush(self) -> None:
         """Get out what waits, as far as there is room; connect where nobody was there to connect to."""
-        self._reopen()
-
-    def _reopen(self) -> bool:
-        """True where a message may be sent."""
         if self.open:
-            return True
+            return
         if self._socket is None:
             self._connect()
         if self._full or not self._reader.ready:
-            return False
+            return
+        waiting = self._waiting
         try:
-            while self._rest:
-                self._rest = self._rest[self._write(self._rest, MSG_NOSIGNAL) :]
+            while waiting:
+                first = waiting[0]
+                sent = self._write(first, MSG_NOSIGNAL)
+                self._cut = sent < len(first)
+                if self._cut:
+                    waiting[0] = memoryview(first)[sent:]
+                else:
+                    waiting.popleft()
         except BlockingIOError:
             self._block()
-            return False
         except OSError:
             self._reconnect()
-            return False
-        self.open = True
-        self._watch(_IN)
-        return True
+        else:
+            self.open = True
+            self._watch(_IN)
 
     def _block(self) -> None:
         """No room: the poller shall tell when there is some. Trying meanwhile costs more than sending does."""
@@ -201,7 +209,7 @@ class Push:
             self.close()  # who hangs up at once is called again when there is something to say
 
     def _reconnect(self) -> None:
-        """To whoever listens there next. The rest of a message dies with who read its beginning."""
+        """To whoever listens there next."""
         self.close()
         self._connect()
 
@@ -221,44 +229,14 @@ class Push:
         self._poller.epoll.modify(self._socket.fileno(), events)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """End the connection; what the kernel has taken can still be read."""
+        """End the connection. What the kernel has taken can be read; the rest of a message dies with its reader."""
         self.open = self._full = False
-        self._rest = b""
+        if self._cut:
+            self._waiting.popleft()
+            self._cut = False
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         if self._socket is not None:
             del self._poller.pushes[self._socket.fileno()]
             self._poller.epoll.unregister(self._socket.fileno())
             self._socket.close()
             self._socket = None
-
-
-class PatientPush(Push):
-    """A PUSH with which messages wait for room, or for somebody to take them. They outlive a connection."""
-
-    __slots__ = ("_messages",)
-
-    def __init__(self, path: str, poller: Poller) -> None:
-        self._messages: deque[bytes] = deque()
-        super().__init__(path, poller)
-
-    @property
-    def waiting(self) -> bool:
-        """True while something is not out."""
-        return bool(self._messages or self._rest)
-
-    def send(self, message: bytes) -> bool:
-        """Take a message; False where too many wait already."""
-        if self.open and self._send(message):
-            return True
-        self.flush()
-        if len(self._messages) >= WAITING_MAX:
-            return False
-        self._messages.append(message)
-        self.flush()
-        return True
-
-    def flush(self) -> None:
-        """Get out what waits, as far as there is room."""
-        messages = self._messages
-        while self._reopen() and messages and self._send(messages[0]):
-            messages.popleft()

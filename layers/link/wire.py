@@ -8,7 +8,7 @@ from pathlib import Path
 from bus.batch import OCTETS_MAX, Batch
 from bus.core import CounterWords
 from bus.pipes import PACK_OCTETS, PACK_RECORDS
-from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, PatientPush, Poller, Pull, pack, port_number, unpack
+from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, Poller, Pull, Push, pack, port_number, unpack
 from layers.link.counters import Counters as C
 
 
@@ -26,7 +26,7 @@ class Wire:
         self._poller = Poller()
         self._inbox = Pull(listener_fd, self._poller, OCTETS_MAX, CONNECTIONS_MAX)
         self._arrived: deque[bytes] = deque()
-        self._outbox = PatientPush(str(Path(inbox).with_name(SWITCH_SOCKET)), self._poller)
+        self._outbox = Push(str(Path(inbox).with_name(SWITCH_SOCKET)), self._poller)
         self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
 
     def fileno(self) -> int:
