@@ -83,3 +83,4 @@ class PipeCounters(CounterSet):
     bus_poison = Drop("Records set aside because they killed this layer twice.")
     bus_replayed = Event("Frames sent again to a neighbour that restarted.")
     bus_state_damaged = Drop("Starts at which durable state did not verify: what was stored from there on is gone.")
+    bus_refused = Event("Connections of another user, of too many, or of what does not speak ZMTP: hung up on.")

@@ -52,7 +52,7 @@ class Node:
         self._touched: list[Outlet] = []
         self._taken: set[Inlet] = set()
         self._poller = Poller()
-        self._inbox = Pull(listener_fd, self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
+        self._inbox = Pull(listener_fd, self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._journal = Journal(durable)
         self._guests = (Guests(config.run_dir, self._poller, self.number, self._journal, durable, self._touched)
                         if hasattr(core, "guest_joined") else None)
@@ -68,6 +68,9 @@ class Node:
         self._written_cell = memory.WRITTEN  # of the sender whose frame is in hand
         self._to_skip = 0  # so many of its writes the former incarnation has done
         self._suspect = Suspect(durable, control)
+
+    def _refused(self) -> None:
+        self._counters[C.bus_refused] += 1
 
     def _inlet(self, sender: int, kinds: frozenset[int]) -> Inlet:
         return Inlet(sender, kinds, self._memory, memory.DONE + sender, self._journal.done.get(sender, 0))

@@ -62,7 +62,8 @@ class Process:
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
         self._poller = Poller()
-        self._inbox = Pull(_listener(directory / SWITCH_SOCKET), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
+        self._inbox = Pull(_listener(directory / SWITCH_SOCKET), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX,
+                           self._malformed)
 
     def run(self) -> None:
         """Serve until no port is left, and remove the wire."""
@@ -74,14 +75,15 @@ class Process:
                 ready = wait(TICK_S)
                 now = time.monotonic()
                 self._counters[BEAT_NS] = int(now * 1e9)
+                ended = [by_pidfd[descriptor] for descriptor, _ in ready if descriptor in by_pidfd]
                 for descriptor, _ in ready:
                     if descriptor in pushes:
                         pushes[descriptor].hear()
-                    elif descriptor in by_pidfd:
-                        self._leave(by_pidfd[descriptor])
                     else:
                         for message in read(descriptor) or ():
                             self._take(message, now)
+                for port in ended:  # only now: the numbers of its descriptors may be another's at once
+                    self._leave(port)
         self._remove()
 
     def _look(self) -> bool:
@@ -136,7 +138,7 @@ class Process:
         try:
             sender, frames = unpack(message)
         except ValueError:
-            counters[C.malformed] += 1
+            self._malformed()
             return
         if sender not in self._ports and self._admit(self._directory / port_name(sender)) is None:
             counters[C.stranger] += 1
@@ -145,6 +147,9 @@ class Process:
             # A pack that goes on whole, which most do, need not be packed again.
             whole = len(chosen) == len(frames)
             self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
+
+    def _malformed(self) -> None:
+        self._counters[C.malformed] += 1
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:
         self._counters[C.frames_out if port.outbox.send(message) else C.port_full] += frames

@@ -48,15 +48,16 @@ class Line:
         self._sending = sending
         self._received: deque[bytes] = deque()
         self._poller = Poller()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller.epoll.register(self._wake, select.EPOLLIN)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
                 listener.bind(str(inbox_path))
             except OSError as error:
                 raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
             listener.listen()
-            self._inbox = Pull(listener.detach(), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX)
+            self._inbox = Pull(listener.detach(), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX,
+                               lambda: None)  # who it was is nothing to the program
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.epoll.register(self._wake, select.EPOLLIN)
         self._outbox = Push(str(run_dir / SERVICE_SOCKET), self._poller)
 
     def alive(self) -> bool:

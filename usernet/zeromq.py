@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 
 from usernet import zmtp
 
@@ -32,12 +33,16 @@ class Poller:
 
 
 class Pull:
-    """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
+    """The reading end of all pipes to one process; `poller` tells of the listener and of every connection.
+
+    `refused` is called for each connection that is hung up on: of another user, of too many, of what speaks no ZMTP.
+    """
 
     __slots__ = ("_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max", "_opening",
-                 "_readers", "refused")
+                 "_readers", "_refused")
 
-    def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int) -> None:
+    def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
+                 refused: Callable[[], object]) -> None:
         self._listener = socket.socket(fileno=listener_fd)
         self._listener.setblocking(False)
         self._listener_fd = listener_fd
@@ -46,7 +51,7 @@ class Pull:
         self._connections_max = connections_max
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader]] = {}
         self._opening = zmtp.opening(b"PULL")
-        self.refused = 0  # connections of other users, of too many, or of what does not speak ZMTP
+        self._refused = refused
         self._epoll.register(listener_fd, _IN)
 
     def read(self, descriptor: int) -> list[bytes] | None:
@@ -66,8 +71,9 @@ class Pull:
             octets = b""
         messages = reader.feed(octets)
         if not octets or reader.error:
-            self.refused += bool(reader.error)
             self._drop(descriptor)
+            if reader.error:
+                self._refused()
         return messages
 
     def _accept(self) -> None:
@@ -77,7 +83,7 @@ class Pull:
                 peer.setblocking(False)
                 credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 if _CREDENTIALS.unpack(credentials)[1] != os.getuid() or len(self._readers) >= self._connections_max:
-                    self.refused += 1
+                    self._refused()
                     peer.close()
                     continue
                 try:

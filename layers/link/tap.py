@@ -13,7 +13,7 @@ from layers.link.counters import Counters as C
 READ_OCTETS = 65536 + 64
 BATCH_FRAMES = 64
 LONE_READS = 4  # after so many reads with one frame each there is not looked for a second
-LOOK_AGAIN = 16  # but in every so manieth
+LOOK_AGAIN = 16  # but one read in so many looks all the same
 BATCH_OCTETS = OCTETS_MAX - READ_OCTETS  # beyond that no other frame is sure to fit
 
 

@@ -24,7 +24,7 @@ class Wire:
         self._frames: list[bytes] = []  # written, not yet sent
         self._octets = 0
         self._poller = Poller()
-        self._inbox = Pull(listener_fd, self._poller, OCTETS_MAX, CONNECTIONS_MAX)
+        self._inbox = Pull(listener_fd, self._poller, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
         self._arrived: deque[bytes] = deque()
         self._outbox = Push(str(Path(inbox).with_name(SWITCH_SOCKET)), self._poller)
         self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
@@ -47,8 +47,11 @@ class Wire:
             if frames:
                 batch.keep(frames)
                 return frames
-            self._counters[C.wire_malformed] += 1
+            self._malformed()
         return []
+
+    def _malformed(self) -> None:
+        self._counters[C.wire_malformed] += 1
 
     def length(self, octets: memoryview) -> int:
         """Nothing is read without being counted."""
