@@ -17,6 +17,7 @@ from .peers import KERNEL, NOBODY, PATIENCE_S, STACK, TAP, Stack, received
 
 FAULTY = ("_ws.malformed || _ws.expert.severity == error || ip.checksum.status == Bad"
           " || udp.checksum.status == Bad || icmp.checksum.status == Bad")
+FRAME_MAX = 2048  # octets of each place in tcpdump's ring; by default 8 places of 256 KiB: too few on a busy machine
 PORTS_MEAN_NOTHING = ("-d", "udp.port==1-65535,data")  # else the payloads would be read as whatever lives on the port
 
 
@@ -65,7 +66,8 @@ def test_wireshark_finds_no_fault_in_what_the_stack_sends(new_stack: Callable[[]
     tcpdump = require_program("tcpdump")
     require_program("arping")
     capture = stack.home / f"{stack.name}.pcap"
-    recorder = stack.popen("exec", "--", tcpdump, "-i", TAP, "-U", "-w", capture, "-Z", "root", "--immediate-mode")
+    recorder = stack.popen("exec", "--", tcpdump, "-i", TAP, "-s", FRAME_MAX, "-U", "-w", capture, "-Z", "root",
+                           "--immediate-mode")
     for line in recorder.stdout:
         if "listening on" in line:
             break
