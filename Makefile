@@ -1,5 +1,8 @@
 # `make demo` and `make test` do all the set-up; everything goes into .venv.
-PYTHON ?= python3
+# The distribution's Python where it will do: its build is optimised by profile, which a hand-made one seldom is, and the
+# whole stack gains a sixth (docs/performance.md). `make PYTHON=... demo` takes another.
+PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
+  'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -24,6 +27,7 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults
 
 $(VENV)/.runtime: requirements.txt
+	$(if $(PYTHON),,$(error usernet needs Python 3.11 or later with its venv module (Debian: apt install python3-venv)))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
