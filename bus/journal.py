@@ -30,6 +30,7 @@ _MARK = 0x6A6F7572
 _WRAP_MARK = 0x77726170
 _DONE_MARK = 0x646F6E65  # no frame: more of what the same turn took
 ENTRIES_MAX = 2048  # what ip sends while a hang is noticed, one packet a frame; a restarted layer reads them in 0.7 ms
+ENTRIES_AT_ONCE = 64  # so many of the oldest give way where there are too many
 _NOBODY = 0  # the consumer of what is no frame
 
 
@@ -46,14 +47,16 @@ class Journal:
     Positions count octets ever written; the ring is their remainder.
     """
 
-    __slots__ = ("_end", "_entries", "_last", "_ring", "_size", "_took", "_words", "done")
+    __slots__ = ("_end", "_entries", "_free", "_last", "_need_max", "_ring", "_size", "_took", "_words", "done")
 
     def __init__(self, store: memory.Memory) -> None:
         self._words = store.words
         self._ring = store.journal
         self._size = len(store.journal)
+        self._need_max = self._size // 4
         self._entries: deque[tuple[int, int, int, int]] = deque()  # position, length, consumer, sequence
         self._end = self._words[memory.JOURNAL_HEAD]  # of what is written; the head is the end of what is published
+        self._free = 0  # up to here nothing has to give way
         self._last = 0  # offset of the newest entry
         self._took = False  # whether it says already what its turn took
         self.done: dict[int, int] = {}  # what the turns in here took: sender -> number of its last frame
@@ -107,34 +110,37 @@ class Journal:
     @property
     def crowded(self) -> bool:
         """True where so much awaits publication that the turn should end."""
-        return self._end - self._words[memory.JOURNAL_HEAD] > self._size // 4
+        return self._end - self._words[memory.JOURNAL_HEAD] > self._need_max
 
     def write(self, consumer: int, sequence: int, octets: bytes, mark: int = _MARK) -> None:
         """Write a frame; `publish` makes it count."""
-        size, entries, head = self._size, self._entries, self._end
-        length = len(octets)
+        start, length = self._end, len(octets)
         need = _ENTRY_OCTETS + length
-        if need > size // 4:
+        if need > self._need_max:
             return  # too large to keep: such a frame is not repeated
-        offset = head % size
-        room = size - offset
-        start = head if need <= room else head + room
-        end = start + need
-        if entries and (len(entries) == ENTRIES_MAX or entries[0][0] + size < end):
-            entries.popleft()
-            while entries and entries[0][0] + size < end:
-                entries.popleft()
-            self._words[memory.JOURNAL_TAIL] = entries[0][0] if entries else start
-        if start != head:
-            if room >= _ENTRY_OCTETS:
-                _pack_entry(self._ring, offset, _WRAP_MARK, 0, 0, 0, 0, 0)
-            offset = 0
+        if start + need > self._free or len(self._entries) >= ENTRIES_MAX:
+            start = self._make_room(need)
+        offset = start % self._size
         self._ring[offset + _ENTRY_OCTETS : offset + need] = octets
         _pack_entry(self._ring, offset, mark, length, consumer, sequence, 0, 0)
         self._last = offset
         self._took = False
-        entries.append((start, length, consumer, sequence))
-        self._end = end
+        self._entries.append((start, length, consumer, sequence))
+        self._end = start + need
+
+    def _make_room(self, need: int) -> int:
+        """Where an entry of so many octets can go. The oldest give way."""
+        size, entries, end = self._size, self._entries, self._end
+        room = size - end % size
+        start = end if need <= room else end + room  # a frame is in one piece
+        keep = ENTRIES_MAX if len(entries) < ENTRIES_MAX else ENTRIES_MAX - ENTRIES_AT_ONCE
+        while entries and (len(entries) > keep or entries[0][0] + size < start + need):
+            entries.popleft()
+        self._words[memory.JOURNAL_TAIL] = oldest = entries[0][0] if entries else start
+        if start != end and room >= _ENTRY_OCTETS:
+            _pack_entry(self._ring, end % size, _WRAP_MARK, 0, 0, 0, 0, 0)
+        self._free = min(oldest + size, start - start % size + size)
+        return start
 
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
         """The kept frames for `consumer` numbered above `after`, oldest first; only the last `at_most` of them."""

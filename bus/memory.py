@@ -18,7 +18,7 @@ PAGE = 4096
 
 # Indices of the words.
 INCARNATION = 1  # of the process that maps it now
-BEAT_NS = 2  # CLOCK_MONOTONIC of the last turn of the layer's loop
+BEAT = 2  # a double: CLOCK_MONOTONIC, in seconds, of the last turn of the layer's loop
 IN_HAND_SENDER = 3  # 0: nothing; else whose frame is being worked on
 IN_HAND_SEQUENCE = 4
 IN_HAND_RECORD = 5  # 1-based, while records are taken one by one; else 0
@@ -69,6 +69,10 @@ def create(name: str) -> int:
     return descriptor
 
 
+def _beat(view: memoryview) -> memoryview[float]:
+    return view[8 * BEAT : 8 * BEAT + 8].cast("d")
+
+
 class Memory:
     """A mapping of one durable memory."""
 
@@ -76,6 +80,7 @@ class Memory:
         self._map = mmap.mmap(descriptor, TOTAL_OCTETS)
         view = memoryview(self._map)
         self.words = view[:_WORDS_OCTETS].cast("Q")
+        self.beat = _beat(view)
         self.bus_counters = self.words[BUS_COUNTERS : BUS_COUNTERS + BUS_COUNTERS_MAX]
         self.counters = self.words[COUNTERS : COUNTERS + COUNTERS_MAX]
         self.journal = view[_JOURNAL_AT:_SCRATCH_AT]
@@ -94,6 +99,8 @@ class Words:
     """The words alone, for the keeper, which reads life signs and counters of every layer."""
 
     def __init__(self, descriptor: int) -> None:
-        self.words = memoryview(mmap.mmap(descriptor, _WORDS_OCTETS)).cast("Q")
+        view = memoryview(mmap.mmap(descriptor, _WORDS_OCTETS))
+        self.words = view.cast("Q")
+        self.beat = _beat(view)
         self.bus_counters = self.words[BUS_COUNTERS : BUS_COUNTERS + BUS_COUNTERS_MAX]
         self.counters = self.words[COUNTERS : COUNTERS + COUNTERS_MAX]

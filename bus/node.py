@@ -7,6 +7,7 @@ loop, so a layer that hangs cannot look alive. What was in hand at a death is lo
 
 from __future__ import annotations
 
+import os
 import select
 import time
 
@@ -25,11 +26,13 @@ from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inher
 from bus.records import decode_notices
 from bus.store import Store
 from bus.suspect import Suspect
+from bus.ticker import TICK_OCTETS, ticker
 from usernet.protocol import MAX_FRAME_OCTETS, FrameError, unpack_frame
 from usernet.zeromq import Poller, Pull, Push
 
 _NEXT = Verdict.NEXT
-TICK_S = 0.1  # the longest wait: life signs come at least this often
+TICK_S = 0.1  # the longest wait: life signs come at least this often. By a timer of its own: a time limit to each wait
+# costs half a microsecond in setting and clearing it
 RETRY_S = 0.01  # while something waits to go out: its socket tells when there is room, not when there is a listener
 GUEST_CHECK_S = 0.1
 CONNECTIONS_MAX = memory.GUESTS_MAX + 64  # at the inbox
@@ -88,9 +91,12 @@ class Node:
         medium, control_fd = self._medium, self._control.fileno()
         medium_fd = -1 if medium is None else medium.fileno()
         poll.register(control_fd, select.EPOLLIN)
+        tick_fd = ticker(TICK_S)
+        poll.register(tick_fd, select.EPOLLIN)
         if medium is not None:
             poll.register(medium_fd, select.EPOLLIN)
         words, core, wait, monotonic, touched = self._words, self._core, poll.poll, time.monotonic, self._touched
+        beat = self._memory.beat
         read = self._inbox.read
         medium_due = medium is not None
         edge_triggered = medium is not None and medium.edge_triggered
@@ -102,19 +108,22 @@ class Node:
             if medium_due and not held:
                 ready = wait(0)
             elif core.next_wake is None and not touched:
-                ready = wait(TICK_S)
+                ready = wait()
             else:
                 ready = wait(self._timeout_s(monotonic()))
             now = monotonic()
-            words[memory.BEAT_NS] = int(now * 1e9)
+            beat[0] = now
             for descriptor, _ in ready:
                 frames = read(descriptor)
                 if frames is not None:
-                    self._take_all(frames, now)
+                    for frame in frames:
+                        self._take(frame, now)
                 elif descriptor == medium_fd:
                     medium_due = True
                 elif descriptor in pushes:
                     pushes[descriptor].hear()
+                elif descriptor == tick_fd:
+                    os.read(tick_fd, TICK_OCTETS)
                 elif descriptor == control_fd and not self._obey(self._control.hear(), now):
                     return
             if medium_due and not held:
@@ -129,7 +138,7 @@ class Node:
 
     def _start(self) -> None:
         now = time.monotonic()
-        self._words[memory.BEAT_NS] = int(now * 1e9)
+        self._memory.beat[0] = now
         batch = self._batch_in_hand()
         self._suspect.inherit(self._journal.done)
         inherit(self._memory)
@@ -157,25 +166,17 @@ class Node:
                 and any(outlet.blocked for outlet in self._touched))
 
     def _timeout_s(self, now: float) -> float:
-        limit = TICK_S
         wake = self._core.next_wake
-        if wake is not None and wake - now < limit:
-            limit = max(0.0, wake - now)
-        if self._touched and limit > RETRY_S:
-            limit = RETRY_S
-        return limit
+        limit = RETRY_S if self._touched else TICK_S
+        return limit if wake is None else min(limit, max(0.0, wake - now))
 
     # -- taking -------------------------------------------------------------------------------------------------
 
-    def _take_all(self, frames: list[bytes], now: float) -> None:
-        self._counters[C.bus_frames_in] += len(frames)
-        for frame in frames:
-            if self._taken and self._journal.crowded:
-                self._settle()  # a turn of its own: what it brings must fit the journal
-            self._take(frame, now)
-
     def _take(self, frame: bytes, now: float) -> None:
         counters, words = self._counters, self._words
+        counters[C.bus_frames_in] += 1
+        if self._taken and self._journal.crowded:
+            self._settle()  # a turn of its own: what it brings must fit the journal
         try:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
@@ -305,7 +306,13 @@ class Node:
             for outlet in touched:
                 outlet.pack()
             self._journal.publish(taken)
-            touched[:] = dict.fromkeys([outlet for outlet in touched if outlet.send()])
+            stuck = False
+            for outlet in touched:
+                stuck |= outlet.send()
+            if stuck:
+                touched[:] = dict.fromkeys([outlet for outlet in touched if outlet.waits])
+            else:
+                touched.clear()
         if self._medium is not None:
             self._medium.flush()
             self._batch.close()

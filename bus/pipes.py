@@ -72,7 +72,7 @@ class Outlet:
 
     __slots__ = ("_backlog", "_backlog_octets", "_backlog_records", "_cell", "_counters", "_frames", "_fresh",
                  "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
-                 "_touched", "_waits", "_words", "consumer", "sequence", "socket")
+                 "_touched", "_words", "consumer", "sequence", "socket", "waits")
 
     def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: memory.Memory,
                  cell: int, touched: list[Outlet], backlog_records: int | None = None) -> None:
@@ -88,7 +88,7 @@ class Outlet:
         self._touched = touched
         self._incarnation = self._words[memory.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
-        self._waits = False  # True while something is not out
+        self.waits = False  # True while something is not out
         self._frames: deque[bytes] = deque()  # packed and published, waiting for room in the socket
         self._fresh: list[bytes] = []  # packed in this turn: follow those, once the turn is published
         self._backlog: deque[tuple[int, bytes]] = deque()  # data that waits behind those, to leave in larger packs
@@ -124,30 +124,32 @@ class Outlet:
 
     def pack(self) -> None:
         """Pack what was put; where older frames wait for room data waits here, or is dropped."""
-        if self._waits:
+        if self.waits:
             self._drain()
-            if not self._frames:
-                while self._backlog:
-                    self._pack_backlog()
+            while self._backlog and not self._frames:
+                self._pack_backlog()
         records = self._records
         if not records:
             return
         self._records = []
         self._octets = 0
-        if not self._frames:
+        if self._frames:
+            self._pack_behind(self._kind, records)
+        else:
             self._transmit(self._kind, records)
-            return
-        if self._kind >= table.CONTROL_KIND_MIN:
+
+    def _pack_behind(self, kind: int, records: list[bytes]) -> None:
+        if kind >= table.CONTROL_KIND_MIN:
             # Never dropped, nor lost with this process: into the journal now, and in order, so all that waits goes too.
             while self._backlog:
                 self._pack_backlog()
-            self._transmit(self._kind, records)
+            self._transmit(kind, records)
             return
         backlog, waiting = self._backlog, len(self._backlog)
         for record in records:
             if len(backlog) >= self._backlog_records or self._backlog_octets + len(record) > BACKLOG_OCTETS:
                 break
-            backlog.append((self._kind, record))
+            backlog.append((kind, record))
             self._backlog_octets += len(record)
         kept = len(backlog) - waiting
         self._words[memory.WAITING] += kept
@@ -157,7 +159,7 @@ class Outlet:
         """The turn is published: hand what was packed to the socket. True where some of it waits."""
         self._words[self._cell] = self.sequence
         fresh, socket = self._fresh, self.socket
-        if not self._waits and socket.open:  # as a rule: all of it leaves now
+        if not self.waits and socket.open:  # as a rule: all of it leaves now
             sent = 0
             for frame in fresh:
                 if not self._send(frame):
@@ -171,7 +173,7 @@ class Outlet:
         self._frames += fresh
         fresh.clear()
         self._drain()
-        return self._waits
+        return self.waits
 
     def _transmit(self, kind: int, records: list[bytes]) -> None:
         self.sequence = sequence = self.sequence + 1
@@ -186,7 +188,7 @@ class Outlet:
             self._counters[C.bus_frames_out] += 1
         if not socket.open:
             socket.flush()
-        self._waits = bool(frames or self._backlog) or (not socket.open and socket.waiting)
+        self.waits = bool(frames or self._backlog) or (not socket.open and socket.waiting)
 
     def _pack_backlog(self) -> None:
         """Make the first of the backlog a frame."""
@@ -242,7 +244,7 @@ class Outlet:
         """A greeting: it has no number, and waits for nothing but room."""
         self._frames.append(pack_frame(kind, self._sender, self._incarnation, 0, [record]))
         self._drain()
-        if self._waits:
+        if self.waits:
             self._touched.append(self)
 
 

@@ -135,7 +135,7 @@ class Ward:
     @property
     def beat(self) -> float:
         """When its loop last turned, in seconds of CLOCK_MONOTONIC."""
-        return self.words.words[memory.BEAT_NS] / 1e9
+        return self.words.beat[0]
 
     def counter_values(self) -> dict[str, int]:
         """The layer's own counters by name."""

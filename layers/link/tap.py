@@ -10,11 +10,11 @@ from bus.core import CounterWords
 from layers.link import packet, vnet
 from layers.link.counters import Counters as C
 
-READ_OCTETS = 65536 + 64
+FRAME_OCTETS_MAX = 65536 + 64
 BATCH_FRAMES = 64
 LONE_READS = 4  # after so many reads with one frame each there is not looked for a second
 LOOK_AGAIN = 16  # but one read in so many looks all the same
-BATCH_OCTETS = OCTETS_MAX - READ_OCTETS  # beyond that no other frame is sure to fit
+BATCH_OCTETS = OCTETS_MAX - FRAME_OCTETS_MAX  # beyond that no other frame is sure to fit
 
 
 class Tap:
@@ -46,7 +46,7 @@ class Tap:
         try:
             most = 1 if self._lone >= LONE_READS and self._lone % LOOK_AGAIN else BATCH_FRAMES
             while count < most and start < BATCH_OCTETS:
-                end = start + read(descriptor, (octets[start : start + READ_OCTETS],))
+                end = start + read(descriptor, (octets[start:] if start else octets,))
                 octets[end : end + len(BLANK)] = BLANK
                 ends[count] = end
                 count += 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bus import journal as journal_module
 from bus import memory
-from bus.journal import ENTRIES_MAX, Journal
+from bus.journal import ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
 
 RING = memory.JOURNAL_OCTETS
 ENTRY = 40  # octets that the ring spends on a frame beside it
@@ -209,4 +209,4 @@ def test_no_more_frames_are_kept_than_a_restarted_layer_reads_back_at_once(durab
     journal = Journal(durable.map())
     for sequence in range(1, ENTRIES_MAX + 4):
         append(journal, A, sequence, b"x")
-    assert kept(journal) == kept(Journal(durable.map())) == list(range(4, ENTRIES_MAX + 4))
+    assert kept(journal) == kept(Journal(durable.map())) == list(range(ENTRIES_AT_ONCE + 1, ENTRIES_MAX + 4))

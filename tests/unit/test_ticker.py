@@ -1,0 +1,35 @@
+"""The timer behind a layer's life signs, against the kernel's own clock."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+import pytest
+
+from bus.ticker import TICK_OCTETS, ticker
+
+INTERVAL_S = 0.02
+
+
+def test_it_expires_again_and_again():
+    descriptor = ticker(INTERVAL_S)
+    poll = select.epoll()
+    poll.register(descriptor, select.EPOLLIN)
+    try:
+        assert not os.get_inheritable(descriptor)
+        started = time.monotonic()
+        for _ in range(3):
+            assert poll.poll(10)
+            assert int.from_bytes(os.read(descriptor, TICK_OCTETS), "little") >= 1
+        assert time.monotonic() - started >= 3 * INTERVAL_S
+    finally:
+        poll.close()
+        os.close(descriptor)
+
+
+def test_what_the_kernel_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "CLOCK_MONOTONIC", -99)
+    with pytest.raises(OSError, match="Invalid argument"):
+        ticker(INTERVAL_S)
