@@ -112,6 +112,20 @@ class Journal:
         """True where so much awaits publication that the turn should end."""
         return self._end - self._words[memory.JOURNAL_HEAD] > self._need_max
 
+    def turn(self, consumer: int, sequence: int, octets: bytes, taken: Taken) -> None:
+        """`write` and `publish` in one, for a turn that makes one frame of what it took from one sender."""
+        start, length = self._end, len(octets)
+        need = _ENTRY_OCTETS + length
+        if need > self._need_max:
+            return
+        if start + need > self._free or len(self._entries) >= ENTRIES_MAX:
+            start = self._make_room(need)
+        offset = start % self._size
+        self._ring[offset + _ENTRY_OCTETS : offset + need] = octets
+        _pack_entry(self._ring, offset, _MARK, length, consumer, sequence, taken.sender, taken.done)
+        self._entries.append((start, length, consumer, sequence))
+        self._end = self._words[memory.JOURNAL_HEAD] = start + need
+
     def write(self, consumer: int, sequence: int, octets: bytes, mark: int = _MARK) -> None:
         """Write a frame; `publish` makes it count."""
         start, length = self._end, len(octets)

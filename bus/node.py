@@ -312,7 +312,9 @@ class Node:
     def _settle(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
         words, touched, taken = self._words, self._touched, self._taken
-        if touched:
+        if len(touched) == len(taken) == 1 and touched[0].relay(next(iter(taken))):
+            touched.clear()
+        elif touched:
             for outlet in touched:
                 outlet.pack()
             self._journal.publish(taken)

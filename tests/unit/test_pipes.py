@@ -89,6 +89,43 @@ def test_records_of_one_turn_leave_in_one_frame_for_each_run_of_a_kind(durable):
     assert producer.counted("bus_frames_out") == 3
 
 
+@pytest.mark.parametrize("octets", [[], [5], [0, 5, 300], [pipes.PACK_OCTETS - 1], [(1 << 18) + 1]])
+def test_a_turn_of_one_frame_in_one_step_leaves_what_three_steps_leave(octets):
+    kept = []
+    for steps in (1, 3):
+        durable = Durable()
+        producer, taken = Producer(durable), inlet(durable)
+        for sequence in (1, 2):
+            taken.judge(1, sequence)
+            producer.puts(DATA, *[bytes(length) for length in octets])
+            if steps == 1:
+                assert producer.outlet.relay(taken) == bool(octets)
+            else:
+                producer.outlet.pack()
+                producer.journal.publish([taken])
+                assert not producer.outlet.send()
+        died = Journal(durable.map())
+        words = durable.map().words
+        kept.append((list(producer.queue.frames), died.frames(table.UDP, 0), died.done, words[memory.JOURNAL_HEAD],
+                     words[memory.SENT + table.UDP], producer.counted("bus_frames_out")))
+        durable.close()
+    assert kept[0] == kept[1]
+
+
+def test_a_turn_of_one_frame_that_finds_no_room_waits_for_it_and_nothing_overtakes(durable):
+    producer, taken = Producer(durable, room=1), inlet(durable)
+    for record in (b"1", b"2", b"3"):
+        producer.puts(DATA, record)
+        if not producer.outlet.relay(taken):
+            assert producer.ends_turn()
+    producer.queue.room = 10
+    producer.puts(DATA, b"4")
+    assert not producer.outlet.relay(taken)
+    assert not producer.ends_turn()
+    assert [record for _, _, records in parsed(producer.queue) for record in records] == [b"1", b"2", b"3", b"4"]
+    assert [frame for _, frame in Journal(durable.map()).frames(table.UDP, 0)] == list(producer.queue.frames)
+
+
 def test_a_frame_is_bounded_in_records_and_in_octets(durable):
     producer = Producer(durable)
     producer.puts(DATA, *[b"x"] * (pipes.PACK_RECORDS + 1), *[bytes(pipes.PACK_OCTETS // 2)] * 3)
@@ -291,10 +328,13 @@ class End:
         for kind in kinds:
             self.put += 1
             self.outlet.put(kind, NUMBER.pack(self.put))
-        for outlet in self.touched:
-            outlet.pack()
-        self.journal.publish([self.inlet])
-        self.touched[:] = {outlet for outlet in self.touched if outlet.send()}
+        if len(self.touched) == 1 and self.outlet.relay(self.inlet):
+            self.touched.clear()
+        else:
+            for outlet in self.touched:
+                outlet.pack()
+            self.journal.publish([self.inlet])
+            self.touched[:] = {outlet for outlet in self.touched if outlet.send()}
         self.inlet.commit()
         self._settled()
 
