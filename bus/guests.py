@@ -37,10 +37,10 @@ class Guest:
 
 
 class Guests:
-    """All guests of one layer."""
+    """All guests of one layer. Their pipes stand among the layer's own: `inlets` by sender, `outlets` by consumer."""
 
     def __init__(self, run_dir: str, poller: Poller, layer: int, journal: Journal, durable: memory.Memory,
-                 touched: list[Outlet]) -> None:
+                 touched: list[Outlet], inlets: dict[int, Inlet], outlets: dict[int, Outlet]) -> None:
         self._run_dir = Path(run_dir)
         self._poller = poller
         self._layer = layer
@@ -48,6 +48,8 @@ class Guests:
         self._memory = durable
         self._words = durable.words
         self._touched = touched
+        self._inlets = inlets
+        self._outlets = outlets
         self._ends = select.epoll()
         self.by_number: dict[int, Guest] = {}
         self.departed: list[int] = []  # known to the former incarnation, ended meanwhile
@@ -109,6 +111,7 @@ class Guests:
         inlet = Inlet(number, GUEST_KINDS, self._memory, cell + memory.GUEST_DONE, self._journal.done.get(number, 0))
         guest = Guest(number, place, pid, pidfd, outlet, inlet)
         self.by_number[number] = guest
+        self._inlets[number], self._outlets[number] = inlet, outlet
         self._ends.register(pidfd, select.EPOLLIN)
         return guest
 
@@ -135,7 +138,7 @@ class Guests:
         os.close(guest.pidfd)
         self._touched[:] = [outlet for outlet in self._touched if outlet is not guest.outlet]
         guest.outlet.socket.close()
-        del self.by_number[guest.number]
+        del self.by_number[guest.number], self._inlets[guest.number], self._outlets[guest.number]
         self._forget(guest.number, guest.place)
 
 

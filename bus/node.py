@@ -57,14 +57,14 @@ class Node:
         self._poller = Poller()
         self._inbox = Pull(listener_fd, self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._journal = Journal(durable)
-        self._guests = (Guests(config.run_dir, self._poller, self.number, self._journal, durable, self._touched)
-                        if hasattr(core, "guest_joined") else None)
         self._cookie = config.cookie
         self._inlets = {config.cookie + table.LAYERS[name]: self._inlet(table.LAYERS[name], kinds)
                         for name, kinds in table.inputs(layer, config.layers).items()}
         self._batches = self._inlet(table.MEDIUM, frozenset())  # what the medium gives, numbered like frames
         self._outlets = {table.LAYERS[name]: self._connect(config, name)
                          for name in table.outputs(layer, config.layers)}
+        self._guests = (Guests(config.run_dir, self._poller, self.number, self._journal, durable, self._touched,
+                               self._inlets, self._outlets) if hasattr(core, "guest_joined") else None)
         self._next_guest_check = 0.0
         self._medium_read_at = 0.0
         self._batch = Batch(durable)
@@ -297,8 +297,6 @@ class Node:
                 self._write(record)
             elif consumer == table.KEEPER:
                 self._control.tell("notices", notices=decode_notices(record))
-            elif self._guests is not None and (guest := self._guests.by_number.get(consumer)) is not None:
-                guest.outlet.put(kind, record)
 
     def _write(self, frame: bytes) -> None:
         """Give the medium one frame, unless the former incarnation did so before it died over the same work."""
@@ -312,9 +310,15 @@ class Node:
     def _settle(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
         words, touched, taken = self._words, self._touched, self._taken
-        if len(touched) == len(taken) == 1 and touched[0].relay(next(iter(taken))):
-            touched.clear()
-        elif touched:
+        if len(touched) == len(taken) == 1:
+            inlet = taken.pop()
+            if touched[0].relay(inlet):
+                touched.clear()
+                inlet.commit()
+                words[memory.IN_HAND_SENDER] = 0
+            else:
+                taken.add(inlet)
+        if touched:
             for outlet in touched:
                 outlet.pack()
             self._journal.publish(taken)
@@ -337,17 +341,13 @@ class Node:
     # -- neighbours and guests ----------------------------------------------------------------------------------
 
     def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inlet | None:
-        """A sender that is no layer: a guest that is known, a new one that says HELLO, or nobody."""
-        if self._guests is not None:
-            guest = self._guests.by_number.get(sender)
+        """A sender that is not known: a guest that says HELLO, or nobody."""
+        if self._guests is not None and kind == table.HELLO and _parsed(decode_hello, records) is not None:
+            guest = self._guests.admit(sender)
             if guest is not None:
+                guest.outlet.greet(self._welcome(sender, 0))
+                self._dispatch(self._core.guest_joined(sender, {"pid": guest.pid}, now))  # type: ignore[attr-defined]
                 return guest.inlet
-            if kind == table.HELLO and _parsed(decode_hello, records) is not None:
-                guest = self._guests.admit(sender)
-                if guest is not None:
-                    guest.outlet.greet(self._welcome(sender, 0))
-                    self._dispatch(self._core.guest_joined(sender, {"pid": guest.pid}, now))  # type: ignore[attr-defined]
-                    return guest.inlet
         self._counters[C.bus_foreign] += 1
         return None
 
@@ -361,18 +361,14 @@ class Node:
         if kind == table.HELLO and (hello := _parsed(decode_hello, records)) is not None:
             inlet.incarnation = incarnation
             inlet.awaiting = True  # its RESUME follows
-            self._outlet_to(inlet.sender).resume(hello.done, inlet.done)
+            self._outlets[inlet.sender].resume(hello.done, inlet.done)
             if inlet.sender < table.GUEST_ID_MIN:
                 self._dispatch(self._core.neighbor_started(inlet.sender, now))
         elif kind == table.RESUME and (resume := _parsed(decode_resume, records)) is not None:
             inlet.resumed(resume.first)
-            self._outlet_to(inlet.sender).answered(resume.done, inlet.done)
+            self._outlets[inlet.sender].answered(resume.done, inlet.done)
         else:
             self._counters[C.bus_malformed] += 1
-
-    def _outlet_to(self, neighbor: int) -> Outlet:
-        outlet = self._outlets.get(neighbor)
-        return outlet if outlet is not None else self._guests.by_number[neighbor].outlet  # type: ignore[union-attr]
 
     def _part(self, inlet: Inlet, now: float) -> None:
         """A guest says goodbye."""

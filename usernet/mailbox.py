@@ -78,7 +78,8 @@ class Readers:
     def leave(self) -> None:
         """The leader goes; someone else may have to go on reading."""
         self.reading.release()
-        self._pass_on()
+        if self._waiting:
+            self._pass_on()
 
     def _pass_on(self) -> None:
         if self._waiting:
