@@ -26,14 +26,17 @@ def measure(options: list[str]) -> list[goals.Goal]:
         found += goals.idle(bench)
         with bench.during("echo", "0.0.0.0", goals.PORT):
             _say("latency")
-            found += [*goals.latency(bench, floors), *sockperf.lone(bench), *afar]
+            alone = goals.lone(bench)
+            by_sockperf = sockperf.lone(bench)
             _say("rate")
-            rates = goals.rate(bench, floors)
-            found += [*rates, goals.rate_many(bench, floors)]
+            rates = [*goals.rate(bench, floors), goals.rate_many(bench, floors)]
+            alone += goals.lone(bench)
             _say("throughput")
             in_bulk = goals.one_way(bench)
             _say("overload")
-            found += goals.overload(bench, rates[0].value)
+            flooded = goals.overload(bench, rates[0].value)
+            alone += goals.lone(bench)
+            found += [*goals.latency(alone, floors), *by_sockperf, *afar, *rates, *flooded]
             _say("scale")
             with stack.booted(*options, "--address", goals.WIDE) as other, other.during("echo", "0.0.0.0", goals.PORT):
                 found += goals.scale(bench, other)
