@@ -65,8 +65,8 @@ def lone(bench: stack.Bench) -> list[tuple[dict, dict]]:
 def latency(runs: list[tuple[dict, dict]], floors: Floors) -> list[Goal]:
     """What `lone` found, at several times: how long it takes to wake a core changes from minute to minute."""
     pings, echoes = zip(*runs, strict=True)
-    (ping, _), (echo, echo_p99) = ([median(run[key] for run in each) for key in ("p50_us", "p99_us")]
-                                   for each in (pings, echoes))
+    ping = median(run["p50_us"] for run in pings)
+    echo, echo_p99 = (median(run[key] for run in echoes) for key in ("p50_us", "p99_us"))
     four, eight = floors
     return [
         _ratio("ping round trip, p50", ping, four.p50_us, "us", "4 hops", 1.6),

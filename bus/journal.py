@@ -97,7 +97,7 @@ class Journal:
         if self._end != self._words[memory.JOURNAL_HEAD]:
             for each in taken:
                 if self._took:
-                    self.write(_NOBODY, 0, b"", _DONE_MARK)
+                    self.write(_NOBODY, 0, b"", mark=_DONE_MARK)
                 _pack_took(self._ring, self._last + _TOOK_AT, each.sender, each.done)
                 self._took = True
             self._words[memory.JOURNAL_HEAD] = self._end
@@ -112,22 +112,9 @@ class Journal:
         """True where so much awaits publication that the turn should end."""
         return self._end - self._words[memory.JOURNAL_HEAD] > self._need_max
 
-    def turn(self, consumer: int, sequence: int, octets: bytes, taken: Taken) -> None:
-        """`write` and `publish` in one, for a turn that makes one frame of what it took from one sender."""
-        start, length = self._end, len(octets)
-        need = _ENTRY_OCTETS + length
-        if need > self._need_max:
-            return
-        if start + need > self._free or len(self._entries) >= ENTRIES_MAX:
-            start = self._make_room(need)
-        offset = start % self._size
-        self._ring[offset + _ENTRY_OCTETS : offset + need] = octets
-        _pack_entry(self._ring, offset, _MARK, length, consumer, sequence, taken.sender, taken.done)
-        self._entries.append((start, length, consumer, sequence))
-        self._end = self._words[memory.JOURNAL_HEAD] = start + need
-
-    def write(self, consumer: int, sequence: int, octets: bytes, mark: int = _MARK) -> None:
-        """Write a frame; `publish` makes it count."""
+    def write(self, consumer: int, sequence: int, octets: bytes, sender: int = 0, number: int = 0,
+              mark: int = _MARK) -> None:
+        """Write a frame; `publish` makes it count. What the turn took, if known already: `number` of `sender`."""
         start, length = self._end, len(octets)
         need = _ENTRY_OCTETS + length
         if need > self._need_max:
@@ -136,9 +123,9 @@ class Journal:
             start = self._make_room(need)
         offset = start % self._size
         self._ring[offset + _ENTRY_OCTETS : offset + need] = octets
-        _pack_entry(self._ring, offset, mark, length, consumer, sequence, 0, 0)
+        _pack_entry(self._ring, offset, mark, length, consumer, sequence, sender, number)
         self._last = offset
-        self._took = False
+        self._took = number != 0
         self._entries.append((start, length, consumer, sequence))
         self._end = start + need
 

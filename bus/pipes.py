@@ -167,7 +167,8 @@ class Outlet:
         self._octets = 0
         self.sequence = sequence = self.sequence + 1
         frame = pack_frame(self._kind, self._sender, self._incarnation, sequence, records)
-        self._journal.turn(self.consumer, sequence, frame, taken)
+        self._journal.write(self.consumer, sequence, frame, taken.sender, taken.done)
+        self._journal.publish(())
         self._words[self._cell] = sequence
         if not self._send(frame):
             self._fresh.append(frame)

@@ -78,8 +78,7 @@ class Readers:
     def leave(self) -> None:
         """The leader goes; someone else may have to go on reading."""
         self.reading.release()
-        if self._waiting:
-            self._pass_on()
+        self._pass_on()
 
     def _pass_on(self) -> None:
         if self._waiting:

@@ -75,8 +75,7 @@ class Core(DirectTransport[PingSockets]):
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Records of one kind, see the table of pipes."""
         self._now = now
-        handler = self._handlers.get(kind)
-        return handler(records) if handler is not None else []
+        return super().receive(sender, kind, records, now)
 
     # Packets
 
