@@ -83,7 +83,7 @@ def _ratio(name: str, value: float, base: float, unit: str, what: str, limit: fl
 
 def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
     """UDP echoes with 64 in flight, short and long, by turns; an application of one datagram a call."""
-    short, long = _by_turns(lambda: _window(bench), lambda: _window(bench, size=1400))
+    short, long = _by_turns("per_s", lambda: _window(bench), lambda: _window(bench, size=1400))
     base = floors.eight.per_s
     return [
         Goal(f"UDP echo, 64 octets, {IN_FLIGHT} in flight", f"{short:.0f} /s", short,
@@ -96,7 +96,7 @@ def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
 def rate_many(bench: stack.Bench, floors: Floors) -> Goal:
     """The same to an application that receives and sends many datagrams a call."""
     with bench.during("echo-many", "0.0.0.0", PORT + 2):
-        value = median(_window(bench, port=PORT + 2) for _ in range(REPEAT))
+        value, _ = median_of(lambda: _window(bench, port=PORT + 2), "per_s")
     base = floors.eight.per_s
     return Goal("the same, application with recvmany and sendmany", f"{value:.0f} /s", value,
                 f"{base:.0f} /s, 8 hops: {value / base:.2f}", "", None)
@@ -120,13 +120,13 @@ def kernels_own(bench: stack.Bench) -> list[Goal]:
             Goal(f"{what}, {IN_FLIGHT} in flight", f"{per_s:.0f} /s", per_s, how, "", None)]
 
 
-def _window(bench: stack.Bench, size: int = 64, port: int = PORT) -> float:
-    return bench.run("window", stack.ADDRESS, port, size, IN_FLIGHT, WINDOW_S)["per_s"]
+def _window(bench: stack.Bench, size: int = 64, port: int = PORT) -> dict:
+    return bench.run("window", stack.ADDRESS, port, size, IN_FLIGHT, WINDOW_S)
 
 
-def _by_turns(*runs: Callable[[], float]) -> list[float]:
+def _by_turns(key: str, *runs: Callable[[], dict]) -> list[float]:
     """The median of each, taken by turns, so that a machine that slows down does so for all."""
-    results = [[run() for run in runs] for _ in range(REPEAT)]
+    results = [[run()[key] for run in runs] for _ in range(REPEAT)]
     return [median(column) for column in zip(*results, strict=True)]
 
 
@@ -181,27 +181,31 @@ def idle(bench: stack.Bench) -> list[Goal]:
 
 
 def scale(bench: stack.Bench, other: stack.Bench) -> list[Goal]:
-    """The cost of a datagram beside many bound sockets, applications and neighbours: two stacks by turns."""
+    """What an echo costs beside many bound sockets, applications and neighbours: two stacks by turns.
+
+    In processor time of the stack. The rate tells of the load generator too, which has to do with 4,000 addresses.
+    """
     found = []
     before = stack.pss_bytes(other)
     with other.during("idle-sockets", MANY_SOCKETS, IDLE_PORT):
         each = (stack.pss_bytes(other) - before) / MANY_SOCKETS
-        few, many = _by_turns(lambda: _window(bench), lambda: _window(other))
-        found.append(_cost(f"echo beside {MANY_SOCKETS} bound sockets", few, many, "beside none"))
+        found.append(_cost(f"an echo beside {MANY_SOCKETS} bound sockets", "beside none",
+                           lambda: _window(bench), lambda: _window(other)))
     found.append(_at_most("memory of an idle bound socket", each / 1000, "kB", 4))
     with other.during("applications", MANY_APPLICATIONS, APPLICATIONS_PORT):
-        few, many = _by_turns(lambda: _window(bench), lambda: _window(other))
-        found.append(_cost(f"echo beside {MANY_APPLICATIONS} applications", few, many, "beside none"))
+        found.append(_cost(f"an echo beside {MANY_APPLICATIONS} applications", "beside none",
+                           lambda: _window(bench), lambda: _window(other)))
     if shutil.which("ip") is not None:
-        few, many = _by_turns(*(lambda count=count: _peers(other, count) for count in (10, MANY_NEIGHBORS)))
-        found.append(_cost(f"echo to {MANY_NEIGHBORS} neighbours in turn", few, many, "to 10"))
+        found.append(_cost(f"an echo to {MANY_NEIGHBORS} neighbours in turn", "to 10",
+                           lambda: _peers(other, 10), lambda: _peers(other, MANY_NEIGHBORS)))
     return found
 
 
-def _peers(bench: stack.Bench, count: int) -> float:
-    return bench.run("peers", stack.ADDRESS, PORT, 64, IN_FLIGHT, WINDOW_S, count, FIRST_NEIGHBOR)["per_s"]
+def _peers(bench: stack.Bench, count: int) -> dict:
+    return bench.run("peers", stack.ADDRESS, PORT, 64, IN_FLIGHT, WINDOW_S, count, FIRST_NEIGHBOR)
 
 
-def _cost(name: str, few: float, many: float, what: str) -> Goal:
-    return Goal(name, f"{many:.0f} /s", many, f"{few:.0f} /s {what}: cost {few / many:.2f} x", "<= 1.2 x",
-                few / many <= 1.2)
+def _cost(name: str, beside: str, few: Callable[[], dict], many: Callable[[], dict]) -> Goal:
+    base, value = _by_turns("cpu_us", few, many)
+    return Goal(name, f"{value:.1f} us of processor", value, f"{base:.1f} us {beside}: {value / base:.2f}",
+                "<= 1.2 x", value / base <= 1.2)

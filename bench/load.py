@@ -17,16 +17,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address
 from statistics import median, quantiles
 
 import usernet
+from bench import stack
 from bus.checksum import checksum
 from supervisor import sandbox
 
 QUIET_S = 2.0
 BATCH = 64  # datagrams a call
-SETTLE_S = 1.0  # of load before it counts, where one address after the other came before: layers move with their load
+SETTLE_S = 0.75  # of load before it counts: layers move with their load
 UDP_SEGMENT, IP_PKTINFO = 103, 8  # linux/udp.h, linux/in.h; the socket module does not have them
 NEAR, FAR, VETH_PORT = "10.9.0.1", "10.9.0.2", 5056  # in namespaces that are made for it
 _ECHO = struct.Struct("!BBHHH")
@@ -89,30 +91,10 @@ def lone(address: str, port: str, size: str, count: str) -> dict:
 
 
 def window(address: str, port: str, size: str, in_flight: str, seconds: str) -> dict:
-    """UDP echoes with so many in flight; `lost` were not answered."""
-    endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
-    endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
-    endpoint.settimeout(QUIET_S)
-    endpoint.connect((address, int(port)))
-    payload = bytes(int(size))
-    received = 0
-    for _ in range(int(in_flight)):
-        endpoint.send(payload)
-    started = time.perf_counter()
-    end = started + float(seconds)
-    lost = 0
-    try:
-        while time.perf_counter() < end:
-            endpoint.recv(2048)
-            endpoint.send(payload)
-            received += 1
-        elapsed = time.perf_counter() - started
-        for _ in range(int(in_flight)):
-            endpoint.recv(2048)
-    except TimeoutError:
-        elapsed = time.perf_counter() - started
-        lost = 1
-    return {"per_s": received / elapsed, "lost": lost}
+    """UDP echoes with so many in flight."""
+    with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
+        endpoint.connect((address, int(port)))
+        return _echoes(endpoint, partial(endpoint.send, bytes(int(size))), int(in_flight), float(seconds))
 
 
 def peers(address: str, port: str, size: str, in_flight: str, seconds: str, count: str, first: str) -> dict:
@@ -124,22 +106,31 @@ def peers(address: str, port: str, size: str, in_flight: str, seconds: str, coun
     sources = itertools.cycle([[(kernel.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4x", 0, each))] for each in octets])
     to, payload = (address, int(port)), [bytes(int(size))]
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
-        endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
         endpoint.settimeout(QUIET_S)
-        send, receive = endpoint.sendmsg, endpoint.recv
         for _ in octets:  # each is a neighbour, a flow and a destination from here on
-            send(payload, next(sources), 0, to)
+            endpoint.sendmsg(payload, next(sources), 0, to)
+            endpoint.recv(2048)
+        return _echoes(endpoint, lambda: endpoint.sendmsg(payload, next(sources), 0, to), int(in_flight),
+                       float(seconds))
+
+
+def _echoes(endpoint: kernel.socket, send: Callable[[], int], in_flight: int, seconds: float) -> dict:
+    """Keep so many in flight. Counted are those after SETTLE_S, and the stack's processor time meanwhile."""
+    endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
+    endpoint.settimeout(QUIET_S)
+    receive, clock = endpoint.recv, time.perf_counter
+    measured = stack.Bench(os.environ["USERNET_NAME"])
+    for _ in range(in_flight):
+        send()
+    used_s = 0.0
+    for lasts in (SETTLE_S, seconds):
+        used_s, received, started = stack.cpu_s(measured), 0, clock()
+        end = started + lasts
+        while clock() < end:
             receive(2048)
-        for _ in range(int(in_flight)):
-            send(payload, next(sources), 0, to)
-        for lasts in (SETTLE_S, float(seconds)):
-            received, started = 0, time.perf_counter()
-            end = started + lasts
-            while time.perf_counter() < end:
-                receive(2048)
-                send(payload, next(sources), 0, to)
-                received += 1
-        return {"per_s": received / (time.perf_counter() - started)}
+            send()
+            received += 1
+    return {"per_s": received / (clock() - started), "cpu_us": (stack.cpu_s(measured) - used_s) * 1e6 / received}
 
 
 def flood(address: str, port: str, size: str, seconds: str) -> dict:

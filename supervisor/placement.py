@@ -14,9 +14,9 @@ from pathlib import Path
 UPPER = frozenset({"udp", "tcp", "raw", "sockets"})  # the half that moves to the second core
 SAMPLE_S = 0.25
 TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us
-SATURATED = 0.95  # share of the core that is busy
-OURS = 0.3  # share of it that the layers' loops use, for its being busy to concern them
-FREE = 0.5  # busy share below which another core is worth moving to
+SATURATED = 0.9  # share of the core that is busy
+OURS = 0.3  # share of it that the layers' loops there use, for it to be them who keep it busy
+FREE = 0.75  # busy share below which another core is worth moving to
 RELAXED = 0.35  # share of one core that all loops together use, for one core to be enough again
 SPLIT_AFTER = 2  # samples in a row that say so
 JOIN_AFTER = 8
@@ -34,13 +34,13 @@ class Balance:
         self._votes = 0
         self._no_split_before = 0.0
 
-    def sample(self, now: float, home_busy: float, other_busy: float, loops: float) -> str:
+    def sample(self, now: float, home_busy: float, other_busy: float, lower: float, upper: float) -> str:
         """What to do: "split", "join", "move" to the other core, or "" for nothing.
 
         Busy shares of the core that the layers are on and of the other one: the upper half's, while there are two, the
-        least busy one else. `loops`: what the layers' loops used, in cores.
+        least busy one else. `lower`, `upper`: what the loops of the halves used, in cores.
         """
-        reason, after = self._wanted(now, home_busy, other_busy, loops)
+        reason, after = self._wanted(now, home_busy, other_busy, lower, upper)
         self._votes = self._votes + 1 if reason and reason == self._reason else bool(reason)
         self._reason = reason
         if self._votes < after:
@@ -51,16 +51,16 @@ class Balance:
         self.split = reason == "split"
         return "join" if reason == "crowded" else reason
 
-    def _wanted(self, now: float, home_busy: float, other_busy: float, loops: float) -> tuple[str, int]:
+    def _wanted(self, now: float, home_busy: float, other_busy: float, lower: float, upper: float) -> tuple[str, int]:
         """A reason to act, and how many samples in a row must give it."""
         if self.split:
             # A core that is full is full of others: half a stack that starves there holds up the whole.
-            if other_busy >= SATURATED:
+            if other_busy >= SATURATED and upper < OURS:
                 return "crowded", CROWDED_AFTER
-            return ("join", JOIN_AFTER) if loops < RELAXED else ("", 1)
+            return ("join", JOIN_AFTER) if lower + upper < RELAXED else ("", 1)
         if home_busy < SATURATED or other_busy >= FREE:
             return "", 1
-        if loops < OURS:
+        if lower + upper < OURS:
             return "move", SPLIT_AFTER
         return ("split", SPLIT_AFTER) if now >= self._no_split_before else ("", 1)
 
@@ -115,14 +115,14 @@ class Placement:
         arrived, self._frames = frames - self._frames, frames
         if arrived < TRAFFIC:
             self._busy_ticks, self._ran_ns = {}, {}
-            decision, other = self._balance.sample(now, 0.0, 0.0, 0.0), self._home
+            decision, other = self._balance.sample(now, 0.0, 0.0, 0.0, 0.0), self._home
         else:
             busy = self._busy(elapsed_s)
             if not busy:
                 return False
             home_busy = busy.pop(self._home)
             other = self._annex if self._balance.split else min(busy, key=busy.__getitem__)
-            decision = self._balance.sample(now, home_busy, busy[other], self._loops(elapsed_s, pids))
+            decision = self._balance.sample(now, home_busy, busy[other], *self._loops(elapsed_s, pids))
         if decision == "move":
             self._home = other
         elif decision == "split":
@@ -145,18 +145,18 @@ class Placement:
         before, self._busy_ticks = self._busy_ticks, ticks
         return {core: (ticks[core] - before[core]) / _TICKS_PER_S / elapsed_s for core in before}
 
-    def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> float:
-        """proc(5), schedstat: nanoseconds that the main threads ran, as a share of one core."""
-        used = 0
+    def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> tuple[float, float]:
+        """proc(5), schedstat: nanoseconds that the main threads of each half ran, as shares of one core."""
+        used = {True: 0, False: 0}
         ran_ns = {}
-        for pid in pids.values():
+        for layer, pid in pids.items():
             try:
                 ran_ns[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
             except (OSError, ValueError, IndexError):
                 continue
-            used += ran_ns[pid] - self._ran_ns.get(pid, ran_ns[pid])
+            used[layer in UPPER] += ran_ns[pid] - self._ran_ns.get(pid, ran_ns[pid])
         self._ran_ns = ran_ns
-        return used / 1e9 / elapsed_s
+        return used[False] / 1e9 / elapsed_s, used[True] / 1e9 / elapsed_s
 
     def describe(self) -> str:
         """For `status`: the mode, and the cores of the lower and the upper half."""
