@@ -100,6 +100,7 @@ class Node:
         read = self._inbox.read
         medium_due = medium is not None
         edge_triggered = medium is not None and medium.edge_triggered
+        takes_in = medium is not None or self._guests is not None  # from outside the stack
         held = False
         while True:
             if (touched or held) and held != self._holds_back(monotonic()):
@@ -119,8 +120,11 @@ class Node:
                 if frames is not None:
                     if len(frames) > most:
                         most = len(frames)
-                    for frame in frames:
-                        self._take(frame, now)
+                    if len(frames) > 1 and self._guests is not None and not self._suspect.watching:
+                        self._take_many(frames, now)
+                    else:
+                        for frame in frames:
+                            self._take(frame, now)
                 elif descriptor == medium_fd:
                     medium_due = True
                 elif descriptor in pushes:
@@ -138,8 +142,8 @@ class Node:
             if self._guests is not None and now >= self._next_guest_check:
                 self._check_guests(now)
             self._settle()
-            if most > 1:
-                # There is more to do than one thing after the other. Who shares the core goes first, so next time more
+            if most > 1 and takes_in:
+                # There is more to do than one thing after the other. Who is further along goes first, so next time more
                 # comes at once, which costs less: a tenth more echoes/s with 64 in flight, a sixth more of long ones.
                 os.sched_yield()
             if words[memory.SABOTAGE]:
@@ -182,7 +186,7 @@ class Node:
     # -- taking -------------------------------------------------------------------------------------------------
 
     def _take(self, frame: bytes, now: float) -> None:
-        counters, words = self._counters, self._words
+        counters = self._counters
         counters[C.bus_frames_in] += 1
         if self._taken and self._journal.crowded:
             self._settle()  # a turn of its own: what it brings must fit the journal
@@ -196,7 +200,6 @@ class Node:
             inlet = self._meet(sender, kind, incarnation, records, now)
             if inlet is None:
                 return
-        sender = inlet.sender
         if sequence == 0:
             self._greeted(inlet, kind, incarnation, records, now)
             return
@@ -207,10 +210,46 @@ class Node:
             return
         if kind not in inlet.kinds:
             counters[C.bus_foreign] += 1
-            return
-        if kind == table.BYE:
+        elif kind == table.BYE:
             self._part(inlet, now)
-            return
+        else:
+            self._give(inlet, kind, records, now)
+
+    def _take_many(self, frames: list[bytes], now: float) -> None:
+        """Frames that came at once: what one sender has sent of one kind goes to the core in one piece.
+
+        Applications send a datagram a frame; a call for each is a fifth of what the socket service spends on it.
+        """
+        counters, inlets = self._counters, self._inlets
+        runner: Inlet | None = None  # whose run there is so far, of what kind, and its records
+        running, run = 0, list[bytes]()
+        for frame in frames:
+            try:
+                kind, incarnation, sender, sequence, records = unpack_frame(frame)
+                inlet = inlets[sender]
+                joins = incarnation == inlet.incarnation and sequence == inlet.done + 1 and kind in inlet.kinds
+            except (FrameError, KeyError):
+                joins = False
+            if runner is not None and not (joins and inlet is runner and kind == running):
+                self._give(runner, running, run, now)
+                runner = None
+            if not joins or kind == table.BYE:
+                self._take(frame, now)
+                continue
+            counters[C.bus_frames_in] += 1
+            if runner is None:
+                if self._taken and self._journal.crowded:
+                    self._settle()
+                runner, running, run = inlet, kind, records
+            else:
+                run += records
+            inlet.done = sequence
+        if runner is not None:
+            self._give(runner, running, run, now)
+
+    def _give(self, inlet: Inlet, kind: int, records: list[bytes], now: float) -> None:
+        """To the core: the records up to the frame that was taken from `inlet` last."""
+        words, sender, sequence = self._words, inlet.sender, inlet.done
         words[memory.IN_HAND_SEQUENCE] = sequence
         words[memory.IN_HAND_SENDER] = sender
         if self._writes_through:

@@ -149,10 +149,10 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
     if problem:
         raise Refused(f"gateway {order.gateway} {problem}")
     route = Route(int(destination.network_address), destination.prefixlen, gateway, source, order.mtu, order.metric)
-    if route in chosen.routes:
-        return chosen
     if not source_of(route, links_of(chosen)):
         raise Refused("without an address, this stack can have no route")
+    if route in chosen.routes:
+        return chosen
     rivals = [*connected(chosen.addresses, 0), *chosen.routes]
     if any((rival.network, rival.prefix, rival.metric) == (route.network, route.prefix, route.metric)
            for rival in rivals):
