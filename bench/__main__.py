@@ -10,7 +10,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from bench import floor, goals, sockperf, stack
+from bench import goals, sockperf, stack
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 def measure(options: list[str]) -> list[goals.Goal]:
     """Every goal, in about two minutes."""
     _say("floor: bare pyzmq chains")
-    floors, afar = goals.Floors(floor.best(4), floor.best(8)), goals.chains_from_afar()
+    bare, afar = [goals.floors()], goals.chains_from_afar()
     _say("boot")
     found = [goals.boot()]
     with stack.booted(*options) as bench:
@@ -29,14 +29,18 @@ def measure(options: list[str]) -> list[goals.Goal]:
             alone = goals.lone(bench)
             by_sockperf = sockperf.lone(bench)
             _say("rate")
-            rates = [*goals.rate(bench, floors), goals.rate_many(bench, floors)]
+            short, long = goals.rates(bench)
+            many = goals.rates_many(bench)
+            bare.append(goals.floors())
             alone += goals.lone(bench)
             _say("throughput")
             in_bulk = goals.one_way(bench)
             _say("overload")
-            flooded = goals.overload(bench, rates[0].value)
+            flooded = goals.overload(bench, short)
             alone += goals.lone(bench)
-            found += [*goals.latency(alone, floors), *by_sockperf, *afar, *rates, *flooded]
+            bare.append(goals.floors())
+            floor = goals.middle(bare)
+            found += [*goals.latency(alone, floor), *by_sockperf, *afar, *goals.rate(short, long, many, floor), *flooded]
             _say("scale")
             with stack.booted(*options, "--address", goals.WIDE) as other, other.during("echo", "0.0.0.0", goals.PORT):
                 found += goals.scale(bench, other)

@@ -39,6 +39,16 @@ class Floors(NamedTuple):
     eight: floor.Rate
 
 
+def floors() -> Floors:
+    """Both, as fast as they are now."""
+    return Floors(floor.best(4), floor.best(8))
+
+
+def middle(found: list[Floors]) -> Floors:
+    """Of `floors` at several times of a run, each figure's median."""
+    return Floors(*(floor.Rate(*map(median, zip(*rates, strict=True))) for rates in zip(*found, strict=True)))
+
+
 def median_of(run: Callable[[], dict], key: str) -> tuple[float, dict]:
     """Run it REPEAT times: the median of `key`, and the whole result that has it."""
     results = sorted((run() for _ in range(REPEAT)), key=lambda result: result[key])
@@ -62,12 +72,12 @@ def lone(bench: stack.Bench) -> list[tuple[dict, dict]]:
             for _ in range(REPEAT)]
 
 
-def latency(runs: list[tuple[dict, dict]], floors: Floors) -> list[Goal]:
+def latency(runs: list[tuple[dict, dict]], bare: Floors) -> list[Goal]:
     """What `lone` found, at several times: how long it takes to wake a core changes from minute to minute."""
     pings, echoes = zip(*runs, strict=True)
     ping = median(run["p50_us"] for run in pings)
     echo, echo_p99 = (median(run[key] for run in echoes) for key in ("p50_us", "p99_us"))
-    four, eight = floors
+    four, eight = bare
     return [
         _ratio("ping round trip, p50", ping, four.p50_us, "us", "4 hops", 1.6),
         _ratio("UDP echo, 64 octets, one at a time, p50", echo, eight.p50_us, "us", "8 hops", 1.6),
@@ -81,25 +91,29 @@ def _ratio(name: str, value: float, base: float, unit: str, what: str, limit: fl
                 ratio <= limit)
 
 
-def rate(bench: stack.Bench, floors: Floors) -> list[Goal]:
-    """UDP echoes with 64 in flight, short and long, by turns; an application of one datagram a call."""
+def rates(bench: stack.Bench) -> tuple[float, float]:
+    """UDP echoes/s with 64 in flight, short and long, by turns."""
     short, long = _by_turns("per_s", lambda: _window(bench), lambda: _window(bench, size=1400))
-    base = floors.eight.per_s
+    return short, long
+
+
+def rates_many(bench: stack.Bench) -> float:
+    """Short ones, of an application that receives and sends many datagrams a call."""
+    with bench.during("echo-many", "0.0.0.0", PORT + 2):
+        return median_of(lambda: _window(bench, port=PORT + 2), "per_s")[0]
+
+
+def rate(short: float, long: float, many: float, bare: Floors) -> list[Goal]:
+    """What `rates` and `rates_many` found."""
+    base = bare.eight.per_s
     return [
         Goal(f"UDP echo, 64 octets, {IN_FLIGHT} in flight", f"{short:.0f} /s", short,
              f"{base:.0f} /s, 8 hops: {short / base:.2f}", ">= 0.65 x", short / base >= 0.65),
         Goal(f"UDP echo, 1400 octets, {IN_FLIGHT} in flight", f"{long:.0f} /s", long,
              f"{short:.0f} /s, 64 octets: {long / short:.2f}", ">= 0.8 x", long / short >= 0.8),
+        Goal("short ones, application with recvmany and sendmany", f"{many:.0f} /s", many,
+             f"{base:.0f} /s, 8 hops: {many / base:.2f}", "", None),
     ]
-
-
-def rate_many(bench: stack.Bench, floors: Floors) -> Goal:
-    """The same to an application that receives and sends many datagrams a call."""
-    with bench.during("echo-many", "0.0.0.0", PORT + 2):
-        value, _ = median_of(lambda: _window(bench, port=PORT + 2), "per_s")
-    base = floors.eight.per_s
-    return Goal("the same, application with recvmany and sendmany", f"{value:.0f} /s", value,
-                f"{base:.0f} /s, 8 hops: {value / base:.2f}", "", None)
 
 
 def chains_from_afar() -> list[Goal]:
