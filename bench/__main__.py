@@ -40,7 +40,8 @@ def measure(options: list[str]) -> list[goals.Goal]:
             alone += goals.lone(bench)
             bare.append(goals.floors())
             floor = goals.middle(bare)
-            found += [*goals.latency(alone, floor), *by_sockperf, *afar, *goals.rate(short, long, many, floor), *flooded]
+            found += [*goals.latency(alone, floor), *by_sockperf, *afar]
+            found += [*goals.rate(short, long, many, floor), *flooded]
             _say("scale")
             with stack.booted(*options, "--address", goals.WIDE) as other, other.during("echo", "0.0.0.0", goals.PORT):
                 found += goals.scale(bench, other)
