@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bench import floor, stack
 
 REPEAT = 5  # medians of so many runs: the machine is noisy
+FEW = 3  # of so many, of what is measured at three times, is far from its goal, or is there for scale
 IDLE_S = 5.0
 WINDOW_S = 1.0
 IN_FLIGHT = 64
@@ -49,10 +50,10 @@ def middle(found: list[Floors]) -> Floors:
     return Floors(*(floor.Rate(*map(median, zip(*rates, strict=True))) for rates in zip(*found, strict=True)))
 
 
-def median_of(run: Callable[[], dict], key: str) -> tuple[float, dict]:
-    """Run it REPEAT times: the median of `key`, and the whole result that has it."""
-    results = sorted((run() for _ in range(REPEAT)), key=lambda result: result[key])
-    middle = results[REPEAT // 2]
+def median_of(run: Callable[[], dict], key: str, times: int = REPEAT) -> tuple[float, dict]:
+    """Run it so many times: the median of `key`, and the whole result that has it."""
+    results = sorted((run() for _ in range(times)), key=lambda result: result[key])
+    middle = results[times // 2]
     return middle[key], middle
 
 
@@ -69,7 +70,7 @@ def boot() -> Goal:
 def lone(bench: stack.Bench) -> list[tuple[dict, dict]]:
     """Pings, and UDP echoes one at a time, by turns."""
     return [(bench.run("ping", stack.ADDRESS, 1000), bench.run("lone", stack.ADDRESS, PORT, 64, 2000))
-            for _ in range(REPEAT)]
+            for _ in range(FEW)]
 
 
 def latency(runs: list[tuple[dict, dict]], bare: Floors) -> list[Goal]:
@@ -100,7 +101,7 @@ def rates(bench: stack.Bench) -> tuple[float, float]:
 def rates_many(bench: stack.Bench) -> float:
     """Short ones, of an application that receives and sends many datagrams a call."""
     with bench.during("echo-many", "0.0.0.0", PORT + 2):
-        return median_of(lambda: _window(bench, port=PORT + 2), "per_s")[0]
+        return median_of(lambda: _window(bench, port=PORT + 2), "per_s", FEW)[0]
 
 
 def rate(short: float, long: float, many: float, bare: Floors) -> list[Goal]:
@@ -127,7 +128,7 @@ def kernels_own(bench: stack.Bench) -> list[Goal]:
     """The kernel's UDP through a veth pair with the same load generators: what they could measure at best."""
     if shutil.which("ip") is None:
         return []
-    results = [bench.run("veth") for _ in range(REPEAT)]
+    results = [bench.run("veth") for _ in range(FEW)]
     at, per_s = (median(result[key] for result in results) for key in ("p50_us", "per_s"))
     what, how = "for scale: the kernel's echo", "through a veth pair"
     return [Goal(f"{what}, one at a time, p50", f"{at:.0f} us", at, how, "", None),
@@ -148,10 +149,10 @@ def one_way(bench: stack.Bench) -> tuple[float, float]:
     """Mbit/s of datagrams of the MTU's size: from an application to the kernel, and back."""
     out, _ = median_of(lambda: bench.through(
         ("pour", stack.KERNEL, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5),
-        ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S), out=True), "mbit_s")
+        ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S), out=True), "mbit_s", FEW)
     back, _ = median_of(lambda: bench.through(
         ("kernel-pour", stack.ADDRESS, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5, OFFERED_PER_S),
-        ("sink", stack.ADDRESS, PORT + 1, WINDOW_S), out=False), "mbit_s")
+        ("sink", stack.ADDRESS, PORT + 1, WINDOW_S), out=False), "mbit_s", FEW)
     return out, back
 
 

@@ -69,7 +69,7 @@ def test_hysteresis_a_load_between_the_two_thresholds_changes_nothing():
     balance = Balance()
     assert not any(decisions(balance, 50, 0.85, 0.1, 0.3, 0.3))
     decisions(balance, SPLIT_AFTER, *FULL)
-    assert not any(decisions(balance, 50, 0.5, 0.5, 0.25, 0.25))
+    assert not any(decisions(balance, 50, 0.6, 0.6, 0.35, 0.35))
     assert not any(decisions(balance, 50, *OURS_ON_BOTH))
 
 
