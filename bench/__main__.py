@@ -42,9 +42,8 @@ def measure(options: list[str]) -> list[goals.Goal]:
             floor = goals.middle(bare)
             found += [*goals.latency(alone, floor), *by_sockperf, *afar]
             found += [*goals.rate(short, long, many, floor), *flooded]
-            _say("scale")
-            with stack.booted(*options, "--address", goals.WIDE) as other, other.during("echo", "0.0.0.0", goals.PORT):
-                found += goals.scale(bench, other)
+        _say("scale")
+        found += goals.scale()
         found.append(goals.restart(bench))
         found += goals.kernels_own(bench)
     _say("throughput without offload")

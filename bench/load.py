@@ -28,7 +28,7 @@ from supervisor import sandbox
 
 QUIET_S = 2.0
 BATCH = 64  # datagrams a call
-SETTLE_S = 0.75  # of load before it counts: layers move with their load
+SETTLE_S = 1.0  # of load before it counts: layers move with their load
 UDP_SEGMENT, IP_PKTINFO = 103, 8  # linux/udp.h, linux/in.h; the socket module does not have them
 NEAR, FAR, VETH_PORT = "10.9.0.1", "10.9.0.2", 5056  # in namespaces that are made for it
 _ECHO = struct.Struct("!BBHHH")
