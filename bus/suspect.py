@@ -1,8 +1,9 @@
 """Poison: the frame that was in hand when a layer died, and the records set aside for killing it twice.
 
-Between taking a frame and recording it as done, the node marks it in durable memory (`bus.memory`, IN_HAND_*). A frame
-that was in hand at a death is taken record by record the next time, each marked; the record that kills again is set
-aside, told to the keeper, which writes it into a capture, and dropped whenever it is seen again.
+Between taking a frame and recording it as done, the node marks it in durable memory (`bus.memory`, IN_HAND_*); of a run
+of frames that it takes together, the last. After a death, frames up to the one that was in hand are taken one by one
+and record by record, each marked; the record that kills again is set aside, told to the keeper, which writes it into a
+capture, and dropped whenever it is seen again.
 """
 
 from __future__ import annotations

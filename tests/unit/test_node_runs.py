@@ -1,0 +1,141 @@
+"""Frames that came at once: taken in runs they come to the same as taken one by one, in fewer calls."""
+
+from __future__ import annotations
+
+import os
+import socket
+from tempfile import TemporaryDirectory
+
+from durable import Durable
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import memory, table
+from bus.config import StackConfig
+from bus.control import Control
+from bus.guests import GUEST_KINDS
+from bus.node import Node
+from bus.pipes import Inlet
+from bus.store import Store
+from usernet.protocol import CREDIT, DATAGRAM, REQUEST, SEND, pack_frame
+
+COOKIE, NOW = 1000, 1.0
+GUESTS = (table.GUEST_ID_MIN, table.GUEST_ID_MIN + 1)
+UDP = COOKIE + table.UDP
+STRANGER = table.GUEST_ID_MIN + 2
+SENDERS = (*GUESTS, UDP, STRANGER)
+
+
+class Recorder:
+    """A core for the place of the socket service's, that remembers what it was given."""
+
+    next_wake = None
+
+    def __init__(self):
+        self.calls = []
+
+    def receive(self, sender, kind, records, now):
+        self.calls.append((sender, kind, list(records)))
+        return []
+
+    def guest_joined(self, guest, hello, now):
+        return []
+
+    def records(self):
+        return [(sender, kind, record) for sender, kind, records in self.calls for record in records]
+
+
+class Service:
+    """A node in the place of the socket service, with two applications that it knows."""
+
+    def __init__(self, folder: str) -> None:
+        self._durable = Durable()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(f"{folder}/{len(os.listdir(folder))}.sock")
+        self._listener.listen()
+        self._keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.core = Recorder()
+        config = StackConfig(name="t", run_dir=f"{folder}/nobody", address=0x0A000002, prefix=24, mac=bytes(6),
+                             mtu=1500, cookie=COOKIE)
+        self.durable = self._durable.map()
+        self.node = Node("sockets", self.core, config, self.durable, Store(self.durable),
+                         os.dup(self._listener.fileno()), Control(self._keeper[0]))
+        self.inlets = [Inlet(guest, GUEST_KINDS, self.durable, memory.GUESTS + place)
+                       for place, guest in enumerate(GUESTS)]
+        self.node._inlets |= {inlet.sender: inlet for inlet in self.inlets}
+        for inlet in self.node._inlets.values():
+            inlet.incarnation, inlet.awaiting = 1, False
+
+    def outcome(self):
+        self.node._settle()
+        done = {sender: inlet.done for sender, inlet in self.node._inlets.items()}
+        in_hand = self.durable.words[memory.IN_HAND_SENDER]
+        return self.core.records(), done, list(self.durable.bus_counters), in_hand
+
+    def close(self) -> None:
+        self.node._inbox.close()
+        self._listener.close()
+        for each in self._keeper:
+            each.close()
+        self._durable.close()
+
+
+STEPS = st.sampled_from([1] * 12 + [0, 2, 3])  # mostly the next number; else a repetition, or some are missing
+FRAMES = st.lists(st.one_of(
+    st.tuples(st.sampled_from(SENDERS[:1] * 6 + SENDERS), st.sampled_from([SEND] * 6 + [CREDIT, REQUEST, DATAGRAM, 99]),
+              STEPS, st.lists(st.binary(max_size=8), min_size=1, max_size=3), st.sampled_from([1] * 9 + [0])),
+    st.binary(max_size=40)), max_size=30)
+
+
+def frames_of(drawn) -> list[bytes]:
+    numbers = dict.fromkeys(SENDERS, 0)
+    frames = []
+    for each in drawn:
+        if isinstance(each, bytes):
+            frames.append(each)
+            continue
+        sender, kind, step, records, incarnation = each
+        numbers[sender] = number = max(1, numbers[sender] + step)
+        frames.append(pack_frame(kind, sender, incarnation, number, records))
+    return frames
+
+
+@given(drawn=FRAMES)
+def test_runs_come_to_the_same_as_one_frame_after_the_other(drawn):
+    frames = frames_of(drawn)
+    with TemporaryDirectory() as folder:
+        outcomes = []
+        for at_once in (True, False):
+            service = Service(folder)
+            try:
+                if at_once:
+                    service.node._take_many(frames, NOW)
+                else:
+                    for frame in frames:
+                        service.node._take(frame, NOW)
+                outcomes.append(service.outcome())
+            finally:
+                service.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
+    service = Service(str(tmp_path))
+    try:
+        first, second = GUESTS
+        sent = [(first, SEND, b"1"), (first, SEND, b"2"), (first, CREDIT, b"3"), (first, SEND, b"4"),
+                (second, SEND, b"5")]
+        numbers = dict.fromkeys(GUESTS, 0)
+        frames = []
+        for guest, kind, record in sent:
+            numbers[guest] += 1
+            frames.append(pack_frame(kind, guest, 1, numbers[guest], [record]))
+        service.node._take_many(frames, NOW)
+        assert service.core.calls == [(first, SEND, [b"1", b"2"]), (first, CREDIT, [b"3"]), (first, SEND, [b"4"]),
+                                      (second, SEND, [b"5"])]
+        assert service.durable.words[memory.IN_HAND_SENDER] == second
+        service.node._settle()
+        assert [inlet.done for inlet in service.inlets] == [4, 1]
+        assert service.durable.words[memory.IN_HAND_SENDER] == 0
+    finally:
+        service.close()
