@@ -54,7 +54,7 @@ class Balance:
     def _wanted(self, now: float, home_busy: float, other_busy: float, lower: float, upper: float) -> tuple[str, int]:
         """A reason to act, and how many samples in a row must give it."""
         if self.split:
-            # A core that is full is full of others: half a stack that starves there holds up the whole.
+            # Full, and of others: half a stack that starves there holds up the whole.
             if other_busy >= SATURATED and upper < OURS:
                 return "crowded", CROWDED_AFTER
             return ("join", JOIN_AFTER) if lower + upper < RELAXED else ("", 1)
