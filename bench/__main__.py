@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 from datetime import date
 from pathlib import Path
@@ -16,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(options: list[str]) -> list[goals.Goal]:
-    """Every goal, in about two minutes."""
+    """Every goal, in less than three minutes."""
     _say("floor: bare pyzmq chains")
     bare, afar = [goals.floors()], goals.chains_from_afar()
     _say("boot")
@@ -87,6 +88,8 @@ def main() -> int:
     if arguments.compare:
         print(compare(*arguments.compare))
         return 0
+    if shutil.which("ping") is None:
+        parser.error("ping(8) is not there, which measures a ping's round trip (Debian: iputils-ping)")
     found = measure(["--cores", arguments.cores])
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, {date.today()}"
     print(f"{machine}, `make bench`\n\n{table(found)}")

@@ -21,9 +21,9 @@ IN_FLIGHT = 64
 MANY_SOCKETS, MANY_APPLICATIONS, MANY_NEIGHBORS = 10_000, 100, 4_000
 WIDE, FIRST_NEIGHBOR = "10.0.0.2/16", "10.0.16.0"  # a net that holds as many
 PORT, IDLE_PORT, APPLICATIONS_PORT = 5055, 20_000, 40_000
-_PING_MS = re.compile(r"time=([0-9.]+) ms")
 FULL_OCTETS = 1472  # of payload, at an MTU of 1500
 OFFERED_PER_S = 100_000  # datagrams of that size from the kernel, which would send any number
+_PING_MS = re.compile(r"time=([0-9.]+) ms")
 
 
 class Goal(NamedTuple):
@@ -57,8 +57,8 @@ def middle(found: list[Floors]) -> Floors:
 def median_of(run: Callable[[], dict], key: str, times: int = REPEAT) -> tuple[float, dict]:
     """Run it so many times: the median of `key`, and the whole result that has it."""
     results = sorted((run() for _ in range(times)), key=lambda result: result[key])
-    middle = results[times // 2]
-    return middle[key], middle
+    whole = results[times // 2]
+    return whole[key], whole
 
 
 def _at_most(name: str, value: float, unit: str, limit: float) -> Goal:

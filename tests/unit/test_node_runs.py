@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from bus import memory, table
 from bus.config import StackConfig
 from bus.control import Control
+from bus.counters import PipeCounters
 from bus.guests import GUEST_KINDS
 from bus.node import Node
 from bus.pipes import Inlet
 from bus.store import Store
+from supervisor.policy import AT_ONCE
 from usernet.protocol import CREDIT, DATAGRAM, REQUEST, SEND, pack_frame
 
 COOKIE, NOW = 1000, 1.0
@@ -26,6 +28,10 @@ STRANGER = table.GUEST_ID_MIN + 2
 SENDERS = (*GUESTS, UDP, STRANGER)
 
 
+class Died(Exception):
+    """What a record does to the core that cannot bear it."""
+
+
 class Recorder:
     """A core for the place of the socket service's, that remembers what it was given."""
 
@@ -33,8 +39,11 @@ class Recorder:
 
     def __init__(self):
         self.calls = []
+        self.poison = b"none"
 
     def receive(self, sender, kind, records, now):
+        if self.poison in records:
+            raise Died
         self.calls.append((sender, kind, list(records)))
         return []
 
@@ -54,12 +63,20 @@ class Service:
         self._listener.bind(f"{folder}/{len(os.listdir(folder))}.sock")
         self._listener.listen()
         self._keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._config = StackConfig(name="t", run_dir=f"{folder}/nobody", address=0x0A000002, prefix=24, mac=bytes(6),
+                                   mtu=1500, cookie=COOKIE)
         self.core = Recorder()
-        config = StackConfig(name="t", run_dir=f"{folder}/nobody", address=0x0A000002, prefix=24, mac=bytes(6),
-                             mtu=1500, cookie=COOKIE)
+        self.node: Node | None = None
+        self.born()
+
+    def born(self) -> None:
+        """The next incarnation, from durable memory."""
+        if self.node is not None:
+            self.node._inbox.close()
         self.durable = self._durable.map()
-        self.node = Node("sockets", self.core, config, self.durable, Store(self.durable),
+        self.node = Node("sockets", self.core, self._config, self.durable, Store(self.durable),
                          os.dup(self._listener.fileno()), Control(self._keeper[0]))
+        self.node._suspect.inherit(self.node._journal.done)
         self.inlets = [Inlet(guest, GUEST_KINDS, self.durable, memory.GUESTS + place)
                        for place, guest in enumerate(GUESTS)]
         self.node._inlets |= {inlet.sender: inlet for inlet in self.inlets}
@@ -137,5 +154,32 @@ def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
         service.node._settle()
         assert [inlet.done for inlet in service.inlets] == [4, 1]
         assert service.durable.words[memory.IN_HAND_SENDER] == 0
+    finally:
+        service.close()
+
+
+def test_poison_in_a_run_is_set_aside_after_three_deaths_and_all_else_is_served(tmp_path):
+    service = Service(str(tmp_path))
+    try:
+        service.core.poison = b"5"
+        frames = [pack_frame(SEND, GUESTS[0], 1, number, [b"%d" % number]) for number in range(1, 11)]
+        deaths = 0
+        while True:
+            left = frames[service.inlets[0].done :]  # the application sends again what was not worked off
+            try:
+                if service.node._suspect.watching:
+                    for frame in left:
+                        service.node._take(frame, NOW)
+                else:
+                    service.node._take_many(left, NOW)
+                break
+            except Died:
+                deaths += 1
+                assert deaths <= AT_ONCE  # supervisor.policy: those that are answered without a pause
+                service.core.calls.clear()
+                service.born()
+        assert deaths == AT_ONCE
+        assert [record for _, _, record in service.core.records()] == [b"%d" % n for n in range(1, 11) if n != 5]
+        assert service.durable.bus_counters[PipeCounters.bus_poison] == 1
     finally:
         service.close()
