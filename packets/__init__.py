@@ -1,0 +1,1 @@
+"""What protocols look like in octets, one a file: pure, no state."""

@@ -1,0 +1,160 @@
+"""TCP segments in octets (RFC 9293 section 3.1), and their options.
+
+     0                   1                   2                   3
+    +-------------------------------+-------------------------------+
+    |          source port          |       destination port        |
+    +-------------------------------+-------------------------------+
+    |                        sequence number                        |
+    +---------------------------------------------------------------+
+    |                     acknowledgment number                     |
+    +-------+-------+---------------+-------------------------------+
+    | offset|  res. |     flags     |            window             |
+    +-------+-------+---------------+-------------------------------+
+    |           checksum            |        urgent pointer         |
+    +-------------------------------+-------------------------------+
+    |                           options                             |
+
+`parse` never raises, whatever the octets; what `Segment.pack` makes `parse` reads back the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import NamedTuple
+
+PROTOCOL = 6  # RFC 9293 section 3.1, IANA protocol numbers
+HEADER = Struct("!HHIIBBHHH")
+HEADER_OCTETS = HEADER.size
+CHECKSUM_AT = 16
+OPTIONS_OCTETS_MAX = 40
+HEADER_OCTETS_MAX = HEADER_OCTETS + OPTIONS_OCTETS_MAX
+
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
+FLAG_LETTERS = "FSRP.UEW"  # as tcpdump writes them
+
+MSS_DEFAULT = 536  # RFC 9293 section 3.7.1 (MUST-15): what a peer takes that did not say
+WINDOW_SCALE_MAX = 14  # RFC 7323 section 2.3
+
+_END, _NO_OPERATION, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
+_MSS_OPTION = Struct("!BBH")
+_SCALE_OPTION = Struct("!BBBB")  # a no-operation before it, as everybody sends it
+_TIMESTAMPS_OPTION = Struct("!BBBBII")  # RFC 7323 appendix A: two no-operations before it
+_TIMESTAMPS_ALONE = bytes((_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10))
+_STAMPS = Struct("!II")
+_SACK_PERMITTED_OPTION = bytes((_NO_OPERATION, _NO_OPERATION, _SACK_PERMITTED, 2))
+TIMESTAMPS_OCTETS = _TIMESTAMPS_OPTION.size
+SACK_BLOCKS_MAX = 4
+
+
+class Options(NamedTuple):
+    """What a header's options say; None and empty: nothing."""
+
+    mss: int | None = None
+    window_scale: int | None = None
+    sack_permitted: bool = False
+    timestamps: tuple[int, int] | None = None  # value, echo reply (RFC 7323 section 3.2)
+    sack: tuple[tuple[int, int], ...] = ()  # first of a block, the one behind its last (RFC 2018 section 3)
+
+    def pack(self) -> bytes:
+        """In octets, padded to whole words. At most 40 where `sack` has no more blocks than there is room for."""
+        parts = []
+        if self.mss is not None:
+            parts.append(_MSS_OPTION.pack(_MSS, 4, self.mss))
+        if self.sack_permitted:
+            parts.append(_SACK_PERMITTED_OPTION)
+        if self.timestamps is not None:
+            parts.append(_TIMESTAMPS_OPTION.pack(_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10, *self.timestamps))
+        if self.window_scale is not None:
+            parts.append(_SCALE_OPTION.pack(_NO_OPERATION, _WINDOW_SCALE, 3, self.window_scale))
+        if self.sack:
+            parts.append(bytes((_NO_OPERATION, _NO_OPERATION, _SACK, 2 + 8 * len(self.sack))))
+            parts += [_STAMPS.pack(left, right) for left, right in self.sack]
+        return b"".join(parts)
+
+
+NO_OPTIONS = Options()
+
+
+class Segment(NamedTuple):
+    """A segment; sequence numbers and window as they stand in the header."""
+
+    source_port: int
+    destination_port: int
+    sequence: int
+    acknowledgment: int
+    flags: int
+    window: int
+    urgent: int = 0
+    options: Options = NO_OPTIONS
+    payload: bytes = b""
+
+    @property
+    def length(self) -> int:
+        """SEG.LEN: octets of sequence space (RFC 9293 section 3.4), SYN and FIN included."""
+        return len(self.payload) + (self.flags & SYN > 0) + (self.flags & FIN)
+
+    def pack(self, checksum: int = 0) -> bytes:
+        """In octets; the checksum as given."""
+        options = self.options.pack() if self.options is not NO_OPTIONS else b""
+        header = HEADER.pack(self.source_port, self.destination_port, self.sequence, self.acknowledgment,
+                             (HEADER_OCTETS + len(options)) << 2, self.flags, self.window, checksum, self.urgent)
+        return b"".join((header, options, self.payload))
+
+    def __str__(self) -> str:
+        letters = "".join(letter for bit, letter in enumerate(FLAG_LETTERS) if self.flags >> bit & 1)
+        text = f"{self.source_port}>{self.destination_port} {letters or '-'} {self.sequence}({len(self.payload)})"
+        return text + (f" ack {self.acknowledgment}" if self.flags & ACK else "") + f" win {self.window}"
+
+
+def parse(octets: bytes) -> Segment | None:
+    """The segment that `octets` are, checksum unseen; None: shorter than its header says, or than a header can be."""
+    if len(octets) < HEADER_OCTETS:
+        return None
+    source, destination, sequence, acknowledgment, offset, flags, window, _, urgent = HEADER.unpack_from(octets)
+    start = offset >> 4 << 2
+    if start == HEADER_OCTETS:
+        options = NO_OPTIONS
+    elif start < HEADER_OCTETS or start > len(octets):
+        return None
+    elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # what all but the first segments carry
+        options = Options(timestamps=_STAMPS.unpack_from(octets, 24))  # type: ignore[arg-type]
+    else:
+        options = parse_options(octets[HEADER_OCTETS:start])
+    return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])
+
+
+def parse_options(octets: bytes) -> Options:
+    """What is understood of a header's options; what is malformed ends the reading (RFC 9293 section 3.2, MUST-7)."""
+    mss = scale = timestamps = None
+    permitted = False
+    sack: Sequence[tuple[int, int]] = ()
+    at, end = 0, len(octets)
+    while at < end:
+        kind = octets[at]
+        if kind == _END:
+            break
+        if kind == _NO_OPERATION:
+            at += 1
+            continue
+        length = octets[at + 1] if at + 1 < end else 0
+        if length < 2 or at + length > end:
+            break
+        body = octets[at + 2 : at + length]
+        if kind == _MSS and length == 4:
+            mss = body[0] << 8 | body[1]
+        elif kind == _WINDOW_SCALE and length == 3:
+            scale = min(body[0], WINDOW_SCALE_MAX)  # RFC 7323 section 2.3: use 14 where it is more
+        elif kind == _SACK_PERMITTED and length == 2:
+            permitted = True
+        elif kind == _TIMESTAMPS and length == 10:
+            timestamps = _STAMPS.unpack(body)
+        elif kind == _SACK and length > 2 and not (length - 2) % 8:
+            sack = tuple(_STAMPS.iter_unpack(body))  # type: ignore[arg-type]
+        at += length
+    return Options(mss, scale, permitted, timestamps, tuple(sack))  # type: ignore[arg-type]
+
+
+def pseudo_sum(source: bytes, destination: bytes, octets: int) -> int:
+    """The pseudo header's part of the checksum, for `bus.checksum`: addresses of 4 or 16 octets (RFC 9293, 8200)."""
+    return int.from_bytes(source, "big") + int.from_bytes(destination, "big") + PROTOCOL + octets
