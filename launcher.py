@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from supervisor import boot, commands, sandbox
+from cli import commands
+from cli.tools import ToolError, host, nc, ping, ss, traceroute
+from supervisor import boot, sandbox
 from supervisor.options import Options, UsageError, from_file
-from tools import ToolError, host, nc, ping, ss, traceroute
 
 TOOLS = {"ping": ping, "ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
 
@@ -100,20 +101,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "exec":
         return commands.execute(arguments.name, arguments.cmd)
     if arguments.verb == "status":
-        from supervisor import status
+        from cli import status
 
         return status.show(arguments.name, arguments.json)
     if arguments.verb in TOOLS:
         return TOOLS[arguments.verb].run(arguments)
     if arguments.verb == "neighbor":
-        from supervisor import neighbors
+        from cli import neighbors
 
         return neighbors.run(arguments.name, arguments.words)
     if arguments.verb in ("route", "address"):
-        from supervisor import routes
+        from cli import routes
 
         return getattr(routes, arguments.verb)(arguments.name, arguments.words)
-    from supervisor import demo
+    from cli import demo
 
     return demo.run()
 

@@ -187,8 +187,8 @@ def overload(bench: stack.Bench, best_per_s: float) -> list[Goal]:
 
 def restart(bench: stack.Bench) -> Goal:
     """A planned restart: how long the layer is away."""
-    from supervisor import commands
-    from usernet.rundir import run_dir
+    from cli import commands
+    from usernet.pipe.run_dir import run_dir
 
     for layer in ("udp", "ip", "link"):
         stack.launcher("restart", "--name", bench.name, layer)

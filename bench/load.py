@@ -23,7 +23,7 @@ from statistics import median, quantiles
 
 import usernet
 from bench import stack
-from bus.checksum import checksum
+from packets.checksum import checksum
 from supervisor import sandbox
 
 QUIET_S = 2.0

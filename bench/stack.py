@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supervisor import commands, sandbox, status
-from supervisor.codebase import ROOT
-from usernet.rundir import run_dir
+from cli import commands, status
+from supervisor import sandbox
+from supervisor.snapshots import ROOT
+from usernet.pipe.run_dir import run_dir
 
 TIMEOUT_S = 60.0
 SETTLED_S = 0.5  # without a new process, for a stack to have its spares

@@ -6,9 +6,9 @@ import secrets
 
 import msgspec
 
-from bus import table
+from bus import topology
+from packets.ipv4 import TTL_DEFAULT
 
-TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 CHECKSUM, SEGMENTATION = "checksum", "udp-segmentation"  # kinds of offload, as `status` names them
 
 
@@ -29,7 +29,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
     offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: CHECKSUM, SEGMENTATION
-    layers: tuple[str, ...] = table.ALWAYS  # those that are booted
+    layers: tuple[str, ...] = topology.ALWAYS  # those that are booted
     epoch: float = 0.0  # what CLOCK_MONOTONIC lacked, at the boot, to the seconds since 1970
     cookie: int = 0  # added to a layer's id in its frames: what others of this user send cannot pass for a layer's
 

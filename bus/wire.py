@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bus.table import ETHERNET
-from usernet.protocol import FrameError, pack_frame, unpack_frame
-from usernet.zeromq import Poller as Poller
-from usernet.zeromq import Pull as Pull
-from usernet.zeromq import Push as Push  # a port's sockets, and the switch's
+from bus.messages import ETHERNET
+from usernet.pipe.direct import Poller as Poller
+from usernet.pipe.direct import Pull as Pull
+from usernet.pipe.direct import Push as Push  # a port's sockets, and the switch's
+from usernet.pipe.frame import FrameError, pack_frame, unpack_frame
 
 SWITCH_SOCKET = "switch.sock"
 SWITCH_LOCK = "lock"  # the switch holds a flock(2) on it: there is one at most

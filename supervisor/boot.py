@@ -13,7 +13,7 @@ import msgspec
 
 from supervisor import sandbox
 from supervisor.options import Options
-from usernet.protocol import inbox_name
+from usernet.pipe.messages import inbox_name
 
 SUN_PATH_MAX = 107  # unix(7): 108 octets with the closing zero
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from supervisor.codebase import Code
+from supervisor.snapshots import Code
 
 PR_SET_PDEATHSIG = 1
 MEMORY_LIMIT_OCTETS = 1 << 28  # of data, per layer: beyond it allocation fails and the layer is started anew
@@ -52,9 +52,9 @@ def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listen
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
         gc.freeze()
         code.install()
-        process = importlib.import_module("bus.process")
+        process = importlib.import_module("bus.runtime.process")
         config = importlib.import_module("bus.config")
-        control = importlib.import_module("bus.control").Control(line)
+        control = importlib.import_module("bus.runtime.control").Control(line)
         try:
             main = importlib.import_module(f"layers.{layer}.__main__").main
             main(process.Birth(layer, config.decode(config_json), memory_fd, listener_fd, control, medium_fd))

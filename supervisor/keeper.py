@@ -19,21 +19,21 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
-import bus.node  # noqa: F401  (so that a fork finds it imported)
-from bus import memory
+import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
 from bus.config import StackConfig, draw_cookie, encode
 from bus.counters import PipeCounters
+from bus.durable import layout
 from supervisor import child, janitor
 from supervisor.boot import BootError
-from supervisor.capture import write_poison
-from supervisor.codebase import Code, Snapshot, fingerprint, packages_of
-from supervisor.desk import Desk
+from supervisor.control_server import Desk
 from supervisor.events import EventLog
 from supervisor.options import Options
 from supervisor.placement import Placement
+from supervisor.poison import write_poison
 from supervisor.policy import SUSPECT_AFTER_S
-from supervisor.ward import Process, Ward, sample, used_s
-from supervisor.wire import Wire
+from supervisor.service import Process, Ward, sample, used_s
+from supervisor.snapshots import Code, Snapshot, fingerprint, packages_of
+from supervisor.switch_service import Wire
 
 TICK_S = 0.2
 WIRE_TICK_S = 0.05  # its switch may have to be started anew
@@ -248,7 +248,7 @@ class Keeper:
             return  # a spare that was dismissed
         # What it worked on when somebody killed it is not to blame; an exception or a hang may well come from that.
         blameless = not process.why and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        ward.words.words[memory.BLAMELESS] = int(blameless)
+        ward.words.words[layout.BLAMELESS] = int(blameless)
         ward.process = None
         if self._stopping:
             return

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from bus import table
-from bus.config import TTL_DEFAULT
-from usernet.rundir import DEFAULT_NAME, run_dir
+from bus import topology
+from packets.ipv4 import TTL_DEFAULT
+from usernet.pipe.run_dir import DEFAULT_NAME, run_dir
 
 MTU_MIN, MTU_MAX = 68, 65521  # RFC 791: every host forwards 68 octets; 65535 less an Ethernet header
 TTL_MAX = 255  # RFC 791 section 3.1: an octet
@@ -112,7 +112,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def layers(self) -> tuple[str, ...]:
         """The layers to boot."""
-        return tuple(table.LAYERS) if self.allow_raw else table.ALWAYS
+        return tuple(topology.LAYERS) if self.allow_raw else topology.ALWAYS
 
     def core_list(self) -> list[int] | None:
         """The cores of --cores LIST; None for a mode's name."""

@@ -6,7 +6,7 @@ flooded until their receivers have spoken again.
 
 from __future__ import annotations
 
-from bus.core import CounterWords
+from bus.layer import CounterWords
 from switch.counters import Counters as C
 
 FRAME_MIN_OCTETS = 60  # IEEE 802.3 clause 3.2.8: 64, less the check sequence, which no frame here has

@@ -3,7 +3,7 @@
 It holds the flock on the wire's lock file from before its first instruction to its end, so a wire has one switch at
 most. Ports are found by their socket files: at the start by looking, later when they introduce themselves. A port's end
 is its process's end, seen on a pidfd; the last port's is the switch's, which leaves no file. If it is killed, a keeper
-on the wire starts the next (supervisor.wire), which looks again; the stations are learnt again.
+on the wire starts the next (supervisor.switch_service), which looks again; the stations are learnt again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from bus.peers import listener_pid
+from bus.runtime.peers import listener_pid
 from bus.wire import (
     CONNECTIONS_MAX,
     NEW_PORTS,
@@ -35,12 +35,12 @@ from bus.wire import (
 )
 from switch.core import Switch
 from switch.counters import Counters as C
-from usernet.protocol import MAX_FRAME_OCTETS
+from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 PORTS_MAX = 256
 COUNTERS_OCTETS = mmap.PAGESIZE
 BEAT_NS = COUNTERS_OCTETS // 8 - 1  # of the words in there: CLOCK_MONOTONIC of the loop's last turn
-TICK_S = 0.1  # the longest turn: as in a layer (bus.node), or the keepers would take it for hung
+TICK_S = 0.1  # the longest turn: as in a layer (bus.runtime.event_loop), or the keepers would take it for hung
 
 
 class Port:

@@ -3,8 +3,8 @@
     import usernet as socket
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
-Everything is loaded when it is first used: the layers of the stack import `usernet.protocol` and `usernet.zeromq`, and
-shall not pay for the rest with them.
+Everything is loaded when it is first used: the layers of the stack import `usernet.pipe` and shall not pay for the rest
+with it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
-    from usernet.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
-    from usernet.endpoint import socket  # type: ignore[assignment]  # noqa: F401
-    from usernet.patching import patch  # noqa: F401
-    from usernet.resolver import (  # type: ignore[assignment]  # noqa: F401
+    from usernet.client.stack import Stack  # noqa: F401
+    from usernet.compat.patching import patch  # noqa: F401
+    from usernet.dns import (  # type: ignore[assignment]  # noqa: F401
         getaddrinfo,
         getfqdn,
         gethostbyaddr,
@@ -26,35 +25,36 @@ if TYPE_CHECKING:
         gethostbyname_ex,
         getnameinfo,
     )
-    from usernet.stack import Stack  # noqa: F401
+    from usernet.sockets.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
+    from usernet.sockets.endpoint import socket  # type: ignore[assignment]  # noqa: F401
 
 __version__ = "0.1.0"
 
 has_ipv6 = False
 
 _OWN = {  # name: its module; empty: it is a module itself
-    "socket": "usernet.endpoint",
-    "SocketType": "usernet.endpoint",
-    "close": "usernet.descriptors",
-    "fromfd": "usernet.descriptors",
-    "Stack": "usernet.stack",
-    "getaddrinfo": "usernet.resolver",
-    "gethostbyaddr": "usernet.resolver",
-    "gethostbyname": "usernet.resolver",
-    "gethostbyname_ex": "usernet.resolver",
-    "getfqdn": "usernet.resolver",
-    "getnameinfo": "usernet.resolver",
-    "patch": "usernet.patching",
-    "create_connection": "usernet.absent",
-    "create_server": "usernet.server",
-    "has_dualstack_ipv6": "usernet.absent",
+    "socket": "usernet.sockets.endpoint",
+    "SocketType": "usernet.sockets.endpoint",
+    "close": "usernet.sockets.descriptors",
+    "fromfd": "usernet.sockets.descriptors",
+    "Stack": "usernet.client.stack",
+    "getaddrinfo": "usernet.dns",
+    "gethostbyaddr": "usernet.dns",
+    "gethostbyname": "usernet.dns",
+    "gethostbyname_ex": "usernet.dns",
+    "getfqdn": "usernet.dns",
+    "getnameinfo": "usernet.dns",
+    "patch": "usernet.compat.patching",
+    "create_connection": "usernet.sockets.unsupported",
+    "create_server": "usernet.sockets.server",
+    "has_dualstack_ipv6": "usernet.sockets.unsupported",
     # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.
     **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
                      "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL",
                      "IP_MSFILTER", "MCAST_JOIN_GROUP", "MCAST_LEAVE_GROUP", "MCAST_BLOCK_SOURCE",
                      "MCAST_UNBLOCK_SOURCE", "MCAST_JOIN_SOURCE_GROUP", "MCAST_LEAVE_SOURCE_GROUP", "MCAST_MSFILTER",
                      "MCAST_EXCLUDE", "MCAST_INCLUDE", "UDP_CORK", "UDP_SEGMENT"),
-                    "usernet.messages"),
+                    "usernet.sockets.cmsg"),
     "udp": "",
     "ping": "",
 }

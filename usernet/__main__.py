@@ -7,8 +7,8 @@ import os
 import runpy
 import sys
 
-from usernet.patching import patch
-from usernet.stack import Stack
+from usernet.client.stack import Stack
+from usernet.compat.patching import patch
 
 
 def main() -> None:

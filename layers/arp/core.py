@@ -3,7 +3,7 @@
 Owns the table of neighbours; ip holds a copy of it, and the packets that wait for a resolution. ip asks (RESOLVE) for
 an address that it does not know, and again from time to time for one that it keeps using; each request is answered by
 NEIGHBOR or UNREACHABLE. What arp learns unasked it announces to ip; what a person deletes it has ip FORGET. ip in turn
-says by ROUTES which addresses are our own; they are probed and defended in layers/arp/claims.py.
+says by ROUTES which addresses are our own; they are probed and defended in layers/arp/acd.py.
 
 A crash loses the resolutions under way: ip asks again when it sees that arp started. All else is kept.
 """
@@ -17,14 +17,14 @@ from ipaddress import IPv4Address
 from itertools import repeat
 
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from bus.ratelimit import TokenBucket
-from bus.records import decode_routes
-from bus.table import ARP_IN, ARP_OUT, FORGET, IP, LINK, NEIGHBOR, RESOLVE, ROUTES, UNREACHABLE
-from layers.arp import packet
-from layers.arp.claims import Claims
+from bus.layer import CounterWords, Send, State
+from bus.messages import ARP_IN, ARP_OUT, FORGET, NEIGHBOR, RESOLVE, ROUTES, UNREACHABLE, decode_routes
+from bus.topology import IP, LINK
+from layers.arp.acd import Claims
 from layers.arp.counters import Counters
 from layers.arp.tables import ORDER_KEY, Neighbors
+from layers.common.rate_limit import TokenBucket
+from packets import arp
 
 FRESH_S = 20.0  # a neighbour confirmed this recently is not verified again; below ip's interval of asking, about 30 s
 RETRY_S = 1.0  # RFC 1122 section 2.3.2.1: at most one request per second and destination
@@ -37,7 +37,7 @@ LIST_PAGE = 256  # neighbours in one answer: a message to the keeper must fit it
 
 
 class Core:
-    """See bus.core.Core. Addresses and MACs are octets here, as in the packets."""
+    """See bus.layer.Core. Addresses and MACs are octets here, as in the packets."""
 
     next_wake: float | None
 
@@ -110,7 +110,7 @@ class Core:
             if age_s < FRESH_S or address in self._resolutions:
                 return
             # RFC 1122 section 2.3.2.1 (2), unicast poll: ask the neighbour itself; then, if need be, everybody.
-            targets = iter([mac] * UNICAST_TRIES + [packet.MAC_BROADCAST] * BROADCAST_TRIES)
+            targets = iter([mac] * UNICAST_TRIES + [arp.MAC_BROADCAST] * BROADCAST_TRIES)
         elif address in self._resolutions:
             return  # under way: the answer follows
         elif not self._claims.may_be_neighbor(address):
@@ -125,7 +125,7 @@ class Core:
             return
         else:
             self._unknown += 1
-            targets = repeat(packet.MAC_BROADCAST, BROADCAST_TRIES)
+            targets = repeat(arp.MAC_BROADCAST, BROADCAST_TRIES)
         self._step(address, targets, known is None, now, sends)
 
     def _step(self, address: bytes, targets: Iterator[bytes], unknown: bool, now: float, sends: list[Send]) -> None:
@@ -142,7 +142,7 @@ class Core:
         self._resolutions[address] = now + RETRY_S, targets, unknown
         self._resolutions.move_to_end(address)
         self.counters[Counters.requests_sent] += 1
-        request = packet.request(self._mac, self._claims.source_for(address), address)
+        request = arp.request(self._mac, self._claims.source_for(address), address)
         sends.append((LINK, ARP_OUT, target + request))
 
     def _end_resolution(self, address: bytes) -> bool:
@@ -166,24 +166,24 @@ class Core:
 
     def _packet_in(self, octets: bytes, now: float, sends: list[Send]) -> None:
         counters, own = self.counters, self._claims.by_address
-        if len(octets) < packet.PACKET_OCTETS:
+        if len(octets) < arp.PACKET_OCTETS:
             counters[Counters.too_short] += 1
             return
-        addressing, operation, sender_mac, sender, _, target = packet.PACKET.unpack_from(octets)  # the rest is padding
-        if addressing != packet.ETHERNET_IPV4:
+        addressing, operation, sender_mac, sender, _, target = arp.PACKET.unpack_from(octets)  # the rest is padding
+        if addressing != arp.ETHERNET_IPV4:
             counters[Counters.not_ethernet_ipv4] += 1
-        elif operation not in (packet.REQUEST, packet.REPLY):
+        elif operation not in (arp.REQUEST, arp.REPLY):
             counters[Counters.unknown_operation] += 1
         elif sender_mac == self._mac:
             counters[Counters.own_packet] += 1
-        elif not packet.is_station(sender_mac):
+        elif not arp.is_station(sender_mac):
             counters[Counters.bad_sender_mac] += 1
         elif sender in own:
             counters[Counters.conflict] += 1
             sends += self._claims.contest(own[sender], sender_mac, now)
         else:
-            asks_us = operation == packet.REQUEST and target in own
-            if sender == packet.ADDRESS_ZERO:
+            asks_us = operation == arp.REQUEST and target in own
+            if sender == arp.ADDRESS_ZERO:
                 # RFC 5227 section 2.1.1: a probe, by somebody who wants to know whether the address is free. While we
                 # probe for the same one, two hosts are about to have it, and that is a conflict.
                 counters[Counters.probes] += asks_us
@@ -196,7 +196,7 @@ class Core:
                 return
             if asks_us:
                 counters[Counters.replies_sent] += 1
-                sends.append((LINK, ARP_OUT, sender_mac + packet.reply(self._mac, target, sender_mac, sender)))
+                sends.append((LINK, ARP_OUT, sender_mac + arp.reply(self._mac, target, sender_mac, sender)))
 
     def _merge(self, address: bytes, mac: bytes, asks_us: bool, now: float, sends: list[Send]) -> None:
         """RFC 826, packet reception: update the sender's entry, whomever the packet is for; add one if it is for us.
@@ -244,7 +244,7 @@ class Core:
 
     def _list(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
         """A page of neighbours, those above `after`."""
-        after = _address(request, "after") if "after" in request else packet.ADDRESS_ZERO
+        after = _address(request, "after") if "after" in request else arp.ADDRESS_ZERO
         rows: dict[bytes, tuple[str, str, float | None]] = {
             address: (mac.hex(":"), "permanent", None) for address, mac in self._neighbors.permanent.items()}
         for address, mac, age_s in self._neighbors.learnt(now):
@@ -254,7 +254,7 @@ class Core:
             if unknown:
                 rows[address] = "", "incomplete", None
         above = sorted(address for address in rows if address > after)
-        page = [dict(zip(("address", "mac", "state", "age_s"), (packet.dotted(address), *rows[address]), strict=True))
+        page = [dict(zip(("address", "mac", "state", "age_s"), (arp.dotted(address), *rows[address]), strict=True))
                 for address in above[:LIST_PAGE]]
         return {"neighbors": page, "more": len(above) > LIST_PAGE}
 
@@ -262,10 +262,10 @@ class Core:
         """A permanent neighbour: no packet changes it, and no age."""
         address, mac = _address(request), _mac(request)
         if address in self._claims.by_address:
-            raise ValueError(f"{packet.dotted(address)} is our own address")
+            raise ValueError(f"{arp.dotted(address)} is our own address")
         if not self._claims.may_be_neighbor(address):
-            raise ValueError(f"{packet.dotted(address)} is no single host's address")
-        if not packet.is_station(mac):
+            raise ValueError(f"{arp.dotted(address)} is no single host's address")
+        if not arp.is_station(mac):
             raise ValueError(f"{mac.hex(':')} is no station's address")
         self._neighbors.set_permanent(address, mac)
         self._end_resolution(address)
@@ -278,7 +278,7 @@ class Core:
         if self._neighbors.get(address, now) is not None:
             self._state[ORDER_KEY] = order  # before: if we die over it, it comes again and finds nothing
         elif not order or self._state.get(ORDER_KEY) != order:
-            raise ValueError(f"no neighbour {packet.dotted(address)} is known")
+            raise ValueError(f"no neighbour {arp.dotted(address)} is known")
         self._drop(address, sends)
         return {}
 
@@ -295,7 +295,7 @@ class Core:
         resolution = self._resolutions.get(address)
         if resolution is not None:  # it was being verified: what remains to be asked is everybody, not the old MAC
             due, _, unknown = resolution
-            self._resolutions[address] = due, repeat(packet.MAC_BROADCAST, BROADCAST_TRIES), unknown
+            self._resolutions[address] = due, repeat(arp.MAC_BROADCAST, BROADCAST_TRIES), unknown
         self.counters[Counters.managed] += 1
         sends.append((IP, FORGET, address))
 

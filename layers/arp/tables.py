@@ -10,9 +10,9 @@ from collections import OrderedDict
 from math import inf
 from struct import Struct
 
-from bus.core import State
-from layers.arp.claims import OWN_KEY
-from layers.arp.packet import is_station
+from bus.layer import State
+from layers.arp.acd import OWN_KEY
+from packets.arp import is_station
 
 MAX_PERMANENT = 1024
 MAX_NEIGHBORS = 4096  # learnt; what Linux allows by default is 1024 (net.ipv4.neigh.default.gc_thresh3)

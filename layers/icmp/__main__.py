@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bus.process import Birth, serve
+from bus.runtime.process import Birth, serve
 from layers.icmp.core import Core
 from layers.icmp.counters import Counters
 

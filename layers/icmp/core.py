@@ -12,30 +12,24 @@ from __future__ import annotations
 import errno
 import random
 
-from bus import records, table
-from bus.checksum import verifies
+from bus import messages
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from bus.direct import DirectTransport, Header
-from bus.icmp_errors import PARAMETER_PROBLEM
-from bus.ip_options import before
-from bus.records import (
-    DATAGRAM_HEADER,
-    ICMP_ERROR_HEADER,
-    REDIRECT_RECORD,
-    TRANSMIT_HEADER,
-    SocketState,
-)
-from bus.table import ICMP_ERROR, IP, RAW, SOCKETS, UDP
-from bus.transport import ANY, IcmpError, mtu_told
-from layers.icmp import packet as wire
+from bus.layer import CounterWords, Send, State
+from bus.messages import DATAGRAM_HEADER, ICMP_ERROR, ICMP_ERROR_HEADER, REDIRECT_RECORD, TRANSMIT_HEADER, SocketState
+from bus.topology import IP, RAW, SOCKETS, UDP
+from layers.common.raw_transport import DirectTransport, Header
+from layers.common.transport import ANY, IcmpError, mtu_told
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
+from packets import icmp as wire
+from packets.checksum import verifies
+from packets.icmp import PARAMETER_PROBLEM
+from packets.ip_options import before
 
 # RFC 1122 section 3.2.2: no bit of TOS; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux has the TOS of
 # the offending packet there, and so makes of its DSCP another one.
 ERROR_TOS = 0xC0
-MAY_FRAGMENT = records.TRANSMIT_MAY_FRAGMENT
+MAY_FRAGMENT = messages.TRANSMIT_MAY_FRAGMENT
 UDP_PROTOCOL = 17  # RFC 768
 
 _IGNORED = {
@@ -53,7 +47,7 @@ _number = int.from_bytes
 
 
 class Core(DirectTransport[PingSockets]):
-    """See bus.core.Core."""
+    """See bus.layer.Core."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         super().__init__(config, state, counters, PingSockets(state, rng))
@@ -65,11 +59,11 @@ class Core(DirectTransport[PingSockets]):
         self._raw_booted = "raw" in config.layers
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers |= {
-            table.PACKET: self._packets,
-            table.PACKET_CHECKED: self._packets,  # whatever it says: no medium does the sums of ICMP
-            table.PACKET_GROUP: self._group_packets,
-            table.ICMP_ERROR: self._local_errors,
-            table.REPORT_ERROR: self._reports,
+            messages.PACKET: self._packets,
+            messages.PACKET_CHECKED: self._packets,  # whatever it says: no medium does the sums of ICMP
+            messages.PACKET_GROUP: self._group_packets,
+            messages.ICMP_ERROR: self._local_errors,
+            messages.REPORT_ERROR: self._reports,
         }
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
@@ -95,7 +89,9 @@ class Core(DirectTransport[PingSockets]):
             icmp_type = message[0]
             if icmp_type == wire.ECHO_REQUEST:
                 # RFC 1122 section 3.2.2.6: with all the data
-                sends.append((IP, table.TRANSMIT, _reply_header(packet, offset, self._ttl) + wire.echo_reply(message)))
+                sends.append(
+                    (IP, messages.TRANSMIT, _reply_header(packet, offset, self._ttl) + wire.echo_reply(message))
+                )
                 counters[Counters.echo_replies_sent] += 1
             elif icmp_type == wire.ECHO_REPLY:
                 self._echo_reply(packet, message, sends)
@@ -116,7 +112,7 @@ class Core(DirectTransport[PingSockets]):
             return
         self.counters[Counters.timestamp_replies_sent] += 1
         reply = wire.timestamp_reply(message, self._now + self._epoch)
-        sends.append((IP, table.TRANSMIT, _reply_header(packet, offset, self._ttl) + reply))
+        sends.append((IP, messages.TRANSMIT, _reply_header(packet, offset, self._ttl) + reply))
 
     def _group_packets(self, packets: list[bytes]) -> list[Send]:
         # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies and
@@ -134,9 +130,9 @@ class Core(DirectTransport[PingSockets]):
         header = DATAGRAM_HEADER.pack(socket.handle, packet[12:16], 0, packet[16:20], packet[8], packet[1])
         options = packet[wire.IP_HEADER_OCTETS : (packet[0] & 15) << 2] if socket.receive_options else b""
         if options:
-            sends.append((SOCKETS, table.DATAGRAM_OPTIONS, header + before(options, message)))
+            sends.append((SOCKETS, messages.DATAGRAM_OPTIONS, header + before(options, message)))
             return
-        sends.append((SOCKETS, table.DATAGRAM, header + message))
+        sends.append((SOCKETS, messages.DATAGRAM, header + message))
 
     # Errors about packets of ours
 
@@ -170,12 +166,12 @@ class Core(DirectTransport[PingSockets]):
             self.counters[Counters.error_about_group] += 1
         else:
             self.counters[Counters.redirects_to_ip] += 1
-            sends.append((IP, table.REDIRECT, REDIRECT_RECORD.pack(quoted[16:20], message[4:8], teller)))
+            sends.append((IP, messages.REDIRECT, REDIRECT_RECORD.pack(quoted[16:20], message[4:8], teller)))
 
     def _error_to_transport(self, offender: bytes, message: bytes, quoted: bytes, offset: int,
                             sends: list[Send]) -> None:
         counters = self.counters
-        error = IcmpError(message[0], message[1], records.ORIGIN_ICMP, wire.info_of(message), offender)
+        error = IcmpError(message[0], message[1], messages.ORIGIN_ICMP, wire.info_of(message), offender)
         header = ICMP_ERROR_HEADER.pack(error.icmp_type, error.code, error.origin, 0, error.info, offender)
         if self._raw_booted:
             counters[Counters.errors_to_raw] += 1
@@ -246,7 +242,7 @@ class Core(DirectTransport[PingSockets]):
             header = TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, self._ttl, ERROR_TOS,
                                           MAY_FRAGMENT)
             message = wire.error(icmp_type, code, info, packet[: self._quote_octets_max])
-            sends.append((IP, table.TRANSMIT, header + message))
+            sends.append((IP, messages.TRANSMIT, header + message))
         return sends
 
     def _refuse_report(self, icmp_type: int, packet: bytes) -> int | None:
@@ -276,7 +272,7 @@ class Core(DirectTransport[PingSockets]):
     def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
         source, destination, ttl, tos, leave, options = header
         self.counters[Counters.requests_sent] += 1
-        flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
+        flags = messages.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
         head = TRANSMIT_HEADER.pack(source, destination, wire.PROTOCOL, ttl, tos, flags)
         return head + options + wire.echo_request(socket.port, data[6:])
 
@@ -298,5 +294,5 @@ def _reply_header(packet: bytes, offset: int, ttl: int) -> bytes:
     section 5.1: with the same TOS. Without DF, as Linux does: any size must get back.
     """
     options = b"" if offset == wire.IP_HEADER_OCTETS else wire.echoed_options(packet[wire.IP_HEADER_OCTETS : offset])
-    flags = MAY_FRAGMENT | records.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
+    flags = MAY_FRAGMENT | messages.TRANSMIT_OPTIONS if options else MAY_FRAGMENT
     return TRANSMIT_HEADER.pack(packet[16:20], packet[12:16], wire.PROTOCOL, ttl, packet[1], flags) + options

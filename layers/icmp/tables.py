@@ -8,11 +8,11 @@ from collections import OrderedDict
 
 from msgspec.structs import replace
 
-from bus.core import State
-from bus.direct import DirectSockets
-from bus.ratelimit import TokenBucket
-from bus.records import SocketState
-from bus.routes import RouteTable
+from bus.layer import State
+from bus.messages import SocketState
+from layers.common.rate_limit import TokenBucket
+from layers.common.raw_transport import DirectSockets
+from layers.common.routes import RouteTable
 
 MAX_SOCKETS = 4096
 IDENTIFIERS = 65535  # 1 to 65535; 0 means "choose one"

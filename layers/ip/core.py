@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import random
 
-from bus import records as formats
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from layers.ip import orders
+from bus.layer import CounterWords, Send, State
+from layers.ip import admin
 from layers.ip.counters import Counters as C
+from layers.ip.demux import Uppers
 from layers.ip.groups import Groups
 from layers.ip.input import Input
 from layers.ip.output import Output
 from layers.ip.routing import Routing
-from layers.ip.uppers import Uppers
 
-PATHS_GO_TO = (table.ICMP, table.UDP, table.SOCKETS)
-ROUTES_GO_TO = (*PATHS_GO_TO, table.ARP)  # arp answers for our addresses; path MTUs are nothing to it
+PATHS_GO_TO = (topology.ICMP, topology.UDP, topology.SOCKETS)
+ROUTES_GO_TO = (*PATHS_GO_TO, topology.ARP)  # arp answers for our addresses; path MTUs are nothing to it
 
-PACKETS = (table.PACKET_CHECKED, table.PACKET, table.PACKET_GROUP, table.PACKET_SEGMENTS)
+PACKETS = (messages.PACKET_CHECKED, messages.PACKET, messages.PACKET_GROUP, messages.PACKET_SEGMENTS)
 
 
 class Core:
-    """Packets up, segments down, neighbours beside. See bus.core.ManagedCore."""
+    """Packets up, segments down, neighbours beside. See bus.layer.ManagedCore."""
 
     next_wake: float | None = None
 
@@ -40,7 +39,7 @@ class Core:
         self._input = Input(self._routing, self._groups, self._uppers, counters, config.epoch)
         self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.epoch,
                               config.offload)
-        raw = (table.RAW,) if "raw" in config.layers else ()
+        raw = (topology.RAW,) if "raw" in config.layers else ()
         self._paths_go_to, self._routes_go_to = (*PATHS_GO_TO, *raw), (*ROUTES_GO_TO, *raw)
         self._due: tuple[float | None, ...] = (None, None)  # from which `next_wake` follows
 
@@ -55,29 +54,29 @@ class Core:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Packets from link, segments from the transports, answers from arp."""
-        if kind == table.TRANSMIT:
+        if kind == messages.TRANSMIT:
             return self._output.transmit(records, now)
-        if kind == table.TRANSMIT_SEGMENTS:
+        if kind == messages.TRANSMIT_SEGMENTS:
             return self._output.transmit_segments(records, now)
         if kind in PACKETS:
-            deliver = self._input.deliver if kind != table.PACKET_SEGMENTS else self._input.deliver_segments
+            deliver = self._input.deliver if kind != messages.PACKET_SEGMENTS else self._input.deliver_segments
             sends = deliver(kind, records, now)
             if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:
                 self._set_wake()
             return sends
-        if kind in (table.NEIGHBOR, table.UNREACHABLE):
+        if kind in (messages.NEIGHBOR, messages.UNREACHABLE):
             return self._arp_told(kind, records, now)
-        if kind == table.FORGET:
+        if kind == messages.FORGET:
             self._output.forget(records)
-        elif kind == table.PATH_MTU:
+        elif kind == messages.PATH_MTU:
             return self._router_told(records, now)
-        elif kind == table.REDIRECT:
+        elif kind == messages.REDIRECT:
             return self._redirected(records, now)
-        elif kind == table.RAW_WANTED:
+        elif kind == messages.RAW_WANTED:
             for record in records:
                 self._uppers.want(record)
             self._output.rerouted()
-        elif kind == table.MEMBERSHIP:
+        elif kind == messages.MEMBERSHIP:
             reports = self._groups.listen(records, now)
             self._output.rerouted()
             self._set_wake()
@@ -96,12 +95,12 @@ class Core:
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """Tell it the routes; ask arp again what it may have forgotten."""
         sends = self._tell_routes(sender) if sender in self._routes_go_to else []
-        return sends + self._output.unresolved() if sender == table.ARP else sends
+        return sends + self._output.unresolved() if sender == topology.ARP else sends
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
         """Routes and addresses, listed and changed: see `orders`."""
         chosen = self._routing.chosen
-        answer = orders.execute(request, self._routing, now)
+        answer = admin.execute(request, self._routing, now)
         if self._routing.chosen is chosen:
             return answer, []
         self._input.rerouted()
@@ -111,7 +110,7 @@ class Core:
     def _arp_told(self, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Of neighbours; gateways among them may have failed, or be back."""
         announced = self._routing.announcement
-        if kind == table.NEIGHBOR:
+        if kind == messages.NEIGHBOR:
             sends = self._output.resolved(records, now)
         else:
             sends = self._output.unreachable(records, now)
@@ -120,10 +119,10 @@ class Core:
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
         news = False
         for record in records:
-            if len(record) != formats.PATH_MTU_RECORD.size:
+            if len(record) != messages.PATH_MTU_RECORD.size:
                 self._counters[C.bad_announcement] += 1
                 continue
-            destination, told, quoted_octets = formats.PATH_MTU_RECORD.unpack(record)
+            destination, told, quoted_octets = messages.PATH_MTU_RECORD.unpack(record)
             if not self._output.sends_to(destination):  # anybody can quote a packet that we never sent
                 self._counters[C.path_mtu_refused] += 1
             elif self._routing.router_told(int.from_bytes(destination, "big"), told, quoted_octets, now):
@@ -137,14 +136,14 @@ class Core:
     def _redirected(self, records: list[bytes], now: float) -> list[Send]:
         announced = self._routing.announcement
         for record in records:
-            if len(record) != formats.REDIRECT_RECORD.size:
+            if len(record) != messages.REDIRECT_RECORD.size:
                 self._counters[C.bad_announcement] += 1
                 continue
             if not self._output.sends_to(record[:4]):
                 self._counters[C.redirect_refused] += 1
             else:
                 destination, gateway, teller = (int.from_bytes(each, "big")
-                                                for each in formats.REDIRECT_RECORD.unpack(record))
+                                                for each in messages.REDIRECT_RECORD.unpack(record))
                 self._routing.redirect(destination, gateway, teller, now)
         if self._routing.announcement is announced:
             return []
@@ -153,7 +152,7 @@ class Core:
         return self._tell_routes(*self._paths_go_to)
 
     def _tell_routes(self, *neighbors: int) -> list[Send]:
-        return [(neighbor, table.ROUTES, self._routing.announcement) for neighbor in neighbors]
+        return [(neighbor, messages.ROUTES, self._routing.announcement) for neighbor in neighbors]
 
     def _set_wake(self) -> None:
         self._due = (self._input.next_expiry, self._groups.next_due, self._routing.next_expiry)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from struct import Struct
 
-from bus.ip_options import COPIED, join, walk
-from layers.ip.packet import HEADER_OCTETS, MORE_FRAGMENTS
+from packets.ip_options import COPIED, join, walk
+from packets.ipv4 import HEADER_OCTETS, MORE_FRAGMENTS
 
 # Version to TOS, total length, identification, flags and offset, TTL and protocol, checksum; the rest follows.
 _START = Struct("!2sH2sH2sH")
@@ -45,5 +45,5 @@ def _header(model: bytes, payload_octets: int, field: int) -> bytes:
     total = len(model) + payload_octets
     rest = model[_START.size :]
     number = int.from_bytes(start + identification + ttl_protocol + rest, "big") + total + field
-    # RFC 1071: as in bus.checksum; a sum is never zero here, so 0 modulo 65535 stands for 65535.
+    # RFC 1071: as in packets.checksum; a sum is never zero here, so 0 modulo 65535 stands for 65535.
     return _START.pack(start, total, identification, field, ttl_protocol, 65535 - (number % 65535 or 65535)) + rest

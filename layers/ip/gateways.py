@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from bus.core import State
+from bus.layer import State
 
 RETRY_S = 30.0  # between two questions for a dead gateway; as for one in use: neighbors.ASK_AGAIN_AFTER_S
 

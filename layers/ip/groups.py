@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import random
 
-from bus import records as formats
-from bus import table
-from bus.checksum import verifies
-from bus.core import CounterWords, Send, State
-from bus.records import Membership, SourceFilter
-from bus.routes import is_multicast
-from layers.ip import packet
+from bus import messages, topology
+from bus.layer import CounterWords, Send, State
+from bus.messages import Membership, SourceFilter
+from layers.common.routes import is_multicast
 from layers.ip.counters import Counters as C
 from layers.ip.igmp import NOTHING, Change, Filter, Igmp, Message, Querier
-from layers.ip.igmp_packet import (
-    ALL_SYSTEMS,
-    HEADER_OCTETS,
-    QUERY,
-    V1_REPORT,
-    V2_REPORT,
-    parse_query,
-)
 from layers.ip.routing import Routing
+from packets import ipv4
+from packets.checksum import verifies
+from packets.igmp import ALL_SYSTEMS, HEADER_OCTETS, QUERY, V1_REPORT, V2_REPORT, parse_query
 
 QUERIER_KEY = 3  # in durable state
 MEMBERS_KEYS = 2 << 32  # + handle: that socket's memberships
@@ -34,7 +26,7 @@ IGMP_TTL = 1  # RFC 3376 section 4
 IGMP_TOS = 0xC0  # RFC 3376 section 4: internetwork control
 ROUTER_ALERT = b"\x94\x04\0\0"  # RFC 2113 section 2.1
 
-_decode_querier = formats.decoder(Querier)
+_decode_querier = messages.decoder(Querier)
 
 
 class Groups:
@@ -47,7 +39,7 @@ class Groups:
         self._members: dict[bytes, dict[int, Filter]] = {}  # group -> filters by handle
         self._joined: dict[int, set[bytes]] = {}  # handle -> its groups
         self._filters: dict[bytes, Filter] = {}  # group -> what all of its members want together
-        room_octets = routing.mtu_octets - packet.HEADER_OCTETS - len(ROUTER_ALERT)
+        room_octets = routing.mtu_octets - ipv4.HEADER_OCTETS - len(ROUTER_ALERT)
         self._igmp = Igmp(self._filters, rng, room_octets)
 
     @property
@@ -62,7 +54,7 @@ class Groups:
                 if key == QUERIER_KEY:
                     self._igmp.querier = _decode_querier(self._state[key])
                 elif key >> 32 == MEMBERS_KEYS >> 32:
-                    self._take(formats.decode_membership(self._state[key]))
+                    self._take(messages.decode_membership(self._state[key]))
             except ValueError:
                 self._counters[C.state_unreadable] += 1
                 del self._state[key]
@@ -81,7 +73,7 @@ class Groups:
         sends: list[Send] = []
         for record in records:
             try:
-                membership = formats.decode_membership(record)
+                membership = messages.decode_membership(record)
                 changes = self._take(membership)
             except ValueError:
                 self._counters[C.bad_membership] += 1
@@ -92,8 +84,8 @@ class Groups:
             elif key in self._state:
                 del self._state[key]
             if membership.request:
-                done = formats.SocketReply(handle=membership.handle, request=membership.request)
-                sends.append((table.SOCKETS, table.SOCKET_REPLY, formats.encode(done)))
+                done = messages.SocketReply(handle=membership.handle, request=membership.request)
+                sends.append((topology.SOCKETS, messages.SOCKET_REPLY, messages.encode(done)))
             if changes:
                 sends += self._wrap(self._igmp.changed(changes, now))
         return sends
@@ -110,7 +102,7 @@ class Groups:
                 self._counters[C.igmp_malformed] += 1
                 return
             self._igmp.queried(query, now)
-            self._state[QUERIER_KEY] = formats.encode(self._igmp.querier)
+            self._state[QUERIER_KEY] = messages.encode(self._igmp.querier)
         elif message[0] in (V1_REPORT, V2_REPORT):
             self._igmp.overheard(message[4:8], now)
         else:
@@ -153,15 +145,15 @@ class Groups:
             changes.append((group, old, new))
         return changes
 
-    def _wrap(self, messages: list[Message]) -> list[Send]:
+    def _wrap(self, reports: list[Message]) -> list[Send]:
         own = self._routing.chosen.addresses
         source = own[0][0].to_bytes(4, "big") if own else bytes(4)  # RFC 3376 section 4.2.13
         sends: list[Send] = []
-        for destination, message in messages:
-            template = packet.header_template(source, destination, packet.IGMP, IGMP_TTL, IGMP_TOS, True)
-            octets = packet.HEADER_OCTETS + len(ROUTER_ALERT) + len(message)
-            built = packet.header_with_options(template, ROUTER_ALERT, octets, 0) + message
-            sends.append((table.LINK, table.PACKET_OUT, packet.group_mac(destination) + built))
+        for destination, message in reports:
+            template = ipv4.header_template(source, destination, ipv4.IGMP, IGMP_TTL, IGMP_TOS, True)
+            octets = ipv4.HEADER_OCTETS + len(ROUTER_ALERT) + len(message)
+            built = ipv4.header_with_options(template, ROUTER_ALERT, octets, 0) + message
+            sends.append((topology.LINK, messages.PACKET_OUT, ipv4.group_mac(destination) + built))
         self._counters[C.igmp_out] += len(sends)
         self._counters[C.packets_out] += len(sends)
         return sends

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from hashlib import blake2s
 
-from bus.core import State
+from bus.layer import State
 
 SECRET_KEY = 1  # in durable state: the hash must find the same series after a restart
 SERIES_KEYS = 3 << 32  # + number of a series: the last number of its block

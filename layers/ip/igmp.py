@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from layers.ip.igmp_packet import (
+from packets.igmp import (
     ALL_ROUTERS,
     ALLOW,
     BLOCK,

@@ -5,14 +5,14 @@ Owns the fragments of packets that are not whole yet, which a crash loses.
 
 from __future__ import annotations
 
-from bus import table
-from bus.checksum import verifies
-from bus.core import CounterWords, Send
-from bus.offload import UDP_HEADER_OCTETS, packets, settled
-from bus.records import SUPER_HEADER
-from bus.routes import is_multicast
-from layers.ip import packet
-from layers.ip.complaints import (
+from bus import messages, topology
+from bus.layer import CounterWords, Send
+from bus.messages import SUPER_HEADER
+from layers.common.routes import is_multicast
+from layers.ip.counters import Counters as C
+from layers.ip.demux import Uppers, copy_of
+from layers.ip.groups import Groups
+from layers.ip.local_errors import (
     PARAMETER_PROBLEM,
     PROTOCOL_UNREACHABLE,
     REASSEMBLY_TIMEOUT,
@@ -21,15 +21,15 @@ from layers.ip.complaints import (
     UPPER,
     complaint,
 )
-from layers.ip.counters import Counters as C
-from layers.ip.groups import Groups
 from layers.ip.options import examine
 from layers.ip.reassembly import Reassembly
 from layers.ip.routing import Routing
-from layers.ip.uppers import Uppers, copy_of
+from packets import ipv4
+from packets.checksum import verifies
+from packets.offload import UDP_HEADER_OCTETS, packets, settled
 
 SOURCES_MAX = 4096  # addresses remembered as those of single hosts; then it starts afresh
-FRAGMENT_HIGH = packet.FRAGMENT_MASK >> 8  # as much of the mask as stands in octet 6; octet 7 is all offset
+FRAGMENT_HIGH = ipv4.FRAGMENT_MASK >> 8  # as much of the mask as stands in octet 6; octet 7 is all offset
 
 
 class Input:
@@ -61,16 +61,16 @@ class Input:
         counters[C.packets_in] += len(records)
         for record in records:
             octets = len(record)
-            if octets < packet.HEADER_OCTETS:
+            if octets < ipv4.HEADER_OCTETS:
                 counters[C.truncated] += 1
                 continue
             header_octets = 20
-            if record[0] != packet.VERSION_4_NO_OPTIONS:
+            if record[0] != ipv4.VERSION_4_NO_OPTIONS:
                 if record[0] >> 4 != 4:
                     counters[C.bad_version] += 1
                     continue
                 header_octets = (record[0] & 15) * 4
-                if header_octets < packet.HEADER_OCTETS or header_octets > octets:
+                if header_octets < ipv4.HEADER_OCTETS or header_octets > octets:
                     counters[C.bad_header_length] += 1
                     continue
             total = record[2] << 8 | record[3]
@@ -86,10 +86,10 @@ class Input:
                 reach = self._group_kind(destination, record)
                 if not reach:
                     continue
-                if kind == table.PACKET_CHECKED:
+                if kind == messages.PACKET_CHECKED:
                     record = settled(record[:total])
                     octets = total
-            elif kind == table.PACKET_GROUP:
+            elif kind == messages.PACKET_GROUP:
                 counters[C.unicast_in_group_frame] += 1
                 continue
             source = record[12:16]
@@ -103,8 +103,8 @@ class Input:
                 if whole is None:
                     continue
                 record = whole
-                if reach == table.PACKET_CHECKED:
-                    reach = table.PACKET  # what was said of the checksum was said of the packet as it came
+                if reach == messages.PACKET_CHECKED:
+                    reach = messages.PACKET  # what was said of the checksum was said of the packet as it came
             upper = sole.get(record[9])
             if upper is None:
                 self._deliver_otherwise(reach, record, now, sends)
@@ -118,14 +118,14 @@ class Input:
         copied = protocol in self._uppers.wanted
         if copied:
             self._counters[C.copied] += 1
-            sends.append(copy_of(reach, settled(record) if reach == table.PACKET_CHECKED else record))
-        if protocol == packet.IGMP:
+            sends.append(copy_of(reach, settled(record) if reach == messages.PACKET_CHECKED else record))
+        if protocol == ipv4.IGMP:
             self._groups.heard(record, now)
         elif protocol in UPPER:
             sends.append((UPPER[protocol], reach, record))
         elif not copied:
             self._counters[C.unknown_protocol] += 1
-            if reach != table.PACKET_GROUP:  # RFC 1122 section 3.2.2.1: SHOULD be answered by protocol unreachable
+            if reach != messages.PACKET_GROUP:  # RFC 1122 section 3.2.2.1: SHOULD be answered by protocol unreachable
                 sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, record))
 
     def deliver_segments(self, kind: int, records: list[bytes], now: float) -> list[Send]:
@@ -135,25 +135,25 @@ class Input:
         for record in records:
             size, group = SUPER_HEADER.unpack_from(record) if len(record) > start else (0, 0)
             whole = record[start:]
-            if len(whole) <= packet.HEADER_OCTETS + UDP_HEADER_OCTETS or not size or whole[9] != packet.UDP:
+            if len(whole) <= ipv4.HEADER_OCTETS + UDP_HEADER_OCTETS or not size or whole[9] != ipv4.UDP:
                 self._counters[C.packets_in] += 1
                 self._counters[C.truncated] += 1
-            elif (group or whole[0] != packet.VERSION_4_NO_OPTIONS or whole[16:20] not in self._routing.own
-                    or packet.UDP in self._uppers.wanted):
-                kind = table.PACKET_GROUP if group else table.PACKET
+            elif (group or whole[0] != ipv4.VERSION_4_NO_OPTIONS or whole[16:20] not in self._routing.own
+                    or ipv4.UDP in self._uppers.wanted):
+                kind = messages.PACKET_GROUP if group else messages.PACKET
                 sends += self.deliver(kind, packets(whole, size), now)
             else:
-                for send in self.deliver(table.PACKET_CHECKED, [whole], now):
-                    if send[:2] == (table.UDP, table.PACKET_CHECKED):
-                        send = table.UDP, table.PACKET_SEGMENTS, record[:start] + send[2]
+                for send in self.deliver(messages.PACKET_CHECKED, [whole], now):
+                    if send[:2] == (topology.UDP, messages.PACKET_CHECKED):
+                        send = topology.UDP, messages.PACKET_SEGMENTS, record[:start] + send[2]
                     sends.append(send)
-                self._counters[C.packets_in] += (len(whole) - packet.HEADER_OCTETS - UDP_HEADER_OCTETS - 1) // size
+                self._counters[C.packets_in] += (len(whole) - ipv4.HEADER_OCTETS - UDP_HEADER_OCTETS - 1) // size
         return sends
 
     def _unwrap(self, record: bytes, header_octets: int, reach: int, now: float, sends: list[Send]) -> bytes | None:
         """Look into options, put fragments together: the packet that is to be delivered, if there is one now."""
-        if header_octets != packet.HEADER_OCTETS:
-            ours = record[16:20] if reach != table.PACKET_GROUP else None
+        if header_octets != ipv4.HEADER_OCTETS:
+            ours = record[16:20] if reach != messages.PACKET_GROUP else None
             header, problem, source_routed = examine(record[:header_octets], ours, now + self._epoch)
             if source_routed:
                 self._counters[C.source_routed] += 1
@@ -174,7 +174,7 @@ class Input:
     def _is_host(self, source: bytes) -> bool:
         """Whether `source` can be that of one other host; remembered, for it is asked about every packet."""
         number = int.from_bytes(source, "big")
-        if (source in self._routing.own or packet.source_is_martian(source) or is_multicast(number)
+        if (source in self._routing.own or ipv4.source_is_martian(source) or is_multicast(number)
                 or self._routing.table.is_broadcast(number)):
             return False
         if len(self._sources) >= SOURCES_MAX:
@@ -190,11 +190,11 @@ class Input:
         number = int.from_bytes(destination, "big")
         if is_multicast(number):
             # RFC 1112 section 7.2: only joined groups. IGMP is about a group, not of one of its sources.
-            if self._groups.accepts(destination, record[12:16] if record[9] != packet.IGMP else None):
-                return table.PACKET_GROUP
+            if self._groups.accepts(destination, record[12:16] if record[9] != ipv4.IGMP else None):
+                return messages.PACKET_GROUP
             self._counters[C.other_group] += 1
         elif self._routing.table.is_broadcast(number):
-            return table.PACKET_GROUP
+            return messages.PACKET_GROUP
         else:
             self._counters[C.other_destination] += 1
         return 0
@@ -202,4 +202,4 @@ class Input:
 
 def _is_unnumbered_router(record: bytes) -> bool:
     """RFC 4541 section 2.1.1: who asks in a router's place, a switch for one, may have no address."""
-    return record[9] == packet.IGMP and record[12:16] == bytes(4)
+    return record[9] == ipv4.IGMP and record[12:16] == bytes(4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from bus.core import CounterWords, State
+from bus.layer import CounterWords, State
 from layers.ip.counters import Counters
 
 ASK_AGAIN_AFTER_S = 30.0  # half of arp's age limit: a neighbour in use is verified before it expires

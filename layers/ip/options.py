@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bus.clock import time_of_day
-from bus.ip_options import LOOSE_SOURCE_ROUTE, RECORD_ROUTE, STRICT_SOURCE_ROUTE, TIMESTAMP, walk
-from layers.ip.packet import HEADER_OCTETS, with_checksum
+from packets.ip_options import LOOSE_SOURCE_ROUTE, RECORD_ROUTE, STRICT_SOURCE_ROUTE, TIMESTAMP, walk
+from packets.ipv4 import HEADER_OCTETS, with_checksum
+from packets.time_of_day import time_of_day
 
 POINTER = 2  # offset in a record route or timestamp option: where its next slot is, counted from 1
 OVERFLOW_FLAG = 3  # offset in a timestamp option: overflow count, flag

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import random
 
-from bus import records as formats
-from bus import table
+from bus import messages, topology
 from bus.config import SEGMENTATION
-from bus.core import CounterWords, Send, State
-from bus.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
-from bus.ip_options import TRANSMIT_RECORD, TRANSMIT_WORDS
-from bus.offload import UDP_HEADER_OCTETS, complete, segments, settled
-from bus.routes import is_multicast
-from layers.ip import packet
-from layers.ip.complaints import (
+from bus.layer import CounterWords, Send, State
+from layers.common.routes import is_multicast
+from layers.ip.counters import Counters as C
+from layers.ip.demux import Uppers, copy_of
+from layers.ip.fragments import split
+from layers.ip.groups import Groups
+from layers.ip.identification import Identifications, Series
+from layers.ip.local_errors import (
     FRAGMENTATION_NEEDED,
     HOST_UNREACHABLE,
     NET_UNREACHABLE,
@@ -27,21 +27,20 @@ from layers.ip.complaints import (
     complaint,
     local_error,
 )
-from layers.ip.counters import Counters as C
-from layers.ip.fragments import split
-from layers.ip.groups import Groups
-from layers.ip.identification import Identifications, Series
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
 from layers.ip.options import examine
 from layers.ip.routing import Routing
-from layers.ip.uppers import Uppers, copy_of
+from packets import ipv4
+from packets.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
+from packets.ip_options import TRANSMIT_RECORD, TRANSMIT_WORDS
+from packets.offload import UDP_HEADER_OCTETS, complete, segments, settled
 
 FLOWS_MAX = 4096
 NOBODY = Neighbor(b"")  # the next hop of what loops and goes no further
 BROADCAST_MAC = b"\xff" * 6
-TRANSMIT_OCTETS = formats.TRANSMIT_HEADER.size
-SEGMENTS_OCTETS_MIN = formats.SEGMENT_SIZE.size + TRANSMIT_OCTETS + UDP_HEADER_OCTETS
-GROWTH_OCTETS = packet.HEADER_OCTETS - TRANSMIT_OCTETS  # from a TRANSMIT record to its packet
+TRANSMIT_OCTETS = messages.TRANSMIT_HEADER.size
+SEGMENTS_OCTETS_MIN = messages.SEGMENT_SIZE.size + TRANSMIT_OCTETS + UDP_HEADER_OCTETS
+GROWTH_OCTETS = ipv4.HEADER_OCTETS - TRANSMIT_OCTETS  # from a TRANSMIT record to its packet
 
 
 class Flow:
@@ -55,15 +54,15 @@ class Flow:
                  neighbor: Neighbor | None, loops: bool, mtu_octets: int) -> None:
         self.template = template
         self.series = series  # of identification numbers
-        self.template_sum = packet.header_sum(template)
-        self.start, self.middle, self.end = packet.parts(template)
+        self.template_sum = ipv4.header_sum(template)
+        self.start, self.middle, self.end = ipv4.parts(template)
         self.dont_fragment = dont_fragment
-        self.may_fragment = bool(flags & formats.TRANSMIT_MAY_FRAGMENT)
-        self.options = bool(flags & formats.TRANSMIT_OPTIONS)
-        self.crafted = bool(flags & formats.TRANSMIT_WHOLE)
-        self.partial = bool(flags & formats.TRANSMIT_PARTIAL)
-        self.kind_up = table.PACKET_CHECKED if self.partial else table.PACKET  # of what needs nothing but its header
-        self.kind_out = table.PACKET_OUT_PARTIAL if self.partial else table.PACKET_OUT
+        self.may_fragment = bool(flags & messages.TRANSMIT_MAY_FRAGMENT)
+        self.options = bool(flags & messages.TRANSMIT_OPTIONS)
+        self.crafted = bool(flags & messages.TRANSMIT_WHOLE)
+        self.partial = bool(flags & messages.TRANSMIT_PARTIAL)
+        self.kind_up = messages.PACKET_CHECKED if self.partial else messages.PACKET  # needs but its header
+        self.kind_out = messages.PACKET_OUT_PARTIAL if self.partial else messages.PACKET_OUT
         self.upper = upper
         self.neighbor = neighbor
         self.loops = loops
@@ -104,7 +103,7 @@ class Output:
     def transmit(self, records: list[bytes], now: float) -> list[Send]:
         """TRANSMIT records."""
         # The hot path: as finish_header does, without the call. Locals, and no call that a known flow can do without.
-        flows, pack = self._flows, packet.PARTS.pack
+        flows, pack = self._flows, ipv4.PARTS.pack
         sends: list[Send] = []
         sent = looped = 0
         for record in records:
@@ -128,7 +127,7 @@ class Output:
                 mac = self._ask(flow, built, now, sends)
                 if mac is None:
                     continue
-            sends.append((table.LINK, flow.kind_out, mac + built))
+            sends.append((topology.LINK, flow.kind_out, mac + built))
             sent += 1
         self._counters[C.packets_out] += sent
         self._counters[C.looped] += looped
@@ -138,11 +137,11 @@ class Output:
         """TRANSMIT_SEGMENTS records: each goes on in one piece where all of its datagrams need but their headers."""
         sends: list[Send] = []
         for record in records:
-            (size,) = formats.SEGMENT_SIZE.unpack_from(record) if len(record) > SEGMENTS_OCTETS_MIN else (0,)
+            (size,) = messages.SEGMENT_SIZE.unpack_from(record) if len(record) > SEGMENTS_OCTETS_MIN else (0,)
             if not size:
                 self._counters[C.bad_transmit] += 1
                 continue
-            request = record[formats.SEGMENT_SIZE.size :]
+            request = record[messages.SEGMENT_SIZE.size :]
             flow = self._flows.get(request[:12]) or self._new_flow(request[:12], request, sends)
             if flow is None:
                 continue
@@ -155,26 +154,26 @@ class Output:
     def _transmit_whole(self, flow: Flow, size: int, request: bytes, now: float, sends: list[Send]) -> bool:
         """Send a super-packet; False where it has to be cut here."""
         length = len(request) + GROWTH_OCTETS
-        headers_octets = packet.HEADER_OCTETS + UDP_HEADER_OCTETS
-        if not flow.partial or headers_octets + size > flow.plain_octets or length > packet.LENGTH_MAX:
+        headers_octets = ipv4.HEADER_OCTETS + UDP_HEADER_OCTETS
+        if not flow.partial or headers_octets + size > flow.plain_octets or length > ipv4.LENGTH_MAX:
             return False
         neighbor = flow.neighbor
         if neighbor is not None and (neighbor.mac is None or SEGMENTATION not in self._offload):
             return False
         count = -(-(length - headers_octets) // size)
         identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each datagram gets the next
-        header = packet.finish_header(flow.template, flow.template_sum, length, identification)
+        header = ipv4.finish_header(flow.template, flow.template_sum, length, identification)
         segment = request[TRANSMIT_OCTETS:]
         if neighbor is None:
-            head = formats.SUPER_HEADER.pack(size, 0)
-            sends.append((flow.upper, table.PACKET_SEGMENTS, b"".join((head, header, segment))))  # type: ignore[arg-type]
+            head = messages.SUPER_HEADER.pack(size, 0)
+            sends.append((flow.upper, messages.PACKET_SEGMENTS, b"".join((head, header, segment))))  # type: ignore[arg-type]
             self._counters[C.looped] += count
             return True
         if now > neighbor.ask_again_at:
             self._ask(flow, b"", now, sends)  # its address is known, so nothing waits
-        head = formats.SEGMENT_SIZE.pack(size)
+        head = messages.SEGMENT_SIZE.pack(size)
         built = b"".join((head, neighbor.mac, header, segment))  # type: ignore[arg-type]  # looked at above
-        sends.append((table.LINK, table.PACKET_OUT_SEGMENTS, built))
+        sends.append((topology.LINK, messages.PACKET_OUT_SEGMENTS, built))
         self._counters[C.packets_out] += count
         return True
 
@@ -192,13 +191,13 @@ class Output:
             records = bool(record[TRANSMIT_OCTETS] & TRANSMIT_RECORD)
         if flow.partial:
             segment = complete(segment)
-        length = packet.HEADER_OCTETS + len(options) + len(segment)
-        if length > packet.LENGTH_MAX:
+        length = ipv4.HEADER_OCTETS + len(options) + len(segment)
+        if length > ipv4.LENGTH_MAX:
             self._counters[C.over_length] += 1
             return 0
         too_long = length > flow.mtu_octets
         identification = 0 if flow.dont_fragment and not too_long else flow.series.next(now)
-        header = packet.header_with_options(flow.template, options, length, identification)
+        header = ipv4.header_with_options(flow.template, options, length, identification)
         if records:
             header = examine(header, header[12:16], now + self._epoch, ours_to_send=True).header
         built = header + segment
@@ -218,19 +217,19 @@ class Output:
     def _transmit_crafted(self, flow: Flow, given: bytes, now: float, sends: list[Send]) -> int:
         """A packet that an application made, header and all (ip(7), IP_HDRINCL): never fragmented."""
         counters = self._counters
-        if packet.header_octets(given) > len(given) or len(given) < packet.HEADER_OCTETS:
+        if ipv4.header_octets(given) > len(given) or len(given) < ipv4.HEADER_OCTETS:
             counters[C.bad_crafted] += 1
             return 0
-        if len(given) > packet.LENGTH_MAX:
+        if len(given) > ipv4.LENGTH_MAX:
             counters[C.over_length] += 1
             return 0
-        built = packet.completed(given, flow.template[12:16], flow.series.next(now))
+        built = ipv4.completed(given, flow.template[12:16], flow.series.next(now))
         if len(given) > flow.mtu_octets:
             counters[C.over_mtu] += 1
             sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
             return 0
         if flow.loops:
-            if packet.is_fragment(built) or (flow.neighbor is None and built[16:20] != flow.template[16:20]):
+            if ipv4.is_fragment(built) or (flow.neighbor is None and built[16:20] != flow.template[16:20]):
                 counters[C.bad_crafted] += 1
                 return 0
             self._loop(flow, built, sends)
@@ -240,7 +239,7 @@ class Output:
 
     def _loop(self, flow: Flow, built: bytes, sends: list[Send]) -> None:
         self._counters[C.looped] += 1
-        kind = table.PACKET if flow.neighbor is None else table.PACKET_GROUP
+        kind = messages.PACKET if flow.neighbor is None else messages.PACKET_GROUP
         copied = built[9] in self._uppers.wanted
         if copied:
             self._counters[C.copied] += 1
@@ -259,7 +258,7 @@ class Output:
             mac = self._ask(flow, built, now, sends)
             if mac is None:
                 return 0
-        sends.append((table.LINK, table.PACKET_OUT, mac + built))
+        sends.append((topology.LINK, messages.PACKET_OUT, mac + built))
         return 1
 
     # -- flows -----------------------------------------------------------------------------------------------------
@@ -269,7 +268,7 @@ class Output:
         if len(record) < TRANSMIT_OCTETS:
             self._counters[C.bad_transmit] += 1
             return None
-        source, destination, protocol, ttl, tos, flags = formats.TRANSMIT_HEADER.unpack_from(record)
+        source, destination, protocol, ttl, tos, flags = messages.TRANSMIT_HEADER.unpack_from(record)
         routes = self._routing.table
         to = int.from_bytes(destination, "big")
         if source == bytes(4):
@@ -278,16 +277,16 @@ class Output:
             self._counters[C.bad_transmit] += 1
             return None
         upper, series = UPPER.get(protocol), self._identifications.series(source, destination, protocol)
-        dont_fragment = bool(flags & formats.TRANSMIT_DONT_FRAGMENT)
+        dont_fragment = bool(flags & messages.TRANSMIT_DONT_FRAGMENT)
         if routes.is_local(to):
-            template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, series, flags, dont_fragment, upper, None, True, packet.LENGTH_MAX)
+            template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
+            flow = Flow(template, series, flags, dont_fragment, upper, None, True, ipv4.LENGTH_MAX)
         else:
             way = self._way(to, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
             if way is None or source[0] == 127 or source == bytes(4):
                 self._counters[C.no_route] += 1
-                template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
+                template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
                 sends += self._no_route(template, flags, record)
                 return None
             neighbor, mtu_octets, loops, capped = way
@@ -300,8 +299,8 @@ class Output:
                     return None
                 neighbor = NOBODY
             # What is left of DF on a path that carries less than we are willing to send: see paths.Path.
-            dont_fragment = dont_fragment and not (capped and flags & formats.TRANSMIT_MAY_FRAGMENT)
-            template = packet.header_template(source, destination, protocol, ttl, tos, dont_fragment)
+            dont_fragment = dont_fragment and not (capped and flags & messages.TRANSMIT_MAY_FRAGMENT)
+            template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
             flow = Flow(template, series, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
         if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
             self._flows.clear()
@@ -314,9 +313,9 @@ class Output:
 
     def _no_route(self, template: bytes, flags: int, record: bytes) -> list[Send]:
         length = len(record) + GROWTH_OCTETS
-        if length > packet.LENGTH_MAX or flags & (formats.TRANSMIT_OPTIONS | formats.TRANSMIT_WHOLE):
+        if length > ipv4.LENGTH_MAX or flags & (messages.TRANSMIT_OPTIONS | messages.TRANSMIT_WHOLE):
             return []
-        header = packet.finish_header(template, packet.header_sum(template), length, 0)
+        header = ipv4.finish_header(template, ipv4.header_sum(template), length, 0)
         return local_error(NET_UNREACHABLE, header + record[TRANSMIT_OCTETS:], self._uppers.wanted)
 
     def _way(self, to: int, source: bytes, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
@@ -325,16 +324,16 @@ class Output:
         route = routing.table.lookup(to)
         mtu_octets = route.mtu if route is not None else routing.mtu_octets
         if routing.table.is_broadcast(to):
-            permitted = flags & formats.TRANSMIT_BROADCAST
+            permitted = flags & messages.TRANSMIT_BROADCAST
             return _group_neighbor(BROADCAST_MAC) if permitted else None, mtu_octets, True, False
         if is_multicast(to):
             group = to.to_bytes(4, "big")
-            loops = bool(flags & formats.TRANSMIT_LOOP) and self._groups.accepts(group, source)
-            return _group_neighbor(packet.group_mac(group)), mtu_octets, loops, False
+            loops = bool(flags & messages.TRANSMIT_LOOP) and self._groups.accepts(group, source)
+            return _group_neighbor(ipv4.group_mac(group)), mtu_octets, loops, False
         if route is None:
             return None
         capped = False
-        if flags & formats.TRANSMIT_IGNORE_PATH_MTU:
+        if flags & messages.TRANSMIT_IGNORE_PATH_MTU:
             mtu_octets = routing.mtu_octets
         else:
             mtu_octets, capped = routing.mtu_to(to, route)
@@ -354,10 +353,10 @@ class Output:
 
     def _resolve(self, neighbor: Neighbor, now: float, sends: list[Send]) -> None:
         neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
-        sends.append((table.ARP, table.RESOLVE, neighbor.address))
+        sends.append((topology.ARP, messages.RESOLVE, neighbor.address))
         # RFC 1122 section 3.3.1.4: whether a dead gateway is back is asked only while something is sent
         due = self._routing.gateways.due(now)
-        sends += [(table.ARP, table.RESOLVE, gateway.to_bytes(4, "big")) for gateway in due]
+        sends += [(topology.ARP, messages.RESOLVE, gateway.to_bytes(4, "big")) for gateway in due]
 
     def _keep(self, neighbor: Neighbor, built: bytes) -> None:
         """Let a packet wait; the latest are kept."""
@@ -369,7 +368,7 @@ class Output:
 
     def unresolved(self) -> list[Send]:
         """Ask again for what somebody waits for."""
-        return [(table.ARP, table.RESOLVE, neighbor.address) for neighbor in self._neighbors.unresolved()]
+        return [(topology.ARP, messages.RESOLVE, neighbor.address) for neighbor in self._neighbors.unresolved()]
 
     def resolved(self, records: list[bytes], now: float) -> list[Send]:
         """NEIGHBOR records: what waited goes."""
@@ -382,7 +381,7 @@ class Output:
                 self.rerouted()
             mac = record[4:]
             neighbor = self._neighbors.learn(record[:4], mac, now)
-            sends += [(table.LINK, table.PACKET_OUT, mac + built) for built in neighbor.waiting]
+            sends += [(topology.LINK, messages.PACKET_OUT, mac + built) for built in neighbor.waiting]
             self._counters[C.packets_out] += len(neighbor.waiting)
             neighbor.waiting.clear()
         return sends
@@ -418,7 +417,7 @@ class Output:
         if neighbor.mac is None:
             self._keep(neighbor, built)
         else:
-            sends.append((table.LINK, table.PACKET_OUT, neighbor.mac + built))
+            sends.append((topology.LINK, messages.PACKET_OUT, neighbor.mac + built))
             self._counters[C.packets_out] += 1
         return True
 

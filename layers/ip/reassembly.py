@@ -12,9 +12,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 
-from bus.core import CounterWords
+from bus.layer import CounterWords
 from layers.ip.counters import Counters as C
-from layers.ip.packet import HEADER_OCTETS, LENGTH_MAX, MORE_FRAGMENTS, with_checksum
+from packets.ipv4 import HEADER_OCTETS, LENGTH_MAX, MORE_FRAGMENTS, with_checksum
 
 # Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks: on fast
 # ones identification numbers come round within seconds (RFC 4963), and the longer fragments wait, the likelier they

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from bus.core import State
-from bus.records import decoder, encode
+from bus.layer import State
+from bus.messages import decoder, encode
 
 AGE_LIMIT_S = 300.0  # Linux: net.ipv4.route.gc_timeout, which redirects live
 REDIRECTS_MAX = 256  # each is a route that all layers above are told of

@@ -11,15 +11,15 @@ from collections.abc import Container, Iterable
 
 from msgspec.structs import replace
 
-from bus import records as formats
+from bus import messages
 from bus.config import StackConfig
-from bus.core import CounterWords, State
-from bus.ratelimit import TokenBucket
-from bus.records import Route, Routes
-from bus.routes import ALL_ONES, ANY, BROADCAST_PREFIX_MAX, RouteTable, mask
+from bus.layer import CounterWords, State
+from bus.messages import Route, Routes
+from layers.common.rate_limit import TokenBucket
+from layers.common.routes import ALL_ONES, ANY, BROADCAST_PREFIX_MAX, RouteTable, mask
 from layers.ip.counters import Counters as C
 from layers.ip.gateways import Gateways
-from layers.ip.paths import Paths
+from layers.ip.path_mtu import Paths
 from layers.ip.redirects import Redirects
 
 ROUTES_KEY = 0  # in durable state
@@ -37,7 +37,7 @@ class _Stored(Routes, frozen=True):
     order: int = 0
 
 
-_decode = formats.decoder(_Stored)
+_decode = messages.decoder(_Stored)
 
 
 def configured(config: StackConfig) -> Routes:
@@ -157,7 +157,7 @@ class Routing:
         self.redirects.forget()  # as Linux: they were told about the routes as they were
         self._adopt(chosen)
         self.last_order = order
-        self._state[ROUTES_KEY] = formats.encode(_Stored(chosen.addresses, chosen.routes, order))
+        self._state[ROUTES_KEY] = messages.encode(_Stored(chosen.addresses, chosen.routes, order))
 
     def _adopt(self, chosen: Routes) -> None:
         self.table = RouteTable(self._redirected(effective(chosen, self.mtu_octets, self.gateways)))
@@ -168,7 +168,7 @@ class Routing:
 
     def _announce(self) -> None:
         routes = self.table.announced
-        self.announcement = formats.encode(Routes(routes.addresses, [*self.path_routes(), *routes.routes]))
+        self.announcement = messages.encode(Routes(routes.addresses, [*self.path_routes(), *routes.routes]))
 
     def path_routes(self) -> list[Route]:
         """A route for each destination whose path MTU is below that of its route."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bus.medium import Medium
-from bus.memory import Words
-from bus.process import Birth, serve
+from bus.durable.layout import Words
+from bus.runtime.device import Medium
+from bus.runtime.process import Birth, serve
 from layers.link.core import Core
 from layers.link.counters import Counters
 from layers.link.tap import Tap
-from layers.link.wire import Wire
+from layers.link.wire_port import Wire
 
 
 def medium(birth: Birth) -> Medium:

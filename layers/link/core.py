@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from bus.offload import UDP, complete
-from bus.records import SEGMENT_SIZE, SUPER_HEADER
-from layers.link import packet, vnet
+from bus.layer import CounterWords, Send, State
+from bus.messages import SEGMENT_SIZE, SUPER_HEADER
 from layers.link.counters import Counters as C
-from layers.link.joining import Joiner
+from layers.link.gro import Joiner
+from packets import ethernet, vnet
+from packets.offload import UDP, complete
 
 
 class Core:
@@ -32,15 +32,15 @@ class Core:
         self._offload = bool(config.offload)  # then a virtio_net_hdr precedes each frame, both ways
         self._joiner = Joiner()
         head = vnet.HEADER_OCTETS if self._offload else 0
-        self._frame_octets = range(head + packet.HEADER_OCTETS, head + packet.HEADER_OCTETS + config.mtu + 1)
+        self._frame_octets = range(head + ethernet.HEADER_OCTETS, head + ethernet.HEADER_OCTETS + config.mtu + 1)
         # Where destination, source, type and content stand: slices of a frame, which are as fast as with constants.
         ends = (head, head + 6, head + 12, head + 14, None)
         self._parts = tuple(slice(*each) for each in pairwise(ends))
-        before, tail = vnet.PLAIN[:head], config.mac + packet.TYPE_IPV4
+        before, tail = vnet.PLAIN[:head], config.mac + ethernet.TYPE_IPV4
         # What stands before a destination and behind it, by kind.
-        self._around = {table.PACKET_OUT: (before, tail), table.ARP_OUT: (before, config.mac + packet.TYPE_ARP)}
+        self._around = {messages.PACKET_OUT: (before, tail), messages.ARP_OUT: (before, config.mac + ethernet.TYPE_ARP)}
         if self._offload:
-            self._around[table.PACKET_OUT_PARTIAL] = vnet.PARTIAL_UDP, tail
+            self._around[messages.PACKET_OUT_PARTIAL] = vnet.PARTIAL_UDP, tail
 
     def start(self, now: float) -> list[Send]:
         """Nothing to announce."""
@@ -56,9 +56,9 @@ class Core:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Frames from the medium, or packets from arp and ip."""
-        if sender == table.MEDIUM:
+        if sender == topology.MEDIUM:
             return self._up(records)
-        return self._down_segments(records) if kind == table.PACKET_OUT_SEGMENTS else self._down(kind, records)
+        return self._down_segments(records) if kind == messages.PACKET_OUT_SEGMENTS else self._down(kind, records)
 
     def _up(self, frames: list[bytes]) -> list[Send]:
         counters, mac, offload = self._counters, self._mac, self._offload
@@ -84,20 +84,20 @@ class Core:
                 counters[C.own_source] += 1
                 continue
             ethertype = frame[kind_of_packet]
-            if ethertype == packet.TYPE_IPV4:
+            if ethertype == ethernet.TYPE_IPV4:
                 if offload and frame[:10] != vnet.PLAIN:
                     if frame[:10] != vnet.PARTIAL_UDP or group:
                         self._joiner.flush(sends)  # this one may be of the same flow: it must not overtake
                         self._up_offloaded(frame, group, sends)
                     elif joiner is None:
-                        sends.append((table.IP, table.PACKET_CHECKED, frame[rest]))
+                        sends.append((topology.IP, messages.PACKET_CHECKED, frame[rest]))
                     else:
                         joiner.add(frame, sends)
                     continue
                 self._joiner.flush(sends)
-                sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, frame[rest]))
-            elif ethertype == packet.TYPE_ARP:
-                sends.append((table.ARP, table.ARP_IN, frame[rest]))
+                sends.append((topology.IP, messages.PACKET_GROUP if group else messages.PACKET, frame[rest]))
+            elif ethertype == ethernet.TYPE_ARP:
+                sends.append((topology.ARP, messages.ARP_IN, frame[rest]))
             else:
                 self._joiner.flush(sends)
                 self._up_ieee802(ethertype, frame[rest], group, sends)
@@ -107,31 +107,31 @@ class Core:
 
     def _up_ieee802(self, ethertype: bytes, content: bytes, group: bool, sends: list[Send]) -> None:
         """RFC 1122 section 2.3.3: SHOULD take RFC 1042 packets, intermixed with those of RFC 894."""
-        ethertype, content = packet.from_ieee802(ethertype, content)
-        if ethertype == packet.TYPE_IPV4:
-            sends.append((table.IP, table.PACKET_GROUP if group else table.PACKET, content))
-        elif ethertype == packet.TYPE_ARP:
-            sends.append((table.ARP, table.ARP_IN, content))
+        ethertype, content = ethernet.from_ieee802(ethertype, content)
+        if ethertype == ethernet.TYPE_IPV4:
+            sends.append((topology.IP, messages.PACKET_GROUP if group else messages.PACKET, content))
+        elif ethertype == ethernet.TYPE_ARP:
+            sends.append((topology.ARP, messages.ARP_IN, content))
         else:
             self._counters[C.unknown_type] += 1
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
         """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or UDP for us and partial."""
         flags, gso, _, size, start, offset = vnet.HEADER.unpack_from(frame)
-        content = frame[vnet.HEADER_OCTETS + packet.HEADER_OCTETS :]
-        kind = table.PACKET_GROUP if group else table.PACKET
+        content = frame[vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS :]
+        kind = messages.PACKET_GROUP if group else messages.PACKET
         if gso == vnet.GSO_NONE and flags & vnet.NEEDS_CHECKSUM:
-            at = start - packet.HEADER_OCTETS
+            at = start - ethernet.HEADER_OCTETS
             if not 0 <= at <= at + offset <= len(content) - 2:
                 self._counters[C.bad_offload] += 1
                 return
-            sends.append((table.IP, kind, content[:at] + complete(content[at:], offset)))
+            sends.append((topology.IP, kind, content[:at] + complete(content[at:], offset)))
         elif gso == vnet.GSO_NONE:
             if flags & vnet.DATA_VALID and not group and content[9:10] == bytes((UDP,)):
-                kind = table.PACKET_CHECKED
-            sends.append((table.IP, kind, content))
+                kind = messages.PACKET_CHECKED
+            sends.append((topology.IP, kind, content))
         elif vnet.is_udp_super(flags, gso, size, offset):
-            sends.append((table.IP, table.PACKET_SEGMENTS, SUPER_HEADER.pack(size, group) + content))
+            sends.append((topology.IP, messages.PACKET_SEGMENTS, SUPER_HEADER.pack(size, group) + content))
         else:
             self._counters[C.bad_offload] += 1
 
@@ -143,24 +143,24 @@ class Core:
             return sends
         before, tail = self._around[kind]
         for record in records:
-            if not packet.MAC_OCTETS < len(record) <= packet.MAC_OCTETS + self._mtu_octets:
+            if not ethernet.MAC_OCTETS < len(record) <= ethernet.MAC_OCTETS + self._mtu_octets:
                 counters[C.bad_request] += 1
                 continue
-            payload = packet.pad(record[6:]) if self._pads else record[6:]
-            sends.append((table.MEDIUM, table.ETHERNET, before + record[:6] + tail + payload))
+            payload = ethernet.pad(record[6:]) if self._pads else record[6:]
+            sends.append((topology.MEDIUM, messages.ETHERNET, before + record[:6] + tail + payload))
         counters[C.frames_out] += len(sends)
         return sends
 
     def _down_segments(self, records: list[bytes]) -> list[Send]:
-        tail = self._around[table.PACKET_OUT][1]
+        tail = self._around[messages.PACKET_OUT][1]
         sends: list[Send] = []
         start = SEGMENT_SIZE.size
         for record in records:
-            size = SEGMENT_SIZE.unpack_from(record)[0] if len(record) > start + packet.MAC_OCTETS else 0
+            size = SEGMENT_SIZE.unpack_from(record)[0] if len(record) > start + ethernet.MAC_OCTETS else 0
             if not size or not self._offload:
                 self._counters[C.bad_request] += 1
                 continue
             frame = b"".join((vnet.super_header(size), record[start : start + 6], tail, record[start + 6 :]))
-            sends.append((table.MEDIUM, table.ETHERNET, frame))
+            sends.append((topology.MEDIUM, messages.ETHERNET, frame))
         self._counters[C.frames_out] += len(sends)
         return sends

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from bus import memory
-from bus.batch import BLANK, OCTETS_MAX, Batch
-from bus.core import CounterWords
-from layers.link import packet, vnet
+from bus.durable import layout
+from bus.durable.rx_log import BLANK, OCTETS_MAX, Batch
+from bus.layer import CounterWords
 from layers.link.counters import Counters as C
+from packets import ethernet, vnet
 
 FRAME_OCTETS_MAX = 65536 + 64
 LONE_READS = 4  # after so many reads with one frame each there is not looked for a second
@@ -54,7 +54,7 @@ class Tap:
                 octets[end : end + len(BLANK)] = BLANK
                 ends[count] = end
                 count += 1
-                words[memory.BATCH_FRAMES] = count
+                words[layout.BATCH_FRAMES] = count
                 frames.append(bytes(octets[start:end]))
                 start = end
         except OSError:
@@ -64,14 +64,14 @@ class Tap:
 
     def length(self, octets: memoryview) -> int:
         """By what the frame says of itself; of a type that link drops anyway: 0."""
-        start = self._head + packet.HEADER_OCTETS
+        start = self._head + ethernet.HEADER_OCTETS
         kind = bytes(octets[start - 2 : start])
-        if kind == packet.TYPE_IPV4:
+        if kind == ethernet.TYPE_IPV4:
             return start + int.from_bytes(octets[start + 2 : start + 4], "big")  # RFC 791 section 3.1: total length
-        if kind == packet.TYPE_ARP:
-            return start + packet.ARP_OCTETS
+        if kind == ethernet.TYPE_ARP:
+            return start + ethernet.ARP_OCTETS
         octets_said = int.from_bytes(kind, "big")
-        return start + octets_said if octets_said <= packet.LENGTH_MAX else 0
+        return start + octets_said if octets_said <= ethernet.LENGTH_MAX else 0
 
     def write(self, frame: bytes) -> None:
         """Give one frame to the kernel, which takes or drops it at once."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import random
 
-from bus import records, table
+from bus import messages
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from bus.direct import DirectTransport, Header
-from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, TRANSMIT_HEADER, SocketState
-from bus.routes import is_multicast
-from bus.table import IP, SOCKETS
-from bus.transport import ANY, IcmpError, mtu_told
+from bus.layer import CounterWords, Send, State
+from bus.messages import DATAGRAM_HEADER, ICMP_ERROR_HEADER, TRANSMIT_HEADER, SocketState
+from bus.topology import IP, SOCKETS
+from layers.common.raw_transport import DirectTransport, Header
+from layers.common.routes import is_multicast
+from layers.common.transport import ANY, IcmpError, mtu_told
 from layers.raw.counters import Counters
 from layers.raw.tables import ICMP, Listener, RawSockets, is_filtered
 
@@ -30,15 +30,15 @@ _NOBODY: dict[int, Listener] = {}
 
 
 class Core(DirectTransport[RawSockets]):
-    """See bus.core.Core."""
+    """See bus.layer.Core."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         super().__init__(config, state, counters, RawSockets(state))
         self._told = b""  # what ip knows to be wanted
         self._handlers |= {
-            table.PACKET: self._packets,
-            table.PACKET_GROUP: self._packets,
-            table.ICMP_ERROR: self._errors,
+            messages.PACKET: self._packets,
+            messages.PACKET_GROUP: self._packets,
+            messages.ICMP_ERROR: self._errors,
         }
 
     def start(self, now: float) -> list[Send]:
@@ -52,7 +52,7 @@ class Core(DirectTransport[RawSockets]):
 
     def _tell_wanted(self) -> list[Send]:
         self._told = self._sockets.wanted
-        return [(IP, table.RAW_WANTED, self._told)]
+        return [(IP, messages.RAW_WANTED, self._told)]
 
     def _changed(self) -> list[Send]:
         return self._tell_wanted() if self._sockets.wanted != self._told else []
@@ -76,7 +76,7 @@ class Core(DirectTransport[RawSockets]):
                         listener.icmp_filter, packet[_header_octets(packet) :]):
                     continue
                 header = DATAGRAM_HEADER.pack(listener.socket.handle, source, 0, destination, packet[8], packet[1])
-                sends.append((SOCKETS, table.DATAGRAM, header + packet))
+                sends.append((SOCKETS, messages.DATAGRAM, header + packet))
                 delivered += 1
             counters[Counters.unwanted] += delivered == before
         counters[Counters.received] += len(packets)
@@ -117,12 +117,12 @@ class Core(DirectTransport[RawSockets]):
         source, destination, ttl, tos, leave, options = header
         self.counters[Counters.sent] += 1
         if not socket.header_included:
-            flags = records.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
+            flags = messages.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
             return TRANSMIT_HEADER.pack(source, destination, socket.protocol, ttl, tos, flags) + options + data
         # ip(7): the header says all of it; the packet is never fragmented. Linux, ip_mc_output: a TTL of zero keeps a
         # multicast in the host, but nothing else.
         ttl = data[8] if is_multicast(int.from_bytes(destination, "big")) else socket.ttl
-        flags = records.TRANSMIT_WHOLE | records.TRANSMIT_IGNORE_PATH_MTU | leave
+        flags = messages.TRANSMIT_WHOLE | messages.TRANSMIT_IGNORE_PATH_MTU | leave
         return TRANSMIT_HEADER.pack(source, destination, data[9], ttl, 0, flags) + data
 
     def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus.counters import Drop, Event, In, Out
-from bus.direct import DirectCounters
+from layers.common.raw_transport import DirectCounters
 
 
 class Counters(DirectCounters):

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from bus.core import State
-from bus.direct import DirectSockets
-from bus.records import SocketState
-from bus.routes import RouteTable, is_multicast
+from bus.layer import State
+from bus.messages import SocketState
+from layers.common.raw_transport import DirectSockets
+from layers.common.routes import RouteTable, is_multicast
 
 MAX_SOCKETS = 1024
 SEND_ONLY = 255  # IPPROTO_RAW; raw(7): such a socket receives nothing

@@ -17,13 +17,13 @@ from random import Random
 
 import msgspec
 
-from bus import records as wire
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from bus.routes import RouteTable, configured
+from bus.layer import CounterWords, Send, State
+from layers.common.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
+from layers.sockets.data_path import Traffic, question
 from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import (
@@ -36,7 +36,6 @@ from layers.sockets.tables import (
     decode_socket,
     encode_socket,
 )
-from layers.sockets.traffic import Traffic, question
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
@@ -46,13 +45,13 @@ SOCKETS_PER_GUEST_MAX = 65536
 WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
 LIST_MAX = 256  # sockets in one answer to `list`
 
-_CONSUMERS = {UDP_PROTOCOL: table.UDP, ICMP_PROTOCOL: table.ICMP}
+_CONSUMERS = {UDP_PROTOCOL: topology.UDP, ICMP_PROTOCOL: topology.ICMP}
 _TYPES = {UDP_PROTOCOL: "dgram", ICMP_PROTOCOL: "ping"}
 _encode = msgspec.json.Encoder().encode
 
 
 class Core:
-    """See bus.core.GuestCore."""
+    """See bus.layer.GuestCore."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: Random) -> None:
         self.next_wake: float | None = None
@@ -65,21 +64,21 @@ class Core:
         self._created: dict[tuple[int, int], int] = {}  # (guest, request id) -> the handle that it made
         self._pids: dict[int, int] = {}
         self._next_handle = self._reserved = 1
-        self._transports = [*_CONSUMERS.values(), *([table.RAW] if "raw" in config.layers else [])]
+        self._transports = [*_CONSUMERS.values(), *([topology.RAW] if "raw" in config.layers else [])]
         traffic = Traffic(self._entries, self._guests, counters)
         self._from_guest: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
-            table.SEND: traffic.send,
-            table.SEND_SEGMENTS: traffic.send_segments,
-            table.CREDIT: traffic.credit,
-            table.REQUEST: self._request,
+            messages.SEND: traffic.send,
+            messages.SEND_SEGMENTS: traffic.send_segments,
+            messages.CREDIT: traffic.credit,
+            messages.REQUEST: self._request,
         }
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
-            table.DATAGRAM: traffic.deliver,
-            table.DATAGRAM_SEGMENTS: traffic.deliver_segments,
-            table.DATAGRAM_OPTIONS: traffic.deliver_options,
-            table.SOCKET_ERROR: traffic.report,
-            table.SOCKET_REPLY: self._answered,
-            table.ROUTES: self._rerouted,
+            messages.DATAGRAM: traffic.deliver,
+            messages.DATAGRAM_SEGMENTS: traffic.deliver_segments,
+            messages.DATAGRAM_OPTIONS: traffic.deliver_options,
+            messages.SOCKET_ERROR: traffic.report,
+            messages.SOCKET_REPLY: self._answered,
+            messages.ROUTES: self._rerouted,
         }
 
     # -- the bus's calls ----------------------------------------------------------------------------------------
@@ -96,7 +95,7 @@ class Core:
 
     def _restore(self, key: int, stored: bytes) -> None:
         if key == KEY_ROUTES:
-            self._network = Network(RouteTable(wire.decode_routes(stored)), self._config.mtu, self._config.ttl)
+            self._network = Network(RouteTable(messages.decode_routes(stored)), self._config.mtu, self._config.ttl)
         elif key == KEY_NEXT_HANDLE:
             self._next_handle = self._reserved = int(stored)
         else:
@@ -104,7 +103,7 @@ class Core:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Records of one kind from an application or a layer below."""
-        handlers = self._from_guest if sender >= table.GUEST_ID_MIN else self._from_layer
+        handlers = self._from_guest if sender >= topology.GUEST_ID_MIN else self._from_layer
         handler = handlers.get(kind)
         if handler is None:
             self.counters[Counters.kind_unknown] += len(records)
@@ -117,15 +116,15 @@ class Core:
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """Ask a transport again what it has not answered; ip must know all groups, whatever it may have lost."""
-        if sender == table.IP:
+        if sender == topology.IP:
             return [
-                (sender, table.MEMBERSHIP, entry.pending.record if entry.pending and entry.pending.of_ip
+                (sender, messages.MEMBERSHIP, entry.pending.record if entry.pending and entry.pending.of_ip
                  else _membership(entry.handle, entry.socket))
                 for entry in self._entries.values()
                 if entry.socket.groups or (entry.pending and entry.pending.of_ip)
             ]
         return [
-            (sender, table.SOCKET_SET, entry.pending.record)
+            (sender, messages.SOCKET_SET, entry.pending.record)
             for entry in self._entries.values()
             if entry.pending is not None and entry.consumer == sender and not entry.pending.of_ip
         ]
@@ -231,9 +230,9 @@ class Core:
         if entry is None:
             # Closed already, perhaps by a former incarnation that died before it could tell the transport.
             record = request.handle.to_bytes(4, "little")
-            sends = [(consumer, table.SOCKET_CLOSE, record) for consumer in self._transports]
+            sends = [(consumer, messages.SOCKET_CLOSE, record) for consumer in self._transports]
             if request.handle:
-                sends.append((table.IP, table.MEMBERSHIP, _membership(request.handle)))
+                sends.append((topology.IP, messages.MEMBERSHIP, _membership(request.handle)))
         else:
             sends = self._remove(entry)
         return [*sends, _reply(guest, request.id, {})]
@@ -253,8 +252,8 @@ class Core:
             if changed != entry.socket:
                 self._commit(entry, changed)
             return self._tell_ip(entry, request.id, answer)
-        entry.pending = Pending(request.id, wire.encode(wanted), changed, answer)
-        return [(entry.consumer, table.SOCKET_SET, entry.pending.record)]
+        entry.pending = Pending(request.id, messages.encode(wanted), changed, answer)
+        return [(entry.consumer, messages.SOCKET_SET, entry.pending.record)]
 
     def _tell_ip(self, entry: Entry, request: int, answer: Answer) -> list[Send]:
         """What was asked for is stored: the answer; where it was about groups, once ip lets them in."""
@@ -262,7 +261,7 @@ class Core:
             return [_reply(entry.guest, request, answer(entry.socket))]
         record = _membership(entry.handle, entry.socket, request)
         entry.pending = Pending(request, record, entry.socket, answer, of_ip=True)
-        return [(table.IP, table.MEMBERSHIP, record)]
+        return [(topology.IP, messages.MEMBERSHIP, record)]
 
     def _commit(self, entry: Entry, changed: Socket) -> None:
         self._state[entry.handle] = encode_socket(changed)
@@ -273,13 +272,13 @@ class Core:
         sends: list[Send] = []
         for record in records:
             try:
-                reply = wire.decode_socket_reply(record)
+                reply = messages.decode_socket_reply(record)
             except ValueError:
                 self.counters[Counters.answer_garbled] += 1
                 continue
             entry = self._entries.get(reply.handle)
             pending = entry.pending if entry is not None else None
-            of_ip = sender == table.IP
+            of_ip = sender == topology.IP
             if entry is None or pending is None or pending.request != reply.request or pending.of_ip != of_ip:
                 self.counters[Counters.answers_unasked] += 1
                 continue
@@ -308,7 +307,7 @@ class Core:
         before = self._network.routes.announced.addresses
         for record in records:
             try:
-                self._network = Network(RouteTable(wire.decode_routes(record)), self._config.mtu, self._config.ttl)
+                self._network = Network(RouteTable(messages.decode_routes(record)), self._config.mtu, self._config.ttl)
             except ValueError:
                 self.counters[Counters.routes_refused] += 1
             else:
@@ -318,13 +317,13 @@ class Core:
 
     def _outdate(self) -> list[Send]:
         """Addresses are no longer ours: applications shall ask anew how they may send."""
-        return [(entry.guest, table.SOCKET_ERROR, _no_error(entry.handle))
+        return [(entry.guest, messages.SOCKET_ERROR, _no_error(entry.handle))
                 for entry in self._entries.values() if entry.socket.bound]
 
     # -- the table of sockets -----------------------------------------------------------------------------------
 
     def _add(self, handle: int, socket: Socket) -> None:
-        consumer = table.RAW if socket.raw else _CONSUMERS[socket.protocol]
+        consumer = topology.RAW if socket.raw else _CONSUMERS[socket.protocol]
         self._entries[handle] = Entry(handle, socket, consumer)
         self._guests.setdefault(socket.guest, {})[handle] = consumer
         self._created[socket.guest, socket.created_by] = handle
@@ -338,28 +337,28 @@ class Core:
         if entry.pending is not None:
             unanswered.insert(0, entry.pending.request)
         return [
-            (entry.consumer, table.SOCKET_CLOSE, entry.handle.to_bytes(4, "little")),
-            *([(table.IP, table.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
+            (entry.consumer, messages.SOCKET_CLOSE, entry.handle.to_bytes(4, "little")),
+            *([(topology.IP, messages.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
             *(self._refusal(entry.guest, number, errno.EBADF) for number in unanswered),
         ]
 
     def _refusal(self, guest: int, request: int, number: int) -> Send:
         self.counters[Counters.refused] += 1
-        return guest, table.REPLY, _encode({"id": request, "errno": number})
+        return guest, messages.REPLY, _encode({"id": request, "errno": number})
 
 
 def _reply(guest: int, request: int, fields: dict[str, object]) -> Send:
-    return guest, table.REPLY, _encode({"id": request, "errno": 0, **fields})
+    return guest, messages.REPLY, _encode({"id": request, "errno": 0, **fields})
 
 
 def _no_error(handle: int) -> bytes:
     """An ERROR_RECORD that says nothing but that what `prepare` said holds no longer."""
-    return wire.ERROR_RECORD.pack(handle, 0, wire.ORIGIN_LOCAL, 0, 0, 0, 0, bytes(4), bytes(4), 0)
+    return messages.ERROR_RECORD.pack(handle, 0, messages.ORIGIN_LOCAL, 0, 0, 0, 0, bytes(4), bytes(4), 0)
 
 
 def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:
     """For ip: the groups of a socket; of none for one that is closed."""
-    return wire.encode(wire.Membership(handle, socket.groups if socket else (), request))
+    return messages.encode(messages.Membership(handle, socket.groups if socket else (), request))
 
 
 def _summary(entry: Entry) -> dict[str, object]:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from struct import Struct
 from sys import byteorder
 
-from bus.records import SourceFilter
-from bus.routes import RouteTable, is_multicast
-from layers.sockets import structures
+from bus.messages import SourceFilter
+from layers.common.routes import RouteTable, is_multicast
+from layers.sockets import option_structs
+from layers.sockets.option_structs import INTERFACE, MCAST_EXCLUDE, MCAST_INCLUDE, SOURCES_MAX, Interface, Membership
 from layers.sockets.requests import Refused
-from layers.sockets.structures import INTERFACE, MCAST_EXCLUDE, MCAST_INCLUDE, SOURCES_MAX, Interface, Membership
 
 # linux/in.h
 IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP = 35, 36
@@ -44,7 +44,7 @@ def change(groups: Groups, name: int, value: int | bytes, routes: RouteTable) ->
 def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> bytes:
     """The structure `asked` by IP_MSFILTER or MCAST_MSFILTER, filled in with the filter of its group."""
     by_address = name == IP_MSFILTER
-    wanted = (structures.msfilter if by_address else structures.group_filter)(asked, question=True)
+    wanted = (option_structs.msfilter if by_address else option_structs.group_filter)(asked, question=True)
     if not is_multicast(wanted.group):
         raise Refused(errno.EINVAL)
     if by_address and not wanted.interface.is_ours(wanted.group, routes):
@@ -53,7 +53,7 @@ def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> byt
     if place is None or not (by_address or wanted.interface.number == INTERFACE):  # ip_mc_gsfget takes no other
         raise Refused(errno.EADDRNOTAVAIL)
     joined = groups[place]
-    answer = structures.answer_msfilter if by_address else structures.answer_group_filter
+    answer = option_structs.answer_msfilter if by_address else option_structs.answer_group_filter
     return answer(asked, MCAST_EXCLUDE if joined.exclude else MCAST_INCLUDE, joined.sources, wanted.room)
 
 
@@ -61,7 +61,7 @@ def interface(value: int | bytes, routes: RouteTable) -> int:
     """The address that IP_MULTICAST_IF chooses; 0: none."""
     octets = value.to_bytes(4, byteorder, signed=value < 0) if isinstance(value, int) else value
     if len(octets) >= _MREQ_OCTETS:
-        index, address = structures.mreq(octets).interface
+        index, address = option_structs.mreq(octets).interface
     elif len(octets) >= _ADDRESS.size:
         index, (address,) = 0, _ADDRESS.unpack_from(octets)
     else:
@@ -165,18 +165,18 @@ def _filtered(groups: Groups, place: int, exclude: bool, sources: tuple[int, ...
 _UNNAMED = Interface(0, 0)
 
 _CHANGES: dict[int, tuple[Callable[[bytes], Membership], Callable[[Groups, Membership, bool], Groups]]] = {
-    IP_ADD_MEMBERSHIP: (structures.mreq, _join),
-    IP_DROP_MEMBERSHIP: (structures.mreq, _leave),
-    IP_BLOCK_SOURCE: (structures.mreq_source, _block),
-    IP_UNBLOCK_SOURCE: (structures.mreq_source, _unblock),
-    IP_ADD_SOURCE_MEMBERSHIP: (structures.mreq_source, _join_source),
-    IP_DROP_SOURCE_MEMBERSHIP: (structures.mreq_source, _leave_source),
-    IP_MSFILTER: (structures.msfilter, _set_filter),
-    MCAST_JOIN_GROUP: (structures.group_req, _join),
-    MCAST_LEAVE_GROUP: (structures.group_req, _leave),
-    MCAST_BLOCK_SOURCE: (structures.group_source_req, _block),
-    MCAST_UNBLOCK_SOURCE: (structures.group_source_req, _unblock),
-    MCAST_JOIN_SOURCE_GROUP: (structures.group_source_req, _join_source),
-    MCAST_LEAVE_SOURCE_GROUP: (structures.group_source_req, _leave_source),
-    MCAST_MSFILTER: (structures.group_filter, _set_filter),
+    IP_ADD_MEMBERSHIP: (option_structs.mreq, _join),
+    IP_DROP_MEMBERSHIP: (option_structs.mreq, _leave),
+    IP_BLOCK_SOURCE: (option_structs.mreq_source, _block),
+    IP_UNBLOCK_SOURCE: (option_structs.mreq_source, _unblock),
+    IP_ADD_SOURCE_MEMBERSHIP: (option_structs.mreq_source, _join_source),
+    IP_DROP_SOURCE_MEMBERSHIP: (option_structs.mreq_source, _leave_source),
+    IP_MSFILTER: (option_structs.msfilter, _set_filter),
+    MCAST_JOIN_GROUP: (option_structs.group_req, _join),
+    MCAST_LEAVE_GROUP: (option_structs.group_req, _leave),
+    MCAST_BLOCK_SOURCE: (option_structs.group_source_req, _block),
+    MCAST_UNBLOCK_SOURCE: (option_structs.group_source_req, _unblock),
+    MCAST_JOIN_SOURCE_GROUP: (option_structs.group_source_req, _join_source),
+    MCAST_LEAVE_SOURCE_GROUP: (option_structs.group_source_req, _leave_source),
+    MCAST_MSFILTER: (option_structs.group_filter, _set_filter),
 }

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from bus.records import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSMIT_OF_MTU_DISCOVER
-from bus.routes import BROADCAST, RouteTable, is_multicast
+from bus.messages import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSMIT_OF_MTU_DISCOVER
+from layers.common.routes import BROADCAST, RouteTable, is_multicast
 from layers.sockets import groups, options, requests
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import ICMP_PROTOCOL, RAW_PROTOCOL, UDP_PROTOCOL, Answer, Socket

@@ -6,10 +6,10 @@ import errno
 from collections.abc import Callable
 from sys import byteorder
 
-from bus.ip_options import checked
-from bus.records import MTU_DISCOVER_MAX
+from bus.messages import MTU_DISCOVER_MAX
 from layers.sockets.requests import Refused
 from layers.sockets.tables import ICMP_PROTOCOL, Socket
+from packets.ip_options import checked
 
 SOL_SOCKET = 1
 SO_REUSEADDR = 2

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from bus.config import TTL_DEFAULT
-from bus.records import SocketState, SourceFilter
+from bus.messages import SocketState, SourceFilter
 from layers.sockets.requests import Request
+from packets.ipv4 import TTL_DEFAULT
 
 UDP_PROTOCOL = 17  # IANA protocol numbers
 ICMP_PROTOCOL = 1

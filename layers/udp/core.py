@@ -12,32 +12,37 @@ from __future__ import annotations
 
 import random
 
-from bus.checksum import verifies
 from bus.config import StackConfig
-from bus.core import CounterWords, Send, State
-from bus.icmp_errors import DESTINATION_UNREACHABLE
-from bus.ip_options import before
-from bus.offload import packets, settled
-from bus.records import DATAGRAM_HEADER, ICMP_ERROR_HEADER, ORIGIN_LOCAL, SEGMENT_SIZE, SUPER_HEADER
-from bus.table import (
+from bus.layer import CounterWords, Send, State
+from bus.messages import (
     DATAGRAM,
+    DATAGRAM_HEADER,
     DATAGRAM_OPTIONS,
     DATAGRAM_SEGMENTS,
-    ICMP,
     ICMP_ERROR,
+    ICMP_ERROR_HEADER,
+    ORIGIN_LOCAL,
     PACKET,
     PACKET_CHECKED,
     PACKET_GROUP,
     PACKET_SEGMENTS,
     REPORT_ERROR,
+    SEGMENT_SIZE,
     SEND,
     SEND_SEGMENTS,
-    SOCKETS,
+    SUPER_HEADER,
 )
-from bus.transport import IcmpError, Transport, mtu_told
+from bus.topology import ICMP, SOCKETS
+from layers.common.ports import Ports
+from layers.common.transport import IcmpError, Transport, mtu_told
 from layers.udp.counters import Counters
 from layers.udp.output import Output
-from layers.udp.packet import (
+from layers.udp.tables import SocketTable
+from packets.checksum import verifies
+from packets.icmp import DESTINATION_UNREACHABLE
+from packets.ip_options import before
+from packets.offload import packets, settled
+from packets.udp import (
     ADDRESSED_HEADER,
     ADDRESSED_HEADER_OCTETS,
     ADDRESSES_OCTETS,
@@ -49,8 +54,6 @@ from layers.udp.packet import (
     PROTOCOL,
     quoted,
 )
-from layers.udp.ports import Ports
-from layers.udp.tables import SocketTable
 
 PORT_UNREACHABLE = 3  # RFC 792: a code of destination unreachable
 SOURCE_QUENCH, REDIRECT = 4, 5  # RFC 792: types
@@ -59,7 +62,7 @@ ERROR_PAYLOAD_OCTETS_MAX = REPORTED_OCTETS_MAX - IP_HEADER_OCTETS - HEADER_OCTET
 
 
 class Core(Transport[SocketTable]):
-    """See `bus.core.Core`."""
+    """See `bus.layer.Core`."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         sockets = SocketTable(Ports(rng), state)

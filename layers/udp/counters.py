@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bus.counters import Drop, Event, In, Out
-from bus.transport import TransportCounters
+from layers.common.transport import TransportCounters
 
 
 class Counters(TransportCounters):

@@ -8,30 +8,33 @@ from __future__ import annotations
 
 import errno
 
-from bus.checksum import checksum
 from bus.config import SEGMENTATION
-from bus.core import CounterWords, Send
-from bus.ip_options import checked, split, to_transmit
-from bus.records import (
+from bus.layer import CounterWords, Send
+from bus.messages import (
     SEGMENT_SIZE,
     SEGMENTS_MAX,
+    SEND,
     SEND_HEADER,
     SEND_OPTIONS,
     SEND_TOS_GIVEN,
+    TRANSMIT,
     TRANSMIT_BROADCAST,
     TRANSMIT_HEADER,
     TRANSMIT_LOOP,
     TRANSMIT_OF_MTU_DISCOVER,
     TRANSMIT_OPTIONS,
     TRANSMIT_PARTIAL,
+    TRANSMIT_SEGMENTS,
 )
-from bus.routes import LOOPBACK, RouteTable, is_multicast
-from bus.table import IP, SEND, TRANSMIT, TRANSMIT_SEGMENTS
-from bus.transport import refused
+from bus.topology import IP
+from layers.common.routes import LOOPBACK, RouteTable, is_multicast
+from layers.common.transport import refused
+from layers.udp.coalescing import joined
 from layers.udp.counters import Counters
-from layers.udp.joining import joined
-from layers.udp.packet import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
 from layers.udp.tables import Socket
+from packets.checksum import checksum
+from packets.ip_options import checked, split, to_transmit
+from packets.udp import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
 
 FLAGS_AT = SEND_HEADER.size - 2  # the lower octet of its flags
 PATHS_MAX = 1 << 15  # SEND headers whose outcome is remembered; then the cache starts afresh

@@ -13,12 +13,12 @@ from zlib import crc32
 
 import msgspec
 
-from bus.core import State
-from bus.records import SocketReply, SocketState, decoder, encode
-from bus.routes import ANY, LOOPBACK, RouteTable, is_multicast
-from bus.transport import ROUTES_KEY
-from layers.udp.packet import FLOW
-from layers.udp.ports import SHARE_ADDRESS, SHARE_NOT, SHARE_PORT, Claim, Ports
+from bus.layer import State
+from bus.messages import SocketReply, SocketState, decoder, encode
+from layers.common.ports import SHARE_ADDRESS, SHARE_NOT, SHARE_PORT, Claim, Ports
+from layers.common.routes import ANY, LOOPBACK, RouteTable, is_multicast
+from layers.common.transport import ROUTES_KEY
+from packets.udp import FLOW
 
 FLOWS_MAX = 1 << 15  # flows whose receiver is remembered (5 MB); then the cache starts afresh
 HANDLE_MAX = 0xFFFFFFFF  # 32 bits in SEND_HEADER and DATAGRAM_HEADER
@@ -63,7 +63,7 @@ _decode_socket = decoder(Socket)
 
 
 class SocketTable:
-    """All sockets of the layer; see `bus.transport.Sockets`."""
+    """All sockets of the layer; see `layers.common.transport.Sockets`."""
 
     def __init__(self, ports: Ports, state: State) -> None:
         self._state = state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as kernel
 import struct
 
-from bus.checksum import checksum, verifies
+from packets.checksum import checksum, verifies
 
 PROTOCOL = 2
 ALL_SYSTEMS, REPORTS_TO = "224.0.0.1", "224.0.0.22"  # section 4.1.12, section 4.2.14

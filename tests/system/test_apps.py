@@ -16,7 +16,7 @@ from struct import Struct
 import pytest
 
 import usernet
-from usernet.protocol import DATAGRAM_OVERHEAD
+from usernet.pipe.messages import DATAGRAM_OVERHEAD
 
 from .peers import KERNEL, STACK, Stack, wait_for
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
-from supervisor import commands
+from cli import commands
 
 from .conftest import require_program
 from .peers import KERNEL, NOBODY, STACK, TAP, Stack, frames, next_frame, received, wait_for

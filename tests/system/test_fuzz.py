@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_Timestamp
 from scapy.layers.l2 import ARP, Ether
 
-from bus.checksum import checksum
+from packets.checksum import checksum
 
 from .peers import KERNEL, STACK, Stack, received, wait_for
 

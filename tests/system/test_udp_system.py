@@ -17,7 +17,7 @@ import pytest
 import zmq
 
 import usernet
-from usernet import protocol
+from usernet.pipe import messages
 
 from .conftest import require_root
 from .peers import KERNEL, NOBODY, PATIENCE_S, ROOT, STACK, Stack, alive, next_frame, wait_for
@@ -395,7 +395,7 @@ def test_another_user_is_refused(stack: Stack) -> None:
     """By the run directory's mode already; and, were that open, by the service and the keeper themselves."""
     require_root()
     code = f"""
-import os, sys, zmq, socket, usernet, usernet.connection, usernet.endpoint, msgspec.json
+import os, sys, zmq, socket, usernet, usernet.client.connection, usernet.sockets.endpoint, msgspec.json
 from usernet import protocol
 os.setgroups([]); os.setgid({OTHER_USER}); os.setuid({OTHER_USER})
 import pathlib
@@ -454,26 +454,26 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
     client = (1 << 32) + rng.randrange(1 << 32)
 
     def frame(kind: int, sequence: int, *records: bytes, sender: int = client) -> bytes:
-        return protocol.pack_frame(kind, sender, 1, sequence, records)
+        return frame.pack_frame(kind, sender, 1, sequence, records)
 
-    hello = frame(protocol.HELLO, 0, b'{"version": 1, "inbox": "%s", "done": 0}' % protocol.inbox_name(client).encode())
-    nonsense = [hello, frame(protocol.RESUME, 0, b'{"first": 1, "done": 0}')]
+    hello = frame(messages.HELLO, 0, b'{"version": 1, "inbox": "%s", "done": 0}' % messages.inbox_name(client).encode())
+    nonsense = [hello, frame(messages.RESUME, 0, b'{"first": 1, "done": 0}')]
     bodies = [b"", b"{", b"null", b"[" * 5000, b'{"id": 1}', b'{"id": -1, "op": "bind"}', b'{"id": 1, "op": "bind"}',
               b'{"id": 1, "op": "nothing"}', b'{"id": 1, "op": "socket", "type": "stream"}', b"\xff" * 100,
               b'{"id": 3, "op": "bind", "handle": 1, "address": "10.0.0.2", "port": 70000}',
               b'{"id": 4, "op": "close", "handle": 99999}', b'{"id": 5, "op": "list", "after": 1e99}',
               b'{"id": 6, "op": "socket", "type": "dgram", "x": "' + b"y" * 200_000 + b'"}']
-    nonsense += [frame(protocol.REQUEST, number, body) for number, body in enumerate(bodies, 1)]
+    nonsense += [frame(messages.REQUEST, number, body) for number, body in enumerate(bodies, 1)]
     nonsense += [frame(kind, len(bodies) + kind % 7, rng.randbytes(rng.randrange(64))) for kind in range(256)]
-    nonsense += [frame(protocol.REQUEST, number, b"{}", sender=sender) for number in (0, 1, 1 << 63)
+    nonsense += [frame(messages.REQUEST, number, b"{}", sender=sender) for number in (0, 1, 1 << 63)
                  for sender in (0, 1, 5, 7, 99, (1 << 64) - 1)]
     nonsense += [rng.randbytes(rng.randrange(200)) for _ in range(300)]
     nonsense += [bytes(octet ^ (rng.random() < 0.05) * rng.randrange(256) for octet in rng.choice(nonsense[:20])[:500])
                  for _ in range(300)]
-    nonsense += [b"", b"\0" * 40, bytes([protocol.VERSION]), bytes(protocol.MAX_FRAME_OCTETS + 1)]  # the last: hung up
+    nonsense += [b"", b"\0" * 40, bytes([frame.VERSION]), bytes(frame.MAX_FRAME_OCTETS + 1)]  # the last: hung up
     context = zmq.Context()
     inbox = context.socket(zmq.PULL)  # without one it would be heard by nobody
-    inbox.bind(f"ipc://{stack.run_dir / protocol.inbox_name(client)}")
+    inbox.bind(f"ipc://{stack.run_dir / messages.inbox_name(client)}")
     for target in ("sockets", "udp", "icmp", "ip", "arp", "link"):
         pusher = context.socket(zmq.PUSH)
         pusher.setsockopt(zmq.SNDTIMEO, 10000)

@@ -18,8 +18,8 @@ import psutil
 import pytest
 import zmq
 
-from bus import table
-from usernet.protocol import pack_frame
+from bus import messages
+from usernet.pipe.frame import pack_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 MAC = "02:00:5e:00:00:{:02x}"
@@ -271,8 +271,11 @@ def test_any_octets_on_the_wire_are_counted_and_kill_nobody(lab):
     number = int(port.stem.removeprefix("port-"), 16)
     garbage = [rng.randbytes(rng.randrange(200)) for _ in range(300)]
     garbage += [pack_frame(kind, number, 0, 0, [rng.randbytes(rng.randrange(100))]) for kind in range(256)]
-    garbage += [pack_frame(table.ETHERNET, number, 0, 0, []), pack_frame(table.ETHERNET, 12345, 0, 0, [bytes(60)]),
-                pack_frame(table.ETHERNET, number, 0, 0, [bytes(65535)] * 3)]
+    garbage += [
+        pack_frame(messages.ETHERNET, number, 0, 0, []),
+        pack_frame(messages.ETHERNET, 12345, 0, 0, [bytes(60)]),
+        pack_frame(messages.ETHERNET, number, 0, 0, [bytes(65535)] * 3),
+    ]
     for path in (lab.wire_dir / "switch.sock", port):
         with sender(path) as socket:
             for message in garbage:
@@ -296,5 +299,5 @@ def test_no_frame_waits_for_the_next_in_a_burst(lab):
         for size in (1, 7, 64, 500):
             before = lab.link(2, "frames_in")
             for _ in range(size):
-                socket.send(pack_frame(table.ETHERNET, 1, 0, 0, [frame] * 3))
+                socket.send(pack_frame(messages.ETHERNET, 1, 0, 0, [frame] * 3))
             eventually(lambda: lab.link(2, "frames_in") == before + 3 * size)  # noqa: B023

@@ -10,9 +10,9 @@ import struct
 from scapy.layers.l2 import ARP
 
 from bus.config import StackConfig
-from bus.records import Routes, encode
-from bus.table import ARP_IN, ARP_OUT, IP, KEEPER, LINK, NEIGHBOR, RESOLVE, ROUTES, UNREACHABLE
-from layers.arp import claims, tables
+from bus.messages import ARP_IN, ARP_OUT, NEIGHBOR, RESOLVE, ROUTES, UNREACHABLE, Routes, encode
+from bus.topology import IP, KEEPER, LINK
+from layers.arp import acd, tables
 from layers.arp import core as arp
 from layers.arp.counters import Counters
 
@@ -55,7 +55,7 @@ class Host:
         address = int.from_bytes(ip4(OUR), "big")
         self.config = StackConfig(name="t", run_dir="", address=address, prefix=prefix, mac=OUR_MAC)
         if not new:
-            self.state.setdefault(claims.OWN_KEY, probed(prefix))
+            self.state.setdefault(acd.OWN_KEY, probed(prefix))
         self.boots(seed)
 
     def boots(self, seed: int = 1) -> None:
@@ -69,7 +69,7 @@ class Host:
     @property
     def stored(self) -> dict[int, bytes]:
         """The state that is about neighbours."""
-        return {key: value for key, value in self.state.items() if key not in (claims.OWN_KEY, tables.ORDER_KEY)}
+        return {key: value for key, value in self.state.items() if key not in (acd.OWN_KEY, tables.ORDER_KEY)}
 
     def owns(self, *interfaces: str) -> list:
         """ip announces our addresses."""
@@ -115,7 +115,7 @@ class Host:
 
 def probed(prefix: int) -> bytes:
     """What a core stores that has probed and announced its address."""
-    return struct.pack("<4sBB6sd", ip4(OUR), prefix, claims.SETTLED, bytes(6), 0.0)
+    return struct.pack("<4sBB6sd", ip4(OUR), prefix, acd.SETTLED, bytes(6), 0.0)
 
 
 def told(address: str = PEER, mac: bytes = PEER_MAC) -> tuple:

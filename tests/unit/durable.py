@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable
 from types import FrameType, ModuleType
 
-from bus import memory
+from bus.durable import layout
 
 
 class Durable:
     """One layer's durable memory. `map` is what each incarnation does at its start."""
 
     def __init__(self) -> None:
-        self._descriptor = memory.create("test")
+        self._descriptor = layout.create("test")
 
-    def map(self) -> memory.Memory:
-        return memory.Memory(self._descriptor)
+    def map(self) -> layout.Memory:
+        return layout.Memory(self._descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -1,6 +1,6 @@
 """Layers glued together in memory, with a clock that the test moves: no bus, no process, no sleep.
 
-The cores are the real ones, joined as `bus.table` says; the test is the socket service and the medium.
+The cores are the real ones, joined as `bus.topology` says; the test is the socket service and the medium.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from itertools import groupby
 
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.core import Send
-from bus.records import (
+from bus.layer import Send
+from bus.messages import (
     DATAGRAM_HEADER,
     ERROR_RECORD,
     SEND_HEADER,
@@ -27,7 +27,7 @@ from bus.records import (
 
 GLUED = ("link", "arp", "ip", "icmp", "udp")
 SETTLED_AFTER_S = 10.0  # RFC 5227 section 1.1: by then our address has been probed for and announced
-ALLOWED = {(table.LAYERS[pipe.producer], table.LAYERS[pipe.consumer]): pipe.kinds for pipe in table.PIPES}
+ALLOWED = {(topology.LAYERS[pipe.producer], topology.LAYERS[pipe.consumer]): pipe.kinds for pipe in topology.PIPES}
 
 
 def ip4(address: str) -> bytes:
@@ -65,10 +65,12 @@ class Stack:
 
     def _make(self, layer: str) -> None:
         core = importlib.import_module(f"layers.{layer}.core").Core
-        self._cores[table.LAYERS[layer]] = core(self.config, self._states[layer], self._counters[layer], self._random)
+        self._cores[topology.LAYERS[layer]] = core(
+            self.config, self._states[layer], self._counters[layer], self._random
+        )
 
     def _start(self, layer: str) -> None:
-        number = table.LAYERS[layer]
+        number = topology.LAYERS[layer]
         self._take(number, self._cores[number].start(self.now))
 
     # -- time and crashes ----------------------------------------------------------------------------------------
@@ -77,11 +79,11 @@ class Stack:
         """The layer dies between two records and starts again; its neighbours are told."""
         self._make(layer)
         self._start(layer)
-        number = table.LAYERS[layer]
-        for neighbor in table.outputs(layer):
+        number = topology.LAYERS[layer]
+        for neighbor in topology.outputs(layer):
             if neighbor in GLUED:
-                core = self._cores[table.LAYERS[neighbor]]
-                self._take(table.LAYERS[neighbor], core.neighbor_started(number, self.now))
+                core = self._cores[topology.LAYERS[neighbor]]
+                self._take(topology.LAYERS[neighbor], core.neighbor_started(number, self.now))
         self._run()
 
     def passes(self, seconds: float) -> None:
@@ -109,23 +111,25 @@ class Stack:
             batch, self._under_way = self._under_way, deque()
             for (sender, consumer, kind), run in groupby(batch, lambda one: (one[0], *one[1][:2])):
                 records = [send[2] for _, send in run]
-                if consumer == table.MEDIUM:
-                    assert (sender, kind) == (table.LINK, table.ETHERNET)
+                if consumer == topology.MEDIUM:
+                    assert (sender, kind) == (topology.LINK, messages.ETHERNET)
                     self.frames += records
                     continue
-                if consumer == table.KEEPER:
-                    assert kind == table.NOTICES
+                if consumer == topology.KEEPER:
+                    assert kind == messages.NOTICES
                     self.notices = records[-1]
                     continue
-                assert kind in ALLOWED[sender, consumer], (sender, consumer, table.KIND_NAMES[kind])
-                if consumer == table.SOCKETS:
+                assert kind in ALLOWED[sender, consumer], (sender, consumer, messages.KIND_NAMES[kind])
+                if consumer == topology.SOCKETS:
                     self.told += [(sender, kind, record) for record in records]
                 else:
                     self._take(consumer, self._cores[consumer].receive(sender, kind, records, self.now))
 
     def takes(self, frames: list[bytes]) -> None:
         """Frames come in from the medium."""
-        self._take(table.LINK, self._cores[table.LINK].receive(table.MEDIUM, table.ETHERNET, frames, self.now))
+        self._take(
+            topology.LINK, self._cores[topology.LINK].receive(topology.MEDIUM, messages.ETHERNET, frames, self.now)
+        )
         self._run()
 
     def hears(self, *frames: object) -> list[bytes]:
@@ -149,16 +153,16 @@ class Stack:
 
     def tells(self, layer: str, sender: int, kind: int, *records: bytes) -> None:
         """Records of a neighbour's, whatever they are."""
-        number = table.LAYERS[layer]
+        number = topology.LAYERS[layer]
         self._take(number, self._cores[number].receive(sender, kind, list(records), self.now))
         self._run()
 
     # -- as the socket service -----------------------------------------------------------------------------------
 
     def _asks(self, layer: str, kind: int, record: bytes) -> None:
-        number = table.LAYERS[layer]
-        assert kind in ALLOWED[table.SOCKETS, number]
-        self._take(number, self._cores[number].receive(table.SOCKETS, kind, [record], self.now))
+        number = topology.LAYERS[layer]
+        assert kind in ALLOWED[topology.SOCKETS, number]
+        self._take(number, self._cores[number].receive(topology.SOCKETS, kind, [record], self.now))
         self._run()
 
     def _heard(self, kind: int) -> list[bytes]:
@@ -172,17 +176,17 @@ class Stack:
             if name in state:
                 state[name] = int(IPv4Address(str(state[name])))
         wanted = SocketState(handle=handle, request=handle, **state)
-        self._asks(layer, table.SOCKET_SET, encode(wanted))
-        (reply,) = self._heard(table.SOCKET_REPLY)
+        self._asks(layer, messages.SOCKET_SET, encode(wanted))
+        (reply,) = self._heard(messages.SOCKET_REPLY)
         return decode_socket_reply(reply)
 
     def sends(self, handle: int, payload: bytes, to: str = "0.0.0.0", port: int = 0, layer: str = "udp") -> None:
         """SEND; without a destination to the connected peer."""
-        self._asks(layer, table.SEND, SEND_HEADER.pack(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)
+        self._asks(layer, messages.SEND, SEND_HEADER.pack(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)
 
     def ordered(self, layer: str, op: str, **fields: object) -> dict[str, object]:
         """What the command line asks of a layer, and its answer."""
-        number = table.LAYERS[layer]
+        number = topology.LAYERS[layer]
         answer, sends = self._cores[number].manage({"op": op, **fields}, self.now)
         self._take(number, sends)
         self._run()
@@ -191,7 +195,7 @@ class Stack:
     def received(self) -> list[tuple[int, str, int, bytes]]:
         """(handle, source, port, payload) of the datagrams handed up since the last call."""
         found = []
-        for record in self._heard(table.DATAGRAM):
+        for record in self._heard(messages.DATAGRAM):
             handle, source, port = DATAGRAM_HEADER.unpack_from(record)[:3]
             found.append((handle, str(IPv4Address(source)), port, record[DATAGRAM_HEADER.size :]))
         return found
@@ -199,7 +203,7 @@ class Stack:
     def errors(self) -> list[tuple[int, int, str, int]]:
         """(handle, errno, offender, type) of the errors told since the last call."""
         found = []
-        for record in self._heard(table.SOCKET_ERROR):
+        for record in self._heard(messages.SOCKET_ERROR):
             handle, number, _, icmp_type, _, _, _, offender = ERROR_RECORD.unpack_from(record)[:8]
             found.append((handle, number, str(IPv4Address(offender)), icmp_type))
         return found

@@ -31,8 +31,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.l2 import ARP
 
-from bus.table import ARP_OUT, IP, LINK, NEIGHBOR, RESOLVE, UNREACHABLE
-from layers.arp import claims, tables
+from bus.messages import ARP_OUT, NEIGHBOR, RESOLVE, UNREACHABLE
+from bus.topology import IP, LINK
+from layers.arp import acd, tables
 from layers.arp import core as arp
 
 
@@ -441,7 +442,7 @@ def test_nothing_raises_and_what_is_stored_is_what_is_known(events):
             host.passes(seconds)
         known = host.core.neighbor_started(IP, host.now)
         assert all(record[:4] != ip4(OUR) and not record[4] & 1 for _, _, record in known)
-        assert host.core.next_wake is None or host.core.next_wake <= host.now + claims.CONFLICT_OVER_S
+        assert host.core.next_wake is None or host.core.next_wake <= host.now + acd.CONFLICT_OVER_S
     assert sorted(Host(state=host.state, now=host.now).announced) == sorted(host.core.neighbor_started(IP, host.now))
-    host.passes(claims.CONFLICT_OVER_S)
+    host.passes(acd.CONFLICT_OVER_S)
     assert host.core.next_wake is None

@@ -26,9 +26,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.l2 import ARP
 
-from bus.records import Routes, encode
-from bus.table import ARP_OUT, IP, KEEPER, LINK, NOTICES, ROUTES
-from layers.arp import claims
+from bus.messages import ARP_OUT, NOTICES, ROUTES, Routes, encode
+from bus.topology import IP, KEEPER, LINK
+from layers.arp import acd
 
 SECOND = "192.0.2.7"
 
@@ -169,7 +169,7 @@ def test_rfc5227_2_4_c_must_not_defend_again_within_defend_interval(host):
     claim = request(PEER_MAC, OUR, OUR)
     host.hears(claim)
     assert host.hears(claim, reply(OTHER_MAC, OUR)) == []
-    host.now += claims.DEFEND_INTERVAL_S - 0.1
+    host.now += acd.DEFEND_INTERVAL_S - 0.1
     assert host.hears(claim) == []
     host.now += 0.2
     (defence,) = host.hears(claim)  # the rival is known: no second report
@@ -181,7 +181,7 @@ def test_rfc5227_2_4_c_reports_are_controlled_when_many_rivals_shout(host):
     rivals = [bytes.fromhex(f"0200000001{number:02x}") for number in range(100)]
     sends = host.hears(*[request(mac, OUR, OUR) for mac in rivals])
     assert [send[0] for send in sends] == [LINK, KEEPER]
-    host.now += claims.DEFEND_INTERVAL_S
+    host.now += acd.DEFEND_INTERVAL_S
     assert notices(host.hears(request(rivals[-1], OUR, OUR))) == [conflict(rivals[-1])]
 
 
@@ -213,7 +213,7 @@ def test_a_conflict_is_over_when_the_rival_was_silent_for_long(host):
 
 def test_a_conflict_that_ended_while_nobody_ran_is_over_at_once(host):
     host.hears(request(PEER_MAC, OUR, OUR))
-    host.now += claims.CONFLICT_OVER_S + 1
+    host.now += acd.CONFLICT_OVER_S + 1
     host.boots()
     assert [notices([send]) for _, send in host.passes(0.1)] == [[]]
 
@@ -303,10 +303,10 @@ def test_an_announcement_of_addresses_that_makes_no_sense_is_counted_and_changes
 
 @given(st.binary(max_size=60) | st.binary(min_size=20, max_size=20))
 def test_any_stored_addresses_leave_a_core_that_serves(stored):
-    host = Host(state={claims.OWN_KEY: stored})
+    host = Host(state={acd.OWN_KEY: stored})
     host.owns(f"{OUR}/24")
     assert kind_of(host.hears(request(PEER_MAC, PEER, OUR))[-1]) == "reply"
-    host.passes(claims.CONFLICT_OVER_S + 60)
+    host.passes(acd.CONFLICT_OVER_S + 60)
     assert host.core.next_wake is None
 
 
@@ -332,5 +332,5 @@ def test_rfc5227_2_4_defences_of_an_address_that_we_keep_are_never_closer_than_t
             host.passes(seconds)
         if host.counted("defences_sent") != before:
             defended.append(host.now)
-    assert all(later - earlier >= claims.DEFEND_INTERVAL_S for earlier, later in itertools.pairwise(defended))
+    assert all(later - earlier >= acd.DEFEND_INTERVAL_S for earlier, later in itertools.pairwise(defended))
     assert ip4(OUR) not in {record[:4] for _, _, record in host.core.neighbor_started(IP, host.now)}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from scapy.layers.l2 import ARP
 
-from bus.table import ARP_OUT, FORGET, IP, NEIGHBOR, UNREACHABLE
+from bus.messages import ARP_OUT, FORGET, NEIGHBOR, UNREACHABLE
+from bus.topology import IP
 from layers.arp.core import BROADCAST_TRIES, FRESH_S, RETRY_S, UNICAST_TRIES
 from layers.arp.tables import ARP_TIMEOUT_S, CONFIRM_STEP_S
 

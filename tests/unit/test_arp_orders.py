@@ -25,10 +25,10 @@ from durable import dies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.core import Send
-from bus.records import TRANSMIT_HEADER
-from bus.table import ARP as ARP_LAYER
-from bus.table import ARP_OUT, FORGET, IP, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT, UDP
+from bus.layer import Send
+from bus.messages import ARP_OUT, FORGET, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT, TRANSMIT_HEADER
+from bus.topology import ARP as ARP_LAYER
+from bus.topology import IP, UDP
 from layers.arp import core as arp
 from layers.arp import tables
 from layers.ip import core as ip

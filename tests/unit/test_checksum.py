@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.utils import checksum as scapy_checksum
 
-from bus.checksum import checksum, verifies
+from packets.checksum import checksum, verifies
 
 WORDS = st.lists(st.sampled_from([0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF])).map(
     lambda words: b"".join(word.to_bytes(2, "big") for word in words))

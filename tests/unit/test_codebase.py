@@ -13,8 +13,8 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from supervisor import codebase
-from supervisor.codebase import Booted, Snapshot, fingerprint, packages_of
+from supervisor import snapshots
+from supervisor.snapshots import Booted, Snapshot, fingerprint, packages_of
 
 NOW_NS = 1_700_000_000_500_000_000
 
@@ -25,7 +25,7 @@ class Checkout:
     def __init__(self, root: Path) -> None:
         self.root = root
         for path in ("bus/__init__.py", "bus/common.py", "layers/toy/__init__.py", "layers/toy/core.py",
-                     "usernet/protocol.py", "usernet/endpoint.py"):
+                     "usernet/pipe/frame.py", "usernet/sockets/endpoint.py"):
             self.write(path, f"WHO = {path!r}\n")
 
     def write(self, path: str, text: str) -> None:
@@ -37,7 +37,7 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(codebase, "ROOT", tmp_path)
+    monkeypatch.setattr(snapshots, "ROOT", tmp_path)
     return Checkout(tmp_path)
 
 
@@ -53,11 +53,11 @@ def test_a_snapshot_has_bus_the_layer_and_the_protocol_and_nothing_else(checkout
     snapshot = Snapshot("toy")
     for name, path in {"bus": "bus/__init__.py", "bus.common": "bus/common.py",
                        "layers.toy": "layers/toy/__init__.py", "layers.toy.core": "layers/toy/core.py",
-                       "usernet.protocol": "usernet/protocol.py"}.items():
+                       "usernet.pipe.frame": "usernet/pipe/frame.py"}.items():
         module = load(snapshot, name)
         assert (module.WHO, module.__file__) == (path, str(checkout.root / path))
         assert hasattr(module, "__path__") is path.endswith("__init__.py")
-    for name in ("os", "layers", "layers.toy.none", "usernet", "usernet.endpoint", "supervisor.keeper"):
+    for name in ("os", "layers", "layers.toy.none", "usernet", "usernet.sockets.endpoint", "supervisor.keeper"):
         assert snapshot.find_spec(name) is None
 
 
@@ -110,7 +110,7 @@ def test_fingerprints_differ_when_the_code_may(checkout):
     assert len(fingerprint(packages)) == len(first) + 1
     assert len(first) == 5
     changed = fingerprint(packages)
-    (checkout.root / "usernet/protocol.py").write_text("VERSION = 2\n")
+    (checkout.root / "usernet/pipe/frame.py").write_text("VERSION = 2\n")
     assert fingerprint(packages) != changed
 
 
@@ -141,8 +141,8 @@ def test_a_layer_imported_from_a_snapshot_takes_nothing_from_elsewhere(layer):
         snapshot.install()
         main = importlib.import_module(f"layers.{layer}.__main__")
         loaders = {name: module.__loader__ is snapshot for name, module in sys.modules.items()
-                   if name.split(".")[0] == "bus" or name.startswith("layers.") or name == "usernet.protocol"}
-        shared = {sys.modules["bus.table"].protocol, sys.modules["usernet"].protocol, sys.modules["usernet.protocol"]}
+                   if name.startswith(("bus", "packets", "layers.", "usernet.pipe"))}
+        shared = {sys.modules["usernet"].pipe, sys.modules["usernet.pipe"]}
         return [callable(main.main), sorted(name for name, ours in loaders.items() if not ours), len(loaders) > 10,
                 len(shared)]
 

@@ -11,10 +11,10 @@ from scapy.layers.inet import IP, IPOption_NOP, IPOption_Router_Alert, IPOption_
 from scapy.layers.inet import fragment as scapy_fragment
 from scapy.packet import Raw
 
-from bus.checksum import verifies
 from layers.ip.counters import Counters
 from layers.ip.fragments import split
 from layers.ip.reassembly import Reassembly
+from packets.checksum import verifies
 
 MTU_MIN = 68  # RFC 791 section 3.2
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
-from bus import records, table
-from bus.checksum import checksum
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketReply, SocketState
+from bus.messages import ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketReply, SocketState
 from layers.icmp import core as icmp
 from layers.icmp import tables
 from layers.icmp.counters import Counters
+from packets.checksum import checksum
 
 OUR = "10.0.0.2"
 PEER = "10.0.0.1"
@@ -55,22 +55,22 @@ class Host:
         return sends
 
     def hears(self, *packets) -> list:
-        return self.gives(table.IP, table.PACKET, *map(bytes, packets))
+        return self.gives(topology.IP, messages.PACKET, *map(bytes, packets))
 
     def reports(self, packet, icmp_type: int = 3, code: int = 3, info: int = 0) -> list:
         header = ICMP_ERROR_HEADER.pack(icmp_type, code, 0, 0, info, bytes(4))
-        return self.gives(table.UDP, table.REPORT_ERROR, header + bytes(packet))
+        return self.gives(topology.UDP, messages.REPORT_ERROR, header + bytes(packet))
 
     def declares(self, **state) -> SocketReply:
         wanted = SocketState(**{"handle": 1, "request": 7, **state})
-        ((consumer, kind, record),) = self.gives(table.SOCKETS, table.SOCKET_SET, records.encode(wanted))
-        assert (consumer, kind) == (table.SOCKETS, table.SOCKET_REPLY)
-        return records.decode_socket_reply(record)
+        ((consumer, kind, record),) = self.gives(topology.SOCKETS, messages.SOCKET_SET, messages.encode(wanted))
+        assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_REPLY)
+        return messages.decode_socket_reply(record)
 
     def sends(self, message, destination: str = PEER, handle: int = 1, source: str = "0.0.0.0", ttl: int = 0,
               tos: int = 0, flags: int = 0) -> list:
         header = SEND_HEADER.pack(handle, ip4(destination), 0, ip4(source), ttl, tos, flags)
-        return self.gives(table.SOCKETS, table.SEND, header + bytes(message))
+        return self.gives(topology.SOCKETS, messages.SEND, header + bytes(message))
 
     def counted(self, name: str) -> int:
         return self.counts[getattr(Counters, name)]
@@ -88,7 +88,7 @@ def echo(data: bytes = b"data", source: str = PEER, destination: str = OUR, **fi
 def transmitted(send: tuple) -> tuple[tuple, ICMP]:
     """(source, destination, protocol, TTL, TOS, flags) and the message, whose checksum scapy agrees with."""
     consumer, kind, record = send
-    assert (consumer, kind) == (table.IP, table.TRANSMIT)
+    assert (consumer, kind) == (topology.IP, messages.TRANSMIT)
     source, destination, *rest = TRANSMIT_HEADER.unpack_from(record)
     message = record[TRANSMIT_HEADER.size :]
     parsed = ICMP(message)
@@ -106,7 +106,7 @@ def test_rfc1122_3_2_2_6_echo_is_answered_from_the_address_asked_with_all_its_da
     data = bytes(range(256)) * 256
     (send,) = host.hears(echo(data[:size], tos=0x28, ttl=3))
     header, reply = transmitted(send)
-    assert header == (OUR, PEER, 1, 64, 0x28, records.TRANSMIT_MAY_FRAGMENT)
+    assert header == (OUR, PEER, 1, 64, 0x28, messages.TRANSMIT_MAY_FRAGMENT)
     assert (reply.type, reply.code, reply.id, reply.seq, bytes(reply.payload)) == (0, 0, 77, 5, data[:size])
 
 
@@ -129,8 +129,8 @@ def test_rfc1122_3_2_2_6_record_route_and_timestamp_come_back(host, options, ech
     plain = bytes(echo())
     header = bytes([0x45 + len(options) // 4]) + plain[1:20] + options
     ((consumer, kind, record),) = host.hears(header + plain[20:])
-    assert (consumer, kind) == (table.IP, table.TRANSMIT)
-    assert TRANSMIT_HEADER.unpack_from(record)[5] == records.TRANSMIT_MAY_FRAGMENT | records.TRANSMIT_OPTIONS
+    assert (consumer, kind) == (topology.IP, messages.TRANSMIT)
+    assert TRANSMIT_HEADER.unpack_from(record)[5] == messages.TRANSMIT_MAY_FRAGMENT | messages.TRANSMIT_OPTIONS
     behind = record[TRANSMIT_HEADER.size :]
     assert behind[0] == len(echoed) // 4
     assert behind[1 : 1 + len(echoed)] == echoed
@@ -156,11 +156,11 @@ def test_rfc1122_3_2_1_8_c_no_source_route_is_sent_let_alone_two(host, kinds):
     options = b"".join(bytes((kind, 7, 8)) + ip4(ROUTER) + b"\1" for kind in kinds)
     (send,) = host.hears(bytes([0x45 + len(options) // 4]) + plain[1:20] + options + plain[20:])
     header, reply = transmitted(send)
-    assert (header[5], reply.type) == (records.TRANSMIT_MAY_FRAGMENT, 0)
+    assert (header[5], reply.type) == (messages.TRANSMIT_MAY_FRAGMENT, 0)
 
 
 def test_rfc1122_3_2_2_6_echo_to_a_group_is_silent(host):
-    assert host.gives(table.IP, table.PACKET_GROUP, bytes(echo(destination="10.0.0.255"))) == []
+    assert host.gives(topology.IP, messages.PACKET_GROUP, bytes(echo(destination="10.0.0.255"))) == []
     assert host.counted("to_group") == 1
 
 
@@ -196,7 +196,7 @@ def test_rfc1122_3_2_2_8_a_timestamp_request_is_answered_with_the_time_since_mid
     host.now = now
     (send,) = host.hears(timestamp_request(tos=0x28))
     header, reply = transmitted(send)
-    assert header == (OUR, PEER, 1, 64, 0x28, records.TRANSMIT_MAY_FRAGMENT)
+    assert header == (OUR, PEER, 1, 64, 0x28, messages.TRANSMIT_MAY_FRAGMENT)
     assert (reply.type, reply.code, reply.id, reply.seq) == (14, 0, 77, 5)
     assert (reply.ts_ori, reply.ts_rx, reply.ts_tx) == (123, milliseconds, milliseconds)
     assert host.counted("timestamp_replies_sent") == 1
@@ -217,13 +217,13 @@ def test_as_linux_a_timestamp_request_needs_no_more_than_its_originate_timestamp
 
 
 def test_rfc1122_3_2_2_8_a_timestamp_request_to_a_group_is_silent(host):
-    assert host.gives(table.IP, table.PACKET_GROUP, bytes(timestamp_request())) == []
+    assert host.gives(topology.IP, messages.PACKET_GROUP, bytes(timestamp_request())) == []
 
 
 def test_rfc1122_3_2_2_8_options_come_back_as_with_an_echo(host):
     plain = bytes(timestamp_request())
     ((_, _, record),) = host.hears(b"\x47" + plain[1:20] + RECORDED + b"\0" + plain[20:])
-    assert TRANSMIT_HEADER.unpack_from(record)[5] == records.TRANSMIT_MAY_FRAGMENT | records.TRANSMIT_OPTIONS
+    assert TRANSMIT_HEADER.unpack_from(record)[5] == messages.TRANSMIT_MAY_FRAGMENT | messages.TRANSMIT_OPTIONS
     assert record[TRANSMIT_HEADER.size :][: len(RECORDED) + 2] == b"\x02" + RECORDED + b"\0"
 
 
@@ -239,7 +239,7 @@ def test_rfc1122_3_2_2_1_port_unreachable_comes_from_the_address_that_was_sent_t
     offending = bytes(datagram(tos=0x1B))
     header, error = transmitted(host.reports(offending)[0])
     # RFC 1122 section 3.2.2: TOS 0, whatever the packet's was; RFC 1812 section 4.3.2.5: precedence 6.
-    assert header == (OUR, PEER, 1, 64, 0xC0, records.TRANSMIT_MAY_FRAGMENT)
+    assert header == (OUR, PEER, 1, 64, 0xC0, messages.TRANSMIT_MAY_FRAGMENT)
     assert (error.type, error.code) == (3, 3)
     assert bytes(error)[8:] == offending
 
@@ -297,7 +297,7 @@ def test_only_errors_are_complained_with(host, icmp_type):
 
 def test_a_report_too_short_is_counted(host):
     for octets in (b"", bytes(11), bytes(12), ICMP_ERROR_HEADER.pack(3, 3, 0, 0, 0, bytes(4)) + bytes(datagram())[:19]):
-        assert host.gives(table.IP, table.REPORT_ERROR, octets) == []
+        assert host.gives(topology.IP, messages.REPORT_ERROR, octets) == []
     assert host.counted("report_malformed") == 4
 
 
@@ -350,7 +350,7 @@ def test_rfc1122_3_2_2_what_ip_complains_of_is_sent(host, icmp_type, code):
 
 def upward(sends: list) -> list:
     """What is not for ip."""
-    return [send for send in sends if send[0] != table.IP]
+    return [send for send in sends if send[0] != topology.IP]
 
 
 def error_about(quoted, icmp_type: int = 3, code: int = 3, source: str = ROUTER, **fields) -> IP:
@@ -365,7 +365,7 @@ def test_rfc792_unused_fields_are_not_looked_at(host, icmp_type, code, rest):
     message = checked(bytearray(bytes((icmp_type, code, 0, 0)) + rest + ours))
     ((consumer, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(message)))
     assert (consumer, record) == (
-        table.UDP, ICMP_ERROR_HEADER.pack(icmp_type, code, records.ORIGIN_ICMP, 0, 0, ip4(ROUTER)) + ours)
+        topology.UDP, ICMP_ERROR_HEADER.pack(icmp_type, code, messages.ORIGIN_ICMP, 0, 0, ip4(ROUTER)) + ours)
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "fields", "info"), [
@@ -373,8 +373,8 @@ def test_rfc792_unused_fields_are_not_looked_at(host, icmp_type, code, rest):
 def test_rfc1122_4_1_3_3_an_error_about_a_udp_packet_goes_to_udp(host, icmp_type, code, fields, info):
     ours = bytes(datagram(source=OUR, destination=FAR))[:28]
     ((consumer, kind, record),) = upward(host.hears(error_about(ours, icmp_type, code, **fields)))
-    assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
-    assert ICMP_ERROR_HEADER.unpack_from(record) == (icmp_type, code, records.ORIGIN_ICMP, 0, info, ip4(ROUTER))
+    assert (consumer, kind) == (topology.UDP, messages.ICMP_ERROR)
+    assert ICMP_ERROR_HEADER.unpack_from(record) == (icmp_type, code, messages.ORIGIN_ICMP, 0, info, ip4(ROUTER))
     assert record[ICMP_ERROR_HEADER.size :] == ours
 
 
@@ -388,7 +388,7 @@ def checked(message: bytearray) -> bytes:
 @pytest.mark.parametrize("code", range(16))
 def test_rfc1122_3_2_2_1_every_code_of_a_destination_unreachable_is_passed_on(host, code):
     ((consumer, _, record),) = upward(host.hears(error_about(OURS, 3, code)))
-    assert (consumer, record[:2]) == (table.UDP, bytes((3, code)))
+    assert (consumer, record[:2]) == (topology.UDP, bytes((3, code)))
 
 
 EXTENSION = bytes.fromhex("2000dfff000801010000a140")  # RFC 4884 section 7, RFC 4950: one MPLS label
@@ -415,11 +415,11 @@ def test_rfc4884_5_a_length_that_cannot_be_changes_nothing(host, words):
 
 
 def test_rfc1122_3_2_2_an_error_of_any_protocol_goes_to_raw_where_it_is_booted():
-    host = Host(layers=tuple(table.LAYERS))
+    host = Host(layers=tuple(topology.LAYERS))
     ours = bytes(IP(src=OUR, dst=FAR, proto=253) / Raw(bytes(8)))
     assert [(send[0], send[2][ICMP_ERROR_HEADER.size :]) for send in upward(host.hears(error_about(ours)))] == [
-        (table.RAW, ours)]
-    assert [send[0] for send in upward(host.hears(error_about(OURS)))] == [table.RAW, table.UDP]
+        (topology.RAW, ours)]
+    assert [send[0] for send in upward(host.hears(error_about(OURS)))] == [topology.RAW, topology.UDP]
     assert host.counted("errors_to_raw") == 2
 
 
@@ -427,8 +427,8 @@ def test_rfc1122_3_2_2_an_error_of_any_protocol_goes_to_raw_where_it_is_booted()
 def test_rfc1191_4_fragmentation_needed_about_an_echo_request_is_told_to_ip(host, mtu):
     host.declares(bind=True, port=77)
     ours = IP(src=OUR, dst=FAR) / ICMP(type=8, id=77, seq=5) / Raw(b"data")
-    record = records.PATH_MTU_RECORD.pack(ip4(FAR), mtu, len(ours))
-    assert host.hears(error_about(ours, 3, 4, nexthopmtu=mtu)) == [(table.IP, table.PATH_MTU, record)]
+    record = messages.PATH_MTU_RECORD.pack(ip4(FAR), mtu, len(ours))
+    assert host.hears(error_about(ours, 3, 4, nexthopmtu=mtu)) == [(topology.IP, messages.PATH_MTU, record)]
 
 
 @pytest.mark.parametrize("quoted", [
@@ -441,7 +441,7 @@ def test_rfc8201_4_fragmentation_needed_about_what_no_socket_sent_is_not_believe
 
 
 def test_whether_fragmentation_needed_is_about_a_datagram_of_ours_is_for_udp_to_say(host):
-    assert [send[0] for send in host.hears(error_about(OURS, 3, 4, nexthopmtu=1400))] == [table.UDP]
+    assert [send[0] for send in host.hears(error_about(OURS, 3, 4, nexthopmtu=1400))] == [topology.UDP]
 
 
 @pytest.mark.parametrize("quoted", [
@@ -482,9 +482,9 @@ def ping_error(host: Host, icmp_type: int, code: int, **fields) -> list:
 def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code, expected):
     host.declares(bind=True, port=77, receive_errors=True)
     ((consumer, kind, record),) = ping_error(host, icmp_type, code)
-    assert (consumer, kind) == (table.SOCKETS, table.SOCKET_ERROR)
+    assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_ERROR)
     assert ERROR_RECORD.unpack_from(record) == (
-        1, expected, records.ORIGIN_ICMP, icmp_type, code, 0, 0, ip4(ROUTER), ip4(FAR), 0)
+        1, expected, messages.ORIGIN_ICMP, icmp_type, code, 0, 0, ip4(ROUTER), ip4(FAR), 0)
     assert bytes(ICMP(record[ERROR_RECORD.size :]).payload) == b"data"
 
 
@@ -501,11 +501,13 @@ def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, t
 
 def test_an_error_of_ip_itself_reaches_a_connected_socket(host):
     host.declares(bind=True, port=77, peer=number(PEER))
-    header = ICMP_ERROR_HEADER.pack(3, 1, records.ORIGIN_LOCAL, 0, 0, ip4(OUR))
-    ((_, kind, record),) = host.gives(table.IP, table.ICMP_ERROR, header + bytes(echo(source=OUR, destination=PEER)))
-    assert kind == table.SOCKET_ERROR
-    assert ERROR_RECORD.unpack_from(record)[:3] == (1, errno.EHOSTUNREACH, records.ORIGIN_LOCAL)
-    assert host.gives(table.IP, table.ICMP_ERROR, header, b"", header + bytes(27)) == []
+    header = ICMP_ERROR_HEADER.pack(3, 1, messages.ORIGIN_LOCAL, 0, 0, ip4(OUR))
+    ((_, kind, record),) = host.gives(
+        topology.IP, messages.ICMP_ERROR, header + bytes(echo(source=OUR, destination=PEER))
+    )
+    assert kind == messages.SOCKET_ERROR
+    assert ERROR_RECORD.unpack_from(record)[:3] == (1, errno.EHOSTUNREACH, messages.ORIGIN_LOCAL)
+    assert host.gives(topology.IP, messages.ICMP_ERROR, header, b"", header + bytes(27)) == []
 
 
 # Ping sockets
@@ -515,7 +517,7 @@ def test_a_ping_socket_sends_echo_requests_under_its_identifier(host):
     host.declares(bind=True, port=77)
     (send,) = host.sends(ICMP(type=8, id=1, seq=9, chksum=0xBAD) / b"hello")
     header, message = transmitted(send)
-    assert header == ("0.0.0.0", PEER, 1, 64, 0, records.TRANSMIT_DONT_FRAGMENT | records.TRANSMIT_MAY_FRAGMENT)
+    assert header == ("0.0.0.0", PEER, 1, 64, 0, messages.TRANSMIT_DONT_FRAGMENT | messages.TRANSMIT_MAY_FRAGMENT)
     assert (message.type, message.code, message.id, message.seq, bytes(message.payload)) == (8, 0, 77, 9, b"hello")
 
 
@@ -524,7 +526,7 @@ def test_a_ping_socket_sends_with_its_options_and_those_of_the_message(host):
         bind=True, port=77, local=number(OUR), ttl=9, tos=4, multicast_ttl=2, mtu_discover=0, broadcast=True)
     message = ICMP(type=8)
     assert transmitted(host.sends(message)[0])[0] == (
-        OUR, PEER, 1, 9, 4, records.TRANSMIT_BROADCAST | records.TRANSMIT_MAY_FRAGMENT)
+        OUR, PEER, 1, 9, 4, messages.TRANSMIT_BROADCAST | messages.TRANSMIT_MAY_FRAGMENT)
     assert transmitted(host.sends(message, "224.0.0.1")[0])[0][3] == 2
     assert transmitted(host.sends(message, ttl=3, tos=8, flags=1)[0])[0][3:5] == (3, 8)
     assert transmitted(host.sends(message, tos=8)[0])[0][4] == 4
@@ -548,8 +550,8 @@ def test_a_connected_ping_socket_sends_to_its_peer(host):
 def test_what_may_not_be_sent_is_told_with_the_errno_of_linux(host, declared, message, keywords, expected):
     host.declares(**{"bind": True, **declared})
     ((consumer, kind, record),) = host.sends(message, **keywords)
-    assert (consumer, kind) == (table.SOCKETS, table.SOCKET_ERROR)
-    assert ERROR_RECORD.unpack_from(record)[:3] == (1, expected, records.ORIGIN_LOCAL)
+    assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_ERROR)
+    assert ERROR_RECORD.unpack_from(record)[:3] == (1, expected, messages.ORIGIN_LOCAL)
     assert host.counted("send_refused") == 1
 
 
@@ -560,7 +562,7 @@ def test_the_longest_message_fits(host):
 
 def test_messages_to_send_of_nobody_or_of_no_shape_are_counted(host):
     assert host.sends(ICMP(type=8), handle=5) == []
-    assert host.gives(table.SOCKETS, table.SEND, b"", bytes(SEND_HEADER.size - 1)) == []
+    assert host.gives(topology.SOCKETS, messages.SEND, b"", bytes(SEND_HEADER.size - 1)) == []
     assert (host.counted("send_no_socket"), host.counted("send_malformed")) == (1, 2)
 
 
@@ -572,16 +574,16 @@ def test_an_echo_reply_goes_to_the_socket_of_its_identifier(host):
     host.declares(bind=True, port=77)
     packet = bytes(echo_reply())
     ((consumer, kind, record),) = host.hears(packet)
-    assert (consumer, kind) == (table.SOCKETS, table.DATAGRAM)
-    assert records.DATAGRAM_HEADER.unpack_from(record) == (1, ip4(PEER), 0, ip4(OUR), 60, 4)
-    assert record[records.DATAGRAM_HEADER.size :] == packet[20:]
+    assert (consumer, kind) == (topology.SOCKETS, messages.DATAGRAM)
+    assert messages.DATAGRAM_HEADER.unpack_from(record) == (1, ip4(PEER), 0, ip4(OUR), 60, 4)
+    assert record[messages.DATAGRAM_HEADER.size :] == packet[20:]
     assert host.hears(echo_reply(78)) == []
     assert host.counted("reply_no_socket") == 1
 
 
 def test_a_socket_bound_to_an_address_hears_no_other(host):
-    two = records.Routes([(number(OUR), 24), (number("10.0.0.3"), 24)], [])
-    host.gives(table.IP, table.ROUTES, records.encode(two))
+    two = messages.Routes([(number(OUR), 24), (number("10.0.0.3"), 24)], [])
+    host.gives(topology.IP, messages.ROUTES, messages.encode(two))
     host.declares(bind=True, port=77, local=number(OUR))
     assert len(host.hears(echo_reply())) == 1
     assert host.hears(echo_reply(destination="10.0.0.3")) == []
@@ -590,7 +592,7 @@ def test_a_socket_bound_to_an_address_hears_no_other(host):
 def test_a_closed_socket_is_gone(host):
     host.declares(bind=True, port=77)
     closing = (1).to_bytes(4, "little")
-    assert host.gives(table.SOCKETS, table.SOCKET_CLOSE, closing, closing, b"", bytes(5)) == []
+    assert host.gives(topology.SOCKETS, messages.SOCKET_CLOSE, closing, closing, b"", bytes(5)) == []
     assert host.hears(echo_reply()) == []
     assert host.state == {}
     assert (host.counted("closes"), host.counted("control_malformed")) == (1, 2)
@@ -627,7 +629,7 @@ def test_a_refused_declaration_leaves_the_socket_as_it_was(host, wanted, expecte
 
 
 def test_a_peer_that_no_route_leads_to_is_unreachable(host):
-    host.gives(table.IP, table.ROUTES, records.encode(records.Routes([(number(OUR), 24)], [])))
+    host.gives(topology.IP, messages.ROUTES, messages.encode(messages.Routes([(number(OUR), 24)], [])))
     assert host.declares(bind=True, peer=number(FAR)).errno == errno.ENETUNREACH
 
 
@@ -642,7 +644,7 @@ def test_sockets_are_bounded(host):
 @pytest.mark.parametrize("value", [-1, 2**64])
 def test_numbers_that_fit_no_header_are_refused(host, field, value):
     wanted = msgspec.structs.replace(SocketState(handle=1, request=7, bind=True), **{field: value})
-    assert host.gives(table.SOCKETS, table.SOCKET_SET, msgspec.json.encode(wanted)) == []
+    assert host.gives(topology.SOCKETS, messages.SOCKET_SET, msgspec.json.encode(wanted)) == []
     assert host.counted("control_malformed") == 1
     assert host.state == {}
 
@@ -651,8 +653,8 @@ def test_numbers_that_fit_no_header_are_refused(host, field, value):
 
 
 def test_a_restart_keeps_sockets_and_routes(host):
-    moved = records.Routes([(number("10.9.0.2"), 16)], [])
-    host.gives(table.IP, table.ROUTES, records.encode(moved))
+    moved = messages.Routes([(number("10.9.0.2"), 16)], [])
+    host.gives(topology.IP, messages.ROUTES, messages.encode(moved))
     chosen = host.declares(bind=True, local=number("10.9.0.2"), ttl=9)
     again = Host(state=host.state)
     assert transmitted(again.sends(ICMP(type=8))[0])[0][:4] == ("10.9.0.2", PEER, 1, 9)
@@ -672,8 +674,8 @@ def test_a_socket_is_stored_before_it_is_answered_for():
 
 
 def test_routes_that_make_no_sense_are_ignored(host):
-    bad = records.Routes([(number(OUR), 99)], [])
-    assert host.gives(table.IP, table.ROUTES, b"", b"{", b'{"addresses": 1}', records.encode(bad)) == []
+    bad = messages.Routes([(number(OUR), 99)], [])
+    assert host.gives(topology.IP, messages.ROUTES, b"", b"{", b'{"addresses": 1}', messages.encode(bad)) == []
     assert host.counted("control_malformed") == 4
     assert host.state == {}
     assert len(host.reports(datagram())) == 1
@@ -697,7 +699,9 @@ PACKETS = st.binary(max_size=80) | st.builds(
     st.sampled_from([bytes(echo())[:20], bytes(echo_reply())[:20], bytes(OURS)[:20]]), st.binary(max_size=60)
 ) | st.builds(lambda icmp_type, quote: bytes(IP(src=PEER, dst=OUR) / ICMP(type=icmp_type) / Raw(quote)),
               st.integers(0, 20), st.binary(max_size=40) | st.sampled_from([bytes(OURS), bytes(echo(source=OUR))]))
-EVENTS = st.sampled_from(sorted((producer, kind) for producer, kinds in table.inputs("icmp").items() for kind in kinds))
+EVENTS = st.sampled_from(
+    sorted((producer, kind) for producer, kinds in topology.inputs("icmp").items() for kind in kinds)
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -712,8 +716,8 @@ def test_nothing_raises_and_every_packet_is_counted(events):
              "errors_to_sockets")
     for (producer, kind), octets, prefix in events:
         before = sum(map(host.counted, taken))
-        heard = kind in (table.PACKET, table.PACKET_CHECKED, table.PACKET_GROUP, table.ICMP_ERROR)
-        host.gives(table.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
+        heard = kind in (messages.PACKET, messages.PACKET_CHECKED, messages.PACKET_GROUP, messages.ICMP_ERROR)
+        host.gives(topology.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
         assert sum(map(host.counted, taken)) == before + heard
 
 
@@ -726,24 +730,24 @@ def test_rfc1112_6_1_multicasts_of_ping_sockets(host, loop):
     (send,) = host.sends(bytes(ICMP(type=8)), "239.1.2.3")
     (source, destination, _, ttl, _, flags), _ = transmitted(send)
     assert (source, destination, ttl) == (OUR, "239.1.2.3", 7)
-    assert bool(flags & records.TRANSMIT_LOOP) is loop
+    assert bool(flags & messages.TRANSMIT_LOOP) is loop
     (send,) = host.sends(bytes(ICMP(type=8)))
-    assert not transmitted(send)[0][5] & records.TRANSMIT_LOOP
+    assert not transmitted(send)[0][5] & messages.TRANSMIT_LOOP
 
 
 @pytest.mark.parametrize("peer", [0, number(PEER)])
 def test_a_ping_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host, peer):
     request = bytes(ICMP(type=8))
-    link = [records.Route(0x0A000000, 24, 0, number(OUR), 1500)]
-    two, one = (records.encode(records.Routes([(number(each), 24) for each in own], link))
+    link = [messages.Route(0x0A000000, 24, 0, number(OUR), 1500)]
+    two, one = (messages.encode(messages.Routes([(number(each), 24) for each in own], link))
                 for own in ((OUR, "10.0.0.9"), (OUR,)))
-    host.gives(table.IP, table.ROUTES, two)
+    host.gives(topology.IP, messages.ROUTES, two)
     assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer).errno == 0
-    host.gives(table.IP, table.ROUTES, one)
+    host.gives(topology.IP, messages.ROUTES, one)
     ((consumer, kind, record),) = host.sends(request)
-    assert (consumer, kind, ERROR_RECORD.unpack_from(record)[1]) == (table.SOCKETS, table.SOCKET_ERROR,
+    assert (consumer, kind, ERROR_RECORD.unpack_from(record)[1]) == (topology.SOCKETS, messages.SOCKET_ERROR,
                                                                      errno.ENETUNREACH)
     assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer, ttl=3).errno == 0  # an option is no bind
-    host.gives(table.IP, table.ROUTES, two)
+    host.gives(topology.IP, messages.ROUTES, two)
     (send,) = host.sends(request)
     assert transmitted(send)[0][0] == "10.0.0.9"

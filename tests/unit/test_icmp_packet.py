@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
 
-from bus.icmp_errors import errno_of
-from layers.icmp import packet as wire
+from layers.common.icmp_errors import errno_of
+from packets import icmp as wire
 
 
 def plain_sum(octets: bytes) -> int:

@@ -14,11 +14,14 @@ from scapy.layers.inet import IP, UDP, IPOption_Router_Alert
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from bus import table
-from bus.checksum import checksum
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.core import Send
-from bus.records import (
+from bus.layer import Send
+from bus.messages import (
+    MEMBERSHIP,
+    PACKET_GROUP,
+    PACKET_OUT,
+    TRANSMIT,
     TRANSMIT_HEADER,
     TRANSMIT_LOOP,
     TRANSMIT_MAY_FRAGMENT,
@@ -28,22 +31,13 @@ from bus.records import (
     decode_socket_reply,
     encode,
 )
-from bus.table import LINK, MEMBERSHIP, PACKET_GROUP, PACKET_OUT, TRANSMIT
+from bus.topology import LINK
 from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.groups import merged
 from layers.ip.igmp import NOTHING, Filter
-from layers.ip.igmp_packet import (
-    ALLOW,
-    BLOCK,
-    IS_EX,
-    IS_IN,
-    TO_EX,
-    TO_IN,
-    V3_REPORT,
-    Record,
-    reports,
-)
+from packets.checksum import checksum
+from packets.igmp import ALLOW, BLOCK, IS_EX, IS_IN, TO_EX, TO_IN, V3_REPORT, Record, reports
 
 ME, ROUTER, PEER, OTHER = "10.0.0.2", "10.0.0.1", "10.0.0.7", "10.0.0.8"
 ONE, TWO, NEVER = "239.1.1.1", "239.1.1.2", "239.9.9.9"
@@ -97,7 +91,7 @@ class Host:
         """The groups of a socket, all of them: (group, exclude, sources...)."""
         filters = tuple(SourceFilter(number(group), exclude, tuple(map(number, sources)))
                         for group, exclude, *sources in groups)
-        assert self.take(self.core.receive(table.SOCKETS, MEMBERSHIP, [encode(Membership(handle, filters))],
+        assert self.take(self.core.receive(topology.SOCKETS, MEMBERSHIP, [encode(Membership(handle, filters))],
                                            self.now)) == []
 
     def hears(self, packet: Packet, kind: int = PACKET_GROUP) -> list[Send]:
@@ -170,7 +164,7 @@ def udp(to: str, source: str = PEER) -> Packet:
 def delivered(host: Host, to: str, source: str = PEER) -> bool:
     before = host.counted("other_group")
     sends = host.hears(udp(to, source))
-    assert [send[:2] for send in sends] in ([], [(table.UDP, PACKET_GROUP)])
+    assert [send[:2] for send in sends] in ([], [(topology.UDP, PACKET_GROUP)])
     assert host.counted("other_group") == before + (not sends)
     return bool(sends)
 
@@ -245,8 +239,8 @@ def test_rfc3376_3_2_the_host_lets_in_just_what_some_socket_wants(filters, sourc
 def test_a_membership_is_answered_once_it_is_stored_and_the_same_again_is_answered_again(host):
     record = encode(Membership(7, (SourceFilter(number(ONE)),), request=99))
     for _ in range(2):
-        ((consumer, kind, reply),) = host.take(host.core.receive(table.SOCKETS, MEMBERSHIP, [record], host.now))
-        assert (consumer, kind) == (table.SOCKETS, table.SOCKET_REPLY)
+        ((consumer, kind, reply),) = host.take(host.core.receive(topology.SOCKETS, MEMBERSHIP, [record], host.now))
+        assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_REPLY)
         assert decode_socket_reply(reply) == SocketReply(handle=7, request=99)
         assert record in host.state.values()
     assert host.reports() == [(TO_EX, ONE)]
@@ -262,7 +256,7 @@ def test_memberships_that_make_no_sense_are_counted_and_change_nothing(host, rec
     host.joins(1, (ONE, True))
     host.sent()
     stored = dict(host.state)
-    assert host.core.receive(table.SOCKETS, MEMBERSHIP, [record], host.now) == []
+    assert host.core.receive(topology.SOCKETS, MEMBERSHIP, [record], host.now) == []
     assert host.counted("bad_membership") == 1
     assert host.state == stored
     assert delivered(host, ONE)
@@ -644,14 +638,14 @@ def test_rfc3376_4_2_16_what_does_not_fit_one_report_goes_in_several(monkeypatch
 def sends(host: Host, to: str, flags: int = TRANSMIT_LOOP, ttl: int = 1, source: str = "0.0.0.0") -> list[Send]:
     """What comes back up of a multicast; what goes out is in `host.out`."""
     header = TRANSMIT_HEADER.pack(octets(source), octets(to), 17, ttl, 0, flags | TRANSMIT_MAY_FRAGMENT)
-    return host.take(host.core.receive(table.UDP, TRANSMIT, [header + b"segment."], host.now))
+    return host.take(host.core.receive(topology.UDP, TRANSMIT, [header + b"segment."], host.now))
 
 
 def test_rfc1112_6_2_a_copy_comes_back_to_our_own_members_if_the_sender_wants_that(host):
     assert sends(host, ONE) == []
     settled(host, (ONE, True))
     ((consumer, kind, copy),) = sends(host, ONE)
-    assert (consumer, kind) == (table.UDP, PACKET_GROUP)
+    assert (consumer, kind) == (topology.UDP, PACKET_GROUP)
     (out,) = host.sent()
     assert copy == bytes(out)
     assert (out.src, out.dst, out.ttl) == (ME, ONE, 1)
@@ -681,7 +675,7 @@ def test_rfc1112_6_1_a_ttl_of_zero_keeps_a_multicast_in_the_host(host):
 def test_rfc1112_6_4_the_mac_address_of_a_group():
     host = Host()
     for group in ("224.0.0.251", "239.129.2.3", "239.1.2.3"):
-        ((_, _, record),) = host.core.receive(table.UDP, TRANSMIT, [TRANSMIT_HEADER.pack(
+        ((_, _, record),) = host.core.receive(topology.UDP, TRANSMIT, [TRANSMIT_HEADER.pack(
             bytes(4), octets(group), 17, 1, 0, 0) + b"segment."], host.now)
         assert Ether(record[:6] + bytes(8)).dst == f"01:00:5e:{octets(group)[1] & 127:02x}:{octets(group)[2]:02x}:" \
             f"{octets(group)[3]:02x}"

@@ -12,22 +12,13 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_NOP
 from scapy.packet import Raw
 
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import (
-    ICMP_ERROR_HEADER,
-    ORIGIN_LOCAL,
-    TRANSMIT_BROADCAST,
-    TRANSMIT_DONT_FRAGMENT,
-    TRANSMIT_HEADER,
-    decode_routes,
-)
-from bus.routes import configured
-from bus.table import (
-    ARP,
+from bus.messages import (
     ICMP_ERROR,
-    LINK,
+    ICMP_ERROR_HEADER,
     NEIGHBOR,
+    ORIGIN_LOCAL,
     PACKET,
     PACKET_GROUP,
     PACKET_OUT,
@@ -35,8 +26,14 @@ from bus.table import (
     RESOLVE,
     ROUTES,
     TRANSMIT,
+    TRANSMIT_BROADCAST,
+    TRANSMIT_DONT_FRAGMENT,
+    TRANSMIT_HEADER,
     UNREACHABLE,
+    decode_routes,
 )
+from bus.topology import ARP, LINK
+from layers.common.routes import configured
 from layers.ip import neighbors
 from layers.ip.core import Core
 from layers.ip.counters import Counters
@@ -79,7 +76,7 @@ class Layer:
     def sends(self, to: str, segment: bytes = b"segment.", source: str = "0.0.0.0", protocol: int = 17, ttl: int = 64,
               tos: int = 0, flags: int = TRANSMIT_DONT_FRAGMENT) -> list:
         header = TRANSMIT_HEADER.pack(octets(source), octets(to), protocol, ttl, tos, flags)
-        return self.gives(table.UDP if protocol == 17 else table.ICMP, TRANSMIT, header + segment)
+        return self.gives(topology.UDP if protocol == 17 else topology.ICMP, TRANSMIT, header + segment)
 
     def learns(self, address: str = PEER, mac: bytes = PEER_MAC) -> list:
         return self.gives(ARP, NEIGHBOR, octets(address) + mac)
@@ -117,8 +114,8 @@ def udp(source: str = PEER, destination: str = ME, **fields):
 
 
 @pytest.mark.parametrize(("packet", "upper"), [
-    (udp(), table.UDP), (udp(source=FAR), table.UDP), (IP(src=PEER, dst=ME) / ICMP(), table.ICMP),
-    (udp(options=[IPOption_NOP()] * 40), table.UDP), (udp(ttl=0), table.UDP), (udp(flags="DF"), table.UDP),
+    (udp(), topology.UDP), (udp(source=FAR), topology.UDP), (IP(src=PEER, dst=ME) / ICMP(), topology.ICMP),
+    (udp(options=[IPOption_NOP()] * 40), topology.UDP), (udp(ttl=0), topology.UDP), (udp(flags="DF"), topology.UDP),
 ])  # fmt: skip
 def test_a_packet_for_us_goes_to_its_transport_as_it_came(layer, packet, upper):
     assert layer.hears(packet) == [(upper, PACKET, bytes(packet))]
@@ -127,14 +124,14 @@ def test_a_packet_for_us_goes_to_its_transport_as_it_came(layer, packet, upper):
 
 def test_rfc894_padding_is_cut(layer):
     packet = bytes(udp())
-    assert layer.hears(packet + bytes(18)) == [(table.UDP, PACKET, packet)]
+    assert layer.hears(packet + bytes(18)) == [(topology.UDP, PACKET, packet)]
 
 
 @pytest.mark.parametrize("destination", [LIMITED, DIRECTED])
 @pytest.mark.parametrize("kind", [PACKET, PACKET_GROUP])
 def test_rfc1122_3_3_6_a_broadcast_is_marked_so_that_no_error_answers_it(layer, destination, kind):
     packet = udp(destination=destination)
-    assert layer.hears(packet, kind=kind) == [(table.UDP, PACKET_GROUP, bytes(packet))]
+    assert layer.hears(packet, kind=kind) == [(topology.UDP, PACKET_GROUP, bytes(packet))]
 
 
 def corrupt(packet: bytes, at: int, value: int) -> bytes:
@@ -168,7 +165,7 @@ def test_rfc1122_3_3_6_a_packet_to_us_in_a_link_layer_broadcast_is_discarded(lay
 def test_rfc1122_3_2_2_1_an_unknown_protocol_is_reported_to_icmp(layer):
     packet = bytes(IP(src=PEER, dst=ME, proto=132) / Raw(bytes(900)))
     ((consumer, kind, record),) = layer.hears(packet)
-    assert (consumer, kind) == (table.ICMP, REPORT_ERROR)
+    assert (consumer, kind) == (topology.ICMP, REPORT_ERROR)
     assert ICMP_ERROR_HEADER.unpack_from(record)[:2] == (3, 2)
     assert record[ICMP_ERROR_HEADER.size :] == packet[:576]
     assert layer.dropped() == {"unknown_protocol": 1}
@@ -233,7 +230,7 @@ def test_rfc1191_what_is_longer_than_the_mtu_is_told_to_its_sender_with_the_mtu(
     assert len(layer.sends(PEER, bytes(1480))) == 1
     (send,) = layer.sends(PEER, bytes(1480 + octets_over))
     consumer, error, info, quoted = error_of(send)
-    assert (consumer, error, info) == (table.UDP, FRAGMENTATION_NEEDED, 1500)
+    assert (consumer, error, info) == (topology.UDP, FRAGMENTATION_NEEDED, 1500)
     assert (quoted.src, quoted.dst, quoted.len) == (ME, PEER, 1500 + octets_over)
     assert layer.dropped() == {"over_mtu": 1}
 
@@ -251,7 +248,7 @@ def test_without_a_route_the_network_is_unreachable(octets_more):
     for _ in range(2):
         (send,) = layer.sends(FAR, bytes(8 + octets_more))
         consumer, error, _, quoted = error_of(send)
-        assert (consumer, error, quoted.dst, quoted.len) == (table.UDP, (3, 0), FAR, 28 + octets_more)
+        assert (consumer, error, quoted.dst, quoted.len) == (topology.UDP, (3, 0), FAR, 28 + octets_more)
     assert layer.sends(FAR, bytes(65516)) == []
     assert layer.dropped() == {"no_route": 3}
 
@@ -266,7 +263,7 @@ def test_rfc1122_3_2_1_3_no_group_is_a_source(layer, source):
 
 def test_a_source_that_is_not_ours_or_no_header_is_refused(layer):
     assert layer.sends(PEER, source=OTHER) == []
-    assert layer.gives(table.UDP, TRANSMIT, b"", bytes(TRANSMIT_HEADER.size - 1)) == []
+    assert layer.gives(topology.UDP, TRANSMIT, b"", bytes(TRANSMIT_HEADER.size - 1)) == []
     assert layer.dropped() == {"bad_transmit": 3}
 
 
@@ -284,7 +281,7 @@ def test_rfc1122_3_2_1_3_a_packet_from_127_never_leaves_the_host(layer):
 @pytest.mark.parametrize("protocol", [1, 17])
 def test_rfc1122_3_2_1_3_what_goes_to_ourselves_does_not_touch_the_link(layer, to, source, protocol):
     ((consumer, kind, record),) = layer.sends(to, b"abc", protocol=protocol)
-    assert (consumer, kind) == (table.UDP if protocol == 17 else table.ICMP, PACKET)
+    assert (consumer, kind) == (topology.UDP if protocol == 17 else topology.ICMP, PACKET)
     assert record == bytes(IP(src=source, dst=to, proto=protocol, flags="DF", id=0) / Raw(b"abc"))
     assert layer.counted() == {"looped": 1}
 
@@ -296,7 +293,7 @@ def test_a_packet_to_ourselves_may_be_longer_than_the_mtu(layer):
 
 def test_an_unknown_protocol_to_ourselves_is_reported(layer):
     ((consumer, kind, _),) = layer.sends(ME, protocol=132)
-    assert (consumer, kind) == (table.ICMP, REPORT_ERROR)
+    assert (consumer, kind) == (topology.ICMP, REPORT_ERROR)
 
 
 # -- to everybody ----------------------------------------------------------------------------------------------------
@@ -308,7 +305,7 @@ def test_rfc1122_3_3_6_a_broadcast_needs_leave_and_comes_back_to_us(layer, to):
     assert layer.dropped() == {"broadcast_denied": 1}
     up, down = layer.sends(to, b"abc", flags=TRANSMIT_BROADCAST | TRANSMIT_DONT_FRAGMENT)
     packet = bytes(IP(src=ME, dst=to, proto=17, flags="DF", id=0) / Raw(b"abc"))
-    assert up == (table.UDP, PACKET_GROUP, packet)
+    assert up == (topology.UDP, PACKET_GROUP, packet)
     assert down == (LINK, PACKET_OUT, BROADCAST_MAC + packet)
 
 
@@ -342,7 +339,7 @@ def test_a_neighbour_that_does_not_answer_is_host_unreachable_to_each_sender(lay
     layer.sends(PEER, b"i" * 8, protocol=1)
     found = [error_of(send) for send in layer.gives(ARP, UNREACHABLE, octets(PEER))]
     assert [(consumer, error) for consumer, error, _, _ in found] == [
-        (table.UDP, HOST_UNREACHABLE), (table.ICMP, HOST_UNREACHABLE)]
+        (topology.UDP, HOST_UNREACHABLE), (topology.ICMP, HOST_UNREACHABLE)]
     assert [(quoted.src, quoted.dst, bytes(quoted.payload)[:8]) for _, _, _, quoted in found] == [
         (ME, PEER, b"u" * 8), (ME, PEER, b"i" * 8)]
     assert layer.dropped() == {"neighbor_unreachable": 2}
@@ -421,14 +418,14 @@ def test_news_of_a_neighbour_that_nobody_asked_for_are_no_error(layer):
 
 
 def test_addresses_and_routes_are_told_at_the_start_and_to_whoever_starts(layer):
-    hearers = {pipe.consumer for pipe in table.PIPES if pipe.producer == "ip" and ROUTES in pipe.kinds}
+    hearers = {pipe.consumer for pipe in topology.PIPES if pipe.producer == "ip" and ROUTES in pipe.kinds}
     hearers &= set(layer.config.layers)
     assert {"icmp", "udp", "sockets"} <= hearers
-    assert {table.NAMES[consumer] for consumer, _, _ in layer.told} == hearers
+    assert {topology.NAMES[consumer] for consumer, _, _ in layer.told} == hearers
     assert {(kind, decode_routes(record).addresses[0]) for _, kind, record in layer.told} == {
         (ROUTES, (int(IPv4Address(ME)), 24))}
     assert decode_routes(layer.told[0][2]) == configured(layer.config)
-    for name, number in table.LAYERS.items():
+    for name, number in topology.LAYERS.items():
         told = [(number, ROUTES, layer.told[0][2])] if name in hearers else []
         assert layer.core.neighbor_started(number, 0.0) == told
 
@@ -452,8 +449,8 @@ RECORD = st.one_of(
               st.binary(min_size=6, max_size=6)),
     st.just(bytes(70_000)),
 )  # fmt: skip
-CALLS = st.lists(st.tuples(st.sampled_from(sorted(table.NAMES)), st.integers(0, 255).filter(
-    lambda kind: kind != table.RAW_WANTED) | st.sampled_from(
+CALLS = st.lists(st.tuples(st.sampled_from(sorted(topology.NAMES)), st.integers(0, 255).filter(
+    lambda kind: kind != messages.RAW_WANTED) | st.sampled_from(
     [PACKET, PACKET_GROUP, TRANSMIT, NEIGHBOR, UNREACHABLE]), st.lists(RECORD, max_size=4), st.floats(0, 100)))
 
 
@@ -461,13 +458,13 @@ CALLS = st.lists(st.tuples(st.sampled_from(sorted(table.NAMES)), st.integers(0, 
 @given(CALLS)
 def test_no_records_of_any_kind_do_any_harm_and_every_packet_is_accounted_for(calls):
     layer = Layer()
-    allowed = {consumer: table.inputs(consumer)["ip"] for consumer in table.outputs("ip")}
+    allowed = {consumer: topology.inputs(consumer)["ip"] for consumer in topology.outputs("ip")}
     delivered = 0
     for sender, kind, records, passed in calls:
         layer.now += passed
         sends = layer.gives(sender, kind, *records)
-        assert all(sent_kind in allowed[table.NAMES[consumer]] for consumer, sent_kind, _ in sends)
-        up = (PACKET, PACKET_GROUP, table.PACKET_CHECKED)
+        assert all(sent_kind in allowed[topology.NAMES[consumer]] for consumer, sent_kind, _ in sends)
+        up = (PACKET, PACKET_GROUP, messages.PACKET_CHECKED)
         if kind in up:
             delivered += sum(1 for _, sent_kind, _ in sends if sent_kind in up)
     incoming = ("truncated", "bad_version", "bad_header_length", "bad_header_checksum", "bad_source",
@@ -481,7 +478,7 @@ def test_no_records_of_any_kind_do_any_harm_and_every_packet_is_accounted_for(ca
 def test_flows_are_remembered_up_to_a_bound(layer):
     header = [TRANSMIT_HEADER.pack(bytes(4), octets("127.0.0.1"), 17, ttl, tos, 0) for ttl in range(256)
               for tos in range(17)]
-    assert len(layer.gives(table.UDP, TRANSMIT, *header)) == len(header) > FLOWS_MAX
+    assert len(layer.gives(topology.UDP, TRANSMIT, *header)) == len(header) > FLOWS_MAX
     assert len(layer.core._output._flows) <= FLOWS_MAX
 
 

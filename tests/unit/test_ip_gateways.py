@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from test_ip_routes import FAR, GATEWAY, MAC, ME, Layer, octets
 
-from bus import table
-from bus.records import ICMP_ERROR_HEADER, REDIRECT_RECORD, TRANSMIT_HEADER
+from bus import messages, topology
+from bus.messages import ICMP_ERROR_HEADER, REDIRECT_RECORD, TRANSMIT_HEADER
 from layers.ip.core import PATHS_GO_TO
 from layers.ip.counters import Counters
 from layers.ip.gateways import RETRY_S
@@ -28,20 +28,20 @@ class Host(Layer):
 
     def send(self, payload: bytes = b"segment.", to: str = FAR) -> list:
         header = TRANSMIT_HEADER.pack(bytes(4), octets(to), 17, 64, 0, 0)
-        return self.hear(self.core.receive(table.UDP, table.TRANSMIT, [header + payload], self.now))
+        return self.hear(self.core.receive(topology.UDP, messages.TRANSMIT, [header + payload], self.now))
 
     def arp(self, kind: int, record: bytes) -> list:
-        return self.hear(self.core.receive(table.ARP, kind, [record], self.now))
+        return self.hear(self.core.receive(topology.ARP, kind, [record], self.now))
 
     def counted(self) -> dict[str, int]:
         """The counters that are not zero."""
         return {name: count for name, count in Counters.read(self.counters).items() if count}
 
     def lives(self, gateway: str) -> list:
-        return self.arp(table.NEIGHBOR, octets(gateway) + MAC[:-1] + octets(gateway)[-1:])
+        return self.arp(messages.NEIGHBOR, octets(gateway) + MAC[:-1] + octets(gateway)[-1:])
 
     def fails(self, gateway: str) -> list:
-        return self.arp(table.UNREACHABLE, octets(gateway))
+        return self.arp(messages.UNREACHABLE, octets(gateway))
 
 
 
@@ -51,12 +51,12 @@ def host() -> Host:
 
 
 def asks(gateway: str) -> tuple:
-    return table.ARP, table.RESOLVE, octets(gateway)
+    return topology.ARP, messages.RESOLVE, octets(gateway)
 
 
 def through(sends: list) -> list[tuple[int, bytes]]:
     """(last octet of the gateway, payload) of the packets that go to link."""
-    return [(record[5], record[26:]) for consumer, kind, record in sends if kind == table.PACKET_OUT]
+    return [(record[5], record[26:]) for consumer, kind, record in sends if kind == messages.PACKET_OUT]
 
 
 def test_rfc1122_3_3_1_5_packets_that_waited_for_a_dead_gateway_leave_through_the_next(host):
@@ -74,7 +74,7 @@ def test_the_others_are_tried_one_after_the_other_and_then_the_sender_is_told(ho
     assert host.fails(GATEWAY) == [asks(SECOND)]
     assert host.fails(SECOND) == [asks(THIRD)]
     ((consumer, kind, record),) = host.fails(THIRD)
-    assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
+    assert (consumer, kind) == (topology.UDP, messages.ICMP_ERROR)
     assert record[ICMP_ERROR_HEADER.size :].endswith(b"one")
     assert (host.counted()["gateway_failed"], host.counted()["neighbor_unreachable"]) == (3, 1)
 
@@ -96,7 +96,7 @@ def test_a_dead_gateway_is_asked_for_again_while_something_is_sent_and_serves_on
     assert asks(GATEWAY) not in host.send()
     host.now += ASK_AGAIN_AFTER_S
     sends = host.send()
-    assert [send for send in sends if send[1] == table.RESOLVE] == [asks(SECOND), asks(GATEWAY)]
+    assert [send for send in sends if send[1] == messages.RESOLVE] == [asks(SECOND), asks(GATEWAY)]
     assert through(sends) == [(3, b"segment.")]  # nothing waits for an answer
     assert asks(GATEWAY) not in host.send()
     host.lives(GATEWAY)
@@ -150,7 +150,7 @@ def test_a_dead_gateway_keeps_the_places_that_only_it_leads_to(host):
     host.lives(SECOND)
     host.send(b"there", to="10.9.0.9")
     ((_, kind, _),) = host.fails(GATEWAY)
-    assert kind == table.ICMP_ERROR
+    assert kind == messages.ICMP_ERROR
     assert asks(GATEWAY) in host.send(to="10.9.0.9")
 
 
@@ -158,7 +158,7 @@ def test_a_neighbour_that_is_no_gateway_changes_no_route(host):
     host.send(to="10.0.0.77")
     host.told.clear()
     ((_, kind, _),) = host.fails("10.0.0.77")
-    assert (kind, host.told) == (table.ICMP_ERROR, {})
+    assert (kind, host.told) == (messages.ICMP_ERROR, {})
     assert "gateway_failed" not in host.counted()
 
 
@@ -191,7 +191,7 @@ def sender(host) -> Host:
 
 def redirect(host: Host, to: str = THIRD, by: str = GATEWAY, destination: str = FAR) -> None:
     record = REDIRECT_RECORD.pack(octets(destination), octets(to), octets(by))
-    assert host.hear(host.core.receive(table.ICMP, table.REDIRECT, [record], host.now)) == []
+    assert host.hear(host.core.receive(topology.ICMP, messages.REDIRECT, [record], host.now)) == []
 
 
 def hop(host: Host, to: str = FAR) -> int:
@@ -277,5 +277,5 @@ def test_stored_redirects_that_make_no_sense_are_counted_and_forgotten(host, sto
 
 @pytest.mark.parametrize("record", [b"", bytes(11), bytes(13)])
 def test_redirects_that_do_not_parse_are_counted(sender, record):
-    assert sender.core.receive(table.ICMP, table.REDIRECT, [record], sender.now) == []
+    assert sender.core.receive(topology.ICMP, messages.REDIRECT, [record], sender.now) == []
     assert sender.counted()["bad_announcement"] == 1

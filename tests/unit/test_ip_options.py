@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import ip_options, table
-from bus.checksum import verifies
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import (
+from bus.messages import (
     ICMP_ERROR_HEADER,
     TRANSMIT_DONT_FRAGMENT,
     TRANSMIT_HEADER,
     TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_OPTIONS,
 )
-from layers.icmp.packet import as_received
-from layers.ip import packet
 from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.options import examine
+from packets import ip_options, ipv4
+from packets.checksum import verifies
+from packets.icmp import as_received
 
 ME, PEER, OTHER = (IPv4Address(f"10.0.0.{last}").packed for last in (2, 7, 9))
 MAC = b"\x02" * 6
@@ -39,12 +39,12 @@ class Layer:
         self.counters = Counters.new()
         self.core = Core(config, {}, self.counters, random.Random(1))
         self.core.start(0.0)
-        self.core.receive(table.ARP, table.NEIGHBOR, [PEER + MAC], 0.0)
+        self.core.receive(topology.ARP, messages.NEIGHBOR, [PEER + MAC], 0.0)
 
-    def hears(self, options: bytes, destination: bytes = ME, kind: int = table.PACKET) -> list:
-        template = packet.header_template(PEER, destination, 17, 64, 0, False)
-        header = packet.header_with_options(template, options, 20 + len(options) + 8, 7)
-        return self.core.receive(table.LINK, kind, [header + b"payload."], NOW)
+    def hears(self, options: bytes, destination: bytes = ME, kind: int = messages.PACKET) -> list:
+        template = ipv4.header_template(PEER, destination, 17, 64, 0, False)
+        header = ipv4.header_with_options(template, options, 20 + len(options) + 8, 7)
+        return self.core.receive(topology.LINK, kind, [header + b"payload."], NOW)
 
     def dropped(self) -> dict[str, int]:
         counted = Counters.read(self.counters)
@@ -84,22 +84,22 @@ NONE = bytes(4)
 ])  # fmt: skip
 def test_rfc791_3_1_our_address_and_time_are_recorded_where_there_is_room(layer, came, becomes):
     ((consumer, kind, record),) = layer.hears(words(came))
-    assert (consumer, kind) == (table.UDP, table.PACKET)
+    assert (consumer, kind) == (topology.UDP, messages.PACKET)
     header_octets = (record[0] & 15) * 4
     assert record[20:header_octets] == words(becomes)
     assert verifies(record[:header_octets])
     assert record[header_octets:] == b"payload."
 
 
-@pytest.mark.parametrize(("protocol", "upper"), [(1, table.ICMP), (17, table.UDP)])
+@pytest.mark.parametrize(("protocol", "upper"), [(1, topology.ICMP), (17, topology.UDP)])
 @pytest.mark.parametrize("option", [b"\x82\x0bsecret...", b"\x88\x04id", b"\x94\x04\0\0", b"\x5e\x06what",
                                     route(8, PEER), stamp(9, 0, NONE)])
 def test_rfc1122_3_2_1_8_every_option_goes_up_whatever_it_is(layer, option, protocol, upper):
     options = words(option)
-    template = packet.header_template(PEER, ME, protocol, 64, 0, False)
-    header = packet.header_with_options(template, options, 20 + len(options) + 8, 7)
-    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET, [header + b"payload."], NOW)
-    assert (consumer, kind) == (upper, table.PACKET)
+    template = ipv4.header_template(PEER, ME, protocol, 64, 0, False)
+    header = ipv4.header_with_options(template, options, 20 + len(options) + 8, 7)
+    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET, [header + b"payload."], NOW)
+    assert (consumer, kind) == (upper, messages.PACKET)
     full = option[0] == 68  # RFC 791: it counts those that it has no room for
     assert record[20:-8] == (words(stamp(9, 0, NONE, overflow=1)) if full else options)
 
@@ -130,16 +130,16 @@ def test_rfc1122_3_2_2_what_was_filled_in_is_not_quoted(options, padding):
     if sum(map(len, options)) + padding > 40:
         options = options[:1]
     options = words(b"\x01" * padding, *options)
-    template = packet.header_template(PEER, ME, 17, 64, 0, False)
-    came = packet.header_with_options(template, options, 20 + len(options) + 8, 7) + b"payload."
+    template = ipv4.header_template(PEER, ME, 17, 64, 0, False)
+    came = ipv4.header_with_options(template, options, 20 + len(options) + 8, 7) + b"payload."
     header, problem, _ = examine(came[:-8], ME, MIDNIGHT)
     if not problem:  # as where one option comes twice
         assert as_received(header + came[-8:]) == came
 
 
 def test_nothing_is_recorded_in_what_is_not_for_us_alone(layer):
-    ((_, kind, record),) = layer.hears(words(route(4, NONE)), destination=b"\xff" * 4, kind=table.PACKET_GROUP)
-    assert kind == table.PACKET_GROUP
+    ((_, kind, record),) = layer.hears(words(route(4, NONE)), destination=b"\xff" * 4, kind=messages.PACKET_GROUP)
+    assert kind == messages.PACKET_GROUP
     assert record[20:28] == words(route(4, NONE))
 
 
@@ -160,7 +160,7 @@ def test_rfc7126_4_3_and_4_4_a_source_routed_packet_is_dropped(layer, kind):
 ])  # fmt: skip
 def test_rfc1122_3_2_2_5_what_is_malformed_is_told_with_a_pointer_to_it(layer, options, pointer):
     ((consumer, kind, record),) = layer.hears(words(options))
-    assert (consumer, kind) == (table.ICMP, table.REPORT_ERROR)
+    assert (consumer, kind) == (topology.ICMP, messages.REPORT_ERROR)
     icmp_type, code, _, _, info, _ = ICMP_ERROR_HEADER.unpack_from(record)
     assert (icmp_type, code, info) == (12, 0, pointer)
     assert record[ICMP_ERROR_HEADER.size :].endswith(b"payload.")
@@ -175,7 +175,7 @@ def test_no_options_do_any_harm(pieces):
     sends = layer.hears(words(options))
     assert len(sends) + layer.dropped().get("source_routed", 0) == 1
     for consumer, _, record in sends:
-        if consumer == table.UDP:
+        if consumer == topology.UDP:
             assert verifies(record[: (record[0] & 15) * 4])
 
 
@@ -195,14 +195,14 @@ def test_the_walk_through_options_ends_and_stays_inside(options):
 def transmit(layer: Layer, options: bytes, flags: int = TRANSMIT_MAY_FRAGMENT, segment: bytes = b"segment.",
              to: bytes = PEER) -> list:
     header = TRANSMIT_HEADER.pack(ME, to, 1, 64, 0, flags | TRANSMIT_OPTIONS)
-    return layer.core.receive(table.ICMP, table.TRANSMIT, [header + options + segment], 0.0)
+    return layer.core.receive(topology.ICMP, messages.TRANSMIT, [header + options + segment], 0.0)
 
 
 def test_a_segment_may_come_with_options(layer):
     for flags, field in ((TRANSMIT_MAY_FRAGMENT, 0), (TRANSMIT_DONT_FRAGMENT, 0x4000)):
         ((consumer, kind, record),) = transmit(layer, b"\x02" + words(route(8, ME)), flags)
         sent = record[6:]
-        assert (consumer, kind, sent[0]) == (table.LINK, table.PACKET_OUT, 0x47)
+        assert (consumer, kind, sent[0]) == (topology.LINK, messages.PACKET_OUT, 0x47)
         assert sent[2] << 8 | sent[3] == len(sent) == 36
         assert sent[6] << 8 | sent[7] == field
         assert verifies(sent[:28])
@@ -211,7 +211,7 @@ def test_a_segment_may_come_with_options(layer):
 
 def test_a_segment_with_options_to_ourselves(layer):
     ((consumer, kind, record),) = transmit(layer, b"\x02" + words(route(8, ME)), to=ME)
-    assert (consumer, kind, record[20:28]) == (table.ICMP, table.PACKET, words(route(8, ME)))
+    assert (consumer, kind, record[20:28]) == (topology.ICMP, messages.PACKET, words(route(8, ME)))
 
 
 def test_a_long_segment_with_options_leaves_in_fragments(layer):

@@ -17,10 +17,9 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 from test_sockets import Bench
 
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.ip_options import TRANSMIT_RECORD
-from bus.records import (
+from bus.messages import (
     DATAGRAM_HEADER,
     DATAGRAM_OVERHEAD,
     ERROR_RECORD,
@@ -34,8 +33,9 @@ from bus.records import (
 )
 from layers.raw.core import Core as Raws
 from layers.raw.counters import Counters as RawCounters
-from usernet import ip_options, messages
-from usernet.ip_options import before, checked
+from packets.ip_options import TRANSMIT_RECORD
+from usernet.sockets import cmsg, ip_options
+from usernet.sockets.ip_options import before, checked
 
 ME, MY_MAC = "10.0.0.2", "02:00:5e:00:00:02"
 PEER, PEER_MAC = "10.0.0.1", "02:00:5e:00:00:01"
@@ -122,9 +122,9 @@ def sent(stack: Stack) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def send(stack: Stack, payload: bytes, kind: int = table.SEND, flags: int = SEND_OPTIONS) -> None:
+def send(stack: Stack, payload: bytes, kind: int = messages.SEND, flags: int = SEND_OPTIONS) -> None:
     head = SEND_HEADER.pack(1, ip4(PEER), PEER_PORT, bytes(4), 0, 0, flags)
-    stack.tells("udp", table.SOCKETS, kind, head + payload)
+    stack.tells("udp", topology.SOCKETS, kind, head + payload)
 
 
 def test_rfc1122_4_1_3_2_a_sockets_options_go_with_each_datagram(stack):
@@ -165,8 +165,12 @@ def test_options_that_may_not_be_sent_are_told_to_the_socket(stack, options, num
     stack.declares(1, bind=True, port=PORT)
     send(stack, before(options, b"payload"))
     assert stack.sent() == []
-    ((told, _, record),) = [entry for entry in stack.told if entry[1] == table.SOCKET_ERROR]
-    assert (told, ERROR_RECORD.unpack_from(record)[1], record[ERROR_RECORD.size :]) == (table.UDP, number, b"payload")
+    ((told, _, record),) = [entry for entry in stack.told if entry[1] == messages.SOCKET_ERROR]
+    assert (told, ERROR_RECORD.unpack_from(record)[1], record[ERROR_RECORD.size :]) == (
+        topology.UDP,
+        number,
+        b"payload",
+    )
     assert stack.dropped("udp") == {"send_bad_options": 1}
 
 
@@ -185,7 +189,7 @@ def test_datagrams_in_one_piece_are_cut_for_their_options(stack, options):
     parts = [b"aaaa", b"bbbb", b"c"]
     pieces = [part if options is None else before(options, part) for part in parts]
     size = SEGMENT_SIZE.pack(len(pieces[0]))
-    send(stack, size + b"".join(pieces), table.SEND_SEGMENTS, 0 if options is None else SEND_OPTIONS)
+    send(stack, size + b"".join(pieces), messages.SEND_SEGMENTS, 0 if options is None else SEND_OPTIONS)
     assert sent(stack) == [(NOP4, part) for part in parts]
 
 
@@ -215,10 +219,10 @@ def test_rfc1122_4_1_3_2_a_socket_that_asks_is_told_the_options_that_came(stack)
     for options in (NOP4, b"\x5e\x04ab", ROUTE, b""):
         comes(stack, with_header(options))
     assert [(kind, record[DATAGRAM_HEADER.size :]) for _, kind, record in stack.told] == [
-        (table.DATAGRAM_OPTIONS, before(NOP4, b"payload")),
-        (table.DATAGRAM_OPTIONS, before(b"\x5e\x04ab", b"payload")),
-        (table.DATAGRAM_OPTIONS, before(bytes((7, 11, 8)) + ip4(ME) + bytes(5), b"payload")),
-        (table.DATAGRAM, b"payload")]
+        (messages.DATAGRAM_OPTIONS, before(NOP4, b"payload")),
+        (messages.DATAGRAM_OPTIONS, before(b"\x5e\x04ab", b"payload")),
+        (messages.DATAGRAM_OPTIONS, before(bytes((7, 11, 8)) + ip4(ME) + bytes(5), b"payload")),
+        (messages.DATAGRAM, b"payload")]
     assert (stack.counted("udp")["packets_in"], stack.counted("udp")["delivered"]) == (4, 4)
 
 
@@ -240,7 +244,7 @@ def test_rfc1122_3_2_2_an_error_quotes_the_options_as_they_came(stack):
 def test_a_header_that_is_longer_than_its_packet_is_counted(stack, octets):
     """No other layer lets it come so far."""
     packet = bytes((octets,)) + with_header(b"")[1:]
-    stack.tells("udp", table.IP, table.PACKET, packet)
+    stack.tells("udp", topology.IP, messages.PACKET, packet)
     assert stack.dropped("udp") == {"packet_truncated": 1}
 
 
@@ -255,7 +259,7 @@ def test_a_ping_socket_sends_and_is_told_options(stack):
     comes(stack, with_header(NOP4, segment=reply))
     comes(stack, with_header(b"", segment=reply))
     assert [(kind, record[DATAGRAM_HEADER.size :]) for _, kind, record in stack.told] == [
-        (table.DATAGRAM_OPTIONS, before(NOP4, bytes(reply))), (table.DATAGRAM, bytes(reply))]
+        (messages.DATAGRAM_OPTIONS, before(NOP4, bytes(reply))), (messages.DATAGRAM, bytes(reply))]
 
 
 # -- raw ---------------------------------------------------------------------------------------------------------------
@@ -267,13 +271,13 @@ class RawLayer:
         self.core = Raws(config, {}, RawCounters.new(), random.Random(1))
         self.core.start(0.0)
         state = SocketState(handle=1, request=1, protocol=253, **fields)
-        self.core.receive(table.SOCKETS, table.SOCKET_SET, [encode(state)], 0.0)
+        self.core.receive(topology.SOCKETS, messages.SOCKET_SET, [encode(state)], 0.0)
 
     def sends(self, data: bytes, flags: int = 0) -> tuple[int, bytes]:
         """(flags, what stands behind TRANSMIT_HEADER), or (errno, data)."""
         head = SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, flags)
-        ((_, kind, record),) = self.core.receive(table.SOCKETS, table.SEND, [head + data], 0.0)
-        if kind == table.SOCKET_ERROR:
+        ((_, kind, record),) = self.core.receive(topology.SOCKETS, messages.SEND, [head + data], 0.0)
+        if kind == messages.SOCKET_ERROR:
             return ERROR_RECORD.unpack_from(record)[1], record[ERROR_RECORD.size :]
         return TRANSMIT_HEADER.unpack_from(record)[5] & TRANSMIT_OPTIONS, record[TRANSMIT_HEADER.size :]
 
@@ -300,7 +304,7 @@ def test_a_whole_packet_has_its_options_in_its_header():
 def test_options_that_are_no_words_are_no_sockets():
     layer = RawLayer(ip_options=b"\x01")
     head = SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, 0)
-    assert layer.core.receive(table.SOCKETS, table.SEND, [head + b"data"], 0.0) == []
+    assert layer.core.receive(topology.SOCKETS, messages.SEND, [head + b"data"], 0.0) == []
 
 
 # -- the socket service ------------------------------------------------------------------------------------------------
@@ -336,11 +340,11 @@ def test_options_received_cost_no_receive_buffer():
 
     def deliver() -> list[int]:
         record = head + before(NOP4 * 10, bytes(500))
-        return [kind for _, kind, _ in service.core.receive(table.UDP, table.DATAGRAM_OPTIONS, [record], 0.0)]
+        return [kind for _, kind, _ in service.core.receive(topology.UDP, messages.DATAGRAM_OPTIONS, [record], 0.0)]
 
-    assert [deliver() for _ in range(room + 2)] == [[table.DATAGRAM_OPTIONS]] * room + [[table.CREDIT], []]
+    assert [deliver() for _ in range(room + 2)] == [[messages.DATAGRAM_OPTIONS]] * room + [[messages.CREDIT], []]
     for nonsense in (b"", head, head + b"\x04ab", bytes(4) + head[4:] + b"\0payload"):
-        assert service.core.receive(table.UDP, table.DATAGRAM_OPTIONS, [nonsense], 0.0) == []
+        assert service.core.receive(topology.UDP, messages.DATAGRAM_OPTIONS, [nonsense], 0.0) == []
 
 
 # -- the library -------------------------------------------------------------------------------------------------------
@@ -350,28 +354,28 @@ RECVOPTS, RETOPTS = 6, 7
 
 def test_ancillary_data_of_options_is_as_linux_makes_it():
     head = DATAGRAM_HEADER.pack(1, ip4(PEER), 9, ip4(ME), 64, 0)
-    both = messages.OPTIONS_WANTED
-    record = messages.with_options(head + before(ROUTE + NOP4, b"payload"))
+    both = cmsg.OPTIONS_WANTED
+    record = cmsg.with_options(head + before(ROUTE + NOP4, b"payload"))
     assert record == head + b"payload"
-    assert messages.told(both, record, ip4(ME)) == [(0, RECVOPTS, ROUTE + NOP4), (0, RETOPTS, ROUTE)]
-    nothing_to_echo = messages.with_options(head + before(NOP4, b"payload"))
-    assert messages.told(both, nothing_to_echo, ip4(ME)) == [(0, RECVOPTS, NOP4), (0, RETOPTS, b"")]
-    assert messages.told(both, head + b"payload", ip4(ME)) == []
-    assert messages.with_options(head + b"\x09") is None
+    assert cmsg.told(both, record, ip4(ME)) == [(0, RECVOPTS, ROUTE + NOP4), (0, RETOPTS, ROUTE)]
+    nothing_to_echo = cmsg.with_options(head + before(NOP4, b"payload"))
+    assert cmsg.told(both, nothing_to_echo, ip4(ME)) == [(0, RECVOPTS, NOP4), (0, RETOPTS, b"")]
+    assert cmsg.told(both, head + b"payload", ip4(ME)) == []
+    assert cmsg.with_options(head + b"\x09") is None
     packet = with_header(NOP4)
-    assert messages.told(both, head + packet, ip4(ME), raw=True) == [(0, RECVOPTS, NOP4), (0, RETOPTS, b"")]
+    assert cmsg.told(both, head + packet, ip4(ME), raw=True) == [(0, RECVOPTS, NOP4), (0, RETOPTS, b"")]
 
 
 def test_options_in_ancillary_data_to_send():
-    assert messages.steering([(0, RETOPTS, b"\x01")]).options == b"\x01\0\0\0"
-    assert messages.steering([(0, RETOPTS, b"\x01" * 44)]).options == b"\x01" * 40  # Linux takes 40 of them
-    assert messages.steering([(0, RETOPTS, b"")]).options == b""
+    assert cmsg.steering([(0, RETOPTS, b"\x01")]).options == b"\x01\0\0\0"
+    assert cmsg.steering([(0, RETOPTS, b"\x01" * 44)]).options == b"\x01" * 40  # Linux takes 40 of them
+    assert cmsg.steering([(0, RETOPTS, b"")]).options == b""
     header = SEND_HEADER.pack(1, ip4(PEER), 9, bytes(4), 0, 0, 0)
-    assert SEND_HEADER.unpack(messages.Steering(options=b"").header(header))[6] == SEND_OPTIONS
+    assert SEND_HEADER.unpack(cmsg.Steering(options=b"").header(header))[6] == SEND_OPTIONS
     for kind, value, number in ((RETOPTS, b"\x5e\x04ab", INVALID), (RETOPTS, b"\x83\x07\x04abcd", DENIED),
                                 (RECVOPTS, NOP4, INVALID)):
         with pytest.raises(OSError) as refusal:
-            messages.steering([(0, kind, value)])
+            cmsg.steering([(0, kind, value)])
         assert refusal.value.errno == number
-    assert messages.steering([(0, RETOPTS, b"\x5e\x04ab")], privileged=True).options == b"\x5e\x04ab"
+    assert cmsg.steering([(0, RETOPTS, b"\x5e\x04ab")], privileged=True).options == b"\x5e\x04ab"
 

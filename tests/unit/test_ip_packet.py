@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP
 from scapy.packet import Raw
 
-from bus.checksum import verifies
-from layers.ip.packet import (
+from packets.checksum import verifies
+from packets.ipv4 import (
     HEADER_OCTETS,
     LENGTH_MAX,
     build,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from scapy.layers.inet import ICMP, IP, UDP
 
-from bus import records, table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import (
+from bus.messages import (
     ICMP_ERROR_HEADER,
     PATH_MTU_RECORD,
     TRANSMIT_BROADCAST,
@@ -24,14 +24,14 @@ from bus.records import (
     Routes,
     decode_routes,
 )
-from bus.routes import RouteTable
-from layers.ip import orders, routing
+from layers.common.routes import RouteTable
+from layers.ip import admin, routing
+from layers.ip.admin import ADDRESSES_MAX, ROUTES_MAX
 from layers.ip.core import Core
 from layers.ip.counters import Counters
-from layers.ip.orders import ADDRESSES_MAX, ROUTES_MAX
-from layers.ip.paths import AGE_LIMIT_S, MTU_MIN, PATHS_MAX, Paths
+from layers.ip.path_mtu import AGE_LIMIT_S, MTU_MIN, PATHS_MAX, Paths
 from layers.ip.routing import PATHS_KEY, ROUTES_KEY
-from usernet.protocol import MAX_FRAME_OCTETS
+from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 ME, GATEWAY, FAR, SECOND = "10.0.0.2", "10.0.0.1", "198.51.100.7", "192.168.7.5"
 MAC = b"\x02" * 6
@@ -63,9 +63,9 @@ class Layer:
     def hear(self, sends: list) -> list:
         """Keep announcements apart."""
         for consumer, kind, record in sends:
-            if kind == table.ROUTES:
+            if kind == messages.ROUTES:
                 self.told[consumer] = decode_routes(record)
-        return [send for send in sends if send[1] != table.ROUTES]
+        return [send for send in sends if send[1] != messages.ROUTES]
 
     def order(self, op: str, **fields) -> dict:
         self.told.clear()
@@ -89,7 +89,7 @@ class Layer:
         more = True
         while more:
             page = self.order("route_list", after=len(found))
-            assert len(records.encode(page)) < 1 << 16  # what the line to the keeper takes
+            assert len(messages.encode(page)) < 1 << 16  # what the line to the keeper takes
             found += page["routes"]
             more = page["more"]
         return found
@@ -105,16 +105,16 @@ class Layer:
         """The packets that go to link, or the local error."""
         flags |= TRANSMIT_OF_MTU_DISCOVER[mode]
         header = TRANSMIT_HEADER.pack(octets(source), octets(to), 17, 64, 0, flags)
-        sends = self.core.receive(table.UDP, table.TRANSMIT, [header + bytes(size)], self.now)
-        asked = [record for _, kind, record in sends if kind == table.RESOLVE]
+        sends = self.core.receive(topology.UDP, messages.TRANSMIT, [header + bytes(size)], self.now)
+        asked = [record for _, kind, record in sends if kind == messages.RESOLVE]
         for address in asked:
-            sends += self.core.receive(table.ARP, table.NEIGHBOR, [address + MAC], self.now)
-        return [send for send in sends if send[1] != table.RESOLVE]
+            sends += self.core.receive(topology.ARP, messages.NEIGHBOR, [address + MAC], self.now)
+        return [send for send in sends if send[1] != messages.RESOLVE]
 
     def sent(self, **arguments) -> list[tuple[int, bool]]:
         """(length, DF) of the packets that go to link."""
         sends = self.sends(**arguments)
-        assert {kind for _, kind, _ in sends} <= {table.PACKET_OUT}
+        assert {kind for _, kind, _ in sends} <= {messages.PACKET_OUT}
         return [(len(record) - 6, bool(record[12] & 0x40)) for _, _, record in sends]
 
     def source(self, to: str) -> str:
@@ -124,7 +124,7 @@ class Layer:
     def router_says(self, mtu: int, to: str = FAR, quoted: int = 1500) -> None:
         self.told.clear()
         assert self.hear(self.core.receive(
-            table.ICMP, table.PATH_MTU, [PATH_MTU_RECORD.pack(octets(to), mtu, quoted)], self.now)) == []
+            topology.ICMP, messages.PATH_MTU, [PATH_MTU_RECORD.pack(octets(to), mtu, quoted)], self.now)) == []
 
     def passes(self, seconds: float) -> None:
         """The moved clock wakes the core whenever it asked for it."""
@@ -159,10 +159,10 @@ def test_what_a_stack_starts_with(layer):
 def test_a_change_is_announced_to_all_and_outlives_a_crash(layer):
     layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9", metric=5, mtu=1400)
     added = ("10.9.0.0/16", "10.0.0.9", ME, 5, 1400, "chosen")
-    assert set(layer.told) == {table.ICMP, table.UDP, table.SOCKETS, table.ARP}
-    assert RouteTable(layer.told[table.ARP]).lookup(number("10.9.1.1")).gateway == number("10.0.0.9")
+    assert set(layer.told) == {topology.ICMP, topology.UDP, topology.SOCKETS, topology.ARP}
+    assert RouteTable(layer.told[topology.ARP]).lookup(number("10.9.1.1")).gateway == number("10.0.0.9")
     layer.crash()
-    assert RouteTable(layer.told[table.UDP]).lookup(number("10.9.1.1")).mtu == 1400
+    assert RouteTable(layer.told[topology.UDP]).lookup(number("10.9.1.1")).mtu == 1400
     assert layer.routes() == [CONNECTED, DEFAULT, added]
     layer.accepts("route_del", destination="10.9.0.0/16")
     layer.crash()
@@ -179,8 +179,8 @@ def test_a_route_that_is_there_already_is_no_error_and_no_news(layer):
 def test_packets_take_a_new_way_at_once(layer):
     def next_hops() -> set[bytes]:
         header = TRANSMIT_HEADER.pack(bytes(4), octets(FAR), 17, 64, 0, 0)
-        sends = layer.core.receive(table.UDP, table.TRANSMIT, [header], layer.now)
-        return {record for _, kind, record in sends if kind == table.RESOLVE}
+        sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [header], layer.now)
+        return {record for _, kind, record in sends if kind == messages.RESOLVE}
 
     assert next_hops() == {octets(GATEWAY)}
     layer.accepts("route_add", destination=f"{FAR}/32", gateway="10.0.0.9")
@@ -204,11 +204,11 @@ def test_rfc1122_3_3_1_2_there_may_be_several_default_gateways_with_a_preference
     for metric, gateway in ((30, "10.0.0.30"), (10, "10.0.0.10"), (20, "10.0.0.20")):
         layer.accepts("route_add", destination="0.0.0.0/0", gateway=gateway, metric=metric)
     for serving in ("10.0.0.10", "10.0.0.20", "10.0.0.30"):
-        assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).gateway == number(serving)
+        assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).gateway == number(serving)
         layer.crash()
         header = TRANSMIT_HEADER.pack(bytes(4), octets(FAR), 17, 64, 0, 0)
-        sends = layer.core.receive(table.UDP, table.TRANSMIT, [header], layer.now)
-        assert sends == [(table.ARP, table.RESOLVE, octets(serving))]
+        sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [header], layer.now)
+        assert sends == [(topology.ARP, messages.RESOLVE, octets(serving))]
         layer.accepts("route_del", destination="0.0.0.0/0")
     assert layer.refuses("route_del", destination="0.0.0.0/0")
 
@@ -224,7 +224,7 @@ def test_an_order_that_comes_again_because_ip_died_over_it_is_done_once_and_no_e
         layer.accepts("address_add", address=f"{SECOND}/24", order=1)
         for metric in (10, 20, 30):
             layer.accepts("route_add", destination="10.9.0.0/16", gateway=GATEWAY, metric=metric, order=metric)
-        died = dies(line, (orders, routing), lambda layer=layer: layer.core.manage(order | {"order": 99}, 0.0))
+        died = dies(line, (admin, routing), lambda layer=layer: layer.core.manage(order | {"order": 99}, 0.0))
         layer.crash()
         layer.accepts(**order, order=99)
         assert [route[3] for route in layer.routes() if route[0] != "192.168.7.0/24"] == left
@@ -269,18 +269,24 @@ def test_orders_that_make_no_sense_are_refused_in_a_sentence_and_change_nothing(
 def test_several_addresses_and_the_source_of_packets(layer):
     """RFC 1122 section 3.3.4.3."""
     layer.accepts("address_add", address=f"{SECOND}/24")
-    assert layer.told[table.ARP].addresses == [(number(ME), 24), (number(SECOND), 24)]
+    assert layer.told[topology.ARP].addresses == [(number(ME), 24), (number(SECOND), 24)]
     layer.accepts("route_add", destination="10.9.0.0/16", gateway="192.168.7.1")
     layer.accepts("route_add", destination="10.8.0.0/16", gateway="192.168.7.1", source=ME)
     sources = {to: layer.source(to) for to in ("192.168.7.9", "10.9.0.1", "10.8.0.1", FAR, "10.0.0.9")}
     assert sources == {"192.168.7.9": SECOND, "10.9.0.1": SECOND, "10.8.0.1": ME, FAR: ME, "10.0.0.9": ME}
     packet = bytes(IP(src="192.168.7.9", dst=SECOND) / UDP())
-    assert layer.core.receive(table.LINK, table.PACKET, [packet], 0.0) == [(table.UDP, table.PACKET, packet)]
+    assert layer.core.receive(topology.LINK, messages.PACKET, [packet], 0.0) == [
+        (topology.UDP, messages.PACKET, packet)
+    ]
     broadcast = bytes(IP(src="192.168.7.9", dst="192.168.7.255") / UDP())
-    assert layer.core.receive(table.LINK, table.PACKET, [broadcast], 0.0) == [
-        (table.UDP, table.PACKET_GROUP, broadcast)]
+    assert layer.core.receive(topology.LINK, messages.PACKET, [broadcast], 0.0) == [
+        (topology.UDP, messages.PACKET_GROUP, broadcast)]
     (looped, out) = layer.sends("192.168.7.255", flags=TRANSMIT_BROADCAST)
-    assert (looped[:2], out[2][:6], out[2][18:22]) == ((table.UDP, table.PACKET_GROUP), b"\xff" * 6, octets(SECOND))
+    assert (looped[:2], out[2][:6], out[2][18:22]) == (
+        (topology.UDP, messages.PACKET_GROUP),
+        b"\xff" * 6,
+        octets(SECOND),
+    )
 
 
 def test_a_second_address_in_a_network_changes_no_source(layer):
@@ -294,7 +300,7 @@ def test_a_single_address_has_no_network(layer):
     layer.accepts("address_add", address="203.0.113.9/32")
     assert layer.routes() == [CONNECTED, DEFAULT]
     packet = bytes(IP(src="10.0.0.9", dst="203.0.113.9") / ICMP())
-    assert len(layer.core.receive(table.LINK, table.PACKET, [packet], 0.0)) == 1
+    assert len(layer.core.receive(topology.LINK, messages.PACKET, [packet], 0.0)) == 1
 
 
 def test_without_its_address_a_route_waits_until_it_is_back(layer):
@@ -305,7 +311,7 @@ def test_without_its_address_a_route_waits_until_it_is_back(layer):
     assert [line[5] for line in layer.routes()] == ["connected", "chosen", "unusable", "unusable"]
     assert layer.source("10.9.0.1") == layer.source("10.8.0.1") == ME  # by the default route
     packet = bytes(IP(src="10.0.0.9", dst=SECOND) / UDP())
-    assert layer.core.receive(table.LINK, table.PACKET, [packet], 0.0) == []
+    assert layer.core.receive(topology.LINK, messages.PACKET, [packet], 0.0) == []
     layer.accepts("address_add", address=f"{SECOND}/24")
     assert layer.source("10.9.0.1") == layer.source("10.8.0.1") == SECOND
 
@@ -313,7 +319,7 @@ def test_without_its_address_a_route_waits_until_it_is_back(layer):
 def test_without_any_address_nothing_can_be_sent(layer):
     layer.accepts("address_del", address=f"{ME}/24")
     ((consumer, kind, record),) = layer.sends()
-    assert (consumer, kind, record[:2]) == (table.UDP, table.ICMP_ERROR, b"\x03\0")
+    assert (consumer, kind, record[:2]) == (topology.UDP, messages.ICMP_ERROR, b"\x03\0")
     assert "address" in layer.refuses("route_add", destination="10.9.0.0/16")
 
 
@@ -329,8 +335,10 @@ def test_the_number_of_routes_and_addresses_is_bounded(layer):
     for last in range(PATHS_MAX):
         layer.core._routing.paths.lower(far + last, 1400, 1500, 1500, 0.0)
     layer.crash()
-    redirects_octets = PATHS_MAX * max(len(records.encode(route)) + 1 for route in many)  # as many as path MTUs
-    assert len(records.encode(layer.told[table.UDP])) + redirects_octets < MAX_FRAME_OCTETS - 100  # the frame's header
+    redirects_octets = PATHS_MAX * max(len(messages.encode(route)) + 1 for route in many)  # as many as path MTUs
+    assert (
+        len(messages.encode(layer.told[topology.UDP])) + redirects_octets < MAX_FRAME_OCTETS - 100
+    )  # the frame's header
     listed = [route[0] for route in layer.routes()]
     assert len(set(listed)) == len(listed) == 2 + ROUTES_MAX + PATHS_MAX
 
@@ -371,8 +379,8 @@ def test_the_modes_of_path_mtu_discovery_as_in_ip_7(layer, mode, short, long):
         assert layer.sent(size=1481, mode=mode) == long
         return
     ((consumer, kind, record),) = layer.sends(size=1481, mode=mode)
-    assert (consumer, kind) == (table.UDP, table.ICMP_ERROR)
-    assert ICMP_ERROR_HEADER.unpack_from(record)[:5] == (3, 4, records.ORIGIN_LOCAL, 0, 1500)
+    assert (consumer, kind) == (topology.UDP, messages.ICMP_ERROR)
+    assert ICMP_ERROR_HEADER.unpack_from(record)[:5] == (3, 4, messages.ORIGIN_LOCAL, 0, 1500)
 
 
 @pytest.mark.parametrize(("mode", "lengths"), [
@@ -384,7 +392,7 @@ def test_who_heeds_a_path_mtu_and_who_ignores_it(layer, mode, lengths):
         assert [length for length, _ in layer.sent(size=1480, mode=mode)] == lengths
         return
     ((_, kind, record),) = layer.sends(size=1480, mode=mode)
-    assert (kind, ICMP_ERROR_HEADER.unpack_from(record)[4]) == (table.ICMP_ERROR, 1400)
+    assert (kind, ICMP_ERROR_HEADER.unpack_from(record)[4]) == (messages.ICMP_ERROR, 1400)
 
 
 def test_the_largest_datagram_goes_out_whole_and_comes_in_whole(layer):
@@ -396,8 +404,8 @@ def test_the_largest_datagram_goes_out_whole_and_comes_in_whole(layer):
         packet.src, packet.dst = FAR, ME
         del packet.chksum
         packets.append(bytes(packet))
-    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET, packets, layer.now)
-    assert (consumer, kind, len(record), record[20:]) == (table.UDP, table.PACKET, 65535, bytes(65515))
+    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET, packets, layer.now)
+    assert (consumer, kind, len(record), record[20:]) == (topology.UDP, messages.PACKET, 65535, bytes(65515))
     assert layer.core.next_wake is None
 
 
@@ -407,10 +415,10 @@ def test_fragments_that_wait_for_a_neighbour_all_leave(layer):
 
 def test_rfc1122_3_3_2_fragments_that_came_in_vain_are_told(layer):
     first = bytes(IP(src="10.0.0.9", dst=ME, proto=17, flags="MF") / bytes(16))
-    assert layer.core.receive(table.LINK, table.PACKET, [first], layer.now) == []
+    assert layer.core.receive(topology.LINK, messages.PACKET, [first], layer.now) == []
     assert layer.core.next_wake == layer.now + 30
     ((consumer, kind, record),) = layer.core.wake(layer.now + 30)
-    assert (consumer, kind) == (table.ICMP, table.REPORT_ERROR)
+    assert (consumer, kind) == (topology.ICMP, messages.REPORT_ERROR)
     assert ICMP_ERROR_HEADER.unpack_from(record)[:2] == (11, 1)
     assert record[ICMP_ERROR_HEADER.size :] == first
     assert layer.core.next_wake is None
@@ -419,8 +427,8 @@ def test_rfc1122_3_3_2_fragments_that_came_in_vain_are_told(layer):
 def test_fragments_of_a_broadcast_are_put_together(layer):
     pieces = [bytes(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, flags="MF") / bytes(16)),
               bytes(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, frag=2) / bytes(5))]
-    ((consumer, kind, record),) = layer.core.receive(table.LINK, table.PACKET_GROUP, pieces, layer.now)
-    assert (consumer, kind, len(record)) == (table.UDP, table.PACKET_GROUP, 41)
+    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET_GROUP, pieces, layer.now)
+    assert (consumer, kind, len(record)) == (topology.UDP, messages.PACKET_GROUP, 41)
 
 
 # -- path MTUs ---------------------------------------------------------------------------------------------------------
@@ -429,11 +437,11 @@ def test_fragments_of_a_broadcast_are_put_together(layer):
 def test_rfc1191_6_1_a_smaller_mtu_is_learnt_announced_and_kept_over_a_crash(layer):
     layer.sends()
     layer.router_says(1400)
-    assert set(layer.told) == {table.ICMP, table.UDP, table.SOCKETS}  # not arp
+    assert set(layer.told) == {topology.ICMP, topology.UDP, topology.SOCKETS}  # not arp
     for _ in range(2):
-        route = RouteTable(layer.told[table.SOCKETS]).lookup(number(FAR))
+        route = RouteTable(layer.told[topology.SOCKETS]).lookup(number(FAR))
         assert route == Route(number(FAR), 32, number(GATEWAY), number(ME), 1400)
-        assert RouteTable(layer.told[table.UDP]).lookup(number("198.51.100.8")).mtu == 1500
+        assert RouteTable(layer.told[topology.UDP]).lookup(number("198.51.100.8")).mtu == 1500
         assert layer.sent(size=1380) == [(1400, True)]
         assert layer.sent(size=1381) == [(1396, False), (25, False)]
         layer.crash()
@@ -447,7 +455,7 @@ def test_rfc1191_3_an_mtu_is_never_raised_by_a_router(layer):
         layer.router_says(told)
         assert layer.told == {}
     layer.router_says(1300)
-    assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == 1300
+    assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).mtu == 1300
     assert layer.count("path_mtu_lowered") == 2
 
 
@@ -456,7 +464,7 @@ def test_only_about_a_destination_that_we_send_to(layer):
     layer.router_says(1400, to="255.255.255.255")
     layer.router_says(1400, to=ME)
     assert layer.told == {}
-    layer.core.receive(table.ICMP, table.PATH_MTU, [b"", bytes(9)], 0.0)
+    layer.core.receive(topology.ICMP, messages.PATH_MTU, [b"", bytes(9)], 0.0)
     assert (layer.count("path_mtu_refused"), layer.count("bad_announcement")) == (3, 2)
 
 
@@ -487,7 +495,7 @@ def test_at_552_a_router_may_still_say_that_this_is_too_much(layer):
 def test_rfc1191_5_an_old_router_that_says_nothing_makes_us_try_the_next_plateau(layer, quoted, learnt):
     layer.sends()
     layer.router_says(0, quoted=quoted)
-    assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == learnt
+    assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).mtu == learnt
 
 
 @pytest.mark.parametrize(("refused", "plateau"), [
@@ -506,7 +514,7 @@ def test_rfc1191_6_3_after_ten_minutes_the_path_may_have_changed(layer):
     assert layer.told == {}
     assert layer.sent(size=1480) != [(1500, True)]
     layer.passes(2)
-    assert RouteTable(layer.told[table.SOCKETS]).lookup(number(FAR)).mtu == 1500
+    assert RouteTable(layer.told[topology.SOCKETS]).lookup(number(FAR)).mtu == 1500
     assert layer.sent(size=1480) == [(1500, True)]
     assert layer.core.next_wake is None
     layer.crash()
@@ -535,14 +543,14 @@ def test_a_flood_of_mtus_is_limited_and_the_table_bounded(layer):
         to = f"203.0.{last >> 8}.{last & 255}"
         layer.sends(to)
         layer.router_says(1400, to=to)
-    assert len(layer.told[table.UDP].routes) == 2 + 256
+    assert len(layer.told[topology.UDP].routes) == 2 + 256
 
 
 def test_a_path_mtu_above_that_of_a_new_route_does_not_matter(layer):
     layer.sends()
     layer.router_says(1400)
     layer.accepts("route_add", destination=f"{FAR}/32", gateway="10.0.0.9", mtu=1000)
-    assert RouteTable(layer.told[table.UDP]).lookup(number(FAR)).mtu == 1000
+    assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).mtu == 1000
     assert [length for length, _ in layer.sent(size=1480)] == [996, 524]
 
 

@@ -11,12 +11,13 @@ from scapy.layers.inet import IP, UDP, IPOption_NOP
 from scapy.packet import Raw
 from test_offload import EVERYTHING, MAC, ME, PARTIAL, PEER, PEER_MAC, PLAIN, config, partial, payload_of, summed_anew
 
-from bus import offload, table
-from bus.records import SEGMENT_SIZE, SEGMENTS_MAX, SEND_HEADER, SUPER_HEADER
+from bus import messages, topology
+from bus.messages import SEGMENT_SIZE, SEGMENTS_MAX, SEND_HEADER, SUPER_HEADER
 from layers.link.core import Core as Link
 from layers.link.counters import Counters as LinkCounters
-from layers.udp.joining import joined
-from layers.udp.packet import PAYLOAD_OCTETS_MAX
+from layers.udp.coalescing import joined
+from packets import offload
+from packets.udp import PAYLOAD_OCTETS_MAX
 
 HEAD = MAC + PEER_MAC + b"\x08\x00"
 
@@ -30,12 +31,12 @@ def frame(payload: bytes, number: int = 0, sport: int = 9, **fields) -> bytes:
 def up(frames: list[bytes]) -> list[tuple[int, bytes]]:
     """What link tells ip of frames that were read together: (kind, record)."""
     link = Link(config(*EVERYTHING), {}, LinkCounters.new(), random.Random(1))
-    return [(kind, record) for _, kind, record in link.receive(table.MEDIUM, table.ETHERNET, frames, 0.0)]
+    return [(kind, record) for _, kind, record in link.receive(topology.MEDIUM, messages.ETHERNET, frames, 0.0)]
 
 
 def wire(kind: int, record: bytes) -> list[bytes]:
     """The packets that a record stands for, as a wire would carry them."""
-    if kind == table.PACKET_SEGMENTS:
+    if kind == messages.PACKET_SEGMENTS:
         return offload.packets(record[SUPER_HEADER.size :], SUPER_HEADER.unpack_from(record)[0])
     return [offload.settled(record)]
 
@@ -48,7 +49,7 @@ def essence(packet: bytes) -> tuple[bytes, ...]:
 def test_datagrams_of_one_flow_go_up_as_one():
     frames = [frame(payload_of(64), number) for number in range(5)]
     [(kind, record)] = up(frames)
-    assert kind == table.PACKET_SEGMENTS
+    assert kind == messages.PACKET_SEGMENTS
     assert SUPER_HEADER.unpack_from(record) == (64, 0)
     whole = IP(record[SUPER_HEADER.size :])
     assert (whole.len, whole[UDP].len) == (20 + 8 + 5 * 64, 8 + 5 * 64)
@@ -57,18 +58,18 @@ def test_datagrams_of_one_flow_go_up_as_one():
 
 def test_a_frame_that_is_alone_goes_up_as_it_is():
     only = frame(b"data")
-    assert up([only]) == [(table.PACKET_CHECKED, only[24:])]
+    assert up([only]) == [(messages.PACKET_CHECKED, only[24:])]
     other = frame(b"data", sport=10)
-    assert up([only, other]) == [(table.PACKET_CHECKED, only[24:]), (table.PACKET_CHECKED, other[24:])]
+    assert up([only, other]) == [(messages.PACKET_CHECKED, only[24:]), (messages.PACKET_CHECKED, other[24:])]
 
 
 def test_what_differs_is_not_joined():
     base = frame(b"data", 1)
     for fields in ({"ttl": 3}, {"tos": 4}, {"flags": "DF"}, {"sport": 10}, {"options": IPOption_NOP()}):
         other = frame(b"data", 2, **fields)
-        assert up([base, other]) == [(table.PACKET_CHECKED, each[24:]) for each in (base, other)], fields
+        assert up([base, other]) == [(messages.PACKET_CHECKED, each[24:]) for each in (base, other)], fields
     longer = frame(b"longer", 2)
-    assert [kind for kind, _ in up([base, longer])] == [table.PACKET_CHECKED] * 2
+    assert [kind for kind, _ in up([base, longer])] == [messages.PACKET_CHECKED] * 2
 
 
 def test_rfc1122_3_2_1_2_a_wrong_header_checksum_is_left_for_ip_to_see():
@@ -76,7 +77,7 @@ def test_rfc1122_3_2_1_2_a_wrong_header_checksum_is_left_for_ip_to_see():
     for at in range(3):
         wrong = frames[at][:34] + bytes([frames[at][34] ^ 1]) + frames[at][35:]
         records = up([*frames[:at], wrong, *frames[at + 1 :]])
-        assert (table.PACKET_CHECKED, wrong[24:]) in records, "alone, as it came"
+        assert (messages.PACKET_CHECKED, wrong[24:]) in records, "alone, as it came"
 
 
 def test_a_fragment_does_not_overtake_what_was_sent_before_it():
@@ -84,13 +85,13 @@ def test_a_fragment_does_not_overtake_what_was_sent_before_it():
     fragment = PLAIN + HEAD + bytes(IP(src=PEER, dst=ME, id=2, proto=17, flags="MF") / Raw(bytes(64)))
     after = frame(b"data", 3)
     kinds = [kind for kind, _ in up([before, before, fragment, after])]
-    assert kinds == [table.PACKET_SEGMENTS, table.PACKET, table.PACKET_CHECKED]
+    assert kinds == [messages.PACKET_SEGMENTS, messages.PACKET, messages.PACKET_CHECKED]
 
 
 def test_rfc791_3_1_a_super_packet_is_no_longer_than_a_packet_can_be():
     frames = [frame(bytes(1472), number) for number in range(64)]
     records = up(frames)
-    assert [kind for kind, _ in records] == [table.PACKET_SEGMENTS] * 2
+    assert [kind for kind, _ in records] == [messages.PACKET_SEGMENTS] * 2
     assert all(len(record) - SUPER_HEADER.size <= 65535 for _, record in records)
     assert sum(len(wire(*each)) for each in records) == 64
 
@@ -137,7 +138,7 @@ def test_records_joined_stand_for_the_same_datagrams_in_the_same_order(drawn):
     back = []
     for kind, records in joined(given_records):
         for record in records:
-            if kind == table.SEND:
+            if kind == messages.SEND:
                 back.append(record)
                 continue
             header, rest = record[: SEND_HEADER.size], record[SEND_HEADER.size + SEGMENT_SIZE.size :]
@@ -151,5 +152,5 @@ def test_records_joined_stand_for_the_same_datagrams_in_the_same_order(drawn):
 def test_a_run_is_one_record():
     run = [HEADERS[0] + bytes([number]) * 64 for number in range(5)]
     [(kind, [record])] = joined(run)
-    assert kind == table.SEND_SEGMENTS
+    assert kind == messages.SEND_SEGMENTS
     assert record == HEADERS[0] + SEGMENT_SIZE.pack(64) + b"".join(each[SEND_HEADER.size :] for each in run)

@@ -9,11 +9,11 @@ from durable import Durable, dies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus import journal as journal_module
-from bus import memory
-from bus.journal import ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
+from bus.durable import journal as journal_module
+from bus.durable import layout
+from bus.durable.journal import ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
 
-RING = memory.JOURNAL_OCTETS
+RING = layout.JOURNAL_OCTETS
 ENTRY = 40  # octets that the ring spends on a frame beside it
 LARGEST = RING // 4 - ENTRY  # with the octets of its entry
 A, B = 5, 1 << 40  # a layer and a guest
@@ -142,7 +142,7 @@ def test_foreign_octets_in_the_ring_are_never_an_exception(frames, data):
         journal = Journal(mapped)
         for sequence, octets in enumerate(frames, 1):
             append(journal, A, sequence, octets)
-        head = mapped.words[memory.JOURNAL_HEAD]
+        head = mapped.words[layout.JOURNAL_HEAD]
         at = data.draw(st.integers(0, head - 1))
         junk = data.draw(st.binary(min_size=1, max_size=40))
         mapped.journal[at : at + len(junk)] = junk
@@ -165,7 +165,7 @@ def test_an_entry_that_reaches_beyond_the_published_part_empties_the_journal(dur
 @pytest.mark.parametrize(("tail", "head"), [(0, 1 << 60), (5, 3), ((1 << 64) - 1, (1 << 64) - 1)])
 def test_positions_that_cannot_be_give_an_empty_journal(durable: Durable, tail: int, head: int):
     mapped = durable.map()
-    mapped.words[memory.JOURNAL_TAIL], mapped.words[memory.JOURNAL_HEAD] = tail, head
+    mapped.words[layout.JOURNAL_TAIL], mapped.words[layout.JOURNAL_HEAD] = tail, head
     assert kept(Journal(mapped)) == []
 
 
@@ -184,7 +184,7 @@ def test_a_turn_counts_whole_or_not_at_all(durable: Durable):
 def test_a_turn_that_sends_nothing_leaves_no_note(durable: Durable):
     journal = Journal(durable.map())
     journal.publish([Took(3, 40)])  # its cell alone says so: nothing else has to agree with it
-    assert durable.map().words[memory.JOURNAL_HEAD] == 0
+    assert durable.map().words[layout.JOURNAL_HEAD] == 0
 
 
 @settings(max_examples=40, deadline=None)

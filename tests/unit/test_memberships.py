@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import DATAGRAM_HEADER, SEND_HEADER, SocketReply, decode_membership, encode
+from bus.messages import DATAGRAM_HEADER, SEND_HEADER, SocketReply, decode_membership, encode
 from layers.ip.core import Core as Ip
 from layers.ip.counters import Counters as IpCounters
 from layers.sockets.core import Core as Sockets
@@ -28,14 +28,14 @@ from layers.sockets.groups import MEMBERSHIPS, MEMBERSHIPS_MAX, SOURCES_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 
-APP = table.GUEST_ID_MIN + 1
+APP = topology.GUEST_ID_MIN + 1
 CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
 ME, PEER, OTHER = "10.0.0.2", "10.0.0.7", "10.0.0.8"
 ONE, TWO = "239.1.1.1", "239.1.1.2"
 PORT = 5000
 ADD, DROP, MULTICAST_IF, TTL, LOOP, ALL = 35, 36, 32, 33, 34, 49
 UNBLOCK, BLOCK, ADD_SOURCE, DROP_SOURCE = 37, 38, 39, 40
-MADE = {table.IP: (Ip, IpCounters), table.UDP: (Udp, UdpCounters), table.SOCKETS: (Sockets, SocketsCounters)}
+MADE = {topology.IP: (Ip, IpCounters), topology.UDP: (Udp, UdpCounters), topology.SOCKETS: (Sockets, SocketsCounters)}
 
 
 class Bench:
@@ -49,7 +49,7 @@ class Bench:
         self.ids = 0
         for number in MADE:
             self.crash(number)
-        self.cores[table.SOCKETS].guest_joined(APP, {"pid": 1}, 0.0)
+        self.cores[topology.SOCKETS].guest_joined(APP, {"pid": 1}, 0.0)
 
     def crash(self, number: int) -> None:
         """Start with nothing but what was stored; the neighbours are told."""
@@ -79,8 +79,8 @@ class Bench:
         """The replies that come."""
         self.ids += 1
         record = json.dumps({"id": number or self.ids, "op": op, **fields}).encode()
-        self.run(table.SOCKETS, self.cores[table.SOCKETS].receive(APP, table.REQUEST, [record], 0.0))
-        return [json.loads(reply) for reply in self.take(APP, table.REPLY)]
+        self.run(topology.SOCKETS, self.cores[topology.SOCKETS].receive(APP, messages.REQUEST, [record], 0.0))
+        return [json.loads(reply) for reply in self.take(APP, messages.REPLY)]
 
     def open(self, bound: bool = True) -> int:
         handle = self.request("socket", type="dgram")[0]["handle"]
@@ -102,16 +102,16 @@ class Bench:
     def heard(self, group: str = ONE, source: str = PEER) -> list[int]:
         """Whom a datagram from outside reaches."""
         packet = bytes(IP(src=source, dst=group) / UDP(sport=9, dport=PORT) / Raw(b"payload"))
-        self.run(table.IP, self.cores[table.IP].receive(table.LINK, table.PACKET_GROUP, [packet], 0.0))
-        return [DATAGRAM_HEADER.unpack_from(record)[0] for record in self.take(APP, table.DATAGRAM)]
+        self.run(topology.IP, self.cores[topology.IP].receive(topology.LINK, messages.PACKET_GROUP, [packet], 0.0))
+        return [DATAGRAM_HEADER.unpack_from(record)[0] for record in self.take(APP, messages.DATAGRAM)]
 
     def sends(self, handle: int, group: str = ONE) -> tuple[list[int], list[IP]]:
         """(who hears a copy of it, the packets that leave)."""
-        self.take(table.LINK, table.PACKET_OUT)
+        self.take(topology.LINK, messages.PACKET_OUT)
         record = SEND_HEADER.pack(handle, IPv4Address(group).packed, PORT, bytes(4), 0, 0, 0) + b"payload"
-        self.run(table.SOCKETS, self.cores[table.SOCKETS].receive(APP, table.SEND, [record], 0.0))
-        heard = [DATAGRAM_HEADER.unpack_from(copy)[0] for copy in self.take(APP, table.DATAGRAM)]
-        return heard, [IP(out[6:]) for out in self.take(table.LINK, table.PACKET_OUT)]
+        self.run(topology.SOCKETS, self.cores[topology.SOCKETS].receive(APP, messages.SEND, [record], 0.0))
+        heard = [DATAGRAM_HEADER.unpack_from(copy)[0] for copy in self.take(APP, messages.DATAGRAM)]
+        return heard, [IP(out[6:]) for out in self.take(topology.LINK, messages.PACKET_OUT)]
 
 
 def mreq(group: str = ONE, interface: str = "0.0.0.0", index: int | None = None) -> bytes:
@@ -158,9 +158,9 @@ def test_a_group_is_joined_on_the_one_interface_however_it_is_named(bench, value
 ])  # fmt: skip
 def test_what_is_refused_is_refused_with_linuxs_errno_and_changes_nothing(bench, name, value, number):
     handle = bench.open()
-    stored = dict(bench.states[table.SOCKETS])
+    stored = dict(bench.states[topology.SOCKETS])
     assert bench.set(handle, name, value) == number
-    assert bench.states[table.SOCKETS] == stored
+    assert bench.states[topology.SOCKETS] == stored
 
 
 def test_igmp_max_memberships(bench):
@@ -267,10 +267,10 @@ def test_closing_and_dying_leave(bench):
         bench.set(handle, ADD, mreq())
     bench.request("close", handle=one)
     assert bench.heard() == [two]
-    sockets = bench.cores[table.SOCKETS]
-    bench.run(table.SOCKETS, sockets.guest_left(APP, 0.0))
+    sockets = bench.cores[topology.SOCKETS]
+    bench.run(topology.SOCKETS, sockets.guest_left(APP, 0.0))
     assert bench.heard() == []
-    assert not [key for key in bench.states[table.IP] if key >> 32 == 2]
+    assert not [key for key in bench.states[topology.IP] if key >> 32 == 2]
 
 
 @pytest.mark.parametrize("layer", MADE)
@@ -286,15 +286,15 @@ def test_memberships_outlive_every_layer(bench, layer):
 def test_sockets_tells_an_ip_that_has_lost_everything(bench):
     handle = bench.open()
     bench.set(handle, ADD, mreq())
-    bench.states[table.IP].clear()
-    bench.crash(table.IP)
+    bench.states[topology.IP].clear()
+    bench.crash(topology.IP)
     assert bench.heard() == [handle]
 
 
 @pytest.mark.parametrize("bound", [True, False])
 @pytest.mark.parametrize(("name", "value", "before"), [(ADD, mreq(), []), (DROP, mreq(), [(ADD, mreq())]),
                                                        (BLOCK, mreq_source(), [(ADD, mreq())])])
-@pytest.mark.parametrize("gone", [table.UDP, table.IP, APP])
+@pytest.mark.parametrize("gone", [topology.UDP, topology.IP, APP])
 def test_a_request_whose_answer_was_lost_is_executed_once(bench, bound, name, value, before, gone):
     handle = bench.open(bound)
     for step in before:
@@ -303,9 +303,9 @@ def test_a_request_whose_answer_was_lost_is_executed_once(bench, bound, name, va
     bench.ids += 1
     replies = bench.request("setsockopt", 50, handle=handle, level=0, name=name,
                             value=base64.b64encode(value).decode())
-    assert bool(replies) is (gone == table.UDP and not bound)
+    assert bool(replies) is (gone == topology.UDP and not bound)
     bench.lost = set()
-    bench.crash(table.SOCKETS)
+    bench.crash(topology.SOCKETS)
     assert bench.set(handle, name, value, number=50) == 0
     assert bench.set(handle, name, value, number=51) == {ADD: errno.EADDRINUSE}.get(name, errno.EADDRNOTAVAIL)
     bench.request("bind", handle=handle, address="0.0.0.0", port=PORT)
@@ -314,26 +314,26 @@ def test_a_request_whose_answer_was_lost_is_executed_once(bench, bound, name, va
 
 def test_the_answer_waits_for_ip_and_ip_is_asked_again_when_it_is_back(bench):
     handle = bench.open()
-    bench.lost = {table.IP}
+    bench.lost = {topology.IP}
     assert bench.request("setsockopt", handle=handle, level=0, name=ADD, value=base64.b64encode(mreq()).decode()) == []
     assert bench.request("getsockname", handle=handle) == []  # in order
     bench.lost = set()
-    bench.crash(table.IP)
-    replies = [json.loads(reply) for reply in bench.take(APP, table.REPLY)]
+    bench.crash(topology.IP)
+    replies = [json.loads(reply) for reply in bench.take(APP, messages.REPLY)]
     assert [reply["errno"] for reply in replies] == [0, 0]
     assert bench.heard() == [handle]
 
 
 def test_ips_word_is_not_taken_for_udps(bench):
     handle = bench.open()
-    bench.lost = {table.UDP}
+    bench.lost = {topology.UDP}
     assert bench.request("setsockopt", handle=handle, level=0, name=ADD, value=base64.b64encode(mreq()).decode()) == []
     stray = encode(SocketReply(handle=handle, request=bench.ids))
-    bench.run(table.SOCKETS, bench.cores[table.SOCKETS].receive(table.IP, table.SOCKET_REPLY, [stray], 0.0))
-    assert bench.take(APP, table.REPLY) == []
+    bench.run(topology.SOCKETS, bench.cores[topology.SOCKETS].receive(topology.IP, messages.SOCKET_REPLY, [stray], 0.0))
+    assert bench.take(APP, messages.REPLY) == []
     bench.lost = set()
-    bench.crash(table.UDP)
-    assert [json.loads(reply)["errno"] for reply in bench.take(APP, table.REPLY)] == [0]
+    bench.crash(topology.UDP)
+    assert [json.loads(reply)["errno"] for reply in bench.take(APP, messages.REPLY)] == [0]
 
 
 @settings(max_examples=200)
@@ -346,7 +346,7 @@ def test_whatever_options_are_set_every_request_is_answered_and_ip_and_udp_agree
     handle = bench.open()
     for name, value in steps:
         assert bench.set(handle, name, value) >= 0
-    groups = bench.cores[table.SOCKETS]._entries[handle].socket.groups
-    assert bench.cores[table.UDP]._sockets.sockets[handle].declared.groups == groups
-    stored = [decode_membership(record) for key, record in bench.states[table.IP].items() if key >> 32 == 2]
+    groups = bench.cores[topology.SOCKETS]._entries[handle].socket.groups
+    assert bench.cores[topology.UDP]._sockets.sockets[handle].declared.groups == groups
+    stored = [decode_membership(record) for key, record in bench.states[topology.IP].items() if key >> 32 == 2]
     assert [membership.groups for membership in stored] == ([groups] if groups else [])

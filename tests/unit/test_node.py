@@ -15,25 +15,28 @@ from pathlib import Path
 import pytest
 from durable import Durable, dies
 
-from bus import batch, journal, memory, node, pipes, table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.control import Control
-from bus.journal import ENTRIES_MAX, Journal
-from bus.node import Node
-from bus.store import Store
-from layers.link import packet, tap
+from bus.durable import journal, layout, rx_log
+from bus.durable.journal import ENTRIES_MAX, Journal
+from bus.durable.key_value_log import Store
+from bus.runtime import event_loop, pipes
+from bus.runtime.control import Control
+from bus.runtime.event_loop import Node
+from layers.link import tap
 from layers.link.counters import Counters
 from layers.link.tap import Tap
-from usernet.protocol import pack_frame, unpack_frame
+from packets import ethernet
+from usernet.pipe.frame import pack_frame, unpack_frame
 
-MODULES = (node, pipes, journal, batch, tap)
+MODULES = (event_loop, pipes, journal, rx_log, tap)
 DOWN_FRAMES, RECORDS, UP = 6, 3, 12
 UP_OCTETS = 84  # of each packet that comes up
 COOKIE = 1000
-UP_HEADER = bytes(12) + packet.TYPE_IPV4 + b"\x45\0" + UP_OCTETS.to_bytes(2, "big")
+UP_HEADER = bytes(12) + ethernet.TYPE_IPV4 + b"\x45\0" + UP_OCTETS.to_bytes(2, "big")
 START = len(UP_HEADER)
 NUMBER = struct.Struct("!I")
-NOW = node.MEDIUM_PATIENCE_S / 2
+NOW = event_loop.MEDIUM_PATIENCE_S / 2
 
 
 class Relay:
@@ -51,8 +54,11 @@ class Relay:
         return []
 
     def receive(self, sender, kind, records, now):
-        up = sender == table.MEDIUM
-        return [(table.IP, table.PACKET, each) if up else (table.MEDIUM, table.ETHERNET, each) for each in records]
+        up = sender == topology.MEDIUM
+        return [
+            (topology.IP, messages.PACKET, each) if up else (topology.MEDIUM, messages.ETHERNET, each)
+            for each in records
+        ]
 
 
 class Link:
@@ -76,8 +82,8 @@ class Link:
         self.end()
         self.incarnation += 1
         durable = self._durable.map()
-        durable.words[memory.INCARNATION] = self.incarnation
-        durable.words[memory.BLAMELESS] = 1
+        durable.words[layout.INCARNATION] = self.incarnation
+        durable.words[layout.BLAMELESS] = 1
         config = StackConfig(name="t", run_dir=str(self._folder), address=0x0A000002, prefix=24, mac=bytes(6), mtu=1500,
                              cookie=COOKIE)
         self.node = Node("link", Relay(), config, durable, Store(durable), os.dup(self._listener.fileno()),
@@ -93,10 +99,10 @@ class Link:
     def live(self) -> None:
         """Start; take what ip repeats; take what the TAP has; all of it in turns."""
         self.node._start()
-        done = self.node._inlets[COOKIE + table.IP].done
+        done = self.node._inlets[COOKIE + topology.IP].done
         for sequence in range(done + 1, DOWN_FRAMES + 1):
             records = [b"down %d" % (sequence * RECORDS + each) for each in range(RECORDS)]
-            self.node._take(pack_frame(table.PACKET_OUT, COOKIE + table.IP, 1, sequence, records), NOW)
+            self.node._take(pack_frame(messages.PACKET_OUT, COOKIE + topology.IP, 1, sequence, records), NOW)
             if sequence % 2:
                 self.node._settle()
         self.node._settle()
@@ -112,7 +118,7 @@ class Link:
             return found
 
     def sent_up(self) -> list[int]:
-        kept = Journal(self._durable.map()).frames(table.IP, 0)
+        kept = Journal(self._durable.map()).frames(topology.IP, 0)
         return [NUMBER.unpack_from(record, START)[0] for _, frame in kept for record in unpack_frame(frame)[4]
                 if record.startswith(UP_HEADER)]
 
@@ -136,13 +142,13 @@ def link(tmp_path):
 def send_up(link: Link) -> None:
     """Frames arrive at the TAP."""
     for number in range(UP):
-        link.far.send((UP_HEADER + NUMBER.pack(number)).ljust(packet.HEADER_OCTETS + UP_OCTETS, b"."))
+        link.far.send((UP_HEADER + NUMBER.pack(number)).ljust(ethernet.HEADER_OCTETS + UP_OCTETS, b"."))
 
 
 def block_the_pipe(link: Link) -> None:
     """ip does not listen: its pipe is full, and more waits in front of it."""
     while not any(outlet.blocked for outlet in link.node._touched):
-        link.node._dispatch([(table.IP, table.PACKET, b"old")])
+        link.node._dispatch([(topology.IP, messages.PACKET, b"old")])
         link.node._settle()
 
 

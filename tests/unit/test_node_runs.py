@@ -10,21 +10,23 @@ from durable import Durable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import memory, table
+from bus import topology
 from bus.config import StackConfig
-from bus.control import Control
 from bus.counters import PipeCounters
-from bus.guests import GUEST_KINDS
-from bus.node import Node
-from bus.pipes import Inlet
-from bus.store import Store
+from bus.durable import layout
+from bus.durable.key_value_log import Store
+from bus.runtime.clients import GUEST_KINDS
+from bus.runtime.control import Control
+from bus.runtime.event_loop import Node
+from bus.runtime.pipes import Inlet
 from supervisor.policy import AT_ONCE
-from usernet.protocol import CREDIT, DATAGRAM, REQUEST, SEND, pack_frame
+from usernet.pipe.frame import pack_frame
+from usernet.pipe.messages import CREDIT, DATAGRAM, REQUEST, SEND
 
 COOKIE, NOW = 1000, 1.0
-GUESTS = (table.GUEST_ID_MIN, table.GUEST_ID_MIN + 1)
-UDP = COOKIE + table.UDP
-STRANGER = table.GUEST_ID_MIN + 2
+GUESTS = (topology.GUEST_ID_MIN, topology.GUEST_ID_MIN + 1)
+UDP = COOKIE + topology.UDP
+STRANGER = topology.GUEST_ID_MIN + 2
 SENDERS = (*GUESTS, UDP, STRANGER)
 
 
@@ -77,7 +79,7 @@ class Service:
         self.node = Node("sockets", self.core, self._config, self.durable, Store(self.durable),
                          os.dup(self._listener.fileno()), Control(self._keeper[0]))
         self.node._suspect.inherit(self.node._journal.done)
-        self.inlets = [Inlet(guest, GUEST_KINDS, self.durable, memory.GUESTS + place)
+        self.inlets = [Inlet(guest, GUEST_KINDS, self.durable, layout.GUESTS + place)
                        for place, guest in enumerate(GUESTS)]
         self.node._inlets |= {inlet.sender: inlet for inlet in self.inlets}
         for inlet in self.node._inlets.values():
@@ -86,7 +88,7 @@ class Service:
     def outcome(self):
         self.node._settle()
         done = {sender: inlet.done for sender, inlet in self.node._inlets.items()}
-        in_hand = self.durable.words[memory.IN_HAND_SENDER]
+        in_hand = self.durable.words[layout.IN_HAND_SENDER]
         return self.core.records(), done, list(self.durable.bus_counters), in_hand
 
     def close(self) -> None:
@@ -150,10 +152,10 @@ def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
         service.node._take_many(frames, NOW)
         assert service.core.calls == [(first, SEND, [b"1", b"2"]), (first, CREDIT, [b"3"]), (first, SEND, [b"4"]),
                                       (second, SEND, [b"5"])]
-        assert service.durable.words[memory.IN_HAND_SENDER] == second
+        assert service.durable.words[layout.IN_HAND_SENDER] == second
         service.node._settle()
         assert [inlet.done for inlet in service.inlets] == [4, 1]
-        assert service.durable.words[memory.IN_HAND_SENDER] == 0
+        assert service.durable.words[layout.IN_HAND_SENDER] == 0
     finally:
         service.close()
 

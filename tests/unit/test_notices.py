@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bus.records import Notice, decode_notices, encode
-from supervisor.status import table
-from supervisor.ward import Ward
+from bus.messages import Notice, decode_notices, encode
+from cli.status import table
+from supervisor.service import Ward
 
 FIRST = Notice("conflict", "a claims b", (("address", "b"), ("mac", "a")))
 SECOND = Notice("conflict", "c claims b", (("address", "b"), ("mac", "c")))

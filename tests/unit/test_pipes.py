@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from bus import journal as journal_module
-from bus import memory, pipes, table
+from bus import messages, topology
 from bus.counters import PipeCounters as C
-from bus.journal import Journal
-from bus.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume
-from usernet.protocol import pack_frame, unpack_frame
+from bus.durable import journal as journal_module
+from bus.durable import layout
+from bus.durable.journal import Journal
+from bus.runtime import pipes
+from bus.runtime.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume
+from usernet.pipe.frame import pack_frame, unpack_frame
 
-DATA, CONTROL = table.PACKET, table.RESOLVE
+DATA, CONTROL = messages.PACKET, messages.RESOLVE
 KINDS = frozenset({DATA, CONTROL})
 NUMBER = struct.Struct("<I")
 
@@ -50,15 +52,15 @@ class Producer:
 
     def __init__(self, durable: Durable, room: int = 1000, incarnation: int = 1) -> None:
         self.memory = durable.map()
-        self.memory.words[memory.INCARNATION] = incarnation
+        self.memory.words[layout.INCARNATION] = incarnation
         self.queue = Queue(room)
         self.touched: list[Outlet] = []
         self.journal = Journal(self.memory)
-        self.outlet = Outlet(self.queue, table.IP, table.UDP, self.journal, self.memory,
-                             memory.SENT + table.UDP, self.touched)
+        self.outlet = Outlet(self.queue, topology.IP, topology.UDP, self.journal, self.memory,
+                             layout.SENT + topology.UDP, self.touched)
 
     def ends_turn(self) -> bool:
-        """As bus.node does; True where something waits for room."""
+        """As bus.runtime.event_loop does; True where something waits for room."""
         self.outlet.pack()
         self.journal.publish(())
         return self.outlet.send()
@@ -72,7 +74,7 @@ class Producer:
 
 
 def inlet(durable: Durable) -> Inlet:
-    return Inlet(table.IP, KINDS, durable.map(), memory.DONE + table.IP)
+    return Inlet(topology.IP, KINDS, durable.map(), layout.DONE + topology.IP)
 
 
 # -- packing -------------------------------------------------------------------------------------------------------
@@ -106,8 +108,8 @@ def test_a_turn_of_one_frame_in_one_step_leaves_what_three_steps_leave(octets):
                 assert not producer.outlet.send()
         died = Journal(durable.map())
         words = durable.map().words
-        kept.append((list(producer.queue.frames), died.frames(table.UDP, 0), died.done, words[memory.JOURNAL_HEAD],
-                     words[memory.SENT + table.UDP], producer.counted("bus_frames_out")))
+        kept.append((list(producer.queue.frames), died.frames(topology.UDP, 0), died.done, words[layout.JOURNAL_HEAD],
+                     words[layout.SENT + topology.UDP], producer.counted("bus_frames_out")))
         durable.close()
     assert kept[0] == kept[1]
 
@@ -123,7 +125,7 @@ def test_a_turn_of_one_frame_that_finds_no_room_waits_for_it_and_nothing_overtak
     assert not producer.outlet.relay(taken)
     assert not producer.ends_turn()
     assert [record for _, _, records in parsed(producer.queue) for record in records] == [b"1", b"2", b"3", b"4"]
-    assert [frame for _, frame in Journal(durable.map()).frames(table.UDP, 0)] == list(producer.queue.frames)
+    assert [frame for _, frame in Journal(durable.map()).frames(topology.UDP, 0)] == list(producer.queue.frames)
 
 
 def test_a_frame_is_bounded_in_records_and_in_octets(durable):
@@ -259,7 +261,7 @@ def test_greetings_of_any_octets_are_parsed_or_a_value_error(octets):
 
 
 class End:
-    """One of two neighbours: takes frames, processes records, sends records, as bus.node does.
+    """One of two neighbours: takes frames, processes records, sends records, as bus.runtime.event_loop does.
 
     Records are numbered in the order in which they were put. `delivered` has those whose frames were worked off.
     """
@@ -284,15 +286,15 @@ class End:
     def start(self) -> None:
         self.incarnation += 1
         self.memory = self.durable.map()
-        self.memory.words[memory.INCARNATION] = self.incarnation
+        self.memory.words[layout.INCARNATION] = self.incarnation
         self.queue = Queue(self.ROOM)
         self.touched: list[Outlet] = []
         pipes.inherit(self.memory)
         self.journal = Journal(self.memory)
         journaled = self.journal.done.get(self.other, 0)
-        self.inlet = Inlet(self.other, KINDS, self.memory, memory.DONE + self.other, journaled)
+        self.inlet = Inlet(self.other, KINDS, self.memory, layout.DONE + self.other, journaled)
         self.outlet = Outlet(self.queue, self.number, self.other, self.journal, self.memory,
-                             memory.SENT + self.other, self.touched)
+                             layout.SENT + self.other, self.touched)
         self.alive = True
         self.outlet.greet({"done": self.inlet.done})
 
@@ -309,7 +311,7 @@ class End:
         if sequence == 0:
             if incarnation < self.inlet.incarnation:
                 return
-            if kind == table.HELLO:
+            if kind == messages.HELLO:
                 self.inlet.incarnation = incarnation
                 self.inlet.awaiting = True
                 self.outlet.resume(decode_hello(records[0]).done, self.inlet.done)
@@ -341,7 +343,7 @@ class End:
     def done(self) -> int:
         """The number of the last frame that durable memory says is done."""
         mapped = self.durable.map()
-        return max(mapped.words[memory.DONE + self.other], Journal(mapped).done.get(self.other, 0))
+        return max(mapped.words[layout.DONE + self.other], Journal(mapped).done.get(self.other, 0))
 
     def _settled(self) -> None:
         """Whatever is done is delivered; `take` is asked for the rest again after a crash."""
@@ -358,7 +360,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ends = (End(table.IP, table.UDP), End(table.UDP, table.IP))
+        self.ends = (End(topology.IP, topology.UDP), End(topology.UDP, topology.IP))
         for end in self.ends:
             end.start()
 
@@ -369,7 +371,7 @@ class TwoEnds(RuleBasedStateMachine):
         end = self.ends[which]
         if not end.alive:
             return
-        before, waiting, taken = end.put, end.memory.words[memory.WAITING], end.inlet.done
+        before, waiting, taken = end.put, end.memory.words[layout.WAITING], end.inlet.done
         if line is None:
             end.turn(streams, kinds)
             died = False
@@ -408,7 +410,7 @@ class TwoEnds(RuleBasedStateMachine):
         end = self.ends[which]
         if end.alive:
             return
-        waiting = end.durable.map().words[memory.WAITING]
+        waiting = end.durable.map().words[layout.WAITING]
         if line is None:
             end.start()
         elif dies(line, (pipes, journal_module), end.start):
@@ -476,7 +478,7 @@ def converse(*ends: End) -> None:
 
 @pytest.fixture
 def ends():
-    pair = End(table.IP, table.UDP), End(table.UDP, table.IP)
+    pair = End(topology.IP, topology.UDP), End(topology.UDP, topology.IP)
     for end in pair:
         end.start()
     converse(*pair)
@@ -544,7 +546,7 @@ def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
     end.resumed(decode_resume(greeting).first)
     assert all(end.judge(1, sequence) is Verdict.NEXT for _, sequence, _ in repeated)
     assert [NUMBER.unpack_from(records[0])[0] for _, _, records in repeated] == list(range(40 - len(repeated), 40))
-    assert memory.JOURNAL_OCTETS // 70_000 < len(repeated) < 40
+    assert layout.JOURNAL_OCTETS // 70_000 < len(repeated) < 40
     assert len(repeated) + durable.map().bus_counters[C.bus_lost] == 40
 
 
@@ -553,8 +555,8 @@ def test_the_greetings_are_json_that_any_client_can_read(durable):
     producer.outlet.greet({"version": 1, "done": 7})
     producer.outlet.resume(0, 9)
     (hello, _, (greeting,)), (resume, _, (answer,)) = parsed(producer.queue)
-    assert (hello, msgspec.json.decode(greeting)) == (table.HELLO, {"version": 1, "done": 7})
-    assert (resume, msgspec.json.decode(answer)) == (table.RESUME, {"first": 1, "done": 9})
+    assert (hello, msgspec.json.decode(greeting)) == (messages.HELLO, {"version": 1, "done": 7})
+    assert (resume, msgspec.json.decode(answer)) == (messages.RESUME, {"first": 1, "done": 9})
 
 
 def test_foreign_frames_do_not_confuse_the_repetition(durable):
@@ -562,8 +564,8 @@ def test_foreign_frames_do_not_confuse_the_repetition(durable):
     producer.puts(DATA, b"x")
     producer.ends_turn()
     (frame,) = producer.queue.frames
-    assert frame == pack_frame(DATA, table.IP, 1, 1, [b"x"])
+    assert frame == pack_frame(DATA, topology.IP, 1, 1, [b"x"])
     successor = Producer(durable, incarnation=9)
     successor.outlet.greet({"done": 0})
     successor.ends_turn()
-    assert successor.queue.frames[1] == pack_frame(DATA, table.IP, 9, 1, [b"x"])
+    assert successor.queue.frames[1] == pack_frame(DATA, topology.IP, 9, 1, [b"x"])

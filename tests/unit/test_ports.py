@@ -7,7 +7,7 @@ import random
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from layers.udp.ports import (
+from layers.common.ports import (
     EPHEMERAL_PORT_MAX,
     EPHEMERAL_PORT_MIN,
     EPHEMERAL_PORTS,

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from usernet.protocol import (
+from usernet.pipe.frame import (
     HEADER,
     HEADER_OCTETS,
     MAX_RECORDS,
     VERSION,
     FrameError,
-    inbox_name,
     pack_frame,
     unpack_frame,
     with_incarnation,
 )
+from usernet.pipe.messages import inbox_name
 
 OCTET = st.integers(0, 0xFF)
 U32 = st.integers(0, (1 << 32) - 1)

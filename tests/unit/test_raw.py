@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
-from bus import records, table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.offload import settled
-from bus.records import (
+from bus.messages import (
     DATAGRAM_HEADER,
     ERROR_RECORD,
     ICMP_ERROR_HEADER,
@@ -31,6 +30,7 @@ from layers.ip.counters import Counters as IpCounters
 from layers.raw.core import Core
 from layers.raw.counters import Counters
 from layers.raw.tables import MAX_SOCKETS, SEND_ONLY
+from packets.offload import settled
 
 ME, PEER, OTHER, FAR = "10.0.0.2", "10.0.0.1", "10.0.0.9", "198.51.100.7"
 PEER_MAC = bytes.fromhex("020000000001")
@@ -44,7 +44,7 @@ def ip4(address: str) -> bytes:
 
 
 CONFIG = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6), mtu=1500,
-                     gateway=int(IPv4Address(PEER)), layers=tuple(table.LAYERS))
+                     gateway=int(IPv4Address(PEER)), layers=tuple(topology.LAYERS))
 
 
 class Host:
@@ -57,12 +57,12 @@ class Host:
         self.told, self.out = [], []
         self.crash_ip()
         self.crash()
-        self.give_ip(table.ARP, table.NEIGHBOR, ip4(PEER) + PEER_MAC)
+        self.give_ip(topology.ARP, messages.NEIGHBOR, ip4(PEER) + PEER_MAC)
         self.out = []
 
     def crash(self) -> None:
         self.core = Core(CONFIG, self.state, self.counts, random.Random(1))
-        self.settle(table.RAW, self.core.start(self.now))
+        self.settle(topology.RAW, self.core.start(self.now))
 
     def crash_ip(self) -> None:
         self.ip = Ip(CONFIG, self.ip_state, self.ip_counts, random.Random(1))
@@ -70,39 +70,39 @@ class Host:
 
     def settle(self, sender, sends) -> None:
         for consumer, kind, record in sends:
-            if consumer == table.IP:
-                self.settle(table.IP, self.ip.receive(sender, kind, [record], self.now))
-            elif consumer == table.RAW:
-                self.settle(table.RAW, self.core.receive(sender, kind, [record], self.now))
-            elif consumer == table.SOCKETS and sender == table.RAW:
+            if consumer == topology.IP:
+                self.settle(topology.IP, self.ip.receive(sender, kind, [record], self.now))
+            elif consumer == topology.RAW:
+                self.settle(topology.RAW, self.core.receive(sender, kind, [record], self.now))
+            elif consumer == topology.SOCKETS and sender == topology.RAW:
                 self.told.append((kind, record))
             else:
                 self.out.append((consumer, kind, record))
 
     def give(self, sender: int, kind: int, *given: bytes) -> None:
-        self.settle(table.RAW, self.core.receive(sender, kind, list(given), self.now))
+        self.settle(topology.RAW, self.core.receive(sender, kind, list(given), self.now))
 
     def give_ip(self, sender: int, kind: int, *given: bytes) -> None:
-        self.settle(table.IP, self.ip.receive(sender, kind, list(given), self.now))
+        self.settle(topology.IP, self.ip.receive(sender, kind, list(given), self.now))
 
     def hears(self, *packets) -> list[tuple[int, int]]:
         """Packets come in from link: (consumer, kind) of what ip hands to others than raw."""
         self.out = []
-        self.give_ip(table.LINK, table.PACKET, *map(bytes, packets))
+        self.give_ip(topology.LINK, messages.PACKET, *map(bytes, packets))
         return [send[:2] for send in self.out]
 
-    def declares(self, handle: int = 1, protocol: int = EXPERIMENT, **state) -> records.SocketReply:
+    def declares(self, handle: int = 1, protocol: int = EXPERIMENT, **state) -> messages.SocketReply:
         for name in ("local", "peer", "multicast_interface"):
             if name in state:
                 state[name] = int(IPv4Address(state[name]))
         wanted = SocketState(handle=handle, request=7, protocol=protocol, port=protocol, bind=True, **state)
-        self.give(table.SOCKETS, table.SOCKET_SET, records.encode(wanted))
-        ((kind, record),) = self.taken(table.SOCKET_REPLY)
-        assert kind == table.SOCKET_REPLY
-        return records.decode_socket_reply(record)
+        self.give(topology.SOCKETS, messages.SOCKET_SET, messages.encode(wanted))
+        ((kind, record),) = self.taken(messages.SOCKET_REPLY)
+        assert kind == messages.SOCKET_REPLY
+        return messages.decode_socket_reply(record)
 
     def closes(self, handle: int) -> None:
-        self.give(table.SOCKETS, table.SOCKET_CLOSE, handle.to_bytes(4, "little"))
+        self.give(topology.SOCKETS, messages.SOCKET_CLOSE, handle.to_bytes(4, "little"))
 
     def taken(self, kind: int) -> list[tuple[int, bytes]]:
         found = [each for each in self.told if each[0] == kind]
@@ -112,19 +112,23 @@ class Host:
     def received(self) -> list[tuple[int, str, bytes]]:
         """(handle, source, packet) of what raw sockets got."""
         return [(DATAGRAM_HEADER.unpack_from(record)[0], str(IPv4Address(record[4:8])), record[DATAGRAM_HEADER.size :])
-                for _, record in self.taken(table.DATAGRAM)]
+                for _, record in self.taken(messages.DATAGRAM)]
 
     def errors(self) -> list[tuple[int, int, bytes]]:
         """(handle, errno, what was sent) of what raw sockets were told."""
         return [(*ERROR_RECORD.unpack_from(record)[:2], record[ERROR_RECORD.size :])
-                for _, record in self.taken(table.SOCKET_ERROR)]
+                for _, record in self.taken(messages.SOCKET_ERROR)]
 
     def sends(self, data: bytes, to: str = PEER, handle: int = 1, source: str = "0.0.0.0", ttl: int = 0) -> list[bytes]:
         """What goes to link thereupon, without its MAC address."""
         self.out = []
         header = SEND_HEADER.pack(handle, ip4(to), 0, ip4(source), ttl, 0, 0)
-        self.give(table.SOCKETS, table.SEND, header + bytes(data))
-        return [record[6:] for consumer, kind, record in self.out if (consumer, kind) == (table.LINK, table.PACKET_OUT)]
+        self.give(topology.SOCKETS, messages.SEND, header + bytes(data))
+        return [
+            record[6:]
+            for consumer, kind, record in self.out
+            if (consumer, kind) == (topology.LINK, messages.PACKET_OUT)
+        ]
 
     def counted(self, name: str) -> int:
         return self.counts[getattr(Counters, name)]
@@ -139,7 +143,7 @@ def packet(protocol: int = EXPERIMENT, source: str = PEER, destination: str = ME
     return bytes(IP(src=source, dst=destination, proto=protocol, id=9) / Raw(data))
 
 
-def error_about(ours: bytes, icmp_type: int = 3, code: int = 2, origin: int = records.ORIGIN_ICMP) -> bytes:
+def error_about(ours: bytes, icmp_type: int = 3, code: int = 2, origin: int = messages.ORIGIN_ICMP) -> bytes:
     return ICMP_ERROR_HEADER.pack(icmp_type, code, origin, 0, 0, ip4(PEER)) + ours
 
 
@@ -162,14 +166,14 @@ def test_every_socket_of_the_protocol_gets_a_copy_and_nobody_else(host):
 
 def test_what_a_transport_gets_it_gets_beside_the_copy(host):
     datagram = IP(src=PEER, dst=ME) / UDP(sport=1, dport=2) / b"data"
-    assert host.hears(datagram) == [(table.UDP, table.PACKET)]
+    assert host.hears(datagram) == [(topology.UDP, messages.PACKET)]
     host.declares(protocol=17)
-    assert host.hears(datagram) == [(table.UDP, table.PACKET)]
+    assert host.hears(datagram) == [(topology.UDP, messages.PACKET)]
     assert host.received() == [(1, PEER, bytes(datagram))]
 
 
 def test_rfc1122_3_2_2_1_protocol_unreachable_only_while_nobody_listens(host):
-    complaint = [(table.ICMP, table.REPORT_ERROR)]
+    complaint = [(topology.ICMP, messages.REPORT_ERROR)]
     assert host.hears(packet()) == complaint
     host.declares()
     assert host.hears(packet()) == []
@@ -196,7 +200,7 @@ def test_a_packet_whose_checksum_only_the_medium_knows_is_copied_with_a_right_on
               + 17 + 12) % 65535
     partial = datagram[:26] + pseudo.to_bytes(2, "big") + datagram[28:]
     assert settled(partial) == datagram
-    host.give_ip(table.LINK, table.PACKET_CHECKED, partial)
+    host.give_ip(topology.LINK, messages.PACKET_CHECKED, partial)
     assert host.received() == [(1, PEER, datagram)]
 
 
@@ -223,7 +227,7 @@ def test_raw7_icmp_filter(host, icmp_filter, icmp_type, heard):
 def test_rfc1122_3_2_2_8_the_reply_to_a_query_that_icmp_does_not_ask_is_handed_up(host, icmp_type):
     host.declares(protocol=1)
     reply = IP(src=PEER, dst=ME) / ICMP(type=icmp_type, id=77, seq=1)
-    assert host.hears(reply) == [(table.ICMP, table.PACKET)]
+    assert host.hears(reply) == [(topology.ICMP, messages.PACKET)]
     assert host.received() == [(1, PEER, bytes(reply))]
 
 
@@ -235,13 +239,13 @@ def test_the_filter_is_for_icmp_only(host):
 
 def test_broadcasts_are_copied_too(host):
     host.declares()
-    host.give_ip(table.LINK, table.PACKET_GROUP, packet(destination="10.0.0.255"))
+    host.give_ip(topology.LINK, messages.PACKET_GROUP, packet(destination="10.0.0.255"))
     assert len(host.received()) == 1
 
 
 def joins(host, group: str = GROUP) -> None:
-    membership = records.Membership(1, (records.SourceFilter(int(IPv4Address(group))),))
-    host.give_ip(table.SOCKETS, table.MEMBERSHIP, records.encode(membership))
+    membership = messages.Membership(1, (messages.SourceFilter(int(IPv4Address(group))),))
+    host.give_ip(topology.SOCKETS, messages.MEMBERSHIP, messages.encode(membership))
 
 
 @pytest.mark.parametrize(("groups", "hears_all", "heard"), [
@@ -252,7 +256,7 @@ def joins(host, group: str = GROUP) -> None:
 def test_as_linux_a_raw_socket_hears_its_groups_from_its_sources(host, groups, hears_all, heard):
     joins(host)
     host.declares(groups=groups, multicast_all=hears_all)
-    host.give_ip(table.LINK, table.PACKET_GROUP, packet(destination=GROUP))
+    host.give_ip(topology.LINK, messages.PACKET_GROUP, packet(destination=GROUP))
     assert len(host.received()) == heard
     host.hears(packet())
     assert len(host.received()) == 1  # what comes to us alone is no matter of groups
@@ -282,20 +286,20 @@ def test_ip_multicast_if_chooses_the_source_and_must_be_ours(host):
 def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host):
     two, one = ([(int(IPv4Address(address)), 24) for address in own] for own in ((ME, OTHER), (ME,)))
     link = [Route(0x0A000000, 24, 0, int(IPv4Address(ME)), 1500)]
-    host.give(table.IP, table.ROUTES, records.encode(Routes(two, link)))
+    host.give(topology.IP, messages.ROUTES, messages.encode(Routes(two, link)))
     host.declares(local=OTHER)
-    host.give(table.IP, table.ROUTES, records.encode(Routes(one, link)))
+    host.give(topology.IP, messages.ROUTES, messages.encode(Routes(one, link)))
     assert host.sends(b"data") == []
     assert host.errors() == [(1, errno.ENETUNREACH, b"data")]
     assert host.declares(local=OTHER, ttl=3).errno == 0  # an option is no bind
-    host.give(table.IP, table.ROUTES, records.encode(Routes(two, link)))
+    host.give(topology.IP, messages.ROUTES, messages.encode(Routes(two, link)))
     host.sends(b"data")
     assert host.errors() == []
 
 
 def test_raw7_ipproto_raw_is_send_only(host):
     host.declares(protocol=SEND_ONLY, header_included=True)
-    assert host.hears(packet(SEND_ONLY)) == [(table.ICMP, table.REPORT_ERROR)]
+    assert host.hears(packet(SEND_ONLY)) == [(topology.ICMP, messages.REPORT_ERROR)]
     assert host.received() == []
 
 
@@ -378,10 +382,10 @@ def test_what_a_transport_sends_to_ourselves_is_copied(host):
     host.declares(protocol=1)
     echo = bytes(ICMP(type=8) / b"data")
     header = TRANSMIT_HEADER.pack(bytes(4), ip4(ME), 1, 64, 0, 0)
-    host.give_ip(table.ICMP, table.TRANSMIT, header + echo)
+    host.give_ip(topology.ICMP, messages.TRANSMIT, header + echo)
     ((_, _, copy),) = host.received()
     assert bytes(IP(copy).payload) == echo
-    assert [send[:2] for send in host.out] == [(table.ICMP, table.PACKET)]
+    assert [send[:2] for send in host.out] == [(topology.ICMP, messages.PACKET)]
 
 
 @pytest.mark.parametrize(("data", "to", "source", "number"), [
@@ -418,7 +422,7 @@ OURS = packet(source=ME, destination=FAR)
     ({"receive_errors": True, "mtu_discover": 0}, 3, 4, errno.EMSGSIZE)])
 def test_errors_reach_whom_linux_tells(host, state, icmp_type, code, number):
     host.declares(**state)
-    host.give(table.ICMP, table.ICMP_ERROR, error_about(OURS, icmp_type, code))
+    host.give(topology.ICMP, messages.ICMP_ERROR, error_about(OURS, icmp_type, code))
     assert host.errors() == ([(1, number, b"payload!")] if number else [])
     assert host.counted("error_no_socket") == (not number)
 
@@ -428,20 +432,20 @@ def test_errors_reach_whom_linux_tells(host, state, icmp_type, code, number):
 def test_rfc1191_4_the_mtu_that_a_router_told_goes_to_ip_once(host, states, believed):
     for handle, state in enumerate(states, 1):
         host.declares(handle, **state)
-    sends = host.core.receive(table.ICMP, table.ICMP_ERROR, [error_about(OURS, 3, 4)], host.now)
-    assert [kind for to, kind, _ in sends if to == table.IP] == [table.PATH_MTU] * believed
+    sends = host.core.receive(topology.ICMP, messages.ICMP_ERROR, [error_about(OURS, 3, 4)], host.now)
+    assert [kind for to, kind, _ in sends if to == topology.IP] == [messages.PATH_MTU] * believed
 
 
 def test_with_hdrincl_an_error_quotes_the_header_as_well(host):
     host.declares(receive_errors=True, header_included=True)
-    host.give(table.ICMP, table.ICMP_ERROR, error_about(OURS))
+    host.give(topology.ICMP, messages.ICMP_ERROR, error_about(OURS))
     assert host.errors()[0][2] == OURS
 
 
 def test_a_neighbour_that_does_not_answer_is_told(host):
     host.declares(peer=OTHER)
     assert host.sends(b"anybody?", OTHER) == []
-    host.give_ip(table.ARP, table.UNREACHABLE, ip4(OTHER))
+    host.give_ip(topology.ARP, messages.UNREACHABLE, ip4(OTHER))
     assert host.errors() == [(1, errno.EHOSTUNREACH, b"anybody?")]
 
 
@@ -469,7 +473,7 @@ def test_sockets_are_bounded(host):
     {"handle": 0}, {"handle": 1 << 32}, {"protocol": 0}, {"protocol": 256}, {"ttl": 256}])
 def test_declarations_that_make_no_sense_are_counted(host, state):
     wanted = {"handle": 1, "request": 1, "protocol": 1} | state
-    host.give(table.SOCKETS, table.SOCKET_SET, records.encode(SocketState(**wanted)), b"{}", b"[")
+    host.give(topology.SOCKETS, messages.SOCKET_SET, messages.encode(SocketState(**wanted)), b"{}", b"[")
     assert host.told == []
     assert host.counted("control_malformed") == 3
 
@@ -482,24 +486,24 @@ def test_a_crash_loses_no_socket_and_no_complaint_is_made_of_what_it_listens_to(
     if victim != "raw":
         host.crash_ip()
         assert host.hears(packet()) == []  # before raw has noticed
-        host.settle(table.RAW, host.core.neighbor_started(table.IP, host.now))
+        host.settle(topology.RAW, host.core.neighbor_started(topology.IP, host.now))
     if victim != "ip":
         host.crash()
     host.received()
     assert host.hears(packet()) == []
     assert len(host.received()) == 1
-    assert host.hears(packet(OSPF)) == [(table.ICMP, table.REPORT_ERROR)]
+    assert host.hears(packet(OSPF)) == [(topology.ICMP, messages.REPORT_ERROR)]
 
 
 def test_without_raw_ip_tells_it_nothing():
     config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6))
     assert "raw" not in config.layers
     sends = Ip(config, {}, IpCounters.new(), random.Random(1)).start(0.0)
-    assert table.RAW not in {consumer for consumer, _, _ in sends}
+    assert topology.RAW not in {consumer for consumer, _, _ in sends}
 
 
 @given(st.dictionaries(st.integers(0, 5), st.binary(max_size=40) | st.builds(
-    lambda handle, protocol: records.encode(SocketState(handle=handle, request=0, protocol=protocol)),
+    lambda handle, protocol: messages.encode(SocketState(handle=handle, request=0, protocol=protocol)),
     st.integers(0, 5), st.integers(-1, 300))))
 def test_stored_records_that_make_no_sense_are_deleted(state):
     stored = dict(state)
@@ -509,7 +513,9 @@ def test_stored_records_that_make_no_sense_are_deleted(state):
     assert len(stored) == len(state) - counts[Counters.state_unreadable]
 
 
-EVENTS = st.sampled_from(sorted((producer, kind) for producer, kinds in table.inputs("raw").items() for kind in kinds))
+EVENTS = st.sampled_from(
+    sorted((producer, kind) for producer, kinds in topology.inputs("raw").items() for kind in kinds)
+)
 OCTETS = st.binary(max_size=80) | st.sampled_from([packet(), error_about(OURS), packet(1)]) | st.builds(
     lambda rest: SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + rest, st.binary(max_size=40))
 
@@ -521,11 +527,11 @@ def test_nothing_raises_and_every_packet_is_counted(events, header_included):
     host.declares(receive_errors=True, header_included=header_included)
     outcomes = ("malformed", "unwanted", "delivered", "errors_told", "error_no_socket", "send_malformed",
                 "send_no_socket", "send_refused", "sent")
-    counted_kinds = (table.PACKET, table.PACKET_GROUP, table.ICMP_ERROR, table.SEND)
+    counted_kinds = (messages.PACKET, messages.PACKET_GROUP, messages.ICMP_ERROR, messages.SEND)
     for (producer, kind), octets in events:
         before = sum(map(host.counted, outcomes))
-        if kind == table.SOCKET_CLOSE:
+        if kind == messages.SOCKET_CLOSE:
             octets += b"\xff"  # the socket is to stay
-        sends = host.core.receive(table.LAYERS[producer], kind, [octets], host.now)
-        assert all(sent in table.inputs(table.NAMES[consumer])["raw"] for consumer, sent, _ in sends)
+        sends = host.core.receive(topology.LAYERS[producer], kind, [octets], host.now)
+        assert all(sent in topology.inputs(topology.NAMES[consumer])["raw"] for consumer, sent, _ in sends)
         assert sum(map(host.counted, outcomes)) == before + (kind in counted_kinds)

@@ -9,10 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from scapy.layers.inet import IP
 from scapy.packet import Raw
 
-from bus.checksum import verifies
 from layers.ip import reassembly
 from layers.ip.counters import Counters
 from layers.ip.reassembly import OCTETS_MAX, SOURCE_OCTETS_MAX, SOURCES_MAX, TIMEOUT_S, Reassembly
+from packets.checksum import verifies
 
 HOST, FLOODER = "10.0.0.1", "10.0.0.66"
 

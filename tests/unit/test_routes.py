@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.config import StackConfig
-from bus.records import Route, Routes, decode_routes, encode
-from bus.routes import BROADCAST, CACHE_ENTRIES_MAX, LOOPBACK, RouteTable, configured, is_multicast, mask
+from bus.messages import Route, Routes, decode_routes, encode
+from layers.common.routes import BROADCAST, CACHE_ENTRIES_MAX, LOOPBACK, RouteTable, configured, is_multicast, mask
 
 
 def ip(text: str) -> int:

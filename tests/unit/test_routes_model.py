@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from bus import table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import decode_routes
-from bus.routes import RouteTable
+from bus.messages import decode_routes
+from layers.common.routes import RouteTable
 from layers.ip.core import Core
 from layers.ip.counters import Counters
 
@@ -141,7 +141,9 @@ class RoutesAgainstAModel(RuleBasedStateMachine):
 
     @invariant()
     def both_know_the_same_ways(self):
-        ((_, _, announced),) = [send for send in self.core.neighbor_started(table.UDP, 0.0) if send[1] == table.ROUTES]
+        ((_, _, announced),) = [
+            send for send in self.core.neighbor_started(topology.UDP, 0.0) if send[1] == messages.ROUTES
+        ]
         routes = RouteTable(decode_routes(announced))
         assert routes.announced.addresses == [(int(own.ip), own.network.prefixlen) for own in self.addresses]
         for destination in DESTINATIONS:

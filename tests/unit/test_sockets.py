@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus import records, table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.records import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER, SocketState
+from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER, SocketState
 from layers.sockets.core import HANDLES_RESERVED, LIST_MAX, Core
 from layers.sockets.counters import Counters
 from layers.sockets.requests import REQUEST_OCTETS_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 
-ALICE, BOB = table.GUEST_ID_MIN + 1, table.GUEST_ID_MIN + 2
+ALICE, BOB = topology.GUEST_ID_MIN + 1, topology.GUEST_ID_MIN + 2
 CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
 
 
@@ -47,10 +47,10 @@ class Bench:
 
     def settle(self, sends) -> None:
         for consumer, kind, record in sends:
-            if consumer == table.UDP and not self.udp_away:
-                for _, kind_up, answer in self.udp.receive(table.SOCKETS, kind, [record], 0.0):
-                    if _ == table.SOCKETS:
-                        self.settle(self.core.receive(table.UDP, kind_up, [answer], 0.0))
+            if consumer == topology.UDP and not self.udp_away:
+                for _, kind_up, answer in self.udp.receive(topology.SOCKETS, kind, [record], 0.0):
+                    if _ == topology.SOCKETS:
+                        self.settle(self.core.receive(topology.UDP, kind_up, [answer], 0.0))
                     else:
                         self.out.append((_, kind_up, answer))
             else:
@@ -64,8 +64,8 @@ class Bench:
     def send_request(self, op, guest=ALICE, number=None, **fields):
         self.ids += 1
         request = {"id": number or self.ids, "op": op, **fields}
-        self.give(guest, table.REQUEST, json.dumps(request).encode())
-        return [json.loads(record) for to, kind, record in self.out if to == guest and kind == table.REPLY]
+        self.give(guest, messages.REQUEST, json.dumps(request).encode())
+        return [json.loads(record) for to, kind, record in self.out if to == guest and kind == messages.REPLY]
 
     def ask(self, op, guest=ALICE, number=None, **fields):
         (reply,) = self.send_request(op, guest, number, **fields)
@@ -150,9 +150,9 @@ def test_a_transport_that_restarts_is_asked_again(bench):
     assert bench.send_request("bind", handle=handle, address="10.0.0.2", port=5055) == []
     bench.udp_away = False
     bench.out = []
-    bench.settle(bench.core.neighbor_started(table.UDP, 0.0))
+    bench.settle(bench.core.neighbor_started(topology.UDP, 0.0))
     ((guest, kind, record),) = bench.out
-    assert (guest, kind, json.loads(record)["port"]) == (ALICE, table.REPLY, 5055)
+    assert (guest, kind, json.loads(record)["port"]) == (ALICE, messages.REPLY, 5055)
 
 
 def test_requests_on_one_socket_are_done_in_turn(bench):
@@ -163,7 +163,7 @@ def test_requests_on_one_socket_are_done_in_turn(bench):
     assert bench.send_request("getsockopt", handle=handle, level=0, name=std.IP_TTL) == []
     bench.udp_away = False
     bench.out = []
-    bench.settle(bench.core.neighbor_started(table.UDP, 0.0))
+    bench.settle(bench.core.neighbor_started(topology.UDP, 0.0))
     assert [json.loads(record).get("value") for _, _, record in bench.out] == [None, 9, 9]
 
 
@@ -215,8 +215,8 @@ IP_MTU_DISCOVER, IP_MTU = 10, 14  # Linux, <linux/in.h>; not in Python's socket 
 
 @pytest.mark.parametrize(("mode", "longest"), [(0, 65535), (1, 65535), (2, 1400), (3, 1500), (4, 1500), (5, 65535)])
 def test_the_longest_packet_depends_on_the_mode_of_path_mtu_discovery(bench, mode, longest):
-    routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
-    bench.give(table.IP, table.ROUTES, records.encode(routes))
+    routes = messages.Routes([(0x0A000002, 24)], [messages.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    bench.give(topology.IP, messages.ROUTES, messages.encode(routes))
     handle = bench.open()
     assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU_DISCOVER, value=mode)["value"] == mode
     assert bench.ask("prepare", handle=handle, address="8.8.8.8", port=53)["mtu"] == longest
@@ -228,20 +228,20 @@ def test_the_mtu_of_a_connected_socket_follows_the_routes(bench):
     assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["errno"] == errno.ENOTCONN
     bench.ask("connect", handle=handle, address="10.0.0.1", port=9)
     assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["value"] == 1500
-    routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
-    bench.give(table.IP, table.ROUTES, records.encode(routes))
+    routes = messages.Routes([(0x0A000002, 24)], [messages.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    bench.give(topology.IP, messages.ROUTES, messages.encode(routes))
     assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["value"] == 1400
     assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU, value=1)["errno"] == errno.ENOPROTOOPT
 
 
 def test_routes_of_ip_count_and_are_remembered(bench):
-    routes = records.Routes([(0x0A000002, 24)], [records.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
-    bench.give(table.IP, table.ROUTES, records.encode(routes))
+    routes = messages.Routes([(0x0A000002, 24)], [messages.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    bench.give(topology.IP, messages.ROUTES, messages.encode(routes))
     bench.crash()
     handle = bench.open()
     assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU_DISCOVER, value=2)["errno"] == 0
     assert bench.ask("prepare", handle=handle, address="8.8.8.8", port=53)["mtu"] == 1400
-    bench.give(table.IP, table.ROUTES, b'{"addresses":[[0,99]],"routes":[]}', b"no")
+    bench.give(topology.IP, messages.ROUTES, b'{"addresses":[[0,99]],"routes":[]}', b"no")
     assert bench.count(Counters.routes_refused) == 2
 
 
@@ -279,8 +279,8 @@ def test_options_as_the_kernel_has_them(bench, level, name, value):
 def test_datagrams_go_unchanged_to_the_owner(bench):
     mine, other = bench.bound(5055), bench.bound(5056, BOB)
     first, second = datagram(mine, b"one"), datagram(other, b"two")
-    out = bench.give(table.UDP, table.DATAGRAM, first, second, datagram(99, b"?"), b"")
-    assert out == [(ALICE, table.DATAGRAM, first), (BOB, table.DATAGRAM, second)]
+    out = bench.give(topology.UDP, messages.DATAGRAM, first, second, datagram(99, b"?"), b"")
+    assert out == [(ALICE, messages.DATAGRAM, first), (BOB, messages.DATAGRAM, second)]
     assert bench.count(Counters.closed) == 2
     assert bench.count(Counters.delivered) == 2
 
@@ -289,8 +289,8 @@ def test_only_the_owner_sends_on_a_socket(bench):
     handle = bench.bound(5055)
     record = SEND_HEADER.pack(handle, bytes([10, 0, 0, 1]), 9, bytes(4), 0, 0, 0) + b"hello"
     bench.udp_away = True
-    assert bench.give(ALICE, table.SEND, record) == [(table.UDP, table.SEND, record)]
-    assert bench.give(BOB, table.SEND, record, b"", b"\xff") == []
+    assert bench.give(ALICE, messages.SEND, record) == [(topology.UDP, messages.SEND, record)]
+    assert bench.give(BOB, messages.SEND, record, b"", b"\xff") == []
     assert bench.count(Counters.send_foreign) == 3
 
 
@@ -305,44 +305,44 @@ def test_a_full_receive_buffer_drops_and_asks_once(bench):
     handle = bench.bound(5055)
     bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_RCVBUF, value=2000)  # becomes 4000
     record = datagram(handle, bytes(1000))  # costs 1256
-    out = bench.give(table.UDP, table.DATAGRAM, *[record] * 5)
-    assert [kind for _, kind, _ in out] == [table.DATAGRAM] * 3 + [table.CREDIT]
+    out = bench.give(topology.UDP, messages.DATAGRAM, *[record] * 5)
+    assert [kind for _, kind, _ in out] == [messages.DATAGRAM] * 3 + [messages.CREDIT]
     assert CREDIT_RECORD.unpack(out[-1][2]) == (handle, 3 * 1256)
     assert bench.count(Counters.buffer_full) == 2
-    bench.give(ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, 1256))
-    assert len(bench.give(table.UDP, table.DATAGRAM, record)) == 1
+    bench.give(ALICE, messages.CREDIT, CREDIT_RECORD.pack(handle, 1256))
+    assert len(bench.give(topology.UDP, messages.DATAGRAM, record)) == 1
     (summary,) = bench.ask("list")["sockets"]
     assert (summary["queued"], summary["drops"], summary["pid"]) == (3 * 1256, 2, ALICE & 0xFF)
 
 
 def test_a_total_sets_the_books_right(bench):
     handle = bench.bound(5055)
-    bench.give(table.UDP, table.DATAGRAM, datagram(handle, bytes(100)))
-    bench.give(ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, 7 | CREDIT_TOTAL))
+    bench.give(topology.UDP, messages.DATAGRAM, datagram(handle, bytes(100)))
+    bench.give(ALICE, messages.CREDIT, CREDIT_RECORD.pack(handle, 7 | CREDIT_TOTAL))
     assert bench.ask("list")["sockets"][0]["queued"] == 7
 
 
 def test_who_asks_for_the_list_has_the_applications_asked_what_they_have_queued(bench):
     handle, idle = bench.bound(5055), bench.bound(5056)
-    bench.give(table.UDP, table.DATAGRAM, datagram(handle, bytes(100)))
+    bench.give(topology.UDP, messages.DATAGRAM, datagram(handle, bytes(100)))
     assert [each["queued"] for each in bench.ask("list", BOB)["sockets"]] == [356, 0]
-    assert [send for send in bench.out if send[1] == table.CREDIT] == [
-        (ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, 356))]
-    bench.give(ALICE, table.CREDIT, CREDIT_RECORD.pack(handle, CREDIT_TOTAL))
+    assert [send for send in bench.out if send[1] == messages.CREDIT] == [
+        (ALICE, messages.CREDIT, CREDIT_RECORD.pack(handle, 356))]
+    bench.give(ALICE, messages.CREDIT, CREDIT_RECORD.pack(handle, CREDIT_TOTAL))
     assert [each["queued"] for each in bench.ask("list", BOB)["sockets"]] == [0, 0]
-    assert idle not in [CREDIT_RECORD.unpack(record)[0] for _, kind, record in bench.out if kind == table.CREDIT]
+    assert idle not in [CREDIT_RECORD.unpack(record)[0] for _, kind, record in bench.out if kind == messages.CREDIT]
 
 
 def test_linux_takes_the_first_datagram_whatever_its_size(bench):
     handle = bench.bound(5055)
     bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_RCVBUF, value=0)
-    assert len(bench.give(table.UDP, table.DATAGRAM, datagram(handle, bytes(60000)))) == 1
+    assert len(bench.give(topology.UDP, messages.DATAGRAM, datagram(handle, bytes(60000)))) == 1
 
 
 def test_errors_go_to_the_owner(bench):
     handle = bench.bound(5055, BOB)
     record = ERROR_RECORD.pack(handle, errno.ECONNREFUSED, 2, 3, 3, 0, 0, bytes(4), bytes(4), 9) + b"start"
-    assert bench.give(table.UDP, table.SOCKET_ERROR, record, b"\0") == [(BOB, table.SOCKET_ERROR, record)]
+    assert bench.give(topology.UDP, messages.SOCKET_ERROR, record, b"\0") == [(BOB, messages.SOCKET_ERROR, record)]
 
 
 def test_a_process_that_ends_loses_its_sockets(bench):
@@ -385,8 +385,8 @@ def test_list_comes_in_pages(bench):
     ],
 )
 def test_requests_that_are_none_are_refused(bench, octets, number, error):
-    ((_, kind, record),) = bench.give(ALICE, table.REQUEST, octets)
-    assert (kind, json.loads(record)) == (table.REPLY, {"id": number, "errno": error})
+    ((_, kind, record),) = bench.give(ALICE, messages.REQUEST, octets)
+    assert (kind, json.loads(record)) == (messages.REPLY, {"id": number, "errno": error})
 
 
 def test_state_of_another_version_is_left_behind(bench):
@@ -396,8 +396,8 @@ def test_state_of_another_version_is_left_behind(bench):
     assert 5 not in bench.state
 
 
-GUEST_KINDS = st.sampled_from([table.SEND, table.CREDIT, table.REQUEST, table.DATAGRAM, 250])
-LAYER_KINDS = st.sampled_from([table.DATAGRAM, table.SOCKET_ERROR, table.SOCKET_REPLY, table.ROUTES, 250])
+GUEST_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, messages.REQUEST, messages.DATAGRAM, 250])
+LAYER_KINDS = st.sampled_from([messages.DATAGRAM, messages.SOCKET_ERROR, messages.SOCKET_REPLY, messages.ROUTES, 250])
 WORDS = ["bind", "connect", "prepare", "setsockopt", "getsockopt", "socket", "close", "list", "dgram", "10.0.0.2", ""]
 SCRAPS = st.one_of(
     st.binary(max_size=64),
@@ -414,7 +414,7 @@ def test_no_octets_raise(pieces):
     bench = Bench()
     bench.bound(5055)
     for from_guest, guest_kind, layer_kind, scrap in pieces:
-        sender, kind = (ALICE, guest_kind) if from_guest else (table.UDP, layer_kind)
+        sender, kind = (ALICE, guest_kind) if from_guest else (topology.UDP, layer_kind)
         bench.give(sender, kind, scrap)
     bench.crash()
 
@@ -424,21 +424,21 @@ def test_no_octets_raise(pieces):
 
 class RawBench(Bench):
     def crash(self) -> None:
-        config = msgspec.structs.replace(CONFIG, layers=tuple(table.LAYERS))
+        config = msgspec.structs.replace(CONFIG, layers=tuple(topology.LAYERS))
         self.core = Core(config, self.state, Counters.new(), random.Random(1))
         self.settle(self.core.start(0.0))
 
     def asked(self) -> SocketState:
         """What raw was asked last."""
         consumer, kind, record = self.out[-1]
-        assert (consumer, kind) == (table.RAW, table.SOCKET_SET)
-        return records.decode_socket_state(record)
+        assert (consumer, kind) == (topology.RAW, messages.SOCKET_SET)
+        return messages.decode_socket_state(record)
 
     def answers(self, wanted: SocketState, number: int = 0) -> list[dict]:
         """What the application is told when raw has answered."""
-        reply = records.SocketReply(handle=wanted.handle, request=wanted.request, errno=number, port=wanted.protocol)
-        self.give(table.RAW, table.SOCKET_REPLY, records.encode(reply))
-        return [json.loads(record) for to, kind, record in self.out if (to, kind) == (ALICE, table.REPLY)]
+        reply = messages.SocketReply(handle=wanted.handle, request=wanted.request, errno=number, port=wanted.protocol)
+        self.give(topology.RAW, messages.SOCKET_REPLY, messages.encode(reply))
+        return [json.loads(record) for to, kind, record in self.out if (to, kind) == (ALICE, messages.REPLY)]
 
 
 @pytest.fixture
@@ -486,9 +486,9 @@ def test_a_raw_socket_that_raw_refuses_is_none(raw_bench):
 def announce(bench: Bench, *addresses: str) -> list:
     """ip has these addresses from now on; what sockets sends thereupon."""
     own = [(int(IPv4Address(address)), 24) for address in addresses]
-    told = records.encode(records.Routes(own, [records.Route(0x0A000000, 24, 0, own[0][0], 1500)]))
-    bench.udp.receive(table.IP, table.ROUTES, [told], 0.0)
-    return bench.give(table.IP, table.ROUTES, told)
+    told = messages.encode(messages.Routes(own, [messages.Route(0x0A000000, 24, 0, own[0][0], 1500)]))
+    bench.udp.receive(topology.IP, messages.ROUTES, [told], 0.0)
+    return bench.give(topology.IP, messages.ROUTES, told)
 
 
 @pytest.mark.parametrize("connected", [True, False])
@@ -514,7 +514,9 @@ def test_applications_are_told_when_an_address_goes_and_only_then(bench):
     bench.open()  # has asked for no way yet
     for own, told in ((["10.0.0.2", "10.0.0.9"], []), (["10.0.0.9", "10.0.0.2"], []), (["10.0.0.2"], [(handle, 0)])):
         out = announce(bench, *own)
-        assert [ERROR_RECORD.unpack_from(record)[:2] for _, kind, record in out if kind == table.SOCKET_ERROR] == told
+        assert [
+            ERROR_RECORD.unpack_from(record)[:2] for _, kind, record in out if kind == messages.SOCKET_ERROR
+        ] == told
 
 
 def test_a_socket_bound_to_a_group_sends_from_the_routes_address(bench):

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from bus import memory
-from bus import store as store_module
 from bus.counters import PipeCounters
-from bus.store import Store, StoreFull
+from bus.durable import key_value_log as store_module
+from bus.durable import layout
+from bus.durable.key_value_log import Store, StoreFull
 
 KEYS = st.sampled_from([0, 1, 2, 7, (1 << 64) - 1])
 VALUES = st.binary(max_size=80)
-ARENA = memory.STORE_ARENA_OCTETS
+ARENA = layout.STORE_ARENA_OCTETS
 
 
 def damaged(durable: Durable) -> int:
@@ -88,7 +88,7 @@ def test_damaged_octets_are_seen_and_end_the_reading_there(values, data):
         ends = [0]
         for key, value in enumerate(values):
             store[key] = value
-            ends.append(mapped.words[memory.STORE_STATE] >> 1)
+            ends.append(mapped.words[layout.STORE_STATE] >> 1)
         at = data.draw(st.integers(0, ends[-1] - 1))
         mapped.arenas[0][at] ^= data.draw(st.integers(1, 255))
         intact = next(number for number, end in enumerate(ends[1:]) if end > at)
@@ -110,7 +110,7 @@ def test_what_lies_beyond_the_published_part_does_not_count(junk):
         mapped = durable.map()
         store = Store(mapped)
         store[1] = b"one"
-        end = mapped.words[memory.STORE_STATE] >> 1
+        end = mapped.words[layout.STORE_STATE] >> 1
         mapped.arenas[0][end : end + len(junk)] = junk
         assert dict(Store(durable.map())) == {1: b"one"}
         assert damaged(durable) == 0
@@ -122,7 +122,7 @@ def test_what_lies_beyond_the_published_part_does_not_count(junk):
 @pytest.mark.parametrize("arena", [0, 1])
 def test_a_length_that_cannot_be_is_seen(durable: Durable, end: int, arena: int):
     mapped = durable.map()
-    mapped.words[memory.STORE_STATE] = end << 1 | arena
+    mapped.words[layout.STORE_STATE] = end << 1 | arena
     assert dict(Store(durable.map())) == {}
     assert damaged(durable) == 1
 
@@ -131,9 +131,9 @@ def test_the_same_value_again_is_not_written(durable: Durable):
     mapped = durable.map()
     store = Store(mapped)
     store[1] = b"same"
-    before = mapped.words[memory.STORE_STATE]
+    before = mapped.words[layout.STORE_STATE]
     store[1] = b"same"
-    assert mapped.words[memory.STORE_STATE] == before
+    assert mapped.words[layout.STORE_STATE] == before
 
 
 def test_a_log_that_is_mostly_dead_is_copied_and_its_memory_given_back(durable: Durable):
@@ -142,7 +142,7 @@ def test_a_log_that_is_mostly_dead_is_copied_and_its_memory_given_back(durable: 
     store[0] = b"stays"
     for number in range(200):
         store[1] = bytes([number]) * 1024
-    state = mapped.words[memory.STORE_STATE]
+    state = mapped.words[layout.STORE_STATE]
     assert state >> 1 <= store_module._COMPACT_ABOVE + 2048
     assert not any(mapped.arenas[1 - (state & 1)][: 1 << 17])
     assert dict(Store(durable.map())) == dict(store) == {0: b"stays", 1: bytes([199]) * 1024}

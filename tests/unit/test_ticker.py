@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bus.ticker import TICK_OCTETS, ticker
+from bus.runtime.timerfd import TICK_OCTETS, ticker
 
 INTERVAL_S = 0.02
 

@@ -13,14 +13,27 @@ from scapy.layers import inet
 from scapy.packet import Raw
 
 from bus.config import StackConfig
-from bus.records import (
+from bus.messages import (
+    DATAGRAM,
     DATAGRAM_HEADER,
     ERROR_RECORD,
+    ICMP_ERROR,
     ICMP_ERROR_HEADER,
     ORIGIN_ICMP,
     ORIGIN_LOCAL,
+    PACKET,
+    PACKET_GROUP,
+    PATH_MTU,
     PATH_MTU_RECORD,
+    REPORT_ERROR,
+    ROUTES,
+    SEND,
     SEND_HEADER,
+    SOCKET_CLOSE,
+    SOCKET_ERROR,
+    SOCKET_REPLY,
+    SOCKET_SET,
+    TRANSMIT,
     TRANSMIT_BROADCAST,
     TRANSMIT_DONT_FRAGMENT,
     TRANSMIT_HEADER,
@@ -32,31 +45,12 @@ from bus.records import (
     decode_socket_reply,
     encode,
 )
-from bus.table import (
-    DATAGRAM,
-    ICMP,
-    ICMP_ERROR,
-    IP,
-    LAYERS,
-    PACKET,
-    PACKET_GROUP,
-    PATH_MTU,
-    REPORT_ERROR,
-    ROUTES,
-    SEND,
-    SOCKET_CLOSE,
-    SOCKET_ERROR,
-    SOCKET_REPLY,
-    SOCKET_SET,
-    SOCKETS,
-    TRANSMIT,
-    inputs,
-)
+from bus.topology import ICMP, IP, LAYERS, SOCKETS, inputs
+from layers.common.ports import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS, Claim
 from layers.udp import output, tables
 from layers.udp.core import Core
 from layers.udp.counters import Counters
-from layers.udp.ports import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS, Claim
-from usernet.protocol import SEND_TOS_GIVEN
+from usernet.pipe.messages import SEND_TOS_GIVEN
 
 
 def ip(text: str) -> int:

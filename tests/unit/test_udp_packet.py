@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_Timestamp
 from scapy.packet import Raw
 
-from bus.checksum import checksum, verifies
-from layers.udp.packet import (
+from packets.checksum import checksum, verifies
+from packets.udp import (
     ADDRESSED_HEADER,
     ADDRESSED_HEADER_OCTETS,
     ADDRESSES_OCTETS,

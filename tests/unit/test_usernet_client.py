@@ -23,12 +23,13 @@ import pytest
 from usernet_service import ADDRESS, REPOSITORY, Service
 
 import usernet
-from bus.memory import GUESTS_MAX
+from bus.durable.layout import GUESTS_MAX
 from usernet import udp
-from usernet.connection import Connection
+from usernet.client.connection import Connection
 from usernet.ping import ping
-from usernet.protocol import CREDIT, DATAGRAM, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, pack_frame
-from usernet.zeromq import WAITING_MAX
+from usernet.pipe.direct import WAITING_MAX
+from usernet.pipe.frame import pack_frame
+from usernet.pipe.messages import CREDIT, DATAGRAM, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
 
 
 @pytest.fixture(scope="module")
@@ -503,7 +504,7 @@ def test_what_is_sent_without_waiting_while_the_service_is_away_leaves_when_it_i
 def test_what_waits_unread_outlives_the_service(service, pair, monkeypatch):
     """The dead service's connection and its successor's are read in turns; what the dead one sent still counts."""
     first, second = pair
-    monkeypatch.setattr("usernet.connection.LOOK_INTERVAL_S", 1e9)
+    monkeypatch.setattr("usernet.client.connection.LOOK_INTERVAL_S", 1e9)
     second.connect(first.getsockname())
     for number in range(300):
         second.send(b"%d" % number)
@@ -696,7 +697,7 @@ def test_no_stack_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_stack_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("usernet.connection.CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("usernet.client.connection.CONNECT_TIMEOUT_S", 0.1)
     with std.socket(std.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "sockets.sock"))
         listener.listen()
@@ -706,7 +707,7 @@ def test_a_stack_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_stack_taken_down_fails(monkeypatch):
-    monkeypatch.setattr("usernet.connection.ALIVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr("usernet.client.connection.ALIVE_INTERVAL_S", 0.05)
     service = Service()
     stack = usernet.Stack(run_dir=service.run_dir)
     endpoint = stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM)

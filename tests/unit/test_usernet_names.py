@@ -11,7 +11,7 @@ import pytest
 from usernet_service import ADDRESS, REPOSITORY, Service
 
 import usernet
-from usernet import resolver
+from usernet import dns as resolver
 
 dns_message = pytest.importorskip("dns.message")
 import dns.flags  # noqa: E402

@@ -236,7 +236,7 @@ def test_a_module_with_arguments(start, tmp_path):
     (tmp_path / "thing.py").write_text("import sys, socket\nprint(__name__, sys.argv[1:], socket.socket.__module__)\n"
                                        "sys.exit(3)\n")
     (tmp_path / "helper.py").write_text("value = 5\n")
-    assert output(start("", "-m", "thing", "--name", "x"), 3) == "__main__ ['--name', 'x'] usernet.patching\n"
+    assert output(start("", "-m", "thing", "--name", "x"), 3) == "__main__ ['--name', 'x'] usernet.compat.patching\n"
     (tmp_path / "script.py").write_text("import sys, helper\nprint(__name__, sys.argv, helper.value)\n")
     assert output(start("", "script.py", "-m", "--json")) == "__main__ ['script.py', '-m', '--json'] 5\n"
 
@@ -256,5 +256,5 @@ def test_patching_from_within(start):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.bind(("10.0.0.2", 0))
             print(type(s).__module__)
-        """)).splitlines() == ["usernet.patching", "usernet.endpoint"]
-    assert usernet.socket.__module__ == "usernet.endpoint"
+        """)).splitlines() == ["usernet.compat.patching", "usernet.sockets.endpoint"]
+    assert usernet.socket.__module__ == "usernet.sockets.endpoint"

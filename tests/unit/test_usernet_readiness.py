@@ -229,7 +229,7 @@ def test_descriptors_outlive_the_service(service, pair):
 
 
 def test_a_stack_taken_down_is_told_by_the_descriptor(monkeypatch):
-    monkeypatch.setattr("usernet.connection.ALIVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr("usernet.client.connection.ALIVE_INTERVAL_S", 0.05)
     service = Service()
     endpoint = usernet.Stack(run_dir=service.run_dir).socket(std.AF_INET, std.SOCK_DGRAM)
     endpoint.bind((ADDRESS, 0))

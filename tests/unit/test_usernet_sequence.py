@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usernet import rundir
-from usernet.sequence import JOURNAL_FRAMES_MAX, JOURNAL_OCTETS_MAX, Incoming, Journal
+from usernet.pipe import run_dir
+from usernet.pipe.numbering import JOURNAL_FRAMES_MAX, JOURNAL_OCTETS_MAX, Incoming, Journal
 
 
 def resumed(first: int = 1) -> Incoming:
@@ -93,19 +93,19 @@ def test_sender_and_receiver_agree_after_any_crash(sent, reached, data):
 
 def test_run_dir_follows_the_environment(monkeypatch):
     monkeypatch.setenv("USERNET_DIR", "/somewhere/else")
-    assert rundir.run_dir() == Path("/somewhere/else")
-    assert rundir.run_dir("lab") != Path("/somewhere/else")
+    assert run_dir.run_dir() == Path("/somewhere/else")
+    assert run_dir.run_dir("lab") != Path("/somewhere/else")
     monkeypatch.delenv("USERNET_DIR")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
     monkeypatch.delenv("USERNET_NAME", raising=False)
-    assert rundir.run_dir() == Path("/run/user/1/usernet/default")
+    assert run_dir.run_dir() == Path("/run/user/1/usernet/default")
     monkeypatch.setenv("USERNET_NAME", "lab")
-    assert rundir.run_dir() == Path("/run/user/1/usernet/lab")
+    assert run_dir.run_dir() == Path("/run/user/1/usernet/lab")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert rundir.run_dir("x") == Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}" / "x"
+    assert run_dir.run_dir("x") == Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}" / "x"
 
 
 @pytest.mark.parametrize("name", ["..", ".x", "-x", "a/b", "a" * 33, "ü", "a\n", "a b"])
 def test_names_that_are_none(name):
     with pytest.raises(ValueError, match="not a name for a stack"):
-        rundir.run_dir(name)
+        run_dir.run_dir(name)

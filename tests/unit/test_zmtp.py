@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usernet import zmtp
+from usernet.pipe import zmtp
 
 LIMIT = 1000
 MESSAGES = st.lists(st.binary(max_size=LIMIT), max_size=8)

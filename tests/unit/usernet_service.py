@@ -18,13 +18,14 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from bus import memory, table
+from bus import messages, topology
 from bus.config import StackConfig
-from bus.control import Control
-from bus.node import Node
-from bus.records import ICMP_ERROR_HEADER, SEGMENT_SIZE, SUPER_HEADER, TRANSMIT_HEADER, TRANSMIT_PARTIAL
-from bus.routes import RouteTable, configured
-from bus.store import Store
+from bus.durable import layout
+from bus.durable.key_value_log import Store
+from bus.messages import ICMP_ERROR_HEADER, SEGMENT_SIZE, SUPER_HEADER, TRANSMIT_HEADER, TRANSMIT_PARTIAL
+from bus.runtime.control import Control
+from bus.runtime.event_loop import Node
+from layers.common.routes import RouteTable, configured
 from layers.icmp.core import Core as Icmp
 from layers.icmp.counters import Counters as IcmpCounters
 from layers.sockets.core import Core as Sockets
@@ -70,7 +71,7 @@ class Loop:
         self.sockets = Sockets(config, Part(state, 1), counters, rng)
         self.udp = Udp(config, Part(state, 2), UdpCounters.new(), rng)
         self.icmp = Icmp(config, Part(state, 3), IcmpCounters.new(), rng)
-        self.cores = {table.SOCKETS: self.sockets, table.UDP: self.udp, table.ICMP: self.icmp}
+        self.cores = {topology.SOCKETS: self.sockets, topology.UDP: self.udp, topology.ICMP: self.icmp}
         self.routes = RouteTable(configured(config))
         self.welcome = self.sockets.welcome
 
@@ -79,7 +80,7 @@ class Loop:
 
     def receive(self, sender, kind, records, now):
         sends = self.sockets.receive(sender, kind, records, now)
-        return self.settle([], [(table.SOCKETS, send) for send in sends], now)
+        return self.settle([], [(topology.SOCKETS, send) for send in sends], now)
 
     def wake(self, now):
         return []
@@ -91,26 +92,26 @@ class Loop:
         return self.sockets.guest_joined(guest, hello, now)
 
     def guest_left(self, guest, now):
-        return self.settle([], [(table.SOCKETS, send) for send in self.sockets.guest_left(guest, now)], now)
+        return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.guest_left(guest, now)], now)
 
     def settle(self, to_guests, sends, now):
         """Carry records between the cores until only those for guests are left."""
         while sends:
             sender, (consumer, kind, record) = sends.pop(0)
-            if consumer >= table.GUEST_ID_MIN:
+            if consumer >= topology.GUEST_ID_MIN:
                 to_guests.append((consumer, kind, record))
             elif consumer in self.cores:
                 # Fast clocks below, so that the limit on ICMP errors, so many a second, is not in the way.
                 answers = self.cores[consumer].receive(sender, kind, [record], 1000 * now)
                 sends += [(consumer, send) for send in answers]
-            elif consumer == table.IP:
+            elif consumer == topology.IP:
                 sends += self.mirror(sender, kind, record)
         return to_guests
 
     def mirror(self, sender, kind, record):
-        head, up = b"", table.PACKET
-        if kind == table.TRANSMIT_SEGMENTS:
-            head, up = SUPER_HEADER.pack(*SEGMENT_SIZE.unpack_from(record), 0), table.PACKET_SEGMENTS
+        head, up = b"", messages.PACKET
+        if kind == messages.TRANSMIT_SEGMENTS:
+            head, up = SUPER_HEADER.pack(*SEGMENT_SIZE.unpack_from(record), 0), messages.PACKET_SEGMENTS
             record = record[SEGMENT_SIZE.size :]
         source, destination, protocol, ttl, tos, flags = TRANSMIT_HEADER.unpack_from(record)
         segment = record[TRANSMIT_HEADER.size :]
@@ -120,10 +121,10 @@ class Loop:
                   + source + destination + segment)
         if self.routes.is_local(int.from_bytes(destination, "big")):
             if not head and flags & TRANSMIT_PARTIAL:
-                up = table.PACKET_CHECKED
-            return [(table.IP, (table.UDP if protocol == 17 else table.ICMP, up, head + packet))]
+                up = messages.PACKET_CHECKED
+            return [(topology.IP, (topology.UDP if protocol == 17 else topology.ICMP, up, head + packet))]
         host_unreachable = ICMP_ERROR_HEADER.pack(3, 1, 1, 0, 0, source)
-        return [(table.IP, (sender, table.ICMP_ERROR, host_unreachable + packet))]
+        return [(topology.IP, (sender, messages.ICMP_ERROR, host_unreachable + packet))]
 
 
 class Service:
@@ -132,7 +133,7 @@ class Service:
     def __init__(self, dns: list[str] | None = None) -> None:
         self.dns = dns or []
         self.run_dir = Path(tempfile.mkdtemp(prefix="un-"))
-        self.memory_fd = memory.create("test")
+        self.memory_fd = layout.create("test")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(self.run_dir / "sockets.sock"))
         self.listener.listen(64)
@@ -171,8 +172,8 @@ class Service:
 
 def main(run_dir: str, dns: str, *numbers: str) -> None:
     incarnation, memory_fd, listener_fd, line = map(int, numbers)
-    durable = memory.Memory(memory_fd)
-    durable.words[memory.INCARNATION] = incarnation
+    durable = layout.Memory(memory_fd)
+    durable.words[layout.INCARNATION] = incarnation
     state = Store(durable)
     settings = config(run_dir, dns.split(",") if dns else [])
     core = Loop(settings, state, durable.counters, random.Random(incarnation))

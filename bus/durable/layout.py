@@ -1,0 +1,106 @@
+"""A layer's durable memory: one memfd, made and held by the keeper, mapped by each incarnation of the layer.
+
+    words     single 64-bit cells: life sign, what is in hand, pipe positions, counters
+    journal   the frames sent last, so that they can be sent again (bus.durable.journal)
+    scratch   the frames from the medium that are being worked on (bus.durable.rx_log)
+    store     records by key, for the layer's core (bus.durable.key_value_log)
+
+A SIGKILL can strike between any two machine instructions. An aligned 64-bit cell is written by one of them, so a cell
+is never torn; everything longer is written first and then published by a cell.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+PAGE = 4096
+
+# Indices of the words.
+INCARNATION = 1  # of the process that maps it now
+BEAT = 2  # a double: CLOCK_MONOTONIC, in seconds, of the last turn of the layer's loop
+IN_HAND_SENDER = 3  # 0: nothing; else whose frame is being worked on
+IN_HAND_SEQUENCE = 4
+IN_HAND_RECORD = 5  # 1-based, while records are taken one by one; else 0
+SUSPECT_SENDER = 6  # the frame that was in hand when the layer died
+SUSPECT_SEQUENCE = 7
+SUSPECT_RECORD = 8
+SUSPECT_DEATHS = 9
+JOURNAL_TAIL = 10
+JOURNAL_HEAD = 11
+STORE_STATE = 12  # which arena, how much of it is valid
+BATCH_FRAMES = 13  # so many frames from the medium are in hand (bus.durable.rx_log)
+SABOTAGE = 14  # a fault to commit at the next turn (bus.runtime.sabotage); 0: none
+WAITING = 15  # data records that wait for room in a pipe in this process's own memory (bus.runtime.pipes)
+DONE = 32  # + layer id: last frame of that sender that is worked off
+SENT = 48  # + layer id: last frame sent to that consumer
+BATCH_NUMBER = 62  # of the batch that they belong to
+BLAMELESS = 63  # 1: the keeper knows that the last death was nothing that the layer did (a SIGKILL from outside)
+BUS_COUNTERS = 64  # bus.counters.PipeCounters
+BUS_COUNTERS_MAX = 48
+WRITTEN = 112  # + layer id: what the medium was given of the frame last taken from there (WRITTEN_SHIFT)
+COUNTERS = 128  # the layer's own
+COUNTERS_MAX = 384
+GUESTS = 512  # + GUEST_WORDS * place: see the GUEST_ offsets
+GUEST_WORDS = 8
+GUESTS_MAX = 1984
+WORDS = GUESTS + GUEST_WORDS * GUESTS_MAX
+GUEST_ID, GUEST_PID, GUEST_STARTED, GUEST_DONE, GUEST_SENT = range(5)  # GUEST_ID 0: the place is free
+POISON = 16  # + n: digests of records set aside, oldest first overwritten
+POISON_MAX = 16
+WRITTEN_SHIFT = 16  # number of that frame, shifted by so much, + so many of its records are written
+
+JOURNAL_OCTETS = 1 << 20
+SCRATCH_OCTETS = 1 << 17
+STORE_ARENA_OCTETS = 1 << 26  # address space; a page takes memory only once it is written
+
+_WORDS_OCTETS = 8 * WORDS
+_JOURNAL_AT = _WORDS_OCTETS
+_SCRATCH_AT = _JOURNAL_AT + JOURNAL_OCTETS
+_STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
+TOTAL_OCTETS = _STORE_AT + 2 * STORE_ARENA_OCTETS
+assert _WORDS_OCTETS % PAGE == 0
+
+
+def create(name: str) -> int:
+    """A new, empty durable memory; returns its descriptor (close-on-exec, kept over fork)."""
+    descriptor = os.memfd_create(f"usernet-{name}", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, TOTAL_OCTETS)
+    return descriptor
+
+
+def _beat(view: memoryview) -> memoryview[float]:
+    return view[8 * BEAT : 8 * BEAT + 8].cast("d")
+
+
+class Memory:
+    """A mapping of one durable memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = mmap.mmap(descriptor, TOTAL_OCTETS)
+        view = memoryview(self._map)
+        self.words = view[:_WORDS_OCTETS].cast("Q")
+        self.beat = _beat(view)
+        self.bus_counters = self.words[BUS_COUNTERS : BUS_COUNTERS + BUS_COUNTERS_MAX]
+        self.counters = self.words[COUNTERS : COUNTERS + COUNTERS_MAX]
+        self.journal = view[_JOURNAL_AT:_SCRATCH_AT]
+        self.scratch = view[_SCRATCH_AT:_STORE_AT]
+        self.arenas = (
+            view[_STORE_AT : _STORE_AT + STORE_ARENA_OCTETS],
+            view[_STORE_AT + STORE_ARENA_OCTETS : TOTAL_OCTETS],
+        )
+
+    def release_arena(self, number: int) -> None:
+        """Give the memory of an arena that is no longer in use back to the system; it reads as zeros afterwards."""
+        self._map.madvise(mmap.MADV_REMOVE, _STORE_AT + number * STORE_ARENA_OCTETS, STORE_ARENA_OCTETS)
+
+
+class Words:
+    """The words alone, for the keeper, which reads life signs and counters of every layer."""
+
+    def __init__(self, descriptor: int) -> None:
+        view = memoryview(mmap.mmap(descriptor, _WORDS_OCTETS))
+        self.words = view.cast("Q")
+        self.beat = _beat(view)
+        self.bus_counters = self.words[BUS_COUNTERS : BUS_COUNTERS + BUS_COUNTERS_MAX]
+        self.counters = self.words[COUNTERS : COUNTERS + COUNTERS_MAX]

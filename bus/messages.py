@@ -1,0 +1,285 @@
+"""What two neighbouring layers say to each other: the kinds of record, and what stands in them.
+
+Records of data are packed structs, those of control JSON.
+Integers are little-endian, addresses and ports inside packets are as on the wire. `decode` never raises anything but
+`ValueError` on foreign octets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from packets.ipv4 import TTL_DEFAULT
+from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
+    BYE,
+    CREDIT,
+    CREDIT_RECORD,
+    CREDIT_TOTAL,
+    DATAGRAM,
+    DATAGRAM_HEADER,
+    DATAGRAM_OPTIONS,
+    DATAGRAM_OVERHEAD,
+    DATAGRAM_SEGMENTS,
+    ERROR_RECORD,
+    HELLO,
+    REPLY,
+    REQUEST,
+    RESUME,
+    SEGMENT_SIZE,
+    SEGMENTS_MAX,
+    SEND,
+    SEND_HEADER,
+    SEND_OPTIONS,
+    SEND_SEGMENTS,
+    SEND_TOS_GIVEN,
+    SOCKET_ERROR,
+)
+
+# Kinds of record. Data (below 128): a full pipe drops the newest and counts it.
+PACKET = 3  # an IPv4 packet for this host, whole
+PACKET_GROUP = 4  # the same, that came to a link-layer or IP broadcast or multicast address: never answered by an error
+PACKET_OUT = 5  # destination MAC (6 octets) + IPv4 packet
+ARP_IN = 6  # an ARP packet, without its Ethernet header
+ARP_OUT = 7  # destination MAC (6 octets) + ARP packet
+TRANSMIT = 8  # records.TRANSMIT_HEADER + transport segment, for ip to wrap and send
+REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp shall tell its sender
+ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
+ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
+PATH_MTU = 12  # records.PATH_MTU_RECORD: a router could not pass a packet of ours on without fragmenting it
+REDIRECT = 20  # records.REDIRECT_RECORD: a gateway of ours says that another is nearer to a destination
+# With offload (packets.offload says what is partial, and what a super-packet is):
+PACKET_CHECKED = 15  # as PACKET; its checksum is known to be right, or is partial
+PACKET_SEGMENTS = 16  # records.SUPER_HEADER + super-packet
+PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the medium to complete
+PACKET_OUT_SEGMENTS = 18  # records.SEGMENT_SIZE + destination MAC (6 octets) + super-packet, for the medium to cut
+TRANSMIT_SEGMENTS = 19  # records.SEGMENT_SIZE + TRANSMIT_HEADER + a super-packet's UDP segment
+
+# Control (from 128): never dropped.
+RESOLVE = 140  # address (4 octets) whose MAC is wanted
+NEIGHBOR = 141  # address (4 octets) + MAC (6 octets): reachable there
+UNREACHABLE = 142  # address (4 octets): nobody answered
+ROUTES = 143  # JSON records.Routes: the addresses and routes as they are now
+SOCKET_SET = 144  # JSON records.SocketState: this is how the socket shall be (idempotent)
+SOCKET_REPLY = 145  # JSON records.SocketReply: what became of it
+SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
+FORGET = 147  # address (4 octets): what was known of it holds no longer; ask again
+NOTICES = 148  # JSON list of records.Notice: all that hold now
+MEMBERSHIP = 150  # JSON records.Membership: the multicast groups of a socket as they shall be (idempotent)
+RAW_WANTED = 149  # protocol numbers, an octet each: packets of which raw wants copies from now on
+
+CONTROL_KIND_MIN = 128
+KIND_NAMES = {
+    SEND: "SEND",
+    DATAGRAM: "DATAGRAM",
+    SEND_SEGMENTS: "SEND_SEGMENTS",
+    DATAGRAM_SEGMENTS: "DATAGRAM_SEGMENTS",
+    DATAGRAM_OPTIONS: "DATAGRAM_OPTIONS",
+    HELLO: "HELLO",
+    RESUME: "RESUME",
+    REQUEST: "REQUEST",
+    REPLY: "REPLY",
+    CREDIT: "CREDIT",
+    SOCKET_ERROR: "SOCKET_ERROR",
+    BYE: "BYE",
+    PACKET: "PACKET",
+    PACKET_GROUP: "PACKET_GROUP",
+    PACKET_OUT: "PACKET_OUT",
+    ARP_IN: "ARP_IN",
+    ARP_OUT: "ARP_OUT",
+    TRANSMIT: "TRANSMIT",
+    REPORT_ERROR: "REPORT_ERROR",
+    ICMP_ERROR: "ICMP_ERROR",
+    ETHERNET: "ETHERNET",
+    PATH_MTU: "PATH_MTU",
+    REDIRECT: "REDIRECT",
+    PACKET_CHECKED: "PACKET_CHECKED",
+    PACKET_SEGMENTS: "PACKET_SEGMENTS",
+    PACKET_OUT_PARTIAL: "PACKET_OUT_PARTIAL",
+    PACKET_OUT_SEGMENTS: "PACKET_OUT_SEGMENTS",
+    TRANSMIT_SEGMENTS: "TRANSMIT_SEGMENTS",
+    RESOLVE: "RESOLVE",
+    NEIGHBOR: "NEIGHBOR",
+    UNREACHABLE: "UNREACHABLE",
+    ROUTES: "ROUTES",
+    SOCKET_SET: "SOCKET_SET",
+    SOCKET_REPLY: "SOCKET_REPLY",
+    SOCKET_CLOSE: "SOCKET_CLOSE",
+    FORGET: "FORGET",
+    NOTICES: "NOTICES",
+    MEMBERSHIP: "MEMBERSHIP",
+    RAW_WANTED: "RAW_WANTED",
+}
+
+T = TypeVar("T")
+
+TRANSMIT_HEADER = Struct("<4s4sBBBB")  # source (0: the route's), destination, protocol, TTL, TOS, flags
+TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments
+TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
+TRANSMIT_MAY_FRAGMENT = 4  # ip fragments what is too long; without it, that is a local error
+TRANSMIT_IGNORE_PATH_MTU = 8  # too long is what the interface cannot carry, whatever was learnt of the path
+TRANSMIT_PARTIAL = 64  # the segment is UDP, its checksum partial (packets.offload)
+TRANSMIT_OPTIONS = 16  # behind the header: IP options, as packets.ip_options has them
+TRANSMIT_LOOP = 128  # to a multicast group: our own members of it get a copy (IP_MULTICAST_LOOP)
+TRANSMIT_WHOLE = 32  # behind the header: a whole packet with its IP header, as it shall be sent; protocol as in there
+
+# ip(7), IP_MTU_DISCOVER: what each of its values asks of ip. DONT, WANT, DO, PROBE, INTERFACE, OMIT.
+MTU_DISCOVER_MAX = 5
+TRANSMIT_OF_MTU_DISCOVER = (
+    TRANSMIT_MAY_FRAGMENT,
+    TRANSMIT_DONT_FRAGMENT | TRANSMIT_MAY_FRAGMENT,
+    TRANSMIT_DONT_FRAGMENT,
+    TRANSMIT_DONT_FRAGMENT | TRANSMIT_IGNORE_PATH_MTU,
+    TRANSMIT_IGNORE_PATH_MTU,
+    TRANSMIT_IGNORE_PATH_MTU | TRANSMIT_MAY_FRAGMENT,
+)
+
+SUPER_HEADER = Struct("<HB")  # size of a super-packet's segments, 1: its frame came to a group
+
+# Destination, next hop's MTU (0: the router did not say), total length of the packet that it could not pass on.
+PATH_MTU_RECORD = Struct("<4sHH")
+
+# Destination, the gateway that is nearer to it, and who says so.
+REDIRECT_RECORD = Struct("<4s4s4s")
+
+# Type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address.
+ICMP_ERROR_HEADER = Struct("<BBBBI4s")
+ORIGIN_LOCAL = 1  # ip(7): SO_EE_ORIGIN_LOCAL
+ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
+
+
+class Route(msgspec.Struct, frozen=True, array_like=True):
+    """One route. `network` and `gateway` are 32-bit integers; `gateway` 0: the destination is on the link."""
+
+    network: int
+    prefix: int
+    gateway: int
+    source: int
+    mtu: int
+    metric: int = 0
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """What ip tells its upper neighbours: own addresses (address, prefix length) and routes."""
+
+    addresses: list[tuple[int, int]]
+    routes: list[Route]
+
+
+Address = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+
+
+class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
+    """What a socket wants of a group (RFC 3376 section 2): all sources but these (`exclude`), or these only."""
+
+    group: Address
+    exclude: bool = True
+    sources: tuple[Address, ...] = ()
+    emptied: bool = False  # its sources were taken away one by one: on Linux, its mode cannot be changed so any more
+
+    def allows(self, source: int) -> bool:
+        """Whether a datagram from `source` is wanted."""
+        return (source in self.sources) != self.exclude
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """The groups that a socket has joined, all of them: none for a socket that is closed.
+
+    `request` comes back in the reply; 0: none is wanted. The same may be sent again at any time.
+    """
+
+    handle: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)]
+    groups: tuple[SourceFilter, ...] = ()
+    request: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
+
+
+class SocketState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a socket shall be, as sockets tells it to a transport. Addresses are 32-bit integers.
+
+    `request` comes back in the reply; the same state may be sent again at any time.
+    """
+
+    handle: int
+    request: int
+    local: int = 0  # 0: any address
+    port: int = 0  # 0 with `bind`: choose one
+    bind: bool = False  # a local port is wanted
+    peer: int = 0
+    peer_port: int = 0  # 0 and peer 0: not connected
+    reuse_address: bool = False
+    reuse_port: bool = False
+    broadcast: bool = False
+    ttl: int = TTL_DEFAULT
+    tos: int = 0
+    multicast_ttl: int = 1
+    mtu_discover: Annotated[int, msgspec.Meta(ge=0, le=MTU_DISCOVER_MAX)] = 1  # ip(7), IP_MTU_DISCOVER: WANT
+    receive_errors: bool = False
+    ip_options: Annotated[bytes, msgspec.Meta(max_length=40)] = b""  # whole words (IP_OPTIONS)
+    receive_options: bool = False  # it is told those that came (DATAGRAM_OPTIONS)
+    multicast_interface: Address = 0  # source of multicasts, where the socket has none of its own
+    multicast_loop: bool = True
+    multicast_all: bool = True  # hears groups that others have joined, too (ip(7), IP_MULTICAST_ALL)
+    groups: tuple[SourceFilter, ...] = ()
+    protocol: int = 0  # this and all below: of raw sockets
+    header_included: bool = False  # it sends whole packets (IP_HDRINCL)
+    icmp_filter: int = 0  # bit n: it does not want ICMP messages of type n (ICMP_FILTER)
+
+    def listens(self, group: int, source: int) -> bool:
+        """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
+        for joined in self.groups:
+            if joined.group == group:
+                return joined.allows(source)
+        return self.multicast_all
+
+
+# What the numbers in a SocketState stay below; packing anything larger would raise.
+_LIMITS = {"handle": 2**32, "request": 2**64, "local": 2**32, "port": 2**16, "peer": 2**32, "peer_port": 2**16,
+           "ttl": 256, "tos": 256, "multicast_ttl": 256, "protocol": 256}  # fmt: skip
+
+
+def in_range(socket: SocketState) -> bool:
+    """Whether its numbers fit the packed records that they go into. Handles start at 1."""
+    words = len(socket.ip_options) % 4 == 0
+    return socket.handle > 0 and words and all(0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
+
+
+class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What a transport made of a SocketState, or ip of a Membership. `errno` 0: done, and durably stored."""
+
+    handle: int
+    request: int
+    errno: int = 0
+    local: int = 0
+    port: int = 0
+
+
+def decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A function from JSON to `kind` that raises ValueError for anything else."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def checked(octets: bytes) -> T:
+        try:
+            return decode(octets)
+        except RecursionError as error:  # brackets nested deeper than Python's stack, in a field nobody asked for
+            raise ValueError("nested too deep") from error
+
+    return checked
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something that people should know for as long as it lasts: `status` shows it, `events` its beginning and end."""
+
+    event: str  # its name in `events`
+    detail: str  # a sentence for a person
+    facts: tuple[tuple[str, str], ...] = ()  # the same for a program: names and values
+
+
+encode = msgspec.json.Encoder().encode
+decode_routes = decoder(Routes)
+decode_notices = decoder(list[Notice])
+decode_socket_state = decoder(SocketState)
+decode_membership = decoder(Membership)
+decode_socket_reply = decoder(SocketReply)

@@ -1,0 +1,1 @@
+"""A layer's process: its loop, its pipes, its device, its clients."""

@@ -1,0 +1,32 @@
+"""Faults on demand: a layer commits them on itself when the keeper asks (`launcher.py sabotage`)."""
+
+from __future__ import annotations
+
+import time
+
+from bus.durable import layout
+from bus.layer import CounterWords
+
+LOOP, RAISE, EXHAUST, SLEEP = range(1, 5)
+FAULTS = {"loop": LOOP, "raise": RAISE, "memory": EXHAUST, "sleep": SLEEP}
+
+
+class Sabotaged(Exception):
+    """The exception that was asked for."""
+
+
+def commit(words: CounterWords) -> None:
+    """Do what the cell says, once: the successor finds it cleared."""
+    fault = words[layout.SABOTAGE]
+    words[layout.SABOTAGE] = 0
+    if fault == LOOP:
+        while True:
+            pass
+    if fault == RAISE:
+        raise Sabotaged("an exception, as asked for")
+    if fault == EXHAUST:
+        hoard = []
+        while True:
+            hoard.append(bytearray(1 << 20))
+    if fault == SLEEP:
+        time.sleep(3600)

@@ -1,0 +1,221 @@
+"""`launcher.py demo`: see the stack do its main job, in ten seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cli import commands, status
+from cli.tools.ping import line
+from supervisor import boot, sandbox
+from supervisor.options import Options
+from supervisor.snapshots import ROOT
+from usernet.client.stack import Stack
+from usernet.ping import ping
+
+ECHO_PORT = "5055"
+STREAM_S = 3.0
+KILL_AFTER_S = 1.2
+PEER_TIMEOUT_S = 20.0
+VICTIM = "udp"
+
+
+class DemoFailed(Exception):
+    """Something that should have been seen to work was not."""
+
+
+class Stage:
+    """Where the demo is shown: colours on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self._act = 0
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self._colours else text
+
+    def act(self, title: str) -> None:
+        """A new part begins."""
+        self._act += 1
+        print(f"\n{self._paint('1;36', f'{self._act}. {title}')}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Something was seen."""
+        print("   " + text.replace("\n", "\n   "), flush=True)
+
+    def good(self, text: str) -> None:
+        """Something was seen to work."""
+        print("   " + self._paint("32", "✓ ") + text, flush=True)
+
+    def bad(self, text: str) -> None:
+        """Something did not work."""
+        print(self._paint("31", "✗ ") + text, flush=True)
+
+
+def run() -> int:
+    """Show it. 0 only if all of it was seen to work."""
+    stage = Stage()
+    os.environ.pop("USERNET_DIR", None)
+    with tempfile.TemporaryDirectory(prefix="usernet-demo-") as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        try:
+            try:
+                _on_a_tap(stage)
+            except sandbox.SandboxError as error:
+                stage.say(f"no TAP here: {error}")
+                stage.say("so this shows two stacks on a virtual wire instead, which needs nothing of the kernel")
+                _on_a_wire(stage)
+        except (DemoFailed, boot.BootError, commands.Refused, commands.NotRunning, OSError) as error:
+            stage.bad(str(error))
+            return commands.FAILED
+    print("\nAll of it worked. Your own: `launcher.py up`, then README.md, 'A first program'.")
+    return commands.OK
+
+
+@contextmanager
+def _booted(stage: Stage, options: Options) -> Iterator[dict]:
+    """A running stack, shown booting; taken down at the end, whatever happens."""
+    folder = commands.run_dir(options.name)
+    started = time.monotonic()
+    boot.start_keeper(options, folder)
+    elapsed_s = time.monotonic() - started
+    try:
+        view = status.collect(options.name)
+        stage.good(f"stack '{options.name}' is up in {elapsed_s:.2f} s at {view['address']}"
+                   + (f", the kernel at {view['kernel_end']}" if view["kernel_end"] else f", on wire {view['wire']}"))
+        layers = "  ".join(f"{name} {layer['pid']}" for name, layer in view["layers"].items())
+        stage.say(f"each layer is a process:  {layers}  (kept by {view['keeper']})")
+        yield view
+    finally:
+        commands.query(folder, "down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_a_tap(stage: Stage) -> None:
+    stage.act("Boot: a TCP/IP stack out of processes, in a network namespace of its own")
+    with _booted(stage, Options(name="demo")) as view, ExitStack() as peers:
+        address = view["address"].partition("/")[0]
+
+        def peer(*role: str, inside: bool = False) -> subprocess.Popen:
+            process = _peer(role, view["keeper"] if inside else None)
+            peers.callback(_end, process)
+            return process
+
+        stage.act("The Linux kernel pings the stack: link -> ip -> icmp -> ip -> link, four process borders a ping")
+        replies = _lines(peer("kernel-ping", address, "5", inside=True))
+        for reply in replies:
+            stage.say(reply)
+        _expect(stage, len(replies) == 5, f"{len(replies)} of 5 pings answered")
+
+        stage.act("UDP: a kernel program, and another application on the stack, talk to an application on the stack")
+        echo = peer("echo", "0.0.0.0", ECHO_PORT)
+        _wait_for_line(echo)
+        for title, library, target in (("kernel program", "kernel", address), ("application, loopback", "usernet",
+                                                                               "127.0.0.1")):
+            said = _lines(peer("talk", library, target, ECHO_PORT, "hello", "is anybody there?",
+                               inside=library == "kernel"))
+            for exchange in said:
+                stage.say(f"{title}: {exchange}")
+            _expect(stage, len(said) == 2, f"{title}: {len(said)} of 2 answered")
+
+        stage.act(f"kill -9 of a layer ({VICTIM}) in the middle of 200 messages a second")
+        _kill_under_traffic(stage, view, peer("stream", address, ECHO_PORT, str(STREAM_S), inside=True))
+
+        stage.act("What is running now: `launcher.py status`")
+        after = status.collect("demo")
+        stage.say(status.table(after))
+        _expect(stage, after["state"] == "up", f"the stack is {after['state']}")
+
+
+def _kill_under_traffic(stage: Stage, view: dict, traffic: subprocess.Popen) -> None:
+    _wait_for_line(traffic)
+    time.sleep(KILL_AFTER_S)  # let the conversation run before and after
+    folder = commands.run_dir(view["name"])
+    old = commands.query(folder, "sabotage", layer=VICTIM, fault="kill")["pid"]
+    stage.say(f"killed {VICTIM} [{old}]")
+    sent, answered, gap_ms = _lines(traffic)[-1].split()
+    new = commands.query(folder, "status")["layers"][VICTIM]
+    stage.say(f"{VICTIM} is process {new['pid']} now; the application kept its socket and noticed nothing")
+    _expect(stage, sent == answered and new["restarts"] == 1,
+            f"{answered} of {sent} messages answered, the longest pause {gap_ms} ms")
+
+
+def _on_a_wire(stage: Stage) -> None:
+    stage.act("Boot: two TCP/IP stacks out of processes, on one virtual wire")
+    with _booted(stage, Options(name="left", wire="demo", address="10.0.0.1/24")), \
+            _booted(stage, Options(name="right", wire="demo", address="10.0.0.2/24")), ExitStack() as peers:
+        stage.act("'left' pings 'right' through its own socket service")
+        answered = 0
+        with Stack("left") as left:
+            for result in ping(left, "10.0.0.2", 5, 0.1):
+                stage.say(line(result))
+                answered += result.round_trip_s is not None
+        _expect(stage, answered == 5, f"{answered} of 5 pings answered")
+
+        stage.act(f"kill -9 of 'right's {VICTIM} layer in the middle of a UDP conversation")
+        os.environ["USERNET_NAME"] = "right"
+        echo = _peer(("echo", "0.0.0.0", ECHO_PORT), None)
+        peers.callback(_end, echo)
+        _wait_for_line(echo)
+        os.environ["USERNET_NAME"] = "left"
+        said = []
+        for words in (("before",), ("after",)):
+            talker = _peer(("talk", "usernet", "10.0.0.2", ECHO_PORT, *words), None)
+            peers.callback(_end, talker)
+            said += _lines(talker)
+            stage.say(said[-1] if said else "no answer")
+            if words == ("before",):
+                killed = commands.query(commands.run_dir("right"), "sabotage", layer=VICTIM, fault="kill")
+                stage.say(f"killed {VICTIM} [{killed['pid']}]")
+        _expect(stage, len(said) == 2, f"{len(said)} of 2 messages answered")
+
+        stage.act("What is running now: `launcher.py status`")
+        after = status.collect("right")
+        stage.say(status.table(after))
+
+
+def _peer(role: tuple[str, ...], sandbox_of: int | None) -> subprocess.Popen:
+    """Start one of the demo's programs, in a sandbox if one is named."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if "USERNET_NAME" not in os.environ:
+        environment["USERNET_NAME"] = "demo"
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli.demo_peers", *role], stdout=subprocess.PIPE, text=True, env=environment,
+        cwd=Path.cwd(), preexec_fn=(lambda: sandbox.join(sandbox_of)) if sandbox_of else None)
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def _wait_for_line(process: subprocess.Popen) -> None:
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        raise DemoFailed("a program of the demo did not start")
+
+
+def _lines(process: subprocess.Popen) -> list[str]:
+    """Everything that a program prints until it ends."""
+    try:
+        output, _ = process.communicate(timeout=PEER_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise DemoFailed("a program of the demo did not come to its end") from error
+    if process.returncode != 0:
+        raise DemoFailed(f"a program of the demo failed: {' '.join(map(str, process.args[2:]))}")  # type: ignore[index]
+    return output.splitlines()
+
+
+def _expect(stage: Stage, seen: bool, text: str) -> None:
+    if not seen:
+        raise DemoFailed(text)
+    stage.good(text)

@@ -1,0 +1,91 @@
+"""The programs that the demo lets talk to each other, each a process: `python -m cli.demo_peers ROLE`.
+
+The kernel's use the kernel's sockets and are started inside the sandbox; the applications use usernet's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as kernel
+import struct
+import sys
+import time
+from collections.abc import Callable
+
+import usernet
+from packets.checksum import checksum
+
+_ECHO = struct.Struct("!BBHHH")  # RFC 792: type, code, checksum, identifier, sequence number
+INTERVAL_S = 0.005  # 200 messages a second while a layer is killed
+QUIET_S = 2.0
+
+
+def kernel_ping(address: str, count: str) -> None:
+    """Ping through the kernel's IP, raw socket and all; one line a reply."""
+    raw = kernel.socket(kernel.AF_INET, kernel.SOCK_RAW, kernel.IPPROTO_ICMP)
+    raw.settimeout(QUIET_S)
+    identifier = os.getpid() & 0xFFFF
+    for number in range(1, int(count) + 1):
+        message = _ECHO.pack(8, 0, 0, identifier, number) + bytes(range(56))
+        message = message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+        started = time.perf_counter()
+        raw.sendto(message, (address, 0))
+        while True:
+            reply, peer = raw.recvfrom(2048)
+            kind, _, _, theirs, sequence = _ECHO.unpack_from(reply, 20)
+            if (kind, theirs, sequence) == (0, identifier, number):
+                break
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        print(f"{len(reply) - 20} octets from {peer[0]}: icmp_seq={number} ttl={reply[8]} time={elapsed_ms:.2f} ms",
+              flush=True)
+        time.sleep(0.1)
+
+
+def echo(address: str, port: str) -> None:
+    """An application on the stack that sends back what it gets, with its name before it."""
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.bind((address, int(port)))
+        print("ready", flush=True)
+        while True:
+            data, peer = endpoint.recvfrom(65536)
+            endpoint.sendto(b"application: " + data, peer)
+
+
+def talk(library: str, address: str, port: str, *words: str) -> None:
+    """Say each word to an echo, from the kernel's sockets or from the stack's; print what comes back."""
+    module = kernel if library == "kernel" else usernet
+    with module.socket(module.AF_INET, module.SOCK_DGRAM) as endpoint:
+        endpoint.settimeout(QUIET_S)
+        endpoint.connect((address, int(port)))
+        for word in words:
+            endpoint.send(word.encode())
+            print(f"{word!r} -> {endpoint.recv(2048).decode()!r}", flush=True)
+
+
+def stream(address: str, port: str, seconds: str) -> None:
+    """Numbered messages from the kernel to an echo; prints "sent answered longest_gap_ms"."""
+    with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
+        endpoint.connect((address, int(port)))
+        endpoint.setblocking(False)
+        answered: set[bytes] = set()
+        sent = 0
+        started = last = time.monotonic()
+        longest = 0.0
+        print("started", flush=True)
+        while (now := time.monotonic()) - started < float(seconds) or (len(answered) < sent and now - last < QUIET_S):
+            if now - started < float(seconds) and sent < (now - started) / INTERVAL_S:
+                endpoint.send(b"%d" % sent)
+                sent += 1
+            try:
+                while True:
+                    answered.add(endpoint.recv(2048))
+                    longest = max(longest, time.monotonic() - last)
+                    last = time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.0005)
+        print(sent, len(answered), round(longest * 1000, 1), flush=True)
+
+
+if __name__ == "__main__":
+    roles: dict[str, Callable[..., None]] = {"kernel-ping": kernel_ping, "echo": echo, "talk": talk, "stream": stream}
+    roles[sys.argv[1]](*sys.argv[2:])

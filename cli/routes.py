@@ -1,0 +1,109 @@
+"""`launcher.py route` and `launcher.py address`: in the words of ip-route(8), answered by the stack's ip layer."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from cli import commands
+from supervisor.options import UsageError
+
+ROUTE_USAGE = ("give it like: route list | route add DEST/PREFIX [via GATEWAY] [metric N] [src ADDRESS] [mtu N] | "
+               "route del DEST/PREFIX [via GATEWAY] [metric N]; DEST/PREFIX may be 'default'")
+ADDRESS_USAGE = "give it like: address list | address add ADDRESS/PREFIX | address del ADDRESS/PREFIX"
+DEFAULT = "0.0.0.0/0"
+KEYWORDS = {"via": "gateway", "src": "source", "metric": "metric", "mtu": "mtu"}
+OF_DEL = ("via", "metric")
+
+
+def route(name: str | None, words: list[str]) -> int:
+    """List, or order a change; UsageError for words that make no sense, Refused where ip will not."""
+    if words in ([], ["list"]):
+        for line in collect(name):
+            print(route_line(line))
+        return commands.OK
+    commands.manage(name, "ip", **route_order(words))
+    return commands.OK
+
+
+def collect(name: str | None) -> list[dict[str, Any]]:
+    """All routes. ip gives them a page at a time."""
+    found: list[dict[str, Any]] = []
+    more = True
+    while more:
+        answer = commands.manage(name, "ip", op="route_list", after=len(found))
+        found += answer["routes"]
+        more = answer["more"]
+    return found
+
+
+def address(name: str | None, words: list[str]) -> int:
+    """The same for addresses."""
+    if words in ([], ["list"]):
+        for line in commands.manage(name, "ip", op="address_list")["addresses"]:
+            print(line)
+        return commands.OK
+    commands.manage(name, "ip", **address_order(words))
+    return commands.OK
+
+
+def route_order(words: list[str]) -> dict[str, Any]:
+    """The request that `add ...` or `del ...` stands for."""
+    order, *rest = words
+    if order not in ("add", "del") or len(rest) % 2 == 0:
+        raise UsageError(ROUTE_USAGE)
+    request: dict[str, Any] = {"op": f"route_{order}", "destination": _network(rest[0])}
+    for keyword, value in zip(rest[1::2], rest[2::2], strict=True):
+        field = KEYWORDS.get(keyword)
+        if field is None or field in request or (order == "del" and keyword not in OF_DEL):
+            raise UsageError(ROUTE_USAGE)
+        request[field] = _number(keyword, value) if keyword in ("metric", "mtu") else _host(keyword, value)
+    return request
+
+
+def address_order(words: list[str]) -> dict[str, Any]:
+    """The request that `add ...` or `del ...` stands for."""
+    if len(words) != 2 or words[0] not in ("add", "del"):
+        raise UsageError(ADDRESS_USAGE)
+    order, text = words
+    try:
+        if "/" not in text:
+            raise ValueError("no prefix length")
+        interface = ipaddress.IPv4Interface(text)
+    except ValueError as error:
+        raise UsageError(f"address {order} {text}: {error}; give it like 10.0.5.2/24") from error
+    return {"op": f"address_{order}", "address": str(interface)}
+
+
+def _network(text: str) -> str:
+    try:
+        return DEFAULT if text == "default" else str(ipaddress.IPv4Network(text))
+    except ValueError as error:
+        raise UsageError(f"route: {error}; give it like 10.9.0.0/16, or default") from error
+
+
+def _host(keyword: str, text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError as error:
+        raise UsageError(f"route: {keyword} {text}: {error}") from error
+
+
+def _number(keyword: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise UsageError(f"route: {keyword} {text}: a number is wanted")
+    return int(text)
+
+
+def route_line(line: dict[str, Any]) -> str:
+    """One route, much as ip-route(8) prints it."""
+    parts = ["default" if line["destination"] == DEFAULT else line["destination"]]
+    parts += [f"via {line['gateway']}"] if line["gateway"] else []
+    parts += [f"src {line['source']}"] if line["source"] else []
+    parts += [f"metric {line['metric']}"] if line["metric"] else []
+    parts += [f"mtu {line['mtu']}"]
+    kind = {"connected": "connected", "chosen": "", "path": f"path MTU, for {line.get('expires_s')} s",
+            "redirect": f"redirected, for {line.get('expires_s')} s",
+            "dead": "its gateway does not answer",
+            "unusable": "unusable: its address or the way to its gateway is gone"}[line["kind"]]
+    return " ".join(parts) + (f"  ({kind})" if kind else "")

@@ -1,0 +1,70 @@
+"""`status`: the keeper's view of the layers, joined with what the kernel says of their processes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psutil
+
+from cli.commands import query
+from usernet.pipe.run_dir import run_dir
+
+
+def collect(name: str | None) -> dict[str, Any]:
+    """The object that `status --json` prints."""
+    status = query(run_dir(name), "status")
+    for layer in status["layers"].values():
+        layer["rss_bytes"], layer["cpu_s"] = _resources(layer["pid"])
+        roles = layer.pop("roles")
+        totals = {role: sum(layer["counters"][counter] for counter, its in roles.items() if its == role)
+                  for role in ("in", "out", "drop")}
+        layer["packets_in"], layer["packets_out"] = totals["in"], totals["out"]
+        layer["packets_dropped"] = totals["drop"]
+        layer["counters"].update(layer.pop("bus"))
+    status["conflicts"] = [
+        {field: notice[field] for field in ("address", "mac", "since")}
+        for layer in status["layers"].values() for notice in layer["notices"] if notice["event"] == "conflict"]
+    return status
+
+
+def _resources(pid: int | None) -> tuple[int, float]:
+    try:
+        process = psutil.Process(pid) if pid else None
+        if process is None:
+            return 0, 0.0
+        times = process.cpu_times()
+        return process.memory_info().rss, round(times.user + times.system, 2)
+    except psutil.NoSuchProcess:
+        return 0, 0.0
+
+
+def show(name: str | None, as_json: bool) -> int:
+    """Print it, as a table or as JSON."""
+    status = collect(name)
+    print(msgspec.json.format(msgspec.json.encode(status)).decode() if as_json else table(status))
+    return 0
+
+
+def table(status: dict[str, Any]) -> str:
+    """A table for a person."""
+    where = f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel's end {status['kernel_end']}"
+    lines = [f"stack {status['name']}: {status['state']}, {status['address']}, {where}, mac {status['mac']}, "
+             f"mtu {status['mtu']}, offload {', '.join(status['offload']) or 'none'}",
+             f"cores {status['cores']}, keeper {status['keeper']}, {status['run_dir']}",
+             "",
+             f"{'layer':<8} {'pid':>8} {'state':<11} {'restarts':>8} {'uptime':>9} {'memory':>8} {'cpu':>8} "
+             f"{'in':>10} {'out':>10} {'dropped':>8}"]
+    for name, layer in status["layers"].items():
+        lines.append(
+            f"{name:<8} {layer['pid'] or '-':>8} {layer['state']:<11} {layer['restarts']:>8} "
+            f"{layer['uptime_s']:>7.1f} s {layer['rss_bytes'] / 1e6:>5.1f} MB {layer['cpu_s']:>6.2f} s "
+            f"{layer['packets_in']:>10} {layer['packets_out']:>10} {layer['packets_dropped']:>8}")
+    notices = [(name, notice) for name, layer in status["layers"].items() for notice in layer["notices"]]
+    if notices:
+        lines.append("")
+    for name, notice in notices:
+        since = datetime.fromtimestamp(notice["since"]).strftime("%Y-%m-%d %H:%M:%S")
+        lines.append(f"{name}: {notice['event']} since {since}: {notice['detail']}")
+    return "\n".join(lines)

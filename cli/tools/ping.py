@@ -1,0 +1,94 @@
+"""`launcher.py ping`: echo requests out of the stack, as ping(8) makes them out of the kernel."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import usernet as socket
+from cli.tools import address_of, failures, refuse, stack_of
+
+if TYPE_CHECKING:
+    from usernet.ping import Result
+
+TEXT = "echo requests out of the stack, as an application of it"
+SIZE_DEFAULT = 56  # octets of data, as ping(8)
+SIZE_MAX = 65507  # octets: 65,535 (RFC 791) without the headers of IP and ICMP
+IP_MTU_DISCOVER = 10  # linux/in.h
+DISCOVERY = {"dont": 0, "want": 1, "do": 2}  # ip(7), IP_MTU_DISCOVER
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("address", metavar="ADDRESS", help="or name")
+    parser.add_argument("-c", "--count", type=int, default=0, metavar="N", help="stop after N (default: Ctrl-C stops)")
+    parser.add_argument("-i", "--interval", type=float, default=1.0, metavar="S", help="seconds between requests")
+    parser.add_argument("-s", "--size", type=int, default=SIZE_DEFAULT, metavar="OCTETS",
+                        help=f"octets of data (default {SIZE_DEFAULT})")
+    parser.add_argument("-W", "--timeout", type=float, default=1.0, metavar="S", help="seconds to wait for a reply")
+    parser.add_argument("-w", "--deadline", type=float, metavar="S", help="stop after so many seconds")
+    parser.add_argument("-t", "--ttl", type=int, metavar="N", help="time to live of the requests")
+    parser.add_argument("-M", "--mtu-discovery", choices=DISCOVERY, metavar="do|want|dont",
+                        help="no fragments; by the path's MTU (default); without DF")
+    parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
+    parser.add_argument("-q", "--quiet", action="store_true", help="the summary alone")
+    parser.add_argument("-n", "--numeric", action="store_true", help="no names: as always")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print a line a request, as ping(8), and a summary; 0 where any reply came, else 1."""
+    from usernet.ping import ping  # the library is loaded by who needs it
+
+    _check(given)
+    options = [(socket.IPPROTO_IP, socket.IP_TTL, given.ttl)] if given.ttl is not None else []
+    if given.broadcast:
+        options.append((socket.SOL_SOCKET, socket.SO_BROADCAST, 1))
+    if given.mtu_discovery:
+        options.append((socket.IPPROTO_IP, IP_MTU_DISCOVER, DISCOVERY[given.mtu_discovery]))
+    times_ms: list[float] = []
+    sent = 0
+    with stack_of(given) as stack:
+        address = address_of("ping", given.address, stack)
+        named = address if address == given.address else f"{given.address} ({address})"
+        print(f"PING {named} from {stack.address}: {given.size} octets of data", flush=True)
+        end = time.monotonic() + (given.deadline or float("inf"))
+        with contextlib.suppress(KeyboardInterrupt), failures(f"ping: {given.address}"):
+            for result in ping(stack, address, given.count or None, given.interval, given.size, given.timeout, options):
+                sent += 1
+                if result.round_trip_s is not None:
+                    times_ms.append(result.round_trip_s * 1000)
+                if not given.quiet:
+                    print(line(result), flush=True)
+                if time.monotonic() + given.interval > end:
+                    break
+    print(summary(given.address, sent, times_ms))
+    return 0 if times_ms else 1
+
+
+def _check(given: argparse.Namespace) -> None:
+    if given.count < 0 or given.interval < 0 or given.size < 0 or given.timeout <= 0 or (given.deadline or 1) <= 0:
+        refuse("ping: count, interval and size are not negative, timeout and deadline are above 0")
+    if given.size > SIZE_MAX:
+        refuse(f"ping: -s {given.size}: Message too long, a packet has room for {SIZE_MAX}")
+    if given.ttl is not None and not 1 <= given.ttl <= 255:
+        refuse(f"ping: -t {given.ttl}: 1 to 255")
+
+
+def line(result: Result) -> str:
+    """One reply, or the lack of it."""
+    if result.round_trip_s is None:
+        return f"icmp_seq={result.sequence} {result.error}"
+    return (f"{result.octets} octets from {result.source}: icmp_seq={result.sequence} ttl={result.ttl} "
+            f"time={result.round_trip_s * 1000:.3f} ms")
+
+
+def summary(address: str, sent: int, times_ms: list[float]) -> str:
+    """Counts and times."""
+    lost = 100 * (sent - len(times_ms)) / sent if sent else 0
+    text = f"--- {address}: {sent} sent, {len(times_ms)} received, {lost:.0f}% lost"
+    if times_ms:
+        text += f", min/avg/max {min(times_ms):.3f}/{mean(times_ms):.3f}/{max(times_ms):.3f} ms"
+    return text

@@ -1,0 +1,231 @@
+"""Our own addresses: which they are, whether they were probed, and who contests them (RFC 5227).
+
+A new address is ours at once. RFC 5227 section 2.1 would have us probe for six seconds first; but this stack is up in a
+fraction of one, and an address that was configured is not given up anyway (section 2.4 (c)). So the probes run beside
+the traffic, and a conflict is reported to people and defended, whenever it is seen.
+
+Everything is in durable state: a restart goes on where its predecessor was, and neither probes again nor defends early.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from struct import Struct
+
+from bus.layer import CounterWords, Send, State
+from bus.messages import ARP_OUT, NOTICES, Notice, encode
+from bus.topology import KEEPER, LINK
+from layers.arp.counters import Counters
+from layers.common.routes import ALL_ONES, mask
+from packets import arp
+
+OWN_KEY = 0  # in state, where a neighbour's key is its address; 0.0.0.0 is nobody's
+
+# RFC 5227 section 1.1
+PROBE_WAIT_S = 1.0
+PROBE_NUM = 3
+PROBE_MIN_S = 1.0
+PROBE_MAX_S = 2.0
+ANNOUNCE_WAIT_S = 2.0
+ANNOUNCE_NUM = 2
+ANNOUNCE_INTERVAL_S = 2.0
+DEFEND_INTERVAL_S = 10.0
+
+SETTLED = PROBE_NUM + ANNOUNCE_NUM  # steps from a new address to one that is probed and announced
+CONFLICT_OVER_S = 300.0  # without another packet of the rival's; hosts in use are heard of once in ARP's minute or so
+
+_CLAIM = Struct("<4sBB6sd")  # address, prefix length, steps done, rival's MAC (zero: none), when it was last recorded
+
+
+class Claim:
+    """One address of ours. `due`: when the next step is to be taken or the conflict is over; None: nothing to do."""
+
+    __slots__ = ("address", "due", "prefix", "rival", "seen", "steps")
+
+    def __init__(self, address: bytes, prefix: int, steps: int = 0, rival: bytes = arp.MAC_ZERO,
+                 seen: float = 0.0) -> None:
+        self.address = address
+        self.prefix = prefix
+        self.steps = steps
+        self.rival = rival
+        self.seen = seen
+        self.due: float | None = None
+
+    @property
+    def contested(self) -> bool:
+        """Somebody else claims it."""
+        return self.rival != arp.MAC_ZERO
+
+    @property
+    def on_trial(self) -> bool:
+        """RFC 5227 section 2.1.1: from the beginning of the probing until ANNOUNCE_WAIT after the last probe."""
+        return self.steps <= PROBE_NUM
+
+
+class Claims:
+    """The own addresses, in the order in which ip announced them."""
+
+    next_wake: float | None
+
+    def __init__(self, mac: bytes, state: State, counters: CounterWords, rng: random.Random) -> None:
+        self.by_address: dict[bytes, Claim] = {}
+        self.next_wake = None
+        self._mac = mac
+        self._state = state
+        self._counters = counters
+        self._rng = rng
+        self._networks: list[tuple[int, int, bytes]] = []  # network, mask, our first address in it
+
+    def start(self, configured: tuple[int, int], now: float) -> list[Send]:
+        """Goes on where a former process was; without one, takes the configured address until ip announces others."""
+        stored = self._state.get(OWN_KEY)
+        claims = _unpacked(stored) if stored is not None else None
+        if claims is None:
+            self.set([configured], now)
+        else:
+            self._adopt(claims, now)
+        return [self._notices()]
+
+    def set(self, addresses: Iterable[tuple[int, int]], now: float) -> list[Send]:
+        """These are the own addresses from now on; those that are new will be probed. ValueError: not addresses."""
+        wanted = {}
+        for address, prefix in addresses:
+            if not (0 < address < ALL_ONES and 0 <= prefix <= 32):
+                raise ValueError(f"not an address: {address:#x}/{prefix}")
+            if address >> 24 != 127:  # RFC 1122 section 3.2.1.3 (g): loopback addresses are on no link
+                octets = address.to_bytes(4, "big")
+                wanted[octets] = claim = self.by_address.get(octets) or Claim(octets, prefix)
+                claim.prefix = prefix
+        contested = self._contested()
+        self._adopt(wanted.values(), now)
+        self._store()
+        return [self._notices()] if self._contested() != contested else []
+
+    def _adopt(self, claims: Iterable[Claim], now: float) -> None:
+        self.by_address = {claim.address: claim for claim in claims}
+        self._networks = []
+        for claim in self.by_address.values():
+            netmask = mask(claim.prefix)
+            self._networks.append((int.from_bytes(claim.address, "big") & netmask, netmask, claim.address))
+            if claim.due is None:
+                self._schedule(claim, now)
+        self._set_wake()
+
+    # Questions
+
+    def source_for(self, target: bytes) -> bytes:
+        """The sender's address in a request for `target`: ours in its network, else our first; zero without any."""
+        number = int.from_bytes(target, "big")
+        for network, netmask, address in self._networks:
+            if number & netmask == network:
+                return address
+        return self._networks[0][2] if self._networks else arp.ADDRESS_ZERO
+
+    def on_link(self, address: bytes) -> bool:
+        """True where one of our networks contains it."""
+        number = int.from_bytes(address, "big")
+        return any(number & netmask == network for network, netmask, _ in self._networks)
+
+    def may_be_neighbor(self, address: bytes) -> bool:
+        """True for an address of one other host: not of 0/8, loopback, multicast, class E, ours, a broadcast."""
+        first = address[0]
+        if first in (0, 127) or first >= 224 or address in self.by_address:
+            return False
+        number = int.from_bytes(address, "big")
+        for network, netmask, _ in self._networks:
+            hosts = ~netmask & ALL_ONES
+            # RFC 3021: a network of two addresses (/31) has no broadcast address.
+            if hosts > 1 and number & netmask == network and not 0 < number & hosts < hosts:
+                return False
+        return True
+
+    # Probing and conflicts
+
+    def wake(self, now: float) -> list[Send]:
+        """Take the steps that are due."""
+        sends: list[Send] = []
+        if self.next_wake is None or now < self.next_wake:
+            return sends
+        for claim in self.by_address.values():
+            if claim.due is None or claim.due > now:
+                continue
+            if claim.contested:
+                claim.rival = arp.MAC_ZERO
+                sends.append(self._notices())
+            elif claim.steps < PROBE_NUM:
+                self._counters[Counters.probes_sent] += 1
+                sends.append((LINK, ARP_OUT, arp.MAC_BROADCAST + arp.probe(self._mac, claim.address)))
+                claim.steps += 1
+            else:
+                self._counters[Counters.announcements_sent] += 1
+                sends.append(self._announcement(claim))
+                claim.steps += 1
+            self._schedule(claim, now)
+        self._store()
+        self._set_wake()
+        return sends
+
+    def contest(self, claim: Claim, mac: bytes, now: float) -> list[Send]:
+        """Somebody else claims one of our addresses: report it and defend it, at most once per DEFEND_INTERVAL_S."""
+        # RFC 5227 section 2.4 (c): announce once, "record the time", and not again while that is recent, or two
+        # defenders would shout at each other for ever. Reports are controlled by the same interval.
+        if claim.contested and now - claim.seen < DEFEND_INTERVAL_S:
+            return []
+        news = claim.rival != mac
+        claim.rival = mac
+        claim.seen = now
+        claim.steps = SETTLED  # what the probes were to find out is known, and the defence is an announcement
+        self._schedule(claim, now)
+        self._store()
+        self._set_wake()
+        self._counters[Counters.defences_sent] += 1
+        sends = [self._announcement(claim)]
+        if news:
+            sends.append(self._notices())
+        return sends
+
+    def _announcement(self, claim: Claim) -> Send:
+        return LINK, ARP_OUT, arp.MAC_BROADCAST + arp.announcement(self._mac, claim.address)
+
+    def _schedule(self, claim: Claim, now: float) -> None:
+        """When the next step of `claim` is due, the one before having been taken now."""
+        if claim.contested:
+            claim.due = min(now, claim.seen) + CONFLICT_OVER_S
+        elif claim.steps == 0:  # RFC 5227 section 2.1.1: hosts that are switched on together do not all probe together
+            claim.due = now + self._rng.uniform(0, PROBE_WAIT_S)
+        elif claim.steps < PROBE_NUM:
+            claim.due = now + self._rng.uniform(PROBE_MIN_S, PROBE_MAX_S)
+        elif claim.steps == PROBE_NUM:
+            claim.due = now + ANNOUNCE_WAIT_S
+        elif claim.steps < SETTLED:  # RFC 5227 section 2.3
+            claim.due = now + ANNOUNCE_INTERVAL_S
+        else:  # RFC 5227 section 2.1: MUST NOT probe periodically
+            claim.due = None
+
+    def _contested(self) -> list[Claim]:
+        return [claim for claim in self.by_address.values() if claim.contested]
+
+    def _notices(self) -> Send:
+        notices = []
+        for claim in self._contested():
+            address, mac = arp.dotted(claim.address), claim.rival.hex(":")
+            notices.append(Notice("conflict", f"{mac} claims our address {address}",
+                                  (("address", address), ("mac", mac))))
+        return KEEPER, NOTICES, encode(notices)
+
+    def _store(self) -> None:
+        self._state[OWN_KEY] = b"".join(
+            _CLAIM.pack(claim.address, claim.prefix, claim.steps, claim.rival, claim.seen)
+            for claim in self.by_address.values())
+
+    def _set_wake(self) -> None:
+        self.next_wake = min((claim.due for claim in self.by_address.values() if claim.due is not None), default=None)
+
+
+def _unpacked(stored: bytes) -> list[Claim] | None:
+    """What a former process stored; None where it makes no sense."""
+    if len(stored) % _CLAIM.size:
+        return None
+    claims = [Claim(*fields) for fields in _CLAIM.iter_unpack(stored)]
+    return claims if all(claim.prefix <= 32 for claim in claims) else None

@@ -1,0 +1,222 @@
+"""What `launcher.py route` and `launcher.py address` may ask of ip: see `bus.layer.ManagedCore`.
+
+An order makes a new `Routes` from the chosen one, or is refused in a sentence for a person. Its number is stored with
+what it made: when it comes again, because ip died before it could answer, it is known to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Annotated
+
+import msgspec
+
+from bus.messages import Route, Routes
+from layers.common.routes import ANY, BROADCAST_PREFIX_MAX
+from layers.ip.routing import Routing, connected, gateway_problem, links_of, source_of
+
+# With as many path MTUs and redirects as there may be, what one announcement can hold (MAX_FRAME_OCTETS).
+ADDRESSES_MAX = 64
+ROUTES_MAX = 4096
+LIST_PAGE = 256  # routes in one answer: a message to the keeper must fit its line
+MTU_MIN = 68  # RFC 791 section 3.2: every network can carry this
+METRIC_MAX = (1 << 32) - 1
+
+
+class Refused(Exception):
+    """The text says why."""
+
+
+class Order(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True, kw_only=True):
+    """Any request. `order`: its number, 0 for none."""
+
+    order: int = 0
+
+
+class RouteList(Order, frozen=True, tag="route_list"):
+    """A page of all routes, with those that follow from addresses and path MTUs; the first `after` are known."""
+
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class RouteAdd(Order, frozen=True, tag="route_add"):
+    """Addresses are text; empty: none was given. An MTU of 0: the interface's."""
+
+    destination: str
+    gateway: str = ""
+    source: str = ""
+    metric: Annotated[int, msgspec.Meta(ge=0, le=METRIC_MAX)] = 0
+    mtu: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class RouteDelete(Order, frozen=True, tag="route_del"):
+    """The route to `destination`; where there are several, the one with the lowest metric."""
+
+    destination: str
+    gateway: str = ""
+    metric: int | None = None
+
+
+class AddressList(Order, frozen=True, tag="address_list"):
+    """All addresses."""
+
+
+class AddressAdd(Order, frozen=True, tag="address_add"):
+    """An address with its prefix length, and so the network that we are in with it."""
+
+    address: str
+
+
+class AddressDelete(Order, frozen=True, tag="address_del"):
+    """Sockets that are bound to it stay, and hear again once it is back. So do routes that need it."""
+
+    address: str
+
+
+_Any = RouteList | RouteAdd | RouteDelete | AddressList | AddressAdd | AddressDelete
+
+
+def execute(request: dict[str, object], routing: Routing, now: float) -> dict[str, object]:
+    """The answer to a request; where `routing.chosen` is another object afterwards, something has changed."""
+    try:
+        order = msgspec.convert(request, _Any)  # type: ignore[arg-type,var-annotated]
+        if isinstance(order, RouteList):
+            lines = _routes(routing, now)[order.after :]
+            return {"routes": lines[:LIST_PAGE], "more": len(lines) > LIST_PAGE}
+        if isinstance(order, AddressList):
+            return {"addresses": [f"{IPv4Address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
+        if order.order and order.order == routing.last_order:
+            return {}
+        chosen = _CHANGES[type(order)](order, routing)
+        if chosen != routing.chosen:
+            routing.choose(chosen, order.order)
+    except msgspec.ValidationError as error:
+        return {"error": f"ip does not understand: {error}"}
+    except (Refused, ValueError) as error:
+        return {"error": str(error)}
+    return {}
+
+
+def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
+    links = connected(routing.chosen.addresses, routing.mtu_octets)
+    lines = [_line(route, route.source, routing, kind="connected") for route in links]
+    table = links_of(routing.chosen)
+    for route in routing.chosen.routes:
+        source = source_of(route, table)
+        kind = "unusable" if not source else "dead" if route.gateway in routing.gateways else "chosen"
+        lines.append(_line(route, source or route.source, routing, kind))
+    lines += _learnt(routing, now)
+    return lines
+
+
+def _learnt(routing: Routing, now: float) -> list[dict[str, object]]:
+    """What redirects and path MTUs make of routes, with the seconds that they have left."""
+    lines = []
+    for redirect in routing.redirects.all():
+        route = routing.table.lookup(redirect.destination)
+        if route is not None:
+            line = _line(route, route.source, routing, kind="redirect")
+            lines.append(line | {"expires_s": max(0, round(redirect.expires - now))})
+    for route in routing.path_routes():
+        path = routing.paths.get(route.network)
+        assert path is not None
+        left_s = max(0, round(path.expires - now))
+        lines.append(_line(route, route.source, routing, kind="path") | {"expires_s": left_s})
+    return lines
+
+
+def _line(route: Route, source: int, routing: Routing, kind: str) -> dict[str, object]:
+    return {
+        "destination": f"{IPv4Address(route.network)}/{route.prefix}",
+        "gateway": str(IPv4Address(route.gateway)) if route.gateway else "",
+        "source": str(IPv4Address(source)) if source else "",
+        "metric": route.metric,
+        "mtu": route.mtu or routing.mtu_octets,
+        "kind": kind,
+    }
+
+
+def _add_route(order: RouteAdd, routing: Routing) -> Routes:
+    chosen = routing.chosen
+    destination = IPv4Network(order.destination)
+    gateway, source = _address(order.gateway), _address(order.source)
+    if order.mtu and not MTU_MIN <= order.mtu <= routing.mtu_octets:
+        raise Refused(f"mtu {order.mtu}: {MTU_MIN} to the interface's {routing.mtu_octets}")
+    if source and source not in _own(chosen):
+        raise Refused(f"src {order.source} is not an address of this stack")
+    problem = gateway_problem(gateway, chosen) if gateway else ""
+    if problem:
+        raise Refused(f"gateway {order.gateway} {problem}")
+    route = Route(int(destination.network_address), destination.prefixlen, gateway, source, order.mtu, order.metric)
+    if not source_of(route, links_of(chosen)):
+        raise Refused("without an address, this stack can have no route")
+    if route in chosen.routes:
+        return chosen
+    rivals = [*connected(chosen.addresses, 0), *chosen.routes]
+    if any((rival.network, rival.prefix, rival.metric) == (route.network, route.prefix, route.metric)
+           for rival in rivals):
+        raise Refused(f"there is a route to {destination} with metric {order.metric} already")
+    if len(chosen.routes) >= ROUTES_MAX:
+        raise Refused(f"{ROUTES_MAX} routes are the most that a stack has")
+    return Routes(chosen.addresses, [*chosen.routes, route])
+
+
+def _delete_route(order: RouteDelete, routing: Routing) -> Routes:
+    chosen = routing.chosen
+    destination = IPv4Network(order.destination)
+    gateway = _address(order.gateway)
+    place = int(destination.network_address), destination.prefixlen
+    found = [route for route in chosen.routes if (route.network, route.prefix) == place
+             and gateway in (ANY, route.gateway) and order.metric in (None, route.metric)]
+    if found:
+        doomed = min(found, key=lambda route: route.metric)
+        return Routes(chosen.addresses, [route for route in chosen.routes if route != doomed])
+    for link in connected(chosen.addresses, 0):
+        if (link.network, link.prefix) == place:
+            address = f"{IPv4Address(link.source)}/{link.prefix}"
+            raise Refused(f"the route to {destination} goes with the address {address}: address del {address}")
+    raise Refused(f"there is no such route to {destination}")
+
+
+def _add_address(order: AddressAdd, routing: Routing) -> Routes:
+    chosen = routing.chosen
+    interface = IPv4Interface(order.address)
+    address, prefix = int(interface.ip), interface.network.prefixlen
+    if (address, prefix) in chosen.addresses:
+        return chosen
+    if address in _own(chosen):
+        raise Refused(f"{interface.ip} is an address of this stack already, with another prefix length")
+    # RFC 1122 section 3.2.1.3: 0/8, 127/8, class D and class E are nobody's, nor are a network's first and last address
+    if address >> 24 in (0, 127) or address >> 28 >= 0xE:
+        raise Refused(f"{interface.ip}: a host cannot have this address")
+    if prefix <= BROADCAST_PREFIX_MAX and interface.ip in (interface.network[0], interface.network[-1]):
+        raise Refused(f"{interface.ip} is the network's own or broadcast address")
+    if len(chosen.addresses) >= ADDRESSES_MAX:
+        raise Refused(f"{ADDRESSES_MAX} addresses are the most that a stack has")
+    return Routes([*chosen.addresses, (address, prefix)], chosen.routes)
+
+
+def _delete_address(order: AddressDelete, routing: Routing) -> Routes:
+    chosen = routing.chosen
+    interface = IPv4Interface(order.address)
+    doomed = int(interface.ip), interface.network.prefixlen
+    if doomed not in chosen.addresses:
+        raise Refused(f"{interface} is not an address of this stack")
+    return Routes([kept for kept in chosen.addresses if kept != doomed], chosen.routes)
+
+
+_CHANGES: dict[type[Order], Callable[..., Routes]] = {
+    RouteAdd: _add_route,
+    RouteDelete: _delete_route,
+    AddressAdd: _add_address,
+    AddressDelete: _delete_address,
+}
+
+
+def _address(text: str) -> int:
+    return int(IPv4Address(text)) if text else ANY
+
+
+def _own(chosen: Routes) -> set[int]:
+    return {address for address, _ in chosen.addresses}

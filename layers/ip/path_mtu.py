@@ -1,0 +1,89 @@
+"""Path MTUs: what routers told us that the way to a destination can carry (RFC 1191).
+
+Owns the table of them; in durable state, so that a restart need not learn them again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bus.layer import State
+from bus.messages import decoder, encode
+
+AGE_LIMIT_S = 600.0  # RFC 1191 section 6.3: ten minutes
+MTU_MIN = 552  # Linux: net.ipv4.route.min_pmtu. Who forges an ICMP error can slow us down to this, and no further
+PATHS_MAX = 256  # each is a route that all layers above are told of
+PLATEAUS = (32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68)  # RFC 1191 section 7, below the first
+
+
+class Path(msgspec.Struct, array_like=True, frozen=True):
+    """`capped`: less than MTU_MIN was asked for, so packets of MTU_MIN must not forbid routers to fragment them."""
+
+    destination: int
+    mtu: int
+    expires: float
+    capped: bool
+
+
+_decode = decoder(list[Path])
+
+
+class Paths:
+    """Path MTUs by destination (32-bit integer); the first to expire first."""
+
+    def __init__(self, state: State, key: int) -> None:
+        self._state = state
+        self._key = key
+        self._by_destination: dict[int, Path] = {}
+
+    def load(self) -> None:
+        """Read back what is stored; ValueError for what cannot be read."""
+        self._by_destination = {path.destination: path for path in _decode(self._state.get(self._key, b"[]"))}
+
+    def get(self, destination: int) -> Path | None:
+        """The path to `destination`, if anything was learnt of it."""
+        return self._by_destination.get(destination)
+
+    def all(self) -> list[Path]:
+        """All that is known."""
+        return list(self._by_destination.values())
+
+    @property
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do."""
+        return next(iter(self._by_destination.values())).expires if self._by_destination else None
+
+    def lower(self, destination: int, told: int, quoted_octets: int, present: int, now: float) -> bool:
+        """A router could pass on no more than `told` octets of a packet of `quoted_octets`; `present`: what we assumed.
+
+        False where that is no news. An MTU is never raised this way.
+        """
+        if not told:
+            # RFC 1191 section 5: an old router, which does not say; take the next plateau below what it refused
+            refused = min(quoted_octets, present)
+            told = next((plateau for plateau in PLATEAUS if plateau < refused), MTU_MIN)
+        known = self._by_destination.get(destination)
+        if told > present or (told == present and known is None):
+            return False
+        path = Path(destination, min(present, max(told, MTU_MIN)), now + AGE_LIMIT_S,
+                    told < MTU_MIN or (known is not None and known.capped))
+        news = known is None or (path.mtu, path.capped) != (known.mtu, known.capped)
+        if known is None or news or path.expires - known.expires > AGE_LIMIT_S / 2:  # else not worth the writing
+            self._by_destination.pop(destination, None)
+            if len(self._by_destination) >= PATHS_MAX:
+                del self._by_destination[next(iter(self._by_destination))]
+            self._by_destination[destination] = path
+            self._store()
+        return news
+
+    def expire(self, now: float) -> int:
+        """Forget what is too old; how many those were."""
+        old = [path.destination for path in self._by_destination.values() if path.expires <= now]
+        for destination in old:
+            del self._by_destination[destination]
+        if old:
+            self._store()
+        return len(old)
+
+    def _store(self) -> None:
+        self._state[self._key] = encode(self.all())

@@ -1,0 +1,84 @@
+"""The virtual wire: link's port at a switch over ZeroMQ, in a TAP's place (bus.wire says what is agreed there)."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+from bus.durable.rx_log import OCTETS_MAX, Batch
+from bus.layer import CounterWords
+from bus.runtime.pipes import PACK_OCTETS, PACK_RECORDS
+from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, Poller, Pull, Push, pack, port_number, unpack
+from layers.link.counters import Counters as C
+
+
+class Wire:
+    """A medium over one port. `inbox`: its socket's path; `listener_fd`: that socket, which the keeper holds."""
+
+    edge_triggered = True
+    writes_through = False
+
+    def __init__(self, inbox: str, listener_fd: int, counters: CounterWords) -> None:
+        self._counters = counters
+        self._number = port_number(Path(inbox))
+        self._frames: list[bytes] = []  # written, not yet sent
+        self._octets = 0
+        self._poller = Poller()
+        self._inbox = Pull(listener_fd, self._poller, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
+        self._arrived: deque[bytes] = deque()
+        self._outbox = Push(str(Path(inbox).with_name(SWITCH_SOCKET)), self._poller)
+        self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
+
+    def fileno(self) -> int:
+        """Readable when something comes; `read` may leave some of that for its next calls."""
+        return self._poller.epoll.fileno()
+
+    def read(self, batch: Batch) -> list[bytes]:
+        """The frames of the next pack from the switch."""
+        arrived = self._arrived
+        if not arrived:
+            for descriptor, _ in self._poller.epoll.poll(0):
+                if descriptor in self._poller.pushes:
+                    self._poller.pushes[descriptor].hear()
+                else:
+                    arrived.extend(self._inbox.read(descriptor) or ())
+        while arrived:
+            frames = _frames(arrived.popleft())
+            if frames:
+                batch.keep(frames)
+                return frames
+            self._malformed()
+        return []
+
+    def _malformed(self) -> None:
+        self._counters[C.wire_malformed] += 1
+
+    def length(self, octets: memoryview) -> int:
+        """Nothing is read without being counted."""
+        return 0
+
+    def write(self, frame: bytes) -> None:
+        """Put one frame into the pack that leaves at `flush`."""
+        if len(self._frames) == PACK_RECORDS or self._octets + len(frame) > PACK_OCTETS:
+            self.flush()
+        self._frames.append(frame)
+        self._octets += len(frame)
+
+    def flush(self) -> None:
+        """Send the pack, or drop it where the switch is away or slow and the pipe to it is full."""
+        frames = self._frames
+        if not frames:
+            if self._outbox.waiting:
+                self._outbox.flush()
+            return
+        self._frames, self._octets = [], 0
+        if not self._outbox.send(pack(self._number, frames)):
+            self._counters[C.medium_refused] += len(frames)
+
+
+def _frames(message: bytes) -> list[bytes]:
+    """What a message of the switch carries; nothing, if it is none or longer than the switch sends."""
+    try:
+        return unpack(message)[1] if len(message) <= OCTETS_MAX else []
+    except ValueError:
+        return []

@@ -1,0 +1,172 @@
+"""The data path: records pass unchanged, only their handle is looked at.
+
+Owns the accounting of receive buffers, by what applications say that they have read (CREDIT).
+"""
+
+from __future__ import annotations
+
+from bus import messages, topology
+from bus.layer import CounterWords, Send
+from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE, SEND_HEADER
+from layers.sockets.counters import Counters
+from layers.sockets.tables import Entry
+from packets.ip_options import split
+
+DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
+
+_from_bytes = int.from_bytes
+
+
+class Traffic:
+    """What passes between applications and transports; whose it is tell the core's tables."""
+
+    def __init__(self, entries: dict[int, Entry], guests: dict[int, dict[int, int]], counters: CounterWords) -> None:
+        self._entries = entries
+        self._guests = guests
+        self.counters = counters
+
+    def send(self, guest: int, records: list[bytes]) -> list[Send]:
+        """SEND records of an application, each to the transport of its socket."""
+        consumers = self._guests.get(guest, {})
+        sends = []
+        kind = messages.SEND
+        for record in records:
+            consumer = consumers.get(_from_bytes(record[:4], "little"))
+            if consumer is not None:
+                sends.append((consumer, kind, record))
+        self.counters[Counters.sent] += len(sends)
+        self.counters[Counters.send_foreign] += len(records) - len(sends)
+        return sends
+
+    def send_segments(self, guest: int, records: list[bytes]) -> list[Send]:
+        """Many datagrams in one record, for udp alone."""
+        consumers = self._guests.get(guest, {})
+        sends = []
+        for record in records:
+            if consumers.get(_from_bytes(record[:4], "little")) == topology.UDP:
+                sends.append((topology.UDP, messages.SEND_SEGMENTS, record))
+                self.counters[Counters.sent] += _segments_in(record, SEND_HEADER.size)
+            else:
+                self.counters[Counters.send_foreign] += 1
+        return sends
+
+    def deliver(self, sender: int, records: list[bytes]) -> list[Send]:
+        """DATAGRAM records of a transport, as far as the receive buffers have room."""
+        entries = self._entries
+        sends: list[Send] = []
+        kind = messages.DATAGRAM
+        delivered = 0
+        for record in records:
+            entry = entries.get(_from_bytes(record[:4], "little"))
+            if entry is None:
+                self.counters[Counters.closed] += 1
+                continue
+            outstanding = entry.outstanding
+            used = outstanding + len(record) + DATAGRAM_COST
+            if used > entry.limit and outstanding:  # an empty buffer takes one of any size, as on Linux
+                self._overflow(entry, sends)
+                continue
+            entry.outstanding = used
+            delivered += 1
+            sends.append((entry.guest, kind, record))
+        self.counters[Counters.delivered] += delivered
+        return sends
+
+    def deliver_options(self, sender: int, records: list[bytes]) -> list[Send]:
+        """As `deliver`; the IP options that stand before the payload cost nothing."""
+        sends: list[Send] = []
+        for record in records:
+            entry = self._entries.get(_from_bytes(record[:4], "little"))
+            found = split(record[DATAGRAM_HEADER.size :])
+            if entry is None or found is None:
+                self.counters[Counters.closed] += 1
+                continue
+            used = entry.outstanding + DATAGRAM_OVERHEAD + len(found[1])
+            if used > entry.limit and entry.outstanding:
+                self._overflow(entry, sends)
+                continue
+            entry.outstanding = used
+            self.counters[Counters.delivered] += 1
+            sends.append((entry.guest, messages.DATAGRAM_OPTIONS, record))
+        return sends
+
+    def deliver_segments(self, sender: int, records: list[bytes]) -> list[Send]:
+        """As `deliver`: of the datagrams of a record as many, from the first on, as there is room for."""
+        sends: list[Send] = []
+        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
+        for record in records:
+            entry = self._entries.get(_from_bytes(record[:4], "little"))
+            count = _segments_in(record, DATAGRAM_HEADER.size)
+            if entry is None or not count:
+                self.counters[Counters.closed] += count
+                continue
+            (size,) = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)
+            if not entry.socket.segments:
+                header = record[: DATAGRAM_HEADER.size]
+                cut = [header + record[at : at + size] for at in range(start, len(record), size)]
+                sends += self.deliver(sender, cut)
+                continue
+            used = entry.outstanding + count * DATAGRAM_OVERHEAD + len(record) - start
+            fitting = count
+            if used > entry.limit:
+                room = (entry.limit - entry.outstanding) // (size + DATAGRAM_OVERHEAD)
+                fitting = max(room, 0 if entry.outstanding else 1)
+                record = record[: start + fitting * size]
+                used = entry.outstanding + fitting * (size + DATAGRAM_OVERHEAD)
+            if fitting:
+                entry.outstanding = used
+                self.counters[Counters.delivered] += fitting
+                sends.append((entry.guest, messages.DATAGRAM_SEGMENTS, record))
+            if fitting < count:
+                self._overflow(entry, sends, count - fitting)
+        return sends
+
+    def _overflow(self, entry: Entry, sends: list[Send], count: int = 1) -> None:
+        self.counters[Counters.buffer_full] += count
+        entry.drops += count
+        if not entry.told:
+            # Datagrams that a pipe lost on the way, or a restart, may have left the books wrong, and an application
+            # that has nothing queued has no reason to speak: ask it.
+            sends.append(question(entry))
+
+    def credit(self, guest: int, records: list[bytes]) -> list[Send]:
+        """CREDIT records: an application has read, or says how much is queued in all."""
+        for record in records:
+            if len(record) == CREDIT_RECORD.size:
+                handle, octets = CREDIT_RECORD.unpack(record)
+                entry = self._entries.get(handle)
+                if entry is not None and entry.guest == guest:
+                    if octets & CREDIT_TOTAL:
+                        entry.outstanding = octets & ~CREDIT_TOTAL
+                    else:
+                        entry.outstanding = max(0, entry.outstanding - octets)
+                    entry.told = False
+                    continue
+            self.counters[Counters.credit_foreign] += 1
+        return []
+
+    def report(self, sender: int, records: list[bytes]) -> list[Send]:
+        """SOCKET_ERROR records of a transport."""
+        sends = []
+        for record in records:
+            entry = self._entries.get(_from_bytes(record[:4], "little"))
+            if entry is None:
+                self.counters[Counters.closed] += 1
+            else:
+                sends.append((entry.guest, messages.SOCKET_ERROR, record))
+        self.counters[Counters.errors] += len(sends)
+        return sends
+
+
+def question(entry: Entry) -> Send:
+    """Asks the application how much it has queued: what it has read of late it may not have said yet."""
+    entry.told = True
+    octets = min(entry.outstanding, CREDIT_TOTAL - 1)
+    return entry.guest, messages.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)
+
+
+def _segments_in(record: bytes, header_octets: int) -> int:
+    """How many datagrams a record of segments stands for; 0 where it is none."""
+    start = header_octets + SEGMENT_SIZE.size
+    size = SEGMENT_SIZE.unpack_from(record, header_octets)[0] if len(record) > start else 0
+    return -(-(len(record) - start) // size) if size else 0

@@ -1,0 +1,152 @@
+"""The structures of a C program that name a multicast group: ip(7), and RFC 3678 for those of MCAST_ options.
+
+Sizes and refusals are those of Linux (net/ipv4/ip_sockglue.c). Numbers are in the machine's byte order, as there.
+"""
+
+from __future__ import annotations
+
+import errno
+from struct import Struct
+from sys import byteorder
+from typing import NamedTuple
+
+from layers.common.routes import RouteTable
+from layers.sockets.requests import Refused
+
+INTERFACE = 2  # index of the one interface, as in usernet.sockets.cmsg
+SOURCES_MAX = 10  # Linux net.ipv4.igmp_max_msf
+MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1  # linux/in.h
+
+_AF_INET = 2
+_MREQ = Struct("!II")  # struct ip_mreq: group, address of an interface
+_MREQN = Struct("!II4s")  # struct ip_mreqn: the same, and the interface's index
+_MREQ_SOURCE = Struct("!III")  # struct ip_mreq_source on Linux: group, address of an interface, source
+_MSFILTER = Struct("4s4s4s4s")  # struct ip_msfilter: group, address of an interface, mode, count; sources follow
+_STORAGE_OCTETS = 128  # struct sockaddr_storage
+_INDEX_OCTETS = 8  # index of an interface, and room to align what follows
+_GROUP_REQ_OCTETS = _INDEX_OCTETS + _STORAGE_OCTETS
+_GROUP_SOURCE_REQ_OCTETS = _GROUP_REQ_OCTETS + _STORAGE_OCTETS
+_GROUP_FILTER_OCTETS = _GROUP_REQ_OCTETS + 8  # then mode, count; sources follow
+
+
+class Interface(NamedTuple):
+    """An interface by its number (index), by its address, or, with neither, the one on the way to the group."""
+
+    number: int
+    address: int
+
+    def is_ours(self, group: int, routes: RouteTable) -> bool:
+        """Linux's ip_mc_find_dev."""
+        if self.number:
+            return self.number == INTERFACE
+        return routes.is_local(self.address) if self.address else routes.source_for(group) is not None
+
+
+class Membership(NamedTuple):
+    """A group, and of its sources those that are meant."""
+
+    interface: Interface
+    group: int
+    sources: tuple[int, ...] = ()
+    mode: int = MCAST_EXCLUDE
+    room: int = 0  # for so many sources, in a question
+
+
+def mreq(octets: bytes) -> Membership:
+    """A struct ip_mreq or ip_mreqn."""
+    if len(octets) >= _MREQN.size:
+        group, address, index = _MREQN.unpack_from(octets)
+        return Membership(Interface(int.from_bytes(index, byteorder, signed=True), address), group)
+    if len(octets) < _MREQ.size:
+        raise Refused(errno.EINVAL)
+    group, address = _MREQ.unpack_from(octets)
+    return Membership(Interface(0, address), group)
+
+
+def mreq_source(octets: bytes) -> Membership:
+    """A struct ip_mreq_source."""
+    if len(octets) != _MREQ_SOURCE.size:
+        raise Refused(errno.EINVAL)
+    group, address, source = _MREQ_SOURCE.unpack(octets)
+    return Membership(Interface(0, address), group, (source,))
+
+
+def group_req(octets: bytes) -> Membership:
+    """A struct group_req."""
+    if len(octets) < _GROUP_REQ_OCTETS:
+        raise Refused(errno.EINVAL)
+    return Membership(_interface(octets), _stored(octets, _INDEX_OCTETS, errno.EINVAL))
+
+
+def group_source_req(octets: bytes) -> Membership:
+    """A struct group_source_req."""
+    if len(octets) != _GROUP_SOURCE_REQ_OCTETS:
+        raise Refused(errno.EINVAL)
+    group, source = (_stored(octets, at, errno.EADDRNOTAVAIL) for at in (_INDEX_OCTETS, _GROUP_REQ_OCTETS))
+    return Membership(_interface(octets), group, (source,))
+
+
+def msfilter(octets: bytes, question: bool = False) -> Membership:
+    """A struct ip_msfilter; of a question, its sources are yet to come."""
+    if len(octets) < _MSFILTER.size:
+        raise Refused(errno.EINVAL)
+    group, address = _MREQ.unpack_from(octets)
+    mode, count = _mode_and_count(octets, _MREQ.size)
+    interface = Interface(0, address)
+    if question:
+        return Membership(interface, group, room=count)
+    rest = _sources(octets[_MSFILTER.size :], count, 4)
+    return Membership(interface, group, tuple(int.from_bytes(source, "big") for source in rest), mode)
+
+
+def group_filter(octets: bytes, question: bool = False) -> Membership:
+    """A struct group_filter; of a question, its sources are yet to come."""
+    if len(octets) < _GROUP_FILTER_OCTETS:
+        raise Refused(errno.EINVAL)
+    mode, count = _mode_and_count(octets, _GROUP_REQ_OCTETS)
+    interface = _interface(octets)
+    if question:
+        return Membership(interface, _stored(octets, _INDEX_OCTETS, errno.EINVAL), room=count)
+    rest = _sources(octets[_GROUP_FILTER_OCTETS:], count, _STORAGE_OCTETS)
+    group = _stored(octets, _INDEX_OCTETS, errno.EADDRNOTAVAIL)
+    return Membership(interface, group, tuple(_stored(source, 0, errno.EADDRNOTAVAIL) for source in rest), mode)
+
+
+def answer_msfilter(asked: bytes, mode: int, sources: tuple[int, ...], room: int) -> bytes:
+    """The struct ip_msfilter that was asked, filled in: all sources are counted, as many told as there is room for."""
+    told = (source.to_bytes(4, "big") for source in sources[:room])
+    return b"".join((asked[: _MREQ.size], _ints(mode, len(sources)), *told))
+
+
+def answer_group_filter(asked: bytes, mode: int, sources: tuple[int, ...], room: int) -> bytes:
+    """The same in a struct group_filter."""
+    family = _AF_INET.to_bytes(2, byteorder)
+    told = ((family + bytes(2) + source.to_bytes(4, "big")).ljust(_STORAGE_OCTETS, b"\0") for source in sources[:room])
+    return b"".join((asked[:_GROUP_REQ_OCTETS], _ints(mode, len(sources)), *told))
+
+
+def _interface(octets: bytes) -> Interface:
+    return Interface(int.from_bytes(octets[:4], byteorder, signed=True), 0)
+
+
+def _stored(octets: bytes, at: int, refusal: int) -> int:
+    """The address in a struct sockaddr_storage that is a struct sockaddr_in."""
+    if int.from_bytes(octets[at : at + 2], byteorder) != _AF_INET:
+        raise Refused(refusal)
+    return int.from_bytes(octets[at + 4 : at + 8], "big")
+
+
+def _mode_and_count(octets: bytes, at: int) -> tuple[int, int]:
+    return int.from_bytes(octets[at : at + 4], byteorder), int.from_bytes(octets[at + 4 : at + 8], byteorder)
+
+
+def _sources(octets: bytes, count: int, size: int) -> list[bytes]:
+    if count > SOURCES_MAX:
+        raise Refused(errno.ENOBUFS)
+    if len(octets) < count * size:
+        raise Refused(errno.EINVAL)
+    return [octets[at : at + size] for at in range(0, count * size, size)]
+
+
+def _ints(*numbers: int) -> bytes:
+    return b"".join(number.to_bytes(4, byteorder) for number in numbers)

@@ -1,0 +1,157 @@
+"""ICMP messages, and the little of IPv4 that one must read to judge them (RFC 792).
+
+A message: type, code, checksum over the whole message, 4 octets whose meaning hangs on the type, data; all in network
+order. In echo messages the 4 octets are identifier and sequence number; in errors, a pointer or an MTU, and the data
+quotes the packet that the error is about.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from packets.checksum import checksum
+from packets.ip_options import RECORD_ROUTE, TIMESTAMP, echoed, to_transmit, walk
+from packets.time_of_day import time_of_day
+
+PROTOCOL = 1  # RFC 792
+HEADER = Struct("!BBHI")
+HEADER_OCTETS = HEADER.size
+
+ECHO_REPLY = 0
+DESTINATION_UNREACHABLE, UNREACHABLE_CODE_MAX = 3, 15
+FRAGMENTATION_NEEDED = 4  # code of a destination unreachable
+SOURCE_QUENCH = 4
+REDIRECT, REDIRECT_CODE_MAX = 5, 3
+ECHO_REQUEST = 8
+ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION = 9, 10  # RFC 1256
+TIME_EXCEEDED = 11
+PARAMETER_PROBLEM = 12
+TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
+INFORMATION_REQUEST, INFORMATION_REPLY = 15, 16
+ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY = 17, 18  # RFC 950
+REPORTED_TYPES = frozenset({DESTINATION_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM})
+# What an error may be about. Whatever else claims to be ICMP might be an error.
+QUERY_TYPES = frozenset({ECHO_REPLY, ECHO_REQUEST, TIMESTAMP_REQUEST, TIMESTAMP_REPLY, INFORMATION_REQUEST,
+                         INFORMATION_REPLY, ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY})
+
+IP_HEADER_OCTETS = 20  # RFC 791 section 3.1, without options
+IP_PAYLOAD_OCTETS_MAX = 65535 - IP_HEADER_OCTETS
+FRAGMENT_OFFSET = 0x1FFF
+EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quote is padded to at least this
+QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
+
+_RECORD_ROUTE, _TIMESTAMP = bytes((RECORD_ROUTE,)), bytes((TIMESTAMP,))
+_PRESPECIFIED = 3  # RFC 791: flag of a timestamp option whose addresses its sender chose
+_ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
+
+
+def echo_reply(request: bytes) -> bytes:
+    """The reply to a request whose checksum verifies: type 0, all else as it came.
+
+    RFC 1624: the sum gets smaller by the change of one word, so the checksum grows by it. Where zero has two
+    representations the result may be 0xffff and not 0; both verify.
+    """
+    check = (request[2] << 8 | request[3]) + _ECHO_TYPES
+    if check > 0xFFFF:
+        check -= 0xFFFF
+    return b"\0" + request[1:2] + check.to_bytes(2, "big") + request[4:]
+
+
+def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
+    """The reply to a timestamp request that has its originate timestamp; `epoch_s`: seconds since 1970.
+
+    RFC 792: received and sent at the same moment, in milliseconds since midnight UT; what follows is not repeated.
+    """
+    at = time_of_day(epoch_s)
+    rest = request[4:12] + at + at
+    return b"\x0e\0" + checksum(b"\x0e\0\0\0" + rest).to_bytes(2, "big") + rest
+
+
+def echoed_options(options: bytes) -> bytes:
+    """Of the options of an echo request those that its reply carries, as a TRANSMIT record has them; empty: none."""
+    return to_transmit(echoed(options))  # RFC 1122 section 3.2.2.6
+
+
+def as_received(packet: bytes) -> bytes:
+    """A packet without what ip has put into its options, our address and time (layers/ip/options.py).
+
+    What a slot had in it before is not known any more: zeros, as RFC 791 section 3.1 wants it of its sender.
+    """
+    end, ours = (packet[0] & 15) << 2, packet[16:20]
+    header = bytearray(packet[:end])
+    for offset, option in walk(packet[IP_HEADER_OCTETS:end]):
+        at = IP_HEADER_OCTETS + offset
+        pointer = option[2] if len(option) > 2 else 0
+        if option[:1] == _RECORD_ROUTE and pointer >= 8 and option[pointer - 5 : pointer - 1] == ours:
+            header[at + pointer - 5 : at + pointer - 1] = bytes(4)
+            header[at + 2] -= 4
+        elif option[:1] == _TIMESTAMP and len(option) > 3:
+            overflow, flag = option[3] >> 4, option[3] & 15
+            slot = 8 if flag else 4  # with addresses or without
+            start = pointer - 1 - slot
+            if overflow:  # it was full already
+                header[at + 3] -= 16
+            elif 4 <= start <= len(option) - slot and (not flag or option[start : start + 4] == ours):
+                kept = 4 if flag == _PRESPECIFIED else 0
+                header[at + start + kept : at + pointer - 1] = bytes(slot - kept)
+                header[at + 2] -= slot
+    header[10:12] = checksum(bytes(header[:10] + header[12:])).to_bytes(2, "big")
+    return bytes(header) + packet[end:]
+
+
+def echo_request(identifier: int, rest: bytes) -> bytes:
+    """An echo request; `rest` is sequence number and data."""
+    rest = identifier.to_bytes(2, "big") + rest
+    return b"\x08\0" + checksum(b"\x08\0\0\0" + rest).to_bytes(2, "big") + rest
+
+
+def error(icmp_type: int, code: int, info: int, quote: bytes) -> bytes:
+    """An error message. `info`: the pointer of a parameter problem, the MTU of fragmentation needed."""
+    rest = 0
+    if icmp_type == PARAMETER_PROBLEM:
+        rest = (info & 0xFF) << 24
+    elif icmp_type == DESTINATION_UNREACHABLE and code == FRAGMENTATION_NEEDED:
+        rest = info & 0xFFFF  # RFC 1191 section 4
+    check = checksum(HEADER.pack(icmp_type, code, 0, rest) + quote)
+    return HEADER.pack(icmp_type, code, check, rest) + quote
+
+
+def info_of(message: bytes) -> int:
+    """The `info` of an error message."""
+    icmp_type, code, _, rest = HEADER.unpack_from(message)
+    if icmp_type == PARAMETER_PROBLEM:
+        return rest >> 24
+    if icmp_type == DESTINATION_UNREACHABLE and code == FRAGMENTATION_NEEDED:
+        return rest & 0xFFFF
+    return 0
+
+
+def quote_of(message: bytes) -> bytes:
+    """The packet that an error quotes, without what may follow it.
+
+    RFC 4884 section 4: octet 5 may say how many words the quote has, padding included; extensions come behind it.
+    Section 5: many a sender says nothing there, or anything; a length that cannot be is no reason to drop an error.
+    """
+    quote = message[HEADER_OCTETS:]
+    octets = message[5] * 4
+    if EXTENDED_QUOTE_OCTETS_MIN <= octets < len(quote):
+        quote = quote[:octets]
+        total = quote[2] << 8 | quote[3]
+        if IP_HEADER_OCTETS + HEADER_OCTETS <= total < octets:
+            quote = quote[:total]
+    return quote
+
+
+def payload_offset(packet: bytes) -> int:
+    """Where the payload of an IPv4 packet starts; 0 where it is no first fragment with 8 octets of payload."""
+    if len(packet) < IP_HEADER_OCTETS + HEADER_OCTETS or packet[0] >> 4 != 4:
+        return 0
+    offset = (packet[0] & 15) << 2
+    if offset < IP_HEADER_OCTETS or len(packet) < offset + HEADER_OCTETS:
+        return 0
+    return 0 if (packet[6] << 8 | packet[7]) & FRAGMENT_OFFSET else offset
+
+
+def is_error_code(icmp_type: int, code: int) -> bool:
+    """True for an error with a meaning: a destination unreachable has codes up to 15."""
+    return icmp_type != DESTINATION_UNREACHABLE or code <= UNREACHABLE_CODE_MAX

@@ -1,0 +1,105 @@
+"""IPv4 headers (RFC 791 section 3.1)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from packets.checksum import checksum
+
+# Version and IHL, TOS, length, identification, flags and fragment offset, TTL, protocol, checksum, source, destination.
+HEADER = Struct("!BBHHHBBH4s4s")
+HEADER_OCTETS = 20
+VERSION_4_NO_OPTIONS = 0x45
+DONT_FRAGMENT = 0x4000
+MORE_FRAGMENTS = 0x2000
+FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset: zero in a whole packet
+LENGTH_MAX = 65535
+TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
+ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
+
+
+def build(source: bytes, destination: bytes, protocol: int, payload: bytes, *, ttl: int = 64, tos: int = 0,
+          identification: int = 0, dont_fragment: bool = False) -> bytes:
+    """A whole packet without options. Addresses are 4 octets; the payload at most 65,515."""
+    template = header_template(source, destination, protocol, ttl, tos, dont_fragment)
+    return finish_header(template, header_sum(template), HEADER_OCTETS + len(payload), identification) + payload
+
+
+def header_template(source: bytes, destination: bytes, protocol: int, ttl: int, tos: int, dont_fragment: bool) -> bytes:
+    """A header with length, identification and checksum zero: all that the packets of a flow share."""
+    fragment = DONT_FRAGMENT if dont_fragment else 0
+    return HEADER.pack(VERSION_4_NO_OPTIONS, tos, 0, 0, fragment, ttl, protocol, 0, source, destination)
+
+
+def header_sum(template: bytes) -> int:
+    """The one's complement sum of a template, for `finish_header`."""
+    return 65535 - checksum(template)
+
+
+_LENGTH_AND_ID = Struct("!HH")
+_CHECKSUM = Struct("!H")
+# A template in parts, and between them what differs: TOS before; length, identification; flags to protocol; checksum;
+# addresses. One call makes a header of them, which is what the way out does for each packet.
+PARTS = Struct("!2sHH4sH8s")
+
+
+def parts(template: bytes) -> tuple[bytes, bytes, bytes]:
+    """What PARTS wants of a template."""
+    return template[:2], template[6:10], template[12:]
+
+
+def finish_header(template: bytes, template_sum: int, length_octets: int, identification: int) -> bytes:
+    """The template with length, identification and the checksum that follows.
+
+    The sum is never zero (version and IHL are not), so modulo 65535 the only ambiguous value is 0, which stands for
+    65535 and gives the checksum 0.
+    """
+    total = (template_sum + length_octets + identification) % 65535 or 65535
+    start, middle, end = parts(template)
+    return PARTS.pack(start, length_octets, identification, middle, 65535 - total, end)
+
+
+def header_with_options(template: bytes, options: bytes, length_octets: int, identification: int) -> bytes:
+    """As `finish_header`, with options (whole words) behind it."""
+    words = (HEADER_OCTETS + len(options)) // 4
+    return with_checksum(bytes([0x40 | words]) + template[1:2] + _LENGTH_AND_ID.pack(length_octets, identification)
+                         + template[6:HEADER_OCTETS] + options)
+
+
+def with_checksum(header: bytes) -> bytes:
+    """The header with its checksum set anew."""
+    return header[:10] + _CHECKSUM.pack(checksum(header[:10] + header[12:])) + header[12:]
+
+
+def header_octets(packet: bytes) -> int:
+    """How long a packet says that its header is; beyond the packet for one that has none."""
+    octets = (packet[0] & 15) * 4 if packet else 0
+    return octets if octets >= HEADER_OCTETS else len(packet) + 1
+
+
+def is_fragment(packet: bytes) -> bool:
+    """Whether a packet is a part of one."""
+    return bool((packet[6] << 8 | packet[7]) & FRAGMENT_MASK)
+
+
+def completed(packet: bytes, source: bytes, identification: int) -> bytes:
+    """A packet that an application made: length and checksum set, source and identification where they are zero."""
+    end = header_octets(packet)
+    number = packet[4:6] if packet[4] or packet[5] else identification.to_bytes(2, "big")
+    origin = packet[12:16] if any(packet[12:16]) else source
+    header = packet[:2] + len(packet).to_bytes(2, "big") + number + packet[6:12] + origin + packet[16:end]
+    return with_checksum(header) + packet[end:]
+
+
+def group_mac(group: bytes) -> bytes:
+    """RFC 1112 section 6.4: the MAC address of a multicast group is 01-00-5E and its lower 23 bits."""
+    return b"\x01\x00\x5e" + bytes((group[1] & 0x7F,)) + group[2:]
+
+
+def source_is_martian(source: bytes) -> bool:
+    """True for sources that no packet on a wire may carry: this network, loopback, class D and E.
+
+    RFC 1122 section 3.2.1.3: 0/8, 127/8 and anything but a unicast address are invalid there.
+    """
+    first = source[0]
+    return first == 0 or first == 127 or first >= 224

@@ -1,0 +1,124 @@
+"""The keeper's front desk: answers the requests that come over the control socket."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bus.durable import layout
+from bus.runtime.sabotage import FAULTS
+from supervisor import control
+from supervisor.events import Event
+
+if TYPE_CHECKING:
+    from supervisor.keeper import Keeper
+
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
+class Desk:
+    """Serves any number of callers; what takes time is answered when it is done."""
+
+    def __init__(self, keeper: Keeper, run_dir: Path) -> None:
+        self._keeper = keeper
+        self._listener = control.listen(run_dir)
+        self._wait_for_down: list[control.Caller] = []
+        keeper.watch(self._listener, self._accept)
+
+    def close(self) -> None:
+        """The stack is down: tell those who asked for it."""
+        self._listener.close()
+        for caller in self._wait_for_down:
+            caller.answer({})
+
+    def _accept(self) -> None:
+        caller = control.accept(self._listener)
+        if caller is not None:
+            self._keeper.watch(caller, partial(self._serve, caller))
+
+    def _mind(self, caller: control.Caller) -> None:
+        """Wait for room as well, while the caller has yet to read something."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if caller.output else 0)
+        if caller.connection.fileno() >= 0:
+            self._keeper.selector.modify(caller, events, partial(self._serve, caller))
+
+    def _serve(self, caller: control.Caller) -> None:
+        requests = caller.requests() if caller.flush() else None
+        if requests is None:
+            self._keeper.selector.unregister(caller)
+            caller.connection.close()
+            return
+        answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
+                   "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage}
+        for request in requests:
+            answer = answers.get(str(request.get("op")))
+            if answer is None:
+                caller.refuse(f"unknown request {request.get('op')!r}")
+            else:
+                answer(caller, request)
+        self._mind(caller)
+
+    def _on_status(self, caller: control.Caller, request: dict) -> None:
+        caller.answer(self._keeper.status(time.monotonic()))
+
+    def _on_down(self, caller: control.Caller, request: dict) -> None:
+        self._wait_for_down.append(caller)
+        self._keeper.stop()
+
+    def _on_restart(self, caller: control.Caller, request: dict) -> None:
+        wards, names = self._keeper.wards, request.get("layers")
+        if not isinstance(names, list) or not names or not all(str(name) in wards for name in names):
+            caller.refuse(f"restart what? Layers are {', '.join(wards)}")
+            return
+        outcome: dict[str, str] = {}
+
+        def done(name: str, problem: str) -> None:
+            outcome[name] = problem
+            if len(outcome) == len(set(names)):
+                problems = [text for text in outcome.values() if text]
+                caller.refuse("\n".join(problems)) if problems else caller.answer(sorted(outcome))
+
+        for name in dict.fromkeys(names):
+            self._keeper.renew(wards[name], partial(done, name))
+
+    def _on_sabotage(self, caller: control.Caller, request: dict) -> None:
+        ward, fault = self._keeper.wards.get(str(request.get("layer"))), str(request.get("fault"))
+        if ward is None or ward.process is None or fault not in {*SIGNALS, *FAULTS}:
+            running = [name for name, other in self._keeper.wards.items() if other.process]
+            caller.refuse(f"layers that run: {', '.join(running)}; faults: {', '.join([*SIGNALS, *FAULTS])}")
+            return
+        if fault in SIGNALS:
+            signal.pidfd_send_signal(ward.process.pidfd, SIGNALS[fault])
+        else:
+            ward.words.words[layout.SABOTAGE] = FAULTS[fault]
+        caller.answer({"pid": ward.process.pid})
+
+    def _on_manage(self, caller: control.Caller, request: dict) -> None:
+        """A question or an order for one layer's core; it answers even if it has to be started anew meanwhile."""
+        ward = self._keeper.wards.get(str(request.get("layer")))
+        if ward is None or not isinstance(request.get("request"), dict):
+            caller.refuse("manage what?")
+            return
+
+        def answered(answer: dict) -> None:
+            caller.refuse(answer["error"]) if "error" in answer else caller.answer(answer)
+
+        ward.ask(request["request"], answered)
+
+    def _on_events(self, caller: control.Caller, request: dict) -> None:
+        for event in self._keeper.events.all():
+            caller.send(event)
+        if not request.get("follow"):
+            caller.finish()
+            return
+
+        def follow(event: Event) -> bool:
+            heard = caller.send(event)
+            self._mind(caller)
+            return heard
+
+        self._keeper.events.follow(follow)

@@ -1,0 +1,43 @@
+"""Poisonous records, kept for whoever debugs the layer that they kill: pcap files in the user's state directory."""
+
+from __future__ import annotations
+
+import base64
+import os
+import struct
+import time
+from pathlib import Path
+
+from bus import messages
+from packets.offload import settled
+
+LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/linktypes.html
+_FILE_HEADER = struct.Struct("=IHHiIII")  # pcap-savefile(5)
+_PACKET_HEADER = struct.Struct("=IIII")
+_LINKTYPES = {messages.ETHERNET: LINKTYPE_ETHERNET, messages.PACKET: LINKTYPE_RAW, messages.PACKET_GROUP: LINKTYPE_RAW,
+              messages.PACKET_CHECKED: LINKTYPE_RAW}
+VNET_HEADER_OCTETS = 10  # what precedes a frame at a TAP with offload
+
+
+def state_dir(stack: str) -> Path:
+    """xdg basedir: $XDG_STATE_HOME, else ~/.local/state."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "usernet" / stack
+
+
+def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -> Path:
+    """Write one record into a capture of its own, as a wire would show it; returns where."""
+    folder = state_dir(stack)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = base64.b64decode(message["record"])
+    if offload and message["kind"] == messages.ETHERNET:
+        record = record[VNET_HEADER_OCTETS:]
+    elif message["kind"] == messages.PACKET_CHECKED:
+        record = settled(record)
+    kind = messages.KIND_NAMES.get(message["kind"], str(message["kind"])).lower()
+    now = time.time()
+    path = folder / f"poison-{layer}-{kind}-{int(now * 1000)}.pcap"
+    linktype = _LINKTYPES.get(message["kind"], LINKTYPE_USER0)
+    path.write_bytes(_FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, linktype)
+                     + _PACKET_HEADER.pack(int(now), int(now % 1 * 1e6), len(record), len(record)) + record)
+    return path

@@ -1,0 +1,156 @@
+"""The two ZeroMQ sockets between an application and a stack's socket service. No frames are looked into here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+from usernet.errors import os_error, timed_out
+from usernet.pipe.direct import Poller, Pull, Push
+from usernet.pipe.frame import MAX_FRAME_OCTETS
+from usernet.pipe.run_dir import SERVICE_SOCKET
+
+ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
+CONNECT_INTERVAL_S = 0.005  # who has nobody to connect to tries that often
+CONNECTIONS_MAX = 16  # at our inbox: the service's, those of its former incarnations
+NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
+WAKE = b""  # what `receive` returns to who was woken
+
+
+def check_running(run_dir: Path, name: str) -> None:
+    """ConnectionRefusedError where no stack keeps its sockets there."""
+    try:
+        running = stat.S_ISSOCK((run_dir / SERVICE_SOCKET).stat().st_mode)
+    except OSError:
+        running = False
+    if not running:
+        raise ConnectionRefusedError(
+            errno.ECONNREFUSED,
+            f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: launcher.py up --detach",
+        )
+
+
+class Line:
+    """`inbox_path`: the file on which we listen. One thread at a time receives; one sends, and holds `sending`."""
+
+    def __init__(self, run_dir: Path, inbox_path: Path, sending: threading.Lock) -> None:
+        self.inbox_path = inbox_path
+        self.closed = False
+        self._sending = sending
+        self._received: deque[bytes] = deque()
+        self._poller = Poller()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                listener.bind(str(inbox_path))
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
+            listener.listen()
+            self._inbox = Pull(listener.detach(), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX,
+                               lambda: None)  # who it was is nothing to the program
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.epoll.register(self._wake, select.EPOLLIN)
+        self._outbox = Push(str(run_dir / SERVICE_SOCKET), self._poller)
+
+    def alive(self) -> bool:
+        """False once the stack was taken down: our inbox went with its run directory."""
+        return not self.closed and self.inbox_path.exists()
+
+    def send(self, frame: bytes, timeout: float | None) -> None:
+        """Send, and wait until the pipe has taken it, at most so long: then it leaves with what comes later.
+
+        ENETDOWN where the stack is gone, TimeoutError where too much waits already. A timeout of 0: do not wait.
+        """
+        outbox = self._outbox
+        taken = outbox.send(frame)
+        if taken and (outbox.open or timeout == 0 or not outbox.waiting):
+            return
+        deadline = None if timeout is None else monotonic() + (timeout or NO_ROOM_S)
+        while not taken:
+            if not self._await_room(deadline):
+                raise timed_out()
+            taken = outbox.send(frame)
+        while timeout != 0 and outbox.waiting and self._await_room(deadline):
+            pass
+
+    def _await_room(self, deadline: float | None) -> bool:
+        """Wait until something has happened to the pipe; False where nothing has until the deadline."""
+        left = ALIVE_INTERVAL_S if deadline is None else min(deadline - monotonic(), ALIVE_INTERVAL_S)
+        if left <= 0:
+            return False
+        descriptor = self._outbox.fileno()
+        if descriptor < 0:
+            time.sleep(min(left, CONNECT_INTERVAL_S))
+            self._outbox.flush()
+        else:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN | (select.POLLOUT if self._outbox.ready else 0))
+            if poll.poll(left * 1000 + 1):
+                self._outbox.hear()
+        if not self.alive():
+            raise os_error(errno.ENETDOWN)
+        return True
+
+    def receive(self, timeout: float | None) -> bytes | None:
+        """The next frame; None where none came in time. A timeout of None: for ever, 0: do not wait."""
+        received = self._received
+        if received:
+            return received.popleft()
+        deadline = None if timeout is None else monotonic() + timeout
+        while not self.closed:
+            self._listen(timeout)
+            if received:
+                return received.popleft()
+            if deadline is not None and (timeout := deadline - monotonic()) <= 0:
+                return None
+        raise os_error(errno.ENETDOWN)
+
+    def _listen(self, timeout: float | None) -> None:
+        """Wait for one event, or several at once, and do what is due."""
+        for descriptor, _ in self._poller.epoll.poll(timeout):
+            frames = self._inbox.read(descriptor)
+            if frames is not None:
+                self._received += frames
+            elif descriptor == self._wake:
+                os.eventfd_read(self._wake)
+                self._received.append(WAKE)
+            elif self._sending.acquire(blocking=False):  # else: who sends looks after it
+                try:
+                    if descriptor == self._outbox.fileno():
+                        self._outbox.hear()
+                finally:
+                    self._sending.release()
+
+    def waiting(self) -> Iterator[bytes]:
+        """The frames that are there already."""
+        while True:
+            if not self._received:
+                self._listen(0)
+            if not self._received:
+                return
+            yield self._received.popleft()
+
+    def poke(self) -> None:
+        """Wake the thread that is receiving: it gets WAKE. May be called by any thread."""
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Nothing is received from here on; who is receiving is woken. `destroy` is due when nobody is left."""
+        self.closed = True
+        self.poke()
+
+    def destroy(self) -> None:
+        """Both sockets, once nobody uses them any more. What was sent can still be read."""
+        self._outbox.close()
+        self._inbox.close()
+        self._poller.epoll.close()
+        os.close(self._wake)
+        self.inbox_path.unlink(missing_ok=True)

@@ -1,0 +1,421 @@
+"""The connection of this process to one stack's socket service.
+
+Owns the numbering of frames and the hand-over of what comes in to those who wait for it. There is no thread of its
+own: whoever waits first reads the inbox for all (the leader), the others sleep until there is something for them or the
+leader leaves. Only for programs that wait for descriptors there is one (`serve_descriptors`). A restart of the service
+is noticed by its HELLO, which whoever reads or sends next comes across; nothing of it is to be seen above.
+
+Locks, in the order in which they may be taken: `readers.reading` (the leader's), `_sending`, `readers.lock`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+
+from usernet.client.channel import ALIVE_INTERVAL_S, Line, check_running
+from usernet.client.description import Description
+from usernet.client.dispatcher import Mailbox, Readers
+from usernet.client.readiness import Descriptor
+from usernet.errors import os_error, would_block
+from usernet.pipe.frame import MAX_RECORDS, VERSION, FrameError, pack_frame, unpack_frame
+from usernet.pipe.messages import (
+    BYE,
+    CREDIT,
+    CREDIT_RECORD,
+    CREDIT_TOTAL,
+    DATAGRAM,
+    DATAGRAM_HEADER,
+    DATAGRAM_OPTIONS,
+    DATAGRAM_SEGMENTS,
+    HELLO,
+    REPLY,
+    REQUEST,
+    RESUME,
+    SEGMENT_SIZE,
+    SOCKET_ERROR,
+    inbox_name,
+)
+from usernet.pipe.numbering import Incoming, Journal, incarnation_of
+from usernet.sockets.cmsg import with_options
+
+CONNECT_TIMEOUT_S = 5.0
+HELLO_INTERVAL_S = 0.5
+REQUEST_TIMEOUT_S = 10.0
+LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
+FAREWELL_S = 1.0  # how long a process that ends waits for its last frames to be taken: a service that hangs is replaced
+HANDLE_MAX = 0xFFFFFFFF
+INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
+
+_from_bytes = int.from_bytes
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict).decode
+
+
+class _Unanswered:
+    """A request under way."""
+
+    __slots__ = ("box", "opens", "record", "sequence")
+
+    def __init__(self, record: bytes, box: Mailbox | None, opens: bool) -> None:
+        self.record = record
+        self.box = box  # where its answer is waited for, if it is
+        self.opens = opens  # its answer has the handle of a new socket
+        self.sequence: int | None = None  # of the frame that carries it; None: not sent yet
+
+
+class Connection:
+    """See the module's docstring. ConnectionRefusedError or TimeoutError where there is no stack."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self.run_dir = run_dir
+        self.name = name
+        self.pid = os.getpid()
+        self.welcome: dict[str, object] = {}
+        self.malformed = 0  # frames from the service that do not parse
+        self.orphans: deque[tuple[Description, Descriptor | None]] = deque()  # of sockets dropped without close
+        check_running(run_dir, name)
+        self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
+        self.inbox_path = run_dir / inbox_name(self.id)
+        self.readers = Readers(self._read)
+        self._sending = threading.Lock()
+        self._boxes: dict[int, Description] = {}  # by handle
+        self._requests: dict[int, _Unanswered] = {}
+        self._request_ids = itertools.count(1)
+        self._incoming, self._journal = Incoming(), Journal()
+        self._looked = 0.0
+        self.sockets: weakref.WeakSet = weakref.WeakSet()
+        self._line = Line(run_dir, self.inbox_path, self._sending)
+        try:
+            self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self) -> None:
+        deadline = monotonic() + CONNECT_TIMEOUT_S
+        while not self.welcome:
+            if monotonic() > deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"the usernet stack {self.name!r} in {self.run_dir} did not answer within "
+                    f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
+                )
+            hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done}
+            with self._sending:
+                self._line.send(self._unnumbered(HELLO, hello), CONNECT_TIMEOUT_S)
+            until = monotonic() + HELLO_INTERVAL_S
+            while not self.welcome and (left := until - monotonic()) > 0:
+                self._read(left)
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._line.closed
+
+    def alive(self) -> bool:
+        """False once the connection was closed or the stack was taken down."""
+        return self._line.alive()
+
+    def close(self, linger_s: float = FAREWELL_S) -> None:
+        """Say goodbye, which closes all sockets, once the service has taken all that was sent, and be gone."""
+        if self.closed or self.pid != os.getpid():
+            return
+        if self.welcome and self.alive():
+            try:
+                self._await_service(linger_s)
+                self._number(BYE, (), linger_s)
+            except OSError:
+                pass  # the service is away: it will find our inbox gone
+        self._line.close()
+        if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
+            return
+        if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
+            self._line.destroy()
+            self._sending.release()
+        self.readers.leave()
+
+    def _await_service(self, timeout: float) -> None:
+        """Return once the service has taken what was sent: that it answers what was asked after it says so.
+
+        Else the end of this process could be seen before its last frames, or the service die with those in its hands.
+        """
+        box = self.readers.new_box()
+        number = self._ask("list", {"after": HANDLE_MAX}, box, timeout)
+        try:
+            self.readers.wait(box, timeout)
+        finally:
+            self._requests.pop(number, None)
+
+    # -- receiving: what begins with _ only while leading ----------------------------------------------------------
+
+    def look(self) -> None:
+        """Take what is in the inbox, if nobody is at it anyway."""
+        if self.readers.reading.acquire(blocking=False):
+            try:
+                self._looked = monotonic()
+                for frame in self._line.waiting():
+                    self._take(frame)
+            finally:
+                self.readers.leave()
+
+    def _read(self, timeout: float | None) -> bool:
+        """Wait for a frame and take it; False where none came. None: for ever, 0: do not wait."""
+        frame = self._line.receive(timeout)
+        if frame is None:
+            return False
+        self._take(frame)
+        return True
+
+    def wake_reader(self) -> None:
+        """Let whoever reads look at its mailbox again."""
+        self._line.poke()
+
+    def serve_descriptors(self) -> None:
+        """From now on a thread reads, so that descriptors become ready while nobody waits in here."""
+        with self.readers.lock:
+            if self.readers.served:
+                return
+            self.readers.served = True
+        self.wake_reader()
+        threading.Thread(target=self._serve, name=f"usernet {self.name}", daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            self.readers.serve(self.alive, ALIVE_INTERVAL_S)
+        except OSError:
+            pass  # closed
+        if not self.alive():
+            for box in list(self._boxes.values()):
+                box.error = errno.ENETDOWN
+                self.readers.wake(box)
+
+    def _take(self, frame: bytes, late: bool = False) -> None:
+        try:
+            kind, incarnation, _, sequence, records = unpack_frame(frame)
+            if sequence == 0:
+                self._greeted(kind, incarnation, _decode(records[0]))
+                return
+            accepted = self._incoming.accept_late(sequence) if late else self._incoming.accept(incarnation, sequence)
+        except (FrameError, IndexError, KeyError, msgspec.DecodeError):
+            self.malformed += bool(frame)  # an empty one only wants us to look up
+            return
+        if not accepted:
+            return
+        boxes = self._boxes
+        if kind == DATAGRAM:
+            for record in records:
+                box = boxes.get(_from_bytes(record[:4], "little"))
+                if box is not None:
+                    box.items.append(record)
+                    if box.waiters:
+                        self.readers.wake(box)
+        elif kind == DATAGRAM_SEGMENTS:
+            for record in records:
+                self._take_segments(record)
+        elif kind == DATAGRAM_OPTIONS:
+            for record in records:
+                self._take_with_options(record)
+        elif kind == REPLY:
+            for record in records:
+                self._replied(record)
+        elif kind == SOCKET_ERROR:
+            for record in records:
+                self._failed(record)
+        elif kind == CREDIT:
+            for record in records:
+                box = boxes.get(CREDIT_RECORD.unpack(record)[0])
+                if box is not None:
+                    self._tell_queued([box])
+
+    def _take_segments(self, record: bytes) -> None:
+        """Many datagrams in one record: from here on they are what they would be in records of their own."""
+        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
+        size = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0] if len(record) > start else 0
+        if not size:
+            self.malformed += 1
+        elif box is not None:
+            header = record[: DATAGRAM_HEADER.size]
+            box.items.extend([header + record[at : at + size] for at in range(start, len(record), size)])
+            if box.waiters:
+                self.readers.wake(box)
+
+    def _take_with_options(self, record: bytes) -> None:
+        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        made = with_options(record)
+        if made is None:
+            self.malformed += 1
+        elif box is not None:
+            box.items.append(made)
+            if box.waiters:
+                self.readers.wake(box)
+
+    def _replied(self, record: bytes) -> None:
+        reply = _decode(record)
+        request = self._requests.pop(reply["id"], None)
+        if request is not None and request.opens and not reply["errno"]:
+            # Now: a raw socket's first packets may follow, and who reads them need not be who asked.
+            handle = reply["handle"]
+            self._boxes[handle] = Description(self.readers.lock, handle, reply["receive_buffer"])
+        if request is not None and request.box is not None:
+            request.box.items.append(record)
+            self.readers.wake(request.box)
+
+    def _failed(self, record: bytes) -> None:
+        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        if box is not None:
+            box.fail(record)
+            self.readers.wake(box)
+
+    def _greeted(self, kind: int, incarnation: int, fields: dict) -> None:
+        if kind == RESUME:
+            self._incoming.resumed(incarnation, int(fields["first"]))
+        elif kind == HELLO and incarnation >= self._incoming.incarnation:
+            done = int(fields["done"])
+            later = []
+            if self.welcome and incarnation > self._incoming.incarnation:
+                # What the former incarnation got out before it died may still be unread: its connection is another
+                # than this one's. It is not to be lost.
+                for frame in self._line.waiting():
+                    if incarnation_of(frame) < incarnation:
+                        self._take(frame, late=True)
+                    else:
+                        later.append(frame)
+            again = self._incoming.started(incarnation) and bool(self.welcome)
+            self.welcome = fields
+            self._resume(done)
+            if again:
+                self._tell_queued(list(self._boxes.values()))
+            for frame in later:
+                self._take(frame)
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def send(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
+        """Send one frame; returns its number. Blocks while the pipe is full, at most for `timeout`."""
+        if monotonic() - self._looked > LOOK_INTERVAL_S:
+            self.look()
+        return self._number(kind, records, timeout)
+
+    def _number(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
+        with self._sending:
+            line = self._line
+            if line.closed:
+                raise os_error(errno.ENETDOWN)
+            journal = self._journal
+            sequence = journal.sequence + 1
+            frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
+            try:
+                line.send(frame, timeout)
+            except TimeoutError:
+                if timeout == 0:
+                    raise would_block() from None
+                raise
+            journal.append(frame)
+            return sequence
+
+    def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
+        return pack_frame(kind, self.id, INCARNATION, 0, [_encode(fields)])
+
+    def _resume(self, done: int) -> None:
+        """Repeat what the service has not processed; requests that are no longer kept as frames are made anew."""
+        with self._sending:
+            first, frames = self._journal.after(done)
+            self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
+            for frame in frames:
+                self._line.send(frame, CONNECT_TIMEOUT_S)
+        for request in list(self._requests.values()):
+            if request.sequence is not None and request.sequence < first:
+                request.sequence = self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S)
+
+    def credit(self, box: Description) -> None:
+        """Give receive buffer back that was consumed."""
+        octets, box.consumed = box.consumed, 0
+        try:
+            self._number(CREDIT, (CREDIT_RECORD.pack(box.handle, min(octets, CREDIT_TOTAL - 1)),), 0)
+        except BlockingIOError:
+            box.consumed += octets  # the service is away: next time
+
+    def _tell_queued(self, boxes: list[Description]) -> None:
+        """Say how much is queued, where the service asks or has forgotten it."""
+        records = []
+        for box in boxes:
+            box.consumed = 0
+            records.append(CREDIT_RECORD.pack(box.handle, min(box.queued(), CREDIT_TOTAL - 1) | CREDIT_TOTAL))
+        for start in range(0, len(records), MAX_RECORDS):
+            self._number(CREDIT, records[start : start + MAX_RECORDS], CONNECT_TIMEOUT_S)
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def request(self, op: str, **fields: object) -> dict:
+        """Ask the service and wait for the answer; OSError where it is an error, TimeoutError where none comes."""
+        self._bury_orphans()
+        box = self.readers.new_box()
+        number = self._ask(op, fields, box)
+        try:
+            self._await(box, op)
+        finally:
+            self._requests.pop(number, None)
+        reply = _decode(box.items.popleft())
+        if reply["errno"]:
+            raise os_error(reply["errno"])
+        return reply
+
+    def _await(self, box: Mailbox, op: str) -> None:
+        deadline = monotonic() + REQUEST_TIMEOUT_S
+        while not box.items:
+            try:
+                self.readers.wait(box, ALIVE_INTERVAL_S)
+            except TimeoutError:
+                if monotonic() > deadline or not self.alive():
+                    raise self._no_answer(op) from None
+
+    def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None, timeout: float = REQUEST_TIMEOUT_S) -> int:
+        number = next(self._request_ids)
+        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens=op == "socket")
+        self._requests[number] = request
+        try:
+            request.sequence = self.send(REQUEST, (request.record,), timeout)
+        except BaseException as error:
+            self._requests.pop(number, None)
+            if isinstance(error, TimeoutError):
+                raise self._no_answer(op) from None
+            raise
+        return number
+
+    def _no_answer(self, op: str) -> OSError:
+        if not self.alive():
+            return OSError(errno.ENETDOWN, f"the usernet stack in {self.run_dir} was taken down")
+        return TimeoutError(errno.ETIMEDOUT, f"the usernet stack in {self.run_dir} did not answer {op!r}")
+
+    def open_socket(self, kind: str, protocol: int = 0) -> Description:
+        """A new socket of the service. `protocol`: of a raw socket."""
+        fields = {"protocol": protocol} if protocol else {}
+        return self._boxes[self.request("socket", type=kind, segments=True, **fields)["handle"]]
+
+    def release(self, box: Description, descriptor: Descriptor | None) -> None:
+        """A duplicate of a socket is closed; with the last one the socket."""
+        if descriptor is not None:
+            self.readers.detach(box, descriptor)
+        with self.readers.lock:
+            box.references -= 1
+        if not box.references and self._boxes.pop(box.handle, None) is not None and not self.closed:
+            try:
+                self._ask("close", {"handle": box.handle}, None)  # nothing to wait for: later requests come after it
+            except OSError:
+                if self.alive():  # else the stack was taken down, and the socket with it
+                    raise
+
+    def _bury_orphans(self) -> None:
+        while self.orphans:
+            self.release(*self.orphans.popleft())

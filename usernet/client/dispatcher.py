@@ -1,0 +1,145 @@
+"""Mailboxes, and how the threads of a process share the reading of one inbox.
+
+There is no thread for it: whoever waits first becomes the *leader* and reads the inbox for all, the *followers* sleep
+until something is in their mailbox or the leader leaves. So a program with one thread waits for its pipe itself, with
+nothing between a datagram and its reader. Only where a program waits for descriptors, outside of this library, a
+thread of the connection's becomes the leader for good (`serve`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+from usernet.client.readiness import Descriptor
+from usernet.errors import timed_out, would_block
+
+
+class Mailbox:
+    """What has come in for one socket, or for one request."""
+
+    __slots__ = ("arrived", "descriptors", "ended", "error", "items", "waiters")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.items: deque[bytes] = deque()
+        self.arrived = threading.Condition(lock)
+        self.waiters = 0  # who is to be told of what arrives: threads that sleep here, and descriptors
+        self.descriptors: list[Descriptor] = []
+        self.error = 0  # errno to raise once, as Linux's sk_err
+        self.ended = False  # nothing is waited for any more
+
+    def ready(self) -> bool:
+        """Whether there is anything to be had without waiting."""
+        return bool(self.items or self.error or self.ended)
+
+
+class Readers:
+    """`read(timeout)` takes one frame from the inbox and fills mailboxes; False: none came. One thread at a time."""
+
+    def __init__(self, read: Callable[[float | None], bool]) -> None:
+        self._read = read
+        self.reading = threading.Lock()  # held by the leader
+        self.lock = threading.Lock()  # of all mailboxes' conditions; taken after `reading`, never before
+        self.served = False  # a thread leads for good; set before that thread waits for `reading`
+        self._waiting: list[Mailbox] = []
+
+    def new_box(self) -> Mailbox:
+        """A mailbox to wait at."""
+        return Mailbox(self.lock)
+
+    def wait(self, box: Mailbox, timeout: float | None) -> None:
+        """Return once `box` has something in it, or an error; TimeoutError, BlockingIOError for a timeout of 0."""
+        deadline = None if timeout is None else monotonic() + timeout
+        while not (box.items or box.error or box.ended):
+            if not self.served and self.reading.acquire(blocking=False):
+                try:
+                    while not (box.items or box.error or box.ended or self.served):
+                        if not self._read(_left(deadline)) and deadline is not None and monotonic() >= deadline:
+                            raise would_block() if timeout == 0 else timed_out()
+                finally:
+                    self.leave()
+            elif timeout == 0:
+                raise would_block()
+            else:
+                self._follow(box, deadline)
+
+    def serve(self, goes_on: Callable[[], bool], interval_s: float) -> None:
+        """Lead until `goes_on`, asked when nothing has come for `interval_s`, says no, or reading fails."""
+        with self.reading:
+            try:
+                while self._read(interval_s) or goes_on():
+                    pass
+            finally:
+                self.served = False
+        self._pass_on()
+
+    def leave(self) -> None:
+        """The leader goes; someone else may have to go on reading."""
+        self.reading.release()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            with self.lock:
+                self._appoint()
+
+    def wake(self, box: Mailbox) -> None:
+        """Something was put into `box`."""
+        if box.waiters:
+            with self.lock:
+                box.arrived.notify_all()
+                self._show(box)
+
+    def settle(self, box: Mailbox) -> None:
+        """Something was taken out of `box`: it may have nothing left to say."""
+        if box.descriptors:
+            with self.lock:
+                self._show(box)
+
+    @staticmethod
+    def _show(box: Mailbox) -> None:
+        for descriptor in box.descriptors:
+            descriptor.show(box.ready())
+
+    def attach(self, box: Mailbox, descriptor: Descriptor) -> None:
+        """Keep `descriptor` readable for as long as `box` has something to say."""
+        with self.lock:
+            box.waiters += 1
+            box.descriptors.append(descriptor)
+            self._show(box)  # whoever put something in before it could see us did so before we look
+
+    def detach(self, box: Mailbox, descriptor: Descriptor) -> None:
+        """Close `descriptor`."""
+        with self.lock:
+            box.descriptors.remove(descriptor)
+            box.waiters -= 1
+            descriptor.close()
+
+    def _follow(self, box: Mailbox, deadline: float | None) -> None:
+        """Sleep until there is something for us, or no leader."""
+        with self.lock:
+            box.waiters += 1
+            self._waiting.append(box)
+            try:
+                # Who would wake us fills the box before it looks at `waiters`, and stops leading before it looks at
+                # `_waiting`; both were set before we look. So no wake-up is missed.
+                if not (box.items or box.error or box.ended) and (self.reading.locked() or self.served):
+                    left = _left(deadline)
+                    if left == 0:
+                        raise timed_out()
+                    box.arrived.wait(left)
+            finally:
+                box.waiters -= 1
+                self._waiting.remove(box)
+                if not (self.reading.locked() or self.served):
+                    self._appoint()  # we may have been appointed, and may be leaving for good
+
+    def _appoint(self) -> None:
+        if self._waiting:
+            self._waiting[0].arrived.notify()
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - monotonic())

@@ -1,0 +1,133 @@
+"""Which stack: one connection per process and stack, made when first needed.
+
+Owns the table of connections, and what becomes of them when the process forks or ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from usernet.client.connection import Connection
+from usernet.pipe.run_dir import run_dir as default_run_dir
+from usernet.pipe.run_dir import stack_name
+
+if TYPE_CHECKING:
+    from usernet.sockets.endpoint import socket
+
+_connections: dict[Path, Connection] = {}
+_lock = threading.Lock()
+_all: weakref.WeakSet[Connection] = weakref.WeakSet()
+_inherited: list[Connection] = []  # of the parent process: kept as they are, never touched
+
+
+class Stack:
+    """A running stack, for a program that talks to several or wants to know its address.
+
+    `name` is what it was started as, `run_dir` where it keeps its sockets; with neither, the environment decides
+    (usernet.pipe.run_dir). ConnectionRefusedError where it does not run.
+    """
+
+    def __init__(self, name: str | None = None, run_dir: str | os.PathLike | None = None) -> None:
+        self.run_dir = Path(os.path.abspath(run_dir if run_dir is not None else default_run_dir(name)))
+        self.name = name or (stack_name() if run_dir is None else self.run_dir.name)
+        _ = self.connection
+
+    @property
+    def connection(self) -> Connection:
+        """This process's connection to it; a new one after a fork, or after the stack was taken down and up again."""
+        with _lock:
+            connection = _connections.get(self.run_dir)
+            if connection is None or not connection.alive():
+                if connection is not None:
+                    connection.close(linger_s=0)
+                connection = _connections[self.run_dir] = Connection(self.run_dir, self.name)
+                _all.add(connection)
+                _say_farewell_at_exit()
+            return connection
+
+    @property
+    def address(self) -> str:
+        """The stack's own IPv4 address."""
+        return str(self.connection.welcome["address"])
+
+    @property
+    def mtu(self) -> int:
+        """The MTU of its link, in octets."""
+        return int(self.connection.welcome["mtu"])  # type: ignore[call-overload]
+
+    @property
+    def name_servers(self) -> list[str]:
+        """The name servers that it was started with (`launcher.py up --dns`)."""
+        return list(self.connection.welcome.get("dns", ()))  # type: ignore[call-overload]
+
+    def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> socket:
+        """A socket of this stack; arguments as for socket.socket."""
+        from usernet.sockets.endpoint import socket
+
+        return socket(family, type, proto, stack=self)
+
+    def list_sockets(self) -> list[dict]:
+        """The sockets of all applications of the stack: handle, type, pid, local, peer, queued octets, drops."""
+        sockets: list[dict] = []
+        while True:
+            answer = self.connection.request("list", after=sockets[-1]["handle"] if sockets else 0)
+            sockets += answer["sockets"]
+            if not answer["more"]:
+                return sockets
+
+    def close(self) -> None:
+        """End this process's connection, and with it all sockets it has in this stack."""
+        with _lock:
+            connection = _connections.pop(self.run_dir, None)
+        if connection is not None:
+            connection.close()
+            for endpoint in list(connection.sockets):
+                endpoint.close()
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<usernet.Stack {self.name!r} in {self.run_dir}>"
+
+
+def all_sockets() -> list[socket]:
+    """All sockets of this process that are open, whatever their stack."""
+    return [endpoint for connection in list(_all) for endpoint in list(connection.sockets)]
+
+
+def _forked() -> None:
+    """In the child: connections and their threads are the parent's. Leave them alone; start afresh when asked."""
+    global _lock
+    _lock = threading.Lock()
+    _connections.clear()
+    for connection in list(_all):
+        _inherited.append(connection)
+        for socket in list(connection.sockets):
+            socket.disown()
+    _all.clear()
+
+
+def _say_farewell_at_exit() -> None:
+    """A child of multiprocessing ends without atexit; it has a list of its own of what to do last."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _farewell, exitpriority=0)
+
+
+def _farewell() -> None:
+    for connection in list(_all):
+        connection.close()
+
+
+os.register_at_fork(after_in_child=_forked)
+atexit.register(_farewell)

@@ -1,0 +1,71 @@
+"""Frames: what one message on a pipe is (docs/app-protocol.md).
+
+A *frame* is one ZeroMQ message: a header, the lengths of its records, the records. All integers are little-endian.
+Applications and layers use the same frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from struct import error as StructError  # noqa: N812
+
+VERSION = 1
+HEADER = Struct("<BBHIQQ")  # version, kind, record count, sender's incarnation, sender's id, sequence number
+HEADER_OCTETS = HEADER.size
+MAX_RECORDS = 256  # records that one frame may carry
+MAX_FRAME_OCTETS = 1 << 18  # longer frames are refused by the receiving socket
+
+_HEADER_AND_LENGTH = Struct("<BBHIQQI")  # and that of the first record
+_LONE_RECORD = _HEADER_AND_LENGTH.size
+_lengths = [Struct(f"<{count}I") for count in range(MAX_RECORDS + 1)]
+
+
+class FrameError(ValueError):
+    """The octets are not a frame of this protocol; the text says why."""
+
+
+def pack_frame(kind: int, sender: int, incarnation: int, sequence: int, records: Sequence[bytes]) -> bytes:
+    """One frame out of 0 to MAX_RECORDS records."""
+    count = len(records)
+    if count == 1:
+        record = records[0]
+        return _HEADER_AND_LENGTH.pack(VERSION, kind, 1, incarnation, sender, sequence, len(record)) + record
+    head = HEADER.pack(VERSION, kind, count, incarnation, sender, sequence)
+    return b"".join((head, _lengths[count].pack(*map(len, records)), *records))
+
+
+def with_incarnation(frame: bytes, incarnation: int) -> bytes:
+    """The same frame from a later incarnation of its sender: repetitions must not look stale."""
+    return frame[:4] + _lengths[1].pack(incarnation) + frame[8:]
+
+
+def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
+    """(kind, incarnation, sender, sequence, records) of a frame; FrameError for anything else."""
+    try:
+        version, kind, count, incarnation, sender, sequence, length = _HEADER_AND_LENGTH.unpack_from(frame)
+        if count == 1 and version == VERSION:  # a lone record: most frames while little is going on
+            record = frame[_LONE_RECORD:]
+            if len(record) != length:
+                raise FrameError("record length does not match the frame")
+            return kind, incarnation, sender, sequence, [record]
+    except StructError:
+        pass  # no records, or no frame
+    try:
+        version, kind, count, incarnation, sender, sequence = HEADER.unpack_from(frame)
+        if version != VERSION:
+            raise FrameError(f"version {version}, expected {VERSION}")
+        if count > MAX_RECORDS:
+            raise FrameError(f"{count} records, at most {MAX_RECORDS}")
+        lengths = _lengths[count].unpack_from(frame, HEADER_OCTETS)
+    except StructError as error:
+        raise FrameError("shorter than its header says") from error
+    end = HEADER_OCTETS + 4 * count
+    records = []
+    for length in lengths:
+        start = end
+        end += length
+        records.append(frame[start:end])
+    if end != len(frame):
+        raise FrameError("record lengths do not add up to the frame")
+    return kind, incarnation, sender, sequence, records

@@ -1,0 +1,1 @@
+"""The socket class and what stands behind it."""

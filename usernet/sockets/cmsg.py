@@ -1,0 +1,179 @@
+"""Ancillary data of sendmsg and recvmsg, with the structures and limits of Linux (ip(7), cmsg(3))."""
+
+from __future__ import annotations
+
+import errno
+import socket as _std
+from collections.abc import Iterable
+from struct import Struct
+from typing import NamedTuple
+
+from usernet.errors import os_error
+from usernet.pipe.messages import DATAGRAM_HEADER, ERROR_RECORD, SEND_OPTIONS, SEND_TOS_GIVEN
+from usernet.sockets import ip_options
+
+# linux/in.h
+IP_OPTIONS, IP_RECVOPTS, IP_RETOPTS = 4, 6, 7
+IP_TOS, IP_TTL, IP_PKTINFO, IP_MTU_DISCOVER, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_MTU = 1, 2, 8, 10, 11, 12, 13, 14
+IP_UNBLOCK_SOURCE, IP_BLOCK_SOURCE, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP = 37, 38, 39, 40
+IP_MSFILTER, MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE, MCAST_LEAVE_GROUP = range(41, 46)
+MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_MSFILTER, IP_MULTICAST_ALL = range(46, 50)
+MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1
+SOL_UDP, UDP_CORK, UDP_SEGMENT = 17, 1, 103  # linux/udp.h
+SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came by ICMP has an offender
+
+# What recvmsg tells of a datagram, by the options that ask for it: bits of Description.ancillary.
+WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4, IP_RECVOPTS: 8, IP_RETOPTS: 16}
+OPTIONS_WANTED = WANTED[IP_RECVOPTS] | WANTED[IP_RETOPTS]
+
+INTERFACE = 2  # index of the stack's one interface: Linux gives 1 to the loopback, 2 to the first after it
+
+_INT = Struct("=i")
+_SHORT = Struct("=H")
+_PKTINFO = Struct("=i4s4s")  # struct in_pktinfo: interface, local address, header destination
+_EXTENDED_ERROR = Struct("=IBBBBII")  # struct sock_extended_err: errno, origin, type, code, pad, info, data
+_OFFENDER = Struct("=H2x4s8x")  # struct sockaddr_in
+_CMSG_HEADER_OCTETS = 16
+_IP_HEADER_OCTETS = 20
+
+Control = tuple[int, int, bytes]  # level, type, data
+
+
+class Steering(NamedTuple):
+    """What the ancillary data of sendmsg asks for."""
+
+    ttl: int | None = None
+    tos: int | None = None
+    source: bytes = b""  # empty: not given
+    segment: int = 0  # UDP_SEGMENT; 0: not given
+    options: bytes | None = None  # IP options instead of the socket's (IP_RETOPTS)
+
+    def header(self, header: bytes) -> bytes:
+        """A SEND_HEADER with TTL, TOS and flags as asked for."""
+        ttl = header[14] if self.ttl is None else self.ttl
+        tos, flags = header[15], int.from_bytes(header[16:], "little")
+        if self.tos is not None:
+            tos, flags = self.tos, SEND_TOS_GIVEN
+        if self.options is not None:
+            flags |= SEND_OPTIONS
+        return header[:14] + bytes((ttl, tos)) + flags.to_bytes(2, "little")
+
+
+def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = False) -> Steering:
+    """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored.
+
+    `privileged`: of a raw socket, which may send any IP options.
+    """
+    options = None
+    ttl = tos = None
+    source = b""
+    segment = 0
+    for level, kind, value in controls:
+        data = bytes(value)  # type: ignore[call-overload]
+        if (level, kind) == (SOL_UDP, UDP_SEGMENT) and len(data) == _SHORT.size:
+            (segment,) = _SHORT.unpack(data)
+            continue
+        if level in (_std.SOL_SOCKET, SOL_UDP):
+            raise os_error(errno.EINVAL)
+        if level != _std.IPPROTO_IP:
+            continue
+        if kind == IP_TTL and len(data) == _INT.size:
+            ttl = _within(1, _INT.unpack(data)[0])
+        elif kind == IP_TOS and len(data) in (1, _INT.size):
+            tos = _within(0, data[0] if len(data) == 1 else _INT.unpack(data)[0])
+        elif kind == IP_PKTINFO and len(data) == _PKTINFO.size:
+            interface, local, _ = _PKTINFO.unpack(data)
+            if interface not in (0, INTERFACE):
+                raise os_error(errno.ENODEV)
+            source = local if any(local) else b""
+        elif kind == IP_RETOPTS:
+            options = ip_options.checked(data[: ip_options.OCTETS_MAX], privileged)
+        else:
+            raise os_error(errno.EINVAL)
+    return Steering(ttl, tos, source, segment, options)
+
+
+def _within(lowest: int, value: int) -> int:
+    if not lowest <= value <= 255:
+        raise os_error(errno.EINVAL)
+    return value
+
+
+def told(wanted: int, record: bytes, local: bytes, raw: bool = False) -> list[Control]:
+    """What recvmsg tells of a datagram; `local`: the address of ours that it was for, which a group's is not.
+
+    `raw`: its payload is a whole packet.
+    """
+    _, _, _, destination, ttl, tos = DATAGRAM_HEADER.unpack_from(record)
+    controls: list[Control] = []
+    if wanted & WANTED[IP_PKTINFO]:
+        controls.append((_std.IPPROTO_IP, IP_PKTINFO, _PKTINFO.pack(INTERFACE, local, destination)))
+    if wanted & WANTED[IP_RECVTTL]:
+        controls.append((_std.IPPROTO_IP, IP_TTL, _INT.pack(ttl)))
+    if wanted & WANTED[IP_RECVTOS]:
+        controls.append((_std.IPPROTO_IP, IP_TOS, bytes((tos,))))
+    if wanted & OPTIONS_WANTED:
+        controls += _options_told(wanted, options_of(record, raw))
+    return controls
+
+
+class WithOptions(bytes):
+    """A datagram received, as one without IP options; those that it had are beside it."""
+
+    options = b""
+
+
+def with_options(record: bytes) -> WithOptions | None:
+    """From a DATAGRAM_OPTIONS record; None: it is none."""
+    found = ip_options.split(record[DATAGRAM_HEADER.size :])
+    if found is None:
+        return None
+    made = WithOptions(record[: DATAGRAM_HEADER.size] + found[1])
+    made.options = found[0]
+    return made
+
+
+def options_of(record: bytes, raw: bool) -> bytes:
+    """The IP options that a datagram received had."""
+    if raw:
+        packet = record[DATAGRAM_HEADER.size :]
+        return packet[_IP_HEADER_OCTETS : (packet[0] & 15) * 4] if packet else b""
+    return record.options if isinstance(record, WithOptions) else b""
+
+
+def _options_told(wanted: int, options: bytes) -> list[Control]:
+    """Linux's ip_cmsg_recv_opts and ip_cmsg_recv_retopts: nothing of a datagram that had none."""
+    controls = []
+    if options and wanted & WANTED[IP_RECVOPTS]:
+        controls.append((_std.IPPROTO_IP, IP_RECVOPTS, options))
+    if options and wanted & WANTED[IP_RETOPTS]:
+        controls.append((_std.IPPROTO_IP, IP_RETOPTS, ip_options.echoed(options)))
+    return controls
+
+
+def error_told(record: bytes) -> list[Control]:
+    """What recvmsg with MSG_ERRQUEUE tells of an ERROR_RECORD: struct sock_extended_err and the offender."""
+    _, number, origin, kind, code, _, info, offender, _, _ = ERROR_RECORD.unpack_from(record)
+    data = _EXTENDED_ERROR.pack(number, origin, kind, code, 0, info, 0)
+    family = _std.AF_INET if origin == SO_EE_ORIGIN_ICMP else _std.AF_UNSPEC
+    data += _OFFENDER.pack(family, offender if family else bytes(4))
+    return [(_std.IPPROTO_IP, IP_RECVERR, data)]
+
+
+def error_as_datagram(record: bytes) -> bytes:
+    """An ERROR_RECORD in the shape of a datagram: what comes back is what was sent, from where it was sent to."""
+    handle, *_, destination, port = ERROR_RECORD.unpack_from(record)
+    return DATAGRAM_HEADER.pack(handle, destination, port, bytes(4), 0, 0) + record[ERROR_RECORD.size :]
+
+
+def fit(controls: list[Control], room: int) -> tuple[list[Control], bool]:
+    """(what fits a control buffer of `room` octets, whether something was cut or left out), as put_cmsg in Linux."""
+    fitting: list[Control] = []
+    for level, kind, data in controls:
+        if room < _CMSG_HEADER_OCTETS:
+            return fitting, True
+        fitting.append((level, kind, data[: room - _CMSG_HEADER_OCTETS]))
+        if room < _CMSG_HEADER_OCTETS + len(data):
+            return fitting, True
+        room -= min(room, _std.CMSG_SPACE(len(data)))
+    return fitting, False

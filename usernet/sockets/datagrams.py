@@ -1,0 +1,407 @@
+"""Sending and receiving: the part of a socket that every datagram passes.
+
+What has come in waits in the socket's description; what is to be said goes out as one record. The socket service is
+asked only where something is set up: the first datagram to a destination asks for source address and size limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _std
+import threading
+import warnings
+from collections.abc import Iterable
+
+from usernet.addresses import parse
+from usernet.client.connection import Connection
+from usernet.client.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
+from usernet.client.readiness import Descriptor
+from usernet.client.stack import Stack
+from usernet.errors import os_error, would_block
+from usernet.pipe.messages import (
+    DATAGRAM_HEADER,
+    ERROR_RECORD,
+    SEGMENT_SIZE,
+    SEGMENTS_MAX,
+    SEND,
+    SEND_HEADER,
+    SEND_SEGMENTS,
+    SEND_TTL_DEFAULT,
+)
+from usernet.sockets.cmsg import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
+from usernet.sockets.cork import MORE, Piece, held
+from usernet.sockets.ip_options import before
+from usernet.sockets.sendmmsg import Runs
+
+IP_HEADER_OCTETS = 20
+UDP_HEADER_OCTETS = 8
+SUPER_OCTETS_MAX = 65535 - IP_HEADER_OCTETS - UDP_HEADER_OCTETS  # UDP_SEGMENT: all datagrams together
+ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; all that a ping socket may send (icmp(7))
+ICMP_HEADER_OCTETS = 8
+ANY = b"\0\0\0\0"
+FORKED = "this socket belongs to the parent process; make a new one after fork"
+
+PLAIN, PING, RAW = "dgram", "ping", "raw"  # kinds of socket, as the service calls them
+_HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
+_HEADER = DATAGRAM_HEADER.size
+# As plain integers: an operation on an IntFlag takes half a microsecond, and every datagram needs some.
+_PEEK, _DONTWAIT = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT)
+_ERRQUEUE, _OOB = int(_std.MSG_ERRQUEUE), int(_std.MSG_OOB)
+_PEER = object()  # the key of the connected peer among the destinations
+_CLOSED = Description(threading.Lock(), -1, 0)
+_CLOSED.error = errno.EBADF
+
+Address = tuple[str, int]
+
+
+class Datagrams:
+    """A socket of the service, of one of the kinds that stand in `_HEADERS_OCTETS`."""
+
+    __slots__ = ("__weakref__", "_box", "_connection", "_descriptor", "_gone", "_kind", "_stack", "_timeout")
+
+    def __init__(self) -> None:
+        self._box = _CLOSED
+        self._descriptor: Descriptor | None = None
+        self._gone = os.strerror(errno.EBADF)
+        self._timeout: float | None = None
+
+    def _open(self, stack: Stack, kind: str, box: Description | None = None, protocol: int = 0) -> None:
+        """A new socket, or a duplicate of one. `protocol`: of a raw socket."""
+        self._stack = stack
+        self._kind = kind
+        self._connection: Connection = stack.connection
+        if box is None:
+            box = self._connection.open_socket(kind, protocol)
+        else:
+            with self._connection.readers.lock:
+                box.references += 1
+        self._box = box
+        self._connection.sockets.add(self)
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def _send(self, data: bytes, flags: int, address: object, steering: Steering | None = None) -> int:
+        box = self._box
+        if box.error or box.shut_for_writing:
+            self._raise_error(writing=True)
+        if data.__class__ is not bytes:
+            data = _octets(data)
+        octets = len(data)
+        if (box.begun is not None or box.corked or flags & MORE) and self._kind == PLAIN:
+            if box.begun is None:
+                self._header(box, data, address, steering)  # what is wrong with the first piece is wrong at once
+            whole = held(box, Piece(data, address, steering), flags)
+            if whole is None:
+                return octets
+            data, address, steering = whole
+        segment = steering.segment if steering is not None and steering.segment else box.segment_octets
+        if segment and len(data) > segment and self._kind == PLAIN:
+            kind, record = SEND_SEGMENTS, self._super_record(box, data, segment, address, steering)
+        elif steering is not None and steering.options is not None:
+            kind, record = SEND, self._header(box, data, address, steering) + before(steering.options, data)
+        else:
+            kind, record = SEND, self._header(box, data, address, steering) + data
+        timeout = self._timeout
+        if flags:
+            if flags & _OOB:
+                raise os_error(errno.EOPNOTSUPP)
+            if flags & _DONTWAIT:
+                timeout = 0.0
+        self._transmit(kind, (record,), timeout)
+        return octets
+
+    def _super_record(self, box: Description, data: bytes, segment: int, address: object,
+                      steering: Steering | None) -> bytes:
+        """Many datagrams in one record, as UDP_SEGMENT asks for (udp(7))."""
+        if len(data) > SUPER_OCTETS_MAX:
+            raise os_error(errno.EMSGSIZE)
+        if len(data) > segment * SEGMENTS_MAX:
+            raise os_error(errno.EINVAL)
+        header = self._header(box, data[:segment], address, steering)
+        if steering is not None and steering.options is not None:
+            cut = [before(steering.options, data[at : at + segment]) for at in range(0, len(data), segment)]
+            segment, data = len(cut[0]), b"".join(cut)
+        return header + SEGMENT_SIZE.pack(segment) + data
+
+    def _header(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
+        """The SEND_HEADER of a datagram; the errors of Linux where it is not to be sent."""
+        if box.stale:
+            box.stale = False
+            box.destinations.clear()
+        key = (address, steering.source) if steering is not None and steering.source else address
+        try:
+            header, limit = box.destinations[key]
+        except (KeyError, TypeError):  # TypeError: cannot be hashed, so is no address either
+            header, limit = self._prepare(address, key, steering)
+        octets = len(data)
+        if steering is not None and steering.options is not None:
+            octets += len(steering.options) - box.options_octets  # whose room is not in the limit
+            if box.header_included:
+                raise os_error(errno.EINVAL)  # Linux, raw_sendmsg
+        if octets > limit:
+            header, limit = self._prepare(address, key, steering)  # the way may carry more by now
+            if octets > limit:
+                self._too_long(box, header, limit)
+        if self._kind != PLAIN and not self._may_send(data):
+            raise os_error(errno.EINVAL)
+        if steering is not None:
+            header = steering.header(header)
+        return header
+
+    def _may_send(self, data: bytes) -> bool:
+        """Whether data is what a ping socket may send, or a raw one where the data's header is the packet's."""
+        if self._kind == PING:
+            return len(data) >= ICMP_HEADER_OCTETS and tuple(data[:2]) == ICMP_ECHO_REQUEST
+        return not self._box.header_included or (
+            len(data) >= IP_HEADER_OCTETS and IP_HEADER_OCTETS <= (data[0] & 15) * 4 <= len(data))
+
+    @property
+    def _overhead(self) -> int:
+        """Octets of headers that the stack puts before what is sent."""
+        return 0 if self._box.header_included else _HEADERS_OCTETS[self._kind]
+
+    def _transmit(self, kind: int, records: tuple[bytes, ...] | list[bytes], timeout: float | None) -> None:
+        limit = self._box.send_timeout
+        if timeout is not None or limit is None:
+            self._connection.send(kind, records, timeout)
+            return
+        try:
+            self._connection.send(kind, records, limit)
+        except TimeoutError:
+            raise would_block() from None  # socket(7): SO_SNDTIMEO fails with EAGAIN
+
+    def _too_long(self, box: Description, header: bytes, limit: int) -> None:
+        if box.keep_errors:  # Linux ip_local_error: no payload, and the port of the peer if there is one
+            port = box.peer[1] if box.peer else 0
+            numbers = errno.EMSGSIZE, SO_EE_ORIGIN_LOCAL, 0, 0, 0, limit + self._overhead
+            box.keep(ERROR_RECORD.pack(box.handle, *numbers, ANY, header[4:8], port))
+            self._connection.readers.settle(box)
+        raise os_error(errno.EMSGSIZE)
+
+    def _prepare(self, address: object, key: object, steering: Steering | None) -> tuple[bytes, int]:
+        """Ask the service about a destination, once."""
+        if address is not _PEER:
+            octets, port = parse(address, "sendto", self._stack)
+            host = self._host(octets)
+        elif self._box.peer is not None:
+            host, port = self._box.peer
+        else:
+            raise os_error(errno.EDESTADDRREQ)
+        source = {"source": _std.inet_ntoa(steering.source)} if steering is not None and steering.source else {}
+        reply = self._request("prepare", address=host, port=port, **source)
+        self._box.local = reply["local"], reply["port"]
+        return self._remember(key, host, port, reply)
+
+    def _specific_destination(self, record: bytes) -> bytes:
+        """The address of ours that a datagram was for: where its destination is a group, the one that would answer it.
+
+        RFC 1122 section 4.1.3.5: the specific-destination address, as Linux finds it (fib_compute_spec_dst).
+        """
+        _, source, port, destination, _, _ = DATAGRAM_HEADER.unpack_from(record)
+        ours = _std.inet_aton(str(self._connection.welcome["address"]))
+        if destination == ours or destination[0] == 127:
+            return destination
+        known, key = self._box.specific, source + destination
+        if key not in known:
+            if len(known) >= DESTINATIONS_MAX:
+                known.clear()
+            known[key] = self._found_specific(source, port, destination) or ours
+        return known[key]
+
+    def _found_specific(self, source: bytes, port: int, destination: bytes) -> bytes | None:
+        for chosen in ({"source": _std.inet_ntoa(destination)}, {}):  # refused unless it is our own
+            try:
+                reply = self._request("prepare", address=_std.inet_ntoa(source), port=port or 1, **chosen)
+            except OSError:
+                continue
+            address = _std.inet_aton(reply["source"])
+            if chosen or address != destination:  # a socket may be bound to the group
+                return address
+        return None
+
+    def _remember(self, key: object, host: str, port: int, reply: dict) -> tuple[bytes, int]:
+        box = self._box
+        header = SEND_HEADER.pack(
+            box.handle, _std.inet_aton(host), port, _std.inet_aton(reply["source"]), SEND_TTL_DEFAULT, 0, 0
+        )
+        if len(box.destinations) >= DESTINATIONS_MAX:
+            box.destinations.clear()
+        box.destinations[key] = destination = header, reply["mtu"] - self._overhead
+        return destination
+
+    def _host(self, octets: bytes) -> str:
+        """0.0.0.0 as a destination is this host, as on Linux."""
+        return self._connection.welcome["address"] if octets == ANY else _std.inet_ntoa(octets)  # type: ignore
+
+    def sendmany(self, datagrams: Iterable[tuple[bytes, Address | None]]) -> int:
+        """Send many datagrams, each with its address (None: the peer), up to 64 in one message to the stack.
+
+        What goes to one address in datagrams of equal size travels through the stack in one piece, as with UDP_SEGMENT.
+        Returns how many were sent. As with sendmmsg(2) that is fewer than all where one could not be; its error is
+        raised only where it was the first. The timeout is for each message to the stack.
+        """
+        box = self._box
+        if box.error or box.shut_for_writing:
+            self._raise_error(writing=True)
+        runs = Runs(segmenting=self._kind == PLAIN and bool(self._connection.welcome.get("segments")))
+        try:
+            for data, address in datagrams:
+                data = data if data.__class__ is bytes else _octets(data)
+                runs.add(self._header(box, data, _PEER if address is None else address), data)
+        except OSError:
+            if not runs:
+                raise
+        sent = 0
+        for kind, records, count in runs.frames():
+            try:
+                self._transmit(kind, records, self._timeout)
+            except OSError:
+                if not sent:
+                    raise
+                break
+            sent += count
+        return sent
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    def receive_record(self, flags: int = 0) -> bytes:
+        """The next datagram with its DATAGRAM_HEADER, which also tells destination, TTL and TOS.
+
+        Empty where the socket was shut down for reading and nothing is left. With MSG_ERRQUEUE it is one that was
+        sent, as far as the error about it quotes it.
+        """
+        if flags & _ERRQUEUE:
+            return error_as_datagram(self._take_error())
+        box = self._box
+        if box.error:
+            self._raise_error()
+        items = box.items
+        while True:
+            try:
+                record = items[0] if flags & _PEEK else items.popleft()
+                break
+            except IndexError:
+                pass
+            timeout = 0.0 if flags & _DONTWAIT else self._timeout
+            if box.ended:
+                self._connection.look()
+                if not items and timeout == 0:
+                    raise would_block()  # on Linux, too, only who would wait is told of the end
+                if not items:
+                    return b""
+            self._wait(box, timeout)
+            if box.error:
+                self._raise_error()
+        if not flags & _PEEK:
+            box.consumed += len(record) + DATAGRAM_COST
+            if box.consumed >= box.credit_due:
+                self._connection.credit(box)
+            if box.descriptors and not items:
+                self._connection.readers.settle(box)
+        return record
+
+    def _wait(self, box: Description, timeout: float | None) -> None:
+        if timeout is not None or box.receive_timeout is None:
+            self._connection.readers.wait(box, timeout)
+            return
+        try:
+            self._connection.readers.wait(box, box.receive_timeout)
+        except TimeoutError:
+            raise would_block() from None  # socket(7): SO_RCVTIMEO fails with EAGAIN
+
+    def recvmany(self, count: int, bufsize: int = 65535) -> list[tuple[bytes, Address]]:
+        """Wait for a datagram and take all that are there, at most `count`, each as recvfrom has it."""
+        if count < 1 or bufsize < 0:
+            raise ValueError("recvmany takes a positive count and a bufsize that is not negative")
+        record = self.receive_record()
+        box = self._box
+        items = box.items
+        records = [record] if record else []
+        octets = 0
+        try:
+            while len(records) < count:
+                record = items.popleft()
+                octets += len(record)
+                records.append(record)
+        except IndexError:
+            pass
+        if len(records) > 1:
+            box.consumed += octets + (len(records) - 1) * DATAGRAM_COST
+            if box.consumed >= box.credit_due:
+                self._connection.credit(box)
+            self._connection.readers.settle(box)
+        end = _HEADER + bufsize
+        return [(record[_HEADER:end], _sender(record)) for record in records]  # type: ignore[misc]
+
+    def _take_error(self) -> bytes:
+        """The oldest ERROR_RECORD; EAGAIN where there is none: MSG_ERRQUEUE does not wait (recv(2)).
+
+        But the standard module does, where there is a timeout: until the socket has something to say.
+        """
+        self._check_open()
+        box = self._box
+        if not box.errors and self._timeout:
+            self._connection.readers.wait(box, self._timeout)
+        elif not box.errors:
+            self._connection.look()
+        try:
+            return box.next_error()
+        except IndexError:
+            raise would_block() from None
+        finally:
+            self._connection.readers.settle(box)
+
+    # -- the state of the socket ----------------------------------------------------------------------------------
+
+    def _request(self, op: str, **fields: object) -> dict:
+        self._check_open()
+        return self._connection.request(op, handle=self._box.handle, **fields)
+
+    def _check_open(self) -> None:
+        if self._box is _CLOSED:
+            self._raise_error()
+
+    def _raise_error(self, writing: bool = False) -> None:
+        box = self._box
+        if box is _CLOSED:
+            raise OSError(errno.EBADF, self._gone)
+        number, box.error = box.error, 0
+        if number:
+            self._connection.readers.settle(box)
+            raise os_error(number)
+        if writing and box.shut_for_writing:
+            raise os_error(errno.EPIPE)
+
+    def _close(self) -> None:
+        box, self._box = self._box, _CLOSED
+        descriptor, self._descriptor = self._descriptor, None
+        if box is not _CLOSED:
+            self._connection.release(box, descriptor)
+
+    def disown(self) -> None:
+        """In a forked child: the socket stays with the parent."""
+        self._box, self._gone = _CLOSED, FORKED
+        if self._descriptor is not None:
+            self._descriptor.close()
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        if self._box is not _CLOSED and not self._connection.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            # Not closed here and now: a destructor may run in the middle of anything, with locks held.
+            self._connection.orphans.append((self._box, self._descriptor))
+
+
+def _octets(data: object) -> bytes:
+    try:
+        return bytes(memoryview(data))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
+
+
+def _sender(record: bytes) -> Address | None:
+    if not record:
+        return None  # the end, after shutdown
+    _, source, port, _, _, _ = DATAGRAM_HEADER.unpack_from(record)
+    return _std.inet_ntoa(source), port

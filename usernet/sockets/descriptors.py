@@ -1,0 +1,64 @@
+"""Sockets by the number of their descriptor: what detach() left, and fromfd() finds.
+
+A descriptor only tells of readiness, so the number means a socket within this process only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as _std
+from typing import TYPE_CHECKING, Any
+
+from usernet.client.stack import all_sockets
+
+if TYPE_CHECKING:
+    from usernet.sockets.endpoint import socket
+
+_KERNEL_FROMFD, _KERNEL_CLOSE = _std.fromfd, _std.close  # kept, as usernet.patch puts others in their place
+_detached: dict[int, socket] = {}
+
+
+def leave(number: int, endpoint: socket) -> None:
+    """`endpoint` is nobody's but its descriptor's."""
+    _detached[number] = endpoint
+
+
+def adopt(number: int) -> socket | None:
+    """What was left under this number; another object for a socket that somebody has; None where there is neither."""
+    found = _detached.pop(number, None)
+    if found is not None and not _is_there(found, number):
+        if found._descriptor is not None:
+            found._descriptor.forget()
+        found.close()
+        found = None
+    return found or _duplicate(number)
+
+
+def fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:
+    """As the standard one: another socket object for what the descriptor stands for."""
+    return _duplicate(fd) or _KERNEL_FROMFD(fd, family, type, proto)
+
+
+def close(fd: int) -> None:
+    """As the standard one: for a descriptor that was detached."""
+    found = _detached.pop(fd, None)
+    if found is None:
+        _KERNEL_CLOSE(fd)
+    else:
+        found.close()
+
+
+def _duplicate(number: int) -> socket | None:
+    found = next((each for each in all_sockets() if _is_there(each, number)), None)
+    return None if found is None else found.dup()
+
+
+def _is_there(endpoint: socket, number: int) -> bool:
+    """Whether the number is the socket's; not so after a fork, or where it was closed and the kernel gave it away."""
+    descriptor = endpoint._descriptor
+    if descriptor is None or descriptor.number != number:
+        return False
+    try:
+        return "eventfd" in os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return False

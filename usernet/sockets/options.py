@@ -1,0 +1,105 @@
+"""Socket options that concern the application's side only, and the shapes in which all of them are given and read.
+
+What the stack has to know of is asked of the socket service (layers/sockets/options.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _std
+from struct import Struct
+from sys import byteorder
+
+from usernet.client.description import Description
+from usernet.errors import os_error
+from usernet.sockets import cmsg
+from usernet.sockets.cmsg import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UDP, UDP_CORK, UDP_SEGMENT, WANTED
+
+Key = tuple[int, int]  # level, name
+
+VALUE_OCTETS_MAX = 2048  # more than any structure that Linux takes; what is longer fares like what is cut to it
+IP_OPTIONS = (_std.IPPROTO_IP, cmsg.IP_OPTIONS)
+RECEIVED = {(_std.IPPROTO_IP, cmsg.IP_RECVOPTS), (_std.IPPROTO_IP, cmsg.IP_RETOPTS)}
+QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}  # read by asking with a structure
+
+_TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
+_TIMEOUTS = {
+    (_std.SOL_SOCKET, _std.SO_RCVTIMEO): "receive_timeout",
+    (_std.SOL_SOCKET, _std.SO_SNDTIMEO): "send_timeout",
+}
+_ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
+_SEGMENT = (SOL_UDP, UDP_SEGMENT)
+CORK = (SOL_UDP, UDP_CORK)
+_DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
+
+
+def change(box: Description, key: Key, value: int | bytes) -> bool:
+    """Set an option that is the application's side's own; False where it is the service's."""
+    if key in _ANCILLARY:
+        bit = _ANCILLARY[key]
+        box.ancillary = box.ancillary | bit if _integer(value) else box.ancillary & ~bit
+    elif key in _TIMEOUTS:
+        setattr(box, _TIMEOUTS[key], _duration(value))
+    elif key == _SEGMENT:
+        octets = _integer(value)
+        if not 0 <= octets <= 0xFFFF:
+            raise os_error(errno.EINVAL)  # Linux udp_lib_setsockopt
+        box.segment_octets = octets
+    elif key == CORK:
+        box.corked = bool(_integer(value))
+    elif key == _DEVICE:
+        if isinstance(value, int) or value.rstrip(b"\0"):
+            raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has one interface, and no names "
+                          "for interfaces")
+    else:
+        return False
+    return True
+
+
+def read(box: Description, key: Key) -> bytes | None:
+    """The octets of such an option; None where it is the service's."""
+    if key in _ANCILLARY:
+        return int(bool(box.ancillary & _ANCILLARY[key])).to_bytes(4, byteorder)
+    if key == _SEGMENT:
+        return box.segment_octets.to_bytes(4, byteorder)
+    if key == CORK:
+        return int(box.corked).to_bytes(4, byteorder)
+    if key in _TIMEOUTS:
+        seconds = getattr(box, _TIMEOUTS[key]) or 0.0
+        return _TIMEVAL.pack(int(seconds), round(seconds % 1 * 1_000_000))
+    return b"" if key == _DEVICE else None
+
+
+def changed(box: Description, key: Key, value: int) -> None:
+    """The service has set an option, to `value`."""
+    box.destinations.clear()
+    if key == (_std.SOL_SOCKET, _std.SO_RCVBUF):
+        box.set_buffer(value)
+    elif key == (_std.IPPROTO_IP, _std.IP_HDRINCL):
+        box.header_included = bool(value)
+    elif key == IP_OPTIONS:
+        box.options_octets = value
+    elif key == (_std.IPPROTO_IP, IP_RECVERR):
+        box.keep_errors = bool(value)
+        if not value:
+            box.errors.clear()
+
+
+def _integer(value: int | bytes) -> int:
+    """The int of a C program, or for options of IP a single octet (ip_setsockopt in Linux)."""
+    if isinstance(value, int):
+        return value
+    return int.from_bytes(value[:4], byteorder, signed=True) if len(value) >= 4 else int(any(value[:1]))
+
+
+def _duration(value: int | bytes) -> float | None:
+    """Seconds; None for zero, which is for ever (sock_set_timeout in Linux)."""
+    if isinstance(value, int) or len(value) < _TIMEVAL.size:
+        raise os_error(errno.EINVAL)
+    seconds, microseconds = _TIMEVAL.unpack_from(value)
+    if not 0 <= microseconds < 1_000_000:
+        raise os_error(errno.EDOM)
+    if seconds < 0:
+        return 0.0
+    return seconds + microseconds / 1_000_000 or None

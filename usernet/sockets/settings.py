@@ -1,0 +1,98 @@
+"""Options and timeouts of sockets: some are kept on this side, the service is asked about the others."""
+
+from __future__ import annotations
+
+import errno
+import math
+import operator
+import socket as _std
+from binascii import a2b_base64
+from typing import SupportsIndex
+
+from usernet.errors import os_error
+from usernet.sockets import cmsg, options
+from usernet.sockets.datagrams import _PEER, RAW, Datagrams, _octets
+
+_TIMEOUT_LIMIT_S = 2**63 / 1e9  # the standard module counts nanoseconds
+
+
+class Settings(Datagrams):
+    """What can be set at a socket."""
+
+    __slots__ = ()
+
+    def setsockopt(self, level: int, optname: int, value: int | bytes | None, optlen: int | None = None) -> None:
+        """Those of docs/library.md; ENOPROTOOPT for others."""
+        self._check_open()
+        if value is None and optlen is not None:
+            raise os_error(errno.EFAULT)
+        if isinstance(value, SupportsIndex) and -(1 << 31) <= operator.index(value) < 1 << 31:
+            value = int(value)  # True is no number in the messages to the service
+        else:
+            value = _octets(value)[: options.VALUE_OCTETS_MAX]
+        if options.change(self._box, (level, optname), value):
+            if (level, optname) == options.CORK and self._box.begun is not None:
+                self._send(b"", 0, _PEER)  # which is its end, unless it is corked still
+            if (level, optname) in options.RECEIVED and self._kind != RAW:  # a raw socket gets whole packets
+                wanted = int(bool(self._box.ancillary & cmsg.OPTIONS_WANTED))
+                self._request("setsockopt", level=level, name=cmsg.IP_RECVOPTS, value=wanted)
+        else:
+            reply = self._request("setsockopt", level=level, name=optname, value=value)
+            options.changed(self._box, (level, optname), reply["value"])
+
+    def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
+        """The option's value; as the octets of a C program where `buflen` says how many.
+
+        IP_MSFILTER and MCAST_MSFILTER want a structure that names the group; unlike the standard module's, this call
+        takes it in the place of `buflen`.
+        """
+        self._check_open()
+        if (level, optname) in options.QUESTIONS:
+            asked = bytes(buflen) if isinstance(buflen, int) else _octets(buflen)[: options.VALUE_OCTETS_MAX]
+            return a2b_base64(self._request("getsockopt", level=level, name=optname, value=asked)["octets"])
+        buflen = operator.index(buflen)  # type: ignore[arg-type]  # TypeError for anything else
+        if not 0 <= buflen <= 1024:
+            raise OSError("getsockopt buflen out of range")
+        octets = options.read(self._box, (level, optname))
+        if (level, optname) == options.IP_OPTIONS:
+            octets = a2b_base64(self._request("getsockopt", level=level, name=optname)["octets"])
+        elif octets is None:
+            if (level, optname) == (_std.SOL_SOCKET, _std.SO_ERROR):
+                value = self._pending_error()
+            else:
+                value = self._request("getsockopt", level=level, name=optname)["value"]
+            octets = value.to_bytes(4, options.byteorder, signed=True)
+        return octets[:buflen] if buflen else int.from_bytes(octets[:4], options.byteorder, signed=True)
+
+    def _pending_error(self) -> int:
+        self._connection.look()
+        value, self._box.error = self._box.error, 0
+        self._connection.readers.settle(self._box)
+        return value
+
+    def settimeout(self, value: float | None) -> None:
+        """Seconds that a call may take; 0: it does not wait, None: for ever."""
+        if value is not None:
+            value = value if isinstance(value, float) else float(operator.index(value))
+            if math.isnan(value):
+                raise ValueError("Invalid value NaN (not a number)")
+            if abs(value) >= _TIMEOUT_LIMIT_S:
+                raise OverflowError("timestamp out of range for platform time_t")
+            if value < 0:
+                raise ValueError("Timeout value out of range")
+        self._check_open()
+        self._timeout = value
+
+    def gettimeout(self) -> float | None:
+        """As set by settimeout."""
+        return self._timeout
+
+    timeout = property(gettimeout, doc="As set by settimeout.")
+
+    def setblocking(self, flag: bool) -> None:
+        """settimeout(None) or settimeout(0.0)."""
+        self._timeout = None if flag else 0.0
+
+    def getblocking(self) -> bool:
+        """False where the timeout is 0."""
+        return self._timeout != 0
