@@ -35,7 +35,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw_cookie() -> int:
-    """A new one: above all ids of guests, its last octet left for a layer's."""
+    """A new one: above all ids of clients, its last octet left for a layer's."""
     return (1 << 54) + (secrets.randbits(46) << 8)
 
 

@@ -58,14 +58,14 @@ class ManagedCore(Core, Protocol):
         """
 
 
-class GuestCore(Core, Protocol):
-    """A core that also serves guests: processes that are not layers and may come and go (applications)."""
+class ClientCore(Core, Protocol):
+    """A core that also serves clients: processes that are not layers and may come and go (applications)."""
 
-    def welcome(self, guest: int) -> dict[str, object]:
-        """What the HELLO to a guest carries beside the bus's own fields."""
+    def welcome(self, client: int) -> dict[str, object]:
+        """What the HELLO to a client carries beside the bus's own fields."""
 
-    def guest_joined(self, guest: int, hello: dict[str, object], now: float) -> list[Send]:
-        """A guest introduced itself, to this incarnation or a former one; `pid` in `hello` is as the kernel says."""
+    def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
+        """A client introduced itself, to this incarnation or a former one; `pid` in `hello` is as the kernel says."""
 
-    def guest_left(self, guest: int, now: float) -> list[Send]:
-        """The guest's process ended."""
+    def client_left(self, client: int, now: float) -> list[Send]:
+        """The client's process ended."""

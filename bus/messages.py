@@ -54,8 +54,8 @@ REDIRECT = 20  # records.REDIRECT_RECORD: a gateway of ours says that another is
 # With offload (packets.offload says what is partial, and what a super-packet is):
 PACKET_CHECKED = 15  # as PACKET; its checksum is known to be right, or is partial
 PACKET_SEGMENTS = 16  # records.SUPER_HEADER + super-packet
-PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the medium to complete
-PACKET_OUT_SEGMENTS = 18  # records.SEGMENT_SIZE + destination MAC (6 octets) + super-packet, for the medium to cut
+PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the device to complete
+PACKET_OUT_SEGMENTS = 18  # records.SEGMENT_SIZE + destination MAC (6 octets) + super-packet, for the device to cut
 TRANSMIT_SEGMENTS = 19  # records.SEGMENT_SIZE + TRANSMIT_HEADER + a super-packet's UDP segment
 
 # Control (from 128): never dropped.

@@ -43,13 +43,13 @@ from bus.messages import (
     UNREACHABLE,
 )
 
-# Layers, by the id that stands in each frame as its sender. Ids from GUEST_ID_MIN on are drawn by guests: applications
-# at the socket service, links at a wire's switch.
+# Layers, by the id that stands in each frame as its sender. Clients draw ids from CLIENT_ID_MIN on: applications at the
+# socket service, links at a wire's switch.
 LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS, RAW = range(1, 9)
-MEDIUM = 0  # in the calls of link's core: the TAP or wire below it
+DEVICE = 0  # in the calls of link's core: the TAP or wire below it
 KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
-GUEST_ID_MIN = 1 << 32
-GUEST_ID_END = 1 << 53  # what a JavaScript number holds exactly
+CLIENT_ID_MIN = 1 << 32
+CLIENT_ID_END = 1 << 53  # what a JavaScript number holds exactly
 
 LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS, "raw": RAW}
 OPTIONAL = frozenset({"raw"})  # booted only where the owner wants it; the pipes of a layer that is not do not exist

@@ -64,8 +64,8 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
                     except OSError as error:
                         raise BootError(f"cannot map users into the sandbox: {error.strerror}") from error
                     os.write(map_done, b"!")
-                elif "no_medium" in answer:
-                    raise sandbox.SandboxError(answer["no_medium"])
+                elif "no_device" in answer:
+                    raise sandbox.SandboxError(answer["no_device"])
                 elif "error" in answer:
                     raise BootError(answer["error"])
                 else:
@@ -92,7 +92,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
     try:
         os.setsid()
         _detach_standard_streams()
-        medium_fd = -1
+        device_fd = -1
         offload: tuple[str, ...] = ()
         if not options.wire:
             if not options.host:
@@ -100,7 +100,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
                 say("map")
                 if os.read(mapped, 1) != b"!":
                     os._exit(1)
-            medium_fd, offload = sandbox.open_tap(options.tap, not options.no_offload)
+            device_fd, offload = sandbox.open_tap(options.tap, not options.no_offload)
             if not options.host:
                 sandbox.configure("lo", None)
                 sandbox.quiet_ipv6(options.tap)
@@ -120,10 +120,10 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, run_dir, lock_fd, medium_fd, offload).run(ready)
+        keeper.Keeper(options, run_dir, lock_fd, device_fd, offload).run(ready)
         status = 0
     except sandbox.SandboxError as error:
-        say({"no_medium": str(error)})
+        say({"no_device": str(error)})
     except BootError as error:
         say({"error": str(error)})
     except Exception:

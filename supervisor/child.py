@@ -42,13 +42,13 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
     setproctitle(title)
 
 
-def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listener_fd: int, medium_fd: int,
+def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listener_fd: int, device_fd: int,
               line: socket.socket) -> NoReturn:
     """Import the layer as `code` has it and run it. Whatever it raises is told to the keeper, and is the end of it."""
     status = 1
     try:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the socket service has three descriptors a guest
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the socket service has three descriptors a client
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
         gc.freeze()
         code.install()
@@ -57,7 +57,7 @@ def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listen
         control = importlib.import_module("bus.runtime.control").Control(line)
         try:
             main = importlib.import_module(f"layers.{layer}.__main__").main
-            main(process.Birth(layer, config.decode(config_json), memory_fd, listener_fd, control, medium_fd))
+            main(process.SpawnArguments(layer, config.decode(config_json), memory_fd, listener_fd, control, device_fd))
             status = 0
         except Exception:
             control.tell("crashed", traceback=traceback.format_exc(limit=-12)[-3000:])

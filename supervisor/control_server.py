@@ -1,4 +1,4 @@
-"""The keeper's front desk: answers the requests that come over the control socket."""
+"""The keeper's front control_server: answers the requests that come over the control socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
-class Desk:
+class ControlServer:
     """Serves any number of callers; what takes time is answered when it is done."""
 
     def __init__(self, keeper: Keeper, run_dir: Path) -> None:
@@ -70,9 +70,9 @@ class Desk:
         self._keeper.stop()
 
     def _on_restart(self, caller: control.Caller, request: dict) -> None:
-        wards, names = self._keeper.wards, request.get("layers")
-        if not isinstance(names, list) or not names or not all(str(name) in wards for name in names):
-            caller.refuse(f"restart what? Layers are {', '.join(wards)}")
+        services, names = self._keeper.services, request.get("layers")
+        if not isinstance(names, list) or not names or not all(str(name) in services for name in names):
+            caller.refuse(f"restart what? Layers are {', '.join(services)}")
             return
         outcome: dict[str, str] = {}
 
@@ -83,31 +83,31 @@ class Desk:
                 caller.refuse("\n".join(problems)) if problems else caller.answer(sorted(outcome))
 
         for name in dict.fromkeys(names):
-            self._keeper.renew(wards[name], partial(done, name))
+            self._keeper.renew(services[name], partial(done, name))
 
     def _on_sabotage(self, caller: control.Caller, request: dict) -> None:
-        ward, fault = self._keeper.wards.get(str(request.get("layer"))), str(request.get("fault"))
-        if ward is None or ward.process is None or fault not in {*SIGNALS, *FAULTS}:
-            running = [name for name, other in self._keeper.wards.items() if other.process]
+        service, fault = self._keeper.services.get(str(request.get("layer"))), str(request.get("fault"))
+        if service is None or service.process is None or fault not in {*SIGNALS, *FAULTS}:
+            running = [name for name, other in self._keeper.services.items() if other.process]
             caller.refuse(f"layers that run: {', '.join(running)}; faults: {', '.join([*SIGNALS, *FAULTS])}")
             return
         if fault in SIGNALS:
-            signal.pidfd_send_signal(ward.process.pidfd, SIGNALS[fault])
+            signal.pidfd_send_signal(service.process.pidfd, SIGNALS[fault])
         else:
-            ward.words.words[layout.SABOTAGE] = FAULTS[fault]
-        caller.answer({"pid": ward.process.pid})
+            service.words.words[layout.SABOTAGE] = FAULTS[fault]
+        caller.answer({"pid": service.process.pid})
 
     def _on_manage(self, caller: control.Caller, request: dict) -> None:
         """A question or an order for one layer's core; it answers even if it has to be started anew meanwhile."""
-        ward = self._keeper.wards.get(str(request.get("layer")))
-        if ward is None or not isinstance(request.get("request"), dict):
+        service = self._keeper.services.get(str(request.get("layer")))
+        if service is None or not isinstance(request.get("request"), dict):
             caller.refuse("manage what?")
             return
 
         def answered(answer: dict) -> None:
             caller.refuse(answer["error"]) if "error" in answer else caller.answer(answer)
 
-        ward.ask(request["request"], answered)
+        service.ask(request["request"], answered)
 
     def _on_events(self, caller: control.Caller, request: dict) -> None:
         for event in self._keeper.events.all():

@@ -100,7 +100,7 @@ class Question(NamedTuple):
     answered: Callable[[dict], None]
 
 
-class Ward:
+class Service:
     """One layer: durable memory, inbox, code, and its process. `state` as in `status`."""
 
     def __init__(self, name: str, run_dir: Path) -> None:

@@ -25,7 +25,7 @@ class StoreFull(MemoryError):
     """More live records than an arena holds."""
 
 
-class Store(MutableMapping[int, bytes]):
+class KeyValueLog(MutableMapping[int, bytes]):
     """Key (0 to 2**64 - 1) to octets, surviving the process."""
 
     def __init__(self, durable: layout.Memory) -> None:

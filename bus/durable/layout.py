@@ -2,7 +2,7 @@
 
     words     single 64-bit cells: life sign, what is in hand, pipe positions, counters
     journal   the frames sent last, so that they can be sent again (bus.durable.journal)
-    scratch   the frames from the medium that are being worked on (bus.durable.rx_log)
+    scratch   the frames from the device that are being worked on (bus.durable.rx_log)
     store     records by key, for the layer's core (bus.durable.key_value_log)
 
 A SIGKILL can strike between any two machine instructions. An aligned 64-bit cell is written by one of them, so a cell
@@ -29,7 +29,7 @@ SUSPECT_DEATHS = 9
 JOURNAL_TAIL = 10
 JOURNAL_HEAD = 11
 STORE_STATE = 12  # which arena, how much of it is valid
-BATCH_FRAMES = 13  # so many frames from the medium are in hand (bus.durable.rx_log)
+BATCH_FRAMES = 13  # so many frames from the device are in hand (bus.durable.rx_log)
 SABOTAGE = 14  # a fault to commit at the next turn (bus.runtime.sabotage); 0: none
 WAITING = 15  # data records that wait for room in a pipe in this process's own memory (bus.runtime.pipes)
 DONE = 32  # + layer id: last frame of that sender that is worked off
@@ -38,14 +38,14 @@ BATCH_NUMBER = 62  # of the batch that they belong to
 BLAMELESS = 63  # 1: the keeper knows that the last death was nothing that the layer did (a SIGKILL from outside)
 BUS_COUNTERS = 64  # bus.counters.PipeCounters
 BUS_COUNTERS_MAX = 48
-WRITTEN = 112  # + layer id: what the medium was given of the frame last taken from there (WRITTEN_SHIFT)
+WRITTEN = 112  # + layer id: what the device was given of the frame last taken from there (WRITTEN_SHIFT)
 COUNTERS = 128  # the layer's own
 COUNTERS_MAX = 384
-GUESTS = 512  # + GUEST_WORDS * place: see the GUEST_ offsets
-GUEST_WORDS = 8
-GUESTS_MAX = 1984
-WORDS = GUESTS + GUEST_WORDS * GUESTS_MAX
-GUEST_ID, GUEST_PID, GUEST_STARTED, GUEST_DONE, GUEST_SENT = range(5)  # GUEST_ID 0: the place is free
+CLIENTS = 512  # + CLIENT_WORDS * place: see the CLIENT_ offsets
+CLIENT_WORDS = 8
+CLIENTS_MAX = 1984
+WORDS = CLIENTS + CLIENT_WORDS * CLIENTS_MAX
+CLIENT_ID, CLIENT_PID, CLIENT_STARTED, CLIENT_DONE, CLIENT_SENT = range(5)  # CLIENT_ID 0: the place is free
 POISON = 16  # + n: digests of records set aside, oldest first overwritten
 POISON_MAX = 16
 WRITTEN_SHIFT = 16  # number of that frame, shifted by so much, + so many of its records are written

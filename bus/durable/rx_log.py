@@ -1,8 +1,8 @@
-"""Frames that the medium gave and that are not worked off yet, in durable memory.
+"""Frames that the device gave and that are not worked off yet, in durable memory.
 
-The medium forgets a frame in giving it. So it is read straight into here, and each frame counts from one store on. The
+The device forgets a frame in giving it. So it is read straight into here, and each frame counts from one store on. The
 place where the next one goes is blank before it is read: what is found there after a death came in the system call
-that the process did not return from, and counts as well, if the medium can tell its length.
+that the process did not return from, and counts as well, if the device can tell its length.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ OCTETS_MAX = layout.SCRATCH_OCTETS - _ENDS_OCTETS - 12  # all frames of a batch 
 BLANK = b"\xff" * 12  # no frame begins so, with or without a virtio_net_hdr: as a source address it would be a group
 
 
-class Batch:
-    """One batch. A medium that fills it itself reads frame n behind frame n - 1 into `octets`, then writes BLANK behind
+class RxLog:
+    """One batch. A device that fills it itself reads frame n behind frame n - 1 into `octets`, then writes BLANK behind
     it, then where it ends into `ends[n]`, then n + 1 into `words[memory.BATCH_FRAMES]`.
     """
 

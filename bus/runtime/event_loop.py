@@ -1,6 +1,6 @@
 """The process of a layer: its inbox, its outlets, its one loop.
 
-Each turn: wait for the inbox, the medium or the next timer; take what is there, up to a bound; give it to the core;
+Each turn: wait for the inbox, the device or the next timer; take what is there, up to a bound; give it to the core;
 pack and send what the core returned; only then record as done what was taken. The life sign is written by this very
 loop, so a layer that hangs cannot look alive. What was in hand at a death is looked at twice: `bus.runtime.poison`.
 """
@@ -18,16 +18,16 @@ from bus.config import StackConfig
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.durable.journal import Journal
-from bus.durable.key_value_log import Store
-from bus.durable.rx_log import Batch
+from bus.durable.key_value_log import KeyValueLog
+from bus.durable.rx_log import RxLog
 from bus.layer import Core, Send
 from bus.messages import decode_notices
 from bus.runtime import sabotage
-from bus.runtime.clients import Guests
+from bus.runtime.clients import Clients
 from bus.runtime.control import Control
-from bus.runtime.device import Medium
+from bus.runtime.device import Device
 from bus.runtime.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inherit
-from bus.runtime.poison import Suspect
+from bus.runtime.poison import PoisonFilter
 from bus.runtime.timerfd import TICK_OCTETS, ticker
 from usernet.pipe.direct import Poller, Pull, Push
 from usernet.pipe.frame import MAX_FRAME_OCTETS, FrameError, unpack_frame
@@ -36,24 +36,24 @@ _NEXT = Verdict.NEXT
 TICK_S = 0.1  # the longest wait: life signs come at least this often. By a timer of its own: a time limit to each wait
 # costs half a microsecond in setting and clearing it
 RETRY_S = 0.01  # while something waits to go out: its socket tells when there is room, not when there is a listener
-GUEST_CHECK_S = 0.1
-CONNECTIONS_MAX = layout.GUESTS_MAX + 64  # at the inbox
-MEDIUM_PATIENCE_S = 0.1  # so long the medium is not read while something waits for room in a pipe
+CLIENT_CHECK_S = 0.1
+CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # at the inbox
+DEVICE_PATIENCE_S = 0.1  # so long the device is not read while something waits for room in a pipe
 
 
-class Node:
+class EventLoop:
     """One layer's process. `run` returns when the keeper says stop."""
 
-    def __init__(self, layer: str, core: Core, config: StackConfig, durable: layout.Memory, state: Store,
-                 listener_fd: int, control: Control, medium: Medium | None = None) -> None:
+    def __init__(self, layer: str, core: Core, config: StackConfig, durable: layout.Memory, state: KeyValueLog,
+                 listener_fd: int, control: Control, device: Device | None = None) -> None:
         self.number = topology.LAYERS[layer]
         self._core = core
         self._memory = durable
         self._words = durable.words
         self._counters = durable.bus_counters
         self._control = control
-        self._medium = medium
-        self._writes_through = medium is not None and medium.writes_through
+        self._device = device
+        self._writes_through = device is not None and device.writes_through
         self._touched: list[Outlet] = []
         self._taken: set[Inlet] = set()
         self._poller = Poller()
@@ -62,17 +62,17 @@ class Node:
         self._cookie = config.cookie
         self._inlets = {config.cookie + topology.LAYERS[name]: self._inlet(topology.LAYERS[name], kinds)
                         for name, kinds in topology.inputs(layer, config.layers).items()}
-        self._batches = self._inlet(topology.MEDIUM, frozenset())  # what the medium gives, numbered like frames
+        self._batches = self._inlet(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
         self._outlets = {topology.LAYERS[name]: self._connect(config, name)
                          for name in topology.outputs(layer, config.layers)}
-        self._guests = (Guests(config.run_dir, self._poller, self.number, self._journal, durable, self._touched,
-                               self._inlets, self._outlets) if hasattr(core, "guest_joined") else None)
-        self._next_guest_check = 0.0
-        self._medium_read_at = 0.0
-        self._batch = Batch(durable)
+        self._clients = (Clients(config.run_dir, self._poller, self.number, self._journal, durable, self._touched,
+                               self._inlets, self._outlets) if hasattr(core, "client_joined") else None)
+        self._next_client_check = 0.0
+        self._device_read_at = 0.0
+        self._batch = RxLog(durable)
         self._written_cell = layout.WRITTEN  # of the sender whose frame is in hand
         self._to_skip = 0  # so many of its writes the former incarnation has done
-        self._suspect = Suspect(durable, control)
+        self._suspect = PoisonFilter(durable, control)
 
     def _refused(self) -> None:
         self._counters[C.bus_refused] += 1
@@ -90,25 +90,25 @@ class Node:
         """Serve until the keeper says stop or is gone."""
         self._start()
         poll, pushes = self._poller.epoll, self._poller.pushes
-        medium, control_fd = self._medium, self._control.fileno()
-        medium_fd = -1 if medium is None else medium.fileno()
+        device, control_fd = self._device, self._control.fileno()
+        device_fd = -1 if device is None else device.fileno()
         poll.register(control_fd, select.EPOLLIN)
         tick_fd = ticker(TICK_S)
         poll.register(tick_fd, select.EPOLLIN)
-        if medium is not None:
-            poll.register(medium_fd, select.EPOLLIN)
+        if device is not None:
+            poll.register(device_fd, select.EPOLLIN)
         words, core, wait, monotonic, touched = self._words, self._core, poll.poll, time.monotonic, self._touched
         beat = self._memory.beat
         read = self._inbox.read
-        medium_due = medium is not None
-        edge_triggered = medium is not None and medium.edge_triggered
-        takes_in = medium is not None or self._guests is not None  # from outside the stack
+        device_due = device is not None
+        edge_triggered = device is not None and device.edge_triggered
+        takes_in = device is not None or self._clients is not None  # from outside the stack
         held = False
         while True:
             if (touched or held) and held != self._holds_back(monotonic()):
                 held = not held
-                poll.modify(medium_fd, 0 if held else select.EPOLLIN)
-            if medium_due and not held:
+                poll.modify(device_fd, 0 if held else select.EPOLLIN)
+            if device_due and not held:
                 ready = wait(0)
             elif core.next_wake is None and not touched:
                 ready = wait()
@@ -122,27 +122,27 @@ class Node:
                 if frames is not None:
                     if len(frames) > most:
                         most = len(frames)
-                    if len(frames) > 1 and self._guests is not None and not self._suspect.watching:
+                    if len(frames) > 1 and self._clients is not None and not self._suspect.watching:
                         self._take_many(frames, now)
                     else:
                         for frame in frames:
                             self._take(frame, now)
-                elif descriptor == medium_fd:
-                    medium_due = True
+                elif descriptor == device_fd:
+                    device_due = True
                 elif descriptor in pushes:
                     pushes[descriptor].hear()
                 elif descriptor == tick_fd:
                     os.read(tick_fd, TICK_OCTETS)
                 elif descriptor == control_fd and not self._obey(self._control.hear(), now):
                     return
-            if medium_due and not held:
-                count = self._take_medium(now)
-                medium_due = count > 0 and edge_triggered
+            if device_due and not held:
+                count = self._take_device(now)
+                device_due = count > 0 and edge_triggered
                 most = max(most, count)
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
-            if self._guests is not None and now >= self._next_guest_check:
-                self._check_guests(now)
+            if self._clients is not None and now >= self._next_client_check:
+                self._check_clients(now)
             self._settle()
             if most > 1 and takes_in:
                 # There is more to do than one thing after the other. Who is further along goes first, so next time more
@@ -160,24 +160,24 @@ class Node:
         for outlet in self._outlets.values():
             inlet = self._inlets.get(self._cookie + outlet.consumer)
             outlet.greet({"version": 1, "done": inlet.done if inlet else 0})
-        if self._guests is not None:
-            self._guests.restore()
-            for guest in self._guests.by_number.values():
-                guest.outlet.greet(self._welcome(guest.number, guest.inlet.done))
+        if self._clients is not None:
+            self._clients.restore()
+            for client in self._clients.by_number.values():
+                client.outlet.greet(self._welcome(client.number, client.inlet.done))
         self._dispatch(self._core.start(now))
-        if self._guests is not None:
-            for guest in self._guests.by_number.values():
-                self._dispatch(self._core.guest_joined(guest.number, {"pid": guest.pid}, now))  # type: ignore[attr-defined]
+        if self._clients is not None:
+            for client in self._clients.by_number.values():
+                self._dispatch(self._core.client_joined(client.number, {"pid": client.pid}, now))  # type: ignore[attr-defined]
         self._work_off(batch, now)
         self._settle()
         self._control.tell("ready")
 
     def _holds_back(self, now: float) -> bool:
-        """True where frames had better wait in the medium: there they cost nothing and outlive us.
+        """True where frames had better wait in the device: there they cost nothing and outlive us.
 
         Not for ever: one consumer that stays away must not cut off the others.
         """
-        return (self._medium is not None and now < self._medium_read_at + MEDIUM_PATIENCE_S
+        return (self._device is not None and now < self._device_read_at + DEVICE_PATIENCE_S
                 and any(outlet.blocked for outlet in self._touched))
 
     def _timeout_s(self, now: float) -> float:
@@ -268,7 +268,7 @@ class Node:
             words[layout.IN_HAND_SENDER] = 0
 
     def _take_up(self, cell: int, sequence: int) -> None:
-        """What of this frame the medium was given by a former incarnation, it is not given again."""
+        """What of this frame the device was given by a former incarnation, it is not given again."""
         words = self._words
         known, written = divmod(words[cell], 1 << layout.WRITTEN_SHIFT)
         if known == sequence:
@@ -282,13 +282,13 @@ class Node:
         """Whether a neighbour is still to get anything of what this turn brought."""
         return bool(self._touched) and (self._journal.unpublished or any(outlet.fresh for outlet in self._touched))
 
-    def _take_medium(self, now: float) -> int:
+    def _take_device(self, now: float) -> int:
         """How many frames there were."""
         self._batch.open(self._batches.done + 1)
-        frames = self._medium.read(self._batch)  # type: ignore[union-attr]
+        frames = self._device.read(self._batch)  # type: ignore[union-attr]
         if not frames:
             return 0
-        self._medium_read_at = now
+        self._device_read_at = now
         self._batches.done += 1
         self._work_off(frames, now)
         return len(frames)
@@ -298,16 +298,16 @@ class Node:
             return
         self._taken.add(self._batches)
         if self._suspect.watching:
-            for frame in self._suspect.sift(topology.MEDIUM, 0, messages.ETHERNET, frames):
-                self._dispatch(self._core.receive(topology.MEDIUM, messages.ETHERNET, [frame], now))
+            for frame in self._suspect.sift(topology.DEVICE, 0, messages.ETHERNET, frames):
+                self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, [frame], now))
         else:
-            self._dispatch(self._core.receive(topology.MEDIUM, messages.ETHERNET, frames, now))
+            self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, frames, now))
 
     def _batch_in_hand(self) -> list[bytes]:
-        """What the former incarnation had taken from the medium and not worked off."""
-        if self._medium is None:
+        """What the former incarnation had taken from the device and not worked off."""
+        if self._device is None:
             return []
-        number, frames = self._batch.left(self._medium.length)
+        number, frames = self._batch.left(self._device.length)
         if number <= self._batches.done:
             self._batch.close()
             return []
@@ -334,19 +334,19 @@ class Node:
             outlet = outlets.get(consumer)
             if outlet is not None:
                 outlet.put(kind, record)
-            elif consumer == topology.MEDIUM:
+            elif consumer == topology.DEVICE:
                 self._write(record)
             elif consumer == topology.KEEPER:
                 self._control.tell("notices", notices=decode_notices(record))
 
     def _write(self, frame: bytes) -> None:
-        """Give the medium one frame, unless the former incarnation did so before it died over the same work."""
+        """Give the device one frame, unless the former incarnation did so before it died over the same work."""
         if self._to_skip:
             self._to_skip -= 1
             return
         if self._writes_through:
             self._words[self._written_cell] += 1  # before: a SIGKILL in the system call takes effect when that is done
-        self._medium.write(frame)  # type: ignore[union-attr]
+        self._device.write(frame)  # type: ignore[union-attr]
 
     def _settle(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
@@ -370,8 +370,8 @@ class Node:
                 touched[:] = dict.fromkeys([outlet for outlet in touched if outlet.waits])
             else:
                 touched.clear()
-        if self._medium is not None:
-            self._medium.flush()
+        if self._device is not None:
+            self._device.flush()
             self._batch.close()
         if taken:
             for inlet in taken:
@@ -379,21 +379,21 @@ class Node:
             taken.clear()
             words[layout.IN_HAND_SENDER] = 0
 
-    # -- neighbours and guests ----------------------------------------------------------------------------------
+    # -- neighbours and clients ----------------------------------------------------------------------------------
 
     def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inlet | None:
-        """A sender that is not known: a guest that says HELLO, or nobody."""
-        if self._guests is not None and kind == messages.HELLO and _parsed(decode_hello, records) is not None:
-            guest = self._guests.admit(sender)
-            if guest is not None:
-                guest.outlet.greet(self._welcome(sender, 0))
-                self._dispatch(self._core.guest_joined(sender, {"pid": guest.pid}, now))  # type: ignore[attr-defined]
-                return guest.inlet
+        """A sender that is not known: a client that says HELLO, or nobody."""
+        if self._clients is not None and kind == messages.HELLO and _parsed(decode_hello, records) is not None:
+            client = self._clients.admit(sender)
+            if client is not None:
+                client.outlet.greet(self._welcome(sender, 0))
+                self._dispatch(self._core.client_joined(sender, {"pid": client.pid}, now))  # type: ignore[attr-defined]
+                return client.inlet
         self._counters[C.bus_foreign] += 1
         return None
 
-    def _welcome(self, guest: int, done: int) -> dict[str, object]:
-        return {"version": 1, "done": done, **self._core.welcome(guest)}  # type: ignore[attr-defined]
+    def _welcome(self, client: int, done: int) -> dict[str, object]:
+        return {"version": 1, "done": done, **self._core.welcome(client)}  # type: ignore[attr-defined]
 
     def _greeted(self, inlet: Inlet, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
         if incarnation < inlet.incarnation:
@@ -403,7 +403,7 @@ class Node:
             inlet.incarnation = incarnation
             inlet.awaiting = True  # its RESUME follows
             self._outlets[inlet.sender].resume(hello.done, inlet.done)
-            if inlet.sender < topology.GUEST_ID_MIN:
+            if inlet.sender < topology.CLIENT_ID_MIN:
                 self._dispatch(self._core.neighbor_started(inlet.sender, now))
         elif kind == messages.RESUME and (resume := _parsed(decode_resume, records)) is not None:
             inlet.resumed(resume.first)
@@ -412,15 +412,15 @@ class Node:
             self._counters[C.bus_malformed] += 1
 
     def _part(self, inlet: Inlet, now: float) -> None:
-        """A guest says goodbye."""
-        self._dispatch(self._core.guest_left(inlet.sender, now))  # type: ignore[attr-defined]
+        """A client says goodbye."""
+        self._dispatch(self._core.client_left(inlet.sender, now))  # type: ignore[attr-defined]
         self._taken.discard(inlet)  # its place may be another's before this turn is over
-        self._guests.dismiss(self._guests.by_number[inlet.sender])  # type: ignore[union-attr]
+        self._clients.dismiss(self._clients.by_number[inlet.sender])  # type: ignore[union-attr]
 
-    def _check_guests(self, now: float) -> None:
-        self._next_guest_check = now + GUEST_CHECK_S
-        for number in self._guests.ended():  # type: ignore[union-attr]
-            self._dispatch(self._core.guest_left(number, now))  # type: ignore[attr-defined]
+    def _check_clients(self, now: float) -> None:
+        self._next_client_check = now + CLIENT_CHECK_S
+        for number in self._clients.ended():  # type: ignore[union-attr]
+            self._dispatch(self._core.client_left(number, now))  # type: ignore[attr-defined]
 
 
 def _parsed(decode, records: list[bytes]):

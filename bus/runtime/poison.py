@@ -16,7 +16,7 @@ from bus.durable import layout
 from bus.runtime.control import Control
 
 
-class Suspect:
+class PoisonFilter:
     """The frame that was in hand when this layer died, if it did; and the records set aside for killing it twice."""
 
     def __init__(self, durable: layout.Memory, control: Control) -> None:
@@ -36,7 +36,7 @@ class Suspect:
             self.watching = bool(words[layout.SUSPECT_DEATHS] or words[layout.POISON])
             return
         if words[layout.BATCH_FRAMES]:
-            sender, sequence = topology.MEDIUM, 0
+            sender, sequence = topology.DEVICE, 0
         elif not sender:
             words[layout.SUSPECT_DEATHS] = 0
             self.watching = bool(words[layout.POISON])

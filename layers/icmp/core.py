@@ -60,7 +60,7 @@ class Core(DirectTransport[PingSockets]):
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers |= {
             messages.PACKET: self._packets,
-            messages.PACKET_CHECKED: self._packets,  # whatever it says: no medium does the sums of ICMP
+            messages.PACKET_CHECKED: self._packets,  # whatever it says: no device does the sums of ICMP
             messages.PACKET_GROUP: self._group_packets,
             messages.ICMP_ERROR: self._local_errors,
             messages.REPORT_ERROR: self._reports,

@@ -306,7 +306,7 @@ class Output:
             self._flows.clear()
             self._destinations.clear()
         if (flow.partial and not flow.loops and not self._offload) or (flow.loops and protocol in self._uppers.wanted):
-            flow.plain_octets = 0  # the medium does no sums; or raw wants a copy
+            flow.plain_octets = 0  # the device does no sums; or raw wants a copy
         self._flows[key] = flow
         self._destinations.add(destination)
         return flow

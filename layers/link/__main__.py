@@ -1,24 +1,24 @@
-"""link's shell: the core over the medium that the launcher chose."""
+"""link's shell: the core over the device that the launcher chose."""
 
 from __future__ import annotations
 
 from bus.durable.layout import Words
-from bus.runtime.device import Medium
-from bus.runtime.process import Birth, serve
+from bus.runtime.device import Device
+from bus.runtime.process import SpawnArguments, serve
 from layers.link.core import Core
 from layers.link.counters import Counters
 from layers.link.tap import Tap
 from layers.link.wire_port import Wire
 
 
-def medium(birth: Birth) -> Medium:
+def device(spawned: SpawnArguments) -> Device:
     """The TAP, or the port on a wire; both count what they drop among link's own counters."""
-    counters = Words(birth.memory_fd).counters
-    if birth.config.wire:
-        return Wire(birth.config.wire_inbox, birth.medium_fd, counters)
-    return Tap(birth.medium_fd, counters, bool(birth.config.offload))
+    counters = Words(spawned.memory_fd).counters
+    if spawned.config.wire:
+        return Wire(spawned.config.wire_inbox, spawned.device_fd, counters)
+    return Tap(spawned.device_fd, counters, bool(spawned.config.offload))
 
 
-def main(birth: Birth) -> None:
+def main(spawned: SpawnArguments) -> None:
     """Run until the keeper says stop."""
-    serve(birth, Core, Counters, medium)
+    serve(spawned, Core, Counters, device)

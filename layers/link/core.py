@@ -1,6 +1,6 @@
-"""link's core: frames from the medium to the protocol that they carry, packets from above into frames.
+"""link's core: frames from the device to the protocol that they carry, packets from above into frames.
 
-Owns: the station's MAC address. Talks to: the medium below, arp and ip above. Forgets in a crash: nothing; the address
+Owns: the station's MAC address. Talks to: the device below, arp and ip above. Forgets in a crash: nothing; the address
 comes from the launcher.
 """
 
@@ -55,8 +55,8 @@ class Core:
         return []
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Frames from the medium, or packets from arp and ip."""
-        if sender == topology.MEDIUM:
+        """Frames from the device, or packets from arp and ip."""
+        if sender == topology.DEVICE:
             return self._up(records)
         return self._down_segments(records) if kind == messages.PACKET_OUT_SEGMENTS else self._down(kind, records)
 
@@ -147,7 +147,7 @@ class Core:
                 counters[C.bad_request] += 1
                 continue
             payload = ethernet.pad(record[6:]) if self._pads else record[6:]
-            sends.append((topology.MEDIUM, messages.ETHERNET, before + record[:6] + tail + payload))
+            sends.append((topology.DEVICE, messages.ETHERNET, before + record[:6] + tail + payload))
         counters[C.frames_out] += len(sends)
         return sends
 
@@ -161,6 +161,6 @@ class Core:
                 self._counters[C.bad_request] += 1
                 continue
             frame = b"".join((vnet.super_header(size), record[start : start + 6], tail, record[start + 6 :]))
-            sends.append((topology.MEDIUM, messages.ETHERNET, frame))
+            sends.append((topology.DEVICE, messages.ETHERNET, frame))
         self._counters[C.frames_out] += len(sends)
         return sends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bus.durable import layout
-from bus.durable.rx_log import BLANK, OCTETS_MAX, Batch
+from bus.durable.rx_log import BLANK, OCTETS_MAX, RxLog
 from bus.layer import CounterWords
 from layers.link.counters import Counters as C
 from packets import ethernet, vnet
@@ -22,7 +22,7 @@ assert BATCH_OCTETS + FRAME_OCTETS_MAX <= OCTETS_MAX
 
 
 class Tap:
-    """A medium over one TAP descriptor, non-blocking."""
+    """A device over one TAP descriptor, non-blocking."""
 
     edge_triggered = False
     writes_through = True
@@ -38,7 +38,7 @@ class Tap:
         """Readable when the kernel has sent a frame."""
         return self._descriptor
 
-    def read(self, batch: Batch) -> list[bytes]:
+    def read(self, batch: RxLog) -> list[bytes]:
         """The frames that the kernel has queued, at most a batch.
 
         To find that there is no second costs as much as to read the first; while little is going on the poll tells of
@@ -78,7 +78,7 @@ class Tap:
         try:
             os.write(self._descriptor, frame)
         except OSError:  # EIO: the interface is down; EINVAL: shorter than a header
-            self._counters[C.medium_refused] += 1
+            self._counters[C.device_refused] += 1
 
     def flush(self) -> None:
         """Nothing is ever held back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from pathlib import Path
 
-from bus.durable.rx_log import OCTETS_MAX, Batch
+from bus.durable.rx_log import OCTETS_MAX, RxLog
 from bus.layer import CounterWords
 from bus.runtime.pipes import PACK_OCTETS, PACK_RECORDS
 from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, Poller, Pull, Push, pack, port_number, unpack
@@ -13,7 +13,7 @@ from layers.link.counters import Counters as C
 
 
 class Wire:
-    """A medium over one port. `inbox`: its socket's path; `listener_fd`: that socket, which the keeper holds."""
+    """A device over one port. `inbox`: its socket's path; `listener_fd`: that socket, which the keeper holds."""
 
     edge_triggered = True
     writes_through = False
@@ -33,7 +33,7 @@ class Wire:
         """Readable when something comes; `read` may leave some of that for its next calls."""
         return self._poller.epoll.fileno()
 
-    def read(self, batch: Batch) -> list[bytes]:
+    def read(self, batch: RxLog) -> list[bytes]:
         """The frames of the next pack from the switch."""
         arrived = self._arrived
         if not arrived:
@@ -73,7 +73,7 @@ class Wire:
             return
         self._frames, self._octets = [], 0
         if not self._outbox.send(pack(self._number, frames)):
-            self._counters[C.medium_refused] += len(frames)
+            self._counters[C.device_refused] += len(frames)
 
 
 def _frames(message: bytes) -> list[bytes]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bus.runtime.process import Birth, serve
+from bus.runtime.process import SpawnArguments, serve
 from layers.raw.core import Core
 from layers.raw.counters import Counters
 
 
-def main(birth: Birth) -> None:
+def main(spawned: SpawnArguments) -> None:
     """Run until the keeper says stop."""
-    serve(birth, Core, Counters)
+    serve(spawned, Core, Counters)

@@ -41,7 +41,7 @@ KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
 HANDLE_MAX = KEY_NEXT_HANDLE - 1
 HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given twice, not even after a crash
-SOCKETS_PER_GUEST_MAX = 65536
+SOCKETS_PER_CLIENT_MAX = 65536
 WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
 LIST_MAX = 256  # sockets in one answer to `list`
 
@@ -51,7 +51,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Core:
-    """See bus.layer.GuestCore."""
+    """See bus.layer.ClientCore."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: Random) -> None:
         self.next_wake: float | None = None
@@ -60,13 +60,13 @@ class Core:
         self._state = state
         self._network = Network(RouteTable(configured(config)), config.mtu, config.ttl)  # until ip announces its routes
         self._entries: dict[int, Entry] = {}
-        self._guests: dict[int, dict[int, int]] = {}  # guest -> its handles -> their transport
-        self._created: dict[tuple[int, int], int] = {}  # (guest, request id) -> the handle that it made
+        self._clients: dict[int, dict[int, int]] = {}  # client -> its handles -> their transport
+        self._created: dict[tuple[int, int], int] = {}  # (client, request id) -> the handle that it made
         self._pids: dict[int, int] = {}
         self._next_handle = self._reserved = 1
         self._transports = [*_CONSUMERS.values(), *([topology.RAW] if "raw" in config.layers else [])]
-        traffic = Traffic(self._entries, self._guests, counters)
-        self._from_guest: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
+        traffic = Traffic(self._entries, self._clients, counters)
+        self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
             messages.SEND_SEGMENTS: traffic.send_segments,
             messages.CREDIT: traffic.credit,
@@ -103,7 +103,7 @@ class Core:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Records of one kind from an application or a layer below."""
-        handlers = self._from_guest if sender >= topology.GUEST_ID_MIN else self._from_layer
+        handlers = self._from_client if sender >= topology.CLIENT_ID_MIN else self._from_layer
         handler = handlers.get(kind)
         if handler is None:
             self.counters[Counters.kind_unknown] += len(records)
@@ -129,30 +129,30 @@ class Core:
             if entry.pending is not None and entry.consumer == sender and not entry.pending.of_ip
         ]
 
-    def welcome(self, guest: int) -> dict[str, object]:
+    def welcome(self, client: int) -> dict[str, object]:
         """What an application may want to know before its first request."""
         config = self._config
         return {"name": config.name, "address": text_of(config.address), "mtu": config.mtu, "dns": config.dns,
                 "segments": True}
 
-    def guest_joined(self, guest: int, hello: dict[str, object], now: float) -> list[Send]:
+    def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
         """Remember the pid, for `list`."""
         pid = hello.get("pid")
-        self._pids[guest] = pid if isinstance(pid, int) else 0
+        self._pids[client] = pid if isinstance(pid, int) else 0
         return []
 
-    def guest_left(self, guest: int, now: float) -> list[Send]:
+    def client_left(self, client: int, now: float) -> list[Send]:
         """Close whatever the process left open."""
         sends: list[Send] = []
-        for handle in list(self._guests.get(guest, ())):
+        for handle in list(self._clients.get(client, ())):
             sends += self._remove(self._entries[handle])
-        self._guests.pop(guest, None)
-        self._pids.pop(guest, None)
+        self._clients.pop(client, None)
+        self._pids.pop(client, None)
         return sends
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def _request(self, guest: int, records: list[bytes]) -> list[Send]:
+    def _request(self, client: int, records: list[bytes]) -> list[Send]:
         sends: list[Send] = []
         for record in records:
             self.counters[Counters.requests] += 1
@@ -160,23 +160,23 @@ class Core:
             if request is None:
                 if not number:
                     self.counters[Counters.request_garbled] += 1
-                sends.append(self._refusal(guest, number, error))
+                sends.append(self._refusal(client, number, error))
             else:
-                sends += self._execute(guest, request)
+                sends += self._execute(client, request)
         return sends
 
-    def _execute(self, guest: int, request: Request) -> list[Send]:
+    def _execute(self, client: int, request: Request) -> list[Send]:
         try:
             if isinstance(request, requests.Open):
-                return self._open(guest, request)
+                return self._open(client, request)
             if isinstance(request, requests.List):
-                return self._list(guest, request)
+                return self._list(client, request)
             assert isinstance(request, requests.OnSocket)
             entry = self._entries.get(request.handle)
-            if entry is not None and entry.guest != guest:
+            if entry is not None and entry.client != client:
                 raise Refused(errno.EBADF)
             if isinstance(request, requests.Close):
-                return self._close(guest, request, entry)
+                return self._close(client, request, entry)
             if entry is None:
                 raise Refused(errno.EBADF)
             if entry.pending is not None:
@@ -184,7 +184,7 @@ class Core:
             changed, answer = OPERATIONS[type(request)](entry.socket, request, self._network)
             return self._change(entry, request, changed, answer)
         except Refused as refused:
-            return [self._refusal(guest, request.id, refused.errno)]
+            return [self._refusal(client, request.id, refused.errno)]
 
     def _postpone(self, entry: Entry, pending: Pending, request: Request) -> list[Send]:
         """Requests on one socket are done one after the other; one that is there already was only sent again."""
@@ -195,14 +195,14 @@ class Core:
             entry.waiting.append(request)
         return []
 
-    def _open(self, guest: int, request: requests.Open) -> list[Send]:
-        handle = self._created.get((guest, request.id))
+    def _open(self, client: int, request: requests.Open) -> list[Send]:
+        handle = self._created.get((client, request.id))
         if handle is None:
-            if len(self._guests.get(guest, ())) >= SOCKETS_PER_GUEST_MAX:
+            if len(self._clients.get(client, ())) >= SOCKETS_PER_CLIENT_MAX:
                 raise Refused(errno.EMFILE)
             described = described_by(request, self._config.layers)
             handle = self._take_handle()
-            socket = Socket(guest=guest, pid=self._pids.get(guest, 0), created_by=request.id,
+            socket = Socket(client=client, pid=self._pids.get(client, 0), created_by=request.id,
                             ttl=self._config.ttl, segments=request.segments, **described)
             self._state[handle] = encode_socket(socket)
             self._add(handle, socket)
@@ -210,7 +210,7 @@ class Core:
         entry = self._entries[handle]
         answer: dict[str, object] = {"handle": handle, "receive_buffer": entry.limit}
         if not entry.socket.raw:
-            return [_reply(guest, request.id, answer)]
+            return [_reply(client, request.id, answer)]
         if entry.pending is not None:
             return []  # the request was sent again
         # A raw socket hears from its first moment on: raw has to know of it before the application.
@@ -226,7 +226,7 @@ class Core:
         self._next_handle = handle + 1
         return handle
 
-    def _close(self, guest: int, request: requests.Close, entry: Entry | None) -> list[Send]:
+    def _close(self, client: int, request: requests.Close, entry: Entry | None) -> list[Send]:
         if entry is None:
             # Closed already, perhaps by a former incarnation that died before it could tell the transport.
             record = request.handle.to_bytes(4, "little")
@@ -235,14 +235,14 @@ class Core:
                 sends.append((topology.IP, messages.MEMBERSHIP, _membership(request.handle)))
         else:
             sends = self._remove(entry)
-        return [*sends, _reply(guest, request.id, {})]
+        return [*sends, _reply(client, request.id, {})]
 
-    def _list(self, guest: int, request: requests.List) -> list[Send]:
+    def _list(self, client: int, request: requests.List) -> list[Send]:
         """What is queued is as the applications have said; who asks again will know better."""
         handles = sorted(handle for handle in self._entries if handle > request.after)
         page = [self._entries[handle] for handle in handles[:LIST_MAX]]
         answer = {"sockets": [_summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
-        return [_reply(guest, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]
+        return [_reply(client, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]
 
     # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
 
@@ -258,7 +258,7 @@ class Core:
     def _tell_ip(self, entry: Entry, request: int, answer: Answer) -> list[Send]:
         """What was asked for is stored: the answer; where it was about groups, once ip lets them in."""
         if entry.socket.grouped_by != request:
-            return [_reply(entry.guest, request, answer(entry.socket))]
+            return [_reply(entry.client, request, answer(entry.socket))]
         record = _membership(entry.handle, entry.socket, request)
         entry.pending = Pending(request, record, entry.socket, answer, of_ip=True)
         return [(topology.IP, messages.MEMBERSHIP, record)]
@@ -284,12 +284,12 @@ class Core:
                 continue
             entry.pending = None
             if reply.errno:
-                sends.append(self._refusal(entry.guest, pending.request, reply.errno))
+                sends.append(self._refusal(entry.client, pending.request, reply.errno))
                 if not entry.socket.bound and entry.socket.raw:  # the application never had it
                     sends += self._remove(entry)
                     continue
             elif of_ip:
-                sends.append(_reply(entry.guest, pending.request, pending.answer(entry.socket)))
+                sends.append(_reply(entry.client, pending.request, pending.answer(entry.socket)))
             else:
                 self._commit(entry, msgspec.structs.replace(pending.changed, local=reply.local, port=reply.port))
                 sends += self._tell_ip(entry, pending.request, pending.answer)
@@ -300,7 +300,7 @@ class Core:
         """The requests that waited behind the one just answered."""
         sends: list[Send] = []
         while entry.waiting and entry.pending is None:
-            sends += self._execute(entry.guest, entry.waiting.pop(0))
+            sends += self._execute(entry.client, entry.waiting.pop(0))
         return sends
 
     def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:
@@ -317,7 +317,7 @@ class Core:
 
     def _outdate(self) -> list[Send]:
         """Addresses are no longer ours: applications shall ask anew how they may send."""
-        return [(entry.guest, messages.SOCKET_ERROR, _no_error(entry.handle))
+        return [(entry.client, messages.SOCKET_ERROR, _no_error(entry.handle))
                 for entry in self._entries.values() if entry.socket.bound]
 
     # -- the table of sockets -----------------------------------------------------------------------------------
@@ -325,13 +325,13 @@ class Core:
     def _add(self, handle: int, socket: Socket) -> None:
         consumer = topology.RAW if socket.raw else _CONSUMERS[socket.protocol]
         self._entries[handle] = Entry(handle, socket, consumer)
-        self._guests.setdefault(socket.guest, {})[handle] = consumer
-        self._created[socket.guest, socket.created_by] = handle
+        self._clients.setdefault(socket.client, {})[handle] = consumer
+        self._created[socket.client, socket.created_by] = handle
 
     def _remove(self, entry: Entry) -> list[Send]:
         socket = entry.socket
-        del self._entries[entry.handle], self._guests[entry.guest][entry.handle]
-        del self._created[entry.guest, socket.created_by], self._state[entry.handle]
+        del self._entries[entry.handle], self._clients[entry.client][entry.handle]
+        del self._created[entry.client, socket.created_by], self._state[entry.handle]
         self.counters[Counters.sockets_closed] += 1
         unanswered = [waiting.id for waiting in entry.waiting]
         if entry.pending is not None:
@@ -339,16 +339,16 @@ class Core:
         return [
             (entry.consumer, messages.SOCKET_CLOSE, entry.handle.to_bytes(4, "little")),
             *([(topology.IP, messages.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
-            *(self._refusal(entry.guest, number, errno.EBADF) for number in unanswered),
+            *(self._refusal(entry.client, number, errno.EBADF) for number in unanswered),
         ]
 
-    def _refusal(self, guest: int, request: int, number: int) -> Send:
+    def _refusal(self, client: int, request: int, number: int) -> Send:
         self.counters[Counters.refused] += 1
-        return guest, messages.REPLY, _encode({"id": request, "errno": number})
+        return client, messages.REPLY, _encode({"id": request, "errno": number})
 
 
-def _reply(guest: int, request: int, fields: dict[str, object]) -> Send:
-    return guest, messages.REPLY, _encode({"id": request, "errno": 0, **fields})
+def _reply(client: int, request: int, fields: dict[str, object]) -> Send:
+    return client, messages.REPLY, _encode({"id": request, "errno": 0, **fields})
 
 
 def _no_error(handle: int) -> bytes:

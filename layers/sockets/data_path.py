@@ -20,14 +20,14 @@ _from_bytes = int.from_bytes
 class Traffic:
     """What passes between applications and transports; whose it is tell the core's tables."""
 
-    def __init__(self, entries: dict[int, Entry], guests: dict[int, dict[int, int]], counters: CounterWords) -> None:
+    def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
         self._entries = entries
-        self._guests = guests
+        self._clients = clients
         self.counters = counters
 
-    def send(self, guest: int, records: list[bytes]) -> list[Send]:
+    def send(self, client: int, records: list[bytes]) -> list[Send]:
         """SEND records of an application, each to the transport of its socket."""
-        consumers = self._guests.get(guest, {})
+        consumers = self._clients.get(client, {})
         sends = []
         kind = messages.SEND
         for record in records:
@@ -38,9 +38,9 @@ class Traffic:
         self.counters[Counters.send_foreign] += len(records) - len(sends)
         return sends
 
-    def send_segments(self, guest: int, records: list[bytes]) -> list[Send]:
+    def send_segments(self, client: int, records: list[bytes]) -> list[Send]:
         """Many datagrams in one record, for udp alone."""
-        consumers = self._guests.get(guest, {})
+        consumers = self._clients.get(client, {})
         sends = []
         for record in records:
             if consumers.get(_from_bytes(record[:4], "little")) == topology.UDP:
@@ -68,7 +68,7 @@ class Traffic:
                 continue
             entry.outstanding = used
             delivered += 1
-            sends.append((entry.guest, kind, record))
+            sends.append((entry.client, kind, record))
         self.counters[Counters.delivered] += delivered
         return sends
 
@@ -87,7 +87,7 @@ class Traffic:
                 continue
             entry.outstanding = used
             self.counters[Counters.delivered] += 1
-            sends.append((entry.guest, messages.DATAGRAM_OPTIONS, record))
+            sends.append((entry.client, messages.DATAGRAM_OPTIONS, record))
         return sends
 
     def deliver_segments(self, sender: int, records: list[bytes]) -> list[Send]:
@@ -116,7 +116,7 @@ class Traffic:
             if fitting:
                 entry.outstanding = used
                 self.counters[Counters.delivered] += fitting
-                sends.append((entry.guest, messages.DATAGRAM_SEGMENTS, record))
+                sends.append((entry.client, messages.DATAGRAM_SEGMENTS, record))
             if fitting < count:
                 self._overflow(entry, sends, count - fitting)
         return sends
@@ -129,13 +129,13 @@ class Traffic:
             # that has nothing queued has no reason to speak: ask it.
             sends.append(question(entry))
 
-    def credit(self, guest: int, records: list[bytes]) -> list[Send]:
+    def credit(self, client: int, records: list[bytes]) -> list[Send]:
         """CREDIT records: an application has read, or says how much is queued in all."""
         for record in records:
             if len(record) == CREDIT_RECORD.size:
                 handle, octets = CREDIT_RECORD.unpack(record)
                 entry = self._entries.get(handle)
-                if entry is not None and entry.guest == guest:
+                if entry is not None and entry.client == client:
                     if octets & CREDIT_TOTAL:
                         entry.outstanding = octets & ~CREDIT_TOTAL
                     else:
@@ -153,7 +153,7 @@ class Traffic:
             if entry is None:
                 self.counters[Counters.closed] += 1
             else:
-                sends.append((entry.guest, messages.SOCKET_ERROR, record))
+                sends.append((entry.client, messages.SOCKET_ERROR, record))
         self.counters[Counters.errors] += len(sends)
         return sends
 
@@ -162,7 +162,7 @@ def question(entry: Entry) -> Send:
     """Asks the application how much it has queued: what it has read of late it may not have said yet."""
     entry.told = True
     octets = min(entry.outstanding, CREDIT_TOTAL - 1)
-    return entry.guest, messages.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)
+    return entry.client, messages.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)
 
 
 def _segments_in(record: bytes, header_octets: int) -> int:

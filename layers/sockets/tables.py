@@ -23,7 +23,7 @@ PMTU_DISCOVERY_WANT = 1  # ip(7): IP_PMTUDISC_WANT, the default
 class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """A socket as its application sees it; stored before any answer that tells of it. Addresses are integers."""
 
-    guest: int
+    client: int
     pid: int
     created_by: int  # id of the request that made it: the same request again gets the same socket
     protocol: int
@@ -102,12 +102,23 @@ class Pending(NamedTuple):
 class Entry:
     """A socket in the service's hands: its durable part and the soft state around it."""
 
-    __slots__ = ("consumer", "drops", "guest", "handle", "limit", "outstanding", "pending", "socket", "told", "waiting")
+    __slots__ = (
+        "client",
+        "consumer",
+        "drops",
+        "handle",
+        "limit",
+        "outstanding",
+        "pending",
+        "socket",
+        "told",
+        "waiting",
+    )
 
     def __init__(self, handle: int, socket: Socket, consumer: int) -> None:
         self.handle = handle
         self.socket = socket
-        self.guest = socket.guest
+        self.client = socket.client
         self.consumer = consumer  # the transport's id
         self.limit = socket.receive_buffer
         self.outstanding = 0  # octets of receive buffer in use at the application; a restart is told them anew

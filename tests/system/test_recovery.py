@@ -213,7 +213,7 @@ def test_a_restart_loads_the_code_as_it_is_on_disk(new_stack, checkout: Path) ->
 def test_what_the_bus_shares_with_applications_is_loaded_anew_too(new_stack, checkout: Path) -> None:
     stack = new_stack(checkout).up()
     log = stack.home / f"{stack.name}-loaded"
-    append(checkout / "usernet" / "protocol.py",
+    append(checkout / "usernet" / "pipe" / "frame.py",
            f"\nimport os\nwith open({str(log)!r}, 'a') as _log:\n    _log.write(f'{{os.getpid()}} ')\n")
     stack.run("restart", "all")
     assert set(stack.pids().values()) <= {int(pid) for pid in log.read_text().split()}

@@ -1,6 +1,6 @@
 """Layers glued together in memory, with a clock that the test moves: no bus, no process, no sleep.
 
-The cores are the real ones, joined as `bus.topology` says; the test is the socket service and the medium.
+The cores are the real ones, joined as `bus.topology` says; the test is the socket service and the device.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ip4(address: str) -> bytes:
 
 
 class Stack:
-    """One stack. `frames` has what it sent to the medium, `told` what it told the socket service."""
+    """One stack. `frames` has what it sent to the device, `told` what it told the socket service."""
 
     def __init__(self, address: str, mac: str, gateway: str = "0.0.0.0", seed: int = 0, **settings) -> None:
         self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(address)), prefix=24, mtu=1500,
@@ -111,7 +111,7 @@ class Stack:
             batch, self._under_way = self._under_way, deque()
             for (sender, consumer, kind), run in groupby(batch, lambda one: (one[0], *one[1][:2])):
                 records = [send[2] for _, send in run]
-                if consumer == topology.MEDIUM:
+                if consumer == topology.DEVICE:
                     assert (sender, kind) == (topology.LINK, messages.ETHERNET)
                     self.frames += records
                     continue
@@ -126,14 +126,14 @@ class Stack:
                     self._take(consumer, self._cores[consumer].receive(sender, kind, records, self.now))
 
     def takes(self, frames: list[bytes]) -> None:
-        """Frames come in from the medium."""
+        """Frames come in from the device."""
         self._take(
-            topology.LINK, self._cores[topology.LINK].receive(topology.MEDIUM, messages.ETHERNET, frames, self.now)
+            topology.LINK, self._cores[topology.LINK].receive(topology.DEVICE, messages.ETHERNET, frames, self.now)
         )
         self._run()
 
     def hears(self, *frames: object) -> list[bytes]:
-        """Frames come in from the medium; the frames that go out thereupon."""
+        """Frames come in from the device; the frames that go out thereupon."""
         self.takes([bytes(frame) for frame in frames])
         return self.sent()
 

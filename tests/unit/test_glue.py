@@ -1,4 +1,4 @@
-"""The layers together, from the medium to the socket service and back."""
+"""The layers together, from the device to the socket service and back."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_rfc1122_2_3_2_1_an_unreachable_neighbour_is_told_to_the_connected_sende
     assert stack.dropped("ip") == {"neighbor_unreachable": 1}
 
 
-def test_a_datagram_to_oneself_never_reaches_the_medium(stack):
+def test_a_datagram_to_oneself_never_reaches_the_device(stack):
     stack.declares(1, bind=True, port=7)
     stack.sends(1, b"me", ME, 7)
     stack.sends(1, b"lo", "127.0.0.1", 7)

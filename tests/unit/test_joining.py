@@ -31,7 +31,7 @@ def frame(payload: bytes, number: int = 0, sport: int = 9, **fields) -> bytes:
 def up(frames: list[bytes]) -> list[tuple[int, bytes]]:
     """What link tells ip of frames that were read together: (kind, record)."""
     link = Link(config(*EVERYTHING), {}, LinkCounters.new(), random.Random(1))
-    return [(kind, record) for _, kind, record in link.receive(topology.MEDIUM, messages.ETHERNET, frames, 0.0)]
+    return [(kind, record) for _, kind, record in link.receive(topology.DEVICE, messages.ETHERNET, frames, 0.0)]
 
 
 def wire(kind: int, record: bytes) -> list[bytes]:

@@ -16,7 +16,7 @@ from bus.durable.journal import ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
 RING = layout.JOURNAL_OCTETS
 ENTRY = 40  # octets that the ring spends on a frame beside it
 LARGEST = RING // 4 - ENTRY  # with the octets of its entry
-A, B = 5, 1 << 40  # a layer and a guest
+A, B = 5, 1 << 40  # a layer and a client
 
 
 class Took(NamedTuple):

@@ -16,7 +16,7 @@ from scapy.packet import Raw
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.durable.rx_log import Batch
+from bus.durable.rx_log import RxLog
 from layers.link.core import Core
 from layers.link.counters import Counters as C
 from layers.link.tap import Tap
@@ -34,10 +34,10 @@ def link(wire: str = "", mtu: int = 1500) -> tuple[Core, list[int]]:
 
 
 def up(core: Core, *frames: bytes) -> list[tuple[int, int, bytes]]:
-    return core.receive(topology.MEDIUM, messages.ETHERNET, list(frames), 0.0)
+    return core.receive(topology.DEVICE, messages.ETHERNET, list(frames), 0.0)
 
 
-# -- from the medium -----------------------------------------------------------------------------------------------
+# -- from the device -----------------------------------------------------------------------------------------------
 
 
 def test_rfc894_ipv4_packet_goes_to_ip_without_its_header():
@@ -136,7 +136,7 @@ def test_rfc894_frame_is_what_scapy_makes_and_padded_on_a_wire_only(sender, kind
     core, counters = link(wire)
     payload = bytes(range(28))
     [(consumer, out_kind, frame)] = core.receive(sender, kind, [PEER + payload], 0.0)
-    assert (consumer, out_kind) == (topology.MEDIUM, messages.ETHERNET)
+    assert (consumer, out_kind) == (topology.DEVICE, messages.ETHERNET)
     assert frame == bytes(Ether(dst=THEM, src=US, type=ethertype) / Raw(payload)).ljust(60 if wire else 42, b"\0")
     assert counters[C.frames_out] == 1
 
@@ -187,9 +187,9 @@ def test_tap_batch_is_kept_and_loses_nothing(durable, octets, count):
         pass  # as much as the socket holds
     assert sent > 2
     seen = []
-    batch = Batch(durable.map())
+    batch = RxLog(durable.map())
     while frames := tap.read(batch):
-        assert Batch(durable.map()).left(tap.length)[1] == frames  # what a successor would find
+        assert RxLog(durable.map()).left(tap.length)[1] == frames  # what a successor would find
         batch.close()
         seen += frames
     assert [int.from_bytes(frame[:2], "big") for frame in seen] == list(range(sent))
@@ -202,7 +202,7 @@ def test_tap_counts_what_the_kernel_refuses():
     assert kernel.recv(100) == b"frame"
     kernel.close()
     tap.write(b"frame")
-    assert counters[C.medium_refused] == 1
+    assert counters[C.device_refused] == 1
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -219,7 +219,7 @@ def test_a_frame_that_was_read_and_not_counted_is_found_after_a_death(durable, m
         raise Killed
 
     for first in (b"", frame, frame + b"more"):  # what the batch before left in this memory
-        batch = Batch(durable.map())
+        batch = RxLog(durable.map())
         if first:
             batch.keep([first, first])
             batch.close()
@@ -229,9 +229,9 @@ def test_a_frame_that_was_read_and_not_counted_is_found_after_a_death(durable, m
         with pytest.raises(Killed):
             tap.read(batch)
         monkeypatch.undo()
-        assert Batch(durable.map()).left(tap.length) == (7, [frame])
+        assert RxLog(durable.map()).left(tap.length) == (7, [frame])
         batch.open(8)
-        assert Batch(durable.map()).left(tap.length) == (8, [])
+        assert RxLog(durable.map()).left(tap.length) == (8, [])
     kernel.close()
 
 

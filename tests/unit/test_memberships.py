@@ -28,7 +28,7 @@ from layers.sockets.groups import MEMBERSHIPS, MEMBERSHIPS_MAX, SOURCES_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 
-APP = topology.GUEST_ID_MIN + 1
+APP = topology.CLIENT_ID_MIN + 1
 CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
 ME, PEER, OTHER = "10.0.0.2", "10.0.0.7", "10.0.0.8"
 ONE, TWO = "239.1.1.1", "239.1.1.2"
@@ -49,7 +49,7 @@ class Bench:
         self.ids = 0
         for number in MADE:
             self.crash(number)
-        self.cores[topology.SOCKETS].guest_joined(APP, {"pid": 1}, 0.0)
+        self.cores[topology.SOCKETS].client_joined(APP, {"pid": 1}, 0.0)
 
     def crash(self, number: int) -> None:
         """Start with nothing but what was stored; the neighbours are told."""
@@ -268,7 +268,7 @@ def test_closing_and_dying_leave(bench):
     bench.request("close", handle=one)
     assert bench.heard() == [two]
     sockets = bench.cores[topology.SOCKETS]
-    bench.run(topology.SOCKETS, sockets.guest_left(APP, 0.0))
+    bench.run(topology.SOCKETS, sockets.client_left(APP, 0.0))
     assert bench.heard() == []
     assert not [key for key in bench.states[topology.IP] if key >> 32 == 2]
 

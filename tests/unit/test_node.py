@@ -1,4 +1,4 @@
-"""A layer's loop over a medium, killed at any line: what the medium gives goes up once, what comes down goes out once.
+"""A layer's loop over a device, killed at any line: what the device gives goes up once, what comes down goes out once.
 
 The TAP is a socket pair. A SIGKILL between the line that counts a write and the system call costs that one frame.
 """
@@ -19,10 +19,10 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable import journal, layout, rx_log
 from bus.durable.journal import ENTRIES_MAX, Journal
-from bus.durable.key_value_log import Store
+from bus.durable.key_value_log import KeyValueLog
 from bus.runtime import event_loop, pipes
 from bus.runtime.control import Control
-from bus.runtime.event_loop import Node
+from bus.runtime.event_loop import EventLoop
 from layers.link import tap
 from layers.link.counters import Counters
 from layers.link.tap import Tap
@@ -36,7 +36,7 @@ COOKIE = 1000
 UP_HEADER = bytes(12) + ethernet.TYPE_IPV4 + b"\x45\0" + UP_OCTETS.to_bytes(2, "big")
 START = len(UP_HEADER)
 NUMBER = struct.Struct("!I")
-NOW = event_loop.MEDIUM_PATIENCE_S / 2
+NOW = event_loop.DEVICE_PATIENCE_S / 2
 
 
 class Relay:
@@ -54,9 +54,9 @@ class Relay:
         return []
 
     def receive(self, sender, kind, records, now):
-        up = sender == topology.MEDIUM
+        up = sender == topology.DEVICE
         return [
-            (topology.IP, messages.PACKET, each) if up else (topology.MEDIUM, messages.ETHERNET, each)
+            (topology.IP, messages.PACKET, each) if up else (topology.DEVICE, messages.ETHERNET, each)
             for each in records
         ]
 
@@ -74,7 +74,7 @@ class Link:
         self._keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.far.setblocking(False)
         self.incarnation = 0
-        self.node: Node | None = None
+        self.node: EventLoop | None = None
         self.born()
 
     def born(self) -> None:
@@ -86,7 +86,7 @@ class Link:
         durable.words[layout.BLAMELESS] = 1
         config = StackConfig(name="t", run_dir=str(self._folder), address=0x0A000002, prefix=24, mac=bytes(6), mtu=1500,
                              cookie=COOKIE)
-        self.node = Node("link", Relay(), config, durable, Store(durable), os.dup(self._listener.fileno()),
+        self.node = EventLoop("link", Relay(), config, durable, KeyValueLog(durable), os.dup(self._listener.fileno()),
                          Control(self._keeper[0]), Tap(self._near.fileno(), Counters.new()))
 
     def end(self) -> None:
@@ -106,7 +106,7 @@ class Link:
             if sequence % 2:
                 self.node._settle()
         self.node._settle()
-        while not self.node._holds_back(NOW) and self.node._take_medium(NOW):
+        while not self.node._holds_back(NOW) and self.node._take_device(NOW):
             self.node._settle()
 
     def written(self) -> list[int]:

@@ -14,20 +14,20 @@ from bus import topology
 from bus.config import StackConfig
 from bus.counters import PipeCounters
 from bus.durable import layout
-from bus.durable.key_value_log import Store
-from bus.runtime.clients import GUEST_KINDS
+from bus.durable.key_value_log import KeyValueLog
+from bus.runtime.clients import CLIENT_KINDS
 from bus.runtime.control import Control
-from bus.runtime.event_loop import Node
+from bus.runtime.event_loop import EventLoop
 from bus.runtime.pipes import Inlet
 from supervisor.policy import AT_ONCE
 from usernet.pipe.frame import pack_frame
 from usernet.pipe.messages import CREDIT, DATAGRAM, REQUEST, SEND
 
 COOKIE, NOW = 1000, 1.0
-GUESTS = (topology.GUEST_ID_MIN, topology.GUEST_ID_MIN + 1)
+CLIENTS = (topology.CLIENT_ID_MIN, topology.CLIENT_ID_MIN + 1)
 UDP = COOKIE + topology.UDP
-STRANGER = topology.GUEST_ID_MIN + 2
-SENDERS = (*GUESTS, UDP, STRANGER)
+STRANGER = topology.CLIENT_ID_MIN + 2
+SENDERS = (*CLIENTS, UDP, STRANGER)
 
 
 class Died(Exception):
@@ -49,7 +49,7 @@ class Recorder:
         self.calls.append((sender, kind, list(records)))
         return []
 
-    def guest_joined(self, guest, hello, now):
+    def client_joined(self, client, hello, now):
         return []
 
     def records(self):
@@ -68,7 +68,7 @@ class Service:
         self._config = StackConfig(name="t", run_dir=f"{folder}/nobody", address=0x0A000002, prefix=24, mac=bytes(6),
                                    mtu=1500, cookie=COOKIE)
         self.core = Recorder()
-        self.node: Node | None = None
+        self.node: EventLoop | None = None
         self.born()
 
     def born(self) -> None:
@@ -76,11 +76,11 @@ class Service:
         if self.node is not None:
             self.node._inbox.close()
         self.durable = self._durable.map()
-        self.node = Node("sockets", self.core, self._config, self.durable, Store(self.durable),
+        self.node = EventLoop("sockets", self.core, self._config, self.durable, KeyValueLog(self.durable),
                          os.dup(self._listener.fileno()), Control(self._keeper[0]))
         self.node._suspect.inherit(self.node._journal.done)
-        self.inlets = [Inlet(guest, GUEST_KINDS, self.durable, layout.GUESTS + place)
-                       for place, guest in enumerate(GUESTS)]
+        self.inlets = [Inlet(client, CLIENT_KINDS, self.durable, layout.CLIENTS + place)
+                       for place, client in enumerate(CLIENTS)]
         self.node._inlets |= {inlet.sender: inlet for inlet in self.inlets}
         for inlet in self.node._inlets.values():
             inlet.incarnation, inlet.awaiting = 1, False
@@ -141,14 +141,14 @@ def test_runs_come_to_the_same_as_one_frame_after_the_other(drawn):
 def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
     service = Service(str(tmp_path))
     try:
-        first, second = GUESTS
+        first, second = CLIENTS
         sent = [(first, SEND, b"1"), (first, SEND, b"2"), (first, CREDIT, b"3"), (first, SEND, b"4"),
                 (second, SEND, b"5")]
-        numbers = dict.fromkeys(GUESTS, 0)
+        numbers = dict.fromkeys(CLIENTS, 0)
         frames = []
-        for guest, kind, record in sent:
-            numbers[guest] += 1
-            frames.append(pack_frame(kind, guest, 1, numbers[guest], [record]))
+        for client, kind, record in sent:
+            numbers[client] += 1
+            frames.append(pack_frame(kind, client, 1, numbers[client], [record]))
         service.node._take_many(frames, NOW)
         assert service.core.calls == [(first, SEND, [b"1", b"2"]), (first, CREDIT, [b"3"]), (first, SEND, [b"4"]),
                                       (second, SEND, [b"5"])]
@@ -164,7 +164,7 @@ def test_poison_in_a_run_is_set_aside_after_three_deaths_and_all_else_is_served(
     service = Service(str(tmp_path))
     try:
         service.core.poison = b"5"
-        frames = [pack_frame(SEND, GUESTS[0], 1, number, [b"%d" % number]) for number in range(1, 11)]
+        frames = [pack_frame(SEND, CLIENTS[0], 1, number, [b"%d" % number]) for number in range(1, 11)]
         deaths = 0
         while True:
             left = frames[service.inlets[0].done :]  # the application sends again what was not worked off

@@ -7,15 +7,15 @@ import pytest
 
 from bus.messages import Notice, decode_notices, encode
 from cli.status import table
-from supervisor.service import Ward
+from supervisor.service import Service
 
 FIRST = Notice("conflict", "a claims b", (("address", "b"), ("mac", "a")))
 SECOND = Notice("conflict", "c claims b", (("address", "b"), ("mac", "c")))
 
 
 @pytest.fixture
-def ward(tmp_path):
-    made = Ward("arp", tmp_path)
+def service(tmp_path):
+    made = Service("arp", tmp_path)
     yield made
     made.listener.close()
 
@@ -25,33 +25,33 @@ def told(*notices: Notice) -> list:
     return msgspec.json.decode(encode(list(notices)))
 
 
-def test_a_notice_begins_once_however_often_it_is_told_and_keeps_its_time(ward):
-    assert ward.notice(told(FIRST), 100.0) == ([FIRST], [])
-    assert ward.notice(told(FIRST), 200.0) == ([], [])
-    assert ward.standing_notices() == [
+def test_a_notice_begins_once_however_often_it_is_told_and_keeps_its_time(service):
+    assert service.notice(told(FIRST), 100.0) == ([FIRST], [])
+    assert service.notice(told(FIRST), 200.0) == ([], [])
+    assert service.standing_notices() == [
         {"event": "conflict", "detail": "a claims b", "since": 100.0, "address": "b", "mac": "a"}]
 
 
-def test_what_is_told_no_longer_is_over(ward):
-    ward.notice(told(FIRST, SECOND), 100.0)
-    assert ward.notice(told(SECOND), 200.0) == ([], [FIRST])
-    assert ward.notice(told(), 300.0) == ([], [SECOND])
-    assert ward.standing_notices() == []
+def test_what_is_told_no_longer_is_over(service):
+    service.notice(told(FIRST, SECOND), 100.0)
+    assert service.notice(told(SECOND), 200.0) == ([], [FIRST])
+    assert service.notice(told(), 300.0) == ([], [SECOND])
+    assert service.standing_notices() == []
 
 
-def test_each_question_has_a_number_that_its_core_knows_it_by(ward):
+def test_each_question_has_a_number_that_its_core_knows_it_by(service):
     for _ in range(2):
-        ward.ask({"op": "route_del", "order": 1}, lambda answer: None)
-    asked = [msgspec.json.decode(question.text) for question in ward.questions.values()]
+        service.ask({"op": "route_del", "order": 1}, lambda answer: None)
+    asked = [msgspec.json.decode(question.text) for question in service.questions.values()]
     assert [(each["id"], each["request"]) for each in asked] == [
         (1, {"op": "route_del", "order": 1}), (2, {"op": "route_del", "order": 2})]
 
 
-def test_what_comes_back_begins_anew(ward):
-    ward.notice(told(FIRST), 100.0)
-    ward.notice(told(), 200.0)
-    assert ward.notice(told(FIRST), 300.0) == ([FIRST], [])
-    assert ward.standing_notices()[0]["since"] == 300.0
+def test_what_comes_back_begins_anew(service):
+    service.notice(told(FIRST), 100.0)
+    service.notice(told(), 200.0)
+    assert service.notice(told(FIRST), 300.0) == ([FIRST], [])
+    assert service.standing_notices()[0]["since"] == 300.0
 
 
 @pytest.mark.parametrize("octets", [b"", b"{}", b'[{"event": 1}]', b"[[]]", b"\xff"])

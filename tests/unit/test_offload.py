@@ -52,7 +52,7 @@ MAC, PEER_MAC = bytes.fromhex("02005e000002"), bytes.fromhex("02005e000001")
 EVERYTHING = (CHECKSUM, SEGMENTATION)
 VIRTIO = Struct("=BBHHHH")  # flags, GSO type, header length, GSO size, checksum start, checksum offset
 PLAIN, PARTIAL = VIRTIO.pack(0, 0, 0, 0, 0, 0), VIRTIO.pack(1, 0, 0, 0, 34, 6)
-GUEST = topology.GUEST_ID_MIN + 1
+CLIENT = topology.CLIENT_ID_MIN + 1
 SIZES = st.integers(1, 1472).flatmap(lambda size: st.tuples(st.just(size), st.integers(1, 6 * size)))
 
 
@@ -157,11 +157,11 @@ class LinkLayer:
         self.core = Link(config(*kinds), {}, self.counters, random.Random(1))
 
     def up(self, *frames: bytes) -> list:
-        return self.core.receive(topology.MEDIUM, messages.ETHERNET, list(frames), 0.0)
+        return self.core.receive(topology.DEVICE, messages.ETHERNET, list(frames), 0.0)
 
     def down(self, kind: int, record: bytes) -> list[bytes]:
         sends = self.core.receive(topology.IP, kind, [record], 0.0)
-        assert all(send[:2] == (topology.MEDIUM, messages.ETHERNET) for send in sends)
+        assert all(send[:2] == (topology.DEVICE, messages.ETHERNET) for send in sends)
         return [frame for _, _, frame in sends]
 
 
@@ -252,7 +252,7 @@ def test_frames_down_say_what_is_left_to_the_kernel(link):
     assert link.counters[LinkCounters.bad_request] == 3
 
 
-def test_a_medium_without_offload_is_never_given_a_header():
+def test_a_device_without_offload_is_never_given_a_header():
     plain = LinkLayer()
     whole = datagram(b"data", ME, PEER)
     assert plain.down(messages.PACKET_OUT, PEER_MAC + whole) == [PEER_MAC + MAC + b"\x08\x00" + whole]
@@ -332,7 +332,7 @@ def test_no_super_packet_raises(junk):
     IpLayer().core.receive(topology.UDP, messages.TRANSMIT_SEGMENTS, [junk], 0.0)
 
 
-def test_a_partial_checksum_goes_out_partial_where_the_medium_completes_it():
+def test_a_partial_checksum_goes_out_partial_where_the_device_completes_it():
     ((to, kind, record),) = IpLayer(CHECKSUM).down(b"data")
     assert (to, kind, record) == (
         topology.LINK,
@@ -381,7 +381,7 @@ def test_rfc791_3_2_identification_numbers_of_a_super_packet_are_not_used_again(
 
 
 @pytest.mark.parametrize(("kinds", "kind"), [((CHECKSUM,), messages.PACKET_OUT_PARTIAL), ((), messages.PACKET_OUT)])
-def test_segments_are_cut_here_where_the_medium_does_not(kinds, kind):
+def test_segments_are_cut_here_where_the_device_does_not(kinds, kind):
     payload = payload_of(5001)
     sends = IpLayer(*kinds).down(payload, 1472)
     assert {send[:2] for send in sends} == {(topology.LINK, kind)}
@@ -504,10 +504,10 @@ def test_segments_beyond_the_limits_are_refused():
 def service(segments: bool) -> tuple[Sockets, list[int]]:
     counters = SocketsCounters.new()
     core = Sockets(config(), {}, counters, random.Random(1))
-    core.guest_joined(GUEST, {"pid": 1}, 0.0)
+    core.client_joined(CLIENT, {"pid": 1}, 0.0)
     for request in ({"op": "socket", "type": "dgram", "segments": segments}, {"op": "socket", "type": "ping"}):
         request["id"] = 1 + (request["type"] == "ping")
-        core.receive(GUEST, messages.REQUEST, [json.dumps(request).encode()], 0.0)
+        core.receive(CLIENT, messages.REQUEST, [json.dumps(request).encode()], 0.0)
     return core, counters
 
 
@@ -517,12 +517,12 @@ def test_an_application_that_did_not_ask_for_segments_gets_datagrams():
     for segments in (True, False):
         core, counters = service(segments)
         sends = core.receive(topology.UDP, messages.DATAGRAM_SEGMENTS, [record], 0.0)
-        whole = [(GUEST, messages.DATAGRAM_SEGMENTS, record)]
+        whole = [(CLIENT, messages.DATAGRAM_SEGMENTS, record)]
         assert sends == (
-            whole if segments else [(GUEST, messages.DATAGRAM, HEAD + part) for part in cut(payload, 1000)]
+            whole if segments else [(CLIENT, messages.DATAGRAM, HEAD + part) for part in cut(payload, 1000)]
         )
         assert counters[SocketsCounters.delivered] == 3
-        listed = core.receive(GUEST, messages.REQUEST, [b'{"id":9,"op":"list"}'], 0.0)
+        listed = core.receive(CLIENT, messages.REQUEST, [b'{"id":9,"op":"list"}'], 0.0)
         assert json.loads(listed[0][2])["sockets"][0]["queued"] == 2500 + 3 * 256, "the same, however they came"
 
 
@@ -540,7 +540,7 @@ def test_segments_are_for_udp_alone():
     core, counters = service(True)
     for handle, taken in ((1, True), (2, False), (3, False)):
         record = SEND_HEADER.pack(handle, octets(PEER), 9, bytes(4), 0, 0, 0) + SEGMENT_SIZE.pack(2) + b"1234"
-        sends = core.receive(GUEST, messages.SEND_SEGMENTS, [record], 0.0)
+        sends = core.receive(CLIENT, messages.SEND_SEGMENTS, [record], 0.0)
         assert sends == ([(topology.UDP, messages.SEND_SEGMENTS, record)] if taken else [])
     assert (counters[SocketsCounters.sent], counters[SocketsCounters.send_foreign]) == (2, 2)
 
@@ -550,7 +550,7 @@ def test_segments_are_for_udp_alone():
 def test_no_segments_raise_in_the_service(junk):
     core, _ = service(True)
     core.receive(topology.UDP, messages.DATAGRAM_SEGMENTS, [junk, HEAD + junk], 0.0)
-    core.receive(GUEST, messages.SEND_SEGMENTS, [junk], 0.0)
+    core.receive(CLIENT, messages.SEND_SEGMENTS, [junk], 0.0)
 
 
 @settings(deadline=None)

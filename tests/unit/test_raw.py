@@ -193,7 +193,7 @@ def test_a_packet_in_fragments_comes_whole(host):
     assert bytes(IP(whole).payload) == b"8 octetsthe rest"
 
 
-def test_a_packet_whose_checksum_only_the_medium_knows_is_copied_with_a_right_one(host):
+def test_a_packet_whose_checksum_only_the_device_knows_is_copied_with_a_right_one(host):
     host.declares(protocol=17)
     datagram = bytes(IP(src=PEER, dst=ME) / UDP(sport=1, dport=2) / b"data")
     pseudo = (sum(int.from_bytes(ip4(address)[at : at + 2], "big") for address in (PEER, ME) for at in (0, 2))

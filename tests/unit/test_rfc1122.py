@@ -1,4 +1,4 @@
-"""What RFC 1122 demands of a host as a whole: all layers together, seen from the medium and from an application.
+"""What RFC 1122 demands of a host as a whole: all layers together, seen from the device and from an application.
 
 What one layer does alone is in that layer's tests; docs/rfc1122.md says which test shows which requirement.
 """

@@ -23,7 +23,7 @@ from layers.sockets.requests import REQUEST_OCTETS_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 
-ALICE, BOB = topology.GUEST_ID_MIN + 1, topology.GUEST_ID_MIN + 2
+ALICE, BOB = topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 2
 CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
 
 
@@ -37,8 +37,8 @@ class Bench:
         self.ids = 0
         self.udp_away = False
         self.crash()
-        for guest in (ALICE, BOB):
-            self.core.guest_joined(guest, {"pid": guest & 0xFF}, 0.0)
+        for client in (ALICE, BOB):
+            self.core.client_joined(client, {"pid": client & 0xFF}, 0.0)
 
     def crash(self) -> None:
         """The service starts again, with nothing but its state."""
@@ -61,23 +61,23 @@ class Bench:
         self.settle(self.core.receive(sender, kind, list(octets), 0.0))
         return self.out
 
-    def send_request(self, op, guest=ALICE, number=None, **fields):
+    def send_request(self, op, client=ALICE, number=None, **fields):
         self.ids += 1
         request = {"id": number or self.ids, "op": op, **fields}
-        self.give(guest, messages.REQUEST, json.dumps(request).encode())
-        return [json.loads(record) for to, kind, record in self.out if to == guest and kind == messages.REPLY]
+        self.give(client, messages.REQUEST, json.dumps(request).encode())
+        return [json.loads(record) for to, kind, record in self.out if to == client and kind == messages.REPLY]
 
-    def ask(self, op, guest=ALICE, number=None, **fields):
-        (reply,) = self.send_request(op, guest, number, **fields)
+    def ask(self, op, client=ALICE, number=None, **fields):
+        (reply,) = self.send_request(op, client, number, **fields)
         assert reply["id"] == (number or self.ids)
         return reply
 
-    def open(self, guest=ALICE, type="dgram"):
-        return self.ask("socket", guest, type=type)["handle"]
+    def open(self, client=ALICE, type="dgram"):
+        return self.ask("socket", client, type=type)["handle"]
 
-    def bound(self, port, guest=ALICE):
-        handle = self.open(guest)
-        assert self.ask("bind", guest, handle=handle, address="10.0.0.2", port=port)["errno"] == 0
+    def bound(self, port, client=ALICE):
+        handle = self.open(client)
+        assert self.ask("bind", client, handle=handle, address="10.0.0.2", port=port)["errno"] == 0
         return handle
 
     def count(self, counter):
@@ -151,8 +151,8 @@ def test_a_transport_that_restarts_is_asked_again(bench):
     bench.udp_away = False
     bench.out = []
     bench.settle(bench.core.neighbor_started(topology.UDP, 0.0))
-    ((guest, kind, record),) = bench.out
-    assert (guest, kind, json.loads(record)["port"]) == (ALICE, messages.REPLY, 5055)
+    ((client, kind, record),) = bench.out
+    assert (client, kind, json.loads(record)["port"]) == (ALICE, messages.REPLY, 5055)
 
 
 def test_requests_on_one_socket_are_done_in_turn(bench):
@@ -349,7 +349,7 @@ def test_a_process_that_ends_loses_its_sockets(bench):
     bench.bound(5055)
     bench.open()
     bench.crash()
-    bench.settle(bench.core.guest_left(ALICE, 0.0))
+    bench.settle(bench.core.client_left(ALICE, 0.0))
     bench.bound(5055, BOB)
     assert len(bench.ask("list", BOB)["sockets"]) == 1
 
@@ -396,7 +396,7 @@ def test_state_of_another_version_is_left_behind(bench):
     assert 5 not in bench.state
 
 
-GUEST_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, messages.REQUEST, messages.DATAGRAM, 250])
+CLIENT_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, messages.REQUEST, messages.DATAGRAM, 250])
 LAYER_KINDS = st.sampled_from([messages.DATAGRAM, messages.SOCKET_ERROR, messages.SOCKET_REPLY, messages.ROUTES, 250])
 WORDS = ["bind", "connect", "prepare", "setsockopt", "getsockopt", "socket", "close", "list", "dgram", "10.0.0.2", ""]
 SCRAPS = st.one_of(
@@ -409,12 +409,12 @@ SCRAPS = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), GUEST_KINDS, LAYER_KINDS, SCRAPS), max_size=8))
+@given(st.lists(st.tuples(st.booleans(), CLIENT_KINDS, LAYER_KINDS, SCRAPS), max_size=8))
 def test_no_octets_raise(pieces):
     bench = Bench()
     bench.bound(5055)
-    for from_guest, guest_kind, layer_kind, scrap in pieces:
-        sender, kind = (ALICE, guest_kind) if from_guest else (topology.UDP, layer_kind)
+    for from_client, client_kind, layer_kind, scrap in pieces:
+        sender, kind = (ALICE, client_kind) if from_client else (topology.UDP, layer_kind)
         bench.give(sender, kind, scrap)
     bench.crash()
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from bus.counters import PipeCounters
 from bus.durable import key_value_log as store_module
 from bus.durable import layout
-from bus.durable.key_value_log import Store, StoreFull
+from bus.durable.key_value_log import KeyValueLog, StoreFull
 
 KEYS = st.sampled_from([0, 1, 2, 7, (1 << 64) - 1])
 VALUES = st.binary(max_size=80)
@@ -28,7 +28,7 @@ class StoreAndDict(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.durable = Durable()
-        self.store = Store(self.durable.map())
+        self.store = KeyValueLog(self.durable.map())
         self.model: dict[int, bytes] = {}
 
     @rule(key=KEYS, value=VALUES)
@@ -45,7 +45,7 @@ class StoreAndDict(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
-        self.store = Store(self.durable.map())
+        self.store = KeyValueLog(self.durable.map())
 
     @rule(key=KEYS, value=st.none() | VALUES, line=st.integers(0, 60))
     def crash_within(self, key, value, line):
@@ -56,9 +56,9 @@ class StoreAndDict(RuleBasedStateMachine):
         else:
             after[key] = value
             died = dies(line, (store_module,), lambda: self.store.__setitem__(key, value))
-        found = dict(Store(self.durable.map()))
+        found = dict(KeyValueLog(self.durable.map()))
         assert found == after or (died and found == self.model)
-        self.store, self.model = Store(self.durable.map()), found
+        self.store, self.model = KeyValueLog(self.durable.map()), found
 
     @invariant()
     def they_agree(self):
@@ -84,7 +84,7 @@ def test_damaged_octets_are_seen_and_end_the_reading_there(values, data):
     durable = Durable()
     try:
         mapped = durable.map()
-        store = Store(mapped)
+        store = KeyValueLog(mapped)
         ends = [0]
         for key, value in enumerate(values):
             store[key] = value
@@ -92,11 +92,11 @@ def test_damaged_octets_are_seen_and_end_the_reading_there(values, data):
         at = data.draw(st.integers(0, ends[-1] - 1))
         mapped.arenas[0][at] ^= data.draw(st.integers(1, 255))
         intact = next(number for number, end in enumerate(ends[1:]) if end > at)
-        again = Store(durable.map())
+        again = KeyValueLog(durable.map())
         assert dict(again) == dict(enumerate(values[:intact]))
         assert damaged(durable) == 1
         again[99] = b"goes on"
-        assert Store(durable.map())[99] == b"goes on"
+        assert KeyValueLog(durable.map())[99] == b"goes on"
         assert damaged(durable) == 1
     finally:
         durable.close()
@@ -108,11 +108,11 @@ def test_what_lies_beyond_the_published_part_does_not_count(junk):
     durable = Durable()
     try:
         mapped = durable.map()
-        store = Store(mapped)
+        store = KeyValueLog(mapped)
         store[1] = b"one"
         end = mapped.words[layout.STORE_STATE] >> 1
         mapped.arenas[0][end : end + len(junk)] = junk
-        assert dict(Store(durable.map())) == {1: b"one"}
+        assert dict(KeyValueLog(durable.map())) == {1: b"one"}
         assert damaged(durable) == 0
     finally:
         durable.close()
@@ -123,13 +123,13 @@ def test_what_lies_beyond_the_published_part_does_not_count(junk):
 def test_a_length_that_cannot_be_is_seen(durable: Durable, end: int, arena: int):
     mapped = durable.map()
     mapped.words[layout.STORE_STATE] = end << 1 | arena
-    assert dict(Store(durable.map())) == {}
+    assert dict(KeyValueLog(durable.map())) == {}
     assert damaged(durable) == 1
 
 
 def test_the_same_value_again_is_not_written(durable: Durable):
     mapped = durable.map()
-    store = Store(mapped)
+    store = KeyValueLog(mapped)
     store[1] = b"same"
     before = mapped.words[layout.STORE_STATE]
     store[1] = b"same"
@@ -138,18 +138,18 @@ def test_the_same_value_again_is_not_written(durable: Durable):
 
 def test_a_log_that_is_mostly_dead_is_copied_and_its_memory_given_back(durable: Durable):
     mapped = durable.map()
-    store = Store(mapped)
+    store = KeyValueLog(mapped)
     store[0] = b"stays"
     for number in range(200):
         store[1] = bytes([number]) * 1024
     state = mapped.words[layout.STORE_STATE]
     assert state >> 1 <= store_module._COMPACT_ABOVE + 2048
     assert not any(mapped.arenas[1 - (state & 1)][: 1 << 17])
-    assert dict(Store(durable.map())) == dict(store) == {0: b"stays", 1: bytes([199]) * 1024}
+    assert dict(KeyValueLog(durable.map())) == dict(store) == {0: b"stays", 1: bytes([199]) * 1024}
 
 
 def test_a_store_is_full_only_when_its_live_records_are(durable: Durable):
-    store = Store(durable.map())
+    store = KeyValueLog(durable.map())
     share = ARENA // 64 - 16
     for key in range(62):  # 62 of 64 parts live
         store[key] = bytes([key]) * share
@@ -158,7 +158,7 @@ def test_a_store_is_full_only_when_its_live_records_are(durable: Durable):
     store[101] = b"y" * share  # there is room once what is dead is gone
     with pytest.raises(StoreFull):
         store[102] = bytes(3 * share)
-    again = Store(durable.map())
+    again = KeyValueLog(durable.map())
     assert len(again) == 63
     assert again[101] == b"y" * share
     assert again[61] == bytes([61]) * share

@@ -68,16 +68,16 @@ def test_applications_and_layers_speak_of_the_same_kinds():
 
 def test_ids_and_counters_have_their_cells_to_themselves():
     top = max(topology.LAYERS.values())
-    assert topology.MEDIUM not in topology.LAYERS.values()
+    assert topology.DEVICE not in topology.LAYERS.values()
     assert layout.POISON + layout.POISON_MAX <= layout.DONE
     assert layout.DONE + top < layout.SENT
     assert layout.SENT + top < layout.BUS_COUNTERS
     assert layout.BUS_COUNTERS + layout.BUS_COUNTERS_MAX <= layout.COUNTERS
-    assert layout.COUNTERS + layout.COUNTERS_MAX <= layout.GUESTS
+    assert layout.COUNTERS + layout.COUNTERS_MAX <= layout.CLIENTS
     assert len(PipeCounters.declared) <= layout.BUS_COUNTERS_MAX
     single = [value for name, value in vars(layout).items()
               if name.isupper() and isinstance(value, int) and 0 < value < layout.POISON
-              and not name.startswith("GUEST") and not name.endswith("_MAX")]
+              and not name.startswith("CLIENT") and not name.endswith("_MAX")]
     assert len(set(single)) == len(single)
     of_layers = {base + number for base in (layout.DONE, layout.SENT) for number in range(top + 1)}
     assert not {layout.WRITTEN, layout.BLAMELESS} & of_layers

@@ -23,7 +23,7 @@ import pytest
 from usernet_service import ADDRESS, REPOSITORY, Service
 
 import usernet
-from bus.durable.layout import GUESTS_MAX
+from bus.durable.layout import CLIENTS_MAX
 from usernet import udp
 from usernet.client.connection import Connection
 from usernet.ping import ping
@@ -768,9 +768,9 @@ def test_a_connection_that_says_goodbye_is_forgotten_at_once(service):
     assert not inbox.exists()
 
 
-def test_many_that_come_and_go_leave_no_guest_behind(service):
-    """More than there are places for guests, from a process that lives on."""
-    for _ in range(GUESTS_MAX + 20):
+def test_many_that_come_and_go_leave_no_client_behind(service):
+    """More than there are places for clients, from a process that lives on."""
+    for _ in range(CLIENTS_MAX + 20):
         Connection(service.run_dir, "test").close()
     Connection(service.run_dir, "test").close()
     assert len(list(service.run_dir.glob("app-*"))) <= 1

@@ -21,10 +21,10 @@ from pathlib import Path
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable import layout
-from bus.durable.key_value_log import Store
+from bus.durable.key_value_log import KeyValueLog
 from bus.messages import ICMP_ERROR_HEADER, SEGMENT_SIZE, SUPER_HEADER, TRANSMIT_HEADER, TRANSMIT_PARTIAL
 from bus.runtime.control import Control
-from bus.runtime.event_loop import Node
+from bus.runtime.event_loop import EventLoop
 from layers.common.routes import RouteTable, configured
 from layers.icmp.core import Core as Icmp
 from layers.icmp.counters import Counters as IcmpCounters
@@ -64,7 +64,7 @@ class Part(MutableMapping):
 
 
 class Loop:
-    """sockets, udp and icmp, with ip played by a mirror: a GuestCore."""
+    """sockets, udp and icmp, with ip played by a mirror: a ClientCore."""
 
     def __init__(self, config: StackConfig, state: MutableMapping, counters, rng: random.Random) -> None:
         self.next_wake = None
@@ -88,25 +88,25 @@ class Loop:
     def neighbor_started(self, sender, now):
         return []
 
-    def guest_joined(self, guest, hello, now):
-        return self.sockets.guest_joined(guest, hello, now)
+    def client_joined(self, client, hello, now):
+        return self.sockets.client_joined(client, hello, now)
 
-    def guest_left(self, guest, now):
-        return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.guest_left(guest, now)], now)
+    def client_left(self, client, now):
+        return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.client_left(client, now)], now)
 
-    def settle(self, to_guests, sends, now):
-        """Carry records between the cores until only those for guests are left."""
+    def settle(self, to_clients, sends, now):
+        """Carry records between the cores until only those for clients are left."""
         while sends:
             sender, (consumer, kind, record) = sends.pop(0)
-            if consumer >= topology.GUEST_ID_MIN:
-                to_guests.append((consumer, kind, record))
+            if consumer >= topology.CLIENT_ID_MIN:
+                to_clients.append((consumer, kind, record))
             elif consumer in self.cores:
                 # Fast clocks below, so that the limit on ICMP errors, so many a second, is not in the way.
                 answers = self.cores[consumer].receive(sender, kind, [record], 1000 * now)
                 sends += [(consumer, send) for send in answers]
             elif consumer == topology.IP:
                 sends += self.mirror(sender, kind, record)
-        return to_guests
+        return to_clients
 
     def mirror(self, sender, kind, record):
         head, up = b"", messages.PACKET
@@ -174,11 +174,11 @@ def main(run_dir: str, dns: str, *numbers: str) -> None:
     incarnation, memory_fd, listener_fd, line = map(int, numbers)
     durable = layout.Memory(memory_fd)
     durable.words[layout.INCARNATION] = incarnation
-    state = Store(durable)
+    state = KeyValueLog(durable)
     settings = config(run_dir, dns.split(",") if dns else [])
     core = Loop(settings, state, durable.counters, random.Random(incarnation))
     control = Control(socket.socket(fileno=line))
-    Node("sockets", core, settings, durable, state, listener_fd, control).run()
+    EventLoop("sockets", core, settings, durable, state, listener_fd, control).run()
 
 
 if __name__ == "__main__":
