@@ -1,0 +1,162 @@
+"""What a layer's process gives up before it takes the first byte of others: everything that it has no use for.
+
+In this order, each step lawful for an ordinary user where the kernel allows it, and each reported where it does not:
+its root directory becomes the one folder of the sockets that it may reach; a process of root's becomes a user of its
+own; then no_new_privs, no capability, a Landlock domain, no trace by others, and a list of system calls (seccomp).
+What is left can be read from the kernel: `of_process`. docs/security.md has the table of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+from pathlib import Path
+
+import msgspec
+
+from supervisor import landlock, seccomp
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8  # linux/prctl.h
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
+CLONE_NEWUSER = 0x10000000
+CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+CAP_DAC_OVERRIDE = 1
+CAPABILITIES = 64  # more than there are
+UID_BASE = 0x75000000  # up to 0x79000000: given to nobody (systemd's UIDS-GIDS.md: "unused")
+UIDS_A_STACK = 16
+DESCRIPTORS_MAX = 256  # of a process that has no guests
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Lock(msgspec.Struct, kw_only=True):
+    """What a process is to be held to, and then, in `missing`, why some of it was not to be had."""
+
+    kind: str  # whose list of system calls (supervisor.seccomp)
+    root: str  # the directory that becomes its root
+    uid: int = 0  # to become this user where root is given; 0: stay who it is
+    guests: bool = False  # it removes files in its root, and has as many descriptors as it can
+    threads: bool = False  # libzmq's
+    missing: list[str] = []
+    landlock: int = 0  # version of the interface; 0: without
+
+
+def uid_of(keeper_pid: int, number: int) -> int:
+    """A user id, and group id, of one layer of one stack of root's: nobody else has it meanwhile."""
+    return UID_BASE + keeper_pid * UIDS_A_STACK + number
+
+
+def has_users() -> bool:
+    """Whether this process can make its children other users: it is root, and not the only user of its namespace."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/uid_map") as ranges:
+        return any(int(first) <= UID_BASE and int(first) + int(count) > uid_of(1 << 22, UIDS_A_STACK)
+                   for first, _, count in map(str.split, ranges))
+
+
+def enter(lock: Lock, parent_pid: int) -> Lock:
+    """Hold this process, which must have one thread, to `lock` for good; what was done of it."""
+    lock = msgspec.structs.replace(lock, missing=[])
+    for step in (_limit, _confine, _become, _renounce, _leave_files, _hide, _list_calls):
+        try:
+            step(lock)
+        except OSError as error:
+            lock.missing.append(f"{step.__doc__}: {error.strerror}")  # type: ignore[union-attr]
+        if step is _hide:
+            _end_with(parent_pid)  # the kernel has forgotten it over the change of user
+    return lock
+
+
+def _limit(lock: Lock) -> None:
+    """limits"""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = most if lock.guests else min(most, DESCRIPTORS_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _confine(lock: Lock) -> None:
+    """own root directory"""
+    try:
+        os.chroot(lock.root)
+    except PermissionError:
+        _own_user_namespace()
+        os.chroot(lock.root)
+    os.chdir("/")
+    lock.root = "/"
+
+
+def _own_user_namespace() -> None:
+    """Every capability, in a namespace with one user: ourselves."""
+    uid, gid = os.geteuid(), os.getegid()
+    _check(_libc.unshare(CLONE_NEWUSER))
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        Path("/proc/self", name).write_text(text)
+
+
+def _become(lock: Lock) -> None:
+    """own user"""
+    for capability in range(CAPABILITIES):
+        if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            break  # past the last, or not allowed to: nothing can be gained all the same, without new privileges
+    if not lock.uid:
+        return
+    _prctl(PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(lock.uid, lock.uid, lock.uid)
+    os.setresuid(lock.uid, lock.uid, lock.uid)
+
+
+def _renounce(lock: Lock) -> None:
+    """no capabilities"""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    # The inboxes of root's applications are root's: to reach those, all that is in its root, it may pass over modes.
+    kept = 1 << CAP_DAC_OVERRIDE if lock.guests and lock.uid and lock.root == "/" else 0
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
+
+
+def _leave_files(lock: Lock) -> None:
+    """landlock"""
+    lock.landlock = landlock.restrict(lock.root if lock.guests else "")
+
+
+def _hide(lock: Lock) -> None:
+    """not traceable"""
+    _prctl(PR_SET_DUMPABLE, 0)
+
+
+def _end_with(parent_pid: int) -> None:
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def _list_calls(lock: Lock) -> None:
+    """seccomp"""
+    seccomp.install(lock.kind, lock.threads)
+
+
+def _prctl(option: int, value: int) -> None:
+    _check(_libc.prctl(option, value, 0, 0, 0))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def of_process(pid: int) -> dict[str, object]:
+    """What the kernel says that a process still may: proc(5), /proc/PID/status. Empty where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = dict(line.split(":", 1) for line in lines)
+    return {"uid": int(fields["Uid"].split()[1]), "capabilities": int(fields["CapEff"], 16),
+            "new_privileges": fields["NoNewPrivs"].strip() == "0", "seccomp": fields["Seccomp"].strip() == "2"}
