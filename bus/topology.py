@@ -43,18 +43,53 @@ from bus.messages import (
     UNREACHABLE,
 )
 
-# Layers, by the id that stands in each frame as its sender. Clients draw ids from CLIENT_ID_MIN on: applications at the
-# socket service, links at a wire's switch.
-LINK, ARP, IP, ICMP, UDP, TCP, SOCKETS, RAW = range(1, 9)
-DEVICE = 0  # in the calls of link's core: the TAP or wire below it
-KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
+# Ids that stand in each frame as its sender: a layer's, up to LAYER_ID_MAX, or a client's: applications at the socket
+# service, links at a wire's switch.
+LAYER_ID_MAX = 15
 CLIENT_ID_MIN = 1 << 32
 CLIENT_ID_END = 1 << 53  # what a JavaScript number holds exactly
+DEVICE = 0  # in the calls of link's core: the TAP or wire below it
+KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
 
-LAYERS = {"link": LINK, "arp": ARP, "ip": IP, "icmp": ICMP, "udp": UDP, "sockets": SOCKETS, "raw": RAW}
-OPTIONAL = frozenset({"raw"})  # booted only where the owner wants it; the pipes of a layer that is not do not exist
-ALWAYS = tuple(name for name in LAYERS if name not in OPTIONAL)
-NAMES = {number: name for name, number in LAYERS.items()}
+
+class Layer(NamedTuple):
+    """One layer: a folder of `layers/`, a process, and this row. All that lists layers is derived from the rows."""
+
+    name: str
+    id: int  # 1 to LAYER_ID_MAX; never given to another layer
+    protocol: int | None = None  # it is the transport of this protocol (IANA protocol numbers): ip hands it the packets
+    sockets: str = ""  # the type of sockets that the socket service opens on it, as in the application protocol
+    routes: bool = False  # ip tells it addresses and routes
+    upper: bool = False  # it belongs to the half that moves to a second core under load
+    optional: bool = False  # booted only where the owner wants it; the pipes of a layer that is not do not exist
+
+
+# From the bottom to the top, which is the order of boot; a stack stops in the reverse order.
+ROWS = (
+    Layer("link", 1),
+    Layer("arp", 2),
+    Layer("ip", 3),
+    Layer("icmp", 4, protocol=1, sockets="ping", routes=True),
+    Layer("udp", 5, protocol=17, sockets="dgram", routes=True, upper=True),
+    Layer("raw", 8, sockets="raw", routes=True, upper=True, optional=True),
+    Layer("sockets", 7, routes=True, upper=True),
+)
+LAYERS = {row.name: row.id for row in ROWS}
+NAMES = {row.id: row.name for row in ROWS}
+OPTIONAL = frozenset(row.name for row in ROWS if row.optional)
+ALWAYS = tuple(row.name for row in ROWS if not row.optional)
+UPPER_HALF = frozenset(row.name for row in ROWS if row.upper)
+LINK, ARP, IP, ICMP, UDP, RAW, SOCKETS = map(LAYERS.__getitem__, ("link", "arp", "ip", "icmp", "udp", "raw", "sockets"))
+
+
+def transports(booted: Collection[str] = LAYERS) -> dict[int, int]:
+    """The ids of the layers that are transports, of those that are booted, by their protocol."""
+    return {row.protocol: row.id for row in ROWS if row.protocol is not None and row.name in booted}
+
+
+def routed(booted: Collection[str] = LAYERS) -> tuple[int, ...]:
+    """The ids of the layers that ip tells addresses and routes, of those that are booted."""
+    return tuple(row.id for row in ROWS if row.routes and row.name in booted)
 
 
 class Pipe(NamedTuple):
@@ -74,7 +109,7 @@ _TRANSPORT_IN = (PACKET, PACKET_GROUP, ICMP_ERROR, ROUTES)
 _SERVICE_IN = (SEND, SOCKET_SET, SOCKET_CLOSE)
 _SERVICE_OUT = (DATAGRAM, SOCKET_ERROR, SOCKET_REPLY)
 
-PIPES = (
+_STATED = (
     _pipe("link", "arp", "every ARP packet that reached us", ARP_IN),
     _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET, PACKET_GROUP,
           PACKET_CHECKED, PACKET_SEGMENTS),
@@ -112,6 +147,21 @@ PIPES = (
     _pipe("raw", "sockets", "packets and errors for raw sockets, answers about them", *_SERVICE_OUT),
     _pipe("sockets", "raw", "raw sockets as they shall be, what they send", *_SERVICE_IN),
 )
+
+
+def _implied(row: Layer) -> tuple[Pipe, ...]:
+    """The pipes of a transport for which no others are stated."""
+    return (
+        _pipe("ip", row.name, f"checked packets of {row.name}'s protocol, padding cut; local errors", *_TRANSPORT_IN),
+        _pipe(row.name, "ip", f"segments of {row.name} to send; MTUs that routers told about them", TRANSMIT, PATH_MTU),
+        _pipe("icmp", row.name, f"ICMP errors about packets that {row.name} sent", ICMP_ERROR),
+        _pipe(row.name, "icmp", f"packets that {row.name} has no receiver for", REPORT_ERROR),
+    )
+
+
+_stated_ends = {(pipe.producer, pipe.consumer) for pipe in _STATED}
+PIPES = _STATED + tuple(pipe for row in ROWS if row.protocol is not None for pipe in _implied(row)
+                        if row.name != "icmp" and (pipe.producer, pipe.consumer) not in _stated_ends)
 
 
 def inputs(layer: str, booted: Collection[str] = LAYERS) -> dict[str, frozenset[int]]:

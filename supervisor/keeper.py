@@ -43,7 +43,6 @@ LOAD_TIMEOUT_S = 10.0  # for a new version to be imported
 SPARE_AFTER_S = 0.1  # from a layer's serving to the fork of its spare
 PROBATION_S = 3.0  # a new version that dies within is rolled back
 RELOAD_CHECK_S = 0.5
-STOP_ORDER = ("sockets", "raw", "udp", "icmp", "ip", "arp", "link")
 
 
 class Keeper:
@@ -128,7 +127,7 @@ class Keeper:
             return
         self._stopping = True
         now = time.monotonic()
-        for service in (self.services[name] for name in STOP_ORDER if name in self.services):
+        for service in reversed(self.services.values()):  # from the top down
             service.state = "down"
             service.start_at = None
             for process in service.processes():

@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-UPPER = frozenset({"udp", "tcp", "raw", "sockets"})  # the half that moves to the second core
+from bus.topology import UPPER_HALF
+
 SAMPLE_S = 0.25
 TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us
 SATURATED = 0.9  # share of the core that is busy
@@ -86,7 +87,7 @@ class Placement:
             return self._listed
         if self._mode == "spread":
             return set(self._all)
-        if self._balance and self._balance.split and layer in UPPER:
+        if self._balance and self._balance.split and layer in UPPER_HALF:
             return {self._annex}
         return {self._home}
 
@@ -154,7 +155,7 @@ class Placement:
                 ran_ns[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
             except (OSError, ValueError, IndexError):
                 continue
-            used[layer in UPPER] += ran_ns[pid] - self._ran_ns.get(pid, ran_ns[pid])
+            used[layer in UPPER_HALF] += ran_ns[pid] - self._ran_ns.get(pid, ran_ns[pid])
         self._ran_ns = ran_ns
         return used[False] / 1e9 / elapsed_s, used[True] / 1e9 / elapsed_s
 

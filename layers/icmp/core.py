@@ -16,7 +16,7 @@ from bus import messages
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
 from bus.messages import DATAGRAM_HEADER, ICMP_ERROR, ICMP_ERROR_HEADER, REDIRECT_RECORD, TRANSMIT_HEADER, SocketState
-from bus.topology import IP, RAW, SOCKETS, UDP
+from bus.topology import IP, RAW, SOCKETS, transports
 from layers.common.raw_transport import DirectTransport, Header
 from layers.common.transport import ANY, IcmpError, mtu_told
 from layers.icmp.counters import Counters
@@ -30,7 +30,6 @@ from packets.ip_options import before
 # the offending packet there, and so makes of its DSCP another one.
 ERROR_TOS = 0xC0
 MAY_FRAGMENT = messages.TRANSMIT_MAY_FRAGMENT
-UDP_PROTOCOL = 17  # RFC 768
 
 _IGNORED = {
     wire.SOURCE_QUENCH: Counters.source_quench,  # RFC 6633 section 3
@@ -57,6 +56,7 @@ class Core(DirectTransport[PingSockets]):
         self._ttl = config.ttl
         self._accept_redirects = config.accept_redirects
         self._raw_booted = "raw" in config.layers
+        self._transports = transports(config.layers)
         self._quote_octets_max = min(wire.QUOTE_OCTETS_MAX, config.mtu - wire.IP_HEADER_OCTETS - wire.HEADER_OCTETS)
         self._handlers |= {
             messages.PACKET: self._packets,
@@ -178,9 +178,9 @@ class Core(DirectTransport[PingSockets]):
             sends.append((RAW, ICMP_ERROR, header + quoted))
         if quoted[9] == wire.PROTOCOL:
             self._tell_socket(error, quoted, offset, sends)
-        elif quoted[9] == UDP_PROTOCOL:
-            counters[Counters.errors_to_udp] += 1
-            sends.append((UDP, ICMP_ERROR, header + quoted))
+        elif quoted[9] in self._transports:
+            counters[Counters.errors_to_transports] += 1
+            sends.append((self._transports[quoted[9]], ICMP_ERROR, header + quoted))
         elif not self._raw_booted:
             counters[Counters.error_no_transport] += 1
 

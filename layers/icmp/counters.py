@@ -16,7 +16,7 @@ class Counters(DirectCounters):
     requests_sent = Out("Echo requests sent for ping sockets.")
 
     replies_delivered = Event("Echo replies handed to ping sockets.")
-    errors_to_udp = Event("Errors about UDP packets of ours, handed to udp.")
+    errors_to_transports = Event("Errors about packets of ours, handed to their transport.")
     errors_to_raw = Event("Errors about packets of ours of any protocol, handed to raw.")
     redirects_to_ip = Event("Redirects about packets of ours, handed to ip (`up --accept-redirects`).")
     errors_to_sockets = Event("Errors about echo requests of ours, told to ping sockets.")

@@ -20,9 +20,6 @@ from layers.ip.input import Input
 from layers.ip.output import Output
 from layers.ip.routing import Routing
 
-PATHS_GO_TO = (topology.ICMP, topology.UDP, topology.SOCKETS)
-ROUTES_GO_TO = (*PATHS_GO_TO, topology.ARP)  # arp answers for our addresses; path MTUs are nothing to it
-
 PACKETS = (messages.PACKET_CHECKED, messages.PACKET, messages.PACKET_GROUP, messages.PACKET_SEGMENTS)
 
 
@@ -39,8 +36,8 @@ class Core:
         self._input = Input(self._routing, self._groups, self._uppers, counters, config.epoch)
         self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.epoch,
                               config.offload)
-        raw = (topology.RAW,) if "raw" in config.layers else ()
-        self._paths_go_to, self._routes_go_to = (*PATHS_GO_TO, *raw), (*ROUTES_GO_TO, *raw)
+        self._paths_go_to = topology.routed(config.layers)
+        self._routes_go_to = (*self._paths_go_to, topology.ARP)  # arp answers for our addresses
         self._due: tuple[float | None, ...] = (None, None)  # from which `next_wake` follows
 
     def start(self, now: float) -> list[Send]:

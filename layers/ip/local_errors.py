@@ -6,9 +6,8 @@ from collections.abc import Container
 
 from bus import messages, topology
 from bus.layer import Send
-from packets import ipv4
 
-UPPER = {ipv4.ICMP: topology.ICMP, ipv4.UDP: topology.UDP}
+UPPER = topology.transports()
 UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12  # RFC 792: types
 NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, FRAGMENTATION_NEEDED = 0, 1, 2, 4
 REASSEMBLY_TIMEOUT = 1  # RFC 792: code of a time exceeded

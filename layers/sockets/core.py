@@ -27,8 +27,6 @@ from layers.sockets.data_path import Traffic, question
 from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import (
-    ICMP_PROTOCOL,
-    UDP_PROTOCOL,
     Answer,
     Entry,
     Pending,
@@ -45,8 +43,7 @@ SOCKETS_PER_CLIENT_MAX = 65536
 WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
 LIST_MAX = 256  # sockets in one answer to `list`
 
-_CONSUMERS = {UDP_PROTOCOL: topology.UDP, ICMP_PROTOCOL: topology.ICMP}
-_TYPES = {UDP_PROTOCOL: "dgram", ICMP_PROTOCOL: "ping"}
+_TRANSPORTS = {row.protocol: row for row in topology.ROWS if row.protocol is not None and row.sockets}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -64,7 +61,7 @@ class Core:
         self._created: dict[tuple[int, int], int] = {}  # (client, request id) -> the handle that it made
         self._pids: dict[int, int] = {}
         self._next_handle = self._reserved = 1
-        self._transports = [*_CONSUMERS.values(), *([topology.RAW] if "raw" in config.layers else [])]
+        self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(self._entries, self._clients, counters)
         self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
@@ -323,7 +320,7 @@ class Core:
     # -- the table of sockets -----------------------------------------------------------------------------------
 
     def _add(self, handle: int, socket: Socket) -> None:
-        consumer = topology.RAW if socket.raw else _CONSUMERS[socket.protocol]
+        consumer = topology.RAW if socket.raw else _TRANSPORTS[socket.protocol].id
         self._entries[handle] = Entry(handle, socket, consumer)
         self._clients.setdefault(socket.client, {})[handle] = consumer
         self._created[socket.client, socket.created_by] = handle
@@ -365,7 +362,7 @@ def _summary(entry: Entry) -> dict[str, object]:
     socket = entry.socket
     return {
         "handle": entry.handle,
-        "type": "raw" if socket.raw else _TYPES[socket.protocol],
+        "type": "raw" if socket.raw else _TRANSPORTS[socket.protocol].sockets,
         "pid": socket.pid,
         "local": [text_of(socket.local), socket.port],
         "peer": [text_of(socket.peer), socket.peer_port] if socket.peer else None,

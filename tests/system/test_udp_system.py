@@ -112,9 +112,9 @@ def test_rfc1122_4_1_3_3_an_unconnected_application_is_not_told(stack: Stack) ->
     with stack.kernel.udp() as peer:
         closed = peer.getsockname()
     with stack.bound() as app, stack.kernel.udp() as other:
-        before = stack.counters("icmp")["errors_to_udp"]
+        before = stack.counters("icmp")["errors_to_transports"]
         app.sendto(b"anybody there?", closed)
-        wait_for("the error", lambda: stack.counters("icmp")["errors_to_udp"] > before)
+        wait_for("the error", lambda: stack.counters("icmp")["errors_to_transports"] > before)
         other.sendto(b"still here", app.getsockname())
         assert app.recv(100) == b"still here"
         app.sendto(b"as am I", other.getsockname())

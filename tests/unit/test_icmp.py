@@ -712,7 +712,7 @@ def test_nothing_raises_and_every_packet_is_counted(events):
     taken = ("malformed", "bad_checksum", "to_group", "reply_no_socket", "unknown_type", "source_quench", "redirect",
              "router_discovery", "information", "address_mask", "timestamp_reply", "timestamp_replies_sent",
              "error_unknown_code", "error_bad_quote", "error_not_ours", "error_about_group", "error_no_transport",
-             "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_udp",
+             "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_transports",
              "errors_to_sockets")
     for (producer, kind), octets, prefix in events:
         before = sum(map(host.counted, taken))

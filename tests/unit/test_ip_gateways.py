@@ -7,7 +7,6 @@ from test_ip_routes import FAR, GATEWAY, MAC, ME, Layer, octets
 
 from bus import messages, topology
 from bus.messages import ICMP_ERROR_HEADER, REDIRECT_RECORD, TRANSMIT_HEADER
-from layers.ip.core import PATHS_GO_TO
 from layers.ip.counters import Counters
 from layers.ip.gateways import RETRY_S
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S
@@ -16,6 +15,7 @@ from layers.ip.routing import GATEWAYS_KEY, REDIRECTS_BURST, REDIRECTS_KEY
 
 SECOND, THIRD = "10.0.0.3", "10.0.0.4"
 DEFAULT = "0.0.0.0/0"
+PATHS_GO_TO = topology.routed(topology.ALWAYS)
 
 
 class Host(Layer):
