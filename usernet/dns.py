@@ -196,6 +196,8 @@ def _name_of(address: str) -> str:
 
 def getnameinfo(sockaddr: tuple[str, int], flags: int) -> tuple[str, str]:
     """(host, service) of an address; the address itself where it has no name, unless NI_NAMEREQD."""
+    if not isinstance(sockaddr, tuple):
+        raise TypeError("getnameinfo() argument 1 must be a tuple")
     host, port = sockaddr[:2]
     octets = numeric(host)
     if octets is None:

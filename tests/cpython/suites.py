@@ -30,7 +30,6 @@ def run(suite: str, subject: str, scratch: Path, environment: dict[str, str]) ->
     if subject == "kernel":
         child = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh", *child]
     variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    hung: list[str] = []
     for _ in range(HANGS_MAX):
         with (scratch / f"{suite}.out").open("a") as output:
             process = subprocess.Popen([*quiet, *child], cwd=scratch, env=variables, stdin=subprocess.DEVNULL,
@@ -43,7 +42,7 @@ def run(suite: str, subject: str, scratch: Path, environment: dict[str, str]) ->
                for name, (outcome, why) in journal_of(journal).items()}
     if not results:
         return {suite: ("failed", (scratch / f"{suite}.out").read_text()[-300:])}
-    return results | {name: ("hung", "") for name in hung}
+    return results
 
 
 def _ends(process: subprocess.Popen, journal: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import socket as _std
 from collections.abc import Iterable
 from struct import Struct
@@ -62,14 +63,13 @@ class Steering(NamedTuple):
 def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = False) -> Steering:
     """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored.
 
-    `privileged`: of a raw socket, which may send any IP options.
+    `privileged`: of a raw socket, which may send any IP options. TypeError where an item is not (int, int, octets).
     """
     options = None
     ttl = tos = None
     source = b""
     segment = 0
-    for level, kind, value in controls:
-        data = bytes(value)  # type: ignore[call-overload]
+    for level, kind, data in [_item(each) for each in controls]:
         if (level, kind) == (SOL_UDP, UDP_SEGMENT) and len(data) == _SHORT.size:
             (segment,) = _SHORT.unpack(data)
             continue
@@ -91,6 +91,13 @@ def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = Fal
         else:
             raise os_error(errno.EINVAL)
     return Steering(ttl, tos, source, segment, options)
+
+
+def _item(given: object) -> tuple[int, int, bytes]:
+    if not isinstance(given, tuple | list) or len(given) != 3:
+        raise TypeError("[sendmsg() ancillary data items] must be 3-item sequences")
+    level, kind, value = given
+    return operator.index(level), operator.index(kind), bytes(memoryview(value))
 
 
 def _within(lowest: int, value: int) -> int:

@@ -271,6 +271,8 @@ class socket(Settings):  # noqa: N801  (the standard module's name)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         if any(view.readonly for view in views):
             raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
+        if ancbufsize < 0:
+            raise ValueError("invalid ancillary data buffer length")
         octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
         rest = data
         for view in views:
