@@ -7,13 +7,13 @@ Integers are little-endian, addresses and ports inside packets are as on the wir
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from struct import Struct
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
 from packets.ipv4 import TTL_DEFAULT
+from usernet.pipe.frame import decoder
 from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     BYE,
     CREDIT,
@@ -38,6 +38,16 @@ from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     SEND_TOS_GIVEN,
     SOCKET_ERROR,
 )
+from usernet.pipe.streams import (
+    ACCEPT,
+    ACCEPTED,
+    READ,
+    ROOM,
+    STREAM,
+    STREAM_HELD,
+    STREAM_INFO,
+    STREAM_RESET,
+)
 
 # Kinds of record. Data (below 128): a full pipe drops the newest and counts it.
 PACKET = 3  # an IPv4 packet for this host, whole
@@ -58,7 +68,8 @@ PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the d
 PACKET_OUT_SEGMENTS = 18  # records.SEGMENT_SIZE + destination MAC (6 octets) + super-packet, for the device to cut
 TRANSMIT_SEGMENTS = 19  # records.SEGMENT_SIZE + TRANSMIT_HEADER + a super-packet's UDP segment
 
-# Control (from 128): never dropped.
+# Control (from 128): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped either, bounded by
+# credit; behind a full pipe they merge.
 RESOLVE = 140  # address (4 octets) whose MAC is wanted
 NEIGHBOR = 141  # address (4 octets) + MAC (6 octets): reachable there
 UNREACHABLE = 142  # address (4 octets): nobody answered
@@ -112,9 +123,15 @@ KIND_NAMES = {
     NOTICES: "NOTICES",
     MEMBERSHIP: "MEMBERSHIP",
     RAW_WANTED: "RAW_WANTED",
+    STREAM: "STREAM",
+    STREAM_HELD: "STREAM_HELD",
+    READ: "READ",
+    ROOM: "ROOM",
+    ACCEPT: "ACCEPT",
+    ACCEPTED: "ACCEPTED",
+    STREAM_RESET: "STREAM_RESET",
+    STREAM_INFO: "STREAM_INFO",
 }
-
-T = TypeVar("T")
 
 TRANSMIT_HEADER = Struct("<4s4sBBBB")  # source (0: the route's), destination, protocol, TTL, TOS, flags
 TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments
@@ -254,19 +271,6 @@ class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
     errno: int = 0
     local: int = 0
     port: int = 0
-
-
-def decoder(kind: type[T]) -> Callable[[bytes], T]:
-    """A function from JSON to `kind` that raises ValueError for anything else."""
-    decode = msgspec.json.Decoder(kind).decode
-
-    def checked(octets: bytes) -> T:
-        try:
-            return decode(octets)
-        except RecursionError as error:  # brackets nested deeper than Python's stack, in a field nobody asked for
-            raise ValueError("nested too deep") from error
-
-    return checked
 
 
 class Notice(msgspec.Struct, frozen=True):

@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.messages import ETHERNET
-from usernet.pipe.direct import Poller as Poller
-from usernet.pipe.direct import Pull as Pull
-from usernet.pipe.direct import Push as Push  # a port's sockets, and the switch's
 from usernet.pipe.frame import FrameError, pack_frame, unpack_frame
 
 SWITCH_SOCKET = "switch.sock"

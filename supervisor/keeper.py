@@ -34,6 +34,7 @@ from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.service import Process, Service, sample, used_s
 from supervisor.snapshots import Code, Snapshot, fingerprint, packages_of
 from supervisor.switch_service import Wire
+from usernet.pipe.contract import preload
 
 TICK_S = 0.2
 WIRE_TICK_S = 0.05  # its switch may have to be started anew
@@ -50,12 +51,13 @@ class Keeper:
 
     def __init__(self, options: Options, run_dir: Path, lock_fd: int, device_fd: int,
                  offload: tuple[str, ...] = ()) -> None:
+        preload(options.pipes)
         self._options = options
         self._run_dir = run_dir
         self._lock_fd = lock_fd
         self.events = EventLog()
         self.selector = selectors.DefaultSelector()
-        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire) if options.wire else None
+        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.pipes) if options.wire else None
         self._device_fd = self._wire.listener.fileno() if self._wire else device_fd
         self._pid = os.getpid()
         self._started = time.monotonic()
@@ -64,7 +66,7 @@ class Keeper:
             name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, ttl=options.ttl,
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
-            dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
+            pipes=options.pipes, dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic())
         self.services = {name: Service(name, run_dir) for name in self._config.layers}
         self._placement = Placement(options.cores, options.core_list())
@@ -420,6 +422,7 @@ class Keeper:
             "mtu": config.mtu,
             "tap": "" if config.wire else config.tap,
             "wire": config.wire,
+            "pipes": config.pipes,
             "offload": list(config.offload),
             "run_dir": config.run_dir,
             "keeper": self._pid,

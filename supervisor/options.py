@@ -13,6 +13,7 @@ import msgspec
 
 from bus import topology
 from packets.ipv4 import TTL_DEFAULT
+from usernet.pipe.contract import IMPLEMENTATIONS
 from usernet.pipe.run_dir import DEFAULT_NAME, run_dir
 
 MTU_MIN, MTU_MAX = 68, 65521  # RFC 791: every host forwards 68 octets; 65535 less an Ethernet header
@@ -41,6 +42,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     wire: str = ""
     dns: str = ""  # name servers, separated by commas
     cores: str = "auto"
+    pipes: str = "direct"
     reload: bool = False
     no_offload: bool = False
     allow_raw: bool = False
@@ -139,6 +141,8 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise UsageError(f"--mtu {self.mtu}: {MTU_MIN} to {MTU_MAX}")
         if not 1 <= self.ttl <= TTL_MAX:
             raise UsageError(f"--ttl {self.ttl}: 1 to {TTL_MAX}")
+        if self.pipes not in IMPLEMENTATIONS:
+            raise UsageError(f"--pipes {self.pipes}: {' or '.join(IMPLEMENTATIONS)}")
         if self.wire and not _WIRE.fullmatch(self.wire):
             raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
         if self.wire and self.host:

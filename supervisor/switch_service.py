@@ -35,11 +35,13 @@ START_PAUSE_S = 1.0  # the least time between two switches that this stack start
 class Wire:
     """One stack's hold on the wire in `directory`. `report` is told when its switch comes and goes."""
 
-    def __init__(self, directory: Path, selector: selectors.BaseSelector, report: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, selector: selectors.BaseSelector, report: Callable[[str], None],
+                 pipes: str) -> None:
         self._name = directory.name
         self._directory = directory
         self._selector = selector
         self._report = report
+        self._pipes = pipes
         self._cores = os.sched_getaffinity(0)  # as the stack was started with; the switch is not this stack's
         self._switch = 0  # its pid; 0: none is known
         self._switch_fd = -1
@@ -138,7 +140,7 @@ class Wire:
             os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
             os.sched_setaffinity(0, self._cores)
             setproctitle(f"usernet wire {self._name}")
-            switch.Process(self._directory).run()
+            switch.Process(self._directory, self._pipes).run()
         except Exception:
             traceback.print_exc()
         finally:

@@ -25,9 +25,6 @@ from bus.wire import (
     SWITCH_COUNTERS,
     SWITCH_LOCK,
     SWITCH_SOCKET,
-    Poller,
-    Pull,
-    Push,
     pack,
     port_name,
     port_number,
@@ -35,6 +32,7 @@ from bus.wire import (
 )
 from switch.core import Switch
 from switch.counters import Counters as C
+from usernet.pipe.contract import Push, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 PORTS_MAX = 256
@@ -55,15 +53,15 @@ class Port:
 class Process:
     """The switch of the wire in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, pipes: str) -> None:
         self._directory = directory
         self._counters = _counter_words(directory / SWITCH_COUNTERS)
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
-        self._poller = Poller()
-        self._inbox = Pull(_listener(directory / SWITCH_SOCKET), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX,
-                           self._malformed)
+        self._poller = open_poller(pipes)
+        self._inbox = self._poller.pull(_listener(directory / SWITCH_SOCKET), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
+                                        self._malformed)
 
     def run(self) -> None:
         """Serve until no port is left, and remove the wire."""
@@ -75,6 +73,7 @@ class Process:
                 ready = wait(TICK_S)
                 now = time.monotonic()
                 self._counters[BEAT_NS] = int(now * 1e9)
+                self._inbox.expire(now)
                 ended = [by_pidfd[descriptor] for descriptor, _ in ready if descriptor in by_pidfd]
                 for descriptor, _ in ready:
                     if descriptor in pushes:
@@ -117,7 +116,7 @@ class Process:
         if number in self._ports or len(self._ports) >= PORTS_MAX:
             os.close(pidfd)
             return self._ports.get(number)
-        port = Port(number, pidfd, Push(str(path), self._poller))
+        port = Port(number, pidfd, self._poller.push(str(path)))
         self._ports[number] = self._by_pidfd[pidfd] = port
         self._poller.epoll.register(pidfd, select.EPOLLIN)
         self._switch.join(number)

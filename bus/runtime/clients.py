@@ -15,9 +15,10 @@ from pathlib import Path
 from bus import topology
 from bus.durable import layout
 from bus.durable.journal import Journal
+from bus.runtime.inbox import Inbox
+from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener_pid
-from bus.runtime.pipes import Inlet, Outlet
-from usernet.pipe.direct import Poller, Push
+from usernet.pipe.contract import Poller
 from usernet.pipe.messages import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client: what bounds them are the receive buffers of its sockets
@@ -27,21 +28,21 @@ CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
 class Client:
     """One client and the two pipes to it."""
 
-    def __init__(self, number: int, place: int, pid: int, pidfd: int, outlet: Outlet, inlet: Inlet) -> None:
+    def __init__(self, number: int, place: int, pid: int, pidfd: int, outbox: Outbox, inbox: Inbox) -> None:
         self.number = number
         self.place = place
         self.pid = pid
         self.pidfd = pidfd
-        self.outlet = outlet
-        self.inlet = inlet
+        self.outbox = outbox
+        self.inbox = inbox
         self.heard_at_end = -1  # the number of its last frame when its end was seen
 
 
 class Clients:
-    """All clients of one layer. Their pipes stand among the layer's own: `inlets` by sender, `outlets` by consumer."""
+    """Clients of one layer. Their pipes stand among the layer's own: `inboxes` by sender, `outboxes` by consumer."""
 
     def __init__(self, run_dir: str, poller: Poller, layer: int, journal: Journal, durable: layout.Memory,
-                 touched: list[Outlet], inlets: dict[int, Inlet], outlets: dict[int, Outlet]) -> None:
+                 touched: list[Outbox], inboxes: dict[int, Inbox], outboxes: dict[int, Outbox]) -> None:
         self._run_dir = Path(run_dir)
         self._poller = poller
         self._layer = layer
@@ -49,8 +50,8 @@ class Clients:
         self._memory = durable
         self._words = durable.words
         self._touched = touched
-        self._inlets = inlets
-        self._outlets = outlets
+        self._inboxes = inboxes
+        self._outboxes = outboxes
         self._ends = select.epoll()
         self.by_number: dict[int, Client] = {}
         self.departed: list[int] = []  # known to the former incarnation, ended meanwhile
@@ -106,8 +107,8 @@ class Clients:
         except OSError:
             return None
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
-        push = Push(str(self._run_dir / inbox_name(number)), self._poller)
-        outlet = Outlet(
+        push = self._poller.push(str(self._run_dir / inbox_name(number)))
+        outbox = Outbox(
             push,
             self._layer,
             number,
@@ -117,10 +118,10 @@ class Clients:
             self._touched,
             BACKLOG_RECORDS,
         )
-        inlet = Inlet(number, CLIENT_KINDS, self._memory, cell + layout.CLIENT_DONE, self._journal.done.get(number, 0))
-        client = Client(number, place, pid, pidfd, outlet, inlet)
+        inbox = Inbox(number, CLIENT_KINDS, self._memory, cell + layout.CLIENT_DONE, self._journal.done.get(number, 0))
+        client = Client(number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client
-        self._inlets[number], self._outlets[number] = inlet, outlet
+        self._inboxes[number], self._outboxes[number] = inbox, outbox
         self._ends.register(pidfd, select.EPOLLIN)
         return client
 
@@ -134,8 +135,8 @@ class Clients:
         numbers, self.departed = self.departed, []
         finished = {descriptor for descriptor, _ in self._ends.poll(0)}
         for client in [client for client in self.by_number.values() if client.pidfd in finished]:
-            if client.heard_at_end != client.inlet.done:
-                client.heard_at_end = client.inlet.done
+            if client.heard_at_end != client.inbox.done:
+                client.heard_at_end = client.inbox.done
                 continue
             self.dismiss(client)
             numbers.append(client.number)
@@ -145,9 +146,9 @@ class Clients:
         """Nothing comes from it any more, and nothing goes to it: its place is free."""
         self._ends.unregister(client.pidfd)
         os.close(client.pidfd)
-        self._touched[:] = [outlet for outlet in self._touched if outlet is not client.outlet]
-        client.outlet.socket.close()
-        del self.by_number[client.number], self._inlets[client.number], self._outlets[client.number]
+        self._touched[:] = [outbox for outbox in self._touched if outbox is not client.outbox]
+        client.outbox.socket.close()
+        del self.by_number[client.number], self._inboxes[client.number], self._outboxes[client.number]
         self._forget(client.number, client.place)
 
 

@@ -1,4 +1,4 @@
-"""The process of a layer: its inbox, its outlets, its one loop.
+"""The process of a layer: its inbox, its outboxes, its one loop.
 
 Each turn: wait for the inbox, the device or the next timer; take what is there, up to a bound; give it to the core;
 pack and send what the core returned; only then record as done what was taken. The life sign is written by this very
@@ -26,13 +26,14 @@ from bus.runtime import sabotage
 from bus.runtime.clients import Clients
 from bus.runtime.control import Control
 from bus.runtime.device import Device
-from bus.runtime.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume, inherit
+from bus.runtime.inbox import COUNTED, Inbox
+from bus.runtime.outbox import Outbox, inherit
 from bus.runtime.poison import PoisonFilter
 from bus.runtime.timerfd import TICK_OCTETS, ticker
-from usernet.pipe.direct import Poller, Pull, Push
+from usernet.pipe.contract import open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS, FrameError, unpack_frame
+from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
 
-_NEXT = Verdict.NEXT
 TICK_S = 0.1  # the longest wait: life signs come at least this often. By a timer of its own: a time limit to each wait
 # costs half a microsecond in setting and clearing it
 RETRY_S = 0.01  # while something waits to go out: its socket tells when there is room, not when there is a listener
@@ -54,19 +55,19 @@ class EventLoop:
         self._control = control
         self._device = device
         self._writes_through = device is not None and device.writes_through
-        self._touched: list[Outlet] = []
-        self._taken: set[Inlet] = set()
-        self._poller = Poller()
-        self._inbox = Pull(listener_fd, self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
+        self._touched: list[Outbox] = []
+        self._taken: set[Inbox] = set()
+        self._poller = open_poller(config.pipes)
+        self._pull = self._poller.pull(listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._journal = Journal(durable)
         self._cookie = config.cookie
-        self._inlets = {config.cookie + topology.LAYERS[name]: self._inlet(topology.LAYERS[name], kinds)
+        self._inboxes = {config.cookie + topology.LAYERS[name]: self._inbox(topology.LAYERS[name], kinds)
                         for name, kinds in topology.inputs(layer, config.layers).items()}
-        self._batches = self._inlet(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
-        self._outlets = {topology.LAYERS[name]: self._connect(config, name)
+        self._batches = self._inbox(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
+        self._outboxes = {topology.LAYERS[name]: self._connect(config, name)
                          for name in topology.outputs(layer, config.layers)}
         self._clients = (Clients(config.run_dir, self._poller, self.number, self._journal, durable, self._touched,
-                               self._inlets, self._outlets) if hasattr(core, "client_joined") else None)
+                               self._inboxes, self._outboxes) if hasattr(core, "client_joined") else None)
         self._next_client_check = 0.0
         self._device_read_at = 0.0
         self._batch = RxLog(durable)
@@ -77,13 +78,13 @@ class EventLoop:
     def _refused(self) -> None:
         self._counters[C.bus_refused] += 1
 
-    def _inlet(self, sender: int, kinds: frozenset[int]) -> Inlet:
-        return Inlet(sender, kinds, self._memory, layout.DONE + sender, self._journal.done.get(sender, 0))
+    def _inbox(self, sender: int, kinds: frozenset[int]) -> Inbox:
+        return Inbox(sender, kinds, self._memory, layout.DONE + sender, self._journal.done.get(sender, 0))
 
-    def _connect(self, config: StackConfig, name: str) -> Outlet:
-        push = Push(f"{config.run_dir}/{name}.sock", self._poller)
+    def _connect(self, config: StackConfig, name: str) -> Outbox:
+        push = self._poller.push(f"{config.run_dir}/{name}.sock")
         number = topology.LAYERS[name]
-        return Outlet(push, self._cookie + self.number, number, self._journal, self._memory, layout.SENT + number,
+        return Outbox(push, self._cookie + self.number, number, self._journal, self._memory, layout.SENT + number,
                       self._touched)
 
     def run(self) -> None:
@@ -99,7 +100,7 @@ class EventLoop:
             poll.register(device_fd, select.EPOLLIN)
         words, core, wait, monotonic, touched = self._words, self._core, poll.poll, time.monotonic, self._touched
         beat = self._memory.beat
-        read = self._inbox.read
+        read = self._pull.read
         device_due = device is not None
         edge_triggered = device is not None and device.edge_triggered
         takes_in = device is not None or self._clients is not None  # from outside the stack
@@ -133,6 +134,7 @@ class EventLoop:
                     pushes[descriptor].hear()
                 elif descriptor == tick_fd:
                     os.read(tick_fd, TICK_OCTETS)
+                    self._pull.expire(now)
                 elif descriptor == control_fd and not self._obey(self._control.hear(), now):
                     return
             if device_due and not held:
@@ -143,7 +145,7 @@ class EventLoop:
                 self._dispatch(core.wake(now))
             if self._clients is not None and now >= self._next_client_check:
                 self._check_clients(now)
-            self._settle()
+            self._end_turn()
             if most > 1 and takes_in:
                 # There is more to do than one thing after the other. Who is further along goes first, so next time more
                 # comes at once, which costs less: a tenth more echoes/s with 64 in flight, a sixth more of long ones.
@@ -157,19 +159,19 @@ class EventLoop:
         batch = self._batch_in_hand()
         self._suspect.inherit(self._journal.done)
         inherit(self._memory)
-        for outlet in self._outlets.values():
-            inlet = self._inlets.get(self._cookie + outlet.consumer)
-            outlet.greet({"version": 1, "done": inlet.done if inlet else 0})
+        for outbox in self._outboxes.values():
+            inbox = self._inboxes.get(self._cookie + outbox.consumer)
+            outbox.greet({"version": 1, "done": inbox.done if inbox else 0})
         if self._clients is not None:
             self._clients.restore()
             for client in self._clients.by_number.values():
-                client.outlet.greet(self._welcome(client.number, client.inlet.done))
+                client.outbox.greet(self._welcome(client.number, client.inbox.done))
         self._dispatch(self._core.start(now))
         if self._clients is not None:
             for client in self._clients.by_number.values():
                 self._dispatch(self._core.client_joined(client.number, {"pid": client.pid}, now))  # type: ignore[attr-defined]
         self._work_off(batch, now)
-        self._settle()
+        self._end_turn()
         self._control.tell("ready")
 
     def _holds_back(self, now: float) -> bool:
@@ -178,7 +180,7 @@ class EventLoop:
         Not for ever: one consumer that stays away must not cut off the others.
         """
         return (self._device is not None and now < self._device_read_at + DEVICE_PATIENCE_S
-                and any(outlet.blocked for outlet in self._touched))
+                and any(outbox.blocked for outbox in self._touched))
 
     def _timeout_s(self, now: float) -> float:
         wake = self._core.next_wake
@@ -191,80 +193,81 @@ class EventLoop:
         counters = self._counters
         counters[C.bus_frames_in] += 1
         if self._taken and self._journal.crowded:
-            self._settle()  # a turn of its own: what it brings must fit the journal
+            self._end_turn()  # a turn of its own: what it brings must fit the journal
         try:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
             counters[C.bus_malformed] += 1
             return
-        inlet = self._inlets.get(sender)
-        if inlet is None:
-            inlet = self._meet(sender, kind, incarnation, records, now)
-            if inlet is None:
+        inbox = self._inboxes.get(sender)
+        if inbox is None:
+            inbox = self._meet(sender, kind, incarnation, records, now)
+            if inbox is None:
                 return
         if sequence == 0:
-            self._greeted(inlet, kind, incarnation, records, now)
+            self._greeted(inbox, kind, incarnation, records, now)
             return
-        if incarnation == inlet.incarnation and sequence == inlet.done + 1:  # as a rule: saves a call
-            inlet.done = sequence
-        elif (verdict := inlet.judge(incarnation, sequence)) is not _NEXT:
-            counters[verdict.value] += 1
+        verdict = inbox.judge(incarnation, sequence)
+        if verdict is not NEXT:
+            counters[COUNTED[verdict]] += 1
             return
-        if kind not in inlet.kinds:
+        if kind not in inbox.kinds:
             counters[C.bus_foreign] += 1
         elif kind == messages.BYE:
-            self._part(inlet, now)
+            self._part(inbox, now)
         else:
-            self._give(inlet, kind, records, now)
+            self._give(inbox, kind, records, now)
 
     def _take_many(self, frames: list[bytes], now: float) -> None:
         """Frames that came at once: what one sender has sent of one kind goes to the core in one piece.
 
         Applications send a datagram a frame; a call for each is a fifth of what the socket service spends on it.
         """
-        counters, inlets = self._counters, self._inlets
-        runner: Inlet | None = None  # whose run there is so far, of what kind, and its records
+        counters, inboxes = self._counters, self._inboxes
+        runner: Inbox | None = None  # whose run there is so far, of what kind, and its records
         running, run = 0, list[bytes]()
         for frame in frames:
             try:
                 kind, incarnation, sender, sequence, records = unpack_frame(frame)
-                inlet = inlets[sender]
-                joins = incarnation == inlet.incarnation and sequence == inlet.done + 1 and kind in inlet.kinds
+                inbox = inboxes[sender]
+                joins = sequence > 0 and kind in inbox.kinds and kind != messages.BYE
             except (FrameError, KeyError):
                 joins = False
-            if runner is not None and not (joins and inlet is runner and kind == running):
+            if runner is not None and not (joins and inbox is runner and kind == running):
                 self._give(runner, running, run, now)
                 runner = None
-            if not joins or kind == messages.BYE:
+            if not joins:
                 self._take(frame, now)
                 continue
             counters[C.bus_frames_in] += 1
-            if runner is None:
-                if self._taken and self._journal.crowded:
-                    self._settle()
-                runner, running, run = inlet, kind, records
+            if runner is None and self._taken and self._journal.crowded:
+                self._end_turn()
+            verdict = inbox.judge(incarnation, sequence)
+            if verdict is not NEXT:
+                counters[COUNTED[verdict]] += 1
+            elif runner is None:
+                runner, running, run = inbox, kind, records
             else:
                 run += records
-            inlet.done = sequence
         if runner is not None:
             self._give(runner, running, run, now)
 
-    def _give(self, inlet: Inlet, kind: int, records: list[bytes], now: float) -> None:
-        """To the core: the records up to the frame that was taken from `inlet` last."""
-        words, sender, sequence = self._words, inlet.sender, inlet.done
+    def _give(self, inbox: Inbox, kind: int, records: list[bytes], now: float) -> None:
+        """To the core: the records up to the frame that was taken from `inbox` last."""
+        words, sender, sequence = self._words, inbox.sender, inbox.done
         words[layout.IN_HAND_SEQUENCE] = sequence
         words[layout.IN_HAND_SENDER] = sender
         if self._writes_through:
             self._take_up(layout.WRITTEN + sender, sequence)
-        self._taken.add(inlet)
+        self._taken.add(inbox)
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
         if self._writes_through and not self._unpublished():
-            inlet.commit()  # what came of it has left already: a later death in this turn must not send it again
-            self._taken.discard(inlet)
+            inbox.commit()  # what came of it has left already: a later death in this turn must not send it again
+            self._taken.discard(inbox)
             words[layout.IN_HAND_SENDER] = 0
 
     def _take_up(self, cell: int, sequence: int) -> None:
@@ -280,7 +283,7 @@ class EventLoop:
 
     def _unpublished(self) -> bool:
         """Whether a neighbour is still to get anything of what this turn brought."""
-        return bool(self._touched) and (self._journal.unpublished or any(outlet.fresh for outlet in self._touched))
+        return bool(self._touched) and (self._journal.unpublished or any(outbox.fresh for outbox in self._touched))
 
     def _take_device(self, now: float) -> int:
         """How many frames there were."""
@@ -329,11 +332,11 @@ class EventLoop:
     # -- sending ------------------------------------------------------------------------------------------------
 
     def _dispatch(self, sends: list[Send]) -> None:
-        outlets = self._outlets
+        outboxes = self._outboxes
         for consumer, kind, record in sends:
-            outlet = outlets.get(consumer)
-            if outlet is not None:
-                outlet.put(kind, record)
+            outbox = outboxes.get(consumer)
+            if outbox is not None:
+                outbox.enqueue(kind, record)
             elif consumer == topology.DEVICE:
                 self._write(record)
             elif consumer == topology.KEEPER:
@@ -348,74 +351,73 @@ class EventLoop:
             self._words[self._written_cell] += 1  # before: a SIGKILL in the system call takes effect when that is done
         self._device.write(frame)  # type: ignore[union-attr]
 
-    def _settle(self) -> None:
+    def _end_turn(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
         words, touched, taken = self._words, self._touched, self._taken
         if len(touched) == len(taken) == 1:
-            inlet = taken.pop()
-            if touched[0].relay(inlet):
+            inbox = taken.pop()
+            if touched[0].send_alone(inbox):
                 touched.clear()
-                inlet.commit()
+                inbox.commit()
                 words[layout.IN_HAND_SENDER] = 0
             else:
-                taken.add(inlet)
+                taken.add(inbox)
         if touched:
-            for outlet in touched:
-                outlet.pack()
+            for outbox in touched:
+                outbox.seal()
             self._journal.publish(taken)
             stuck = False
-            for outlet in touched:
-                stuck |= outlet.send()
+            for outbox in touched:
+                stuck |= outbox.send()
             if stuck:
-                touched[:] = dict.fromkeys([outlet for outlet in touched if outlet.waits])
+                touched[:] = dict.fromkeys([outbox for outbox in touched if outbox.waits])
             else:
                 touched.clear()
         if self._device is not None:
             self._device.flush()
             self._batch.close()
         if taken:
-            for inlet in taken:
-                inlet.commit()
+            for inbox in taken:
+                inbox.commit()
             taken.clear()
             words[layout.IN_HAND_SENDER] = 0
 
     # -- neighbours and clients ----------------------------------------------------------------------------------
 
-    def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inlet | None:
+    def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inbox | None:
         """A sender that is not known: a client that says HELLO, or nobody."""
         if self._clients is not None and kind == messages.HELLO and _parsed(decode_hello, records) is not None:
             client = self._clients.admit(sender)
             if client is not None:
-                client.outlet.greet(self._welcome(sender, 0))
+                client.outbox.greet(self._welcome(sender, 0))
                 self._dispatch(self._core.client_joined(sender, {"pid": client.pid}, now))  # type: ignore[attr-defined]
-                return client.inlet
+                return client.inbox
         self._counters[C.bus_foreign] += 1
         return None
 
     def _welcome(self, client: int, done: int) -> dict[str, object]:
         return {"version": 1, "done": done, **self._core.welcome(client)}  # type: ignore[attr-defined]
 
-    def _greeted(self, inlet: Inlet, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
-        if incarnation < inlet.incarnation:
+    def _greeted(self, inbox: Inbox, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
+        if incarnation < inbox.incarnation:
             self._counters[C.bus_stale] += 1
             return
         if kind == messages.HELLO and (hello := _parsed(decode_hello, records)) is not None:
-            inlet.incarnation = incarnation
-            inlet.awaiting = True  # its RESUME follows
-            self._outlets[inlet.sender].resume(hello.done, inlet.done)
-            if inlet.sender < topology.CLIENT_ID_MIN:
-                self._dispatch(self._core.neighbor_started(inlet.sender, now))
+            inbox.started(incarnation)
+            self._outboxes[inbox.sender].resume(hello.done, inbox.done)
+            if inbox.sender < topology.CLIENT_ID_MIN:
+                self._dispatch(self._core.neighbor_started(inbox.sender, now))
         elif kind == messages.RESUME and (resume := _parsed(decode_resume, records)) is not None:
-            inlet.resumed(resume.first)
-            self._outlets[inlet.sender].answered(resume.done, inlet.done)
+            inbox.resumed(incarnation, resume.first)
+            self._outboxes[inbox.sender].answered(resume.done, inbox.done)
         else:
             self._counters[C.bus_malformed] += 1
 
-    def _part(self, inlet: Inlet, now: float) -> None:
+    def _part(self, inbox: Inbox, now: float) -> None:
         """A client says goodbye."""
-        self._dispatch(self._core.client_left(inlet.sender, now))  # type: ignore[attr-defined]
-        self._taken.discard(inlet)  # its place may be another's before this turn is over
-        self._clients.dismiss(self._clients.by_number[inlet.sender])  # type: ignore[union-attr]
+        self._dispatch(self._core.client_left(inbox.sender, now))  # type: ignore[attr-defined]
+        self._taken.discard(inbox)  # its place may be another's before this turn is over
+        self._clients.dismiss(self._clients.by_number[inbox.sender])  # type: ignore[union-attr]
 
     def _check_clients(self, now: float) -> None:
         self._next_client_check = now + CLIENT_CHECK_S

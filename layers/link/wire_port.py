@@ -7,9 +7,10 @@ from pathlib import Path
 
 from bus.durable.rx_log import OCTETS_MAX, RxLog
 from bus.layer import CounterWords
-from bus.runtime.pipes import PACK_OCTETS, PACK_RECORDS
-from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, Poller, Pull, Push, pack, port_number, unpack
+from bus.runtime.outbox import PACK_OCTETS, PACK_RECORDS
+from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, pack, port_number, unpack
 from layers.link.counters import Counters as C
+from usernet.pipe.contract import open_poller
 
 
 class Wire:
@@ -18,15 +19,15 @@ class Wire:
     edge_triggered = True
     writes_through = False
 
-    def __init__(self, inbox: str, listener_fd: int, counters: CounterWords) -> None:
+    def __init__(self, inbox: str, listener_fd: int, counters: CounterWords, pipes: str) -> None:
         self._counters = counters
         self._number = port_number(Path(inbox))
         self._frames: list[bytes] = []  # written, not yet sent
         self._octets = 0
-        self._poller = Poller()
-        self._inbox = Pull(listener_fd, self._poller, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
+        self._poller = open_poller(pipes)
+        self._inbox = self._poller.pull(listener_fd, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
         self._arrived: deque[bytes] = deque()
-        self._outbox = Push(str(Path(inbox).with_name(SWITCH_SOCKET)), self._poller)
+        self._outbox = self._poller.push(str(Path(inbox).with_name(SWITCH_SOCKET)))
         self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
 
     def fileno(self) -> int:

@@ -20,16 +20,17 @@ from bus.config import StackConfig
 from bus.durable import journal, layout, rx_log
 from bus.durable.journal import ENTRIES_MAX, Journal
 from bus.durable.key_value_log import KeyValueLog
-from bus.runtime import event_loop, pipes
+from bus.runtime import event_loop, inbox, outbox
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
 from layers.link import tap
 from layers.link.counters import Counters
 from layers.link.tap import Tap
 from packets import ethernet
+from usernet.pipe import numbering
 from usernet.pipe.frame import pack_frame, unpack_frame
 
-MODULES = (event_loop, pipes, journal, rx_log, tap)
+MODULES = (event_loop, inbox, outbox, numbering, journal, rx_log, tap)
 DOWN_FRAMES, RECORDS, UP = 6, 3, 12
 UP_OCTETS = 84  # of each packet that comes up
 COOKIE = 1000
@@ -91,23 +92,21 @@ class Link:
 
     def end(self) -> None:
         if self.node is not None:
-            for push in list(self.node._poller.pushes.values()):
-                push.close()
-            self.node._inbox.close()
+            self.node._poller.close()
             self.node = None
 
     def live(self) -> None:
         """Start; take what ip repeats; take what the TAP has; all of it in turns."""
         self.node._start()
-        done = self.node._inlets[COOKIE + topology.IP].done
+        done = self.node._inboxes[COOKIE + topology.IP].done
         for sequence in range(done + 1, DOWN_FRAMES + 1):
             records = [b"down %d" % (sequence * RECORDS + each) for each in range(RECORDS)]
             self.node._take(pack_frame(messages.PACKET_OUT, COOKIE + topology.IP, 1, sequence, records), NOW)
             if sequence % 2:
-                self.node._settle()
-        self.node._settle()
+                self.node._end_turn()
+        self.node._end_turn()
         while not self.node._holds_back(NOW) and self.node._take_device(NOW):
-            self.node._settle()
+            self.node._end_turn()
 
     def written(self) -> list[int]:
         found = []
@@ -147,9 +146,9 @@ def send_up(link: Link) -> None:
 
 def block_the_pipe(link: Link) -> None:
     """ip does not listen: its pipe is full, and more waits in front of it."""
-    while not any(outlet.blocked for outlet in link.node._touched):
+    while not any(outbox.blocked for outbox in link.node._touched):
         link.node._dispatch([(topology.IP, messages.PACKET, b"old")])
-        link.node._settle()
+        link.node._end_turn()
 
 
 @pytest.mark.parametrize("blocked", [False, True])

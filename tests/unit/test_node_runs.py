@@ -18,7 +18,7 @@ from bus.durable.key_value_log import KeyValueLog
 from bus.runtime.clients import CLIENT_KINDS
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
-from bus.runtime.pipes import Inlet
+from bus.runtime.inbox import Inbox
 from supervisor.policy import AT_ONCE
 from usernet.pipe.frame import pack_frame
 from usernet.pipe.messages import CREDIT, DATAGRAM, REQUEST, SEND
@@ -74,25 +74,25 @@ class Service:
     def born(self) -> None:
         """The next incarnation, from durable memory."""
         if self.node is not None:
-            self.node._inbox.close()
+            self.node._poller.close()
         self.durable = self._durable.map()
         self.node = EventLoop("sockets", self.core, self._config, self.durable, KeyValueLog(self.durable),
                          os.dup(self._listener.fileno()), Control(self._keeper[0]))
         self.node._suspect.inherit(self.node._journal.done)
-        self.inlets = [Inlet(client, CLIENT_KINDS, self.durable, layout.CLIENTS + place)
+        self.inboxes = [Inbox(client, CLIENT_KINDS, self.durable, layout.CLIENTS + place)
                        for place, client in enumerate(CLIENTS)]
-        self.node._inlets |= {inlet.sender: inlet for inlet in self.inlets}
-        for inlet in self.node._inlets.values():
-            inlet.incarnation, inlet.awaiting = 1, False
+        self.node._inboxes |= {inbox.sender: inbox for inbox in self.inboxes}
+        for inbox in self.node._inboxes.values():
+            inbox.incarnation, inbox.awaiting = 1, False
 
     def outcome(self):
-        self.node._settle()
-        done = {sender: inlet.done for sender, inlet in self.node._inlets.items()}
+        self.node._end_turn()
+        done = {sender: inbox.done for sender, inbox in self.node._inboxes.items()}
         in_hand = self.durable.words[layout.IN_HAND_SENDER]
         return self.core.records(), done, list(self.durable.bus_counters), in_hand
 
     def close(self) -> None:
-        self.node._inbox.close()
+        self.node._poller.close()
         self._listener.close()
         for each in self._keeper:
             each.close()
@@ -153,8 +153,8 @@ def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
         assert service.core.calls == [(first, SEND, [b"1", b"2"]), (first, CREDIT, [b"3"]), (first, SEND, [b"4"]),
                                       (second, SEND, [b"5"])]
         assert service.durable.words[layout.IN_HAND_SENDER] == second
-        service.node._settle()
-        assert [inlet.done for inlet in service.inlets] == [4, 1]
+        service.node._end_turn()
+        assert [inbox.done for inbox in service.inboxes] == [4, 1]
         assert service.durable.words[layout.IN_HAND_SENDER] == 0
     finally:
         service.close()
@@ -167,7 +167,7 @@ def test_poison_in_a_run_is_set_aside_after_three_deaths_and_all_else_is_served(
         frames = [pack_frame(SEND, CLIENTS[0], 1, number, [b"%d" % number]) for number in range(1, 11)]
         deaths = 0
         while True:
-            left = frames[service.inlets[0].done :]  # the application sends again what was not worked off
+            left = frames[service.inboxes[0].done :]  # the application sends again what was not worked off
             try:
                 if service.node._suspect.watching:
                     for frame in left:

@@ -17,9 +17,12 @@ from bus.counters import PipeCounters as C
 from bus.durable import journal as journal_module
 from bus.durable import layout
 from bus.durable.journal import Journal
-from bus.runtime import pipes
-from bus.runtime.pipes import Inlet, Outlet, Verdict, decode_hello, decode_resume
+from bus.runtime import backlog, inbox, outbox
+from bus.runtime.inbox import Inbox
+from bus.runtime.outbox import Outbox
+from usernet.pipe import numbering
 from usernet.pipe.frame import pack_frame, unpack_frame
+from usernet.pipe.numbering import Verdict, decode_hello, decode_resume
 
 DATA, CONTROL = messages.PACKET, messages.RESOLVE
 KINDS = frozenset({DATA, CONTROL})
@@ -48,33 +51,33 @@ def parsed(queue: Queue) -> list[tuple[int, int, list[bytes]]]:
 
 
 class Producer:
-    """An Outlet over a queue, and what it stands on."""
+    """An Outbox over a queue, and what it stands on."""
 
     def __init__(self, durable: Durable, room: int = 1000, incarnation: int = 1) -> None:
         self.memory = durable.map()
         self.memory.words[layout.INCARNATION] = incarnation
         self.queue = Queue(room)
-        self.touched: list[Outlet] = []
+        self.touched: list[Outbox] = []
         self.journal = Journal(self.memory)
-        self.outlet = Outlet(self.queue, topology.IP, topology.UDP, self.journal, self.memory,
+        self.outbox = Outbox(self.queue, topology.IP, topology.UDP, self.journal, self.memory,
                              layout.SENT + topology.UDP, self.touched)
 
     def ends_turn(self) -> bool:
         """As bus.runtime.event_loop does; True where something waits for room."""
-        self.outlet.pack()
+        self.outbox.seal()
         self.journal.publish(())
-        return self.outlet.send()
+        return self.outbox.send()
 
     def puts(self, kind: int, *records: bytes) -> None:
         for record in records:
-            self.outlet.put(kind, record)
+            self.outbox.enqueue(kind, record)
 
     def counted(self, name: str) -> int:
         return self.memory.bus_counters[getattr(C, name)]
 
 
-def inlet(durable: Durable) -> Inlet:
-    return Inlet(topology.IP, KINDS, durable.map(), layout.DONE + topology.IP)
+def new_inbox(durable: Durable) -> Inbox:
+    return Inbox(topology.IP, KINDS, durable.map(), layout.DONE + topology.IP)
 
 
 # -- packing -------------------------------------------------------------------------------------------------------
@@ -87,25 +90,25 @@ def test_records_of_one_turn_leave_in_one_frame_for_each_run_of_a_kind(durable):
     producer.puts(DATA, b"4")
     producer.ends_turn()
     assert parsed(producer.queue) == [(DATA, 1, [b"1", b"2"]), (CONTROL, 2, [b"3"]), (DATA, 3, [b"4"])]
-    assert producer.touched[-1] is producer.outlet
+    assert producer.touched[-1] is producer.outbox
     assert producer.counted("bus_frames_out") == 3
 
 
-@pytest.mark.parametrize("octets", [[], [5], [0, 5, 300], [pipes.PACK_OCTETS - 1], [(1 << 18) + 1]])
+@pytest.mark.parametrize("octets", [[], [5], [0, 5, 300], [outbox.PACK_OCTETS - 1], [(1 << 18) + 1]])
 def test_a_turn_of_one_frame_in_one_step_leaves_what_three_steps_leave(octets):
     kept = []
     for steps in (1, 3):
         durable = Durable()
-        producer, taken = Producer(durable), inlet(durable)
+        producer, taken = Producer(durable), new_inbox(durable)
         for sequence in (1, 2):
             taken.judge(1, sequence)
             producer.puts(DATA, *[bytes(length) for length in octets])
             if steps == 1:
-                assert producer.outlet.relay(taken) == bool(octets)
+                assert producer.outbox.send_alone(taken) == bool(octets)
             else:
-                producer.outlet.pack()
+                producer.outbox.seal()
                 producer.journal.publish([taken])
-                assert not producer.outlet.send()
+                assert not producer.outbox.send()
         died = Journal(durable.map())
         words = durable.map().words
         kept.append((list(producer.queue.frames), died.frames(topology.UDP, 0), died.done, words[layout.JOURNAL_HEAD],
@@ -115,14 +118,14 @@ def test_a_turn_of_one_frame_in_one_step_leaves_what_three_steps_leave(octets):
 
 
 def test_a_turn_of_one_frame_that_finds_no_room_waits_for_it_and_nothing_overtakes(durable):
-    producer, taken = Producer(durable, room=1), inlet(durable)
+    producer, taken = Producer(durable, room=1), new_inbox(durable)
     for record in (b"1", b"2", b"3"):
         producer.puts(DATA, record)
-        if not producer.outlet.relay(taken):
+        if not producer.outbox.send_alone(taken):
             assert producer.ends_turn()
     producer.queue.room = 10
     producer.puts(DATA, b"4")
-    assert not producer.outlet.relay(taken)
+    assert not producer.outbox.send_alone(taken)
     assert not producer.ends_turn()
     assert [record for _, _, records in parsed(producer.queue) for record in records] == [b"1", b"2", b"3", b"4"]
     assert [frame for _, frame in Journal(durable.map()).frames(topology.UDP, 0)] == list(producer.queue.frames)
@@ -130,14 +133,14 @@ def test_a_turn_of_one_frame_that_finds_no_room_waits_for_it_and_nothing_overtak
 
 def test_a_frame_is_bounded_in_records_and_in_octets(durable):
     producer = Producer(durable)
-    producer.puts(DATA, *[b"x"] * (pipes.PACK_RECORDS + 1), *[bytes(pipes.PACK_OCTETS // 2)] * 3)
+    producer.puts(DATA, *[b"x"] * (outbox.PACK_RECORDS + 1), *[bytes(outbox.PACK_OCTETS // 2)] * 3)
     producer.ends_turn()
-    assert [len(records) for _, _, records in parsed(producer.queue)] == [pipes.PACK_RECORDS, 2, 2]
+    assert [len(records) for _, _, records in parsed(producer.queue)] == [outbox.PACK_RECORDS, 2, 2]
 
 
 def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durable):
     producer = Producer(durable, room=1)
-    records = [NUMBER.pack(number) for number in range(pipes.BACKLOG_RECORDS + 12)]
+    records = [NUMBER.pack(number) for number in range(outbox.BACKLOG_RECORDS + 12)]
     for record in records:
         producer.puts(DATA, record)
         assert producer.ends_turn() or len(producer.queue.frames) == 1
@@ -145,13 +148,13 @@ def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durabl
     producer.queue.room = 1000
     assert not producer.ends_turn()
     sent = parsed(producer.queue)
-    assert [record for _, _, frame in sent for record in frame] == records[: pipes.BACKLOG_RECORDS + 2]
-    assert max(len(frame) for _, _, frame in sent) == pipes.PACK_RECORDS
+    assert [record for _, _, frame in sent for record in frame] == records[: outbox.BACKLOG_RECORDS + 2]
+    assert max(len(frame) for _, _, frame in sent) == outbox.PACK_RECORDS
 
 
 def test_what_waits_behind_a_full_pipe_is_bounded_in_octets_too(durable):
     producer = Producer(durable, room=1)
-    large, fit = bytes(60_000), pipes.BACKLOG_OCTETS // 60_000
+    large, fit = bytes(60_000), backlog.BACKLOG_OCTETS // 60_000
     for _ in range(fit + 5):
         producer.puts(DATA, large)
         producer.ends_turn()
@@ -185,8 +188,8 @@ def test_control_that_waits_for_room_survives_its_producer_and_data_that_does_no
     producer.puts(DATA, b"c", b"d")
     producer.ends_turn()
     successor = Producer(durable, incarnation=2)
-    pipes.inherit(successor.memory)
-    successor.outlet.greet({"done": 0})
+    outbox.inherit(successor.memory)
+    successor.outbox.greet({"done": 0})
     successor.ends_turn()
     assert parsed(successor.queue)[1:] == [(DATA, 1, [b"a"]), (CONTROL, 2, [b"b"])]
     assert successor.counted("bus_pipe_full") == 2
@@ -195,18 +198,18 @@ def test_control_that_waits_for_room_survives_its_producer_and_data_that_does_no
 # -- what the consumer says of a frame -----------------------------------------------------------------------------
 
 
-def test_an_inlet_takes_frames_in_order_and_once(durable):
-    end = inlet(durable)
-    end.resumed(1)
+def test_an_inbox_takes_frames_in_order_and_once(durable):
+    end = new_inbox(durable)
+    end.resumed(0, 1)
     verdicts = [end.judge(1, number) for number in (1, 2, 2, 1, 3)]
     assert verdicts == [Verdict.NEXT, Verdict.NEXT, Verdict.REPEATED, Verdict.REPEATED, Verdict.NEXT]
 
 
 def test_a_gap_is_early_until_the_resume_and_lost_after_it(durable):
-    end = inlet(durable)
+    end = new_inbox(durable)
     assert end.judge(1, 5) is Verdict.EARLY
     assert end.judge(1, 1) is Verdict.NEXT  # in order: no need to wait
-    end.resumed(4)
+    end.resumed(1, 4)
     lost = durable.map().bus_counters
     assert (end.done, lost[C.bus_lost]) == (3, 2)
     assert end.judge(1, 6) is Verdict.NEXT
@@ -214,28 +217,28 @@ def test_a_gap_is_early_until_the_resume_and_lost_after_it(durable):
 
 
 def test_a_former_incarnation_is_stale(durable):
-    end = inlet(durable)
+    end = new_inbox(durable)
     assert end.judge(3, 1) is Verdict.NEXT
     assert end.judge(2, 2) is Verdict.STALE
     assert end.judge(3, 2) is Verdict.NEXT
 
 
 def test_only_what_was_committed_is_done_after_a_crash(durable):
-    end = inlet(durable)
+    end = new_inbox(durable)
     end.judge(1, 1)
     end.commit()
     end.judge(1, 2)
-    assert inlet(durable).done == 1
+    assert new_inbox(durable).done == 1
 
 
 def test_any_number_that_a_sender_may_claim_can_be_counted_and_kept(durable):
     for _ in range(3):
-        end = inlet(durable)
+        end = new_inbox(durable)
         end.done = 0
-        end.resumed((1 << 63) - 1)
+        end.resumed(0, (1 << 63) - 1)
         end.judge(1, (1 << 64) - 1)
         end.commit()
-    assert inlet(durable).done == durable.map().bus_counters[C.bus_lost] == (1 << 64) - 1
+    assert new_inbox(durable).done == durable.map().bus_counters[C.bus_lost] == (1 << 64) - 1
 
 
 @pytest.mark.parametrize("octets", [
@@ -288,15 +291,15 @@ class End:
         self.memory = self.durable.map()
         self.memory.words[layout.INCARNATION] = self.incarnation
         self.queue = Queue(self.ROOM)
-        self.touched: list[Outlet] = []
-        pipes.inherit(self.memory)
+        self.touched: list[Outbox] = []
+        outbox.inherit(self.memory)
         self.journal = Journal(self.memory)
         journaled = self.journal.done.get(self.other, 0)
-        self.inlet = Inlet(self.other, KINDS, self.memory, layout.DONE + self.other, journaled)
-        self.outlet = Outlet(self.queue, self.number, self.other, self.journal, self.memory,
+        self.inbox = Inbox(self.other, KINDS, self.memory, layout.DONE + self.other, journaled)
+        self.outbox = Outbox(self.queue, self.number, self.other, self.journal, self.memory,
                              layout.SENT + self.other, self.touched)
         self.alive = True
-        self.outlet.greet({"done": self.inlet.done})
+        self.outbox.greet({"done": self.inbox.done})
 
     def die(self) -> None:
         self._settled()
@@ -309,17 +312,16 @@ class End:
         kind, incarnation, sender, sequence, records = unpack_frame(frame)
         assert sender == self.other
         if sequence == 0:
-            if incarnation < self.inlet.incarnation:
+            if incarnation < self.inbox.incarnation:
                 return
             if kind == messages.HELLO:
-                self.inlet.incarnation = incarnation
-                self.inlet.awaiting = True
-                self.outlet.resume(decode_hello(records[0]).done, self.inlet.done)
+                self.inbox.started(incarnation)
+                self.outbox.resume(decode_hello(records[0]).done, self.inbox.done)
             else:
                 resume = decode_resume(records[0])
-                self.inlet.resumed(resume.first)
-                self.outlet.answered(resume.done, self.inlet.done)
-        elif self.inlet.judge(incarnation, sequence) is Verdict.NEXT:
+                self.inbox.resumed(incarnation, resume.first)
+                self.outbox.answered(resume.done, self.inbox.done)
+        elif self.inbox.judge(incarnation, sequence) is Verdict.NEXT:
             self.taken[sequence] = [NUMBER.unpack(record)[0] for record in records]
 
     def turn(self, streams: list[int], kinds: list[int]) -> None:
@@ -329,15 +331,15 @@ class End:
                 self.take(waiting[number % len(waiting)].popleft())
         for kind in kinds:
             self.put += 1
-            self.outlet.put(kind, NUMBER.pack(self.put))
-        if len(self.touched) == 1 and self.outlet.relay(self.inlet):
+            self.outbox.enqueue(kind, NUMBER.pack(self.put))
+        if len(self.touched) == 1 and self.outbox.send_alone(self.inbox):
             self.touched.clear()
         else:
-            for outlet in self.touched:
-                outlet.pack()
-            self.journal.publish([self.inlet])
-            self.touched[:] = {outlet for outlet in self.touched if outlet.send()}
-        self.inlet.commit()
+            for each in self.touched:
+                each.seal()
+            self.journal.publish([self.inbox])
+            self.touched[:] = {each for each in self.touched if each.send()}
+        self.inbox.commit()
         self._settled()
 
     def done(self) -> int:
@@ -371,17 +373,17 @@ class TwoEnds(RuleBasedStateMachine):
         end = self.ends[which]
         if not end.alive:
             return
-        before, waiting, taken = end.put, end.memory.words[layout.WAITING], end.inlet.done
+        before, waiting, taken = end.put, end.memory.words[layout.WAITING], end.inbox.done
         if line is None:
             end.turn(streams, kinds)
             died = False
         else:
-            died = dies(line, (pipes, journal_module), lambda: end.turn(streams, kinds))
+            died = dies(line, (outbox, inbox, backlog, numbering, journal_module), lambda: end.turn(streams, kinds))
         put = range(before + 1, end.put + 1)
         if died:
             end.slack += len(put) + waiting
             control = {number for number, kind in zip(put, kinds, strict=False) if kind == CONTROL}
-            if end.inlet.done > taken:  # else there is no telling whether the turn was published
+            if end.inbox.done > taken:  # else there is no telling whether the turn was published
                 end.torn.append((control, end.done() > taken))
             end.maybe.update(put)
             end.die()
@@ -413,7 +415,7 @@ class TwoEnds(RuleBasedStateMachine):
         waiting = end.durable.map().words[layout.WAITING]
         if line is None:
             end.start()
-        elif dies(line, (pipes, journal_module), end.start):
+        elif dies(line, (outbox, inbox, backlog, numbering, journal_module), end.start):
             end.slack += waiting  # counted, and not yet cleared
             end.die()
 
@@ -445,7 +447,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     def _account(self, sender: End, receiver: End):
         arrived = set(receiver.delivered)
-        assert not sender.inlet.awaiting
+        assert not sender.inbox.awaiting
         assert arrived <= sender.whole.keys() | sender.maybe
         for control, done in sender.torn:  # a turn whose input is done has sent all, any other will be done again
             assert control & arrived == (control if done else set())
@@ -459,7 +461,7 @@ class TwoEnds(RuleBasedStateMachine):
 
 def test_control_arrives_once_and_in_order_and_data_is_accounted_for_over_any_crash(monkeypatch):
     for name, value in {"REPEAT_AT_START": 3, "BACKLOG_RECORDS": 8, "PACK_RECORDS": 3}.items():
-        monkeypatch.setattr(pipes, name, value)
+        monkeypatch.setattr(outbox, name, value)
     run_state_machine_as_test(TwoEnds, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
 
 
@@ -497,7 +499,7 @@ def test_a_consumer_that_restarts_gets_what_died_in_its_inbox(ends):
     consumer.start()
     converse(*ends)
     assert consumer.delivered == [1, 2, 3, 4, 5, 6]
-    assert producer.counted("bus_replayed") == producer.outlet.sequence
+    assert producer.counted("bus_replayed") == producer.outbox.sequence
 
 
 def test_a_producer_that_restarts_repeats_what_died_in_it(ends):
@@ -512,7 +514,7 @@ def test_a_producer_that_restarts_repeats_what_died_in_it(ends):
 
 def test_a_producer_that_restarts_repeats_as_much_as_its_consumer_needs(ends):
     producer, consumer = ends
-    count = pipes.REPEAT_AT_START + 40
+    count = outbox.REPEAT_AT_START + 40
     for _ in range(count):
         producer.turn([], [CONTROL])
     producer.die()
@@ -535,15 +537,15 @@ def test_what_the_consumer_had_it_does_not_get_again(ends):
 
 
 def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
-    producer, end = Producer(durable), inlet(durable)
+    producer, end = Producer(durable), new_inbox(durable)
     for number in range(40):
         producer.puts(CONTROL, NUMBER.pack(number) + bytes(60_000))
         producer.ends_turn()
     producer.queue.frames.clear()  # they died with the consumer
-    producer.outlet.resume(0, 0)
+    producer.outbox.resume(0, 0)
     producer.ends_turn()
     (_, _, (greeting,)), *repeated = parsed(producer.queue)
-    end.resumed(decode_resume(greeting).first)
+    end.resumed(0, decode_resume(greeting).first)
     assert all(end.judge(1, sequence) is Verdict.NEXT for _, sequence, _ in repeated)
     assert [NUMBER.unpack_from(records[0])[0] for _, _, records in repeated] == list(range(40 - len(repeated), 40))
     assert layout.JOURNAL_OCTETS // 70_000 < len(repeated) < 40
@@ -552,8 +554,8 @@ def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
 
 def test_the_greetings_are_json_that_any_client_can_read(durable):
     producer = Producer(durable)
-    producer.outlet.greet({"version": 1, "done": 7})
-    producer.outlet.resume(0, 9)
+    producer.outbox.greet({"version": 1, "done": 7})
+    producer.outbox.resume(0, 9)
     (hello, _, (greeting,)), (resume, _, (answer,)) = parsed(producer.queue)
     assert (hello, msgspec.json.decode(greeting)) == (messages.HELLO, {"version": 1, "done": 7})
     assert (resume, msgspec.json.decode(answer)) == (messages.RESUME, {"first": 1, "done": 9})
@@ -566,6 +568,6 @@ def test_foreign_frames_do_not_confuse_the_repetition(durable):
     (frame,) = producer.queue.frames
     assert frame == pack_frame(DATA, topology.IP, 1, 1, [b"x"])
     successor = Producer(durable, incarnation=9)
-    successor.outlet.greet({"done": 0})
+    successor.outbox.greet({"done": 0})
     successor.ends_turn()
     assert successor.queue.frames[1] == pack_frame(DATA, topology.IP, 9, 1, [b"x"])

@@ -27,7 +27,7 @@ from bus.durable.layout import CLIENTS_MAX
 from usernet import udp
 from usernet.client.connection import Connection
 from usernet.ping import ping
-from usernet.pipe.direct import WAITING_MAX
+from usernet.pipe.contract import WAITING_MAX
 from usernet.pipe.frame import pack_frame
 from usernet.pipe.messages import CREDIT, DATAGRAM, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usernet.pipe import run_dir
-from usernet.pipe.numbering import JOURNAL_FRAMES_MAX, JOURNAL_OCTETS_MAX, Incoming, Journal
+from usernet.pipe.numbering import NEXT, REPLAY_FRAMES_MAX, REPLAY_OCTETS_MAX, Incoming, ReplayBuffer, Verdict
 
 
 def resumed(first: int = 1) -> Incoming:
@@ -23,16 +23,16 @@ def resumed(first: int = 1) -> Incoming:
 
 def test_frames_are_taken_once_and_in_order():
     incoming = resumed()
-    assert [incoming.accept(1, number) for number in (1, 2, 2, 1, 3)] == [True, True, False, False, True]
+    assert [incoming.judge(1, number) is NEXT for number in (1, 2, 2, 1, 3)] == [True, True, False, False, True]
 
 
 def test_ahead_of_its_turn_waits_for_the_repetition():
     incoming = resumed()
-    incoming.accept(1, 1)
+    incoming.judge(1, 1)
     assert incoming.started(2)
-    assert not incoming.accept(2, 5)
+    assert incoming.judge(2, 5) is Verdict.EARLY
     incoming.resumed(2, 2)
-    assert [incoming.accept(2, number) for number in (2, 3, 4, 5)] == [True] * 4
+    assert [incoming.judge(2, number) for number in (2, 3, 4, 5)] == [NEXT] * 4
     assert incoming.lost == 0
 
 
@@ -40,12 +40,12 @@ def test_what_can_no_longer_be_repeated_is_lost_and_counted():
     incoming = resumed()
     incoming.started(2)
     incoming.resumed(2, 11)
-    assert (incoming.lost, incoming.accept(2, 11)) == (10, True)
+    assert (incoming.lost, incoming.judge(2, 11)) == (10, NEXT)
 
 
 def test_a_gap_outside_a_repetition_is_lost_and_counted():
     incoming = resumed()
-    assert incoming.accept(1, 4)
+    assert incoming.judge(1, 4) is NEXT
     assert incoming.lost == 3
 
 
@@ -53,13 +53,13 @@ def test_a_former_incarnation_is_stale():
     incoming = resumed()
     incoming.started(3)
     incoming.resumed(3, 1)
-    assert not incoming.accept(1, 1)
+    assert incoming.judge(1, 1) is Verdict.STALE
     assert not incoming.started(2)
 
 
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=600), st.integers(0, 700))
 def test_the_journal_repeats_exactly_the_tail_it_has(sizes, done):
-    journal = Journal()
+    journal = ReplayBuffer()
     for number, size in enumerate(sizes, 1):
         journal.append(number.to_bytes(4, "big") + bytes(size))
     first, frames = journal.after(done)
@@ -68,24 +68,24 @@ def test_the_journal_repeats_exactly_the_tail_it_has(sizes, done):
     if done >= len(sizes):
         assert numbers == []
         assert first == len(sizes) + 1
-    elif len(sizes) - done <= JOURNAL_FRAMES_MAX and sum(sizes[done:]) + 4 * len(sizes) <= JOURNAL_OCTETS_MAX:
+    elif len(sizes) - done <= REPLAY_FRAMES_MAX and sum(sizes[done:]) + 4 * len(sizes) <= REPLAY_OCTETS_MAX:
         assert first == done + 1
 
 
 @given(st.integers(1, 300), st.integers(0, 300), st.data())
 def test_sender_and_receiver_agree_after_any_crash(sent, reached, data):
     """Frames up to `reached` got through; after HELLO, RESUME and repetition nothing the journal has is missing."""
-    journal, incoming = Journal(), resumed()
+    journal, incoming = ReplayBuffer(), resumed()
     for number in range(1, sent + 1):
         journal.append(b"%d" % number)
         if number <= reached:
-            assert incoming.accept(1, number)
+            assert incoming.judge(1, number) is NEXT
     incoming.started(2)
     early = data.draw(st.integers(1, sent + 5))
-    incoming.accept(2, early)  # overtakes the repetition
+    incoming.judge(2, early)  # overtakes the repetition
     first, frames = journal.after(incoming.done)
     incoming.resumed(2, first)
-    taken = [frame for number, frame in enumerate(frames, first) if incoming.accept(2, number)]
+    taken = [frame for number, frame in enumerate(frames, first) if incoming.judge(2, number) is NEXT]
     assert taken == frames[len(frames) - len(taken) :]
     assert incoming.done == max(sent, incoming.done)
     assert incoming.done >= sent

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
-from usernet.pipe.direct import WAITING_MAX, Poller, Pull, Push
+from usernet.pipe.contract import WAITING_MAX
+from usernet.pipe.direct import Poller, Pull, Push
 
 OCTETS_MAX = 1 << 18
 PATIENCE_S = 5.0

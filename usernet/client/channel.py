@@ -8,19 +8,17 @@ import select
 import socket
 import stat
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
 from usernet.errors import os_error, timed_out
-from usernet.pipe.direct import Poller, Pull, Push
+from usernet.pipe.contract import IMPLEMENTATIONS, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 from usernet.pipe.run_dir import SERVICE_SOCKET
 
 ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
-CONNECT_INTERVAL_S = 0.005  # who has nobody to connect to tries that often
 CONNECTIONS_MAX = 16  # at our inbox: the service's, those of its former incarnations
 NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
 WAKE = b""  # what `receive` returns to who was woken
@@ -39,6 +37,18 @@ def check_running(run_dir: Path, name: str) -> None:
         )
 
 
+def _implementation() -> str:
+    """Which of the pipes' implementations: $USERNET_PIPES, else direct.
+
+    A message that libzmq has taken is on its way only when libzmq's own thread has written it. A program that ends
+    by `os._exit` in the line after `sendto` would take its datagrams with it.
+    """
+    wanted = os.environ.get("USERNET_PIPES", "") or "direct"
+    if wanted not in IMPLEMENTATIONS:
+        raise ValueError(f"USERNET_PIPES={wanted}: {' or '.join(IMPLEMENTATIONS)}")
+    return wanted
+
+
 class Line:
     """`inbox_path`: the file on which we listen. One thread at a time receives; one sends, and holds `sending`."""
 
@@ -47,18 +57,18 @@ class Line:
         self.closed = False
         self._sending = sending
         self._received: deque[bytes] = deque()
-        self._poller = Poller()
+        self._poller = open_poller(_implementation())
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
                 listener.bind(str(inbox_path))
             except OSError as error:
                 raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
             listener.listen()
-            self._inbox = Pull(listener.detach(), self._poller, MAX_FRAME_OCTETS, CONNECTIONS_MAX,
-                               lambda: None)  # who it was is nothing to the program
+            self._inbox = self._poller.pull(listener.detach(), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
+                                            lambda: None)  # who it was is nothing to the program
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.epoll.register(self._wake, select.EPOLLIN)
-        self._outbox = Push(str(run_dir / SERVICE_SOCKET), self._poller)
+        self._outbox = self._poller.push(str(run_dir / SERVICE_SOCKET))
 
     def alive(self) -> bool:
         """False once the stack was taken down: our inbox went with its run directory."""
@@ -86,15 +96,7 @@ class Line:
         left = ALIVE_INTERVAL_S if deadline is None else min(deadline - monotonic(), ALIVE_INTERVAL_S)
         if left <= 0:
             return False
-        descriptor = self._outbox.fileno()
-        if descriptor < 0:
-            time.sleep(min(left, CONNECT_INTERVAL_S))
-            self._outbox.flush()
-        else:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN | (select.POLLOUT if self._outbox.ready else 0))
-            if poll.poll(left * 1000 + 1):
-                self._outbox.hear()
+        self._outbox.await_room(left)
         if not self.alive():
             raise os_error(errno.ENETDOWN)
         return True
@@ -124,7 +126,7 @@ class Line:
                 self._received.append(WAKE)
             elif self._sending.acquire(blocking=False):  # else: who sends looks after it
                 try:
-                    if descriptor == self._outbox.fileno():
+                    if descriptor in self._poller.pushes:
                         self._outbox.hear()
                 finally:
                     self._sending.release()
@@ -149,8 +151,6 @@ class Line:
 
     def destroy(self) -> None:
         """Both sockets, once nobody uses them any more. What was sent can still be read."""
-        self._outbox.close()
-        self._inbox.close()
-        self._poller.epoll.close()
+        self._poller.close()
         os.close(self._wake)
         self.inbox_path.unlink(missing_ok=True)

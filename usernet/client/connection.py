@@ -46,7 +46,7 @@ from usernet.pipe.messages import (
     SOCKET_ERROR,
     inbox_name,
 )
-from usernet.pipe.numbering import Incoming, Journal, incarnation_of
+from usernet.pipe.numbering import NEXT, Incoming, ReplayBuffer, incarnation_of
 from usernet.sockets.cmsg import with_options
 
 CONNECT_TIMEOUT_S = 5.0
@@ -92,7 +92,7 @@ class Connection:
         self._boxes: dict[int, Description] = {}  # by handle
         self._requests: dict[int, _Unanswered] = {}
         self._request_ids = itertools.count(1)
-        self._incoming, self._journal = Incoming(), Journal()
+        self._incoming, self._sent = Incoming(), ReplayBuffer()
         self._looked = 0.0
         self.sockets: weakref.WeakSet = weakref.WeakSet()
         self._line = Line(run_dir, self.inbox_path, self._sending)
@@ -205,11 +205,12 @@ class Connection:
             if sequence == 0:
                 self._greeted(kind, incarnation, _decode(records[0]))
                 return
-            accepted = self._incoming.accept_late(sequence) if late else self._incoming.accept(incarnation, sequence)
+            incoming = self._incoming
+            verdict = incoming.judge_late(sequence) if late else incoming.judge(incarnation, sequence)
         except (FrameError, IndexError, KeyError, msgspec.DecodeError):
             self.malformed += bool(frame)  # an empty one only wants us to look up
             return
-        if not accepted:
+        if verdict is not NEXT:
             return
         boxes = self._boxes
         if kind == DATAGRAM:
@@ -312,8 +313,7 @@ class Connection:
             line = self._line
             if line.closed:
                 raise os_error(errno.ENETDOWN)
-            journal = self._journal
-            sequence = journal.sequence + 1
+            sequence = self._sent.sequence + 1
             frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
             try:
                 line.send(frame, timeout)
@@ -321,7 +321,7 @@ class Connection:
                 if timeout == 0:
                     raise would_block() from None
                 raise
-            journal.append(frame)
+            self._sent.append(frame)
             return sequence
 
     def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
@@ -330,7 +330,7 @@ class Connection:
     def _resume(self, done: int) -> None:
         """Repeat what the service has not processed; requests that are no longer kept as frames are made anew."""
         with self._sending:
-            first, frames = self._journal.after(done)
+            first, frames = self._sent.after(done)
             self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
             for frame in frames:
                 self._line.send(frame, CONNECT_TIMEOUT_S)

@@ -11,13 +11,15 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 
 from usernet.pipe import zmtp
+from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX
 
 READ_OCTETS = 1 << 16
-WAITING_MAX = 64  # messages that may wait in a PUSH
+CONNECT_INTERVAL_S = 0.005  # who waits and has nobody to connect to tries that often
 COMMAND_OCTETS_MAX = 1024  # of what a PULL says: READY
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an Enum costs an operator call
 _CREDENTIALS = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
@@ -30,16 +32,32 @@ class Poller:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.pushes: dict[int, Push] = {}
+        self._pull: Pull | None = None
+
+    def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
+             refused: Callable[[], object]) -> Pull:
+        """As the contract says."""
+        self._pull = Pull(listener_fd, self, message_octets_max, connections_max, refused)
+        return self._pull
+
+    def push(self, path: str) -> Push:
+        """As the contract says."""
+        return Push(path, self)
+
+    def close(self) -> None:
+        """As the contract says."""
+        for push in list(self.pushes.values()):
+            push.close()
+        if self._pull is not None:
+            self._pull.close()
+        self.epoll.close()
 
 
 class Pull:
-    """The reading end of all pipes to one process; `poller` tells of the listener and of every connection.
+    """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
 
-    `refused` is called for each connection that is hung up on: of another user, of too many, of what speaks no ZMTP.
-    """
-
-    __slots__ = ("_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max", "_opening",
-                 "_readers", "_refused")
+    __slots__ = ("_accepted", "_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max",
+                 "_opening", "_readers", "_refused")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[], object]) -> None:
@@ -50,6 +68,7 @@ class Pull:
         self._message_octets_max = message_octets_max
         self._connections_max = connections_max
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader]] = {}
+        self._accepted: dict[int, float] = {}  # descriptor -> when; of those that may not have said READY
         self._opening = zmtp.opening(b"PULL")
         self._refused = refused
         self._epoll.register(listener_fd, _IN)
@@ -92,8 +111,21 @@ class Pull:
                     pass  # gone again
                 self._readers[peer.fileno()] = peer, zmtp.Reader(self._message_octets_max)
                 self._epoll.register(peer.fileno(), _IN)
+                self._accepted[peer.fileno()] = time.monotonic()
         except OSError:
             pass  # EAGAIN: that was all
+
+    def expire(self, now: float) -> None:
+        """As the contract says."""
+        while self._accepted:
+            descriptor, accepted = next(iter(self._accepted.items()))
+            if self._readers[descriptor][1].ready:
+                del self._accepted[descriptor]
+            elif accepted + HANDSHAKE_S < now:
+                self._drop(descriptor)
+                self._refused()
+            else:
+                break
 
     def close(self) -> None:
         """Hang up on everybody, and listen no more."""
@@ -104,6 +136,7 @@ class Pull:
 
     def _drop(self, descriptor: int) -> None:
         peer, _ = self._readers.pop(descriptor)
+        self._accepted.pop(descriptor, None)
         self._epoll.unregister(descriptor)
         peer.close()
 
@@ -137,9 +170,16 @@ class Push:
         """True once the peer takes messages."""
         return self._reader.ready
 
-    def fileno(self) -> int:
-        """The descriptor whose events `hear` is to be told of; -1 where nobody was there to connect to."""
-        return -1 if self._socket is None else self._socket.fileno()
+    def await_room(self, timeout_s: float) -> None:
+        """As the contract says."""
+        if self._socket is None:
+            time.sleep(min(timeout_s, CONNECT_INTERVAL_S))
+            self.flush()
+            return
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self.ready else 0))
+        if poll.poll(timeout_s * 1000 + 1):
+            self.hear()
 
     def send(self, message: bytes) -> bool:
         """Take a message, without waiting; False where too many wait already."""

@@ -6,9 +6,12 @@ Applications and layers use the same frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from struct import error as StructError  # noqa: N812
+from typing import TypeVar
+
+import msgspec
 
 VERSION = 1
 HEADER = Struct("<BBHIQQ")  # version, kind, record count, sender's incarnation, sender's id, sequence number
@@ -19,6 +22,22 @@ MAX_FRAME_OCTETS = 1 << 18  # longer frames are refused by the receiving socket
 _HEADER_AND_LENGTH = Struct("<BBHIQQI")  # and that of the first record
 _LONE_RECORD = _HEADER_AND_LENGTH.size
 _lengths = [Struct(f"<{count}I") for count in range(MAX_RECORDS + 1)]
+
+
+T = TypeVar("T")
+
+
+def decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A function from the JSON of a record to `kind` that raises ValueError for anything else."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def checked(octets: bytes) -> T:
+        try:
+            return decode(octets)
+        except RecursionError as error:  # brackets nested deeper than Python's stack, in a field nobody asked for
+            raise ValueError("nested too deep") from error
+
+    return checked
 
 
 class FrameError(ValueError):

@@ -1,20 +1,114 @@
-"""Both ends of the numbered pipe between an application and the socket service (docs/app-protocol.md).
+"""The numbering of frames on a pipe, the same between layers and for applications (docs/app-protocol.md).
 
-`Journal` keeps the frames sent last, to repeat them for a service that restarted; `Incoming` decides which of the
-frames received are new. No sockets here, and no threads.
+Frames are numbered from 1. The end that starts says HELLO with the number of the last frame that it processed; the
+other end answers RESUME with the number of the frame that follows, and repeats from there what it has kept.
+`Incoming` decides at the receiving end for each frame whether it is next, a repetition, ahead of its turn, or stale.
+What a sending end keeps is `ReplayBuffer`, in the memory of an application, or `bus.durable.journal.Journal`, in memory
+that outlives a layer. No sockets here, and no threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from enum import Enum
+from typing import Annotated
 
-from usernet.pipe.frame import HEADER
+import msgspec
 
-JOURNAL_FRAMES_MAX = 512  # more than a pipe holds, unread by a service that hangs
-JOURNAL_OCTETS_MAX = 1 << 20
+from usernet.pipe.frame import HEADER, VERSION, decoder
+
+REPLAY_FRAMES_MAX = 512  # more than a pipe holds, unread by a service that hangs
+REPLAY_OCTETS_MAX = 1 << 20
+
+SequenceNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as msgspec has it; no pipe ever gets there
 
 
-class Journal:
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """First frame after a start: how far the sender has processed the receiver's frames."""
+
+    done: SequenceNumber
+    version: int = VERSION
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """The next frame is number `first`; `done`: as in Hello."""
+
+    first: SequenceNumber
+    done: SequenceNumber = 0
+
+
+encode = msgspec.json.Encoder().encode
+decode_hello = decoder(Hello)
+decode_resume = decoder(Resume)
+
+
+class Verdict(Enum):
+    """What an Incoming says of a frame."""
+
+    NEXT = "process it"
+    REPEATED = "it was processed before"
+    EARLY = "it is ahead of its turn; the repetition that was announced brings it again"
+    STALE = "a former incarnation of the sender made it"
+
+
+NEXT, _REPEATED, _EARLY, _STALE = Verdict  # an attribute of an Enum is slow to reach
+
+
+class Incoming:
+    """How far the frames of one sender have been taken."""
+
+    __slots__ = ("awaiting", "done", "incarnation", "lost")
+
+    def __init__(self, done: int = 0) -> None:
+        self.done = done
+        self.incarnation = 0
+        self.lost = 0  # frames that a restart of the sender lost
+        self.awaiting = True  # a repetition is announced: what is ahead of its turn comes again
+
+    def started(self, incarnation: int) -> bool:
+        """A HELLO came, and its RESUME follows. True where it is a new incarnation's."""
+        if incarnation < self.incarnation:
+            return False
+        self.awaiting = True
+        later, self.incarnation = incarnation > self.incarnation, incarnation
+        return later
+
+    def resumed(self, incarnation: int, first: int) -> None:
+        """A RESUME came: the next frame is `first`, and what is missing below it is lost."""
+        if incarnation >= self.incarnation:
+            self.awaiting = False
+            if first > self.done + 1:
+                self.skip_to(first - 1)
+
+    def judge(self, incarnation: int, sequence: int) -> Verdict:
+        """Whether a frame is to be processed now; if so it counts as taken."""
+        if incarnation != self.incarnation:
+            if incarnation < self.incarnation:
+                return _STALE  # repeated by the present one
+            self.incarnation = incarnation
+        if sequence != self.done + 1:
+            if sequence <= self.done:
+                return _REPEATED
+            if self.awaiting:
+                return _EARLY
+            self.skip_to(sequence - 1)
+        self.done = sequence
+        return NEXT
+
+    def judge_late(self, sequence: int) -> Verdict:
+        """As `judge`, for a frame that a former incarnation sent before its successor's HELLO was read."""
+        if sequence != self.done + 1:
+            return _STALE
+        self.done = sequence
+        return NEXT
+
+    def skip_to(self, done: int) -> None:
+        """The frames up to number `done` that are missing will not come."""
+        self.lost += done - self.done
+        self.done = done
+
+
+class ReplayBuffer:
     """The last frames sent, by their sequence numbers, which have no gaps."""
 
     def __init__(self) -> None:
@@ -28,7 +122,7 @@ class Journal:
         frames.append(frame)
         self.sequence += 1
         self._octets += len(frame)
-        while len(frames) > JOURNAL_FRAMES_MAX or self._octets > JOURNAL_OCTETS_MAX:
+        while len(frames) > REPLAY_FRAMES_MAX or self._octets > REPLAY_OCTETS_MAX:
             self._octets -= len(frames.popleft())
 
     def after(self, done: int) -> tuple[int, list[bytes]]:
@@ -36,53 +130,6 @@ class Journal:
         oldest = self.sequence - len(self._frames) + 1
         first = min(max(done + 1, oldest), self.sequence + 1)
         return first, list(self._frames)[first - oldest :]
-
-
-class Incoming:
-    """How far the service's frames have been taken."""
-
-    def __init__(self) -> None:
-        self.done = 0
-        self.incarnation = 0
-        self.lost = 0  # frames that a restart of the service lost
-        self._awaiting = True  # a repetition is announced: what is ahead of its turn comes again
-
-    def started(self, incarnation: int) -> bool:
-        """A HELLO came. True where it is a new incarnation's; its RESUME follows."""
-        if incarnation <= self.incarnation:
-            return False
-        self.incarnation = incarnation
-        self._awaiting = True
-        return True
-
-    def resumed(self, incarnation: int, first: int) -> None:
-        """A RESUME came: the next frame is `first`, and what is missing below it is lost."""
-        if incarnation == self.incarnation:
-            self._awaiting = False
-            self._skip_to(first - 1)
-
-    def accept(self, incarnation: int, sequence: int) -> bool:
-        """Whether a frame is to be processed; if so it counts as taken."""
-        if incarnation != self.incarnation:
-            return False  # of a former incarnation: repeated by the present one
-        if sequence != self.done + 1:
-            if sequence <= self.done or self._awaiting:
-                return False
-            self._skip_to(sequence - 1)
-        self.done = sequence
-        return True
-
-    def accept_late(self, sequence: int) -> bool:
-        """As `accept`, for a frame that a former incarnation sent before its successor's HELLO was read."""
-        if sequence != self.done + 1:
-            return False
-        self.done = sequence
-        return True
-
-    def _skip_to(self, done: int) -> None:
-        if done > self.done:
-            self.lost += done - self.done
-            self.done = done
 
 
 def incarnation_of(frame: bytes) -> int:

@@ -1,0 +1,66 @@
+"""What waits behind a full pipe in the producer's memory, in order: data within bounds, and streams, merged."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from usernet.pipe.streams import MERGES, handle_of, is_stream
+
+BACKLOG_OCTETS = 1 << 22  # of data
+
+
+class Backlog:
+    """Records, oldest first. At most `records_max` of data; streams are bounded by their credit."""
+
+    __slots__ = ("_data", "_entries", "_mergeable", "_octets", "_records_max")
+
+    def __init__(self, records_max: int) -> None:
+        self._entries: deque[list] = deque()  # [kind, record]
+        self._records_max = records_max
+        self._data = self._octets = 0  # records and octets of data
+        self._mergeable: dict[tuple[int, bytes], list] = {}  # kind and handle -> the entry that a newer record may join
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add_data(self, kind: int, records: list[bytes]) -> int:
+        """Append as many of the records as fit; returns how many."""
+        before = self._data
+        for record in records:
+            if self._data >= self._records_max or self._octets + len(record) > BACKLOG_OCTETS:
+                break
+            self._entries.append([kind, record])
+            self._data += 1
+            self._octets += len(record)
+        return self._data - before
+
+    def add_stream(self, kind: int, records: list[bytes]) -> None:
+        """Append all of the records, or let them join older ones of their kind and handle."""
+        merge = MERGES.get(kind)
+        for record in records:
+            entry = [kind, record]
+            if merge is not None:
+                older = self._mergeable.get((kind, handle_of(record)))
+                merged = merge(older[1], record) if older is not None else None
+                if older is not None and merged is not None:
+                    older[1] = merged
+                    continue
+                self._mergeable[kind, handle_of(record)] = entry
+            self._entries.append(entry)
+
+    def pop(self, records_max: int, octets_max: int) -> tuple[int, list[bytes], int]:
+        """Take the oldest records out, as many of one kind as one frame carries: (kind, records, how many are data)."""
+        entries = self._entries
+        kind, octets = entries[0][0], 0
+        records: list[bytes] = []
+        while entries and len(records) < records_max and entries[0][0] == kind and octets < octets_max:
+            entry = entries.popleft()
+            records.append(entry[1])
+            octets += len(entry[1])
+            if kind in MERGES and self._mergeable.get(key := (kind, handle_of(entry[1]))) is entry:
+                del self._mergeable[key]
+        if is_stream(kind):
+            return kind, records, 0
+        self._data -= len(records)
+        self._octets -= octets
+        return kind, records, len(records)

@@ -1,0 +1,271 @@
+"""The producer's end of one pipe.
+
+Packs records into frames, numbers and journals them, never blocks, is bounded; repeats for a neighbour that restarted
+what it has missed. The rule of the numbering is in `usernet.pipe.numbering`. A producer that starts also repeats the
+end of its own journal at once, because the last frames may have died inside its process; whether that was far enough
+the consumer's answer tells, and if it was not the producer repeats more.
+
+What becomes of a record behind a full pipe depends on its class (`bus.messages`): data is dropped, the newest first,
+and counted; control is never dropped, and is journaled at once; a stream's record is never dropped either, and takes
+the place of an older one of its kind and handle where it can (`usernet.pipe.streams`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from bus import messages
+from bus.counters import PipeCounters as C
+from bus.durable import layout
+from bus.durable.journal import Journal
+from bus.runtime.backlog import Backlog
+from bus.runtime.inbox import Inbox
+from usernet.pipe.contract import Push
+from usernet.pipe.frame import MAX_RECORDS, pack_frame, with_incarnation
+from usernet.pipe.numbering import Resume, encode
+from usernet.pipe.streams import is_stream
+
+PACK_RECORDS = 64  # records that go into one frame
+PACK_OCTETS = 1 << 16
+BACKLOG_RECORDS = 1024  # of data, that wait behind a full pipe; a third of a second of steady traffic: a hung layer's
+# successor is there by then. Beyond it the newest is dropped
+REPEAT_AT_START = 16  # frames of the journal that a starting producer repeats unasked; more, once the consumer answers
+
+assert PACK_RECORDS <= MAX_RECORDS
+
+
+class Tap(Protocol):
+    """Sees, and may change, all that leaves by an outbox: captures and impairments (`Outbox.tap`)."""
+
+    def pass_on(self, outbox: Outbox, kind: int, records: list[bytes]) -> list[bytes]:
+        """The records that leave now, of those that are about to be sealed.
+
+        What is held back leaves by `Outbox.release` later. Frames are not numbered yet, so a record that is dropped or
+        repeated here leaves no gap. Records of control must not be dropped.
+        """
+
+
+def inherit(durable: layout.Memory) -> None:
+    """At a start: count the data that died in the backlogs of the former incarnation."""
+    durable.bus_counters[C.bus_pipe_full] += durable.words[layout.WAITING]
+    durable.words[layout.WAITING] = 0
+
+
+class Outbox:
+    """See the module's docstring. `cell` is where the last number sent is kept in the durable words.
+
+    The first `enqueue` of a turn adds the outbox to `touched`. At the end of the turn the event loop calls `seal` of
+    each of those, publishes the journal, and calls `send` of each. `send_alone` does the three in one step where the
+    turn made one frame.
+    """
+
+    __slots__ = ("_backlog", "_cell", "_counters", "_frames", "_fresh",
+                 "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
+                 "_touched", "_words", "consumer", "sequence", "socket", "tap", "waits")
+
+    def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: layout.Memory,
+                 cell: int, touched: list[Outbox], backlog_records: int | None = None) -> None:
+        self.socket = socket
+        self.consumer = consumer
+        self._send = socket.send
+        self._sender = sender
+        self._journal = journal
+        self._words = durable.words
+        self._counters = durable.bus_counters
+        self._cell = cell
+        self._touched = touched
+        self._incarnation = self._words[layout.INCARNATION]
+        self.sequence = max(self._words[cell], journal.last_sequence(consumer))
+        self.tap: Tap | None = None
+        self.waits = False  # True while something is not out
+        self._frames: deque[bytes] = deque()  # sealed and published, waiting for room in the socket
+        self._fresh: list[bytes] = []  # sealed in this turn: follow those, once the turn is published
+        # Data and streams that wait behind those, to leave in larger packs.
+        self._backlog = Backlog(BACKLOG_RECORDS if backlog_records is None else backlog_records)
+        self._repeated_from: int | None = None  # where the repetition at the start began, until the consumer answers
+        self._kind = 0
+        self._records: list[bytes] = []
+        self._octets = 0
+
+    @property
+    def blocked(self) -> bool:
+        """True while more waits than the socket takes in."""
+        return bool(self._frames or self._backlog)
+
+    @property
+    def fresh(self) -> bool:
+        """True where records are enqueued that are not sealed yet."""
+        return bool(self._records)
+
+    def enqueue(self, kind: int, record: bytes) -> None:
+        """Queue one record; it leaves when the turn ends, in as few frames as it can."""
+        records = self._records
+        if not records:
+            self._touched.append(self)
+            self._kind = kind
+        elif kind != self._kind or len(records) >= PACK_RECORDS or self._octets + len(record) > PACK_OCTETS:
+            self.seal()
+            self._touched.append(self)
+            self._kind = kind
+            records = self._records
+        records.append(record)
+        self._octets += len(record)
+
+    def seal(self) -> None:
+        """Make frames of what is enqueued; where older frames wait for room, data waits here or is dropped."""
+        if self.waits:
+            self._catch_up()
+        records = self._records
+        if not records:
+            return
+        self._records = []
+        self._octets = 0
+        if self.tap is not None:
+            records = self.tap.pass_on(self, self._kind, records)
+            if not records:
+                return
+        self._seal_pack(self._kind, records)
+
+    def release(self, kind: int, records: list[bytes]) -> None:
+        """Let records of one kind leave, at the end of this turn, that `tap` has held back."""
+        self._touched.append(self)
+        if self.waits:
+            self._catch_up()
+        pack, octets = list[bytes](), 0
+        for record in records:
+            if pack and (len(pack) >= PACK_RECORDS or octets + len(record) > PACK_OCTETS):
+                self._seal_pack(kind, pack)
+                pack, octets = [], 0
+            pack.append(record)
+            octets += len(record)
+        if pack:
+            self._seal_pack(kind, pack)
+
+    def _catch_up(self) -> None:
+        """What waited leaves first, as far as there is room."""
+        self._drain()
+        while self._backlog and not self._frames:
+            self._seal_backlog()
+
+    def _seal_pack(self, kind: int, records: list[bytes]) -> None:
+        if not self._frames:
+            self._seal_frame(kind, records)
+        elif kind < messages.CONTROL_KIND_MIN:
+            kept = self._backlog.add_data(kind, records)
+            self._words[layout.WAITING] += kept
+            self._counters[C.bus_pipe_full] += len(records) - kept
+        elif is_stream(kind):
+            self._backlog.add_stream(kind, records)
+        else:
+            # Never dropped, nor lost with this process: into the journal now, and in order, so all that waits goes too.
+            while self._backlog:
+                self._seal_backlog()
+            self._seal_frame(kind, records)
+
+    def send_alone(self, taken: Inbox) -> bool:
+        """End a turn that took from one inbox and filled this outbox only; False where the three steps remain.
+
+        They do the same; this is for speed: a twentieth of a ping's and of an echo's time.
+        """
+        records = self._records
+        if self.waits or self._fresh or not records or self.tap is not None or not self.socket.open:
+            return False
+        self._records = []
+        self._octets = 0
+        self.sequence = sequence = self.sequence + 1
+        frame = pack_frame(self._kind, self._sender, self._incarnation, sequence, records)
+        self._journal.write(self.consumer, sequence, frame, taken.sender, taken.done)
+        self._journal.publish(())
+        self._words[self._cell] = sequence
+        if not self._send(frame):
+            self._fresh.append(frame)
+            return False
+        self._counters[C.bus_frames_out] += 1
+        return self.socket.open
+
+    def send(self) -> bool:
+        """The turn is published: hand the frames to the socket. True where some of it waits."""
+        self._words[self._cell] = self.sequence
+        fresh, socket = self._fresh, self.socket
+        if not self.waits and socket.open:  # as a rule: all of it leaves now
+            sent = 0
+            for frame in fresh:
+                if not self._send(frame):
+                    break
+                sent += 1
+            self._counters[C.bus_frames_out] += sent
+            if sent == len(fresh) and socket.open:
+                fresh.clear()
+                return False
+            del fresh[:sent]
+        self._frames += fresh
+        fresh.clear()
+        self._drain()
+        return self.waits
+
+    def _seal_frame(self, kind: int, records: list[bytes]) -> None:
+        self.sequence = sequence = self.sequence + 1
+        frame = pack_frame(kind, self._sender, self._incarnation, sequence, records)
+        self._journal.write(self.consumer, sequence, frame)
+        self._fresh.append(frame)
+
+    def _drain(self) -> None:
+        frames, send, socket = self._frames, self._send, self.socket
+        while frames and send(frames[0]):
+            frames.popleft()
+            self._counters[C.bus_frames_out] += 1
+        if not socket.open:
+            socket.flush()
+        self.waits = bool(frames or self._backlog) or (not socket.open and socket.waiting)
+
+    def _seal_backlog(self) -> None:
+        """Make a frame of the oldest records of the backlog."""
+        kind, records, data = self._backlog.pop(PACK_RECORDS, PACK_OCTETS)
+        self._words[layout.WAITING] -= data
+        self._seal_frame(kind, records)
+
+    def greet(self, fields: dict[str, object]) -> None:
+        """First of all: say HELLO, and repeat what this process's predecessor may not have got out.
+
+        No RESUME yet: it would say that all before is lost, and the consumer may need more than this. Meanwhile it
+        takes what comes in order.
+        """
+        self._say(messages.HELLO, encode(fields))
+        kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
+        self._repeated_from = kept[0][0] if kept else self.sequence + 1
+        self._repeat(kept)
+
+    def answered(self, done: int, own_done: int) -> None:
+        """The consumer has processed up to `done`: repeat more where the repetition at the start began beyond that."""
+        first = self._repeated_from
+        if first is None:
+            return
+        if done + 1 < first:
+            self.resume(done, own_done)
+            return
+        self._repeated_from = None
+        self._say(messages.RESUME, encode(Resume(first=first, done=own_done)))
+
+    def resume(self, after: int, done: int) -> None:
+        """Answer a HELLO: repeat everything that is kept beyond number `after`."""
+        self.seal()
+        self._frames.clear()  # all of it is in the journal
+        self._fresh.clear()
+        self._repeated_from = None
+        kept = self._journal.frames(self.consumer, after)
+        first = kept[0][0] if kept else self.sequence + 1
+        self._say(messages.RESUME, encode(Resume(first=first, done=done)))
+        self._repeat(kept)
+
+    def _repeat(self, kept: list[tuple[int, bytes]]) -> None:
+        self._fresh.extend(with_incarnation(frame, self._incarnation) for _, frame in kept)
+        self._counters[C.bus_replayed] += len(kept)
+        self._touched.append(self)
+
+    def _say(self, kind: int, record: bytes) -> None:
+        """A greeting: it has no number, and waits for nothing but room."""
+        self._frames.append(pack_frame(kind, self._sender, self._incarnation, 0, [record]))
+        self._drain()
+        if self.waits:
+            self._touched.append(self)

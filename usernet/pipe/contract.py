@@ -1,0 +1,83 @@
+"""What joins two processes: a PULL that listens, PUSHes that connect to it, and a poller that tells of both.
+
+Two modules fill this contract, and understand each other: `direct`, plain Unix sockets that speak ZMTP in the process's
+own loop, and `libzmq`, the sockets of ZeroMQ by pyzmq (docs/decisions/pipes.md compares them). Each process chooses for
+itself, by `open_poller`; nothing outside of this package knows which it has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import select
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+IMPLEMENTATIONS = {"direct": "usernet.pipe.direct"}
+WAITING_MAX = 64  # messages that may wait in a PUSH
+HANDSHAKE_S = 3.0  # who has connected and not introduced itself within is hung up on
+
+
+class Pull(Protocol):
+    """The reading end of all pipes to one process."""
+
+    def read(self, descriptor: int) -> list[bytes] | None:
+        """The messages that a descriptor has, which the poller told of; None where the descriptor is none of ours."""
+
+    def expire(self, now: float) -> None:
+        """To be called now and then, `now` in seconds of CLOCK_MONOTONIC: hang up on who does not introduce itself."""
+
+    def close(self) -> None:
+        """Hang up on everybody, and listen no more."""
+
+
+class Push(Protocol):
+    """The writing end of one pipe. One thread at a time. What waits here outlives the connection."""
+
+    open: bool  # a message that is sent now leaves at once, as far as can be told
+    waiting: bool  # something that was taken has not left: `flush` should be called now and then
+
+    def send(self, message: bytes) -> bool:
+        """Take a message, without waiting; False where too many wait already."""
+
+    def flush(self) -> None:
+        """Get out what waits, as far as there is room."""
+
+    def hear(self) -> None:
+        """The poller told of a descriptor that is this one's."""
+
+    def await_room(self, timeout_s: float) -> None:
+        """Wait until something has happened to the pipe, at most so long."""
+
+    def close(self) -> None:
+        """End the connection. What has left can be read."""
+
+
+class Poller(Protocol):
+    """One epoll for all that a process waits for."""
+
+    epoll: select.epoll
+    pushes: Mapping[int, Push]  # by the descriptors of which `hear` is to be told
+
+    def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
+             refused: Callable[[], object]) -> Pull:
+        """Read what comes to a listening socket, which becomes this one's.
+
+        `refused` is called for each connection that is hung up on: of another user, of too many, of what speaks no
+        ZMTP, or sends a message that is too long.
+        """
+
+    def push(self, path: str) -> Push:
+        """Write to whoever listens on the socket file `path`, now or later."""
+
+    def close(self) -> None:
+        """Close its PULL and PUSHes, and the epoll. What has left can be read."""
+
+
+def open_poller(implementation: str) -> Poller:
+    """A poller of "zmq" or "direct". To be called after a fork, not before."""
+    return importlib.import_module(IMPLEMENTATIONS[implementation]).Poller()
+
+
+def preload(implementation: str) -> None:
+    """Import what `open_poller` needs, so that a fork finds it there."""
+    importlib.import_module(IMPLEMENTATIONS[implementation])

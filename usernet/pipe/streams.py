@@ -1,0 +1,74 @@
+"""The records of streams (docs/decisions/streams.md): their kinds, what stands in them, and how those that wait merge.
+
+A third class of record beside data and control: never dropped, bounded by credit. Offsets are totals, so behind a full
+pipe a record may take the place of an older one of its kind and handle that has not left yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+
+STREAM_KIND_MIN, STREAM_KIND_END = 160, 192  # streams are from the one up to, not including, the other
+
+STREAM = 160  # both ways: STREAM_HEADER + octets
+STREAM_HELD = 161  # both ways: STREAM_HEADER + length + a reference: the octets lie in shared memory
+READ = 162  # down: READ_RECORD
+ROOM = 163  # up: ROOM_RECORD
+ACCEPT = 164  # down: ACCEPT_RECORD
+ACCEPTED = 165  # up: ACCEPTED_HEADER + local address + peer's address
+STREAM_RESET = 166  # up: RESET_RECORD
+STREAM_INFO = 167  # both ways: INFO_HEADER; upwards then the answer
+
+STREAM_HEADER = Struct("<IIQ")  # handle, flags, offset of the first octet
+STREAM_LENGTH = Struct("<I")  # of a STREAM_HELD, in octets
+READ_RECORD = Struct("<IIQQ")  # handle, flags, octets that the application took, octets that its side holds
+ROOM_RECORD = Struct("<IIQQQ")  # handle, flags, octets that tcp stores, octets acknowledged, write up to here
+ACCEPT_RECORD = Struct("<IIQQ")  # listener, 0, connections stored, connections that may be handed up
+ACCEPTED_HEADER = Struct("<IIQHHI")  # listener, handle, number, local port, peer's port, octets of an address
+RESET_RECORD = Struct("<II")  # handle, errno
+INFO_HEADER = Struct("<IIQ")  # handle, 0, request
+
+STREAM_MORE = 1  # flags of STREAM and STREAM_HELD
+STREAM_END = 2
+STREAM_URGENT = 4
+RESUME = 1  # flag of READ and ROOM: send again from `have`, from `taken`
+FINISHED = 2  # flag of ROOM: the peer has acknowledged our FIN
+
+_HANDLE_AND_FLAGS = Struct("<II")
+_HELD_HEAD = Struct("<IIQI")
+
+
+def is_stream(kind: int) -> bool:
+    """Whether records of this kind belong to streams."""
+    return STREAM_KIND_MIN <= kind < STREAM_KIND_END
+
+
+def _latest(older: bytes, newer: bytes) -> bytes:
+    """Totals: the newer says all that the older said, but for what the older's flags asked."""
+    handle, flags = _HANDLE_AND_FLAGS.unpack_from(newer)
+    return _HANDLE_AND_FLAGS.pack(handle, flags | _HANDLE_AND_FLAGS.unpack_from(older)[1]) + newer[8:]
+
+
+def _consecutive(older: bytes, newer: bytes) -> bytes | None:
+    """Descriptors of octets that follow each other in the same memory."""
+    handle, flags, offset, length = _HELD_HEAD.unpack_from(older)
+    _, further, start, more = _HELD_HEAD.unpack_from(newer)
+    head = _HELD_HEAD.size
+    if flags & ~STREAM_MORE or further & STREAM_URGENT or start != offset + length or older[head:] != newer[head:]:
+        return None
+    return _HELD_HEAD.pack(handle, further, offset, length + more) + older[head:]
+
+
+# By kind: what an older and a newer record of one handle, neither of which has left, become; None: they stay two.
+MERGES: dict[int, Callable[[bytes, bytes], bytes | None]] = {
+    READ: _latest,
+    ROOM: _latest,
+    ACCEPT: _latest,
+    STREAM_HELD: _consecutive,
+}
+
+
+def handle_of(record: bytes) -> bytes:
+    """What records have to have in common to be merged."""
+    return record[:4]
