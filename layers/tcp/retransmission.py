@@ -28,7 +28,7 @@ R2 = 15  # expiries before the connection is given up (Linux's tcp_retries2)
 class RetransmissionTimer:
     """Round trip estimate, time-out and back-off of one connection."""
 
-    __slots__ = ("_min_at", "backoffs", "min_rtt_s", "rtt_s", "rtt_variance_s")
+    __slots__ = ("_min_at", "backoffs", "base_s", "min_rtt_s", "rto_s", "rtt_s", "rtt_variance_s")
 
     def __init__(self) -> None:
         self.rtt_s = 0.0  # SRTT; 0: no sample yet
@@ -36,50 +36,54 @@ class RetransmissionTimer:
         self.min_rtt_s = 0.0  # least of the last minutes; 0: no sample yet
         self._min_at = 0.0
         self.backoffs = 0  # expiries since the last progress
-
-    @property
-    def rto_s(self) -> float:
-        """RTO, as backed off."""
-        return min(RTO_MAX_S, self.base_s * 2.0 ** min(self.backoffs, 16))  # RFC 6298 section 5.5
-
-    @property
-    def base_s(self) -> float:
-        """RTO without back-off."""
-        if not self.rtt_s:
-            return self.rtt_variance_s or RTO_INITIAL_S
-        # RFC 6298 section 2.3: RTO <- SRTT + max (G, K*RTTVAR). The floor stands in G's place, as in Linux, so that a
-        # long path has room for the peer's delayed acknowledgments as well.
-        return min(RTO_MAX_S, self.rtt_s + max(RTO_MIN_S, 4.0 * self.rtt_variance_s))
+        self.base_s = RTO_INITIAL_S  # RTO without back-off
+        self.rto_s = RTO_INITIAL_S  # RTO
 
     def sample(self, rtt_s: float, now: float, per_round: int = 1) -> None:
-        """A round trip was measured. `per_round`: so many samples come in a round trip (RFC 7323 appendix G)."""
-        rtt_s = max(rtt_s, 1e-6)
-        if not self.min_rtt_s or rtt_s <= self.min_rtt_s or now - self._min_at > MIN_RTT_WINDOW_S:
+        """A round trip was measured, so the back-off ends. `per_round`: so many samples come in a round trip."""
+        if rtt_s < 1e-6:
+            rtt_s = 1e-6
+        if rtt_s <= self.min_rtt_s or not self.min_rtt_s or now - self._min_at > MIN_RTT_WINDOW_S:
             self.min_rtt_s, self._min_at = rtt_s, now
         if not self.rtt_s:
             self.rtt_s, self.rtt_variance_s = rtt_s, rtt_s / 2  # RFC 6298 section 2.2
-            return
-        # RFC 6298 section 2.3, alpha and beta divided among the samples of a round (RFC 7323 appendix G).
-        difference = rtt_s - self.rtt_s
-        self.rtt_variance_s += (abs(difference) - self.rtt_variance_s) / (4 * per_round)
-        self.rtt_s += difference / (8 * per_round)
+        else:
+            # RFC 6298 section 2.3, alpha and beta divided among the samples of a round (RFC 7323 appendix G).
+            difference = rtt_s - self.rtt_s
+            self.rtt_variance_s += (abs(difference) - self.rtt_variance_s) / (4 * per_round)
+            self.rtt_s += difference / (8 * per_round)
+        self.backoffs = 0
+        self.derive()
+
+    def derive(self) -> None:
+        """RFC 6298 section 2.3: RTO <- SRTT + max (G, K*RTTVAR).
+
+        The floor stands in G's place, as in Linux: a long path has room for the peer's delayed acknowledgments as well.
+        """
+        if self.rtt_s:
+            variance_s = 4.0 * self.rtt_variance_s
+            base_s = self.rtt_s + (variance_s if variance_s > RTO_MIN_S else RTO_MIN_S)
+            self.base_s = base_s if base_s < RTO_MAX_S else RTO_MAX_S
+        self.rto_s = min(RTO_MAX_S, self.base_s * 2.0 ** min(self.backoffs, 16)) if self.backoffs else self.base_s
 
     def progress(self) -> None:
-        """Something new was acknowledged that is no echo of a retransmission's ambiguity: the back-off ends."""
+        """The back-off ends."""
         self.backoffs = 0
+        self.derive()
 
     def expired(self) -> None:
-        """The timer has expired."""
+        """The timer has expired (RFC 6298 section 5.5)."""
         self.backoffs += 1
+        self.derive()
 
     def established(self, syn_sent_again: bool) -> None:
         """The handshake is done.
 
         RFC 6298 section 5.7: without a sample because the SYN was lost, data start at 3 s.
         """
-        self.backoffs = 0
         if syn_sent_again and not self.rtt_s:
-            self.rtt_variance_s = RTO_AFTER_SYN_LOSS_S
+            self.base_s = RTO_AFTER_SYN_LOSS_S
+        self.progress()
 
 
 def gives_up_after_s(expiries: int, rto_s: float = RTO_MIN_S) -> float:

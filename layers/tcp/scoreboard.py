@@ -138,6 +138,34 @@ class Scoreboard:
             entry.start = una
         self.una = una
 
+    def advanced(self, una: int, now: float) -> None:
+        """`acknowledged` where there are no blocks, and nothing is sacked or lost: the usual case."""
+        entries = self._entries
+        done = 0
+        newest: Entry | None = None
+        sent_once = None
+        for entry in entries:
+            if entry.start >= una:
+                break
+            if newest is None or entry.sent_at >= newest.sent_at:
+                newest = entry
+            if sent_once is None and not entry.again:
+                sent_once = min(entry.end, una)
+            if entry.end > una:
+                entry.start = una
+                break
+            done += 1
+        del entries[:done]
+        self.delivered, self.una = una - self.una, una
+        self.first_sent_once, self.dsack, self.rtt_s = sent_once, None, None
+        if newest is None:
+            self.newest_sent_at = 0.0
+            return
+        self.newest_sent_at, self.newest_again = newest.sent_at, newest.again
+        self.newest_end = newest.end if newest.end < una else una
+        if newest.sent_at and not newest.again:
+            self.rtt_s = now - newest.sent_at
+
     def _deliver(self, entry: Entry) -> None:
         """The octets of an entry are known to have arrived; it leaves the sums of what it was."""
         octets = entry.end - entry.start
