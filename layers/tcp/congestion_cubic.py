@@ -80,10 +80,13 @@ class Control(CongestionControl):
             self._last += seconds
 
     def reduce(self, used: float, cause: int, now: float) -> None:
-        """Section 4.6; fast convergence (section 4.7): who had to give up more than the last time leaves room."""
+        """Section 4.6; fast convergence (section 4.7): who had to give up more than the last time leaves room.
+
+        By a segment at least, as where windows are counted in segments: octets alone always differ.
+        """
         super().reduce(used, cause, now)
         window = min(self.cwnd, used)
-        self._w_max = window * (1 + BETA) / 2 if window < self._w_max else window
+        self._w_max = window * (1 + BETA) / 2 if window + self.mss <= self._w_max else window
         self._prior = window
         self._epoch = None
         if cause == TIMEOUT:
