@@ -10,6 +10,8 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from bus.messages import (
+    ACCEPT,
+    ACCEPTED,
     ARP_IN,
     ARP_OUT,
     DATAGRAM,
@@ -28,9 +30,11 @@ from bus.messages import (
     PACKET_SEGMENTS,
     PATH_MTU,
     RAW_WANTED,
+    READ,
     REDIRECT,
     REPORT_ERROR,
     RESOLVE,
+    ROOM,
     ROUTES,
     SEND,
     SEND_SEGMENTS,
@@ -38,6 +42,9 @@ from bus.messages import (
     SOCKET_ERROR,
     SOCKET_REPLY,
     SOCKET_SET,
+    STREAM,
+    STREAM_INFO,
+    STREAM_RESET,
     TRANSMIT,
     TRANSMIT_SEGMENTS,
     UNREACHABLE,
@@ -71,6 +78,7 @@ ROWS = (
     Layer("ip", 3),
     Layer("icmp", 4, protocol=1, sockets="ping", routes=True),
     Layer("udp", 5, protocol=17, sockets="dgram", routes=True, upper=True),
+    Layer("tcp", 6, protocol=6, routes=True, upper=True),
     Layer("raw", 8, sockets="raw", routes=True, upper=True, optional=True),
     Layer("sockets", 7, routes=True, upper=True),
 )
@@ -79,7 +87,8 @@ NAMES = {row.id: row.name for row in ROWS}
 OPTIONAL = frozenset(row.name for row in ROWS if row.optional)
 ALWAYS = tuple(row.name for row in ROWS if not row.optional)
 UPPER_HALF = frozenset(row.name for row in ROWS if row.upper)
-LINK, ARP, IP, ICMP, UDP, RAW, SOCKETS = map(LAYERS.__getitem__, ("link", "arp", "ip", "icmp", "udp", "raw", "sockets"))
+LINK, ARP, IP, ICMP, UDP, TCP, RAW, SOCKETS = map(
+    LAYERS.__getitem__, ("link", "arp", "ip", "icmp", "udp", "tcp", "raw", "sockets"))
 
 
 def transports(booted: Collection[str] = LAYERS) -> dict[int, int]:
@@ -138,6 +147,12 @@ _STATED = (
           MEMBERSHIP),
     _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),
     _pipe("sockets", "udp", "UDP sockets as they shall be, datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
+    _pipe("ip", "tcp", "checked TCP packets, padding cut; local errors", *_TRANSPORT_IN, PACKET_CHECKED),
+    _pipe("tcp", "icmp", "tcp's greeting at its start, which icmp answers"),
+    _pipe("tcp", "sockets", "streams, what becomes of connections, answers about TCP sockets", STREAM, ROOM, ACCEPTED,
+          STREAM_RESET, STREAM_INFO, SOCKET_REPLY, SOCKET_ERROR),
+    _pipe("sockets", "tcp", "TCP sockets as they shall be, streams, how far those were read", SOCKET_SET, SOCKET_CLOSE,
+          STREAM, READ, ACCEPT, STREAM_INFO),
     _pipe("ip", "raw", "copies of the packets that raw wants, whole, padding cut; local errors", PACKET, PACKET_GROUP,
           ICMP_ERROR, ROUTES),
     _pipe("raw", "ip", "payloads and whole packets to send, MTUs told about them; the protocols that raw wants",

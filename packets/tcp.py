@@ -88,6 +88,7 @@ class Segment(NamedTuple):
     urgent: int = 0
     options: Options = NO_OPTIONS
     payload: bytes = b""
+    packed: bytes | None = None  # the options in octets, where its maker has them; then `options` is not looked at
 
     @property
     def length(self) -> int:
@@ -96,7 +97,7 @@ class Segment(NamedTuple):
 
     def pack(self, checksum: int = 0) -> bytes:
         """In octets; the checksum as given."""
-        options = self.options.pack() if self.options is not NO_OPTIONS else b""
+        options = self.options.pack() if self.packed is None else self.packed
         header = HEADER.pack(self.source_port, self.destination_port, self.sequence, self.acknowledgment,
                              (HEADER_OCTETS + len(options)) << 2, self.flags, self.window, checksum, self.urgent)
         return b"".join((header, options, self.payload))

@@ -59,13 +59,14 @@ _JOURNAL_AT = _WORDS_OCTETS
 _SCRATCH_AT = _JOURNAL_AT + JOURNAL_OCTETS
 _STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
 TOTAL_OCTETS = _STORE_AT + 2 * STORE_ARENA_OCTETS
+STREAMS_OCTETS = 1 << 29  # behind all that: room for bus.durable.stream_memory, address space as well
 assert _WORDS_OCTETS % PAGE == 0
 
 
 def create(name: str) -> int:
     """A new, empty durable memory; returns its descriptor (close-on-exec, kept over fork)."""
     descriptor = os.memfd_create(f"usernet-{name}", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, TOTAL_OCTETS)
+    os.ftruncate(descriptor, TOTAL_OCTETS + STREAMS_OCTETS)
     return descriptor
 
 

@@ -25,7 +25,7 @@ from bus.messages import (
     encode,
 )
 
-GLUED = ("link", "arp", "ip", "icmp", "udp")
+GLUED = ("link", "arp", "ip", "icmp", "udp", "tcp")
 SETTLED_AFTER_S = 10.0  # RFC 5227 section 1.1: by then our address has been probed for and announced
 ALLOWED = {(topology.LAYERS[pipe.producer], topology.LAYERS[pipe.consumer]): pipe.kinds for pipe in topology.PIPES}
 

@@ -433,7 +433,7 @@ def test_rfc1191_4_fragmentation_needed_about_an_echo_request_is_told_to_ip(host
 
 @pytest.mark.parametrize("quoted", [
     IP(src=OUR, dst=FAR) / ICMP(type=8, id=78, seq=5), IP(src=OUR, dst=FAR) / ICMP(type=0, id=77, seq=5),
-    IP(src=OUR, dst=FAR, proto=6) / Raw(bytes(20)),
+    IP(src=OUR, dst=FAR, proto=132) / Raw(bytes(20)),
 ], ids=["no socket", "a reply", "no transport"])  # fmt: skip
 def test_rfc8201_4_fragmentation_needed_about_what_no_socket_sent_is_not_believed(host, quoted):
     host.declares(bind=True, port=77)
@@ -463,7 +463,7 @@ OURS = datagram(source=OUR, destination=FAR)
     (error_about(datagram(source=PEER, destination=FAR)), "error_not_ours"),
     (error_about(datagram(source=OUR, destination="10.0.0.255")), "error_about_group"),
     (error_about(datagram(source=OUR, destination="224.0.0.9")), "error_about_group"),
-    (error_about(IP(src=OUR, dst=FAR, proto=6) / Raw(bytes(20))), "error_no_transport"),
+    (error_about(IP(src=OUR, dst=FAR, proto=132) / Raw(bytes(20))), "error_no_transport"),
     (error_about(echo(source=OUR, destination=FAR)), "error_no_socket"),
 ])
 def test_an_error_that_cannot_be_about_our_packets_is_counted(host, packet, counter):

@@ -28,12 +28,19 @@ ACCEPT_RECORD = Struct("<IIQQ")  # listener, 0, connections stored, connections 
 ACCEPTED_HEADER = Struct("<IIQHHI")  # listener, handle, number, local port, peer's port, octets of an address
 RESET_RECORD = Struct("<II")  # handle, errno
 INFO_HEADER = Struct("<IIQ")  # handle, 0, request
+# Upwards behind that: state, timer, 0, milliseconds to it, retransmissions, 0, octets unread, unacknowledged, unsent
+INFO_ANSWER = Struct("<BBHIIIQQQ")
+CLOSE_RECORD = Struct("<IiQQ")  # SOCKET_CLOSE to tcp: handle, linger (-1: none), octets written in all, octets taken
+WRITTEN_UNKNOWN = (1 << 64) - 1  # in a CLOSE_RECORD: as many as tcp has taken
 
 STREAM_MORE = 1  # flags of STREAM and STREAM_HELD
 STREAM_END = 2
 STREAM_URGENT = 4
 RESUME = 1  # flag of READ and ROOM: send again from `have`, from `taken`
 FINISHED = 2  # flag of ROOM: the peer has acknowledged our FIN
+
+TCP_HANDLE_MIN = 1 << 31  # handles from here on are tcp's to give
+HANDLE_END = (1 << 32) - 1
 
 _HANDLE_AND_FLAGS = Struct("<II")
 _HELD_HEAD = Struct("<IIQI")

@@ -1,0 +1,1 @@
+"""The TCP layer (RFC 9293)."""

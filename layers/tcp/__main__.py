@@ -1,0 +1,21 @@
+"""tcp's shell: the core on the bus, its connections in durable memory."""
+
+from __future__ import annotations
+
+import random
+
+from bus.config import StackConfig
+from bus.durable.stream_memory import StreamMemory
+from bus.layer import CounterWords, State
+from bus.runtime.process import SpawnArguments, serve
+from layers.tcp.core import Core
+from layers.tcp.counters import Counters
+
+
+def main(spawned: SpawnArguments) -> None:
+    """Run until the keeper says stop."""
+
+    def make(config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> Core:
+        return Core(config, state, counters, rng, StreamMemory.of(spawned.memory_fd))
+
+    serve(spawned, make, Counters)

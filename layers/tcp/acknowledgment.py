@@ -1,0 +1,144 @@
+"""What we acknowledge and when, and the window that we offer (RFC 9293 sections 3.8.6.2.2 and 3.8.6.3, RFC 5681
+section 4.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layers.tcp.connection import RECEIVING, Connection
+from layers.tcp.ring import RING_OCTETS_MAX, RING_OCTETS_MIN, size_for
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Engine
+
+DELAY_S = 0.04  # Linux TCP_DELACK_MIN; RFC 9293 (MUST-58): below 0.5 s
+QUICK_ACKS = 16  # Linux TCP_MAX_QUICKACKS: so many segments at the start, and after a pause, are acknowledged at once
+IDLE_S = 0.2  # Linux: an RTO without text, and the next segments are acknowledged at once again
+WINDOW_FIELD_MAX = 65535
+SPARE_OCTETS = 256  # of a ring, not offered: windows are rounded up by less than this
+OWN_SCALE = 7  # RFC 7323 section 2.3: enough for a ring of 4 MiB
+UNSCALED_LIMIT = RING_OCTETS_MIN - SPARE_OCTETS
+
+
+def limit_of(ring_octets: int) -> int:
+    """How many octets are promised of a ring of that size."""
+    return ring_octets - SPARE_OCTETS
+
+
+def initial_limit(conn: Connection) -> int:
+    """What a receive buffer starts with; SO_RCVBUF reports twice what it holds."""
+    asked = conn.options.receive_buffer
+    return min(max(asked // 2, 1), limit_of(RING_OCTETS_MAX)) if asked else limit_of(RING_OCTETS_MIN)
+
+
+def open_window(conn: Connection) -> None:
+    """The first promise, as the SYN carries it: unscaled."""
+    conn.rcv_limit = conn.rcv_limit or initial_limit(conn)
+    conn.advertised = max(conn.advertised, conn.rcv_nxt + min(offered(conn), WINDOW_FIELD_MAX))
+
+
+def unread(conn: Connection) -> int:
+    """Octets received in order that the application has not taken."""
+    end = conn.rcv_nxt if conn.fin_at is None else min(conn.rcv_nxt, conn.fin_at)
+    return max(0, end - conn.read)
+
+
+def offered(conn: Connection) -> int:
+    """Octets from RCV.NXT on that may be promised, silly windows avoided: never less than was promised before."""
+    clamp = conn.options.window_clamp
+    limit = min(conn.rcv_limit, clamp) if clamp else conn.rcv_limit
+    right = conn.rcv_nxt + max(0, limit - unread(conn))
+    grown = right - conn.advertised
+    # RFC 9293 section 3.8.6.2.2 (MUST-39): move the right edge only by min(half the buffer, one segment) or more
+    if grown < min(limit // 2, conn.mss):
+        return max(0, conn.advertised - conn.rcv_nxt)
+    return right - conn.rcv_nxt
+
+
+def window_field(conn: Connection) -> int:
+    """What stands in the header of a segment that leaves now; from now on it is promised."""
+    window = offered(conn)
+    scale = conn.own_scale
+    field = min((window + (1 << scale) - 1) >> scale, WINDOW_FIELD_MAX)  # up: an edge must not go back by rounding
+    edge = conn.rcv_nxt + (field << scale)
+    if edge > conn.advertised:
+        conn.advertised = edge
+    return field
+
+
+def due(engine: Engine, conn: Connection) -> bool:
+    """Whether an ACK leaves now; else the timer of a delayed one is set, where one is owed."""
+    if conn.ack_now:
+        return True
+    if not conn.ack_due:
+        return False
+    quick = conn.options.quickack
+    # RFC 9293 section 3.8.6.3 (SHLD-19): at least for every second full segment, counted in octets, for many may
+    # come as one
+    if conn.ack_due >= 2 * conn.peer_segment or quick:
+        return True
+    if quick is None and conn.quick > 0 and not conn.pingpong:
+        conn.quick -= 1
+        return True
+    if conn.delayed_at is None:
+        conn.delayed_at = engine.now + DELAY_S
+        engine.timers.schedule(conn)
+    return False
+
+
+def left(conn: Connection) -> None:
+    """A segment with an ACK leaves: nothing is owed any more."""
+    conn.ack_now = False
+    conn.ack_due = 0
+    conn.delayed_at = None
+    conn.last_ack_sent = conn.rcv_nxt
+
+
+def text_came(engine: Engine, conn: Connection, octets: int) -> None:
+    """For quick ACKs: the size of the peer's segments, and that there was a pause."""
+    if engine.now - conn.last_text > IDLE_S:
+        conn.quick, conn.pingpong = QUICK_ACKS, False
+    conn.last_text = engine.now
+    if octets > conn.peer_segment:
+        conn.peer_segment = min(octets, conn.mss)
+
+
+def was_read(engine: Engine, conn: Connection, number: int) -> None:
+    """The application has taken everything before `number`: maybe the peer is to hear of the room."""
+    conn.read = number
+    _tune(engine, conn)
+    if conn.state not in RECEIVING:
+        _release(engine, conn)
+        return
+    before = conn.advertised - conn.rcv_nxt
+    now = offered(conn)
+    # An update that opens a window of less than a segment leaves at once, any other when it is worth it; no delay of
+    # ACKs holds it back.
+    if now > before and (before < conn.mss or now - before >= min(2 * conn.mss, conn.rcv_limit // 2)):
+        half_used = conn.rcv_limit - before >= conn.rcv_limit // 4 or before < conn.mss
+        if half_used:
+            conn.ack_now = True
+            engine.touch(conn)
+    _release(engine, conn)
+
+
+def _release(engine: Engine, conn: Connection) -> None:
+    """A connection without octets has no ring."""
+    if conn.receive_ring is not None and not conn.out_of_order and unread(conn) == 0 and conn.receive_ring.size <= (
+            RING_OCTETS_MIN) and engine.now - conn.last_text > IDLE_S:
+        engine.rings.give(conn.receive_ring)
+        conn.receive_ring = None
+
+
+def _tune(engine: Engine, conn: Connection) -> None:
+    """As Linux's dynamic right-sizing: a window read within a round trip is too small."""
+    if conn.options.receive_buffer or conn.options.window_clamp or not conn.own_scale:
+        return
+    recovery = conn.recovery
+    round_trip = (recovery.rtt_s if recovery is not None else 0) or 0.001
+    if conn.read - conn.measured_from >= conn.rcv_limit // 2:
+        fast = engine.now - conn.measured_at <= 2 * max(round_trip, 0.001)
+        conn.measured_from, conn.measured_at = conn.read, engine.now
+        larger = limit_of(size_for(conn.rcv_limit + SPARE_OCTETS + 1))
+        if fast and larger > conn.rcv_limit and engine.rings.may_grow:
+            conn.rcv_limit = larger

@@ -1,0 +1,336 @@
+"""SEGMENT ARRIVES (RFC 9293 section 3.10.7), in the RFC's own order.
+
+What belongs to no connection is in `layers.tcp.listen` and `layers.tcp.reset`. Here is what a connection does with a
+segment: SYN-SENT (3.10.7.3), and all other states (3.10.7.4), step after step. A step returns False where the RFC says
+"return".
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from layers.tcp import acknowledgment, closing, listen, reassembly, reset
+from layers.tcp.connection import (
+    CLOSE_WAIT,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    LAST_ACK,
+    ORPHAN,
+    RECEIVING,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TIME_WAIT,
+    Connection,
+)
+from layers.tcp.counters import Counters as C
+from layers.tcp.sequence import from_wire
+from packets.tcp import ACK, FIN, RST, SYN, URG
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Arrival, Engine
+
+PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: then the peer's clock may have gone round
+
+
+def arrives(engine: Engine, conn: Connection, arrival: Arrival) -> None:
+    """A segment of this connection."""
+    if conn.state == SYN_SENT:
+        _syn_sent(engine, conn, arrival)
+    else:
+        _otherwise(engine, conn, arrival)
+
+
+# -- 3.10.7.3: SYN-SENT ---------------------------------------------------------------------------------------------
+
+
+def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
+    segment = arrival.segment
+    flags = segment.flags
+    ack = from_wire(conn.iss, segment.acknowledgment, conn.snd_una) if flags & ACK else None
+    # First, check the ACK bit
+    if ack is not None and not conn.snd_una < ack <= conn.snd_nxt:
+        reset.unacceptable(engine, arrival)
+        return
+    # Second, check the RST bit
+    if flags & RST:
+        if ack is not None:  # else RFC 5961 section 3: it proves nothing
+            engine.counters[C.attempt_fails] += 1
+            closing.abandon(engine, conn, errno.ECONNREFUSED)
+        return
+    # Third, check the security: none here.  Fourth, check the SYN bit
+    if not flags & SYN:
+        return
+    conn.irs = segment.sequence
+    conn.rcv_nxt = conn.advertised = conn.last_ack_sent = 1
+    listen.negotiate(engine, conn, segment)
+    conn.last_heard = engine.now
+    # The window of a SYN is never scaled (RFC 7323 section 2.2)
+    conn.snd_window = conn.window_max = segment.window
+    conn.snd_wl1 = 0
+    acknowledgment.open_window(conn)
+    if ack is None:  # simultaneous open: our SYN again, with an ACK
+        conn.state = SYN_RECEIVED
+        engine.send_syn(conn)
+        if segment.payload:
+            conn.ack_now = True  # and it will come again: RFC 9293 lets text of a SYN wait until ESTABLISHED
+        return
+    _acknowledged(engine, conn, arrival, ack)
+    conn.snd_wl2 = ack
+    _established(engine, conn)
+    conn.ack_now = True
+    # Sixth to eighth: URG, text and FIN of the SYN itself
+    if segment.payload or flags & FIN:
+        number = 1
+        _urgent(engine, conn, arrival, number)
+        _text_and_fin(engine, conn, arrival, number, segment.payload, bool(flags & FIN))
+
+
+def _established(engine: Engine, conn: Connection) -> None:
+    conn.state = ESTABLISHED
+    conn.established_at = conn.last_heard = engine.now
+    closing.keepalive_from_now(engine, conn)
+    if conn.listener:
+        listen.established(engine, conn)
+    else:
+        engine.room(conn, first=True)
+    if conn.end is not None:  # the application has closed already: the FIN follows what it wrote
+        conn.state = FIN_WAIT_1
+    engine.touch(conn)
+
+
+# -- 3.10.7.4: all other states ---------------------------------------------------------------------------------------
+
+
+def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
+    segment = arrival.segment
+    flags, payload = segment.flags, segment.payload
+    seq = from_wire(conn.irs, segment.sequence, conn.rcv_nxt)
+    if flags & SYN and conn.state == SYN_RECEIVED and not seq:
+        if not flags & ACK:  # the same SYN again: so is the answer
+            engine.send_syn(conn)
+            return
+        seq, flags = 1, flags & ~SYN  # simultaneous open, figure 8: the SYN-ACK repeats the SYN
+    if conn.state == TIME_WAIT and closing.time_wait(engine, conn, arrival, seq):
+        return
+    # First, check sequence number
+    window_end = conn.advertised if conn.advertised > conn.rcv_nxt else conn.rcv_nxt
+    if not _timely(engine, conn, arrival, seq):
+        return
+    length = len(payload) + (flags & SYN > 0) + (flags & FIN)
+    if length:
+        acceptable = seq < window_end and seq + length > conn.rcv_nxt
+        if not acceptable and seq == conn.rcv_nxt == window_end:
+            # A zero-window probe: RFC 9293 section 3.4 (MUST-66): its ACK, URG and RST count, its text does not
+            acceptable = True
+    else:
+        acceptable = conn.rcv_nxt <= seq <= window_end
+    if not acceptable:
+        if flags & RST:
+            engine.counters[C.blind_reset] += 1
+            return
+        engine.counters[C.outside_window] += 1
+        if payload and seq < conn.rcv_nxt:
+            reassembly.duplicate(conn, seq, seq + len(payload))  # RFC 2883
+        if conn.state == SYN_RECEIVED and flags & SYN:
+            reset.challenge(engine, conn)
+            return
+        reset.out_of_window(engine, conn, length > 0)
+        return
+    conn.last_heard = engine.now
+    conn.keepalive_probes = 0
+    # Second, check the RST bit
+    if flags & RST:
+        if seq != conn.rcv_nxt:  # RFC 5961 section 3.2
+            engine.counters[C.blind_reset] += 1
+            reset.challenge(engine, conn)
+        else:
+            _reset(engine, conn)
+        return
+    # Third, check security: none here.  Fourth, check the SYN bit
+    if flags & SYN:  # RFC 5961 section 4.2
+        engine.counters[C.unexpected_syn] += 1
+        reset.challenge(engine, conn)
+        return
+    # Fifth, check the ACK field
+    if not flags & ACK:
+        engine.counters[C.no_ack] += 1
+        return
+    ack = from_wire(conn.iss, segment.acknowledgment, conn.snd_una)
+    if conn.state == SYN_RECEIVED:
+        if not conn.snd_una < ack <= conn.snd_nxt:
+            reset.unacceptable(engine, arrival)
+            return
+        if not listen.may_establish(engine, conn, payload):
+            return
+        conn.snd_wl1, conn.snd_wl2 = seq, ack
+        _acknowledged(engine, conn, arrival, ack)
+        _established(engine, conn)
+        conn.snd_window = segment.window << conn.peer_scale
+        conn.window_max = max(conn.window_max, conn.snd_window)
+    elif not _ack(engine, conn, arrival, seq, ack, length):
+        return
+    _stamp(engine, conn, arrival, seq)
+    # Sixth, check the URG bit
+    _urgent(engine, conn, arrival, seq)
+    # Seventh, process the segment text; eighth, check the FIN bit
+    if payload or flags & FIN:
+        _text_and_fin(engine, conn, arrival, seq, payload, bool(flags & FIN))
+
+
+def _timely(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> bool:
+    """PAWS: RFC 7323 section 5.3, R1."""
+    stamps = arrival.segment.options.timestamps
+    if stamps is None or not conn.timestamps_ok or arrival.segment.flags & RST:
+        return True  # absence is tolerated, as Linux does; resets: section 5.2
+    if (stamps[0] - conn.ts_recent) & 0x80000000 and engine.now - conn.ts_recent_at < PAWS_IDLE_S:
+        engine.counters[C.old_timestamp] += 1
+        length = arrival.segment.length
+        if length and seq < conn.rcv_nxt:
+            reassembly.duplicate(conn, seq, seq + length)
+        reset.out_of_window(engine, conn, length > 0)
+        return False
+    return True
+
+
+def _stamp(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None:
+    """RFC 7323 section 4.3: TS.Recent follows what stands at or before the last ACK that we sent."""
+    stamps = arrival.segment.options.timestamps
+    if stamps is not None and conn.timestamps_ok and seq <= conn.last_ack_sent:
+        conn.ts_recent, conn.ts_recent_at = stamps[0], engine.now
+
+
+def _reset(engine: Engine, conn: Connection) -> None:
+    state = conn.state
+    if state == SYN_RECEIVED:
+        engine.counters[C.attempt_fails] += 1
+        closing.abandon(engine, conn, 0 if conn.listener else errno.ECONNREFUSED)
+        return
+    if state in (ESTABLISHED, CLOSE_WAIT):
+        engine.counters[C.established_resets] += 1
+    # Linux, tcp_reset: EPIPE where the peer has sent its FIN before
+    closing.abandon(engine, conn, errno.EPIPE if state == CLOSE_WAIT else errno.ECONNRESET)
+
+
+def _ack(engine: Engine, conn: Connection, arrival: Arrival, seq: int, ack: int, length: int) -> bool:
+    """ESTABLISHED and later: what the ACK field says. False where the segment is done with."""
+    if ack > conn.snd_nxt or ack < conn.snd_una - conn.window_max:  # RFC 5961 section 5.2
+        engine.counters[C.unacceptable_ack] += 1
+        if ack > conn.snd_nxt:
+            engine.acknowledge(conn)  # "send an ACK, drop the segment, and return"
+        else:
+            reset.challenge(engine, conn)
+        return False
+    segment = arrival.segment
+    window = segment.window << conn.peer_scale
+    if ack >= conn.snd_una:
+        # RFC 5681 section 2: what counts as a duplicate ACK
+        duplicate = (ack == conn.snd_una and not length and window == conn.snd_window and ack < conn.snd_nxt)
+        if conn.snd_wl1 < seq or (conn.snd_wl1 == seq and conn.snd_wl2 <= ack):
+            if window != conn.snd_window:
+                engine.touch(conn)
+            conn.snd_window = window
+            conn.snd_wl1, conn.snd_wl2 = seq, ack
+            if window > conn.window_max:
+                conn.window_max = window
+        if ack > conn.snd_una or duplicate or segment.options.sack:
+            _acknowledged(engine, conn, arrival, ack, duplicate)
+    if conn.persist_at is not None and not segment.payload:
+        conn.probes_unanswered = 0  # RFC 9293 section 3.8.6.1: while the peer answers, the connection stays
+    return _after_fin_acked(engine, conn) if conn.end is not None and conn.snd_una > conn.end else True
+
+
+def _acknowledged(engine: Engine, conn: Connection, arrival: Arrival, ack: int, duplicate: bool = False) -> None:
+    """The cumulative point, and what SACK says (RFC 2018)."""
+    options = arrival.segment.options
+    now = engine.now
+    echoed = None
+    if conn.timestamps_ok and options.timestamps is not None and ack > conn.snd_una and options.timestamps[1]:
+        ticks = (engine.timestamp(conn) - options.timestamps[1]) & 0xFFFFFFFF
+        if ticks < 1 << 22:  # RFC 7323 section 4: of more than an hour nothing is to be learnt
+            echoed = ticks / 1000
+    blocks: tuple[tuple[int, int], ...] = ()
+    if options.sack and conn.sack_ok:
+        blocks = tuple((from_wire(conn.iss, left, conn.snd_una), from_wire(conn.iss, right, conn.snd_una))
+                       for left, right in options.sack)
+    advanced = ack > conn.snd_una
+    if advanced:
+        conn.snd_una = ack
+        conn.backoffs = 0
+        conn.last_progress = now
+        conn.error_soft = 0
+        conn.probes_unanswered = 0
+    if conn.recovery is not None:
+        conn.recovery.acknowledged(ack, blocks, now, duplicate, echoed)
+    if advanced:
+        engine.freed(conn)
+    engine.touch(conn)
+
+
+def _after_fin_acked(engine: Engine, conn: Connection) -> bool:
+    """Our FIN is acknowledged."""
+    state = conn.state
+    if state == FIN_WAIT_1:
+        conn.state = FIN_WAIT_2
+        engine.room(conn, finished=True)
+        closing.fin_wait_2(engine, conn)
+    elif state == CLOSING:
+        engine.room(conn, finished=True)
+        closing.enter_time_wait(engine, conn)
+        return False
+    elif state == LAST_ACK:
+        engine.room(conn, finished=True)
+        closing.finish(engine, conn)
+        return False
+    return True
+
+
+def _urgent(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None:
+    """Sixth step; RFC 6093: the pointer is taken as Linux does, behind the urgent octet."""
+    segment = arrival.segment
+    if not segment.flags & URG or not segment.urgent or conn.state not in RECEIVING:
+        return
+    mark = seq + segment.urgent
+    if mark > conn.urgent and mark > conn.rcv_nxt:
+        conn.urgent = mark
+        engine.urgent(conn)
+
+
+def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, payload: bytes, fin: bool) -> None:
+    if conn.state not in RECEIVING:  # a FIN came before: there can be no more
+        if seq + len(payload) + fin > conn.rcv_nxt or payload:
+            conn.ack_now = True
+            engine.touch(conn)
+        return
+    end = seq + len(payload)
+    if conn.handle == ORPHAN and end > conn.rcv_nxt and conn.state in (FIN_WAIT_1, FIN_WAIT_2) and payload:
+        # Nobody is left to read it: RFC 9293 section 3.6.1 (SHLD-3), RFC 2525 section 2.17; Linux's TCPAbortOnData
+        closing.abort(engine, conn)
+        return
+    if fin and end <= max(conn.advertised, conn.rcv_nxt) and conn.fin_at is None:
+        conn.fin_at = end
+    if payload:
+        reassembly.text(engine, conn, seq, payload)
+    if conn.fin_at is not None and conn.rcv_nxt == conn.fin_at:
+        _fin(engine, conn)
+    elif fin:
+        conn.ack_now = True
+        engine.touch(conn)
+
+
+def _fin(engine: Engine, conn: Connection) -> None:
+    """Eighth step: all that came before the FIN is there."""
+    conn.rcv_nxt += 1
+    conn.out_of_order = None
+    conn.ack_now = True
+    engine.touch(conn)
+    engine.ended(conn)
+    state = conn.state
+    if state == ESTABLISHED:
+        conn.state = CLOSE_WAIT
+    elif state == FIN_WAIT_1:
+        conn.state = CLOSING  # had our FIN been acknowledged, the state would be FIN-WAIT-2 by now
+    elif state == FIN_WAIT_2:
+        closing.enter_time_wait(engine, conn)

@@ -1,0 +1,368 @@
+"""What applications ask for (RFC 9293 section 3.10.1 to 3.10.6), as records of the socket service say it.
+
+OPEN is a SOCKET_SET with `listen` or `connect`, SEND is STREAM, RECEIVE is READ, CLOSE is STREAM with STREAM_END or
+SOCKET_CLOSE, ABORT is SOCKET_CLOSE with linger 0. Every one may come twice: what was done is not done again.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import MutableMapping
+from typing import Protocol
+
+import msgspec
+
+from bus.messages import SocketReply, decoder, encode
+from bus.streams import StreamState
+from layers.tcp import acknowledgment, closing, listen
+from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
+from layers.tcp.counters import Counters as C
+from layers.tcp.engine import Engine
+from layers.tcp.listen import Listener
+from layers.tcp.lookup import ANY, EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
+from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
+
+TIME_WAIT_REUSE_S = 1.0  # Linux net.ipv4.tcp_tw_reuse: an own connection may follow one in TIME-WAIT after so long
+KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: how many were handed up, taken, may be
+WELL_KNOWN = frozenset({"cubic", "reno"})
+
+
+class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A socket as it was declared, and what became of it. Addresses in octets; local empty: any."""
+
+    declared: StreamState
+    local: bytes = b""
+    port: int = 0
+    failed: int = 0  # errno of the connection that it had
+
+
+class Paths(Protocol):
+    """What is known of routes, addresses in octets."""
+
+    def is_local(self, address: bytes) -> bool:
+        """One of our own, or loopback."""
+
+    def source_for(self, destination: bytes) -> bytes | None:
+        """The source address of a packet there; None: no route."""
+
+    def is_group(self, address: bytes) -> bool:
+        """Broadcast or multicast."""
+
+
+_decode_socket = decoder(Socket)
+
+
+def octets_of(address: int) -> bytes:
+    """An address of a SocketState; empty: any."""
+    return address.to_bytes(4, "big") if address else ANY
+
+
+class Calls:
+    """Sockets by handle, in memory and in `state`."""
+
+    def __init__(self, engine: Engine, state: MutableMapping[int, bytes], rng: random.Random, paths: Paths) -> None:
+        self._engine = engine
+        self._state = state
+        self._rng = rng
+        self.paths = paths
+        self.sockets: dict[int, Socket] = {}
+
+    # -- OPEN and options -----------------------------------------------------------------------------------------
+
+    def load(self, handle: int, stored: bytes) -> None:
+        """A socket that a former incarnation stored. ValueError where it makes no sense."""
+        socket = _decode_socket(stored)
+        self.sockets[handle] = socket
+        if socket.port:
+            self._hold(socket)
+        if socket.declared.listen >= 0:
+            listener = Listener(handle, socket.local, socket.port, socket.declared)
+            self._engine.lookup.add_listener(listener)
+            credit = self._state.get(KEY_CREDIT + handle, b"").split()
+            if len(credit) == 3:
+                listener.handed, listener.taken, listener.limit = map(int, credit)
+
+    def set(self, wanted: StreamState) -> SocketReply | None:
+        """SOCKET_SET: make it so, and store it; or say why not. None where that cannot even be said."""
+        handle = wanted.handle
+        if not 0 < handle < HANDLE_END or not 0 <= wanted.request < 1 << 64:
+            return None
+        before = self.sockets.get(handle) or self._accepted(handle)
+        try:
+            socket = self._settle(wanted, before)
+        except OSError as error:
+            return SocketReply(handle=handle, request=wanted.request, errno=error.errno or errno.EINVAL)
+        self.sockets[handle] = socket
+        self._state[handle] = encode(socket)
+        return SocketReply(handle=handle, request=wanted.request, port=socket.port,
+                           local=int.from_bytes(socket.local, "big"))
+
+    def _accepted(self, handle: int) -> Socket | None:
+        conn = self._engine.lookup.by_handle.get(handle)
+        return None if conn is None else Socket(msgspec.structs.replace(
+            conn.options, handle=handle, listen=-1, connect=0), conn.ends.local, conn.ends.port)
+
+    def _settle(self, wanted: StreamState, before: Socket | None) -> Socket:
+        engine, handle = self._engine, wanted.handle
+        if wanted.congestion not in WELL_KNOWN:
+            raise OSError(errno.ENOENT, "no such congestion control")
+        local = octets_of(wanted.local) or (before.local if before is not None else ANY)
+        if local and not self.paths.is_local(local):
+            raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
+        conn = engine.lookup.by_handle.get(handle)
+        fresh = bool(wanted.connect) and (before is None or before.declared.connect != wanted.connect)
+        port = (before.port if before is not None else 0) or wanted.port
+        if wanted.port and before is not None and before.port and before.port != wanted.port:
+            raise OSError(errno.EINVAL, "bound already")
+        bind = wanted.bind or wanted.port or wanted.listen >= 0
+        if bind and conn is None:
+            listening = wanted.listen >= 0
+            claim = Claim(local, wanted.reuse_address, wanted.reuse_port, listening)
+            if not port:
+                port = self._free_port()
+            elif engine.lookup.ports.clashes(handle, port, claim):
+                raise OSError(errno.EADDRINUSE, "the port is taken")
+        elif fresh and conn is not None:
+            raise OSError(errno.EISCONN if conn.state not in (SYN_SENT, SYN_RECEIVED) else errno.EALREADY, "connected")
+        if fresh:
+            local, port = self._connect(wanted, local, port)
+        socket = Socket(wanted, local, port, 0 if fresh or before is None else before.failed)
+        if port:
+            self._hold(socket, automatic=fresh and not bind)
+        self._listen(socket)
+        conn = engine.lookup.by_handle.get(handle)
+        if conn is not None:
+            self._adjust(conn, wanted)
+        return socket
+
+    def _hold(self, socket: Socket, automatic: bool = False) -> None:
+        declared = socket.declared
+        self._engine.lookup.ports.hold(declared.handle, socket.port, Claim(
+            socket.local, declared.reuse_address, declared.reuse_port, declared.listen >= 0, automatic))
+
+    def _free_port(self) -> int:
+        ports = self._engine.lookup.ports
+        for port in self._ephemeral():
+            if ports.free(port):
+                return port
+        raise OSError(errno.EADDRINUSE, "no ephemeral port is free")
+
+    def _ephemeral(self):
+        # RFC 6056 section 3.3.1, algorithm 1: a random start, then one after the other
+        count = EPHEMERAL_PORT_MAX - EPHEMERAL_PORT_MIN + 1
+        start = self._rng.randrange(count)
+        return (EPHEMERAL_PORT_MIN + (start + step) % count for step in range(count))
+
+    def _listen(self, socket: Socket) -> None:
+        lookup, declared = self._engine.lookup, socket.declared
+        listener = lookup.listeners.get(declared.handle)
+        if declared.listen < 0:
+            if listener is not None:
+                listen.close(self._engine, listener)
+                lookup.remove_listener(listener)
+        elif listener is None:
+            lookup.add_listener(Listener(declared.handle, socket.local, socket.port, declared))
+        else:
+            listener.options = declared
+
+    def _connect(self, wanted: StreamState, local: bytes, port: int) -> tuple[bytes, int]:
+        """ACTIVE OPEN (RFC 9293 section 3.10.1): the SYN leaves at the end of this turn."""
+        engine = self._engine
+        peer = octets_of(wanted.peer) or local or bytes((127, 0, 0, 1))  # Linux: 0.0.0.0 is this host
+        if self.paths.is_group(peer):
+            raise OSError(errno.ENETUNREACH, "TCP has no groups")  # RFC 9293 section 3.9.2.3 (MUST-46)
+        source = local or self.paths.source_for(peer)
+        if source is None:
+            raise OSError(errno.ENETUNREACH, "no route to the peer")
+        automatic = not port
+        if port:
+            if not self._available(Ends(source, port, peer, wanted.peer_port)):
+                raise OSError(errno.EADDRNOTAVAIL, "this connection exists")
+        else:
+            port = self._port_towards(source, peer, wanted.peer_port)
+        ends = Ends(source, port, peer, wanted.peer_port)
+        conn = engine.new_connection(ends, wanted.handle, wanted)
+        conn.automatic = automatic
+        conn.state = SYN_SENT
+        conn.rcv_limit = acknowledgment.initial_limit(conn)
+        if not wanted.window_scaling:
+            conn.own_scale = 0
+        conn.opened_at = engine.now
+        engine.counters[C.active_opens] += 1
+        engine.lookup.by_handle[wanted.handle] = conn
+        engine.remember(conn)
+        engine.send_syn(conn)
+        return source, port
+
+    def _available(self, ends: Ends) -> bool:
+        engine = self._engine
+        old = engine.lookup.connections.get(flow_of(ends))
+        if old is None:
+            return True
+        if (old.state == TIME_WAIT and old.timestamps_ok and old.wait_until is not None
+                and engine.now - (old.wait_until - closing.TIME_WAIT_S) > TIME_WAIT_REUSE_S):
+            engine.counters[C.time_wait_reused] += 1
+            engine.predecessor = old
+            closing.finish(engine, old)
+            return True
+        return False
+
+    def _port_towards(self, source: bytes, peer: bytes, peer_port: int) -> int:
+        ports = self._engine.lookup.ports
+        for port in self._ephemeral():
+            if ports.free(port) or (ports.sharable(port) and self._available(Ends(source, port, peer, peer_port))):
+                return port
+        raise OSError(errno.EADDRNOTAVAIL, "no ephemeral port is free")  # Linux: connect's EADDRNOTAVAIL
+
+    def _adjust(self, conn: Connection, wanted: StreamState) -> None:
+        """Options of a connection that exists."""
+        engine, before = self._engine, conn.options
+        conn.options = wanted
+        if wanted.keepalive != before.keepalive or wanted.keepidle != before.keepidle:
+            conn.keepalive_at = conn.last_heard + wanted.keepidle if wanted.keepalive else None
+            engine.timers.schedule(conn)
+        if wanted.receive_buffer != before.receive_buffer and wanted.receive_buffer:
+            conn.rcv_limit = acknowledgment.initial_limit(conn)
+            if not conn.own_scale:
+                conn.rcv_limit = min(conn.rcv_limit, acknowledgment.UNSCALED_LIMIT)
+        if wanted.send_buffer != before.send_buffer and wanted.send_buffer:
+            conn.send_limit = max(wanted.send_buffer // 2, conn.mss)
+        if wanted.maxseg and wanted.maxseg < conn.mss and conn.state not in (SYN_SENT, CLOSED):
+            closing.lower_mss(engine, conn, wanted.maxseg)
+        if wanted.quickack:
+            conn.quick, conn.pingpong = acknowledgment.QUICK_ACKS, False
+            conn.ack_now = conn.ack_now or conn.ack_due > 0
+        if before.cork and not wanted.cork:
+            conn.cork_at = None
+        engine.touch(conn)
+
+    # -- SEND, RECEIVE, CLOSE, ABORT ------------------------------------------------------------------------------
+
+    def stream(self, handle: int, flags: int, offset: int, octets: bytes) -> None:
+        """STREAM: SEND, and with STREAM_END CLOSE of our way."""
+        engine = self._engine
+        conn = engine.lookup.by_handle.get(handle)
+        if conn is None:
+            engine.counters[C.stream_no_socket] += 1
+            return
+        number = offset + 1
+        if number > conn.written:
+            if conn.gap_told != conn.written:  # once for each gap: it is asked for again
+                conn.gap_told = conn.written
+                engine.counters[C.stream_gap] += 1
+                engine.room(conn, resume=True)
+            return
+        limit = conn.end if conn.end is not None else max(conn.room_said, conn.snd_una + conn.send_limit)
+        if number + len(octets) > limit:
+            engine.counters[C.stream_over] += 1
+            octets = octets[: max(0, limit - number)]
+            flags &= ~STREAM_END
+        if not engine.write(conn, number, octets):
+            engine.counters[C.no_memory] += 1
+            engine.room(conn, resume=True)
+            return
+        end = number + len(octets)
+        if flags & STREAM_URGENT and octets:
+            conn.snd_urgent = max(conn.snd_urgent, end)
+        if end == conn.written:
+            conn.more = bool(flags & STREAM_MORE)
+            if not conn.more and not conn.options.cork:
+                conn.cork_at = None
+        if flags & STREAM_END and end == conn.written:
+            closing.end_stream(engine, conn)
+
+    def read(self, handle: int, flags: int, taken: int, have: int) -> None:
+        """READ: RECEIVE."""
+        engine = self._engine
+        conn = engine.lookup.by_handle.get(handle)
+        if conn is None:
+            engine.counters[C.stream_no_socket] += 1
+            return
+        number = min(taken + 1, conn.rcv_nxt)
+        if number > conn.read:
+            acknowledgment.was_read(engine, conn, number)
+            engine.touch(conn)
+        if flags & RESUME:
+            self.resume(conn, max(have + 1, conn.read))
+
+    def resume(self, conn: Connection, start: int) -> None:
+        """Say again everything from `start` on."""
+        engine = self._engine
+        engine.told(conn, start)
+        if conn.urgent:
+            engine.urgent(conn)
+        if conn.fin_at is not None and conn.rcv_nxt > conn.fin_at:
+            engine.ended(conn)
+
+    def accept(self, handle: int, taken: int, limit: int) -> None:
+        """ACCEPT: so many connections may be handed up."""
+        listener = self._engine.lookup.listeners.get(handle)
+        if listener is not None:
+            listen.credit(self._engine, listener, taken, limit)
+            self._state[KEY_CREDIT + handle] = b"%d %d %d" % (listener.handed, listener.taken, listener.limit)
+
+    def close(self, handle: int, linger: int, end: int, taken: int) -> bool:
+        """SOCKET_CLOSE: CLOSE, or ABORT with linger 0."""
+        engine = self._engine
+        socket = self.sockets.pop(handle, None)
+        self._state.pop(handle, None)
+        self._state.pop(KEY_CREDIT + handle, None)
+        listener = engine.lookup.listeners.get(handle)
+        if listener is not None:
+            listen.close(engine, listener)
+            engine.lookup.remove_listener(listener)
+        conn = engine.lookup.by_handle.get(handle)
+        port = socket.port if socket is not None else conn.ends.port if conn is not None else 0
+        if conn is not None:
+            self._close(conn, linger, end, taken)
+        if port:
+            engine.lookup.ports.release(handle, port)
+        return socket is not None or conn is not None
+
+    def _close(self, conn: Connection, linger: int, end: int, taken: int) -> None:
+        engine = self._engine
+        if linger == 0:
+            closing.abort(engine, conn)
+            return
+        if conn.state in (ESTABLISHED, SYN_RECEIVED) or conn.end is None:
+            # behind what is there: of what is on the way nobody is left to send it again
+            closing.end_stream(engine, conn)
+        closing.orphaned(engine, conn, taken + 1)
+
+    # -- the socket service starts ----------------------------------------------------------------------------------
+
+    def repeat(self) -> None:
+        """Say again everything that the socket service may have lost."""
+        engine = self._engine
+        for listener in engine.lookup.listeners.values():
+            for number, conn in listener.untaken.items():
+                engine.above.accepted(listener.handle, conn.handle, number, conn.ends)
+        for handle, socket in self.sockets.items():
+            if socket.failed:
+                engine.above.reset(handle, socket.failed)
+        for conn in list(engine.lookup.by_handle.values()):
+            if conn.state not in (SYN_SENT, SYN_RECEIVED):
+                engine.room(conn, resume=True)
+                self.resume(conn, conn.read)
+
+    def resumed(self, conn: Connection) -> None:
+        """A connection of a former incarnation is here again."""
+        lookup = self._engine.lookup
+        options = conn.options
+        lookup.ports.hold(conn.handle or conn, conn.ends.port, Claim(
+            conn.ends.local, options.reuse_address, options.reuse_port, False, conn.automatic))
+        listener = lookup.listeners.get(conn.listener)
+        if listener is not None and conn.accept_number:
+            listener.handed = max(listener.handed, conn.accept_number)
+            if conn.accept_number > listener.taken:
+                listener.untaken[conn.accept_number] = conn
+        if options.keepalive and conn.state not in (SYN_SENT, SYN_RECEIVED, TIME_WAIT):
+            conn.keepalive_at = self._engine.now + options.keepidle
+
+    def failed(self, handle: int, number: int) -> None:
+        """The connection of a socket is gone: remember why, until it is closed."""
+        socket = self.sockets.get(handle) or self._accepted(handle)
+        if socket is not None:
+            self.sockets[handle] = socket = msgspec.structs.replace(socket, failed=number)
+            self._state[handle] = encode(socket)

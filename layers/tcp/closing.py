@@ -1,0 +1,172 @@
+"""How connections end (RFC 9293 section 3.6): FIN states' time-outs, TIME-WAIT, resets of ours, what applications
+left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layers.tcp import acknowledgment
+from layers.tcp.connection import (
+    CLOSE_WAIT,
+    CLOSED,
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    LAST_ACK,
+    ORPHAN,
+    SYN_RECEIVED,
+    SYN_SENT,
+    SYNCHRONIZED,
+    TIME_WAIT,
+    Connection,
+)
+from layers.tcp.counters import Counters as C
+from packets.tcp import ACK, RST, SYN
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Arrival, Engine
+
+TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes: see docs/decisions/streams.md
+BLACK_HOLE_TIMEOUTS = 2  # RFC 4821, Linux tcp_mtu_probing = 1: after so many in a row a smaller segment is tried
+BLACK_HOLE_MSS = 1024  # Linux tcp_base_mss
+MSS_MIN = 48  # Linux tcp_min_snd_mss
+FULL_MSS_ONLY = 512
+
+
+def end_stream(engine: Engine, conn: Connection, number: int | None = None) -> None:
+    """CLOSE of our way (RFC 9293 section 3.10.4): the FIN follows the last octet written."""
+    if conn.end is not None:
+        return
+    conn.end = conn.written if number is None else number
+    conn.more = False
+    if conn.state == ESTABLISHED:
+        conn.state = FIN_WAIT_1
+    elif conn.state == CLOSE_WAIT:
+        conn.state = LAST_ACK
+    engine.touch(conn)
+
+
+def orphaned(engine: Engine, conn: Connection, read: int) -> None:
+    """The application has closed, or ended, having taken everything before `read`; the FIN is queued."""
+    state = conn.state
+    if state in (SYN_SENT, CLOSED):  # RFC 9293 section 3.10.4: delete the TCB
+        finish(engine, conn)
+        return
+    conn.read = max(conn.read, read)
+    if acknowledgment.unread(conn) and state in SYNCHRONIZED and state != TIME_WAIT:
+        abort(engine, conn)  # RFC 9293 section 3.6.1 (SHLD-3): data was received that nobody will read
+        return
+    engine.disown(conn)
+    if state == FIN_WAIT_2:
+        fin_wait_2(engine, conn)
+    engine.touch(conn)
+
+
+def abort(engine: Engine, conn: Connection, told: int = 0) -> None:
+    """ABORT (RFC 9293 section 3.10.5): <SEQ=SND.NXT><CTL=RST>, and the connection is gone."""
+    if (conn.state in SYNCHRONIZED and conn.state != TIME_WAIT) or conn.state == SYN_RECEIVED:
+        engine.counters[C.resets_sent] += 1
+        if conn.state in (ESTABLISHED, CLOSE_WAIT):
+            engine.counters[C.established_resets] += 1
+        engine.transmit(conn, conn.snd_nxt, RST | ACK, 0, b"", b"", 0)
+    abandon(engine, conn, told)
+
+
+def abandon(engine: Engine, conn: Connection, error: int, reset: bool = False) -> None:
+    """The connection is gone, for the reason `error` (an errno; 0: nobody need hear of it)."""
+    if reset:
+        abort(engine, conn, error)
+        return
+    if error and conn.handle != ORPHAN and conn.adopted:
+        engine.failed(conn, error)
+    finish(engine, conn)
+
+
+def finish(engine: Engine, conn: Connection) -> None:
+    """CLOSED: delete the TCB."""
+    conn.state = CLOSED
+    engine.forget(conn)
+
+
+def keepalive_from_now(engine: Engine, conn: Connection) -> None:
+    """SO_KEEPALIVE, where it is set: the silence begins."""
+    conn.keepalive_at = engine.now + conn.options.keepidle if conn.options.keepalive else None
+    engine.timers.schedule(conn)
+
+
+def fin_wait_2(engine: Engine, conn: Connection) -> None:
+    """An orphan does not wait for the peer's FIN for ever (tcp(7), tcp_fin_timeout and TCP_LINGER2)."""
+    if conn.handle != ORPHAN:
+        return
+    seconds = conn.options.linger2
+    if seconds < 0:
+        finish(engine, conn)
+        return
+    conn.wait_until = engine.now + seconds
+    engine.timers.schedule(conn)
+
+
+def enter_time_wait(engine: Engine, conn: Connection) -> None:
+    """RFC 9293 section 3.10.7.4: start the time-wait timer, turn off the other timers."""
+    conn.state = TIME_WAIT
+    conn.delayed_at = conn.persist_at = conn.keepalive_at = conn.cork_at = None
+    conn.wait_until = engine.now + TIME_WAIT_S
+    engine.in_time_wait(conn)
+    engine.timers.schedule(conn)
+
+
+def waited(engine: Engine, conn: Connection) -> None:
+    """`wait_until` has come: the end of TIME-WAIT or of an orphan's FIN-WAIT-2."""
+    conn.wait_until = None
+    if conn.state in (TIME_WAIT, FIN_WAIT_2):
+        finish(engine, conn)
+
+
+def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> bool:
+    """What differs in TIME-WAIT; False where the ordinary steps are to go on."""
+    segment = arrival.segment
+    if segment.flags & RST:
+        return True  # RFC 1337 section 3, fix F1: ignore it, or TIME-WAIT is assassinated
+    if segment.flags & SYN and not segment.flags & ACK:
+        stamps = segment.options.timestamps
+        if conn.timestamps_ok and stamps is not None:  # RFC 6191 section 2
+            age = (stamps[0] - conn.ts_recent) & 0xFFFFFFFF
+            newer = 0 < age < 1 << 31 or (age == 0 and seq >= conn.rcv_nxt)
+        else:
+            newer = seq >= conn.rcv_nxt  # RFC 9293 section 3.6.1 (MAY-2): a larger sequence number than was used
+        if newer and engine.lookup.listener(arrival.destination, segment.destination_port) is not None:
+            engine.counters[C.time_wait_reused] += 1
+            engine.predecessor = conn
+            finish(engine, conn)
+            engine.arrives(arrival)
+            return True
+        engine.counters[C.outside_window] += 1
+        engine.acknowledge(conn)
+        return True
+    # the peer's FIN again: our last ACK was lost. RFC 9293: acknowledge it, restart the 2 MSL timeout
+    if segment.length:
+        conn.wait_until = engine.now + TIME_WAIT_S
+        engine.timers.schedule(conn)
+    return False
+
+
+def black_hole(engine: Engine, conn: Connection) -> None:
+    """RFC 4821 section 4.2, as Linux's tcp_mtu_probing: full segments vanish, and no ICMP says why: send smaller
+    ones."""
+    if conn.state not in SYNCHRONIZED or conn.backoffs < BLACK_HOLE_TIMEOUTS or conn.mss <= FULL_MSS_ONLY:
+        return
+    if conn.backoffs == BLACK_HOLE_TIMEOUTS and conn.mss > BLACK_HOLE_MSS:
+        lower_mss(engine, conn, BLACK_HOLE_MSS)
+    elif conn.backoffs == 2 * BLACK_HOLE_TIMEOUTS:
+        lower_mss(engine, conn, max(FULL_MSS_ONLY, MSS_MIN))
+
+
+def lower_mss(engine: Engine, conn: Connection, mss: int) -> None:
+    """The path takes less: segments from now on, and those under way again, are cut smaller (RFC 9293 3.9.2.2)."""
+    if mss >= conn.mss:
+        return
+    engine.counters[C.mtu_lowered] += 1
+    conn.mss = max(mss, MSS_MIN)
+    if conn.recovery is not None:
+        conn.recovery.reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))
+    engine.touch(conn)

@@ -1,0 +1,176 @@
+"""The transmission control block (RFC 9293 section 3.3.1): what a connection is, field by field.
+
+All sequence numbers are relative and unbounded (`layers.tcp.sequence`): 0 is the SYN, n + 1 is the octet at stream
+offset n. `written`, `end`, `read` and the like are such numbers too, so that they compare with SND.UNA and RCV.NXT as
+they are. Times are seconds of CLOCK_MONOTONIC.
+
+The seam to loss recovery and congestion control
+------------------------------------------------
+The engine touches nothing of them but `connection.recovery`, an object with these calls (`layers.tcp.recovery`
+composes it of scoreboard, RACK, RTO and a congestion controller; those may be exchanged and nobody else knows):
+
+    sent(start, end, now, limited)
+        Numbers [start, end) leave now, new or again (SYN and FIN count one each). `limited`: the application or the
+        peer's window, not the congestion window, was the limit.
+    acknowledged(una, sack, now, duplicate, echoed_s)
+        A segment with an acceptable ACK came: the cumulative point (may be unchanged), SACK blocks as relative numbers,
+        whether it counts as a duplicate ACK (RFC 5681 section 2), the round trip that its timestamp says, or None.
+    lost() -> (start, end) | None
+        The first range that is to be sent again, ahead of new data.
+    allowance(now) -> int
+        Octets that may leave now (cwnd less what is in flight, or what PRR grants); at least a segment's where nothing
+        is in flight.
+    deadline: float | None
+        When `expire` is due: RTO, TLP or RACK's reordering timer. None: nothing is in flight.
+    expire(now) -> bool
+        The deadline has come: mark what is lost, back off; True where it was an RTO.
+    probe(start, end)
+        [start, end) is beyond the peer's window: the persist timer sends it. Not in flight; lost; no deadline.
+    window_closed(now)
+        The RTO came while the peer's window is closed: everything is lost, no congestion signal, no deadline.
+    reduce_mss(mss)
+        The size of a segment's text, options taken off; where it is less than before, longer ranges are lost.
+    store(memory, at), load(octets), restored(una, nxt, now)
+        48 octets of advice for a successor, which may be torn or old; and that successor takes over: what is in flight
+        is unknown, and lost.
+    freed, in_flight, rtt_s, rtt_variance_s, rto_s, backoffs, cwnd, ssthresh, retransmits
+        To be read, for TCP_INFO and for the slot.
+
+Everything is octets and float seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bus.durable.arena import Ring
+    from bus.streams import StreamState
+    from layers.tcp.recovery import Recovery
+
+# States, with Linux's numbers (include/net/tcp_states.h). SYN_RECEIVED covers both ways into it: `listener` tells them.
+(ESTABLISHED, SYN_SENT, SYN_RECEIVED, FIN_WAIT_1, FIN_WAIT_2, TIME_WAIT, CLOSED, CLOSE_WAIT, LAST_ACK, LISTEN,
+ CLOSING) = range(1, 12)
+STATE_NAMES = ("", "ESTABLISHED", "SYN-SENT", "SYN-RECEIVED", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSED",
+               "CLOSE-WAIT", "LAST-ACK", "LISTEN", "CLOSING")
+
+SYNCHRONIZED = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT})
+RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # text still comes
+SENDING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK})  # something of ours may be under way
+
+ORPHAN = 0  # as a handle: nobody owns the connection any more
+
+
+class Ends(NamedTuple):
+    """Addresses (octets) and ports of a connection, from where we stand."""
+
+    local: bytes
+    port: int
+    peer: bytes
+    peer_port: int
+
+    @property
+    def octets(self) -> bytes:
+        """For keyed hashes."""
+        return b"".join((self.local, self.port.to_bytes(2, "big"), self.peer, self.peer_port.to_bytes(2, "big")))
+
+
+class Connection:
+    """One connection. Fields only; what happens to them is in the other modules."""
+
+    __slots__ = (
+        "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
+        "cork_at", "delayed_at", "duplicate_sack", "end", "ends", "error_soft", "established_at", "fin_at",
+        "gap_told", "handle", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
+        "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
+        "opened_at", "options", "out_of_order", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
+        "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
+        "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said", "sack_ok",
+        "scale_ok", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
+        "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "timestamp_offset", "timestamps_ok", "touched",
+        "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
+    )
+
+    def __init__(self, ends: Ends, handle: int, options: StreamState) -> None:
+        self.ends = ends
+        self.handle = handle
+        self.options = options
+        self.state = CLOSED
+        self.slot = 0  # in durable memory; 0: none
+        self.stored: object = None  # what of its identity the slot has
+        self.listener = 0  # handle of the listener that it came to; 0: opened by us
+        self.accept_number = 0  # its number among those that the listener handed up; 0: not yet
+        self.adopted = True  # False: nobody above knows of it yet
+        self.automatic = False  # its port was chosen by connect
+        self.opened_at = 0.0
+        # Send sequence variables (RFC 9293 section 3.3.1)
+        self.iss = 0
+        self.snd_una = 0
+        self.snd_nxt = 0  # the highest that was ever sent; retransmission does not take it back
+        self.snd_window = 0  # octets
+        self.snd_wl1 = 0
+        self.snd_wl2 = 0
+        self.window_max = 0  # the largest that the peer ever offered
+        self.snd_urgent = 0  # number behind the urgent octet; 0: none
+        self.written = 1  # number behind the last octet that the application wrote and we store
+        self.end: int | None = None  # number of our FIN, once the application has closed its way
+        self.send_limit = 0  # octets that may be written and not acknowledged
+        self.gap_told = 0  # `written` when the application was last asked to send again
+        self.more = False  # the last octet written came with MSG_MORE
+        self.small_sent = 0  # number behind the last segment sent that was not full (Minshall)
+        self.send_ring: Ring | None = None
+        # Receive sequence variables
+        self.irs = 0
+        self.rcv_nxt = 0
+        self.advertised = 0  # the right edge of the window promised; it never goes back
+        self.rcv_limit = 0  # octets that the receive buffer shall hold
+        self.read = 1  # number behind the last octet that the application took
+        self.fin_at: int | None = None  # number of the peer's FIN, once seen
+        self.urgent = 0  # number behind the peer's urgent octet; 0: none
+        self.receive_ring: Ring | None = None
+        self.out_of_order: list[tuple[int, int]] | None = None  # ranges beyond RCV.NXT, ascending, that are in the ring
+        self.duplicate_sack: tuple[int, int] | None = None  # what came twice, for the next ACK (RFC 2883)
+        self.recent_sack: list[tuple[int, int]] | None = None  # blocks to report, the latest first (RFC 2018 section 4)
+        # What both ends agreed on
+        self.mss = 536  # the largest payload that we send, options not yet taken off
+        self.peer_mss = 536  # what the peer said
+        self.own_mss = 536  # what we say
+        self.path_mss = 536  # what the way there takes
+        self.peer_segment = 536  # the largest text that came in one segment
+        self.scale_ok = False
+        self.peer_scale = 0  # shift of windows that the peer sends
+        self.own_scale = 0
+        self.timestamps_ok = False
+        self.sack_ok = False
+        self.timestamp_offset = 0
+        self.ts_recent = 0
+        self.ts_recent_at = 0.0
+        # Acknowledgments owed
+        self.ack_now = False
+        self.ack_due = 0  # octets received since the last ACK left
+        self.last_ack_sent = 0
+        self.delayed_at: float | None = None
+        self.quick = 16  # so many ACKs are not delayed
+        self.pingpong = False
+        # Timers: None, or when; `layers.tcp.timers` keeps the earliest
+        self.persist_at: float | None = None
+        self.cork_at: float | None = None
+        self.keepalive_at: float | None = None
+        self.wait_until: float | None = None  # the end of TIME-WAIT, or of an orphan's FIN-WAIT-2
+        self.queued_at: float | None = None
+        self.backoffs = 0
+        self.keepalive_probes = 0
+        self.probe_count = 0  # zero-window probes since the window closed
+        self.probes_unanswered = 0
+        self.last_heard = 0.0
+        self.last_sent = 0.0  # text
+        self.last_text = 0.0  # received
+        self.measured_at = 0.0  # of the receive buffer's tuning
+        self.measured_from = 1
+        self.last_progress = 0.0  # when something was last acknowledged, or nothing was in flight
+        self.established_at = 0.0
+        self.error_soft = 0  # errno of the last soft error
+        self.challenge_at = 0.0
+        self.room_said = 0  # limit that the last ROOM gave
+        self.touched = False
+        self.recovery: Recovery | None = None

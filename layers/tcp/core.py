@@ -1,0 +1,200 @@
+"""The TCP layer: RFC 9293 and what grew around it, and, where they leave room, the behaviour of Linux.
+
+Owns connections, listeners and their ports. Talks to ip (segments, routes), to icmp (errors about our segments) and to
+sockets (everything else: docs/decisions/streams.md). What a crash forgets: octets that came out of order, which their
+sender sends again. Here records become calls of the engine; `layers.tcp.engine` says how a turn goes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from struct import error as StructError  # noqa: N812
+
+from bus import messages, topology
+from bus.config import StackConfig
+from bus.durable.stream_memory import StreamMemory
+from bus.layer import CounterWords, Send, State
+from bus.messages import ICMP_ERROR_HEADER, ORIGIN_LOCAL, PATH_MTU_RECORD, decode_routes, encode
+from bus.streams import decode_stream_state
+from layers.common.routes import RouteTable
+from layers.common.transport import IcmpError
+from layers.tcp import icmp, info
+from layers.tcp.calls import Calls
+from layers.tcp.counters import Counters as C
+from layers.tcp.durable import Durable
+from layers.tcp.engine import Engine
+from layers.tcp.isn import KEY_OCTETS
+from layers.tcp.records import Paths, Records, arrival_of
+from packets.icmp import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
+from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, READ_RECORD, STREAM_HEADER
+
+KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles
+KEY_SECRET = 1 << 32
+KEY_HANDLES = (1 << 32) + 1
+
+
+class Core:
+    """See `bus.layer.Core`."""
+
+    def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random,
+                 memory: StreamMemory | None = None) -> None:
+        self.next_wake: float | None = None
+        self.counters = counters
+        self._state = state
+        self._paths = Paths(config)
+        self._records = Records(config, self._paths)
+        secret = state.get(KEY_SECRET)
+        if secret is None or len(secret) != KEY_OCTETS:
+            secret = state[KEY_SECRET] = rng.randbytes(KEY_OCTETS)
+        self._durable = Durable(memory or StreamMemory.volatile(), state, KEY_HANDLES)
+        self.engine = Engine(counters, self._records, self._records, self._durable, self._durable, secret)
+        self.calls = Calls(self.engine, state, rng, self._paths)
+        self._handlers: dict[int, Callable[[bytes], None]] = {
+            messages.PACKET: self._packet,
+            messages.PACKET_CHECKED: self._checked,
+            messages.PACKET_GROUP: self._group,
+            messages.ICMP_ERROR: self._icmp_error,
+            messages.ROUTES: self._routes,
+            messages.SOCKET_SET: self._set,
+            messages.SOCKET_CLOSE: self._close,
+            messages.STREAM: self._stream,
+            messages.READ: self._read,
+            messages.ACCEPT: self._accept,
+            messages.STREAM_INFO: self._info,
+        }
+
+    def start(self, now: float) -> list[Send]:
+        """Take up routes, sockets and connections of the former incarnation."""
+        self.engine.now = now
+        for key in list(self._state):
+            try:
+                if key == KEY_ROUTES:
+                    self._paths.table = RouteTable(decode_routes(self._state[key]))
+                elif key < KEY_SECRET:
+                    self.calls.load(key, self._state[key])
+            except ValueError:
+                self.counters[C.state_unreadable] += 1
+                del self._state[key]
+        self._durable.restore(self.engine, self.calls)
+        self.calls.repeat()
+        return self._done()
+
+    def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """Records of one kind, see the table of pipes."""
+        self.engine.now = now
+        handler = self._handlers.get(kind)
+        if handler is not None:
+            for record in records:
+                try:
+                    handler(record)
+                except StructError:
+                    self.counters[C.stream_malformed] += 1
+        return self._done()
+
+    def wake(self, now: float) -> list[Send]:
+        """Timers."""
+        self.engine.now = now
+        self.engine.expire()
+        return self._done()
+
+    def neighbor_started(self, sender: int, now: float) -> list[Send]:
+        """The socket service hears again what it may have lost."""
+        self.engine.now = now
+        if sender == topology.SOCKETS:
+            self.calls.repeat()
+        return self._done()
+
+    def _done(self) -> list[Send]:
+        self.engine.flush()
+        self.next_wake = self.engine.timers.next_due
+        sends, self._records.sends = self._records.sends, []
+        return sends
+
+    # -- from below
+
+    def _packet(self, packet: bytes, checked: bool = False) -> None:
+        self.counters[C.segments_in] += 1
+        arrival = arrival_of(packet, checked, self.counters)
+        if arrival is not None:
+            self.engine.arrives(arrival)
+
+    def _checked(self, packet: bytes) -> None:
+        self._packet(packet, checked=True)
+
+    def _group(self, packet: bytes) -> None:
+        # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
+        self.counters[C.segments_in] += 1
+        self.counters[C.to_group] += 1
+
+    def _icmp_error(self, record: bytes) -> None:
+        self.counters[C.errors_in] += 1
+        icmp_type, code, origin, _, mtu, _ = ICMP_ERROR_HEADER.unpack_from(record)
+        packet = record[ICMP_ERROR_HEADER.size :]
+        start = (packet[0] & 15) * 4 if packet else 0
+        head = packet[start : start + 8]
+        if start < 20 or len(head) < 8:
+            self.counters[C.error_malformed] += 1
+            return
+        source, destination = packet[12:16], packet[16:20]
+        conn = self.engine.lookup.connections.get(destination + source + head[2:4] + head[:2])
+        if conn is None:
+            self.counters[C.error_no_connection] += 1
+            return
+        sequence, handle, options = int.from_bytes(head[4:8], "big"), conn.handle, conn.options
+        local = origin == ORIGIN_LOCAL
+        believed = icmp.error(self.engine, conn, icmp_type, code, mtu, sequence, local)
+        if believed and not local and (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED):
+            # ip keeps what is known of paths, for all (RFC 1191 section 4)
+            told = PATH_MTU_RECORD.pack(destination, min(mtu, 0xFFFF), packet[2] << 8 | packet[3])
+            self._records.sends.append((topology.IP, messages.PATH_MTU, told))
+        if believed and handle and options.receive_errors:  # ip(7), IP_RECVERR
+            error = IcmpError.of(record)
+            number = error.errno_for(options, True)
+            port = int.from_bytes(head[2:4], "big")
+            self._records.sends.append(error.told(handle, number, destination, port, packet[start:][:548]))
+
+    def _routes(self, record: bytes) -> None:
+        try:
+            self._paths.table = RouteTable(decode_routes(record))
+        except ValueError:
+            self.counters[C.control_malformed] += 1
+            return
+        self._state[KEY_ROUTES] = record
+
+    # -- from above
+
+    def _set(self, record: bytes) -> None:
+        try:
+            reply = self.calls.set(decode_stream_state(record))
+        except ValueError:
+            reply = None
+        if reply is None:
+            self.counters[C.control_malformed] += 1
+            return
+        self.counters[C.sets] += 1
+        self.counters[C.set_refused] += reply.errno != 0
+        self._records.sends.append((topology.SOCKETS, messages.SOCKET_REPLY, encode(reply)))
+
+    def _close(self, record: bytes) -> None:
+        handle, linger, end, taken = CLOSE_RECORD.unpack(record)
+        self.counters[C.closes] += self.calls.close(handle, linger, end, taken)
+
+    def _stream(self, record: bytes) -> None:
+        handle, flags, offset = STREAM_HEADER.unpack_from(record)
+        self.calls.stream(handle, flags, offset, record[STREAM_HEADER.size :])
+
+    def _read(self, record: bytes) -> None:
+        self.calls.read(*READ_RECORD.unpack(record))
+
+    def _accept(self, record: bytes) -> None:
+        handle, _, taken, limit = ACCEPT_RECORD.unpack(record)
+        self.calls.accept(handle, taken, limit)
+
+    def _info(self, record: bytes) -> None:
+        handle = STREAM_HEADER.unpack(record)[0]
+        conn = self.engine.lookup.by_handle.get(handle)
+        answer = record
+        if conn is not None:
+            answer += info.header(self.engine, conn) + info.tcp_info(self.engine, conn)
+        self._records.sends.append((topology.SOCKETS, messages.STREAM_INFO, answer))

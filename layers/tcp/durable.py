@@ -1,0 +1,249 @@
+"""Where connections and their octets are stored, and how a successor takes them up.
+
+A connection is a slot of 256 octets, its octets lie in rings of the arena. The order of stores makes it safe: octets
+at their place, then the slot's cells, then the turn is published, then frames leave. So nothing is acknowledged and
+no room is given before it is stored, and a turn that a SIGKILL cut short is done again: every input is idempotent by
+sequence number or offset. Within a slot the order of cells is that of `_HOT`: a ring before what is said to be in it,
+what was written before what was sent. A ring that is not needed any more is free only after the slots have been
+stored.
+
+Not stored, because the peer or the application says it again: octets beyond a gap, duplicates, what SACK reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from bus.durable.arena import Arena
+from bus.durable.slots import SLOT_OCTETS, Slots
+from bus.durable.stream_memory import StreamMemory
+from bus.layer import State
+from bus.streams import StreamState
+from layers.tcp import connection as tcb
+from layers.tcp.acknowledgment import RING_OCTETS_MIN
+from layers.tcp.connection import ORPHAN, Connection, Ends
+from layers.tcp.counters import Counters as C
+from layers.tcp.ring import Ring
+from usernet.pipe.streams import TCP_HANDLE_MIN
+
+if TYPE_CHECKING:
+    from layers.tcp.calls import Calls
+    from layers.tcp.engine import Engine
+
+HANDLES_RESERVED = 4096  # per write: a handle is never given twice, not even after a crash
+RESUMED_PER_S = 1000  # connections with something in flight ask one after the other what has become of it
+_MASK_32 = 0xFFFFFFFF
+
+# Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
+_IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHxx")  # see `_identity`; 80 octets, cells 1 to 10
+# and what a turn changes, cells 11 to 25: native order, so that each is stored by one instruction
+_HOT = Struct("@10Q6IdQ")
+_ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and what congestion control knows; torn or old does no harm
+_IDENTITY_AT, _HOT_AT, _ADVISORY_AT = 8, 88, 208
+assert _IDENTITY_AT + _IDENTITY.size <= _HOT_AT
+assert _HOT_AT + _HOT.size <= _ADVISORY_AT
+assert _ADVISORY_AT + _ADVISORY_OCTETS == SLOT_OCTETS
+_SCALE, _TIMESTAMPS, _SACK, _AUTOMATIC, _SHARE_ADDRESS, _SHARE_PORT = 1, 2, 4, 8, 16, 32
+
+
+class Durable:
+    """`Rings` and `Cells` of the engine."""
+
+    def __init__(self, memory: StreamMemory, state: State, key_handles: int) -> None:
+        self._state = state
+        self._key_handles = key_handles
+        stored = state.get(key_handles)
+        self._next_handle = self._reserved = int(stored) if stored else TCP_HANDLE_MIN
+        self._slots = Slots(memory.slots)
+        self._memory = memory.slots
+        self._released: list[int] = []
+        self._arena = Arena(memory.arena, self._named())
+
+    def _named(self) -> Iterable[int]:
+        for number in self._slots.used:
+            yield from (reference for reference in _HOT.unpack_from(self._memory, number * SLOT_OCTETS + _HOT_AT)[:2]
+                        if reference)
+
+    def new_handle(self) -> int:
+        """See `Cells`."""
+        handle = self._next_handle
+        if handle >= self._reserved:
+            self._reserved = handle + HANDLES_RESERVED
+            self._state[self._key_handles] = b"%d" % self._reserved
+        self._next_handle = handle + 1
+        return handle
+
+    # -- rings
+
+    @property
+    def may_grow(self) -> bool:
+        """See `Rings`."""
+        return not self._arena.crowded
+
+    def take(self, octets: int) -> Ring | None:
+        """See `Rings`."""
+        reference = self._arena.allocate(octets)
+        if not reference and octets > RING_OCTETS_MIN:
+            reference = self._arena.allocate(RING_OCTETS_MIN)
+        return self._arena.ring(reference) if reference else None
+
+    def give(self, ring: Ring) -> None:
+        """See `Rings`. Free when the turn is stored: until then a slot may name it."""
+        self._released.append(ring.reference)
+
+    def settle(self, now: float) -> None:
+        """The turn is stored."""
+        for reference in self._released:
+            self._arena.free(reference, now)
+        self._released.clear()
+
+    def trim(self, now: float) -> float | None:
+        """Give memory that nobody took for a while back to the system; when to ask again."""
+        return self._arena.trim(now)
+
+    # -- cells
+
+    def born(self, conn: Connection) -> bool:
+        """See `Cells`."""
+        conn.slot = self._slots.allocate()
+        if conn.slot:
+            self.store(conn)
+        return conn.slot > 0
+
+    def store(self, conn: Connection) -> None:
+        """See `Cells`. 1 us."""
+        at = conn.slot * SLOT_OCTETS
+        send, receive = conn.send_ring, conn.receive_ring
+        end, fin_at, wait = conn.end, conn.fin_at, conn.wait_until
+        _HOT.pack_into(
+            self._memory, at + _HOT_AT, send.reference if send is not None else 0,
+            receive.reference if receive is not None else 0, conn.written, 0 if end is None else end + 1, conn.snd_nxt,
+            conn.snd_una, conn.rcv_nxt, 0 if fin_at is None else fin_at + 1, conn.advertised, conn.read,
+            conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, min(conn.snd_window, _MASK_32),
+            min(conn.window_max, _MASK_32), conn.rcv_limit, conn.send_limit, wait or 0.0, conn.last_ack_sent)
+        identity = conn.state, conn.handle, conn.accept_number, conn.mss
+        if identity != conn.stored:
+            conn.stored = identity
+            _IDENTITY.pack_into(self._memory, at + _IDENTITY_AT, *_identity(conn))
+            self._slots.publish(conn.slot, conn.state)
+        recovery = conn.recovery
+        if recovery is not None and recovery.rtt_s:
+            recovery.store(self._memory, at + _ADVISORY_AT)
+
+    def gone(self, conn: Connection) -> None:
+        """See `Cells`."""
+        self._slots.free(conn.slot)
+        conn.slot = 0
+
+    # -- a successor
+
+    def restore(self, engine: Engine, calls: Calls) -> None:
+        """Take up what a former incarnation stored. 10,000 connections take some 100 ms."""
+        asking = 0
+        for number in self._slots.used:
+            conn = self._load(number, engine, calls)
+            if conn is None:
+                self._slots.free(number)
+                continue
+            engine.counters[C.resumed] += 1
+            if conn.recovery is not None and (conn.snd_una < conn.snd_nxt or conn.last_ack_sent < conn.rcv_nxt):
+                # What is owed and what is in flight: one segment each, spread. No time-out, no smaller window: what
+                # was lost was lost by us, not by the path
+                conn.delayed_at = engine.now + asking / RESUMED_PER_S
+                asking += 1
+            engine.timers.schedule(conn)
+
+    def _load(self, number: int, engine: Engine, calls: Calls) -> Connection | None:
+        at, memory = number * SLOT_OCTETS, self._memory
+        (handle, listener, accept_number, port, peer_port, octets, flags, peer_scale, own_scale, local, peer, iss, irs,
+         offset, mss, peer_mss, own_mss, path_mss) = _IDENTITY.unpack_from(memory, at + _IDENTITY_AT)
+        hot = _HOT.unpack_from(memory, at + _HOT_AT)
+        state = self._slots.state(number)
+        if octets not in (4, 16) or not 0 < state < 12 or peer_scale > 14 or own_scale > 14:
+            return None
+        socket = calls.sockets.get(handle)
+        options = socket.declared if socket is not None else _options_of(listener, flags, calls)
+        conn = Connection(Ends(local[:octets], port, peer[:octets], peer_port), handle, options)
+        conn.slot, conn.listener, conn.accept_number = number, listener, accept_number
+        conn.iss, conn.irs, conn.timestamp_offset = iss, irs, offset
+        conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss = mss, peer_mss, own_mss, path_mss
+        conn.peer_scale, conn.own_scale = peer_scale, own_scale
+        conn.scale_ok, conn.timestamps_ok = bool(flags & _SCALE), bool(flags & _TIMESTAMPS)
+        conn.sack_ok, conn.automatic = bool(flags & _SACK), bool(flags & _AUTOMATIC)
+        self._load_hot(conn, hot, engine.now)
+        conn.state = _state_of(conn, state)
+        conn.stored = None
+        if conn.state != tcb.TIME_WAIT:
+            conn.recovery = engine.new_recovery(conn)
+            conn.recovery.load(memory[at + _ADVISORY_AT : at + SLOT_OCTETS])
+            conn.recovery.restored(conn.snd_una, conn.snd_nxt, engine.now)
+        conn.room_said = conn.snd_una + conn.send_limit
+        engine.lookup.add(conn)
+        if handle != ORPHAN:
+            engine.lookup.by_handle[handle] = conn
+        elif conn.state == tcb.SYN_RECEIVED and listener in engine.lookup.listeners:
+            engine.lookup.listeners[listener].syn_queue[conn] = None
+            conn.adopted = False
+        calls.resumed(conn)
+        return conn
+
+    def _load_hot(self, conn: Connection, hot: tuple[Any, ...], now: float) -> None:
+        (send, receive, written, end, snd_nxt, snd_una, rcv_nxt, fin_at, advertised, read, ts_recent, ts_recent_at,
+         snd_window, window_max, rcv_limit, send_limit, wait, last_ack_sent) = hot
+        conn.send_ring = self._arena.ring(send) if send else None
+        conn.receive_ring = self._arena.ring(receive) if receive else None
+        conn.written = max(written, 1)
+        conn.end = end - 1 if end else None
+        final = conn.written + (conn.end is not None)
+        conn.snd_una = min(snd_una, final)
+        conn.snd_nxt = min(max(snd_nxt, conn.snd_una), final)
+        conn.rcv_nxt, conn.fin_at = rcv_nxt, fin_at - 1 if fin_at else None
+        conn.advertised = max(advertised, rcv_nxt)
+        conn.read = max(1, min(read, rcv_nxt)) if rcv_nxt else 1
+        conn.ts_recent, conn.ts_recent_at = ts_recent, float(ts_recent_at)
+        conn.snd_window, conn.window_max = snd_window, window_max
+        conn.snd_wl1, conn.snd_wl2 = conn.rcv_nxt, conn.snd_una
+        conn.rcv_limit, conn.send_limit = rcv_limit, send_limit
+        conn.wait_until = wait or None
+        conn.last_ack_sent = min(last_ack_sent, rcv_nxt)
+        conn.last_heard = conn.last_progress = conn.measured_at = conn.opened_at = now  # the silence was ours
+        conn.measured_from = conn.read
+        conn.small_sent = conn.snd_una
+        conn.peer_segment = min(conn.mss, 536)
+
+
+def _identity(conn: Connection) -> tuple[Any, ...]:
+    ends, options = conn.ends, conn.options
+    flags = (conn.scale_ok * _SCALE | conn.timestamps_ok * _TIMESTAMPS | conn.sack_ok * _SACK
+             | conn.automatic * _AUTOMATIC | options.reuse_address * _SHARE_ADDRESS | options.reuse_port * _SHARE_PORT)
+    return (conn.handle, conn.listener, conn.accept_number, ends.port, ends.peer_port, len(ends.local), flags,
+            conn.peer_scale, conn.own_scale, ends.local, ends.peer, conn.iss, conn.irs, conn.timestamp_offset,
+            conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss)
+
+
+def _options_of(listener: int, flags: int, calls: Calls) -> StreamState:
+    """Of a connection for which nothing is stored: its listener's, where that is still there."""
+    socket = calls.sockets.get(listener)
+    if socket is not None:
+        return socket.declared
+    return StreamState(handle=0, request=0, reuse_address=bool(flags & _SHARE_ADDRESS),
+                       reuse_port=bool(flags & _SHARE_PORT))
+
+
+def _state_of(conn: Connection, stored: int) -> int:
+    """The state that follows from the numbers, which may be younger than what was published."""
+    if stored == tcb.TIME_WAIT:
+        return tcb.TIME_WAIT
+    if not conn.snd_una:
+        return stored if stored in (tcb.SYN_SENT, tcb.SYN_RECEIVED) else tcb.SYN_SENT
+    ended = conn.fin_at is not None and conn.rcv_nxt > conn.fin_at
+    if conn.end is None:
+        return tcb.CLOSE_WAIT if ended else tcb.ESTABLISHED
+    if conn.snd_una > conn.end:
+        return tcb.FIN_WAIT_2 if not ended else tcb.TIME_WAIT if stored != tcb.LAST_ACK else tcb.LAST_ACK
+    if not ended:
+        return tcb.FIN_WAIT_1
+    return stored if stored in (tcb.LAST_ACK, tcb.CLOSING) else (
+        tcb.LAST_ACK if stored == tcb.CLOSE_WAIT else tcb.CLOSING)

@@ -1,0 +1,75 @@
+"""What a connection looks like from outside: STREAM_INFO, and Linux's struct tcp_info (include/uapi/linux/tcp.h)."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from layers.tcp import acknowledgment
+from layers.tcp.connection import SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
+from usernet.pipe.streams import INFO_ANSWER
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Engine
+
+# state, ca_state, retransmits, probes, backoff, options, scales (4 bits each), flags; 24 times 32 bits; 4 times 64
+# bits ...
+TCP_INFO = Struct("=8B24I4Q6IQ2Q2Q2I2Q3I")
+OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE = 1, 2, 4
+NO_TIMER, RETRANSMIT, KEEPALIVE, WAITING, PERSIST = range(5)
+CA_OPEN, CA_RECOVERY, CA_LOSS = 0, 3, 4
+_UNLIMITED = 0x7FFFFFFF
+
+
+def header(engine: Engine, conn: Connection) -> bytes:
+    """State, timer and queues, for `ss`."""
+    timer, due = NO_TIMER, None
+    recovery = conn.recovery
+    if conn.persist_at is not None:
+        timer, due = PERSIST, conn.persist_at
+    elif recovery is not None and recovery.deadline is not None:
+        timer, due = RETRANSMIT, recovery.deadline
+    elif conn.wait_until is not None:
+        timer, due = WAITING, conn.wait_until
+    elif conn.keepalive_at is not None:
+        timer, due = KEEPALIVE, conn.keepalive_at
+    milliseconds = max(0, int((due - engine.now) * 1000)) if due is not None else 0
+    return INFO_ANSWER.pack(conn.state, timer, 0, min(milliseconds, 0xFFFFFFFF), conn.backoffs, 0,
+                            acknowledgment.unread(conn), max(0, min(conn.snd_nxt, conn.written) - max(conn.snd_una, 1)),
+                            max(0, conn.written - max(conn.snd_nxt, 1)))
+
+
+def tcp_info(engine: Engine, conn: Connection) -> bytes:
+    """struct tcp_info up to tcpi_snd_wnd (232 octets). Times in microseconds where Linux has those, else
+    milliseconds."""
+    recovery = conn.recovery
+    options = (conn.timestamps_ok * OPTION_TIMESTAMPS | conn.sack_ok * OPTION_SACK | conn.scale_ok * OPTION_SCALE)
+    mss = conn.mss - (12 if conn.timestamps_ok else 0)
+    now = engine.now
+
+    def ago(at: float) -> int:
+        return max(0, int((now - at) * 1000)) if at else 0
+
+    rtt, variance, cwnd, ssthresh, flight, rto, backoffs, again = 0.0, 0.0, 0, _UNLIMITED, 0, 0.0, 0, 0
+    if recovery is not None:
+        rtt, variance, cwnd = recovery.rtt_s, recovery.rtt_variance_s, max(1, recovery.cwnd // mss)
+        ssthresh = min(_UNLIMITED, recovery.ssthresh // mss)
+        flight, rto, backoffs, again = recovery.in_flight, recovery.rto_s, recovery.backoffs, recovery.retransmits
+    state = CA_LOSS if backoffs else CA_OPEN
+    unacked = -(-flight // mss) if conn.state not in (SYN_SENT, SYN_RECEIVED, TIME_WAIT) else int(flight > 0)
+    acked, received = max(conn.snd_una - 1, 0), max(conn.rcv_nxt - 1, 0)
+    unsent = max(0, conn.written - max(conn.snd_nxt, 1))
+    return TCP_INFO.pack(
+        conn.state, state, min(conn.backoffs, 255), min(conn.keepalive_probes + conn.probes_unanswered, 255),
+        min(backoffs, 255), options, (conn.peer_scale | conn.own_scale << 4) if conn.scale_ok else 0, 0,
+        int(rto * 1e6), int(acknowledgment.DELAY_S * 1e6), mss, conn.peer_segment,
+        unacked, 0, 0, 0, 0,
+        ago(conn.last_sent), 0, ago(conn.last_text), ago(conn.last_heard),
+        conn.path_mss + 40, max(0, conn.advertised - conn.rcv_nxt), int(rtt * 1e6), int(variance * 1e6),
+        ssthresh, cwnd, conn.own_mss, 3,
+        0, conn.rcv_limit, again,
+        0, 0, acked, received,
+        0, 0, unsent, 0, 0, 0,
+        0,
+        0, 0, 0, 0, 0, 0, acked, 0,
+        0, 0, conn.snd_window)

@@ -1,0 +1,205 @@
+"""Listening (RFC 9293 sections 3.5 and 3.10.7.2): SYN queue, accept queue, SYN cookies (RFC 4987), what SYNs agree on.
+
+The accept queue itself is the socket service's: it says by ACCEPT how many connections may be handed up. Where there
+are so many, as on Linux, new SYNs are dropped, and the last ACK of a handshake is ignored, so that its SYN-ACK comes
+again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bus.streams import StreamState
+from layers.tcp import acknowledgment, closing, cookies, reset
+from layers.tcp.connection import SYN_RECEIVED, Connection, Ends
+from layers.tcp.counters import Counters as C
+from packets.tcp import ACK, MSS_DEFAULT, RST, SYN, Options, Segment
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Arrival, Engine
+
+SYN_QUEUE_MIN, SYN_QUEUE_MAX = 128, 1024  # half-open connections of a listener; beyond, cookies
+
+
+class Listener:
+    """A socket in LISTEN."""
+
+    __slots__ = ("address", "handed", "handle", "limit", "options", "port", "syn_queue", "taken", "untaken")
+
+    def __init__(self, handle: int, address: bytes, port: int, options: StreamState) -> None:
+        self.handle = handle
+        self.address = address  # empty: any
+        self.port = port
+        self.options = options
+        self.syn_queue: dict[Connection, None] = {}
+        self.untaken: dict[int, Connection] = {}  # handed up, by number; the socket service has not yet said it knows
+        self.handed = 0
+        self.taken = 0
+        self.limit = max(options.listen, 0) + 1  # until the first ACCEPT
+
+    @property
+    def full(self) -> bool:
+        """No more can be handed up."""
+        return self.handed >= self.limit
+
+
+def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
+    """A segment to a listener that belongs to no connection: RFC 9293 section 3.10.7.2."""
+    segment = arrival.segment
+    # First, check for a RST
+    if segment.flags & RST:
+        return
+    # Second, check for an ACK
+    if segment.flags & ACK:
+        if segment.flags & SYN or not _cookie_returned(engine, listener, arrival):
+            reset.answer(engine, arrival)
+        return
+    # Third, check for a SYN (security: none here).  Fourth, other: drop
+    if not segment.flags & SYN:
+        engine.counters[C.listen_bad] += 1
+        return
+    if listener.full:
+        engine.counters[C.listen_dropped] += 1
+        return
+    if len(listener.syn_queue) >= min(max(listener.options.listen, SYN_QUEUE_MIN), SYN_QUEUE_MAX):
+        _send_cookie(engine, listener, arrival)
+        return
+    conn = _open(engine, listener, arrival)
+    conn.irs = segment.sequence
+    conn.rcv_nxt = conn.last_ack_sent = 1
+    negotiate(engine, conn, segment)
+    conn.snd_window = conn.window_max = segment.window
+    acknowledgment.open_window(conn)
+    listener.syn_queue[conn] = None
+    engine.remember(conn)
+    engine.send_syn(conn)
+
+
+def _open(engine: Engine, listener: Listener, arrival: Arrival) -> Connection:
+    segment = arrival.segment
+    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
+    conn = engine.new_connection(ends, 0, listener.options)
+    conn.listener = listener.handle
+    conn.adopted = False
+    conn.state = SYN_RECEIVED
+    conn.opened_at = engine.now
+    return conn
+
+
+def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
+    """What the peer's SYN and ours agree on (RFC 6691, 7323, 2018)."""
+    options, own = segment.options, conn.options
+    conn.peer_mss = options.mss or MSS_DEFAULT  # RFC 9293 section 3.7.1 (MUST-15)
+    conn.mss = max(min(conn.peer_mss, conn.path_mss), closing.MSS_MIN)
+    conn.scale_ok = options.window_scale is not None and own.window_scaling
+    if conn.scale_ok:
+        conn.peer_scale = options.window_scale or 0
+    else:
+        conn.peer_scale = conn.own_scale = 0
+    conn.sack_ok = options.sack_permitted and own.sack
+    conn.timestamps_ok = options.timestamps is not None and own.timestamps
+    if conn.timestamps_ok and options.timestamps is not None:
+        conn.ts_recent, conn.ts_recent_at = options.timestamps[0], engine.now
+    conn.peer_segment = min(conn.mss, MSS_DEFAULT)
+    conn.rcv_limit = acknowledgment.initial_limit(conn)
+    if conn.recovery is not None:
+        conn.recovery.reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))
+
+
+def may_establish(engine: Engine, conn: Connection, payload: bytes) -> bool:
+    """Whether the ACK that ends the handshake is taken."""
+    listener = engine.lookup.listeners.get(conn.listener)
+    if listener is None:
+        return True
+    if listener.full:
+        engine.counters[C.accept_waits] += 1
+        return False
+    defer = listener.options.defer_accept
+    # tcp(7), TCP_DEFER_ACCEPT: the application is woken when data comes, or the time is over
+    return bool(payload) or not defer or engine.now >= conn.opened_at + defer
+
+
+def established(engine: Engine, conn: Connection) -> None:
+    """The handshake is complete: hand the connection up."""
+    listener = engine.lookup.listeners.get(conn.listener)
+    if listener is None:
+        closing.abort(engine, conn)
+        return
+    listener.syn_queue.pop(conn, None)
+    engine.counters[C.passive_opens] += 1
+    listener.handed += 1
+    conn.accept_number = listener.handed
+    listener.untaken[conn.accept_number] = conn
+    engine.adopt(listener, conn)
+
+
+def credit(engine: Engine, listener: Listener, taken: int, limit: int) -> None:
+    """ACCEPT: numbers up to `taken` are known above, up to `limit` may be handed up."""
+    for number in [number for number in listener.untaken if number <= taken]:
+        del listener.untaken[number]
+    listener.taken = max(listener.taken, taken)
+    listener.limit = max(listener.limit, limit)
+
+
+def close(engine: Engine, listener: Listener) -> None:
+    """RFC 9293 section 3.10.4: LISTEN is left; half-open connections go with it."""
+    for conn in list(listener.syn_queue):
+        closing.abort(engine, conn)
+    listener.syn_queue.clear()
+
+
+# -- SYN cookies ------------------------------------------------------------------------------------------------------
+
+
+def _send_cookie(engine: Engine, listener: Listener, arrival: Arrival) -> None:
+    """A SYN-ACK of which nothing is remembered: the ACK that answers it brings all that is needed."""
+    segment, own = arrival.segment, listener.options
+    options = segment.options
+    engine.counters[C.cookies_sent] += 1
+    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
+    isn = cookies.make(engine.secret, ends.octets, segment.sequence, options.mss or MSS_DEFAULT, engine.now)
+    stamps = None
+    scale = None
+    if options.timestamps is not None and own.timestamps:
+        wanted = options.window_scale if own.window_scaling else None
+        clock = int(engine.now * 1000)
+        stamps = cookies.stamp(clock, wanted, options.sack_permitted and own.sack), options.timestamps[0]
+        scale = acknowledgment.OWN_SCALE if wanted is not None else None
+    offer = Options(mss=engine.route_mss(arrival.source, own), window_scale=scale, timestamps=stamps,
+                    sack_permitted=stamps is not None and options.sack_permitted and own.sack)
+    engine.transmit_alone(arrival, Segment(
+        segment.destination_port, segment.source_port, isn, (segment.sequence + 1) & 0xFFFFFFFF, SYN | ACK,
+        min(acknowledgment.UNSCALED_LIMIT, acknowledgment.WINDOW_FIELD_MAX), options=offer))
+
+
+def _cookie_returned(engine: Engine, listener: Listener, arrival: Arrival) -> bool:
+    """An ACK to a listener: if it brings back a cookie of ours, there is a connection. False: it is none of ours."""
+    segment = arrival.segment
+    if engine.counters[C.cookies_sent] == 0:
+        return False
+    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
+    isn, irs = (segment.acknowledgment - 1) & 0xFFFFFFFF, (segment.sequence - 1) & 0xFFFFFFFF
+    mss = cookies.check(engine.secret, ends.octets, irs, isn, engine.now)
+    if not mss:
+        engine.counters[C.cookies_failed] += 1
+        return False
+    if listener.full:
+        engine.counters[C.accept_waits] += 1
+        return True
+    engine.counters[C.cookies_received] += 1
+    stamps = segment.options.timestamps
+    scale, sack = cookies.read_stamp(stamps[1]) if stamps is not None else (None, False)
+    conn = _open(engine, listener, arrival)
+    conn.iss, conn.irs = isn, irs
+    conn.snd_nxt = conn.rcv_nxt = conn.last_ack_sent = 1
+    conn.timestamp_offset = 0
+    as_if = segment._replace(sequence=irs, flags=SYN, options=Options(mss, scale, sack, stamps), payload=b"")
+    negotiate(engine, conn, as_if)
+    acknowledgment.open_window(conn)
+    if conn.recovery is not None:
+        conn.recovery.sent(0, 1, engine.now, True)
+    listener.syn_queue[conn] = None
+    engine.remember(conn)
+    engine.arrives(arrival)
+    return True
+

@@ -1,0 +1,118 @@
+"""Who a segment is for, and who holds which port: connections by their ends, listeners by theirs, sockets by handle."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from zlib import crc32
+
+from layers.tcp.connection import Connection, Ends
+from layers.tcp.listen import Listener
+
+EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX = 32768, 60999  # Linux net.ipv4.ip_local_port_range
+ANY = b""  # as a local address of a listener or a claim
+
+
+def flow_of(ends: Ends) -> bytes:
+    """A connection's key: peer's address, ours, peer's port, ours; as they stand in a segment that comes."""
+    return b"".join((ends.peer, ends.local, ends.peer_port.to_bytes(2, "big"), ends.port.to_bytes(2, "big")))
+
+
+class Claim(NamedTuple):
+    """What a holder has of a port."""
+
+    address: bytes  # ANY: all
+    reuse_address: bool
+    reuse_port: bool
+    listening: bool
+    automatic: bool = False  # chosen by connect: may be shared with other peers
+
+
+class Ports:
+    """Who holds which port. A holder is any object: a socket's handle, a connection that outlives it."""
+
+    def __init__(self) -> None:
+        self._claims: dict[int, dict[object, Claim]] = {}
+
+    def clashes(self, holder: object, port: int, wanted: Claim) -> bool:
+        """Linux, inet_csk_bind_conflict."""
+        for other, claim in self._claims.get(port, {}).items():
+            if other == holder or (wanted.address and claim.address and wanted.address != claim.address):
+                continue
+            if wanted.reuse_port and claim.reuse_port:
+                continue
+            if wanted.reuse_address and claim.reuse_address and not claim.listening and not wanted.listening:
+                continue
+            if wanted.reuse_address and claim.reuse_address and wanted.listening != claim.listening and not (
+                    claim.listening):
+                continue
+            return True
+        return False
+
+    def free(self, port: int) -> bool:
+        """Nobody holds the port."""
+        return port not in self._claims
+
+    def sharable(self, port: int) -> bool:
+        """All that hold the port chose it by connecting."""
+        return all(claim.automatic for claim in self._claims.get(port, {}).values())
+
+    def hold(self, holder: object, port: int, claim: Claim) -> None:
+        """`holder` has `claim`, whether it clashes or not."""
+        self._claims.setdefault(port, {})[holder] = claim
+
+    def release(self, holder: object, port: int) -> None:
+        """`holder` has nothing of this port."""
+        claims = self._claims.get(port)
+        if claims is not None and claims.pop(holder, None) is not None and not claims:
+            del self._claims[port]
+
+
+class Lookup:
+    """All there is, and how to find it."""
+
+    def __init__(self) -> None:
+        self.connections: dict[bytes, Connection] = {}
+        self.by_handle: dict[int, Connection] = {}
+        self.listeners: dict[int, Listener] = {}
+        self.ports = Ports()
+        self._listening: dict[int, list[Listener]] = {}  # by port
+
+    def add(self, conn: Connection) -> None:
+        """A connection from now on gets its segments."""
+        self.connections[flow_of(conn.ends)] = conn
+
+    def remove(self, conn: Connection) -> None:
+        """It does not any more."""
+        flow = flow_of(conn.ends)
+        if self.connections.get(flow) is conn:
+            del self.connections[flow]
+        if conn.handle and self.by_handle.get(conn.handle) is conn:
+            del self.by_handle[conn.handle]
+
+    def add_listener(self, listener: Listener) -> None:
+        """From now on it gets SYNs."""
+        self.listeners[listener.handle] = listener
+        self._listening.setdefault(listener.port, []).append(listener)
+
+    def remove_listener(self, listener: Listener) -> None:
+        """It does not any more."""
+        del self.listeners[listener.handle]
+        at_port = self._listening[listener.port]
+        at_port.remove(listener)
+        if not at_port:
+            del self._listening[listener.port]
+
+    def listener(self, address: bytes, port: int, flow: bytes = b"") -> Listener | None:
+        """The listener that a SYN is for: one at the address before one at any; SO_REUSEPORT: one of them by the
+        flow."""
+        candidates = self._listening.get(port)
+        if not candidates:
+            return None
+        exact = [each for each in candidates if each.address == address]
+        able = exact or [each for each in candidates if not each.address]
+        if not able:
+            return None
+        group = [each for each in able if each.options.reuse_port]
+        if len(group) > 1:
+            return group[crc32(flow) % len(group)]  # a hash that a restart does not change
+        return able[-1]

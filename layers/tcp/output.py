@@ -1,0 +1,196 @@
+"""What may be sent now (RFC 9293 sections 3.7, 3.8.6): windows, Nagle, silly windows, super-segments, PSH and FIN.
+
+`flush` is called once a turn for every connection of which something has changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layers.tcp import acknowledgment, reassembly
+from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
+from layers.tcp.counters import Counters as C
+from packets.tcp import ACK, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Engine
+
+SUPER_OCTETS_MAX = 65535 - 20 - 60  # of payload: an IP packet's length field
+CORK_S = 0.2  # tcp(7): TCP_CORK and MSG_MORE hold a part segment back for so long
+
+
+def flush(engine: Engine, conn: Connection) -> None:
+    """Send what may be sent, and the ACK that is owed."""
+    state = conn.state
+    if state in (SYN_SENT, SYN_RECEIVED):
+        lost = conn.recovery.lost() if conn.recovery is not None else None
+        if lost is not None:
+            engine.counters[C.retransmitted] += 1
+            send_syn(engine, conn)
+        return
+    if state in (CLOSED, LISTEN):
+        return
+    if state in SENDING:
+        _retransmit(engine, conn)
+        _new(engine, conn)
+    if acknowledgment.due(engine, conn):
+        acknowledge(engine, conn)
+    engine.timers.schedule(conn)
+
+
+def send_syn(engine: Engine, conn: Connection) -> None:
+    """The SYN of SYN-SENT, the SYN-ACK of SYN-RECEIVED: new or again."""
+    options = conn.options
+    answers = conn.state == SYN_RECEIVED
+    offer = Options(
+        mss=conn.own_mss,
+        window_scale=conn.own_scale if (options.window_scaling if not answers else conn.scale_ok) else None,
+        sack_permitted=options.sack if not answers else conn.sack_ok,
+        timestamps=(engine.timestamp(conn), conn.ts_recent) if (
+            options.timestamps if not answers else conn.timestamps_ok) else None)
+    # RFC 7323 section 2.2: the window of a SYN is not scaled
+    window = min(max(conn.advertised - conn.rcv_nxt, acknowledgment.offered(conn)), acknowledgment.WINDOW_FIELD_MAX)
+    conn.advertised = max(conn.advertised, conn.rcv_nxt + window)
+    if conn.recovery is not None:
+        conn.recovery.sent(0, 1, engine.now, True)
+    conn.snd_nxt = max(conn.snd_nxt, 1)
+    conn.last_ack_sent = conn.rcv_nxt
+    engine.transmit(conn, 0, SYN | ACK if answers else SYN, window, offer.pack(), b"", 0)
+    engine.timers.schedule(conn)
+
+
+def acknowledge(engine: Engine, conn: Connection) -> None:
+    """A segment without text, at SND.NXT, with ACK."""
+    _send(engine, conn, conn.snd_nxt, conn.snd_nxt, ACK)
+
+
+def _options(engine: Engine, conn: Connection) -> bytes:
+    stamps = (engine.timestamp(conn), conn.ts_recent) if conn.timestamps_ok else None
+    if conn.sack_ok and (conn.out_of_order or conn.duplicate_sack is not None):
+        most = SACK_BLOCKS_MAX - 1 if stamps else SACK_BLOCKS_MAX  # RFC 2018 section 3: what 40 octets hold
+        wire = [((conn.irs + left) & 0xFFFFFFFF, (conn.irs + right) & 0xFFFFFFFF)
+                for left, right in reassembly.sack_blocks(conn)[:most]]
+        return Options(timestamps=stamps, sack=tuple(wire)).pack()
+    return engine.stamps(stamps) if stamps is not None else b""
+
+
+def _send(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0) -> None:
+    """The segment with numbers [start, end); where our FIN is among them, with FIN. `size`: the medium is to cut it."""
+    options = _options(engine, conn)
+    text_end = end
+    if conn.end is not None and end > conn.end >= start and end > start:
+        flags |= FIN
+        text_end = conn.end
+    payload = b""
+    if text_end > start:
+        assert conn.send_ring is not None
+        payload = conn.send_ring.read(start - 1, text_end - start)
+        if text_end == conn.written:
+            flags |= PSH  # RFC 9293 section 3.9.1.2 (MUST-61): the last of what there is
+        if conn.snd_urgent > start:
+            flags |= URG
+    window = acknowledgment.window_field(conn)
+    acknowledgment.left(conn)
+    engine.transmit(conn, start, flags, window, options, payload, size)
+
+
+def _largest(engine: Engine, conn: Connection) -> int:
+    """The most text of one segment on the wire: RFC 6691, what options take is taken off."""
+    options = 12 if conn.timestamps_ok else 0
+    if conn.sack_ok and conn.out_of_order:
+        options += 4 + 8 * min(len(conn.recent_sack or ()), 3)
+    return max(1, conn.mss - options)
+
+
+def _retransmit(engine: Engine, conn: Connection) -> None:
+    recovery = conn.recovery
+    if recovery is None:
+        return
+    while (lost := recovery.lost()) is not None:
+        start, end = lost
+        limit = conn.snd_una + conn.snd_window
+        most = _largest(engine, conn)
+        room = recovery.allowance(engine.now)
+        if start >= limit:  # RFC 9293 section 3.8.6 (SHLD-17): what is beyond a window that shrank waits for the probe
+            _persist(engine, conn)
+            return
+        size = min(end - start, limit - start)
+        if conn.end is not None and end > conn.end:
+            size = end - start  # the FIN rides along
+        if room < min(size, most):
+            return
+        if size > most:
+            size = min(size, room, engine.super_octets(most)) // most * most or most
+        finish = start + size
+        engine.counters[C.retransmitted] += 1
+        recovery.sent(start, finish, engine.now, False)
+        _send(engine, conn, start, finish, ACK, most if size > most else 0)
+
+
+def _new(engine: Engine, conn: Connection) -> None:
+    recovery = conn.recovery
+    final = conn.written + (conn.end is not None)
+    if conn.snd_nxt >= final or recovery is None:
+        return
+    options = conn.options
+    most = _largest(engine, conn)
+    limit = conn.snd_una + conn.snd_window
+    sent_text = False
+    while conn.snd_nxt < final:
+        start = conn.snd_nxt
+        available, usable, room = final - start, limit - start, recovery.allowance(engine.now)
+        size = min(available, usable)
+        if size > room:
+            if room < most:
+                break  # the congestion window
+            size = room
+        if size >= most:
+            whole = min(size, engine.super_octets(most)) // most * most
+            # What remains behind whole segments leaves by itself, where Nagle lets it
+            size = whole
+        elif size < available:  # cut short by the window
+            # RFC 9293 section 3.8.6.2.1 (MUST-38): less than a segment only where it is half of the largest window
+            if size <= 0 or size < conn.window_max // 2:
+                if conn.snd_una == conn.snd_nxt:
+                    _persist(engine, conn)
+                break
+        elif not _small_may_leave(engine, conn, size):
+            break
+        finish = start + size
+        conn.snd_nxt = finish
+        if size < most:
+            conn.small_sent = finish
+        recovery.sent(start, finish, engine.now, finish == final or size < room)
+        conn.persist_at = conn.cork_at = None
+        _send(engine, conn, start, finish, ACK, most if size > most else 0)
+        sent_text = True
+    if sent_text:
+        if engine.now - conn.last_text < acknowledgment.DELAY_S:
+            conn.pingpong = True  # Linux: who answers soon carries the ACK with the answer
+        conn.last_sent = engine.now
+        if options.notsent_lowat:
+            engine.room(conn)
+    if conn.snd_una == conn.snd_nxt and conn.snd_nxt < final and limit <= conn.snd_nxt:
+        _persist(engine, conn)
+
+
+def _small_may_leave(engine: Engine, conn: Connection, size: int) -> bool:
+    """The last octets that there are, less than a segment: Nagle with Minshall's variant, corks (RFC 9293 3.7.4)."""
+    options = conn.options
+    if conn.end is not None:
+        return True  # the FIN closes the stream: there is nothing to wait for
+    if options.cork or conn.more:
+        if conn.cork_at is None:
+            conn.cork_at = engine.now + CORK_S
+            return False
+        return engine.now >= conn.cork_at
+    if options.nodelay or conn.snd_urgent > conn.snd_nxt:
+        return True
+    return conn.small_sent <= conn.snd_una  # no small segment is under way
+
+
+def _persist(engine: Engine, conn: Connection) -> None:
+    """The window is closed and nothing is under way that would be answered: ask for it (section 3.8.6.1)."""
+    if conn.persist_at is None and conn.state != TIME_WAIT:
+        assert conn.recovery is not None
+        conn.persist_at = engine.now + conn.recovery.rto_s

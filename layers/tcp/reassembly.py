@@ -1,0 +1,141 @@
+"""Segment text (RFC 9293 section 3.10.7.4, seventh): every octet goes to its place in the ring, in order or not.
+
+So reassembly is a short list of ranges that are there beyond RCV.NXT. It is not durable: a restart forgets them, which
+is reneging, and legal (RFC 2018 section 8).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layers.tcp.connection import Connection
+from layers.tcp.counters import Counters as C
+from layers.tcp.ring import size_for
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Engine
+
+RANGES_MAX = 64  # beyond, what would make one more is not kept
+SACK_BLOCKS_KEPT = 4
+
+
+def text(engine: Engine, conn: Connection, seq: int, payload: bytes) -> None:
+    """Text whose segment overlaps the receive window, or is a probe of a closed one. Hands up what is in order."""
+    counters, nxt = engine.counters, conn.rcv_nxt
+    end = seq + len(payload)
+    limit = conn.advertised if conn.fin_at is None else min(conn.advertised, conn.fin_at)
+    if end > limit:
+        counters[C.beyond_window] += 1
+        payload, end = payload[: max(0, limit - seq)], max(limit, seq)
+    start = seq
+    if start < nxt:
+        if end <= nxt:
+            counters[C.duplicates] += 1
+            duplicate(conn, start, end)
+            _acknowledge_now(engine, conn)
+            return
+        payload, start = payload[nxt - seq :], nxt
+    if not payload:
+        _acknowledge_now(engine, conn)
+        return
+    if not _ensure_ring(engine, conn, end):
+        counters[C.no_memory] += 1
+        _acknowledge_now(engine, conn)
+        return
+    assert conn.receive_ring is not None
+    if start > nxt:
+        counters[C.out_of_order] += 1
+        if _insert(conn, start, end):
+            conn.receive_ring.write(start - 1, payload)
+        _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: at once
+        return
+    conn.receive_ring.write(start - 1, payload)
+    conn.rcv_nxt = end
+    conn.ack_due += end - start
+    if conn.out_of_order:
+        _join(conn, end)
+        _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: what fills a gap, at once
+    engine.received(conn, start, payload if conn.rcv_nxt == end else None)
+    engine.touch(conn)
+
+
+def _acknowledge_now(engine: Engine, conn: Connection) -> None:
+    conn.ack_now = True
+    engine.touch(conn)
+
+
+def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
+    """A ring that reaches from the first octet not yet read to `end`."""
+    ring = conn.receive_ring
+    wanted = size_for(conn.rcv_limit)
+    if ring is not None and ring.size >= wanted:
+        return end - conn.read <= ring.size
+    larger = engine.rings.take(wanted)
+    if larger is None:
+        return ring is not None and end - conn.read <= ring.size
+    if ring is not None:
+        ring.copy_to(larger, conn.read - 1, conn.rcv_nxt - 1)
+        for first, last in conn.out_of_order or ():
+            ring.copy_to(larger, first - 1, last - 1)
+        engine.rings.give(ring)
+    conn.receive_ring = larger
+    return end - conn.read <= larger.size
+
+
+def _insert(conn: Connection, start: int, end: int) -> bool:
+    """Note that [start, end) is there; False where there are too many ranges. Keeps what SACK is to report."""
+    ranges = conn.out_of_order or []
+    known = next((each for each in ranges if each[0] <= start and end <= each[1]), None)
+    if known is not None:
+        _report(conn, *known)
+        duplicate(conn, start, end)
+        return True
+    merged: list[tuple[int, int]] = []
+    first, last = start, end
+    for low, high in ranges:
+        if high < first or low > last:
+            merged.append((low, high))
+        else:
+            first, last = min(first, low), max(last, high)
+    if len(merged) >= RANGES_MAX:
+        return False
+    merged.append((first, last))
+    merged.sort()
+    conn.out_of_order = merged
+    _report(conn, first, last)
+    return True
+
+
+def _report(conn: Connection, first: int, last: int) -> None:
+    """RFC 2018 section 4: the block with the latest arrival comes first, then the others that were reported before."""
+    blocks = [each for each in conn.recent_sack or () if each[1] < first or each[0] > last]
+    conn.recent_sack = [(first, last), *blocks][:SACK_BLOCKS_KEPT]
+
+
+def duplicate(conn: Connection, start: int, end: int) -> None:
+    """RFC 2883: the next ACK reports these octets as come twice."""
+    if conn.sack_ok and end > start:
+        conn.duplicate_sack = start, end
+
+
+def _join(conn: Connection, end: int) -> None:
+    """RCV.NXT has come to `end`: over the ranges that it reaches."""
+    rest = []
+    for low, high in conn.out_of_order or ():
+        if low <= end:
+            end = max(end, high)
+        else:
+            rest.append((low, high))
+    conn.out_of_order = rest or None
+    conn.rcv_nxt = max(conn.rcv_nxt, end)
+    blocks = [each for each in conn.recent_sack or () if each[0] > end]
+    conn.recent_sack = blocks or None
+
+
+def sack_blocks(conn: Connection) -> list[tuple[int, int]]:
+    """What the next ACK reports, relative, the most important first; takes the duplicate away."""
+    blocks = list(conn.recent_sack or ()) if conn.out_of_order else []
+    if conn.duplicate_sack is not None:
+        blocks.insert(0, conn.duplicate_sack)
+        conn.duplicate_sack = None
+    return blocks

@@ -1,0 +1,126 @@
+"""Between the engine and the pipes: packets of ip as arrivals, segments as what ip is to transmit, streams as records.
+
+The one module of the layer that knows how records look; what an `Arrival` is and what `Below` and `Above` are wanted
+for says `layers.tcp.engine`.
+"""
+
+from __future__ import annotations
+
+from bus import messages, topology
+from bus.config import CHECKSUM, StackConfig
+from bus.layer import CounterWords, Send
+from bus.messages import TRANSMIT_HEADER, TRANSMIT_OF_MTU_DISCOVER, TRANSMIT_OPTIONS, TRANSMIT_PARTIAL
+from bus.streams import StreamState
+from layers.common.routes import RouteTable, configured
+from layers.tcp.connection import Ends
+from layers.tcp.counters import Counters as C
+from layers.tcp.engine import Arrival
+from packets.checksum import checksum, verifies
+from packets.ipv4 import HEADER_OCTETS
+from packets.tcp import CHECKSUM_AT, PROTOCOL, Segment, parse, pseudo_sum
+from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
+
+LOOPBACK_MTU = 65535
+MTU_DISCOVER_WANT = 1
+_number = int.from_bytes
+
+
+class Paths:
+    """Routes, with addresses in octets."""
+
+    def __init__(self, config: StackConfig) -> None:
+        self.table = RouteTable(configured(config))  # until ip announces them
+        self._learnt: dict[bytes, int] = {}
+
+    def is_local(self, address: bytes) -> bool:
+        """One of our own, or loopback."""
+        return self.table.is_local(_number(address, "big"))
+
+    def source_for(self, destination: bytes) -> bytes | None:
+        """The source address of a packet there; None: no route."""
+        source = self.table.source_for(_number(destination, "big"))
+        return None if source is None else source.to_bytes(len(destination), "big")
+
+    def is_group(self, address: bytes) -> bool:
+        """Broadcast or multicast."""
+        return self.table.is_group(_number(address, "big"))
+
+    def mtu(self, destination: bytes) -> int:
+        """What the interface on the way takes."""
+        number = _number(destination, "big")
+        if self.table.is_local(number):
+            return LOOPBACK_MTU
+        route = self.table.lookup(number)
+        return route.mtu if route is not None else 576
+
+
+class Records:
+    """`Below` and `Above` of the engine: what is to be sent collects in `sends`."""
+
+    def __init__(self, config: StackConfig, paths: Paths) -> None:
+        self.sends: list[Send] = []
+        self._paths = paths
+        self._ttl = config.ttl
+        self._partial = CHECKSUM in config.offload
+
+    # -- below
+
+    def mtu(self, destination: bytes) -> int:
+        """See `Below`."""
+        return self._paths.mtu(destination)
+
+    def super_octets(self, mss: int) -> int:
+        """See `Below`."""
+        return mss
+
+    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int,
+                 options: StreamState | None) -> None:
+        """See `Below`."""
+        ttl, tos, ip_options, flags = self._ttl, 0, b"", TRANSMIT_OF_MTU_DISCOVER[MTU_DISCOVER_WANT]
+        if options is not None:
+            ttl, tos = options.ttl, options.tos
+            flags = TRANSMIT_OF_MTU_DISCOVER[options.mtu_discover]
+            if options.ip_options:
+                ip_options = bytes((len(options.ip_options),)) + options.ip_options
+                flags |= TRANSMIT_OPTIONS
+        octets = segment.pack()
+        total = checksum(octets, pseudo_sum(source, destination, len(octets)))
+        octets = b"".join((octets[:CHECKSUM_AT], total.to_bytes(2, "big"), octets[CHECKSUM_AT + 2 :]))
+        head = TRANSMIT_HEADER.pack(source, destination, PROTOCOL, ttl, tos, flags & ~TRANSMIT_PARTIAL)
+        self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, octets))))
+
+    # -- above
+
+    def stream(self, handle: int, flags: int, offset: int, octets: bytes) -> None:
+        """See `Above`."""
+        head = STREAM_HEADER.pack(handle, flags, offset)
+        self.sends.append((topology.SOCKETS, messages.STREAM, head + octets if octets else head))
+
+    def room(self, handle: int, flags: int, taken: int, acked: int, limit: int) -> None:
+        """See `Above`."""
+        self.sends.append((topology.SOCKETS, messages.ROOM, ROOM_RECORD.pack(handle, flags, taken, acked, limit)))
+
+    def accepted(self, listener: int, handle: int, number: int, ends: Ends) -> None:
+        """See `Above`."""
+        head = ACCEPTED_HEADER.pack(listener, handle, number, ends.port, ends.peer_port, len(ends.local))
+        self.sends.append((topology.SOCKETS, messages.ACCEPTED, b"".join((head, ends.local, ends.peer))))
+
+    def reset(self, handle: int, number: int) -> None:
+        """See `Above`."""
+        self.sends.append((topology.SOCKETS, messages.STREAM_RESET, RESET_RECORD.pack(handle, number)))
+
+
+def arrival_of(packet: bytes, checked: bool, counters: CounterWords) -> Arrival | None:
+    """The segment of an IPv4 packet that ip has checked; None, counted, where it is none."""
+    start = (packet[0] & 15) * 4 if packet else 0
+    octets = packet[start:]
+    segment = parse(octets) if start >= HEADER_OCTETS else None
+    if segment is None:
+        counters[C.packet_truncated] += 1
+        return None
+    source, destination = packet[12:16], packet[16:20]
+    # RFC 9293 section 3.1 (MUST-2, MUST-3): the checksum is always there and always checked
+    if not checked and not verifies(octets, pseudo_sum(source, destination, len(octets))):
+        counters[C.bad_checksum] += 1
+        return None
+    return Arrival(source, destination, segment)

@@ -1,0 +1,15 @@
+"""Sizes of rings; the rings themselves are `bus.durable.arena`'s."""
+
+from __future__ import annotations
+
+from bus.durable.arena import BLOCK_OCTETS, RING_OCTETS_MAX, Ring, order_for
+
+RING_OCTETS_MIN = BLOCK_OCTETS
+
+
+def size_for(octets: int) -> int:
+    """The size of the smallest ring that holds so many octets, or of the largest."""
+    return BLOCK_OCTETS << 2 * order_for(octets)
+
+
+__all__ = ["RING_OCTETS_MAX", "RING_OCTETS_MIN", "Ring", "size_for"]

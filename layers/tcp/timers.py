@@ -1,0 +1,55 @@
+"""Timers: each connection has a few deadlines; one heap knows the earliest of each, lazily.
+
+A connection stands in the heap under a time that is never later than its earliest deadline; when that time comes its
+deadlines are looked at anew. So putting a deadline off, which is what nearly always happens, costs nothing.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from itertools import count
+
+from layers.tcp.connection import Connection
+
+
+class Timers:
+    """When to look at which connection next."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Connection]] = []
+        self._tie = count()
+
+    def schedule(self, conn: Connection) -> None:
+        """A deadline of `conn` has changed."""
+        due = earliest(conn)
+        if due is not None and (conn.queued_at is None or due < conn.queued_at):
+            conn.queued_at = due
+            heappush(self._heap, (due, next(self._tie), conn))
+
+    @property
+    def next_due(self) -> float | None:
+        """When `expired` may have something."""
+        heap = self._heap
+        while heap and heap[0][2].queued_at != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else None
+
+    def expired(self, now: float) -> list[Connection]:
+        """The connections of which a deadline has come."""
+        ready = []
+        while (due := self.next_due) is not None and due <= now:
+            conn = heappop(self._heap)[2]
+            conn.queued_at = None
+            true_due = earliest(conn)
+            if true_due is not None and true_due <= now:
+                ready.append(conn)
+            else:
+                self.schedule(conn)
+        return ready
+
+
+def earliest(conn: Connection) -> float | None:
+    """The earliest deadline of a connection."""
+    recovery = conn.recovery
+    return min((at for at in (recovery.deadline if recovery is not None else None, conn.delayed_at, conn.persist_at,
+                              conn.keepalive_at, conn.wait_until, conn.cork_at) if at is not None), default=None)

@@ -1,0 +1,152 @@
+"""A connection from its SYN to its end, between two hosts on a good link."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from packets.tcp import ACK, FIN, PSH, RST, SYN
+from tests.unit.tcp.host import A, B, Host, World, pair
+
+
+def octets(length: int, seed: int = 7) -> bytes:
+    return bytes((seed + 31 * i + (i >> 8)) & 0xFF for i in range(length))
+
+
+def test_rfc9293_3_5_the_three_way_handshake():
+    world, a, b, left, right = pair()
+    flags = [segment.flags for _, _, segment in world.log[:3]]
+    assert flags == [SYN, SYN | ACK, ACK]
+    assert (a.state_of(left), b.state_of(right)) == ("ESTABLISHED", "ESTABLISHED")
+    syn = world.log[0][2]
+    assert syn.window == 65280
+
+
+def test_octets_arrive_both_ways_and_both_ends_close():
+    world, a, b, left, right = pair()
+    there, back = octets(300_000), octets(200_000, 3)
+    pending = {a: (left, there), b: (right, back)}
+    for host, (handle, data) in pending.items():
+        host.write(handle, data[:200_000])
+    world.run(5)
+    a.write(left, there[200_000:], end=True)
+    assert world.run(30, lambda: b.applications[right].ended)
+    assert bytes(b.applications[right].received) == there
+    assert bytes(a.applications[left].received) == back
+    assert b.state_of(right) == "CLOSE-WAIT"
+    b.close(right)
+    world.run(1)
+    assert a.applications[left].ended
+    assert a.applications[left].finished
+    assert a.state_of(left) == "TIME-WAIT"
+    assert b.state_of(right) == "CLOSED"
+    a.close(left)
+    world.run(61)
+    assert not a.engine.lookup.connections
+    assert not b.engine.lookup.connections
+    assert a.engine.timers.next_due is None
+
+
+def test_rfc9293_3_10_7_1_a_closed_port_answers_reset_and_a_reset_is_never_answered():
+    a, b = Host(A), Host(B)
+    world = World(a, b)
+    assert a.set(1, peer=B, peer_port=9, connect=1) == 0
+    world.run(1)
+    assert a.applications[1].error == errno.ECONNREFUSED
+    assert [segment.flags for _, _, segment in world.log] == [SYN, RST | ACK]
+
+
+def test_rfc9293_3_6_simultaneous_close():
+    world, a, b, left, right = pair()
+    a.write(left, b"x", end=True)
+    b.write(right, b"y", end=True)
+    world.run(1)
+    assert (a.state_of(left), b.state_of(right)) == ("TIME-WAIT", "TIME-WAIT")
+    assert bytes(a.applications[left].received) == b"y"
+    assert bytes(b.applications[right].received) == b"x"
+
+
+def test_rfc9293_3_5_simultaneous_open():
+    a, b = Host(A), Host(B)
+    world = World(a, b)
+    a.set(1, port=1000, bind=True, peer=B, peer_port=2000, connect=1)
+    b.set(1, port=2000, bind=True, peer=A, peer_port=1000, connect=1)
+    world.run(1)
+    assert (a.state_of(1), b.state_of(1)) == ("ESTABLISHED", "ESTABLISHED")
+    assert a.applications[1].established
+    assert b.applications[1].established
+    a.write(1, b"hello", end=True)
+    world.run(1)
+    assert bytes(b.applications[1].received) == b"hello"
+
+
+def test_half_close_the_other_way_goes_on():
+    world, a, b, left, right = pair()
+    a.write(left, b"request", end=True)
+    world.run(1)
+    assert b.applications[right].ended
+    b.write(right, octets(100_000), end=True)
+    world.run(5)
+    assert bytes(a.applications[left].received) == octets(100_000)
+    assert a.applications[left].ended
+    assert b.state_of(right) == "CLOSED"
+
+
+def test_a_window_that_is_closed_is_probed_and_opens_again():
+    world, a, b, left, right = pair()
+    a.write(left, octets(200_000))
+    world.run(20, reading=False)
+    assert len(b.applications[right].received) <= 65536
+    before = len(b.applications[right].received)
+    world.run(300, reading=False)
+    assert len(b.applications[right].received) - before <= 64
+    assert a.state_of(left) == "ESTABLISHED"
+    assert world.run(30, lambda: len(b.applications[right].received) == 200_000)
+    assert bytes(b.applications[right].received) == octets(200_000)
+
+
+def test_rfc9293_3_6_1_close_with_unread_octets_resets():
+    world, a, b, left, right = pair()
+    a.write(left, b"unread")
+    world.run(1, reading=False)
+    b.close(right)
+    world.run(1)
+    assert a.applications[left].error == errno.ECONNRESET
+    assert b.state_of(right) == "CLOSED"
+
+
+def test_linger_0_resets():
+    world, a, b, left, right = pair()
+    a.close(left, linger=0)
+    world.run(1)
+    assert b.applications[right].error == errno.ECONNRESET
+
+
+def test_an_orphan_in_fin_wait_2_ends():
+    world, a, b, left, right = pair()
+    a.close(left)
+    world.run(1)
+    assert b.state_of(right) == "CLOSE-WAIT"
+    world.run(61)
+    assert not a.engine.lookup.connections
+
+
+@pytest.mark.parametrize("option", ["window_scaling", "timestamps", "sack"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_options_are_used_only_where_both_agree(option, side):
+    world, a, b, left, right = pair(**{f"{side}_options": {option: False}})
+    a.write(left, octets(150_000))
+    world.run(10)
+    assert bytes(b.applications[right].received) == octets(150_000)
+    conn = a.conn(left)
+    assert (conn.scale_ok, conn.timestamps_ok, conn.sack_ok) == tuple(
+        name != option for name in ("window_scaling", "timestamps", "sack"))
+
+
+def test_the_last_octets_are_pushed_and_fin_rides_along():
+    world, a, _b, left, _right = pair()
+    a.write(left, b"bye", end=True)
+    world.run(1)
+    last = [segment for _, source, segment in world.log if source == A and segment.payload]
+    assert [segment.flags for segment in last] == [ACK | PSH | FIN]
