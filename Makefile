@@ -6,14 +6,18 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench faults clean
+.PHONY: demo test interop lint bench faults clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python launcher.py demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults tests
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults --ignore tests/interop --ignore tests/cpython tests
 	$(BIN)/python -m pytest tests/faults
+
+# Strangers' programs and suites over the stack, and over the kernel as the control: long tables.
+interop: $(VENV)/.interop
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/interop tests/cpython
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -34,6 +38,10 @@ $(VENV)/.runtime: requirements.txt
 
 $(VENV)/.dev: requirements.txt requirements-dev.txt $(VENV)/.runtime
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.interop: requirements-interop.txt $(VENV)/.dev
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-interop.txt
 	@touch $@
 
 clean:

@@ -22,7 +22,7 @@ if not (ROOT / "layers" / "tcp" / "__main__.py").exists():
 @pytest.mark.parametrize("suite", SUITES)
 def test_suite(suite: str) -> None:
     if importlib.util.find_spec("test.test_socket") is None:
-        unavailable("no CPython tests here (Debian: libpython3-testsuite)")
+        unavailable("no CPython tests here (Debian: libpython3.11-testsuite)")
     with tempfile.TemporaryDirectory(prefix="uc", dir="/tmp") as scratch:  # socket paths are limited
         stack = Stack(Path(scratch), unique_name())
         try:

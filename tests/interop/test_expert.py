@@ -1,0 +1,63 @@
+"""Captures of ordinary exchanges hold nothing that Wireshark's experts object to; of a bad cable, they do."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from .expert import captured, findings
+from .test_servers import PORT, serve
+from .worlds import World
+
+# A bulk sender fills the window wherever the reader is slower than the cable.
+FULL = {"window full", "zero window"}
+
+
+@pytest.fixture
+def small(world: World) -> Path:
+    """A file of 3 MB, in a directory of its own."""
+    directory = world.home / "small"
+    directory.mkdir(exist_ok=True)
+    (directory / "data").write_bytes(random.Random(2).randbytes(3_000_000))
+    return directory / "data"
+
+
+def test_many_short_connections(world: World, small: Path, program, tmp_path: Path) -> None:
+    serve(world, "http_server.py", world.subject_address, PORT, small.parent)
+    (small.parent / "tiny").write_text("tiny\n")
+    with captured(world, tmp_path / "pcap"):
+        world.on_kernel(program("ab"), "-q", "-n", 200, "-c", 8, f"http://{world.subject_address}:{PORT}/tiny")
+    assert _wrong(world, tmp_path / "pcap") == {}
+
+
+def test_transfers_both_ways(world: World, small: Path, program, tmp_path: Path) -> None:
+    serve(world, "http_server.py", world.subject_address, PORT, small.parent)
+    url = f"http://{world.subject_address}:{PORT}"
+    with captured(world, tmp_path / "pcap"):
+        world.on_kernel(program("curl"), "-sSf", "-o", small.parent / "back", f"{url}/data")
+        world.on_kernel(program("curl"), "-sSf", "-T", small, f"{url}/put")
+    assert {kind: count for kind, count in _wrong(world, tmp_path / "pcap").items() if kind not in FULL} == {}
+
+
+def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_path: Path) -> None:
+    """Without this the other tests could not fail. The kernel drops what comes after tcpdump has seen it."""
+    serve(world, "http_server.py", world.subject_address, PORT, small.parent)
+    nft = program("nft")
+    world.on_kernel(nft, "add table ip lossy; add chain ip lossy input { type filter hook input priority 0; }; "
+                         f"add rule ip lossy input tcp sport {PORT} numgen random mod 100 < 5 drop")
+    try:
+        with captured(world, tmp_path / "pcap"):
+            world.on_kernel(program("curl"), "-sSf", "-o", small.parent / "back",
+                            f"http://{world.subject_address}:{PORT}/data")
+    finally:
+        world.on_kernel(nft, "delete table ip lossy")
+    assert findings(tmp_path / "pcap")["retransmission"] > 0
+
+
+def _wrong(world: World, capture: Path) -> dict[str, int]:
+    """What was found; sums that the cable leaves to its other end (CHECKSUM_PARTIAL) are no fault."""
+    found = findings(capture)
+    found.pop("checksum")
+    return dict(found)
