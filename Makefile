@@ -12,12 +12,12 @@ demo: $(VENV)/.runtime
 	@$(BIN)/python launcher.py demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults --ignore tests/interop --ignore tests/cpython tests
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults --ignore tests/interop --ignore tests/cpython --ignore tests/badnet tests
 	$(BIN)/python -m pytest tests/faults
 
 # Strangers' programs and suites over the stack, and over the kernel as the control: long tables.
 interop: $(VENV)/.interop
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/interop tests/cpython
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/interop tests/cpython tests/badnet
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

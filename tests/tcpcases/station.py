@@ -61,13 +61,13 @@ class WirePort:
 
     def __init__(self, directory: Path) -> None:
         self._context = zmq.Context()
-        self._inbox, self._outbox = self._context.socket(zmq.PULL), self._context.socket(zmq.PUSH)
-        for each in (self._inbox, self._outbox):
+        self.inbox, self._outbox = self._context.socket(zmq.PULL), self._context.socket(zmq.PUSH)
+        for each in (self.inbox, self._outbox):
             each.setsockopt(zmq.LINGER, 0)
             each.setsockopt(zmq.SNDHWM if each is self._outbox else zmq.RCVHWM, 0)
         path = directory / port_name(self.NUMBER)
         made = path.with_suffix(".new")  # a port listens before its file has its name
-        self._inbox.bind(f"ipc://{made}")
+        self.inbox.bind(f"ipc://{made}")
         made.rename(path)
         self._outbox.connect(f"ipc://{directory / SWITCH_SOCKET}")
         self._lock = threading.Lock()
@@ -78,9 +78,9 @@ class WirePort:
             self._outbox.send(pack(self.NUMBER, [frame]))
 
     def receive(self) -> list[bytes]:
-        if not self._inbox.poll(int(LOOK_S * 1000)):
+        if not self.inbox.poll(int(LOOK_S * 1000)):
             return []
-        return unpack(self._inbox.recv())[1]
+        return unpack(self.inbox.recv())[1]
 
     def close(self) -> None:
         self._context.destroy(linger=0)
