@@ -1,246 +1,434 @@
-"""What is in flight, what of it is lost, and how much may be: the seam described in `layers.tcp.connection`.
+"""Loss recovery and congestion control of one connection: the seam described in `layers.tcp.connection`.
 
-Here: RTO (RFC 6298), fast retransmit by duplicate ACKs or SACK, NewReno's window (RFC 5681). Ranges over relative
-numbers.
+The parts know nothing of each other: the scoreboard says what is in flight, RACK what of it is lost, the congestion
+control how much may be, PRR how to get there, the timer when to stop waiting, F-RTO and D-SACK whether all that was a
+mistake. Here are the states between them (Linux's names): OPEN, RECOVERY after a loss that acknowledgments told of,
+LOSS after a time-out. Both end when everything that was in flight at their beginning is acknowledged.
+
+Of a peer without SACK three duplicate acknowledgments tell of a loss, and a partial one of the next (RFC 5681, RFC
+6582); each stands for a segment that has arrived.
+
+Numbers are relative, times float seconds, sizes octets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-RTO_MIN_S = 0.2  # Linux TCP_RTO_MIN; RFC 6298 section 2.4 says 1 s SHOULD
-RTO_MAX_S = 120.0  # Linux TCP_RTO_MAX
-RTO_INITIAL_S = 1.0  # RFC 6298 section 2.1
-DUPLICATES = 3  # RFC 5681 section 3.2
-INITIAL_SEGMENTS = 10  # RFC 6928
+from layers.tcp.congestion import DEFAULT, ECN, LOSS_WINDOW_SEGMENTS, TIMEOUT, CongestionControl, find
+from layers.tcp.congestion import LOSS as BY_LOSS
+from layers.tcp.prr import ProportionalRateReduction
+from layers.tcp.rack import Rack, TailProbe
+from layers.tcp.retransmission import RTO_MIN_S, RetransmissionTimer
+from layers.tcp.scoreboard import DUPLICATE_THRESHOLD, Scoreboard
+from layers.tcp.spurious import TICK_S, Doubt
 
-
-class Sent:
-    """A range that is under way."""
-
-    __slots__ = ("at", "end", "lost", "sacked", "start", "times")
-
-    def __init__(self, start: int, end: int, at: float) -> None:
-        self.start = start
-        self.end = end
-        self.at = at
-        self.times = 1
-        self.sacked = False
-        self.lost = False
+OPEN, RECOVERY, LOSS = range(3)
 
 
 class Recovery:
-    """See the seam."""
+    """One connection's. `sack`: the peer sends SACK blocks."""
 
-    def __init__(self, mss: int) -> None:
+    __slots__ = ("_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more", "_point",
+                 "_probe_due", "_probe_from", "_prr", "_rack", "_round_end", "_rto_at", "_state", "_syn_expiries",
+                 "_tail", "_used", "board", "control", "mss", "retransmits", "sack", "timer")
+
+    def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
+        algorithm = find(congestion)
+        if algorithm is None:
+            raise ValueError(f"no congestion control {congestion!r}")
         self.mss = mss
-        self.cwnd = INITIAL_SEGMENTS * mss
-        self.ssthresh = 1 << 40
-        self.rtt_s = 0.0
-        self.rtt_variance_s = 0.0
-        self.backoffs = 0
+        self.sack = sack
+        self.control: CongestionControl = algorithm(mss)
+        self.timer = RetransmissionTimer()
+        self.board = Scoreboard(mss)
         self.retransmits = 0
-        self.deadline: float | None = None
-        self._ranges: list[Sent] = []
-        self._una = 0
-        self._duplicates = 0
-        self._recover = -1  # RFC 6582: recovery ends when this is acknowledged
-        self._limited = True
-        self._rto_s = RTO_INITIAL_S
+        self._rack = Rack()
+        self._tail = TailProbe()
+        self._doubt = Doubt()
+        self._prr: ProportionalRateReduction | None = None
+        self._state = OPEN
+        self._point = 0  # the recovery ends when this is acknowledged
+        self._ecn_point = 0  # until this is acknowledged no mark counts
+        self._duplicates = 0  # of a peer without SACK
+        self._rto_at: float | None = None
+        self._probe_from = 0.0  # the last acknowledgment, or transmission of something new
+        self._probe_due = False  # a tail loss probe is to be sent
+        self._more = False  # when something new left last, more was there
+        self._last_sent = 0.0
+        self._full = 0  # what lies below was sent while the congestion window was the limit
+        self._round_end = 0
+        self._used = 0  # the most that was in flight in this round trip and the last
+        self._syn_expiries = 0
+        self._asking_until: float | None = None  # a successor learns what its predecessor's segments have come to
+
+    # -- to be read ------------------------------------------------------------------------------------------------
+
+    @property
+    def rtt_s(self) -> float:
+        """SRTT; 0: not measured."""
+        return self.timer.rtt_s
+
+    @property
+    def rtt_variance_s(self) -> float:
+        """RTTVAR."""
+        return self.timer.rtt_variance_s
+
+    @property
+    def min_rtt_s(self) -> float:
+        """The least round trip of the last minutes."""
+        return self.timer.min_rtt_s
 
     @property
     def rto_s(self) -> float:
         """The time-out, backed off."""
-        return min(self._rto_s * (1 << self.backoffs), RTO_MAX_S)
+        return self.timer.rto_s
+
+    @property
+    def backoffs(self) -> int:
+        """How often it was doubled."""
+        return self.timer.backoffs
+
+    @property
+    def cwnd(self) -> int:
+        """The congestion window."""
+        return int(self.control.cwnd)
+
+    @property
+    def ssthresh(self) -> int:
+        """The slow start threshold."""
+        return int(self.control.ssthresh)
+
+    @property
+    def in_flight(self) -> int:
+        """Octets in the network, as far as known (RFC 6675: pipe)."""
+        pipe = self.board.pipe
+        return pipe if self.sack else max(0, pipe - self._duplicates * self.mss)
 
     @property
     def freed(self) -> bool:
         """Nothing is in flight."""
-        return not self._ranges
+        return not self.board.flight
 
-    @property
-    def in_flight(self) -> int:
-        """RFC 6675's pipe."""
-        return sum(each.end - each.start for each in self._ranges if not each.sacked and not each.lost)
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def lost(self) -> tuple[int, int] | None:
+        """The first range that is to be sent again."""
+        if self._probe_due and not self._more:
+            return self.board.last_in_flight()
+        if self._doubt.frto.wants_new_data:
+            return None
+        return self.board.next_lost()
+
+    def allowance(self, now: float) -> int:
+        """Octets that may leave now."""
+        pipe = self.in_flight
+        if not self.board.flight and self._last_sent:
+            self.control.idle(now - self._last_sent, self.timer.base_s)  # RFC 5681 section 4.1
+            self._last_sent = now
+        if self._asking_until is not None and self.board.lost:
+            return 0 if self.retransmits else self.mss
+        room = int(self.control.cwnd) - pipe
+        if room < self.mss and (self._probe_due or not pipe):
+            return self.mss  # RFC 8985 section 7.3: a probe leaves whatever the window is
+        return max(0, room)
 
     def sent(self, start: int, end: int, now: float, limited: bool) -> None:
-        """See the seam."""
-        again = False
-        fresh: list[Sent] = []
-        for each in self._ranges:
-            if each.end <= start or each.start >= end:
-                fresh.append(each)
-                continue
-            again = True
-            if each.start < start:
-                fresh.append(self._part(each, each.start, start))
-            fresh.append(self._again(each, max(each.start, start), min(each.end, end), now))
-            if each.end > end:
-                fresh.append(self._part(each, end, each.end))
+        """[start, end) leaves now."""
+        board = self.board
+        again = start < board.nxt
+        board.sent(start, end, now)
+        self._last_sent = self._probe_from = now
+        if self._prr is not None:
+            self._prr.sent(end - start)
         if again:
             self.retransmits += 1
-            self._ranges = fresh
+            self._doubt.resent(end - start, now)
         else:
-            self._ranges.append(Sent(start, end, now))
-            self._limited = limited
-        if self.deadline is None or again:
-            self.deadline = now + self.rto_s
+            self._more = not limited
+            flight = board.flight
+            if flight > self._used:
+                self._used = flight
+            if self.control.cwnd - self.in_flight < self.mss:
+                self._full = end
+        if self._probe_due:
+            self._probe_due = False
+            self._tail.sent(board.nxt, again)
+            self._rto_at = now + self.timer.rto_s  # RFC 8985 section 7.3
+        elif self._rto_at is None or again:
+            self._rto_at = now + self.timer.rto_s  # RFC 6298 section 5.1
 
-    @staticmethod
-    def _part(each: Sent, start: int, end: int) -> Sent:
-        part = Sent(start, end, each.at)
-        part.times, part.sacked, part.lost = each.times, each.sacked, each.lost
-        return part
-
-    def _again(self, each: Sent, start: int, end: int, now: float) -> Sent:
-        part = self._part(each, start, end)
-        part.at, part.lost = now, False
-        part.times += 1
-        return part
+    # -- acknowledgments -------------------------------------------------------------------------------------------
 
     def acknowledged(self, una: int, sack: Sequence[tuple[int, int]], now: float, duplicate: bool,
                      echoed_s: float | None) -> None:
-        """See the seam."""
-        advanced = una - self._una
-        in_recovery = self._recover >= 0
-        if advanced > 0:
-            self._una = una
-            self._measure([each for each in self._ranges if each.end <= una], now, echoed_s)
-            kept = []
-            for each in self._ranges:
-                if each.end > una:
-                    each.start = max(each.start, una)
-                    kept.append(each)
-            self._ranges = kept
+        """A segment with an acceptable ACK."""
+        board, control = self.board, self.control
+        before = board.una
+        advanced = una > before
+        if (advanced and not sack and before and self._state == OPEN and not board.sacked and not board.lost
+                and self._tail.end is None):
+            self._advanced(una, before, now, echoed_s)
+            return
+        highest = board.top
+        board.acknowledged(una, sack, now)
+        if sack:
+            self.sack = True
+        if not before and advanced:
+            self._established(now)
+        elif (board.rtt_s if board.rtt_s is not None else echoed_s if advanced else None) is not None:
+            self._measure(board.rtt_s if board.rtt_s is not None else echoed_s or TICK_S, now)
+        if before and self._syn_expiries:
+            self._syn_expiries = 0
+        if una > self._round_end:
+            self._round_end, self._used = board.nxt, max(board.flight, self._used // 2)
+        echoed_at = now - echoed_s - TICK_S if echoed_s is not None else None
+        if self._doubt.mistaken(board, advanced, duplicate, echoed_at, self._state != OPEN):
+            self._undo()
+        lost = self._detect(before, highest, advanced, duplicate, echoed_at, now)
+        if self._state == RECOVERY and not board.lost and not self._doubt.resent_at and not lost:
+            self._undo()  # what was taken for lost has arrived, before anything was sent again
+        if self._state != OPEN and una >= self._point:
+            self._recovered()
+        if lost and self._state == OPEN:
+            self._enter(RECOVERY, BY_LOSS, now, board.pipe + lost + board.delivered)
+        if self._tail.acknowledged(una, board.dsack is not None, not advanced and not sack) and self._state == OPEN:
+            control.reduce(self._in_use(0), BY_LOSS, now)  # RFC 8985 section 7.4.2: the probe repaired a loss
+            control.recovered()
+        delivered = board.delivered or (self.mss if duplicate and not self.sack else 0)
+        if self._prr is not None:
+            control.cwnd = self._prr.acknowledged(delivered, self.in_flight, control.ssthresh, self.mss,
+                                                  advanced and not lost)
+        elif advanced and before:
+            control.acknowledged(board.delivered, now, self.timer.rtt_s, limited=not self._validated(before))
+        self._probe_from = now
+        if board.nxt == una:
+            self._idle()
+        elif advanced or lost:
+            self._rto_at = now + self.timer.rto_s  # RFC 6298 section 5.3
+
+    def _advanced(self, una: int, before: int, now: float, echoed_s: float | None) -> None:
+        """`acknowledged` in the usual case: nothing is missing, and more has arrived. Half as long as the whole."""
+        board, rack, control, timer = self.board, self._rack, self.control, self.timer
+        board.advanced(una, now)
+        rtt_s = board.rtt_s if board.rtt_s is not None else echoed_s
+        flight = board.nxt - una
+        if rtt_s is not None:
+            per_round = flight // (2 * self.mss)
+            timer.sample(rtt_s, now, per_round if per_round > 1 else 1)
+            if control.cwnd < control.ssthresh:
+                control.round_trip(rtt_s, una, board.nxt)
+        if board.newest_sent_at and not board.newest_again:
+            rack.sent_at, rack.end, rack.rtt_s = board.newest_sent_at, board.newest_end, now - board.newest_sent_at
+        self._duplicates = 0
+        if una > self._round_end:
+            self._round_end, self._used = board.nxt, max(flight, self._used // 2)
+        control.acknowledged(board.delivered, now, timer.rtt_s, limited=not self._validated(before))
+        self._probe_from = now
+        if flight:
+            self._rto_at = now + timer.rto_s
+        else:
+            self._idle()
+
+    def _validated(self, una: int) -> bool:
+        """RFC 7661 section 4.2: what is acknowledged was sent while the window was the limit, or half of it."""
+        if self._state == LOSS or una < self._full:
+            return True
+        return self.control.in_slow_start and self.control.cwnd < 2 * self._used  # as Linux
+
+    def _established(self, now: float) -> None:
+        """The SYN is acknowledged."""
+        self.timer.established(self._syn_expiries > 0)
+        if self.board.rtt_s is not None:
+            self.timer.sample(self.board.rtt_s, now)
+        if self._syn_expiries > 1:  # RFC 6928 section 2: only where it was lost more than once
+            self.control.cwnd = float(LOSS_WINDOW_SEGMENTS * self.mss)
+        self._state = OPEN
+
+    def _measure(self, rtt_s: float, now: float) -> None:
+        board = self.board
+        self.timer.sample(rtt_s, now, max(1, board.flight // (2 * self.mss)))
+        self.control.round_trip(rtt_s, board.una, board.nxt)
+
+    def _undo(self) -> None:
+        self.control.undo()
+        self.board.forget_losses()
+        self._rack.reordering_seen = True
+        self._doubt.end()
+        self._state, self._prr = OPEN, None
+        self.timer.progress()
+
+    def _detect(self, before: int, highest: int, advanced: bool, duplicate: bool, echoed_at: float | None,
+                now: float) -> int:
+        """Mark what is lost; returns how many octets."""
+        board, rack = self.board, self._rack
+        if self.sack:
+            rack.acknowledged(board, highest, self.timer.min_rtt_s, echoed_at, now)
+            if not board.sacked and not rack.due and self._state == OPEN:
+                return 0
+            lost = 0 if rack.reordering_seen else board.mark_lost_by_sack()
+            return lost + rack.detect(board, self._window_s(), now)
+        if advanced:
             self._duplicates = 0
-            self.backoffs = 0
-            if self._recover >= 0 and una >= self._recover:
-                self._recover = -1
-            elif self._recover >= 0 and kept and not sack:
-                kept[0].lost = True  # RFC 6582 section 3.2: a partial acknowledgment
-            self.deadline = now + self.rto_s if kept else None
-            if not in_recovery and not self._limited:
-                self._grow(advanced)
-        for left, right in sack:
-            for each in self._ranges:
-                if left <= each.start and each.end <= right:
-                    each.sacked, each.lost = True, False
-        if duplicate:
+            if self._state == RECOVERY and board.una < self._point:
+                return board.mark_first_lost()  # RFC 6582 section 3.2 step 3: a partial acknowledgment
+        elif duplicate:
             self._duplicates += 1
-        self._detect(now)
+            if self._duplicates == DUPLICATE_THRESHOLD and self._state == OPEN and before > self._point:
+                return board.mark_first_lost()  # RFC 5681 section 3.2; RFC 6582 section 3.2 step 1
+        return 0
 
-    def _measure(self, gone: list[Sent], now: float, echoed_s: float | None) -> None:
-        # RFC 6298 section 3, Karn: not of what was sent twice, but by timestamps
-        once = bool(gone) and all(each.times == 1 for each in gone)
-        sample = now - gone[-1].at if once and gone else echoed_s
-        if sample is None:
-            return
-        if not self.rtt_s:
-            self.rtt_s, self.rtt_variance_s = max(sample, 1e-6), sample / 2
-        else:
-            self.rtt_variance_s += (abs(self.rtt_s - sample) - self.rtt_variance_s) / 4
-            self.rtt_s += (sample - self.rtt_s) / 8
-        self._rto_s = min(max(self.rtt_s + max(4 * self.rtt_variance_s, RTO_MIN_S), RTO_MIN_S), RTO_MAX_S)
+    def _window_s(self) -> float:
+        return self._rack.window_s(self.timer.rtt_s, self.timer.min_rtt_s, self._state != OPEN)
 
-    def _grow(self, octets: int) -> None:
-        if self.cwnd < self.ssthresh:
-            self.cwnd += octets  # RFC 5681 section 3.1, with RFC 3465's count of octets
-        else:
-            self.cwnd += max(1, self.mss * octets // self.cwnd)
+    # -- states ----------------------------------------------------------------------------------------------------
 
-    def _detect(self, now: float) -> None:
-        if not self._ranges:
-            return
-        sacked_above = 0
-        found = False
-        for each in reversed(self._ranges):
-            if each.sacked:
-                sacked_above += each.end - each.start
-            elif sacked_above > (DUPLICATES - 1) * self.mss and not each.lost and each.times == 1:
-                each.lost = found = True  # RFC 6675 section 4
-        if self._duplicates >= DUPLICATES and self._recover < 0 and not self._ranges[0].sacked:
-            self._ranges[0].lost = found = True
-        if found and self._recover < 0:
-            self._recover = self._ranges[-1].end
-            flight = sum(each.end - each.start for each in self._ranges)
-            self.ssthresh = max(flight // 2, 2 * self.mss)
-            self.cwnd = self.ssthresh
+    def _enter(self, state: int, cause: int, now: float, flight: int) -> None:
+        """Something is lost: the window is reduced, once until all that was in flight is acknowledged."""
+        board = self.board
+        self.control.reduce(self._in_use(flight), cause, now)
+        self._state, self._point = state, board.nxt
+        self._doubt.begin(board.una)
+        self._prr = ProportionalRateReduction(flight) if state == RECOVERY else None
+        self._tail.end = None
 
-    def lost(self) -> tuple[int, int] | None:
-        """See the seam."""
-        for index, each in enumerate(self._ranges):
-            if each.lost:
-                end = each.end
-                for following in self._ranges[index + 1 :]:
-                    if not following.lost or following.start != end:
-                        break
-                    end = following.end
-                return each.start, end
-        return None
+    def _in_use(self, flight: int) -> float:
+        """What a reduction starts from: the window, or where it was not the limit, what was in flight."""
+        return self.control.cwnd if self.board.una < self._full else max(self._used, flight)
 
-    def allowance(self, now: float) -> int:
-        """See the seam."""
-        flight = self.in_flight
-        room = self.cwnd - flight
-        if not flight and room < self.mss:
-            return self.mss
-        return max(room, 0)
+    def _recovered(self) -> None:
+        if self._state == RECOVERY:
+            self.control.recovered()
+        self._rack.recovered()
+        self._doubt.frto.step = 0
+        self._state, self._prr, self._duplicates = OPEN, None, 0
+
+    def congestion_experienced(self, now: float) -> None:
+        """RFC 3168 section 6.1.2: an ECE came: as a loss, at most once a round trip, but nothing is sent again."""
+        if self._state == OPEN and self.board.una >= self._ecn_point:
+            self.control.reduce(self._in_use(0), ECN, now)
+            self.control.recovered()
+            self._ecn_point = self.board.nxt
 
     def expire(self, now: float) -> bool:
-        """See the seam."""
-        self.backoffs = min(self.backoffs + 1, 16)
-        flight = sum(each.end - each.start for each in self._ranges)
-        if self._recover < 0 or self.backoffs == 1:
-            self.ssthresh = max(flight // 2, 2 * self.mss)
-        self.cwnd = self.mss
-        self._recover = self._ranges[-1].end if self._ranges else -1
-        reneged = bool(self._ranges) and self._ranges[0].sacked  # RFC 2018 section 8
-        for each in self._ranges:
-            if reneged:
-                each.sacked = False
-            if not each.sacked:
-                each.lost = True
-        self._duplicates = 0
-        self.deadline = now + self.rto_s if self._ranges else None
-        return True
+        """The deadline has come; True where it was the time-out."""
+        rack = self._rack
+        timed_out = False
+        probe_at = self._probe_at
+        if self._asking_until is not None and self._asking_until <= now:
+            self._asking_until = None
+        elif rack.due is not None and rack.due <= now:
+            pipe = self.board.pipe
+            if rack.detect(self.board, self._window_s(), now) and self._state == OPEN:
+                self._enter(RECOVERY, BY_LOSS, now, pipe)
+                assert self._prr is not None
+                self.control.cwnd = self._prr.acknowledged(0, self.in_flight, self.control.ssthresh, self.mss, False)
+        elif probe_at is not None and probe_at <= now:
+            self._probe_due = True
+            self._rto_at = now + self.timer.rto_s
+        elif self._rto_at is not None and self._rto_at <= now and self.board.flight:
+            self._time_out(now)
+            timed_out = True
+        return timed_out
+
+    def _time_out(self, now: float) -> None:
+        board, control, timer = self.board, self.control, self.timer
+        first = timer.backoffs == 0
+        timer.expired()
+        self._rto_at = now + timer.rto_s
+        if not board.una:
+            self._syn_expiries += 1
+            board.mark_all_lost()
+            return
+        reneged = board.reneged
+        if self._state == OPEN or (self._state == LOSS and first):
+            self._enter(LOSS, TIMEOUT, now, board.flight)  # RFC 5681 section 3.1: once for what is sent again
+        self._state, self._prr, self._point, self._duplicates = LOSS, None, board.nxt, 0
+        control.timed_out()
+        if first and not reneged:
+            self._doubt.frto.expired(board.una, board.nxt, now)
+            if not self._more:
+                self._doubt.frto.nothing_new_to_send()
+        else:
+            self._doubt.frto.step = 0
+        if reneged:
+            board.renege()  # RFC 2018 section 8
+        elif self.sack:
+            self._rack.timed_out(board, self._window_s(), now)
+        else:
+            board.mark_all_lost()
+        self._tail.end, self._probe_due = None, False
+
+    @property
+    def deadline(self) -> float | None:
+        """When `expire` is due: time-out, probe or reordering. None: nothing is in flight."""
+        board = self.board
+        if board.nxt == board.una:
+            return None
+        at = self._rto_at
+        probe_at = self._probe_at
+        if probe_at is not None and (at is None or probe_at < at):
+            at = probe_at
+        due = self._rack.due if self._asking_until is None else self._asking_until
+        return due if due is not None and (at is None or due < at) else at
+
+    @property
+    def _probe_at(self) -> float | None:
+        """RFC 8985 section 7.2; where the time-out would be earlier the probe takes its place."""
+        board, at = self.board, self._rto_at
+        if (self._state != OPEN or at is None or not self.sack or board.sacked or board.lost or self._probe_due
+                or self._tail.end is not None or not self.timer.rtt_s):
+            return None
+        probe_at = self._probe_from + self._tail.timeout_s(self.timer.rtt_s, board.nxt - board.una, self.mss)
+        return probe_at if probe_at < at else at
+
+    def _idle(self) -> None:
+        """Nothing is in flight."""
+        self._rto_at = self._rack.due = self._asking_until = None
+
+    # -- the window, the path, a successor -------------------------------------------------------------------------
 
     def probe(self, start: int, end: int) -> None:
-        """See the seam."""
-        if not self._ranges or self._ranges[-1].end < end:
-            self._ranges.append(Sent(max(start, self._ranges[-1].end if self._ranges else start), end, 0.0))
-        for each in self._ranges:
-            if each.start < end and each.end > start and not each.sacked:
-                each.lost, each.times = True, 2
-        self.deadline = None
+        """[start, end) was sent beyond the peer's window: it is not in flight, and waits to be sent again."""
+        self.board.sent(start, end, 0.0)
+        self.board.lose(start, end)
+        self._rto_at = None
 
     def window_closed(self, now: float) -> None:
-        """See the seam."""
-        for each in self._ranges:
-            if not each.sacked:
-                each.lost = True
-        self.deadline = None
+        """The time-out came while the window is closed: nobody's fault."""
+        self.board.mark_all_lost()
+        self._rto_at = None
 
     def reduce_mss(self, mss: int) -> None:
-        """See the seam."""
-        if mss != self.mss and not self.retransmits and self.cwnd == INITIAL_SEGMENTS * self.mss:
-            self.cwnd = INITIAL_SEGMENTS * mss
-        shrunk = mss < self.mss
-        self.mss = mss
-        if shrunk:
-            for each in self._ranges:
-                if each.end - each.start > mss and not each.sacked:
-                    each.lost = True
+        """Segments are smaller from now on; what is in flight in larger ones is lost, without fault of the path."""
+        shrunk, self.mss = mss < self.mss, mss
+        self.board.set_mss(mss)
+        self.control.set_mss(mss, anew=self.board.nxt <= 1)
+        if shrunk and self.board.una:
+            self.board.mark_all_lost()
 
-    def store(self, memory: memoryview, at: int) -> None:
-        """See the seam."""
-
-    def load(self, octets: memoryview) -> None:
-        """See the seam."""
+    def use(self, congestion: str) -> None:
+        """TCP_CONGESTION: another algorithm goes on from the same window. ValueError: there is none of that name."""
+        algorithm = find(congestion)
+        if algorithm is None:
+            raise ValueError(f"no congestion control {congestion!r}")
+        former = self.control
+        if former.name != congestion:
+            self.control = algorithm(self.mss)
+            self.control.restore((former.cwnd, former.ssthresh, 0.0, 0.0))
 
     def restored(self, una: int, nxt: int, now: float) -> None:
-        """A successor: what was in flight is unknown; one segment from `una` asks (see `layers.tcp.durable`)."""
-        self._una = una
-        self._ranges = [Sent(una, nxt, now)] if nxt > una else []
-        for each in self._ranges:
-            each.times = 2
-            each.lost = True
+        """A successor: [una, nxt) was sent by its predecessor, nobody knows when.
+
+        One segment from `una` asks what has arrived. For a round trip answers to what the predecessor sent may come as
+        well; what is not acknowledged by then is lost, without fault of the path.
+        """
+        self.board = board = Scoreboard(self.mss, una)
+        self._point = self._round_end = una
+        if nxt > una:
+            for _ in range(2):  # Karn: of this no round trip is measured
+                board.sent(una, nxt, max(1e-6, now - self.timer.base_s))
+            board.mark_all_lost()
+            rtt_s = self.timer.rtt_s
+            self._asking_until = now + (rtt_s + max(4 * self.timer.rtt_variance_s, rtt_s / 4) or RTO_MIN_S)
+            self._rto_at = now + self.timer.rto_s
