@@ -15,7 +15,7 @@ import msgspec
 
 from bus.messages import SocketReply, decoder, encode
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, listen
+from layers.tcp import acknowledgment, closing, congestion, listen
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Engine
@@ -25,7 +25,6 @@ from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, ST
 
 TIME_WAIT_REUSE_S = 1.0  # Linux net.ipv4.tcp_tw_reuse: an own connection may follow one in TIME-WAIT after so long
 KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: how many were handed up, taken, may be
-WELL_KNOWN = frozenset({"cubic", "reno"})
 
 
 class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,8 +104,8 @@ class Calls:
 
     def _settle(self, wanted: StreamState, before: Socket | None) -> Socket:
         engine, handle = self._engine, wanted.handle
-        if wanted.congestion not in WELL_KNOWN:
-            raise OSError(errno.ENOENT, "no such congestion control")
+        if congestion.find(wanted.congestion) is None:
+            raise OSError(errno.ENOENT, "no such congestion control")  # tcp(7), TCP_CONGESTION
         local = octets_of(wanted.local) or (before.local if before is not None else ANY)
         if local and not self.paths.is_local(local):
             raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
@@ -233,6 +232,8 @@ class Calls:
         if wanted.quickack:
             conn.quick, conn.pingpong = acknowledgment.QUICK_ACKS, False
             conn.ack_now = conn.ack_now or conn.ack_due > 0
+        if wanted.congestion != before.congestion and conn.recovery is not None:
+            conn.recovery.use(wanted.congestion)
         if before.cork and not wanted.cork:
             conn.cork_at = None
         engine.touch(conn)

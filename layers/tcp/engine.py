@@ -178,7 +178,7 @@ class Engine:
     @staticmethod
     def new_recovery(conn: Connection) -> Recovery:
         """Loss recovery for a connection."""
-        return Recovery(conn.mss - (12 if conn.timestamps_ok else 0))
+        return Recovery(conn.mss - (12 if conn.timestamps_ok else 0), conn.options.congestion, conn.sack_ok)
 
     def route_mss(self, peer: bytes, options: StreamState) -> int:
         """What we tell the peer, and the most that we send: RFC 9293 section 3.7.1 (MUST-67)."""

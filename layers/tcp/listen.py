@@ -103,6 +103,7 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
     conn.peer_segment = min(conn.mss, MSS_DEFAULT)
     conn.rcv_limit = acknowledgment.initial_limit(conn)
     if conn.recovery is not None:
+        conn.recovery.sack = conn.sack_ok
         conn.recovery.reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))
 
 

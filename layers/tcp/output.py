@@ -160,7 +160,7 @@ def _new(engine: Engine, conn: Connection) -> None:
         conn.snd_nxt = finish
         if size < most:
             conn.small_sent = finish
-        recovery.sent(start, finish, engine.now, finish == final or size < room)
+        recovery.sent(start, finish, engine.now, finish == final or limit - finish < most)
         conn.persist_at = conn.cork_at = None
         _send(engine, conn, start, finish, ACK, most if size > most else 0)
         sent_text = True

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layers.tcp import advisory
 from layers.tcp.congestion import DEFAULT, ECN, LOSS_WINDOW_SEGMENTS, TIMEOUT, CongestionControl, find
 from layers.tcp.congestion import LOSS as BY_LOSS
 from layers.tcp.prr import ProportionalRateReduction
@@ -30,13 +31,12 @@ class Recovery:
     """One connection's. `sack`: the peer sends SACK blocks."""
 
     __slots__ = ("_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more", "_point",
-                 "_probe_due", "_probe_from", "_prr", "_rack", "_round_end", "_rto_at", "_state", "_syn_expiries",
-                 "_tail", "_used", "board", "control", "mss", "retransmits", "sack", "timer")
+                 "_probe_due", "_probe_from", "_prr", "_rack", "_round_end", "_rto_at", "_state", "_stored",
+                 "_syn_expiries", "_tail", "_used", "board", "control", "mss", "retransmits", "sack", "timer")
 
     def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
-        algorithm = find(congestion)
-        if algorithm is None:
-            raise ValueError(f"no congestion control {congestion!r}")
+        algorithm = find(congestion) or find(DEFAULT)  # what a successor no longer has
+        assert algorithm is not None
         self.mss = mss
         self.sack = sack
         self.control: CongestionControl = algorithm(mss)
@@ -58,6 +58,7 @@ class Recovery:
         self._last_sent = 0.0
         self._full = 0  # what lies below was sent while the congestion window was the limit
         self._round_end = 0
+        self._stored = 0  # the round trip in which `store` did something last
         self._used = 0  # the most that was in flight in this round trip and the last
         self._syn_expiries = 0
         self._asking_until: float | None = None  # a successor learns what its predecessor's segments have come to
@@ -407,13 +408,20 @@ class Recovery:
         if shrunk and self.board.una:
             self.board.mark_all_lost()
 
+    def store(self, memory: memoryview, at: int) -> None:
+        """What a successor starts from, once a round trip (`layers.tcp.advisory`)."""
+        if self._stored != self._round_end:
+            self._stored = self._round_end
+            memory[at : at + advisory.OCTETS] = advisory.pack(self)
+
+    def load(self, octets: memoryview) -> None:
+        """What a predecessor stored."""
+        advisory.unpack(self, octets[: advisory.OCTETS])
+
     def use(self, congestion: str) -> None:
-        """TCP_CONGESTION: another algorithm goes on from the same window. ValueError: there is none of that name."""
-        algorithm = find(congestion)
-        if algorithm is None:
-            raise ValueError(f"no congestion control {congestion!r}")
-        former = self.control
-        if former.name != congestion:
+        """TCP_CONGESTION: another algorithm goes on from the same window."""
+        algorithm, former = find(congestion), self.control
+        if algorithm is not None and algorithm.name != former.name:
             self.control = algorithm(self.mss)
             self.control.restore((former.cwnd, former.ssthresh, 0.0, 0.0))
 

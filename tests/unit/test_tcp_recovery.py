@@ -318,13 +318,29 @@ def test_another_algorithm_goes_on_from_the_same_window():
     it.recovery.use("reno")
     assert (it.recovery.cwnd, it.recovery.ssthresh, it.recovery.control.name) == (*before, "reno")
     it.run()
-    with pytest.raises(ValueError):
-        it.recovery.use("vegas")
 
 
-def test_an_algorithm_that_does_not_exist_is_an_error_of_the_caller():
-    with pytest.raises(ValueError):
-        Recovery(MSS, "vegas")
+def test_an_algorithm_that_a_successor_has_not_is_the_default():
+    recovery = Recovery(MSS, "vegas")
+    assert recovery.control.name == "cubic"
+    recovery.use("vegas")
+    assert recovery.control.name == "cubic"
+
+
+def test_what_is_stored_is_stored_once_a_round_trip():
+    it, memory, writes = flow(1000), memoryview(bytearray(100)), []
+
+    def store(it: Flow) -> None:
+        before = bytes(memory)
+        it.recovery.store(memory, 50)
+        writes.append(before != bytes(memory))
+
+    it.trace = store
+    it.run()
+    assert 4 < sum(writes) < 20
+    successor = Recovery(MSS)
+    successor.load(memory[50:98])
+    assert successor.rtt_s == pytest.approx(RTT_S, rel=0.2)
 
 
 @settings(max_examples=60, deadline=None)
