@@ -30,7 +30,7 @@ class ProportionalRateReduction:
             send = min(ssthresh - pipe, send)
         if not self._out and send < mss:
             send = mss  # RFC 9937: the first retransmission leaves at once
-        return pipe + max(0.0, send)
+        return max(pipe + max(0.0, send), float(mss))
 
     def sent(self, octets: int) -> None:
         """So much has left since the recovery began, again or new."""
