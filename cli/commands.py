@@ -83,7 +83,8 @@ def _stop(folder: Path) -> None:
         except ProcessLookupError as error:
             raise NotRunning(str(folder)) from error
         try:
-            client.request("down")
+            for forced in client.request("down").get("forced", ()):
+                print(f"killed {forced}", file=sys.stderr)
             select.select([keeper], [], [], KEEPER_END_TIMEOUT_S)
         finally:
             os.close(keeper)

@@ -106,10 +106,11 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
                 sandbox.quiet_ipv6(options.tap)
             sandbox.configure(options.tap, options.kernel_end(), options.mtu)
         os.close(mapped)
-        from supervisor import keeper  # with all that layers need: only here, and after what may fail early
+        from supervisor import janitor, keeper  # with all that layers need: only here, and after what may fail early
 
+        cleaner = janitor.Janitor(options.name, run_dir)
         try:
-            lock_fd = keeper.lock(run_dir)
+            keeper.lock(run_dir)
         except BlockingIOError:
             say({"error": f"another stack is starting or stopping in {run_dir}"})
             os._exit(1)
@@ -120,7 +121,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, run_dir, lock_fd, device_fd, offload).run(ready)
+        keeper.Keeper(options, run_dir, device_fd, offload, cleaner).run(ready)
         status = 0
     except sandbox.SandboxError as error:
         say({"no_device": str(error)})

@@ -51,7 +51,7 @@ def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listen
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the socket service has three descriptors a client
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
         gc.freeze()
-        code.install()
+        _install(code, line)
         process = importlib.import_module("bus.runtime.process")
         config = importlib.import_module("bus.config")
         control = importlib.import_module("bus.runtime.control").Control(line)
@@ -65,3 +65,13 @@ def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listen
         traceback.print_exc(file=sys.stderr)
     finally:
         os._exit(status)
+
+
+def _install(code: Code, line: socket.socket) -> None:
+    """The code as it is on disk may be anything, so whatever reading it raises is told by the code that serves."""
+    control = importlib.import_module("bus.runtime.control").Control(line)
+    try:
+        code.install()
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError) as error:
+        control.tell("crashed", traceback=f"the code on disk does not compile: {type(error).__name__}: {error}"[:3000])
+        os._exit(1)

@@ -107,8 +107,8 @@ class Caller:
         for line in lines:
             try:
                 request = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError:
-                self.refuse("a request is one JSON object on one line")
+            except (msgspec.DecodeError, RecursionError):
+                self.refuse("a request is one JSON object on one line, not nested deep")
                 continue
             found.append(request)
         return found

@@ -17,6 +17,7 @@ from supervisor.events import Event
 if TYPE_CHECKING:
     from supervisor.keeper import Keeper
 
+CALLERS_MAX = 64  # at once; each is a descriptor of the keeper's
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -27,18 +28,30 @@ class ControlServer:
         self._keeper = keeper
         self._listener = control.listen(run_dir)
         self._wait_for_down: list[control.Caller] = []
+        self._callers: set[control.Caller] = set()
         keeper.watch(self._listener, self._accept)
 
-    def close(self) -> None:
-        """The stack is down: tell those who asked for it."""
+    def close(self, forced: list[str]) -> None:
+        """The stack is down: tell those who asked for it. `forced`: what had to be killed for it."""
         self._listener.close()
         for caller in self._wait_for_down:
-            caller.answer({})
+            caller.answer({"forced": forced})
 
     def _accept(self) -> None:
         caller = control.accept(self._listener)
-        if caller is not None:
-            self._keeper.watch(caller, partial(self._serve, caller))
+        if caller is None:
+            return
+        if len(self._callers) >= CALLERS_MAX:
+            caller.refuse(f"{CALLERS_MAX} callers are connected already")
+            caller.connection.close()
+            return
+        self._callers.add(caller)
+        self._keeper.watch(caller, partial(self._serve, caller))
+
+    def _hang_up(self, caller: control.Caller) -> None:
+        self._callers.discard(caller)
+        self._keeper.selector.unregister(caller)
+        caller.connection.close()
 
     def _mind(self, caller: control.Caller) -> None:
         """Wait for room as well, while the caller has yet to read something."""
@@ -47,20 +60,27 @@ class ControlServer:
             self._keeper.selector.modify(caller, events, partial(self._serve, caller))
 
     def _serve(self, caller: control.Caller) -> None:
-        requests = caller.requests() if caller.flush() else None
+        """What a caller asks; whatever goes wrong with that ends the conversation with this caller and no more."""
+        try:
+            requests = caller.requests() if caller.flush() else None
+            for request in requests or ():
+                self._answer(caller, request)
+        except Exception as error:
+            caller.refuse(f"the request failed: {type(error).__name__}: {error}")
+            requests = None
         if requests is None:
-            self._keeper.selector.unregister(caller)
-            caller.connection.close()
-            return
+            self._hang_up(caller)
+        else:
+            self._mind(caller)
+
+    def _answer(self, caller: control.Caller, request: dict) -> None:
         answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
                    "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage}
-        for request in requests:
-            answer = answers.get(str(request.get("op")))
-            if answer is None:
-                caller.refuse(f"unknown request {request.get('op')!r}")
-            else:
-                answer(caller, request)
-        self._mind(caller)
+        answer = answers.get(str(request.get("op")))
+        if answer is None:
+            caller.refuse(f"unknown request {request.get('op')!r}; there are {', '.join(answers)}")
+        else:
+            answer(caller, request)
 
     def _on_status(self, caller: control.Caller, request: dict) -> None:
         caller.answer(self._keeper.status(time.monotonic()))
@@ -70,9 +90,9 @@ class ControlServer:
         self._keeper.stop()
 
     def _on_restart(self, caller: control.Caller, request: dict) -> None:
-        services, names = self._keeper.services, request.get("layers")
-        if not isinstance(names, list) or not names or not all(str(name) in services for name in names):
-            caller.refuse(f"restart what? Layers are {', '.join(services)}")
+        layers, names = self._keeper.layers, request.get("layers")
+        if not isinstance(names, list) or not names or not all(str(name) in layers for name in names):
+            caller.refuse(f"restart: 'layers' is {names!r}; it is to be a list of {', '.join(layers)}")
             return
         outcome: dict[str, str] = {}
 
@@ -83,31 +103,33 @@ class ControlServer:
                 caller.refuse("\n".join(problems)) if problems else caller.answer(sorted(outcome))
 
         for name in dict.fromkeys(names):
-            self._keeper.renew(services[name], partial(done, name))
+            self._keeper.renew(name, partial(done, name))
 
     def _on_sabotage(self, caller: control.Caller, request: dict) -> None:
-        service, fault = self._keeper.services.get(str(request.get("layer"))), str(request.get("fault"))
-        if service is None or service.process is None or fault not in {*SIGNALS, *FAULTS}:
-            running = [name for name, other in self._keeper.services.items() if other.process]
-            caller.refuse(f"layers that run: {', '.join(running)}; faults: {', '.join([*SIGNALS, *FAULTS])}")
+        layer, fault = self._keeper.layers.get(str(request.get("layer"))), str(request.get("fault"))
+        if layer is None or layer.process is None or fault not in {*SIGNALS, *FAULTS}:
+            running = [name for name, other in self._keeper.layers.items() if other.process]
+            caller.refuse(f"sabotage {request.get('layer')} {fault}: layers that run are {', '.join(running)}; "
+                          f"faults are {', '.join([*SIGNALS, *FAULTS])}")
             return
         if fault in SIGNALS:
-            signal.pidfd_send_signal(service.process.pidfd, SIGNALS[fault])
+            signal.pidfd_send_signal(layer.process.pidfd, SIGNALS[fault])
         else:
-            service.words.words[layout.SABOTAGE] = FAULTS[fault]
-        caller.answer({"pid": service.process.pid})
+            layer.resources.words.words[layout.SABOTAGE] = FAULTS[fault]
+        caller.answer({"pid": layer.process.pid})
 
     def _on_manage(self, caller: control.Caller, request: dict) -> None:
         """A question or an order for one layer's core; it answers even if it has to be started anew meanwhile."""
-        service = self._keeper.services.get(str(request.get("layer")))
-        if service is None or not isinstance(request.get("request"), dict):
-            caller.refuse("manage what?")
+        layer = self._keeper.layers.get(str(request.get("layer")))
+        if layer is None or not isinstance(request.get("request"), dict):
+            caller.refuse(f"manage: layer {request.get('layer')!r} and a request; layers are "
+                          f"{', '.join(self._keeper.layers)}")
             return
 
         def answered(answer: dict) -> None:
             caller.refuse(answer["error"]) if "error" in answer else caller.answer(answer)
 
-        service.ask(request["request"], answered)
+        layer.ask(request["request"], answered)
 
     def _on_events(self, caller: control.Caller, request: dict) -> None:
         for event in self._keeper.events.all():

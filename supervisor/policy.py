@@ -11,6 +11,9 @@ AT_ONCE = 3  # quick deaths in a row that are answered by an immediate restart
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 2.0
 GIVE_UP_AFTER = 12  # quick deaths in a row
+RETRY_S, RETRY_MAX_S = 30.0, 300.0  # after that many: until the next try; doubled each time
+# SIGKILLs from outside that are answered at once: so many a second, and so many in a row.
+KILLS_PER_S, KILLS_AT_ONCE = 20.0, 40
 STABLE_S = 1.0  # a process that has served this long is forgiven what was before
 
 SUSPECT_AFTER_S = 0.18  # a life sign is due every 0.1 s
@@ -21,23 +24,41 @@ STARTING_S = 2.0  # in place of both, for one that is still reading back what it
 
 
 class Restarts:
-    """Counts deaths that come quickly after a start."""
+    """Counts deaths that come quickly after a start, but for those that nothing in the layer had a part in."""
 
     def __init__(self) -> None:
         self.quick_deaths = 0
         self._patience = 1
         self._looped = False  # it is being killed for an endless loop
+        self._kills_left = float(KILLS_AT_ONCE)
+        self._killed_at = 0.0
 
-    def pause_s(self, served_s: float) -> float | None:
-        """A process that served for `served_s` has died: the pause before the next; None: give up."""
+    @property
+    def given_up(self) -> bool:
+        """True where it died so often that only a try now and then is left."""
+        return self.quick_deaths > GIVE_UP_AFTER
+
+    def pause_s(self, served_s: float, now: float, from_outside: bool = False) -> float:
+        """A process that served for `served_s` has died: the pause before the next.
+
+        `from_outside`: by a SIGKILL that was not ours. It says nothing of the layer, so it is not counted; the bound
+        protects the machine, to which each start is some milliseconds of work.
+        """
+        if from_outside:
+            return self._pause_after_kill_s(now)
         if not self._looped:
             self._patience = 1  # whatever the former ones were at, this one got past it
         self._looped = False
         self.quick_deaths = self.quick_deaths + 1 if served_s < STABLE_S else 1
-        if self.quick_deaths > GIVE_UP_AFTER:
-            return None
+        if self.given_up:
+            return min(RETRY_MAX_S, RETRY_S * 2 ** (self.quick_deaths - GIVE_UP_AFTER - 1))
         beyond = self.quick_deaths - AT_ONCE
         return 0.0 if beyond <= 0 else min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** (beyond - 1))
+
+    def _pause_after_kill_s(self, now: float) -> float:
+        left = min(KILLS_AT_ONCE, self._kills_left + (now - self._killed_at) * KILLS_PER_S) - 1
+        self._kills_left, self._killed_at = left, now
+        return max(0.0, -left / KILLS_PER_S)
 
     def patience(self, served_s: float) -> int:
         """How many times LOOP_S one that has served for `served_s` may run without a sign of life.

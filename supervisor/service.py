@@ -1,179 +1,425 @@
-"""One layer as the keeper sees it: what it holds for the layer, and the process or processes that are it."""
+"""A layer's life: a state machine that says what the keeper has to do. Pure: processes are names, times are arguments.
+
+    DOWN ──START──> STARTING ──READY──> UP ──LOADED──> HANDING_OVER ──DIED──> STARTING (of the successor)
+                      ^   │ DIED        │ DIED
+            start_at  │   v             v
+                    PAUSED <── a pause is due ── STARTING at once otherwise; FAILED after too many quick deaths
+
+Up to three processes belong to a layer (`Role`): the one that serves; a *successor*, which loads new code while the
+former still serves (a planned restart); a *spare*, forked ahead with the code that serves, so that a death costs no
+fork. `TABLE` says for each state and event which method acts and which states may follow; an event that stands nowhere
+in a state's row changes nothing there. Every method returns the actions for the keeper, in order.
+
+docs/decisions/restart-policy.md and code-in-memory.md say why.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import time
 from collections.abc import Callable
-from pathlib import Path
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
-import msgspec
+from supervisor.policy import Restarts
 
-from bus.counters import PipeCounters
-from bus.durable import layout
-from bus.messages import Notice
-from supervisor.policy import Restarts, Sample, Watch
-from supervisor.snapshots import Booted, Code
-
-LISTEN_BACKLOG = 256
-CPUCLOCK_SCHED = 2  # the clock of clock_getcpuclockid(3), as glibc and Linux make it from a pid; 1 us to read
+STOP_TIMEOUT_S = 0.5  # for a process that was told to stop
+LOAD_TIMEOUT_S = 10.0  # for new code to be loaded
+SPARE_AFTER_S = 0.1  # from serving to the fork of the spare
+PROBATION_S = 3.0  # new code that fails within is rolled back
+FORK_PAUSE_S, FORK_PAUSE_MAX_S = 0.05, 5.0  # after a fork that the system refused; doubled each time
 
 
-class Process:
-    """A process that is, or stands ready to become, an incarnation of a layer."""
+class State(StrEnum):
+    """As `status` shows it."""
 
-    def __init__(self, pid: int, line: socket.socket, code: Code, now: float) -> None:
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        self.line = line
-        self.incarnation = 0  # given with the word to go
-        self.code = code
-        self.started = now
-        self.ready_at: float | None = None
-        self.loaded = False
-        self.stopping = False
-        self.why = ""  # what it said, or what was done to it, before it died
-        self.watch = Watch()
-
-    def go(self, incarnation: int, now: float) -> None:
-        """Let it serve, as soon as its code is loaded."""
-        self.incarnation = incarnation
-        self.started = now
-        self.tell(f"go {incarnation}")
-
-    def tell(self, word: str) -> None:
-        """Say "go" or "stop" to the layer."""
-        try:
-            self.line.send(word.encode())
-        except OSError:
-            pass  # it is dying; the pidfd tells
-
-    def messages(self) -> list[dict]:
-        """What it has told."""
-        found = []
-        try:
-            while octets := self.line.recv(1 << 18):
-                found.append(msgspec.json.decode(octets, type=dict))
-        except OSError:
-            pass
-        return found
-
-    def kill(self, why: str) -> None:
-        """SIGKILL, with the reason for the record."""
-        self.why = self.why or why
-        try:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-    def close(self) -> None:
-        """Let go of its descriptors; it has been reaped."""
-        self.line.close()
-        os.close(self.pidfd)
+    DOWN = "down"
+    STARTING = "starting"  # a process was told to serve and does not yet
+    UP = "up"
+    HANDING_OVER = "handing over"  # the process was told to stop; a successor waits for its end
+    PAUSED = "paused"  # no process until `start_at`
+    FAILED = "failed"  # as PAUSED, for longer: it died too often
+    STOPPING = "stopping"  # the stack goes down
 
 
-def sample(pid: int) -> Sample | None:
-    """What the kernel says of a process now; None: it is gone."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return Sample(state, int(waited) / 1e9)
+class Role(StrEnum):
+    """What a process of the layer is there for."""
+
+    PROCESS = "process"
+    SUCCESSOR = "successor"
+    SPARE = "spare"
 
 
-def used_s(pid: int) -> float:
-    """The processor time that a process has used; 0: it is gone."""
-    try:
-        return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
-    except OSError:
-        return 0.0
+class Event(Enum):
+    """What may happen to a layer."""
+
+    START = "the stack boots"
+    READY = "the process serves"
+    DIED = "the process ended"
+    HUNG = "the process gives no sign of life"
+    RENEW = "somebody asked for a planned restart"
+    LOADED = "the successor has loaded its code"
+    SUCCESSOR_DIED = "the successor ended"
+    SPARE_DIED = "the spare ended"
+    FORK_REFUSED = "the system refused a fork"
+    TIME = "a moment that was waited for has come"
+    STOP = "the stack shall go down"
 
 
-class Question(NamedTuple):
-    """Something that a layer's core was asked, and who waits for the answer."""
+class Fork(NamedTuple):
+    """Fork a process. `new_code`: that loads the code as it is on disk; else the code that serves."""
 
-    text: str
-    answered: Callable[[dict], None]
+    role: Role
+    new_code: bool = False
+
+
+class Go(NamedTuple):
+    """Tell the process to serve, as this incarnation of the layer."""
+
+    incarnation: int
+
+
+class TellStop(NamedTuple):
+    """Tell a process to stop."""
+
+    role: Role
+
+
+class Kill(NamedTuple):
+    """SIGKILL for a process, and why."""
+
+    role: Role
+    why: str
+
+
+class Dismiss(NamedTuple):
+    """SIGKILL for the spare, which has code that is no longer the one to run; nothing more is heard of it."""
+
+
+class Take(NamedTuple):
+    """The process of that role is the process now."""
+
+    role: Role
+
+
+class UseCode(NamedTuple):
+    """Which code the next processes run: the successor's, the former again; or the former is not needed any more."""
+
+    which: str  # "successor", "former", "forget former"
+
+
+class Blame(NamedTuple):
+    """Whether what the process had in hand may have been the cause of its death."""
+
+    may_be: bool
+
+
+class Log(NamedTuple):
+    """An event for people. `process`: it is about the process that serves or served."""
+
+    event: str
+    detail: str = ""
+    gap_ms: float = 0.0
+    process: bool = True
+
+
+class Serves(NamedTuple):
+    """The layer serves: place its process, repeat what was asked of it."""
+
+
+class Answer(NamedTuple):
+    """Tell whoever asked for a restart: done (""), or what went wrong."""
+
+    problem: str
+
+
+Action = Fork | Go | TellStop | Kill | Dismiss | Take | UseCode | Blame | Log | Serves | Answer
+
+
+class Death(NamedTuple):
+    """How a process ended. `from_outside`: by a SIGKILL that was not the keeper's."""
+
+    why: str
+    from_outside: bool = False
+
+
+class Transition(NamedTuple):
+    """Who acts, and the states that may follow."""
+
+    act: Callable[..., None]
+    follow: frozenset[State]
 
 
 class Service:
-    """One layer: durable memory, inbox, code, and its process. `state` as in `status`."""
+    """One layer."""
 
-    def __init__(self, name: str, run_dir: Path) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.memory_fd = layout.create(name)
-        self.words = layout.Words(self.memory_fd)
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(run_dir / f"{name}.sock"))
-        self.listener.listen(LISTEN_BACKLOG)
-        self.code: Code = Booted(name)
-        self.former: Code | None = None  # while a new version has yet to prove itself
-        self.process: Process | None = None
-        self.successor: Process | None = None  # of a planned restart, while it loads the new code
-        self.spare: Process | None = None  # forked ahead, so that a death costs no fork
-        self.spare_at: float | None = None  # when to fork the next one
+        self.state = State.DOWN
+        self.present: set[Role] = set()
         self.incarnation = 0
         self.restarts = 0
-        self.state = "starting"
         self.policy = Restarts()
+        self.ready_at: float | None = None  # since when the process serves; None: it does not yet
         self.away_since: float | None = None
-        self.start_at: float | None = None  # a pause before the next start ends then
-        self.counters: dict[str, str] = {}  # name -> role, in the order of the words
-        self.notices: dict[Notice, float] = {}  # what people should know of it, and since when (epoch)
-        self.questions: dict[int, Question] = {}
-        self._asked = 0
-        self.waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
+        self.start_at: float | None = None
+        self._spare_at: float | None = None
+        self._on_probation = False  # the code is new, and the former is kept
+        self._stop_by: float | None = None
+        self._load_by: float | None = None
+        self._forks_refused = 0
+        self._actions: list[Action] = []
 
-    def processes(self) -> list[Process]:
-        """All that are there."""
-        return [process for process in (self.process, self.successor, self.spare) if process is not None]
+    def happens(self, event: Event, now: float, *facts: object) -> list[Action]:
+        """What the keeper has to do about it."""
+        row = TABLE[self.state].get(event)
+        if row is None:
+            return []
+        self._actions = []
+        row.act(self, now, *facts)
+        assert self.state in row.follow, (event, self.state)
+        return self._actions
 
     @property
-    def beat(self) -> float:
-        """When its loop last turned, in seconds of CLOCK_MONOTONIC."""
-        return self.words.beat[0]
+    def next_time(self) -> float | None:
+        """When TIME is due."""
+        due = [self.start_at, self._stop_by, self._load_by]
+        if self.state is State.UP:
+            due.append(self._spare_at)
+            if self._on_probation and self.ready_at is not None:
+                due.append(self.ready_at + PROBATION_S)
+        return min((at for at in due if at is not None), default=None)
 
-    def counter_values(self) -> dict[str, int]:
-        """The layer's own counters by name."""
-        return dict(zip(self.counters, self.words.counters, strict=False))
+    def _do(self, *actions: Action) -> None:
+        self._actions += actions
 
-    def bus_counter_values(self) -> dict[str, int]:
-        """What the bus counted for it."""
-        return dict(zip(PipeCounters.declared, self.words.bus_counters, strict=False))
+    # -- starting ------------------------------------------------------------------------------------------------
 
-    def ask(self, request: dict, answered: Callable[[dict], None]) -> None:
-        """Ask the layer's core; `answered` is called when it answers, be it the present process or a successor."""
-        self._asked += 1
-        request = request | {"order": self._asked}  # by this the core knows it again: see bus.layer.ManagedCore
-        question = Question(msgspec.json.encode({"id": self._asked, "request": request}).decode(), answered)
-        self.questions[self._asked] = question
-        if self.process is not None:
-            self.process.tell(question.text)
+    def _start(self, now: float) -> None:
+        """Serve with the code that served last, at once."""
+        self.state = State.STARTING
+        self.start_at = self.ready_at = None
+        self.incarnation += 1
+        if Role.SPARE in self.present:
+            self.present.remove(Role.SPARE)
+            self._do(Take(Role.SPARE))
+        else:
+            self._do(Fork(Role.PROCESS))
+        self.present.add(Role.PROCESS)
+        self._do(Go(self.incarnation))
 
-    def answered(self, message: dict) -> None:
-        """The core's answer to a question; a second answer to the same is ignored."""
-        question = self.questions.pop(message["id"], None)
-        if question is not None:
-            question.answered(message["answer"])
+    def _serve(self, now: float) -> None:
+        gap_ms = round((now - self.away_since) * 1000, 1) if self.away_since is not None else 0.0
+        self.state = State.UP
+        self.ready_at, self.away_since = now, None
+        self._spare_at = now + SPARE_AFTER_S
+        self._forks_refused = 0
+        self._do(Serves(), Log("serves", gap_ms=gap_ms), Answer(""))
 
-    def notice(self, told: list, now: float) -> tuple[list[Notice], list[Notice]]:
-        """Take what the core says holds now; (what is new of it, what held before and is over)."""
-        former = self.notices
-        self.notices = {notice: former.get(notice, now) for notice in msgspec.convert(told, list[Notice])}
-        return ([notice for notice in self.notices if notice not in former],
-                [notice for notice in former if notice not in self.notices])
+    def _refused(self, now: float, role: Role, why: str) -> None:
+        """No process is to be had: try again, later and later."""
+        self.present.discard(role)
+        pause_s = min(FORK_PAUSE_MAX_S, FORK_PAUSE_S * 2**self._forks_refused)
+        self._forks_refused += 1
+        if self._forks_refused == 1 or role is not Role.SPARE:
+            self._do(Log("no process", f"{role}: {why}; next try in {pause_s:.2f} s", process=False))
+        if role is Role.SPARE:
+            self._spare_at = now + pause_s
+        elif role is Role.SUCCESSOR:
+            self._load_by = None
+            self._do(Answer(f"{self.name}: no process for the new code: {why}"))
+        elif self.state is not State.STOPPING:
+            self.state, self.start_at = State.PAUSED, now + pause_s
 
-    def standing_notices(self) -> list[dict]:
-        """The notices, as `status` shows them."""
-        return [{"event": notice.event, "detail": notice.detail, "since": since, **dict(notice.facts)}
-                for notice, since in self.notices.items()]
+    # -- dying ---------------------------------------------------------------------------------------------------
 
-    def answer_waiting(self, problem: str) -> None:
-        """Tell those who asked for a restart how it went."""
-        waiting, self.waiting = self.waiting, []
-        for tell in waiting:
-            tell(problem)
+    def _die(self, now: float, death: Death) -> None:
+        """The process ended, and nobody had told it to."""
+        self.present.discard(Role.PROCESS)
+        served_s = now - (self.ready_at if self.ready_at is not None else now)
+        self.away_since = self.away_since if self.away_since is not None else now
+        self.restarts += 1
+        self._do(Blame(not death.from_outside), Log("died", death.why))
+        if self._on_probation and not death.from_outside and served_s < PROBATION_S:
+            self._on_probation = False
+            self._do(UseCode("former"), Log("rolled back", "the new version died; the former code serves again",
+                                            process=False))
+            self._dismiss_spare()
+        pause_s = self.policy.pause_s(served_s, now, death.from_outside)
+        if pause_s == 0:
+            self._start(now)
+        else:
+            self.start_at = now + pause_s
+            self.state = State.FAILED if self.policy.given_up else State.PAUSED
+        if self.state is State.FAILED:
+            self._do(Answer(f"{self.name} keeps dying: {death.why}"),
+                     Log("failed", f"it keeps dying; it is tried again in {pause_s:.0f} s, or at once by "
+                         f"`launcher.py restart {self.name}`", process=False))
+
+    def _hang(self, now: float, beat: float, why: str) -> None:
+        self.away_since = beat
+        self._do(Kill(Role.PROCESS, why))
+
+    def _lose_spare(self, now: float) -> None:
+        self.present.discard(Role.SPARE)
+        self._spare_at = now + SPARE_AFTER_S
+
+    def _dismiss_spare(self) -> None:
+        if Role.SPARE in self.present:
+            self.present.remove(Role.SPARE)
+            self._do(Dismiss())
+
+    # -- planned restarts ----------------------------------------------------------------------------------------
+
+    def _renew(self, now: float) -> None:
+        """Load the code as it is on disk into a successor; the process serves on meanwhile."""
+        if Role.SUCCESSOR in self.present:
+            return  # who asked is answered with the one under way
+        self.policy.forgive()
+        self.present.add(Role.SUCCESSOR)
+        self._load_by = now + LOAD_TIMEOUT_S
+        self._do(Fork(Role.SUCCESSOR, new_code=True))
+
+    def _hand_over(self, now: float) -> None:
+        self._load_by = None
+        if self.state is State.HANDING_OVER:
+            return  # the successor is the second one: the first ended after the process was told to stop
+        if Role.PROCESS not in self.present:
+            self._promote(now)
+            return
+        self.state = State.HANDING_OVER
+        self.away_since, self._stop_by = now, now + STOP_TIMEOUT_S
+        self._do(TellStop(Role.PROCESS))
+
+    def _promote(self, now: float) -> None:
+        self.present -= {Role.SUCCESSOR}
+        self.state = State.STARTING
+        self.start_at = self.ready_at = None
+        self.incarnation += 1
+        self.restarts += 1
+        self._on_probation = True
+        self._do(Take(Role.SUCCESSOR), UseCode("successor"))
+        self._dismiss_spare()
+        self.present.add(Role.PROCESS)
+        self._do(Go(self.incarnation))
+
+    def _handed_over(self, now: float, death: Death) -> None:
+        """The process that was told to stop has ended."""
+        self.present.discard(Role.PROCESS)
+        self._stop_by = None
+        if Role.SUCCESSOR in self.present and self._load_by is None:
+            self._promote(now)
+        else:
+            self.restarts += 1
+            self._start(now)
+
+    def _lose_successor(self, now: float, death: Death) -> None:
+        self.present.discard(Role.SUCCESSOR)
+        self._load_by = None
+        self._do(Log("refused", death.why, process=False),
+                 Answer(f"{self.name}: the new version did not start, the former one goes on:\n{death.why}"))
+
+    # -- time, and the end ---------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        if self._stop_by is not None and now >= self._stop_by:
+            self._stop_by = None
+            roles = self.present if self.state is State.STOPPING else {Role.PROCESS}
+            self._do(*(Kill(role, "it did not stop when told") for role in sorted(roles)))
+        if self._load_by is not None and now >= self._load_by:
+            self._load_by = None
+            self._do(Kill(Role.SUCCESSOR, f"its code was not loaded within {LOAD_TIMEOUT_S:.0f} s"))
+        if self.start_at is not None and now >= self.start_at:
+            self._start(now)
+        if self.state is State.UP:
+            self._settle_in(now)
+
+    def _settle_in(self, now: float) -> None:
+        if self._spare_at is not None and now >= self._spare_at:
+            self._spare_at = None
+            if Role.SPARE not in self.present:
+                self.present.add(Role.SPARE)
+                self._do(Fork(Role.SPARE))
+        if self._on_probation and self.ready_at is not None and now - self.ready_at >= PROBATION_S:
+            self._on_probation = False
+            self._do(UseCode("forget former"))
+
+    def _stop(self, now: float) -> None:
+        self.state = State.STOPPING
+        self.start_at = self._load_by = None
+        self._stop_by = now + STOP_TIMEOUT_S
+        self._do(*(TellStop(role) for role in sorted(self.present)))
+        self._maybe_down()
+
+    def _stopped(self, now: float, *death: Death) -> None:
+        self.present.discard(Role.PROCESS)
+        self._maybe_down()
+
+    def _successor_stopped(self, now: float, *death: Death) -> None:
+        self.present.discard(Role.SUCCESSOR)
+        self._maybe_down()
+
+    def _spare_stopped(self, now: float) -> None:
+        self.present.discard(Role.SPARE)
+        self._maybe_down()
+
+    def _maybe_down(self) -> None:
+        if not self.present:
+            self.state, self._stop_by = State.DOWN, None
+
+
+def _to(act: Callable[..., None], *follow: State) -> Transition:
+    return Transition(act, frozenset(follow))
+
+
+_S, _E = State, Event
+_SAME: dict[State, dict[Event, Transition]] = {  # what leaves a layer with or without a process in its state
+    state: {
+        _E.RENEW: _to(Service._renew, state),
+        _E.SUCCESSOR_DIED: _to(Service._lose_successor, state),
+        _E.SPARE_DIED: _to(Service._lose_spare, state),
+        _E.STOP: _to(Service._stop, _S.STOPPING, _S.DOWN),
+    }
+    for state in (_S.STARTING, _S.UP, _S.PAUSED, _S.FAILED, _S.HANDING_OVER)
+}
+_AFTER_DEATH = (_S.STARTING, _S.PAUSED, _S.FAILED)
+TABLE: dict[State, dict[Event, Transition]] = {
+    _S.DOWN: {
+        _E.START: _to(Service._start, _S.STARTING),
+    },
+    _S.STARTING: _SAME[_S.STARTING] | {
+        _E.READY: _to(Service._serve, _S.UP),
+        _E.DIED: _to(Service._die, *_AFTER_DEATH),
+        _E.HUNG: _to(Service._hang, _S.STARTING),
+        _E.LOADED: _to(Service._hand_over, _S.HANDING_OVER),
+        _E.FORK_REFUSED: _to(Service._refused, _S.PAUSED, _S.STARTING),
+        _E.TIME: _to(Service._tick, _S.STARTING),
+    },
+    _S.UP: _SAME[_S.UP] | {
+        _E.DIED: _to(Service._die, *_AFTER_DEATH),
+        _E.HUNG: _to(Service._hang, _S.UP),
+        _E.LOADED: _to(Service._hand_over, _S.HANDING_OVER),
+        _E.FORK_REFUSED: _to(Service._refused, _S.UP),
+        _E.TIME: _to(Service._tick, _S.UP),
+    },
+    _S.HANDING_OVER: _SAME[_S.HANDING_OVER] | {
+        _E.LOADED: _to(Service._hand_over, _S.HANDING_OVER),
+        _E.DIED: _to(Service._handed_over, _S.STARTING),
+        _E.FORK_REFUSED: _to(Service._refused, _S.HANDING_OVER),
+        _E.TIME: _to(Service._tick, _S.HANDING_OVER),
+    },
+    _S.PAUSED: _SAME[_S.PAUSED] | {
+        _E.LOADED: _to(Service._hand_over, _S.STARTING),
+        _E.FORK_REFUSED: _to(Service._refused, _S.PAUSED),
+        _E.TIME: _to(Service._tick, _S.PAUSED, _S.STARTING),
+    },
+    _S.FAILED: _SAME[_S.FAILED] | {
+        _E.LOADED: _to(Service._hand_over, _S.STARTING),
+        _E.FORK_REFUSED: _to(Service._refused, _S.FAILED),
+        _E.TIME: _to(Service._tick, _S.FAILED, _S.STARTING),
+    },
+    _S.STOPPING: {
+        _E.DIED: _to(Service._stopped, _S.STOPPING, _S.DOWN),
+        _E.SUCCESSOR_DIED: _to(Service._successor_stopped, _S.STOPPING, _S.DOWN),
+        _E.SPARE_DIED: _to(Service._spare_stopped, _S.STOPPING, _S.DOWN),
+        _E.TIME: _to(Service._tick, _S.STOPPING),
+    },
+}

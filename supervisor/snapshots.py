@@ -1,9 +1,9 @@
-"""Code as it was on disk at one moment, in memory.
+"""The code of a layer as it was on disk at one moment, in memory that outlives the process that read it.
 
 The keeper imports every layer when it boots, so that a fork of it need import nothing (8 of a restart's milliseconds).
-A planned restart takes a snapshot of the files and imports `bus`, the layer and what the bus shares with applications
-from that. A crash starts again whichever of the two served last; and if new code fails, the former is still there,
-whatever the files say by then.
+The successor of a planned restart reads and compiles the files itself, for they may be anything, and leaves what came
+of it in a memfd of the keeper's; later processes import from there. A crash starts again whichever code served last;
+and if new code fails, the former is still there, whatever the files say by then.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.util
+import io
+import marshal
+import os
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +22,10 @@ from types import CodeType, ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
+FILE_OCTETS_MAX = 1 << 20  # of one source file
 # What the process of a layer has beside the layer's own package; usernet.pipe is all that it has of the library.
 SHARED = ("bus", "bus.runtime", "bus.durable", "packets", "layers.common", "usernet.pipe")
+_PREFIXES = ("bus", "packets", "layers", "usernet.pipe")
 
 
 def packages_of(layer: str) -> tuple[str, ...]:
@@ -31,6 +36,8 @@ def packages_of(layer: str) -> tuple[str, ...]:
 class Booted:
     """The code that the keeper itself has imported."""
 
+    descriptor = -1
+
     def __init__(self, layer: str) -> None:
         importlib.import_module(f"layers.{layer}.__main__")
 
@@ -39,23 +46,37 @@ class Booted:
 
 
 class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The code of a layer as it is on disk now, compiled. SyntaxError, ValueError for files that do not compile."""
+    """The code of a layer as it is on disk at the first `install`, which later ones find here."""
 
     def __init__(self, layer: str) -> None:
-        self._packages = packages_of(layer)
+        self._layer = layer
+        self._file = io.FileIO(os.memfd_create(f"usernet-code-{layer}", os.MFD_CLOEXEC), "r+")
+        self.descriptor = self._file.fileno()
         self._modules: dict[str, tuple[CodeType, str, bool]] = {}
-        for path in source_files(self._packages):
+
+    def compile(self) -> None:
+        """Read the files and compile them. SyntaxError, ValueError, OSError and more, for they may hold anything."""
+        modules = {}
+        for path in source_files(packages_of(self._layer)):
             relative = path.relative_to(ROOT).with_suffix("")
             is_package = relative.name == "__init__"
             name = ".".join(relative.parts[:-1] if is_package else relative.parts)
             # Never from __pycache__: that takes a file for unchanged that has the same size and second (1 ms a file).
-            code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-            self._modules[name] = (code, str(path), is_package)
+            modules[name] = (compile(_source(path), str(path), "exec", dont_inherit=True), str(path), is_package)
+        octets = marshal.dumps(modules)
+        os.pwrite(self.descriptor, octets, 0)
+
+    def load(self) -> None:
+        """Make the modules known to this process; compiled now, where no process has done it before."""
+        if not os.fstat(self.descriptor).st_size:
+            self.compile()
+        self._modules = marshal.loads(os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0))
 
     def install(self) -> None:
         """In a fresh fork: forget these packages, and import them from here from now on."""
+        self.load()
         for name in list(sys.modules):
-            if name.startswith(("bus", "packets", "layers", "usernet.pipe")):
+            if name.startswith(_PREFIXES):
                 del sys.modules[name]
         vars(sys.modules.get("usernet", sys)).pop("pipe", None)  # `from usernet import pipe` would look there first
         sys.meta_path.insert(0, self)
@@ -81,12 +102,21 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 Code = Booted | Snapshot
 
 
+def _source(path: Path) -> bytes:
+    """A source file's octets; OSError or ValueError for what cannot be one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        if status.st_size > FILE_OCTETS_MAX:
+            raise ValueError(f"{path} has {status.st_size} octets, at most {FILE_OCTETS_MAX} are read")
+        return file.read(FILE_OCTETS_MAX)
+
+
 def source_files(packages: Iterable[str]) -> list[Path]:
-    """The source files of `packages` and modules (dotted names below the checkout)."""
-    places = [ROOT / package.replace(".", "/") for package in packages]
-    found = [path for place in places for path in place.glob("*.py")]
-    found += [path for path in (place.with_suffix(".py") for place in places) if path.is_file()]
-    return sorted(found)
+    """The source files of `packages` (dotted names below the checkout), without those of packages in them."""
+    return sorted(path for package in packages for path in (ROOT / package.replace(".", "/")).glob("*.py"))
 
 
 def fingerprint(packages: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -95,7 +125,7 @@ def fingerprint(packages: Iterable[str]) -> dict[str, tuple[int, int]]:
     for path in source_files(packages):
         try:
             status = path.stat()
-        except FileNotFoundError:
+        except OSError:
             continue  # renamed between the listing and now
         found[str(path)] = (status.st_mtime_ns, status.st_size)
     return found

@@ -24,8 +24,9 @@ from setproctitle import setproctitle
 
 from bus.runtime.peers import listener_pid
 from bus.wire import SWITCH_LOCK, SWITCH_SOCKET, port_name
+from supervisor.layer_process import sample, used_s
 from supervisor.policy import Watch
-from supervisor.service import LISTEN_BACKLOG, sample, used_s
+from supervisor.resources import LISTEN_BACKLOG
 from switch import process as switch
 
 PORT_NUMBER_BITS = 48

@@ -11,6 +11,7 @@ is never torn; everything longer is written first and then published by a cell.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -65,8 +66,10 @@ assert _WORDS_OCTETS % PAGE == 0
 
 def create(name: str) -> int:
     """A new, empty durable memory; returns its descriptor (close-on-exec, kept over fork)."""
-    descriptor = os.memfd_create(f"usernet-{name}", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(f"usernet-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, TOTAL_OCTETS + STREAMS_OCTETS)
+    # A layer that shrank it would be the keeper's SIGBUS (memfd_create(2)).
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return descriptor
 
 

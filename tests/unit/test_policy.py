@@ -9,8 +9,12 @@ from supervisor.policy import (
     FIRST_PAUSE_S,
     GIVE_UP_AFTER,
     HUNG_AFTER_S,
+    KILLS_AT_ONCE,
+    KILLS_PER_S,
     LAST_PAUSE_S,
     LOOP_S,
+    RETRY_MAX_S,
+    RETRY_S,
     STABLE_S,
     SUSPECT_AFTER_S,
     Restarts,
@@ -25,38 +29,53 @@ TICK_S = 0.05
 # -- restarts --------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_quick_deaths_are_answered_at_once_then_pauses_double_up_to_a_limit_then_it_is_given_up():
+def pauses(restarts: Restarts, count: int, served_s: float = QUICK) -> list[float]:
+    return [restarts.pause_s(served_s, 0.0) for _ in range(count)]
+
+
+def test_the_first_quick_deaths_are_answered_at_once_then_pauses_double_up_to_a_limit_then_it_is_tried_now_and_then():
     restarts = Restarts()
-    pauses = [restarts.pause_s(QUICK) for _ in range(GIVE_UP_AFTER + 2)]
-    growing = pauses[AT_ONCE:GIVE_UP_AFTER]
-    assert pauses[:AT_ONCE] == [0.0] * AT_ONCE
+    told = pauses(restarts, GIVE_UP_AFTER)
+    growing = told[AT_ONCE:]
+    assert told[:AT_ONCE] == [0.0] * AT_ONCE
     assert growing[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
     assert growing == sorted(growing)
     assert growing[-1] == LAST_PAUSE_S
-    assert pauses[GIVE_UP_AFTER:] == [None, None]
+    assert not restarts.given_up
+    assert pauses(restarts, 6) == [RETRY_S, 2 * RETRY_S, 4 * RETRY_S, 8 * RETRY_S, RETRY_MAX_S, RETRY_MAX_S]
+    assert restarts.given_up
 
 
 def test_a_layer_that_served_long_enough_is_started_at_once_for_ever():
-    restarts = Restarts()
-    assert [restarts.pause_s(STABLE_S) for _ in range(100)] == [0.0] * 100
+    assert pauses(Restarts(), 100, STABLE_S) == [0.0] * 100
 
 
-@pytest.mark.parametrize("deaths", [1, AT_ONCE, GIVE_UP_AFTER])
+@pytest.mark.parametrize("deaths", [1, AT_ONCE, GIVE_UP_AFTER, GIVE_UP_AFTER + 3])
 def test_serving_long_enough_forgives_what_was_before(deaths):
     restarts = Restarts()
-    for _ in range(deaths):
-        restarts.pause_s(QUICK)
-    assert restarts.pause_s(STABLE_S) == 0.0
+    pauses(restarts, deaths)
+    assert pauses(restarts, 1, STABLE_S) == [0.0]
+    assert not restarts.given_up
     # that death counts as the first of a new row
-    assert [restarts.pause_s(QUICK) for _ in range(AT_ONCE)] == [0.0] * (AT_ONCE - 1) + [FIRST_PAUSE_S]
+    assert pauses(restarts, AT_ONCE) == [0.0] * (AT_ONCE - 1) + [FIRST_PAUSE_S]
 
 
 def test_a_restart_that_was_asked_for_starts_counting_anew():
     restarts = Restarts()
-    while restarts.pause_s(QUICK) is not None:
-        pass
+    pauses(restarts, GIVE_UP_AFTER + 1)
     restarts.forgive()
-    assert [restarts.pause_s(QUICK) for _ in range(AT_ONCE)] == [0.0] * AT_ONCE
+    assert pauses(restarts, AT_ONCE) == [0.0] * AT_ONCE
+
+
+def test_sigkills_from_outside_do_not_count_and_are_answered_at_once_up_to_what_protects_the_machine():
+    restarts = Restarts()
+    every_s = 1 / KILLS_PER_S
+    assert [restarts.pause_s(QUICK, 100 + every_s * n, from_outside=True) for n in range(1000)] == [0.0] * 1000
+    assert pauses(restarts, AT_ONCE) == [0.0] * AT_ONCE
+    restarts = Restarts()
+    told = [restarts.pause_s(QUICK, 100.0, from_outside=True) for _ in range(KILLS_AT_ONCE + 3)]
+    assert told[:KILLS_AT_ONCE] == [0.0] * KILLS_AT_ONCE
+    assert told[KILLS_AT_ONCE:] == pytest.approx([every_s, 2 * every_s, 3 * every_s])
 
 
 # -- hung or not -----------------------------------------------------------------------------------------------------
@@ -131,9 +150,9 @@ def test_patience_is_for_the_successor_of_an_endless_loop_only():
     restarts = Restarts()
     for _ in range(3):  # the same work, time and again
         restarts.looped(QUICK)
-        restarts.pause_s(QUICK)
+        restarts.pause_s(QUICK, 0.0)
     assert restarts.patience(QUICK) == 8
-    restarts.pause_s(QUICK)  # one that got past it, and died of something else
+    restarts.pause_s(QUICK, 0.0)  # one that got past it, and died of something else
     assert restarts.patience(QUICK) == 1
 
 

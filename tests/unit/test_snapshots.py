@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from supervisor import snapshots
-from supervisor.snapshots import Booted, Snapshot, fingerprint, packages_of
+from supervisor.snapshots import FILE_OCTETS_MAX, Booted, Snapshot, fingerprint, packages_of
 
+ROOT = Path(__file__).resolve().parents[2]
 NOW_NS = 1_700_000_000_500_000_000
 
 
@@ -41,6 +42,13 @@ def checkout(tmp_path, monkeypatch):
     return Checkout(tmp_path)
 
 
+def taken() -> Snapshot:
+    """A snapshot of the small tree as it is now."""
+    snapshot = Snapshot("toy")
+    snapshot.load()
+    return snapshot
+
+
 def load(snapshot: Snapshot, name: str) -> ModuleType:
     """The module as an import would make it."""
     spec = snapshot.find_spec(name)
@@ -50,7 +58,7 @@ def load(snapshot: Snapshot, name: str) -> ModuleType:
 
 
 def test_a_snapshot_has_bus_the_layer_and_the_protocol_and_nothing_else(checkout):
-    snapshot = Snapshot("toy")
+    snapshot = taken()
     for name, path in {"bus": "bus/__init__.py", "bus.common": "bus/common.py",
                        "layers.toy": "layers/toy/__init__.py", "layers.toy.core": "layers/toy/core.py",
                        "usernet.pipe.frame": "usernet/pipe/frame.py"}.items():
@@ -63,10 +71,10 @@ def test_a_snapshot_has_bus_the_layer_and_the_protocol_and_nothing_else(checkout
 
 def test_a_module_changed_later_keeps_the_old_code_in_the_old_snapshot(checkout):
     checkout.write("layers/toy/core.py", "TTL = 64\n")
-    old = Snapshot("toy")
+    old = taken()
     checkout.write("layers/toy/core.py", "TTL = 65\n")
     (checkout.root / "bus/common.py").unlink()
-    new = Snapshot("toy")
+    new = taken()
     assert load(old, "layers.toy.core").TTL == 64
     assert load(old, "bus.common").WHO == "bus/common.py"
     assert load(new, "layers.toy.core").TTL == 65
@@ -79,23 +87,40 @@ def test_a_change_that_keeps_size_and_second_is_seen_whatever_python_has_cached(
     spec = importlib.util.spec_from_file_location("toy_core", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))  # writes __pycache__, where Python may
     checkout.write("layers/toy/core.py", "TTL = 65\n")
-    assert load(Snapshot("toy"), "layers.toy.core").TTL == 65
+    assert load(taken(), "layers.toy.core").TTL == 65
 
 
 @pytest.mark.parametrize("text", ["def broken(:\n", "x = '\n", "\0", "# coding: none\n", "\tx = 1\n  y = 2\n"])
 def test_code_that_does_not_compile_is_refused_and_named(checkout, text):
     checkout.write("layers/toy/core.py", text)
     with pytest.raises((SyntaxError, ValueError)):
-        Snapshot("toy")
+        taken()
     checkout.write("layers/toy/core.py", "def broken(:\n")
     with pytest.raises(SyntaxError) as error:
-        Snapshot("toy")
+        taken()
     assert error.value.filename == str(checkout.root / "layers/toy/core.py")
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: os.mkfifo(path), lambda path: path.mkdir(),
+    lambda path: path.write_bytes(b"#" * (FILE_OCTETS_MAX + 1)),
+    lambda path: path.write_text("x = " + "1+" * 20_000 + "1\n"), lambda path: path.symlink_to("nowhere"),
+], ids=["fifo", "directory", "too long", "too deep", "dangling link"])
+def test_a_file_that_is_no_source_is_an_error_and_holds_nobody_up(checkout, make):
+    make(checkout.root / "layers/toy/odd.py")
+    with pytest.raises((OSError, ValueError, RecursionError, MemoryError)):
+        taken()
+
+
+def test_a_later_process_finds_what_the_first_one_compiled(checkout):
+    snapshot = taken()
+    checkout.write("layers/toy/core.py", "def broken(:\n")
+    assert in_a_fork(lambda: [snapshot.load(), load(snapshot, "layers.toy.core").WHO]) == [None, "layers/toy/core.py"]
 
 
 def test_code_is_compiled_and_not_run(checkout):
     checkout.write("layers/toy/core.py", "raise RuntimeError('at import')\n")
-    snapshot = Snapshot("toy")
+    snapshot = taken()
     with pytest.raises(RuntimeError, match="at import"):
         load(snapshot, "layers.toy.core")
 
@@ -139,9 +164,12 @@ def test_a_layer_imported_from_a_snapshot_takes_nothing_from_elsewhere(layer):
 
     def install() -> object:
         snapshot.install()
+        others = set(sys.modules)  # of this process, the tests'
         main = importlib.import_module(f"layers.{layer}.__main__")
+        # All of the project that was imported for it, whatever package it is in.
         loaders = {name: module.__loader__ is snapshot for name, module in sys.modules.items()
-                   if name.startswith(("bus", "packets", "layers.", "usernet.pipe"))}
+                   if name not in others and name not in ("layers", "usernet")
+                   and str(getattr(module, "__file__", "")).startswith(str(ROOT)) and ".venv" not in module.__file__}
         shared = {sys.modules["usernet"].pipe, sys.modules["usernet.pipe"]}
         return [callable(main.main), sorted(name for name, ours in loaders.items() if not ours), len(loaders) > 10,
                 len(shared)]

@@ -1,0 +1,248 @@
+"""One layer in the keeper's hands: does what its `Service` says, and tells it what happens."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from bus.durable import layout
+from supervisor.events import EventLog
+from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample, used_s
+from supervisor.placement import Placement
+from supervisor.resources import Resources
+from supervisor.service import (
+    Action,
+    Answer,
+    Blame,
+    Death,
+    Dismiss,
+    Event,
+    Fork,
+    Go,
+    Kill,
+    Log,
+    Role,
+    Serves,
+    Service,
+    State,
+    Take,
+    TellStop,
+    UseCode,
+)
+from supervisor.snapshots import Booted, Code, Snapshot
+
+
+class Host(Protocol):
+    """What the layers share: the keeper."""
+
+    events: EventLog
+    selector: selectors.BaseSelector
+    placement: Placement
+
+    def fork(self, layer: ManagedLayer, code: Code) -> Process:
+        """A process of `layer` that loads `code` and waits for the word to go. OSError: there is none to be had."""
+
+    def keep_poison(self, layer: str, message: LayerMessage) -> str:
+        """Set a record aside; where it is, or why it could not be kept."""
+
+
+class ManagedLayer:
+    """`state`, `incarnation`, `restarts`: the service's."""
+
+    def __init__(self, name: str, resources: Resources, host: Host) -> None:
+        self.name = name
+        self.service = Service(name)
+        self.resources = resources
+        self.processes: dict[Role, Process] = {}
+        self.forced: list[str] = []  # what of it had to be killed when the stack went down
+        self._host = host
+        self._code: Code = Booted(name)
+        self._former: Code | None = None  # while the code has yet to prove itself
+        self._waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
+        self._last = 0  # the pid of the process that ended last
+
+    @property
+    def state(self) -> State:
+        """The service's."""
+        return self.service.state
+
+    @property
+    def process(self) -> Process | None:
+        """The one that serves, or shall."""
+        return self.processes.get(Role.PROCESS)
+
+    def happens(self, event: Event, *facts: object) -> None:
+        """Tell the service, and do what it says."""
+        now = time.monotonic()
+        for action in self.service.happens(event, now, *facts):
+            if not self._act(action, now):
+                return
+
+    def renew(self, done: Callable[[str], None] | None = None) -> None:
+        """A planned restart; `done` is told how it went."""
+        if done is not None:
+            self._waiting.append(done)
+        self.happens(Event.RENEW)
+
+    def ask(self, request: dict, answered: Callable[[dict], None]) -> None:
+        """Ask the layer's core; it answers even if it has to be started anew meanwhile."""
+        question = self.resources.ask(request, answered)
+        if question and self.process is not None:
+            self.process.tell(question)
+
+    # -- what the service wants --------------------------------------------------------------------------------
+
+    def _act(self, action: Action, now: float) -> bool:
+        """False where the actions that follow have lost their sense."""
+        match action:
+            case Fork(role, new_code):
+                return self._fork(role, Snapshot(self.name) if new_code else self._code)
+            case Take(role):
+                self.processes[Role.PROCESS] = self.processes.pop(role)
+            case Go(incarnation):
+                self.processes[Role.PROCESS].go(incarnation, now)
+            case TellStop(role):
+                self.processes[role].tell("stop")
+                self.processes[role].tell("stop")  # one for a process that still waits for the word to go
+            case Kill(role, why):
+                self.processes[role].kill(why)
+                if self.state is State.STOPPING:
+                    self.forced.append(f"{self.name} [{self.processes[role].pid}]: {why}")
+            case Dismiss():
+                self.processes.pop(Role.SPARE).kill("dismissed")
+            case UseCode("successor"):
+                self._former, self._code = self._code, self.processes[Role.PROCESS].code
+            case UseCode("former") if self._former is not None:
+                self._code, self._former = self._former, None
+            case UseCode(_):
+                self._former = None
+            case Blame(may_be):
+                self.resources.words.words[layout.BLAMELESS] = int(not may_be)
+            case Log(event, detail, gap_ms, about_process):
+                self._log(event, detail, gap_ms, about_process)
+            case Serves():
+                self._serves()
+            case Answer(problem):
+                waiting, self._waiting = self._waiting, []
+                for tell in waiting:
+                    tell(problem)
+        return True
+
+    def _fork(self, role: Role, code: Code) -> bool:
+        try:
+            process = self._host.fork(self, code)
+        except OSError as error:
+            self.happens(Event.FORK_REFUSED, role, error.strerror or str(error))
+            return False
+        self.processes[role] = process
+        self._host.selector.register(process.line, selectors.EVENT_READ, partial(self._hear, process))
+        self._host.selector.register(process.pidfd, selectors.EVENT_READ, partial(self._bury, process))
+        return True
+
+    def _log(self, event: str, detail: str, gap_ms: float, about_process: bool) -> None:
+        process = self.process
+        pid = (process.pid if process else self._last) if about_process else 0
+        self._host.events.add(event, layer=self.name, pid=pid, detail=detail, gap_ms=gap_ms,
+                              incarnation=self.service.incarnation if about_process else 0)
+
+    def _serves(self) -> None:
+        process = self.processes[Role.PROCESS]
+        self._host.placement.settle(process.pid, self.name)
+        for question in self.resources.questions.values():  # its predecessor may have died over them
+            process.tell(question.text)
+
+    # -- what happens --------------------------------------------------------------------------------------------
+
+    def _role(self, process: Process) -> Role | None:
+        return next((role for role, its in self.processes.items() if its is process), None)
+
+    def _hear(self, process: Process) -> None:
+        try:
+            for message in process.messages():
+                self._heard(process, message)
+        except ValueError as error:  # msgspec's DecodeError and ValidationError are such
+            process.kill(f"it told the keeper something that is no message: {error}")
+
+    def _heard(self, process: Process, message: LayerMessage) -> None:
+        role = self._role(process)
+        match message.event:
+            case "loaded":
+                self.resources.counters = message.counters
+                if role is Role.SUCCESSOR:
+                    self.happens(Event.LOADED)
+            case "ready" if role is Role.PROCESS:
+                self.happens(Event.READY)
+            case "crashed":
+                process.why = process.why or message.traceback
+            case "answer":
+                self.resources.answered(message.id, message.answer)
+            case "notices":
+                self._notice(message)
+            case "poison":
+                self._log("poison", "a record that killed this layer twice is set aside: "
+                          + self._host.keep_poison(self.name, message), 0.0, True)
+            case _ if role is Role.PROCESS:
+                raise ValueError(f"an event {message.event!r}")
+
+    def _notice(self, message: LayerMessage) -> None:
+        begun, over = self.resources.notice(message.notices, time.time())
+        for event, notice in [(notice.event, notice) for notice in begun] + [(f"{n.event} over", n) for n in over]:
+            self._log(event, notice.detail, 0.0, True)
+
+    def _bury(self, process: Process) -> None:
+        """A process has ended."""
+        self._hear(process)
+        self._host.selector.unregister(process.line)
+        self._host.selector.unregister(process.pidfd)
+        status = process.reap()
+        role = self._role(process)
+        if role is None:
+            return  # a spare that was dismissed
+        del self.processes[role]
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        death = Death(process.why or how_it_ended(status), from_outside=killed and not process.why)
+        if role is Role.PROCESS:
+            self._last = process.pid
+            self.happens(Event.DIED, death)
+        elif role is Role.SUCCESSOR:
+            self.happens(Event.SUCCESSOR_DIED, death)
+        else:
+            self.happens(Event.SPARE_DIED)
+
+    def look_after(self, now: float) -> None:
+        """To be called often: what is due by the clock, and whether the process hangs."""
+        due = self.service.next_time
+        if due is not None and now >= due:
+            self.happens(Event.TIME)
+        process = self.process
+        if process is None or self.state not in (State.STARTING, State.UP):
+            return
+        ready_at, policy = self.service.ready_at, self.service.policy
+        beat = max(self.resources.beat, process.started)
+        used = used_s(process.pid)
+        if not process.watch.suspicious(now, beat, used):
+            return
+        found = sample(process.pid)
+        served_s = beat - (ready_at if ready_at is not None else beat)
+        if found is not None and process.watch.hung(now, found, used, serving=ready_at is not None,
+                                                    patience=policy.patience(served_s)):
+            if found.state == "R":
+                policy.looped(served_s)
+            self.happens(Event.HUNG, beat, f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms "
+                         f"(state {found.state})")
+
+    def status(self, now: float) -> dict:
+        """What `status` shows of it, but for what the kernel says of its process."""
+        service, process = self.service, self.process
+        return {
+            "pid": process.pid if process else None, "state": service.state.value,
+            "incarnation": service.incarnation, "restarts": service.restarts,
+            "uptime_s": round(now - service.ready_at, 3) if process and service.ready_at is not None else 0.0,
+            "counters": self.resources.counter_values(), "roles": self.resources.counters,
+            "bus": self.resources.bus_counter_values(), "notices": self.resources.standing_notices(),
+        }
