@@ -7,9 +7,11 @@ import secrets
 import msgspec
 
 from bus import topology
-from packets.ipv4 import TTL_DEFAULT
+from packets.ipv4 import TCP, TTL_DEFAULT, UDP
 
-CHECKSUM, SEGMENTATION = "checksum", "udp-segmentation"  # kinds of offload, as `status` names them
+# Kinds of offload, as `status` names them.
+CHECKSUM, UDP_SEGMENTATION, TCP_SEGMENTATION = "checksum", "udp-segmentation", "tcp-segmentation"
+SEGMENTATION_OF = {UDP: UDP_SEGMENTATION, TCP: TCP_SEGMENTATION}  # by protocol
 
 
 class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +30,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     wire_inbox: str = ""  # on a wire: the socket on which link receives there
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
-    offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: CHECKSUM, SEGMENTATION
+    offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: kinds of offload
     pipes: str = "direct"  # what joins the layers and serves the applications (usernet.pipe.contract.IMPLEMENTATIONS)
     layers: tuple[str, ...] = topology.ALWAYS  # those that are booted
     epoch: float = 0.0  # what CLOCK_MONOTONIC lacked, at the boot, to the seconds since 1970

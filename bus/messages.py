@@ -50,34 +50,27 @@ from usernet.pipe.streams import (
 )
 
 # Kinds of record. Data (below 128): a full pipe drops the newest and counts it.
-PACKET = 3  # an IPv4 packet for this host, whole
-PACKET_GROUP = 4  # the same, that came to a link-layer or IP broadcast or multicast address: never answered by an error
-PACKET_OUT = 5  # destination MAC (6 octets) + IPv4 packet
+PACKET = 3  # PACKET_HEAD + a whole packet, its IP header first: for this host
+PACKET_OUT = 5  # PACKET_OUT_HEAD + a whole packet, for link to send
 ARP_IN = 6  # an ARP packet, without its Ethernet header
 ARP_OUT = 7  # destination MAC (6 octets) + ARP packet
-TRANSMIT = 8  # records.TRANSMIT_HEADER + transport segment, for ip to wrap and send
-REPORT_ERROR = 9  # records.ICMP_ERROR_HEADER + the packet that caused it: icmp shall tell its sender
-ICMP_ERROR = 10  # records.ICMP_ERROR_HEADER + the packet of ours that an ICMP error quotes
+TRANSMIT = 8  # TRANSMIT_HEAD + IP options + transport segment, for ip to wrap and send
+REPORT_ERROR = 9  # REPORT_HEAD + a PACKET record, cut to QUOTE_OCTETS of packet: icmp shall tell its sender
+ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet of ours that an ICMP error quotes, its IP header first
 ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
-PATH_MTU = 12  # records.PATH_MTU_RECORD: a router could not pass a packet of ours on without fragmenting it
-REDIRECT = 20  # records.REDIRECT_RECORD: a gateway of ours says that another is nearer to a destination
-# With offload (packets.offload says what is partial, and what a super-packet is):
-PACKET_CHECKED = 15  # as PACKET; its checksum is known to be right, or is partial
-PACKET_SEGMENTS = 16  # records.SUPER_HEADER + super-packet
-PACKET_OUT_PARTIAL = 17  # as PACKET_OUT; its UDP checksum is partial, for the device to complete
-PACKET_OUT_SEGMENTS = 18  # records.SEGMENT_SIZE + destination MAC (6 octets) + super-packet, for the device to cut
-TRANSMIT_SEGMENTS = 19  # records.SEGMENT_SIZE + TRANSMIT_HEADER + a super-packet's UDP segment
+PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not pass a packet of ours on without fragmenting it
+REDIRECT = 20  # destination, gateway that is nearer to it, gateway that says so: addresses of one width
 
 # Control (from 128): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped either, bounded by
 # credit; behind a full pipe they merge.
-RESOLVE = 140  # address (4 octets) whose MAC is wanted
-NEIGHBOR = 141  # address (4 octets) + MAC (6 octets): reachable there
-UNREACHABLE = 142  # address (4 octets): nobody answered
+RESOLVE = 140  # address whose MAC is wanted
+NEIGHBOR = 141  # address + MAC (6 octets): reachable there
+UNREACHABLE = 142  # address: no answer came
 ROUTES = 143  # JSON records.Routes: the addresses and routes as they are now
 SOCKET_SET = 144  # JSON records.SocketState: this is how the socket shall be (idempotent)
 SOCKET_REPLY = 145  # JSON records.SocketReply: what became of it
 SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
-FORGET = 147  # address (4 octets): what was known of it holds no longer; ask again
+FORGET = 147  # address: what was known of it holds no longer; ask again
 NOTICES = 148  # JSON list of records.Notice: all that hold now
 MEMBERSHIP = 150  # JSON records.Membership: the multicast groups of a socket as they shall be (idempotent)
 RAW_WANTED = 149  # protocol numbers, an octet each: packets of which raw wants copies from now on
@@ -97,7 +90,6 @@ KIND_NAMES = {
     SOCKET_ERROR: "SOCKET_ERROR",
     BYE: "BYE",
     PACKET: "PACKET",
-    PACKET_GROUP: "PACKET_GROUP",
     PACKET_OUT: "PACKET_OUT",
     ARP_IN: "ARP_IN",
     ARP_OUT: "ARP_OUT",
@@ -107,11 +99,6 @@ KIND_NAMES = {
     ETHERNET: "ETHERNET",
     PATH_MTU: "PATH_MTU",
     REDIRECT: "REDIRECT",
-    PACKET_CHECKED: "PACKET_CHECKED",
-    PACKET_SEGMENTS: "PACKET_SEGMENTS",
-    PACKET_OUT_PARTIAL: "PACKET_OUT_PARTIAL",
-    PACKET_OUT_SEGMENTS: "PACKET_OUT_SEGMENTS",
-    TRANSMIT_SEGMENTS: "TRANSMIT_SEGMENTS",
     RESOLVE: "RESOLVE",
     NEIGHBOR: "NEIGHBOR",
     UNREACHABLE: "UNREACHABLE",
@@ -133,15 +120,35 @@ KIND_NAMES = {
     STREAM_INFO: "STREAM_INFO",
 }
 
-TRANSMIT_HEADER = Struct("<4s4sBBBB")  # source (0: the route's), destination, protocol, TTL, TOS, flags
+# Heads of packets. They are in network byte order, so that one Struct reads head and protocol header together. These
+# are those of family 4 (IPv4); addresses are octets of their family's width. Segment size: 0, or of a super-packet
+# (packets.offload) the octets of payload in each of its packets but perhaps the last.
+FAMILY_4, FAMILY_6 = 4, 6
+INTERFACE = 1  # the only one; 0 in a TRANSMIT: the route's
+
+# Interface, family, flags, octets of IP header, segment size, protocol, TTL, TOS, 0, source, destination. link says
+# interface, family, flags and segment size; the rest is zero, and the packet's padding not yet cut.
+PACKET_HEAD = Struct("!BBBBHBBBx4s4s")
+FLAG_GROUP = 1  # its frame or packet went to a broadcast or multicast address: never answered by an error
+FLAG_CHECKSUM_KNOWN = 2  # the transport's checksum was verified by the device
+FLAG_CHECKSUM_PARTIAL = 4  # it is the pseudo header's sum alone (packets.offload): nothing can have spoilt it
+FLAG_CHECKED = FLAG_CHECKSUM_KNOWN | FLAG_CHECKSUM_PARTIAL  # nothing is left to verify
+FLAG_LOOPED = 8  # from this host itself
+
+# Interface, family, flags (FLAG_CHECKSUM_PARTIAL), protocol, segment size, destination MAC.
+PACKET_OUT_HEAD = Struct("!BBBBH6s")
+
+# Segment size, interface, family, flags, protocol, TTL, TOS, octets of IP options, source (0: the route's),
+# destination.
+TRANSMIT_HEAD = Struct("!HBBHBBBB4s4s")
 TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments
 TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
 TRANSMIT_MAY_FRAGMENT = 4  # ip fragments what is too long; without it, that is a local error
 TRANSMIT_IGNORE_PATH_MTU = 8  # too long is what the interface cannot carry, whatever was learnt of the path
-TRANSMIT_PARTIAL = 64  # the segment is UDP, its checksum partial (packets.offload)
-TRANSMIT_OPTIONS = 16  # behind the header: IP options, as packets.ip_options has them
+TRANSMIT_PARTIAL = 16  # the segment's checksum is partial, of a protocol in packets.offload.CHECKSUM_AT
+TRANSMIT_WHOLE = 32  # behind the head: a whole packet with its IP header, as it shall be sent; protocol as in there
+TRANSMIT_RECORD = 64  # ip records our address and the time in those options that ask for it
 TRANSMIT_LOOP = 128  # to a multicast group: our own members of it get a copy (IP_MULTICAST_LOOP)
-TRANSMIT_WHOLE = 32  # behind the header: a whole packet with its IP header, as it shall be sent; protocol as in there
 
 # ip(7), IP_MTU_DISCOVER: what each of its values asks of ip. DONT, WANT, DO, PROBE, INTERFACE, OMIT.
 MTU_DISCOVER_MAX = 5
@@ -154,16 +161,12 @@ TRANSMIT_OF_MTU_DISCOVER = (
     TRANSMIT_IGNORE_PATH_MTU | TRANSMIT_MAY_FRAGMENT,
 )
 
-SUPER_HEADER = Struct("<HB")  # size of a super-packet's segments, 1: its frame came to a group
-
-# Destination, next hop's MTU (0: the router did not say), total length of the packet that it could not pass on.
-PATH_MTU_RECORD = Struct("<4sHH")
-
-# Destination, the gateway that is nearer to it, and who says so.
-REDIRECT_RECORD = Struct("<4s4s4s")
-
-# Type, code, origin (SO_EE_ORIGIN_*), 0, info (MTU or pointer), offender's address.
-ICMP_ERROR_HEADER = Struct("<BBBBI4s")
+# Type, code, origin (SO_EE_ORIGIN_*), family, info (MTU or pointer), octets of the whole quoted packet, its protocol,
+# octets of its IP header, offender, source and destination of the quoted packet.
+ERROR_HEAD = Struct("!BBBBIHBB4s4s4s")
+REPORT_HEAD = Struct("!BBxxI")  # type, code, info (MTU or pointer)
+QUOTE_OCTETS = 576  # RFC 1812 section 4.3.2.3: no ICMP error is longer, so no more of a packet can be quoted
+PATH_MTU_HEAD = Struct("!HH")  # the next hop's MTU (0: the router did not say), octets of the packet that it refused
 ORIGIN_LOCAL = 1  # ip(7): SO_EE_ORIGIN_LOCAL
 ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
 

@@ -22,12 +22,7 @@ from bus.messages import (
     MEMBERSHIP,
     NEIGHBOR,
     PACKET,
-    PACKET_CHECKED,
-    PACKET_GROUP,
     PACKET_OUT,
-    PACKET_OUT_PARTIAL,
-    PACKET_OUT_SEGMENTS,
-    PACKET_SEGMENTS,
     PATH_MTU,
     RAW_WANTED,
     READ,
@@ -46,7 +41,6 @@ from bus.messages import (
     STREAM_INFO,
     STREAM_RESET,
     TRANSMIT,
-    TRANSMIT_SEGMENTS,
     UNREACHABLE,
 )
 
@@ -114,30 +108,27 @@ def _pipe(producer: str, consumer: str, contract: str, *kinds: int) -> Pipe:
     return Pipe(producer, consumer, frozenset(kinds), contract)
 
 
-_TRANSPORT_IN = (PACKET, PACKET_GROUP, ICMP_ERROR, ROUTES)
+_TRANSPORT_IN = (PACKET, ICMP_ERROR, ROUTES)
 _SERVICE_IN = (SEND, SOCKET_SET, SOCKET_CLOSE)
 _SERVICE_OUT = (DATAGRAM, SOCKET_ERROR, SOCKET_REPLY)
 
 _STATED = (
     _pipe("link", "arp", "every ARP packet that reached us", ARP_IN),
-    _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET, PACKET_GROUP,
-          PACKET_CHECKED, PACKET_SEGMENTS),
+    _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET),
     _pipe("arp", "link", "ARP packets to send", ARP_OUT),
     _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE,
           FORGET),
     _pipe("ip", "arp", "addresses to resolve or to verify again, each gets an answer; our own, whenever they change",
           RESOLVE, ROUTES),
-    _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT, PACKET_OUT_PARTIAL, PACKET_OUT_SEGMENTS),
+    _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT),
     _pipe("ip", "icmp", "checked ICMP packets, padding cut; local errors; packets to complain of",
-          *_TRANSPORT_IN, PACKET_CHECKED, REPORT_ERROR),
-    _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN, PACKET_CHECKED,
-          PACKET_SEGMENTS),
+          *_TRANSPORT_IN, REPORT_ERROR),
+    _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN),
     _pipe("ip", "sockets", "addresses and routes, at the start and at every change; answers about groups", ROUTES,
           SOCKET_REPLY),
     _pipe("icmp", "ip", "ICMP messages to send; MTUs and redirects that routers told", TRANSMIT, PATH_MTU,
           REDIRECT),
-    _pipe("udp", "ip", "UDP segments to send; MTUs that routers told about them", TRANSMIT, TRANSMIT_SEGMENTS,
-          PATH_MTU),
+    _pipe("udp", "ip", "UDP segments to send; MTUs that routers told about them", TRANSMIT, PATH_MTU),
     _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
     _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),
     _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT, DATAGRAM_OPTIONS),
@@ -147,14 +138,13 @@ _STATED = (
           MEMBERSHIP),
     _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),
     _pipe("sockets", "udp", "UDP sockets as they shall be, datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
-    _pipe("ip", "tcp", "checked TCP packets, padding cut; local errors", *_TRANSPORT_IN, PACKET_CHECKED),
+    _pipe("ip", "tcp", "checked TCP packets, padding cut; local errors", *_TRANSPORT_IN),
     _pipe("tcp", "icmp", "tcp's greeting at its start, which icmp answers"),
     _pipe("tcp", "sockets", "streams, what becomes of connections, answers about TCP sockets", STREAM, ROOM, ACCEPTED,
           STREAM_RESET, STREAM_INFO, SOCKET_REPLY, SOCKET_ERROR),
     _pipe("sockets", "tcp", "TCP sockets as they shall be, streams, how far those were read", SOCKET_SET, SOCKET_CLOSE,
           STREAM, READ, ACCEPT, STREAM_INFO),
-    _pipe("ip", "raw", "copies of the packets that raw wants, whole, padding cut; local errors", PACKET, PACKET_GROUP,
-          ICMP_ERROR, ROUTES),
+    _pipe("ip", "raw", "copies of the packets that raw wants, whole, padding cut; local errors", *_TRANSPORT_IN),
     _pipe("raw", "ip", "payloads and whole packets to send, MTUs told about them; the protocols that raw wants",
           TRANSMIT, RAW_WANTED, PATH_MTU),
     _pipe("icmp", "raw", "ICMP errors about packets that we sent, whatever their protocol", ICMP_ERROR),

@@ -1,4 +1,4 @@
-"""ICMP messages, and the little of IPv4 that one must read to judge them (RFC 792).
+"""ICMP messages (RFC 792).
 
 A message: type, code, checksum over the whole message, 4 octets whose meaning hangs on the type, data; all in network
 order. In echo messages the 4 octets are identifier and sequence number; in errors, a pointer or an MTU, and the data
@@ -10,7 +10,10 @@ from __future__ import annotations
 from struct import Struct
 
 from packets.checksum import checksum
-from packets.ip_options import RECORD_ROUTE, TIMESTAMP, echoed, to_transmit, walk
+from packets.ip_options import RECORD_ROUTE, TIMESTAMP, walk
+from packets.ipv4 import DESTINATION, with_checksum
+from packets.ipv4 import HEADER_OCTETS as IP_HEADER_OCTETS
+from packets.ipv4 import header_octets as ip_header_octets
 from packets.time_of_day import time_of_day
 
 PROTOCOL = 1  # RFC 792
@@ -34,9 +37,7 @@ REPORTED_TYPES = frozenset({DESTINATION_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PR
 QUERY_TYPES = frozenset({ECHO_REPLY, ECHO_REQUEST, TIMESTAMP_REQUEST, TIMESTAMP_REPLY, INFORMATION_REQUEST,
                          INFORMATION_REPLY, ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY})
 
-IP_HEADER_OCTETS = 20  # RFC 791 section 3.1, without options
 IP_PAYLOAD_OCTETS_MAX = 65535 - IP_HEADER_OCTETS
-FRAGMENT_OFFSET = 0x1FFF
 EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quote is padded to at least this
 QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
 
@@ -67,17 +68,12 @@ def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
     return b"\x0e\0" + checksum(b"\x0e\0\0\0" + rest).to_bytes(2, "big") + rest
 
 
-def echoed_options(options: bytes) -> bytes:
-    """Of the options of an echo request those that its reply carries, as a TRANSMIT record has them; empty: none."""
-    return to_transmit(echoed(options))  # RFC 1122 section 3.2.2.6
-
-
 def as_received(packet: bytes) -> bytes:
     """A packet without what ip has put into its options, our address and time (layers/ip/options.py).
 
     What a slot had in it before is not known any more: zeros, as RFC 791 section 3.1 wants it of its sender.
     """
-    end, ours = (packet[0] & 15) << 2, packet[16:20]
+    end, ours = ip_header_octets(packet), packet[DESTINATION]
     header = bytearray(packet[:end])
     for offset, option in walk(packet[IP_HEADER_OCTETS:end]):
         at = IP_HEADER_OCTETS + offset
@@ -95,8 +91,7 @@ def as_received(packet: bytes) -> bytes:
                 kept = 4 if flag == _PRESPECIFIED else 0
                 header[at + start + kept : at + pointer - 1] = bytes(slot - kept)
                 header[at + 2] -= slot
-    header[10:12] = checksum(bytes(header[:10] + header[12:])).to_bytes(2, "big")
-    return bytes(header) + packet[end:]
+    return with_checksum(bytes(header)) + packet[end:]
 
 
 def echo_request(identifier: int, rest: bytes) -> bytes:
@@ -126,6 +121,16 @@ def info_of(message: bytes) -> int:
     return 0
 
 
+def identifier_of(message: bytes) -> int:
+    """The identifier of an echo message."""
+    return message[4] << 8 | message[5]
+
+
+def gateway_of(message: bytes) -> bytes:
+    """The gateway that a redirect names, 4 octets."""
+    return message[4:8]
+
+
 def quote_of(message: bytes) -> bytes:
     """The packet that an error quotes, without what may follow it.
 
@@ -140,16 +145,6 @@ def quote_of(message: bytes) -> bytes:
         if IP_HEADER_OCTETS + HEADER_OCTETS <= total < octets:
             quote = quote[:total]
     return quote
-
-
-def payload_offset(packet: bytes) -> int:
-    """Where the payload of an IPv4 packet starts; 0 where it is no first fragment with 8 octets of payload."""
-    if len(packet) < IP_HEADER_OCTETS + HEADER_OCTETS or packet[0] >> 4 != 4:
-        return 0
-    offset = (packet[0] & 15) << 2
-    if offset < IP_HEADER_OCTETS or len(packet) < offset + HEADER_OCTETS:
-        return 0
-    return 0 if (packet[6] << 8 | packet[7]) & FRAGMENT_OFFSET else offset
 
 
 def is_error_code(icmp_type: int, code: int) -> bool:

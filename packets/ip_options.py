@@ -122,12 +122,3 @@ def before(options: bytes, data: bytes) -> bytes:
 
 def _refused(number: int) -> OSError:
     return OSError(number, "Operation not permitted" if number == errno.EPERM else "Invalid argument")
-
-
-TRANSMIT_WORDS = 0x7F  # of the octet that stands before options in a TRANSMIT record: how many words they are
-TRANSMIT_RECORD = 0x80  # ip shall record our address and the time in those that ask for it
-
-
-def to_transmit(options: bytes, record: bool = False) -> bytes:
-    """What stands behind the TRANSMIT_HEADER, with TRANSMIT_OPTIONS; empty for none. Options are whole words."""
-    return bytes((len(options) // 4 | (TRANSMIT_RECORD if record else 0),)) + options if options else b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import NamedTuple
 
 from packets.checksum import checksum
 
@@ -13,7 +14,11 @@ VERSION_4_NO_OPTIONS = 0x45
 DONT_FRAGMENT = 0x4000
 MORE_FRAGMENTS = 0x2000
 FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset: zero in a whole packet
+FRAGMENT_OFFSET = 0x1FFF  # in units of 8 octets
 LENGTH_MAX = 65535
+PROTOCOL_AT = 9
+TTL, PROTOCOL = 5, 6  # of what HEADER.unpack gives
+SOURCE, DESTINATION = slice(12, 16), slice(16, 20)
 TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
 
@@ -80,6 +85,39 @@ def header_octets(packet: bytes) -> int:
 def is_fragment(packet: bytes) -> bool:
     """Whether a packet is a part of one."""
     return bool((packet[6] << 8 | packet[7]) & FRAGMENT_MASK)
+
+
+def is_later_fragment(packet: bytes) -> bool:
+    """Whether a packet is a part of one and not its beginning."""
+    return bool((packet[6] << 8 | packet[7]) & FRAGMENT_OFFSET)
+
+
+class Quoted(NamedTuple):
+    """What the header of a packet says, of which an ICMP error may have cut the rest."""
+
+    header_octets: int
+    tos: int
+    total: int
+    ttl: int
+    protocol: int
+    source: bytes
+    destination: bytes
+
+
+QUOTED_PAYLOAD_OCTETS = 8  # RFC 792: so much of the payload an error quotes at least
+
+
+def quoted(packet: bytes) -> Quoted | None:
+    """The header of an IPv4 packet; None where it is no first fragment with QUOTED_PAYLOAD_OCTETS of payload."""
+    if len(packet) < HEADER_OCTETS + QUOTED_PAYLOAD_OCTETS:
+        return None
+    version, tos, total, _, fragment, ttl, protocol, _, source, destination = HEADER.unpack_from(packet)
+    octets = (version & 15) << 2
+    if version >> 4 != 4 or octets < HEADER_OCTETS or len(packet) < octets + QUOTED_PAYLOAD_OCTETS:
+        return None
+    if fragment & FRAGMENT_OFFSET:
+        return None
+    return Quoted(octets, tos, total, ttl, protocol, source, destination)
 
 
 def completed(packet: bytes, source: bytes, identification: int) -> bytes:

@@ -1,9 +1,10 @@
 """What a medium's other end may be spared: sums over payloads, and the cutting of what was given in one piece.
 
-A *partial* checksum is the sum of the pseudo header alone, in the checksum's place; whoever needs the packet as a wire
-carries it adds up the rest (`complete`). A *super-packet* is many UDP datagrams of one flow behind one header:
-each has as many octets of payload as was said, the last perhaps fewer; its length field and its partial checksum are
-those of the whole. Linux has both inside itself and gives them to a TAP's other end, and takes them from it.
+A *partial* checksum is the sum of the pseudo header alone, in the checksum's place; a process that needs the packet as
+a wire carries it adds up the rest (`complete`). A *super-packet* is many packets of one flow behind one header: each
+has as many octets of payload as was said, the last perhaps fewer; length fields and partial checksum are the whole's.
+Of UDP each is a datagram (Linux: USO), of TCP each is a segment (TSO). Linux has both inside itself and gives them to a
+TAP's other end, and takes them from it.
 
 Here is how a packet without offload is made of one with it. Nothing here raises, whatever the octets.
 """
@@ -12,19 +13,17 @@ from __future__ import annotations
 
 from struct import Struct
 
-from packets.checksum import checksum, verifies
+from packets import tcp, udp
+from packets.checksum import checksum
+from packets.ipv4 import HEADER_OCTETS as IP_HEADER_OCTETS
+from packets.ipv4 import header_octets, with_checksum
 
-UDP = 17  # RFC 768
-UDP_HEADER_OCTETS = 8
-UDP_CHECKSUM_AT = 6  # in the UDP header
+CHECKSUM_AT = {udp.PROTOCOL: udp.CHECKSUM_AT, tcp.PROTOCOL: tcp.CHECKSUM_AT}  # in a segment, by protocol
 
-_IP_HEADER_OCTETS = 20
-_IP_CHECKSUM_AT = 10
 _LENGTH_AND_ID = Struct("!HH")
-_LENGTH_AND_SUM = Struct("!HH")
 
 
-def complete(segment: bytes, at: int = UDP_CHECKSUM_AT) -> bytes:
+def complete(segment: bytes, at: int) -> bytes:
     """A segment with its partial checksum, at octet `at`, made whole. Unchanged where there is no such octet."""
     if len(segment) < at + 2:
         return segment
@@ -32,45 +31,74 @@ def complete(segment: bytes, at: int = UDP_CHECKSUM_AT) -> bytes:
     return segment[:at] + (checksum(segment) or 0xFFFF).to_bytes(2, "big") + segment[at + 2 :]
 
 
-def settled(packet: bytes) -> bytes:
-    """An IPv4 packet whose UDP checksum, if it has one, is right or partial: with the right one."""
-    header_octets = (packet[0] & 15) * 4 if packet else 0
-    segment = packet[header_octets:]
-    if header_octets < _IP_HEADER_OCTETS or len(segment) < UDP_HEADER_OCTETS or packet[9] != UDP:
-        return packet
-    given = segment[UDP_CHECKSUM_AT] << 8 | segment[UDP_CHECKSUM_AT + 1]
-    pseudo = int.from_bytes(packet[12:20], "big") + UDP + len(segment)
-    if not given or (given - pseudo) % 65535 or verifies(segment, pseudo):  # RFC 768: zero, the sender made none
-        return packet
-    return packet[:header_octets] + complete(segment)
+def completed(packet: bytes, protocol: int) -> bytes:
+    """An IPv4 packet whose transport checksum is partial, made whole. Unchanged where there is no such checksum."""
+    start = header_octets(packet)
+    at = CHECKSUM_AT.get(protocol)
+    return packet[:start] + complete(packet[start:], at) if at is not None else packet
 
 
-def segments(whole: bytes, size: int) -> list[bytes]:
-    """The UDP segments of a super-packet's segment; their checksums are partial, as its own is."""
-    if len(whole) < UDP_HEADER_OCTETS or not size:
+def segment_header_octets(segment: bytes, protocol: int) -> int:
+    """How long the transport header of a segment is; 0 where it is none of a protocol that can be cut."""
+    if protocol == udp.PROTOCOL:
+        octets = udp.HEADER_OCTETS
+    elif protocol == tcp.PROTOCOL and len(segment) >= tcp.HEADER_OCTETS:
+        octets = tcp.header_octets(segment)
+        if octets < tcp.HEADER_OCTETS:
+            return 0
+    else:
+        return 0
+    return octets if octets < len(segment) else 0
+
+
+def segments(whole: bytes, protocol: int, size: int) -> list[bytes]:
+    """The segments of a super-packet's segment; their checksums are partial, as its own is. Empty: it is none."""
+    start = segment_header_octets(whole, protocol)
+    if not start or not size:
         return []
-    ports, payload = whole[:4], whole[UDP_HEADER_OCTETS:]
-    length, total = _LENGTH_AND_SUM.unpack_from(whole, 4)
-    pack, pseudo = _LENGTH_AND_SUM.pack, total - length
+    return _datagrams(whole, size) if protocol == udp.PROTOCOL else _tcp_segments(whole, start, size)
+
+
+def _datagrams(whole: bytes, size: int) -> list[bytes]:
+    ports, payload = whole[:4], whole[udp.HEADER_OCTETS :]
+    length, total = udp.LENGTH_CHECKSUM.unpack_from(whole, 4)
+    pack, pseudo = udp.LENGTH_CHECKSUM.pack, total - length
     cut = []
-    for start in range(0, len(payload), size):
-        part = payload[start : start + size]
-        octets = len(part) + UDP_HEADER_OCTETS
+    for at in range(0, len(payload), size):
+        part = payload[at : at + size]
+        octets = len(part) + udp.HEADER_OCTETS
         cut.append(ports + pack(octets, (pseudo + octets) % 65535 or 65535) + part)
     return cut
 
 
-def packets(whole: bytes, size: int) -> list[bytes]:
+def _tcp_segments(whole: bytes, start: int, size: int) -> list[bytes]:
+    """As Linux's tcp_gso_segment: FIN and PSH go with the last, CWR with the first (RFC 3168 section 6.1.2)."""
+    source, destination, sequence, acknowledgment, offset, flags, window, total, urgent = tcp.HEADER.unpack_from(whole)
+    options, end = whole[tcp.HEADER_OCTETS : start], len(whole)
+    pseudo = total - end
+    cut = []
+    for at in range(start, end, size):
+        part = whole[at : at + size]
+        kept = flags if at == start else flags & ~tcp.CWR
+        if at + size < end:
+            kept &= ~(tcp.FIN | tcp.PSH)
+        check = (pseudo + start + len(part)) % 65535 or 65535
+        number = (sequence + at - start) & 0xFFFFFFFF
+        header = tcp.HEADER.pack(source, destination, number, acknowledgment, offset, kept, window, check, urgent)
+        cut.append(b"".join((header, options, part)))
+    return cut
+
+
+def packets(whole: bytes, protocol: int, size: int) -> list[bytes]:
     """The packets of a super-packet, as a wire would carry them. Identification numbers follow its own."""
-    header_octets = (whole[0] & 15) * 4 if whole else 0
-    header = whole[:header_octets]
-    if header_octets < _IP_HEADER_OCTETS or len(header) < header_octets:
+    octets = header_octets(whole)
+    header = whole[:octets]
+    if not IP_HEADER_OCTETS <= octets <= len(whole):
         return []
     identification = header[4] << 8 | header[5]
+    at = CHECKSUM_AT.get(protocol, 0)
     cut = []
-    for number, segment in enumerate(segments(whole[header_octets:], size)):
-        fresh = header[:2] + _LENGTH_AND_ID.pack(header_octets + len(segment), (identification + number) & 0xFFFF)
-        fresh += header[6:_IP_CHECKSUM_AT] + b"\0\0" + header[_IP_CHECKSUM_AT + 2 :]
-        total = checksum(fresh).to_bytes(2, "big")
-        cut.append(fresh[:_IP_CHECKSUM_AT] + total + fresh[_IP_CHECKSUM_AT + 2 :] + complete(segment))
+    for number, segment in enumerate(segments(whole[octets:], protocol, size)):
+        fresh = header[:2] + _LENGTH_AND_ID.pack(octets + len(segment), (identification + number) & 0xFFFF)
+        cut.append(with_checksum(fresh + header[6:]) + complete(segment, at))
     return cut

@@ -108,6 +108,11 @@ class Segment(NamedTuple):
         return text + (f" ack {self.acknowledgment}" if self.flags & ACK else "") + f" win {self.window}"
 
 
+def header_octets(segment: bytes) -> int:
+    """How long a segment of at least HEADER_OCTETS says that its header is."""
+    return segment[12] >> 4 << 2
+
+
 def parse(octets: bytes) -> Segment | None:
     """The segment that `octets` are, checksum unseen; None: shorter than its header says, or than a header can be."""
     if len(octets) < HEADER_OCTETS:

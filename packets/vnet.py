@@ -11,27 +11,46 @@ from __future__ import annotations
 
 from struct import Struct
 
+from packets import tcp, udp
+
 HEADER = Struct("=BBHHHH")
 HEADER_OCTETS = HEADER.size
 
 NEEDS_CHECKSUM = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum is partial
 DATA_VALID = 2  # VIRTIO_NET_HDR_F_DATA_VALID: the checksum has been verified
 GSO_NONE = 0
+GSO_TCPV4 = 1  # VIRTIO_NET_HDR_GSO_TCPV4: a super-packet of TCP segments
 GSO_UDP_L4 = 5  # VIRTIO_NET_HDR_GSO_UDP_L4: a super-packet of UDP datagrams
 
-_UDP_AT = 14 + 20  # of an Ethernet frame with an IPv4 packet without options
-_CHECKSUM_AT = 6  # RFC 768
-_HEADERS_OCTETS = _UDP_AT + 8
+_SEGMENT_AT = 14 + 20  # of an Ethernet frame with an IPv4 packet without options
+# By protocol: GSO type, where the checksum stands, octets of header.
+_PROTOCOLS = {udp.PROTOCOL: (GSO_UDP_L4, udp.CHECKSUM_AT, udp.HEADER_OCTETS),
+              tcp.PROTOCOL: (GSO_TCPV4, tcp.CHECKSUM_AT, tcp.HEADER_OCTETS)}  # fmt: skip
+_SUPER = {GSO_UDP_L4: udp.CHECKSUM_AT, GSO_TCPV4: tcp.CHECKSUM_AT}
+SUPER_TYPES = frozenset(_SUPER)
 
 PLAIN = bytes(HEADER_OCTETS)  # a frame as on a wire
-PARTIAL_UDP = HEADER.pack(NEEDS_CHECKSUM, GSO_NONE, 0, 0, _UDP_AT, _CHECKSUM_AT)
+PARTIAL_UDP = HEADER.pack(NEEDS_CHECKSUM, GSO_NONE, 0, 0, _SEGMENT_AT, udp.CHECKSUM_AT)
+PARTIAL_TCP = HEADER.pack(NEEDS_CHECKSUM, GSO_NONE, 0, 0, _SEGMENT_AT, tcp.CHECKSUM_AT)
 
 
-def super_header(size: int) -> bytes:
-    """For a UDP super-packet whose datagrams have `size` octets of payload, 1 to 65535."""
-    return HEADER.pack(NEEDS_CHECKSUM, GSO_UDP_L4, _HEADERS_OCTETS, size, _UDP_AT, _CHECKSUM_AT)
+def header(protocol: int, partial: bool, size: int = 0) -> bytes | None:
+    """What stands before a frame whose packet has no IP options.
+
+    `partial`: its transport checksum is; `size`: it is a super-packet of packets with so many octets of payload, 1 to
+    65535, which is always partial. None: the protocol is none that a device knows.
+    """
+    if not partial and not size:
+        return PLAIN
+    if protocol not in _PROTOCOLS:
+        return None
+    gso, checksum_at, octets = _PROTOCOLS[protocol]
+    if not size:
+        return HEADER.pack(NEEDS_CHECKSUM, GSO_NONE, 0, 0, _SEGMENT_AT, checksum_at)
+    # The header octets are a hint (Linux virtio_net.h): those of TCP options need not be among them.
+    return HEADER.pack(NEEDS_CHECKSUM, gso, _SEGMENT_AT + octets, size, _SEGMENT_AT, checksum_at)
 
 
-def is_udp_super(flags: int, gso: int, size: int, offset: int) -> bool:
-    """Whether these fields announce a super-packet such as `super_header` does, with or without IP options."""
-    return gso == GSO_UDP_L4 and bool(flags & NEEDS_CHECKSUM) and size > 0 and offset == _CHECKSUM_AT
+def is_super(flags: int, gso: int, size: int, offset: int) -> bool:
+    """Whether these fields announce a super-packet such as `header` does, with or without IP options."""
+    return _SUPER.get(gso) == offset and bool(flags & NEEDS_CHECKSUM) and size > 0

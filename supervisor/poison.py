@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 from bus import messages
-from packets.offload import settled
+from packets.offload import completed
 
 LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/linktypes.html
 _FILE_HEADER = struct.Struct("=IHHiIII")  # pcap-savefile(5)
 _PACKET_HEADER = struct.Struct("=IIII")
-_LINKTYPES = {messages.ETHERNET: LINKTYPE_ETHERNET, messages.PACKET: LINKTYPE_RAW, messages.PACKET_GROUP: LINKTYPE_RAW,
-              messages.PACKET_CHECKED: LINKTYPE_RAW}
+_LINKTYPES = {messages.ETHERNET: LINKTYPE_ETHERNET, messages.PACKET: LINKTYPE_RAW}
 VNET_HEADER_OCTETS = 10  # what precedes a frame at a TAP with offload
 
 
@@ -32,8 +31,11 @@ def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -
     record = base64.b64decode(message["record"])
     if offload and message["kind"] == messages.ETHERNET:
         record = record[VNET_HEADER_OCTETS:]
-    elif message["kind"] == messages.PACKET_CHECKED:
-        record = settled(record)
+    elif message["kind"] == messages.PACKET and len(record) >= messages.PACKET_HEAD.size:
+        _, _, flags, _, _, protocol, *_ = messages.PACKET_HEAD.unpack_from(record)
+        record = record[messages.PACKET_HEAD.size :]
+        if flags & messages.FLAG_CHECKSUM_PARTIAL:
+            record = completed(record, protocol)
     kind = messages.KIND_NAMES.get(message["kind"], str(message["kind"])).lower()
     now = time.time()
     path = folder / f"poison-{layer}-{kind}-{int(now * 1000)}.pcap"

@@ -15,17 +15,18 @@ import socket
 import struct
 from pathlib import Path
 
-from bus.config import CHECKSUM, SEGMENTATION
+from bus.config import CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 VNET_HEADER_OCTETS = 10  # struct virtio_net_hdr
-# What TUNSETOFFLOAD may be asked for, best first; segmentation since Linux 6.2, which wants both of its flags.
-TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x20, 0x40
+# What TUNSETOFFLOAD may be asked for, best first; UDP segmentation since Linux 6.2, which wants both of its flags.
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x20, 0x40
 OFFLOADS = (
-    (TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6, (CHECKSUM, SEGMENTATION)),
+    (TUN_F_CSUM | TUN_F_TSO4 | TUN_F_USO4 | TUN_F_USO6, (CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION)),
+    (TUN_F_CSUM | TUN_F_TSO4, (CHECKSUM, TCP_SEGMENTATION)),
     (TUN_F_CSUM, (CHECKSUM,)),
 )
 SIOCSIFFLAGS, SIOCGIFFLAGS = 0x8914, 0x8913

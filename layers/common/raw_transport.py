@@ -14,10 +14,18 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.counters import Drop
 from bus.layer import CounterWords, Send, State
-from bus.messages import SEND_HEADER, SEND_OPTIONS, SEND_TOS_GIVEN, SocketReply, SocketState
+from bus.messages import (
+    FAMILY_4,
+    SEND_HEADER,
+    SEND_OPTIONS,
+    SEND_TOS_GIVEN,
+    TRANSMIT_HEAD,
+    SocketReply,
+    SocketState,
+)
 from layers.common.routes import RouteTable, is_multicast
 from layers.common.transport import ANY, ROUTES_KEY, Transport, TransportCounters, refused
-from packets.ip_options import checked, split, to_transmit
+from packets.ip_options import checked, split
 
 _number = int.from_bytes
 
@@ -29,8 +37,14 @@ class Header(NamedTuple):
     destination: bytes
     ttl: int
     tos: int
-    leave: int  # TRANSMIT_BROADCAST, TRANSMIT_LOOP; TRANSMIT_OPTIONS, if there are any
-    options: bytes  # what stands before the message then
+    flags: int  # TRANSMIT_BROADCAST, TRANSMIT_LOOP, TRANSMIT_RECORD
+    options: bytes
+
+    def pack(self, protocol: int, flags: int) -> bytes:
+        """The TRANSMIT_HEAD, with these flags besides, and the options."""
+        head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, self.flags | flags, protocol, self.ttl, self.tos,
+                                  len(self.options), self.source, self.destination)
+        return head + self.options
 
 
 class DirectCounters(TransportCounters):
@@ -163,10 +177,10 @@ class DirectTransport(Transport[SocketsT]):
                 continue
             ttl = ttl or (socket.multicast_ttl if multicast else socket.ttl)  # RFC 1112 section 6.1
             tos = tos if flags & SEND_TOS_GIVEN else socket.tos
-            leave = messages.TRANSMIT_BROADCAST if socket.broadcast else 0
-            leave |= messages.TRANSMIT_LOOP if multicast and socket.multicast_loop else 0
-            leave |= messages.TRANSMIT_OPTIONS if options else 0
-            header = Header(source, destination, ttl, tos, leave, to_transmit(options, record=True))
+            transmit_flags = messages.TRANSMIT_RECORD if options else 0
+            transmit_flags |= messages.TRANSMIT_BROADCAST if socket.broadcast else 0
+            transmit_flags |= messages.TRANSMIT_LOOP if multicast and socket.multicast_loop else 0
+            header = Header(source, destination, ttl, tos, transmit_flags, options)
             sends.append((topology.IP, messages.TRANSMIT, self._transmit(socket, header, data)))
         return sends
 

@@ -15,11 +15,11 @@ from bus.config import StackConfig
 from bus.counters import CounterSet, Drop, Event
 from bus.layer import CounterWords, Send, State
 from bus.messages import (
+    ERROR_HEAD,
     ERROR_RECORD,
-    ICMP_ERROR_HEADER,
     ORIGIN_ICMP,
     ORIGIN_LOCAL,
-    PATH_MTU_RECORD,
+    PATH_MTU_HEAD,
     SocketReply,
     SocketState,
 )
@@ -145,19 +145,28 @@ class Transport(Generic[SocketsT]):
 
 
 class IcmpError(NamedTuple):
-    """What an ICMP_ERROR_HEADER says."""
+    """What an ERROR_HEAD says: of the error, and of the packet of ours that it quotes."""
 
     icmp_type: int
     code: int
     origin: int  # SO_EE_ORIGIN_*
+    family: int
     info: int
+    total: int  # octets of the packet
+    protocol: int
+    header_octets: int
     offender: bytes
+    source: bytes
+    destination: bytes
 
     @classmethod
     def of(cls, record: bytes) -> IcmpError:
-        """From the head of an ICMP_ERROR record, which is long enough."""
-        icmp_type, code, origin, _, info, offender = ICMP_ERROR_HEADER.unpack_from(record)
-        return cls(icmp_type, code, origin, info, offender)
+        """From an ICMP_ERROR record of at least ERROR_HEAD.size octets."""
+        return cls._make(ERROR_HEAD.unpack_from(record))
+
+    def head(self) -> bytes:
+        """The ERROR_HEAD."""
+        return ERROR_HEAD.pack(*self)
 
     def errno_for(self, socket: SocketState, connected: bool) -> int:
         """The errno that a socket is told; 0: none. Linux's __udp4_lib_err, ping_err and raw_err.
@@ -174,25 +183,26 @@ class IcmpError(NamedTuple):
         told = socket.receive_errors or (connected and (fatal or self.origin == ORIGIN_LOCAL))
         return number if told else 0
 
-    def told(self, handle: int, number: int, destination: bytes, port: int, sent: bytes) -> Send:
-        """For the socket service: `number` to the socket that sent `sent` to that destination."""
+    def told(self, handle: int, number: int, port: int, sent: bytes) -> Send:
+        """For the socket service: `number` to the socket that sent `sent`, to `port` of the packet's destination."""
         head = ERROR_RECORD.pack(handle, number, self.origin, self.icmp_type, self.code, 0, self.info, self.offender,
-                                 destination, port)
+                                 self.destination, port)
         return topology.SOCKETS, messages.SOCKET_ERROR, head + sent
 
+    def mtu_told(self, socket: SocketState) -> list[Send]:
+        """For ip: what the next hop of a packet of this socket's can take, where this error says it.
 
-def mtu_told(error: IcmpError, socket: SocketState, quoted: bytes) -> list[Send]:
-    """For ip: what the next hop of a packet of this socket's can take, where the error says that (RFC 1191 section 4).
-
-    RFC 8201 section 4, RFC 9293 section 3.9.2.2: anybody can quote a packet that was never sent; whose socket it would
-    be has to exist. Whether to believe the number is for ip to say.
-    """
-    if (error.icmp_type, error.code, error.origin) != (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, ORIGIN_ICMP):
-        return []
-    if socket.mtu_discover in _BELIEVES_NO_ROUTER:
-        return []
-    told = PATH_MTU_RECORD.pack(quoted[16:20], min(error.info, 0xFFFF), quoted[2] << 8 | quoted[3])
-    return [(topology.IP, messages.PATH_MTU, told)]
+        RFC 1191 section 4: by a fragmentation needed.
+        RFC 8201 section 4, RFC 9293 section 3.9.2.2: anybody can quote a packet that was never sent; whose socket it
+        would be has to exist. Whether to believe the number is for ip to say.
+        """
+        kind = self.icmp_type, self.code, self.origin
+        if kind != (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, ORIGIN_ICMP):
+            return []
+        if socket.mtu_discover in _BELIEVES_NO_ROUTER:
+            return []
+        head = PATH_MTU_HEAD.pack(min(self.info, 0xFFFF), self.total)
+        return [(topology.IP, messages.PATH_MTU, head + self.destination)]
 
 
 def refused(handle: int, number: int, destination: bytes, port: int, data: bytes) -> Send:

@@ -20,8 +20,6 @@ from layers.ip.input import Input
 from layers.ip.output import Output
 from layers.ip.routing import Routing
 
-PACKETS = (messages.PACKET_CHECKED, messages.PACKET, messages.PACKET_GROUP, messages.PACKET_SEGMENTS)
-
 
 class Core:
     """Packets up, segments down, neighbours beside. See bus.layer.ManagedCore."""
@@ -53,11 +51,8 @@ class Core:
         """Packets from link, segments from the transports, answers from arp."""
         if kind == messages.TRANSMIT:
             return self._output.transmit(records, now)
-        if kind == messages.TRANSMIT_SEGMENTS:
-            return self._output.transmit_segments(records, now)
-        if kind in PACKETS:
-            deliver = self._input.deliver if kind != messages.PACKET_SEGMENTS else self._input.deliver_segments
-            sends = deliver(kind, records, now)
+        if kind == messages.PACKET:
+            sends = self._input.deliver(records, now)
             if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:
                 self._set_wake()
             return sends
@@ -116,10 +111,11 @@ class Core:
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
         news = False
         for record in records:
-            if len(record) != messages.PATH_MTU_RECORD.size:
+            if len(record) != messages.PATH_MTU_HEAD.size + 4:
                 self._counters[C.bad_announcement] += 1
                 continue
-            destination, told, quoted_octets = messages.PATH_MTU_RECORD.unpack(record)
+            told, quoted_octets = messages.PATH_MTU_HEAD.unpack_from(record)
+            destination = record[messages.PATH_MTU_HEAD.size :]
             if not self._output.sends_to(destination):  # anybody can quote a packet that we never sent
                 self._counters[C.path_mtu_refused] += 1
             elif self._routing.router_told(int.from_bytes(destination, "big"), told, quoted_octets, now):
@@ -133,14 +129,13 @@ class Core:
     def _redirected(self, records: list[bytes], now: float) -> list[Send]:
         announced = self._routing.announcement
         for record in records:
-            if len(record) != messages.REDIRECT_RECORD.size:
+            if len(record) != 3 * 4:
                 self._counters[C.bad_announcement] += 1
                 continue
             if not self._output.sends_to(record[:4]):
                 self._counters[C.redirect_refused] += 1
             else:
-                destination, gateway, teller = (int.from_bytes(each, "big")
-                                                for each in messages.REDIRECT_RECORD.unpack(record))
+                destination, gateway, teller = (int.from_bytes(record[at : at + 4], "big") for at in (0, 4, 8))
                 self._routing.redirect(destination, gateway, teller, now)
         if self._routing.announcement is announced:
             return []

@@ -5,9 +5,12 @@ Owns what raw wants (durable state): a restart of ip must not answer for what a 
 
 from __future__ import annotations
 
-from bus import messages, topology
+from bus import topology
 from bus.layer import State
+from bus.messages import FLAG_CHECKSUM_PARTIAL, PACKET
 from layers.ip.local_errors import UPPER
+from layers.ip.records import HEAD_OCTETS, record_of
+from packets.offload import completed
 
 WANTED_KEY = 4  # in durable state
 
@@ -35,6 +38,8 @@ class Uppers:
         self.sole = {protocol: layer for protocol, layer in UPPER.items() if protocol not in self.wanted}
 
 
-def copy_of(kind: int, packet: bytes) -> tuple[int, int, bytes]:
-    """For raw; `packet` has its checksums complete."""
-    return topology.RAW, messages.PACKET_GROUP if kind == messages.PACKET_GROUP else messages.PACKET, packet
+def copy_of(record: bytes, flags: int, protocol: int) -> tuple[int, int, bytes]:
+    """A PACKET record for raw, which sees packets as a wire would carry them."""
+    if flags & FLAG_CHECKSUM_PARTIAL:
+        record = record_of(completed(record[HEAD_OCTETS:], protocol), flags ^ FLAG_CHECKSUM_PARTIAL)
+    return topology.RAW, PACKET, record

@@ -10,7 +10,7 @@ import random
 
 from bus import messages, topology
 from bus.layer import CounterWords, Send, State
-from bus.messages import Membership, SourceFilter
+from bus.messages import FAMILY_4, INTERFACE, PACKET_OUT_HEAD, Membership, SourceFilter
 from layers.common.routes import is_multicast
 from layers.ip.counters import Counters as C
 from layers.ip.igmp import NOTHING, Change, Filter, Igmp, Message, Querier
@@ -92,7 +92,7 @@ class Groups:
 
     def heard(self, received: bytes, now: float) -> None:
         """An IGMP packet, whole and for us."""
-        message = received[(received[0] & 15) * 4 :]
+        message = received[ipv4.header_octets(received) :]
         self._counters[C.igmp_in] += 1
         if len(message) < HEADER_OCTETS or not verifies(message):
             self._counters[C.igmp_malformed] += 1
@@ -153,7 +153,8 @@ class Groups:
             template = ipv4.header_template(source, destination, ipv4.IGMP, IGMP_TTL, IGMP_TOS, True)
             octets = ipv4.HEADER_OCTETS + len(ROUTER_ALERT) + len(message)
             built = ipv4.header_with_options(template, ROUTER_ALERT, octets, 0) + message
-            sends.append((topology.LINK, messages.PACKET_OUT, ipv4.group_mac(destination) + built))
+            head = PACKET_OUT_HEAD.pack(INTERFACE, FAMILY_4, 0, ipv4.IGMP, 0, ipv4.group_mac(destination))
+            sends.append((topology.LINK, messages.PACKET_OUT, head + built))
         self._counters[C.igmp_out] += len(sends)
         self._counters[C.packets_out] += len(sends)
         return sends

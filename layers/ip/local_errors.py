@@ -6,20 +6,19 @@ from collections.abc import Container
 
 from bus import messages, topology
 from bus.layer import Send
+from layers.ip.records import HEAD_OCTETS
+from packets import ipv4
 
 UPPER = topology.transports()
 UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12  # RFC 792: types
 NET_UNREACHABLE, HOST_UNREACHABLE, PROTOCOL_UNREACHABLE, FRAGMENTATION_NEEDED = 0, 1, 2, 4
 REASSEMBLY_TIMEOUT = 1  # RFC 792: code of a time exceeded
-QUOTE_OCTETS = 576  # more of a packet never goes into an ICMP error
-
-_FRAGMENT_OFFSET = 0x1FFF
 
 
-def complaint(icmp_type: int, code: int, received: bytes, info: int = 0) -> Send:
-    """For icmp: tell the sender of `received`. `info`: the pointer of a parameter problem."""
-    header = messages.ICMP_ERROR_HEADER.pack(icmp_type, code, 0, 0, info, bytes(4))
-    return (topology.ICMP, messages.REPORT_ERROR, header + received[:QUOTE_OCTETS])
+def complaint(icmp_type: int, code: int, record: bytes, info: int = 0) -> Send:
+    """For icmp: tell the sender of a packet, a PACKET record. `info`: the pointer of a parameter problem."""
+    report = messages.REPORT_HEAD.pack(icmp_type, code, info)
+    return (topology.ICMP, messages.REPORT_ERROR, report + record[: HEAD_OCTETS + messages.QUOTE_OCTETS])
 
 
 def local_error(code: int, built: bytes, wanted: Container[int], info: int = 0) -> list[Send]:
@@ -27,8 +26,10 @@ def local_error(code: int, built: bytes, wanted: Container[int], info: int = 0) 
 
     raw is told, too, of the protocols that it wants. Of a fragment but the first nobody could tell whose it was.
     """
-    if (built[6] << 8 | built[7]) & _FRAGMENT_OFFSET:
+    version, _, total, _, fragment, _, protocol, _, source, destination = ipv4.HEADER.unpack_from(built)
+    if fragment & ipv4.FRAGMENT_OFFSET:
         return []
-    header = messages.ICMP_ERROR_HEADER.pack(UNREACHABLE, code, messages.ORIGIN_LOCAL, 0, info, built[12:16])
-    told = [UPPER.get(built[9]), topology.RAW if built[9] in wanted else None]
-    return [(upper, messages.ICMP_ERROR, header + built[:QUOTE_OCTETS]) for upper in told if upper is not None]
+    head = messages.ERROR_HEAD.pack(UNREACHABLE, code, messages.ORIGIN_LOCAL, messages.FAMILY_4, info, total, protocol,
+                                    (version & 15) << 2, source, source, destination)
+    told = [UPPER.get(protocol), topology.RAW if protocol in wanted else None]
+    return [(upper, messages.ICMP_ERROR, head + built[: messages.QUOTE_OCTETS]) for upper in told if upper is not None]

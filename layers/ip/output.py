@@ -1,16 +1,29 @@
 """The way out: from a transport's segment to packets whose next hop is resolved.
 
-Owns flows (what is the same for all packets with one TRANSMIT_HEADER) and the packets that wait for a neighbour's
+Owns flows (what is the same for all packets with one TRANSMIT_HEAD) and the packets that wait for a neighbour's
 address. Forgets both in a crash.
 """
 
 from __future__ import annotations
 
 import random
+from struct import Struct
 
 from bus import messages, topology
-from bus.config import SEGMENTATION
+from bus.config import CHECKSUM, SEGMENTATION_OF
 from bus.layer import CounterWords, Send, State
+from bus.messages import (
+    FAMILY_4,
+    FLAG_CHECKSUM_PARTIAL,
+    FLAG_GROUP,
+    FLAG_LOOPED,
+    INTERFACE,
+    PACKET,
+    PACKET_HEAD,
+    PACKET_OUT,
+    PACKET_OUT_HEAD,
+    TRANSMIT_HEAD,
+)
 from layers.common.routes import is_multicast
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers, copy_of
@@ -29,46 +42,74 @@ from layers.ip.local_errors import (
 )
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
 from layers.ip.options import examine
+from layers.ip.records import record_of
 from layers.ip.routing import Routing
 from packets import ipv4
 from packets.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
-from packets.ip_options import TRANSMIT_RECORD, TRANSMIT_WORDS
-from packets.offload import UDP_HEADER_OCTETS, complete, segments, settled
+from packets.offload import CHECKSUM_AT, complete, completed, segment_header_octets, segments
 
 FLOWS_MAX = 4096
 NOBODY = Neighbor(b"")  # the next hop of what loops and goes no further
 BROADCAST_MAC = b"\xff" * 6
-TRANSMIT_OCTETS = messages.TRANSMIT_HEADER.size
-SEGMENTS_OCTETS_MIN = messages.SEGMENT_SIZE.size + TRANSMIT_OCTETS + UDP_HEADER_OCTETS
-GROWTH_OCTETS = ipv4.HEADER_OCTETS - TRANSMIT_OCTETS  # from a TRANSMIT record to its packet
+HEAD_OCTETS = TRANSMIT_HEAD.size
+GROWTH_OCTETS = ipv4.HEADER_OCTETS - HEAD_OCTETS  # from a TRANSMIT record to its packet
+_ONE_PACKET = bytes(2)  # a segment size, at the beginning of the head
+
+# The head of a record, and ipv4.PARTS: one call makes both.
+_UP = Struct(f"!{PACKET_HEAD.size + 2}s" + ipv4.PARTS.format[3:])
+_OUT = Struct(f"!{PACKET_OUT_HEAD.size + 2}s" + ipv4.PARTS.format[3:])
 
 
 class Flow:
     """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
 
-    __slots__ = ("crafted", "dont_fragment", "end", "kind_out", "kind_up", "loops", "may_fragment", "middle",
-                 "mtu_octets", "neighbor", "options", "partial", "plain_octets", "series", "start", "template",
-                 "template_sum", "upper")
+    __slots__ = ("crafted", "dont_fragment", "end", "flags", "loops", "mac", "may_fragment", "middle", "mtu_octets",
+                 "neighbor", "option_octets", "partial", "plain_octets", "protocol", "series", "size", "start",
+                 "template", "template_sum", "upper", "whole_octets")
 
-    def __init__(self, template: bytes, series: Series, flags: int, dont_fragment: bool, upper: int | None,
+    def __init__(self, head: bytes, template: bytes, series: Series, dont_fragment: bool, upper: int | None,
                  neighbor: Neighbor | None, loops: bool, mtu_octets: int) -> None:
+        self.size, _, _, flags, self.protocol, _, _, self.option_octets, *_ = TRANSMIT_HEAD.unpack(head)
         self.template = template
         self.series = series  # of identification numbers
         self.template_sum = ipv4.header_sum(template)
-        self.start, self.middle, self.end = ipv4.parts(template)
+        _, self.middle, self.end = ipv4.parts(template)
         self.dont_fragment = dont_fragment
+        self.flags = flags
         self.may_fragment = bool(flags & messages.TRANSMIT_MAY_FRAGMENT)
-        self.options = bool(flags & messages.TRANSMIT_OPTIONS)
         self.crafted = bool(flags & messages.TRANSMIT_WHOLE)
         self.partial = bool(flags & messages.TRANSMIT_PARTIAL)
-        self.kind_up = messages.PACKET_CHECKED if self.partial else messages.PACKET  # needs but its header
-        self.kind_out = messages.PACKET_OUT_PARTIAL if self.partial else messages.PACKET_OUT
         self.upper = upper
         self.neighbor = neighbor
+        self.mac = b""  # that stands in `start`
         self.loops = loops
         self.mtu_octets = mtu_octets
-        plain = not self.options and not self.crafted and (not loops or (neighbor is None and upper is not None))
-        self.plain_octets = mtu_octets if plain else 0
+        plain = not self.option_octets and not self.crafted and (not loops or (neighbor is None and upper is not None))
+        self.whole_octets = mtu_octets if plain else 0  # longest packet of a super-packet that may go on as it is
+        self.plain_octets = 0 if self.size else self.whole_octets
+        self.start = self.head_up() + template[:2]  # what precedes length and identification
+
+    def head_up(self) -> bytes:
+        """The PACKET_HEAD of what is for this host."""
+        flags = FLAG_LOOPED | (FLAG_CHECKSUM_PARTIAL if self.partial else 0)
+        _, tos, _, _, _, ttl, protocol, _, source, destination = ipv4.HEADER.unpack(self.template)
+        return PACKET_HEAD.pack(INTERFACE, FAMILY_4, flags, ipv4.HEADER_OCTETS, self.size, protocol, ttl, tos, source,
+                                destination)
+
+    def set_mac(self, mac: bytes) -> None:
+        """Have packets go there from now on."""
+        self.mac = mac
+        self.start = out_head(mac, self.protocol, self.partial, self.size) + self.template[:2]
+
+
+def out_head(mac: bytes, protocol: int, partial: bool = False, size: int = 0) -> bytes:
+    """A PACKET_OUT_HEAD."""
+    return PACKET_OUT_HEAD.pack(INTERFACE, FAMILY_4, FLAG_CHECKSUM_PARTIAL if partial else 0, protocol, size, mac)
+
+
+def out_record(mac: bytes, packet: bytes) -> bytes:
+    """A PACKET_OUT record of a packet as a wire carries it."""
+    return out_head(mac, packet[ipv4.PROTOCOL_AT]) + packet
 
 
 class Output:
@@ -103,11 +144,12 @@ class Output:
     def transmit(self, records: list[bytes], now: float) -> list[Send]:
         """TRANSMIT records."""
         # The hot path: as finish_header does, without the call. Locals, and no call that a known flow can do without.
-        flows, pack = self._flows, ipv4.PARTS.pack
+        flows, pack_up, pack_out = self._flows, _UP.pack, _OUT.pack
         sends: list[Send] = []
         sent = looped = 0
         for record in records:
-            flow = flows.get(record[:12]) or self._new_flow(record[:12], record, sends)
+            head = record[:HEAD_OCTETS]
+            flow = flows.get(head) or self._new_flow(head, record, sends)
             if flow is None:
                 continue
             length = len(record) + GROWTH_OCTETS
@@ -115,82 +157,81 @@ class Output:
                 sent += self._transmit_otherwise(flow, record, now, sends)
                 continue
             identification = 0 if flow.dont_fragment else flow.series.next(now)  # RFC 6864 section 4.1
-            total = (flow.template_sum + length + identification) % 65535 or 65535
-            built = pack(flow.start, length, identification, flow.middle, 65535 - total, flow.end) + record[12:]
+            total = 65535 - ((flow.template_sum + length + identification) % 65535 or 65535)
             neighbor = flow.neighbor
             if neighbor is None:
-                sends.append((flow.upper, flow.kind_up, built))  # type: ignore[arg-type]  # None is not plain
+                built = pack_up(flow.start, length, identification, flow.middle, total, flow.end)
+                sends.append((flow.upper, PACKET, built + record[HEAD_OCTETS:]))  # type: ignore[arg-type]  # None is not plain
                 looped += 1
                 continue
             mac = neighbor.mac
             if mac is None or now > neighbor.ask_again_at:
-                mac = self._ask(flow, built, now, sends)
+                packet = ipv4.finish_header(flow.template, flow.template_sum, length, identification)
+                packet += record[HEAD_OCTETS:]
+                mac = self._ask(flow, completed(packet, flow.protocol) if flow.partial else packet, now, sends)
                 if mac is None:
                     continue
-            sends.append((topology.LINK, flow.kind_out, mac + built))
+            if mac is not flow.mac:
+                flow.set_mac(mac)
+            built = pack_out(flow.start, length, identification, flow.middle, total, flow.end)
+            sends.append((topology.LINK, PACKET_OUT, built + record[HEAD_OCTETS:]))
             sent += 1
         self._counters[C.packets_out] += sent
         self._counters[C.looped] += looped
         return sends
 
-    def transmit_segments(self, records: list[bytes], now: float) -> list[Send]:
-        """TRANSMIT_SEGMENTS records: each goes on in one piece where all of its datagrams need but their headers."""
-        sends: list[Send] = []
-        for record in records:
-            (size,) = messages.SEGMENT_SIZE.unpack_from(record) if len(record) > SEGMENTS_OCTETS_MIN else (0,)
-            if not size:
-                self._counters[C.bad_transmit] += 1
-                continue
-            request = record[messages.SEGMENT_SIZE.size :]
-            flow = self._flows.get(request[:12]) or self._new_flow(request[:12], request, sends)
-            if flow is None:
-                continue
-            if not self._transmit_whole(flow, size, request, now, sends):
-                header = request[:TRANSMIT_OCTETS]
-                cut = segments(request[TRANSMIT_OCTETS:], size)
-                sends += self.transmit([header + segment for segment in cut], now)
-        return sends
+    def _transmit_super(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
+        """A super-packet: in one piece where all of its packets need but their headers, else as these."""
+        segment = record[HEAD_OCTETS + flow.option_octets :]
+        if self._transmit_whole(flow, segment, now, sends):
+            return 0
+        cut = segments(segment, flow.protocol, flow.size) if flow.partial and not flow.crafted else []
+        if not cut:
+            self._counters[C.bad_transmit] += 1
+        head = _ONE_PACKET + record[len(_ONE_PACKET) : HEAD_OCTETS + flow.option_octets]
+        sends += self.transmit([head + piece for piece in cut], now)
+        return 0
 
-    def _transmit_whole(self, flow: Flow, size: int, request: bytes, now: float, sends: list[Send]) -> bool:
-        """Send a super-packet; False where it has to be cut here."""
-        length = len(request) + GROWTH_OCTETS
-        headers_octets = ipv4.HEADER_OCTETS + UDP_HEADER_OCTETS
-        if not flow.partial or headers_octets + size > flow.plain_octets or length > ipv4.LENGTH_MAX:
+    def _transmit_whole(self, flow: Flow, segment: bytes, now: float, sends: list[Send]) -> bool:
+        """Send a super-packet as it is; False where it has to be cut here."""
+        length = ipv4.HEADER_OCTETS + len(segment)
+        header_octets = segment_header_octets(segment, flow.protocol)
+        headers_octets = ipv4.HEADER_OCTETS + header_octets
+        if not (flow.partial and header_octets) or length > ipv4.LENGTH_MAX:
+            return False
+        if headers_octets + flow.size > flow.whole_octets:
             return False
         neighbor = flow.neighbor
-        if neighbor is not None and (neighbor.mac is None or SEGMENTATION not in self._offload):
+        if neighbor is not None and (neighbor.mac is None or SEGMENTATION_OF.get(flow.protocol) not in self._offload):
             return False
-        count = -(-(length - headers_octets) // size)
-        identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each datagram gets the next
+        count = -(-(length - headers_octets) // flow.size)
+        identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each packet gets the next
         header = ipv4.finish_header(flow.template, flow.template_sum, length, identification)
-        segment = request[TRANSMIT_OCTETS:]
         if neighbor is None:
-            head = messages.SUPER_HEADER.pack(size, 0)
-            sends.append((flow.upper, messages.PACKET_SEGMENTS, b"".join((head, header, segment))))  # type: ignore[arg-type]
+            sends.append((flow.upper, PACKET, b"".join((flow.start[:-2], header, segment))))  # type: ignore[arg-type]
             self._counters[C.looped] += count
             return True
         if now > neighbor.ask_again_at:
             self._ask(flow, b"", now, sends)  # its address is known, so nothing waits
-        head = messages.SEGMENT_SIZE.pack(size)
-        built = b"".join((head, neighbor.mac, header, segment))  # type: ignore[arg-type]  # looked at above
-        sends.append((topology.LINK, messages.PACKET_OUT_SEGMENTS, built))
+        if neighbor.mac is not flow.mac:
+            flow.set_mac(neighbor.mac)  # type: ignore[arg-type]  # looked at above
+        sends.append((topology.LINK, PACKET_OUT, b"".join((flow.start[:-2], header, segment))))
         self._counters[C.packets_out] += count
         return True
 
     def _transmit_otherwise(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
-        """A packet that loops, has options or is too long; returns how many packets went to link."""
-        options, segment, records = b"", record[TRANSMIT_OCTETS:], False
+        """A packet that loops, has options, is too long or a super-packet; returns how many went to link from here."""
+        end = HEAD_OCTETS + flow.option_octets
+        options, segment = record[HEAD_OCTETS:end], record[end:]
+        if len(options) != flow.option_octets:
+            self._counters[C.bad_transmit] += 1
+            return 0
+        if flow.size:
+            return self._transmit_super(flow, record, now, sends)
         if flow.crafted:
             return self._transmit_crafted(flow, segment, now, sends)
-        if flow.options:
-            octets = (record[TRANSMIT_OCTETS] & TRANSMIT_WORDS) * 4 if segment else OPTIONS_OCTETS_MAX + 1
-            options, segment = segment[1 : 1 + octets], segment[1 + octets :]
-            if octets > OPTIONS_OCTETS_MAX or len(options) != octets:
-                self._counters[C.bad_transmit] += 1
-                return 0
-            records = bool(record[TRANSMIT_OCTETS] & TRANSMIT_RECORD)
         if flow.partial:
-            segment = complete(segment)
+            segment = complete(segment, CHECKSUM_AT[flow.protocol])
         length = ipv4.HEADER_OCTETS + len(options) + len(segment)
         if length > ipv4.LENGTH_MAX:
             self._counters[C.over_length] += 1
@@ -198,8 +239,8 @@ class Output:
         too_long = length > flow.mtu_octets
         identification = 0 if flow.dont_fragment and not too_long else flow.series.next(now)
         header = ipv4.header_with_options(flow.template, options, length, identification)
-        if records:
-            header = examine(header, header[12:16], now + self._epoch, ours_to_send=True).header
+        if options and flow.flags & messages.TRANSMIT_RECORD:
+            header = examine(header, header[ipv4.SOURCE], now + self._epoch, ours_to_send=True).header
         built = header + segment
         if too_long and not flow.may_fragment:
             self._counters[C.over_mtu] += 1
@@ -223,13 +264,14 @@ class Output:
         if len(given) > ipv4.LENGTH_MAX:
             counters[C.over_length] += 1
             return 0
-        built = ipv4.completed(given, flow.template[12:16], flow.series.next(now))
+        built = ipv4.completed(given, flow.template[ipv4.SOURCE], flow.series.next(now))
         if len(given) > flow.mtu_octets:
             counters[C.over_mtu] += 1
             sends += local_error(FRAGMENTATION_NEEDED, built, self._uppers.wanted, flow.mtu_octets)
             return 0
         if flow.loops:
-            if ipv4.is_fragment(built) or (flow.neighbor is None and built[16:20] != flow.template[16:20]):
+            elsewhere = built[ipv4.DESTINATION] != flow.template[ipv4.DESTINATION]
+            if ipv4.is_fragment(built) or (flow.neighbor is None and elsewhere):
                 counters[C.bad_crafted] += 1
                 return 0
             self._loop(flow, built, sends)
@@ -239,15 +281,17 @@ class Output:
 
     def _loop(self, flow: Flow, built: bytes, sends: list[Send]) -> None:
         self._counters[C.looped] += 1
-        kind = messages.PACKET if flow.neighbor is None else messages.PACKET_GROUP
-        copied = built[9] in self._uppers.wanted
+        flags = FLAG_LOOPED if flow.neighbor is None else FLAG_LOOPED | FLAG_GROUP
+        protocol = built[ipv4.PROTOCOL_AT]
+        record = record_of(built, flags)
+        copied = protocol in self._uppers.wanted
         if copied:
             self._counters[C.copied] += 1
-            sends.append(copy_of(kind, built))
+            sends.append(copy_of(record, flags, protocol))
         if flow.upper is not None:
-            sends.append((flow.upper, kind, built))
+            sends.append((flow.upper, PACKET, record))
         elif flow.neighbor is None and not copied:
-            sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, built))
+            sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, record))
 
     def _hand_over(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> int:
         """One packet to link, or to those that wait; how many went."""
@@ -258,29 +302,32 @@ class Output:
             mac = self._ask(flow, built, now, sends)
             if mac is None:
                 return 0
-        sends.append((topology.LINK, messages.PACKET_OUT, mac + built))
+        sends.append((topology.LINK, PACKET_OUT, out_record(mac, built)))
         return 1
 
     # -- flows -----------------------------------------------------------------------------------------------------
 
-    def _new_flow(self, key: bytes, record: bytes, sends: list[Send]) -> Flow | None:
-        """The flow of a TRANSMIT_HEADER that is new; None, counted and told to the sender, where it cannot be sent."""
-        if len(record) < TRANSMIT_OCTETS:
+    def _new_flow(self, head: bytes, record: bytes, sends: list[Send]) -> Flow | None:
+        """The flow of a TRANSMIT_HEAD that is new; None, counted and told to the sender, where it cannot be sent."""
+        if len(head) < HEAD_OCTETS:
             self._counters[C.bad_transmit] += 1
             return None
-        source, destination, protocol, ttl, tos, flags = messages.TRANSMIT_HEADER.unpack_from(record)
+        _, _, family, flags, protocol, ttl, tos, option_octets, source, destination = TRANSMIT_HEAD.unpack(head)
         routes = self._routing.table
         to = int.from_bytes(destination, "big")
-        if source == bytes(4):
-            source = (routes.source_for(to) or 0).to_bytes(4, "big")
-        elif source not in self._routing.own and source[0] != 127:
+        partial = flags & messages.TRANSMIT_PARTIAL
+        ours = source == bytes(4) or source[0] == 127 or source in self._routing.own
+        if (family != FAMILY_4 or not ours or option_octets > OPTIONS_OCTETS_MAX or option_octets % 4
+                or (partial and protocol not in CHECKSUM_AT)):
             self._counters[C.bad_transmit] += 1
             return None
+        if source == bytes(4):
+            source = (routes.source_for(to) or 0).to_bytes(4, "big")
         upper, series = UPPER.get(protocol), self._identifications.series(source, destination, protocol)
         dont_fragment = bool(flags & messages.TRANSMIT_DONT_FRAGMENT)
         if routes.is_local(to):
             template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, series, flags, dont_fragment, upper, None, True, ipv4.LENGTH_MAX)
+            flow = Flow(head, template, series, dont_fragment, upper, None, True, ipv4.LENGTH_MAX)
         else:
             way = self._way(to, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
@@ -298,25 +345,27 @@ class Output:
                     self._counters[C.no_lifetime] += 1
                     return None
                 neighbor = NOBODY
-            # What is left of DF on a path that carries less than we are willing to send: see paths.Path.
+            # What is left of DF on a path that carries less than we are willing to send: see path_mtu.Path.
             dont_fragment = dont_fragment and not (capped and flags & messages.TRANSMIT_MAY_FRAGMENT)
             template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(template, series, flags, dont_fragment, upper, neighbor, loops, mtu_octets)
+            flow = Flow(head, template, series, dont_fragment, upper, neighbor, loops, mtu_octets)
         if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
             self._flows.clear()
             self._destinations.clear()
-        if (flow.partial and not flow.loops and not self._offload) or (flow.loops and protocol in self._uppers.wanted):
-            flow.plain_octets = 0  # the device does no sums; or raw wants a copy
-        self._flows[key] = flow
+        no_sums = flow.partial and not flow.loops and CHECKSUM not in self._offload
+        if no_sums or (flow.loops and protocol in self._uppers.wanted):  # or raw wants a copy
+            flow.plain_octets = flow.whole_octets = 0
+        self._flows[head] = flow
         self._destinations.add(destination)
         return flow
 
     def _no_route(self, template: bytes, flags: int, record: bytes) -> list[Send]:
         length = len(record) + GROWTH_OCTETS
-        if length > ipv4.LENGTH_MAX or flags & (messages.TRANSMIT_OPTIONS | messages.TRANSMIT_WHOLE):
+        option_octets = TRANSMIT_HEAD.unpack_from(record)[7]
+        if length > ipv4.LENGTH_MAX or option_octets or flags & messages.TRANSMIT_WHOLE:
             return []
         header = ipv4.finish_header(template, ipv4.header_sum(template), length, 0)
-        return local_error(NET_UNREACHABLE, header + record[TRANSMIT_OCTETS:], self._uppers.wanted)
+        return local_error(NET_UNREACHABLE, header + record[HEAD_OCTETS:], self._uppers.wanted)
 
     def _way(self, to: int, source: bytes, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
         """(next hop, MTU, whether a copy comes back to us, whether the path is capped); next hop None: no leave."""
@@ -342,13 +391,16 @@ class Output:
     # -- neighbours ------------------------------------------------------------------------------------------------
 
     def _ask(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> bytes | None:
-        """Ask arp for a neighbour, if that is due. The MAC where it is known, None where the packet waits for it."""
+        """Ask arp for a neighbour, if that is due. The MAC where it is known, None where the packet waits for it.
+
+        `built` is as a wire carries it.
+        """
         address = flow.neighbor.address  # type: ignore[union-attr]
         neighbor = flow.neighbor = self._neighbors.get(address)  # another, if the flow's had to give way
         if now > neighbor.ask_again_at:
             self._resolve(neighbor, now, sends)
         if neighbor.mac is None:
-            self._keep(neighbor, settled(built) if flow.partial else built)
+            self._keep(neighbor, built)
         return neighbor.mac
 
     def _resolve(self, neighbor: Neighbor, now: float, sends: list[Send]) -> None:
@@ -381,7 +433,7 @@ class Output:
                 self.rerouted()
             mac = record[4:]
             neighbor = self._neighbors.learn(record[:4], mac, now)
-            sends += [(topology.LINK, messages.PACKET_OUT, mac + built) for built in neighbor.waiting]
+            sends += [(topology.LINK, PACKET_OUT, out_record(mac, built)) for built in neighbor.waiting]
             self._counters[C.packets_out] += len(neighbor.waiting)
             neighbor.waiting.clear()
         return sends
@@ -407,7 +459,7 @@ class Output:
 
     def _send_otherwise(self, built: bytes, now: float, sends: list[Send]) -> bool:
         """RFC 1122 section 3.3.1.5: send a packet through another gateway; False where there is none that may live."""
-        route = self._routing.table.lookup(int.from_bytes(built[16:20], "big"))
+        route = self._routing.table.lookup(int.from_bytes(built[ipv4.DESTINATION], "big"))
         if route is None or not route.gateway or route.gateway in self._routing.gateways:
             return False
         neighbor = self._neighbors.get(route.gateway.to_bytes(4, "big"))
@@ -417,7 +469,7 @@ class Output:
         if neighbor.mac is None:
             self._keep(neighbor, built)
         else:
-            sends.append((topology.LINK, messages.PACKET_OUT, neighbor.mac + built))
+            sends.append((topology.LINK, PACKET_OUT, out_record(neighbor.mac, built)))
             self._counters[C.packets_out] += 1
         return True
 

@@ -12,11 +12,19 @@ from itertools import pairwise
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
-from bus.messages import SEGMENT_SIZE, SUPER_HEADER
+from bus.messages import FAMILY_4, FLAG_CHECKSUM_KNOWN, FLAG_CHECKSUM_PARTIAL, FLAG_GROUP, PACKET_OUT_HEAD
+from layers.link import heads
 from layers.link.counters import Counters as C
 from layers.link.gro import Joiner
-from packets import ethernet, vnet
-from packets.offload import UDP, complete
+from packets import ethernet, tcp, udp, vnet
+from packets.ipv4 import PROTOCOL_AT
+from packets.offload import complete
+
+VNETS_MAX = 1024  # kinds of super-packet whose virtio_net_hdr is remembered; then it starts afresh
+_MAC = slice(PACKET_OUT_HEAD.size - ethernet.MAC_OCTETS, PACKET_OUT_HEAD.size)
+_KIND = slice(0, PACKET_OUT_HEAD.size - ethernet.MAC_OCTETS)  # what the rest of the head says
+_PARTIAL = {vnet.PARTIAL_UDP, vnet.PARTIAL_TCP}
+_VERIFIED = bytes((udp.PROTOCOL, tcp.PROTOCOL))  # what a device can have verified
 
 
 class Core:
@@ -31,16 +39,13 @@ class Core:
         self._pads = bool(config.wire)  # a TAP takes short frames as they are
         self._offload = bool(config.offload)  # then a virtio_net_hdr precedes each frame, both ways
         self._joiner = Joiner()
-        head = vnet.HEADER_OCTETS if self._offload else 0
-        self._frame_octets = range(head + ethernet.HEADER_OCTETS, head + ethernet.HEADER_OCTETS + config.mtu + 1)
+        start = vnet.HEADER_OCTETS if self._offload else 0
+        self._frame_octets = range(start + ethernet.HEADER_OCTETS, start + ethernet.HEADER_OCTETS + config.mtu + 1)
         # Where destination, source, type and content stand: slices of a frame, which are as fast as with constants.
-        ends = (head, head + 6, head + 12, head + 14, None)
+        ends = (start, start + 6, start + 12, start + 14, None)
         self._parts = tuple(slice(*each) for each in pairwise(ends))
-        before, tail = vnet.PLAIN[:head], config.mac + ethernet.TYPE_IPV4
-        # What stands before a destination and behind it, by kind.
-        self._around = {messages.PACKET_OUT: (before, tail), messages.ARP_OUT: (before, config.mac + ethernet.TYPE_ARP)}
-        if self._offload:
-            self._around[messages.PACKET_OUT_PARTIAL] = vnet.PARTIAL_UDP, tail
+        # What precedes a frame, by what the head of its packet says; None: nothing can, it is no request.
+        self._vnets: dict[bytes, bytes | None] = {}
 
     def start(self, now: float) -> list[Send]:
         """Nothing to announce."""
@@ -58,7 +63,12 @@ class Core:
         """Frames from the device, or packets from arp and ip."""
         if sender == topology.DEVICE:
             return self._up(records)
-        return self._down_segments(records) if kind == messages.PACKET_OUT_SEGMENTS else self._down(kind, records)
+        if kind == messages.PACKET_OUT:
+            return self._down(records)
+        if kind == messages.ARP_OUT:
+            return self._down_arp(records)
+        self._counters[C.bad_request] += len(records)
+        return []
 
     def _up(self, frames: list[bytes]) -> list[Send]:
         counters, mac, offload = self._counters, self._mac, self._offload
@@ -72,7 +82,7 @@ class Core:
             if octets < shortest:
                 counters[C.runt] += 1
                 continue
-            if octets > longest and not (offload and frame[1] == vnet.GSO_UDP_L4):
+            if octets > longest and not (offload and frame[1] in vnet.SUPER_TYPES):
                 counters[C.oversize] += 1
                 continue
             destination = frame[to]
@@ -85,17 +95,18 @@ class Core:
                 continue
             ethertype = frame[kind_of_packet]
             if ethertype == ethernet.TYPE_IPV4:
-                if offload and frame[:10] != vnet.PLAIN:
-                    if frame[:10] != vnet.PARTIAL_UDP or group:
-                        self._joiner.flush(sends)  # this one may be of the same flow: it must not overtake
-                        self._up_offloaded(frame, group, sends)
-                    elif joiner is None:
-                        sends.append((topology.IP, messages.PACKET_CHECKED, frame[rest]))
-                    else:
+                if offload and (before := frame[:10]) != vnet.PLAIN:
+                    if joiner is not None and before == vnet.PARTIAL_UDP and not group:
                         joiner.add(frame, sends)
+                        continue
+                    self._joiner.flush(sends)  # this one may be of the same flow: it must not overtake
+                    if before in _PARTIAL:
+                        sends.append((topology.IP, messages.PACKET, heads.PARTIAL[group] + frame[rest]))
+                    else:
+                        self._up_offloaded(frame, group, sends)
                     continue
                 self._joiner.flush(sends)
-                sends.append((topology.IP, messages.PACKET_GROUP if group else messages.PACKET, frame[rest]))
+                sends.append((topology.IP, messages.PACKET, heads.PLAIN[group] + frame[rest]))
             elif ethertype == ethernet.TYPE_ARP:
                 sends.append((topology.ARP, messages.ARP_IN, frame[rest]))
             else:
@@ -109,58 +120,76 @@ class Core:
         """RFC 1122 section 2.3.3: SHOULD take RFC 1042 packets, intermixed with those of RFC 894."""
         ethertype, content = ethernet.from_ieee802(ethertype, content)
         if ethertype == ethernet.TYPE_IPV4:
-            sends.append((topology.IP, messages.PACKET_GROUP if group else messages.PACKET, content))
+            sends.append((topology.IP, messages.PACKET, heads.PLAIN[group] + content))
         elif ethertype == ethernet.TYPE_ARP:
             sends.append((topology.ARP, messages.ARP_IN, content))
         else:
             self._counters[C.unknown_type] += 1
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
-        """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or UDP for us and partial."""
+        """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or partial as ours are."""
         flags, gso, _, size, start, offset = vnet.HEADER.unpack_from(frame)
         content = frame[vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS :]
-        kind = messages.PACKET_GROUP if group else messages.PACKET
-        if gso == vnet.GSO_NONE and flags & vnet.NEEDS_CHECKSUM:
+        if vnet.is_super(flags, gso, size, offset):
+            content = heads.head(FLAG_CHECKSUM_PARTIAL | (FLAG_GROUP if group else 0), size) + content
+        elif gso != vnet.GSO_NONE:
+            self._counters[C.bad_offload] += 1
+            return
+        elif flags & vnet.NEEDS_CHECKSUM:
             at = start - ethernet.HEADER_OCTETS
             if not 0 <= at <= at + offset <= len(content) - 2:
                 self._counters[C.bad_offload] += 1
                 return
-            sends.append((topology.IP, kind, content[:at] + complete(content[at:], offset)))
-        elif gso == vnet.GSO_NONE:
-            if flags & vnet.DATA_VALID and not group and content[9:10] == bytes((UDP,)):
-                kind = messages.PACKET_CHECKED
-            sends.append((topology.IP, kind, content))
-        elif vnet.is_udp_super(flags, gso, size, offset):
-            sends.append((topology.IP, messages.PACKET_SEGMENTS, SUPER_HEADER.pack(size, group) + content))
+            content = heads.PLAIN[group] + content[:at] + complete(content[at:], offset)
         else:
-            self._counters[C.bad_offload] += 1
+            verified = flags & vnet.DATA_VALID and content[PROTOCOL_AT : PROTOCOL_AT + 1] in _VERIFIED
+            content = heads.head((FLAG_CHECKSUM_KNOWN if verified else 0) | (FLAG_GROUP if group else 0)) + content
+        sends.append((topology.IP, messages.PACKET, content))
 
-    def _down(self, kind: int, records: list[bytes]) -> list[Send]:
-        counters = self._counters
+    def _down(self, records: list[bytes]) -> list[Send]:
+        """PACKET_OUT records."""
+        counters, vnets, pads = self._counters, self._vnets, self._pads
         sends: list[Send] = []
-        if kind not in self._around:
-            counters[C.bad_request] += len(records)
-            return sends
-        before, tail = self._around[kind]
+        start = PACKET_OUT_HEAD.size
+        most, tail = start + self._mtu_octets, self._mac + ethernet.TYPE_IPV4
         for record in records:
-            if not ethernet.MAC_OCTETS < len(record) <= ethernet.MAC_OCTETS + self._mtu_octets:
+            kind, octets = record[_KIND], len(record)
+            try:
+                before = vnets[kind]
+            except KeyError:
+                before = self._vnet(kind, record)
+            if before is None or octets <= start or (octets > most and not kind[4] and not kind[5]):
                 counters[C.bad_request] += 1
                 continue
-            payload = ethernet.pad(record[6:]) if self._pads else record[6:]
-            sends.append((topology.DEVICE, messages.ETHERNET, before + record[:6] + tail + payload))
+            payload = ethernet.pad(record[start:]) if pads else record[start:]
+            sends.append((topology.DEVICE, messages.ETHERNET, before + record[_MAC] + tail + payload))
         counters[C.frames_out] += len(sends)
         return sends
 
-    def _down_segments(self, records: list[bytes]) -> list[Send]:
-        tail = self._around[messages.PACKET_OUT][1]
+    def _vnet(self, kind: bytes, record: bytes) -> bytes | None:
+        """What precedes a frame with such a head; remembered."""
+        if len(record) < PACKET_OUT_HEAD.size:
+            return None
+        _, family, flags, protocol, size, _ = PACKET_OUT_HEAD.unpack_from(record)
+        partial = bool(flags & FLAG_CHECKSUM_PARTIAL)
+        if family != FAMILY_4 or (not self._offload and (partial or size)):
+            before = None
+        else:
+            before = vnet.header(protocol, partial, size) if self._offload else b""
+        if len(self._vnets) >= VNETS_MAX:
+            self._vnets.clear()
+        self._vnets[kind] = before
+        return before
+
+    def _down_arp(self, records: list[bytes]) -> list[Send]:
+        """ARP_OUT records."""
+        before, tail = vnet.PLAIN if self._offload else b"", self._mac + ethernet.TYPE_ARP
         sends: list[Send] = []
-        start = SEGMENT_SIZE.size
         for record in records:
-            size = SEGMENT_SIZE.unpack_from(record)[0] if len(record) > start + ethernet.MAC_OCTETS else 0
-            if not size or not self._offload:
+            if not ethernet.MAC_OCTETS < len(record) <= ethernet.MAC_OCTETS + self._mtu_octets:
                 self._counters[C.bad_request] += 1
                 continue
-            frame = b"".join((vnet.super_header(size), record[start : start + 6], tail, record[start + 6 :]))
-            sends.append((topology.DEVICE, messages.ETHERNET, frame))
+            payload = ethernet.pad(record[6:]) if self._pads else record[6:]
+            sends.append((topology.DEVICE, messages.ETHERNET, before + record[:6] + tail + payload))
         self._counters[C.frames_out] += len(sends)
         return sends

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from bus import messages, topology
 from bus.layer import Send
-from bus.messages import SUPER_HEADER
+from bus.messages import FLAG_CHECKSUM_PARTIAL
+from layers.link import heads
 from packets import ethernet, vnet
 from packets.checksum import checksum, verifies
-from packets.offload import UDP, UDP_HEADER_OCTETS
+from packets.udp import HEADER_OCTETS as UDP_HEADER_OCTETS
+from packets.udp import PROTOCOL as UDP
 
 # Where things stand in a frame whose virtio_net_hdr is vnet.PARTIAL_UDP: RFC 791, RFC 768.
 _IP = vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS
@@ -66,10 +68,10 @@ class Joiner:
 def _send_run(run: list[bytes], sends: list[Send]) -> None:
     frames = run[1:]
     if len(frames) == 1 or not _joinable(frames[0]):
-        sends.extend([(topology.IP, messages.PACKET_CHECKED, frame[_IP:]) for frame in frames])
+        sends.extend([(topology.IP, messages.PACKET, heads.PARTIAL[False] + frame[_IP:]) for frame in frames])
         return
     most = (_TOTAL_MAX - _HEADERS_OCTETS) // (len(frames[0]) - _PAYLOAD)
-    sends.extend([(topology.IP, messages.PACKET_SEGMENTS, _joined(frames[start : start + most]))
+    sends.extend([(topology.IP, messages.PACKET, _joined(frames[start : start + most]))
                   for start in range(0, len(frames), most)])
 
 
@@ -88,7 +90,7 @@ def _joinable(frame: bytes) -> bool:
 
 
 def _joined(frames: list[bytes]) -> bytes:
-    """A PACKET_SEGMENTS record of frames that differ in identification and payload only."""
+    """A PACKET record of frames that differ in identification and payload only."""
     first = frames[0]
     size = len(first) - _PAYLOAD
     payload = b"".join([frame[_PAYLOAD:] for frame in frames])
@@ -99,4 +101,4 @@ def _joined(frames: list[bytes]) -> bytes:
     # A partial checksum is the sum of the pseudo header, of which only the length has changed (packets.offload).
     partial = int.from_bytes(first[_IP + 26 : _IP + 28], "big") - size - 8 + length
     udp = first[_PORTS] + length.to_bytes(2, "big") + (partial % 65535 or 65535).to_bytes(2, "big")
-    return SUPER_HEADER.pack(size, 0) + header + udp + payload
+    return heads.head(FLAG_CHECKSUM_PARTIAL, size) + header + udp + payload

@@ -15,16 +15,14 @@ import random
 from bus import messages
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
-from bus.messages import DATAGRAM_HEADER, ICMP_ERROR_HEADER, TRANSMIT_HEADER, SocketState
+from bus.messages import DATAGRAM_HEADER, ERROR_HEAD, PACKET_HEAD, SocketState
 from bus.topology import IP, SOCKETS
 from layers.common.raw_transport import DirectTransport, Header
 from layers.common.routes import is_multicast
-from layers.common.transport import ANY, IcmpError, mtu_told
+from layers.common.transport import ANY, IcmpError
 from layers.raw.counters import Counters
-from layers.raw.tables import ICMP, Listener, RawSockets, is_filtered
-
-IP_HEADER_OCTETS = 20  # RFC 791 section 3.1, without options
-PACKET_OCTETS_MAX = 65535
+from layers.raw.tables import Listener, RawSockets, is_filtered
+from packets import ipv4
 
 _NOBODY: dict[int, Listener] = {}
 
@@ -37,7 +35,6 @@ class Core(DirectTransport[RawSockets]):
         self._told = b""  # what ip knows to be wanted
         self._handlers |= {
             messages.PACKET: self._packets,
-            messages.PACKET_GROUP: self._packets,
             messages.ICMP_ERROR: self._errors,
         }
 
@@ -63,19 +60,20 @@ class Core(DirectTransport[RawSockets]):
         counters, listeners = self.counters, self._sockets.listeners
         sends: list[Send] = []
         delivered = 0
-        for packet in packets:
-            if len(packet) < IP_HEADER_OCTETS:
+        for record in packets:
+            if len(record) < PACKET_HEAD.size + ipv4.HEADER_OCTETS:
                 counters[Counters.malformed] += 1
                 continue
-            source, destination, protocol = packet[12:16], packet[16:20], packet[9]
+            _, _, _, header_octets, _, protocol, ttl, tos, source, destination = PACKET_HEAD.unpack_from(record)
+            packet = record[PACKET_HEAD.size :]
             before = delivered
             for listener in listeners.get(protocol, _NOBODY).values():
                 if not listener.hears(source, destination):
                     continue
-                if listener.icmp_filter and protocol == ICMP and is_filtered(
-                        listener.icmp_filter, packet[_header_octets(packet) :]):
+                if listener.icmp_filter and protocol == ipv4.ICMP and is_filtered(
+                        listener.icmp_filter, packet[header_octets:]):
                     continue
-                header = DATAGRAM_HEADER.pack(listener.socket.handle, source, 0, destination, packet[8], packet[1])
+                header = DATAGRAM_HEADER.pack(listener.socket.handle, source, 0, destination, ttl, tos)
                 sends.append((SOCKETS, messages.DATAGRAM, header + packet))
                 delivered += 1
             counters[Counters.unwanted] += delivered == before
@@ -89,23 +87,22 @@ class Core(DirectTransport[RawSockets]):
         counters[Counters.errors_in] += len(errors)
         sends: list[Send] = []
         for record in errors:
-            quoted = record[ICMP_ERROR_HEADER.size :]
-            if len(quoted) < IP_HEADER_OCTETS:
+            quoted = record[ERROR_HEAD.size :]
+            if len(quoted) < ipv4.HEADER_OCTETS:
                 counters[Counters.malformed] += 1
                 continue
             error = IcmpError.of(record)
-            source, destination = quoted[12:16], quoted[16:20]
             before = len(sends)
             mtus: list[Send] = []
-            for listener in self._sockets.listeners.get(quoted[9], _NOBODY).values():
-                if not listener.matches(destination, source):
+            for listener in self._sockets.listeners.get(error.protocol, _NOBODY).values():
+                if not listener.matches(error.destination, error.source):
                     continue
                 socket = listener.socket
-                mtus = mtus or mtu_told(error, socket, quoted)
+                mtus = mtus or error.mtu_told(socket)
                 number = error.errno_for(socket, bool(socket.peer))
                 if number:
-                    sent = quoted if socket.header_included else quoted[_header_octets(quoted) :]
-                    sends.append(error.told(socket.handle, number, destination, 0, sent))
+                    sent = quoted if socket.header_included else quoted[error.header_octets :]
+                    sends.append(error.told(socket.handle, number, 0, sent))
             counters[Counters.errors_told] += len(sends) - before
             counters[Counters.error_no_socket] += len(sends) == before
             sends += mtus
@@ -114,28 +111,23 @@ class Core(DirectTransport[RawSockets]):
     # -- from the socket service -----------------------------------------------------------------------------------
 
     def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
-        source, destination, ttl, tos, leave, options = header
         self.counters[Counters.sent] += 1
         if not socket.header_included:
-            flags = messages.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover] | leave
-            return TRANSMIT_HEADER.pack(source, destination, socket.protocol, ttl, tos, flags) + options + data
+            return header.pack(socket.protocol, messages.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover]) + data
         # ip(7): the header says all of it; the packet is never fragmented. Linux, ip_mc_output: a TTL of zero keeps a
         # multicast in the host, but nothing else.
-        ttl = data[8] if is_multicast(int.from_bytes(destination, "big")) else socket.ttl
-        flags = messages.TRANSMIT_WHOLE | messages.TRANSMIT_IGNORE_PATH_MTU | leave
-        return TRANSMIT_HEADER.pack(source, destination, data[9], ttl, 0, flags) + data
+        given = ipv4.HEADER.unpack_from(data)
+        ttl = given[ipv4.TTL] if is_multicast(int.from_bytes(header.destination, "big")) else socket.ttl
+        flags = messages.TRANSMIT_WHOLE | messages.TRANSMIT_IGNORE_PATH_MTU
+        return header._replace(ttl=ttl, tos=0).pack(given[ipv4.PROTOCOL], flags) + data
 
     def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:
         """The errno of Linux's raw_sendmsg, or 0."""
-        headers_octets = 0 if socket.header_included else IP_HEADER_OCTETS + len(socket.ip_options)
-        if len(data) > PACKET_OCTETS_MAX - headers_octets:
+        headers_octets = 0 if socket.header_included else ipv4.HEADER_OCTETS + len(socket.ip_options)
+        if len(data) > ipv4.LENGTH_MAX - headers_octets:
             return errno.EMSGSIZE
         if destination == ANY:
             return errno.EDESTADDRREQ
-        if socket.header_included and (socket.ip_options or not IP_HEADER_OCTETS <= _header_octets(data) <= len(data)):
+        if socket.header_included and (socket.ip_options or ipv4.header_octets(data) > len(data)):
             return errno.EINVAL
         return 0
-
-
-def _header_octets(packet: bytes) -> int:
-    return (packet[0] & 15) * 4 if packet else 0

@@ -14,7 +14,6 @@ from layers.common.routes import RouteTable, is_multicast
 
 MAX_SOCKETS = 1024
 SEND_ONLY = 255  # IPPROTO_RAW; raw(7): such a socket receives nothing
-ICMP = 1  # RFC 792
 
 _FILTERED_TYPES = 32  # linux/icmp.h, struct icmp_filter: one bit each, and no higher type can be filtered
 _MULTICAST = 0xE0  # RFC 1112 section 4: the first octet of a group's address, from here to ...

@@ -15,7 +15,7 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import CounterWords, Send, State
-from bus.messages import ICMP_ERROR_HEADER, ORIGIN_LOCAL, PATH_MTU_RECORD, decode_routes, encode
+from bus.messages import ERROR_HEAD, ORIGIN_LOCAL, PATH_MTU_HEAD, QUOTE_OCTETS, decode_routes, encode
 from bus.streams import decode_stream_state
 from layers.common.routes import RouteTable
 from layers.common.transport import IcmpError
@@ -52,8 +52,6 @@ class Core:
         self.calls = Calls(self.engine, state, rng, self._paths)
         self._handlers: dict[int, Callable[[bytes], None]] = {
             messages.PACKET: self._packet,
-            messages.PACKET_CHECKED: self._checked,
-            messages.PACKET_GROUP: self._group,
             messages.ICMP_ERROR: self._icmp_error,
             messages.ROUTES: self._routes,
             messages.SOCKET_SET: self._set,
@@ -113,46 +111,36 @@ class Core:
 
     # -- from below
 
-    def _packet(self, packet: bytes, checked: bool = False) -> None:
+    def _packet(self, record: bytes) -> None:
         self.counters[C.segments_in] += 1
-        arrival = arrival_of(packet, checked, self.counters)
+        arrival = arrival_of(record, self.counters)
         if arrival is not None:
             self.engine.arrives(arrival)
 
-    def _checked(self, packet: bytes) -> None:
-        self._packet(packet, checked=True)
-
-    def _group(self, packet: bytes) -> None:
-        # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
-        self.counters[C.segments_in] += 1
-        self.counters[C.to_group] += 1
-
     def _icmp_error(self, record: bytes) -> None:
         self.counters[C.errors_in] += 1
-        icmp_type, code, origin, _, mtu, _ = ICMP_ERROR_HEADER.unpack_from(record)
-        packet = record[ICMP_ERROR_HEADER.size :]
-        start = (packet[0] & 15) * 4 if packet else 0
-        head = packet[start : start + 8]
-        if start < 20 or len(head) < 8:
+        error = IcmpError.of(record)
+        sent = record[ERROR_HEAD.size + error.header_octets :][:QUOTE_OCTETS]
+        head = sent[:8]
+        if len(head) < 8:
             self.counters[C.error_malformed] += 1
             return
-        source, destination = packet[12:16], packet[16:20]
-        conn = self.engine.lookup.connections.get(destination + source + head[2:4] + head[:2])
+        icmp_type, code, mtu = error.icmp_type, error.code, error.info
+        conn = self.engine.lookup.connections.get(error.destination + error.source + head[2:4] + head[:2])
         if conn is None:
             self.counters[C.error_no_connection] += 1
             return
         sequence, handle, options = int.from_bytes(head[4:8], "big"), conn.handle, conn.options
-        local = origin == ORIGIN_LOCAL
+        local = error.origin == ORIGIN_LOCAL
         believed = icmp.error(self.engine, conn, icmp_type, code, mtu, sequence, local)
         if believed and not local and (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED):
             # ip keeps what is known of paths, for all (RFC 1191 section 4)
-            told = PATH_MTU_RECORD.pack(destination, min(mtu, 0xFFFF), packet[2] << 8 | packet[3])
+            told = PATH_MTU_HEAD.pack(min(mtu, 0xFFFF), error.total) + error.destination
             self._records.sends.append((topology.IP, messages.PATH_MTU, told))
         if believed and handle and options.receive_errors:  # ip(7), IP_RECVERR
-            error = IcmpError.of(record)
             number = error.errno_for(options, True)
             port = int.from_bytes(head[2:4], "big")
-            self._records.sends.append(error.told(handle, number, destination, port, packet[start:][:548]))
+            self._records.sends.append(error.told(handle, number, port, sent[:548]))
 
     def _routes(self, record: bytes) -> None:
         try:

@@ -7,16 +7,23 @@ for says `layers.tcp.engine`.
 from __future__ import annotations
 
 from bus import messages, topology
-from bus.config import CHECKSUM, StackConfig
+from bus.config import StackConfig
 from bus.layer import CounterWords, Send
-from bus.messages import TRANSMIT_HEADER, TRANSMIT_OF_MTU_DISCOVER, TRANSMIT_OPTIONS, TRANSMIT_PARTIAL
+from bus.messages import (
+    FAMILY_4,
+    FLAG_CHECKED,
+    FLAG_GROUP,
+    PACKET_HEAD,
+    TRANSMIT_HEAD,
+    TRANSMIT_OF_MTU_DISCOVER,
+    TRANSMIT_RECORD,
+)
 from bus.streams import StreamState
 from layers.common.routes import RouteTable, configured
 from layers.tcp.connection import Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Arrival
 from packets.checksum import checksum, verifies
-from packets.ipv4 import HEADER_OCTETS
 from packets.tcp import CHECKSUM_AT, PROTOCOL, Segment, parse, pseudo_sum
 from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
 
@@ -61,7 +68,6 @@ class Records:
         self.sends: list[Send] = []
         self._paths = paths
         self._ttl = config.ttl
-        self._partial = CHECKSUM in config.offload
 
     # -- below
 
@@ -80,13 +86,12 @@ class Records:
         if options is not None:
             ttl, tos = options.ttl, options.tos
             flags = TRANSMIT_OF_MTU_DISCOVER[options.mtu_discover]
-            if options.ip_options:
-                ip_options = bytes((len(options.ip_options),)) + options.ip_options
-                flags |= TRANSMIT_OPTIONS
+            ip_options = options.ip_options
+            flags |= TRANSMIT_RECORD if ip_options else 0
         octets = segment.pack()
         total = checksum(octets, pseudo_sum(source, destination, len(octets)))
         octets = b"".join((octets[:CHECKSUM_AT], total.to_bytes(2, "big"), octets[CHECKSUM_AT + 2 :]))
-        head = TRANSMIT_HEADER.pack(source, destination, PROTOCOL, ttl, tos, flags & ~TRANSMIT_PARTIAL)
+        head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, flags, PROTOCOL, ttl, tos, len(ip_options), source, destination)
         self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, octets))))
 
     # -- above
@@ -110,17 +115,22 @@ class Records:
         self.sends.append((topology.SOCKETS, messages.STREAM_RESET, RESET_RECORD.pack(handle, number)))
 
 
-def arrival_of(packet: bytes, checked: bool, counters: CounterWords) -> Arrival | None:
-    """The segment of an IPv4 packet that ip has checked; None, counted, where it is none."""
-    start = (packet[0] & 15) * 4 if packet else 0
-    octets = packet[start:]
-    segment = parse(octets) if start >= HEADER_OCTETS else None
+def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
+    """The segment of a PACKET record; None, counted, where it is none."""
+    if len(record) < PACKET_HEAD.size:
+        counters[C.packet_truncated] += 1
+        return None
+    _, _, flags, header_octets, _, _, _, _, source, destination = PACKET_HEAD.unpack_from(record)
+    if flags & FLAG_GROUP:  # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
+        counters[C.to_group] += 1
+        return None
+    octets = record[PACKET_HEAD.size + header_octets :]
+    segment = parse(octets)
     if segment is None:
         counters[C.packet_truncated] += 1
         return None
-    source, destination = packet[12:16], packet[16:20]
     # RFC 9293 section 3.1 (MUST-2, MUST-3): the checksum is always there and always checked
-    if not checked and not verifies(octets, pseudo_sum(source, destination, len(octets))):
+    if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
         return None
     return Arrival(source, destination, segment)

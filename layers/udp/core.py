@@ -11,6 +11,7 @@ which socket a flow belongs to, and what a datagram's headers were the last time
 from __future__ import annotations
 
 import random
+from struct import Struct
 
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
@@ -19,46 +20,41 @@ from bus.messages import (
     DATAGRAM_HEADER,
     DATAGRAM_OPTIONS,
     DATAGRAM_SEGMENTS,
+    ERROR_HEAD,
+    FLAG_CHECKED,
+    FLAG_CHECKSUM_PARTIAL,
+    FLAG_GROUP,
     ICMP_ERROR,
-    ICMP_ERROR_HEADER,
-    ORIGIN_LOCAL,
     PACKET,
-    PACKET_CHECKED,
-    PACKET_GROUP,
-    PACKET_SEGMENTS,
+    PACKET_HEAD,
+    QUOTE_OCTETS,
     REPORT_ERROR,
+    REPORT_HEAD,
     SEGMENT_SIZE,
     SEND,
     SEND_SEGMENTS,
-    SUPER_HEADER,
 )
 from bus.topology import ICMP, SOCKETS
 from layers.common.ports import Ports
-from layers.common.transport import IcmpError, Transport, mtu_told
+from layers.common.transport import IcmpError, Transport
 from layers.udp.counters import Counters
 from layers.udp.output import Output
 from layers.udp.tables import SocketTable
+from packets import ipv4
 from packets.checksum import verifies
 from packets.icmp import DESTINATION_UNREACHABLE
 from packets.ip_options import before
-from packets.offload import packets, settled
-from packets.udp import (
-    ADDRESSED_HEADER,
-    ADDRESSED_HEADER_OCTETS,
-    ADDRESSES_OCTETS,
-    FLOW,
-    FLOW_OCTETS,
-    HEADER_OCTETS,
-    IP_HEADER_OCTETS,
-    IP_NO_OPTIONS,
-    PROTOCOL,
-    quoted,
-)
+from packets.offload import completed, packets
+from packets.udp import FLOW, HEADER, HEADER_OCTETS, PORTS_OCTETS, PROTOCOL
 
 PORT_UNREACHABLE = 3  # RFC 792: a code of destination unreachable
 SOURCE_QUENCH, REDIRECT = 4, 5  # RFC 792: types
-REPORTED_OCTETS_MAX = 576  # RFC 1812 section 4.3.2.3: no ICMP error is longer, so no more can be quoted
-ERROR_PAYLOAD_OCTETS_MAX = REPORTED_OCTETS_MAX - IP_HEADER_OCTETS - HEADER_OCTETS
+ERROR_PAYLOAD_OCTETS_MAX = QUOTE_OCTETS - ipv4.HEADER_OCTETS - HEADER_OCTETS
+
+# Of a PACKET_HEAD flags, octets of IP header, segment size, TTL, TOS, addresses; and the UDP header behind an IP header
+# without options: one call reads all of it.
+_PLAIN = Struct(f"!xxBBHxBBx8s{ipv4.HEADER_OCTETS}x" + HEADER.format[1:])
+_HEAD = PACKET_HEAD.size
 
 
 class Core(Transport[SocketTable]):
@@ -70,9 +66,6 @@ class Core(Transport[SocketTable]):
         self._output = Output(sockets.sockets, counters, config.offload)
         self._handlers |= {
             PACKET: self._packets,
-            PACKET_CHECKED: self._checked_packets,
-            PACKET_SEGMENTS: self._super_packets,
-            PACKET_GROUP: self._group_packets,
             SEND: self._output.send,
             SEND_SEGMENTS: self._output.send_segments,
             ICMP_ERROR: self._icmp_errors,
@@ -88,104 +81,68 @@ class Core(Transport[SocketTable]):
 
     # ------------------------------------------------------------------ from the network
 
-    def _packets(self, records: list[bytes], group: bool = False, checked: bool = False) -> list[Send]:
-        # The hot path in: 1.3 us for a small datagram. Locals, and no call that a known flow can do without.
+    def _packets(self, records: list[bytes]) -> list[Send]:
+        # The hot path in. Locals, and no call that a known flow can do without.
         counters = self.counters
         flow_of, find = self._sockets.flows.get, self._sockets.find
-        read, pack = ADDRESSED_HEADER.unpack_from, DATAGRAM_HEADER.pack
+        read, pack = _PLAIN.unpack_from, DATAGRAM_HEADER.pack
+        shortest = _PLAIN.size
         sends: list[Send] = []
         delivered = 0
-        for packet in records:
-            if len(packet) < IP_HEADER_OCTETS + HEADER_OCTETS:
+        for record in records:
+            if len(record) < shortest:
                 counters[Counters.packet_truncated] += 1
                 continue
-            if packet[0] != IP_NO_OPTIONS:
-                sends += self._with_options(packet, group, checked)
-                continue
-            segment = packet[12:]
-            if len(segment) < ADDRESSED_HEADER_OCTETS:
-                counters[Counters.packet_truncated] += 1
-                continue
-            source, destination, source_port, length, given = read(segment)
-            if length != len(segment) - ADDRESSES_OCTETS:
-                if not HEADER_OCTETS <= length < len(segment) - ADDRESSES_OCTETS:
+            flags, header_octets, size, ttl, tos, addresses, ports, length, given = read(record)
+            if header_octets != 20:
+                start = _HEAD + header_octets + HEADER_OCTETS
+                if len(record) < start:
+                    counters[Counters.packet_truncated] += 1
+                    continue
+                ports, length, given = HEADER.unpack_from(record, start - HEADER_OCTETS)
+            else:
+                start = shortest
+            octets = len(record) - start + HEADER_OCTETS
+            end = None
+            if size:
+                counters[Counters.packets_in] += max(0, octets - HEADER_OCTETS - 1) // size
+            if length != octets:
+                if not HEADER_OCTETS <= length < octets or size:
                     counters[Counters.bad_length] += 1
                     continue
-                segment = segment[: ADDRESSES_OCTETS + length]
+                end = start - HEADER_OCTETS + length
             # RFC 1122 section 4.1.3.4: a checksum that is there is verified; RFC 768: zero, the sender made none.
-            if given and not checked and not verifies(segment, PROTOCOL + length):
+            if given and not flags & FLAG_CHECKED and not verifies(
+                    addresses + record[start - HEADER_OCTETS : end], PROTOCOL + length):
                 counters[Counters.bad_checksum] += 1
                 continue
-            flow = segment[:FLOW_OCTETS]
-            if group:
+            flow = addresses + ports
+            if flags & FLAG_GROUP:
                 handles = self._receivers(flow)
                 if not handles:
                     counters[Counters.no_port_group] += 1
             else:
                 handle = flow_of(flow) or find(flow)
                 if not handle:
-                    sends.append(self._closed_port(settled(packet) if checked else packet))
+                    sends.append(self._closed_port(record, flags, size))
                     continue
                 handles = [handle]
             for handle in handles:
-                head = pack(handle, source, source_port, destination, packet[8], packet[1])  # octets 8 and 1: TTL, TOS
-                sends.append((SOCKETS, DATAGRAM, head + segment[ADDRESSED_HEADER_OCTETS:]))
+                head = pack(handle, addresses[:4], ports[0] << 8 | ports[1], addresses[4:], ttl, tos)
                 delivered += 1
+                if size:
+                    segments = b"".join((head, SEGMENT_SIZE.pack(size), record[start:]))
+                    sends.append((SOCKETS, DATAGRAM_SEGMENTS, segments))
+                    delivered += (octets - HEADER_OCTETS - 1) // size
+                    continue
+                if header_octets != 20 and self._sockets.sockets[handle].declared.receive_options:
+                    # RFC 1122 section 4.1.3.2: all options are passed up
+                    options = record[_HEAD + ipv4.HEADER_OCTETS : start - HEADER_OCTETS]
+                    sends.append((SOCKETS, DATAGRAM_OPTIONS, head + before(options, record[start:end])))
+                    continue
+                sends.append((SOCKETS, DATAGRAM, head + record[start:end]))
         counters[Counters.packets_in] += len(records)
         counters[Counters.delivered] += delivered
-        return sends
-
-    def _with_options(self, packet: bytes, group: bool, checked: bool) -> list[Send]:
-        """A packet with IP options: as without, but that sockets are told of them, and errors quote it as it came."""
-        octets = (packet[0] & 15) * 4
-        if not IP_HEADER_OCTETS < octets <= len(packet):
-            self.counters[Counters.packet_truncated] += 1
-            return []
-        options = packet[IP_HEADER_OCTETS:octets]
-        sends: list[Send] = []
-        plain = bytes((IP_NO_OPTIONS,)) + packet[1:IP_HEADER_OCTETS] + packet[octets:]
-        for consumer, kind, record in self._packets([plain], group, checked):
-            if kind == REPORT_ERROR:
-                record = record[: ICMP_ERROR_HEADER.size] + packet[:REPORTED_OCTETS_MAX]
-            elif self._sockets.sockets[int.from_bytes(record[:4], "little")].declared.receive_options:
-                # RFC 1122 section 4.1.3.2: all options are passed up
-                kind = DATAGRAM_OPTIONS
-                record = record[: DATAGRAM_HEADER.size] + before(options, record[DATAGRAM_HEADER.size :])
-            sends.append((consumer, kind, record))
-        self.counters[Counters.packets_in] -= 1  # it is counted by the caller, too
-        return sends
-
-    def _group_packets(self, records: list[bytes]) -> list[Send]:
-        return self._packets(records, group=True)
-
-    def _checked_packets(self, records: list[bytes]) -> list[Send]:
-        return self._packets(records, checked=True)
-
-    def _super_packets(self, records: list[bytes]) -> list[Send]:
-        """Many datagrams of one flow: one record to the socket service, too, and what it costs is that of one."""
-        sends: list[Send] = []
-        at = SUPER_HEADER.size
-        start = at + IP_HEADER_OCTETS - ADDRESSES_OCTETS  # of the addressed segment
-        for record in records:
-            size = SUPER_HEADER.unpack_from(record)[0] if len(record) > start + ADDRESSED_HEADER_OCTETS else 0
-            if not size:
-                self.counters[Counters.packet_truncated] += 1
-                continue
-            count = -(-(len(record) - start - ADDRESSED_HEADER_OCTETS) // size)
-            self.counters[Counters.packets_in] += count
-            source, destination, source_port, length, _ = ADDRESSED_HEADER.unpack_from(record, start)
-            if length != len(record) - start - ADDRESSES_OCTETS:
-                self.counters[Counters.bad_length] += 1
-                continue
-            flow = record[start : start + FLOW_OCTETS]
-            handle = self._sockets.flows.get(flow) or self._sockets.find(flow)
-            if not handle:
-                sends.append(self._closed_port(packets(record[at:], size)[0]))  # one error speaks for them all
-                continue
-            head = DATAGRAM_HEADER.pack(handle, source, source_port, destination, record[at + 8], record[at + 1])
-            content = record[start + ADDRESSED_HEADER_OCTETS :]
-            sends.append((SOCKETS, DATAGRAM_SEGMENTS, b"".join((head, SEGMENT_SIZE.pack(size), content))))
-            self.counters[Counters.delivered] += count
         return sends
 
     def _receivers(self, flow: bytes) -> list[int]:
@@ -196,33 +153,35 @@ class Core(Transport[SocketTable]):
         handle = self._sockets.find(flow)
         return [handle] if handle else []
 
-    def _closed_port(self, packet: bytes) -> Send:
+    def _closed_port(self, record: bytes, flags: int, size: int) -> Send:
         # RFC 1122 section 4.1.3.1: a datagram to a port where nobody listens is answered with Port Unreachable.
         self.counters[Counters.no_port] += 1
         self.counters[Counters.report_port_unreachable] += 1
-        head = ICMP_ERROR_HEADER.pack(
-            DESTINATION_UNREACHABLE, PORT_UNREACHABLE, ORIGIN_LOCAL, 0, 0, packet[16:20]  # our address that was asked
-        )
-        return ICMP, REPORT_ERROR, head + packet[:REPORTED_OCTETS_MAX]
+        head, packet = record[:_HEAD], record[_HEAD:]
+        if size:
+            packet = next(iter(packets(packet, PROTOCOL, size)), packet)  # one error speaks for them all
+        elif flags & FLAG_CHECKSUM_PARTIAL:
+            packet = completed(packet, PROTOCOL)
+        report = REPORT_HEAD.pack(DESTINATION_UNREACHABLE, PORT_UNREACHABLE, 0)
+        return ICMP, REPORT_ERROR, report + head + packet[:QUOTE_OCTETS]
 
     def _icmp_errors(self, records: list[bytes]) -> list[Send]:
         counters = self.counters
         counters[Counters.errors_in] += len(records)
         sends: list[Send] = []
         for record in records:
-            packet = record[ICMP_ERROR_HEADER.size :]
-            quotation = quoted(packet)
-            if quotation is None:
+            error = IcmpError.of(record) if len(record) >= ERROR_HEAD.size else None
+            start = ERROR_HEAD.size + error.header_octets if error is not None else 0
+            if error is None or len(record) < start + HEADER_OCTETS:
                 counters[Counters.error_malformed] += 1
                 continue
-            flow, payload = quotation
+            own_port, port = record[start : start + 2], record[start + 2 : start + PORTS_OCTETS]
             # The socket is the one that would get an answer to the datagram.
-            socket = self._sockets.sockets.get(self._sockets.find(flow[4:8] + flow[:4] + flow[10:12] + flow[8:10]))
+            socket = self._sockets.sockets.get(self._sockets.find(error.destination + error.source + port + own_port))
             if socket is None:
                 counters[Counters.error_no_socket] += 1
                 continue
-            error = IcmpError.of(record)
-            sends += mtu_told(error, socket.declared, packet)
+            sends += error.mtu_told(socket.declared)
             # Linux, __udp4_lib_err; RFC 1122 section 4.1.3.3: errors are passed up
             heeded = error.icmp_type not in (SOURCE_QUENCH, REDIRECT)
             number = error.errno_for(socket.declared, bool(socket.peer)) if heeded else 0
@@ -230,7 +189,6 @@ class Core(Transport[SocketTable]):
                 counters[Counters.error_ignored] += 1
                 continue
             counters[Counters.errors_told] += 1
-            port = int.from_bytes(flow[10:12], "big")
-            sent = payload[:ERROR_PAYLOAD_OCTETS_MAX]
-            sends.append(error.told(socket.declared.handle, number, flow[4:8], port, sent))
+            sent = record[start + HEADER_OCTETS :][:ERROR_PAYLOAD_OCTETS_MAX]
+            sends.append(error.told(socket.declared.handle, number, int.from_bytes(port, "big"), sent))
         return sends

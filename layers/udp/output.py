@@ -7,10 +7,12 @@ may not send is told to it, with Linux's errno, where the application could not 
 from __future__ import annotations
 
 import errno
+from struct import Struct
 
-from bus.config import SEGMENTATION
+from bus.config import UDP_SEGMENTATION
 from bus.layer import CounterWords, Send
 from bus.messages import (
+    FAMILY_4,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND,
@@ -19,12 +21,11 @@ from bus.messages import (
     SEND_TOS_GIVEN,
     TRANSMIT,
     TRANSMIT_BROADCAST,
-    TRANSMIT_HEADER,
+    TRANSMIT_HEAD,
     TRANSMIT_LOOP,
     TRANSMIT_OF_MTU_DISCOVER,
-    TRANSMIT_OPTIONS,
     TRANSMIT_PARTIAL,
-    TRANSMIT_SEGMENTS,
+    TRANSMIT_RECORD,
 )
 from bus.topology import IP
 from layers.common.routes import LOOPBACK, RouteTable, is_multicast
@@ -33,23 +34,25 @@ from layers.udp.coalescing import joined
 from layers.udp.counters import Counters
 from layers.udp.tables import Socket
 from packets.checksum import checksum
-from packets.ip_options import checked, split, to_transmit
+from packets.ip_options import checked, split
 from packets.udp import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
 
 FLAGS_AT = SEND_HEADER.size - 2  # the lower octet of its flags
 PATHS_MAX = 1 << 15  # SEND headers whose outcome is remembered; then the cache starts afresh
 
+_SIZE = Struct("!H")  # at the beginning of a TRANSMIT_HEAD
+
 Path = tuple[bytes, int, bool]  # headers to send, what they add to the checksum, whether that is to be partial
 
 
 class Output:
-    """SEND and SEND_SEGMENTS records become TRANSMIT and TRANSMIT_SEGMENTS records."""
+    """SEND and SEND_SEGMENTS records become TRANSMIT records."""
 
     def __init__(self, sockets: dict[int, Socket], counters: CounterWords, offload: tuple[str, ...]) -> None:
         self._sockets = sockets
         self._counters = counters
         self._offload = bool(offload)
-        self._joins = SEGMENTATION in offload  # else it would all be cut again, in ip
+        self._joins = UDP_SEGMENTATION in offload  # else it would all be cut again, in ip
         self._paths: dict[bytes, Path] = {}  # by SEND header
         self._routes: RouteTable
 
@@ -116,8 +119,8 @@ class Output:
                 sends += self._send(cut)
                 continue
             total = (initial + length) % 65535 or 65535
-            segment = b"".join((SEGMENT_SIZE.pack(size), headers, LENGTH_CHECKSUM.pack(length, total), payload))
-            sends.append((IP, TRANSMIT_SEGMENTS, segment))
+            segment = b"".join((_SIZE.pack(size), headers[_SIZE.size :], LENGTH_CHECKSUM.pack(length, total), payload))
+            sends.append((IP, TRANSMIT, segment))
             count = -(-len(payload) // size)
             self._counters[Counters.sends] += count
             self._counters[Counters.packets_out] += count
@@ -192,10 +195,10 @@ class Output:
         options = declared.ip_options if options is None else options
         partial = (self._offload or self._routes.is_local(destination)) and not options
         transmit_flags |= TRANSMIT_PARTIAL if partial else 0
-        transmit_flags |= TRANSMIT_OPTIONS if options else 0
+        transmit_flags |= TRANSMIT_RECORD if options else 0
         source, to = origin.to_bytes(4, "big"), destination.to_bytes(4, "big")
-        head = TRANSMIT_HEADER.pack(source, to, PROTOCOL, ttl, tos, transmit_flags)
-        headers = head + to_transmit(options, record=True) + PORTS.pack(socket.port, port)
+        head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, transmit_flags, PROTOCOL, ttl, tos, len(options), source, to)
+        headers = head + options + PORTS.pack(socket.port, port)
         added = flow_sum(origin, destination, 0, 0) if partial else flow_sum(origin, destination, socket.port, port)
         return headers, added, partial
 

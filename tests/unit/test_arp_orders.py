@@ -24,9 +24,10 @@ from arp_host import (
 from durable import dies
 from hypothesis import given
 from hypothesis import strategies as st
+from records import transmit
 
 from bus.layer import Send
-from bus.messages import ARP_OUT, FORGET, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT, TRANSMIT_HEADER
+from bus.messages import ARP_OUT, FORGET, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT
 from bus.topology import ARP as ARP_LAYER
 from bus.topology import IP, UDP
 from layers.arp import core as arp
@@ -249,7 +250,7 @@ def test_packets_to_a_neighbour_that_was_flushed_wait_and_leave_when_it_is_found
     """ip and arp glued together: nothing is lost between `flush` and the neighbour's reply."""
     router = ip.Core(host.config, {}, IpCounters.new(), random.Random(1))
     router.start(host.now)
-    transmit = TRANSMIT_HEADER.pack(bytes(4), ip4(PEER), 17, 64, 0, 0) + b"segment"
+    segment = transmit(bytes(4), PEER) + b"segment"
     host.learn()
 
     def from_arp(sends: list[Send]) -> list[Send]:
@@ -257,9 +258,9 @@ def test_packets_to_a_neighbour_that_was_flushed_wait_and_leave_when_it_is_found
                 for out in router.receive(ARP_LAYER, kind, [record], host.now)]
 
     from_arp([told()])
-    assert [kind for _, kind, _ in router.receive(UDP, TRANSMIT, [transmit], host.now)] == [PACKET_OUT]
+    assert [kind for _, kind, _ in router.receive(UDP, TRANSMIT, [segment], host.now)] == [PACKET_OUT]
     assert from_arp(host.manage("flush")[1]) == []
-    (asked,) = router.receive(UDP, TRANSMIT, [transmit, transmit], host.now)
+    (asked,) = router.receive(UDP, TRANSMIT, [segment, segment], host.now)
     assert asked == (ARP_LAYER, RESOLVE, ip4(PEER))
     host.resolves(PEER)
     assert [kind for _, kind, _ in from_arp(host.hears(reply(PEER_MAC, PEER)))] == [PACKET_OUT] * 2

@@ -9,6 +9,7 @@ from collections import Counter as Tally
 
 import msgspec
 import pytest
+import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP
@@ -16,7 +17,7 @@ from scapy.packet import Raw
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.messages import ERROR_RECORD, ICMP_ERROR_HEADER, SEND_HEADER, TRANSMIT_HEADER, SocketReply, SocketState
+from bus.messages import ERROR_RECORD, PATH_MTU_HEAD, SEND_HEADER, SocketReply, SocketState
 from layers.icmp import core as icmp
 from layers.icmp import tables
 from layers.icmp.counters import Counters
@@ -55,11 +56,10 @@ class Host:
         return sends
 
     def hears(self, *packets) -> list:
-        return self.gives(topology.IP, messages.PACKET, *map(bytes, packets))
+        return self.gives(topology.IP, messages.PACKET, *map(records.up, packets))
 
     def reports(self, packet, icmp_type: int = 3, code: int = 3, info: int = 0) -> list:
-        header = ICMP_ERROR_HEADER.pack(icmp_type, code, 0, 0, info, bytes(4))
-        return self.gives(topology.UDP, messages.REPORT_ERROR, header + bytes(packet))
+        return self.gives(topology.UDP, messages.REPORT_ERROR, records.report(icmp_type, code, packet, info))
 
     def declares(self, **state) -> SocketReply:
         wanted = SocketState(**{"handle": 1, "request": 7, **state})
@@ -89,13 +89,13 @@ def transmitted(send: tuple) -> tuple[tuple, ICMP]:
     """(source, destination, protocol, TTL, TOS, flags) and the message, whose checksum scapy agrees with."""
     consumer, kind, record = send
     assert (consumer, kind) == (topology.IP, messages.TRANSMIT)
-    source, destination, *rest = TRANSMIT_HEADER.unpack_from(record)
-    message = record[TRANSMIT_HEADER.size :]
+    header, options, message = records.transmitted(record)
+    assert not options
     parsed = ICMP(message)
     afresh = ICMP(message)
     del afresh.chksum
     assert bytes(afresh) == message
-    return (str(ipaddress.IPv4Address(source)), str(ipaddress.IPv4Address(destination)), *rest), parsed
+    return header, parsed
 
 
 # Echo
@@ -130,11 +130,9 @@ def test_rfc1122_3_2_2_6_record_route_and_timestamp_come_back(host, options, ech
     header = bytes([0x45 + len(options) // 4]) + plain[1:20] + options
     ((consumer, kind, record),) = host.hears(header + plain[20:])
     assert (consumer, kind) == (topology.IP, messages.TRANSMIT)
-    assert TRANSMIT_HEADER.unpack_from(record)[5] == messages.TRANSMIT_MAY_FRAGMENT | messages.TRANSMIT_OPTIONS
-    behind = record[TRANSMIT_HEADER.size :]
-    assert behind[0] == len(echoed) // 4
-    assert behind[1 : 1 + len(echoed)] == echoed
-    assert ICMP(behind[1 + len(echoed) :]).type == 0
+    sent, sent_options, message = records.transmitted(record)
+    assert (sent[5], sent_options) == (messages.TRANSMIT_MAY_FRAGMENT, echoed)
+    assert ICMP(message).type == 0
 
 
 def test_several_echoes_are_answered_in_order(host):
@@ -160,11 +158,11 @@ def test_rfc1122_3_2_1_8_c_no_source_route_is_sent_let_alone_two(host, kinds):
 
 
 def test_rfc1122_3_2_2_6_echo_to_a_group_is_silent(host):
-    assert host.gives(topology.IP, messages.PACKET_GROUP, bytes(echo(destination="10.0.0.255"))) == []
+    assert host.gives(topology.IP, messages.PACKET, records.up(echo(destination="10.0.0.255"), records.GROUP)) == []
     assert host.counted("to_group") == 1
 
 
-@pytest.mark.parametrize("octets", [b"", b"\x45", bytes(echo())[:27], b"\x4f" + bytes(echo())[1:], b"\x44" + bytes(30)])
+@pytest.mark.parametrize("octets", [b"", b"\x45", bytes(echo())[:27], b"\x4f" + bytes(echo())[1:]])
 def test_a_packet_too_short_for_its_headers_is_counted(host, octets):
     assert host.hears(octets) == []
     assert host.counted("malformed") == 1
@@ -206,7 +204,7 @@ def test_rfc792_a_timestamp_reply_is_twenty_octets_whatever_the_request_was(host
     message = checked(bytearray(bytes(timestamp_request())[20:32] + bytes(100)))
     (send,) = host.hears(IP(src=PEER, dst=OUR, proto=1) / Raw(message))
     assert transmitted(send)[1].ts_ori == 123
-    assert len(send[2]) == TRANSMIT_HEADER.size + 20
+    assert len(send[2]) == records.TRANSMIT + 20
 
 
 @pytest.mark.parametrize(("octets", "answers"), [(12, 1), (11, 0)])
@@ -217,14 +215,14 @@ def test_as_linux_a_timestamp_request_needs_no_more_than_its_originate_timestamp
 
 
 def test_rfc1122_3_2_2_8_a_timestamp_request_to_a_group_is_silent(host):
-    assert host.gives(topology.IP, messages.PACKET_GROUP, bytes(timestamp_request())) == []
+    assert host.gives(topology.IP, messages.PACKET, records.up(timestamp_request(), records.GROUP)) == []
 
 
 def test_rfc1122_3_2_2_8_options_come_back_as_with_an_echo(host):
     plain = bytes(timestamp_request())
     ((_, _, record),) = host.hears(b"\x47" + plain[1:20] + RECORDED + b"\0" + plain[20:])
-    assert TRANSMIT_HEADER.unpack_from(record)[5] == messages.TRANSMIT_MAY_FRAGMENT | messages.TRANSMIT_OPTIONS
-    assert record[TRANSMIT_HEADER.size :][: len(RECORDED) + 2] == b"\x02" + RECORDED + b"\0"
+    header, options, _ = records.transmitted(record)
+    assert (header[5], options) == (messages.TRANSMIT_MAY_FRAGMENT, RECORDED + b"\0")
 
 
 # Errors that we send
@@ -296,7 +294,7 @@ def test_only_errors_are_complained_with(host, icmp_type):
 
 
 def test_a_report_too_short_is_counted(host):
-    for octets in (b"", bytes(11), bytes(12), ICMP_ERROR_HEADER.pack(3, 3, 0, 0, 0, bytes(4)) + bytes(datagram())[:19]):
+    for octets in (b"", bytes(11), bytes(26), records.report(3, 3, bytes(datagram())[:19])):
         assert host.gives(topology.IP, messages.REPORT_ERROR, octets) == []
     assert host.counted("report_malformed") == 4
 
@@ -365,7 +363,7 @@ def test_rfc792_unused_fields_are_not_looked_at(host, icmp_type, code, rest):
     message = checked(bytearray(bytes((icmp_type, code, 0, 0)) + rest + ours))
     ((consumer, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(message)))
     assert (consumer, record) == (
-        topology.UDP, ICMP_ERROR_HEADER.pack(icmp_type, code, messages.ORIGIN_ICMP, 0, 0, ip4(ROUTER)) + ours)
+        topology.UDP, records.error(icmp_type, code, ours, offender=ROUTER))
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "fields", "info"), [
@@ -374,8 +372,7 @@ def test_rfc1122_4_1_3_3_an_error_about_a_udp_packet_goes_to_udp(host, icmp_type
     ours = bytes(datagram(source=OUR, destination=FAR))[:28]
     ((consumer, kind, record),) = upward(host.hears(error_about(ours, icmp_type, code, **fields)))
     assert (consumer, kind) == (topology.UDP, messages.ICMP_ERROR)
-    assert ICMP_ERROR_HEADER.unpack_from(record) == (icmp_type, code, messages.ORIGIN_ICMP, 0, info, ip4(ROUTER))
-    assert record[ICMP_ERROR_HEADER.size :] == ours
+    assert record == records.error(icmp_type, code, ours, info=info, offender=ROUTER)
 
 
 def checked(message: bytearray) -> bytes:
@@ -402,7 +399,7 @@ def test_rfc4884_4_extensions_are_no_part_of_the_quote(host, icmp_type, size):
     message = bytearray(bytes(ICMP(type=icmp_type) / Raw(quote + EXTENSION)))
     message[5] = len(quote) // 4
     ((_, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(checked(message))))
-    assert record[ICMP_ERROR_HEADER.size :] == ours[:128]
+    assert record[records.ERROR :] == ours[:128]
 
 
 @pytest.mark.parametrize("words", [0, 1, 6, 31, 36, 255])
@@ -411,13 +408,13 @@ def test_rfc4884_5_a_length_that_cannot_be_changes_nothing(host, words):
     message = bytearray(bytes(ICMP(type=3, code=3) / Raw(ours)))
     message[5] = words
     ((_, _, record),) = upward(host.hears(IP(src=ROUTER, dst=OUR, proto=1) / Raw(checked(message))))
-    assert record[ICMP_ERROR_HEADER.size :] == ours
+    assert record[records.ERROR :] == ours
 
 
 def test_rfc1122_3_2_2_an_error_of_any_protocol_goes_to_raw_where_it_is_booted():
     host = Host(layers=tuple(topology.LAYERS))
     ours = bytes(IP(src=OUR, dst=FAR, proto=253) / Raw(bytes(8)))
-    assert [(send[0], send[2][ICMP_ERROR_HEADER.size :]) for send in upward(host.hears(error_about(ours)))] == [
+    assert [(send[0], send[2][records.ERROR :]) for send in upward(host.hears(error_about(ours)))] == [
         (topology.RAW, ours)]
     assert [send[0] for send in upward(host.hears(error_about(OURS)))] == [topology.RAW, topology.UDP]
     assert host.counted("errors_to_raw") == 2
@@ -427,7 +424,7 @@ def test_rfc1122_3_2_2_an_error_of_any_protocol_goes_to_raw_where_it_is_booted()
 def test_rfc1191_4_fragmentation_needed_about_an_echo_request_is_told_to_ip(host, mtu):
     host.declares(bind=True, port=77)
     ours = IP(src=OUR, dst=FAR) / ICMP(type=8, id=77, seq=5) / Raw(b"data")
-    record = messages.PATH_MTU_RECORD.pack(ip4(FAR), mtu, len(ours))
+    record = PATH_MTU_HEAD.pack(mtu, len(ours)) + ip4(FAR)
     assert host.hears(error_about(ours, 3, 4, nexthopmtu=mtu)) == [(topology.IP, messages.PATH_MTU, record)]
 
 
@@ -501,13 +498,11 @@ def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, t
 
 def test_an_error_of_ip_itself_reaches_a_connected_socket(host):
     host.declares(bind=True, port=77, peer=number(PEER))
-    header = ICMP_ERROR_HEADER.pack(3, 1, messages.ORIGIN_LOCAL, 0, 0, ip4(OUR))
-    ((_, kind, record),) = host.gives(
-        topology.IP, messages.ICMP_ERROR, header + bytes(echo(source=OUR, destination=PEER))
-    )
+    ours = records.local_error(1, echo(source=OUR, destination=PEER))
+    ((_, kind, record),) = host.gives(topology.IP, messages.ICMP_ERROR, ours)
     assert kind == messages.SOCKET_ERROR
     assert ERROR_RECORD.unpack_from(record)[:3] == (1, errno.EHOSTUNREACH, messages.ORIGIN_LOCAL)
-    assert host.gives(topology.IP, messages.ICMP_ERROR, header, b"", header + bytes(27)) == []
+    assert host.gives(topology.IP, messages.ICMP_ERROR, ours[: records.ERROR], b"", ours[: records.ERROR + 27]) == []
 
 
 # Ping sockets
@@ -705,7 +700,8 @@ EVENTS = st.sampled_from(
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.tuples(EVENTS, PACKETS, st.binary(min_size=17, max_size=17)), max_size=20))
+@given(st.lists(st.tuples(EVENTS, PACKETS, st.binary(min_size=17, max_size=17), st.booleans()),
+                max_size=20))
 def test_nothing_raises_and_every_packet_is_counted(events):
     host = Host()
     host.declares(bind=True, port=77, receive_errors=True)
@@ -714,9 +710,11 @@ def test_nothing_raises_and_every_packet_is_counted(events):
              "error_unknown_code", "error_bad_quote", "error_not_ours", "error_about_group", "error_no_transport",
              "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_transports",
              "errors_to_sockets")
-    for (producer, kind), octets, prefix in events:
+    for (producer, kind), octets, prefix, headed in events:
         before = sum(map(host.counted, taken))
-        heard = kind in (messages.PACKET, messages.PACKET_CHECKED, messages.PACKET_GROUP, messages.ICMP_ERROR)
+        heard = kind in (messages.PACKET, messages.ICMP_ERROR)
+        if headed and heard:
+            octets = records.up(octets) if kind == messages.PACKET else records.error(3, 1, octets)
         host.gives(topology.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
         assert sum(map(host.counted, taken)) == before + heard
 

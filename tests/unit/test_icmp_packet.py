@@ -11,6 +11,7 @@ from scapy.layers.inet import ICMP, IP
 
 from layers.common.icmp_errors import errno_of
 from packets import icmp as wire
+from packets import ipv4
 
 
 def plain_sum(octets: bytes) -> int:
@@ -86,18 +87,24 @@ def test_info_comes_back_where_the_error_has_a_place_for_it(icmp_type, code, inf
     assert wire.info_of(wire.error(icmp_type, code, info, bytes(28))) == expected
 
 
+def offset_of(packet: bytes) -> int:
+    """Where the payload of a quoted packet begins; 0 where it is no packet whose sender could be told."""
+    quoted = ipv4.quoted(packet)
+    return quoted.header_octets if quoted is not None else 0
+
+
 def test_rfc1122_3_2_2_a_quote_holds_the_header_and_8_octets():
     plain = bytes(IP(src="10.0.0.2", dst="10.0.0.1") / b"12345678")
-    assert wire.payload_offset(plain) == 20
-    assert wire.payload_offset(plain[:-1]) == 0
-    assert wire.payload_offset(b"") == 0
+    assert offset_of(plain) == 20
+    assert offset_of(plain[:-1]) == 0
+    assert offset_of(b"") == 0
     options = b"\x46" + plain[1:20] + bytes(4) + b"12345678"
-    assert wire.payload_offset(options) == 24
-    assert wire.payload_offset(options[:-1]) == 0
-    assert wire.payload_offset(b"\x44" + plain[1:]) == 0
-    assert wire.payload_offset(b"\x65" + plain[1:]) == 0
-    assert wire.payload_offset(bytes(IP(frag=1) / b"12345678")) == 0
-    assert wire.payload_offset(bytes(IP(flags="MF") / b"12345678")) == 20
+    assert offset_of(options) == 24
+    assert offset_of(options[:-1]) == 0
+    assert offset_of(b"\x44" + plain[1:]) == 0
+    assert offset_of(b"\x65" + plain[1:]) == 0
+    assert offset_of(bytes(IP(frag=1) / b"12345678")) == 0
+    assert offset_of(bytes(IP(flags="MF") / b"12345678")) == 20
 
 
 @pytest.mark.parametrize(("icmp_type", "code", "number", "fatal"), [

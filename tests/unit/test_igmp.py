@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import GROUP, LOOPED, OUT, UP, from_link, out, transmit, up
 from scapy.config import conf
 from scapy.layers.igmp import IGMP, IGMPv3_MQ, IGMPv3_MR, IGMPv3_MR_Group
 from scapy.layers.inet import IP, UDP, IPOption_Router_Alert
@@ -19,10 +20,9 @@ from bus.config import StackConfig
 from bus.layer import Send
 from bus.messages import (
     MEMBERSHIP,
-    PACKET_GROUP,
+    PACKET,
     PACKET_OUT,
     TRANSMIT,
-    TRANSMIT_HEADER,
     TRANSMIT_LOOP,
     TRANSMIT_MAY_FRAGMENT,
     Membership,
@@ -77,9 +77,9 @@ class Host:
                 rest.append((consumer, kind, record))
                 continue
             assert kind == PACKET_OUT
-            packet = IP(record[6:])
+            packet = IP(record[OUT:])
             low = number(packet.dst) & 0x7FFFFF
-            assert record[:6] == b"\x01\x00\x5e" + low.to_bytes(3, "big")
+            assert record == out(b"\x01\x00\x5e" + low.to_bytes(3, "big"), record[OUT:])
             self.out.append(packet)
         return rest
 
@@ -94,8 +94,8 @@ class Host:
         assert self.take(self.core.receive(topology.SOCKETS, MEMBERSHIP, [encode(Membership(handle, filters))],
                                            self.now)) == []
 
-    def hears(self, packet: Packet, kind: int = PACKET_GROUP) -> list[Send]:
-        return self.take(self.core.receive(LINK, kind, [bytes(packet)], self.now))
+    def hears(self, packet: Packet, flags: int = GROUP) -> list[Send]:
+        return self.take(self.core.receive(LINK, PACKET, [from_link(packet, flags)], self.now))
 
     def passes(self, seconds: float) -> None:
         end = self.now + seconds
@@ -164,7 +164,7 @@ def udp(to: str, source: str = PEER) -> Packet:
 def delivered(host: Host, to: str, source: str = PEER) -> bool:
     before = host.counted("other_group")
     sends = host.hears(udp(to, source))
-    assert [send[:2] for send in sends] in ([], [(topology.UDP, PACKET_GROUP)])
+    assert [send[:2] for send in sends] in ([], [(topology.UDP, PACKET)])
     assert host.counted("other_group") == before + (not sends)
     return bool(sends)
 
@@ -596,7 +596,7 @@ def test_messages_that_are_not_for_a_host_are_counted_and_not_answered(host, mes
     assert host.core.next_wake is None
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.binary(max_size=40), st.sampled_from([0x11, 0x12, 0x16, 0x22, None]), st.booleans(),
                           st.floats(0, 400)), max_size=6))
 def test_whatever_comes_as_igmp_nothing_raises_and_something_is_counted(messages):
@@ -637,18 +637,18 @@ def test_rfc3376_4_2_16_what_does_not_fit_one_report_goes_in_several(monkeypatch
 
 def sends(host: Host, to: str, flags: int = TRANSMIT_LOOP, ttl: int = 1, source: str = "0.0.0.0") -> list[Send]:
     """What comes back up of a multicast; what goes out is in `host.out`."""
-    header = TRANSMIT_HEADER.pack(octets(source), octets(to), 17, ttl, 0, flags | TRANSMIT_MAY_FRAGMENT)
-    return host.take(host.core.receive(topology.UDP, TRANSMIT, [header + b"segment."], host.now))
+    head = transmit(source, to, ttl=ttl, flags=flags | TRANSMIT_MAY_FRAGMENT)
+    return host.take(host.core.receive(topology.UDP, TRANSMIT, [head + b"segment."], host.now))
 
 
 def test_rfc1112_6_2_a_copy_comes_back_to_our_own_members_if_the_sender_wants_that(host):
     assert sends(host, ONE) == []
     settled(host, (ONE, True))
     ((consumer, kind, copy),) = sends(host, ONE)
-    assert (consumer, kind) == (topology.UDP, PACKET_GROUP)
-    (out,) = host.sent()
-    assert copy == bytes(out)
-    assert (out.src, out.dst, out.ttl) == (ME, ONE, 1)
+    assert (consumer, kind) == (topology.UDP, PACKET)
+    (sent,) = host.sent()
+    assert copy == up(sent, GROUP | LOOPED)
+    assert (sent.src, sent.dst, sent.ttl) == (ME, ONE, 1)
     assert sends(host, ONE, flags=0) == []
     assert sends(host, TWO) == []
     assert len(host.sent()) == 2
@@ -665,7 +665,7 @@ def test_a_copy_passes_the_source_filter_too(host):
 def test_rfc1112_6_1_a_ttl_of_zero_keeps_a_multicast_in_the_host(host):
     settled(host, (ONE, True))
     ((_, _, copy),) = sends(host, ONE, ttl=0)
-    assert IP(copy).ttl == 0
+    assert IP(copy[UP:]).ttl == 0
     assert host.sent() == []
     assert sends(host, TWO, ttl=0) == []
     assert host.sent() == []
@@ -675,7 +675,7 @@ def test_rfc1112_6_1_a_ttl_of_zero_keeps_a_multicast_in_the_host(host):
 def test_rfc1112_6_4_the_mac_address_of_a_group():
     host = Host()
     for group in ("224.0.0.251", "239.129.2.3", "239.1.2.3"):
-        ((_, _, record),) = host.core.receive(topology.UDP, TRANSMIT, [TRANSMIT_HEADER.pack(
-            bytes(4), octets(group), 17, 1, 0, 0) + b"segment."], host.now)
-        assert Ether(record[:6] + bytes(8)).dst == f"01:00:5e:{octets(group)[1] & 127:02x}:{octets(group)[2]:02x}:" \
+        head = transmit(bytes(4), group, ttl=1)
+        ((_, _, record),) = host.core.receive(topology.UDP, TRANSMIT, [head + b"segment."], host.now)
+        assert Ether(record[6:OUT] + bytes(8)).dst == f"01:00:5e:{octets(group)[1] & 127:02x}:{octets(group)[2]:02x}:" \
             f"{octets(group)[3]:02x}"

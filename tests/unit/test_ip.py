@@ -9,18 +9,19 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import LOOPED, OUT, REPORT, UP, from_link, octets, out, report, transmit, up
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_NOP
 from scapy.packet import Raw
 
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.messages import (
+    ERROR_HEAD,
+    FLAG_GROUP,
     ICMP_ERROR,
-    ICMP_ERROR_HEADER,
     NEIGHBOR,
     ORIGIN_LOCAL,
     PACKET,
-    PACKET_GROUP,
     PACKET_OUT,
     REPORT_ERROR,
     RESOLVE,
@@ -28,7 +29,7 @@ from bus.messages import (
     TRANSMIT,
     TRANSMIT_BROADCAST,
     TRANSMIT_DONT_FRAGMENT,
-    TRANSMIT_HEADER,
+    TRANSMIT_HEAD,
     UNREACHABLE,
     decode_routes,
 )
@@ -46,10 +47,6 @@ LIMITED, DIRECTED, GROUP = "255.255.255.255", "10.0.0.255", "224.0.0.251"
 PEER_MAC = bytes.fromhex("02005e000007")
 BROADCAST_MAC = b"\xff" * 6
 HOST_UNREACHABLE, FRAGMENTATION_NEEDED = (3, 1), (3, 4)
-
-
-def octets(address: str) -> bytes:
-    return IPv4Address(address).packed
 
 
 class Layer:
@@ -70,13 +67,13 @@ class Layer:
     def gives(self, sender: int, kind: int, *records: bytes) -> list:
         return self.core.receive(sender, kind, list(records), self.now)
 
-    def hears(self, *packets, kind: int = PACKET) -> list:
-        return self.gives(LINK, kind, *map(bytes, packets))
+    def hears(self, *packets, flags: int = 0) -> list:
+        return self.gives(LINK, PACKET, *(from_link(packet, flags) for packet in packets))
 
     def sends(self, to: str, segment: bytes = b"segment.", source: str = "0.0.0.0", protocol: int = 17, ttl: int = 64,
               tos: int = 0, flags: int = TRANSMIT_DONT_FRAGMENT) -> list:
-        header = TRANSMIT_HEADER.pack(octets(source), octets(to), protocol, ttl, tos, flags)
-        return self.gives(topology.UDP if protocol == 17 else topology.ICMP, TRANSMIT, header + segment)
+        head = transmit(source, to, protocol, ttl, tos, flags)
+        return self.gives(topology.UDP if protocol == 17 else topology.ICMP, TRANSMIT, head + segment)
 
     def learns(self, address: str = PEER, mac: bytes = PEER_MAC) -> list:
         return self.gives(ARP, NEIGHBOR, octets(address) + mac)
@@ -101,9 +98,13 @@ def asks(address: str) -> tuple:
 def error_of(send: tuple) -> tuple:
     """(consumer, (type, code), info, quoted packet) of a local error."""
     consumer, kind, record = send
-    icmp_type, code, origin, _, info, _ = ICMP_ERROR_HEADER.unpack_from(record)
-    assert (kind, origin) == (ICMP_ERROR, ORIGIN_LOCAL)
-    return consumer, (icmp_type, code), info, IP(record[ICMP_ERROR_HEADER.size :])
+    told = ERROR_HEAD.unpack_from(record)
+    icmp_type, code, origin, family, info = told[:5]
+    assert (kind, origin, family) == (ICMP_ERROR, ORIGIN_LOCAL, 4)
+    quoted = IP(record[ERROR_HEAD.size :])
+    own = octets(quoted.src)
+    assert told[5:] == (quoted.len, quoted.proto, quoted.ihl * 4, own, own, octets(quoted.dst))
+    return consumer, (icmp_type, code), info, quoted
 
 
 def udp(source: str = PEER, destination: str = ME, **fields):
@@ -118,20 +119,20 @@ def udp(source: str = PEER, destination: str = ME, **fields):
     (udp(options=[IPOption_NOP()] * 40), topology.UDP), (udp(ttl=0), topology.UDP), (udp(flags="DF"), topology.UDP),
 ])  # fmt: skip
 def test_a_packet_for_us_goes_to_its_transport_as_it_came(layer, packet, upper):
-    assert layer.hears(packet) == [(upper, PACKET, bytes(packet))]
+    assert layer.hears(packet) == [(upper, PACKET, up(packet))]
     assert layer.counted() == {"packets_in": 1}
 
 
 def test_rfc894_padding_is_cut(layer):
     packet = bytes(udp())
-    assert layer.hears(packet + bytes(18)) == [(topology.UDP, PACKET, packet)]
+    assert layer.hears(packet + bytes(18)) == [(topology.UDP, PACKET, up(packet))]
 
 
 @pytest.mark.parametrize("destination", [LIMITED, DIRECTED])
-@pytest.mark.parametrize("kind", [PACKET, PACKET_GROUP])
-def test_rfc1122_3_3_6_a_broadcast_is_marked_so_that_no_error_answers_it(layer, destination, kind):
+@pytest.mark.parametrize("flags", [0, FLAG_GROUP])
+def test_rfc1122_3_3_6_a_broadcast_is_marked_so_that_no_error_answers_it(layer, destination, flags):
     packet = udp(destination=destination)
-    assert layer.hears(packet, kind=kind) == [(topology.UDP, PACKET_GROUP, bytes(packet))]
+    assert layer.hears(packet, flags=flags) == [(topology.UDP, PACKET, up(packet, FLAG_GROUP))]
 
 
 def corrupt(packet: bytes, at: int, value: int) -> bytes:
@@ -158,7 +159,7 @@ def test_rfc1122_3_2_1_packets_that_are_silently_discarded(layer, counter, packe
 
 
 def test_rfc1122_3_3_6_a_packet_to_us_in_a_link_layer_broadcast_is_discarded(layer):
-    assert layer.hears(udp(), kind=PACKET_GROUP) == []
+    assert layer.hears(udp(), flags=FLAG_GROUP) == []
     assert layer.dropped() == {"unicast_in_group_frame": 1}
 
 
@@ -166,13 +167,12 @@ def test_rfc1122_3_2_2_1_an_unknown_protocol_is_reported_to_icmp(layer):
     packet = bytes(IP(src=PEER, dst=ME, proto=132) / Raw(bytes(900)))
     ((consumer, kind, record),) = layer.hears(packet)
     assert (consumer, kind) == (topology.ICMP, REPORT_ERROR)
-    assert ICMP_ERROR_HEADER.unpack_from(record)[:2] == (3, 2)
-    assert record[ICMP_ERROR_HEADER.size :] == packet[:576]
+    assert record == report(3, 2, packet)[: REPORT + 576]
     assert layer.dropped() == {"unknown_protocol": 1}
 
 
 def test_rfc1122_3_2_2_an_unknown_protocol_by_broadcast_is_not_reported(layer):
-    assert layer.hears(IP(src=PEER, dst=LIMITED, proto=132) / Raw(b"x"), kind=PACKET_GROUP) == []
+    assert layer.hears(IP(src=PEER, dst=LIMITED, proto=132) / Raw(b"x"), flags=FLAG_GROUP) == []
     assert layer.dropped() == {"unknown_protocol": 1}
 
 
@@ -183,17 +183,17 @@ def test_rfc1122_3_2_2_an_unknown_protocol_by_broadcast_is_not_reported(layer):
 def test_a_segment_leaves_in_a_packet_that_scapy_would_have_made(layer, flags, protocol):
     layer.learns()
     ((consumer, kind, record),) = layer.sends(PEER, b"abc", protocol=protocol, ttl=7, tos=0x28, flags=flags)
-    sent = IP(record[6:])
+    sent = IP(record[OUT:])
     expected = IP(src=ME, dst=PEER, proto=protocol, ttl=7, tos=0x28, flags="DF" if flags else 0, id=sent.id)
     assert (consumer, kind) == (LINK, PACKET_OUT)
-    assert record == PEER_MAC + bytes(expected / Raw(b"abc"))
+    assert record == out(PEER_MAC, expected / Raw(b"abc"))
     assert layer.counted() == {"packets_out": 1}
 
 
 def test_the_second_packet_of_a_flow_is_as_good_as_the_first(layer):
     layer.learns()
     first, second = layer.sends(PEER, b"abc"), layer.sends(PEER, b"defgh")
-    assert second[0][2] == PEER_MAC + bytes(IP(src=ME, dst=PEER, proto=17, flags="DF", id=0) / Raw(b"defgh"))
+    assert second[0][2] == out(PEER_MAC, IP(src=ME, dst=PEER, proto=17, flags="DF", id=0) / Raw(b"defgh"))
     assert first != second
 
 
@@ -201,13 +201,13 @@ def test_the_second_packet_of_a_flow_is_as_good_as_the_first(layer):
 def test_rfc1122_3_3_1_1_the_next_hop_is_the_neighbour_or_the_gateway(layer, destination, hop):
     assert layer.sends(destination) == [asks(hop)]
     ((_, _, record),) = layer.learns(hop)
-    assert record[:6] == PEER_MAC
-    assert IP(record[6:]).dst == destination
+    assert record[:OUT] == out(PEER_MAC, record[OUT:])[:OUT]
+    assert IP(record[OUT:]).dst == destination
 
 
 def test_rfc6864_4_1_a_packet_that_must_not_be_fragmented_needs_no_identification(layer):
     layer.learns()
-    assert {IP(layer.sends(PEER)[0][2][6:]).id for _ in range(3)} == {0}
+    assert {IP(layer.sends(PEER)[0][2][OUT:]).id for _ in range(3)} == {0}
 
 
 def test_rfc6864_4_2_each_destination_has_its_numbers_and_no_crash_repeats_one(layer):
@@ -217,7 +217,7 @@ def test_rfc6864_4_2_each_destination_has_its_numbers_and_no_crash_repeats_one(l
         for number, to in enumerate(seen):
             layer.learns(to)
             for _ in range(packets * (1 + number)):
-                seen[to].append(IP(layer.sends(to, flags=0)[-1][2][6:]).id)
+                seen[to].append(IP(layer.sends(to, flags=0)[-1][2][OUT:]).id)
     for numbers in seen.values():
         assert len(set(numbers)) == len(numbers)
     # a sequence for both would have skipped what went to the other
@@ -263,7 +263,7 @@ def test_rfc1122_3_2_1_3_no_group_is_a_source(layer, source):
 
 def test_a_source_that_is_not_ours_or_no_header_is_refused(layer):
     assert layer.sends(PEER, source=OTHER) == []
-    assert layer.gives(topology.UDP, TRANSMIT, b"", bytes(TRANSMIT_HEADER.size - 1)) == []
+    assert layer.gives(topology.UDP, TRANSMIT, b"", bytes(TRANSMIT_HEAD.size - 1)) == []
     assert layer.dropped() == {"bad_transmit": 3}
 
 
@@ -282,13 +282,13 @@ def test_rfc1122_3_2_1_3_a_packet_from_127_never_leaves_the_host(layer):
 def test_rfc1122_3_2_1_3_what_goes_to_ourselves_does_not_touch_the_link(layer, to, source, protocol):
     ((consumer, kind, record),) = layer.sends(to, b"abc", protocol=protocol)
     assert (consumer, kind) == (topology.UDP if protocol == 17 else topology.ICMP, PACKET)
-    assert record == bytes(IP(src=source, dst=to, proto=protocol, flags="DF", id=0) / Raw(b"abc"))
+    assert record == up(IP(src=source, dst=to, proto=protocol, flags="DF", id=0) / Raw(b"abc"), LOOPED)
     assert layer.counted() == {"looped": 1}
 
 
 def test_a_packet_to_ourselves_may_be_longer_than_the_mtu(layer):
     ((_, kind, record),) = layer.sends(ME, bytes(65515))
-    assert (kind, len(record)) == (PACKET, 65535)
+    assert (kind, len(record)) == (PACKET, UP + 65535)
 
 
 def test_an_unknown_protocol_to_ourselves_is_reported(layer):
@@ -303,15 +303,15 @@ def test_an_unknown_protocol_to_ourselves_is_reported(layer):
 def test_rfc1122_3_3_6_a_broadcast_needs_leave_and_comes_back_to_us(layer, to):
     assert layer.sends(to) == []
     assert layer.dropped() == {"broadcast_denied": 1}
-    up, down = layer.sends(to, b"abc", flags=TRANSMIT_BROADCAST | TRANSMIT_DONT_FRAGMENT)
+    back, down = layer.sends(to, b"abc", flags=TRANSMIT_BROADCAST | TRANSMIT_DONT_FRAGMENT)
     packet = bytes(IP(src=ME, dst=to, proto=17, flags="DF", id=0) / Raw(b"abc"))
-    assert up == (topology.UDP, PACKET_GROUP, packet)
-    assert down == (LINK, PACKET_OUT, BROADCAST_MAC + packet)
+    assert back == (topology.UDP, PACKET, up(packet, FLAG_GROUP | LOOPED))
+    assert down == (LINK, PACKET_OUT, out(BROADCAST_MAC, packet))
 
 
 def test_rfc1112_6_4_a_multicast_goes_to_the_groups_mac(layer):
     ((_, kind, record),) = layer.sends("239.129.2.3")
-    assert (kind, record[:6]) == (PACKET_OUT, bytes.fromhex("01005e010203"))
+    assert (kind, record[6:OUT]) == (PACKET_OUT, bytes.fromhex("01005e010203"))
 
 
 # -- neighbours ------------------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_a_neighbour_that_moves_gets_packets_at_its_new_address(layer):
     layer.learns()
     layer.sends(PEER)
     layer.learns(mac=b"\x02new!!")
-    assert layer.sends(PEER)[0][2][:6] == b"\x02new!!"
+    assert layer.sends(PEER)[0][2][6:OUT] == b"\x02new!!"
 
 
 def test_when_arp_starts_again_it_is_asked_what_it_may_have_forgotten(layer):
@@ -442,16 +442,30 @@ def test_routes_are_read_back_after_a_crash(layer):
 RECORD = st.one_of(
     st.binary(max_size=80),
     st.builds(lambda at, value: corrupt(PLAIN, at, value), st.integers(0, len(PLAIN) - 1), st.integers(0, 255)),
-    st.builds(lambda source, to, rest: source + to + rest, st.sampled_from([bytes(4), octets(ME), b"\x7f\0\0\1"]),
+    st.builds(lambda at, value: from_link(corrupt(PLAIN, at, value)), st.integers(0, len(PLAIN) - 1),
+              st.integers(0, 255)),
+    st.builds(lambda source, to, rest: transmit(source, to) + rest,
+              st.sampled_from([bytes(4), octets(ME), b"\x7f\0\0\1"]),
               st.sampled_from([octets(address) for address in (ME, PEER, FAR, LIMITED, GROUP)]) | st.binary(
                   min_size=4, max_size=4), st.binary(max_size=70)),
     st.builds(lambda address, mac: address + mac, st.sampled_from([octets(PEER), octets(GATEWAY)]),
               st.binary(min_size=6, max_size=6)),
     st.just(bytes(70_000)),
 )  # fmt: skip
+
+
+def segments_of(record: bytes) -> int:
+    """How many packets a super-packet stands for."""
+    size, protocol = int.from_bytes(record[4:6], "big"), record[6]
+    if not size:
+        return 1
+    header_octets = 8 if protocol == 17 else record[UP + 20 + 12] >> 4 << 2
+    return -(-(len(record) - UP - 20 - header_octets) // size)
+
+
 CALLS = st.lists(st.tuples(st.sampled_from(sorted(topology.NAMES)), st.integers(0, 255).filter(
     lambda kind: kind != messages.RAW_WANTED) | st.sampled_from(
-    [PACKET, PACKET_GROUP, TRANSMIT, NEIGHBOR, UNREACHABLE]), st.lists(RECORD, max_size=4), st.floats(0, 100)))
+    [PACKET, TRANSMIT, NEIGHBOR, UNREACHABLE]), st.lists(RECORD, max_size=4), st.floats(0, 100)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -464,9 +478,8 @@ def test_no_records_of_any_kind_do_any_harm_and_every_packet_is_accounted_for(ca
         layer.now += passed
         sends = layer.gives(sender, kind, *records)
         assert all(sent_kind in allowed[topology.NAMES[consumer]] for consumer, sent_kind, _ in sends)
-        up = (PACKET, PACKET_GROUP, messages.PACKET_CHECKED)
-        if kind in up:
-            delivered += sum(1 for _, sent_kind, _ in sends if sent_kind in up)
+        if kind == PACKET:
+            delivered += sum(max(1, segments_of(record)) for _, sent_kind, record in sends if sent_kind == PACKET)
     incoming = ("truncated", "bad_version", "bad_header_length", "bad_header_checksum", "bad_source",
                 "other_destination", "other_group", "unicast_in_group_frame", "unknown_protocol", "bad_options",
                 "source_routed", "igmp_in", "fragments_in")
@@ -476,8 +489,7 @@ def test_no_records_of_any_kind_do_any_harm_and_every_packet_is_accounted_for(ca
 
 
 def test_flows_are_remembered_up_to_a_bound(layer):
-    header = [TRANSMIT_HEADER.pack(bytes(4), octets("127.0.0.1"), 17, ttl, tos, 0) for ttl in range(256)
-              for tos in range(17)]
+    header = [transmit(bytes(4), "127.0.0.1", ttl=ttl, tos=tos) for ttl in range(256) for tos in range(17)]
     assert len(layer.gives(topology.UDP, TRANSMIT, *header)) == len(header) > FLOWS_MAX
     assert len(layer.core._output._flows) <= FLOWS_MAX
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from records import ERROR, OUT, transmit
 from test_ip_routes import FAR, GATEWAY, MAC, ME, Layer, octets
 
 from bus import messages, topology
-from bus.messages import ICMP_ERROR_HEADER, REDIRECT_RECORD, TRANSMIT_HEADER
 from layers.ip.counters import Counters
 from layers.ip.gateways import RETRY_S
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S
@@ -27,8 +27,8 @@ class Host(Layer):
         self.accepts("route_add", destination=DEFAULT, gateway=THIRD, metric=20)
 
     def send(self, payload: bytes = b"segment.", to: str = FAR) -> list:
-        header = TRANSMIT_HEADER.pack(bytes(4), octets(to), 17, 64, 0, 0)
-        return self.hear(self.core.receive(topology.UDP, messages.TRANSMIT, [header + payload], self.now))
+        head = transmit(bytes(4), to)
+        return self.hear(self.core.receive(topology.UDP, messages.TRANSMIT, [head + payload], self.now))
 
     def arp(self, kind: int, record: bytes) -> list:
         return self.hear(self.core.receive(topology.ARP, kind, [record], self.now))
@@ -56,7 +56,7 @@ def asks(gateway: str) -> tuple:
 
 def through(sends: list) -> list[tuple[int, bytes]]:
     """(last octet of the gateway, payload) of the packets that go to link."""
-    return [(record[5], record[26:]) for consumer, kind, record in sends if kind == messages.PACKET_OUT]
+    return [(record[OUT - 1], record[OUT + 20 :]) for consumer, kind, record in sends if kind == messages.PACKET_OUT]
 
 
 def test_rfc1122_3_3_1_5_packets_that_waited_for_a_dead_gateway_leave_through_the_next(host):
@@ -75,7 +75,7 @@ def test_the_others_are_tried_one_after_the_other_and_then_the_sender_is_told(ho
     assert host.fails(SECOND) == [asks(THIRD)]
     ((consumer, kind, record),) = host.fails(THIRD)
     assert (consumer, kind) == (topology.UDP, messages.ICMP_ERROR)
-    assert record[ICMP_ERROR_HEADER.size :].endswith(b"one")
+    assert record[ERROR:].endswith(b"one")
     assert (host.counted()["gateway_failed"], host.counted()["neighbor_unreachable"]) == (3, 1)
 
 
@@ -174,7 +174,7 @@ def test_packets_from_an_address_of_ours_keep_it_on_the_other_way(host):
     host.lives(SECOND)
     host.send()
     ((_, _, record),) = host.fails(GATEWAY)[-1:]
-    assert record[6 + 12 : 6 + 16] == octets(ME)
+    assert record[OUT + 12 : OUT + 16] == octets(ME)
 
 
 # -- redirects ---------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def sender(host) -> Host:
 
 
 def redirect(host: Host, to: str = THIRD, by: str = GATEWAY, destination: str = FAR) -> None:
-    record = REDIRECT_RECORD.pack(octets(destination), octets(to), octets(by))
+    record = octets(destination) + octets(to) + octets(by)
     assert host.hear(host.core.receive(topology.ICMP, messages.REDIRECT, [record], host.now)) == []
 
 

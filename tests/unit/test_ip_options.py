@@ -6,17 +6,17 @@ import random
 from ipaddress import IPv4Address
 
 import pytest
+import records
 from hypothesis import given
 from hypothesis import strategies as st
+from records import GROUP, LOOPED, from_link
 
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.messages import (
-    ICMP_ERROR_HEADER,
+    REPORT_HEAD,
     TRANSMIT_DONT_FRAGMENT,
-    TRANSMIT_HEADER,
     TRANSMIT_MAY_FRAGMENT,
-    TRANSMIT_OPTIONS,
 )
 from layers.ip.core import Core
 from layers.ip.counters import Counters
@@ -41,10 +41,10 @@ class Layer:
         self.core.start(0.0)
         self.core.receive(topology.ARP, messages.NEIGHBOR, [PEER + MAC], 0.0)
 
-    def hears(self, options: bytes, destination: bytes = ME, kind: int = messages.PACKET) -> list:
+    def hears(self, options: bytes, destination: bytes = ME, flags: int = 0) -> list:
         template = ipv4.header_template(PEER, destination, 17, 64, 0, False)
         header = ipv4.header_with_options(template, options, 20 + len(options) + 8, 7)
-        return self.core.receive(topology.LINK, kind, [header + b"payload."], NOW)
+        return self.core.receive(topology.LINK, messages.PACKET, [from_link(header + b"payload.", flags)], NOW)
 
     def dropped(self) -> dict[str, int]:
         counted = Counters.read(self.counters)
@@ -72,6 +72,12 @@ def stamp(pointer: int, flag: int, *slots: bytes, overflow: int = 0) -> bytes:
 NONE = bytes(4)
 
 
+def whole(record: bytes, flags: int = 0) -> bytes:
+    """The packet of a PACKET record, whose head says what its IP header does."""
+    assert record == records.up(record[records.UP :], flags)
+    return record[records.UP :]
+
+
 @pytest.mark.parametrize(("came", "becomes"), [
     (route(4, NONE, NONE), route(8, ME, NONE)), (route(8, PEER, NONE), route(12, PEER, ME)),
     (route(12, PEER, OTHER), route(12, PEER, OTHER)),  # RFC 791: full, so it stays as it is
@@ -85,6 +91,7 @@ NONE = bytes(4)
 def test_rfc791_3_1_our_address_and_time_are_recorded_where_there_is_room(layer, came, becomes):
     ((consumer, kind, record),) = layer.hears(words(came))
     assert (consumer, kind) == (topology.UDP, messages.PACKET)
+    record = whole(record)
     header_octets = (record[0] & 15) * 4
     assert record[20:header_octets] == words(becomes)
     assert verifies(record[:header_octets])
@@ -98,7 +105,9 @@ def test_rfc1122_3_2_1_8_every_option_goes_up_whatever_it_is(layer, option, prot
     options = words(option)
     template = ipv4.header_template(PEER, ME, protocol, 64, 0, False)
     header = ipv4.header_with_options(template, options, 20 + len(options) + 8, 7)
-    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET, [header + b"payload."], NOW)
+    packet = from_link(header + b"payload.")
+    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET, [packet], NOW)
+    record = whole(record)
     assert (consumer, kind) == (upper, messages.PACKET)
     full = option[0] == 68  # RFC 791: it counts those that it has no room for
     assert record[20:-8] == (words(stamp(9, 0, NONE, overflow=1)) if full else options)
@@ -138,9 +147,9 @@ def test_rfc1122_3_2_2_what_was_filled_in_is_not_quoted(options, padding):
 
 
 def test_nothing_is_recorded_in_what_is_not_for_us_alone(layer):
-    ((_, kind, record),) = layer.hears(words(route(4, NONE)), destination=b"\xff" * 4, kind=messages.PACKET_GROUP)
-    assert kind == messages.PACKET_GROUP
-    assert record[20:28] == words(route(4, NONE))
+    ((_, kind, record),) = layer.hears(words(route(4, NONE)), destination=b"\xff" * 4, flags=GROUP)
+    assert kind == messages.PACKET
+    assert whole(record, GROUP)[20:28] == words(route(4, NONE))
 
 
 @pytest.mark.parametrize("kind", [131, 137])
@@ -161,9 +170,8 @@ def test_rfc7126_4_3_and_4_4_a_source_routed_packet_is_dropped(layer, kind):
 def test_rfc1122_3_2_2_5_what_is_malformed_is_told_with_a_pointer_to_it(layer, options, pointer):
     ((consumer, kind, record),) = layer.hears(words(options))
     assert (consumer, kind) == (topology.ICMP, messages.REPORT_ERROR)
-    icmp_type, code, _, _, info, _ = ICMP_ERROR_HEADER.unpack_from(record)
-    assert (icmp_type, code, info) == (12, 0, pointer)
-    assert record[ICMP_ERROR_HEADER.size :].endswith(b"payload.")
+    assert REPORT_HEAD.unpack_from(record) == (12, 0, pointer)
+    assert record.endswith(b"payload.")
     assert layer.dropped() == {"bad_options": 1}
 
 
@@ -176,7 +184,8 @@ def test_no_options_do_any_harm(pieces):
     assert len(sends) + layer.dropped().get("source_routed", 0) == 1
     for consumer, _, record in sends:
         if consumer == topology.UDP:
-            assert verifies(record[: (record[0] & 15) * 4])
+            packet = whole(record)
+            assert verifies(packet[: (packet[0] & 15) * 4])
 
 
 @given(st.binary(max_size=40))
@@ -194,14 +203,14 @@ def test_the_walk_through_options_ends_and_stays_inside(options):
 
 def transmit(layer: Layer, options: bytes, flags: int = TRANSMIT_MAY_FRAGMENT, segment: bytes = b"segment.",
              to: bytes = PEER) -> list:
-    header = TRANSMIT_HEADER.pack(ME, to, 1, 64, 0, flags | TRANSMIT_OPTIONS)
-    return layer.core.receive(topology.ICMP, messages.TRANSMIT, [header + options + segment], 0.0)
+    head = records.transmit(ME, to, 1, flags=flags, options=options)
+    return layer.core.receive(topology.ICMP, messages.TRANSMIT, [head + segment], 0.0)
 
 
 def test_a_segment_may_come_with_options(layer):
     for flags, field in ((TRANSMIT_MAY_FRAGMENT, 0), (TRANSMIT_DONT_FRAGMENT, 0x4000)):
-        ((consumer, kind, record),) = transmit(layer, b"\x02" + words(route(8, ME)), flags)
-        sent = record[6:]
+        ((consumer, kind, record),) = transmit(layer, words(route(8, ME)), flags)
+        sent = record[records.OUT :]
         assert (consumer, kind, sent[0]) == (topology.LINK, messages.PACKET_OUT, 0x47)
         assert sent[2] << 8 | sent[3] == len(sent) == 36
         assert sent[6] << 8 | sent[7] == field
@@ -210,17 +219,19 @@ def test_a_segment_may_come_with_options(layer):
 
 
 def test_a_segment_with_options_to_ourselves(layer):
-    ((consumer, kind, record),) = transmit(layer, b"\x02" + words(route(8, ME)), to=ME)
-    assert (consumer, kind, record[20:28]) == (topology.ICMP, messages.PACKET, words(route(8, ME)))
+    ((consumer, kind, record),) = transmit(layer, words(route(8, ME)), to=ME)
+    assert (consumer, kind) == (topology.ICMP, messages.PACKET)
+    assert whole(record, LOOPED)[20:28] == words(route(8, ME))
 
 
 def test_a_long_segment_with_options_leaves_in_fragments(layer):
-    sends = transmit(layer, b"\x02" + words(route(8, ME)), segment=bytes(3000))
-    assert [record[6] for _, _, record in sends] == [0x47, 0x45, 0x45]
-    assert max(len(record) - 6 for _, _, record in sends) <= 1500
+    sends = transmit(layer, words(route(8, ME)), segment=bytes(3000))
+    assert [record[records.OUT] for _, _, record in sends] == [0x47, 0x45, 0x45]
+    assert max(len(record) - records.OUT for _, _, record in sends) <= 1500
 
 
-@pytest.mark.parametrize("options", [b"", b"\x0b" + bytes(44), b"\x03" + bytes(8)])
-def test_options_that_are_not_there_or_too_long_are_refused(layer, options):
-    assert transmit(layer, options, segment=b"") == []
+@pytest.mark.parametrize(("options", "missing"), [(bytes(44), 0), (bytes(2), 0), (bytes(8), 1), (bytes(8), 8)])
+def test_options_that_are_not_there_or_too_long_are_refused(layer, options, missing):
+    record = records.transmit(ME, PEER, 1, options=options)
+    assert layer.core.receive(topology.ICMP, messages.TRANSMIT, [record[: len(record) - missing]], 0.0) == []
     assert layer.dropped() == {"bad_transmit": 1}

@@ -12,6 +12,7 @@ import pytest
 from glue import Stack, ip4
 from hypothesis import given
 from hypothesis import strategies as st
+from records import transmitted, up
 from scapy.layers.inet import ICMP, IP, UDP, IPOption
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
@@ -26,14 +27,12 @@ from bus.messages import (
     SEGMENT_SIZE,
     SEND_HEADER,
     SEND_OPTIONS,
-    TRANSMIT_HEADER,
-    TRANSMIT_OPTIONS,
+    TRANSMIT_RECORD,
     SocketState,
     encode,
 )
 from layers.raw.core import Core as Raws
 from layers.raw.counters import Counters as RawCounters
-from packets.ip_options import TRANSMIT_RECORD
 from usernet.sockets import cmsg, ip_options
 from usernet.sockets.ip_options import before, checked
 
@@ -240,11 +239,10 @@ def test_rfc1122_3_2_2_an_error_quotes_the_options_as_they_came(stack):
     assert bytes(error[ICMP].payload) == packet
 
 
-@pytest.mark.parametrize("octets", [0x44, 0x4F])
-def test_a_header_that_is_longer_than_its_packet_is_counted(stack, octets):
+def test_a_header_that_is_longer_than_its_packet_is_counted(stack):
     """No other layer lets it come so far."""
-    packet = bytes((octets,)) + with_header(b"")[1:]
-    stack.tells("udp", topology.IP, messages.PACKET, packet)
+    packet = b"\x4f" + with_header(b"")[1:]
+    stack.tells("udp", topology.IP, messages.PACKET, up(packet))
     assert stack.dropped("udp") == {"packet_truncated": 1}
 
 
@@ -273,22 +271,22 @@ class RawLayer:
         state = SocketState(handle=1, request=1, protocol=253, **fields)
         self.core.receive(topology.SOCKETS, messages.SOCKET_SET, [encode(state)], 0.0)
 
-    def sends(self, data: bytes, flags: int = 0) -> tuple[int, bytes]:
-        """(flags, what stands behind TRANSMIT_HEADER), or (errno, data)."""
+    def sends(self, data: bytes, flags: int = 0) -> tuple:
+        """(flag, options, payload), or (errno, data)."""
         head = SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, flags)
         ((_, kind, record),) = self.core.receive(topology.SOCKETS, messages.SEND, [head + data], 0.0)
         if kind == messages.SOCKET_ERROR:
             return ERROR_RECORD.unpack_from(record)[1], record[ERROR_RECORD.size :]
-        return TRANSMIT_HEADER.unpack_from(record)[5] & TRANSMIT_OPTIONS, record[TRANSMIT_HEADER.size :]
+        header, options, payload = transmitted(record)
+        return header[5] & TRANSMIT_RECORD, options, payload
 
 
 def test_a_raw_socket_sends_any_options():
     any_option = b"\x5e\x04ab"
-    marked = bytes((TRANSMIT_RECORD | 1,))
-    assert RawLayer(ip_options=any_option).sends(b"data") == (TRANSMIT_OPTIONS, marked + any_option + b"data")
+    assert RawLayer(ip_options=any_option).sends(b"data") == (TRANSMIT_RECORD, any_option, b"data")
     assert RawLayer().sends(before(any_option, b"data"), SEND_OPTIONS) == (
-        TRANSMIT_OPTIONS, marked + any_option + b"data")
-    assert RawLayer(ip_options=NOP4).sends(before(b"", b"data"), SEND_OPTIONS) == (0, b"data")
+        TRANSMIT_RECORD, any_option, b"data")
+    assert RawLayer(ip_options=NOP4).sends(before(b"", b"data"), SEND_OPTIONS) == (0, b"", b"data")
     assert RawLayer().sends(before(b"\x83\x07\x04abcd\0", b"data"), SEND_OPTIONS)[0] == DENIED
     assert RawLayer().sends(b"\x05", SEND_OPTIONS)[0] == INVALID
 

@@ -10,15 +10,15 @@ from durable import dies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from records import GROUP, LOOPED, OUT, UP, from_link, report, transmit, up
 from scapy.layers.inet import ICMP, IP, UDP
 
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.messages import (
-    ICMP_ERROR_HEADER,
-    PATH_MTU_RECORD,
+    ERROR_HEAD,
+    PATH_MTU_HEAD,
     TRANSMIT_BROADCAST,
-    TRANSMIT_HEADER,
     TRANSMIT_OF_MTU_DISCOVER,
     Route,
     Routes,
@@ -104,8 +104,8 @@ class Layer:
     def sends(self, to: str = FAR, size: int = 8, mode: int = WANT, source: str = "0.0.0.0", flags: int = 0) -> list:
         """The packets that go to link, or the local error."""
         flags |= TRANSMIT_OF_MTU_DISCOVER[mode]
-        header = TRANSMIT_HEADER.pack(octets(source), octets(to), 17, 64, 0, flags)
-        sends = self.core.receive(topology.UDP, messages.TRANSMIT, [header + bytes(size)], self.now)
+        head = transmit(source, to, flags=flags)
+        sends = self.core.receive(topology.UDP, messages.TRANSMIT, [head + bytes(size)], self.now)
         asked = [record for _, kind, record in sends if kind == messages.RESOLVE]
         for address in asked:
             sends += self.core.receive(topology.ARP, messages.NEIGHBOR, [address + MAC], self.now)
@@ -115,16 +115,16 @@ class Layer:
         """(length, DF) of the packets that go to link."""
         sends = self.sends(**arguments)
         assert {kind for _, kind, _ in sends} <= {messages.PACKET_OUT}
-        return [(len(record) - 6, bool(record[12] & 0x40)) for _, _, record in sends]
+        return [(len(record) - OUT, bool(record[OUT + 6] & 0x40)) for _, _, record in sends]
 
     def source(self, to: str) -> str:
         ((_, _, record),) = self.sends(to)
-        return str(IPv4Address(record[18:22]))
+        return str(IPv4Address(record[OUT + 12 : OUT + 16]))
 
     def router_says(self, mtu: int, to: str = FAR, quoted: int = 1500) -> None:
         self.told.clear()
         assert self.hear(self.core.receive(
-            topology.ICMP, messages.PATH_MTU, [PATH_MTU_RECORD.pack(octets(to), mtu, quoted)], self.now)) == []
+            topology.ICMP, messages.PATH_MTU, [PATH_MTU_HEAD.pack(mtu, quoted) + octets(to)], self.now)) == []
 
     def passes(self, seconds: float) -> None:
         """The moved clock wakes the core whenever it asked for it."""
@@ -159,7 +159,7 @@ def test_what_a_stack_starts_with(layer):
 def test_a_change_is_announced_to_all_and_outlives_a_crash(layer):
     layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9", metric=5, mtu=1400)
     added = ("10.9.0.0/16", "10.0.0.9", ME, 5, 1400, "chosen")
-    assert set(layer.told) == {topology.ICMP, topology.UDP, topology.SOCKETS, topology.ARP}
+    assert set(layer.told) == {*topology.routed(layer.config.layers), topology.ARP}
     assert RouteTable(layer.told[topology.ARP]).lookup(number("10.9.1.1")).gateway == number("10.0.0.9")
     layer.crash()
     assert RouteTable(layer.told[topology.UDP]).lookup(number("10.9.1.1")).mtu == 1400
@@ -178,8 +178,7 @@ def test_a_route_that_is_there_already_is_no_error_and_no_news(layer):
 
 def test_packets_take_a_new_way_at_once(layer):
     def next_hops() -> set[bytes]:
-        header = TRANSMIT_HEADER.pack(bytes(4), octets(FAR), 17, 64, 0, 0)
-        sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [header], layer.now)
+        sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [transmit(bytes(4), FAR)], layer.now)
         return {record for _, kind, record in sends if kind == messages.RESOLVE}
 
     assert next_hops() == {octets(GATEWAY)}
@@ -206,8 +205,7 @@ def test_rfc1122_3_3_1_2_there_may_be_several_default_gateways_with_a_preference
     for serving in ("10.0.0.10", "10.0.0.20", "10.0.0.30"):
         assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).gateway == number(serving)
         layer.crash()
-        header = TRANSMIT_HEADER.pack(bytes(4), octets(FAR), 17, 64, 0, 0)
-        sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [header], layer.now)
+        sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [transmit(bytes(4), FAR)], layer.now)
         assert sends == [(topology.ARP, messages.RESOLVE, octets(serving))]
         layer.accepts("route_del", destination="0.0.0.0/0")
     assert layer.refuses("route_del", destination="0.0.0.0/0")
@@ -275,18 +273,15 @@ def test_several_addresses_and_the_source_of_packets(layer):
     sources = {to: layer.source(to) for to in ("192.168.7.9", "10.9.0.1", "10.8.0.1", FAR, "10.0.0.9")}
     assert sources == {"192.168.7.9": SECOND, "10.9.0.1": SECOND, "10.8.0.1": ME, FAR: ME, "10.0.0.9": ME}
     packet = bytes(IP(src="192.168.7.9", dst=SECOND) / UDP())
-    assert layer.core.receive(topology.LINK, messages.PACKET, [packet], 0.0) == [
-        (topology.UDP, messages.PACKET, packet)
+    assert layer.core.receive(topology.LINK, messages.PACKET, [from_link(packet)], 0.0) == [
+        (topology.UDP, messages.PACKET, up(packet))
     ]
     broadcast = bytes(IP(src="192.168.7.9", dst="192.168.7.255") / UDP())
-    assert layer.core.receive(topology.LINK, messages.PACKET, [broadcast], 0.0) == [
-        (topology.UDP, messages.PACKET_GROUP, broadcast)]
+    assert layer.core.receive(topology.LINK, messages.PACKET, [from_link(broadcast)], 0.0) == [
+        (topology.UDP, messages.PACKET, up(broadcast, GROUP))]
     (looped, out) = layer.sends("192.168.7.255", flags=TRANSMIT_BROADCAST)
-    assert (looped[:2], out[2][:6], out[2][18:22]) == (
-        (topology.UDP, messages.PACKET_GROUP),
-        b"\xff" * 6,
-        octets(SECOND),
-    )
+    assert looped == (topology.UDP, messages.PACKET, up(out[2][OUT:], GROUP | LOOPED))
+    assert (out[2][6:OUT], out[2][OUT + 12 : OUT + 16]) == (b"\xff" * 6, octets(SECOND))
 
 
 def test_a_second_address_in_a_network_changes_no_source(layer):
@@ -300,7 +295,7 @@ def test_a_single_address_has_no_network(layer):
     layer.accepts("address_add", address="203.0.113.9/32")
     assert layer.routes() == [CONNECTED, DEFAULT]
     packet = bytes(IP(src="10.0.0.9", dst="203.0.113.9") / ICMP())
-    assert len(layer.core.receive(topology.LINK, messages.PACKET, [packet], 0.0)) == 1
+    assert len(layer.core.receive(topology.LINK, messages.PACKET, [from_link(packet)], 0.0)) == 1
 
 
 def test_without_its_address_a_route_waits_until_it_is_back(layer):
@@ -311,7 +306,7 @@ def test_without_its_address_a_route_waits_until_it_is_back(layer):
     assert [line[5] for line in layer.routes()] == ["connected", "chosen", "unusable", "unusable"]
     assert layer.source("10.9.0.1") == layer.source("10.8.0.1") == ME  # by the default route
     packet = bytes(IP(src="10.0.0.9", dst=SECOND) / UDP())
-    assert layer.core.receive(topology.LINK, messages.PACKET, [packet], 0.0) == []
+    assert layer.core.receive(topology.LINK, messages.PACKET, [from_link(packet)], 0.0) == []
     layer.accepts("address_add", address=f"{SECOND}/24")
     assert layer.source("10.9.0.1") == layer.source("10.8.0.1") == SECOND
 
@@ -380,7 +375,7 @@ def test_the_modes_of_path_mtu_discovery_as_in_ip_7(layer, mode, short, long):
         return
     ((consumer, kind, record),) = layer.sends(size=1481, mode=mode)
     assert (consumer, kind) == (topology.UDP, messages.ICMP_ERROR)
-    assert ICMP_ERROR_HEADER.unpack_from(record)[:5] == (3, 4, messages.ORIGIN_LOCAL, 0, 1500)
+    assert ERROR_HEAD.unpack_from(record)[:5] == (3, 4, messages.ORIGIN_LOCAL, 4, 1500)
 
 
 @pytest.mark.parametrize(("mode", "lengths"), [
@@ -392,7 +387,7 @@ def test_who_heeds_a_path_mtu_and_who_ignores_it(layer, mode, lengths):
         assert [length for length, _ in layer.sent(size=1480, mode=mode)] == lengths
         return
     ((_, kind, record),) = layer.sends(size=1480, mode=mode)
-    assert (kind, ICMP_ERROR_HEADER.unpack_from(record)[4]) == (messages.ICMP_ERROR, 1400)
+    assert (kind, ERROR_HEAD.unpack_from(record)[4]) == (messages.ICMP_ERROR, 1400)
 
 
 def test_the_largest_datagram_goes_out_whole_and_comes_in_whole(layer):
@@ -400,12 +395,13 @@ def test_the_largest_datagram_goes_out_whole_and_comes_in_whole(layer):
     assert len(sends) == 45
     packets = []
     for _, _, record in sends:
-        packet = IP(record[6:])
+        packet = IP(record[OUT:])
         packet.src, packet.dst = FAR, ME
         del packet.chksum
-        packets.append(bytes(packet))
+        packets.append(from_link(packet))
     ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET, packets, layer.now)
-    assert (consumer, kind, len(record), record[20:]) == (topology.UDP, messages.PACKET, 65535, bytes(65515))
+    assert (consumer, kind, len(record) - UP) == (topology.UDP, messages.PACKET, 65535)
+    assert record == up(record[UP : UP + 20] + bytes(65515))
     assert layer.core.next_wake is None
 
 
@@ -415,20 +411,20 @@ def test_fragments_that_wait_for_a_neighbour_all_leave(layer):
 
 def test_rfc1122_3_3_2_fragments_that_came_in_vain_are_told(layer):
     first = bytes(IP(src="10.0.0.9", dst=ME, proto=17, flags="MF") / bytes(16))
-    assert layer.core.receive(topology.LINK, messages.PACKET, [first], layer.now) == []
+    assert layer.core.receive(topology.LINK, messages.PACKET, [from_link(first)], layer.now) == []
     assert layer.core.next_wake == layer.now + 30
     ((consumer, kind, record),) = layer.core.wake(layer.now + 30)
     assert (consumer, kind) == (topology.ICMP, messages.REPORT_ERROR)
-    assert ICMP_ERROR_HEADER.unpack_from(record)[:2] == (11, 1)
-    assert record[ICMP_ERROR_HEADER.size :] == first
+    assert record == report(11, 1, first)
     assert layer.core.next_wake is None
 
 
 def test_fragments_of_a_broadcast_are_put_together(layer):
-    pieces = [bytes(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, flags="MF") / bytes(16)),
-              bytes(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, frag=2) / bytes(5))]
-    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET_GROUP, pieces, layer.now)
-    assert (consumer, kind, len(record)) == (topology.UDP, messages.PACKET_GROUP, 41)
+    pieces = [from_link(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, flags="MF") / bytes(16), GROUP),
+              from_link(IP(src="10.0.0.9", dst="10.0.0.255", proto=17, frag=2) / bytes(5), GROUP)]
+    ((consumer, kind, record),) = layer.core.receive(topology.LINK, messages.PACKET, pieces, layer.now)
+    assert (consumer, kind, len(record)) == (topology.UDP, messages.PACKET, UP + 41)
+    assert record == up(record[UP:], GROUP)
 
 
 # -- path MTUs ---------------------------------------------------------------------------------------------------------
@@ -437,7 +433,7 @@ def test_fragments_of_a_broadcast_are_put_together(layer):
 def test_rfc1191_6_1_a_smaller_mtu_is_learnt_announced_and_kept_over_a_crash(layer):
     layer.sends()
     layer.router_says(1400)
-    assert set(layer.told) == {topology.ICMP, topology.UDP, topology.SOCKETS}  # not arp
+    assert set(layer.told) == set(topology.routed(layer.config.layers))  # not arp
     for _ in range(2):
         route = RouteTable(layer.told[topology.SOCKETS]).lookup(number(FAR))
         assert route == Route(number(FAR), 32, number(GATEWAY), number(ME), 1400)

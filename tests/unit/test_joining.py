@@ -7,12 +7,14 @@ from collections import defaultdict
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import PARTIAL as FLAG_PARTIAL
+from records import from_link
 from scapy.layers.inet import IP, UDP, IPOption_NOP
 from scapy.packet import Raw
 from test_offload import EVERYTHING, MAC, ME, PARTIAL, PEER, PEER_MAC, PLAIN, config, partial, payload_of, summed_anew
 
 from bus import messages, topology
-from bus.messages import SEGMENT_SIZE, SEGMENTS_MAX, SEND_HEADER, SUPER_HEADER
+from bus.messages import PACKET_HEAD, SEGMENT_SIZE, SEGMENTS_MAX, SEND_HEADER
 from layers.link.core import Core as Link
 from layers.link.counters import Counters as LinkCounters
 from layers.udp.coalescing import joined
@@ -28,17 +30,30 @@ def frame(payload: bytes, number: int = 0, sport: int = 9, **fields) -> bytes:
     return PARTIAL + HEAD + partial(packet)
 
 
-def up(frames: list[bytes]) -> list[tuple[int, bytes]]:
-    """What link tells ip of frames that were read together: (kind, record)."""
+def up(frames: list[bytes]) -> list[bytes]:
+    """What link tells ip of frames that were read together: PACKET records."""
     link = Link(config(*EVERYTHING), {}, LinkCounters.new(), random.Random(1))
-    return [(kind, record) for _, kind, record in link.receive(topology.DEVICE, messages.ETHERNET, frames, 0.0)]
+    sends = link.receive(topology.DEVICE, messages.ETHERNET, frames, 0.0)
+    assert {send[:2] for send in sends} <= {(topology.IP, messages.PACKET)}
+    return [record for _, _, record in sends]
 
 
-def wire(kind: int, record: bytes) -> list[bytes]:
+def lone(given: bytes) -> bytes:
+    """The record of a frame that is handed up as it is."""
+    return from_link(given[24:], FLAG_PARTIAL)
+
+
+def size_of(record: bytes) -> int:
+    return PACKET_HEAD.unpack_from(record)[4]
+
+
+def wire(record: bytes) -> list[bytes]:
     """The packets that a record stands for, as a wire would carry them."""
-    if kind == messages.PACKET_SEGMENTS:
-        return offload.packets(record[SUPER_HEADER.size :], SUPER_HEADER.unpack_from(record)[0])
-    return [offload.settled(record)]
+    _, _, flags, _, size, *_ = PACKET_HEAD.unpack_from(record)
+    packet = record[PACKET_HEAD.size :]
+    if size:
+        return offload.packets(packet, 17, size)
+    return [offload.completed(packet, 17) if flags & FLAG_PARTIAL else packet]
 
 
 def essence(packet: bytes) -> tuple[bytes, ...]:
@@ -48,52 +63,50 @@ def essence(packet: bytes) -> tuple[bytes, ...]:
 
 def test_datagrams_of_one_flow_go_up_as_one():
     frames = [frame(payload_of(64), number) for number in range(5)]
-    [(kind, record)] = up(frames)
-    assert kind == messages.PACKET_SEGMENTS
-    assert SUPER_HEADER.unpack_from(record) == (64, 0)
-    whole = IP(record[SUPER_HEADER.size :])
+    [record] = up(frames)
+    assert record == from_link(record[PACKET_HEAD.size :], FLAG_PARTIAL, 64)
+    whole = IP(record[PACKET_HEAD.size :])
     assert (whole.len, whole[UDP].len) == (20 + 8 + 5 * 64, 8 + 5 * 64)
     assert bytes(whole) == partial(summed_anew(bytes(whole))), "lengths, header checksum and partial sum are right"
 
 
 def test_a_frame_that_is_alone_goes_up_as_it_is():
     only = frame(b"data")
-    assert up([only]) == [(messages.PACKET_CHECKED, only[24:])]
+    assert up([only]) == [lone(only)]
     other = frame(b"data", sport=10)
-    assert up([only, other]) == [(messages.PACKET_CHECKED, only[24:]), (messages.PACKET_CHECKED, other[24:])]
+    assert up([only, other]) == [lone(only), lone(other)]
 
 
 def test_what_differs_is_not_joined():
     base = frame(b"data", 1)
     for fields in ({"ttl": 3}, {"tos": 4}, {"flags": "DF"}, {"sport": 10}, {"options": IPOption_NOP()}):
         other = frame(b"data", 2, **fields)
-        assert up([base, other]) == [(messages.PACKET_CHECKED, each[24:]) for each in (base, other)], fields
+        assert up([base, other]) == [lone(base), lone(other)], fields
     longer = frame(b"longer", 2)
-    assert [kind for kind, _ in up([base, longer])] == [messages.PACKET_CHECKED] * 2
+    assert up([base, longer]) == [lone(base), lone(longer)]
 
 
 def test_rfc1122_3_2_1_2_a_wrong_header_checksum_is_left_for_ip_to_see():
     frames = [frame(b"data", number) for number in range(3)]
     for at in range(3):
         wrong = frames[at][:34] + bytes([frames[at][34] ^ 1]) + frames[at][35:]
-        records = up([*frames[:at], wrong, *frames[at + 1 :]])
-        assert (messages.PACKET_CHECKED, wrong[24:]) in records, "alone, as it came"
+        assert lone(wrong) in up([*frames[:at], wrong, *frames[at + 1 :]]), "alone, as it came"
 
 
 def test_a_fragment_does_not_overtake_what_was_sent_before_it():
     before = frame(b"data", 1)
     fragment = PLAIN + HEAD + bytes(IP(src=PEER, dst=ME, id=2, proto=17, flags="MF") / Raw(bytes(64)))
     after = frame(b"data", 3)
-    kinds = [kind for kind, _ in up([before, before, fragment, after])]
-    assert kinds == [messages.PACKET_SEGMENTS, messages.PACKET, messages.PACKET_CHECKED]
+    first, *rest = up([before, before, fragment, after])
+    assert (size_of(first), rest) == (4, [from_link(fragment[24:]), lone(after)])
 
 
 def test_rfc791_3_1_a_super_packet_is_no_longer_than_a_packet_can_be():
     frames = [frame(bytes(1472), number) for number in range(64)]
     records = up(frames)
-    assert [kind for kind, _ in records] == [messages.PACKET_SEGMENTS] * 2
-    assert all(len(record) - SUPER_HEADER.size <= 65535 for _, record in records)
-    assert sum(len(wire(*each)) for each in records) == 64
+    assert [size_of(record) for record in records] == [1472] * 2
+    assert all(len(record) - PACKET_HEAD.size <= 65535 for record in records)
+    assert sum(len(wire(each)) for each in records) == 64
 
 
 FRAMES = st.lists(
@@ -114,14 +127,14 @@ def test_each_flow_s_packets_come_out_as_they_went_in(drawn):
     frames = []
     for number, (size, sport, fields, padding, head) in enumerate(drawn):
         whole = frame(number.to_bytes(2, "big")[:size] + bytes(max(0, size - 2)), number, sport, **fields)
-        whole = head + (whole[10:] if head == PARTIAL else HEAD + offload.settled(whole[24:]))
+        whole = head + (whole[10:] if head == PARTIAL else HEAD + offload.completed(whole[24:], 17))
         frames.append(whole + bytes(padding))
     went_in, came_out = defaultdict(list), defaultdict(list)
     for each in frames:
-        packet = offload.settled(each[24:])
+        packet = offload.completed(each[24:], 17) if each.startswith(PARTIAL) else each[24:]
         went_in[packet[12:24]].append(essence(packet))
-    for kind, record in up(frames):
-        for packet in wire(kind, record):
+    for record in up(frames):
+        for packet in wire(record):
             came_out[packet[12:24]].append(essence(packet))
     assert came_out == went_in
 

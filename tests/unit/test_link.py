@@ -10,6 +10,7 @@ import pytest
 from durable import Killed
 from hypothesis import given
 from hypothesis import strategies as st
+from records import GROUP, from_link, out
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, LLC, SNAP, Dot1Q, Dot3, Ether
 from scapy.packet import Raw
@@ -43,7 +44,7 @@ def up(core: Core, *frames: bytes) -> list[tuple[int, int, bytes]]:
 def test_rfc894_ipv4_packet_goes_to_ip_without_its_header():
     core, counters = link()
     packet = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
-    assert up(core, bytes(Ether(dst=US, src=THEM) / packet)) == [(topology.IP, messages.PACKET, bytes(packet))]
+    assert up(core, bytes(Ether(dst=US, src=THEM) / packet)) == [(topology.IP, messages.PACKET, from_link(packet))]
     assert counters[C.frames_in] == 1
 
 
@@ -52,7 +53,7 @@ def test_rfc1122_3_2_2_ip_is_told_of_a_link_layer_broadcast_or_multicast(destina
     core, _ = link()
     packet = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
     frame = bytes(Ether(dst=destination, src=THEM) / packet)
-    assert up(core, frame) == [(topology.IP, messages.PACKET_GROUP, bytes(packet))]
+    assert up(core, frame) == [(topology.IP, messages.PACKET, from_link(packet, GROUP))]
 
 
 def test_rfc826_arp_packet_goes_to_arp_with_its_padding():
@@ -70,10 +71,10 @@ def test_rfc1042_packets_are_taken_as_those_of_rfc894_are(destination):
     request = ARP(hwtype=6, op=1, hwsrc=THEM, psrc="10.0.0.1", pdst="10.0.0.2")
     older = [bytes(Dot3(dst=destination, src=THEM) / LLC(dsap=170, ssap=170, ctrl=3) / SNAP(code=code) / content)
              for code, content in ((0x0800, packet), (0x0806, request))]
-    kind = messages.PACKET if destination == US else messages.PACKET_GROUP
+    record = from_link(packet, 0 if destination == US else GROUP)
     assert up(core, older[0].ljust(60, b"\0"), bytes(Ether(dst=destination, src=THEM) / packet), older[1]) == [
-        (topology.IP, kind, bytes(packet)),
-        (topology.IP, kind, bytes(packet)),
+        (topology.IP, messages.PACKET, record),
+        (topology.IP, messages.PACKET, record),
         (topology.ARP, messages.ARP_IN, bytes(request)),
     ]
     assert counters[C.unknown_type] == 0
@@ -115,7 +116,7 @@ def test_frames_not_for_us_are_counted(frame, counter):
 def test_frame_of_the_mtu_passes_and_one_octet_more_does_not():
     core, counters = link(mtu=68)
     head = MAC + PEER + b"\x08\x00"
-    assert up(core, head + bytes(68), head + bytes(69)) == [(topology.IP, messages.PACKET, bytes(68))]
+    assert up(core, head + bytes(68), head + bytes(69)) == [(topology.IP, messages.PACKET, from_link(bytes(68)))]
     assert counters[C.oversize] == 1
 
 
@@ -123,19 +124,19 @@ def test_order_is_kept_within_a_batch():
     core, _ = link()
     head = MAC + PEER + b"\x08\x00"
     packets = [bytes([n]) for n in range(5)]
-    assert [record for _, _, record in up(core, *(head + packet for packet in packets))] == packets
+    assert [record for _, _, record in up(core, *(head + packet for packet in packets))] == [*map(from_link, packets)]
 
 
 # -- from above ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sender", "kind", "ethertype"), [
-    (topology.IP, messages.PACKET_OUT, 0x0800), (topology.ARP, messages.ARP_OUT, 0x0806)])
+@pytest.mark.parametrize(("sender", "kind", "before", "ethertype"), [
+    (topology.IP, messages.PACKET_OUT, out(PEER, b""), 0x0800), (topology.ARP, messages.ARP_OUT, PEER, 0x0806)])
 @pytest.mark.parametrize("wire", ["", "lab"])
-def test_rfc894_frame_is_what_scapy_makes_and_padded_on_a_wire_only(sender, kind, ethertype, wire):
+def test_rfc894_frame_is_what_scapy_makes_and_padded_on_a_wire_only(sender, kind, before, ethertype, wire):
     core, counters = link(wire)
     payload = bytes(range(28))
-    [(consumer, out_kind, frame)] = core.receive(sender, kind, [PEER + payload], 0.0)
+    [(consumer, out_kind, frame)] = core.receive(sender, kind, [before + payload], 0.0)
     assert (consumer, out_kind) == (topology.DEVICE, messages.ETHERNET)
     assert frame == bytes(Ether(dst=THEM, src=US, type=ethertype) / Raw(payload)).ljust(60 if wire else 42, b"\0")
     assert counters[C.frames_out] == 1
@@ -143,14 +144,15 @@ def test_rfc894_frame_is_what_scapy_makes_and_padded_on_a_wire_only(sender, kind
 
 def test_packet_that_needs_no_padding_gets_none():
     core, _ = link("lab")
-    [(_, _, frame)] = core.receive(topology.IP, messages.PACKET_OUT, [PEER + bytes(47)], 0.0)
+    [(_, _, frame)] = core.receive(topology.IP, messages.PACKET_OUT, [out(PEER, bytes(47))], 0.0)
     assert len(frame) == 61
 
 
-@pytest.mark.parametrize("record", [b"", PEER, PEER + bytes(1501)])
+@pytest.mark.parametrize("record", [b"", PEER, out(PEER, b""), out(PEER, bytes(1501)), b"\1\6\0\0\0\0" + PEER + b"6"])
 def test_what_is_no_packet_to_send_is_counted(record):
     core, counters = link()
-    assert core.receive(topology.IP, messages.PACKET_OUT, [record, PEER + bytes(1500)], 0.0)[0][2][14:] == bytes(1500)
+    sends = core.receive(topology.IP, messages.PACKET_OUT, [record, out(PEER, bytes(1500))], 0.0)
+    assert sends[0][2][14:] == bytes(1500)
     assert (counters[C.bad_request], counters[C.frames_out]) == (1, 1)
 
 

@@ -14,6 +14,7 @@ from sys import byteorder
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import GROUP, OUT, from_link
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
@@ -101,8 +102,8 @@ class Bench:
 
     def heard(self, group: str = ONE, source: str = PEER) -> list[int]:
         """Whom a datagram from outside reaches."""
-        packet = bytes(IP(src=source, dst=group) / UDP(sport=9, dport=PORT) / Raw(b"payload"))
-        self.run(topology.IP, self.cores[topology.IP].receive(topology.LINK, messages.PACKET_GROUP, [packet], 0.0))
+        packet = from_link(IP(src=source, dst=group) / UDP(sport=9, dport=PORT) / Raw(b"payload"), GROUP)
+        self.run(topology.IP, self.cores[topology.IP].receive(topology.LINK, messages.PACKET, [packet], 0.0))
         return [DATAGRAM_HEADER.unpack_from(record)[0] for record in self.take(APP, messages.DATAGRAM)]
 
     def sends(self, handle: int, group: str = ONE) -> tuple[list[int], list[IP]]:
@@ -111,7 +112,7 @@ class Bench:
         record = SEND_HEADER.pack(handle, IPv4Address(group).packed, PORT, bytes(4), 0, 0, 0) + b"payload"
         self.run(topology.SOCKETS, self.cores[topology.SOCKETS].receive(APP, messages.SEND, [record], 0.0))
         heard = [DATAGRAM_HEADER.unpack_from(copy)[0] for copy in self.take(APP, messages.DATAGRAM)]
-        return heard, [IP(out[6:]) for out in self.take(topology.LINK, messages.PACKET_OUT)]
+        return heard, [IP(sent[OUT:]) for sent in self.take(topology.LINK, messages.PACKET_OUT)]
 
 
 def mreq(group: str = ONE, interface: str = "0.0.0.0", index: int | None = None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from itertools import pairwise
 from struct import Struct
@@ -12,23 +13,22 @@ from struct import Struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import GROUP, KNOWN, LOOPED, OUT, REPORT, TRANSMIT, UP, from_link, out, transmit, transmitted, up
+from records import PARTIAL as FLAG_PARTIAL
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 from scapy.utils import rdpcap
 
 from bus import messages, topology
-from bus.config import CHECKSUM, SEGMENTATION, StackConfig
+from bus.config import CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION, StackConfig
 from bus.messages import (
     DATAGRAM_HEADER,
     DATAGRAM_OVERHEAD,
-    ICMP_ERROR_HEADER,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND_HEADER,
-    SUPER_HEADER,
     TRANSMIT_DONT_FRAGMENT,
-    TRANSMIT_HEADER,
     TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_PARTIAL,
     SocketState,
@@ -49,9 +49,10 @@ from usernet.sockets.sendmmsg import RUN_OCTETS_MAX, Runs
 
 ME, PEER = "10.0.0.2", "10.0.0.1"
 MAC, PEER_MAC = bytes.fromhex("02005e000002"), bytes.fromhex("02005e000001")
-EVERYTHING = (CHECKSUM, SEGMENTATION)
+EVERYTHING = (CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION)
 VIRTIO = Struct("=BBHHHH")  # flags, GSO type, header length, GSO size, checksum start, checksum offset
 PLAIN, PARTIAL = VIRTIO.pack(0, 0, 0, 0, 0, 0), VIRTIO.pack(1, 0, 0, 0, 34, 6)
+PARTIAL_TCP = VIRTIO.pack(1, 0, 0, 0, 34, 16)
 CLIENT = topology.CLIENT_ID_MIN + 1
 SIZES = st.integers(1, 1472).flatmap(lambda size: st.tuples(st.just(size), st.integers(1, 6 * size)))
 
@@ -73,10 +74,17 @@ def partial(packet: bytes) -> bytes:
     """The same as Linux hands it over: the sum of the pseudo header (RFC 768) in the checksum's place."""
     start = (packet[0] & 15) * 4
     length = len(packet) - start
-    total = sum(packet[at] << 8 | packet[at + 1] for at in range(12, 20, 2)) + 17 + length
+    total = sum(packet[at] << 8 | packet[at + 1] for at in range(12, 20, 2)) + packet[9] + length
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return packet[: start + 6] + total.to_bytes(2, "big") + packet[start + 8 :]
+    at = start + (6 if packet[9] == 17 else 16)
+    return packet[:at] + total.to_bytes(2, "big") + packet[at + 2 :]
+
+
+def segment(payload: bytes, source: str = PEER, destination: str = ME, **ip) -> bytes:
+    """A packet of TCP as a wire carries it."""
+    tcp = TCP(sport=9, dport=7, seq=1000, ack=77, flags="PA", options=[("NOP", None)] * 12)
+    return bytes(IP(src=source, dst=destination, id=0, flags="DF", **ip) / tcp / Raw(payload))
 
 
 def summed_anew(packet: bytes) -> bytes:
@@ -100,19 +108,20 @@ def payload_of(count: int) -> bytes:
 @given(st.binary(max_size=300))
 def test_rfc768_a_partial_checksum_completed_is_the_one_that_a_wire_carries(payload):
     whole = datagram(payload)
-    assert offload.settled(partial(whole)) == whole
-    assert offload.settled(whole) == whole, "one that is right is left alone"
+    assert offload.completed(partial(whole), 17) == whole
+    whole = segment(payload)
+    assert offload.completed(partial(whole), 6) == whole
 
 
-def test_rfc768_no_checksum_is_left_alone():
-    none = bytes(IP(src=PEER, dst=ME) / UDP(sport=1, dport=2, chksum=0) / b"data")
-    assert offload.settled(none) == none
+def test_a_protocol_without_a_checksum_of_that_kind_is_left_alone():
+    whole = bytes(IP(src=PEER, dst=ME, proto=47) / b"data of another protocol")
+    assert offload.completed(whole, 47) == whole
 
 
 def test_rfc768_a_sum_of_zero_becomes_all_ones():
     whole = datagram(datagram(bytes(2))[26:28])  # what a sum lacks to all ones, in place of the zeros that it was over
     assert whole[26:28] == b"\xff\xff"
-    assert offload.settled(partial(whole)) == whole
+    assert offload.completed(partial(whole), 17) == whole
 
 
 @settings(deadline=None)
@@ -123,23 +132,43 @@ def test_a_super_packet_is_cut_into_what_its_sender_would_have_sent(sizes):
     whole = bytes(IP(src=PEER, dst=ME, id=65534) / UDP(sport=9, dport=7) / Raw(payload))
     expected = [bytes(IP(src=PEER, dst=ME, id=(65534 + number) & 0xFFFF) / UDP(sport=9, dport=7) / Raw(part))
                 for number, part in enumerate(cut(payload, size))]
-    assert offload.packets(partial(whole), size) == expected
+    assert offload.packets(partial(whole), 17, size) == expected
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=80), st.integers(0, 65535))
-def test_nothing_raises_whatever_the_octets(junk, size):
-    offload.complete(junk)
-    offload.settled(junk)
-    offload.packets(junk, size)
-    offload.segments(junk, size)
+@given(SIZES, st.integers(0, 0xFFFFFFFF), st.integers(0, 255), st.sampled_from([[], [("NOP", None)] * 12]))
+def test_a_super_segment_is_cut_as_linux_cuts_it(sizes, sequence, flags, options):
+    """Linux, tcp_gso_segment: sequence numbers go on, FIN and PSH with the last, CWR with the first."""
+    size, total = sizes
+    payload = payload_of(total)
+
+    def packet(at: int, part: bytes, kept: int) -> bytes:
+        tcp = TCP(sport=9, dport=7, seq=(sequence + at) & 0xFFFFFFFF, ack=77, window=5, urgptr=3, flags=kept,
+                  options=options)
+        return bytes(IP(src=PEER, dst=ME, id=(65534 + at // size) & 0xFFFF) / tcp / Raw(part))
+
+    parts = cut(payload, size)
+    expected = []
+    for number, part in enumerate(parts):
+        kept = flags & ~(0 if number == 0 else 0x80) & ~(0 if number == len(parts) - 1 else 0x09)
+        expected.append(packet(number * size, part, kept))
+    assert offload.packets(partial(packet(0, payload, flags)), 6, size) == expected
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=80), st.integers(0, 65535), st.sampled_from([6, 17, 1, 0, 255]))
+def test_nothing_raises_whatever_the_octets(junk, size, protocol):
+    offload.complete(junk, 6)
+    offload.completed(junk, protocol)
+    offload.packets(junk, protocol, size)
+    offload.segments(junk, protocol, size)
 
 
 def test_a_captured_poison_record_is_as_a_wire_would_show_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     whole = datagram(b"data")
     frame = MAC + PEER_MAC + b"\x08\x00" + whole
-    cases = (messages.ETHERNET, PARTIAL + frame, frame), (messages.PACKET_CHECKED, partial(whole), whole)
+    cases = (messages.ETHERNET, PARTIAL + frame, frame), (messages.PACKET, up(partial(whole), FLAG_PARTIAL), whole)
     for kind, record, shown in cases:
         message = {"kind": kind, "record": base64.b64encode(record).decode()}
         assert write_poison("t", "link", message, offload=True).read_bytes().endswith(shown)
@@ -159,8 +188,8 @@ class LinkLayer:
     def up(self, *frames: bytes) -> list:
         return self.core.receive(topology.DEVICE, messages.ETHERNET, list(frames), 0.0)
 
-    def down(self, kind: int, record: bytes) -> list[bytes]:
-        sends = self.core.receive(topology.IP, kind, [record], 0.0)
+    def down(self, record: bytes) -> list[bytes]:
+        sends = self.core.receive(topology.IP, messages.PACKET_OUT, [record], 0.0)
         assert all(send[:2] == (topology.DEVICE, messages.ETHERNET) for send in sends)
         return [frame for _, _, frame in sends]
 
@@ -176,25 +205,28 @@ def link() -> LinkLayer:
 
 def test_a_frame_as_on_a_wire_goes_up_as_without_offload(link):
     whole = datagram(b"data")
-    assert link.up(framed(PLAIN, whole)) == [(topology.IP, messages.PACKET, whole)]
+    assert link.up(framed(PLAIN, whole)) == [(topology.IP, messages.PACKET, from_link(whole))]
     arp = bytes(Ether(dst=MAC, src=PEER_MAC) / ARP())
     assert link.up(PLAIN + arp) == [(topology.ARP, messages.ARP_IN, arp[14:])]
 
 
-def test_a_partial_udp_checksum_goes_up_as_it_is(link):
-    packet = partial(datagram(b"data"))
-    assert link.up(framed(PARTIAL, packet)) == [(topology.IP, messages.PACKET_CHECKED, packet)]
+@pytest.mark.parametrize(("destination", "flags"), [(MAC, FLAG_PARTIAL), (b"\xff" * 6, FLAG_PARTIAL | GROUP)])
+def test_a_partial_checksum_goes_up_as_it_is(link, destination, flags):
+    for header, whole in ((PARTIAL, datagram(b"data")), (PARTIAL_TCP, segment(b"data"))):
+        record = from_link(partial(whole), flags)
+        assert link.up(framed(header, partial(whole), destination)) == [(topology.IP, messages.PACKET, record)]
 
 
 def test_a_checksum_that_the_kernel_verified_is_not_verified_again(link):
     valid = VIRTIO.pack(2, 0, 0, 0, 0, 0)
-    assert link.up(framed(valid, datagram(b"data"))) == [(topology.IP, messages.PACKET_CHECKED, datagram(b"data"))]
-    other = bytes(IP(src=PEER, dst=ME) / TCP())
-    assert link.up(framed(valid, other)) == [(topology.IP, messages.PACKET, other)]
+    for whole in (datagram(b"data"), segment(b"data")):
+        assert link.up(framed(valid, whole)) == [(topology.IP, messages.PACKET, from_link(whole, KNOWN))]
+    other = bytes(IP(src=PEER, dst=ME, proto=47) / b"data")
+    assert link.up(framed(valid, other)) == [(topology.IP, messages.PACKET, from_link(other))]
 
 
 def test_other_partial_checksums_are_completed_here(link):
-    for protocol, start, offset in ((TCP(), 34, 16), (UDP() / b"odd", 38, 6)):
+    for protocol, start, offset in ((TCP(), 38, 16), (UDP() / b"odd", 38, 6)):
         options = [IPOption_NOP()] * 4 if start == 38 else []
         whole = bytes(IP(src=PEER, dst=ME, options=options) / protocol)
         size = (len(whole) - start + 14).to_bytes(2, "big")
@@ -203,27 +235,23 @@ def test_other_partial_checksums_are_completed_here(link):
         at = start - 14 + offset
         given_up = whole[:at] + (pseudo % 65535).to_bytes(2, "big") + whole[at + 2 :]
         header = VIRTIO.pack(1, 0, 0, 0, start, offset)
-        assert link.up(framed(header, given_up)) == [(topology.IP, messages.PACKET, whole)]
-
-
-def test_groups_get_whole_checksums(link):
-    whole = datagram(b"data", destination="10.0.0.255")
-    assert link.up(framed(PARTIAL, partial(whole), b"\xff" * 6)) == [(topology.IP, messages.PACKET_GROUP, whole)]
+        assert link.up(framed(header, given_up)) == [(topology.IP, messages.PACKET, from_link(whole))]
 
 
 def test_a_super_packet_goes_up_in_one_piece_however_long(link):
     packet = partial(datagram(payload_of(40_000)))
-    header = VIRTIO.pack(1, 5, 42, 1000, 34, 6)
-    assert link.up(framed(header, packet)) == [
-        (topology.IP, messages.PACKET_SEGMENTS, SUPER_HEADER.pack(1000, 0) + packet)
-    ]
+    for header, whole in ((VIRTIO.pack(1, 5, 42, 1000, 34, 6), packet),
+                          (VIRTIO.pack(1, 1, 66, 1000, 34, 16), partial(segment(payload_of(40_000))))):
+        record = from_link(whole, FLAG_PARTIAL, 1000)
+        assert link.up(framed(header, whole)) == [(topology.IP, messages.PACKET, record)]
     assert link.up(framed(PLAIN, packet)) == []
     assert link.counters[LinkCounters.oversize] == 1
 
 
 @pytest.mark.parametrize("header", [
     VIRTIO.pack(1, 0, 0, 0, 34, 600), VIRTIO.pack(1, 0, 0, 0, 3, 6), VIRTIO.pack(1, 0, 0, 0, 65535, 65535),
-    VIRTIO.pack(1, 1, 0, 1000, 34, 16), VIRTIO.pack(1, 5, 0, 0, 34, 6), VIRTIO.pack(0, 5, 0, 100, 34, 6)])
+    VIRTIO.pack(1, 1, 0, 1000, 34, 6), VIRTIO.pack(1, 4, 0, 1000, 34, 16),
+    VIRTIO.pack(0, 1, 0, 1000, 34, 16), VIRTIO.pack(1, 5, 0, 0, 34, 6), VIRTIO.pack(0, 5, 0, 100, 34, 6)])
 def test_what_no_packet_can_be_is_dropped_and_counted(link, header):
     assert link.up(framed(header, datagram(b"data"))) == []
     assert link.counters[LinkCounters.bad_offload] == 1
@@ -243,21 +271,24 @@ def test_every_frame_goes_up_or_is_counted(frames):
 def test_frames_down_say_what_is_left_to_the_kernel(link):
     whole = datagram(b"data", ME, PEER)
     frame = PEER_MAC + MAC + b"\x08\x00" + whole
-    assert link.down(messages.PACKET_OUT, PEER_MAC + whole) == [PLAIN + frame]
-    assert link.down(messages.PACKET_OUT_PARTIAL, PEER_MAC + whole) == [PARTIAL + frame]
-    assert link.down(messages.PACKET_OUT_SEGMENTS, SEGMENT_SIZE.pack(2) + PEER_MAC + whole) == [
-        VIRTIO.pack(1, 5, 42, 2, 34, 6) + frame]
-    for record in (b"", SEGMENT_SIZE.pack(0) + PEER_MAC + whole, SEGMENT_SIZE.pack(5) + PEER_MAC):
-        assert link.down(messages.PACKET_OUT_SEGMENTS, record) == []
-    assert link.counters[LinkCounters.bad_request] == 3
+    assert link.down(out(PEER_MAC, whole)) == [PLAIN + frame]
+    assert link.down(out(PEER_MAC, whole, partial=True)) == [PARTIAL + frame]
+    assert link.down(out(PEER_MAC, whole, partial=True, size=2)) == [VIRTIO.pack(1, 5, 42, 2, 34, 6) + frame]
+    whole = segment(bytes(40_000), ME, PEER)
+    frame = PEER_MAC + MAC + b"\x08\x00" + whole
+    assert link.down(out(PEER_MAC, whole, partial=True, size=1448)) == [VIRTIO.pack(1, 1, 54, 1448, 34, 16) + frame]
+    other = bytes(IP(src=ME, dst=PEER, proto=47) / b"data")
+    for record in (b"", out(PEER_MAC, b"", size=5), out(PEER_MAC, other, partial=True), out(PEER_MAC, other, size=2)):
+        assert link.down(record) == []
+    assert link.counters[LinkCounters.bad_request] == 4
 
 
 def test_a_device_without_offload_is_never_given_a_header():
     plain = LinkLayer()
     whole = datagram(b"data", ME, PEER)
-    assert plain.down(messages.PACKET_OUT, PEER_MAC + whole) == [PEER_MAC + MAC + b"\x08\x00" + whole]
-    assert plain.down(messages.PACKET_OUT_PARTIAL, PEER_MAC + whole) == []
-    assert plain.down(messages.PACKET_OUT_SEGMENTS, SEGMENT_SIZE.pack(2) + PEER_MAC + whole) == []
+    assert plain.down(out(PEER_MAC, whole)) == [PEER_MAC + MAC + b"\x08\x00" + whole]
+    assert plain.down(out(PEER_MAC, whole, partial=True)) == []
+    assert plain.down(out(PEER_MAC, whole, partial=True, size=2)) == []
 
 
 # -- ip ----------------------------------------------------------------------------------------------------------------
@@ -274,127 +305,138 @@ class IpLayer:
     def resolve(self) -> list:
         return self.core.receive(topology.ARP, messages.NEIGHBOR, [octets(PEER) + PEER_MAC], 0.0)
 
-    def up(self, kind: int, record: bytes) -> list:
-        return self.core.receive(topology.LINK, kind, [record], 0.0)
+    def up(self, packet: bytes, flags: int = 0, size: int = 0) -> list:
+        return self.core.receive(topology.LINK, messages.PACKET, [from_link(packet, flags, size)], 0.0)
 
-    def down(self, payload: bytes, size: int = 0, to: str = PEER, flags: int = TRANSMIT_DONT_FRAGMENT) -> list:
+    def down(self, payload: bytes, size: int = 0, to: str = PEER, flags: int = TRANSMIT_DONT_FRAGMENT,
+             make: Callable[..., bytes] = datagram) -> list:
         """With `size`, as segments of that."""
-        segment = partial(datagram(payload, ME, to))[20:]
-        header = TRANSMIT_HEADER.pack(octets(ME), octets(to), 17, 64, 0, flags | TRANSMIT_PARTIAL)
-        if size:
-            record = SEGMENT_SIZE.pack(size) + header + segment
-            return self.core.receive(topology.UDP, messages.TRANSMIT_SEGMENTS, [record], 0.0)
-        return self.core.receive(topology.UDP, messages.TRANSMIT, [header + segment], 0.0)
+        packet = partial(make(payload, ME, to))
+        head = transmit(ME, to, packet[9], flags=flags | TRANSMIT_PARTIAL, size=size)
+        return self.core.receive(topology.UDP, messages.TRANSMIT, [head + packet[20:]], 0.0)
 
 
-def test_checked_packets_are_passed_on_as_checked():
+@pytest.mark.parametrize("flags", [0, KNOWN, FLAG_PARTIAL])
+def test_what_is_known_of_a_checksum_is_passed_on(flags):
     ip, packet = IpLayer(), partial(datagram(b"data"))
-    assert ip.up(messages.PACKET_CHECKED, packet) == [(topology.UDP, messages.PACKET_CHECKED, packet)]
+    assert ip.up(packet, flags) == [(topology.UDP, messages.PACKET, up(packet, flags))]
 
 
 def test_what_was_said_of_a_fragment_is_not_said_of_the_packet():
     ip, whole = IpLayer(), bytes(IP(src=PEER, dst=ME, id=5) / UDP(sport=9, dport=7) / Raw(bytes(100)))
     first, last = (bytes(each) for each in IP(whole).fragment(64))
-    assert ip.up(messages.PACKET_CHECKED, first) == []
-    ((to, kind, packet),) = ip.up(messages.PACKET_CHECKED, last)
-    assert (to, kind, packet[20:]) == (topology.UDP, messages.PACKET, whole[20:])
+    assert ip.up(first, KNOWN) == []
+    ((to, kind, record),) = ip.up(last, FLAG_PARTIAL)
+    assert (to, kind, record) == (topology.UDP, messages.PACKET, up(record[UP : UP + 20] + whole[20:]))
 
 
-def test_a_broadcast_in_a_frame_for_us_has_its_checksum_completed():
-    whole = datagram(b"data", destination="10.0.0.255")
-    assert IpLayer().up(messages.PACKET_CHECKED, partial(whole)) == [(topology.UDP, messages.PACKET_GROUP, whole)]
+def test_a_broadcast_in_a_frame_for_us_is_one_all_the_same():
+    packet = partial(datagram(b"data", destination="10.0.0.255"))
+    assert IpLayer().up(packet, FLAG_PARTIAL) == [(topology.UDP, messages.PACKET, up(packet, FLAG_PARTIAL | GROUP))]
 
 
 def test_a_super_packet_goes_up_in_one_piece():
     ip, packet = IpLayer(), partial(datagram(payload_of(2500)))
-    record = SUPER_HEADER.pack(1000, 0) + packet
-    assert ip.up(messages.PACKET_SEGMENTS, record) == [(topology.UDP, messages.PACKET_SEGMENTS, record)]
+    record = up(packet, FLAG_PARTIAL, 1000)
+    assert ip.up(packet, FLAG_PARTIAL, 1000) == [(topology.UDP, messages.PACKET, record)]
     assert ip.counters[IpCounters.packets_in] == 3
 
 
 @pytest.mark.parametrize(("group", "fields"), [
-    (1, {"destination": "10.0.0.255"}), (0, {"destination": "10.0.0.255"}), (0, {"options": [IPOption_NOP()] * 4})])
+    (GROUP, {"destination": "10.0.0.255"}), (0, {"destination": "10.0.0.255"}), (0, {"options": [IPOption_NOP()] * 4})])
 def test_super_packets_that_udp_cannot_take_so_are_cut(group, fields):
     payload = payload_of(2500)
-    sends = IpLayer().up(
-        messages.PACKET_SEGMENTS, SUPER_HEADER.pack(1000, group) + partial(datagram(payload, **fields))
-    )
-    assert [IP(packet)[UDP].load for _, _, packet in sends] == cut(payload, 1000)
-    reach = messages.PACKET_GROUP if "destination" in fields else messages.PACKET
-    assert {send[:2] for send in sends} == {(topology.UDP, reach)}
-    assert all(packet == summed_anew(packet) for _, _, packet in sends)
+    sends = IpLayer().up(partial(datagram(payload, **fields)), FLAG_PARTIAL | group, 1000)
+    assert [IP(record[UP:])[UDP].load for _, _, record in sends] == cut(payload, 1000)
+    flags = GROUP if "destination" in fields else 0
+    assert sends == [(topology.UDP, messages.PACKET, up(summed_anew(record[UP:]), flags)) for _, _, record in sends]
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_super_packet_raises(junk):
-    IpLayer().up(messages.PACKET_SEGMENTS, junk)
-    IpLayer().core.receive(topology.UDP, messages.TRANSMIT_SEGMENTS, [junk], 0.0)
+    for protocol in (6, 17, 1):
+        for packet in (junk, bytes(IP(src=PEER, dst=ME, proto=protocol) / junk)):
+            IpLayer().up(packet, FLAG_PARTIAL, 3)
+        for to in (ME, PEER, "10.0.0.255"):
+            for size in (0, 3):
+                head = transmit(ME, to, protocol, flags=TRANSMIT_PARTIAL | TRANSMIT_MAY_FRAGMENT, size=size)
+                IpLayer().core.receive(topology.UDP, messages.TRANSMIT, [head + junk, junk], 0.0)
 
 
 def test_a_partial_checksum_goes_out_partial_where_the_device_completes_it():
-    ((to, kind, record),) = IpLayer(CHECKSUM).down(b"data")
-    assert (to, kind, record) == (
-        topology.LINK,
-        messages.PACKET_OUT_PARTIAL,
-        PEER_MAC + partial(datagram(b"data", ME, PEER)),
-    )
+    for make in (datagram, segment):
+        record = out(PEER_MAC, partial(make(b"data", ME, PEER)), partial=True)
+        assert IpLayer(CHECKSUM).down(b"data", make=make) == [(topology.LINK, messages.PACKET_OUT, record)]
 
 
 def test_a_partial_checksum_is_completed_here_where_it_does_not():
-    ((to, kind, record),) = IpLayer().down(b"data")
-    assert (to, kind, record) == (topology.LINK, messages.PACKET_OUT, PEER_MAC + datagram(b"data", ME, PEER))
+    for make in (datagram, segment):
+        record = out(PEER_MAC, make(b"data", ME, PEER))
+        assert IpLayer().down(b"data", make=make) == [(topology.LINK, messages.PACKET_OUT, record)]
 
 
 def test_a_packet_that_waits_or_is_fragmented_has_its_whole_checksum():
     ip = IpLayer(*EVERYTHING, resolved=False)
     assert [send[:2] for send in ip.down(b"data")] == [(topology.ARP, messages.RESOLVE)]
-    assert ip.resolve() == [(topology.LINK, messages.PACKET_OUT, PEER_MAC + datagram(b"data", ME, PEER))]
+    assert ip.resolve() == [(topology.LINK, messages.PACKET_OUT, out(PEER_MAC, datagram(b"data", ME, PEER)))]
     payload = payload_of(3000)
     sends = ip.down(payload, flags=TRANSMIT_MAY_FRAGMENT)
     assert {send[:2] for send in sends} == {(topology.LINK, messages.PACKET_OUT)}
-    whole = b"".join(record[26:] for _, _, record in sends)
+    whole = b"".join(record[OUT + 20 :] for _, _, record in sends)
     assert whole == datagram(payload, ME, PEER)[20:]
 
 
 def test_what_stays_in_the_host_is_neither_summed_nor_verified():
-    assert IpLayer().down(b"data", to=ME) == [
-        (topology.UDP, messages.PACKET_CHECKED, partial(datagram(b"data", ME, ME)))
-    ]
+    flags = LOOPED | FLAG_PARTIAL
+    record = up(partial(datagram(b"data", ME, ME)), flags)
+    assert IpLayer().down(b"data", to=ME) == [(topology.UDP, messages.PACKET, record)]
     payload = payload_of(5000)
-    super_packet = SUPER_HEADER.pack(1000, 0) + partial(datagram(payload, ME, ME))
-    assert IpLayer().down(payload, 1000, to=ME) == [(topology.UDP, messages.PACKET_SEGMENTS, super_packet)]
+    record = up(partial(datagram(payload, ME, ME)), flags, 1000)
+    assert IpLayer().down(payload, 1000, to=ME) == [(topology.UDP, messages.PACKET, record)]
 
 
 def test_segments_go_out_as_one_super_packet():
-    ip, payload = IpLayer(*EVERYTHING), payload_of(5001)
-    packet = PEER_MAC + partial(datagram(payload, ME, PEER))
-    assert ip.down(payload, 1472) == [(topology.LINK, messages.PACKET_OUT_SEGMENTS, SEGMENT_SIZE.pack(1472) + packet)]
-    assert ip.counters[IpCounters.packets_out] == 4
+    payload = payload_of(5001)
+    for make, size in ((datagram, 1472), (segment, 1448)):
+        ip = IpLayer(*EVERYTHING)
+        record = out(PEER_MAC, partial(make(payload, ME, PEER)), partial=True, size=size)
+        assert ip.down(payload, size, make=make) == [(topology.LINK, messages.PACKET_OUT, record)]
+        assert ip.counters[IpCounters.packets_out] == 4
+        ip.down(payload, size + 1, make=make)
+        assert ip.counters[IpCounters.over_mtu] == 3, "its segments are longer than the MTU, but for the last"
+
+
+@pytest.mark.parametrize("kinds", [(CHECKSUM,), (CHECKSUM, UDP_SEGMENTATION)])
+def test_a_super_segment_is_cut_here_where_the_device_cuts_no_tcp(kinds):
+    payload = payload_of(5001)
+    sends = IpLayer(*kinds).down(payload, 1448, make=segment)
+    pieces = offload.packets(partial(segment(payload, ME, PEER)), 6, 1448)
+    assert [IP(each)[TCP].load for each in pieces] == cut(payload, 1448)
+    assert [offload.completed(record[OUT:], 6)[20:] for _, _, record in sends] == [each[20:] for each in pieces]
 
 
 def test_rfc791_3_2_identification_numbers_of_a_super_packet_are_not_used_again():
     ip = IpLayer(*EVERYTHING)
-    numbers = [int.from_bytes(record[12:14], "big") for size in (100, 100, 100)
+    numbers = [int.from_bytes(record[OUT + 4 : OUT + 6], "big") for size in (100, 100, 100)
                for _, _, record in ip.down(bytes(1000), size, flags=TRANSMIT_MAY_FRAGMENT)]
     assert [(after - before) & 0xFFFF for before, after in pairwise(numbers)] == [10, 10]
 
 
-@pytest.mark.parametrize(("kinds", "kind"), [((CHECKSUM,), messages.PACKET_OUT_PARTIAL), ((), messages.PACKET_OUT)])
-def test_segments_are_cut_here_where_the_device_does_not(kinds, kind):
+@pytest.mark.parametrize("kinds", [(CHECKSUM,), (CHECKSUM, TCP_SEGMENTATION), ()])
+def test_segments_are_cut_here_where_the_device_does_not(kinds):
     payload = payload_of(5001)
-    sends = IpLayer(*kinds).down(payload, 1472)
-    assert {send[:2] for send in sends} == {(topology.LINK, kind)}
-    assert [offload.settled(record[6:]) for _, _, record in sends] == [
-        datagram(part, ME, PEER) for part in cut(payload, 1472)]
+    expected = [datagram(part, ME, PEER) for part in cut(payload, 1472)]
+    records = [out(PEER_MAC, partial(each) if kinds else each, partial=bool(kinds)) for each in expected]
+    assert IpLayer(*kinds).down(payload, 1472) == [(topology.LINK, messages.PACKET_OUT, record) for record in records]
 
 
 def test_rfc791_3_2_each_segment_has_the_mtu_to_itself():
     payload = payload_of(3000)
     fragments = IpLayer(*EVERYTHING, mtu=600).down(payload, 1000, flags=TRANSMIT_MAY_FRAGMENT)
     assert {send[:2] for send in fragments} == {(topology.LINK, messages.PACKET_OUT)}
-    assert all(len(record) <= 606 for _, _, record in fragments)
-    assert sum(len(record) - 26 for _, _, record in fragments) == 3000 + 3 * 8
+    assert all(len(record) <= OUT + 600 for _, _, record in fragments)
+    assert sum(len(record) - OUT - 20 for _, _, record in fragments) == 3000 + 3 * 8
     told = IpLayer(*EVERYTHING, mtu=600).down(payload, 1000)
     assert [send[:2] for send in told] == [(topology.UDP, messages.ICMP_ERROR)] * 3
 
@@ -402,7 +444,7 @@ def test_rfc791_3_2_each_segment_has_the_mtu_to_itself():
 def test_segments_wait_for_their_neighbour_one_by_one():
     ip, payload = IpLayer(*EVERYTHING, resolved=False), payload_of(2000)
     assert [send[:2] for send in ip.down(payload, 1000)] == [(topology.ARP, messages.RESOLVE)]
-    assert [record[6:] for _, _, record in ip.resolve()] == [datagram(part, ME, PEER) for part in cut(payload, 1000)]
+    assert [record[OUT:] for _, _, record in ip.resolve()] == [datagram(part, ME, PEER) for part in cut(payload, 1000)]
 
 
 # -- udp ---------------------------------------------------------------------------------------------------------------
@@ -418,8 +460,8 @@ class UdpLayer:
         state = SocketState(handle=1, request=1, port=7, bind=True)
         self.core.receive(topology.SOCKETS, messages.SOCKET_SET, [encode(state)], 0.0)
 
-    def up(self, kind: int, record: bytes) -> list:
-        return self.core.receive(topology.IP, kind, [record], 0.0)
+    def up(self, record: bytes) -> list:
+        return self.core.receive(topology.IP, messages.PACKET, [record], 0.0)
 
     def down(self, payload: bytes, size: int = 0, to: str = PEER) -> list:
         header = SEND_HEADER.pack(1, octets(to), 9, bytes(4), 0, 0, 0)
@@ -434,8 +476,9 @@ HEAD = DATAGRAM_HEADER.pack(1, octets(PEER), 9, octets(ME), 64, 0)
 
 def test_a_checked_packet_is_not_verified_and_any_other_is():
     udp, packet = UdpLayer(*EVERYTHING), partial(datagram(b"data"))
-    assert udp.up(messages.PACKET_CHECKED, packet) == [(topology.SOCKETS, messages.DATAGRAM, HEAD + b"data")]
-    assert udp.up(messages.PACKET, packet) == []
+    for flags in (KNOWN, FLAG_PARTIAL):
+        assert udp.up(up(packet, flags)) == [(topology.SOCKETS, messages.DATAGRAM, HEAD + b"data")]
+    assert udp.up(up(packet)) == []
     assert udp.counters[UdpCounters.bad_checksum] == 1
 
 
@@ -443,22 +486,22 @@ def test_an_error_quotes_the_packet_as_a_wire_would_have_carried_it():
     whole = datagram(b"data", dport=99)
     payload = payload_of(1000)
     first = datagram(payload[:400], dport=99)
-    for kind, record, quoted in (
-        (messages.PACKET_CHECKED, partial(whole), whole),
-        (messages.PACKET_CHECKED, whole, whole),
-        (messages.PACKET_SEGMENTS, SUPER_HEADER.pack(400, 0) + partial(datagram(payload, dport=99)), first),
+    for record, quoted in (
+        (up(partial(whole), FLAG_PARTIAL), whole),
+        (up(whole, KNOWN), whole),
+        (up(partial(datagram(payload, dport=99)), FLAG_PARTIAL, 400), first),
     ):
-        ((to, kind_out, report),) = UdpLayer().up(kind, record)
-        assert (to, kind_out, report[ICMP_ERROR_HEADER.size :]) == (topology.ICMP, messages.REPORT_ERROR, quoted)
+        ((to, kind_out, told),) = UdpLayer().up(record)
+        assert (to, kind_out, told[REPORT:]) == (topology.ICMP, messages.REPORT_ERROR, quoted)
 
 
 def test_a_super_packet_is_one_record_for_its_socket():
     udp, payload = UdpLayer(), payload_of(2500)
-    record = SUPER_HEADER.pack(1000, 0) + partial(datagram(payload))
-    assert udp.up(messages.PACKET_SEGMENTS, record) == [
+    record = up(partial(datagram(payload)), FLAG_PARTIAL, 1000)
+    assert udp.up(record) == [
         (topology.SOCKETS, messages.DATAGRAM_SEGMENTS, HEAD + SEGMENT_SIZE.pack(1000) + payload)]
     assert udp.counters[UdpCounters.delivered] == 3
-    assert udp.up(messages.PACKET_SEGMENTS, record + b"more") == []
+    assert udp.up(record + b"more") == []
     assert udp.counters[UdpCounters.bad_length] == 1
 
 
@@ -466,28 +509,30 @@ def test_a_super_packet_is_one_record_for_its_socket():
 @given(st.binary(max_size=60))
 def test_no_segments_raise(junk):
     udp = UdpLayer(*EVERYTHING)
-    udp.up(messages.PACKET_SEGMENTS, junk)
-    udp.up(messages.PACKET_CHECKED, junk)
+    packet = bytes(IP(src=PEER, dst=ME, proto=17) / junk)
+    for record in (junk, up(junk, FLAG_PARTIAL, 3), up(junk, FLAG_PARTIAL), up(packet, 0, 1)):
+        udp.up(record)
     udp.core.receive(topology.SOCKETS, messages.SEND_SEGMENTS, [junk], 0.0)
 
 
 @pytest.mark.parametrize(("kinds", "to", "is_partial"), [((), PEER, False), ((CHECKSUM,), PEER, True), ((), ME, True)])
 def test_rfc768_only_what_goes_to_a_wire_is_summed_here(kinds, to, is_partial):
     ((_, kind, record),) = UdpLayer(*kinds).down(b"data", to=to)
-    flags = TRANSMIT_HEADER.unpack_from(record)[5]
+    header, _, sent = transmitted(record)
+    flags = header[5]
     whole = datagram(b"data", ME, to, 7, 9)
     assert (kind, bool(flags & TRANSMIT_PARTIAL)) == (messages.TRANSMIT, is_partial)
-    assert record[TRANSMIT_HEADER.size :] == (partial(whole) if is_partial else whole)[20:]
+    assert sent == (partial(whole) if is_partial else whole)[20:]
 
 
 def test_segments_go_on_in_one_piece_where_they_need_no_sums():
     payload = payload_of(2500)
     ((to, kind, record),) = UdpLayer(CHECKSUM).down(payload, 1000)
-    assert (to, kind, record[:2]) == (topology.IP, messages.TRANSMIT_SEGMENTS, SEGMENT_SIZE.pack(1000))
-    assert record[2 + TRANSMIT_HEADER.size :] == partial(datagram(payload, ME, PEER, 7, 9))[20:]
+    assert (to, kind, record[:2]) == (topology.IP, messages.TRANSMIT, (1000).to_bytes(2, "big"))
+    assert record[TRANSMIT:] == partial(datagram(payload, ME, PEER, 7, 9))[20:]
     sends = UdpLayer().down(payload, 1000)
     assert {send[:2] for send in sends} == {(topology.IP, messages.TRANSMIT)}
-    assert [record[TRANSMIT_HEADER.size :] for _, _, record in sends] == [
+    assert [record[TRANSMIT:] for _, _, record in sends] == [
         datagram(part, ME, PEER, 7, 9)[20:] for part in cut(payload, 1000)]
 
 

@@ -9,6 +9,8 @@ from ipaddress import IPv4Address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import GROUP as FLAG_GROUP
+from records import OUT, PARTIAL, error, from_link, transmit, up
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
@@ -17,9 +19,7 @@ from bus.config import StackConfig
 from bus.messages import (
     DATAGRAM_HEADER,
     ERROR_RECORD,
-    ICMP_ERROR_HEADER,
     SEND_HEADER,
-    TRANSMIT_HEADER,
     Route,
     Routes,
     SocketState,
@@ -30,7 +30,7 @@ from layers.ip.counters import Counters as IpCounters
 from layers.raw.core import Core
 from layers.raw.counters import Counters
 from layers.raw.tables import MAX_SOCKETS, SEND_ONLY
-from packets.offload import settled
+from packets.offload import completed
 
 ME, PEER, OTHER, FAR = "10.0.0.2", "10.0.0.1", "10.0.0.9", "198.51.100.7"
 PEER_MAC = bytes.fromhex("020000000001")
@@ -88,7 +88,7 @@ class Host:
     def hears(self, *packets) -> list[tuple[int, int]]:
         """Packets come in from link: (consumer, kind) of what ip hands to others than raw."""
         self.out = []
-        self.give_ip(topology.LINK, messages.PACKET, *map(bytes, packets))
+        self.give_ip(topology.LINK, messages.PACKET, *map(from_link, packets))
         return [send[:2] for send in self.out]
 
     def declares(self, handle: int = 1, protocol: int = EXPERIMENT, **state) -> messages.SocketReply:
@@ -125,7 +125,7 @@ class Host:
         header = SEND_HEADER.pack(handle, ip4(to), 0, ip4(source), ttl, 0, 0)
         self.give(topology.SOCKETS, messages.SEND, header + bytes(data))
         return [
-            record[6:]
+            record[OUT:]
             for consumer, kind, record in self.out
             if (consumer, kind) == (topology.LINK, messages.PACKET_OUT)
         ]
@@ -144,7 +144,7 @@ def packet(protocol: int = EXPERIMENT, source: str = PEER, destination: str = ME
 
 
 def error_about(ours: bytes, icmp_type: int = 3, code: int = 2, origin: int = messages.ORIGIN_ICMP) -> bytes:
-    return ICMP_ERROR_HEADER.pack(icmp_type, code, origin, 0, 0, ip4(PEER)) + ours
+    return error(icmp_type, code, ours, origin, offender=PEER)
 
 
 # -- in ----------------------------------------------------------------------------------------------------------------
@@ -199,8 +199,8 @@ def test_a_packet_whose_checksum_only_the_device_knows_is_copied_with_a_right_on
     pseudo = (sum(int.from_bytes(ip4(address)[at : at + 2], "big") for address in (PEER, ME) for at in (0, 2))
               + 17 + 12) % 65535
     partial = datagram[:26] + pseudo.to_bytes(2, "big") + datagram[28:]
-    assert settled(partial) == datagram
-    host.give_ip(topology.LINK, messages.PACKET_CHECKED, partial)
+    assert completed(partial, 17) == datagram
+    host.give_ip(topology.LINK, messages.PACKET, from_link(partial, PARTIAL))
     assert host.received() == [(1, PEER, datagram)]
 
 
@@ -239,7 +239,7 @@ def test_the_filter_is_for_icmp_only(host):
 
 def test_broadcasts_are_copied_too(host):
     host.declares()
-    host.give_ip(topology.LINK, messages.PACKET_GROUP, packet(destination="10.0.0.255"))
+    host.give_ip(topology.LINK, messages.PACKET, from_link(packet(destination="10.0.0.255"), FLAG_GROUP))
     assert len(host.received()) == 1
 
 
@@ -256,7 +256,7 @@ def joins(host, group: str = GROUP) -> None:
 def test_as_linux_a_raw_socket_hears_its_groups_from_its_sources(host, groups, hears_all, heard):
     joins(host)
     host.declares(groups=groups, multicast_all=hears_all)
-    host.give_ip(topology.LINK, messages.PACKET_GROUP, packet(destination=GROUP))
+    host.give_ip(topology.LINK, messages.PACKET, from_link(packet(destination=GROUP), FLAG_GROUP))
     assert len(host.received()) == heard
     host.hears(packet())
     assert len(host.received()) == 1  # what comes to us alone is no matter of groups
@@ -381,8 +381,7 @@ def test_a_crafted_packet_to_ourselves_comes_back_where_its_header_says_so_too(h
 def test_what_a_transport_sends_to_ourselves_is_copied(host):
     host.declares(protocol=1)
     echo = bytes(ICMP(type=8) / b"data")
-    header = TRANSMIT_HEADER.pack(bytes(4), ip4(ME), 1, 64, 0, 0)
-    host.give_ip(topology.ICMP, messages.TRANSMIT, header + echo)
+    host.give_ip(topology.ICMP, messages.TRANSMIT, transmit(bytes(4), ME, 1) + echo)
     ((_, _, copy),) = host.received()
     assert bytes(IP(copy).payload) == echo
     assert [send[:2] for send in host.out] == [(topology.ICMP, messages.PACKET)]
@@ -516,7 +515,7 @@ def test_stored_records_that_make_no_sense_are_deleted(state):
 EVENTS = st.sampled_from(
     sorted((producer, kind) for producer, kinds in topology.inputs("raw").items() for kind in kinds)
 )
-OCTETS = st.binary(max_size=80) | st.sampled_from([packet(), error_about(OURS), packet(1)]) | st.builds(
+OCTETS = st.binary(max_size=80) | st.sampled_from([up(packet()), error_about(OURS), up(packet(1))]) | st.builds(
     lambda rest: SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + rest, st.binary(max_size=40))
 
 
@@ -527,7 +526,7 @@ def test_nothing_raises_and_every_packet_is_counted(events, header_included):
     host.declares(receive_errors=True, header_included=header_included)
     outcomes = ("malformed", "unwanted", "delivered", "errors_told", "error_no_socket", "send_malformed",
                 "send_no_socket", "send_refused", "sent")
-    counted_kinds = (messages.PACKET, messages.PACKET_GROUP, messages.ICMP_ERROR, messages.SEND)
+    counted_kinds = (messages.PACKET, messages.ICMP_ERROR, messages.SEND)
     for (producer, kind), octets in events:
         before = sum(map(host.counted, outcomes))
         if kind == messages.SOCKET_CLOSE:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import GROUP, REPORT, error, report, transmitted, up
 from scapy.layers import inet
 from scapy.packet import Raw
 
@@ -18,13 +19,11 @@ from bus.messages import (
     DATAGRAM_HEADER,
     ERROR_RECORD,
     ICMP_ERROR,
-    ICMP_ERROR_HEADER,
     ORIGIN_ICMP,
     ORIGIN_LOCAL,
     PACKET,
-    PACKET_GROUP,
     PATH_MTU,
-    PATH_MTU_RECORD,
+    PATH_MTU_HEAD,
     REPORT_ERROR,
     ROUTES,
     SEND,
@@ -36,7 +35,6 @@ from bus.messages import (
     TRANSMIT,
     TRANSMIT_BROADCAST,
     TRANSMIT_DONT_FRAGMENT,
-    TRANSMIT_HEADER,
     TRANSMIT_IGNORE_PATH_MTU,
     TRANSMIT_MAY_FRAGMENT,
     Route,
@@ -100,11 +98,11 @@ class Layer:
     def close(self, handle: int) -> None:
         assert self.core.receive(SOCKETS, SOCKET_CLOSE, [handle.to_bytes(4, "little")], 0.0) == []
 
-    def packets(self, *packets: bytes, kind: int = PACKET) -> list:
-        return self.core.receive(IP, kind, list(packets), 0.0)
+    def packets(self, *packets: bytes, flags: int = 0) -> list:
+        return self.core.receive(IP, PACKET, [up(packet, flags) for packet in packets], 0.0)
 
-    def heard_by(self, *arguments, kind: int = PACKET, **fields) -> list[int]:
-        sends = self.packets(packet(*arguments, **fields), kind=kind)
+    def heard_by(self, *arguments, flags: int = 0, **fields) -> list[int]:
+        sends = self.packets(packet(*arguments, **fields), flags=flags)
         return [DATAGRAM_HEADER.unpack_from(record)[0] for _, sent, record in sends if sent == DATAGRAM]
 
     def send(self, handle: int, to: str = PEER, port: int = 7, payload: bytes = b"payload", source: str = "0.0.0.0",
@@ -116,10 +114,12 @@ class Layer:
         ((to, kind, record),) = self.send(*arguments, **fields)
         assert (to, kind) == (IP, TRANSMIT)
         names = ("source", "destination", "protocol", "ttl", "tos", "flags")
-        return dict(zip(names, TRANSMIT_HEADER.unpack_from(record), strict=True)), record[TRANSMIT_HEADER.size :]
+        header, options, segment = transmitted(record)
+        assert not options
+        return dict(zip(names, (octets(header[0]), octets(header[1]), *header[2:]), strict=True)), segment
 
     def icmp_error(self, quotation: bytes, icmp_type: int = 3, code: int = 3, origin: int = ORIGIN_ICMP, info: int = 0):
-        record = ICMP_ERROR_HEADER.pack(icmp_type, code, origin, 0, info, octets(OTHER)) + quotation
+        record = error(icmp_type, code, quotation, origin, info, offender=OTHER)
         return self.core.receive(ICMP, ICMP_ERROR, [record], 0.0)
 
 
@@ -210,14 +210,13 @@ def test_truncated_packets(udp, size):
 def test_rfc1122_4_1_3_1_a_closed_port_is_reported(udp):
     udp.bind(3, port=5001)
     asked = packet(payload=bytes(1000))
-    head = ICMP_ERROR_HEADER.pack(3, 3, ORIGIN_LOCAL, 0, 0, octets(ME))
-    assert udp.packets(asked) == [(ICMP, REPORT_ERROR, head + asked[:576])]
+    assert udp.packets(asked) == [(ICMP, REPORT_ERROR, report(3, 3, asked)[: REPORT + 576])]
     assert udp.count("no_port") == 1
 
 
 @pytest.mark.parametrize("destination", [ME, "10.0.0.255", "224.0.0.251"])
 def test_rfc1122_3_2_2_no_error_about_a_broadcast(udp, destination):
-    assert udp.packets(packet(dst=destination), kind=PACKET_GROUP) == []
+    assert udp.packets(packet(dst=destination), flags=GROUP) == []
     assert udp.count("no_port_group") == 1
 
 
@@ -289,18 +288,18 @@ def test_a_broadcast_reaches_every_socket_that_hears_it(udp):
     udp.bind(4, "10.0.0.255", reuse_address=True)
     udp.bind(5, peer=PEER, peer_port=7, reuse_address=True)  # hears at ME alone, like 3
     udp.bind(6, port=5001)
-    assert sorted(udp.heard_by(dst="10.0.0.255", kind=PACKET_GROUP)) == [1, 2, 4]
-    assert sorted(udp.heard_by(dst="255.255.255.255", kind=PACKET_GROUP)) == [1, 2]
+    assert sorted(udp.heard_by(dst="10.0.0.255", flags=GROUP)) == [1, 2, 4]
+    assert sorted(udp.heard_by(dst="255.255.255.255", flags=GROUP)) == [1, 2]
     # One that only its frame broadcast is for one socket, as on Linux.
-    assert udp.heard_by(dst=ME, kind=PACKET_GROUP) == [5]
+    assert udp.heard_by(dst=ME, flags=GROUP) == [5]
 
 
 def test_a_socket_at_a_multicast_address_hears_it_from_its_peer_only_when_connected(udp):
     udp.bind(1, "224.0.0.251", reuse_address=True)
     udp.bind(2, "224.0.0.251", peer=PEER, peer_port=7, reuse_address=True)
-    assert sorted(udp.heard_by(dst="224.0.0.251", kind=PACKET_GROUP)) == [1, 2]
-    assert udp.heard_by(dst="224.0.0.251", src=OTHER, kind=PACKET_GROUP) == [1]
-    assert udp.heard_by(dst="224.0.0.251", sport=8, kind=PACKET_GROUP) == [1]
+    assert sorted(udp.heard_by(dst="224.0.0.251", flags=GROUP)) == [1, 2]
+    assert udp.heard_by(dst="224.0.0.251", src=OTHER, flags=GROUP) == [1]
+    assert udp.heard_by(dst="224.0.0.251", sport=8, flags=GROUP) == [1]
 
 
 def test_a_remembered_flow_follows_every_change(udp):
@@ -709,8 +708,8 @@ def test_who_is_told_what_as_linux_udp_err(udp, fields, error, origin, number):
 def test_rfc1191_4_the_mtu_that_a_router_told_goes_to_ip(udp, fields, origin, believed):
     udp.bind(3, **fields)
     sends = udp.icmp_error(packet(ME, 5000, PEER, 7, bytes(1472))[:28], *TOO_BIG, origin=origin, info=1400)
-    told = [(to, kind, PATH_MTU_RECORD.unpack(record)) for to, kind, record in sends if to == IP]
-    assert told == ([(IP, PATH_MTU, (octets(PEER), 1400, 1500))] if believed else [])
+    told = [(to, kind, record) for to, kind, record in sends if to == IP]
+    assert told == ([(IP, PATH_MTU, PATH_MTU_HEAD.pack(1400, 1500) + octets(PEER))] if believed else [])
 
 
 def test_rfc8201_4_the_mtu_of_a_datagram_that_no_socket_sent_is_not_believed(udp):
@@ -773,7 +772,7 @@ def test_routes_that_make_no_sense_are_counted_and_the_old_stay(udp):
 
 
 EVERY_INPUT = sorted((LAYERS[producer], kind) for producer, kinds in inputs("udp").items() for kind in kinds)
-OCTETS = st.binary(max_size=80) | st.binary(min_size=1, max_size=40).map(lambda tail: packet()[:28] + tail)
+OCTETS = st.binary(max_size=80) | st.binary(min_size=1, max_size=40).map(lambda tail: up(packet()[:28] + tail))
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVERY_INPUT), st.lists(OCTETS, max_size=4)), max_size=6))

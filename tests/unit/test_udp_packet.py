@@ -4,48 +4,22 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, UDP, IPOption_Timestamp
+from scapy.layers.inet import IP, UDP, IPOption_Timestamp
 from scapy.packet import Raw
 
-from packets.checksum import checksum, verifies
-from packets.udp import (
-    ADDRESSED_HEADER,
-    ADDRESSED_HEADER_OCTETS,
-    ADDRESSES_OCTETS,
-    FLOW,
-    FLOW_OCTETS,
-    LENGTH_CHECKSUM,
-    PORTS,
-    PROTOCOL,
-    addressed_segment,
-    flow_sum,
-    quoted,
-)
+from packets.checksum import checksum
+from packets.ipv4 import quoted
+from packets.udp import LENGTH_CHECKSUM, PORTS, flow_sum
 
 PORT = st.integers(0, 0xFFFF)
 SOURCE, DESTINATION = "10.0.0.1", "10.0.0.2"
-ADDRESSES = bytes((10, 0, 0, 1, 10, 0, 0, 2))
+ADDRESSES = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
 A, B = 0x0A000001, 0x0A000002
 
 
 def packet(payload: bytes = b"payload", options: list | None = None, **ip_fields) -> bytes:
     head = IP(src=SOURCE, dst=DESTINATION, options=options or [], **ip_fields)
     return bytes(head / UDP(sport=7, dport=9) / Raw(payload))
-
-
-@given(st.binary(max_size=64), st.booleans())
-def test_an_addressed_segment_is_the_same_with_and_without_ip_options(payload, with_options):
-    segment = addressed_segment(packet(payload, [IPOption_Timestamp()] if with_options else None))
-    source, destination, source_port, length, given_checksum = ADDRESSED_HEADER.unpack_from(segment)
-    assert source + destination == ADDRESSES
-    assert source_port == 7
-    assert length == len(payload) + 8
-    assert FLOW.unpack(segment[:FLOW_OCTETS]) == (A, B, 7, 9)
-    assert segment[ADDRESSED_HEADER_OCTETS:] == payload
-    # RFC 768: the checksum covers the addressed segment, the protocol and once more the length.
-    assert verifies(segment, PROTOCOL + length)
-    assert not verifies(segment, PROTOCOL + length + 1)
-    assert given_checksum == int.from_bytes(segment[14:16], "big")
 
 
 @given(st.binary(max_size=64), PORT, PORT)
@@ -63,13 +37,13 @@ def test_rfc768_a_checksum_of_zero_is_sent_as_all_ones():
     assert checksum((65535 - rest).to_bytes(2, "big"), flow_sum(A, B, 7, 9) + 2 * 10) == 0
 
 
-def test_a_quotation_gives_flow_and_payload():
-    assert quoted(packet()) == (ADDRESSES + PORTS.pack(7, 9), b"payload")
-    assert quoted(packet(options=[IPOption_Timestamp()])) == (ADDRESSES + PORTS.pack(7, 9), b"payload")
+def test_a_quotation_gives_what_its_header_says():
+    assert quoted(packet(tos=3, ttl=9)) == (20, 3, 35, 9, 17, *ADDRESSES)
+    assert quoted(packet(options=[IPOption_Timestamp()])) == (32, 0, 47, 64, 17, *ADDRESSES)
 
 
 def test_rfc792_a_quotation_of_header_and_8_octets_is_enough():
-    assert quoted(packet()[:28]) == (ADDRESSES + PORTS.pack(7, 9), b"")
+    assert quoted(packet()[:28]) == quoted(packet())
     assert quoted(packet()[:27]) is None
     with_options = packet(options=[IPOption_Timestamp()])
     header_octets = (with_options[0] & 15) * 4
@@ -77,8 +51,7 @@ def test_rfc792_a_quotation_of_header_and_8_octets_is_enough():
     assert quoted(with_options[: header_octets + 7]) is None
 
 
-def test_what_is_not_the_start_of_a_udp_packet_is_no_quotation():
-    assert quoted(bytes(IP(src=SOURCE, dst=DESTINATION) / ICMP() / Raw(bytes(20)))) is None
+def test_what_is_not_the_start_of_a_packet_is_no_quotation():
     assert quoted(packet(frag=1)) is None
     assert quoted(packet(flags="MF")) is not None
     assert quoted(b"\x65" + packet()[1:]) is None
@@ -88,4 +61,4 @@ def test_what_is_not_the_start_of_a_udp_packet_is_no_quotation():
 @given(st.binary(max_size=80))
 def test_any_octets_are_a_quotation_or_none(octets):
     result = quoted(octets)
-    assert result is None or (len(result[0]) == FLOW_OCTETS and len(octets) >= ADDRESSES_OCTETS + 20)
+    assert result is None or result.header_octets + 8 <= len(octets)

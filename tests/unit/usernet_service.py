@@ -18,11 +18,13 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+import records
+
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable import layout
 from bus.durable.key_value_log import KeyValueLog
-from bus.messages import ICMP_ERROR_HEADER, SEGMENT_SIZE, SUPER_HEADER, TRANSMIT_HEADER, TRANSMIT_PARTIAL
+from bus.messages import TRANSMIT_HEAD, TRANSMIT_PARTIAL
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
 from layers.common.routes import RouteTable, configured
@@ -109,22 +111,16 @@ class Loop:
         return to_clients
 
     def mirror(self, sender, kind, record):
-        head, up = b"", messages.PACKET
-        if kind == messages.TRANSMIT_SEGMENTS:
-            head, up = SUPER_HEADER.pack(*SEGMENT_SIZE.unpack_from(record), 0), messages.PACKET_SEGMENTS
-            record = record[SEGMENT_SIZE.size :]
-        source, destination, protocol, ttl, tos, flags = TRANSMIT_HEADER.unpack_from(record)
-        segment = record[TRANSMIT_HEADER.size :]
+        size, _, _, flags, protocol, ttl, tos, _, source, destination = TRANSMIT_HEAD.unpack_from(record)
+        segment = record[TRANSMIT_HEAD.size :]
         if source == bytes(4):
             source = self.routes.source_for(int.from_bytes(destination, "big")).to_bytes(4, "big")
         packet = (bytes([0x45, tos]) + (20 + len(segment)).to_bytes(2, "big") + bytes([0, 1, 0, 0, ttl, protocol, 0, 0])
                   + source + destination + segment)
         if self.routes.is_local(int.from_bytes(destination, "big")):
-            if not head and flags & TRANSMIT_PARTIAL:
-                up = messages.PACKET_CHECKED
-            return [(topology.IP, (topology.UDP if protocol == 17 else topology.ICMP, up, head + packet))]
-        host_unreachable = ICMP_ERROR_HEADER.pack(3, 1, 1, 0, 0, source)
-        return [(topology.IP, (sender, messages.ICMP_ERROR, host_unreachable + packet))]
+            record = records.up(packet, records.LOOPED | (records.PARTIAL if flags & TRANSMIT_PARTIAL else 0), size)
+            return [(topology.IP, (topology.UDP if protocol == 17 else topology.ICMP, messages.PACKET, record))]
+        return [(topology.IP, (sender, messages.ICMP_ERROR, records.local_error(1, packet)))]
 
 
 class Service:
