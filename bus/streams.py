@@ -38,6 +38,7 @@ class StreamState(SocketState, frozen=True, kw_only=True):
     window_scaling: bool = True
     timestamps: bool = True
     sack: bool = True
+    ecn: bool = False  # asked for when it connects; a peer that asks gets it (Linux net.ipv4.tcp_ecn 1 and 2)
 
 
 decode_stream_state = decoder(StreamState)

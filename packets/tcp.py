@@ -95,6 +95,12 @@ class Segment(NamedTuple):
         """SEG.LEN: octets of sequence space (RFC 9293 section 3.4), SYN and FIN included."""
         return len(self.payload) + (self.flags & SYN > 0) + (self.flags & FIN)
 
+    @property
+    def octets(self) -> int:
+        """How long it is, header included."""
+        options = self.options.pack() if self.packed is None else self.packed
+        return HEADER_OCTETS + len(options) + len(self.payload)
+
     def pack(self, checksum: int = 0) -> bytes:
         """In octets; the checksum as given."""
         options = self.options.pack() if self.packed is None else self.packed

@@ -27,7 +27,7 @@ from layers.tcp.connection import (
 )
 from layers.tcp.counters import Counters as C
 from layers.tcp.sequence import from_wire
-from packets.tcp import ACK, FIN, RST, SYN, URG
+from packets.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
@@ -125,8 +125,10 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         if not acceptable and seq == conn.rcv_nxt == window_end:
             # A zero-window probe: RFC 9293 section 3.4 (MUST-66): its ACK, URG and RST count, its text does not
             acceptable = True
+    elif flags & RST:
+        acceptable = conn.rcv_nxt <= seq < window_end or seq == conn.rcv_nxt
     else:
-        acceptable = conn.rcv_nxt <= seq <= window_end
+        acceptable = conn.rcv_nxt <= seq <= window_end  # its end included: there stands who has filled the window
     if not acceptable:
         if flags & RST:
             engine.counters[C.blind_reset] += 1
@@ -173,6 +175,8 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     elif not _ack(engine, conn, arrival, seq, ack, length):
         return
     _stamp(engine, conn, arrival, seq)
+    if conn.ecn_ok:
+        _marked(engine, conn, arrival)
     # Sixth, check the URG bit
     _urgent(engine, conn, arrival, seq)
     # Seventh, process the segment text; eighth, check the FIN bit
@@ -200,6 +204,19 @@ def _stamp(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None
     stamps = arrival.segment.options.timestamps
     if stamps is not None and conn.timestamps_ok and seq <= conn.last_ack_sent:
         conn.ts_recent, conn.ts_recent_at = stamps[0], engine.now
+
+
+def _marked(engine: Engine, conn: Connection, arrival: Arrival) -> None:
+    """RFC 3168 section 6.1: what routers say of congestion, to us (CE) and by the peer (ECE)."""
+    flags = arrival.segment.flags
+    if flags & CWR:
+        conn.ecn_echo = False
+    if arrival.congested and arrival.segment.payload:
+        conn.ecn_echo = conn.ack_now = True
+        engine.touch(conn)
+    if flags & ECE and conn.recovery is not None:
+        conn.recovery.congestion_experienced(engine.now)
+        conn.ecn_reduced = True
 
 
 def _reset(engine: Engine, conn: Connection) -> None:

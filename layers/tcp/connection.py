@@ -80,7 +80,8 @@ class Connection:
 
     __slots__ = (
         "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
-        "cork_at", "delayed_at", "duplicate_sack", "end", "ends", "error_soft", "established_at", "fin_at",
+        "cork_at", "delayed_at", "duplicate_sack", "ecn_echo", "ecn_ok",
+        "ecn_reduced", "end", "ends", "error_soft", "established_at", "fin_at",
         "gap_told", "handle", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
         "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
         "opened_at", "options", "out_of_order", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
@@ -142,6 +143,9 @@ class Connection:
         self.own_scale = 0
         self.timestamps_ok = False
         self.sack_ok = False
+        self.ecn_ok = False
+        self.ecn_echo = False  # our ACKs say that a segment was marked, until the peer has reduced its window
+        self.ecn_reduced = False  # the next new segment says that we have reduced ours (CWR)
         self.timestamp_offset = 0
         self.ts_recent = 0
         self.ts_recent_at = 0.0

@@ -15,7 +15,7 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import CounterWords, Send, State
-from bus.messages import ERROR_HEAD, ORIGIN_LOCAL, PATH_MTU_HEAD, QUOTE_OCTETS, decode_routes, encode
+from bus.messages import ERROR_HEAD, ORIGIN_LOCAL, decode_routes, encode
 from bus.streams import decode_stream_state
 from layers.common.routes import RouteTable
 from layers.common.transport import IcmpError
@@ -26,7 +26,6 @@ from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.records import Paths, Records, arrival_of
-from packets.icmp import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
 from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, READ_RECORD, STREAM_HEADER
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles
@@ -119,28 +118,24 @@ class Core:
 
     def _icmp_error(self, record: bytes) -> None:
         self.counters[C.errors_in] += 1
-        error = IcmpError.of(record)
-        sent = record[ERROR_HEAD.size + error.header_octets :][:QUOTE_OCTETS]
-        head = sent[:8]
-        if len(head) < 8:
+        _, _, _, _, _, _, _, header_octets, _, source, destination = ERROR_HEAD.unpack_from(record)
+        quoted = record[ERROR_HEAD.size + header_octets :]
+        if len(quoted) < 8:  # RFC 792: ports and sequence number
             self.counters[C.error_malformed] += 1
             return
-        icmp_type, code, mtu = error.icmp_type, error.code, error.info
-        conn = self.engine.lookup.connections.get(error.destination + error.source + head[2:4] + head[:2])
+        conn = self.engine.lookup.connections.get(destination + source + quoted[2:4] + quoted[:2])
         if conn is None:
             self.counters[C.error_no_connection] += 1
             return
-        sequence, handle, options = int.from_bytes(head[4:8], "big"), conn.handle, conn.options
+        error, handle, options = IcmpError.of(record), conn.handle, conn.options
+        sequence = int.from_bytes(quoted[4:8], "big")
         local = error.origin == ORIGIN_LOCAL
-        believed = icmp.error(self.engine, conn, icmp_type, code, mtu, sequence, local)
-        if believed and not local and (icmp_type, code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED):
-            # ip keeps what is known of paths, for all (RFC 1191 section 4)
-            told = PATH_MTU_HEAD.pack(min(mtu, 0xFFFF), error.total) + error.destination
-            self._records.sends.append((topology.IP, messages.PATH_MTU, told))
-        if believed and handle and options.receive_errors:  # ip(7), IP_RECVERR
-            number = error.errno_for(options, True)
-            port = int.from_bytes(head[2:4], "big")
-            self._records.sends.append(error.told(handle, number, port, sent[:548]))
+        if not icmp.error(self.engine, conn, error.icmp_type, error.code, error.info, sequence, local):
+            return
+        self._records.sends += error.mtu_told(options)  # ip keeps what is known of paths, for all (RFC 1191 section 4)
+        if handle and options.receive_errors:  # ip(7), IP_RECVERR
+            port = int.from_bytes(quoted[2:4], "big")
+            self._records.sends.append(error.told(handle, error.errno_for(options, True), port, quoted[:548]))
 
     def _routes(self, record: bytes) -> None:
         try:

@@ -45,7 +45,7 @@ _IDENTITY_AT, _HOT_AT, _ADVISORY_AT = 8, 88, 208
 assert _IDENTITY_AT + _IDENTITY.size <= _HOT_AT
 assert _HOT_AT + _HOT.size <= _ADVISORY_AT
 assert _ADVISORY_AT + _ADVISORY_OCTETS == SLOT_OCTETS
-_SCALE, _TIMESTAMPS, _SACK, _AUTOMATIC, _SHARE_ADDRESS, _SHARE_PORT = 1, 2, 4, 8, 16, 32
+_SCALE, _TIMESTAMPS, _SACK, _AUTOMATIC, _SHARE_ADDRESS, _SHARE_PORT, _ECN = 1, 2, 4, 8, 16, 32, 64
 
 
 class Durable:
@@ -172,6 +172,7 @@ class Durable:
         conn.peer_scale, conn.own_scale = peer_scale, own_scale
         conn.scale_ok, conn.timestamps_ok = bool(flags & _SCALE), bool(flags & _TIMESTAMPS)
         conn.sack_ok, conn.automatic = bool(flags & _SACK), bool(flags & _AUTOMATIC)
+        conn.ecn_ok = bool(flags & _ECN)
         self._load_hot(conn, hot, engine.now)
         conn.state = _state_of(conn, state)
         conn.stored = None
@@ -216,7 +217,7 @@ class Durable:
 
 def _identity(conn: Connection) -> tuple[Any, ...]:
     ends, options = conn.ends, conn.options
-    flags = (conn.scale_ok * _SCALE | conn.timestamps_ok * _TIMESTAMPS | conn.sack_ok * _SACK
+    flags = (conn.scale_ok * _SCALE | conn.timestamps_ok * _TIMESTAMPS | conn.sack_ok * _SACK | conn.ecn_ok * _ECN
              | conn.automatic * _AUTOMATIC | options.reuse_address * _SHARE_ADDRESS | options.reuse_port * _SHARE_PORT)
     return (conn.handle, conn.listener, conn.accept_number, ends.port, ends.peer_port, len(ends.local), flags,
             conn.peer_scale, conn.own_scale, ends.local, ends.peer, conn.iss, conn.irs, conn.timestamp_offset,

@@ -32,14 +32,18 @@ class Arrival(NamedTuple):
     source: bytes
     destination: bytes
     segment: Segment
+    congested: bool = False  # it was marked on its way (RFC 3168: CE)
 
 
 class Below(Protocol):
     """What the engine wants of whoever is below: ip."""
 
-    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int,
-                 options: StreamState | None) -> None:
-        """Send a segment. `size`: it is to be cut into segments of so many octets of text; 0: it is one."""
+    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
+                 capable: bool) -> None:
+        """Send a segment. `size`: it is to be cut into segments of so many octets of text; 0: it is one.
+
+        `capable`: routers may mark it (RFC 3168: ECT).
+        """
 
     def mtu(self, destination: bytes) -> int:
         """What the way there is known to take, in octets of a packet."""
@@ -120,7 +124,7 @@ class Engine:
 
     def arrives(self, segment: Arrival) -> None:
         """A segment whose checksum is right."""
-        source, destination, parsed = segment
+        source, destination, parsed = segment[:3]
         flow = b"".join((source, destination, parsed.source_port.to_bytes(2, "big"),
                          parsed.destination_port.to_bytes(2, "big")))
         conn = self.lookup.connections.get(flow)
@@ -352,7 +356,7 @@ class Engine:
         self.touch(conn)
 
     def transmit(self, conn: Connection, number: int, flags: int, window: int, options: bytes, payload: bytes,
-                 size: int) -> None:
+                 size: int, capable: bool = False) -> None:
         """A segment of a connection; numbers are relative, `window` is what stands in the header."""
         ends = conn.ends
         acknowledgment_number = to_wire(conn.irs, conn.rcv_nxt) if flags & 16 else 0
@@ -360,10 +364,10 @@ class Engine:
         segment = Segment(ends.port, ends.peer_port, to_wire(conn.iss, number), acknowledgment_number, flags, window,
                           urgent, NO_OPTIONS, payload, options)
         self.counters[C.segments_out] += 1
-        self.below.transmit(ends.local, ends.peer, segment, size, conn.options)
+        self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable)
 
     def transmit_alone(self, arrived: Arrival, segment: Segment) -> None:
         """An answer to a segment that belongs to no connection."""
         self.counters[C.segments_out] += 1
-        self.below.transmit(arrived.destination, arrived.source, segment, 0, None)
+        self.below.transmit(arrived.destination, arrived.source, segment, 0, None, False)
 

@@ -13,7 +13,7 @@ from bus.streams import StreamState
 from layers.tcp import acknowledgment, closing, cookies, reset
 from layers.tcp.connection import SYN_RECEIVED, Connection, Ends
 from layers.tcp.counters import Counters as C
-from packets.tcp import ACK, MSS_DEFAULT, RST, SYN, Options, Segment
+from packets.tcp import ACK, CWR, ECE, MSS_DEFAULT, RST, SYN, Options, Segment
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
@@ -98,6 +98,9 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
         conn.peer_scale = conn.own_scale = 0
     conn.sack_ok = options.sack_permitted and own.sack
     conn.timestamps_ok = options.timestamps is not None and own.timestamps
+    # RFC 3168 section 6.1.1: a SYN asks by ECE and CWR, a SYN-ACK agrees by ECE alone
+    asked = segment.flags & (ECE | CWR)
+    conn.ecn_ok = asked == ECE and own.ecn if segment.flags & ACK else asked == ECE | CWR
     if conn.timestamps_ok and options.timestamps is not None:
         conn.ts_recent, conn.ts_recent_at = options.timestamps[0], engine.now
     conn.peer_segment = min(conn.mss, MSS_DEFAULT)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from layers.tcp import acknowledgment, reassembly
 from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
-from packets.tcp import ACK, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options
+from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -55,7 +55,12 @@ def send_syn(engine: Engine, conn: Connection) -> None:
         conn.recovery.sent(0, 1, engine.now, True)
     conn.snd_nxt = max(conn.snd_nxt, 1)
     conn.last_ack_sent = conn.rcv_nxt
-    engine.transmit(conn, 0, SYN | ACK if answers else SYN, window, offer.pack(), b"", 0)
+    flags = SYN | ACK if answers else SYN
+    if answers:
+        flags |= ECE if conn.ecn_ok else 0
+    elif options.ecn and not conn.backoffs:  # RFC 3168 section 6.1.1.1: again without, the asking may be what is lost
+        flags |= ECE | CWR
+    engine.transmit(conn, 0, flags, window, offer.pack(), b"", 0)
     engine.timers.schedule(conn)
 
 
@@ -74,7 +79,7 @@ def _options(engine: Engine, conn: Connection) -> bytes:
     return engine.stamps(stamps) if stamps is not None else b""
 
 
-def _send(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0) -> None:
+def _send(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0, new: bool = False) -> None:
     """The segment with numbers [start, end); where our FIN is among them, with FIN. `size`: the medium is to cut it."""
     options = _options(engine, conn)
     text_end = end
@@ -91,7 +96,16 @@ def _send(engine: Engine, conn: Connection, start: int, end: int, flags: int, si
             flags |= URG
     window = acknowledgment.window_field(conn)
     acknowledgment.left(conn)
-    engine.transmit(conn, start, flags, window, options, payload, size)
+    capable = False
+    if conn.ecn_ok:
+        if conn.ecn_echo:
+            flags |= ECE
+        if new and payload:  # RFC 3168 sections 6.1.2, 6.1.5: not what is sent again
+            capable = True
+            if conn.ecn_reduced:
+                flags |= CWR
+                conn.ecn_reduced = False
+    engine.transmit(conn, start, flags, window, options, payload, size, capable)
 
 
 def _largest(engine: Engine, conn: Connection) -> int:
@@ -136,6 +150,8 @@ def _new(engine: Engine, conn: Connection) -> None:
     most = _largest(engine, conn)
     limit = conn.snd_una + conn.snd_window
     sent_text = False
+    if conn.snd_una == conn.snd_nxt and conn.persist_at is None:
+        conn.last_progress = engine.now  # from here on the peer is waited for
     while conn.snd_nxt < final:
         start = conn.snd_nxt
         available, usable, room = final - start, limit - start, recovery.allowance(engine.now)
@@ -162,7 +178,7 @@ def _new(engine: Engine, conn: Connection) -> None:
             conn.small_sent = finish
         recovery.sent(start, finish, engine.now, finish == final or limit - finish < most)
         conn.persist_at = conn.cork_at = None
-        _send(engine, conn, start, finish, ACK, most if size > most else 0)
+        _send(engine, conn, start, finish, ACK, most if size > most else 0, new=True)
         sent_text = True
     if sent_text:
         if engine.now - conn.last_text < acknowledgment.DELAY_S:

@@ -28,10 +28,10 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes) -> None:
         counters[C.beyond_window] += 1
         payload, end = payload[: max(0, limit - seq)], max(limit, seq)
     start = seq
+    _note_duplicate(conn, start, end)
     if start < nxt:
         if end <= nxt:
             counters[C.duplicates] += 1
-            duplicate(conn, start, end)
             _acknowledge_now(engine, conn)
             return
         payload, start = payload[nxt - seq :], nxt
@@ -88,7 +88,6 @@ def _insert(conn: Connection, start: int, end: int) -> bool:
     known = next((each for each in ranges if each[0] <= start and end <= each[1]), None)
     if known is not None:
         _report(conn, *known)
-        duplicate(conn, start, end)
         return True
     merged: list[tuple[int, int]] = []
     first, last = start, end
@@ -110,6 +109,17 @@ def _report(conn: Connection, first: int, last: int) -> None:
     """RFC 2018 section 4: the block with the latest arrival comes first, then the others that were reported before."""
     blocks = [each for each in conn.recent_sack or () if each[1] < first or each[0] > last]
     conn.recent_sack = [(first, last), *blocks][:SACK_BLOCKS_KEPT]
+
+
+def _note_duplicate(conn: Connection, start: int, end: int) -> None:
+    """RFC 2883 section 4: of a segment that repeats something the first part that does is reported."""
+    if start < conn.rcv_nxt:
+        duplicate(conn, start, min(end, conn.rcv_nxt))
+        return
+    for low, high in conn.out_of_order or ():
+        if low < end and start < high:
+            duplicate(conn, max(low, start), min(high, end))
+            return
 
 
 def duplicate(conn: Connection, start: int, end: int) -> None:

@@ -11,24 +11,27 @@ from bus.config import StackConfig
 from bus.layer import CounterWords, Send
 from bus.messages import (
     FAMILY_4,
+    FAMILY_6,
     FLAG_CHECKED,
     FLAG_GROUP,
     PACKET_HEAD,
     TRANSMIT_HEAD,
     TRANSMIT_OF_MTU_DISCOVER,
-    TRANSMIT_RECORD,
+    TRANSMIT_PARTIAL,
 )
 from bus.streams import StreamState
 from layers.common.routes import RouteTable, configured
 from layers.tcp.connection import Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Arrival
-from packets.checksum import checksum, verifies
-from packets.tcp import CHECKSUM_AT, PROTOCOL, Segment, parse, pseudo_sum
+from packets.checksum import verifies
+from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
 from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
 
 LOOPBACK_MTU = 65535
+SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: what an IP packet with all options has room for
 MTU_DISCOVER_WANT = 1
+ECN_MASK, ECT_0, CE = 3, 2, 3  # RFC 3168 section 5: the lowest bits of TOS
 _number = int.from_bytes
 
 
@@ -76,22 +79,22 @@ class Records:
         return self._paths.mtu(destination)
 
     def super_octets(self, mss: int) -> int:
-        """See `Below`."""
-        return mss
+        """See `Below`. ip cuts where the device does not."""
+        return SUPER_OCTETS
 
-    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int,
-                 options: StreamState | None) -> None:
-        """See `Below`."""
+    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
+                 capable: bool) -> None:
+        """See `Below`. The checksum is partial: ip or the device completes it."""
         ttl, tos, ip_options, flags = self._ttl, 0, b"", TRANSMIT_OF_MTU_DISCOVER[MTU_DISCOVER_WANT]
         if options is not None:
-            ttl, tos = options.ttl, options.tos
+            ttl, tos, ip_options = options.ttl, options.tos, options.ip_options
             flags = TRANSMIT_OF_MTU_DISCOVER[options.mtu_discover]
-            ip_options = options.ip_options
-            flags |= TRANSMIT_RECORD if ip_options else 0
-        octets = segment.pack()
-        total = checksum(octets, pseudo_sum(source, destination, len(octets)))
-        octets = b"".join((octets[:CHECKSUM_AT], total.to_bytes(2, "big"), octets[CHECKSUM_AT + 2 :]))
-        head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, flags, PROTOCOL, ttl, tos, len(ip_options), source, destination)
+        if capable:
+            tos = tos & ~ECN_MASK | ECT_0
+        family = FAMILY_4 if len(destination) == 4 else FAMILY_6
+        head = TRANSMIT_HEAD.pack(size, 0, family, flags | TRANSMIT_PARTIAL, PROTOCOL, ttl, tos, len(ip_options),
+                                  source, destination)
+        octets = segment.pack(pseudo_sum(source, destination, segment.octets) % 65535 or 65535)
         self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, octets))))
 
     # -- above
@@ -116,11 +119,8 @@ class Records:
 
 
 def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
-    """The segment of a PACKET record; None, counted, where it is none."""
-    if len(record) < PACKET_HEAD.size:
-        counters[C.packet_truncated] += 1
-        return None
-    _, _, flags, header_octets, _, _, _, _, source, destination = PACKET_HEAD.unpack_from(record)
+    """The segment of a PACKET record; None, counted, where it is none, or goes to a group."""
+    _, _, flags, header_octets, _, _, _, tos, source, destination = PACKET_HEAD.unpack_from(record)
     if flags & FLAG_GROUP:  # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
         counters[C.to_group] += 1
         return None
@@ -133,4 +133,4 @@ def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
     if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
         return None
-    return Arrival(source, destination, segment)
+    return Arrival(source, destination, segment, tos & ECN_MASK == CE)

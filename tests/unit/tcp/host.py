@@ -89,7 +89,8 @@ class Host:
     def super_octets(self, mss: int) -> int:
         return max(self.super, mss)
 
-    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: object) -> None:
+    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: object,
+                 capable: bool) -> None:
         self._turn.append((self.sent.append, (source, destination, segment, size)))
 
     # Above

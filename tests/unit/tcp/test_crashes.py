@@ -1,0 +1,104 @@
+"""The core dies at any line and its successor goes on: every octet once and in order, no connection lost."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.tcp.host import A, B, Death, Host, World, pair
+from tests.unit.tcp.test_hostile_link import hostile
+from tests.unit.tcp.test_streams import octets
+
+FILES = str(Path(__file__).parents[3] / "layers/tcp"), str(Path(__file__).parents[3] / "bus/durable")
+
+
+class Mortal:
+    """Kills at lines of the layer, so many lines apart."""
+
+    def __init__(self, seed: int, apart: int) -> None:
+        self._rng = random.Random(seed)
+        self._apart = apart
+        self._left = self._rng.randrange(apart)
+
+    def _trace(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(FILES):
+            return None
+        return self._line
+
+    def _line(self, frame, event, argument):
+        if event == "line":
+            self._left -= 1
+            if self._left < 0:
+                self._left = self._rng.randrange(self._apart)
+                sys.settrace(None)
+                raise Death
+        return self._line
+
+    def __enter__(self):
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("loss", [0, 0.05])
+@pytest.mark.parametrize("seed", range(8))
+def test_every_octet_arrives_once_whatever_line_the_core_dies_at(seed, loss):
+    a, b = Host(A, seed=1), Host(B, seed=2)
+    world = World(a, b, 0.001, hostile(seed, loss, 0.05, 0.0005, 0.001) if loss else None)
+    world.mortal = Mortal(seed, 15_000)
+    b.set(5, port=80, bind=True, listen=16)
+    a.set(1, peer=B, peer_port=80, connect=1)
+    assert world.run(60, lambda: a.applications[1].established and bool(b.accepted_handles))
+    right = b.accepted_handles[0][1]
+    there, back = octets(60_000, seed), octets(40_000, seed + 1)
+    a.write(1, there, end=True)
+    b.write(right, back, end=True)
+    done = world.run(3000, lambda: a.applications[1].ended and b.applications[right].ended)
+    assert done, (world.deaths, world.hosts[A].state_of(1), world.hosts[B].state_of(right))
+    assert bytes(b.applications[right].received) == there
+    assert bytes(a.applications[1].received) == back
+    assert a.applications[1].error is b.applications[right].error is None
+    assert world.deaths > 3
+    assert world.run(60, lambda: a.applications[1].finished and b.applications[right].finished)
+    world.mortal = None
+    a.close(1)
+    b.close(right)
+    world.run(200)
+    assert not world.hosts[A].engine.lookup.connections
+    assert not world.hosts[B].engine.lookup.connections
+
+
+def test_a_window_never_shrinks_and_idle_connections_outlive_a_death():
+    world, a, b, left, right = pair()
+    a.write(left, octets(50_000))
+    world.run(1)
+    advertised = b.conn(right).advertised
+    for address in (A, B):
+        world.hosts[address] = world.hosts[address].successor(9)
+        world.hosts[address].world = world
+    world.run(10)
+    assert world.hosts[B].conn(right).advertised >= advertised
+    a.write(left, octets(10, 3), end=True)
+    world.run(1)
+    assert len(b.applications[right].received) == 50_010
+    assert world.hosts[B].state_of(right) == "CLOSE-WAIT"
+
+
+def test_listeners_and_time_wait_outlive_a_death():
+    world, a, b, left, right = pair()
+    a.write(left, b"x", end=True)
+    b.write(right, b"y", end=True)
+    world.run(1)
+    assert a.state_of(left) == "TIME-WAIT"
+    for address in (A, B):
+        world.hosts[address] = world.hosts[address].successor(9)
+        world.hosts[address].world = world
+    assert world.hosts[A].state_of(left) == "TIME-WAIT"
+    assert world.hosts[A].set(2, peer=B, peer_port=80, connect=1) == 0
+    assert world.run(5, lambda: a.applications[2].established)
+    world.run(61)
+    assert world.hosts[A].state_of(left) == "CLOSED"
