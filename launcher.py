@@ -8,7 +8,7 @@ import sys
 
 from cli import commands
 from cli.tools import ToolError, host, nc, ping, ss, traceroute
-from supervisor import boot, sandbox
+from supervisor import boot, control, sandbox
 from supervisor.options import Options, UsageError, from_file
 
 TOOLS = {"ping": ping, "ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
                     "another gateway")
     up.add_argument("--no-offload", action="store_true", default=None, help="plain frames at the TAP: all sums and "
                     "segments are made here")
+    up.add_argument("--unlocked", action="store_true", default=None, help="for debugging: layers keep every right of "
+                    "their user's")
     up.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins")
 
     verb("down", "stop in order; nothing is left behind")
@@ -137,7 +139,7 @@ def main() -> int:
         text, status = f"{error}; or use a wire, which needs nothing of the kernel: --wire NAME", commands.FAILED
     except (boot.BootError, commands.Refused, OSError) as error:
         text, status = str(error), commands.FAILED
-    print(f"launcher.py: {text}", file=sys.stderr)
+    print(control.printable(f"launcher.py: {text}"), file=sys.stderr)
     return status
 
 

@@ -9,6 +9,9 @@ import msgspec
 from bus import topology
 from packets.ipv4 import TCP, TTL_DEFAULT, UDP
 
+# Users that processes of stacks become where root starts them (supervisor.lockdown); given to nobody: systemd's
+# UIDS-GIDS.md has these as unused.
+STACK_USERS = range(0x75000000, 0x79000000)
 # Kinds of offload, as `status` names them.
 CHECKSUM, UDP_SEGMENTATION, TCP_SEGMENTATION = "checksum", "udp-segmentation", "tcp-segmentation"
 SEGMENTATION_OF = {UDP: UDP_SEGMENTATION, TCP: TCP_SEGMENTATION}  # by protocol
@@ -18,7 +21,9 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One stack's settings. Addresses are 32-bit integers; `gateway` 0: none."""
 
     name: str
-    run_dir: str
+    run_dir: str  # where this layer finds the sockets that it connects to
+    owner: int = 0  # the user whose stack it is: the keeper's, and the applications'
+    users: tuple[int, ...] = ()  # who may connect to this layer: the owner, and the layers that feed it
     address: int
     prefix: int
     mac: bytes
@@ -27,7 +32,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     ttl: int = TTL_DEFAULT  # of packets whose sender does not choose one (RFC 1122 section 3.2.1.7)
     accept_redirects: bool = False  # follow what gateways redirect us to (RFC 1122 section 3.2.2.2)
     wire: str = ""  # name of the virtual wire; empty: a TAP
-    wire_inbox: str = ""  # on a wire: the socket on which link receives there
+    wire_inbox: str = ""  # on a wire: link's socket there; a mere name where link has the switch's in its `run_dir`
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
     offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: kinds of offload

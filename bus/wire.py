@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bus.config import STACK_USERS
 from bus.messages import ETHERNET
 from usernet.pipe.frame import FrameError, pack_frame, unpack_frame
 
@@ -21,6 +22,16 @@ SWITCH_COUNTERS = "counters"  # its counter words, for `status`
 PORTS = "port-*.sock"
 CONNECTIONS_MAX = 512  # at a port or the switch, some of them dead and not yet seen to be
 NEW_PORTS = "port-*.new"  # do not listen yet
+
+
+class Users:
+    """Who may be at the other end: the owner of the wire, or one of a stack's processes where root is that."""
+
+    def __init__(self, owner: int) -> None:
+        self._owner = owner
+
+    def __contains__(self, uid: object) -> bool:
+        return uid == self._owner or (self._owner == 0 and uid in STACK_USERS)
 
 
 def port_name(number: int) -> str:

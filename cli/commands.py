@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from supervisor import boot, sandbox
-from supervisor.control import Client, NotRunning, Refused
+from supervisor.control import Client, NotRunning, Refused, printable
 from supervisor.events import Event, describe
 from supervisor.options import Options, UsageError
 from usernet.pipe.run_dir import run_dir, stack_name
@@ -65,7 +65,7 @@ def _follow(folder: Path) -> None:
     print("Ctrl-C stops it; `launcher.py up` in another terminal shows its events too", flush=True)
     with Client(folder) as client:
         for line in client.stream("events", follow=True):
-            print(describe(msgspec.convert(line, Event)), flush=True)
+            print(printable(describe(msgspec.convert(line, Event))), flush=True)
     print("the stack has ended")
 
 
@@ -78,10 +78,7 @@ def query(folder: Path, op: str, **fields: object) -> Any:
 def _stop(folder: Path) -> None:
     """Stop in order, and wait for the keeper's own end: the interface goes with the last of its descriptors."""
     with Client(folder) as client:
-        try:
-            keeper = os.pidfd_open(client.request("status")["keeper"])
-        except ProcessLookupError as error:
-            raise NotRunning(str(folder)) from error
+        keeper = client.keeper_pidfd()
         try:
             for forced in client.request("down").get("forced", ()):
                 print(f"killed {forced}", file=sys.stderr)
@@ -126,7 +123,7 @@ def events(name: str | None, follow: bool, as_json: bool) -> int:
         with Client(run_dir(name)) as client:
             for line in client.stream("events", follow=follow):
                 text = msgspec.json.encode(line).decode() if as_json else describe(msgspec.convert(line, Event))
-                print(text, flush=True)
+                print(printable(text), flush=True)
     except KeyboardInterrupt:
         pass
     return OK
@@ -134,11 +131,12 @@ def events(name: str | None, follow: bool, as_json: bool) -> int:
 
 def execute(name: str | None, command: list[str]) -> int:
     """Run a command on the kernel's end of the cable; its status is ours."""
-    status = query(run_dir(name), "status")
+    with Client(run_dir(name)) as client:
+        status, keeper, pidfd = client.request("status"), client.keeper, client.keeper_pidfd()
     if status["wire"]:
         raise UsageError(f"exec: stack '{status['name']}' is on wire '{status['wire']}': there is no kernel's end")
     try:
-        sandbox.join(status["keeper"])
+        sandbox.join(keeper, pidfd)
     except OSError as error:
         raise boot.BootError(f"cannot enter the sandbox of stack '{status['name']}': {error.strerror}") from error
     try:

@@ -9,6 +9,8 @@ import msgspec
 import psutil
 
 from cli.commands import query
+from supervisor import lockdown, seccomp
+from supervisor.control import printable
 from usernet.pipe.run_dir import run_dir
 
 
@@ -17,6 +19,7 @@ def collect(name: str | None) -> dict[str, Any]:
     status = query(run_dir(name), "status")
     for layer in status["layers"].values():
         layer["rss_bytes"], layer["cpu_s"] = _resources(layer["pid"])
+        layer["may"] = _rights(layer["pid"], layer.pop("lock"))
         roles = layer.pop("roles")
         totals = {role: sum(layer["counters"][counter] for counter, its in roles.items() if its == role)
                   for role in ("in", "out", "drop")}
@@ -27,6 +30,25 @@ def collect(name: str | None) -> dict[str, Any]:
         {field: notice[field] for field in ("address", "mac", "since")}
         for layer in status["layers"].values() for notice in layer["notices"] if notice["event"] == "conflict"]
     return status
+
+
+def _rights(pid: int | None, told: dict[str, Any] | None) -> dict[str, Any]:
+    """What a layer's process still may: the kernel's word, and what it told of its root directory and Landlock."""
+    rights = lockdown.of_process(pid) if pid else {}
+    told = told or {"missing": ["not told yet"]}
+    listed = rights.get("seccomp") and "kind" in told
+    rights["calls"] = len(seccomp.rules(told["kind"], told["threads"])) if listed else None
+    rights["root"], rights["landlock"] = told.get("root") == "/", told.get("landlock", 0)
+    return rights | {"missing": told["missing"]}
+
+
+def _described(rights: dict[str, Any]) -> str:
+    known = {0: "no capability", 1 << lockdown.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE in there"}
+    capabilities = known.get(rights["capabilities"], f"capabilities {rights['capabilities']:#x}")
+    files = "its own folder" if rights["root"] else "all files of that user"
+    calls = "any" if rights["calls"] is None else rights["calls"]
+    return (f"user {rights['uid']}, {files}, {capabilities}, {calls} system calls"
+            + "".join(f"; {text}" for text in rights["missing"]))
 
 
 def _resources(pid: int | None) -> tuple[int, float]:
@@ -43,7 +65,7 @@ def _resources(pid: int | None) -> tuple[int, float]:
 def show(name: str | None, as_json: bool) -> int:
     """Print it, as a table or as JSON."""
     status = collect(name)
-    print(msgspec.json.format(msgspec.json.encode(status)).decode() if as_json else table(status))
+    print(msgspec.json.format(msgspec.json.encode(status)).decode() if as_json else printable(table(status)))
     return 0
 
 
@@ -61,6 +83,8 @@ def table(status: dict[str, Any]) -> str:
             f"{name:<8} {layer['pid'] or '-':>8} {layer['state']:<11} {layer['restarts']:>8} "
             f"{layer['uptime_s']:>7.1f} s {layer['rss_bytes'] / 1e6:>5.1f} MB {layer['cpu_s']:>6.2f} s "
             f"{layer['packets_in']:>10} {layer['packets_out']:>10} {layer['packets_dropped']:>8}")
+    lines += ["", *(f"{name} may: {_described(layer['may'])}" for name, layer in status["layers"].items()
+                    if "uid" in layer["may"])]
     notices = [(name, notice) for name, layer in status["layers"].items() for notice in layer["notices"]]
     if notices:
         lines.append("")

@@ -41,7 +41,7 @@ class Application:
         self.inbox.set(zmq.RCVHWM, 0)
         self.outbox.set(zmq.SNDHWM, 64)
         self.outbox.set(zmq.RECONNECT_IVL, 1)
-        self.inbox.bind(f"ipc://{directory}/app-{self.id:x}.sock")
+        self.inbox.bind(f"ipc://{directory}/sockets/app-{self.id:x}.sock")
         self.outbox.connect(f"ipc://{directory}/sockets.sock")
         self.sent = self.done = self.incarnation = 0
         self.resumed = False

@@ -13,7 +13,9 @@ import msgspec
 
 from supervisor import sandbox
 from supervisor.options import Options
+from supervisor.run_dir import take
 from usernet.pipe.messages import inbox_name
+from usernet.pipe.run_dir import INBOXES, Untrusted, check
 
 SUN_PATH_MAX = 107  # unix(7): 108 octets with the closing zero
 
@@ -24,17 +26,16 @@ class BootError(Exception):
 
 def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
     """BootError where socket files would not fit, or the directory is not ours alone; `variable` would move it."""
-    longest = len(os.fsencode(run_dir / inbox_name((1 << 53) - 1)))
+    longest = len(os.fsencode(run_dir / INBOXES / inbox_name((1 << 53) - 1)))
     if longest > SUN_PATH_MAX:
         raise BootError(f"{run_dir} is too long for socket files by {longest - SUN_PATH_MAX} characters; "
                         f"set {variable} to a shorter path")
-    if run_dir.exists():
-        status = run_dir.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise BootError(f"{run_dir} is not a directory of yours alone (mode 0700); set {variable} to another")
-    if run_dir.parent.exists() and run_dir.parent.stat().st_uid not in (0, os.getuid()):
-        raise BootError(f"{run_dir.parent} belongs to another user, who could put anything in the stack's place; "
-                        f"set {variable} to a directory of yours")
+    try:
+        os.close(check(run_dir))
+    except FileNotFoundError:
+        pass  # not yet there; who makes it looks again
+    except Untrusted as error:
+        raise BootError(str(error.strerror).replace("USERNET_DIR", variable)) from None
 
 
 def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
@@ -91,7 +92,13 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
     status = 1
     try:
         os.setsid()
+        os.umask(0o077)  # whatever it was
         _detach_standard_streams()
+        first = 3  # what whoever started us had open is not ours to hold: a lock, a pipe that somebody waits for
+        for kept in sorted((tell, mapped)):
+            os.closerange(first, kept)
+            first = kept + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
         device_fd = -1
         offload: tuple[str, ...] = ()
         if not options.wire:
@@ -110,18 +117,20 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
 
         cleaner = janitor.Janitor(options.name, run_dir)
         try:
-            keeper.lock(run_dir)
+            held = take(run_dir)
         except BlockingIOError:
             say({"error": f"another stack is starting or stopping in {run_dir}"})
             os._exit(1)
-        for stale in run_dir.glob("*.sock"):
-            stale.unlink()
+        except Untrusted as error:
+            say({"error": error.strerror})
+            os._exit(1)
+        held.sweep()
 
         def ready() -> None:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, run_dir, device_fd, offload, cleaner).run(ready)
+        keeper.Keeper(options, held, device_fd, offload, cleaner).run(ready)
         status = 0
     except sandbox.SandboxError as error:
         say({"no_device": str(error)})

@@ -12,10 +12,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
+import msgspec
 from setproctitle import setproctitle
 
+from supervisor import lockdown
+from supervisor.lockdown import Lock
 from supervisor.snapshots import Code
 
 PR_SET_PDEATHSIG = 1
@@ -42,22 +46,21 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
     setproctitle(title)
 
 
-def run_layer(layer: str, code: Code, config_json: bytes, memory_fd: int, listener_fd: int, device_fd: int,
-              line: socket.socket) -> NoReturn:
+def run_layer(layer: str, code: Code, config_json: bytes, lock: Lock | None, run_dir_fd: int, memory_fd: int,
+              listener_fd: int, device_fd: int, line: socket.socket) -> NoReturn:
     """Import the layer as `code` has it and run it. Whatever it raises is told to the keeper, and is the end of it."""
     status = 1
     try:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the socket service has three descriptors a client
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
         gc.freeze()
         _install(code, line)
         process = importlib.import_module("bus.runtime.process")
-        config = importlib.import_module("bus.config")
+        config = importlib.import_module("bus.config").decode(config_json)
         control = importlib.import_module("bus.runtime.control").Control(line)
         try:
             main = importlib.import_module(f"layers.{layer}.__main__").main
-            main(process.SpawnArguments(layer, config.decode(config_json), memory_fd, listener_fd, control, device_fd))
+            main(process.SpawnArguments(layer, config, memory_fd, listener_fd, control, device_fd,
+                                        partial(_lock, lock, run_dir_fd)))
             status = 0
         except Exception:
             control.tell("crashed", traceback=traceback.format_exc(limit=-12)[-3000:])
@@ -75,3 +78,14 @@ def _install(code: Code, line: socket.socket) -> None:
     except (SyntaxError, ValueError, OSError, RecursionError, MemoryError) as error:
         control.tell("crashed", traceback=f"the code on disk does not compile: {type(error).__name__}: {error}"[:3000])
         os._exit(1)
+
+
+def _lock(lock: Lock | None, run_dir_fd: int) -> tuple[str, dict[str, Any] | None]:
+    """Give up what the layer has no use for. ("/" where it has a root directory of its own, what came of it)."""
+    if lock is None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        return "", None
+    done = lockdown.enter(lock, os.getppid())
+    os.close(run_dir_fd)
+    return ("/" if done.root == "/" else ""), msgspec.to_builtins(done)

@@ -6,19 +6,25 @@ event a line. Only the user who owns the stack is heard.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from usernet.pipe.run_dir import Untrusted, check, peer
+
 SOCKET_NAME = "control.sock"
 LINE_MAX_OCTETS = 1 << 16
 OUTPUT_MAX_OCTETS = 1 << 23  # a caller that leaves so much unread is given up
-_UCRED = struct.Struct("iII")
+
+
+def printable(text: str) -> str:
+    """What others wrote, so that a terminal shows it and does nothing that it says: only letters and new lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class NotRunning(Exception):
@@ -36,7 +42,17 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
-            self._socket.connect(str(run_dir / SOCKET_NAME))
+            directory = check(run_dir)
+            try:
+                self._socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+            finally:
+                os.close(directory)
+            self.keeper, uid = peer(self._socket)  # its pid: the kernel's word, not the answer's
+            if uid != os.geteuid():
+                raise Untrusted(errno.EPERM, f"who answers in {run_dir} is another user (uid {uid})")
+        except Untrusted:
+            self._socket.close()
+            raise
         except OSError as error:
             self._socket.close()
             raise NotRunning(str(run_dir)) from error
@@ -52,6 +68,15 @@ class Client:
         """Hang up."""
         self._lines.close()
         self._socket.close()
+
+    def keeper_pidfd(self) -> int:
+        """A pidfd of the keeper. NotRunning where it ends meanwhile."""
+        try:
+            pidfd = os.pidfd_open(self.keeper)
+        except ProcessLookupError as error:
+            raise NotRunning("the keeper went away") from error
+        self.request("status")  # answered: it has not ended, and the pid was its own all the time
+        return pidfd
 
     def request(self, op: str, **fields: object) -> Any:
         """Ask, and return what stands under "ok". Refused, NotRunning, TimeoutError."""
@@ -160,8 +185,7 @@ def accept(listener: socket.socket) -> Caller | None:
         connection, _ = listener.accept()
     except OSError:
         return None
-    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    if uid != os.getuid():
+    if peer(connection)[1] != os.geteuid():
         connection.close()
         return None
     return Caller(connection)

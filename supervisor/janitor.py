@@ -7,7 +7,6 @@ the lock of the run directory before it removes anything, so one that wakes late
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-LOCK = "lock"  # in the run directory; the keeper holds a flock(2) on it
+from supervisor.run_dir import Held, clean_up
 
 
 class Janitor:
@@ -42,9 +41,9 @@ class Janitor:
         os.close(self.pidfd)
         self._fork()
 
-    def finish(self) -> None:
-        """The keeper, which holds the lock, leaves in order: remove its files, and end the janitor."""
-        remove(self._run_dir)
+    def finish(self, held: Held) -> None:
+        """The keeper, which holds the directory, leaves in order: remove its files, and end the janitor."""
+        held.remove()
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
@@ -58,31 +57,6 @@ def _clean_up_after(stack: str, run_dir: Path, keeper: int) -> NoReturn:
         os.closerange(3, keeper)
         os.closerange(keeper + 1, os.sysconf("SC_OPEN_MAX"))
         select.select([keeper], [], [])
-        if _take_lock(run_dir):
-            remove(run_dir)
+        clean_up(run_dir)
     finally:
         os._exit(0)
-
-
-def _take_lock(run_dir: Path) -> bool:
-    """Whether no other keeper has taken the run directory; it stays taken until this process ends."""
-    try:
-        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), os.stat(run_dir / LOCK))
-    except FileNotFoundError:
-        return run_dir.is_dir() and not any(run_dir.iterdir())  # the keeper died before it made the file
-    except OSError:
-        return False
-
-
-def remove(run_dir: Path) -> None:
-    """The sockets and the lock of a stack, and its directory where nothing else is in it. For who holds the lock."""
-    try:
-        for name in os.listdir(run_dir):
-            if name.endswith(".sock"):
-                os.unlink(run_dir / name)
-        (run_dir / LOCK).unlink(missing_ok=True)
-        run_dir.rmdir()
-    except OSError:
-        pass  # somebody else removes it, too, or has put something in it

@@ -7,7 +7,6 @@ the one place where that is seen to.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import resource
@@ -19,12 +18,11 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from setproctitle import setproctitle
 
 import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
-from bus.config import StackConfig, draw_cookie, encode
+from bus.config import StackConfig, draw_cookie
 from bus.counters import PipeCounters
 from supervisor import child
 from supervisor.boot import BootError
@@ -32,12 +30,14 @@ from supervisor.control_server import ControlServer
 from supervisor.events import EventLog
 from supervisor.janitor import Janitor
 from supervisor.layer_process import LayerMessage, Process
+from supervisor.locks import Locks
 from supervisor.managed_layer import ManagedLayer
 from supervisor.options import Options
 from supervisor.placement import Placement
 from supervisor.poison import write_poison
 from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.resources import Resources
+from supervisor.run_dir import Held
 from supervisor.service import Event, State
 from supervisor.snapshots import Code, fingerprint, packages_of
 from supervisor.switch_service import Wire
@@ -53,25 +53,29 @@ TROUBLE_PAUSE_S = 0.05  # after something failed here that may fail again at onc
 class Keeper:
     """One stack. It is the `Host` of its layers."""
 
-    def __init__(self, options: Options, run_dir: Path, device_fd: int, offload: tuple[str, ...],
+    def __init__(self, options: Options, held: Held, device_fd: int, offload: tuple[str, ...],
                  keeper_janitor: Janitor) -> None:
         preload(options.pipes)
         self._options = options
-        self._run_dir = run_dir
+        self._held = held
         self.events = EventLog()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
-        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.pipes) if options.wire else None
+        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.pipes,
+                          partial(held.show, layer="link")) if options.wire else None
         self._device_fd = self._wire.listener.fileno() if self._wire else device_fd
         self._pid = os.getpid()
         self._started = time.monotonic()
         interface = options.interface()
         self._config = StackConfig(
-            name=options.name, run_dir=str(run_dir), address=int(interface.ip), prefix=interface.network.prefixlen,
+            name=options.name, run_dir=str(held.path), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, ttl=options.ttl,
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
             pipes=options.pipes, dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
-            accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic())
-        self.layers = {name: ManagedLayer(name, Resources(name, run_dir), self) for name in self._config.layers}
+            accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
+            owner=os.geteuid())
+        self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
+        self._locks = Locks(options, held, self._config)
+        held.make_roots({name: self._locks.user(name) for name in self.layers})
         self.placement = Placement(options.cores, options.core_list())
         self.forced: list[str] = []  # what had to be killed when the stack went down
         self._janitor = keeper_janitor
@@ -96,7 +100,7 @@ class Keeper:
         signal.signal(signal.SIGTERM, lambda *_: None)  # told by `wakeup`, so never in the middle of something
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.watch(wakeup, partial(self._woken, wakeup))
-        control_server = ControlServer(self, self._run_dir)
+        control_server = ControlServer(self, self._held.here)
         self.watch(self._janitor.pidfd, self._renew_janitor)
         gc.collect()
         gc.freeze()
@@ -113,7 +117,7 @@ class Keeper:
         control_server.close(self.forced)
         if self._wire:
             self._wire.leave()
-        self._janitor.finish()
+        self._janitor.finish(self._held)
         if self._boot_failure:
             raise BootError(self._boot_failure)
 
@@ -184,10 +188,11 @@ class Keeper:
             if pid == 0:
                 try:
                     listener_fd = held.listener.fileno()
-                    keep = [held.memory_fd, listener_fd, theirs.fileno(), device_fd, code.descriptor]
+                    keep = [held.memory_fd, listener_fd, theirs.fileno(), device_fd, code.descriptor,
+                            self._held.descriptor]
                     child.become(f"usernet {self._options.name}: {layer.name}", self._pid, keep)
-                    child.run_layer(layer.name, code, encode(self._config), held.memory_fd, listener_fd, device_fd,
-                                    theirs)
+                    child.run_layer(layer.name, code, self._locks.config(layer.name), self._locks.lock(layer.name),
+                                    self._held.descriptor, held.memory_fd, listener_fd, device_fd, theirs)
                 finally:
                     os._exit(1)
             ours.setblocking(False)
@@ -254,24 +259,3 @@ class Keeper:
             "state": "up" if all(layer.state is State.UP for layer in self.layers.values()) else "degraded",
             "layers": {name: layer.status(now) for name, layer in self.layers.items()},
         }
-
-
-def lock(run_dir: Path) -> int:
-    """Take the run directory for this process and its janitor; waits while a former janitor still cleans up there."""
-    deadline = time.monotonic() + 3.0
-    while True:
-        run_dir.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        run_dir.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(run_dir / "lock")):
-                return descriptor
-        except FileNotFoundError:
-            pass  # removed between open and lock: once more
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise
-        os.close(descriptor)
-        time.sleep(0.005)

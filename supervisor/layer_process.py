@@ -23,6 +23,9 @@ class LayerMessage(msgspec.Struct, kw_only=True):
 
     event: str
     counters: dict[str, str] = {}  # loaded: name -> role
+    lock: dict | None = None  # loaded: what it gave up, supervisor.lockdown.Lock
+    pid: int = 0  # offence: whose record is set aside, and whether it is not heard any more
+    barred: bool = False
     traceback: str = ""  # crashed
     id: int = 0  # answer: to which question
     answer: dict = {}

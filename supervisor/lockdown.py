@@ -9,6 +9,7 @@ What is left can be read from the kernel: `of_process`. docs/security.md has the
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus.config import STACK_USERS
 from supervisor import landlock, seccomp
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8  # linux/prctl.h
@@ -25,7 +27,6 @@ CLONE_NEWUSER = 0x10000000
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 CAP_DAC_OVERRIDE = 1
 CAPABILITIES = 64  # more than there are
-UID_BASE = 0x75000000  # up to 0x79000000: given to nobody (systemd's UIDS-GIDS.md: "unused")
 UIDS_A_STACK = 16
 DESCRIPTORS_MAX = 256  # of a process that has no guests
 
@@ -36,8 +37,8 @@ class Lock(msgspec.Struct, kw_only=True):
     """What a process is to be held to, and then, in `missing`, why some of it was not to be had."""
 
     kind: str  # whose list of system calls (supervisor.seccomp)
-    root: str  # the directory that becomes its root
-    uid: int = 0  # to become this user where root is given; 0: stay who it is
+    root: str  # the directory that becomes its root; empty: none can
+    uid: int  # who it is to be
     guests: bool = False  # it removes files in its root, and has as many descriptors as it can
     threads: bool = False  # libzmq's
     missing: list[str] = []
@@ -46,7 +47,7 @@ class Lock(msgspec.Struct, kw_only=True):
 
 def uid_of(keeper_pid: int, number: int) -> int:
     """A user id, and group id, of one layer of one stack of root's: nobody else has it meanwhile."""
-    return UID_BASE + keeper_pid * UIDS_A_STACK + number
+    return STACK_USERS.start + keeper_pid * UIDS_A_STACK + number
 
 
 def has_users() -> bool:
@@ -54,7 +55,7 @@ def has_users() -> bool:
     if os.geteuid() != 0:
         return False
     with open("/proc/self/uid_map") as ranges:
-        return any(int(first) <= UID_BASE and int(first) + int(count) > uid_of(1 << 22, UIDS_A_STACK)
+        return any(int(first) <= STACK_USERS.start and int(first) + int(count) >= STACK_USERS.stop
                    for first, _, count in map(str.split, ranges))
 
 
@@ -81,6 +82,8 @@ def _limit(lock: Lock) -> None:
 
 def _confine(lock: Lock) -> None:
     """own root directory"""
+    if not lock.root:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # what it connects to is elsewhere
     try:
         os.chroot(lock.root)
     except PermissionError:
@@ -103,7 +106,7 @@ def _become(lock: Lock) -> None:
     for capability in range(CAPABILITIES):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break  # past the last, or not allowed to: nothing can be gained all the same, without new privileges
-    if not lock.uid:
+    if lock.uid == os.geteuid():
         return
     _prctl(PR_SET_KEEPCAPS, 1)
     os.setgroups([])
@@ -116,7 +119,7 @@ def _renounce(lock: Lock) -> None:
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     # The inboxes of root's applications are root's: to reach those, all that is in its root, it may pass over modes.
-    kept = 1 << CAP_DAC_OVERRIDE if lock.guests and lock.uid and lock.root == "/" else 0
+    kept = 1 << CAP_DAC_OVERRIDE if lock.guests and lock.uid in STACK_USERS and lock.root == "/" else 0
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 

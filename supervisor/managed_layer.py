@@ -173,6 +173,7 @@ class ManagedLayer:
         match message.event:
             case "loaded":
                 self.resources.counters = message.counters
+                self._locked(message.lock)
                 if role is Role.SUCCESSOR:
                     self.happens(Event.LOADED)
             case "ready" if role is Role.PROCESS:
@@ -186,8 +187,16 @@ class ManagedLayer:
             case "poison":
                 self._log("poison", "a record that killed this layer twice is set aside: "
                           + self._host.keep_poison(self.name, message), 0.0, True)
+            case "offence":
+                barred = ", and not for the first time: it is not heard any more" if message.barred else ""
+                self._log("offence", f"process {message.pid} sent what is set aside{barred}", 0.0, True)
             case _ if role is Role.PROCESS:
                 raise ValueError(f"an event {message.event!r}")
+
+    def _locked(self, told: dict | None) -> None:
+        if told is not None and told.get("missing") and told != self.resources.lock:
+            self._log("unlocked", "not to be had here: " + "; ".join(map(str, told["missing"])), 0.0, False)
+        self.resources.lock = told
 
     def _notice(self, message: LayerMessage) -> None:
         begun, over = self.resources.notice(message.notices, time.time())
@@ -245,4 +254,5 @@ class ManagedLayer:
             "uptime_s": round(now - service.ready_at, 3) if process and service.ready_at is not None else 0.0,
             "counters": self.resources.counter_values(), "roles": self.resources.counters,
             "bus": self.resources.bus_counter_values(), "notices": self.resources.standing_notices(),
+            "lock": self.resources.lock or {"missing": ["it was started with --unlocked"]},
         }

@@ -47,6 +47,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     no_offload: bool = False
     allow_raw: bool = False
     accept_redirects: bool = False
+    unlocked: bool = False
 
     def interface(self) -> ipaddress.IPv4Interface:
         """The stack's own address and network."""

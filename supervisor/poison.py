@@ -15,6 +15,7 @@ LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/lin
 _FILE_HEADER = struct.Struct("=IHHiIII")  # pcap-savefile(5)
 _PACKET_HEADER = struct.Struct("=IIII")
 _LINKTYPES = {messages.ETHERNET: LINKTYPE_ETHERNET, messages.PACKET: LINKTYPE_RAW}
+CAPTURES_MAX = 64  # of a stack; the oldest make room
 VNET_HEADER_OCTETS = 10  # what precedes a frame at a TAP with offload
 
 
@@ -27,7 +28,10 @@ def state_dir(stack: str) -> Path:
 def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -> Path:
     """Write one record into a capture of its own, as a wire would show it; returns where."""
     folder = state_dir(stack)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # what people said to each other is nobody else's
+    for old in sorted(folder.glob("poison-*.pcap"), key=lambda path: path.stat().st_mtime)[: -(CAPTURES_MAX - 1)]:
+        old.unlink(missing_ok=True)
     record = base64.b64decode(message["record"])
     if offload and message["kind"] == messages.ETHERNET:
         record = record[VNET_HEADER_OCTETS:]
@@ -40,6 +44,8 @@ def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -
     now = time.time()
     path = folder / f"poison-{layer}-{kind}-{int(now * 1000)}.pcap"
     linktype = _LINKTYPES.get(message["kind"], LINKTYPE_USER0)
-    path.write_bytes(_FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, linktype)
+    octets = (_FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, linktype)
                      + _PACKET_HEADER.pack(int(now), int(now % 1 * 1e6), len(record), len(record)) + record)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(octets)
     return path

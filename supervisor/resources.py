@@ -12,6 +12,7 @@ import msgspec
 from bus.counters import PipeCounters
 from bus.durable import layout
 from bus.messages import Notice
+from bus.runtime.control import LINE_OCTETS
 
 LISTEN_BACKLOG = 256
 QUESTIONS_MAX = 1000  # of one layer that wait for their answers
@@ -27,12 +28,13 @@ class Question(NamedTuple):
 class Resources:
     """One layer's."""
 
-    def __init__(self, name: str, run_dir: Path) -> None:
+    def __init__(self, name: str, here: Path) -> None:
         self.memory_fd = layout.create(name)
         self.words = layout.Words(self.memory_fd)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(run_dir / f"{name}.sock"))
+        self.listener.bind(str(here / f"{name}.sock"))
         self.listener.listen(LISTEN_BACKLOG)
+        self.lock: dict | None = None  # what its processes gave up (supervisor.lockdown.Lock)
         self.counters: dict[str, str] = {}  # name -> role, in the order of the words
         self.notices: dict[Notice, float] = {}  # what people should know of it, and since when (epoch)
         self.questions: dict[int, Question] = {}
@@ -59,6 +61,9 @@ class Resources:
         self._asked += 1
         request = request | {"order": self._asked}  # by this the core knows it again: see bus.layer.ManagedCore
         question = Question(msgspec.json.encode({"id": self._asked, "request": request}).decode(), answered)
+        if len(question.text.encode()) > LINE_OCTETS:
+            answered({"error": f"a request of more than {LINE_OCTETS} octets"})
+            return ""
         self.questions[self._asked] = question
         return question.text
 

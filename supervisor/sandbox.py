@@ -75,9 +75,12 @@ class Sandbox:
         Path(f"/proc/{pid}/gid_map").write_text(f"0 {os.getegid()} 1")
 
 
-def join(pid: int) -> None:
-    """Move this (single-threaded) process into the namespaces of process `pid`; OSError where that is not allowed."""
-    pidfd = os.pidfd_open(pid)
+def join(pid: int, known: int = -1) -> None:
+    """Move this (single-threaded) process into the namespaces of process `pid`; OSError where that is not allowed.
+
+    `known`: a pidfd of it, if there is one.
+    """
+    pidfd = os.dup(known) if known >= 0 else os.pidfd_open(pid)
     try:
         if os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
             _call("setns", pidfd, CLONE_NEWUSER)

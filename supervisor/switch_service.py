@@ -34,14 +34,18 @@ START_PAUSE_S = 1.0  # the least time between two switches that this stack start
 
 
 class Wire:
-    """One stack's hold on the wire in `directory`. `report` is told when its switch comes and goes."""
+    """One stack's hold on the wire in `directory`. `report` is told when its switch comes and goes.
+
+    `show` lets link reach the switch's inbox, whenever that is a new one.
+    """
 
     def __init__(self, directory: Path, selector: selectors.BaseSelector, report: Callable[[str], None],
-                 pipes: str) -> None:
+                 pipes: str, show: Callable[[Path], None]) -> None:
         self._name = directory.name
         self._directory = directory
         self._selector = selector
         self._report = report
+        self._show = show
         self._pipes = pipes
         self._cores = os.sched_getaffinity(0)  # as the stack was started with; the switch is not this stack's
         self._switch = 0  # its pid; 0: none is known
@@ -102,11 +106,16 @@ class Wire:
         return None
 
     def _find_switch(self) -> None:
-        pid = listener_pid(self._directory / SWITCH_SOCKET)
+        pid = listener_pid(self._directory / SWITCH_SOCKET, os.geteuid())
         try:
             self._switch_fd = os.pidfd_open(pid)  # no process has pid 0
         except OSError:
             return  # not listening yet
+        try:
+            self._show(self._directory / SWITCH_SOCKET)
+        except FileNotFoundError:
+            os.close(self._switch_fd)
+            return  # it left meanwhile
         self._switch = pid
         self._found = time.monotonic()
         self._watch = Watch()

@@ -25,6 +25,7 @@ from bus.wire import (
     SWITCH_COUNTERS,
     SWITCH_LOCK,
     SWITCH_SOCKET,
+    Users,
     pack,
     port_name,
     port_number,
@@ -32,7 +33,7 @@ from bus.wire import (
 )
 from switch.core import Switch
 from switch.counters import Counters as C
-from usernet.pipe.contract import Push, open_poller
+from usernet.pipe.contract import Push, Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 PORTS_MAX = 256
@@ -59,7 +60,7 @@ class Process:
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
-        self._poller = open_poller(pipes)
+        self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
         self._inbox = self._poller.pull(_listener(directory / SWITCH_SOCKET), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
                                         self._malformed)
 
@@ -88,7 +89,7 @@ class Process:
     def _look(self) -> bool:
         """Take in the ports whose files are there and remove the files of those that ended; False: there is none."""
         for path in self._directory.glob(PORTS):
-            if self._admit(path) is None and not listener_pid(path):
+            if self._admit(path) is None and not listener_pid(path, os.geteuid()):
                 path.unlink(missing_ok=True)  # a port listens before its file has this name: nobody comes back to it
         return bool(self._ports)
 
@@ -107,7 +108,7 @@ class Process:
 
     def _admit(self, path: Path) -> Port | None:
         """The port with that socket, if a process of ours listens there and there is room."""
-        pid = listener_pid(path)
+        pid = listener_pid(path, os.geteuid())
         try:
             number = port_number(path)
             pidfd = os.pidfd_open(pid)  # no process has pid 0
@@ -159,6 +160,7 @@ def _listener(path: Path) -> int:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
+    path.chmod(0o666)  # for links that are users of their own; nobody else gets past the directory
     listener.listen(CONNECTIONS_MAX)
     return listener.detach()
 

@@ -1,9 +1,9 @@
 """Clients: processes that are not layers and talk to one (applications, to the socket service).
 
-A client has an inbox `app-<id>.sock` in the run directory and introduces itself by HELLO. Who it is, the kernel says:
-the credentials of the process that listens on that inbox, not the message. It goes with BYE; where it does not, its end
-is seen on a pidfd. Identity and positions in both pipes are in durable cells, so a client outlives the layer that
-serves it.
+A client has an inbox `app-<id>.sock` where its layer looks for those, and introduces itself by HELLO. Who it is, the
+kernel says: the credentials of the process that listens on that inbox, not the message. It goes with BYE; where it does
+not, its end is seen on a pidfd. Identity and positions in both pipes are in durable cells, so a client outlives the
+layer that serves it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import select
 from pathlib import Path
 
 from bus import topology
+from bus.config import StackConfig
 from bus.durable import layout
 from bus.durable.journal import Journal
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
-from bus.runtime.peers import listener_pid
+from bus.runtime.peers import listener
 from usernet.pipe.contract import Poller
 from usernet.pipe.messages import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client: what bounds them are the receive buffers of its sockets
+OFFENCES_MAX = 2  # one record that the layer dies of is the layer's fault; who sends another is not heard any more
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
 
 
@@ -41,9 +43,10 @@ class Client:
 class Clients:
     """Clients of one layer. Their pipes stand among the layer's own: `inboxes` by sender, `outboxes` by consumer."""
 
-    def __init__(self, run_dir: str, poller: Poller, layer: int, journal: Journal, durable: layout.Memory,
+    def __init__(self, config: StackConfig, poller: Poller, layer: int, journal: Journal, durable: layout.Memory,
                  touched: list[Outbox], inboxes: dict[int, Inbox], outboxes: dict[int, Outbox]) -> None:
-        self._run_dir = Path(run_dir)
+        self._folder = Path(config.run_dir)
+        self._owner = config.owner
         self._poller = poller
         self._layer = layer
         self._journal = journal
@@ -63,51 +66,77 @@ class Clients:
             number = self._words[cell + layout.CLIENT_ID]
             if not number:
                 continue
-            pid = self._words[cell + layout.CLIENT_PID]
-            if not self._remains(number, cell) or not self._attach(number, place, pid):
-                self._forget(number, place)
-                self.departed.append(number)
+            former = self._words[cell + layout.CLIENT_PID]
+            pid, pidfd = listener(self._folder / inbox_name(number), self._owner, busy=former)
+            if pid == former:
+                self._attach(number, place, pid, pidfd)
+                continue
+            # Its process has ended, or it took its inbox away while nobody heard its BYE.
+            if pidfd >= 0:
+                os.close(pidfd)
+            self._forget(number, place)
+            self.departed.append(number)
 
-    def _remains(self, number: int, cell: int) -> bool:
-        """False where its process has ended, or it took its inbox away while nobody heard its BYE."""
-        same = _start_time(self._words[cell + layout.CLIENT_PID]) == self._words[cell + layout.CLIENT_STARTED]
-        return same and (self._run_dir / inbox_name(number)).exists()
+    def admit(self, number: int, sender: int) -> Client | None:
+        """A stranger said HELLO. None where it has no inbox, is not ours or not the process `sender`, or has enough.
 
-    def admit(self, number: int) -> Client | None:
-        """A stranger said HELLO. None where it has no inbox, is not ours, or no place is left."""
+        `sender` 0: unknown.
+        """
         if not topology.CLIENT_ID_MIN <= number < topology.CLIENT_ID_END:
             return None
-        pid = listener_pid(self._run_dir / inbox_name(number))
-        started = _start_time(pid) if pid else None
-        if not pid or started is None:
+        inbox = self._folder / inbox_name(number)
+        if inbox.is_symlink():
             return None
-        for place in range(layout.CLIENTS_MAX):
-            cell = layout.CLIENTS + layout.CLIENT_WORDS * place
-            if self._words[cell + layout.CLIENT_ID] == 0:
-                break
-        else:
+        pid, pidfd = listener(inbox, self._owner)
+        if not pid:
             return None
+        place = self._free_place()
+        if place is None or (sender and pid != sender) or self._has_enough(pid) or self.is_barred(pid):
+            os.close(pidfd)
+            return None
+        cell = layout.CLIENTS + layout.CLIENT_WORDS * place
         words = self._words
         words[cell + layout.CLIENT_PID] = pid
-        words[cell + layout.CLIENT_STARTED] = started
         words[cell + layout.CLIENT_DONE] = words[cell + layout.CLIENT_SENT] = 0
         words[cell + layout.CLIENT_ID] = number
-        client = self._attach(number, place, pid)
-        if client is None:
-            self._forget(number, place)
-        return client
+        return self._attach(number, place, pid, pidfd)
+
+    def _free_place(self) -> int | None:
+        first, end = layout.CLIENTS + layout.CLIENT_ID, layout.CLIENTS + layout.CLIENT_WORDS * layout.CLIENTS_MAX
+        try:
+            return self._words[first : end : layout.CLIENT_WORDS].tolist().index(0)
+        except ValueError:
+            return None
+
+    def _has_enough(self, pid: int) -> bool:
+        """Once half of the places are taken one process may have a quarter of the rest, so that others find some."""
+        free = layout.CLIENTS_MAX - len(self.by_number)
+        return (free < layout.CLIENTS_MAX // 2
+                and sum(client.pid == pid for client in self.by_number.values()) > free // 4)
+
+    def _offences(self) -> dict[int, int]:
+        cells = self._words[layout.OFFENDERS : layout.OFFENDERS + layout.OFFENDERS_MAX].tolist()
+        return {cell >> 8: cell & 0xFF for cell in cells if cell}
+
+    def is_barred(self, pid: int) -> bool:
+        """Whether it has sent so much that had to be set aside that it is not heard any more."""
+        return self._offences().get(pid, 0) >= OFFENCES_MAX
+
+    def offended(self, pid: int) -> None:
+        """What this process sent has killed its layer, time and again, and was set aside."""
+        offences = self._offences()
+        mine = pid << 8 | min(offences.pop(pid, 0) + 1, 0xFF)
+        cells = [mine, *(other << 8 | count for other, count in offences.items())][: layout.OFFENDERS_MAX]
+        for place, cell in enumerate(cells):
+            self._words[layout.OFFENDERS + place] = cell
 
     def _forget(self, number: int, place: int) -> None:
         self._words[layout.CLIENTS + layout.CLIENT_WORDS * place + layout.CLIENT_ID] = 0
-        (self._run_dir / inbox_name(number)).unlink(missing_ok=True)
+        (self._folder / inbox_name(number)).unlink(missing_ok=True)
 
-    def _attach(self, number: int, place: int, pid: int) -> Client | None:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            return None
+    def _attach(self, number: int, place: int, pid: int, pidfd: int) -> Client:
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
-        push = self._poller.push(str(self._run_dir / inbox_name(number)))
+        push = self._poller.push(str(self._folder / inbox_name(number)))
         outbox = Outbox(
             push,
             self._layer,
@@ -118,7 +147,8 @@ class Clients:
             self._touched,
             BACKLOG_RECORDS,
         )
-        inbox = Inbox(number, CLIENT_KINDS, self._memory, cell + layout.CLIENT_DONE, self._journal.done.get(number, 0))
+        inbox = Inbox(number, CLIENT_KINDS, self._memory, cell + layout.CLIENT_DONE, self._journal.done.get(number, 0),
+                      pid)
         client = Client(number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client
         self._inboxes[number], self._outboxes[number] = inbox, outbox
@@ -150,12 +180,3 @@ class Clients:
         client.outbox.socket.close()
         del self.by_number[client.number], self._inboxes[client.number], self._outboxes[client.number]
         self._forget(client.number, client.place)
-
-
-def _start_time(pid: int) -> int | None:
-    """proc(5): field 22 of /proc/PID/stat, clock ticks since boot; tells a process from a later one of the same pid."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(text[text.rindex(")") + 2 :].split()[19])

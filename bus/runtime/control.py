@@ -7,6 +7,8 @@ import socket
 
 import msgspec
 
+LINE_OCTETS = 1 << 16  # of the longest message
+
 
 class Control:
     """The layer's end of its line to the keeper: one message a packet, JSON. The line's end means the keeper's."""
@@ -28,4 +30,4 @@ class Control:
 
     def hear(self) -> str:
         """The keeper's next word: go, stop, or a question in JSON; empty once it is gone."""
-        return self._line.recv(1 << 16).decode()
+        return self._line.recv(LINE_OCTETS).decode()

@@ -30,7 +30,7 @@ from bus.runtime.inbox import COUNTED, Inbox
 from bus.runtime.outbox import Outbox, inherit
 from bus.runtime.poison import PoisonFilter
 from bus.runtime.timerfd import TICK_OCTETS, ticker
-from usernet.pipe.contract import open_poller
+from usernet.pipe.contract import Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS, FrameError, unpack_frame
 from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
 
@@ -57,7 +57,7 @@ class EventLoop:
         self._writes_through = device is not None and device.writes_through
         self._touched: list[Outbox] = []
         self._taken: set[Inbox] = set()
-        self._poller = open_poller(config.pipes)
+        self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)))
         self._pull = self._poller.pull(listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._journal = Journal(durable)
         self._cookie = config.cookie
@@ -66,8 +66,8 @@ class EventLoop:
         self._batches = self._inbox(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
         self._outboxes = {topology.LAYERS[name]: self._connect(config, name)
                          for name in topology.outputs(layer, config.layers)}
-        self._clients = (Clients(config.run_dir, self._poller, self.number, self._journal, durable, self._touched,
-                               self._inboxes, self._outboxes) if hasattr(core, "client_joined") else None)
+        self._clients = (Clients(config, self._poller, self.number, self._journal, durable, self._touched,
+                                 self._inboxes, self._outboxes) if hasattr(core, "client_joined") else None)
         self._next_client_check = 0.0
         self._device_read_at = 0.0
         self._batch = RxLog(durable)
@@ -204,6 +204,9 @@ class EventLoop:
             inbox = self._meet(sender, kind, incarnation, records, now)
             if inbox is None:
                 return
+        elif inbox.pid and self._pull.pid not in (inbox.pid, 0):  # somebody else's id
+            counters[C.bus_foreign] += 1
+            return
         if sequence == 0:
             self._greeted(inbox, kind, incarnation, records, now)
             return
@@ -223,14 +226,15 @@ class EventLoop:
 
         Applications send a datagram a frame; a call for each is a fifth of what the socket service spends on it.
         """
-        counters, inboxes = self._counters, self._inboxes
+        counters, inboxes, pid = self._counters, self._inboxes, self._pull.pid
         runner: Inbox | None = None  # whose run there is so far, of what kind, and its records
         running, run = 0, list[bytes]()
         for frame in frames:
             try:
                 kind, incarnation, sender, sequence, records = unpack_frame(frame)
                 inbox = inboxes[sender]
-                joins = sequence > 0 and kind in inbox.kinds and kind != messages.BYE
+                joins = (sequence > 0 and kind in inbox.kinds and kind != messages.BYE
+                         and (inbox.pid == pid or not (inbox.pid and pid)))
             except (FrameError, KeyError):
                 joins = False
             if runner is not None and not (joins and inbox is runner and kind == running):
@@ -263,6 +267,8 @@ class EventLoop:
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
+            if self._suspect.found and inbox.pid and self._bar(inbox, now):
+                return
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
         if self._writes_through and not self._unpublished():
@@ -321,7 +327,10 @@ class EventLoop:
     def _obey(self, word: str, now: float) -> bool:
         """False where the keeper says stop, or is gone."""
         if word.startswith("{"):
-            question = msgspec.json.decode(word)
+            try:
+                question = msgspec.json.decode(word)
+            except msgspec.DecodeError:
+                return True  # longer than a packet of the line; the keeper has said so to whoever asked
             manage = getattr(self._core, "manage", None)
             answer, sends = manage(question["request"], now) if manage else ({"error": "nothing to manage here"}, [])
             self._dispatch(sends)
@@ -387,7 +396,7 @@ class EventLoop:
     def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inbox | None:
         """A sender that is not known: a client that says HELLO, or nobody."""
         if self._clients is not None and kind == messages.HELLO and _parsed(decode_hello, records) is not None:
-            client = self._clients.admit(sender)
+            client = self._clients.admit(sender, self._pull.pid)
             if client is not None:
                 client.outbox.greet(self._welcome(sender, 0))
                 self._dispatch(self._core.client_joined(sender, {"pid": client.pid}, now))  # type: ignore[attr-defined]
@@ -418,6 +427,17 @@ class EventLoop:
         self._dispatch(self._core.client_left(inbox.sender, now))  # type: ignore[attr-defined]
         self._taken.discard(inbox)  # its place may be another's before this turn is over
         self._clients.dismiss(self._clients.by_number[inbox.sender])  # type: ignore[union-attr]
+
+    def _bar(self, inbox: Inbox, now: float) -> bool:
+        """A record of a client's was set aside; True where that was not the first, and the client is cut off."""
+        clients, pid = self._clients, inbox.pid
+        clients.offended(pid)  # type: ignore[union-attr]
+        barred = clients.is_barred(pid)  # type: ignore[union-attr]
+        self._control.tell("offence", pid=pid, barred=barred)
+        if barred:
+            self._part(inbox, now)
+            self._words[layout.IN_HAND_SENDER] = 0
+        return barred
 
     def _check_clients(self, now: float) -> None:
         self._next_client_check = now + CLIENT_CHECK_S

@@ -17,13 +17,14 @@ class Inbox(Incoming):
     between publishing a turn and storing the cell.
     """
 
-    __slots__ = ("_cell", "_counters", "_words", "kinds", "sender")
+    __slots__ = ("_cell", "_counters", "_words", "kinds", "pid", "sender")
 
     def __init__(self, sender: int, kinds: frozenset[int], durable: layout.Memory, done_cell: int,
-                 journaled: int = 0) -> None:
+                 journaled: int = 0, pid: int = 0) -> None:
         super().__init__(max(durable.words[done_cell], journaled))
         self.sender = sender
         self.kinds = kinds
+        self.pid = pid  # the process that alone may send it; 0: any that may connect
         self._words = durable.words
         self._counters = durable.bus_counters
         self._cell = done_cell

@@ -1,24 +1,44 @@
-"""Who is at the other end of a Unix socket: the kernel says it, no message can forge it (unix(7), SO_PEERCRED)."""
+"""Who listens on a Unix socket: the kernel says it, no message can forge it (unix(7), SO_PEERCRED)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import struct
 from pathlib import Path
 
-_UCRED = struct.Struct("iII")  # pid, uid, gid
+from usernet.pipe.run_dir import peer
+
+SO_PEERPIDFD = 77  # since Linux 6.5
 
 
-def listener_pid(path: Path) -> int:
-    """The process that listens on the socket at `path`; 0 where there is none or it is another user's."""
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.setblocking(False)
+def listener_pid(path: Path, uid: int) -> int:
+    """The process of the user `uid` that listens on the socket at `path`; 0: there is none."""
+    pid, pidfd = listener(path, uid)
+    if pidfd >= 0:
+        os.close(pidfd)
+    return pid
+
+
+def listener(path: Path, uid: int, busy: int = 0) -> tuple[int, int]:
+    """That process and a pidfd of it; (0, -1): there is none. Where too many wait, it is taken for `busy`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+            pid, its_uid = peer(probe)
+            if its_uid != uid:
+                return 0, -1
+            try:
+                return pid, probe.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:
+                    raise  # ESRCH: it has ended
+        except BlockingIOError:
+            pid = busy
+        except OSError:
+            return 0, -1
     try:
-        probe.connect(str(path))
-        pid, uid, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return pid, os.pidfd_open(pid)
     except OSError:
-        return 0
-    finally:
-        probe.close()
-    return pid if uid == os.getuid() else 0
+        return 0, -1

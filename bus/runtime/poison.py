@@ -23,6 +23,7 @@ class PoisonFilter:
         self._words = durable.words
         self._counters = durable.bus_counters
         self._control = control
+        self.found = False  # a record of the frame in hand was set aside just now
         self.watching = False  # False: nothing ever happened, records need not be looked at one by one
 
     def inherit(self, done: dict[int, int]) -> None:
@@ -52,6 +53,7 @@ class PoisonFilter:
     def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]):
         """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
         words = self._words
+        self.found = False
         related = words[layout.SUSPECT_DEATHS] and words[layout.SUSPECT_SENDER] == sender
         suspected = related and words[layout.SUSPECT_SEQUENCE] == sequence
         for number, record in enumerate(records, 1):
@@ -80,4 +82,5 @@ class PoisonFilter:
         cells = self._words[layout.POISON : layout.POISON + layout.POISON_MAX].tolist()
         for place, value in enumerate([digest, *cells[:-1]]):
             self._words[layout.POISON + place] = value
+        self.found = True
         self._control.tell("poison", sender=sender, kind=kind, record=record)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
 import random
 from collections.abc import Callable
+
+import msgspec
 
 from bus.config import StackConfig
 from bus.counters import CounterSet
@@ -25,26 +26,35 @@ class SpawnArguments:
     """What the keeper gives a layer at its fork."""
 
     def __init__(self, layer: str, config: StackConfig, memory_fd: int, listener_fd: int,
-                 control: Control, device_fd: int = -1) -> None:
+                 control: Control, device_fd: int = -1,
+                 lock: Callable[[], tuple[str, object]] = lambda: ("", None)) -> None:
         self.layer = layer
         self.config = config
         self.memory_fd = memory_fd
         self.listener_fd = listener_fd
         self.control = control
         self.device_fd = device_fd
+        self.lock = lock  # gives up what a layer has no use for; (its run directory from then on, what came of it)
 
 
 def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterSet],
           make_device: Callable[[SpawnArguments], Device] | None = None) -> None:
-    """Run a layer: tell the keeper that the code is loaded, wait for its word, serve until it says stop."""
-    spawned.control.tell("loaded", counters={name: c.role for name, c in counters.declared.items()})
+    """Run a layer: tell the keeper that the code is loaded, wait for its word, serve until it says stop.
+
+    From the first word on the process may do no more than a layer must: all code that it will ever run is there.
+    """
+    run_dir, report = spawned.lock()
+    if run_dir:
+        spawned.config = msgspec.structs.replace(spawned.config, run_dir=run_dir)
+    spawned.control.tell("loaded", counters={name: c.role for name, c in counters.declared.items()}, lock=report)
     word, _, incarnation = spawned.control.hear().partition(" ")
     if word != "go":
         return
     durable = layout.Memory(spawned.memory_fd)
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
-    core = make_core(spawned.config, state, durable.counters, random.Random(os.urandom(16)))
+    # SystemRandom, the kernel's: ports, identifications and the like are not to be guessed (RFC 6056, RFC 7739).
+    core = make_core(spawned.config, state, durable.counters, random.SystemRandom())
     device = make_device(spawned) if make_device is not None else None
     loop = EventLoop(spawned.layer, core, spawned.config, durable, state, spawned.listener_fd, spawned.control, device)
     gc.freeze()  # what is here now stays: no collection need look at it again

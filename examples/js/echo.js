@@ -42,7 +42,7 @@ class Client {
   }
 
   async start() {
-    await this.inbox.bind(`ipc://${path.join(this.dir, this.inboxName)}`);
+    await this.inbox.bind(`ipc://${path.join(this.dir, "sockets", this.inboxName)}`);
     this.outbox.connect(`ipc://${path.join(this.dir, "sockets.sock")}`);
     const hello = () => this.greet(HELLO, { version: 1, inbox: this.inboxName, done: this.done });
     const again = setInterval(hello, 500);

@@ -15,7 +15,7 @@ def device(spawned: SpawnArguments) -> Device:
     """The TAP, or the port on a wire; both count what they drop among link's own counters."""
     counters = Words(spawned.memory_fd).counters
     if spawned.config.wire:
-        return Wire(spawned.config.wire_inbox, spawned.device_fd, counters, spawned.config.pipes)
+        return Wire(spawned.config, spawned.device_fd, counters)
     return Tap(spawned.device_fd, counters, bool(spawned.config.offload))
 
 

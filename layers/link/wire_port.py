@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections import deque
 from pathlib import Path
 
+from bus.config import StackConfig
 from bus.durable.rx_log import OCTETS_MAX, RxLog
 from bus.layer import CounterWords
 from bus.runtime.outbox import PACK_OCTETS, PACK_RECORDS
-from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, pack, port_number, unpack
+from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, Users, pack, port_number, unpack
 from layers.link.counters import Counters as C
-from usernet.pipe.contract import open_poller
+from usernet.pipe.contract import Trust, open_poller
 
 
 class Wire:
-    """A device over one port. `inbox`: its socket's path; `listener_fd`: that socket, which the keeper holds."""
+    """A device over one port. `listener_fd`: its socket, which the keeper holds."""
 
     edge_triggered = True
     writes_through = False
 
-    def __init__(self, inbox: str, listener_fd: int, counters: CounterWords, pipes: str) -> None:
+    def __init__(self, config: StackConfig, listener_fd: int, counters: CounterWords) -> None:
         self._counters = counters
-        self._number = port_number(Path(inbox))
+        inbox = Path(config.run_dir, config.wire_inbox)
+        self._number = port_number(inbox)
         self._frames: list[bytes] = []  # written, not yet sent
         self._octets = 0
-        self._poller = open_poller(pipes)
+        self._poller = open_poller(config.pipes, Trust(config.owner, Users(config.owner)))
         self._inbox = self._poller.pull(listener_fd, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
         self._arrived: deque[bytes] = deque()
-        self._outbox = self._poller.push(str(Path(inbox).with_name(SWITCH_SOCKET)))
+        self._outbox = self._poller.push(str(inbox.with_name(SWITCH_SOCKET)))
         self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
 
     def fileno(self) -> int:

@@ -59,6 +59,8 @@ def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> byt
 
 def interface(value: int | bytes, routes: RouteTable) -> int:
     """The address that IP_MULTICAST_IF chooses; 0: none."""
+    if isinstance(value, int) and not -(1 << 31) <= value < 1 << 32:
+        raise Refused(errno.EINVAL)
     octets = value.to_bytes(4, byteorder, signed=value < 0) if isinstance(value, int) else value
     if len(octets) >= _MREQ_OCTETS:
         index, address = option_structs.mreq(octets).interface

@@ -127,7 +127,9 @@ def test_what_a_dead_stack_left_is_no_obstacle(new_stack) -> None:
     """Even the janitor may have been killed: sockets without owners lie about."""
     stack = new_stack()
     stack.run_dir.mkdir(mode=0o700, parents=True)
-    for name in ("control", "link", "sockets", "app-deadbeef123"):
+    (stack.run_dir / "sockets").mkdir()
+    (stack.run_dir / "lock").write_bytes(b"usernet run directory\n")
+    for name in ("control", "link", "sockets", "sockets/app-deadbeef123"):
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(str(stack.run_dir / f"{name}.sock"))
     one_line(stack.run("status", status=2))

@@ -18,6 +18,7 @@ import zmq
 
 import usernet
 from usernet.pipe import messages
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, pack_frame
 
 from .conftest import require_root
 from .peers import KERNEL, NOBODY, PATIENCE_S, ROOT, STACK, Stack, alive, next_frame, wait_for
@@ -395,8 +396,8 @@ def test_another_user_is_refused(stack: Stack) -> None:
     """By the run directory's mode already; and, were that open, by the service and the keeper themselves."""
     require_root()
     code = f"""
-import os, sys, zmq, socket, usernet, usernet.client.connection, usernet.sockets.endpoint, msgspec.json
-from usernet import protocol
+import os, sys, zmq, socket, msgspec.json
+from usernet.pipe import frame, messages
 os.setgroups([]); os.setgid({OTHER_USER}); os.setuid({OTHER_USER})
 import pathlib
 run_dir = pathlib.Path({str(stack.run_dir)!r})
@@ -417,8 +418,8 @@ except (ConnectionResetError, BrokenPipeError):
 context = zmq.Context()
 service = context.socket(zmq.PUSH)
 service.connect(f"ipc://{{run_dir / 'sockets.sock'}}")
-hello = protocol.pack_frame(protocol.HELLO, (1 << 32) + 5, 1, 0,
-    [msgspec.json.encode({{"version": 1, "inbox": protocol.inbox_name((1 << 32) + 5), "done": 0}})])
+hello = frame.pack_frame(messages.HELLO, (1 << 32) + 5, 1, 0,
+    [msgspec.json.encode({{"version": 1, "inbox": messages.inbox_name((1 << 32) + 5), "done": 0}})])
 for _ in range(50):
     service.send(hello)
 context.destroy(linger=300)
@@ -454,7 +455,7 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
     client = (1 << 32) + rng.randrange(1 << 32)
 
     def frame(kind: int, sequence: int, *records: bytes, sender: int = client) -> bytes:
-        return frame.pack_frame(kind, sender, 1, sequence, records)
+        return pack_frame(kind, sender, 1, sequence, records)
 
     hello = frame(messages.HELLO, 0, b'{"version": 1, "inbox": "%s", "done": 0}' % messages.inbox_name(client).encode())
     nonsense = [hello, frame(messages.RESUME, 0, b'{"first": 1, "done": 0}')]
@@ -470,10 +471,10 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
     nonsense += [rng.randbytes(rng.randrange(200)) for _ in range(300)]
     nonsense += [bytes(octet ^ (rng.random() < 0.05) * rng.randrange(256) for octet in rng.choice(nonsense[:20])[:500])
                  for _ in range(300)]
-    nonsense += [b"", b"\0" * 40, bytes([frame.VERSION]), bytes(frame.MAX_FRAME_OCTETS + 1)]  # the last: hung up
+    nonsense += [b"", b"\0" * 40, bytes([VERSION]), bytes(MAX_FRAME_OCTETS + 1)]  # the last: hung up
     context = zmq.Context()
     inbox = context.socket(zmq.PULL)  # without one it would be heard by nobody
-    inbox.bind(f"ipc://{stack.run_dir / messages.inbox_name(client)}")
+    inbox.bind(f"ipc://{stack.run_dir / 'sockets' / messages.inbox_name(client)}")
     for target in ("sockets", "udp", "icmp", "ip", "arp", "link"):
         pusher = context.socket(zmq.PUSH)
         pusher.setsockopt(zmq.SNDTIMEO, 10000)

@@ -154,7 +154,9 @@ def test_a_group_is_joined_on_the_one_interface_however_it_is_named(bench, value
     (DROP_SOURCE, mreq_source(), errno.EINVAL), (ADD_SOURCE, mreq_source(group="10.0.0.7"), errno.EINVAL),
     (ADD_SOURCE, mreq(), errno.EINVAL), (ADD_SOURCE, mreq_source() + b"\0", errno.EINVAL),
     (ADD_SOURCE, mreq_source(interface="192.0.2.1"), errno.ENODEV), (50, mreq_source(), errno.ENOPROTOOPT),
-    (MULTICAST_IF, b"\0\0\0", errno.EINVAL), (MULTICAST_IF, mreq(index=5), errno.EADDRNOTAVAIL),
+    (MULTICAST_IF, 1 << 32, errno.EINVAL), (MULTICAST_IF, -(1 << 31) - 1, errno.EINVAL),
+    (MULTICAST_IF, (1 << 63) - 1, errno.EINVAL), (MULTICAST_IF, b"\0\0\0", errno.EINVAL),
+    (MULTICAST_IF, mreq(index=5), errno.EADDRNOTAVAIL),
     (MULTICAST_IF, std.inet_aton(PEER), errno.EADDRNOTAVAIL), (ALL, 2, errno.EINVAL), (TTL, 256, errno.EINVAL),
 ])  # fmt: skip
 def test_what_is_refused_is_refused_with_linuxs_errno_and_changes_nothing(bench, name, value, number):

@@ -699,11 +699,12 @@ def test_no_stack_is_a_clear_error(tmp_path, monkeypatch):
 def test_a_stack_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr("usernet.client.connection.CONNECT_TIMEOUT_S", 0.1)
     with std.socket(std.AF_UNIX) as listener:
+        (tmp_path / "sockets").mkdir()
         listener.bind(str(tmp_path / "sockets.sock"))
         listener.listen()
         with pytest.raises(TimeoutError, match="did not answer"):
             usernet.Stack(run_dir=tmp_path)
-    assert not list(tmp_path.glob("app-*"))
+    assert not list(tmp_path.rglob("app-*"))
 
 
 def test_a_stack_taken_down_fails(monkeypatch):

@@ -3,13 +3,15 @@
 import os
 import select
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 
 import pytest
 import zmq
 
-from usernet.pipe.contract import WAITING_MAX
+from usernet.pipe.contract import WAITING_MAX, Trust
 from usernet.pipe.direct import Poller, Pull, Push
 
 OCTETS_MAX = 1 << 18
@@ -22,7 +24,7 @@ class End:
 
     def __init__(self, stack: ExitStack, path: str) -> None:
         self.path = path
-        self.poller = Poller()
+        self.poller = Poller(Trust(os.geteuid(), (os.geteuid(),)))
         self.listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         self.listener.bind(path)
         self.listener.listen()
@@ -181,15 +183,19 @@ def test_who_speaks_no_zmtp_is_hung_up_on_and_harms_nobody(stack, tmp_path):
     until(lambda: far.taken == [b"still there"], near, far)
 
 
-def test_so_many_connections_and_no_more(stack, tmp_path):
+def test_one_process_has_so_many_connections_and_no_more(stack, tmp_path):
     near, far = (End(stack, str(tmp_path / name)) for name in "ab")
-    far.serve(connections_max=3)
-    pushes = [near.push(far.path) for _ in range(4)]
+    far.serve(connections_max=8)
+    pushes = [near.push(far.path) for _ in range(5)]
     until(lambda: len(far.refused) == 1, near, far)
-    until(lambda: sum(push.ready for push in pushes) == 3, near, far)
+    until(lambda: sum(push.ready for push in pushes) == 4, near, far)
     for push in pushes:
         push.send(b"in")
-    until(lambda: far.taken == [b"in"] * 3, near, far)
+    until(lambda: far.taken == [b"in"] * 4, near, far)
+    other = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(len(s.recv(100)))"
+    with subprocess.Popen([sys.executable, "-c", other, far.path], stdout=subprocess.PIPE) as newcomer:
+        until(lambda: newcomer.poll() is not None, near, far)
+        assert int(newcomer.stdout.read()) > 0  # it was greeted: one process does not keep another out
 
 
 def test_a_reader_that_hangs_up_at_once_is_not_called_in_a_circle(stack, tmp_path):

@@ -131,6 +131,7 @@ class Service:
         self.run_dir = Path(tempfile.mkdtemp(prefix="un-"))
         self.memory_fd = layout.create("test")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        (self.run_dir / "sockets").mkdir()
         self.listener.bind(str(self.run_dir / "sockets.sock"))
         self.listener.listen(64)
         self.incarnation = 0
@@ -171,7 +172,7 @@ def main(run_dir: str, dns: str, *numbers: str) -> None:
     durable = layout.Memory(memory_fd)
     durable.words[layout.INCARNATION] = incarnation
     state = KeyValueLog(durable)
-    settings = config(run_dir, dns.split(",") if dns else [])
+    settings = config(f"{run_dir}/sockets", dns.split(",") if dns else [])
     core = Loop(settings, state, durable.counters, random.Random(incarnation))
     control = Control(socket.socket(fileno=line))
     EventLoop("sockets", core, settings, durable, state, listener_fd, control).run()

@@ -14,9 +14,9 @@ from pathlib import Path
 from time import monotonic
 
 from usernet.errors import os_error, timed_out
-from usernet.pipe.contract import IMPLEMENTATIONS, open_poller
+from usernet.pipe.contract import IMPLEMENTATIONS, Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
-from usernet.pipe.run_dir import SERVICE_SOCKET
+from usernet.pipe.run_dir import INBOXES, SERVICE_SOCKET, Untrusted, check
 
 ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
 CONNECTIONS_MAX = 16  # at our inbox: the service's, those of its former incarnations
@@ -24,17 +24,26 @@ NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop th
 WAKE = b""  # what `receive` returns to who was woken
 
 
-def check_running(run_dir: Path, name: str) -> None:
-    """ConnectionRefusedError where no stack keeps its sockets there."""
+def find(run_dir: Path, name: str) -> int:
+    """A descriptor of the run directory of a stack.
+
+    ConnectionRefusedError where none keeps its sockets there, PermissionError where it may be another user's.
+    """
+    directory = -1
     try:
-        running = stat.S_ISSOCK((run_dir / SERVICE_SOCKET).stat().st_mode)
+        directory = check(run_dir)
+        if stat.S_ISSOCK(os.stat(SERVICE_SOCKET, dir_fd=directory, follow_symlinks=False).st_mode):
+            return directory
+    except Untrusted:
+        raise
     except OSError:
-        running = False
-    if not running:
-        raise ConnectionRefusedError(
-            errno.ECONNREFUSED,
-            f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: launcher.py up --detach",
-        )
+        pass
+    if directory >= 0:
+        os.close(directory)
+    raise ConnectionRefusedError(
+        errno.ECONNREFUSED,
+        f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: launcher.py up --detach",
+    )
 
 
 def _implementation() -> str:
@@ -50,25 +59,37 @@ def _implementation() -> str:
 
 
 class Line:
-    """`inbox_path`: the file on which we listen. One thread at a time receives; one sends, and holds `sending`."""
+    """`inbox_path`: the file on which we listen. One thread at a time receives; one sends, and holds `sending`.
 
-    def __init__(self, run_dir: Path, inbox_path: Path, sending: threading.Lock) -> None:
+    `directory`: the run directory's descriptor, which is ours to close.
+    """
+
+    def __init__(self, directory: int, inbox_path: Path, sending: threading.Lock) -> None:
         self.inbox_path = inbox_path
+        self._directory = directory
+        here = f"/proc/self/fd/{directory}"  # leads there whatever becomes of its name; and is short, for unix(7)
         self.closed = False
         self._sending = sending
         self._received: deque[bytes] = deque()
-        self._poller = open_poller(_implementation())
+        try:
+            service = os.stat(INBOXES, dir_fd=directory, follow_symlinks=False).st_uid
+            self._poller = open_poller(_implementation(), Trust(os.geteuid(), {os.geteuid(), service}))
+        except (OSError, ValueError):
+            os.close(directory)
+            raise
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
-                listener.bind(str(inbox_path))
+                listener.bind(f"{here}/{INBOXES}/{inbox_path.name}")
             except OSError as error:
+                self._poller.close()
+                os.close(directory)
                 raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
             listener.listen()
             self._inbox = self._poller.pull(listener.detach(), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
-                                            lambda: None)  # who it was is nothing to the program
+                                            lambda: None)  # who was refused is nothing to the program
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.epoll.register(self._wake, select.EPOLLIN)
-        self._outbox = self._poller.push(str(run_dir / SERVICE_SOCKET))
+        self._outbox = self._poller.push(f"{here}/{SERVICE_SOCKET}")
 
     def alive(self) -> bool:
         """False once the stack was taken down: our inbox went with its run directory."""
@@ -153,4 +174,5 @@ class Line:
         """Both sockets, once nobody uses them any more. What was sent can still be read."""
         self._poller.close()
         os.close(self._wake)
+        os.close(self._directory)
         self.inbox_path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from time import monotonic
 
 import msgspec
 
-from usernet.client.channel import ALIVE_INTERVAL_S, Line, check_running
+from usernet.client.channel import ALIVE_INTERVAL_S, Line, find
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
 from usernet.client.readiness import Descriptor
@@ -47,6 +47,7 @@ from usernet.pipe.messages import (
     inbox_name,
 )
 from usernet.pipe.numbering import NEXT, Incoming, ReplayBuffer, incarnation_of
+from usernet.pipe.run_dir import INBOXES
 from usernet.sockets.cmsg import with_options
 
 CONNECT_TIMEOUT_S = 5.0
@@ -84,9 +85,9 @@ class Connection:
         self.welcome: dict[str, object] = {}
         self.malformed = 0  # frames from the service that do not parse
         self.orphans: deque[tuple[Description, Descriptor | None]] = deque()  # of sockets dropped without close
-        check_running(run_dir, name)
+        directory = find(run_dir, name)
         self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
-        self.inbox_path = run_dir / inbox_name(self.id)
+        self.inbox_path = run_dir / INBOXES / inbox_name(self.id)
         self.readers = Readers(self._read)
         self._sending = threading.Lock()
         self._boxes: dict[int, Description] = {}  # by handle
@@ -95,7 +96,7 @@ class Connection:
         self._incoming, self._sent = Incoming(), ReplayBuffer()
         self._looked = 0.0
         self.sockets: weakref.WeakSet = weakref.WeakSet()
-        self._line = Line(run_dir, self.inbox_path, self._sending)
+        self._line = Line(directory, self.inbox_path, self._sending)
         try:
             self._greet()
         except BaseException:

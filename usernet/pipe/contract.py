@@ -8,17 +8,27 @@ itself, by `open_poller`; nothing outside of this package knows which it has.
 from __future__ import annotations
 
 import importlib
+import os
 import select
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Container, Mapping
+from typing import NamedTuple, Protocol
 
 IMPLEMENTATIONS = {"direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
 HANDSHAKE_S = 3.0  # who has connected and not introduced itself within is hung up on
 
 
+class Trust(NamedTuple):
+    """Who may be at the other end, by user id (`run_dir.peer`); nothing is said to others, and nothing taken."""
+
+    owner: int  # listens where a PUSH connects
+    users: Container[int]  # connect to a PULL
+
+
 class Pull(Protocol):
     """The reading end of all pipes to one process."""
+
+    pid: int  # who sent what `read` returned last, as the kernel says; 0: that cannot be told
 
     def read(self, descriptor: int) -> list[bytes] | None:
         """The messages that a descriptor has, which the poller told of; None where the descriptor is none of ours."""
@@ -73,9 +83,10 @@ class Poller(Protocol):
         """Close its PULL and PUSHes, and the epoll. What has left can be read."""
 
 
-def open_poller(implementation: str) -> Poller:
-    """A poller of "zmq" or "direct". To be called after a fork, not before."""
-    return importlib.import_module(IMPLEMENTATIONS[implementation]).Poller()
+def open_poller(implementation: str, trust: Trust | None = None) -> Poller:
+    """A poller of "zmq" or "direct". To be called after a fork, not before. Without `trust`: in our own user only."""
+    return importlib.import_module(IMPLEMENTATIONS[implementation]).Poller(
+        trust or Trust(os.geteuid(), (os.geteuid(),)))
 
 
 def preload(implementation: str) -> None:

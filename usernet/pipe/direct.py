@@ -10,26 +10,26 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
 
 from usernet.pipe import zmtp
-from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX
+from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust
+from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
 CONNECT_INTERVAL_S = 0.005  # who waits and has nobody to connect to tries that often
 COMMAND_OCTETS_MAX = 1024  # of what a PULL says: READY
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an Enum costs an operator call
-_CREDENTIALS = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
 _IN, _IN_OUT = select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT
 
 
 class Poller:
     """One epoll for all that a process waits for, and which PUSH a descriptor belongs to."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
         self.epoll = select.epoll()
         self.pushes: dict[int, Push] = {}
         self._pull: Pull | None = None
@@ -57,7 +57,7 @@ class Pull:
     """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
 
     __slots__ = ("_accepted", "_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max",
-                 "_opening", "_readers", "_refused")
+                 "_opening", "_readers", "_refused", "_users", "pid")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[], object]) -> None:
@@ -67,10 +67,12 @@ class Pull:
         self._epoll = poller.epoll
         self._message_octets_max = message_octets_max
         self._connections_max = connections_max
-        self._readers: dict[int, tuple[socket.socket, zmtp.Reader]] = {}
+        self._readers: dict[int, tuple[socket.socket, zmtp.Reader, int]] = {}
+        self.pid = 0
         self._accepted: dict[int, float] = {}  # descriptor -> when; of those that may not have said READY
         self._opening = zmtp.opening(b"PULL")
         self._refused = refused
+        self._users = poller.trust.users
         self._epoll.register(listener_fd, _IN)
 
     def read(self, descriptor: int) -> list[bytes] | None:
@@ -81,7 +83,7 @@ class Pull:
                 return None
             self._accept()
             return []
-        reader = found[1]
+        _, reader, self.pid = found
         try:
             octets = os.read(descriptor, READ_OCTETS)
         except BlockingIOError:
@@ -98,22 +100,29 @@ class Pull:
     def _accept(self) -> None:
         try:
             while True:
-                peer, _ = self._listener.accept()
-                peer.setblocking(False)
-                credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-                if _CREDENTIALS.unpack(credentials)[1] != os.getuid() or len(self._readers) >= self._connections_max:
+                caller, _ = self._listener.accept()
+                caller.setblocking(False)
+                pid, user = peer(caller)
+                if user not in self._users or self._has_enough(pid):
                     self._refused()
-                    peer.close()
+                    caller.close()
                     continue
                 try:
-                    peer.send(self._opening, MSG_NOSIGNAL)
+                    caller.send(self._opening, MSG_NOSIGNAL)
                 except OSError:
                     pass  # gone again
-                self._readers[peer.fileno()] = peer, zmtp.Reader(self._message_octets_max)
-                self._epoll.register(peer.fileno(), _IN)
-                self._accepted[peer.fileno()] = time.monotonic()
+                self._readers[caller.fileno()] = caller, zmtp.Reader(self._message_octets_max), pid
+                self._epoll.register(caller.fileno(), _IN)
+                self._accepted[caller.fileno()] = time.monotonic()
         except OSError:
             pass  # EAGAIN: that was all
+
+    def _has_enough(self, pid: int) -> bool:
+        """Once half of the places are taken one process may have a quarter of the rest, so that others find some."""
+        free = self._connections_max - len(self._readers)
+        if free > self._connections_max // 2:
+            return False  # as a rule: they need not be counted
+        return free <= 0 or sum(found[2] == pid for found in self._readers.values()) > free // 4
 
     def expire(self, now: float) -> None:
         """As the contract says."""
@@ -135,10 +144,10 @@ class Pull:
         self._listener.close()
 
     def _drop(self, descriptor: int) -> None:
-        peer, _ = self._readers.pop(descriptor)
+        caller, _, _ = self._readers.pop(descriptor)
         self._accepted.pop(descriptor, None)
         self._epoll.unregister(descriptor)
-        peer.close()
+        caller.close()
 
 
 class Push:
@@ -263,6 +272,8 @@ class Push:
         connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             connecting.connect(self._path)
+            if peer(connecting)[1] != self._poller.trust.owner:
+                raise PermissionError  # nothing is said to a stranger
             connecting.send(zmtp.opening(b"PUSH"), MSG_NOSIGNAL)
         except OSError:  # nobody listens, or too many wait to be accepted
             connecting.close()

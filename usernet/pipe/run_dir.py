@@ -1,14 +1,26 @@
-"""Where a running stack is found: its run directory, which holds the sockets of its services."""
+"""Where a running stack is found: its run directory, which holds the sockets of its services.
+
+Whoever can write there, or put another directory in its place, could answer in the stack's stead. So nothing in it is
+used before `check` has looked at it and at the directory that it is in; and at the other end of a connection is who the
+kernel says (`peer`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
+import socket
+import stat
+import struct
 import tempfile
 from pathlib import Path
 
 DEFAULT_NAME = "default"
 SERVICE_SOCKET = "sockets.sock"  # the inbox of the socket service, inside the run directory
+INBOXES = "sockets"  # the folder, in there, of the applications' inboxes: all that the service sees of the file system
+_CREDENTIALS = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
 
 _NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,32}")
 
@@ -40,3 +52,49 @@ def run_dir(name: str | None = None) -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR")
     root = Path(base) / "usernet" if base else Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}"
     return root / stack_name(name)
+
+
+class Untrusted(PermissionError):
+    """A directory, or who answers there, is not the user's own."""
+
+
+def check(path: Path, make: bool = False) -> int:
+    """A descriptor (O_PATH) of the run directory `path`, which is nobody's but ours. FileNotFoundError, Untrusted.
+
+    `make`: make it, but not the one that it is in, if need be.
+    """
+    parent = _open(path.parent)
+    try:
+        status = os.fstat(parent)
+        others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in (0, os.geteuid()) or others_write:
+            raise Untrusted(errno.EPERM, f"{path.parent} is not yours: others could put anything in the stack's place; "
+                            "set USERNET_DIR to a directory of yours")
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path.name, 0o700, dir_fd=parent)
+        directory = _open(path, path.name, parent)
+    finally:
+        os.close(parent)
+    status = os.fstat(directory)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(directory)
+        raise Untrusted(errno.EPERM, f"{path} is not a directory of yours alone (mode 0700); "
+                        "set USERNET_DIR to another")
+    return directory
+
+
+def _open(path: Path, name: str | None = None, parent: int | None = None) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name or path, flags, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise Untrusted(errno.EPERM, f"{path} is a symbolic link, or no directory; "
+                            "set USERNET_DIR to another") from None
+        raise
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of who listens at the other end of a connected Unix socket, or who connected: the kernel says it."""
+    return _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[:2]

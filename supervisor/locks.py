@@ -1,0 +1,49 @@
+"""Which lock each layer of a stack gets (supervisor.lockdown)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from bus import topology
+from bus.config import StackConfig, encode
+from supervisor import lockdown, seccomp
+from supervisor.options import Options
+from supervisor.run_dir import Held
+from usernet.pipe.run_dir import INBOXES
+
+
+class Locks:
+    """Of the layers of one stack, made in its keeper."""
+
+    def __init__(self, options: Options, held: Held, config: StackConfig) -> None:
+        self._held = held
+        self._config = config
+        self._keeper_pid = os.getpid()
+        self._unlocked = options.unlocked
+        self._users = not options.unlocked and lockdown.has_users()
+
+    def lock(self, layer: str) -> lockdown.Lock | None:
+        """What a process of the layer is to be held to; None: to nothing."""
+        if self._unlocked:
+            return None
+        return lockdown.Lock(kind=layer if layer in seccomp.KINDS else "layer", uid=self.user(layer),
+                             root=str(self._held.here / layer) if self._rooted(layer) else "", guests=layer == INBOXES)
+
+    def _rooted(self, layer: str) -> bool:
+        """Whether all that the layer connects to has a name in its root directory."""
+        return layer != "link" or not self._config.wire or self._held.near(Path(self._config.wire_inbox).parent)
+
+    def config(self, layer: str) -> bytes:
+        """The stack's settings, as this layer gets them."""
+        config, layers = self._config, self._config.layers
+        users = {config.owner, *(self.user(producer) for producer in topology.inputs(layer, layers))}
+        inbox = Path(config.wire_inbox).name if self._rooted("link") else config.wire_inbox
+        return encode(msgspec.structs.replace(config, run_dir=str(self._held.path / layer), users=tuple(users),
+                                              wire_inbox=inbox))
+
+    def user(self, layer: str) -> int:
+        """Who the layer's processes are."""
+        return lockdown.uid_of(self._keeper_pid, topology.LAYERS[layer]) if self._users else self._config.owner

@@ -1,0 +1,159 @@
+"""The run directory as its keeper holds it: taken, emptied, removed by descriptor; only what a stack made is removed.
+
+    lock            a flock(2) on it: there is one keeper at most; and its text says that the directory is a stack's
+    control.sock    the command line's
+    LAYER.sock      a layer's inbox; sockets.sock is the applications' way in
+    LAYER/          that layer's root directory: the inboxes that it sends to, and for sockets those of the applications
+
+Nobody else's process can get past the directory's mode (0700); what is in it is open, so that layers, each of which may
+be a user of its own, reach what stands in their own folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+from bus import topology
+from usernet.pipe.run_dir import INBOXES, Untrusted, check
+
+LOCK, MARK = "lock", b"usernet run directory\n"
+WAIT_S = 3.0  # while a former janitor still cleans up
+ROOT_MODE, INBOXES_MODE, SOCKET_MODE = 0o711, 0o777, 0o666
+_SOCKET = re.compile(r"([a-z0-9]+|app-[0-9a-f]{1,16})\.sock")
+
+
+class Held:
+    """A run directory that is ours while `lock_fd` is open."""
+
+    def __init__(self, path: Path, descriptor: int, lock_fd: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self.lock_fd = lock_fd
+        self.here = Path(f"/proc/self/fd/{descriptor}")  # leads to it whatever becomes of its name; and is short
+
+    def make_roots(self, users: dict[str, int]) -> None:
+        """A root directory for each layer, once all inboxes are there; `users`: by layer, who it will be."""
+        for layer, user in users.items():
+            folder = self.here / layer
+            folder.mkdir(exist_ok=True)
+            folder.chmod(INBOXES_MODE if layer == INBOXES else ROOT_MODE)
+            if layer == INBOXES:
+                os.chown(folder, user, -1)  # by this an application knows who may connect to its inbox
+            (self.here / f"{layer}.sock").chmod(SOCKET_MODE)
+            for consumer in topology.outputs(layer, users):
+                self.show(self.here / f"{consumer}.sock", layer)
+
+    def show(self, inbox: Path, layer: str) -> None:
+        """Let a layer reach `inbox`, in place of what had that name, if it is `near`. FileNotFoundError: none is."""
+        name = self.here / layer / inbox.name
+        name.unlink(missing_ok=True)
+        if self.near(inbox.parent):
+            os.link(inbox, name, follow_symlinks=False)
+
+    def near(self, directory: Path) -> bool:
+        """Whether that is on this file system, so that names for what is in it can stand here."""
+        return directory.stat().st_dev == os.fstat(self.descriptor).st_dev
+
+    def sweep(self) -> None:
+        """Remove what stacks make, but the lock."""
+        _sweep(self.descriptor)
+        for layer in {*topology.LAYERS, INBOXES}:
+            with contextlib.suppress(OSError):
+                folder = os.open(layer, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+                try:
+                    _sweep(folder)
+                finally:
+                    os.close(folder)
+                os.rmdir(layer, dir_fd=self.descriptor)
+
+    def remove(self) -> None:
+        """Leave nothing; where others put something in there, leave that."""
+        self.sweep()
+        with contextlib.suppress(OSError):
+            os.unlink(LOCK, dir_fd=self.descriptor)
+            above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
+            try:
+                found = os.stat(self.path.name, dir_fd=above, follow_symlinks=False)
+                if os.path.samestat(found, os.fstat(self.descriptor)):
+                    os.rmdir(self.path.name, dir_fd=above)
+            finally:
+                os.close(above)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.descriptor)
+        os.close(self.lock_fd)
+
+
+def take(path: Path) -> Held:
+    """Make the directory if need be, and take it. BlockingIOError where another keeper has it; Untrusted, OSError."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            held = _try(path)
+        except FileNotFoundError:
+            held = None  # it was removed under our hands: once more
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            held = None
+        if held is not None:
+            return held
+        time.sleep(0.005)
+
+
+def clean_up(path: Path) -> None:
+    """What a keeper that was killed left there, unless another has taken it."""
+    with contextlib.suppress(OSError):
+        held = _try(path, make=False)
+        if held is not None:
+            held.remove()
+
+
+def _try(path: Path, make: bool = True) -> Held | None:
+    directory = check(path, make)
+    lock = -1
+    try:
+        names = set(os.listdir(f"/proc/self/fd/{directory}"))
+        if names - {LOCK} and _mark(directory) != MARK:
+            raise Untrusted(errno.EPERM, f"{path} has other things in it than a stack's; choose another directory")
+        lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(LOCK, dir_fd=directory)):
+            os.pwrite(lock, MARK, 0)
+            held = Held(path, directory, lock)
+            directory = lock = -1
+            return held
+        return None
+    finally:
+        for descriptor in (directory, lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _mark(directory: int) -> bytes:
+    try:
+        lock = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return b""
+    try:
+        return os.read(lock, len(MARK) + 1)
+    finally:
+        os.close(lock)
+
+
+def _sweep(directory: int) -> None:
+    """Remove the sockets that have names such as stacks give."""
+    for name in os.listdir(f"/proc/self/fd/{directory}"):
+        with contextlib.suppress(OSError):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if _SOCKET.fullmatch(name) and (stat.S_ISSOCK(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+                os.unlink(name, dir_fd=directory)
