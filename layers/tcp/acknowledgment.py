@@ -108,8 +108,7 @@ def was_read(engine: Engine, conn: Connection, number: int) -> None:
     conn.read = number
     _tune(engine, conn)
     if conn.state not in RECEIVING:
-        _release(engine, conn)
-        return
+            return
     before = conn.advertised - conn.rcv_nxt
     now = offered(conn)
     # An update that opens a window of less than a segment leaves at once, any other when it is worth it; no delay of
@@ -119,25 +118,14 @@ def was_read(engine: Engine, conn: Connection, number: int) -> None:
         if half_used:
             conn.ack_now = True
             engine.touch(conn)
-    _release(engine, conn)
-
-
-def _release(engine: Engine, conn: Connection) -> None:
-    """A connection without octets has no ring."""
-    if conn.receive_ring is not None and not conn.out_of_order and unread(conn) == 0 and conn.receive_ring.size <= (
-            RING_OCTETS_MIN) and engine.now - conn.last_text > IDLE_S:
-        engine.rings.give(conn.receive_ring)
-        conn.receive_ring = None
 
 
 def _tune(engine: Engine, conn: Connection) -> None:
     """As Linux's dynamic right-sizing: a window read within a round trip is too small."""
     if conn.options.receive_buffer or conn.options.window_clamp or not conn.own_scale:
         return
-    recovery = conn.recovery
-    round_trip = (recovery.rtt_s if recovery is not None else 0) or 0.001
     if conn.read - conn.measured_from >= conn.rcv_limit // 2:
-        fast = engine.now - conn.measured_at <= 2 * max(round_trip, 0.001)
+        fast = engine.now - conn.measured_at <= 2 * max(engine.loss_recovery(conn).rtt_s, 0.001)
         conn.measured_from, conn.measured_at = conn.read, engine.now
         larger = limit_of(size_for(conn.rcv_limit + SPARE_OCTETS + 1))
         if fast and larger > conn.rcv_limit and engine.rings.may_grow:

@@ -86,8 +86,8 @@ class Connection:
         "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
         "opened_at", "options", "out_of_order", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
         "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
-        "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said", "sack_ok",
-        "scale_ok", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
+        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said",
+        "sack_ok", "scale_ok", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
         "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "timestamp_offset", "timestamps_ok", "touched",
         "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
     )
@@ -161,6 +161,7 @@ class Connection:
         self.cork_at: float | None = None
         self.keepalive_at: float | None = None
         self.wait_until: float | None = None  # the end of TIME-WAIT, or of an orphan's FIN-WAIT-2
+        self.quiet_queued = False  # it stands in the queue of `layers.tcp.quiet`
         self.queued_at: float | None = None
         self.backoffs = 0
         self.keepalive_probes = 0

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-from bus.durable.arena import Arena
+from bus.durable.arena import IDLE_S, Arena
 from bus.durable.slots import SLOT_OCTETS, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
@@ -59,6 +59,7 @@ class Durable:
         self._slots = Slots(memory.slots)
         self._memory = memory.slots
         self._released: list[int] = []
+        self.trim_at: float | None = None  # see `Rings`
         self._arena = Arena(memory.arena, self._named())
 
     def _named(self) -> Iterable[int]:
@@ -82,6 +83,11 @@ class Durable:
         """See `Rings`."""
         return not self._arena.crowded
 
+    @property
+    def used_octets(self) -> int:
+        """Of rings."""
+        return self._arena.used
+
     def take(self, octets: int) -> Ring | None:
         """See `Rings`."""
         reference = self._arena.allocate(octets)
@@ -95,13 +101,16 @@ class Durable:
 
     def settle(self, now: float) -> None:
         """The turn is stored."""
-        for reference in self._released:
-            self._arena.free(reference, now)
-        self._released.clear()
+        if self._released:
+            for reference in self._released:
+                self._arena.free(reference, now)
+            self._released.clear()
+            if self.trim_at is None:
+                self.trim_at = now + IDLE_S
 
-    def trim(self, now: float) -> float | None:
-        """Give memory that nobody took for a while back to the system; when to ask again."""
-        return self._arena.trim(now)
+    def trim(self, now: float) -> None:
+        """See `Rings`."""
+        self.trim_at = self._arena.trim(now)
 
     # -- cells
 
@@ -131,6 +140,11 @@ class Durable:
         recovery = conn.recovery
         if recovery is not None and recovery.rtt_s:
             recovery.store(self._memory, at + _ADVISORY_AT)
+
+    def advice(self, conn: Connection) -> memoryview | None:
+        """See `Cells`."""
+        at = conn.slot * SLOT_OCTETS
+        return self._memory[at + _ADVISORY_AT : at + SLOT_OCTETS] if conn.slot else None
 
     def gone(self, conn: Connection) -> None:
         """See `Cells`."""

@@ -16,6 +16,7 @@ from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim, Lookup
+from layers.tcp.quiet import Quiet
 from layers.tcp.recovery import Recovery
 from layers.tcp.ring import RING_OCTETS_MAX, Ring, size_for
 from layers.tcp.sequence import to_wire
@@ -81,6 +82,13 @@ class Rings(Protocol):
     def give(self, ring: Ring) -> None:
         """It is not needed any more."""
 
+    @property
+    def trim_at(self) -> float | None:
+        """When `trim` is to be called."""
+
+    def trim(self, now: float) -> None:
+        """Give memory that nobody took for a while back to the system."""
+
 
 class Cells(Protocol):
     """Where connections are stored: `layers.tcp.durable`."""
@@ -90,6 +98,9 @@ class Cells(Protocol):
 
     def store(self, conn: Connection) -> None:
         """Store what has changed of it, before anything of this turn leaves."""
+
+    def advice(self, conn: Connection) -> memoryview | None:
+        """What its loss recovery stored last."""
 
     def gone(self, conn: Connection) -> None:
         """Its slot is free."""
@@ -115,6 +126,7 @@ class Engine:
         self.secret = secret
         self.lookup = Lookup()
         self.timers = Timers()
+        self.quiet = Quiet()
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.predecessor: Connection | None = None  # in TIME-WAIT, whose place the next connection takes (RFC 6191)
@@ -142,6 +154,16 @@ class Engine:
         for conn in self.timers.expired(self.now):
             probes.expired(self, conn)
             self.timers.schedule(conn)
+        self.quiet.shrink(self)
+        trim_at = self.rings.trim_at
+        if trim_at is not None and trim_at <= self.now:
+            self.rings.trim(self.now)
+
+    @property
+    def next_due(self) -> float | None:
+        """When `expire` is to be called."""
+        return min((at for at in (self.timers.next_due, self.quiet.next_due, self.rings.trim_at) if at is not None),
+                   default=None)
 
     def touch(self, conn: Connection) -> None:
         """`conn` is to be flushed at the end of the turn."""
@@ -157,6 +179,7 @@ class Engine:
             output.flush(self, conn)
             if conn.slot:
                 self.cells.store(conn)
+            self.quiet.consider(conn, self.now)
         touched.clear()
         self.cells.settle(self.now)
 
@@ -183,6 +206,21 @@ class Engine:
     def new_recovery(conn: Connection) -> Recovery:
         """Loss recovery for a connection."""
         return Recovery(conn.mss - (12 if conn.timestamps_ok else 0), conn.options.congestion, conn.sack_ok)
+
+    def loss_recovery(self, conn: Connection) -> Recovery:
+        """That of a connection that may have been quiet (`layers.tcp.quiet`)."""
+        if conn.recovery is None:
+            conn.recovery = self.advised_recovery(conn)
+        return conn.recovery
+
+    def advised_recovery(self, conn: Connection) -> Recovery:
+        """A new one for a connection of which nothing is in flight, from what the slot says."""
+        recovery = self.new_recovery(conn)
+        advice = self.cells.advice(conn)
+        if advice is not None:
+            recovery.load(advice)
+        recovery.restored(conn.snd_una, conn.snd_nxt, self.now, conn.last_sent)
+        return recovery
 
     def route_mss(self, peer: bytes, options: StreamState) -> int:
         """What we tell the peer, and the most that we send: RFC 9293 section 3.7.1 (MUST-67)."""
@@ -297,10 +335,7 @@ class Engine:
 
     def freed(self, conn: Connection) -> None:
         """The peer has acknowledged more."""
-        ring, recovery = conn.send_ring, conn.recovery
-        if ring is not None and conn.snd_una >= conn.written and self.now - conn.last_sent > 1.0:
-            self.rings.give(ring)
-            conn.send_ring = None
+        recovery = conn.recovery
         if (recovery is not None and not conn.options.send_buffer and 2 * recovery.cwnd > conn.send_limit
                 and conn.send_limit < RING_OCTETS_MAX and self.rings.may_grow):
             conn.send_limit = min(conn.send_limit * 4, RING_OCTETS_MAX)

@@ -6,7 +6,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from layers.tcp import acknowledgment
-from layers.tcp.connection import SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
+from layers.tcp.connection import SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from usernet.pipe.streams import INFO_ANSWER
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     """struct tcp_info up to tcpi_snd_wnd (232 octets). Times in microseconds where Linux has those, else
     milliseconds."""
     recovery = conn.recovery
+    if recovery is None and conn.state in SENDING:
+        recovery = engine.advised_recovery(conn)
     options = (conn.timestamps_ok * OPTION_TIMESTAMPS | conn.sack_ok * OPTION_SACK | conn.scale_ok * OPTION_SCALE)
     mss = conn.mss - (12 if conn.timestamps_ok else 0)
     now = engine.now

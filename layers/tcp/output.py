@@ -142,10 +142,10 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
 
 
 def _new(engine: Engine, conn: Connection) -> None:
-    recovery = conn.recovery
     final = conn.written + (conn.end is not None)
-    if conn.snd_nxt >= final or recovery is None:
+    if conn.snd_nxt >= final:
         return
+    recovery = engine.loss_recovery(conn)
     options = conn.options
     most = _largest(engine, conn)
     limit = conn.snd_una + conn.snd_window

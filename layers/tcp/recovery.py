@@ -414,6 +414,10 @@ class Recovery:
             self._stored = self._round_end
             memory[at : at + advisory.OCTETS] = advisory.pack(self)
 
+    def store_next(self) -> None:
+        """The next `store` is one, whatever the round trip."""
+        self._stored = -1
+
     def load(self, octets: memoryview) -> None:
         """What a predecessor stored."""
         advisory.unpack(self, octets[: advisory.OCTETS])
@@ -425,14 +429,15 @@ class Recovery:
             self.control = algorithm(self.mss)
             self.control.restore((former.cwnd, former.ssthresh, 0.0, 0.0))
 
-    def restored(self, una: int, nxt: int, now: float) -> None:
+    def restored(self, una: int, nxt: int, now: float, last_sent: float = 0.0) -> None:
         """A successor: [una, nxt) was sent by its predecessor, nobody knows when.
 
         One segment from `una` asks what has arrived. For a round trip answers to what the predecessor sent may come as
         well; what is not acknowledged by then is lost, without fault of the path.
         """
         self.board = board = Scoreboard(self.mss, una)
-        self._point = self._round_end = una
+        self._point = self._round_end = self._stored = una
+        self._last_sent = last_sent
         if nxt > una:
             for _ in range(2):  # Karn: of this no round trip is measured
                 board.sent(una, nxt, max(1e-6, now - self.timer.base_s))

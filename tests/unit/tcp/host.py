@@ -214,7 +214,7 @@ class Host:
         self.do(lambda host: host.engine.arrives(Arrival(source, host.address, parsed)))
 
     def expire(self) -> None:
-        due = self.engine.timers.next_due
+        due = self.engine.next_due
         if due is not None and due <= self.engine.now:
             self.do(lambda host: host.engine.expire())
 
@@ -287,8 +287,8 @@ class World:
         """The next thing that happens; False: nothing before `until`."""
         self.collect()
         times = [self._wire[0][0]] if self._wire else []
-        times += [host.engine.timers.next_due for host in self.hosts.values()
-                  if host.engine.timers.next_due is not None]
+        times += [host.engine.next_due for host in self.hosts.values()
+                  if host.engine.next_due is not None]
         if not times or min(times) > until:
             self.now = until
             for host in self.hosts.values():

@@ -1,0 +1,62 @@
+"""Connections that are quiet keep their slot and little else.
+
+A second after the last octet in either direction, where nothing waits to be sent, acknowledged or read, a connection's
+rings go back to the pool, and its loss recovery (1 kB) shrinks to the 40 octets that the slot has anyway. Both come
+again when they are needed. The pool gives pages back to the system when nobody took them for a while.
+
+Connections stand in one queue in the order in which they became quiet; it is looked at when the first has waited.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from layers.tcp.connection import CLOSED, TIME_WAIT, Connection
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Engine
+
+QUIET_S = 1.0
+
+
+class Quiet:
+    """The queue. Times are those of the engine."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[float, Connection]] = deque()
+
+    def consider(self, conn: Connection, now: float) -> None:
+        """`conn` was flushed: it may be quiet from now on."""
+        if not conn.quiet_queued and conn.recovery is not None and conn.recovery.freed:
+            conn.quiet_queued = True
+            self._waiting.append((now + QUIET_S, conn))
+
+    @property
+    def next_due(self) -> float | None:
+        """When `shrink` is to be called."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def shrink(self, engine: Engine) -> None:
+        """Those who have waited give back what they do not need, or wait again."""
+        waiting, now = self._waiting, engine.now
+        while waiting and waiting[0][0] <= now:
+            conn = waiting.popleft()[1]
+            conn.quiet_queued = False
+            recovery = conn.recovery
+            if recovery is None or conn.state in (CLOSED, TIME_WAIT) or not recovery.freed or (
+                    conn.snd_una < conn.written):
+                continue  # its next flush considers it again
+            if max(conn.last_sent, conn.last_text) + QUIET_S > now:
+                self.consider(conn, now)
+                continue
+            if conn.send_ring is not None:
+                engine.rings.give(conn.send_ring)
+                conn.send_ring = None
+            if conn.receive_ring is not None and not conn.out_of_order and conn.read >= conn.rcv_nxt:
+                engine.rings.give(conn.receive_ring)
+                conn.receive_ring = None
+            if conn.slot:
+                recovery.store_next()
+                engine.cells.store(conn)
+                conn.recovery = None

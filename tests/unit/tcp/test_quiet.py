@@ -1,0 +1,78 @@
+"""Connections that are quiet keep their slot and little else."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+from layers.tcp.quiet import QUIET_S
+from tests.unit.tcp.host import pair
+from tests.unit.tcp.test_streams import octets
+
+
+def test_after_a_second_without_octets_there_are_no_rings_and_the_window_is_known():
+    world, a, b, left, right = pair()
+    a.write(left, octets(100_000))
+    world.run(5, lambda: len(b.applications[right].received) == 100_000)
+    conn, peer = a.conn(left), b.conn(right)
+    world.run(0.5)
+    assert conn.recovery is not None
+    window, rtt_s = conn.recovery.cwnd, conn.recovery.rtt_s
+    assert conn.send_ring is not None
+    assert peer.receive_ring is not None
+    world.run(2 * QUIET_S)
+    assert (conn.send_ring, conn.recovery, peer.receive_ring, peer.recovery) == (None, None, None, None)
+    assert a.durable.used_octets == b.durable.used_octets == 0
+    recovery = a.engine.advised_recovery(conn)
+    assert abs(recovery.cwnd - window) <= 1
+    assert abs(recovery.rtt_s - rtt_s) < 1e-6
+    assert recovery.allowance(world.now) < window  # RFC 5681 section 4.1: it rested
+
+
+def test_a_quiet_connection_goes_on_where_it_was_both_ways():
+    world, a, b, left, right = pair()
+    for turn in range(3):
+        a.write(left, octets(50_000, turn))
+        b.write(right, octets(30_000, turn + 7))
+        done = (50_000 * (turn + 1), 30_000 * (turn + 1))
+        assert world.run(60, lambda done=done: (len(b.applications[right].received),
+                                                len(a.applications[left].received)) == done)
+        world.run(2 * QUIET_S)
+        assert a.conn(left).recovery is None
+    a.write(left, b"", end=True)
+    b.write(right, b"", end=True)
+    assert world.run(60, lambda: a.applications[left].ended and b.applications[right].ended)
+    assert a.applications[left].received == b"".join(octets(30_000, turn + 7) for turn in range(3))
+
+
+def test_what_is_unread_or_out_of_order_keeps_its_ring():
+    world, a, b, left, right = pair()
+    a.write(left, octets(1000))
+    world.run(1, reading=False)
+    world.run(2 * QUIET_S, reading=False)
+    assert b.conn(right).receive_ring is not None
+    assert b.applications[right].received == octets(1000)
+
+
+def test_idle_memory_of_a_connection():
+    world, a, _, left, _ = pair()
+    a.write(left, octets(10_000))
+    world.run(0.5)
+    conn = a.conn(left)
+    gc.collect()
+    tracemalloc.start()
+    recovery = a.engine.advised_recovery(conn)
+    spared = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert spared > 800
+    del recovery
+    world.run(2 * QUIET_S)
+    assert conn.recovery is None
+
+
+def test_memory_goes_back_to_the_system_and_then_nothing_wakes_the_layer():
+    world, a, b, left, right = pair()
+    a.write(left, octets(10_000))
+    world.run(5, lambda: len(b.applications[right].received) == 10_000)
+    world.run(10)
+    assert (a.engine.next_due, b.engine.next_due) == (None, None)
