@@ -1,4 +1,4 @@
-"""What a successor need not have, but starts better from: round trips and the congestion window, in 40 octets.
+"""What a successor need not have, but starts better from: round trips and the congestion window, in 44 octets.
 
 They are written at most once a round trip and may be torn by a crash; so every number is checked when it is read.
 """
@@ -15,7 +15,8 @@ from layers.tcp.retransmission import RTO_MAX_S
 if TYPE_CHECKING:
     from layers.tcp.recovery import Recovery
 
-_STATE = Struct("<I3f6f")  # whose it is; SRTT, RTTVAR, least round trip; what the congestion control saved
+# Whose it is; segments sent again; SRTT, RTTVAR, least round trip; what the congestion control saved
+_STATE = Struct("<II3f6f")
 OCTETS = _STATE.size
 
 
@@ -23,13 +24,14 @@ def pack(recovery: Recovery) -> bytes:
     """OCTETS octets."""
     timer, control = recovery.timer, recovery.control
     numbers = [*control.saved(), 0.0, 0.0, 0.0, 0.0][:6]
-    return _STATE.pack(_name(control), timer.rtt_s, timer.rtt_variance_s, timer.min_rtt_s, *numbers)
+    return _STATE.pack(_name(control), recovery.retransmits & 0xFFFFFFFF, timer.rtt_s, timer.rtt_variance_s,
+                       timer.min_rtt_s, *numbers)
 
 
 def unpack(recovery: Recovery, octets: bytes | memoryview) -> None:
     """Take over what `pack` gave; numbers that cannot be, and those of another algorithm, are left out."""
     timer, control = recovery.timer, recovery.control
-    whose, rtt_s, variance_s, least_s, *numbers = _STATE.unpack(octets)
+    whose, recovery.retransmits, rtt_s, variance_s, least_s, *numbers = _STATE.unpack(octets)
     timer.rtt_s = clamp(rtt_s, 0.0, RTO_MAX_S, 0.0)
     timer.rtt_variance_s = clamp(variance_s, 0.0, RTO_MAX_S, 0.0)
     timer.min_rtt_s = clamp(least_s, 0.0, RTO_MAX_S, 0.0)

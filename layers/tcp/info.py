@@ -6,7 +6,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from layers.tcp import acknowledgment
-from layers.tcp.connection import SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
+from layers.tcp.connection import SENDING, Connection
 from usernet.pipe.streams import INFO_ANSWER
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TCP_INFO = Struct("=8B24I4Q6IQ2Q2Q2I2Q3I")
 OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE = 1, 2, 4
 NO_TIMER, RETRANSMIT, KEEPALIVE, WAITING, PERSIST = range(5)
-CA_OPEN, CA_RECOVERY, CA_LOSS = 0, 3, 4
+CA_OPEN = 0  # TCP_CA_Open
 _UNLIMITED = 0x7FFFFFFF
 
 
@@ -52,26 +52,31 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     def ago(at: float) -> int:
         return max(0, int((now - at) * 1000)) if at else 0
 
-    rtt, variance, cwnd, ssthresh, flight, rto, backoffs, again = 0.0, 0.0, 0, _UNLIMITED, 0, 0.0, 0, 0
+    rtt, variance, cwnd, ssthresh, rto, backoffs, again = 0.0, 0.0, 0, _UNLIMITED, 0.0, 0, 0
+    state, least_us, unacked, sacked, lost, resent = CA_OPEN, 0xFFFFFFFF, 0, 0, 0, 0
     if recovery is not None:
         rtt, variance, cwnd = recovery.rtt_s, recovery.rtt_variance_s, max(1, recovery.cwnd // mss)
         ssthresh = min(_UNLIMITED, recovery.ssthresh // mss)
-        flight, rto, backoffs, again = recovery.in_flight, recovery.rto_s, recovery.backoffs, recovery.retransmits
-    state = CA_LOSS if backoffs else CA_OPEN
-    unacked = -(-flight // mss) if conn.state not in (SYN_SENT, SYN_RECEIVED, TIME_WAIT) else int(flight > 0)
+        rto, backoffs, again = recovery.rto_s, recovery.backoffs, recovery.retransmits
+        state = recovery.congestion_state
+        if recovery.min_rtt_s:
+            least_us = int(recovery.min_rtt_s * 1e6)
+        board = recovery.board
+        unacked, sacked, lost, resent = (
+            -(-octets // mss) for octets in (board.flight, board.sacked, board.lost, board.resent))
     acked, received = max(conn.snd_una - 1, 0), max(conn.rcv_nxt - 1, 0)
     unsent = max(0, conn.written - max(conn.snd_nxt, 1))
     return TCP_INFO.pack(
         conn.state, state, min(conn.backoffs, 255), min(conn.keepalive_probes + conn.probes_unanswered, 255),
         min(backoffs, 255), options, (conn.peer_scale | conn.own_scale << 4) if conn.scale_ok else 0, 0,
         int(rto * 1e6), int(acknowledgment.DELAY_S * 1e6), mss, conn.peer_segment,
-        unacked, 0, 0, 0, 0,
+        unacked, sacked, lost, resent, 0,
         ago(conn.last_sent), 0, ago(conn.last_text), ago(conn.last_heard),
         conn.path_mss + 40, max(0, conn.advertised - conn.rcv_nxt), int(rtt * 1e6), int(variance * 1e6),
         ssthresh, cwnd, conn.own_mss, 3,
         0, conn.rcv_limit, again,
         0, 0, acked, received,
-        0, 0, unsent, 0, 0, 0,
+        0, 0, unsent, least_us, 0, 0,
         0,
         0, 0, 0, 0, 0, 0, acked, 0,
         0, 0, conn.snd_window)

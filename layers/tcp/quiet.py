@@ -1,7 +1,7 @@
 """Connections that are quiet keep their slot and little else.
 
 A second after the last octet in either direction, where nothing waits to be sent, acknowledged or read, a connection's
-rings go back to the pool, and its loss recovery (1 kB) shrinks to the 40 octets that the slot has anyway. Both come
+rings go back to the pool, and its loss recovery (1 kB) shrinks to the 44 octets that the slot has anyway. Both come
 again when they are needed. The pool gives pages back to the system when nobody took them for a while.
 
 Connections stand in one queue in the order in which they became quiet; it is looked at when the first has waited.

@@ -30,8 +30,8 @@ OPEN, RECOVERY, LOSS = range(3)
 class Recovery:
     """One connection's. `sack`: the peer sends SACK blocks."""
 
-    __slots__ = ("_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more", "_point",
-                 "_probe_due", "_probe_from", "_prr", "_rack", "_round_end", "_rto_at", "_state", "_stored",
+    __slots__ = ("_asked", "_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more",
+                 "_point", "_probe_due", "_probe_from", "_prr", "_rack", "_round_end", "_rto_at", "_state", "_stored",
                  "_syn_expiries", "_tail", "_used", "board", "control", "mss", "retransmits", "sack", "timer")
 
     def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
@@ -42,7 +42,7 @@ class Recovery:
         self.control: CongestionControl = algorithm(mss)
         self.timer = RetransmissionTimer()
         self.board = Scoreboard(mss)
-        self.retransmits = 0
+        self.retransmits = 0  # segments, ever
         self._rack = Rack()
         self._tail = TailProbe()
         self._doubt = Doubt()
@@ -61,6 +61,7 @@ class Recovery:
         self._stored = 0  # the round trip in which `store` did something last
         self._used = 0  # the most that was in flight in this round trip and the last
         self._syn_expiries = 0
+        self._asked = False  # the one segment has left
         self._asking_until: float | None = None  # a successor learns what its predecessor's segments have come to
 
     # -- to be read ------------------------------------------------------------------------------------------------
@@ -107,6 +108,11 @@ class Recovery:
         return pipe if self.sack else max(0, pipe - self._duplicates * self.mss)
 
     @property
+    def congestion_state(self) -> int:
+        """As Linux's enum tcp_ca_state: 0 open, 1 disorder, 3 recovery, 4 loss."""
+        return (1 if self.board.sacked else 0, 3, 4)[self._state]
+
+    @property
     def freed(self) -> bool:
         """Nothing is in flight."""
         return not self.board.flight
@@ -128,7 +134,7 @@ class Recovery:
             self.control.idle(now - self._last_sent, self.timer.base_s)  # RFC 5681 section 4.1
             self._last_sent = now
         if self._asking_until is not None and self.board.lost:
-            return 0 if self.retransmits else self.mss
+            return 0 if self._asked else self.mss
         room = int(self.control.cwnd) - pipe
         if room < self.mss and (self._probe_due or not pipe):
             return self.mss  # RFC 8985 section 7.3: a probe leaves whatever the window is
@@ -143,7 +149,8 @@ class Recovery:
         if self._prr is not None:
             self._prr.sent(end - start)
         if again:
-            self.retransmits += 1
+            self.retransmits += -(-(end - start) // self.mss)
+            self._asked = True
             self._doubt.resent(end - start, now)
         else:
             self._more = not limited
@@ -438,6 +445,7 @@ class Recovery:
         self.board = board = Scoreboard(self.mss, una)
         self._point = self._round_end = self._stored = una
         self._last_sent = last_sent
+        self._asked = False
         if nxt > una:
             for _ in range(2):  # Karn: of this no round trip is measured
                 board.sent(una, nxt, max(1e-6, now - self.timer.base_s))

@@ -76,6 +76,11 @@ class Scoreboard:
         return self.nxt - self.una
 
     @property
+    def resent(self) -> int:
+        """Octets in flight that were sent again (Linux's retrans_out); counted when it is asked for."""
+        return sum(entry.end - entry.start for entry in self._entries if entry.again and entry.state == IN_FLIGHT)
+
+    @property
     def top(self) -> int:
         """Behind the highest number that was selectively acknowledged; UNA where none is."""
         return max(self._top, self.una)

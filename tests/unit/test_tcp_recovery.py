@@ -374,3 +374,27 @@ def test_two_runs_are_the_same():
     path = Path(loss=0.02, reorder=0.02, reorder_s=0.002, duplicate=0.01)
     results = {(flow.run(), flow.transmissions) for flow in (Flow(path, 500 * MSS, seed=7) for _ in range(2))}
     assert len(results) == 1
+
+
+def test_a_successor_that_knows_of_former_retransmissions_asks_all_the_same():
+    it = flow(70, 5)
+    it.clock.run(lambda: it.transmissions >= 60, START_S + 1)
+    saved = advisory.pack(it.recovery)
+    assert it.recovery.retransmits
+    successor = Recovery(MSS, sack=True)
+    advisory.unpack(successor, saved)
+    assert successor.retransmits == it.recovery.retransmits
+    successor.restored(it.una, it.nxt, it.clock.now)
+    assert successor.allowance(it.clock.now) == MSS
+    successor.sent(it.una, it.una + MSS, it.clock.now, False)
+    assert successor.allowance(it.clock.now) == 0
+    assert successor.deadline is not None
+    assert not successor.expire(successor.deadline)
+    assert successor.allowance(it.clock.now + 1) > MSS
+
+
+def test_congestion_states_are_linux_s():
+    it, states = flow(1000, 100, *range(900, 1500)), set()
+    it.trace = lambda it: states.add(it.recovery.congestion_state)
+    it.run()
+    assert states == {0, 1, 3, 4}  # enum tcp_ca_state: open, disorder, recovery, loss
