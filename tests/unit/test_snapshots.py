@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +183,29 @@ def test_the_code_that_the_keeper_booted_needs_no_import_in_a_fork():
     before = sys.modules["layers.arp.__main__"]
     booted.install()
     assert sys.modules["layers.arp.__main__"] is before
+
+
+@pytest.mark.parametrize("layer", ["link", "ip", "tcp", "sockets"])
+def test_an_edit_of_any_module_that_a_layer_runs_is_seen_and_loaded(layer, tmp_path, monkeypatch):
+    for package in ("bus", "packets", "layers", "usernet"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    names = in_a_fork(lambda: [importlib.import_module(f"layers.{layer}.__main__").__name__, sorted(
+        name for name, module in sys.modules.items() if name.startswith(("bus", "packets", "layers.", "usernet.pipe"))
+        and (name.split(".")[1:2] in ([layer], ["common"]) or not name.startswith("layers.")))])[1]
+    monkeypatch.setattr(snapshots, "ROOT", tmp_path)
+    assert len(names) > 20
+    prints = fingerprint(packages_of(layer))
+    for name in names:  # one after the other
+        path = tmp_path / name.replace(".", "/")
+        with open(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"), "a") as file:
+            file.write("\nEDITED = True\n")
+        prints, before = fingerprint(packages_of(layer)), prints
+        assert prints != before, name
+    snapshot = Snapshot(layer)
+
+    def not_edited() -> list[str]:
+        snapshot.install()
+        importlib.import_module(f"layers.{layer}.__main__")
+        return [name for name in names if not getattr(importlib.import_module(name), "EDITED", False)]
+
+    assert in_a_fork(not_edited) == []
