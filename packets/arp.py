@@ -11,6 +11,7 @@ from struct import Struct
 PACKET = Struct("!6sH6s4s6s4s")  # kind of addresses, operation, sender's MAC and address, target's MAC and address
 PACKET_OCTETS = PACKET.size
 
+IEEE802_IPV4 = bytes.fromhex("0006 0800 06 04")  # RFC 1042: hosts on IEEE 802 networks say 6; RFC 1122 section 2.3.3
 ETHERNET_IPV4 = bytes.fromhex("0001 0800 06 04")  # hardware Ethernet, protocol IPv4, 6 and 4 octets
 REQUEST = 1
 REPLY = 2

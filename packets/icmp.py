@@ -42,6 +42,7 @@ EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quo
 QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
 
 _RECORD_ROUTE, _TIMESTAMP = bytes((RECORD_ROUTE,)), bytes((TIMESTAMP,))
+_TIMESTAMP_FLAGS = (0, 1, 3)  # RFC 791: those in which ip records anything
 _PRESPECIFIED = 3  # RFC 791: flag of a timestamp option whose addresses its sender chose
 _ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
 
@@ -87,6 +88,8 @@ def as_received(packet: bytes) -> bytes:
             start = pointer - 1 - slot
             if overflow:  # it was full already
                 header[at + 3] -= 16
+            elif flag not in _TIMESTAMP_FLAGS:
+                continue
             elif 4 <= start <= len(option) - slot and (not flag or option[start : start + 4] == ours):
                 kept = 4 if flag == _PRESPECIFIED else 0
                 header[at + start + kept : at + pointer - 1] = bytes(slot - kept)

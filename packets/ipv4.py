@@ -21,6 +21,8 @@ TTL, PROTOCOL = 5, 6  # of what HEADER.unpack gives
 SOURCE, DESTINATION = slice(12, 16), slice(16, 20)
 TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
+LIMITED_BROADCAST = b"\xff" * 4
+LINK_LOCAL_GROUPS = b"\xe0\0\0"  # RFC 5771 section 4: 224.0.0.0/24 is never passed on by a router
 
 
 def build(source: bytes, destination: bytes, protocol: int, payload: bytes, *, ttl: int = 64, tos: int = 0,

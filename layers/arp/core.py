@@ -170,7 +170,7 @@ class Core:
             counters[Counters.too_short] += 1
             return
         addressing, operation, sender_mac, sender, _, target = arp.PACKET.unpack_from(octets)  # the rest is padding
-        if addressing != arp.ETHERNET_IPV4:
+        if addressing not in (arp.ETHERNET_IPV4, arp.IEEE802_IPV4):
             counters[Counters.not_ethernet_ipv4] += 1
         elif operation not in (arp.REQUEST, arp.REPLY):
             counters[Counters.unknown_operation] += 1

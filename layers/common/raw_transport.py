@@ -171,6 +171,8 @@ class DirectTransport(Transport[SocketsT]):
             refusal = malformed or self._refusal(socket, destination, data)
             if not refusal and source != ANY and not self._routes.is_local(_number(source, "big")):
                 refusal = errno.ENETUNREACH  # Linux, ip_route_output_key_hash; the address may have been ours
+            elif not refusal and self._routes.leaks(_number(source, "big"), _number(destination, "big")):
+                refusal = errno.EINVAL
             if refusal:
                 counters[DirectCounters.send_refused] += 1
                 sends.append(refused(handle, refusal, destination, 0, data))

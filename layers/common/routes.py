@@ -13,6 +13,7 @@ from bus.messages import Route, Routes
 
 ANY = 0
 LOOPBACK = 0x7F000001  # RFC 1122 section 3.2.1.3 (g): 127/8 never leaves the host
+LOOPBACK_BROADCAST = 0x7FFFFFFF  # Linux: the loopback interface is 127.0.0.1/8
 BROADCAST = 0xFFFFFFFF
 ALL_ONES = 0xFFFFFFFF
 BROADCAST_PREFIX_MAX = 30  # RFC 3021: a /31 has no broadcast address, nor has a single host
@@ -102,6 +103,13 @@ class RouteTable:
         """True for the addresses of multicast groups and for those of `is_broadcast`."""
         return is_multicast(address) or self.is_broadcast(address)
 
+    def leaks(self, source: int, destination: int) -> bool:
+        """True where a packet would carry an address of 127/8 out of the host (RFC 1122 section 3.2.1.3 (g)).
+
+        Linux's __mkroute_output: EINVAL.
+        """
+        return source >> 24 == 127 and not self.is_local(destination)
+
     def source_for(self, destination: int) -> int | None:
         """The source address of a packet whose sender did not choose one; None: no way there.
 
@@ -120,6 +128,7 @@ class RouteTable:
 
 def _broadcasts(addresses: Iterable[tuple[int, int]]) -> Iterable[int]:
     yield BROADCAST
+    yield LOOPBACK_BROADCAST
     for address, prefix in addresses:
         if prefix <= BROADCAST_PREFIX_MAX:
             yield address | ALL_ONES & ~mask(prefix)

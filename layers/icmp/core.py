@@ -21,6 +21,7 @@ from bus.messages import (
     ERROR_HEAD,
     FAMILY_4,
     FLAG_GROUP,
+    FLAG_LOOPED,
     ICMP_ERROR,
     PACKET_HEAD,
     REPORT_HEAD,
@@ -263,7 +264,9 @@ class Core(DirectTransport[PingSockets]):
             packet = Packet._make(PACKET_HEAD.unpack_from(report, REPORT_HEAD.size))
             quote = report[start:]
             refusal = self._refuse_report(icmp_type, packet, quote)
-            if refusal is None and not self._limits.allow(packet.source, self._now):
+            # Linux, icmpv4_xrlim_allow and icmpv4_mask_allow: there is no limit on what stays in the host
+            looped = packet.flags & FLAG_LOOPED
+            if refusal is None and not looped and not self._limits.allow(packet.source, self._now):
                 refusal = Counters.report_limited
             if refusal is not None:
                 counters[refusal] += 1
@@ -290,8 +293,11 @@ class Core(DirectTransport[PingSockets]):
             message = quote[packet.header_octets :]
             if not message or message[0] not in wire.QUERY_TYPES:
                 return Counters.report_about_icmp
-        if packet.flags & FLAG_GROUP or not self._routes.is_local(_number(packet.destination, "big")):
+        destination = _number(packet.destination, "big")
+        if packet.flags & FLAG_GROUP or not self._routes.is_local(destination) or self._routes.is_group(destination):
             return Counters.report_to_group
+        if packet.flags & FLAG_LOOPED:  # within the host 127/8 is a source as good as any
+            return None
         # 0/8, loopback, multicast and class E; a broadcast address of ours.
         if ipv4.source_is_martian(packet.source) or self._routes.is_group(_number(packet.source, "big")):
             return Counters.report_from_group

@@ -47,6 +47,8 @@ class PingSockets(DirectSockets):
             local = local or routes.source_for(wanted.peer) or 0
             if not local:
                 raise OSError(errno.ENETUNREACH, "no route to the peer")
+            if routes.leaks(local, wanted.peer):
+                raise OSError(errno.EINVAL, "no packet leaves the host from 127/8")
         identifier = 0
         if wanted.bind:
             # A repeated declaration finds the identifier that was chosen for the first one.

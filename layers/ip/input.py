@@ -94,7 +94,8 @@ class Input:
             elif flags & FLAG_GROUP:
                 counters[C.unicast_in_group_frame] += 1
                 continue
-            if source not in sources and not self._is_host(source) and not _is_unnumbered_router(source, protocol):
+            if source not in sources and not self._is_host(source) and not _may_lack_address(
+                    source, destination, protocol):
                 counters[C.bad_source] += 1
                 continue
             packet = record[_START : _START + total]  # RFC 894: what is beyond is padding
@@ -194,9 +195,14 @@ class Input:
         return False
 
 
-def _is_unnumbered_router(source: bytes, protocol: int) -> bool:
-    """RFC 4541 section 2.1.1: a switch that asks in a router's place may have no address."""
-    return protocol == ipv4.IGMP and source == bytes(4)
+def _may_lack_address(source: bytes, destination: bytes, protocol: int) -> bool:
+    """Whether a packet may come from 0/8: from a host that has no address yet, or a switch that has none.
+
+    RFC 1122 section 3.2.1.3 (a): while a host learns its address; as on Linux only to all, or to a group of the link
+    (ip_route_input_slow, ip_mc_validate_source). RFC 4541 section 2.1.1: a switch that asks in a router's place.
+    """
+    return source[0] == 0 and (destination == ipv4.LIMITED_BROADCAST or destination[:3] == ipv4.LINK_LOCAL_GROUPS
+                               or protocol == ipv4.IGMP)
 
 
 def _cut_head(head: bytes) -> bytes:

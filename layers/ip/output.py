@@ -65,10 +65,10 @@ class Flow:
 
     __slots__ = ("crafted", "dont_fragment", "end", "flags", "loops", "mac", "may_fragment", "middle", "mtu_octets",
                  "neighbor", "option_octets", "partial", "plain_octets", "protocol", "series", "size", "start",
-                 "template", "template_sum", "upper", "whole_octets")
+                 "template", "template_sum", "up_flags", "upper", "whole_octets")
 
     def __init__(self, head: bytes, template: bytes, series: Series, dont_fragment: bool, upper: int | None,
-                 neighbor: Neighbor | None, loops: bool, mtu_octets: int) -> None:
+                 neighbor: Neighbor | None, loops: bool, mtu_octets: int, group: int = 0) -> None:
         self.size, _, _, flags, self.protocol, _, _, self.option_octets, *_ = TRANSMIT_HEAD.unpack(head)
         self.template = template
         self.series = series  # of identification numbers
@@ -83,6 +83,7 @@ class Flow:
         self.neighbor = neighbor
         self.mac = b""  # that stands in `start`
         self.loops = loops
+        self.up_flags = FLAG_LOOPED | group  # of what comes back to this host
         self.mtu_octets = mtu_octets
         plain = not self.option_octets and not self.crafted and (not loops or (neighbor is None and upper is not None))
         self.whole_octets = mtu_octets if plain else 0  # longest packet of a super-packet that may go on as it is
@@ -91,7 +92,7 @@ class Flow:
 
     def head_up(self) -> bytes:
         """The PACKET_HEAD of what is for this host."""
-        flags = FLAG_LOOPED | (FLAG_CHECKSUM_PARTIAL if self.partial else 0)
+        flags = self.up_flags | (FLAG_CHECKSUM_PARTIAL if self.partial else 0)
         _, tos, _, _, _, ttl, protocol, _, source, destination = ipv4.HEADER.unpack(self.template)
         return PACKET_HEAD.pack(INTERFACE, FAMILY_4, flags, ipv4.HEADER_OCTETS, self.size, protocol, ttl, tos, source,
                                 destination)
@@ -281,7 +282,7 @@ class Output:
 
     def _loop(self, flow: Flow, built: bytes, sends: list[Send]) -> None:
         self._counters[C.looped] += 1
-        flags = FLAG_LOOPED if flow.neighbor is None else FLAG_LOOPED | FLAG_GROUP
+        flags = flow.up_flags
         protocol = built[ipv4.PROTOCOL_AT]
         record = record_of(built, flags)
         copied = protocol in self._uppers.wanted
@@ -325,9 +326,15 @@ class Output:
             source = (routes.source_for(to) or 0).to_bytes(4, "big")
         upper, series = UPPER.get(protocol), self._identifications.series(source, destination, protocol)
         dont_fragment = bool(flags & messages.TRANSMIT_DONT_FRAGMENT)
+        group = 0
         if routes.is_local(to):
             template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(head, template, series, dont_fragment, upper, None, True, ipv4.LENGTH_MAX)
+            if routes.is_broadcast(to):  # 127.255.255.255
+                if not flags & messages.TRANSMIT_BROADCAST:
+                    self._counters[C.broadcast_denied] += 1
+                    return None
+                group = FLAG_GROUP
+            flow = Flow(head, template, series, dont_fragment, upper, None, True, ipv4.LENGTH_MAX, group)
         else:
             way = self._way(to, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
@@ -348,7 +355,7 @@ class Output:
             # What is left of DF on a path that carries less than we are willing to send: see path_mtu.Path.
             dont_fragment = dont_fragment and not (capped and flags & messages.TRANSMIT_MAY_FRAGMENT)
             template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            flow = Flow(head, template, series, dont_fragment, upper, neighbor, loops, mtu_octets)
+            flow = Flow(head, template, series, dont_fragment, upper, neighbor, loops, mtu_octets, FLAG_GROUP)
         if len(self._flows) >= FLOWS_MAX or len(self._destinations) >= FLOWS_MAX:
             self._flows.clear()
             self._destinations.clear()

@@ -2,9 +2,9 @@
 
 Owns the fragments of datagrams that are not whole yet: in memory alone; a crash loses them, as a network may.
 
-What it does with hostile input: a fragment that makes no sense is dropped; one that overlaps another, without being the
-same, spoils its datagram, now and for what is still to come of it; memory is bounded for each source and for all, and
-who uses most gives way, the oldest first.
+What it does with hostile input: a fragment that makes no sense is dropped; one that overlaps another, without being
+contained in what is there, spoils its datagram, now and for what is still to come of it; memory is bounded for each
+source and for all, and the source that uses most gives way, its oldest first.
 """
 
 from __future__ import annotations
@@ -49,11 +49,20 @@ class Datagram:
         self.cost = 0
 
     def insert(self, start: int, data: bytes, last: bool) -> bool | None:
-        """Take a piece. None: it is there already. False: it contradicts what is there."""
+        """Take a piece. None: all of it is there already. False: it contradicts what is there.
+
+        RFC 791 section 3.2 lets what comes later win, Linux (inet_frag_queue_insert) what came first; where it overlaps
+        in part, or contains what is there, Linux drops the whole datagram.
+        """
         starts, pieces = self.starts, self.pieces
         end = start + len(data)
+        if self.end is not None and (end > self.end or (last and end != self.end)):
+            return False
         place = bisect_right(starts, start)
-        if place and starts[place - 1] == start and pieces[place - 1] == data and last == (self.end == end):
+        if self._covers(place - 1, start, end):
+            if last and starts[-1] + len(pieces[-1]) > end:
+                return False
+            self.end = end if last else self.end
             return None
         # RFC 5722 section 4, for IPv6; no honest sender of IPv4 makes such fragments either
         if place and starts[place - 1] + len(pieces[place - 1]) > start:
@@ -61,15 +70,24 @@ class Datagram:
         if place < len(starts) and starts[place] < end:
             return False
         if last:
-            if self.end is not None or place < len(starts):
+            if place < len(starts):
                 return False
             self.end = end
-        elif self.end is not None and end > self.end:
-            return False
         starts.insert(place, start)
         pieces.insert(place, data)
         self.octets += len(data)
         return True
+
+
+    def _covers(self, place: int, start: int, end: int) -> bool:
+        """Whether pieces without a gap, from that one on, have all of [start, end)."""
+        if place < 0:
+            return False
+        reached = self.starts[place] + len(self.pieces[place])
+        while start < reached < end and place + 1 < len(self.starts) and self.starts[place + 1] == reached:
+            place += 1
+            reached += len(self.pieces[place])
+        return end <= reached
 
 
 class Source:
@@ -115,8 +133,9 @@ class Reassembly:
         taken = datagram.insert(start, data, not more)
         if taken is None:
             counters[C.fragment_repeated] += 1
-            return None
-        if not taken:
+            if datagram.octets != datagram.end:
+                return None
+        elif not taken:
             counters[C.fragment_spoilt] += 1
             self._spoil(datagram)
             return None

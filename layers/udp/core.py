@@ -148,7 +148,7 @@ class Core(Transport[SocketTable]):
     def _receivers(self, flow: bytes) -> list[int]:
         """Who gets a datagram that came by broadcast or multicast: all who hear it, unless it is ours alone by IP."""
         _, destination, _, _ = FLOW.unpack(flow)
-        if not self._routes.is_local(destination):
+        if not self._routes.is_local(destination) or self._routes.is_group(destination):
             return self._sockets.find_all(flow)
         handle = self._sockets.find(flow)
         return [handle] if handle else []

@@ -183,6 +183,9 @@ class Output:
             # Linux, ip_route_output_key_hash: no way there, or not from an address that is no longer ours
             refusals.append(refused(handle, errno.ENETUNREACH, destination.to_bytes(4, "big"), port, data))
             return self._refuse_send(Counters.send_no_route)
+        if self._routes.leaks(origin, destination):
+            refusals.append(refused(handle, errno.EINVAL, destination.to_bytes(4, "big"), port, data))
+            return self._refuse_send(Counters.send_no_route)
         declared = socket.declared
         multicast = is_multicast(destination)
         # RFC 1112 section 6.1: multicasts have a TTL of their own.

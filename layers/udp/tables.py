@@ -244,6 +244,8 @@ def _connect(declared: SocketState, old: Socket | None, routes: RouteTable) -> t
     source = routes.source_for(peer)
     if source is None:
         raise OSError(errno.ENETUNREACH, "no route to the peer")
+    if routes.leaks(declared.local, peer):
+        raise OSError(errno.EINVAL, "no packet leaves the host from 127/8")
     return declared.local or source, peer
 
 

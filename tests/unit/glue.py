@@ -180,6 +180,10 @@ class Stack:
         (reply,) = self._heard(messages.SOCKET_REPLY)
         return decode_socket_reply(reply)
 
+    def joins(self, handle: int, *groups: messages.SourceFilter) -> None:
+        """MEMBERSHIP: the groups of a socket, all of them."""
+        self._asks("ip", messages.MEMBERSHIP, encode(messages.Membership(handle, groups)))
+
     def sends(self, handle: int, payload: bytes, to: str = "0.0.0.0", port: int = 0, layer: str = "udp") -> None:
         """SEND; without a destination to the connected peer."""
         self._asks(layer, messages.SEND, SEND_HEADER.pack(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)

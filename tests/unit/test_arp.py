@@ -147,7 +147,7 @@ def test_our_own_packets_that_come_back_are_dropped(host):
 @pytest.mark.parametrize(("octets", "counter"), [
     (b"", "too_short"),
     (request(PEER_MAC, PEER, OUR)[:27], "too_short"),
-    (b"\x00\x06" + request(PEER_MAC, PEER, OUR)[2:], "not_ethernet_ipv4"),
+    (b"\x00\x07" + request(PEER_MAC, PEER, OUR)[2:], "not_ethernet_ipv4"),
     (request(PEER_MAC, PEER, OUR)[:2] + b"\x86\xdd" + request(PEER_MAC, PEER, OUR)[4:], "not_ethernet_ipv4"),
     (request(PEER_MAC, PEER, OUR)[:5] + b"\x10" + request(PEER_MAC, PEER, OUR)[6:], "not_ethernet_ipv4"),
     (arp_packet(3, PEER_MAC, PEER, OUR), "unknown_operation"),

@@ -164,7 +164,7 @@ def test_rfc7126_4_3_and_4_4_a_source_routed_packet_is_dropped(layer, kind):
     (b"\x01\x01\x01\xfe", 23),  # no room for a length
     (b"\x07\x02\x01\x01", 21), (route(3, NONE), 22), (route(5, NONE), 22), (route(0, NONE), 22),
     (b"\x44\x03\x05\x01", 21), (stamp(4, 0, NONE), 22), (stamp(6, 0, NONE), 22), (stamp(5, 1, NONE), 22),
-    (stamp(5, 2, NONE), 23), (stamp(9, 0, NONE, overflow=15), 23),
+    (b"\x94\x03\0\0", 21), (stamp(6, 2, NONE), 22), (stamp(9, 0, NONE, overflow=15), 23),
     (route(4, NONE) + route(4, NONE), 27), (stamp(5, 0, NONE) + stamp(5, 0, NONE), 28),
 ])  # fmt: skip
 def test_rfc1122_3_2_2_5_what_is_malformed_is_told_with_a_pointer_to_it(layer, options, pointer):

@@ -86,10 +86,22 @@ def test_a_repeated_fragment_is_ignored(bench):
     assert bench.dropped() == {"fragment_repeated": 4}
 
 
+@pytest.mark.parametrize("contained", [(0, b"x" * 16, True), (0, A[:8], True), (8, b"a" * 8, True), (8, b"x" * 8, True),
+                                       (40, C, False)])
+def test_rfc791_3_2_what_is_contained_in_what_is_there_changes_nothing(bench, contained):
+    """As Linux's inet_frag_queue_insert: the first octets stay."""
+    bench.add(0, A, True)
+    bench.add(40, C, False)
+    assert bench.add(*contained) is None
+    whole = bench.add(16, B, True)
+    assert whole is not None
+    assert whole[20:] == A + B + C
+    assert bench.dropped() == {"fragment_repeated": 1}
+
+
 @pytest.mark.parametrize("contradiction", [
-    (0, b"x" * 16, True),  # other data
     (0, A, False),  # the same data, but said to be the last
-    (0, A + b"a" * 8, True), (0, A[:8], True), (8, b"a" * 8, True), (8, b"a" * 16, True),  # teardrop and its kin
+    (0, A + b"a" * 8, True), (8, b"a" * 16, True),  # teardrop and its kin
     (8, C, False), (48, B, False), (56, b"b" * 8, True),  # another end, data beyond the end
 ])  # fmt: skip
 def test_rfc5722_4_a_contradiction_spoils_the_whole_packet_until_its_time_is_over(bench, contradiction):
