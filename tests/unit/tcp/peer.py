@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packets.tcp import ACK, FLAG_LETTERS, RST, SYN, Options, Segment
+from packets.tcp import ACK, FLAG_LETTERS, RST, SYN, Options, Segment, parse
 from tests.unit.tcp.host import A, B, Host
 
 PEER_PORT, PORT = 4242, 80
@@ -36,7 +36,7 @@ class Peer:
         self.host.at(end)
 
     def _hear(self) -> list[Segment]:
-        new = self.host.out()
+        new = [parse(segment.pack()) or segment for segment in self.host.out()]
         for segment in new:
             if segment.flags & SYN:
                 self.isn, self.host_port = segment.sequence, segment.source_port
