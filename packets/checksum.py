@@ -22,12 +22,10 @@ def checksum(data: bytes, initial: int = 0) -> int:
     return 65535 - total
 
 
-def verifies(data: bytes, initial: int = 0) -> bool:
+def verifies(data: bytes | memoryview, initial: int = 0) -> bool:
     """True where `data`, which includes its checksum field, sums up to all ones (RFC 1071 section 1).
 
     `initial` is as in `checksum`. All zero octets sum to zero and do not verify.
     """
-    if len(data) & 1:
-        data = data + b"\0"
-    number = from_bytes(data, "big") + initial
+    number = (from_bytes(data, "big") << 8 * (len(data) & 1)) + initial
     return number % 65535 == 0 and number != 0

@@ -87,7 +87,7 @@ class Segment(NamedTuple):
     window: int
     urgent: int = 0
     options: Options = NO_OPTIONS
-    payload: bytes = b""
+    payload: bytes = b""  # or a view of octets
     packed: bytes | None = None  # the options in octets, where its maker has them; then `options` is not looked at
 
     @property
@@ -95,18 +95,20 @@ class Segment(NamedTuple):
         """SEG.LEN: octets of sequence space (RFC 9293 section 3.4), SYN and FIN included."""
         return len(self.payload) + (self.flags & SYN > 0) + (self.flags & FIN)
 
-    @property
-    def octets(self) -> int:
-        """How long it is, header included."""
-        options = self.options.pack() if self.packed is None else self.packed
-        return HEADER_OCTETS + len(options) + len(self.payload)
+    def pack(self) -> bytes:
+        """In octets; the checksum is left 0."""
+        return b"".join(self.parts())
 
-    def pack(self, checksum: int = 0) -> bytes:
-        """In octets; the checksum as given."""
-        options = self.options.pack() if self.packed is None else self.packed
-        header = HEADER.pack(self.source_port, self.destination_port, self.sequence, self.acknowledgment,
-                             (HEADER_OCTETS + len(options)) << 2, self.flags, self.window, checksum, self.urgent)
-        return b"".join((header, options, self.payload))
+    def parts(self, pseudo: int | None = None) -> tuple[bytes, bytes, bytes]:
+        """Header, options and text in octets; with `pseudo`, `pseudo_sum` of no octets, the checksum is partial."""
+        source, destination, sequence, acknowledgment, flags, window, urgent, unpacked, payload, options = self
+        if options is None:
+            options = unpacked.pack()
+        header_octets = HEADER_OCTETS + len(options)
+        total = 0 if pseudo is None else (pseudo + header_octets + len(payload)) % 65535 or 65535
+        header = HEADER.pack(source, destination, sequence, acknowledgment, header_octets << 2, flags, window, total,
+                             urgent)
+        return header, options, payload
 
     def __str__(self) -> str:
         letters = "".join(letter for bit, letter in enumerate(FLAG_LETTERS) if self.flags >> bit & 1)
@@ -119,7 +121,7 @@ def header_octets(segment: bytes) -> int:
     return segment[12] >> 4 << 2
 
 
-def parse(octets: bytes) -> Segment | None:
+def parse(octets: bytes | memoryview) -> Segment | None:
     """The segment that `octets` are, checksum unseen; None: shorter than its header says, or than a header can be."""
     if len(octets) < HEADER_OCTETS:
         return None
@@ -132,8 +134,8 @@ def parse(octets: bytes) -> Segment | None:
     elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # what all but the first segments carry
         options = Options(timestamps=_STAMPS.unpack_from(octets, 24))  # type: ignore[arg-type]
     else:
-        options = parse_options(octets[HEADER_OCTETS:start])
-    return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])
+        options = parse_options(bytes(octets[HEADER_OCTETS:start]))
+    return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])  # type: ignore[arg-type]
 
 
 def parse_options(octets: bytes) -> Options:

@@ -240,7 +240,7 @@ class Calls:
 
     # -- SEND, RECEIVE, CLOSE, ABORT ------------------------------------------------------------------------------
 
-    def stream(self, handle: int, flags: int, offset: int, octets: bytes) -> None:
+    def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
         """STREAM: SEND, and with STREAM_END CLOSE of our way."""
         engine = self._engine
         conn = engine.lookup.by_handle.get(handle)

@@ -165,7 +165,7 @@ class Core:
 
     def _stream(self, record: bytes) -> None:
         handle, flags, offset = STREAM_HEADER.unpack_from(record)
-        self.calls.stream(handle, flags, offset, record[STREAM_HEADER.size :])
+        self.calls.stream(handle, flags, offset, memoryview(record)[STREAM_HEADER.size :])
 
     def _read(self, record: bytes) -> None:
         self.calls.read(*READ_RECORD.unpack(record))

@@ -343,7 +343,7 @@ class Engine:
 
     # -- from the application -------------------------------------------------------------------------------------
 
-    def write(self, conn: Connection, number: int, octets: bytes) -> bool:
+    def write(self, conn: Connection, number: int, octets: bytes | memoryview) -> bool:
         """Octets to send, from `number` on, which is at most `written`; False: there is no memory."""
         start = max(number, conn.written)
         fresh = octets[start - number :]

@@ -28,6 +28,7 @@ from packets.checksum import verifies
 from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
 from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
 
+VIEW_OCTETS = 4096  # records of so many are looked at where they are; of shorter ones a copy is cheaper
 LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: what an IP packet with all options has room for
 MTU_DISCOVER_WANT = 1
@@ -94,15 +95,15 @@ class Records:
         family = FAMILY_4 if len(destination) == 4 else FAMILY_6
         head = TRANSMIT_HEAD.pack(size, 0, family, flags | TRANSMIT_PARTIAL, PROTOCOL, ttl, tos, len(ip_options),
                                   source, destination)
-        octets = segment.pack(pseudo_sum(source, destination, segment.octets) % 65535 or 65535)
-        self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, octets))))
+        parts = segment.parts(pseudo_sum(source, destination, 0))
+        self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, *parts))))
 
     # -- above
 
     def stream(self, handle: int, flags: int, offset: int, octets: bytes) -> None:
         """See `Above`."""
         head = STREAM_HEADER.pack(handle, flags, offset)
-        self.sends.append((topology.SOCKETS, messages.STREAM, head + octets if octets else head))
+        self.sends.append((topology.SOCKETS, messages.STREAM, b"".join((head, octets)) if octets else head))
 
     def room(self, handle: int, flags: int, taken: int, acked: int, limit: int) -> None:
         """See `Above`."""
@@ -124,7 +125,8 @@ def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
     if flags & FLAG_GROUP:  # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
         counters[C.to_group] += 1
         return None
-    octets = record[PACKET_HEAD.size + header_octets :]
+    start = PACKET_HEAD.size + header_octets
+    octets = record[start:] if len(record) < VIEW_OCTETS else memoryview(record)[start:]
     segment = parse(octets)
     if segment is None:
         counters[C.packet_truncated] += 1
