@@ -26,7 +26,7 @@ from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.records import Paths, Records, arrival_of
-from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, READ_RECORD, STREAM_HEADER
+from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, INFO_HEADER, READ_RECORD, STREAM_HEADER
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles
 KEY_SECRET = 1 << 32
@@ -175,9 +175,18 @@ class Core:
         self.calls.accept(handle, taken, limit)
 
     def _info(self, record: bytes) -> None:
-        handle = STREAM_HEADER.unpack(record)[0]
-        conn = self.engine.lookup.by_handle.get(handle)
-        answer = record
+        handle, _, request = INFO_HEADER.unpack(record)
+        engine = self.engine
+        conn = engine.lookup.by_handle.get(handle)
+        answers: list[bytes] = []
         if conn is not None:
-            answer += info.header(self.engine, conn) + info.tcp_info(self.engine, conn)
-        self._records.sends.append((topology.SOCKETS, messages.STREAM_INFO, answer))
+            answers.append(record + info.header(engine, conn) + info.tcp_info(engine, conn))
+        elif not handle:  # all there is
+            lookup = engine.lookup
+            answers += [INFO_HEADER.pack(listener.handle, 0, request) + info.listening(listener)
+                        for listener in lookup.listeners.values()]
+            answers += [b"".join((INFO_HEADER.pack(each.handle, 0, request), info.header(engine, each),
+                                  info.tcp_info(engine, each), info.ends(each)))
+                        for each in lookup.connections.values()]
+            answers.append(record)
+        self._records.sends += [(topology.SOCKETS, messages.STREAM_INFO, answer) for answer in answers or [record]]

@@ -353,7 +353,10 @@ class Engine:
         ring = conn.send_ring
         if ring is None or ring.size < needed:
             larger = self.rings.take(size_for(needed))
-            if larger is None or larger.size < needed:
+            if larger is None:
+                return False
+            if larger.size < needed:
+                self.rings.give(larger)
                 return False
             if ring is not None:
                 first = max(conn.snd_una, 1)

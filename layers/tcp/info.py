@@ -6,15 +6,17 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from layers.tcp import acknowledgment
-from layers.tcp.connection import SENDING, Connection
+from layers.tcp.connection import LISTEN, SENDING, Connection
 from usernet.pipe.streams import INFO_ANSWER
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
+    from layers.tcp.listen import Listener
 
-# state, ca_state, retransmits, probes, backoff, options, scales (4 bits each), flags; 24 times 32 bits; 4 times 64
-# bits ...
-TCP_INFO = Struct("=8B24I4Q6IQ2Q2Q2I2Q3I")
+# As Linux has it since 5.4, up to tcpi_snd_wnd: 8 octets, 24 words, rates and octets (4 times 64 bits), segments (6
+# words), delivery (4 times 64 bits, 2 words), octets sent and sent again, 4 words.
+TCP_INFO = Struct("=8B24I4Q6I4Q2I2Q4I")
+ENDS = Struct("<HHI")  # local port, peer's, octets of an address; both addresses follow
 OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE = 1, 2, 4
 NO_TIMER, RETRANSMIT, KEEPALIVE, WAITING, PERSIST = range(5)
 CA_OPEN = 0  # TCP_CA_Open
@@ -77,6 +79,20 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
         0, conn.rcv_limit, again,
         0, 0, acked, received,
         0, 0, unsent, least_us, 0, 0,
-        0,
-        0, 0, 0, 0, 0, 0, acked, 0,
-        0, 0, conn.snd_window)
+        0, 0, 0, 0, 0, 0,
+        max(conn.snd_nxt - 1, 0), 0,
+        0, 0, 0, min(conn.snd_window, 0xFFFFFFFF))
+
+
+def ends(conn: Connection) -> bytes:
+    """The ports and addresses of a connection, ours first."""
+    local, port, peer, peer_port = conn.ends
+    return b"".join((ENDS.pack(port, peer_port, len(local)), local, peer))
+
+
+def listening(listener: Listener) -> bytes:
+    """The same of a listener, as `ss` shows it: how many wait to be accepted, and how many may."""
+    waiting, most = listener.handed - listener.taken + len(listener.syn_queue), max(listener.options.listen, 0)
+    head = INFO_ANSWER.pack(LISTEN, NO_TIMER, 0, 0, 0, 0, waiting, most, 0)
+    local = listener.address or bytes(4)
+    return b"".join((head, bytes(TCP_INFO.size), ENDS.pack(listener.port, 0, len(local)), local, bytes(len(local))))

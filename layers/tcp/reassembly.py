@@ -73,6 +73,9 @@ def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
     larger = engine.rings.take(wanted)
     if larger is None:
         return ring is not None and end - conn.read <= ring.size
+    if ring is not None and larger.size <= ring.size:  # memory is scarce: what there is has to do
+        engine.rings.give(larger)
+        return end - conn.read <= ring.size
     if ring is not None:
         ring.copy_to(larger, conn.read - 1, conn.rcv_nxt - 1)
         for first, last in conn.out_of_order or ():
