@@ -26,7 +26,7 @@ from packets.tcp import ACK, RST, SYN
 if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
 
-TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes: see docs/decisions/streams.md
+TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes
 BLACK_HOLE_TIMEOUTS = 2  # RFC 4821, Linux tcp_mtu_probing = 1: after so many in a row a smaller segment is tried
 BLACK_HOLE_MSS = 1024  # Linux tcp_base_mss
 MSS_MIN = 48  # Linux tcp_min_snd_mss
