@@ -132,7 +132,7 @@ def parse(octets: bytes | memoryview) -> Segment | None:
     elif start < HEADER_OCTETS or start > len(octets):
         return None
     elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # what all but the first segments carry
-        options = Options(timestamps=_STAMPS.unpack_from(octets, 24))  # type: ignore[arg-type]
+        options = Options(None, None, False, _STAMPS.unpack_from(octets, 24))  # type: ignore[arg-type]
     else:
         options = parse_options(bytes(octets[HEADER_OCTETS:start]))
     return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])  # type: ignore[arg-type]
@@ -167,6 +167,11 @@ def parse_options(octets: bytes) -> Options:
             sack = tuple(_STAMPS.iter_unpack(body))  # type: ignore[arg-type]
         at += length
     return Options(mss, scale, permitted, timestamps, tuple(sack))  # type: ignore[arg-type]
+
+
+def timestamps_alone(value: int, echo: int) -> bytes:
+    """The options of a segment that carries nothing but timestamps."""
+    return _TIMESTAMPS_OPTION.pack(_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10, value, echo)
 
 
 def pseudo_sum(source: bytes, destination: bytes, octets: int) -> int:

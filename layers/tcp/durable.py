@@ -130,8 +130,8 @@ class Durable:
             self._memory, at + _HOT_AT, send.reference if send is not None else 0,
             receive.reference if receive is not None else 0, conn.written, 0 if end is None else end + 1, conn.snd_nxt,
             conn.snd_una, conn.rcv_nxt, 0 if fin_at is None else fin_at + 1, conn.advertised, conn.read,
-            conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, min(conn.snd_window, _MASK_32),
-            min(conn.window_max, _MASK_32), conn.rcv_limit, conn.send_limit, wait or 0.0, conn.last_ack_sent)
+            conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, conn.snd_window, conn.window_max, conn.rcv_limit,
+            conn.send_limit, wait or 0.0, conn.last_ack_sent)  # a window is less than 2**30 (RFC 7323 section 2.3)
         identity = conn.state, conn.handle, conn.accept_number, conn.mss
         if identity != conn.stored:
             conn.stored = identity

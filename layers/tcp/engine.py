@@ -21,7 +21,7 @@ from layers.tcp.recovery import Recovery
 from layers.tcp.ring import RING_OCTETS_MAX, Ring, size_for
 from layers.tcp.sequence import to_wire
 from layers.tcp.timers import Timers
-from packets.tcp import NO_OPTIONS, Options, Segment
+from packets.tcp import NO_OPTIONS, Segment
 
 SEND_LIMIT = 1 << 18  # octets that an application may have written and the peer not acknowledged, to begin with
 IP_AND_TCP_OCTETS = {4: 40, 16: 60}  # headers without options, by the octets of an address
@@ -162,8 +162,14 @@ class Engine:
     @property
     def next_due(self) -> float | None:
         """When `expire` is to be called."""
-        return min((at for at in (self.timers.next_due, self.quiet.next_due, self.rings.trim_at) if at is not None),
-                   default=None)
+        due = self.timers.next_due
+        at = self.quiet.next_due
+        if at is not None and (due is None or at < due):
+            due = at
+        at = self.rings.trim_at
+        if at is not None and (due is None or at < due):
+            due = at
+        return due
 
     def touch(self, conn: Connection) -> None:
         """`conn` is to be flushed at the end of the turn."""
@@ -373,11 +379,6 @@ class Engine:
     def timestamp(self, conn: Connection) -> int:
         """TSval: milliseconds, and the connection's own offset (RFC 7323 section 5.4)."""
         return (int(self.now * 1000) + conn.timestamp_offset) & 0xFFFFFFFF
-
-    @staticmethod
-    def stamps(stamps: tuple[int, int]) -> bytes:
-        """The timestamps option alone."""
-        return Options(timestamps=stamps).pack()
 
     def super_octets(self, mss: int) -> int:
         """The most text that leaves in one piece."""

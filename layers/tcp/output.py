@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from layers.tcp import acknowledgment, reassembly
 from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
-from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options
+from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options, timestamps_alone
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -70,13 +70,15 @@ def acknowledge(engine: Engine, conn: Connection) -> None:
 
 
 def _options(engine: Engine, conn: Connection) -> bytes:
-    stamps = (engine.timestamp(conn), conn.ts_recent) if conn.timestamps_ok else None
+    stamps = None
+    if conn.timestamps_ok:
+        stamps = (int(engine.now * 1000) + conn.timestamp_offset) & 0xFFFFFFFF, conn.ts_recent
     if conn.sack_ok and (conn.out_of_order or conn.duplicate_sack is not None):
         most = SACK_BLOCKS_MAX - 1 if stamps else SACK_BLOCKS_MAX  # RFC 2018 section 3: what 40 octets hold
         wire = [((conn.irs + left) & 0xFFFFFFFF, (conn.irs + right) & 0xFFFFFFFF)
                 for left, right in reassembly.sack_blocks(conn)[:most]]
         return Options(timestamps=stamps, sack=tuple(wire)).pack()
-    return engine.stamps(stamps) if stamps is not None else b""
+    return timestamps_alone(*stamps) if stamps is not None else b""
 
 
 def _send(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0, new: bool = False) -> None:

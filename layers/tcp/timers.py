@@ -49,7 +49,22 @@ class Timers:
 
 
 def earliest(conn: Connection) -> float | None:
-    """The earliest deadline of a connection."""
+    """The earliest deadline of a connection. Written out: it is asked for after every turn."""
     recovery = conn.recovery
-    return min((at for at in (recovery.deadline if recovery is not None else None, conn.delayed_at, conn.persist_at,
-                              conn.keepalive_at, conn.wait_until, conn.cork_at) if at is not None), default=None)
+    due = recovery.deadline if recovery is not None else None
+    at = conn.delayed_at
+    if at is not None and (due is None or at < due):
+        due = at
+    at = conn.persist_at
+    if at is not None and (due is None or at < due):
+        due = at
+    at = conn.keepalive_at
+    if at is not None and (due is None or at < due):
+        due = at
+    at = conn.wait_until
+    if at is not None and (due is None or at < due):
+        due = at
+    at = conn.cork_at
+    if at is not None and (due is None or at < due):
+        due = at
+    return due
