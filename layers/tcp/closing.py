@@ -52,7 +52,7 @@ def orphaned(engine: Engine, conn: Connection, read: int) -> None:
     if state in (SYN_SENT, CLOSED):  # RFC 9293 section 3.10.4: delete the TCB
         finish(engine, conn)
         return
-    conn.read = max(conn.read, read)
+    conn.read = max(conn.read, min(read, conn.rcv_nxt))
     if acknowledgment.unread(conn) and state in SYNCHRONIZED and state != TIME_WAIT:
         abort(engine, conn)  # RFC 9293 section 3.6.1 (SHLD-3): data was received that nobody will read
         return
