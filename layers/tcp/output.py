@@ -136,7 +136,7 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
         if room < min(size, most):
             return
         if size > most:
-            size = min(size, room, engine.super_octets(most)) // most * most or most
+            size = min(size, room, max(engine.super_octets(most), most)) // most * most or most
         finish = start + size
         engine.counters[C.retransmitted] += 1
         recovery.sent(start, finish, engine.now, False)
@@ -163,9 +163,8 @@ def _new(engine: Engine, conn: Connection) -> None:
                 break  # the congestion window
             size = room
         if size >= most:
-            whole = min(size, engine.super_octets(most)) // most * most
             # What remains behind whole segments leaves by itself, where Nagle lets it
-            size = whole
+            size = min(size, max(engine.super_octets(most), most)) // most * most
         elif size < available:  # cut short by the window
             # RFC 9293 section 3.8.6.2.1 (MUST-38): less than a segment only where it is half of the largest window
             if size <= 0 or size < conn.window_max // 2:

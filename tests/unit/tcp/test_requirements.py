@@ -13,7 +13,7 @@ from layers.tcp import icmp, info
 from layers.tcp.core import Core
 from layers.tcp.counters import Counters
 from packets.tcp import SYN, Options, Segment, parse
-from tests.unit.tcp.host import A, B
+from tests.unit.tcp.host import A, B, Host
 from tests.unit.tcp.peer import Peer
 from usernet.pipe.streams import INFO_HEADER
 
@@ -263,3 +263,11 @@ def test_tcp_info_has_linuxs_layout_and_everything_can_be_listed():
     states = [record[INFO_HEADER.size] for _, _, record in answers[:-1]]
     assert states == [10, 3]  # TCP_LISTEN, TCP_SYN_RECV
     assert answers[-1][2] == INFO_HEADER.pack(0, 0, 9)
+
+
+def test_a_segment_that_is_longer_than_a_super_segment_may_be_leaves_over_loopback():
+    peer = Peer(Host(B, peer_mtu=65535))
+    handle = peer.connects(Options(mss=65495), window=65535)
+    peer.host.super_octets = lambda mss: 64_000
+    peer.host.do(lambda host: host.calls.stream(handle, 0, 0, b"l" * 65520))
+    assert [line.split()[1] for line in peer.hears()] == ["1(65495)", "65496(25)"]
