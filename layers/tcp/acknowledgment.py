@@ -59,7 +59,10 @@ def window_field(conn: Connection) -> int:
     """What stands in the header of a segment that leaves now; from now on it is promised."""
     window = offered(conn)
     scale = conn.own_scale
-    field = min((window + (1 << scale) - 1) >> scale, WINDOW_FIELD_MAX)  # up: an edge must not go back by rounding
+    field = (window + (1 << scale) - 1) >> scale  # up: an edge must not go back by rounding
+    if conn.rcv_nxt + (field << scale) > conn.read + size_for(conn.rcv_limit):
+        field = window >> scale  # but not beyond the ring: RFC 7323 section 2.4 lets rounding take this little back
+    field = min(field, WINDOW_FIELD_MAX)
     edge = conn.rcv_nxt + (field << scale)
     if edge > conn.advertised:
         conn.advertised = edge

@@ -239,6 +239,19 @@ def test_holes_are_bounded_and_single_octets_cost_no_more_than_their_ring():
     assert conn.receive_ring.size == 65536
 
 
+def test_rounded_windows_never_promise_more_than_the_ring_holds():
+    peer = Peer()
+    handle = peer.connects(Options(mss=1460, window_scale=7))
+    conn = peer.host.conn(handle)
+    assert conn.own_scale == 7
+    seq = 1
+    while conn.advertised - seq > 1500:
+        peer.says(".", seq, 1, b"r" * 57)  # each of these ACKs has its window rounded
+        seq += 57
+        assert conn.advertised - conn.read <= 65536
+    assert len(peer.host.applications[handle].received) == seq - 1
+
+
 def test_rfc4987_a_flood_of_syns_is_answered_by_cookies_and_a_cookie_opens_a_connection():
     peer = Peer().listens()
     for port in range(1000, 1300):
