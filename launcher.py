@@ -6,11 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cli import commands
+from cli import capture, commands, counters, impair, metrics, recording, replay, top
 from cli.tools import ToolError, host, nc, ping, ss, traceroute
 from supervisor import boot, control, sandbox
 from supervisor.options import Options, UsageError, from_file
 
+# Modules that have TEXT, arguments and run, as tools do.
+VERBS = {"capture": capture, "impair": impair, "counters": counters, "metrics": metrics, "top": top,
+         "record": recording, "replay": replay}
 TOOLS = {"ping": ping, "ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
 
 
@@ -37,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--ttl", type=int, metavar="N", help="time to live of packets whose sender sets none (default 64)")
     up.add_argument("--tap", metavar="DEV", help="name of the TAP interface (default tap0)")
     up.add_argument("--wire", metavar="W", help="join this virtual wire instead of a TAP; needs no kernel feature")
+    up.add_argument("--profile", metavar="NAME", help="make it as bad as this network: 3g, wifi, satellite, ... (see "
+                    "impair --help)")
     up.add_argument("--dns", metavar="A[,B]", help="name servers, for what applications ask by name")
     up.add_argument("--cores", metavar="MODE", help="compact, spread, auto (default), or a list like 0,1")
     up.add_argument("--reload", action="store_true", default=None, help="restart layers whose code changes on disk")
@@ -70,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
                        "[metric N] [src ADDRESS] [mtu N], or del DEST/PREFIX [via GATEWAY] [metric N]; also: default")
     address = verb("address", "the stack's addresses: list, add ADDRESS/PREFIX, del ADDRESS/PREFIX")
     address.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add or del ADDRESS/PREFIX")
-    for name, tool in TOOLS.items():
+    for name, tool in {**VERBS, **TOOLS}.items():
         tool.arguments(verb(name, tool.TEXT))
     verbs.add_parser("demo", help="see it work, in ten seconds", description="see it work, in ten seconds")
     return top
@@ -106,8 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
         from cli import status
 
         return status.show(arguments.name, arguments.json)
-    if arguments.verb in TOOLS:
-        return TOOLS[arguments.verb].run(arguments)
+    if arguments.verb in VERBS or arguments.verb in TOOLS:
+        return {**VERBS, **TOOLS}[arguments.verb].run(arguments)
     if arguments.verb == "neighbor":
         from cli import neighbors
 

@@ -27,6 +27,10 @@ def up(options: Options, detach: bool) -> int:
     """Boot, or find the stack that is running; follow its events unless `detach`."""
     folder = run_dir(options.name or None)
     options.name = stack_name(options.name)
+    if options.profile:
+        from cli.impair import network
+
+        network(options.profile)  # before anything is booted
     if detach:
         print(_find_or_boot(options, folder), flush=True)
         return OK
@@ -52,6 +56,10 @@ def _find_or_boot(options: Options, folder: Path) -> str:
         pass
     boot.start_keeper(options, folder)
     status = query(folder, "status")
+    if options.profile:
+        from cli import impair
+
+        impair.impair_device(options.name, status["layers"], options.profile)
     return f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {_where(status)}"
 
 

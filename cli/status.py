@@ -9,6 +9,7 @@ import msgspec
 import psutil
 
 from cli.commands import query
+from cli.impair import describe
 from supervisor import lockdown, seccomp
 from supervisor.control import printable
 from usernet.pipe.run_dir import run_dir
@@ -85,6 +86,8 @@ def table(status: dict[str, Any]) -> str:
             f"{layer['packets_in']:>10} {layer['packets_out']:>10} {layer['packets_dropped']:>8}")
     lines += ["", *(f"{name} may: {_described(layer['may'])}" for name, layer in status["layers"].items()
                     if "uid" in layer["may"])]
+    if status["impairments"]:
+        lines += ["", *(f"impaired: {describe(one)}" for one in status["impairments"])]
     notices = [(name, notice) for name, layer in status["layers"].items() for notice in layer["notices"]]
     if notices:
         lines.append("")

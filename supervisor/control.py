@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
 LINE_MAX_OCTETS = 1 << 16
+DESCRIPTORS_MAX = 16  # that may come with an answer
 OUTPUT_MAX_OCTETS = 1 << 23  # a caller that leaves so much unread is given up
 
 
@@ -78,13 +79,29 @@ class Client:
         self.request("status")  # answered: it has not ended, and the pid was its own all the time
         return pidfd
 
+    def fileno(self) -> int:
+        """Readable when the keeper says something, or is gone."""
+        return self._socket.fileno()
+
     def request(self, op: str, **fields: object) -> Any:
         """Ask, and return what stands under "ok". Refused, NotRunning, TimeoutError."""
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
-        return self._answer()
+        return self._answer(self._lines.readline())
 
-    def _answer(self) -> Any:
-        line = self._lines.readline()
+    def request_descriptors(self, op: str, **fields: object) -> tuple[Any, list[int]]:
+        """Likewise, where descriptors come with the answer; they are the caller's to close."""
+        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        line, descriptors = b"", list[int]()
+        while not line.endswith(b"\n"):
+            octets, more, _, _ = socket.recv_fds(self._socket, LINE_MAX_OCTETS, DESCRIPTORS_MAX)
+            descriptors += more
+            line += octets
+            if not octets:
+                break
+        return self._answer(line), descriptors
+
+    @staticmethod
+    def _answer(line: bytes) -> Any:
         if not line:
             raise NotRunning("the keeper went away")
         answer = msgspec.json.decode(line)
@@ -141,6 +158,17 @@ class Caller:
     def answer(self, ok: object) -> bool:
         """Send an answer; False where the caller is gone."""
         return self.send({"ok": ok})
+
+    def answer_with(self, descriptors: Sequence[int], ok: object) -> bool:
+        """Send an answer, and copies of descriptors with it."""
+        if not self.flush() or self.output:
+            return False
+        line = msgspec.json.encode({"ok": ok}) + b"\n"
+        try:
+            self.output += line[socket.send_fds(self.connection, [line], list(descriptors)) :]
+        except OSError:
+            return False
+        return self.flush()
 
     def refuse(self, text: str) -> bool:
         """Send an error."""

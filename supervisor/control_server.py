@@ -52,6 +52,7 @@ class ControlServer:
         self._callers.discard(caller)
         self._keeper.selector.unregister(caller)
         caller.connection.close()
+        self._keeper.taps.hung_up(caller)
 
     def _mind(self, caller: control.Caller) -> None:
         """Wait for room as well, while the caller has yet to read something."""
@@ -75,7 +76,9 @@ class ControlServer:
 
     def _answer(self, caller: control.Caller, request: dict) -> None:
         answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
-                   "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage}
+                   "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage,
+                   "capture": self._on_capture, "impair": self._on_impair, "clear": self._on_clear,
+                   "impairments": self._on_impairments}
         answer = answers.get(str(request.get("op")))
         if answer is None:
             caller.refuse(f"unknown request {request.get('op')!r}; there are {', '.join(answers)}")
@@ -130,6 +133,30 @@ class ControlServer:
             caller.refuse(answer["error"]) if "error" in answer else caller.answer(answer)
 
         layer.ask(request["request"], answered)
+
+    def _on_capture(self, caller: control.Caller, request: dict) -> None:
+        """Watch layers until the caller hangs up; answered once all of them copy what they are asked for."""
+        try:
+            self._keeper.taps.capture(caller, request.get("layers"))
+        except ValueError as error:
+            caller.refuse(f"capture: {error}")
+
+    def _on_impair(self, caller: control.Caller, request: dict) -> None:
+        try:
+            self._keeper.taps.impair(request.get("impairments"), lambda: caller.answer({}))
+        except ValueError as error:
+            caller.refuse(f"impair: {error}")
+
+    def _on_clear(self, caller: control.Caller, request: dict) -> None:
+        pipes, flow = request.get("pipes"), request.get("flow")
+        if not isinstance(pipes, list) or not isinstance(flow, str | None):
+            caller.refuse("clear what?")
+            return
+        ended = self._keeper.taps.clear(map(str, pipes), flow)
+        self._keeper.taps.tell({one.layer for one in ended}, lambda: caller.answer(ended))
+
+    def _on_impairments(self, caller: control.Caller, request: dict) -> None:
+        caller.answer(self._keeper.taps.listing())
 
     def _on_events(self, caller: control.Caller, request: dict) -> None:
         for event in self._keeper.events.all():

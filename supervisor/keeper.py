@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
 from setproctitle import setproctitle
 
 import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
@@ -41,6 +42,7 @@ from supervisor.run_dir import Held
 from supervisor.service import Event, State
 from supervisor.snapshots import Code, fingerprint, packages_of
 from supervisor.switch_service import Wire
+from supervisor.taps import Taps
 from usernet.pipe.contract import preload
 
 TICK_S = 0.2
@@ -74,6 +76,7 @@ class Keeper:
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
             owner=os.geteuid())
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
+        self.taps = Taps(self.layers)
         self._locks = Locks(options, held, self._config)
         held.make_roots({name: self._locks.user(name) for name in self.layers})
         self.placement = Placement(options.cores, options.core_list())
@@ -208,6 +211,10 @@ class Keeper:
         finally:
             theirs.close()
 
+    def taps_of(self, layer: str) -> str:
+        """What is asked of its taps, JSON."""
+        return msgspec.json.encode(self.taps.requests(layer)).decode()
+
     def keep_poison(self, layer: str, message: LayerMessage) -> str:
         """Set a record aside; where it is, or why it could not be kept."""
         record = {"kind": message.kind, "record": message.record}
@@ -257,5 +264,6 @@ class Keeper:
             "switch": self._wire.status() if self._wire else None,
             "cores": self.placement.describe(), "uptime_s": round(now - self._started, 3),
             "state": "up" if all(layer.state is State.UP for layer in self.layers.values()) else "degraded",
+            "impairments": msgspec.to_builtins(self.taps.listing()),
             "layers": {name: layer.status(now) for name, layer in self.layers.items()},
         }

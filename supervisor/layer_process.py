@@ -51,11 +51,11 @@ class Process:
         self.why = ""  # what it said, or what was done to it, before it died
         self.watch = Watch()
 
-    def go(self, incarnation: int, now: float) -> None:
-        """Let it serve, as soon as its code is loaded."""
+    def go(self, incarnation: int, now: float, taps: str) -> None:
+        """Let it serve, as soon as its code is loaded; `taps`: what is asked of its taps, JSON."""
         self.incarnation = incarnation
         self.started = now
-        self.tell(f"go {incarnation}")
+        self.tell(f"go {incarnation} {taps}")
 
     def tell(self, word: str) -> None:
         """Say go, stop, or ask a question."""

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from bus.durable import layout
+from bus.runtime.taps import TapRequests
 from supervisor.events import EventLog
 from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample, used_s
 from supervisor.placement import Placement
@@ -46,6 +47,9 @@ class Host(Protocol):
 
     def fork(self, layer: ManagedLayer, code: Code) -> Process:
         """A process of `layer` that loads `code` and waits for the word to go. OSError: there is none to be had."""
+
+    def taps_of(self, layer: str) -> str:
+        """What is asked of its taps, JSON."""
 
     def keep_poison(self, layer: str, message: LayerMessage) -> str:
         """Set a record aside; where it is, or why it could not be kept."""
@@ -95,6 +99,12 @@ class ManagedLayer:
         if question and self.process is not None:
             self.process.tell(question)
 
+    def tap(self, requests: Callable[[], TapRequests], answered: Callable[[], None]) -> None:
+        """Tell the layer what is asked of its taps; likewise."""
+        question = self.resources.tap(requests, answered)
+        if self.process is not None:
+            self.process.tell(question)
+
     # -- what the service wants --------------------------------------------------------------------------------
 
     def _act(self, action: Action, now: float) -> bool:
@@ -105,7 +115,7 @@ class ManagedLayer:
             case Take(role):
                 self.processes[Role.PROCESS] = self.processes.pop(role)
             case Go(incarnation):
-                self.processes[Role.PROCESS].go(incarnation, now)
+                self.processes[Role.PROCESS].go(incarnation, now, self._host.taps_of(self.name))
             case TellStop(role):
                 self.processes[role].tell("stop")
                 self.processes[role].tell("stop")  # one for a process that still waits for the word to go
@@ -154,7 +164,7 @@ class ManagedLayer:
         process = self.processes[Role.PROCESS]
         self._host.placement.settle(process.pid, self.name)
         for question in self.resources.questions.values():  # its predecessor may have died over them
-            process.tell(question.text)
+            process.tell(question.text())
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -253,6 +263,7 @@ class ManagedLayer:
             "incarnation": service.incarnation, "restarts": service.restarts,
             "uptime_s": round(now - service.ready_at, 3) if process and service.ready_at is not None else 0.0,
             "counters": self.resources.counter_values(), "roles": self.resources.counters,
-            "bus": self.resources.bus_counter_values(), "notices": self.resources.standing_notices(),
+            "bus": self.resources.bus_counter_values(),
+            "waiting": self.resources.words.words[layout.WAITING], "notices": self.resources.standing_notices(),
             "lock": self.resources.lock or {"missing": ["it was started with --unlocked"]},
         }

@@ -48,6 +48,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allow_raw: bool = False
     accept_redirects: bool = False
     unlocked: bool = False
+    profile: str = ""  # a named network (cli/profiles.toml)
 
     def interface(self) -> ipaddress.IPv4Interface:
         """The stack's own address and network."""

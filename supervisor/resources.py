@@ -13,6 +13,7 @@ from bus.counters import PipeCounters
 from bus.durable import layout
 from bus.messages import Notice
 from bus.runtime.control import LINE_OCTETS
+from bus.runtime.taps import TapRequests
 
 LISTEN_BACKLOG = 256
 QUESTIONS_MAX = 1000  # of one layer that wait for their answers
@@ -21,7 +22,7 @@ QUESTIONS_MAX = 1000  # of one layer that wait for their answers
 class Question(NamedTuple):
     """Something that a layer's core was asked, and who waits for the answer."""
 
-    text: str
+    text: Callable[[], str]  # JSON, as it is now
     answered: Callable[[dict], None]
 
 
@@ -60,12 +61,21 @@ class Resources:
             return ""
         self._asked += 1
         request = request | {"order": self._asked}  # by this the core knows it again: see bus.layer.ManagedCore
-        question = Question(msgspec.json.encode({"id": self._asked, "request": request}).decode(), answered)
-        if len(question.text.encode()) > LINE_OCTETS:
+        text = msgspec.json.encode({"id": self._asked, "request": request}).decode()
+        if len(text.encode()) > LINE_OCTETS:
             answered({"error": f"a request of more than {LINE_OCTETS} octets"})
             return ""
-        self.questions[self._asked] = question
-        return question.text
+        self.questions[self._asked] = Question(lambda: text, answered)
+        return text
+
+    def tap(self, requests: Callable[[], TapRequests], answered: Callable[[], None]) -> str:
+        """Likewise, what is asked of the layer's taps: each time that it is told, what is asked then."""
+        self._asked += 1
+        number = self._asked
+        question = Question(lambda: msgspec.json.encode({"id": number, "taps": requests()}).decode(),
+                            lambda _: answered())
+        self.questions[number] = question
+        return question.text()
 
     def answered(self, number: int, answer: dict) -> None:
         """The core's answer to a question; a second answer to the same is ignored."""

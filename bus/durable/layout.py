@@ -4,6 +4,7 @@
     journal   the frames sent last, so that they can be sent again (bus.durable.journal)
     scratch   the frames from the device that are being worked on (bus.durable.rx_log)
     store     records by key, for the layer's core (bus.durable.key_value_log)
+    taps      rings of records that a capture reads (bus.runtime.ring)
 
 A SIGKILL can strike between any two machine instructions. An aligned 64-bit cell is written by one of them, so a cell
 is never torn; everything longer is written first and then published by a cell.
@@ -16,6 +17,7 @@ import mmap
 import os
 
 PAGE = 4096
+_MADV_POPULATE_WRITE = 23  # linux/mman.h
 
 # Indices of the words.
 INCARNATION = 1  # of the process that maps it now
@@ -61,7 +63,10 @@ _WORDS_OCTETS = 8 * WORDS
 _JOURNAL_AT = _WORDS_OCTETS
 _SCRATCH_AT = _JOURNAL_AT + JOURNAL_OCTETS
 _STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
-TOTAL_OCTETS = _STORE_AT + 2 * STORE_ARENA_OCTETS
+_TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
+TAPS_MAX = 8  # captures and meters at a time
+TAP_OCTETS = 1 << 23  # for what a capture has yet to read; likewise, memory only while somebody captures
+TOTAL_OCTETS = _TAPS_AT + TAPS_MAX * TAP_OCTETS
 STREAMS_OCTETS = 1 << 29  # behind all that: room for bus.durable.stream_memory, address space as well
 assert _WORDS_OCTETS % PAGE == 0
 
@@ -93,12 +98,28 @@ class Memory:
         self.scratch = view[_SCRATCH_AT:_STORE_AT]
         self.arenas = (
             view[_STORE_AT : _STORE_AT + STORE_ARENA_OCTETS],
-            view[_STORE_AT + STORE_ARENA_OCTETS : TOTAL_OCTETS],
+            view[_STORE_AT + STORE_ARENA_OCTETS : _TAPS_AT],
         )
 
     def release_arena(self, number: int) -> None:
         """Give the memory of an arena that is no longer in use back to the system; it reads as zeros afterwards."""
         self._map.madvise(mmap.MADV_REMOVE, _STORE_AT + number * STORE_ARENA_OCTETS, STORE_ARENA_OCTETS)
+
+
+    def tap(self, number: int, populate: bool) -> memoryview:
+        """The ring of a capture, its pages there: a fault for each would cost more than what is written."""
+        start = _TAPS_AT + number * TAP_OCTETS
+        try:
+            if populate:
+                self._map.madvise(_MADV_POPULATE_WRITE, start, TAP_OCTETS)
+        except OSError:
+            pass  # before Linux 5.14
+        return memoryview(self._map)[start : start + TAP_OCTETS]
+
+
+def map_tap(descriptor: int, number: int) -> mmap.mmap:
+    """The ring of a capture, for its reader and for the keeper."""
+    return mmap.mmap(descriptor, TAP_OCTETS, offset=_TAPS_AT + number * TAP_OCTETS)
 
 
 class Words:

@@ -29,6 +29,7 @@ from bus.runtime.device import Device
 from bus.runtime.inbox import COUNTED, Inbox
 from bus.runtime.outbox import Outbox, inherit
 from bus.runtime.poison import PoisonFilter
+from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
 from usernet.pipe.contract import Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS, FrameError, unpack_frame
@@ -46,9 +47,11 @@ class EventLoop:
     """One layer's process. `run` returns when the keeper says stop."""
 
     def __init__(self, layer: str, core: Core, config: StackConfig, durable: layout.Memory, state: KeyValueLog,
-                 listener_fd: int, control: Control, device: Device | None = None) -> None:
+                 listener_fd: int, control: Control, device: Device | None = None,
+                 taps: Taps | None = None) -> None:
         self.number = topology.LAYERS[layer]
-        self._core = core
+        self._taps = taps
+        self._core: Core = taps.core if taps else core  # the same, and perhaps something around it
         self._memory = durable
         self._words = durable.words
         self._counters = durable.bus_counters
@@ -135,8 +138,10 @@ class EventLoop:
                 elif descriptor == tick_fd:
                     os.read(tick_fd, TICK_OCTETS)
                     self._pull.expire(now)
-                elif descriptor == control_fd and not self._obey(self._control.hear(), now):
-                    return
+                elif descriptor == control_fd:
+                    if not self._obey(self._control.hear(), now):
+                        return
+                    core = self._core
             if device_due and not held:
                 count = self._take_device(now)
                 device_due = count > 0 and edge_triggered
@@ -331,6 +336,11 @@ class EventLoop:
                 question = msgspec.json.decode(word)
             except msgspec.DecodeError:
                 return True  # longer than a packet of the line; the keeper has said so to whoever asked
+            if "taps" in question and self._taps:
+                self._dispatch(self._taps.apply(question["taps"], now))
+                self._core = self._taps.core
+                self._control.tell("answer", id=question["id"], answer={})
+                return True
             manage = getattr(self._core, "manage", None)
             answer, sends = manage(question["request"], now) if manage else ({"error": "nothing to manage here"}, [])
             self._dispatch(sends)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
+import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
-from bus.config import StackConfig
+from bus.config import StackConfig, encode
 from bus.counters import CounterSet
 from bus.durable import layout
 from bus.durable.key_value_log import KeyValueLog
@@ -16,6 +19,9 @@ from bus.layer import Core, CounterWords, State
 from bus.runtime.control import Control
 from bus.runtime.device import Device
 from bus.runtime.event_loop import EventLoop
+from bus.runtime.recorder import Start, recorded
+from bus.runtime.ring import RECORDING, RingWriter
+from bus.runtime.taps import TapRequests, Taps
 
 GC_THRESHOLD = 20_000  # objects that are there and were not the last time; hardly anything here is ever in a cycle
 
@@ -37,6 +43,10 @@ class SpawnArguments:
         self.lock = lock  # gives up what a layer has no use for; (its run directory from then on, what came of it)
 
 
+def _put(writer: RingWriter, incarnation: int, octets: bytes) -> bool:
+    return writer.put(time.monotonic_ns(), RECORDING, 0, 0, [octets], incarnation)
+
+
 def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterSet],
           make_device: Callable[[SpawnArguments], Device] | None = None) -> None:
     """Run a layer: tell the keeper that the code is loaded, wait for its word, serve until it says stop.
@@ -47,16 +57,33 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     if run_dir:
         spawned.config = msgspec.structs.replace(spawned.config, run_dir=run_dir)
     spawned.control.tell("loaded", counters={name: c.role for name, c in counters.declared.items()}, lock=report)
-    word, _, incarnation = spawned.control.hear().partition(" ")
+    word, _, rest = spawned.control.hear().partition(" ")
     if word != "go":
         return
+    incarnation, _, asked = rest.partition(" ")
     durable = layout.Memory(spawned.memory_fd)
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
-    # SystemRandom, the kernel's: ports, identifications and the like are not to be guessed (RFC 6056, RFC 7739).
-    core = make_core(spawned.config, state, durable.counters, random.SystemRandom())
+    taps_asked = msgspec.json.decode(asked, type=TapRequests)
+    is_recorded = any(each.record for each in taps_asked.captures)
+    seed, found = os.urandom(32), list(state.items()) if is_recorded else []
+    # SystemRandom, the kernel's: ports, identifications and the like are not to be guessed (RFC 6056, RFC 7739). What a
+    # recording cannot have again it does not use.
+    rng = random.Random(seed) if is_recorded else random.SystemRandom()
+    core = make_core(spawned.config, state, durable.counters, rng)
+    for each in taps_asked.captures:
+        if each.record:
+            writer = RingWriter(durable.tap(each.slot, True), each.number)
+            start = Start(spawned.layer, int(incarnation), f"{make_core.__module__}:{make_core.__qualname__}",
+                          encode(spawned.config), seed, bool(spawned.config.offload))
+            core = recorded(core, start, found, partial(_put, writer, int(incarnation)))
+    drops = [index for index, counter in enumerate(counters.declared.values()) if counter.role == "drop"]
+    taps = Taps(core, durable.counters, durable.bus_counters, drops, int(incarnation), bool(spawned.config.offload),
+                durable.tap)
+    taps.apply(taps_asked, time.monotonic())
     device = make_device(spawned) if make_device is not None else None
-    loop = EventLoop(spawned.layer, core, spawned.config, durable, state, spawned.listener_fd, spawned.control, device)
+    loop = EventLoop(spawned.layer, core, spawned.config, durable, state, spawned.listener_fd, spawned.control, device,
+                     taps)
     gc.freeze()  # what is here now stays: no collection need look at it again
     gc.set_threshold(GC_THRESHOLD)
     loop.run()

@@ -7,7 +7,7 @@ import pytest
 
 from bus.messages import Notice, decode_notices, encode
 from cli.status import table
-from supervisor.service import Service
+from supervisor.resources import Resources
 
 FIRST = Notice("conflict", "a claims b", (("address", "b"), ("mac", "a")))
 SECOND = Notice("conflict", "c claims b", (("address", "b"), ("mac", "c")))
@@ -15,14 +15,14 @@ SECOND = Notice("conflict", "c claims b", (("address", "b"), ("mac", "c")))
 
 @pytest.fixture
 def service(tmp_path):
-    made = Service("arp", tmp_path)
+    made = Resources("arp", tmp_path)
     yield made
     made.listener.close()
 
 
 def told(*notices: Notice) -> list:
     """As they come off the control line."""
-    return msgspec.json.decode(encode(list(notices)))
+    return decode_notices(encode(list(notices)))
 
 
 def test_a_notice_begins_once_however_often_it_is_told_and_keeps_its_time(service):
@@ -42,7 +42,7 @@ def test_what_is_told_no_longer_is_over(service):
 def test_each_question_has_a_number_that_its_core_knows_it_by(service):
     for _ in range(2):
         service.ask({"op": "route_del", "order": 1}, lambda answer: None)
-    asked = [msgspec.json.decode(question.text) for question in service.questions.values()]
+    asked = [msgspec.json.decode(question.text()) for question in service.questions.values()]
     assert [(each["id"], each["request"]) for each in asked] == [
         (1, {"op": "route_del", "order": 1}), (2, {"op": "route_del", "order": 2})]
 
@@ -62,7 +62,7 @@ def test_notices_that_do_not_parse_are_the_layers_fault(octets):
 
 def test_status_shows_them_under_the_table():
     status = {"name": "x", "state": "up", "address": "10.0.0.2/24", "wire": "w", "mac": "m", "mtu": 1500,
-              "offload": [], "cores": "0", "keeper": 1, "run_dir": "/x", "layers": {"arp": {
+              "offload": [], "impairments": [], "cores": "0", "keeper": 1, "run_dir": "/x", "layers": {"arp": {
                   "pid": 1, "state": "up", "restarts": 0, "uptime_s": 1.0, "rss_bytes": 0, "cpu_s": 0.0,
                   "packets_in": 0, "packets_out": 0, "packets_dropped": 0, "notices": [
                       {"event": "conflict", "detail": "a claims b", "since": 0.0}]}}}

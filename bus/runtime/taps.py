@@ -1,0 +1,321 @@
+"""Taps: a layer's records are watched, and disturbed, on their way into its core and out of it.
+
+A tap is something put around the core, so that nobody who does not watch pays for it: the event loop calls the plain
+core as long as nothing is asked for, else one that has the same calls and does more. A capture copies records into a
+ring that its reader may leave full (`bus.runtime.ring`); an impairment holds, drops, doubles and damages what carries
+packets (`bus.runtime.impair`). Control records are seen and never disturbed: pipes promise that they arrive.
+
+What the keeper asks for comes as one message, all of it each time; what is asked for again goes on undisturbed. In a
+crash what an impairment holds back is lost, as in a wire that is cut; the keeper tells the successor the same again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+from bus import topology, views
+from bus.counters import PipeCounters as C
+from bus.layer import Core, CounterWords, Send
+from bus.messages import CONTROL_KIND_MIN
+from bus.runtime.impair import Impairment, Settings
+from bus.runtime.meter import Meter
+from bus.runtime.ring import DROPPED, IN, OUT, RECORDS_MAX, RingWriter
+from packets.filter import Test, compile_filter
+
+APPLICATIONS = topology.CLIENT_ID_MIN  # as peer: any of them
+BUS_COUNTER = 1 << 16  # added to the index of a bus counter, where it stands among the layer's own
+
+_COUNTERS = {"loss": C.bus_impaired_lost, "nth": C.bus_impaired_lost, "limit": C.bus_impaired_full,
+             "duplicate": C.bus_impaired_duplicated, "corrupt": C.bus_impaired_corrupted,
+             "reorder": C.bus_impaired_reordered}
+_DROPS = ("loss", "nth", "limit")
+
+
+class CaptureRequest(msgspec.Struct, frozen=True):
+    """Copy what comes from and goes to these peers (layers' ids, DEVICE, APPLICATIONS) into ring `slot`."""
+
+    number: int  # the keeper's: the same number is the same capture
+    slot: int  # which of the rings in the layer's memory (bus.durable.layout)
+    taken: frozenset[int] = frozenset()
+    sent: frozenset[int] = frozenset()
+    drops: bool = False  # say of each record that was dropped, which counter counted it
+    meter: bool = False  # only count, all peers' (bus.runtime.meter)
+    record: bool = False  # from the process's start: write down all that the core does (bus.runtime.recorder)
+
+
+class ImpairmentRequest(msgspec.Struct, frozen=True):
+    """Disturb what goes to `peer`, or comes from it."""
+
+    number: int  # the keeper's: the same number is the same impairment
+    peer: int
+    sent: bool
+    settings: Settings
+    flow: str = ""  # only packets that meet this expression (packets.filter)
+
+
+class TapRequests(msgspec.Struct, frozen=True):
+    """All that is asked of one layer."""
+
+    captures: tuple[CaptureRequest, ...] = ()
+    impairments: tuple[ImpairmentRequest, ...] = ()
+
+
+class Taps:
+    """What is put around one layer's core. `core` is the one to call now."""
+
+    def __init__(self, core: Core, counters: CounterWords, bus_counters: CounterWords, drop_counters: Iterable[int],
+                 incarnation: int, with_vnet: bool, memory: Callable[[int, bool], memoryview]) -> None:
+        self.plain = core
+        self.core: Any = core
+        self.counters = counters
+        self.bus_counters = bus_counters
+        self.drop_counters = tuple(drop_counters)
+        self.incarnation = incarnation
+        self.with_vnet = with_vnet  # ETHERNET records start with a virtio_net_hdr
+        self._memory = memory  # of a ring
+        self._rings: dict[int, RingWriter] = {}  # by the capture's number
+        self._meters: dict[int, Meter] = {}
+        self._disturbers: dict[int, _Disturber] = {}
+
+    def apply(self, octets: Any, now: float) -> list[Send]:
+        """Do what is asked for and nothing else; returns what was held back and is no longer to be."""
+        asked = msgspec.convert(octets, TapRequests)
+        self._rings = {capture.number: self._rings.get(capture.number)
+                       or RingWriter(self._memory(capture.slot, True), capture.number)
+                       for capture in asked.captures if not (capture.meter or capture.record)}
+        self._meters = {capture.number: self._meters.get(capture.number)
+                        or Meter(self._memory(capture.slot, False), capture.number)
+                        for capture in asked.captures if capture.meter}
+        kept = {request.number: request for request in asked.impairments}
+        ended = [self._disturbers.pop(number) for number in list(self._disturbers)
+                 if self._disturbers[number].request != kept.get(number)]
+        for number, request in kept.items():
+            if number not in self._disturbers:
+                self._disturbers[number] = _Disturber(request, self)
+        before = self.core
+        if self._rings or self._meters or kept:
+            captures = [(self._rings[c.number], c) for c in asked.captures if c.number in self._rings]
+            self.core = TappedCore(self, captures, list(self._meters.values()), list(self._disturbers.values()))
+        else:
+            self.core = self.plain
+        sends = []
+        for disturber in ended:
+            sends += _released(disturber, before if isinstance(before, TappedCore) else None, now)
+        return sends
+
+
+def _released(disturber: _Disturber, core: TappedCore | None, now: float) -> list[Send]:
+    held = disturber.model.flush()
+    if core is None:
+        return []
+    return core.leaving(held) if disturber.request.sent else core.taken_in(held, now)
+
+
+class _Disturber:
+    """One impairment, and which records it is for."""
+
+    def __init__(self, request: ImpairmentRequest, taps: Taps) -> None:
+        self.request = request
+        self._with_vnet = taps.with_vnet
+        self._test: Test | None = compile_filter(request.flow) if request.flow else None
+        self._taps = taps
+        self.core: TappedCore | None = None  # the present one, which shows what is dropped
+        self.model: Impairment[Send] = Impairment(request.settings, _size, partial(_corrupted, taps.with_vnet),
+                                                  self._note)
+
+    def _note(self, item: Send, what: str) -> None:
+        counter = _COUNTERS[what]
+        self._taps.bus_counters[counter] += 1
+        if what in _DROPS and self.core is not None:
+            self.core.show_drop(item, BUS_COUNTER + counter)
+
+    def offered(self, items: Iterable[Send], now: float) -> list[Send]:
+        """What leaves of these, and of those held, at once."""
+        leaving: list[Send] = []
+        for peer, kind, record in items:
+            if kind >= CONTROL_KIND_MIN or not self._concerns(kind, record):
+                leaving.append((peer, kind, record))
+                continue
+            for piece in views.pieces(kind, record, self._with_vnet):
+                leaving += self.model.offered((peer, *piece), now)
+        return leaving
+
+    def _concerns(self, kind: int, record: bytes) -> bool:
+        if self._test is None:
+            return True
+        at = 14 if views.is_frame(kind) else 0
+        return any(self._test(packet[at:]) for packet in views.packets_of(kind, record, self._with_vnet)[:1])
+
+
+def _size(item: Send) -> int:
+    return len(item[2])
+
+
+def _corrupted(with_vnet: bool, item: Send, rng: random.Random) -> Send:
+    return item[0], *views.corrupted(item[1], item[2], with_vnet, rng)
+
+
+def _peer(number: int) -> int:
+    return APPLICATIONS if number >= APPLICATIONS else number
+
+
+class TappedCore:
+    """A core with taps around it. It has the calls of the core that it is around, whatever those are."""
+
+    def __init__(self, taps: Taps, captures: list[tuple[RingWriter, CaptureRequest]], meters: list[Meter],
+                 disturbers: list[_Disturber]) -> None:
+        self._core: Any = taps.plain
+        self._taps = taps
+        self._captures = captures
+        self._meters = meters
+        self._shows_drops = [ring for ring, asked in captures if asked.drops]
+        self._disturbers = disturbers
+        self._on_way_in: dict[int, list[_Disturber]] = {}
+        self._on_way_out: dict[int, list[_Disturber]] = {}
+        for disturber in disturbers:
+            disturber.core = self
+            way = self._on_way_out if disturber.request.sent else self._on_way_in
+            way.setdefault(disturber.request.peer, []).append(disturber)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    @property
+    def next_wake(self) -> float | None:
+        """When the core or something that is held back is due."""
+        due = [disturber.model.next_wake for disturber in self._disturbers] + [self._core.next_wake]
+        return min((at for at in due if at is not None), default=None)
+
+    # -- the calls of a core --------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        return self._out(self._core.start(now), now)
+
+    def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        disturbers = self._on_way_in.get(_peer(sender))
+        if disturbers is None:
+            return self._give(sender, kind, records, now)
+        items: list[Send] = [(sender, kind, record) for record in records]
+        for disturber in disturbers:
+            items = disturber.offered(items, now)
+        return self.taken_in(items, now)
+
+    def wake(self, now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        sends: list[Send] = []
+        for way in (*self._on_way_in.values(), *self._on_way_out.values()):
+            for place, disturber in enumerate(way):
+                held = disturber.model.due(now)
+                for later in way[place + 1 :]:
+                    held = later.offered(held, now)
+                if held:
+                    sends += self.leaving(held) if disturber.request.sent else self.taken_in(held, now)
+        if self._core.next_wake is not None and self._core.next_wake <= now:
+            started = time.perf_counter_ns()
+            woken = self._core.wake(now)
+            for meter in self._meters:
+                meter.took(0, time.perf_counter_ns() - started)
+            sends += self._out(woken, now)
+        return sends
+
+    def neighbor_started(self, sender: int, now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        return self._out(self._core.neighbor_started(sender, now), now)
+
+    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
+        """See `bus.layer.ManagedCore`."""
+        manage = getattr(self._core, "manage", None)
+        if manage is None:
+            return {"error": "nothing to manage here"}, []
+        answer, sends = manage(request, now)
+        return answer, self._out(sends, now)
+
+    def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._out(self._core.client_joined(client, hello, now), now)
+
+    def client_left(self, client: int, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._out(self._core.client_left(client, now), now)
+
+    # -- on the way ----------------------------------------------------------------------------------------------
+
+    def taken_in(self, items: list[Send], now: float) -> list[Send]:
+        """Records that have passed the impairments on their way in, run by run to the core."""
+        sends = []
+        for (sender, kind), run in groupby(items, itemgetter(0, 1)):
+            sends += self._give(sender, kind, [record for _, _, record in run], now)
+        return sends
+
+    def _give(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        peer = _peer(sender)
+        for ring, asked in self._captures:
+            if peer in asked.taken:
+                self._show(ring, IN, sender, kind, records)
+        started = time.perf_counter_ns()
+        sends = self._received(sender, kind, records, now)
+        for meter in self._meters:
+            meter.passed(sender, IN, records)
+            meter.took(len(records), time.perf_counter_ns() - started)
+        return self._out(sends, now)
+
+    def _received(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """What the core makes of them."""
+        if not self._shows_drops:
+            return self._core.receive(sender, kind, records, now)
+        sends: list[Send] = []  # one by one, so that it shows which of them was dropped
+        counters, indices = self._taps.counters, self._taps.drop_counters
+        before = [counters[index] for index in indices]
+        for record in records:
+            sends += self._core.receive(sender, kind, [record], now)
+            after = [counters[index] for index in indices]
+            if after != before:
+                for index, was, is_now in zip(indices, before, after, strict=True):
+                    if is_now > was:
+                        self.show_drop((sender, kind, record), index)
+                before = after
+        return sends
+
+    def _out(self, sends: list[Send], now: float) -> list[Send]:
+        if not self._on_way_out or not sends:
+            return self.leaving(sends)
+        leaving: list[Send] = []
+        for consumer, run in groupby(sends, itemgetter(0)):
+            items: list[Send] = list(run)
+            for disturber in self._on_way_out.get(_peer(consumer), ()):
+                items = disturber.offered(items, now)
+            leaving += items
+        return self.leaving(leaving)
+
+    def leaving(self, sends: list[Send]) -> list[Send]:
+        """Show what leaves; returns it."""
+        if self._captures or self._meters:
+            for (consumer, kind), run in groupby(sends, itemgetter(0, 1)):
+                peer, records = _peer(consumer), [record for _, _, record in run]
+                for ring, asked in self._captures:
+                    if peer in asked.sent:
+                        self._show(ring, OUT, consumer, kind, records)
+                for meter in self._meters:
+                    meter.passed(consumer, OUT, records)
+        return sends
+
+    def _show(self, ring: RingWriter, direction: int, peer: int, kind: int, records: list[bytes]) -> None:
+        for at in range(0, len(records), RECORDS_MAX):
+            part = records if len(records) <= RECORDS_MAX else records[at : at + RECORDS_MAX]
+            ring.put(time.monotonic_ns(), direction, peer, kind, part, self._taps.incarnation)
+
+    def show_drop(self, item: Send, counter: int) -> None:
+        """Show a record that was dropped, to those who want to see it."""
+        peer, kind, record = item
+        for ring in self._shows_drops:
+            ring.put(time.monotonic_ns(), DROPPED, peer, kind, [record], self._taps.incarnation, counter)

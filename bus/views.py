@@ -1,0 +1,221 @@
+"""What packets a record of the data path holds, as a wire would carry them.
+
+For those who look at a pipe (captures, poison) and for those who disturb it (impairments): the one place that knows
+where in a record of each kind a packet stands. Nothing here raises, whatever the octets. Where a record has only the
+parts of a header that its pipe needs, the rest is made up: ports and addresses that are not known are zero.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from struct import error as StructError  # noqa: N812
+
+from bus import messages as m
+from packets import ethernet, ipv4, offload, udp, vnet
+
+_FRAME_KINDS = frozenset({m.ETHERNET, m.ARP_IN, m.ARP_OUT, m.PACKET_OUT})
+_NO_MAC = bytes(ethernet.MAC_OCTETS)
+_PACKET_OCTETS, _OUT_OCTETS = m.PACKET_HEAD.size, m.PACKET_OUT_HEAD.size
+_TRANSMIT_OCTETS, _ERROR_OCTETS, _REPORT_OCTETS = m.TRANSMIT_HEAD.size, m.ERROR_HEAD.size, m.REPORT_HEAD.size
+_SIZE_OCTETS = m.SEGMENT_SIZE.size
+_FRAME_AT = vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS
+Records = list[tuple[int, bytes]]  # (kind, record)
+
+
+def is_frame(kind: int) -> bool:
+    """Whether the packets of such a record have an Ethernet header."""
+    return kind in _FRAME_KINDS
+
+
+def shows_packets(kind: int) -> bool:
+    """Whether records of this kind hold packets at all."""
+    return kind in _VIEWS
+
+
+def packets_of(kind: int, record: bytes, with_vnet: bool, protocol: int = 0) -> list[bytes]:
+    """The packets in a record: Ethernet frames or IPv4 packets (`is_frame`), checksums complete.
+
+    `with_vnet`: an ETHERNET record starts with a virtio_net_hdr. `protocol`: of the pipe's transport; 0: not known.
+    """
+    view = _VIEWS.get(kind)
+    if view is None:
+        return []
+    try:
+        cut = [settle(*piece, with_vnet)[1] for piece in pieces(kind, record, with_vnet)]
+        if kind == m.ETHERNET and with_vnet:
+            return [piece[vnet.HEADER_OCTETS :] for piece in cut if len(piece) > vnet.HEADER_OCTETS]
+        return [view(piece, protocol) for piece in cut]
+    except (StructError, IndexError):
+        return []  # shorter than its kind has it
+
+
+# -- seeing ---------------------------------------------------------------------------------------------------------
+
+
+def _packet_out(record: bytes, _: int) -> bytes:
+    return m.PACKET_OUT_HEAD.unpack_from(record)[-1] + _NO_MAC + ethernet.TYPE_IPV4 + record[_OUT_OCTETS:]
+
+
+def _transmit(record: bytes, _: int) -> bytes:
+    _, _, _, flags, protocol, ttl, tos, options, source, destination = m.TRANSMIT_HEAD.unpack_from(record)
+    segment = record[_TRANSMIT_OCTETS + options :]
+    return segment if flags & m.TRANSMIT_WHOLE else _packet(source, destination, protocol, segment, ttl, tos)
+
+
+def _packet(source: bytes, destination: bytes, protocol: int, payload: bytes, ttl: int, tos: int) -> bytes:
+    return ipv4.build(source, destination, protocol, payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS], ttl=ttl, tos=tos)
+
+
+def _message(source: bytes, source_port: int, destination: bytes, port: int, payload: bytes, ttl: int, tos: int,
+             protocol: int) -> bytes:
+    """A packet around what an application sends or gets; `protocol` 0: UDP where there is a port, else ICMP."""
+    protocol = protocol or (udp.PROTOCOL if port or source_port else ipv4.ICMP)
+    if protocol == udp.PROTOCOL:
+        payload = payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS - udp.HEADER_OCTETS]
+        ports = source_port.to_bytes(2, "big") + port.to_bytes(2, "big")
+        payload = ports + (len(payload) + udp.HEADER_OCTETS).to_bytes(2, "big") + b"\0\0" + payload
+    return _packet(source, destination, protocol, payload, ttl, tos)
+
+
+def _send(record: bytes, protocol: int) -> bytes:
+    _, destination, port, source, ttl, tos, flags = m.SEND_HEADER.unpack_from(record)
+    payload = record[m.SEND_HEADER.size :]
+    if flags & m.SEND_OPTIONS:
+        payload = payload[1 + payload[0] :]
+    return _message(source, 0, destination, port, payload, ttl, tos, protocol)
+
+
+def _datagram(record: bytes, protocol: int) -> bytes:
+    _, source, port, destination, ttl, tos = m.DATAGRAM_HEADER.unpack_from(record)
+    return _message(source, port, destination, 0, record[m.DATAGRAM_HEADER.size :], ttl, tos, protocol)
+
+
+def _datagram_options(record: bytes, protocol: int) -> bytes:
+    head = m.DATAGRAM_HEADER.size
+    return _datagram(record[:head] + record[head + 1 + record[head] :], protocol)
+
+
+_VIEWS: dict[int, Callable[[bytes, int], bytes]] = {
+    m.ETHERNET: lambda record, _: record,
+    m.ARP_IN: lambda record, _: _NO_MAC + _NO_MAC + ethernet.TYPE_ARP + record,
+    m.ARP_OUT: lambda record, _: record[:6] + _NO_MAC + ethernet.TYPE_ARP + record[6:],
+    m.PACKET: lambda record, _: record[_PACKET_OCTETS:],
+    m.PACKET_OUT: _packet_out,
+    m.TRANSMIT: _transmit,
+    m.REPORT_ERROR: lambda record, _: record[_REPORT_OCTETS + _PACKET_OCTETS :],
+    m.ICMP_ERROR: lambda record, _: record[_ERROR_OCTETS:],
+    m.SEND: _send,
+    m.DATAGRAM: _datagram,
+    m.DATAGRAM_OPTIONS: _datagram_options,
+    m.SEND_SEGMENTS: _send,  # of a piece of it
+    m.DATAGRAM_SEGMENTS: _datagram,
+}
+
+
+# -- disturbing -----------------------------------------------------------------------------------------------------
+
+
+def pieces(kind: int, record: bytes, with_vnet: bool) -> Records:
+    """A record with a super-packet as records with a packet each, to come to the same; any other as it is."""
+    cutter = _CUTTERS.get(kind)
+    try:
+        cut = cutter(record) if cutter and (with_vnet or kind != m.ETHERNET) else []
+    except (StructError, IndexError):
+        cut = []
+    return cut or [(kind, record)]
+
+
+def _cut_packet(record: bytes) -> Records:
+    interface, family, flags, header, size, protocol, *rest = m.PACKET_HEAD.unpack_from(record)
+    packet = record[_PACKET_OCTETS:]
+    if not size:
+        return []
+    head = m.PACKET_HEAD.pack(interface, family, flags & ~m.FLAG_CHECKED, header, 0, protocol, *rest)
+    return [(m.PACKET, head + piece) for piece in offload.packets(packet, packet[9], size)]
+
+
+def _cut_packet_out(record: bytes) -> Records:
+    interface, family, flags, protocol, size, mac = m.PACKET_OUT_HEAD.unpack_from(record)
+    if not size:
+        return []
+    head = m.PACKET_OUT_HEAD.pack(interface, family, flags & ~m.FLAG_CHECKSUM_PARTIAL, protocol, 0, mac)
+    return [(m.PACKET_OUT, head + piece) for piece in offload.packets(record[_OUT_OCTETS:], protocol, size)]
+
+
+def _cut_transmit(record: bytes) -> Records:
+    size, *rest = m.TRANSMIT_HEAD.unpack_from(record)
+    if not size:
+        return []
+    start = _TRANSMIT_OCTETS + record[9]  # options
+    head = m.TRANSMIT_HEAD.pack(0, *rest) + record[_TRANSMIT_OCTETS:start]
+    return [(m.TRANSMIT, head + piece) for piece in offload.segments(record[start:], rest[3], size)]
+
+
+def _cut_send(record: bytes) -> Records:
+    if m.SEND_HEADER.unpack_from(record)[-1] & m.SEND_OPTIONS:
+        return []
+    return [(m.SEND, piece) for piece in _payloads(record, m.SEND_HEADER.size)]
+
+
+def _cut_datagram(record: bytes) -> Records:
+    return [(m.DATAGRAM, piece) for piece in _payloads(record, m.DATAGRAM_HEADER.size)]
+
+
+def _payloads(record: bytes, head: int) -> list[bytes]:
+    size = m.SEGMENT_SIZE.unpack_from(record, head)[0] or 1 << 16
+    payload = record[head + _SIZE_OCTETS :]
+    return [record[:head] + payload[at : at + size] for at in range(0, len(payload), size)]
+
+
+def _cut_frame(record: bytes) -> Records:
+    flags, gso, _, size, _, offset = vnet.HEADER.unpack_from(record)
+    if not vnet.is_super(flags, gso, size, offset):
+        return []
+    packet, head = record[_FRAME_AT:], vnet.PLAIN + record[vnet.HEADER_OCTETS : _FRAME_AT]
+    return [(m.ETHERNET, head + piece) for piece in offload.packets(packet, packet[9], size)]
+
+
+_CUTTERS: dict[int, Callable[[bytes], Records]] = {
+    m.PACKET: _cut_packet, m.PACKET_OUT: _cut_packet_out, m.TRANSMIT: _cut_transmit, m.SEND_SEGMENTS: _cut_send,
+    m.DATAGRAM_SEGMENTS: _cut_datagram, m.ETHERNET: _cut_frame}
+
+
+def settle(kind: int, record: bytes, with_vnet: bool) -> tuple[int, bytes]:
+    """The same packet with its checksum complete, and a head that says so; not for super-packets. Never raises."""
+    try:
+        if kind == m.PACKET and record[2] & m.FLAG_CHECKED:
+            packet = record[_PACKET_OCTETS:]
+            if record[2] & m.FLAG_CHECKSUM_PARTIAL:
+                packet = offload.completed(packet, packet[9])
+            return kind, record[:2] + bytes([record[2] & ~m.FLAG_CHECKED]) + record[3:_PACKET_OCTETS] + packet
+        if kind == m.PACKET_OUT and record[2] & m.FLAG_CHECKSUM_PARTIAL:
+            head = record[:2] + bytes([record[2] & ~m.FLAG_CHECKSUM_PARTIAL]) + record[3:_OUT_OCTETS]
+            return kind, head + offload.completed(record[_OUT_OCTETS:], record[3])
+        if kind == m.TRANSMIT and record[5] & m.TRANSMIT_PARTIAL:
+            start = _TRANSMIT_OCTETS + record[9]
+            head = record[:5] + bytes([record[5] & ~m.TRANSMIT_PARTIAL]) + record[6:start]
+            return kind, head + offload.complete(record[start:], offload.CHECKSUM_AT.get(record[6], 1 << 16))
+        if kind == m.ETHERNET and with_vnet:
+            flags, gso, _, _, start, offset = vnet.HEADER.unpack_from(record)
+            if flags & vnet.NEEDS_CHECKSUM and gso == vnet.GSO_NONE:
+                at = vnet.HEADER_OCTETS + start
+                return kind, vnet.PLAIN + record[vnet.HEADER_OCTETS : at] + offload.complete(record[at:], offset)
+    except (StructError, IndexError):
+        pass
+    return kind, record
+
+
+_PACKET_AT = {m.PACKET: _PACKET_OCTETS, m.PACKET_OUT: _OUT_OCTETS, m.ARP_OUT: 6, m.TRANSMIT: _TRANSMIT_OCTETS,
+              m.REPORT_ERROR: _REPORT_OCTETS + _PACKET_OCTETS, m.ICMP_ERROR: _ERROR_OCTETS,
+              m.SEND: m.SEND_HEADER.size, m.DATAGRAM: m.DATAGRAM_HEADER.size}
+
+
+def corrupted(kind: int, record: bytes, with_vnet: bool, rng: random.Random) -> tuple[int, bytes]:
+    """The record with one bit of its packet turned over, where a checksum can tell."""
+    kind, record = settle(kind, record, with_vnet)
+    at = vnet.HEADER_OCTETS if kind == m.ETHERNET and with_vnet else _PACKET_AT.get(kind, 0)
+    if len(record) <= at:
+        return kind, record
+    where = rng.randrange(at, len(record))
+    return kind, record[:where] + bytes([record[where] ^ 1 << rng.randrange(8)]) + record[where + 1 :]

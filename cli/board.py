@@ -1,0 +1,162 @@
+"""What `top` and the page in the browser show of a stack: rates and totals, tick by tick."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import msgspec
+import psutil
+
+from bus.runtime import meter
+from cli.commands import query
+from cli.impair import describe as describe_impairment
+from cli.watching import Measured, Meters
+from supervisor.control import Client, Refused
+from supervisor.events import Event, describe
+from usernet.pipe.run_dir import run_dir
+
+EVENTS_KEPT = 50
+
+
+class LayerRow(msgspec.Struct):
+    """One layer; rates are a second's."""
+
+    name: str
+    state: str
+    pid: int
+    incarnation: int
+    restarts: int
+    cpu_percent: float = 0.0
+    memory_bytes: int = 0
+    records_s: float = 0.0  # that its core was given
+    us_record: float = 0.0  # that its core took for one of them
+    drops: int = 0
+    drops_s: float = 0.0
+    waiting: int = 0  # for room in its pipes
+
+
+class PipeRow(msgspec.Struct):
+    """One direction between two neighbours."""
+
+    name: str
+    producer: str
+    consumer: str
+    records_s: float = 0.0
+    mbit_s: float = 0.0
+    records: int = 0
+    impaired: str = ""  # in tc's words
+
+
+class Snapshot(msgspec.Struct):
+    """A stack at one time."""
+
+    name: str
+    address: str
+    where: str
+    state: str
+    uptime_s: float
+    cores: str
+    layers: list[LayerRow]
+    pipes: list[PipeRow]
+    applications: int
+    sockets: int
+    connections: int
+    impairments: list[str]
+    events: list[str]
+
+
+class Board:
+    """Watches one stack's meters; `tick` says what has changed since the tick before."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._folder = run_dir(name)
+        self._meters: Meters | None = None
+        self._refused = False
+        self._before: tuple[float, dict[str, Any], Measured | None, dict[int, float]] | None = None
+        self._processes: dict[int, psutil.Process] = {}
+
+    def close(self) -> None:
+        """Nobody counts any more."""
+        if self._meters is not None:
+            self._meters.close()
+
+    def tick(self) -> Snapshot:
+        """The stack now. NotRunning."""
+        if self._meters is None and not self._refused:
+            try:
+                self._meters = Meters(self._name)
+            except Refused:  # as many watch already as can: no figures of pipes then
+                self._refused = True
+        status = query(self._folder, "status")
+        now, measured, cpu = time.monotonic(), self._meters.read() if self._meters else None, self._cpu(status)
+        then, former, former_measured, former_cpu = self._before or (now - 1e-9, status, measured, cpu)
+        self._before = now, status, measured, cpu
+        seconds = max(now - then, 1e-9)
+        impaired = {one["pipe"]: describe_impairment(one).partition(": ")[2] for one in status["impairments"]}
+        return Snapshot(
+            status["name"], status["address"],
+            f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel {status['kernel_end']}",
+            status["state"], status["uptime_s"], status["cores"],
+            [self._layer(name, row, former, seconds, measured, former_measured, cpu, former_cpu)
+             for name, row in status["layers"].items()],
+            _pipes(measured, former_measured, seconds, impaired),
+            sum(entry.name.startswith("app-") for entry in self._folder.iterdir()),
+            _open(status, "sockets", "sockets_opened", "sockets_closed"),
+            _open(status, "tcp", "connections_opened", "connections_closed"),
+            [describe_impairment(one) for one in status["impairments"]], self._events())
+
+    def _cpu(self, status: dict[str, Any]) -> dict[int, float]:
+        used = {}
+        for row in status["layers"].values():
+            with contextlib.suppress(psutil.Error, TypeError):
+                pid = row["pid"]
+                process = self._processes.get(pid) or psutil.Process(pid)
+                self._processes[pid] = process
+                used[pid] = sum(process.cpu_times()[:2])
+        return used
+
+    def _layer(self, name: str, row: dict[str, Any], former: dict[str, Any], seconds: float, measured: Measured | None,
+               former_measured: Measured | None, cpu: dict[int, float], former_cpu: dict[int, float]) -> LayerRow:
+        made = LayerRow(name, row["state"], row["pid"] or 0, row["incarnation"], row["restarts"], drops=_drops(row),
+                        waiting=row["waiting"])
+        made.drops_s = max(0.0, (made.drops - _drops(former["layers"].get(name, row))) / seconds)
+        made.cpu_percent = max(0.0, (cpu.get(made.pid, 0.0) - former_cpu.get(made.pid, cpu.get(made.pid, 0.0)))
+                               / seconds * 100)
+        with contextlib.suppress(psutil.Error, KeyError):
+            made.memory_bytes = self._processes[made.pid].memory_info().rss
+        if measured and former_measured:
+            reading, then = measured.layers[name], former_measured.layers[name]
+            records = sum(reading.times) - sum(then.times)
+            made.records_s = records / seconds
+            made.us_record = (reading.time_ns - then.time_ns) / records / 1000 if records else 0.0
+        return made
+
+    def _events(self) -> list[str]:
+        with Client(self._folder) as client:
+            lines = list(client.stream("events"))[-EVENTS_KEPT:]
+        return [describe(msgspec.convert(line, Event)).partition("\n")[0] for line in lines]
+
+
+def _open(status: dict[str, Any], layer: str, opened: str, closed: str) -> int:
+    """What was opened and not closed; 0 where nobody counts that."""
+    counters = status["layers"].get(layer, {"counters": {}})["counters"]
+    return max(0, counters.get(opened, 0) - counters.get(closed, 0))
+
+
+def _drops(row: dict[str, Any]) -> int:
+    return sum(row["counters"].get(name, 0) for name, role in row["roles"].items() if role == "drop") + sum(
+        row["bus"][name] for name in ("bus_pipe_full", "bus_lost", "bus_impaired_lost", "bus_impaired_full"))
+
+
+def _pipes(measured: Measured | None, former: Measured | None, seconds: float, impaired: dict[str, str]
+           ) -> list[PipeRow]:
+    rows = []
+    for pipe, flow in (measured.flows if measured else {}).items():
+        before = former.flows.get(pipe, flow) if former else meter.Flow(0, 0)
+        rows.append(PipeRow(pipe.name, pipe.producer, pipe.consumer, (flow.records - before.records) / seconds,
+                            (flow.octets - before.octets) * 8 / seconds / 1e6, flow.records,
+                            impaired.get(pipe.name, "")))
+    return rows

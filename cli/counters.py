@@ -1,0 +1,113 @@
+"""`counters`: everything that the layers and the bus have counted, with what it means."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from bus.counters import PipeCounters
+from cli.commands import query
+from supervisor.options import UsageError
+from usernet.pipe.run_dir import run_dir
+
+TEXT = "everything that was counted, and what each counter means"
+# Linux's names for the same (RFC 4293, RFC 4113; /proc/net/snmp, /proc/net/netstat).
+SNMP = {
+    ("ip", "packets_in"): "IpInReceives", ("ip", "packets_out"): "IpOutRequests",
+    ("ip", "bad_header_checksum"): "IpInHdrErrors", ("ip", "other_destination"): "IpInAddrErrors",
+    ("ip", "unknown_protocol"): "IpInUnknownProtos", ("ip", "truncated"): "IpExtInTruncatedPkts",
+    ("ip", "no_route"): "IpOutNoRoutes", ("ip", "fragments_in"): "IpReasmReqds", ("ip", "reassembled"): "IpReasmOKs",
+    ("ip", "reassembly_timeout"): "IpReasmTimeout", ("ip", "fragmented"): "IpFragOKs",
+    ("ip", "over_mtu"): "IpFragFails", ("icmp", "received"): "IcmpInMsgs", ("icmp", "bad_checksum"): "IcmpInCsumErrors",
+    ("icmp", "echo_replies_sent"): "IcmpOutEchoReps", ("icmp", "requests_sent"): "IcmpOutEchos",
+    ("icmp", "timestamp_replies_sent"): "IcmpOutTimestampReps", ("udp", "delivered"): "UdpInDatagrams",
+    ("udp", "packets_out"): "UdpOutDatagrams", ("udp", "no_port"): "UdpNoPorts",
+    ("udp", "bad_checksum"): "UdpInCsumErrors", ("sockets", "buffer_full"): "UdpRcvbufErrors",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    parser.add_argument("layer", nargs="?", metavar="LAYER", help="of this layer (default: all)")
+    parser.add_argument("--all", action="store_true", help="those that stand at zero, too")
+    parser.add_argument("--json", action="store_true", help="one object: layer, counter, value")
+    parser.add_argument("--watch", nargs="?", type=float, const=1.0, metavar="S", help="again every S seconds (default "
+                        "1), with what came since")
+
+
+class Count(NamedTuple):
+    """One counter as it stands. `role`: in, out, drop or event; `snmp`: Linux's name for it, or nothing."""
+
+    layer: str
+    name: str
+    value: int
+    role: str
+    sentence: str
+    snmp: str
+
+
+def counts(status: dict, layer: str | None = None) -> list[Count]:
+    """The counters in the keeper's status. UsageError: no such layer."""
+    if layer is not None and layer not in status["layers"]:
+        raise UsageError(f"counters: no layer {layer!r}; there are {', '.join(status['layers'])}")
+    found = []
+    for name, there in status["layers"].items():
+        if layer not in (None, name):
+            continue
+        own = importlib.import_module(f"layers.{name}.counters").Counters.declared
+        found += [Count(name, counter, value, there["roles"][counter], getattr(own.get(counter), "sentence", ""),
+                        SNMP.get((name, counter), "")) for counter, value in there["counters"].items()]
+        found += [Count(name, counter, value, declared.role, declared.sentence, "")
+                  for counter, declared in PipeCounters.declared.items()
+                  if (value := there["bus"].get(counter)) is not None]
+    return found
+
+
+def table(found: list[Count], former: list[Count] | None, zeros: bool) -> str:
+    """For a person; with `former`, what has come since."""
+    before = {(count.layer, count.name): count.value for count in former or ()}
+    lines: list[str] = []
+    layer = ""
+    for count in found:
+        if not count.value and not zeros:
+            continue
+        if count.layer != layer:
+            layer = count.layer
+            lines += [*([""] if lines else []), layer]
+        since = count.value - before.get((count.layer, count.name), count.value)
+        more = f"{since:>+10}" if former is not None and since else " " * 10 if former is not None else ""
+        mark = "!" if count.role == "drop" else " "
+        names = f"{count.name} ({count.snmp})" if count.snmp else count.name
+        lines.append(f"{mark}{count.value:>12}{more}  {names:<42} {count.sentence}")
+    return "\n".join(lines) or "nothing was counted"
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print them, once or again and again."""
+    if given.watch is not None and not 0.05 <= given.watch <= 3600:
+        raise UsageError(f"--watch {given.watch}: 0.05 to 3600 seconds")
+    folder, former = run_dir(given.name), None
+    while True:
+        found = counts(query(folder, "status"), given.layer)
+        if given.json:
+            by_layer: dict[str, dict[str, int]] = {}
+            for count in found:
+                by_layer.setdefault(count.layer, {})[count.name] = count.value
+            text = msgspec.json.encode(by_layer).decode()
+        else:
+            text = table(found, former, given.all)
+        if given.watch is not None and not given.json and sys.stdout.isatty():
+            text = f"\033[H\033[2J{text}"
+        print(text, flush=True)
+        if given.watch is None:
+            return 0
+        former = found
+        try:
+            time.sleep(given.watch)
+        except KeyboardInterrupt:
+            return 0

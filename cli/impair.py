@@ -1,0 +1,139 @@
+"""`impair`: make a pipe, or one flow, as bad as a network can be, in tc-netem(8)'s words; rootless, while it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from bus.runtime.impair import Settings
+from cli import netem
+from cli.commands import query
+from cli.pipes import DEVICE, Pipe, chosen
+from packets.filter import FilterError, compile_filter
+from supervisor.options import UsageError
+from usernet.pipe.run_dir import run_dir
+
+TEXT = "loss, delay, duplication and the like on a pipe or a flow, in tc-netem's words"
+_WORDS = {
+    "loss": ("SHARE", "lose so many: 5%%, with correlation 5%% 25%%; in bursts: gemodel P [R [1-H [1-K]]]"),
+    "delay": ("TIME", "20ms; with jitter 20ms 5ms, with correlation 20ms 5ms 25%%"),
+    "jitter": ("TIME", "5ms, beside --delay"),
+    "distribution": ("NAME", "of the jitter: uniform (default) or normal"),
+    "duplicate": ("SHARE", "send so many twice"),
+    "reorder": ("SHARE", "send so many at once, before those that wait for --delay"),
+    "gap": ("N", "with --reorder: only every N-th"),
+    "corrupt": ("SHARE", "turn a bit over in so many"),
+    "rate": ("RATE", "10mbit, 64kbit, 1mbps (octets)"),
+    "queue": ("N", "hold at most so many (default 1000)"),
+    "drop_nth": ("N", "lose every N-th"),
+    "seed": ("N", "the same random numbers each time"),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    parser.add_argument("target", nargs="?", metavar="PIPE|FLOW", help="a pipe as in capture (link:device is what the "
+                        "stack sends, device both ways), or an expression like 'udp port 53': those packets, both ways "
+                        "at the device")
+    for word, (metavar, text) in _WORDS.items():
+        parser.add_argument(f"--{word.replace('_', '-')}", dest=word, nargs="+", metavar=metavar, help=text)
+    parser.add_argument("--profile", metavar="NAME", help=f"a named network: {', '.join(netem.profiles())}")
+    parser.add_argument("--flow", metavar="EXPR", help="only these packets of the pipe")
+    parser.add_argument("--list", action="store_true", help="what is impaired (default)")
+    parser.add_argument("--clear", action="store_true", help="end it: of the pipe or flow that is given, else of all")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Set, list or clear."""
+    folder = run_dir(given.name)
+    words = {word: values for word in _WORDS if (values := getattr(given, word)) is not None}
+    wanted = bool(words or given.profile)
+    if wanted and (given.clear or given.list):
+        raise UsageError("impair: --list and --clear stand alone")
+    if wanted and not given.target:
+        raise UsageError("impair what? Name a pipe (device for all that comes and goes) or a flow ('udp port 53')")
+    if given.profile and words:
+        raise UsageError("impair: a profile or single values, not both")
+    layers = query(folder, "status")["layers"]
+    pipes, flow = _target(given.target, given.flow, layers)
+    if given.clear:
+        for one in query(folder, "clear", pipes=[pipe.name for pipe in pipes] if given.target else [], flow=flow):
+            print(f"cleared: {describe(one)}")
+        return 0
+    if wanted:
+        query(folder, "impair", impairments=asked(pipes, flow or "", _settings(given.profile, words, pipes)))
+    show(query(folder, "impairments"))
+    return 0
+
+
+def _target(text: str | None, flow: str | None, layers: Iterable[str]) -> tuple[list[Pipe], str | None]:
+    """The pipes, and the flow if there is one."""
+    if text is None:
+        return [], flow
+    try:
+        return chosen([text], list(layers)), _checked(flow)
+    except UsageError as error:
+        try:
+            compile_filter(text)
+        except FilterError as problem:
+            raise UsageError(f"impair: {error}; nor is it a flow: {problem}") from problem
+    if flow:
+        raise UsageError("impair: one flow")
+    return chosen([DEVICE], list(layers)), text
+
+
+def _checked(flow: str | None) -> str | None:
+    try:
+        if flow:
+            compile_filter(flow)
+        return flow
+    except FilterError as error:
+        raise UsageError(f"impair: --flow {error}") from error
+
+
+def _settings(profile: str | None, words: dict[str, list[str]], pipes: list[Pipe]) -> dict[Pipe, Settings]:
+    """What to do to each pipe."""
+    try:
+        if profile is None:
+            both = netem.settings(words)
+            return dict.fromkeys(pipes, both)
+        up, down = network(profile)
+    except ValueError as error:
+        raise UsageError(f"impair: {error}") from error
+    return {pipe: up if pipe.producer != DEVICE else down for pipe in pipes}
+
+
+def network(name: str) -> tuple[Settings, Settings]:
+    """What a named network does to what is sent, and received. UsageError."""
+    known = netem.profiles()
+    if name not in known:
+        raise UsageError(f"no network {name!r}; there are {', '.join(known)}")
+    return known[name].settings()
+
+
+def asked(pipes: Iterable[Pipe], flow: str, settings: dict[Pipe, Settings]) -> list[dict[str, Any]]:
+    """The keeper's request."""
+    return [{"pipe": pipe.name, "layer": pipe.layer, "peer": pipe.peer, "sent": pipe.sent, "flow": flow,
+             "settings": msgspec.to_builtins(settings[pipe])} for pipe in pipes]
+
+
+def impair_device(name: str | None, layers: Iterable[str], profile: str) -> None:
+    """What `up --profile` asks for: the network at the device's other side."""
+    up, down = network(profile)
+    pipes = chosen([DEVICE], list(layers))
+    settings = {pipe: down if pipe.producer == DEVICE else up for pipe in pipes}
+    query(run_dir(name), "impair", impairments=asked(pipes, "", settings))
+
+
+def describe(one: dict[str, Any]) -> str:
+    """One impairment, as tc would say it."""
+    flow = f" ({one['flow']})" if one.get("flow") else ""
+    return f"{one['pipe']}{flow}: {netem.describe(msgspec.convert(one['settings'], Settings))}"
+
+
+def show(impairments: list[dict[str, Any]]) -> None:
+    """One a line."""
+    print("\n".join(map(describe, impairments)) or "nothing is impaired")

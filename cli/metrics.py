@@ -1,0 +1,25 @@
+"""`metrics`: the verb; what it serves is made in `cli.exporter`, which needs prometheus_client."""
+
+from __future__ import annotations
+
+import argparse
+
+from supervisor.options import UsageError
+
+TEXT = "serve counters, pipes and times to Prometheus, on 127.0.0.1"
+PORT = 9417
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="default %(default)s; 0: any")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    from cli import exporter
+
+    if not 0 <= given.port < 1 << 16:
+        raise UsageError(f"--port {given.port}: 0 to 65535")
+    exporter.serve(given.name, given.port)
+    return 0

@@ -1,0 +1,208 @@
+"""`replay`: do again, offline, what a layer did, with its code as it is now, and say what is different.
+
+A recording holds one run a process: what the core started from, each call and its result. The core is made of that
+again and called the same; a result that is not the recorded one is a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pdb
+import random
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bus import messages, topology
+from bus.runtime.recorder import Start
+from cli.recording import LENGTH, MAGIC
+from supervisor.options import UsageError
+
+TEXT = "do again what a recorded layer did, and say what is different"
+_OWN = ("bus", "layers", "packets", "usernet")  # packages that --diff takes from elsewhere
+_DIFFERENCES_SHOWN = 5
+_TEST = '''"""Made by `launcher.py replay --as-test`: the {layer} layer does what it did when this was recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cli.replay import differences
+
+
+def test_{layer}_does_again_what_{name}_recorded():
+    assert differences(Path(__file__).with_name({file!r})) == []
+'''
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--break-at", type=int, metavar="N", help="stop in the debugger before call N (from 1)")
+    parser.add_argument("--pdb", action="store_true", help="where the core raises, look at it in the debugger")
+    parser.add_argument("--diff", metavar="DIR", help="take the code from this other checkout")
+    parser.add_argument("--as-test", metavar="FILE", help="write a test for pytest that does this replay")
+
+
+class ReplayedState(dict[int, bytes]):
+    """A dict whose order is that of a layer's durable state: what is stored again stands last."""
+
+    def __setitem__(self, key: int, value: bytes) -> None:
+        if self.get(key) != value:
+            self.pop(key, None)
+            super().__setitem__(key, value)
+
+
+class Call(msgspec.Struct):
+    """One call of the core. `result` is None where the core did not come back from it."""
+
+    number: int
+    name: str
+    arguments: list[Any]
+    result: list[Any] | None = None  # what it returned, next_wake
+
+    def describe(self) -> str:
+        """A line for a person."""
+        if self.name == "receive":
+            sender, kind, records, now = self.arguments
+            who = {topology.DEVICE: "device"}.get(sender) or topology.NAMES.get(sender, f"application {sender:x}")
+            return (f"call {self.number}: receive {len(records)} {messages.KIND_NAMES.get(kind, kind)} from {who} "
+                    f"at {now:.6f}")
+        return f"call {self.number}: {self.name}({', '.join(map(repr, self.arguments))})"
+
+
+class Run(msgspec.Struct):
+    """One process."""
+
+    start: Start
+    state: list[tuple[int, bytes]]
+    calls: list[Call]
+
+
+def read(path: Path) -> list[Run]:
+    """The runs of a recording. ValueError."""
+    octets = path.read_bytes()
+    if not octets.startswith(MAGIC):
+        raise ValueError(f"{path}: not a recording")
+    runs: list[Run] = []
+    at = len(MAGIC)
+    while at + LENGTH.size <= len(octets):
+        (length,) = LENGTH.unpack_from(octets, at)
+        entry = octets[at + LENGTH.size : at + LENGTH.size + length]
+        at += LENGTH.size + length
+        if len(entry) < length:
+            break  # written while the disk filled up
+        kind, *fields = msgspec.msgpack.decode(entry)
+        if kind == "start":
+            runs.append(Run(msgspec.convert(fields[0], Start), [], []))
+        elif kind == "state":
+            runs[-1].state += [(key, value) for key, value in fields[0]]
+        elif kind == "call":
+            runs[-1].calls.append(Call(len(runs[-1].calls) + 1, *fields))
+        else:
+            runs[-1].calls[-1].result = fields
+    return runs
+
+
+def _plain(value: Any) -> Any:
+    """As it is once written and read: tuples are lists."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+
+
+def replay(run: Run, break_at: int | None = None) -> Iterator[tuple[Call, list[Any]]]:
+    """Make the core and call it; (call, what is different: its result now) for each call that is."""
+    module, _, name = run.start.make.partition(":")
+    config = importlib.import_module("bus.config").decode(run.start.config)
+    counters = importlib.import_module(f"layers.{run.start.layer}.counters").Counters.new()
+    state = ReplayedState(run.state)
+    core = getattr(importlib.import_module(module), name)(config, state, counters, random.Random(run.start.seed))
+    for call in run.calls:
+        if call.number == break_at:
+            print(f"{call.describe()}\nstep into it with: s; `core`, `call` and `state` are here")
+            pdb.set_trace()
+        result = _plain([getattr(core, call.name)(*call.arguments), core.next_wake])
+        if call.result is not None and result != call.result:
+            yield call, result
+
+
+def differences(path: Path) -> list[str]:
+    """What the present code does differently from what was recorded; empty: nothing."""
+    return [text for run in read(path) for call, result in replay(run) for text in _describe(call, result)]
+
+
+def _describe(call: Call, result: list[Any]) -> list[str]:
+    """One difference."""
+    assert call.result is not None
+    lines = [call.describe()]
+    for name, was, now in (("recorded", call.result, result), ("now", result, call.result)):
+        sends = was[0] if isinstance(was[0], list) else [was[0]]
+        others = now[0] if isinstance(now[0], list) else [now[0]]
+        lines += [f"  only {name}: {_send(send)}" for send in sends if send not in others]
+    if len(lines) == 1:
+        lines.append(f"  recorded {call.result!r}" if call.result[0] == result[0] else "  the same in another order")
+        lines.append(f"  now      {result!r}" if call.result[0] == result[0] else "")
+    return [line for line in lines if line]
+
+
+def _send(send: Any) -> str:
+    if isinstance(send, list) and len(send) == 3 and isinstance(send[2], bytes):
+        to = topology.NAMES.get(send[0], f"{send[0]:x}")
+        return f"to {to}: {messages.KIND_NAMES.get(send[1], send[1])} {send[2].hex()}"
+    return repr(send)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Replay all runs; 1 where something is different or the core raises."""
+    path = Path(given.file)
+    try:
+        runs = read(path)
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise UsageError(f"replay: {error}") from error
+    if given.as_test:
+        return _write_test(path, Path(given.as_test), runs)
+    if given.diff:
+        _take_code_from(Path(given.diff))
+    status = 0
+    for number, each in enumerate(runs, 1):
+        title = f"run {number}: {each.start.layer}, incarnation {each.start.incarnation}, {len(each.calls)} calls"
+        try:
+            found = list(replay(each, given.break_at))
+        except Exception:
+            print(f"{title}: the core raised")
+            traceback.print_exc(limit=-8)
+            if given.pdb:
+                pdb.post_mortem()
+            status = 1
+            continue
+        print(f"{title}: " + (f"{len(found)} with another result" if found else "all results as recorded"))
+        for call, result in found[:_DIFFERENCES_SHOWN]:
+            print("\n".join(_describe(call, result)))
+        status |= bool(found)
+    return status
+
+
+def _take_code_from(directory: Path) -> None:
+    if not (directory / "layers").is_dir():
+        raise UsageError(f"--diff {directory}: no checkout of usernet")
+    sys.path.insert(0, str(directory.resolve()))
+    for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
+        del sys.modules[name]
+
+
+def _write_test(recording: Path, test: Path, runs: list[Run]) -> int:
+    """The test, and the recording beside it."""
+    if not runs or not test.name.startswith("test_") or test.suffix != ".py":
+        raise UsageError(f"--as-test {test}: give it like tests/unit/test_NAME.py, and a recording that is not empty")
+    beside = test.with_suffix(".rec")
+    name = "".join(letter if letter.isalnum() else "_" for letter in recording.stem)
+    if beside.resolve() != recording.resolve():
+        shutil.copyfile(recording, beside)
+    test.write_text(_TEST.format(layer=runs[0].start.layer, name=name, file=beside.name))
+    print(f"{test} and {beside}")
+    return 0

@@ -1,0 +1,280 @@
+"""The screen of `top`: a snapshot as rich draws it, and the keys. Sensible in 80 x 24, and without colour."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import select
+import shlex
+import shutil
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cli import commands, impair
+from cli.board import Board, Snapshot
+from supervisor.control import NotRunning, Refused
+from supervisor.options import UsageError
+
+HELP = """\
+up, down    choose a layer              s   sort pipes by rate or name, layers by drops
+r           restart the layer           i   impair: a pipe or flow and what to do, as in
+k           kill it (SIGKILL)               device --delay 20ms --loss 1%; or --clear
+p, space    pause this screen           +,- look less, or more often
+h, ?        this help                   q   quit
+"""
+SORTS = ("rate", "name", "drops")
+_RED, _YELLOW, _GREEN, _DIM = "bold red", "yellow", "green", "dim"
+
+
+class View:
+    """What the keys have chosen."""
+
+    def __init__(self, sort: str, interval_s: float) -> None:
+        self.sort = sort
+        self.interval_s = interval_s
+        self.chosen = 0
+        self.paused = self.help = False
+        self.said = ""  # the answer to the last key
+        self.typing: str | None = None  # an order to impair, while it is typed
+
+
+def _number(value: float) -> str:
+    """Short: 0, 3.2, 417, 12.3k, 4.5M."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= scale:
+            return f"{value / (1e3 if unit == 'k' else scale):.1f}{unit}"
+    return "." if not value else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def draw(snapshot: Snapshot, view: View, width: int, height: int) -> Group:
+    """The whole screen."""
+    clock = f"{int(snapshot.uptime_s) // 3600}:{int(snapshot.uptime_s) // 60 % 60:02}:{int(snapshot.uptime_s) % 60:02}"
+    head = Text(f"usernet {snapshot.name}  {snapshot.address} on {snapshot.where}  up {clock}  ", no_wrap=True,
+                overflow="crop")
+    head.append(snapshot.state, _GREEN if snapshot.state == "up" else _RED)
+    counts = Text(f"{snapshot.applications} applications, {snapshot.sockets} sockets, {snapshot.connections} "
+                  f"connections, cores {snapshot.cores}", no_wrap=True, overflow="crop")
+    parts: list[RenderableType] = [head, counts]
+    layers = _layers(snapshot, view)
+    room = height - 2 - (len(snapshot.layers) + 1) - 1
+    parts.append(layers)
+    if view.help:
+        parts.append(Text("\n" + HELP))
+    else:
+        pipes = _pipes(snapshot, view, room - room // 3 - len(snapshot.impairments[:3]), width)
+        events = max(1, room - 1 - pipes.row_count - len(snapshot.impairments[:3]))
+        parts.append(pipes)
+        parts += [Text(f"impaired: {one}", _YELLOW, no_wrap=True, overflow="ellipsis")
+                  for one in snapshot.impairments[:3]]
+        parts += [Text(event, _DIM, no_wrap=True, overflow="ellipsis") for event in snapshot.events[-events:]]
+    return Group(*parts)
+
+
+def foot(view: View) -> Text:
+    """The last line: what is typed, the last answer, or the keys."""
+    if view.typing is not None:
+        return Text(f"impair {view.typing}_", no_wrap=True)
+    keys = "q quit  h help  r restart  k kill  i impair  s sort  p pause"
+    return Text(view.said or ("paused; " if view.paused else "") + keys, no_wrap=True, overflow="ellipsis")
+
+
+def _layers(snapshot: Snapshot, view: View) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", expand=False)
+    table.add_column("layer", no_wrap=True)
+    for name in ("pid", "state", "restarts", "cpu%", "MB", "in/s", "us/rec", "waits", "drops", "drops/s"):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    rows = list(enumerate(snapshot.layers))
+    if view.sort == "drops":
+        rows.sort(key=lambda row: -row[1].drops)
+    for number, row in rows:
+        style = "reverse" if number == view.chosen else ""
+        mark = ">" if number == view.chosen else " "
+        table.add_row(f"{mark}{row.name}", str(row.pid or "-"), Text(row.state, "" if row.state == "up" else _RED),
+                      str(row.restarts), f"{row.cpu_percent:.0f}", f"{row.memory_bytes / 1e6:.0f}",
+                      _number(row.records_s), _number(row.us_record), _number(row.waiting), _number(row.drops),
+                      Text(_number(row.drops_s), _RED if row.drops_s else ""), style=style)
+    return table
+
+
+def _pipes(snapshot: Snapshot, view: View, lines: int, width: int) -> Table:
+    """As many columns of pipes as there is room for."""
+    pipes = [pipe for pipe in snapshot.pipes if pipe.records or pipe.impaired] or snapshot.pipes
+    if view.sort != "name":
+        pipes = sorted(pipes, key=lambda pipe: -pipe.records_s)
+    columns = max(1, width // 38)
+    rows = max(1, lines - 1)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for _ in range(columns):
+        table.add_column("pipe", width=13, no_wrap=True)
+        table.add_column("in/s", justify="right", width=7, no_wrap=True)
+        table.add_column("Mbit/s", justify="right", width=9, no_wrap=True)
+    shown = pipes[: rows * columns]
+    rows = -(-len(shown) // columns)
+    for row in range(rows):
+        cells: list[RenderableType] = []
+        for pipe in shown[row::rows]:
+            cells += [Text(pipe.name, _YELLOW if pipe.impaired else ""), _number(pipe.records_s),
+                      f"{pipe.mbit_s:.2f}" if pipe.mbit_s else "."]
+        table.add_row(*cells)
+    return table
+
+
+def _act(key: str, view: View, snapshot: Snapshot, name: str | None) -> bool:
+    """Do what a key stands for; False: quit."""
+    if view.typing is not None:
+        _type(key, view, name)
+        return True
+    view.said = ""
+    layer = snapshot.layers[view.chosen % len(snapshot.layers)].name
+    try:
+        if key in ("q", "\x03", "\x04"):
+            return False
+        if key in ("\x1b[A", "\x1b[B"):
+            view.chosen = (view.chosen + (1 if key[-1] == "B" else -1)) % len(snapshot.layers)
+        elif key in ("h", "?"):
+            view.help = not view.help
+        elif key in ("p", " "):
+            view.paused = not view.paused
+        elif key == "s":
+            view.sort = SORTS[(SORTS.index(view.sort) + 1) % len(SORTS)]
+            view.said = f"sorted by {view.sort}"
+        elif key == "+":
+            view.interval_s = min(60.0, view.interval_s * 2)
+        elif key == "-":
+            view.interval_s = max(0.1, view.interval_s / 2)
+        elif key == "i":
+            view.typing = ""
+        elif key == "k":
+            commands.query(commands.run_dir(name), "sabotage", layer=layer, fault="kill")
+            view.said = f"{layer}: killed"
+        elif key == "r":
+            commands.restart(name, [layer])
+            view.said = f"{layer}: restarted"
+    except (Refused, UsageError) as error:
+        view.said = str(error)
+    return True
+
+
+def _type(key: str, view: View, name: str | None) -> None:
+    """One more character of an order to impair, or its end."""
+    assert view.typing is not None
+    if key in ("\r", "\n"):
+        order, view.typing = view.typing, None
+        view.said = _impair(order, name)
+    elif key in ("\x1b", "\x03"):
+        view.typing = None
+    elif key in ("\x7f", "\x08"):
+        view.typing = view.typing[:-1]
+    elif key.isprintable():
+        view.typing += key
+
+
+def _impair(order: str, name: str | None) -> str:
+    """What the verb says to these words."""
+    parser = argparse.ArgumentParser(prog="impair", add_help=False, exit_on_error=False, allow_abbrev=False)
+    impair.arguments(parser)
+    answer = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(answer), contextlib.redirect_stderr(answer):
+            given = parser.parse_args(shlex.split(order))
+            given.name = name
+            impair.run(given)
+    except (UsageError, Refused, ValueError, argparse.ArgumentError, SystemExit) as error:
+        return str(error) or answer.getvalue()
+    return "; ".join(answer.getvalue().splitlines())
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[None]:
+    """Keys one by one, on a screen of its own, which is then as it was."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    sys.stdout.write("\033[?1049h\033[?25l")
+    try:
+        tty.setcbreak(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        sys.stdout.write("\033[?25h\033[?1049l")
+        sys.stdout.flush()
+
+
+def _frame(snapshot: Snapshot, view: View, colour: bool) -> str:
+    """The screen as text: each line cleared before it is written, so that nothing flickers."""
+    size = shutil.get_terminal_size()
+    made = io.StringIO()
+    console = Console(file=made, width=size.columns, height=size.lines, force_terminal=colour, no_color=not colour,
+                      highlight=False, legacy_windows=False)
+    console.print(draw(snapshot, view, size.columns, size.lines), end="")
+    lines = made.getvalue().split("\n")[: size.lines - 1]
+    made.seek(0)
+    made.truncate()
+    console.print(foot(view), end="")
+    lines += [""] * (size.lines - 1 - len(lines)) + made.getvalue().split("\n")[:1]
+    return "\033[H" + "\r\n".join(f"{line}\033[K" for line in lines) + "\033[J"
+
+
+def show(name: str | None, once: bool, interval_s: float, sort: str) -> int:
+    """Until q, or once."""
+    board, view = Board(name), View(sort, interval_s)
+    try:
+        snapshot = board.tick()
+        if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            time.sleep(interval_s)
+            size = shutil.get_terminal_size()
+            height = size.lines if sys.stdout.isatty() else max(24, 60)
+            Console(width=size.columns, highlight=False).print(draw(board.tick(), view, size.columns, height))
+            return 0
+        return _live(board, view, snapshot, name)
+    finally:
+        board.close()
+
+
+def _live(board: Board, view: View, snapshot: Snapshot, name: str | None) -> int:
+    colour = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGWINCH, lambda *_: None)  # told by the pipe: draw again
+    with _terminal():
+        due = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= due:
+                due = now + view.interval_s
+                if not view.paused:
+                    try:
+                        snapshot = board.tick()
+                    except NotRunning:
+                        break
+            sys.stdout.write(_frame(snapshot, view, colour))
+            sys.stdout.flush()
+            ready, _, _ = select.select([sys.stdin, wake], [], [], max(0.0, due - time.monotonic()))
+            if wake in ready:
+                os.read(wake, 64)
+            if sys.stdin in ready:
+                octets = os.read(sys.stdin.fileno(), 64).decode(errors="replace")
+                try:
+                    if not octets or not all(_act(key, view, snapshot, name) for key in _keys(octets)):
+                        return 0
+                except NotRunning:
+                    break
+    print("the stack has ended")
+    return 0
+
+
+def _keys(octets: str) -> Iterator[str]:
+    """One key after the other; an arrow is three characters."""
+    while octets:
+        length = 3 if octets.startswith("\x1b[") else 1
+        yield octets[:length]
+        octets = octets[length:]

@@ -1,0 +1,173 @@
+"""A running stack's pipes, watched: what `capture`, `trace` and the page in the browser see.
+
+Each layer that is watched copies records into a ring in its own memory, which this process maps. The layers never wait
+for it: what finds no room is lost and counted. When this process ends the keeper ends the copying.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from bus.counters import PipeCounters
+from bus.durable import layout
+from bus.runtime import meter, ring
+from bus.runtime.taps import BUS_COUNTER
+from cli.pipes import Pipe, all_pipes, pipe_of
+from supervisor.control import Client, NotRunning
+from usernet.pipe.run_dir import run_dir
+
+_SETTLED_NS = 5_000_000  # a layer may be that late in showing what it has already put a time on
+_IDLE_S = 0.02
+
+
+class Seen(NamedTuple):
+    """Records of one kind that went through a pipe at one time."""
+
+    when_ns: int  # since 1970
+    pipe: Pipe
+    layer: str  # that says so
+    incarnation: int
+    direction: int  # as the layer sees it: ring.IN, OUT, or DROPPED
+    kind: int
+    records: list[bytes]
+    counter: str  # that counted what was dropped: its name
+
+
+@cache
+def sentence(layer: str, counter: str) -> str:
+    """What a layer's counter counts."""
+    declared = PipeCounters.declared | importlib.import_module(f"layers.{layer}.counters").Counters.declared
+    return declared[counter].sentence if counter in declared else ""
+
+
+def open_taps(client: Client, wanted: Mapping[str, object]) -> dict[str, memoryview]:
+    """Ask for taps; each layer's memory for it."""
+    answer, descriptors = client.request_descriptors("capture", layers=wanted)
+    memories = {layer: memoryview(layout.map_tap(descriptor, answer["slot"]))
+                for layer, descriptor in zip(wanted, descriptors, strict=True)}
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return memories
+
+
+class Measured(NamedTuple):
+    """What a stack's meters say since they were asked for."""
+
+    flows: dict[Pipe, meter.Flow]
+    layers: dict[str, meter.Reading]
+
+
+class Meters:
+    """What goes through each pipe of a stack, and how long each layer takes, counted from now on."""
+
+    def __init__(self, name: str | None) -> None:
+        self._client = Client(run_dir(name))
+        layers = list(self._client.request("status")["layers"])
+        self._pipes = all_pipes(layers)
+        self._memories = open_taps(self._client, {layer: {"meter": True} for layer in layers})
+
+    def close(self) -> None:
+        """Nobody counts any more."""
+        self._client.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stack has."""
+        return bool(select.select([self._client], [], [], 0)[0])
+
+    def read(self) -> Measured:
+        """The counts."""
+        layers = {layer: meter.read(memory) for layer, memory in self._memories.items()}
+        return Measured({pipe: layers[pipe.layer].flows[pipe.peer, meter.OUT if pipe.sent else meter.IN]
+                         for pipe in self._pipes}, layers)
+
+
+class Watch:
+    """Pipes of one stack. `lost`: records that found no room, by the layer that saw them."""
+
+    def __init__(self, name: str | None, pipes: Iterable[Pipe], both_ends: bool = False) -> None:
+        pipes = list(pipes)
+        self._pipes = frozenset(pipes)
+        self._client = Client(run_dir(name))
+        status = self._client.request("status")
+        self._counters = {layer: list(there["counters"]) for layer, there in status["layers"].items()}
+        self.with_vnet = bool(status["offload"])
+        self.ended = False  # the stack has
+        self._stopped = self._done = False
+        wanted: dict[str, dict[str, object]] = {}
+
+        def watch(layer: str, direction: str, peer: int) -> None:
+            asked = wanted.setdefault(layer, {"taken": [], "sent": [], "drops": True})
+            asked[direction].append(peer)  # type: ignore[attr-defined]
+
+        for pipe in pipes:
+            watch(pipe.layer, "sent" if pipe.sent else "taken", pipe.peer)
+            if pipe.sent and pipe.consumer in status["layers"]:
+                if both_ends:
+                    other = Pipe(pipe.consumer, pipe.producer)
+                    watch(pipe.consumer, "taken", other.peer)
+                wanted.setdefault(pipe.consumer, {"taken": [], "sent": [], "drops": True})
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._rings = {layer: ring.RingReader(memory) for layer, memory in open_taps(self._client, wanted).items()}
+        self._waiting: list[Seen] = []
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Records that found no room, by the layer that saw them."""
+        return {layer: each.lost for layer, each in self._rings.items()}
+
+    def poll(self, timeout_s: float = _IDLE_S) -> list[Seen]:
+        """What was seen since, in order of time; waits where there is nothing. `ended` tells that nothing follows."""
+        if not self.ended:
+            readable, _, _ = select.select([self._client], [], [], 0 if self._waiting else timeout_s)
+            self.ended = bool(readable)  # the keeper says nothing more: it has hung up
+        last = self.ended or self._stopped  # before looking: what comes after that is not missed
+        settled_ns = time.monotonic_ns() - _SETTLED_NS
+        for layer, each in self._rings.items():
+            self._waiting += [seen for entry in each.read() if (seen := self._seen(layer, entry)).pipe in self._pipes]
+        self._waiting.sort(key=lambda seen: seen.when_ns)
+        if last:
+            self._done = True
+            ready, self._waiting = self._waiting, []
+            return ready
+        if self._waiting and self._waiting[0].when_ns > settled_ns + self._offset_ns:
+            time.sleep(_SETTLED_NS / 1e9)
+        count = sum(seen.when_ns <= settled_ns + self._offset_ns for seen in self._waiting)
+        ready, self._waiting = self._waiting[:count], self._waiting[count:]
+        return ready
+
+    def __iter__(self) -> Iterator[list[Seen]]:
+        """What is seen, poll by poll, until the stack ends."""
+        while not self._done:
+            yield self.poll()
+
+    def stop(self) -> None:
+        """What is there by now is the last that is seen."""
+        self._stopped = True
+
+    def _seen(self, layer: str, entry: ring.Entry) -> Seen:
+        counter = ""
+        if entry.direction == ring.DROPPED:
+            names = self._counters[layer]
+            index = entry.counter - BUS_COUNTER
+            counter = list(PipeCounters.declared)[index] if index >= 0 else names[entry.counter]
+        pipe = pipe_of(entry.peer, layer, entry.direction == ring.OUT)
+        if entry.direction == ring.DROPPED and pipe not in self._pipes:
+            pipe = pipe_of(entry.peer, layer, sent=True)  # dropped by an impairment on its way out
+        return Seen(entry.when_ns + self._offset_ns, pipe, layer, entry.incarnation, entry.direction, entry.kind,
+                    entry.records, counter)
+
+
+__all__ = ["NotRunning", "Seen", "Watch", "sentence"]

@@ -1,0 +1,172 @@
+"""Capture files in pcapng (draft-ietf-opsawg-pcapng): blocks out, and for tests and `replay`, blocks in.
+
+Pure: octets out of values and back; who writes them where is another's. All blocks are little-endian, times are
+nanoseconds since 1970. A file is `section`, then an `interface` for each place where packets were seen (numbered from 0
+in the order in which they stand in the file), then `packet` blocks; `statistics` may stand anywhere behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from struct import Struct
+from struct import error as StructError  # noqa: N812
+from typing import NamedTuple
+
+LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/linktypes.html
+LINKTYPE_WIRESHARK_UPPER_PDU = 252
+SNAP_OCTETS = 1 << 18  # no packet in a file of ours is longer
+
+SECTION, INTERFACE, STATISTICS, PACKET = 0x0A0D0D0A, 1, 5, 6  # block types
+BYTE_ORDER_MAGIC = 0x1A2B3C4D
+INBOUND, OUTBOUND = 1, 2  # epb_flags, bits 0 and 1
+
+_END, _COMMENT = 0, 1  # options of every block
+_HARDWARE, _SYSTEM, _APPLICATION = 2, 3, 4  # of a section
+_NAME, _DESCRIPTION, _RESOLUTION, _FILTER = 2, 3, 9, 11  # of an interface
+_FLAGS, _DROPPED = 2, 4  # of a packet
+_START, _FINISH, _RECEIVED, _LOST = 2, 3, 4, 5  # of statistics
+_NANOSECONDS = b"\x09"  # if_tsresol: 10 to the power of -9
+
+_BLOCK = Struct("<II")  # type, length of the whole block
+_LENGTH = Struct("<I")
+_OPTION = Struct("<HH")
+_SECTION = Struct("<IHHq")  # magic, version 1.0, length of the section (-1: not said)
+_INTERFACE = Struct("<HHI")  # link type, 0, the longest packet
+_PACKET = Struct("<IIIII")  # interface, time (high, low), captured octets, octets of the packet
+_STATISTICS = Struct("<III")
+_UINT64 = Struct("<Q")
+
+
+def _padded(octets: bytes) -> bytes:
+    return octets + bytes(-len(octets) % 4)
+
+
+def _options(options: Sequence[tuple[int, bytes]]) -> bytes:
+    if not options:
+        return b""
+    options = [(code, value[:0xFFFF]) for code, value in options]
+    return b"".join(_OPTION.pack(code, len(value)) + _padded(value) for code, value in options) + _OPTION.pack(_END, 0)
+
+
+def _texts(*options: tuple[int, str]) -> list[tuple[int, bytes]]:
+    return [(code, text.encode()) for code, text in options if text]
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    octets = 12 + len(body)
+    return _BLOCK.pack(kind, octets) + body + _LENGTH.pack(octets)
+
+
+def _time(when_ns: int) -> tuple[int, int]:
+    return when_ns >> 32, when_ns & 0xFFFFFFFF
+
+
+def section(application: str = "", hardware: str = "", system: str = "", comment: str = "") -> bytes:
+    """What a file begins with (section 4.1)."""
+    options = _texts((_COMMENT, comment), (_HARDWARE, hardware), (_SYSTEM, system), (_APPLICATION, application))
+    return _block(SECTION, _SECTION.pack(BYTE_ORDER_MAGIC, 1, 0, -1) + _options(options))
+
+
+def interface(name: str, link_type: int, description: str = "", filter_expression: str = "") -> bytes:
+    """A place where packets are seen, with a time stamp in nanoseconds (section 4.2)."""
+    options = [*_texts((_NAME, name), (_DESCRIPTION, description)), (_RESOLUTION, _NANOSECONDS)]
+    if filter_expression:
+        options.append((_FILTER, b"\0" + filter_expression.encode()))
+    return _block(INTERFACE, _INTERFACE.pack(link_type, 0, SNAP_OCTETS) + _options(options))
+
+
+def packet(number: int, when_ns: int, octets: bytes, *, length: int = 0, comment: str = "", direction: int = 0,
+           dropped: int = 0) -> bytes:
+    """A packet seen at interface `number` (section 4.3).
+
+    `length`: what it had before it was cut for the capture (0: nothing was cut). `dropped`: packets that this capture
+    lost at the interface since the packet before.
+    """
+    options = _texts((_COMMENT, comment))
+    if direction:
+        options.append((_FLAGS, _LENGTH.pack(direction)))
+    if dropped:
+        options.append((_DROPPED, _UINT64.pack(dropped)))
+    head = _PACKET.pack(number, *_time(when_ns), len(octets), length or len(octets))
+    return _block(PACKET, head + _padded(octets) + _options(options))
+
+
+def statistics(number: int, when_ns: int, *, start_ns: int, received: int, lost: int) -> bytes:
+    """What interface `number` has seen from `start_ns` to `when_ns`, and how much of it is not here (section 4.6)."""
+    times = [(code, Struct("<II").pack(*_time(ns))) for code, ns in ((_START, start_ns), (_FINISH, when_ns))]
+    counts = [(_RECEIVED, _UINT64.pack(received)), (_LOST, _UINT64.pack(lost))]
+    return _block(STATISTICS, _STATISTICS.pack(number, *_time(when_ns)) + _options([*times, *counts]))
+
+
+class Interface(NamedTuple):
+    """As `interface` wrote it."""
+
+    name: str
+    link_type: int
+    description: str
+
+
+class Packet(NamedTuple):
+    """As `packet` wrote it."""
+
+    interface: int
+    when_ns: int
+    octets: bytes
+    length: int
+    comment: str
+    dropped: int
+
+
+class Statistics(NamedTuple):
+    """As `statistics` wrote it."""
+
+    interface: int
+    received: int
+    lost: int
+
+
+def _read_options(octets: bytes) -> dict[int, bytes]:
+    found, at = {}, 0
+    while at + _OPTION.size <= len(octets):
+        code, length = _OPTION.unpack_from(octets, at)
+        if code == _END:
+            break
+        found[code] = octets[at + 4 : at + 4 + length]
+        at += 4 + length + -length % 4
+    return found
+
+
+def _text(options: dict[int, bytes], code: int) -> str:
+    return options.get(code, b"").decode(errors="replace")
+
+
+def _number(options: dict[int, bytes], code: int) -> int:
+    return int.from_bytes(options.get(code, b""), "little")
+
+
+def read(octets: bytes) -> Iterator[Interface | Packet | Statistics]:
+    """The blocks of a file as this module writes it; others are passed over. ValueError where it is not pcapng."""
+    at = 0
+    while at < len(octets):
+        try:
+            kind, length = _BLOCK.unpack_from(octets, at)
+            body = octets[at + 8 : at + length - 4]
+            if length < 12 or length % 4 or _LENGTH.unpack_from(octets, at + length - 4) != (length,):
+                raise ValueError(f"octet {at}: a block's two lengths differ")
+            if at == 0 and (kind != SECTION or _SECTION.unpack_from(body)[0] != BYTE_ORDER_MAGIC):
+                raise ValueError("not a little-endian pcapng file")
+            at += length
+            if kind == INTERFACE:
+                options = _read_options(body[_INTERFACE.size :])
+                yield Interface(_text(options, _NAME), _INTERFACE.unpack_from(body)[0], _text(options, _DESCRIPTION))
+            elif kind == PACKET:
+                number, high, low, kept, whole = _PACKET.unpack_from(body)
+                end = _PACKET.size + kept
+                options = _read_options(body[end + -kept % 4 :])
+                yield Packet(number, high << 32 | low, body[_PACKET.size : end], whole, _text(options, _COMMENT),
+                             _number(options, _DROPPED))
+            elif kind == STATISTICS:
+                options = _read_options(body[_STATISTICS.size :])
+                yield Statistics(_STATISTICS.unpack_from(body)[0], _number(options, _RECEIVED), _number(options, _LOST))
+        except StructError as error:
+            raise ValueError(f"octet {at}: the block is not whole") from error

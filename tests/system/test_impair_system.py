@@ -1,0 +1,172 @@
+"""`impair` as a person drives it, on both directions, on one flow, over a layer's death; and beside tc-netem itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from .peers import STACK, Stack, received, wait_for
+
+ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = ([\d.]+)/([\d.]+)/([\d.]+)/([\d.]+) ms")
+
+
+def ping(stack: Stack, count: int, *, size: int = 56, interval_s: float = 0.01) -> tuple[int, tuple[float, ...]]:
+    """Replies, and (least, mean, most, deviation) of the round trips in ms."""
+    out = stack.execute("ping", "-q", "-c", count, "-i", interval_s, "-W", 3, "-s", size, STACK, status=None).stdout
+    found = ROUND_TRIP.search(out)
+    return received(out), tuple(map(float, found.groups())) if found else ()
+
+
+@pytest.fixture
+def clear(stack):
+    """The module's stack; whatever a test does to it, it is undone."""
+    ping(stack, 1)
+    yield stack
+    stack.run("impair", "--clear")
+
+
+def test_delay_is_added_once_a_direction(clear):
+    clear.run("impair", "link:device", "--delay", "30ms")
+    _, (least, *_) = ping(clear, 5, interval_s=0.05)
+    assert 30 <= least < 60
+    clear.run("impair", "device", "--delay", "30ms")
+    _, (least, *_) = ping(clear, 5, interval_s=0.05)
+    assert 60 <= least < 110
+    clear.run("impair", "--clear")
+    _, (least, *_) = ping(clear, 5, interval_s=0.05)
+    assert least < 30
+
+
+def test_loss_and_its_counter(clear):
+    lost_before = clear.counters("link")["bus_impaired_lost"]
+    clear.run("impair", "device:link", "--loss", "20%", "--seed", "4")
+    replies, _ = ping(clear, 300)
+    lost = clear.counters("link")["bus_impaired_lost"] - lost_before
+    assert 30 <= lost <= 95  # five standard deviations around 60
+    assert replies == 300 - lost or replies == 301 - lost  # one may have been an ARP request
+
+
+def test_the_same_seed_loses_the_same(clear):
+    def lost() -> set[int]:
+        clear.run("impair", "--clear")
+        clear.run("impair", "device:link", "--flow", "icmp", "--loss", "30%", "--seed", "11")
+        out = clear.execute("ping", "-c", 60, "-i", 0.01, "-W", 2, STACK, status=None).stdout
+        return set(range(1, 61)) - {int(number) for number in re.findall(r"icmp_seq=(\d+)", out)}
+
+    clear.execute("ip", "neigh", "replace", STACK, "lladdr", clear.status()["mac"], "dev", "tap0")  # no ARP between
+    first = lost()
+    assert first
+    assert lost() == first
+
+
+def test_drop_nth_is_exact(clear):
+    clear.execute("ip", "neigh", "replace", STACK, "lladdr", clear.status()["mac"], "dev", "tap0")
+    clear.run("impair", "device:link", "--drop-nth", "10")
+    assert ping(clear, 100)[0] == 90
+
+
+def test_duplicates_arrive(clear):
+    clear.run("impair", "link:device", "--duplicate", "100%")
+    out = clear.execute("ping", "-c", 10, "-i", 0.02, "-W", 2, STACK).stdout
+    assert "+10 duplicates" in out or "+9 duplicates" in out  # ping may end before the last
+
+
+def test_corruption_is_noticed_by_a_checksum(clear):
+    before = clear.counters("ip")["bad_header_checksum"] + clear.counters("icmp")["bad_checksum"]
+    clear.run("impair", "link:ip", "--corrupt", "100%", "--seed", "1")
+    replies, _ = ping(clear, 20)
+    assert replies == 0
+    after = clear.counters("ip")["bad_header_checksum"] + clear.counters("icmp")["bad_checksum"]
+    assert after > before
+
+
+def test_rate_spaces_what_is_sent(clear):
+    clear.run("impair", "link:device", "--rate", "1mbit")
+    with clear.bound() as app, clear.kernel.udp() as peer:
+        for _ in range(50):
+            app.sendto(bytes(1208), peer.getsockname())  # 1250 octets of frame: 10 ms each
+        peer.recv(2000)
+        started = time.monotonic()
+        for _ in range(49):
+            peer.recv(2000)
+        took = time.monotonic() - started
+    assert 0.47 < took < 0.6
+
+
+def test_one_flow_suffers_and_the_others_do_not(clear):
+    clear.run("impair", "udp dst port 7777", "--loss", "100%")
+    assert ping(clear, 5)[0] == 5
+    with clear.bound() as app, clear.kernel.udp(7777) as bad, clear.kernel.udp(7778) as good:
+        app.sendto(b"lost", bad.getsockname())
+        app.sendto(b"there", good.getsockname())
+        assert good.recv(100) == b"there"
+        bad.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            bad.recv(100)
+
+
+def test_any_pipe_may_be_impaired(clear):
+    clear.run("impair", "udp:sockets", "--delay", "40ms")
+    with clear.bound() as app, clear.kernel.udp() as peer:
+        started = time.monotonic()
+        peer.sendto(b"late", app.getsockname())
+        assert app.recv(100) == b"late"
+        assert time.monotonic() - started >= 0.04
+    assert ping(clear, 3)[1][0] < 40
+
+
+def test_it_survives_a_layers_restart_and_shows_in_status(new_stack):
+    stack = new_stack().up("--profile", "transatlantic")
+    assert {one["pipe"] for one in stack.status()["impairments"]} == {"link:device", "device:link"}
+    assert "impaired: link:device: delay 40ms" in stack.run("status").stdout
+    for incarnation, restart in ((2, lambda: os.kill(stack.pids()["link"], signal.SIGKILL)),
+                                 (3, lambda: stack.run("restart", "link"))):
+        restart()
+        wait_for("link", lambda incarnation=incarnation: stack.serves(link=incarnation))
+        replies, (least, *_) = ping(stack, 3, interval_s=0.05)
+        assert replies == 3
+        assert least >= 80
+    stack.run("down")
+    assert stack.up().status()["impairments"] == []
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [
+    (["nowhere", "--loss", "5%"], "no pipe 'nowhere'"), (["device", "--loss", "5"], "give it like 5%"),
+    (["device", "--reorder", "5%"], "reorder needs a delay"), (["--loss", "5%"], "impair what?"),
+    (["device", "--profile", "moon"], "no network 'moon'; there are gprs"),
+    (["device", "--list", "--loss", "5%"], "stand alone"),
+    (["device", "--delay", "5000s"], "delay"), (["device", "--flow", "prt 4", "--loss", "1%"], "--flow 'prt 4'")])
+def test_bad_arguments_have_a_clear_error(stack, arguments, complaint):
+    done = stack.run("impair", *arguments, status=None)
+    assert done.returncode in (1, 2)
+    assert complaint in done.stderr
+    assert stack.run("impair").stdout == "nothing is impaired\n"
+
+
+def test_an_unknown_network_boots_nothing(new_stack):
+    stack = new_stack()
+    assert "no network 'moon'" in stack.run("up", "--detach", "--profile", "moon", status=2).stderr
+    assert not stack.processes()
+
+
+@pytest.mark.parametrize("words", ["delay 20ms", "delay 30ms 10ms", "loss 20%", "loss gemodel 5% 20%", "rate 2mbit",
+                                   "delay 50ms reorder 25%", "duplicate 50%"])
+def test_the_same_effect_as_tc_netem(clear, words):
+    """What the kernel's netem does to what it sends, ours does to what comes from it, within the noise."""
+    tried = clear.execute("tc", "qdisc", "add", "dev", "tap0", "root", "netem", *words.split(), status=None)
+    if tried.returncode != 0:
+        pytest.skip(f"this kernel has no netem: {tried.stderr.strip()}")
+    try:
+        theirs = ping(clear, 200, size=1000)
+    finally:
+        clear.execute("tc", "qdisc", "del", "dev", "tap0", "root")
+    options = re.sub(r"(?:^| )(delay|loss|rate|reorder|duplicate)", r" --\1", words).split()
+    clear.run("impair", "device:link", *options)
+    ours = ping(clear, 200, size=1000)
+    assert abs(ours[0] - theirs[0]) <= 40
+    for mine, its in zip(ours[1][1:], theirs[1][1:], strict=True):
+        assert abs(mine - its) <= max(8.0, 0.25 * its)

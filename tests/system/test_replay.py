@@ -1,0 +1,108 @@
+"""`record` and `replay`: every layer's core does the same again; changed code shows what it does differently."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, received, wait_for
+
+CHANGED = """
+_receive = Core.receive
+Core.receive = lambda self, *arguments: [*_receive(self, *arguments), (9, 9, b"something else")]
+"""
+
+
+@contextlib.contextmanager
+def recording(stack: Stack, layer: str, path: Path) -> Iterator[None]:
+    recorder = stack.popen("record", layer, "-w", path, stderr=subprocess.PIPE)
+    assert "recording" in recorder.stderr.readline()
+    yield
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(PATIENCE_S) == 0, recorder.stderr.read()
+
+
+def traffic(stack: Stack) -> None:
+    assert received(stack.execute("ping", "-c", 5, "-i", 0.05, "-W", 10, STACK).stdout) == 5
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        for size in (0, 5, 1400, 4000):
+            peer.sendto(bytes(size), app.getsockname())
+            data, sender = app.recvfrom(5000)
+            app.sendto(data, sender)
+            assert len(peer.recv(5000)) == size
+    with stack.kernel.udp() as peer:
+        peer.connect((STACK, 9))
+        peer.send(b"nobody there")
+        with contextlib.suppress(ConnectionRefusedError):
+            peer.recv(10)
+
+
+@pytest.mark.parametrize("layer", ["link", "arp", "ip", "icmp", "udp", "sockets"])
+def test_a_layers_core_does_the_same_again(stack, tmp_path, layer):
+    path = tmp_path / f"{layer}.rec"
+    with recording(stack, layer, path):
+        traffic(stack)
+        stack.run("neighbor", "list")
+    done = stack.run("replay", path)
+    assert f"run 1: {layer}, incarnation " in done.stdout
+    assert "all results as recorded" in done.stdout
+    calls = int(done.stdout.split(" calls:")[0].split()[-1])
+    assert calls >= 3
+
+
+def test_each_process_is_a_run(new_stack, tmp_path):
+    stack, path = new_stack().up(), tmp_path / "udp.rec"
+    with recording(stack, "udp", path):
+        traffic(stack)
+        os.kill(stack.pids()["udp"], signal.SIGKILL)
+        wait_for("udp", lambda: stack.serves(udp=3))
+        traffic(stack)
+    done = stack.run("replay", path)
+    assert "run 1: udp, incarnation 2" in done.stdout
+    assert "run 2: udp, incarnation 3" in done.stdout
+    assert done.stdout.count("all results as recorded") == 2
+
+
+def test_changed_code_shows_what_it_does_differently_and_becomes_a_test(stack, tmp_path):
+    path = tmp_path / "icmp.rec"
+    with recording(stack, "icmp", path):
+        traffic(stack)
+    other = copy_product(tmp_path / "other")
+    core = other / "layers/icmp/core.py"
+    core.write_text(core.read_text() + CHANGED)
+    done = stack.run("replay", path, "--diff", other, status=1)
+    assert "with another result" in done.stdout
+    assert "only now: to 9: REPORT_ERROR 736f6d657468696e6720656c7365" in done.stdout
+
+    test = tmp_path / "test_icmp_again.py"
+    stack.run("replay", path, "--as-test", test)
+    for checkout, status in ((ROOT, 0), (other, 1)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, test]
+        ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(checkout)}, text=True,
+                             capture_output=True, check=False)
+        assert ran.returncode == status, ran.stdout + ran.stderr
+
+
+def test_in_the_debugger(stack, tmp_path):
+    path = tmp_path / "icmp.rec"
+    with recording(stack, "icmp", path):
+        traffic(stack)
+    done = stack.run("replay", path, "--break-at", 2, input="p call.number + 40\nc\n")
+    assert "call 2: " in done.stdout
+    assert "(Pdb) 42" in done.stdout
+
+
+def test_bad_arguments(stack, tmp_path):
+    assert "tcp's connections" in stack.run("record", "tcp", status=2).stderr
+    assert "no layer 'xx'" in stack.run("record", "xx", status=2).stderr
+    assert "more than zero" in stack.run("record", "ip", "--seconds", "-1", status=2).stderr
+    (tmp_path / "no.rec").write_bytes(b"something")
+    assert "not a recording" in stack.run("replay", tmp_path / "no.rec", status=2).stderr
+    assert "No such file" in stack.run("replay", tmp_path / "none.rec", status=2).stderr

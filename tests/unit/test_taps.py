@@ -1,0 +1,201 @@
+"""bus.runtime.taps around a core: what is seen, held, dropped and counted; nobody watching is the plain core."""
+
+from __future__ import annotations
+
+import mmap
+import random
+
+import msgspec
+import pytest
+
+from bus import messages as m
+from bus import topology
+from bus.counters import PipeCounters
+from bus.durable import layout
+from bus.runtime import meter, ring
+from bus.runtime.impair import Settings
+from bus.runtime.taps import BUS_COUNTER, CaptureRequest, ImpairmentRequest, TapRequests, Taps
+from packets import ipv4
+
+APP = topology.CLIENT_ID_MIN + 5
+HEAD = m.PACKET_HEAD.pack(1, 4, 0, 20, 0, 0, 0, 0, bytes(4), bytes(4))
+PACKET = HEAD + ipv4.build(bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 17, bytes.fromhex("0035003500080000"))
+OTHER = HEAD + ipv4.build(bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 6, bytes(20))
+
+
+class Relay:
+    """Everything from link goes to udp, but what begins with 'x', which is dropped and counted."""
+
+    def __init__(self) -> None:
+        self.counters = [0, 0]
+        self.next_wake: float | None = None
+
+    def receive(self, sender, kind, records, now):
+        self.counters[0] += len(records)
+        self.counters[1] += sum(record[:1] == b"x" for record in records)
+        return [(topology.UDP, kind, record) for record in records if record[:1] != b"x"]
+
+    def wake(self, now):
+        self.next_wake = None
+        return [(APP, m.DATAGRAM, b"woken")]
+
+    def start(self, now):
+        return []
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.core = Relay()
+        self.memory = [memoryview(mmap.mmap(-1, 1 << 20)) for _ in range(layout.TAPS_MAX)]
+        self.bus_counters = PipeCounters.new()
+        self.taps = Taps(self.core, self.core.counters, self.bus_counters, [1], 3, False,
+                         lambda slot, populate: self.memory[slot])
+
+    def ask(self, *requests, now: float = 0.0):
+        asked = TapRequests(tuple(r for r in requests if isinstance(r, CaptureRequest)),
+                            tuple(r for r in requests if isinstance(r, ImpairmentRequest)))
+        return self.taps.apply(msgspec.json.decode(msgspec.json.encode(asked)), now)
+
+    def entries(self, slot: int = 0) -> list[ring.Entry]:
+        return ring.RingReader(self.memory[slot]).read()
+
+
+def impair(number: int = 1, sent: bool = True, peer: int = topology.UDP, flow: str = "", **settings):
+    return ImpairmentRequest(number, peer, sent, Settings(**settings), flow)
+
+
+def test_nobody_watching_is_the_plain_core():
+    bench = Bench()
+    assert bench.taps.core is bench.core
+    bench.ask(CaptureRequest(1, 0))
+    assert bench.taps.core is not bench.core
+    bench.ask()
+    assert bench.taps.core is bench.core
+
+
+def test_a_capture_sees_both_ways_and_what_was_dropped():
+    bench = Bench()
+    bench.ask(CaptureRequest(1, 0, frozenset({topology.LINK}), frozenset({topology.UDP}), drops=True))
+    sends = bench.taps.core.receive(topology.LINK, m.PACKET, [b"a", b"xb", b"c"], 0.0)
+    assert sends == [(topology.UDP, m.PACKET, b"a"), (topology.UDP, m.PACKET, b"c")]
+    taken, dropped, sent = bench.entries()
+    assert (taken.direction, taken.peer, taken.records) == (ring.IN, topology.LINK, [b"a", b"xb", b"c"])
+    assert dropped[1:3] == (ring.DROPPED, topology.LINK)
+    assert (dropped.records, dropped.counter) == ([b"xb"], 1)
+    assert (sent.direction, sent.peer, sent.records, sent.incarnation) == (ring.OUT, topology.UDP, [b"a", b"c"], 3)
+
+
+def test_applications_are_one_peer_and_timers_are_seen():
+    bench = Bench()
+    bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.CLIENT_ID_MIN})))
+    bench.core.next_wake = 5.0
+    assert bench.taps.core.next_wake == 5.0
+    bench.taps.core.wake(5.0)
+    (entry,) = bench.entries()
+    assert (entry.peer, entry.records) == (APP, [b"woken"])
+
+
+def test_two_captures_at_a_time_and_one_ends():
+    bench = Bench()
+    one, two = (CaptureRequest(n, n, frozenset(), frozenset({topology.UDP})) for n in (1, 2))
+    bench.ask(one, two)
+    bench.taps.core.receive(topology.LINK, m.PACKET, [b"a"], 0.0)
+    bench.ask(two)
+    bench.taps.core.receive(topology.LINK, m.PACKET, [b"b"], 0.0)
+    assert [entry.records for entry in bench.entries(1)] == [[b"a"]]
+    assert [entry.records for entry in bench.entries(2)] == [[b"a"], [b"b"]]
+
+
+def test_delay_holds_and_wakes():
+    bench = Bench()
+    bench.ask(impair(delay=0.5))
+    core = bench.taps.core
+    assert core.receive(topology.LINK, m.PACKET, [PACKET], 1.0) == []
+    assert core.next_wake == 1.5
+    assert core.wake(1.4) == []
+    assert core.wake(1.5) == [(topology.UDP, m.PACKET, PACKET)]
+    assert core.next_wake is None
+
+
+def test_control_records_are_never_disturbed():
+    bench = Bench()
+    bench.ask(impair(loss=1.0))
+    routes = [(topology.UDP, m.ROUTES, b"{}")]
+    assert bench.taps.core.receive(topology.LINK, m.ROUTES, [b"{}"], 0.0) == routes
+    assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0) == []
+    assert bench.bus_counters[PipeCounters.bus_impaired_lost] == 1
+
+
+def test_on_the_way_in_the_core_gets_it_late():
+    bench = Bench()
+    bench.ask(impair(sent=False, peer=topology.LINK, delay=0.5))
+    assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 1.0) == []
+    assert bench.core.counters[0] == 0
+    assert bench.taps.core.wake(1.5) == [(topology.UDP, m.PACKET, PACKET)]
+
+
+def test_a_flow_alone_is_disturbed():
+    bench = Bench()
+    bench.ask(impair(loss=1.0, flow="udp port 53"))
+    assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0) == [(topology.UDP, m.PACKET, OTHER)]
+
+
+def test_what_an_impairment_drops_a_capture_shows():
+    bench = Bench()
+    bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.UDP}), drops=True), impair(drop_nth=2))
+    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0)
+    dropped, sent = bench.entries()
+    assert (dropped.direction, dropped.records) == (ring.DROPPED, [OTHER])
+    assert dropped.counter == BUS_COUNTER + PipeCounters.bus_impaired_lost
+    assert sent.records == [PACKET]
+
+
+def test_what_is_asked_again_goes_on_undisturbed_and_what_ends_lets_go():
+    bench = Bench()
+    bench.ask(impair(delay=5.0))
+    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    assert bench.ask(impair(delay=5.0), CaptureRequest(1, 0)) == []
+    assert bench.taps.core.next_wake == 5.0
+    assert bench.ask(CaptureRequest(1, 0)) == [(topology.UDP, m.PACKET, PACKET)]
+    bench.ask(impair(2, delay=5.0))
+    bench.taps.core.receive(topology.LINK, m.PACKET, [OTHER], 0.0)
+    assert bench.ask() == [(topology.UDP, m.PACKET, OTHER)]
+
+
+def test_what_was_held_on_the_way_in_is_given_when_the_impairment_ends():
+    bench = Bench()
+    bench.ask(impair(sent=False, peer=topology.LINK, delay=5.0))
+    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    assert bench.ask() == [(topology.UDP, m.PACKET, PACKET)]
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_two_impairments_follow_each_other(way):
+    bench = Bench()
+    peer = topology.UDP if way else topology.LINK
+    bench.ask(impair(1, way, peer, delay=1.0), impair(2, way, peer, delay=1.0))
+    core = bench.taps.core
+    assert core.receive(topology.LINK, m.PACKET, [PACKET], 0.0) == []
+    assert core.wake(1.0) == []
+    assert core.wake(2.0) == [(topology.UDP, m.PACKET, PACKET)]
+
+
+def test_a_meter_counts_records_octets_and_calls():
+    bench = Bench()
+    bench.ask(CaptureRequest(1, 4, meter=True))
+    for records in ([b"abc", b"xy"], [b"d"]):
+        bench.taps.core.receive(topology.LINK, m.PACKET, records, 0.0)
+    reading = meter.read(bench.memory[4])
+    assert reading.flows[topology.LINK, meter.IN] == (3, 6)
+    assert reading.flows[topology.UDP, meter.OUT] == (2, 4)
+    assert reading.calls == 2
+    assert sum(reading.times) == 3
+    bench.ask(CaptureRequest(2, 4, meter=True))
+    assert meter.read(bench.memory[4]).calls == 0
+
+
+def test_corruption_turns_one_bit_over():
+    bench = Bench()
+    bench.ask(impair(corrupt=1.0, seed=random.Random(1).randrange(99)))
+    ((_, _, record),) = bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    assert sum((a ^ b).bit_count() for a, b in zip(record, PACKET, strict=True)) == 1
