@@ -19,6 +19,7 @@ _HEAD, _TAIL, _LOST, _OWNER = range(4)
 _DATA_AT = mmap.PAGESIZE
 _ENTRY = Struct("<IHBBIIqQ")  # octets of the entry, records, direction, kind, counter, incarnation, nanoseconds of
 # CLOCK_MONOTONIC, peer
+_LONE_ENTRY = Struct("<IHBBIIqQI")  # the same, and the length of its only record
 _LENGTHS = [Struct(f"<{count}I") for count in range(257)]
 RECORDS_MAX = 256  # in one entry
 
@@ -66,9 +67,10 @@ class RingWriter(_Ring):
             counter: int = 0) -> bool:
         """Add an entry of 1 to RECORDS_MAX records, or count them as lost; whether there was room."""
         words, size, count = self._words, self._size, len(records)
-        octets = b"".join((_LENGTHS[count].pack(*map(len, records)), *records))
-        head = words[_HEAD]
-        start, whole = head % size, _ENTRY.size + len(octets)
+        lone = count == 1  # most are, while little is going on
+        octets = records[0] if lone else b"".join((_LENGTHS[count].pack(*map(len, records)), *records))
+        head, header = words[_HEAD], _LONE_ENTRY.size if lone else _ENTRY.size
+        start, whole = head % size, header + len(octets)
         need = (whole + 7) & -8
         to_end = size - start
         skip = to_end if need > to_end else 0
@@ -79,8 +81,12 @@ class RingWriter(_Ring):
         if skip:
             data[start : start + 4] = b"\0\0\0\0"
             start = 0
-        _ENTRY.pack_into(data, start, whole, count, direction, kind, counter, incarnation, when_ns, peer)
-        data[start + _ENTRY.size : start + whole] = octets
+        if lone:
+            _LONE_ENTRY.pack_into(data, start, whole, 1, direction, kind, counter, incarnation, when_ns, peer,
+                                  len(octets))
+        else:
+            _ENTRY.pack_into(data, start, whole, count, direction, kind, counter, incarnation, when_ns, peer)
+        data[start + header : start + whole] = octets
         words[_HEAD] = head + skip + need
         return True
 

@@ -64,7 +64,7 @@ def test_status_shows_them_under_the_table():
     status = {"name": "x", "state": "up", "address": "10.0.0.2/24", "wire": "w", "mac": "m", "mtu": 1500,
               "offload": [], "impairments": [], "cores": "0", "keeper": 1, "run_dir": "/x", "layers": {"arp": {
                   "pid": 1, "state": "up", "restarts": 0, "uptime_s": 1.0, "rss_bytes": 0, "cpu_s": 0.0,
-                  "packets_in": 0, "packets_out": 0, "packets_dropped": 0, "notices": [
+                  "may": {}, "packets_in": 0, "packets_out": 0, "packets_dropped": 0, "notices": [
                       {"event": "conflict", "detail": "a claims b", "since": 0.0}]}}}
     last = table(status).splitlines()[-1]
     assert last.startswith("arp: conflict since 19")

@@ -76,7 +76,9 @@ def test_nobody_watching_is_the_plain_core():
 def test_a_capture_sees_both_ways_and_what_was_dropped():
     bench = Bench()
     bench.ask(CaptureRequest(1, 0, frozenset({topology.LINK}), frozenset({topology.UDP}), drops=True))
-    sends = bench.taps.core.receive(topology.LINK, m.PACKET, [b"a", b"xb", b"c"], 0.0)
+    bench.taps.core.receive(topology.LINK, m.PACKET, [b"x"], 0.0)  # alone: shown
+    assert [entry.direction for entry in bench.entries()] == [ring.IN, ring.DROPPED]
+    sends = bench.taps.core.receive(topology.LINK, m.PACKET, [b"a", b"xb", b"c"], 0.5)
     assert sends == [(topology.UDP, m.PACKET, b"a"), (topology.UDP, m.PACKET, b"c")]
     taken, dropped, sent = bench.entries()
     assert (taken.direction, taken.peer, taken.records) == (ring.IN, topology.LINK, [b"a", b"xb", b"c"])
@@ -199,3 +201,19 @@ def test_corruption_turns_one_bit_over():
     bench.ask(impair(corrupt=1.0, seed=random.Random(1).randrange(99)))
     ((_, _, record),) = bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
     assert sum((a ^ b).bit_count() for a, b in zip(record, PACKET, strict=True)) == 1
+
+
+def test_while_nothing_is_dropped_what_comes_at_once_goes_to_the_core_at_once():
+    bench = Bench()
+    bench.ask(CaptureRequest(1, 0, drops=True))
+    lengths = []
+    receive = bench.core.receive
+
+    def counted(sender, kind, records, now):
+        lengths.append(len(records))
+        return receive(sender, kind, records, now)
+
+    bench.core.receive = counted
+    for now, first in ((0.0, b"a"), (0.1, b"x"), (0.2, b"a"), (2.0, b"a")):
+        bench.taps.core.receive(topology.LINK, m.PACKET, [first, b"b"], now)
+    assert lengths == [2, 2, 1, 1, 2]
