@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
+from bus import topology
 from bus.counters import PipeCounters
 from bus.durable import layout
 from bus.runtime import meter, ring
@@ -110,8 +111,7 @@ class Watch:
             watch(pipe.layer, "sent" if pipe.sent else "taken", pipe.peer)
             if pipe.sent and pipe.consumer in status["layers"]:
                 if both_ends:
-                    other = Pipe(pipe.consumer, pipe.producer)
-                    watch(pipe.consumer, "taken", other.peer)
+                    watch(pipe.consumer, "taken", topology.LAYERS[pipe.producer])
                 wanted.setdefault(pipe.consumer, {"taken": [], "sent": [], "drops": True})
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._rings = {layer: ring.RingReader(memory) for layer, memory in open_taps(self._client, wanted).items()}
@@ -152,6 +152,10 @@ class Watch:
         """What is seen, poll by poll, until the stack ends."""
         while not self._done:
             yield self.poll()
+
+    def now_ns(self) -> int:
+        """The time by the clock of `Seen.when_ns`."""
+        return time.monotonic_ns() + self._offset_ns
 
     def stop(self) -> None:
         """What is there by now is the last that is seen."""

@@ -1,0 +1,172 @@
+"""`trace`: packets followed through the stack: times in each layer and pipe, and who dropped them, and why."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import signal
+import sys
+from collections.abc import Iterator
+from zlib import crc32
+
+import msgspec
+
+from bus import messages, topology, views
+from bus.runtime import ring
+from cli.pipes import APP, DEVICE, Pipe, all_pipes
+from cli.watching import Seen, Watch, sentence
+from packets import ethernet, ipv4, pcapng, summary
+from packets.filter import FilterError, Test, compile_filter
+from supervisor.control import Client
+from supervisor.options import UsageError
+from usernet.pipe.run_dir import run_dir
+
+TEXT = "follow packets through the stack: times in each layer and pipe, drops and why"
+_OVER_NS = 100_000_000  # a packet that has gone no further for so long will not
+_UDP_OCTETS = 8
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its part of the command line."""
+    parser.add_argument("flow", metavar="ADDRESS|FLOW", help="10.0.0.1, or an expression like 'udp port 53'")
+    parser.add_argument("--count", type=int, metavar="N", help="end after so many packets")
+    parser.add_argument("--seconds", type=float, metavar="S", help="end after this time")
+
+
+class Step(msgspec.Struct):
+    """A packet at one end of a pipe."""
+
+    when_ns: int
+    pipe: Pipe
+    arrived: bool  # at the pipe's consumer; else left its producer
+    kind: int
+    dropped: str = ""  # the counter
+    layer: str = ""
+
+
+class Journey(msgspec.Struct):
+    """One packet's way."""
+
+    key: tuple[int, int]
+    line: str  # about the packet, from where most of it is known
+    steps: list[Step]
+    wanted: bool
+
+
+class Tracer:
+    """Puts together what layers show of the same packet.
+
+    It is known again by its payload: headers come and go on the way. Of several with the same payload the one is meant
+    whose last step leads here.
+    """
+
+    def __init__(self, test: Test, with_vnet: bool) -> None:
+        self._test = test
+        self._with_vnet = with_vnet
+        self._open: dict[tuple[int, int], list[Journey]] = {}
+
+    def see(self, seen: Seen) -> None:
+        """Records at one end of a pipe."""
+        if not views.shows_packets(seen.kind):
+            return
+        for record in seen.records:
+            for octets in views.packets_of(seen.kind, record, self._with_vnet, seen.pipe.protocol):
+                packet = octets[ethernet.HEADER_OCTETS :] if views.is_frame(seen.kind) else octets
+                if len(packet) >= ipv4.HEADER_OCTETS and seen.kind not in (messages.ARP_IN, messages.ARP_OUT):
+                    self._see(seen, packet)
+
+    def _see(self, seen: Seen, packet: bytes) -> None:
+        start = (packet[0] & 15) * 4
+        payload = packet[start : int.from_bytes(packet[2:4], "big")]
+        key = packet[9], crc32(payload[_UDP_OCTETS:])
+        arrived = seen.direction != ring.OUT
+        step = Step(seen.when_ns, seen.pipe, arrived, seen.kind, seen.counter, seen.layer)
+        journeys = self._open.setdefault(key, [])
+        wanted, line = self._test(packet), summary.ipv4(packet)
+        for journey in reversed(journeys):
+            if _leads_to(journey.steps[-1], step):
+                journey.steps.append(step)
+                journey.wanted |= wanted
+                if seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET:
+                    journey.line = line
+                return
+        journeys.append(Journey(key, line, [step], wanted))
+
+    def over(self, now_ns: int) -> Iterator[Journey]:
+        """The ways that have ended, and were asked for, in order of time."""
+        ended = [journey for journeys in self._open.values() for journey in journeys
+                 if journey.steps[-1].when_ns < now_ns - _OVER_NS]
+        for journey in sorted(ended, key=lambda journey: journey.steps[0].when_ns):
+            journeys = self._open[journey.key]
+            journeys.remove(journey)
+            if not journeys:
+                del self._open[journey.key]
+            if journey.wanted:
+                yield journey
+
+
+def _leads_to(last: Step, step: Step) -> bool:
+    """Whether a packet that was last seen there may be the one that is seen here."""
+    if last.dropped:
+        return False
+    if last.pipe == step.pipe:
+        return bool(step.dropped) or (step.arrived and not last.arrived)
+    onward = last.pipe.consumer == step.pipe.producer and last.pipe.producer != step.pipe.consumer
+    return onward and not step.arrived
+
+
+def describe(journey: Journey) -> str:
+    """The way of a packet, a line for each layer and pipe."""
+    steps, origin = journey.steps, journey.steps[0].pipe.producer
+    lines = [journey.line, *([f"  from {origin}"] if origin in (DEVICE, APP) else [])]
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        name = messages.KIND_NAMES.get(step.kind, str(step.kind))
+        if step.dropped:
+            lines.append(f"  dropped by {step.layer}: {step.dropped}: {sentence(step.layer, step.dropped)}")
+            break
+        where = f"in {step.pipe.consumer}" if step.arrived else f"pipe {step.pipe.name}"
+        if following is None:
+            ends_here = step.pipe.consumer in (DEVICE, APP) and not step.arrived
+            lines.append(f"  to {step.pipe.consumer}" if ends_here else f"  {where:<20} its end is here ({name})")
+        else:
+            lines.append(f"  {where:<20} {(following.when_ns - step.when_ns) / 1000:>9.1f} us  {name}")
+    total = (steps[-1].when_ns - steps[0].when_ns) / 1000
+    return "\n".join([*lines, f"  {'altogether':<20} {total:>9.1f} us", ""])
+
+
+def _test(text: str) -> Test:
+    try:
+        return compile_filter(f"host {ipaddress.IPv4Address(text)}")
+    except ValueError:
+        pass
+    try:
+        return compile_filter(text)
+    except FilterError as error:
+        raise UsageError(f"trace: {error}") from error
+
+
+def run(given: argparse.Namespace) -> int:
+    """Follow packets until there were enough, Ctrl-C or the stack's end."""
+    for option, value in (("--count", given.count), ("--seconds", given.seconds)):
+        if value is not None and value <= 0:
+            raise UsageError(f"{option} {value}: more than zero")
+    test, left = _test(given.flow), given.count or -1
+    with Client(run_dir(given.name)) as client:
+        pipes = all_pipes([name for name in client.request("status")["layers"] if name in topology.LAYERS])
+    with Watch(given.name, pipes, both_ends=True) as watch:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, lambda *_: watch.stop())
+        signal.setitimer(signal.ITIMER_REAL, given.seconds or 0)
+        print("tracing; Ctrl-C ends it", file=sys.stderr)
+        tracer = Tracer(test, watch.with_vnet)
+        for batch in watch:
+            for seen in batch:
+                tracer.see(seen)
+            for journey in tracer.over(watch.now_ns()):
+                print(describe(journey), flush=True)
+                left -= 1
+                if left == 0:
+                    return 0
+        for journey in tracer.over(1 << 63):
+            print(describe(journey), flush=True)
+    return 0
