@@ -126,9 +126,10 @@ class Loop:
 class Service:
     """The service's process, for a test to start, kill and start again."""
 
-    def __init__(self, dns: list[str] | None = None) -> None:
+    def __init__(self, dns: list[str] | None = None, run_dir: Path | None = None) -> None:
         self.dns = dns or []
-        self.run_dir = Path(tempfile.mkdtemp(prefix="un-"))
+        self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="un-"))
+        self.run_dir.mkdir(exist_ok=True)
         self.memory_fd = layout.create("test")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         (self.run_dir / "sockets").mkdir()

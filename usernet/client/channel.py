@@ -7,12 +7,12 @@ import os
 import select
 import socket
 import stat
-import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
+from usernet.client.combining import CombiningLock
 from usernet.errors import os_error, timed_out
 from usernet.pipe.contract import IMPLEMENTATIONS, Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
@@ -64,7 +64,7 @@ class Line:
     `directory`: the run directory's descriptor, which is ours to close.
     """
 
-    def __init__(self, directory: int, inbox_path: Path, sending: threading.Lock) -> None:
+    def __init__(self, directory: int, inbox_path: Path, sending: CombiningLock) -> None:
         self.inbox_path = inbox_path
         self._directory = directory
         here = f"/proc/self/fd/{directory}"  # leads there whatever becomes of its name; and is short, for unix(7)

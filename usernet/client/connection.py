@@ -5,7 +5,13 @@ own: whoever waits first reads the inbox for all (the leader), the others sleep 
 leader leaves. Only for programs that wait for descriptors there is one (`serve_descriptors`). A restart of the service
 is noticed by its HELLO, which whoever reads or sends next comes across; nothing of it is to be seen above.
 
-Locks, in the order in which they may be taken: `readers.reading` (the leader's), `_sending`, `readers.lock`.
+Locks, in the order in which they may be taken: `readers.reading` (the leader's), `_sending`, `readers.lock`. None of
+them is waited for by what a destructor or a signal handler may call in the middle of anything: `release`, and `send`
+where its own thread is sending already. What they want sent waits in the queue of `_sending`.
+
+When the stack is gone (taken down, or its keeper killed), our inbox went with its run directory. Whoever waits or sends
+looks for it twice a second; from then on every call fails with ENETDOWN. A new stack of the same name is another one:
+sockets are not moved to it.
 """
 
 from __future__ import annotations
@@ -14,16 +20,17 @@ import errno
 import itertools
 import os
 import secrets
+import sys
 import threading
-import weakref
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import msgspec
 
-from usernet.client.channel import ALIVE_INTERVAL_S, Line, find
+from usernet.client.channel import Line, find
+from usernet.client.combining import CombiningLock
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
 from usernet.client.readiness import Descriptor
@@ -54,7 +61,9 @@ CONNECT_TIMEOUT_S = 5.0
 HELLO_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
 LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
-FAREWELL_S = 1.0  # how long a process that ends waits for its last frames to be taken: a service that hangs is replaced
+FAREWELL_S = 0.7  # how long a process that ends waits for its last frames to be taken: a service that hangs is replaced
+ALIVE_INTERVAL_S = 0.5  # who waits or sends looks that often whether the stack is still there
+CLOSE_ROOM_S = 0.2  # what a close waits for room in the pipe, while the service restarts; then it is sent with the next
 HANDLE_MAX = 0xFFFFFFFF
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
 
@@ -75,6 +84,14 @@ class _Unanswered:
         self.sequence: int | None = None  # of the frame that carries it; None: not sent yet
 
 
+class _Frame(NamedTuple):
+    """What waits for the lock of sending. `request`: the one that it carries, if any."""
+
+    kind: int
+    records: Sequence[bytes]
+    request: _Unanswered | None
+
+
 class Connection:
     """See the module's docstring. ConnectionRefusedError or TimeoutError where there is no stack."""
 
@@ -84,18 +101,18 @@ class Connection:
         self.pid = os.getpid()
         self.welcome: dict[str, object] = {}
         self.malformed = 0  # frames from the service that do not parse
-        self.orphans: deque[tuple[Description, Descriptor | None]] = deque()  # of sockets dropped without close
+        self.down = False  # the stack is gone
         directory = find(run_dir, name)
         self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
         self.inbox_path = run_dir / INBOXES / inbox_name(self.id)
         self.readers = Readers(self._read)
-        self._sending = threading.Lock()
-        self._boxes: dict[int, Description] = {}  # by handle
+        self._sending = CombiningLock(self._send_deferred)
+        self.boxes: dict[int, Description] = {}  # by handle
         self._requests: dict[int, _Unanswered] = {}
         self._request_ids = itertools.count(1)
         self._incoming, self._sent = Incoming(), ReplayBuffer()
         self._looked = 0.0
-        self.sockets: weakref.WeakSet = weakref.WeakSet()
+        self._checked = monotonic()
         self._line = Line(directory, self.inbox_path, self._sending)
         try:
             self._greet()
@@ -112,7 +129,7 @@ class Connection:
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
                 )
             hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done}
-            with self._sending:
+            with self._sending.lock:
                 self._line.send(self._unnumbered(HELLO, hello), CONNECT_TIMEOUT_S)
             until = monotonic() + HELLO_INTERVAL_S
             while not self.welcome and (left := until - monotonic()) > 0:
@@ -128,19 +145,23 @@ class Connection:
         return self._line.alive()
 
     def close(self, linger_s: float = FAREWELL_S) -> None:
-        """Say goodbye, which closes all sockets, once the service has taken all that was sent, and be gone."""
+        """Say goodbye, which closes all sockets, once the service has taken all that was sent, and be gone.
+
+        All of that within `linger_s`.
+        """
         if self.closed or self.pid != os.getpid():
             return
+        deadline = monotonic() + linger_s
         if self.welcome and self.alive():
             try:
                 self._await_service(linger_s)
-                self._number(BYE, (), linger_s)
+                self._number(BYE, (), max(0.0, deadline - monotonic()))
             except OSError:
                 pass  # the service is away: it will find our inbox gone
         self._line.close()
-        if not self.readers.reading.acquire(timeout=ALIVE_INTERVAL_S):
+        if not self.readers.reading.acquire(timeout=max(0.0, deadline - monotonic())):
             return
-        if self._sending.acquire(timeout=2 * ALIVE_INTERVAL_S):
+        if self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
             self._line.destroy()
             self._sending.release()
         self.readers.leave()
@@ -161,21 +182,43 @@ class Connection:
 
     def look(self) -> None:
         """Take what is in the inbox, if nobody is at it anyway."""
-        if self.readers.reading.acquire(blocking=False):
+        if self.readers.lead():
             try:
                 self._looked = monotonic()
+                if self.closed:
+                    return
                 for frame in self._line.waiting():
                     self._take(frame)
+                self._check_alive()
             finally:
                 self.readers.leave()
 
     def _read(self, timeout: float | None) -> bool:
         """Wait for a frame and take it; False where none came. None: for ever, 0: do not wait."""
-        frame = self._line.receive(timeout)
+        if self.down:
+            raise os_error(errno.ENETDOWN)
+        frame = self._line.receive(ALIVE_INTERVAL_S if timeout is None or timeout > ALIVE_INTERVAL_S else timeout)
         if frame is None:
+            self._check_alive()
             return False
         self._take(frame)
         return True
+
+    def _check_alive(self) -> None:
+        """ENETDOWN where the stack is gone; looked at no more often than the interval."""
+        if self.down or (now := monotonic()) - self._checked < ALIVE_INTERVAL_S * 0.9:
+            return
+        self._checked = now
+        if not self.alive():
+            self._lost()
+
+    def _lost(self) -> None:
+        """The stack is gone: whoever waits for anything is told."""
+        self.down = True
+        requests = [request.box for request in list(self._requests.values()) if request.box is not None]
+        for box in [*list(self.boxes.values()), *requests]:
+            box.error = errno.ENETDOWN
+            self.readers.wake(box)
 
     def wake_reader(self) -> None:
         """Let whoever reads look at its mailbox again."""
@@ -196,9 +239,7 @@ class Connection:
         except OSError:
             pass  # closed
         if not self.alive():
-            for box in list(self._boxes.values()):
-                box.error = errno.ENETDOWN
-                self.readers.wake(box)
+            self._lost()
 
     def _take(self, frame: bytes, late: bool = False) -> None:
         try:
@@ -213,13 +254,13 @@ class Connection:
             return
         if verdict is not NEXT:
             return
-        boxes = self._boxes
+        boxes = self.boxes
         if kind == DATAGRAM:
             for record in records:
                 box = boxes.get(_from_bytes(record[:4], "little"))
                 if box is not None:
                     box.items.append(record)
-                    if box.waiters:
+                    if box.sleepers or box.descriptors:
                         self.readers.wake(box)
         elif kind == DATAGRAM_SEGMENTS:
             for record in records:
@@ -241,7 +282,7 @@ class Connection:
 
     def _take_segments(self, record: bytes) -> None:
         """Many datagrams in one record: from here on they are what they would be in records of their own."""
-        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        box = self.boxes.get(_from_bytes(record[:4], "little"))
         start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
         size = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0] if len(record) > start else 0
         if not size:
@@ -249,17 +290,17 @@ class Connection:
         elif box is not None:
             header = record[: DATAGRAM_HEADER.size]
             box.items.extend([header + record[at : at + size] for at in range(start, len(record), size)])
-            if box.waiters:
+            if box.sleepers or box.descriptors:
                 self.readers.wake(box)
 
     def _take_with_options(self, record: bytes) -> None:
-        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        box = self.boxes.get(_from_bytes(record[:4], "little"))
         made = with_options(record)
         if made is None:
             self.malformed += 1
         elif box is not None:
             box.items.append(made)
-            if box.waiters:
+            if box.sleepers or box.descriptors:
                 self.readers.wake(box)
 
     def _replied(self, record: bytes) -> None:
@@ -268,13 +309,13 @@ class Connection:
         if request is not None and request.opens and not reply["errno"]:
             # Now: a raw socket's first packets may follow, and who reads them need not be who asked.
             handle = reply["handle"]
-            self._boxes[handle] = Description(self.readers.lock, handle, reply["receive_buffer"])
+            self.boxes[handle] = Description(self.readers.lock, handle, reply["receive_buffer"])
         if request is not None and request.box is not None:
             request.box.items.append(record)
             self.readers.wake(request.box)
 
     def _failed(self, record: bytes) -> None:
-        box = self._boxes.get(_from_bytes(record[:4], "little"))
+        box = self.boxes.get(_from_bytes(record[:4], "little"))
         if box is not None:
             box.fail(record)
             self.readers.wake(box)
@@ -297,7 +338,7 @@ class Connection:
             self.welcome = fields
             self._resume(done)
             if again:
-                self._tell_queued(list(self._boxes.values()))
+                self._tell_queued(list(self.boxes.values()))
             for frame in later:
                 self._take(frame)
 
@@ -309,35 +350,61 @@ class Connection:
             self.look()
         return self._number(kind, records, timeout)
 
-    def _number(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
-        with self._sending:
-            line = self._line
-            if line.closed:
-                raise os_error(errno.ENETDOWN)
-            sequence = self._sent.sequence + 1
-            frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
-            try:
-                line.send(frame, timeout)
-            except TimeoutError:
-                if timeout == 0:
-                    raise would_block() from None
-                raise
-            self._sent.append(frame)
-            return sequence
+    def _number(self, kind: int, records: Sequence[bytes], timeout: float | None,
+                request: _Unanswered | None = None) -> int:
+        sending = self._sending
+        if sending.mine:  # a destructor or a signal handler, in the middle of sending
+            sending.defer(_Frame(kind, records, request))
+            return self._sent.sequence
+        try:
+            with sending.lock:
+                if sending.queue:
+                    sending.work()
+                return self._append(kind, records, timeout, request)
+        except TimeoutError:
+            if timeout == 0:
+                raise would_block() from None
+            raise
+        finally:
+            if sending.queue:
+                sending.attend()
+
+    def _append(self, kind: int, records: Sequence[bytes], timeout: float | None, request: _Unanswered | None) -> int:
+        """While holding `_sending`: the next frame."""
+        line = self._line
+        if self.down or line.closed:
+            raise os_error(errno.ENETDOWN)
+        sequence = self._sent.sequence + 1
+        frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
+        line.send(frame, timeout)
+        self._sent.append(frame)
+        if request is not None:
+            request.sequence = sequence
+        return sequence
+
+    def _send_deferred(self, frame: _Frame) -> bool:
+        """False where there is no room now: it stays queued, and goes before whatever is sent next."""
+        try:
+            self._append(*frame[:2], CLOSE_ROOM_S, frame.request)
+        except TimeoutError:
+            return False
+        except OSError:
+            pass  # the stack is gone, and all sockets with it
+        return True
 
     def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
         return pack_frame(kind, self.id, INCARNATION, 0, [_encode(fields)])
 
     def _resume(self, done: int) -> None:
         """Repeat what the service has not processed; requests that are no longer kept as frames are made anew."""
-        with self._sending:
+        with self._sending.lock:
             first, frames = self._sent.after(done)
             self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
             for frame in frames:
                 self._line.send(frame, CONNECT_TIMEOUT_S)
         for request in list(self._requests.values()):
             if request.sequence is not None and request.sequence < first:
-                request.sequence = self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S)
+                self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
     def credit(self, box: Description) -> None:
         """Give receive buffer back that was consumed."""
@@ -360,7 +427,8 @@ class Connection:
 
     def request(self, op: str, **fields: object) -> dict:
         """Ask the service and wait for the answer; OSError where it is an error, TimeoutError where none comes."""
-        self._bury_orphans()
+        if self._sending.mine:
+            raise os_error(errno.EDEADLK)  # a destructor or a signal handler in the middle of sending cannot wait
         box = self.readers.new_box()
         number = self._ask(op, fields, box)
         try:
@@ -378,21 +446,29 @@ class Connection:
             try:
                 self.readers.wait(box, ALIVE_INTERVAL_S)
             except TimeoutError:
-                if monotonic() > deadline or not self.alive():
+                if monotonic() > deadline:
                     raise self._no_answer(op) from None
+            if box.error:
+                raise self._no_answer(op)
 
     def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None, timeout: float = REQUEST_TIMEOUT_S) -> int:
-        number = next(self._request_ids)
-        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens=op == "socket")
-        self._requests[number] = request
+        number, request = self._new_request(op, fields, box)
         try:
-            request.sequence = self.send(REQUEST, (request.record,), timeout)
+            if monotonic() - self._looked > LOOK_INTERVAL_S:
+                self.look()
+            self._number(REQUEST, (request.record,), timeout, request)
         except BaseException as error:
             self._requests.pop(number, None)
             if isinstance(error, TimeoutError):
                 raise self._no_answer(op) from None
             raise
         return number
+
+    def _new_request(self, op: str, fields: dict[str, object], box: Mailbox | None) -> tuple[int, _Unanswered]:
+        number = next(self._request_ids)
+        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens=op == "socket")
+        self._requests[number] = request
+        return number, request
 
     def _no_answer(self, op: str) -> OSError:
         if not self.alive():
@@ -402,21 +478,23 @@ class Connection:
     def open_socket(self, kind: str, protocol: int = 0) -> Description:
         """A new socket of the service. `protocol`: of a raw socket."""
         fields = {"protocol": protocol} if protocol else {}
-        return self._boxes[self.request("socket", type=kind, segments=True, **fields)["handle"]]
+        return self.boxes[self.request("socket", type=kind, segments=True, **fields)["handle"]]
 
-    def release(self, box: Description, descriptor: Descriptor | None) -> None:
-        """A duplicate of a socket is closed; with the last one the socket."""
+    def release(self, box: Description, owner: int, descriptor: Descriptor | None) -> None:
+        """A duplicate of a socket is closed; with the last one the socket. Waits for no lock: see CombiningLock.
+
+        A second time for the same `owner` does nothing, whichever thread or destructor comes first.
+        """
         if descriptor is not None:
-            self.readers.detach(box, descriptor)
-        with self.readers.lock:
-            box.references -= 1
-        if not box.references and self._boxes.pop(box.handle, None) is not None and not self.closed:
-            try:
-                self._ask("close", {"handle": box.handle}, None)  # nothing to wait for: later requests come after it
-            except OSError:
-                if self.alive():  # else the stack was taken down, and the socket with it
-                    raise
+            box.descriptors.discard(descriptor)
+            descriptor.close()
+        if box.owners.pop(owner, None) is None or box.owners:
+            return
+        if self.boxes.pop(box.handle, None) is not None and not (self.closed or self.down or sys.is_finalizing()):
+            # There is no answer to wait for: later requests come after it.
+            _, request = self._new_request("close", {"handle": box.handle}, None)
+            self._sending.defer(_Frame(REQUEST, (request.record,), request))
 
-    def _bury_orphans(self) -> None:
-        while self.orphans:
-            self.release(*self.orphans.popleft())
+    def descriptions(self) -> list[Description]:
+        """Of all sockets that are open."""
+        return list(self.boxes.values())

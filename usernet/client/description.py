@@ -7,6 +7,7 @@ nobody but the application's side needs to know.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from typing import Any
 
@@ -26,14 +27,14 @@ class Description(Mailbox):
 
     __slots__ = (
         "ancillary", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
-        "header_included", "keep_errors", "local", "options_octets", "peer",
-        "receive_timeout", "references", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
+        "header_included", "keep_errors", "local", "options_octets", "owners", "peer",
+        "receive_timeout", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
-    def __init__(self, lock: threading.Lock, handle: int, receive_buffer: int) -> None:
+    def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:  # type: ignore[valid-type]
         super().__init__(lock)
         self.handle = handle
-        self.references = 1
+        self.owners: dict[int, weakref.ref] = {}  # id of each socket object that has it open: that object
         self.local: tuple[str, int] = UNNAMED
         self.peer: tuple[str, int] | None = None
         self.destinations: dict[object, tuple[bytes, int]] = {}  # address -> (SEND_HEADER, payload octets at most)

@@ -8,25 +8,26 @@ thread of the connection's becomes the leader for good (`serve`).
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 from usernet.client.readiness import Descriptor
-from usernet.errors import timed_out, would_block
+from usernet.errors import os_error, timed_out, would_block
 
 
 class Mailbox:
     """What has come in for one socket, or for one request."""
 
-    __slots__ = ("arrived", "descriptors", "ended", "error", "items", "waiters")
+    __slots__ = ("arrived", "descriptors", "ended", "error", "items", "sleepers")
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, lock: threading.RLock) -> None:  # type: ignore[valid-type]
         self.items: deque[bytes] = deque()
-        self.arrived = threading.Condition(lock)
-        self.waiters = 0  # who is to be told of what arrives: threads that sleep here, and descriptors
-        self.descriptors: list[Descriptor] = []
+        self.arrived = threading.Condition(lock)  # type: ignore[arg-type]
+        self.sleepers = 0  # threads that wait for `arrived`
+        self.descriptors: set[Descriptor] = set()
         self.error = 0  # errno to raise once, as Linux's sk_err
         self.ended = False  # nothing is waited for any more
 
@@ -40,8 +41,9 @@ class Readers:
 
     def __init__(self, read: Callable[[float | None], bool]) -> None:
         self._read = read
-        self.reading = threading.Lock()  # held by the leader
-        self.lock = threading.Lock()  # of all mailboxes' conditions; taken after `reading`, never before
+        self.reading = threading.RLock()  # held by the leader; never taken twice: it knows its owner
+        # Of all mailboxes' conditions; taken after `reading`, never before. A destructor may find its own thread in it.
+        self.lock = threading.RLock()
         self.served = False  # a thread leads for good; set before that thread waits for `reading`
         self._waiting: list[Mailbox] = []
 
@@ -53,7 +55,7 @@ class Readers:
         """Return once `box` has something in it, or an error; TimeoutError, BlockingIOError for a timeout of 0."""
         deadline = None if timeout is None else monotonic() + timeout
         while not (box.items or box.error or box.ended):
-            if not self.served and self.reading.acquire(blocking=False):
+            if not self.served and self.lead():
                 try:
                     while not (box.items or box.error or box.ended or self.served):
                         if not self._read(_left(deadline)) and deadline is not None and monotonic() >= deadline:
@@ -62,8 +64,21 @@ class Readers:
                     self.leave()
             elif timeout == 0:
                 raise would_block()
+            elif self.reading._is_owned():  # type: ignore[attr-defined]
+                raise os_error(errno.EDEADLK)  # a destructor or a signal handler of the thread that reads for all
             else:
                 self._follow(box, deadline)
+
+    def lead(self) -> bool:
+        """Become the leader, if there is none; `leave` follows."""
+        return not self.reading._is_owned() and self.reading.acquire(blocking=False)  # type: ignore[attr-defined]
+
+    def _led(self) -> bool:
+        """While holding `lock`: whether somebody reads."""
+        if self.served or not self.lead():
+            return True
+        self.reading.release()
+        return False
 
     def serve(self, goes_on: Callable[[], bool], interval_s: float) -> None:
         """Lead until `goes_on`, asked when nothing has come for `interval_s`, says no, or reading fails."""
@@ -87,53 +102,35 @@ class Readers:
 
     def wake(self, box: Mailbox) -> None:
         """Something was put into `box`."""
-        if box.waiters:
+        if box.sleepers:
             with self.lock:
                 box.arrived.notify_all()
-                self._show(box)
-
-    def settle(self, box: Mailbox) -> None:
-        """Something was taken out of `box`: it may have nothing left to say."""
-        if box.descriptors:
-            with self.lock:
-                self._show(box)
+        for descriptor in tuple(box.descriptors):
+            descriptor.update()
 
     @staticmethod
-    def _show(box: Mailbox) -> None:
-        for descriptor in box.descriptors:
-            descriptor.show(box.ready())
-
-    def attach(self, box: Mailbox, descriptor: Descriptor) -> None:
-        """Keep `descriptor` readable for as long as `box` has something to say."""
-        with self.lock:
-            box.waiters += 1
-            box.descriptors.append(descriptor)
-            self._show(box)  # whoever put something in before it could see us did so before we look
-
-    def detach(self, box: Mailbox, descriptor: Descriptor) -> None:
-        """Close `descriptor`."""
-        with self.lock:
-            box.descriptors.remove(descriptor)
-            box.waiters -= 1
-            descriptor.close()
+    def taken_from(box: Mailbox) -> None:
+        """Something was taken out of `box`: it may have nothing left to say."""
+        for descriptor in tuple(box.descriptors):
+            descriptor.update()
 
     def _follow(self, box: Mailbox, deadline: float | None) -> None:
         """Sleep until there is something for us, or no leader."""
         with self.lock:
-            box.waiters += 1
+            box.sleepers += 1
             self._waiting.append(box)
             try:
-                # Who would wake us fills the box before it looks at `waiters`, and stops leading before it looks at
+                # Who would wake us fills the box before it looks at `sleepers`, and stops leading before it looks at
                 # `_waiting`; both were set before we look. So no wake-up is missed.
-                if not (box.items or box.error or box.ended) and (self.reading.locked() or self.served):
+                if not (box.items or box.error or box.ended) and self._led():
                     left = _left(deadline)
                     if left == 0:
                         raise timed_out()
                     box.arrived.wait(left)
             finally:
-                box.waiters -= 1
+                box.sleepers -= 1
                 self._waiting.remove(box)
-                if not (self.reading.locked() or self.served):
+                if not self._led():
                     self._appoint()  # we may have been appointed, and may be leaving for good
 
     def _appoint(self) -> None:

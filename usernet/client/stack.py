@@ -9,7 +9,6 @@ import atexit
 import os
 import sys
 import threading
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from usernet.sockets.endpoint import socket
 
 _connections: dict[Path, Connection] = {}
-_lock = threading.Lock()
-_all: weakref.WeakSet[Connection] = weakref.WeakSet()
+_lock = threading.RLock()
+_all: list[Connection] = []  # that have sockets, perhaps: also of stacks that are gone
 _inherited: list[Connection] = []  # of the parent process: kept as they are, never touched
 
 
@@ -47,7 +46,8 @@ class Stack:
                 if connection is not None:
                     connection.close(linger_s=0)
                 connection = _connections[self.run_dir] = Connection(self.run_dir, self.name)
-                _all.add(connection)
+                _all[:] = [each for each in _all if each.boxes or not each.closed]
+                _all.append(connection)
                 _say_farewell_at_exit()
             return connection
 
@@ -87,7 +87,7 @@ class Stack:
             connection = _connections.pop(self.run_dir, None)
         if connection is not None:
             connection.close()
-            for endpoint in list(connection.sockets):
+            for endpoint in _sockets_of(connection):
                 endpoint.close()
 
     def __enter__(self) -> Stack:
@@ -102,17 +102,22 @@ class Stack:
 
 def all_sockets() -> list[socket]:
     """All sockets of this process that are open, whatever their stack."""
-    return [endpoint for connection in list(_all) for endpoint in list(connection.sockets)]
+    return [endpoint for connection in list(_all) for endpoint in _sockets_of(connection)]
+
+
+def _sockets_of(connection: Connection) -> list[socket]:
+    found = [reference() for box in connection.descriptions() for reference in list(box.owners.values())]
+    return [endpoint for endpoint in found if endpoint is not None]
 
 
 def _forked() -> None:
     """In the child: connections and their threads are the parent's. Leave them alone; start afresh when asked."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _connections.clear()
-    for connection in list(_all):
+    for connection in _all:
         _inherited.append(connection)
-        for socket in list(connection.sockets):
+        for socket in _sockets_of(connection):
             socket.disown()
     _all.clear()
 
@@ -125,7 +130,7 @@ def _say_farewell_at_exit() -> None:
 
 
 def _farewell() -> None:
-    for connection in list(_all):
+    for connection in _all:
         connection.close()
 
 

@@ -11,6 +11,7 @@ import os
 import socket as _std
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable
 
 from usernet.addresses import parse
@@ -49,7 +50,7 @@ _HEADER = DATAGRAM_HEADER.size
 _PEEK, _DONTWAIT = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT)
 _ERRQUEUE, _OOB = int(_std.MSG_ERRQUEUE), int(_std.MSG_OOB)
 _PEER = object()  # the key of the connected peer among the destinations
-_CLOSED = Description(threading.Lock(), -1, 0)
+_CLOSED = Description(threading.RLock(), -1, 0)
 _CLOSED.error = errno.EBADF
 
 Address = tuple[str, int]
@@ -66,18 +67,25 @@ class Datagrams:
         self._gone = os.strerror(errno.EBADF)
         self._timeout: float | None = None
 
-    def _open(self, stack: Stack, kind: str, box: Description | None = None, protocol: int = 0) -> None:
-        """A new socket, or a duplicate of one. `protocol`: of a raw socket."""
+    def _open(self, stack: Stack, kind: str, protocol: int = 0) -> None:
+        """A new socket. `protocol`: of a raw socket."""
         self._stack = stack
         self._kind = kind
         self._connection: Connection = stack.connection
-        if box is None:
-            box = self._connection.open_socket(kind, protocol)
-        else:
-            with self._connection.readers.lock:
-                box.references += 1
+        self._own(self._connection.open_socket(kind, protocol))
+
+    def _share(self, original: Datagrams) -> None:
+        """A duplicate of another's socket."""
+        box = original._box
+        self._stack, self._kind, self._connection = original._stack, original._kind, original._connection
+        self._own(box)
+        if box is _CLOSED or box.handle not in self._connection.boxes:  # closed meanwhile
+            self._box = _CLOSED
+            self._raise_error()
+
+    def _own(self, box: Description) -> None:
+        box.owners[id(self)] = weakref.ref(self)
         self._box = box
-        self._connection.sockets.add(self)
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -176,7 +184,7 @@ class Datagrams:
             port = box.peer[1] if box.peer else 0
             numbers = errno.EMSGSIZE, SO_EE_ORIGIN_LOCAL, 0, 0, 0, limit + self._overhead
             box.keep(ERROR_RECORD.pack(box.handle, *numbers, ANY, header[4:8], port))
-            self._connection.readers.settle(box)
+            self._connection.readers.taken_from(box)
         raise os_error(errno.EMSGSIZE)
 
     def _prepare(self, address: object, key: object, steering: Steering | None) -> tuple[bytes, int]:
@@ -298,7 +306,7 @@ class Datagrams:
             if box.consumed >= box.credit_due:
                 self._connection.credit(box)
             if box.descriptors and not items:
-                self._connection.readers.settle(box)
+                self._connection.readers.taken_from(box)
         return record
 
     def _wait(self, box: Description, timeout: float | None) -> None:
@@ -330,7 +338,7 @@ class Datagrams:
             box.consumed += octets + (len(records) - 1) * DATAGRAM_COST
             if box.consumed >= box.credit_due:
                 self._connection.credit(box)
-            self._connection.readers.settle(box)
+            self._connection.readers.taken_from(box)
         end = _HEADER + bufsize
         return [(record[_HEADER:end], _sender(record)) for record in records]  # type: ignore[misc]
 
@@ -350,7 +358,7 @@ class Datagrams:
         except IndexError:
             raise would_block() from None
         finally:
-            self._connection.readers.settle(box)
+            self._connection.readers.taken_from(box)
 
     # -- the state of the socket ----------------------------------------------------------------------------------
 
@@ -367,8 +375,10 @@ class Datagrams:
         if box is _CLOSED:
             raise OSError(errno.EBADF, self._gone)
         number, box.error = box.error, 0
+        if self._connection.down:
+            number = errno.ENETDOWN  # once and for all
         if number:
-            self._connection.readers.settle(box)
+            self._connection.readers.taken_from(box)
             raise os_error(number)
         if writing and box.shut_for_writing:
             raise os_error(errno.EPIPE)
@@ -377,20 +387,21 @@ class Datagrams:
         box, self._box = self._box, _CLOSED
         descriptor, self._descriptor = self._descriptor, None
         if box is not _CLOSED:
-            self._connection.release(box, descriptor)
+            self._connection.release(box, id(self), descriptor)
 
     def disown(self) -> None:
         """In a forked child: the socket stays with the parent."""
         self._box, self._gone = _CLOSED, FORKED
         if self._descriptor is not None:
-            self._descriptor.close()
+            self._descriptor.abandon()
             self._descriptor = None
 
     def __del__(self) -> None:
         if self._box is not _CLOSED and not self._connection.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            # Not closed here and now: a destructor may run in the middle of anything, with locks held.
-            self._connection.orphans.append((self._box, self._descriptor))
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            finally:
+                self._close()
 
 
 def _octets(data: object) -> bytes:

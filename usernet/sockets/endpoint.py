@@ -114,7 +114,7 @@ class socket(Settings):  # noqa: N801  (the standard module's name)
         Datagrams.__init__(copy)
         copy._family, copy._type, copy._proto = self._family, self._type, self._proto
         copy._timeout, copy._closed, copy._io_refs = self._timeout, False, 0
-        copy._open(self._stack, self._kind, self._box)
+        copy._share(self)
         return copy
 
     # -- names --------------------------------------------------------------------------------------------------
@@ -308,8 +308,10 @@ class socket(Settings):  # noqa: N801  (the standard module's name)
         if self._box is _CLOSED:
             return -1
         if self._descriptor is None:
-            self._descriptor = Descriptor()
-            self._connection.readers.attach(self._box, self._descriptor)
+            box = self._box
+            self._descriptor = Descriptor(box.ready)
+            box.descriptors.add(self._descriptor)
+            self._descriptor.update()
             self._connection.serve_descriptors()
         return self._descriptor.number
 

@@ -67,7 +67,7 @@ class Settings(Datagrams):
     def _pending_error(self) -> int:
         self._connection.look()
         value, self._box.error = self._box.error, 0
-        self._connection.readers.settle(self._box)
+        self._connection.readers.taken_from(self._box)
         return value
 
     def settimeout(self, value: float | None) -> None:

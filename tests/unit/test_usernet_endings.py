@@ -1,0 +1,375 @@
+"""What destructors, the garbage collector and the end of a process do to the application's library: nothing may wait.
+
+Each program runs in a process of its own and has to end by itself; what hangs is shown by faulthandler.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from usernet_service import REPOSITORY, Service
+
+import usernet
+
+ENDS_WITHIN_S = 1.0  # from its last line to its end
+STUCK_S = 30
+
+PRELUDE = """
+import faulthandler, gc, os, random, signal, sys, threading, time, warnings
+import usernet as socket
+faulthandler.dump_traceback_later({stuck}, exit=True)
+warnings.simplefilter("ignore")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
+ADDRESS = "10.0.0.2"
+
+def udp():
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+"""
+
+
+@pytest.fixture(scope="module")
+def service():
+    service = Service()
+    yield service
+    service.down()
+
+
+def command(body: str) -> list[str]:
+    return [sys.executable, "-c", PRELUDE.format(stuck=STUCK_S) + textwrap.dedent(body)]
+
+
+def environment(service) -> dict[str, str]:
+    return {**os.environ, "USERNET_DIR": str(service.run_dir), "PYTHONPATH": str(REPOSITORY)}
+
+
+def run(service, body: str) -> str:
+    done = subprocess.run(command(body), env=environment(service), capture_output=True, text=True, timeout=STUCK_S + 10)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -- destructors ---------------------------------------------------------------------------------------------------
+
+OWNERS = """
+class Owner:  # in a garbage cycle with its socket, as an event loop's transport is
+    def __init__(self):
+        self.socket, self.me = udp(), self
+    def __del__(self):
+        self.socket.close()
+
+def work(until):
+    while time.monotonic() < until:
+        owner = Owner()
+        owner.socket.connect((ADDRESS, 9))
+        try:
+            for _ in range(5):
+                owner.socket.send(b"x")
+            if random.random() < 0.3:
+                owner.socket.fileno()
+            if random.random() < 0.3:
+                owner.copy = owner.socket.dup()
+        except ConnectionRefusedError:
+            pass
+"""
+
+
+def test_the_collector_may_close_sockets_in_the_middle_of_anything(service):
+    run(service, OWNERS + """
+gc.set_threshold(1)
+until = time.monotonic() + 2
+threads = [threading.Thread(target=work, args=(until,)) for _ in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+gc.collect()
+udp().bind((ADDRESS, 4999))
+assert len(socket.Stack().list_sockets()) < 4, "all were closed at the service, too"
+""")
+
+
+def test_threads_that_switch_at_every_line(service):
+    run(service, OWNERS + """
+sys.setswitchinterval(1e-6)
+chance = random.Random(os.getpid())
+def trace(frame, event, argument):
+    if "usernet" not in frame.f_code.co_filename:
+        return None
+    if chance.random() < 0.05:
+        time.sleep(0)
+    return trace
+shared = udp()
+shared.bind((ADDRESS, 0))
+def closers(until):
+    while time.monotonic() < until:
+        copy = shared.dup()
+        both = [threading.Thread(target=copy.close) for _ in range(2)]
+        [thread.start() for thread in both]
+        [thread.join() for thread in both]
+        shared.sendto(b"still there", shared.getsockname())
+        assert shared.recv(20) == b"still there"
+threading.settrace(trace)
+gc.set_threshold(20)
+until = time.monotonic() + 4
+threads = [threading.Thread(target=work, args=(until,)) for _ in range(2)]
+threads.append(threading.Thread(target=closers, args=(until,)))
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+""")
+
+
+def test_forks_amid_threads_and_collections(service):
+    run(service, OWNERS + """
+udp().close()  # all is imported: a fork in the middle of an import deadlocks any Python
+gc.set_threshold(5)
+until = time.monotonic() + 2
+threads = [threading.Thread(target=work, args=(until,)) for _ in range(2)]
+[thread.start() for thread in threads]
+while time.monotonic() < until:
+    pid = os.fork()
+    if not pid:
+        with udp() as own:
+            own.bind((ADDRESS, 0))
+            own.sendto(b"x", own.getsockname())
+            own.recv(1)
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+[thread.join() for thread in threads]
+""")
+
+
+def test_a_socket_and_its_owner_in_one_cycle_are_closed_once(service):
+    run(service, OWNERS + """
+for _ in range(20):
+    owner = Owner()
+    owner.socket.bind((ADDRESS, 0))
+    owner.socket.fileno()
+    kept = owner.socket.dup()
+    del owner
+    gc.collect()
+    kept.settimeout(5)
+    kept.sendto(b"x", kept.getsockname())
+    assert kept.recv(1) == b"x", "the other duplicate is open"
+    kept.close()
+    kept.close()
+    udp().close()
+""")
+
+
+def test_endpoints_left_open_over_several_event_loops(service):
+    run(service, """
+import asyncio
+socket.patch()
+async def main():
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0), family=2)
+    transport.sendto(b"x", transport.get_extra_info("sockname"))
+    await asyncio.sleep(0.01)
+for _ in range(3):
+    asyncio.run(main())
+    udp().close()
+gc.collect()
+udp().close()
+""")
+
+
+def test_a_signal_handler_may_send_and_close(service):
+    run(service, """
+one, other, done = udp(), udp(), 0
+one.bind((ADDRESS, 0))
+other.connect(one.getsockname())
+other.send(b"x")
+def handler(*_):
+    global done
+    done += 1
+    other.send(b"handler")
+    if done % 10 == 0:
+        one.dup().close()
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+one.settimeout(5)
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    other.send(b"y")
+    one.recv(10)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert done > 100
+""")
+
+
+# -- the end of a process --------------------------------------------------------------------------------------------
+
+WHILE = {
+    "idle": "socket_kept = udp(); socket_kept.bind((ADDRESS, 0))",
+    "threads": """
+def flood():
+    one = udp()
+    one.bind((ADDRESS, 0))
+    one.setblocking(False)
+    while True:
+        one.sendto(b"x" * 100, one.getsockname())
+        try:
+            one.recv(100)
+        except BlockingIOError:
+            pass
+def blocked():
+    one = udp()
+    one.bind((ADDRESS, 0))
+    one.recv(1)
+for target in (flood, flood, blocked, blocked):
+    threading.Thread(target=target, daemon=True).start()
+time.sleep(random.random() * 0.1)
+""",
+    "loop": """
+import asyncio
+socket.patch()
+class Echo(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.sendto(b"x", transport.get_extra_info("sockname"))
+    def datagram_received(self, data, address):
+        self.transport.sendto(data, address)
+async def main():
+    for _ in range(3):
+        await asyncio.get_running_loop().create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0), family=2)
+    await asyncio.sleep(random.random() * 0.1)
+    end()
+    await asyncio.sleep(60 if sys.argv[-1] == "SIGINT" else 0)
+""",
+}
+HOW = {
+    "return": ("pass", 0),
+    "sys.exit": ("sys.exit(3)", 3),
+    "exception": ("raise RuntimeError('the end')", 1),
+    "os._exit": ("os._exit(4)", 4),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM),
+    "SIGINT": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)", -signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("state", WHILE)
+def test_a_process_ends_within_a_second(service, state, how):
+    last, code = HOW[how]
+    body = WHILE[state] + f"\ndef end():\n    os.write(1, b'%r' % time.monotonic())\n    {last}\n"
+    body = body.replace("b'%r' % time.monotonic()", "repr(time.monotonic()).encode()")
+    body += "asyncio.run(main())" if state == "loop" else "end()"
+    for _ in range(int(os.environ.get("USERNET_ENDINGS", "3"))):
+        with subprocess.Popen([*command(body), how], env=environment(service), stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as process:
+            said = float(process.stdout.read())
+            assert process.wait(STUCK_S + 10) == code
+            assert time.monotonic() - said < ENDS_WITHIN_S
+
+
+def test_a_process_ends_within_a_second_while_the_service_hangs(service):
+    body = WHILE["threads"] + "os.write(1, b'x'); sys.stdin.read(1); os.write(1, repr(time.monotonic()).encode())"
+    with subprocess.Popen(command(body), env=environment(service), stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        service.process.send_signal(signal.SIGSTOP)
+        try:
+            process.stdin.close()
+            said = float(process.stdout.read())
+            assert process.wait(STUCK_S + 10) == 0
+            assert time.monotonic() - said < ENDS_WITHIN_S
+        finally:
+            service.process.send_signal(signal.SIGCONT)
+
+
+# -- the end of the stack --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_service(monkeypatch):
+    service = Service()
+    monkeypatch.setenv("USERNET_DIR", str(service.run_dir))
+    yield service
+    if service.run_dir.exists():
+        service.down()
+
+
+CALLS = {
+    "recv": lambda one: one.recv(1),
+    "recvfrom": lambda one: one.recvfrom(1),
+    "send": lambda one: one.sendto(b"x", ("10.0.0.2", 9)),
+    "bind": lambda one: one.bind(("10.0.0.2", 0)),
+    "connect": lambda one: one.connect(("10.0.0.2", 9)),
+    "error": lambda one: one.getsockopt(usernet.SOL_SOCKET, usernet.SO_REUSEADDR),
+}
+
+
+@pytest.mark.parametrize("timeout", [None, 0.0, 20.0])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_stack_that_is_gone_is_network_down_within_a_second(own_service, timeout, waits):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as one:
+        one.bind(("10.0.0.2", 0))
+        one.sendto(b"x", one.getsockname())
+        one.recv(1)
+        one.settimeout(timeout)
+        if waits:
+            one.fileno()  # a thread reads
+        own_service.down()
+        began = time.monotonic()
+        while True:
+            try:
+                one.recv(1)
+            except BlockingIOError:
+                assert time.monotonic() - began < 1
+                time.sleep(0.01)
+            except OSError as error:
+                said = error.errno
+                break
+        assert said == errno.ENETDOWN
+        assert time.monotonic() - began < 1.2
+        for name, call in CALLS.items():
+            for _ in range(3):
+                with pytest.raises(OSError) as raised:
+                    call(one)
+                assert raised.value.errno == errno.ENETDOWN, name
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.2, "and closing does not wait"
+
+
+def test_a_sender_alone_hears_of_it_too(own_service):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as one:
+        one.connect(("10.0.0.2", 9))
+        one.setblocking(False)
+        own_service.down()
+        began, said = time.monotonic(), 0
+        while time.monotonic() - began < 1 and said != errno.ENETDOWN:
+            try:
+                one.send(b"x")
+            except OSError as error:
+                said = error.errno
+            time.sleep(0.01)
+        assert said == errno.ENETDOWN
+
+
+def test_a_new_stack_of_the_same_name_has_new_sockets_only(own_service):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as old:
+        old.bind(("10.0.0.2", 4000))
+        old.settimeout(5)
+        own_service.down()
+        other = Service(run_dir=own_service.run_dir)
+        try:
+            with pytest.raises(OSError) as raised:
+                old.recv(1)
+            assert raised.value.errno == errno.ENETDOWN
+            with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as new:
+                new.bind(("10.0.0.2", 4000))
+                new.settimeout(5)
+                new.sendto(b"x", new.getsockname())
+                assert new.recv(1) == b"x"
+                with pytest.raises(OSError) as raised:
+                    old.sendto(b"x", new.getsockname())
+                assert raised.value.errno == errno.ENETDOWN
+        finally:
+            other.down()
