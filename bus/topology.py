@@ -72,7 +72,7 @@ ROWS = (
     Layer("ip", 3),
     Layer("icmp", 4, protocol=1, sockets="ping", routes=True),
     Layer("udp", 5, protocol=17, sockets="dgram", routes=True, upper=True),
-    Layer("tcp", 6, protocol=6, routes=True, upper=True),
+    Layer("tcp", 6, protocol=6, sockets="stream", routes=True, upper=True),
     Layer("raw", 8, sockets="raw", routes=True, upper=True, optional=True),
     Layer("sockets", 7, routes=True, upper=True),
 )

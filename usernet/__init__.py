@@ -45,7 +45,7 @@ _OWN = {  # name: its module; empty: it is a module itself
     "getfqdn": "usernet.dns",
     "getnameinfo": "usernet.dns",
     "patch": "usernet.compat.patching",
-    "create_connection": "usernet.sockets.unsupported",
+    "create_connection": "usernet.sockets.server",
     "create_server": "usernet.sockets.server",
     "has_dualstack_ipv6": "usernet.sockets.unsupported",
     # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.

@@ -21,10 +21,11 @@ from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
 from usernet.pipe.contract import Poller
 from usernet.pipe.messages import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
+from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_INFO
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client: what bounds them are the receive buffers of its sockets
 OFFENCES_MAX = 2  # one record that the layer dies of is the layer's fault; who sends another is not heard any more
-CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE})
+CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})
 
 
 class Client:

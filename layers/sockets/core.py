@@ -24,8 +24,9 @@ from layers.common.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
 from layers.sockets.data_path import Traffic, question
-from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
+from layers.sockets.operations import OPERATIONS, Network, accepted, described_by, text_of
 from layers.sockets.requests import Refused, Request
+from layers.sockets.streams import Streams, accepted_ends, closing
 from layers.sockets.tables import (
     Answer,
     Entry,
@@ -34,10 +35,11 @@ from layers.sockets.tables import (
     decode_socket,
     encode_socket,
 )
+from usernet.pipe.streams import TCP_HANDLE_MIN
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
-HANDLE_MAX = KEY_NEXT_HANDLE - 1
+HANDLE_MAX = TCP_HANDLE_MIN - 1  # those above are tcp's to give
 HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given twice, not even after a crash
 SOCKETS_PER_CLIENT_MAX = 65536
 WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
@@ -63,11 +65,16 @@ class Core:
         self._next_handle = self._reserved = 1
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(self._entries, self._clients, counters)
+        streams = Streams(self._entries, self._clients, counters)
         self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
             messages.SEND_SEGMENTS: traffic.send_segments,
             messages.CREDIT: traffic.credit,
             messages.REQUEST: self._request,
+            messages.STREAM: streams.from_client(messages.STREAM),
+            messages.READ: streams.from_client(messages.READ),
+            messages.STREAM_INFO: streams.from_client(messages.STREAM_INFO),
+            messages.ACCEPT: streams.accept,
         }
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.DATAGRAM: traffic.deliver,
@@ -76,6 +83,9 @@ class Core:
             messages.SOCKET_ERROR: traffic.report,
             messages.SOCKET_REPLY: self._answered,
             messages.ROUTES: self._rerouted,
+            messages.ACCEPTED: self._accepted,
+            **{kind: streams.from_tcp(kind) for kind in (
+                messages.STREAM, messages.ROOM, messages.STREAM_RESET, messages.STREAM_INFO)},
         }
 
     # -- the bus's calls ----------------------------------------------------------------------------------------
@@ -227,11 +237,12 @@ class Core:
         if entry is None:
             # Closed already, perhaps by a former incarnation that died before it could tell the transport.
             record = request.handle.to_bytes(4, "little")
-            sends = [(consumer, messages.SOCKET_CLOSE, record) for consumer in self._transports]
+            sends = [(consumer, messages.SOCKET_CLOSE, closing(request.handle, request)
+                      if consumer == topology.TCP else record) for consumer in self._transports]
             if request.handle:
                 sends.append((topology.IP, messages.MEMBERSHIP, _membership(request.handle)))
         else:
-            sends = self._remove(entry)
+            sends = self._remove(entry, request)
         return [*sends, _reply(client, request.id, {})]
 
     def _list(self, client: int, request: requests.List) -> list[Send]:
@@ -325,8 +336,32 @@ class Core:
         self._clients.setdefault(socket.client, {})[handle] = consumer
         self._created[socket.client, socket.created_by] = handle
 
-    def _remove(self, entry: Entry) -> list[Send]:
+    def _accepted(self, sender: int, records: list[bytes]) -> list[Send]:
+        """Connections that came to listeners: stored first, then told."""
+        sends: list[Send] = []
+        for record in records:
+            listener, handle, number, ends = accepted_ends(record)
+            entry = self._entries.get(listener)
+            if entry is None or entry.socket.stream is None or (
+                    handle not in self._entries and len(self._clients[entry.client]) >= SOCKETS_PER_CLIENT_MAX):
+                sends.append((topology.TCP, messages.SOCKET_CLOSE, closing(handle, reset=True)))
+                continue
+            if handle not in self._entries:
+                if number <= entry.accepted:
+                    continue  # told, accepted and closed already
+                socket = accepted(entry.socket, entry.socket.stream, handle, ends)
+                self._state[handle] = encode_socket(socket)
+                self._add(handle, socket)
+                self.counters[Counters.sockets_opened] += 1
+            entry.accepted = max(entry.accepted, number)
+            sends.append((entry.client, messages.ACCEPTED, record))
+        return sends
+
+    def _remove(self, entry: Entry, request: requests.Close | None = None) -> list[Send]:
         socket = entry.socket
+        record = entry.handle.to_bytes(4, "little")
+        if socket.stream is not None:
+            record = closing(entry.handle, request, reset=request is None and socket.stream.linger == 0)
         del self._entries[entry.handle], self._clients[entry.client][entry.handle]
         del self._created[entry.client, socket.created_by], self._state[entry.handle]
         self.counters[Counters.sockets_closed] += 1
@@ -334,7 +369,7 @@ class Core:
         if entry.pending is not None:
             unanswered.insert(0, entry.pending.request)
         return [
-            (entry.consumer, messages.SOCKET_CLOSE, entry.handle.to_bytes(4, "little")),
+            (entry.consumer, messages.SOCKET_CLOSE, record),
             *([(topology.IP, messages.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
             *(self._refusal(entry.client, number, errno.EBADF) for number in unanswered),
         ]

@@ -25,3 +25,5 @@ class Counters(CounterSet):
     credit_foreign = Drop("Receive buffer credits that are garbled or for a socket the application does not have.")
     kind_unknown = Drop("Records of a kind that this service does not know from that sender.")
     routes_refused = Drop("Route announcements that make no sense; the former ones stay in use.")
+    streamed_down = Out("Records of streams passed on from applications to tcp.")
+    streamed_up = In("Records of streams passed on from tcp to applications.")

@@ -17,10 +17,19 @@ from bus.messages import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSM
 from layers.common.routes import BROADCAST, RouteTable, is_multicast
 from layers.sockets import groups, options, requests
 from layers.sockets.requests import Refused, Request
-from layers.sockets.tables import ICMP_PROTOCOL, RAW_PROTOCOL, UDP_PROTOCOL, Answer, Socket
+from layers.sockets.tables import (
+    ICMP_PROTOCOL,
+    RAW_PROTOCOL,
+    TCP_PROTOCOL,
+    UDP_PROTOCOL,
+    Answer,
+    Socket,
+    StreamOptions,
+)
 
 Outcome = tuple[Socket, Answer]
 PACKET_OCTETS_MAX = 65535  # RFC 791 section 3.1
+LOOPBACK = 0x7F000001
 
 
 class Network(NamedTuple):
@@ -67,6 +76,8 @@ class Network(NamedTuple):
 
 def described_by(request: requests.Open, layers: Container[str]) -> dict[str, Any]:
     """The fields of a new socket that its kind decides; refused as by Linux's inet_create. `layers`: those booted."""
+    if request.type == "stream":
+        return {"protocol": TCP_PROTOCOL, "stream": StreamOptions()}
     if request.type != "raw":
         return {"protocol": UDP_PROTOCOL if request.type == "dgram" else ICMP_PROTOCOL}
     protocol = request.protocol
@@ -91,6 +102,8 @@ def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
 def connect(socket: Socket, request: requests.Connect, network: Network) -> Outcome:
     """Sets the peer, and the local address where the application has not; without an address, undoes that."""
     peer = requests.parse_address(request.address)
+    if socket.stream is not None:
+        return _connect_stream(socket, socket.stream, peer, request), names_of_stream
     if not peer:
         # Linux gives an ephemeral port back here; ours stays with the socket, which nobody can tell from luck.
         return replace(socket, peer=0, peer_port=0, local=socket.named), names
@@ -99,8 +112,37 @@ def connect(socket: Socket, request: requests.Connect, network: Network) -> Outc
     return changed, _prepared(source, mtu - len(socket.ip_options))
 
 
+def _connect_stream(socket: Socket, stream: StreamOptions, peer: int, request: requests.Connect) -> Socket:
+    """Whether and how it is to be had, tcp decides."""
+    if stream.connect == request.id:
+        return socket  # executed before a restart; only the answer was lost
+    if stream.listen >= 0:
+        raise Refused(errno.EISCONN)  # Linux, inet_stream_connect: the state is LISTEN
+    return replace(socket, bound=True, local=socket.named, port=socket.port if socket.bound_by else 0,
+                   peer=peer or socket.named or LOOPBACK, peer_port=request.port,
+                   stream=replace(stream, connect=request.id))
+
+
+def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcome:
+    """Where it is not bound yet, it gets an ephemeral port."""
+    if socket.stream is None:
+        raise Refused(errno.EOPNOTSUPP)
+    if socket.stream.connect:
+        raise Refused(errno.EINVAL)
+    return replace(socket, bound=True, stream=replace(socket.stream, listen=request.backlog)), names
+
+
+def accepted(listener: Socket, stream: StreamOptions, handle: int, ends: tuple[int, int, int, int]) -> Socket:
+    """A connection that came to a listener: its options, its own ends (local address and port, peer's)."""
+    local, port, peer, peer_port = ends
+    return replace(listener, created_by=-handle, bound=True, bound_by=0, named=local, local=local, port=port, peer=peer,
+                   peer_port=peer_port, stream=replace(stream, listen=-1, connect=0))
+
+
 def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:
     """Checks the way to a destination; an unbound socket gets an ephemeral port."""
+    if socket.stream is not None:
+        raise Refused(errno.EISCONN if socket.peer else errno.EPIPE)
     if not request.port and socket.protocol == UDP_PROTOCOL and not socket.raw:
         raise Refused(errno.EINVAL)  # Linux udp_sendmsg
     wanted = requests.parse_address(request.source) if request.source else 0
@@ -121,6 +163,11 @@ def set_option(socket: Socket, request: requests.SetOption, network: Network) ->
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_OPTIONS):
         chosen = options.ip_options(socket, request.value)
         return replace(socket, ip_options=chosen), lambda socket: {"value": len(socket.ip_options)}
+    if socket.stream is not None and options.of_stream(request.level, request.name):
+        field, stored = options.change_stream(request.level, request.name, request.value)
+        stream = replace(socket.stream, **{field: stored})
+        return replace(socket, stream=stream), lambda socket: {"value": options.read_stream(
+            socket, request.level, request.name)}
     field, value = options.change(socket, request.level, request.name, request.value, network.ttl)
     return replace(socket, **{field: value}), lambda socket: {"value": int(getattr(socket, field))}
 
@@ -133,6 +180,9 @@ def get_option(socket: Socket, request: requests.GetOption, network: Network) ->
                                          (options.IPPROTO_IP, groups.MCAST_MSFILTER)):
         octets = groups.question(socket.groups, request.name, request.value, network.routes)
         return socket, lambda socket: {"octets": octets}
+    if socket.stream is not None and options.of_stream(request.level, request.name):
+        found = options.read_stream(socket, request.level, request.name)
+        return socket, lambda socket: {"octets": found} if isinstance(found, bytes) else {"value": found}
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MTU):
         if not socket.peer:
             raise Refused(errno.ENOTCONN)  # ip(7): of the connected socket's path
@@ -157,6 +207,7 @@ def get_peer(socket: Socket, request: requests.GetPeer, network: Network) -> Out
 OPERATIONS: dict[type[Request], Callable[..., Outcome]] = {
     requests.Bind: bind,
     requests.Connect: connect,
+    requests.Listen: listen,
     requests.Prepare: prepare,
     requests.SetOption: set_option,
     requests.GetOption: get_option,
@@ -168,6 +219,11 @@ OPERATIONS: dict[type[Request], Callable[..., Outcome]] = {
 def names(socket: Socket) -> dict[str, object]:
     """The answer that says what a socket is called."""
     return {"address": text_of(socket.local), "port": socket.port}
+
+
+def names_of_stream(socket: Socket) -> dict[str, object]:
+    """The answer to a connect that has begun."""
+    return {"local": text_of(socket.local), "port": socket.port, "peer": text_of(socket.peer)}
 
 
 def text_of(address: int) -> str:

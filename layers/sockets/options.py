@@ -38,6 +38,7 @@ IP_MULTICAST_LOOP = 34
 IP_MULTICAST_ALL = 49
 
 AF_INET = 2
+SOCK_STREAM = 1
 SOCK_DGRAM = 2
 SOCK_RAW = 3
 BUFFER_MAX = 212992  # Linux net.core.rmem_max, net.core.wmem_max: what an application may ask for, before doubling
@@ -91,6 +92,83 @@ _COMPUTED: dict[tuple[int, int], Callable[[Socket], int]] = {
         socket.multicast_interface.to_bytes(4, "big"), byteorder, signed=True),
     (SOL_SOCKET, SO_ERROR): lambda socket: 0,  # a pending error waits in the application, which was told of it
 }
+
+
+IPPROTO_TCP = 6
+SO_KEEPALIVE = 9
+SO_LINGER = 13
+SO_ACCEPTCONN = 30
+TCP_CONGESTION = 13
+TCP_BUFFER_MAX = 4 << 20  # Linux net.core.rmem_max, wmem_max, as of 6.x: what may be asked for, before doubling
+TCP_SEND_BUFFER_DEFAULT, TCP_RECEIVE_BUFFER_DEFAULT = 16384, 131072  # Linux net.ipv4.tcp_wmem, tcp_rmem
+CONGESTION_OCTETS_MAX = 16  # Linux TCP_CA_NAME_MAX
+_ALGORITHMS = {b"cubic", b"reno"}
+
+
+def _stream_buffer(minimum: int) -> Callable[[int], int]:
+    return lambda value: max(2 * min(value & 0xFFFFFFFF, TCP_BUFFER_MAX), minimum)
+
+
+def _clamped(limit: int) -> Callable[[int], int]:
+    return lambda value: min(max(value, 0), limit)
+
+
+_OF_STREAMS: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
+    (SOL_SOCKET, SO_KEEPALIVE): ("keepalive", bool),
+    (SOL_SOCKET, SO_LINGER): ("linger", _between(-1, (1 << 31) - 1)),
+    (SOL_SOCKET, SO_SNDBUF): ("send_buffer", _stream_buffer(SEND_BUFFER_MIN)),
+    (SOL_SOCKET, SO_RCVBUF): ("receive_buffer", _stream_buffer(RECEIVE_BUFFER_MIN)),
+    (IPPROTO_TCP, 1): ("nodelay", bool),  # linux/tcp.h, as all below
+    (IPPROTO_TCP, 2): ("maxseg", lambda value: value and _between(88, 32767)(value)),
+    (IPPROTO_TCP, 3): ("cork", bool),
+    (IPPROTO_TCP, 4): ("keepidle", _between(1, 32767)),
+    (IPPROTO_TCP, 5): ("keepintvl", _between(1, 32767)),
+    (IPPROTO_TCP, 6): ("keepcnt", _between(1, 127)),
+    (IPPROTO_TCP, 7): ("syncnt", _between(1, 127)),
+    (IPPROTO_TCP, 8): ("linger2", lambda value: -1 if value < 0 else min(value, 120) or 60),
+    (IPPROTO_TCP, 9): ("defer_accept", _clamped(32767)),
+    (IPPROTO_TCP, 10): ("window_clamp", _clamped(1 << 30)),
+    (IPPROTO_TCP, 12): ("quickack", bool),
+    (IPPROTO_TCP, 18): ("user_timeout", _between(0, (1 << 31) - 1)),
+    (IPPROTO_TCP, 25): ("notsent_lowat", _clamped(1 << 30)),
+}
+_UNSET = {"send_buffer": TCP_SEND_BUFFER_DEFAULT, "receive_buffer": TCP_RECEIVE_BUFFER_DEFAULT, "maxseg": 536,
+          "quickack": 1}
+
+
+def of_stream(level: int, name: int) -> bool:
+    """Whether a stream socket has this option in StreamOptions, or level and name are of TCP only."""
+    return (level, name) in _OF_STREAMS or level == IPPROTO_TCP or (level, name) in (
+        (SOL_SOCKET, SO_ACCEPTCONN), (SOL_SOCKET, SO_TYPE))
+
+
+def change_stream(level: int, name: int, value: int | bytes) -> tuple[str, object]:
+    """(field of StreamOptions, its new value)."""
+    if (level, name) == (IPPROTO_TCP, TCP_CONGESTION):
+        algorithm = value.split(b"\0")[0] if isinstance(value, bytes) else b""
+        if algorithm not in _ALGORITHMS:
+            raise Refused(errno.ENOENT)
+        return "congestion", algorithm.decode()
+    if (level, name) not in _OF_STREAMS:
+        raise Refused(errno.ENOPROTOOPT)
+    field, convert = _OF_STREAMS[level, name]
+    return field, convert(_integer(level, value))
+
+
+def read_stream(socket: Socket, level: int, name: int) -> int | bytes:
+    """The value of such an option."""
+    assert socket.stream is not None
+    if (level, name) == (SOL_SOCKET, SO_ACCEPTCONN):
+        return int(socket.stream.listen >= 0)
+    if (level, name) == (SOL_SOCKET, SO_TYPE):
+        return SOCK_STREAM
+    if (level, name) == (IPPROTO_TCP, TCP_CONGESTION):
+        return socket.stream.congestion.encode().ljust(CONGESTION_OCTETS_MAX, b"\0")
+    if (level, name) not in _OF_STREAMS:
+        raise Refused(errno.ENOPROTOOPT)
+    field, _ = _OF_STREAMS[level, name]
+    value = getattr(socket.stream, field)
+    return int(value or _UNSET.get(field, 0)) if value is not False else 0
 
 
 def change(socket: Socket, level: int, name: int, value: int | bytes, default_ttl: int) -> tuple[str, int]:

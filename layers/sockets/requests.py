@@ -13,6 +13,7 @@ REQUEST_ID_MAX = 1 << 53  # what every language's JSON numbers can hold exactly
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Total = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 Protocol = Annotated[int, msgspec.Meta(ge=0, le=255)]
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]
 
@@ -40,7 +41,7 @@ class OnSocket(Request, frozen=True):
 class Open(Request, frozen=True, tag="socket"):
     """A new socket."""
 
-    type: Literal["dgram", "ping", "raw"]
+    type: Literal["dgram", "ping", "raw", "stream"]
     protocol: Protocol = 0  # of a raw socket
     segments: bool = False  # the application understands DATAGRAM_SEGMENTS
 
@@ -57,6 +58,12 @@ class Connect(OnSocket, frozen=True, tag="connect"):
 
     address: str
     port: Port
+
+
+class Listen(OnSocket, frozen=True, tag="listen"):
+    """Become a listener, or change the backlog of one; of a stream socket."""
+
+    backlog: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Prepare(OnSocket, frozen=True, tag="prepare"):
@@ -92,7 +99,11 @@ class GetPeer(OnSocket, frozen=True, tag="getpeername"):
 
 
 class Close(OnSocket, frozen=True, tag="close"):
-    """Give it all back."""
+    """Give it all back. The rest is of streams: docs/decisions/streams.md, SOCKET_CLOSE."""
+
+    linger: Annotated[int, msgspec.Meta(ge=-1, le=0)] = -1  # 0: reset
+    end: Total = -1  # octets written in all; -1: as many as have come
+    read: Total = -1  # octets that the application took; -1: all
 
 
 class List(Request, frozen=True, tag="list"):
@@ -106,10 +117,10 @@ class _Envelope(msgspec.Struct):
     op: str
 
 
-_OPERATIONS = (Open, Bind, Connect, Prepare, SetOption, GetOption, GetName, GetPeer, Close, List)
+_OPERATIONS = (Open, Bind, Connect, Listen, Prepare, SetOption, GetOption, GetName, GetPeer, Close, List)
 _KNOWN = {operation.__struct_config__.tag for operation in _OPERATIONS}
 _decode = msgspec.json.Decoder(
-    Open | Bind | Connect | Prepare | SetOption | GetOption | GetName | GetPeer | Close | List
+    Open | Bind | Connect | Listen | Prepare | SetOption | GetOption | GetName | GetPeer | Close | List
 ).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 

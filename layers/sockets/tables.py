@@ -8,16 +8,43 @@ from typing import NamedTuple
 import msgspec
 
 from bus.messages import SocketState, SourceFilter
+from bus.streams import StreamState
 from layers.sockets.requests import Request
 from packets.ipv4 import TTL_DEFAULT
 
 UDP_PROTOCOL = 17  # IANA protocol numbers
 ICMP_PROTOCOL = 1
+TCP_PROTOCOL = 6
 RAW_PROTOCOL = 255  # raw(7), IPPROTO_RAW: such a socket only sends, and whole packets
 
 RECEIVE_BUFFER_DEFAULT = 212992  # Linux net.core.rmem_default
 SEND_BUFFER_DEFAULT = 212992  # Linux net.core.wmem_default
 PMTU_DISCOVERY_WANT = 1  # ip(7): IP_PMTUDISC_WANT, the default
+
+
+class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What a stream socket has beside the rest: fields of the same name in StreamState, and `linger`."""
+
+    listen: int = -1
+    connect: int = 0  # id of the connect request that began the connection
+    send_buffer: int = 0
+    receive_buffer: int = 0
+    nodelay: bool = False
+    cork: bool = False
+    quickack: bool | None = None
+    keepalive: bool = False
+    keepidle: int = 7200
+    keepintvl: int = 75
+    keepcnt: int = 9
+    user_timeout: int = 0
+    maxseg: int = 0
+    syncnt: int = 6
+    linger2: int = 60
+    defer_accept: int = 0
+    window_clamp: int = 0
+    notsent_lowat: int = 0
+    congestion: str = "cubic"
+    linger: int = -1  # seconds (SO_LINGER): 0, and the end of the application's process resets the connection
 
 
 class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -55,9 +82,12 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     grouped_by: int = 0  # id of the request that changed `groups` last: the same request again gets the same answer
     ip_options: bytes = b""  # that go with what it sends, as Linux pads them
     receive_options: bool = False  # its application is told those that came
+    stream: StreamOptions | None = None
 
     def state(self, handle: int, request: int) -> SocketState:
         """What the transport has to know of it."""
+        if self.stream is not None:
+            return self._stream_state(handle, request, self.stream)
         return SocketState(
             handle=handle,
             request=request,
@@ -86,6 +116,15 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
         )
 
 
+    def _stream_state(self, handle: int, request: int, stream: StreamOptions) -> StreamState:
+        special = {name: getattr(stream, name) for name in StreamOptions.__struct_fields__ if name != "linger"}
+        return StreamState(
+            handle=handle, request=request, bind=bool(self.bound_by), local=self.local, port=self.port,
+            peer=self.peer, peer_port=self.peer_port, reuse_address=self.reuse_address, reuse_port=self.reuse_port,
+            ttl=self.ttl, tos=self.tos, mtu_discover=self.mtu_discover, receive_errors=self.receive_errors,
+            ip_options=self.ip_options, **special)
+
+
 Answer = Callable[[Socket], dict[str, object]]
 
 
@@ -103,6 +142,7 @@ class Entry:
     """A socket in the service's hands: its durable part and the soft state around it."""
 
     __slots__ = (
+        "accepted",
         "client",
         "consumer",
         "drops",
@@ -122,6 +162,7 @@ class Entry:
         self.consumer = consumer  # the transport's id
         self.limit = socket.receive_buffer
         self.outstanding = 0  # octets of receive buffer in use at the application; a restart is told them anew
+        self.accepted = 0  # of a listener: the number of the last connection that was stored
         self.drops = 0
         self.told = False  # the application knows that its buffer is full
         self.pending: Pending | None = None

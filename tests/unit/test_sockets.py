@@ -376,7 +376,7 @@ def test_list_comes_in_pages(bench):
         (b'{"id":5,"op":"sendfile"}', 5, errno.ENOSYS),
         (b'{"id":5,"op":"bind","handle":"one"}', 5, errno.EINVAL),
         (b'{"id":5,"op":"bind","handle":1,"address":"10.0.0.2","port":65536}', 5, errno.EINVAL),
-        (b'{"id":5,"op":"socket","type":"stream"}', 5, errno.EINVAL),
+        (b'{"id":5,"op":"socket","type":"seqpacket"}', 5, errno.EINVAL),
         (b'{"id":5,"op":"close","handle":' + b"[" * 4000, 0, errno.EPROTO),
         (b'{"op":"socket","type":"dgram"}', 0, errno.EPROTO),
         (b'{"id":0,"op":"socket","type":"dgram"}', 0, errno.EPROTO),

@@ -1,8 +1,8 @@
 """A socket service for tests of the application's library: real cores on the real bus, in a process of its own.
 
-The cores of sockets, udp and icmp are glued together in one process, with a loop in ip's place: whatever is sent to the
-stack's own addresses comes back. The test holds the durable memory and the listening descriptor, as the keeper does, so
-the process can be killed and started again.
+The cores of sockets, udp, tcp and icmp are glued together in one process, with a loop in ip's place: what is sent to
+the stack's own addresses comes back. The test holds the durable memory and the listening descriptor, as the keeper
+does, so the process can be killed and started again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from layers.common.routes import RouteTable, configured
 from layers.icmp.core import Core as Icmp
 from layers.icmp.counters import Counters as IcmpCounters
 from layers.sockets.core import Core as Sockets
+from layers.tcp.core import Core as Tcp
+from layers.tcp.counters import Counters as TcpCounters
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 
@@ -66,16 +68,21 @@ class Part(MutableMapping):
 
 
 class Loop:
-    """sockets, udp and icmp, with ip played by a mirror: a ClientCore."""
+    """sockets, udp, tcp and icmp, with ip played by a mirror: a ClientCore."""
 
     def __init__(self, config: StackConfig, state: MutableMapping, counters, rng: random.Random) -> None:
-        self.next_wake = None
         self.sockets = Sockets(config, Part(state, 1), counters, rng)
         self.udp = Udp(config, Part(state, 2), UdpCounters.new(), rng)
         self.icmp = Icmp(config, Part(state, 3), IcmpCounters.new(), rng)
-        self.cores = {topology.SOCKETS: self.sockets, topology.UDP: self.udp, topology.ICMP: self.icmp}
+        self.tcp = Tcp(config, Part(state, 4), TcpCounters.new(), rng)
+        self.cores = {topology.SOCKETS: self.sockets, topology.UDP: self.udp, topology.ICMP: self.icmp,
+                      topology.TCP: self.tcp}
         self.routes = RouteTable(configured(config))
         self.welcome = self.sockets.welcome
+
+    @property
+    def next_wake(self):
+        return self.tcp.next_wake
 
     def start(self, now):
         return self.settle([], [(number, send) for number, core in self.cores.items() for send in core.start(now)], now)
@@ -85,7 +92,7 @@ class Loop:
         return self.settle([], [(topology.SOCKETS, send) for send in sends], now)
 
     def wake(self, now):
-        return []
+        return self.settle([], [(topology.TCP, send) for send in self.tcp.wake(now)], now)
 
     def neighbor_started(self, sender, now):
         return []
@@ -104,13 +111,16 @@ class Loop:
                 to_clients.append((consumer, kind, record))
             elif consumer in self.cores:
                 # Fast clocks below, so that the limit on ICMP errors, so many a second, is not in the way.
-                answers = self.cores[consumer].receive(sender, kind, [record], 1000 * now)
+                clock = now if consumer == topology.TCP else 1000 * now
+                answers = self.cores[consumer].receive(sender, kind, [record], clock)
                 sends += [(consumer, send) for send in answers]
             elif consumer == topology.IP:
                 sends += self.mirror(sender, kind, record)
         return to_clients
 
     def mirror(self, sender, kind, record):
+        if sender == topology.TCP and kind != messages.TRANSMIT:
+            return []
         size, _, _, flags, protocol, ttl, tos, _, source, destination = TRANSMIT_HEAD.unpack_from(record)
         segment = record[TRANSMIT_HEAD.size :]
         if source == bytes(4):
@@ -118,8 +128,9 @@ class Loop:
         packet = (bytes([0x45, tos]) + (20 + len(segment)).to_bytes(2, "big") + bytes([0, 1, 0, 0, ttl, protocol, 0, 0])
                   + source + destination + segment)
         if self.routes.is_local(int.from_bytes(destination, "big")):
+            consumer = {17: topology.UDP, 6: topology.TCP}.get(protocol, topology.ICMP)
             record = records.up(packet, records.LOOPED | (records.PARTIAL if flags & TRANSMIT_PARTIAL else 0), size)
-            return [(topology.IP, (topology.UDP if protocol == 17 else topology.ICMP, messages.PACKET, record))]
+            return [(topology.IP, (consumer, messages.PACKET, record))]
         return [(topology.IP, (sender, messages.ICMP_ERROR, records.local_error(1, packet)))]
 
 
@@ -129,7 +140,7 @@ class Service:
     def __init__(self, dns: list[str] | None = None, run_dir: Path | None = None) -> None:
         self.dns = dns or []
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="un-"))
-        self.run_dir.mkdir(exist_ok=True)
+        self.run_dir.mkdir(mode=0o700, exist_ok=True)
         self.memory_fd = layout.create("test")
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         (self.run_dir / "sockets").mkdir()

@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_ntop
 from time import monotonic
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from usernet.client.combining import CombiningLock
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
 from usernet.client.readiness import Descriptor
+from usernet.client.streams import StreamDescription
 from usernet.errors import os_error, would_block
 from usernet.pipe.frame import MAX_RECORDS, VERSION, FrameError, pack_frame, unpack_frame
 from usernet.pipe.messages import (
@@ -55,6 +57,16 @@ from usernet.pipe.messages import (
 )
 from usernet.pipe.numbering import NEXT, Incoming, ReplayBuffer, incarnation_of
 from usernet.pipe.run_dir import INBOXES
+from usernet.pipe.streams import (
+    ACCEPTED,
+    ACCEPTED_HEADER,
+    INFO_HEADER,
+    RESET_RECORD,
+    ROOM,
+    STREAM,
+    STREAM_INFO,
+    STREAM_RESET,
+)
 from usernet.sockets.cmsg import with_options
 
 CONNECT_TIMEOUT_S = 5.0
@@ -65,6 +77,7 @@ FAREWELL_S = 0.7  # how long a process that ends waits for its last frames to be
 ALIVE_INTERVAL_S = 0.5  # who waits or sends looks that often whether the stack is still there
 CLOSE_ROOM_S = 0.2  # what a close waits for room in the pipe, while the service restarts; then it is sent with the next
 HANDLE_MAX = 0xFFFFFFFF
+STREAM_KINDS = frozenset((STREAM, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
 INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
 
 _from_bytes = int.from_bytes
@@ -77,10 +90,10 @@ class _Unanswered:
 
     __slots__ = ("box", "opens", "record", "sequence")
 
-    def __init__(self, record: bytes, box: Mailbox | None, opens: bool) -> None:
+    def __init__(self, record: bytes, box: Mailbox | None, opens: type[Description] | None) -> None:
         self.record = record
         self.box = box  # where its answer is waited for, if it is
-        self.opens = opens  # its answer has the handle of a new socket
+        self.opens = opens  # its answer has the handle of a new socket, which is described so
         self.sequence: int | None = None  # of the frame that carries it; None: not sent yet
 
 
@@ -109,6 +122,7 @@ class Connection:
         self._sending = CombiningLock(self._send_deferred)
         self.boxes: dict[int, Description] = {}  # by handle
         self._requests: dict[int, _Unanswered] = {}
+        self._infos: dict[int, Mailbox] = {}  # STREAM_INFO asked for, by the number of the question
         self._request_ids = itertools.count(1)
         self._incoming, self._sent = Incoming(), ReplayBuffer()
         self._looked = 0.0
@@ -274,6 +288,9 @@ class Connection:
         elif kind == SOCKET_ERROR:
             for record in records:
                 self._failed(record)
+        elif kind in STREAM_KINDS:
+            for record in records:
+                self._take_stream(kind, record)
         elif kind == CREDIT:
             for record in records:
                 box = boxes.get(CREDIT_RECORD.unpack(record)[0])
@@ -303,13 +320,72 @@ class Connection:
             if box.sleepers or box.descriptors:
                 self.readers.wake(box)
 
+    def _take_stream(self, kind: int, record: bytes) -> None:
+        box = self.boxes.get(_from_bytes(record[:4], "little"))
+        if not isinstance(box, StreamDescription):
+            if kind == ACCEPTED:  # the listener was closed meanwhile
+                self._ask("close", {"handle": ACCEPTED_HEADER.unpack_from(record)[1], "linger": 0}, None)
+            return
+        sends: list[tuple[int, bytes]] = []
+        if kind == STREAM:
+            sends = box.take_stream(record)
+        elif kind == ROOM:
+            sends = box.take_room(record)
+            self._arrive(box)
+        elif kind == STREAM_RESET:
+            box.take_reset(RESET_RECORD.unpack(record)[1])
+            self._arrive(box)
+        elif kind == ACCEPTED:
+            self._take_accepted(box, record)
+        elif kind == STREAM_INFO:
+            asked = self._infos.get(INFO_HEADER.unpack_from(record)[2])
+            if asked is not None:
+                asked.items.append(record[INFO_HEADER.size :])
+                asked.ended = True
+                self.readers.wake(asked)
+        if box.sleepers or box.descriptors:
+            self.readers.wake(box)
+        for kind, record in sends:
+            self._number(kind, (record,), CONNECT_TIMEOUT_S)
+
+    def _take_accepted(self, listener: StreamDescription, record: bytes) -> None:
+        """A connection has come to a listener; the same may be told again."""
+        _, handle, number, port, peer_port, width = ACCEPTED_HEADER.unpack_from(record)
+        if number <= listener.numbered:
+            return
+        listener.numbered = number
+        start = ACCEPTED_HEADER.size
+        box = StreamDescription(self.readers.lock, handle, 0)
+        box.listener, box.linger = listener, listener.linger
+        family = AF_INET if width == 4 else AF_INET6
+        box.local = inet_ntop(family, record[start : start + width]), port
+        box.peer = inet_ntop(family, record[start + width : start + 2 * width]), peer_port
+        self.boxes[handle] = box  # its first ROOM follows, and then it may be accepted
+
+    def _arrive(self, box: StreamDescription) -> None:
+        listener, box.listener = box.listener, None
+        if listener is not None:
+            listener.incoming.append(box)
+            self.readers.wake(listener)
+
+    def stream_info(self, handle: int) -> bytes:
+        """What tcp says of a connection: INFO_HEADER and struct tcp_info; empty where it has none."""
+        box, number = self.readers.new_box(), next(self._request_ids)
+        self._infos[number] = box
+        try:
+            self.send(STREAM_INFO, (INFO_HEADER.pack(handle, 0, number),), REQUEST_TIMEOUT_S)
+            self.readers.wait(box, REQUEST_TIMEOUT_S)
+        finally:
+            del self._infos[number]
+        return box.items.popleft() if box.items else b""
+
     def _replied(self, record: bytes) -> None:
         reply = _decode(record)
         request = self._requests.pop(reply["id"], None)
         if request is not None and request.opens and not reply["errno"]:
             # Now: a raw socket's first packets may follow, and who reads them need not be who asked.
             handle = reply["handle"]
-            self.boxes[handle] = Description(self.readers.lock, handle, reply["receive_buffer"])
+            self.boxes[handle] = request.opens(self.readers.lock, handle, reply["receive_buffer"])
         if request is not None and request.box is not None:
             request.box.items.append(record)
             self.readers.wake(request.box)
@@ -338,7 +414,11 @@ class Connection:
             self.welcome = fields
             self._resume(done)
             if again:
-                self._tell_queued(list(self.boxes.values()))
+                boxes = list(self.boxes.values())
+                self._tell_queued([box for box in boxes if not isinstance(box, StreamDescription)])
+                for listener in boxes:
+                    if isinstance(listener, StreamDescription) and listener.listening:
+                        self.send_all(listener.granting())
             for frame in later:
                 self._take(frame)
 
@@ -391,6 +471,11 @@ class Connection:
         except OSError:
             pass  # the stack is gone, and all sockets with it
         return True
+
+    def send_all(self, sends: list[tuple[int, bytes]]) -> None:
+        """Records of control that are to go."""
+        for kind, record in sends:
+            self._number(kind, (record,), CONNECT_TIMEOUT_S)
 
     def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
         return pack_frame(kind, self.id, INCARNATION, 0, [_encode(fields)])
@@ -466,7 +551,10 @@ class Connection:
 
     def _new_request(self, op: str, fields: dict[str, object], box: Mailbox | None) -> tuple[int, _Unanswered]:
         number = next(self._request_ids)
-        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens=op == "socket")
+        opens = None
+        if op == "socket":
+            opens = StreamDescription if fields["type"] == "stream" else Description
+        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens)
         self._requests[number] = request
         return number, request
 
@@ -490,10 +578,22 @@ class Connection:
             descriptor.close()
         if box.owners.pop(owner, None) is None or box.owners:
             return
-        if self.boxes.pop(box.handle, None) is not None and not (self.closed or self.down or sys.is_finalizing()):
-            # There is no answer to wait for: later requests come after it.
-            _, request = self._new_request("close", {"handle": box.handle}, None)
-            self._sending.defer(_Frame(REQUEST, (request.record,), request))
+        self._forget(box)
+
+    def _forget(self, box: Description, reset: bool = False) -> None:
+        """Close a socket at the service. There is no answer to wait for: later requests come after it."""
+        if self.boxes.pop(box.handle, None) is None or self.closed or self.down or sys.is_finalizing():
+            return
+        fields: dict[str, object] = {"linger": 0} if reset else {}
+        if isinstance(box, StreamDescription):
+            fields = {**box.closing(), **fields}
+        _, request = self._new_request("close", {"handle": box.handle, **fields}, None)
+        self._sending.defer(_Frame(REQUEST, (request.record,), request))
+        if isinstance(box, StreamDescription) and box.listening:
+            coming = [each for each in self.descriptions() if isinstance(each, StreamDescription)
+                      and each.listener is box]
+            for unaccepted in [*coming, *box.incoming]:
+                self._forget(unaccepted, reset=True)
 
     def descriptions(self) -> list[Description]:
         """Of all sockets that are open."""

@@ -31,9 +31,13 @@ class Mailbox:
         self.error = 0  # errno to raise once, as Linux's sk_err
         self.ended = False  # nothing is waited for any more
 
-    def ready(self) -> bool:
+    def stirred(self) -> bool:
         """Whether there is anything to be had without waiting."""
         return bool(self.items or self.error or self.ended)
+
+    def ready(self) -> bool:
+        """Readable in the sense of poll."""
+        return self.stirred()
 
 
 class Readers:
@@ -51,13 +55,17 @@ class Readers:
         """A mailbox to wait at."""
         return Mailbox(self.lock)
 
-    def wait(self, box: Mailbox, timeout: float | None) -> None:
-        """Return once `box` has something in it, or an error; TimeoutError, BlockingIOError for a timeout of 0."""
+    def wait(self, box: Mailbox, timeout: float | None, until: Callable[[], bool] | None = None) -> None:
+        """Return once `box` has something in it, or an error; TimeoutError, BlockingIOError for a timeout of 0.
+
+        `until`: another condition, of what changes only together with a `wake` of the box.
+        """
+        until = until or box.stirred
         deadline = None if timeout is None else monotonic() + timeout
-        while not (box.items or box.error or box.ended):
+        while not until():
             if not self.served and self.lead():
                 try:
-                    while not (box.items or box.error or box.ended or self.served):
+                    while not (until() or self.served):
                         if not self._read(_left(deadline)) and deadline is not None and monotonic() >= deadline:
                             raise would_block() if timeout == 0 else timed_out()
                 finally:
@@ -67,7 +75,7 @@ class Readers:
             elif self.reading._is_owned():  # type: ignore[attr-defined]
                 raise os_error(errno.EDEADLK)  # a destructor or a signal handler of the thread that reads for all
             else:
-                self._follow(box, deadline)
+                self._follow(box, deadline, until)
 
     def lead(self) -> bool:
         """Become the leader, if there is none; `leave` follows."""
@@ -114,7 +122,7 @@ class Readers:
         for descriptor in tuple(box.descriptors):
             descriptor.update()
 
-    def _follow(self, box: Mailbox, deadline: float | None) -> None:
+    def _follow(self, box: Mailbox, deadline: float | None, until: Callable[[], bool]) -> None:
         """Sleep until there is something for us, or no leader."""
         with self.lock:
             box.sleepers += 1
@@ -122,7 +130,7 @@ class Readers:
             try:
                 # Who would wake us fills the box before it looks at `sleepers`, and stops leading before it looks at
                 # `_waiting`; both were set before we look. So no wake-up is missed.
-                if not (box.items or box.error or box.ended) and self._led():
+                if not until() and self._led():
                     left = _left(deadline)
                     if left == 0:
                         raise timed_out()

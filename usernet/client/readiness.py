@@ -2,11 +2,15 @@
 
 One eventfd a socket, made when `fileno()` is first called: its counter is above zero, and so it is readable, exactly as
 long as the socket has something to say. It is always writable; a send that finds no room says so itself.
+
+For a stream it is one end of a pair of Unix sockets, because that can be unwritable, too, and hang up: an octet from
+the other end makes it readable, a message to the other end that fills the send buffer makes it unwritable.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 
@@ -17,7 +21,10 @@ class Descriptor:
     __slots__ = ("_busy", "_changed", "_closing", "_ready", "_shown", "number")
 
     def __init__(self, ready: Callable[[], bool]) -> None:
-        self.number = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._begin(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), ready)
+
+    def _begin(self, number: int, ready: Callable[[], bool]) -> None:
+        self.number = number
         self._ready = ready
         self._shown = False
         self._closing = False
@@ -73,3 +80,71 @@ class Descriptor:
         number, self.number = self.number, -1
         if number >= 0:
             os.close(number)
+
+
+FILLING = bytes(4096)  # more than a send buffer of the smallest size (Linux SOCK_MIN_SNDBUF) leaves free
+
+
+class StreamDescriptor(Descriptor):
+    """As Descriptor, for a stream: `ready`, `writable`, `ended` (the peer's end was reached), `hung_up` (both ways)."""
+
+    __slots__ = ("_ended", "_hung_up", "_near", "_other", "_shown_end", "_shown_writable", "_writable")
+
+    def __init__(self, ready: Callable[[], bool], writable: Callable[[], bool], ended: Callable[[], bool],
+                 hung_up: Callable[[], bool]) -> None:
+        near, self._other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (near, self._other):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        self._near = near
+        self._writable, self._ended, self._hung_up = writable, ended, hung_up
+        self._shown_writable = True
+        self._shown_end = False
+        self._begin(near.fileno(), ready)
+
+    def _apply(self) -> None:
+        if self.number < 0:
+            return
+        if self._closing:
+            self.number = -1
+            self._near.close()
+            self._other.close()
+            return
+        try:
+            self._show()
+        except OSError:
+            pass  # hung up already, or the program has used it itself
+
+    def _show(self) -> None:
+        if self._shown_end:
+            pass
+        elif self._ended():
+            self._shown_end = True
+            self._other.shutdown(socket.SHUT_WR)  # RDHUP, and readable from now on
+        elif (ready := self._ready()) is not self._shown:
+            self._shown = ready
+            if ready:
+                self._other.send(b"r")
+            else:
+                self._near.recv(1)
+        hung_up = self._hung_up()
+        if (writable := self._writable() or hung_up) is not self._shown_writable:
+            self._shown_writable = writable
+            if writable:
+                self._other.recv(len(FILLING) * 2)
+            else:
+                self._near.send(FILLING)
+        if hung_up:
+            self._other.close()
+
+    def forget(self) -> None:
+        """The program has closed it itself."""
+        self.number = -1
+        self._near.detach()
+        self._other.close()
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        self.number = -1
+        self._near.close()
+        self._other.close()

@@ -43,7 +43,7 @@ ICMP_HEADER_OCTETS = 8
 ANY = b"\0\0\0\0"
 FORKED = "this socket belongs to the parent process; make a new one after fork"
 
-PLAIN, PING, RAW = "dgram", "ping", "raw"  # kinds of socket, as the service calls them
+PLAIN, PING, RAW, STREAM = "dgram", "ping", "raw", "stream"  # kinds of socket, as the service calls them
 _HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
 _HEADER = DATAGRAM_HEADER.size
 # As plain integers: an operation on an IntFlag takes half a microsecond, and every datagram needs some.

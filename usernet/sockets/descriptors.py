@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from usernet.client.stack import all_sockets
 
 if TYPE_CHECKING:
-    from usernet.sockets.endpoint import socket
+    from usernet.sockets.base import BaseSocket as socket  # noqa: N813
 
 _KERNEL_FROMFD, _KERNEL_CLOSE = _std.fromfd, _std.close  # kept, as usernet.patch puts others in their place
 _detached: dict[int, socket] = {}

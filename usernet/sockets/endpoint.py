@@ -1,55 +1,21 @@
-"""The socket class: the standard one's names, behaviour and errors, for datagrams of a usernet stack."""
+"""The socket class, which chooses the behaviour: streams, or datagrams, or a socket of the kernel's."""
 
 from __future__ import annotations
 
-import errno
-import io
 import socket as _std
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
-from usernet.addresses import parse
-from usernet.client.description import UNNAMED
-from usernet.client.readiness import Descriptor
-from usernet.client.stack import Stack
-from usernet.errors import os_error
-from usernet.sockets import cmsg
-from usernet.sockets.datagrams import (
-    _CLOSED,
-    _HEADER,
-    _PEER,
-    ANY,
-    PING,
-    PLAIN,
-    RAW,
-    Address,
-    Datagrams,
-    _octets,
-    _sender,
-)
-from usernet.sockets.descriptors import adopt, leave
-from usernet.sockets.settings import Settings
-from usernet.sockets.unsupported import no_raw, no_tcp
+from usernet.sockets.base import _FLAGS_IN_TYPE, _KERNEL_SOCKET, BaseSocket, is_kernels
+from usernet.sockets.datagrams import Address
+from usernet.sockets.descriptors import adopt
+from usernet.sockets.streams import StreamBehaviour
 
-_KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
-_INTERNET = (_std.AF_INET, _std.AF_INET6)
-KIND_MAX = 10  # linux/net.h: SOCK_PACKET
-PROTOCOL_MAX = 255  # one octet of the IP header
-_FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
-
-# As plain integers: operations on IntFlags are slow.
-_TRUNC, _CTRUNC, _ERRQUEUE = int(_std.MSG_TRUNC), int(_std.MSG_CTRUNC), int(_std.MSG_ERRQUEUE)
-
-Received = tuple[bytes, list[cmsg.Control], int, Address | None]
+__all__ = ("_KERNEL_SOCKET", "Address", "is_kernels", "socket")
 
 
-def is_kernels(family: int, fileno: int | None) -> bool:
-    """Whether a socket is none of a stack's: of another family than the Internet's, or from a descriptor."""
-    return fileno is not None or not (family == -1 or family in _INTERNET)
-
-
-class socket(Settings):  # noqa: N801  (the standard module's name)
-    """A UDP socket, ping socket (SOCK_DGRAM with IPPROTO_ICMP) or raw socket (SOCK_RAW).
+class socket(BaseSocket):  # noqa: N801  (the standard module's name)
+    """A TCP socket, UDP socket, ping socket (SOCK_DGRAM with IPPROTO_ICMP) or raw socket (SOCK_RAW).
 
     `stack`: which stack, where not the default one.
 
@@ -57,7 +23,7 @@ class socket(Settings):  # noqa: N801  (the standard module's name)
     the kernel.
     """
 
-    __slots__ = ("_closed", "_family", "_io_refs", "_proto", "_type")
+    __slots__ = ()
 
     def __new__(cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, **_: object) -> Any:
         """A socket of the stack's, or of the kernel's."""
@@ -66,334 +32,17 @@ class socket(Settings):  # noqa: N801  (the standard module's name)
             return detached
         if is_kernels(family, fileno):
             return _KERNEL_SOCKET(family, type, proto, fileno)
-        return super().__new__(cls)
+        streams = type == -1 or type & ~_FLAGS_IN_TYPE == _std.SOCK_STREAM
+        return super().__new__(_stream_class(cls) if streams else cls)  # type: ignore[arg-type]
 
-    def __init__(
-        self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, *,
-        stack: Stack | None = None,
-    ) -> None:
-        if fileno is not None:
-            return  # it was made before
-        super().__init__()
-        family = _std.AF_INET if family == -1 else family
-        kind = _std.SOCK_STREAM if type == -1 else type & ~_FLAGS_IN_TYPE
-        proto = 0 if proto == -1 else proto
-        if family != _std.AF_INET:
-            raise os_error(errno.EAFNOSUPPORT)
-        if kind == _std.SOCK_STREAM and proto in (0, _std.IPPROTO_TCP):
-            raise no_tcp()
-        if not 0 <= kind <= KIND_MAX:
-            raise os_error(errno.EINVAL)
-        if kind not in (_std.SOCK_DGRAM, _std.SOCK_RAW):
-            raise os_error(errno.ESOCKTNOSUPPORT)
-        if not 0 <= proto <= PROTOCOL_MAX:
-            raise os_error(errno.EINVAL)
-        if not proto if kind == _std.SOCK_RAW else proto not in (0, _std.IPPROTO_UDP, _std.IPPROTO_ICMP):
-            raise os_error(errno.EPROTONOSUPPORT)
-        self._family, self._type, self._proto = _std.AddressFamily(family), _std.SocketKind(kind), proto
-        self._timeout = 0.0 if type != -1 and type & _std.SOCK_NONBLOCK else _std.getdefaulttimeout()
-        self._closed = False
-        self._io_refs = 0  # files made of it that are open
-        if kind == _std.SOCK_RAW:
-            self._open_raw(stack or Stack(), proto)
-        else:
-            self._open(stack or Stack(), PING if proto == _std.IPPROTO_ICMP else PLAIN)
 
-    def _open_raw(self, stack: Stack, protocol: int) -> None:
-        try:
-            self._open(stack, RAW, protocol=protocol)
-        except PermissionError:
-            raise no_raw() from None
-        self._box.local = UNNAMED[0], protocol  # as on Linux: the port is the protocol
-        self._box.header_included = protocol == _std.IPPROTO_RAW
+class _StreamSocket(StreamBehaviour, socket):
+    __slots__ = ()
 
-    def dup(self) -> socket:
-        """Another socket object for the same socket, as dup(2); the socket is closed with the last of them."""
-        self._check_open()
-        copy: socket = Datagrams.__new__(self.__class__)
-        Datagrams.__init__(copy)
-        copy._family, copy._type, copy._proto = self._family, self._type, self._proto
-        copy._timeout, copy._closed, copy._io_refs = self._timeout, False, 0
-        copy._share(self)
-        return copy
 
-    # -- names --------------------------------------------------------------------------------------------------
-
-    def bind(self, address: Address) -> None:
-        """Take a local address and port; port 0: any that is free."""
-        octets, port = parse(address, "bind", self._resolving())
-        reply = self._request("bind", address=_std.inet_ntoa(octets), port=port)
-        self._box.local = reply["address"], reply["port"]
-        self._box.destinations.clear()
-
-    def connect(self, address: Address) -> None:
-        """Set the peer. ("0.0.0.0", 0) undoes that, as on BSD (there is no way to say AF_UNSPEC, as on Linux)."""
-        octets, port = parse(address, "connect", self._resolving())
-        if octets == ANY and port == 0:
-            self.disconnect()
-            return
-        host = self._host(octets)
-        reply = self._request("connect", address=host, port=port)
-        self._box.peer = host, port
-        self._box.local = reply["local"], reply["port"]
-        self._box.destinations.clear()
-        self._remember(_PEER, host, port, reply)
-
-    def connect_ex(self, address: Address) -> int:
-        """As connect, but returns the errno."""
-        try:
-            self.connect(address)
-        except OSError as error:
-            if error.errno is None or isinstance(error, _std.gaierror):
-                raise
-            return error.errno
-        return 0
-
-    def disconnect(self) -> None:
-        """Undo connect: receive from everyone again."""
-        reply = self._request("connect", address="0.0.0.0", port=0)
-        self._box.peer = None
-        self._box.local = reply["address"], reply["port"]
-        self._box.destinations.clear()
-
-    def getsockname(self) -> Address:
-        """The local address and port; ("0.0.0.0", 0) before there is one."""
-        self._check_open()
-        return self._box.local
-
-    def getpeername(self) -> Address:
-        """The connected peer; ENOTCONN without one."""
-        self._check_open()
-        if self._box.peer is None:
-            raise os_error(errno.ENOTCONN)
-        return self._box.peer
-
-    def _resolving(self) -> Stack | None:
-        return None if self._box is _CLOSED else self._stack
-
-    # -- sending ------------------------------------------------------------------------------------------------
-
-    def send(self, data: bytes, flags: int = 0) -> int:
-        """Send one datagram to the peer; returns its length."""
-        return self._send(data, flags, _PEER)
-
-    def sendall(self, data: bytes, flags: int = 0) -> None:
-        """As send: a datagram goes whole or not at all."""
-        self._send(data, flags, _PEER)
-
-    def sendto(self, data: bytes, *arguments: object) -> int:
-        """sendto(data, address) or sendto(data, flags, address): send one datagram; returns its length."""
-        if len(arguments) == 1:
-            return self._send(data, 0, arguments[0])
-        if len(arguments) != 2:
-            raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
-        return self._send(data, arguments[0], arguments[1])  # type: ignore[arg-type]
-
-    def sendmsg(
-        self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
-        address: Address | None = None, /,
-    ) -> int:
-        """Send one datagram out of several parts; ancillary data may set IP_TTL, IP_TOS, (IP_PKTINFO)
-        the source and (IP_RETOPTS) IP options."""
-        data = b"".join(_octets(part) for part in buffers)
-        steering = cmsg.steering(ancdata, self._kind == RAW) if ancdata else None
-        return self._send(data, flags, _PEER if address is None else address, steering)
-
-    # -- receiving ----------------------------------------------------------------------------------------------
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """The next datagram, cut to `bufsize` octets."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recv")
-        return self.receive_record(flags)[_HEADER : _HEADER + bufsize]
-
-    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
-        """The next datagram, cut to `bufsize` octets, and its sender."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recvfrom")
-        record = self.receive_record(flags)
-        return record[_HEADER : _HEADER + bufsize], _sender(record)
-
-    def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0) -> int:
-        """As recv, into a buffer. With MSG_TRUNC the result is the datagram's real length."""
-        return self._receive_into(buffer, nbytes, flags, "recv_into")[0]
-
-    def recvfrom_into(
-        self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0
-    ) -> tuple[int, Address | None]:
-        """As recvfrom, into a buffer. With MSG_TRUNC the result is the datagram's real length."""
-        length, record = self._receive_into(buffer, nbytes, flags, "recvfrom_into")
-        return length, _sender(record)
-
-    def _receive_into(self, buffer: object, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        if view.readonly:
-            raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
-        if nbytes < 0:
-            raise ValueError(f"negative buffersize in {caller}")
-        if nbytes > len(view):
-            raise ValueError("buffer too small for requested bytes")
-        record = self.receive_record(flags)
-        data = record[_HEADER : _HEADER + (nbytes or len(view))]
-        view[: len(data)] = data
-        return max(0, len(record) - _HEADER) if flags & _TRUNC else len(data), record
-
-    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
-        """(data, ancillary data, flags, sender) of the next datagram; with MSG_ERRQUEUE, of the oldest error.
-
-        Ancillary data: what IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVOPTS and IP_RETOPTS ask for; IP_RECVERR of an
-        error.
-        """
-        if bufsize < 0:
-            raise ValueError("negative buffer size in recvmsg()")
-        if ancbufsize < 0:
-            raise ValueError("invalid ancillary data buffer length")
-        return self._receive_parts(bufsize, ancbufsize, flags)[1:]
-
-    def _receive_parts(
-        self, bufsize: int, ancbufsize: int, flags: int
-    ) -> tuple[int, bytes, list[cmsg.Control], int, Address | None]:
-        """The datagram's real length, and what recvmsg tells."""
-        record, controls, told = self._receive_message(flags)
-        octets = max(0, len(record) - _HEADER)
-        data = record[_HEADER : _HEADER + bufsize]
-        controls, cut = cmsg.fit(controls, ancbufsize)
-        told |= (_CTRUNC if cut else 0) | (_TRUNC if len(data) < octets else 0)
-        return octets, data, controls, told, _sender(record)
-
-    def recvmsg_into(
-        self, buffers: Iterable[bytearray | memoryview], ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[int, list[cmsg.Control], int, Address | None]:
-        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result.
-
-        With MSG_TRUNC it is the datagram's real length.
-        """
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        if any(view.readonly for view in views):
-            raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
-        if ancbufsize < 0:
-            raise ValueError("invalid ancillary data buffer length")
-        octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
-        rest = data
-        for view in views:
-            part, rest = rest[: len(view)], rest[len(view) :]
-            view[: len(part)] = part
-        return octets if flags & _TRUNC else len(data), controls, told, sender
-
-    def _receive_message(self, flags: int) -> tuple[bytes, list[cmsg.Control], int]:
-        if flags & _ERRQUEUE:
-            error = self._take_error()
-            return cmsg.error_as_datagram(error), cmsg.error_told(error), _ERRQUEUE
-        record = self.receive_record(flags)
-        if not record or not self._box.ancillary:
-            return record, [], 0
-        wanted = self._box.ancillary
-        local = self._specific_destination(record) if wanted & cmsg.WANTED[cmsg.IP_PKTINFO] else ANY
-        return record, cmsg.told(wanted, record, local, self._kind == RAW), 0
-
-    # -- what it is ------------------------------------------------------------------------------------------------
-
-    family = property(lambda self: self._family, doc="AF_INET.")
-    type = property(lambda self: self._type, doc="SOCK_DGRAM.")
-    proto = property(lambda self: self._proto, doc="As given when it was made.")
-
-    # -- descriptors --------------------------------------------------------------------------------------------
-
-    def fileno(self) -> int:
-        """A descriptor for select, poll, epoll and asyncio, level-triggered; -1 once closed.
-
-        It is readable as long as a datagram or an error waits, and always writable. Nothing can be read from it or
-        written to it. Made by the first call, which also starts a thread that reads for the process.
-        """
-        if self._box is _CLOSED:
-            return -1
-        if self._descriptor is None:
-            box = self._box
-            self._descriptor = Descriptor(box.ready)
-            box.descriptors.add(self._descriptor)
-            self._descriptor.update()
-            self._connection.serve_descriptors()
-        return self._descriptor.number
-
-    def detach(self) -> int:
-        """Close this object but not the socket: `socket(fileno=...)` in this process takes it up again."""
-        number = self.fileno()
-        if number >= 0:
-            successor = self.dup()
-            successor._descriptor, self._descriptor = self._descriptor, None
-            successor._timeout, successor._proto = _std.getdefaulttimeout(), self._proto or _std.IPPROTO_UDP
-            leave(number, successor)
-            self._closed = True
-            self._close()
-        return number
-
-    def get_inheritable(self) -> bool:
-        """False: a new program cannot use it."""
-        self._check_open()
-        return False
-
-    def set_inheritable(self, inheritable: bool) -> None:
-        """Only False is supported."""
-        self._check_open()
-        if inheritable:
-            raise io.UnsupportedOperation("a usernet socket cannot be inherited by another program")
-
-    makefile = _KERNEL_SOCKET.makefile  # pure Python: recv_into and send through a buffer
-
-    def _decref_socketios(self) -> None:
-        """A file of makefile's was closed."""
-        self._io_refs -= self._io_refs > 0
-        if self._closed:
-            self.close()
-
-    # -- the end ------------------------------------------------------------------------------------------------
-
-    def shutdown(self, how: int) -> None:
-        """Linux's: ENOTCONN without a peer, and yet nothing is sent (EPIPE) or waited for (b"") any more."""
-        self._check_open()
-        if how not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
-            raise os_error(errno.EINVAL)
-        if how != _std.SHUT_WR:
-            self._box.ended = True
-            self._connection.readers.wake(self._box)
-            self._connection.wake_reader()
-        if how != _std.SHUT_RD:
-            self._box.shut_for_writing = True
-        self.getpeername()
-
-    def close(self) -> None:
-        """Give back the port, unless files or duplicates need it; datagrams not yet read are gone."""
-        self._closed = True
-        if self._io_refs <= 0:
-            self._close()
-
-    def listen(self, backlog: int = 0) -> None:
-        """EOPNOTSUPP: not for datagrams."""
-        self._check_open()
-        raise os_error(errno.EOPNOTSUPP)
-
-    def accept(self) -> None:
-        """EOPNOTSUPP: not for datagrams."""
-        self.listen()
-
-    def sendfile(self, file: object, offset: int = 0, count: int | None = None) -> int:
-        """Not for datagrams."""
-        raise ValueError("only SOCK_STREAM type sockets are supported")
-
-    def __enter__(self) -> socket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._closed:
-            self.close()
-
-    def __getstate__(self) -> None:
-        raise TypeError(f"cannot pickle {self.__class__.__name__!r} object")
-
-    def __repr__(self) -> str:
-        closed = self._box is _CLOSED
-        text = f"<usernet.socket{' [closed]' if closed else ''} handle={-1 if closed else self._box.handle}"
-        text += f", family={int(self._family)}, type={int(self._type)}, proto={self._proto}"
-        if not closed:
-            text += f", laddr={self._box.local}" + (f", raddr={self._box.peer}" if self._box.peer else "")
-        return text + ">"
+@lru_cache  # type: ignore[arg-type]
+def _stream_class(cls: Any) -> Any:
+    """The class of the stream sockets that `cls`, which is `socket` or derived from it, makes."""
+    if issubclass(cls, StreamBehaviour):
+        return cls
+    return _StreamSocket if cls is socket else type(cls.__name__, (cls, _StreamSocket), {"__module__": cls.__module__})

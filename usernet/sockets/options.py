@@ -34,6 +34,24 @@ CORK = (SOL_UDP, UDP_CORK)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
 
+LINGER = (_std.SOL_SOCKET, _std.SO_LINGER)
+AS_OCTETS = {(_std.IPPROTO_TCP, 13)}  # TCP_CONGESTION
+_LINGER = Struct("@ii")  # struct linger: on, seconds
+
+
+def linger_seconds(value: int | bytes) -> int | None:
+    """SO_LINGER; None: off."""
+    if isinstance(value, int) or len(value) < _LINGER.size:
+        raise os_error(errno.EINVAL)
+    on, seconds = _LINGER.unpack_from(value)
+    return max(0, seconds) if on else None
+
+
+def linger_octets(seconds: int | None) -> bytes:
+    """As C programs have it."""
+    return _LINGER.pack(seconds is not None, seconds or 0)
+
+
 def change(box: Description, key: Key, value: int | bytes) -> bool:
     """Set an option that is the application's side's own; False where it is the service's."""
     if key in _ANCILLARY:

@@ -11,7 +11,7 @@ from typing import SupportsIndex
 
 from usernet.errors import os_error
 from usernet.sockets import cmsg, options
-from usernet.sockets.datagrams import _PEER, RAW, Datagrams, _octets
+from usernet.sockets.datagrams import _PEER, RAW, STREAM, Datagrams, _octets
 
 _TIMEOUT_LIMIT_S = 2**63 / 1e9  # the standard module counts nanoseconds
 
@@ -30,6 +30,11 @@ class Settings(Datagrams):
             value = int(value)  # True is no number in the messages to the service
         else:
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
+        if (level, optname) == options.LINGER:
+            self._box.linger = options.linger_seconds(value)
+            value = -1 if self._box.linger is None else self._box.linger
+            if self._kind != STREAM:
+                return
         if options.change(self._box, (level, optname), value):
             if (level, optname) == options.CORK and self._box.begun is not None:
                 self._send(b"", 0, _PEER)  # which is its end, unless it is corked still
@@ -54,7 +59,11 @@ class Settings(Datagrams):
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         octets = options.read(self._box, (level, optname))
-        if (level, optname) == options.IP_OPTIONS:
+        if (level, optname) == options.LINGER:
+            octets = options.linger_octets(self._box.linger)
+        elif (level, optname) in options.AS_OCTETS:
+            octets = self._told(level, optname)
+        elif (level, optname) == options.IP_OPTIONS:
             octets = a2b_base64(self._request("getsockopt", level=level, name=optname)["octets"])
         elif octets is None:
             if (level, optname) == (_std.SOL_SOCKET, _std.SO_ERROR):
@@ -63,6 +72,9 @@ class Settings(Datagrams):
                 value = self._request("getsockopt", level=level, name=optname)["value"]
             octets = value.to_bytes(4, options.byteorder, signed=True)
         return octets[:buflen] if buflen else int.from_bytes(octets[:4], options.byteorder, signed=True)
+
+    def _told(self, level: int, optname: int) -> bytes:
+        return a2b_base64(self._request("getsockopt", level=level, name=optname)["octets"])
 
     def _pending_error(self) -> int:
         self._connection.look()

@@ -1,0 +1,87 @@
+"""Streams on their way between applications and tcp (docs/decisions/streams.md): only whose they are is looked at.
+
+Nothing is kept here: what a restart loses, the ends ask each other for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bus import messages, topology
+from bus.layer import CounterWords, Send
+from layers.sockets.counters import Counters
+from layers.sockets.requests import Close
+from layers.sockets.tables import Entry
+from usernet.pipe.streams import ACCEPT_RECORD, ACCEPTED_HEADER, CLOSE_RECORD, WRITTEN_UNKNOWN
+
+_READ_ALL = (1 << 63) - 1  # nobody knows how far the application had read: unread octets are no reason for a reset
+
+_from_bytes = int.from_bytes
+Handler = Callable[[int, list[bytes]], list[Send]]
+
+
+class Streams:
+    """What passes between applications and tcp; whose it is tell the core's tables."""
+
+    def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
+        self._entries = entries
+        self._clients = clients
+        self.counters = counters
+
+    def from_client(self, kind: int) -> Handler:
+        """A handler for records of an application about its stream sockets."""
+
+        def handle(client: int, records: list[bytes]) -> list[Send]:
+            consumers = self._clients.get(client, {})
+            sends = [(topology.TCP, kind, record) for record in records
+                     if consumers.get(_from_bytes(record[:4], "little")) == topology.TCP]
+            self.counters[Counters.streamed_down] += len(sends)
+            self.counters[Counters.send_foreign] += len(records) - len(sends)
+            return sends
+
+        return handle
+
+    def from_tcp(self, kind: int) -> Handler:
+        """A handler for records of tcp."""
+
+        def handle(sender: int, records: list[bytes]) -> list[Send]:
+            entries = self._entries
+            sends = []
+            for record in records:
+                entry = entries.get(_from_bytes(record[:4], "little"))
+                if entry is not None:
+                    sends.append((entry.client, kind, record))
+            self.counters[Counters.streamed_up] += len(sends)
+            self.counters[Counters.closed] += len(records) - len(sends)
+            return sends
+
+        return handle
+
+    def accept(self, client: int, records: list[bytes]) -> list[Send]:
+        """ACCEPT: how many connections may be handed up says the application, how many are stored say we."""
+        sends: list[Send] = []
+        for record in records:
+            listener, _, _, limit = ACCEPT_RECORD.unpack(record) if len(record) == ACCEPT_RECORD.size else (0, 0, 0, 0)
+            entry = self._entries.get(listener)
+            if entry is None or entry.client != client or entry.consumer != topology.TCP:
+                self.counters[Counters.send_foreign] += 1
+            else:
+                stored = ACCEPT_RECORD.pack(listener, 0, entry.accepted, limit)
+                sends.append((topology.TCP, messages.ACCEPT, stored))
+        return sends
+
+
+def accepted_ends(record: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
+    """(listener, handle, number, (local address, port, peer's address, port)) of an ACCEPTED."""
+    listener, handle, number, port, peer_port, width = ACCEPTED_HEADER.unpack_from(record)
+    start = ACCEPTED_HEADER.size
+    local, peer = record[start : start + width], record[start + width : start + 2 * width]
+    return listener, handle, number, (_from_bytes(local, "big"), port, _from_bytes(peer, "big"), peer_port)
+
+
+def closing(handle: int, request: Close | None = None, reset: bool = False) -> bytes:
+    """The SOCKET_CLOSE of a stream socket, as its application asks; without a request, its process has ended."""
+    if request is None:
+        return CLOSE_RECORD.pack(handle, 0 if reset else -1, WRITTEN_UNKNOWN, _READ_ALL)
+    end = WRITTEN_UNKNOWN if request.end < 0 else request.end
+    return CLOSE_RECORD.pack(handle, request.linger, end, _READ_ALL if request.read < 0 else request.read)

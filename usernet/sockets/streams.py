@@ -1,0 +1,384 @@
+"""Stream sockets: TCP, as tcp(7) and the standard module have it; BaseSocket has what is common to all."""
+
+from __future__ import annotations
+
+import errno
+import socket as _std
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any
+
+from usernet.addresses import parse
+from usernet.client.description import UNNAMED
+from usernet.client.readiness import Descriptor, StreamDescriptor
+from usernet.client.streams import StreamDescription
+from usernet.errors import os_error, timed_out, would_block
+from usernet.pipe.streams import INFO_ANSWER, READ, STREAM, STREAM_MORE, STREAM_URGENT
+from usernet.sockets.base import _KERNEL_SOCKET, BaseSocket, Received
+from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, _octets
+
+TCP_INFO = 11  # linux/tcp.h
+_PEEK, _DONTWAIT, _WAITALL = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT), int(_std.MSG_WAITALL)
+_TRUNC, _OOB, _ERRQUEUE, _MORE = int(_std.MSG_TRUNC), int(_std.MSG_OOB), int(_std.MSG_ERRQUEUE), int(_std.MSG_MORE)
+
+
+class StreamBehaviour(BaseSocket):
+    """See the module's docstring."""
+
+    __slots__ = ()
+
+    @property
+    def _stream(self) -> StreamDescription:
+        box = self._box
+        if box is _CLOSED:
+            self._raise_error()
+        assert isinstance(box, StreamDescription)
+        return box
+
+    def _adopted(self, original: StreamBehaviour, box: StreamDescription) -> StreamBehaviour:
+        """This object is for `box`, a connection that came to the listener `original`."""
+        Datagrams.__init__(self)
+        self._family, self._type, self._proto = original._family, original._type, original._proto
+        self._timeout, self._closed, self._io_refs = _std.getdefaulttimeout(), False, 0
+        if self._timeout is None and original._timeout == 0:
+            self._timeout = None  # Linux: what accept gives waits, whatever the listener does
+        self._stack, self._kind, self._connection = original._stack, original._kind, original._connection
+        self._own(box)
+        return self
+
+    # -- waiting --------------------------------------------------------------------------------------------------
+
+    def _await(self, until: Callable[[], bool], flags: int = 0, writing: bool = False) -> None:
+        """Wait for it; the errors of a socket whose time is over."""
+        if until():
+            return
+        box = self._stream
+        timeout = 0.0 if flags & _DONTWAIT else self._timeout
+        limit = box.send_timeout if writing else box.receive_timeout
+        if timeout is not None or limit is None:
+            self._connection.readers.wait(box, timeout, until)
+            return
+        try:
+            self._connection.readers.wait(box, limit, until)
+        except TimeoutError:
+            raise would_block() from None
+
+    def _changed(self, box: StreamDescription) -> None:
+        """Something was taken or written: its descriptors may have to say something else."""
+        self._connection.readers.taken_from(box)
+
+    # -- names ----------------------------------------------------------------------------------------------------
+
+    def connect(self, address: Address) -> None:
+        """Open a connection. BlockingIOError (EINPROGRESS) where the socket does not wait."""
+        octets, port = parse(address, "connect", self._resolving())
+        box = self._stream
+        if box.listening or (box.established and not box.connecting):
+            raise os_error(errno.EISCONN)
+        if box.connecting and box.reset and not box.attempted:
+            self._outcome(box)
+        if box.connecting and not box.reset:
+            if self._timeout == 0 and not box.established:
+                raise os_error(errno.EALREADY)
+        else:
+            self._begin_connect(box, _std.inet_ntoa(octets), port)
+            if self._timeout == 0 and not box.established and not box.reset:
+                raise os_error(errno.EINPROGRESS)
+        self._await(lambda: box.established or bool(box.reset), writing=True)
+        self._outcome(box)
+
+    def _begin_connect(self, box: StreamDescription, host: str, port: int) -> None:
+        box.begin()
+        try:
+            reply = self._request("connect", address=host, port=port)
+        except BaseException:
+            box.connecting = False
+            raise
+        box.peer = reply["peer"], port
+        box.local = reply["local"], reply["port"]
+        self._changed(box)
+
+    @staticmethod
+    def _outcome(box: StreamDescription) -> None:
+        box.attempted = True
+        if box.reset:
+            number, box.error = box.reset, 0
+            box.connecting, box.peer = False, None
+            raise os_error(number)
+        box.connecting = False
+
+    def connect_ex(self, address: Address) -> int:
+        """As connect, but returns the errno; EAGAIN where the time is over."""
+        try:
+            self.connect(address)
+        except TimeoutError as error:
+            return error.errno or errno.EAGAIN
+        except OSError as error:
+            if error.errno is None or isinstance(error, _std.gaierror):
+                raise
+            return error.errno
+        return 0
+
+    def disconnect(self) -> None:
+        """EOPNOTSUPP: streams end by shutdown and close."""
+        self._check_open()
+        raise os_error(errno.EOPNOTSUPP)
+
+    def getpeername(self) -> Address:
+        """The peer; ENOTCONN without a connection."""
+        box = self._stream
+        if box.peer is None or not box.established:
+            raise os_error(errno.ENOTCONN)
+        return box.peer
+
+    def listen(self, backlog: int = 128) -> None:
+        """Wait for connections; `backlog` of them at most wait for accept."""
+        box = self._stream
+        backlog = max(0, min(int(backlog), 4096))  # Linux net.core.somaxconn
+        reply = self._request("listen", backlog=backlog)
+        box.local = reply["address"], reply["port"]
+        box.listening, box.backlog = True, backlog
+        self._connection.send_all(box.granting())
+        self._changed(box)
+
+    def accept(self) -> tuple[StreamBehaviour, Address]:
+        """(a new socket, the peer's address) of the next connection."""
+        listener = self._stream
+        if not listener.listening:
+            raise os_error(errno.EINVAL)
+        while True:
+            self._await(lambda: bool(listener.incoming or listener.error or listener.ended))
+            if listener.error:
+                self._raise_error()
+            try:
+                box = listener.incoming.popleft()
+            except IndexError:
+                if listener.ended:
+                    raise os_error(errno.EINVAL) from None
+                continue  # another thread was faster
+            break
+        listener.accepted += 1
+        self._connection.send_all(listener.granting())
+        self._changed(listener)
+        made: StreamBehaviour = Datagrams.__new__(self.__class__)
+        return made._adopted(self, box), box.peer or UNNAMED
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        """As much of `data` as there is room for, at least one octet; returns how much."""
+        return self._send_octets(_view(data), flags)
+
+    def sendall(self, data: bytes, flags: int = 0) -> None:
+        """All of it; the socket's timeout is for all of it, too."""
+        view = _view(data)
+        deadline = None if self._timeout is None else monotonic() + self._timeout
+        while True:
+            sent = self._send_octets(view, flags, deadline)
+            view = view[sent:]
+            if not view:
+                return
+
+    def sendto(self, data: bytes, *arguments: object) -> int:
+        """As send; an address is EISCONN."""
+        if len(arguments) not in (1, 2):
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
+        parse(arguments[-1], "sendto", self._resolving())
+        return self._send_octets(_view(data), arguments[0] if len(arguments) == 2 else 0)  # type: ignore[arg-type]
+
+    def sendmsg(
+        self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
+        address: Address | None = None, /,
+    ) -> int:
+        """As send, out of several parts. There is no ancillary data for streams."""
+        data = b"".join(_octets(part) for part in buffers)
+        if list(ancdata):
+            raise os_error(errno.EINVAL)
+        return self._send_octets(memoryview(data), flags)
+
+    def sendmany(self, datagrams: object) -> int:
+        """Not for streams."""
+        raise ValueError("only SOCK_DGRAM type sockets are supported")
+
+    def _send_octets(self, view: memoryview, flags: int, deadline: float | None = None) -> int:
+        box = self._stream
+        timeout = 0.0 if flags & _DONTWAIT else self._timeout
+        while True:
+            self._check_writable(box)
+            if not view:
+                return 0
+            with box.writing:
+                if box.established and box.limit > box.written:
+                    asked = (STREAM_MORE if flags & _MORE else 0) | (STREAM_URGENT if flags & _OOB else 0)
+                    octets, record = box.write(view, asked)
+                    self._send_record(box, octets, record, timeout)
+                    self._changed(box)
+                    return octets
+            if deadline is not None and timeout != 0:
+                self._await_until(box, deadline)
+            else:
+                self._await(box.writable, flags, writing=True)
+
+    def _await_until(self, box: StreamDescription, deadline: float) -> None:
+        left = deadline - monotonic()
+        if left <= 0:
+            raise timed_out()
+        self._connection.readers.wait(box, left, box.writable)
+
+    def _send_record(self, box: StreamDescription, octets: int, record: bytes, timeout: float | None) -> None:
+        try:
+            self._connection.send(STREAM, (record,), timeout)
+        except BaseException:
+            box.unwrite(octets)
+            raise
+
+    def _check_writable(self, box: StreamDescription) -> None:
+        if box.error or self._connection.down:
+            self._raise_error()
+        if box.shut_for_writing or box.reset or not (box.established or box.connecting):
+            raise os_error(errno.EPIPE)
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Up to `bufsize` octets; none at the end of the stream."""
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        return self._receive_octets(bufsize, flags)
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
+        """As recv; there is no address in the result (None), as with the standard module."""
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recvfrom")
+        return self._receive_octets(bufsize, flags), None
+
+    def _receive_into(self, buffer: object, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        if view.readonly:
+            raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
+        if nbytes < 0:
+            raise ValueError(f"negative buffersize in {caller}")
+        if nbytes > len(view):
+            raise ValueError("buffer too small for requested bytes")
+        data = self._receive_octets(nbytes or len(view), flags)
+        if not flags & _TRUNC:
+            view[: len(data)] = data
+        return len(data), b""
+
+    def _receive_parts(self, bufsize: int, ancbufsize: int, flags: int) -> tuple[int, bytes, list, int, None]:
+        data = self._receive_octets(bufsize, flags)
+        return len(data), data, [], 0, None
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
+        """As recv: there is no ancillary data."""
+        return super().recvmsg(bufsize, ancbufsize, flags)
+
+    def recvmany(self, count: int, bufsize: int = 65535) -> list[tuple[bytes, Address]]:
+        """Not for streams."""
+        raise ValueError("only SOCK_DGRAM type sockets are supported")
+
+    def _receive_octets(self, count: int, flags: int) -> bytes:
+        box = self._stream
+        if flags & (_OOB | _ERRQUEUE):
+            raise would_block() if flags & _ERRQUEUE else os_error(errno.EINVAL)
+        if box.listening or not (box.established or box.connecting or box.reset or box.peer):
+            raise os_error(errno.ENOTCONN)
+        peek = bool(flags & _PEEK)
+        wanted = count if peek and flags & _WAITALL else 1
+        parts: list[bytes] = []
+        got = 0
+        while True:
+            with box.taking:
+                data = box.take(count - got, peek)
+                due = not peek and box.read_due()
+            if due:
+                self._connection.send_all([(READ, box.reading())])
+            if data:
+                self._changed(box)
+                got += len(data)
+                parts.append(data)
+            if got >= count or (parts and not flags & _WAITALL):
+                break
+            if parts and peek:
+                parts.clear()  # all of it again, once more is there
+                got = 0
+            if box.error or self._connection.down:
+                if parts:
+                    break
+                self._raise_error()
+            if box.at_end:
+                break
+            try:
+                self._await(lambda: box.unread >= wanted or bool(box.error) or box.at_end_or_over, flags)
+            except OSError:
+                if parts:
+                    break
+                raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def shutdown(self, how: int) -> None:
+        """ENOTCONN without a connection."""
+        box = self._stream
+        if how not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
+            raise os_error(errno.EINVAL)
+        if not (box.established or box.listening) or box.reset:
+            raise os_error(errno.ENOTCONN)
+        if how != _std.SHUT_WR:
+            box.ended = True
+        if how != _std.SHUT_RD and not box.listening:
+            with box.writing:
+                self._connection.send_all(box.end_writing())
+        self._connection.readers.wake(box)
+        self._connection.wake_reader()
+
+    def _close(self) -> None:
+        box = self._box
+        if (isinstance(box, StreamDescription) and box.linger and box.established and not box.reset
+                and len(box.owners) == 1 and self._timeout != 0):
+            self._linger(box, box.linger)
+        super()._close()
+
+    def _linger(self, box: StreamDescription, seconds: int) -> None:
+        """SO_LINGER: wait until the peer has acknowledged all of it; where that takes too long, the rest is lost."""
+        try:
+            with box.writing:
+                self._connection.send_all(box.end_writing())
+            self._connection.readers.wait(box, seconds, lambda: box.finished or bool(box.reset))
+        except OSError:
+            pass
+
+    def __del__(self) -> None:
+        if isinstance(self._box, StreamDescription) and self._box.linger:
+            self._box.linger = None  # a destructor does not wait
+        super().__del__()
+
+    # -- options, descriptors -------------------------------------------------------------------------------------
+
+    def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
+        """As of `socket`; TCP_INFO is a structure."""
+        if (level, optname) == (_std.IPPROTO_TCP, TCP_INFO):
+            self._check_open()
+            told = self._connection.stream_info(self._box.handle)[INFO_ANSWER.size :]
+            if not told:  # no connection: Linux says CLOSE, or LISTEN
+                told = bytes((10 if self._stream.listening else 7,)) + bytes(231)
+            return told[:buflen] if isinstance(buflen, int) and buflen else int.from_bytes(told[:4], "little")
+        return super().getsockopt(level, optname, buflen)
+
+    def _new_descriptor(self) -> Descriptor:
+        box = self._stream
+        return StreamDescriptor(box.ready, box.writable, lambda: box.at_end and not box.listening, box.hung_up)
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """As the standard one: by reading and sending."""
+        return _KERNEL_SOCKET._sendfile_use_send(self, file, offset, count)  # type: ignore[attr-defined]
+
+    _check_sendfile_params = _KERNEL_SOCKET._check_sendfile_params  # type: ignore[attr-defined]
+
+
+def _view(data: object) -> memoryview:
+    try:
+        return memoryview(data).cast("B")  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
