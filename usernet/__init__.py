@@ -72,6 +72,8 @@ def __getattr__(name: str) -> object:
         if not module:
             return import_module(f"usernet.{name}")
         value = getattr(import_module(module), "socket" if name == "SocketType" else name)
+        if name in ("socket", "create_connection", "create_server"):
+            import_module("usernet.compat.late").watch()
     elif name in _STANDARD or (name.isupper() and not name.startswith("_")):
         try:
             value = getattr(import_module("socket"), name)

@@ -16,6 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m usernet", description="Run a Python program, unmodified, with a "
                                      "usernet stack in the place of the kernel's.", allow_abbrev=False)
     parser.add_argument("--name", metavar="N", help="which stack (default: $USERNET_NAME, else 'default')")
+    parser.add_argument("--strict", action="store_true", help="refuse what would use the kernel's network instead, "
+                        "such as uvloop or a packet socket; without it, that is only told")
     parser.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module's name, as for python -m")
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER)
@@ -27,7 +29,7 @@ def main() -> None:
         Stack()
     except (OSError, ValueError) as error:
         parser.exit(2, f"usernet: {error.strerror or error if isinstance(error, OSError) else error}\n")
-    patch()
+    patch(given.strict)
     sys.argv = [given.program, *given.arguments]
     if given.module:
         sys.path[0] = os.getcwd()

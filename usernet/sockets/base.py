@@ -303,6 +303,14 @@ class BaseSocket(Settings):
             self._connection.serve_descriptors()
         return self._descriptor.number
 
+    def _moved(self) -> Self:
+        """What this object was, as another object; this one is closed."""
+        successor = self.dup()
+        successor._descriptor, self._descriptor = self._descriptor, None
+        self._closed = True
+        self._close()
+        return successor
+
     def _new_descriptor(self) -> Descriptor:
         return Descriptor(self._box.ready)
 
@@ -310,12 +318,9 @@ class BaseSocket(Settings):
         """Close this object but not the socket: `socket(fileno=...)` in this process takes it up again."""
         number = self.fileno()
         if number >= 0:
-            successor = self.dup()
-            successor._descriptor, self._descriptor = self._descriptor, None
+            successor = self._moved()
             successor._timeout, successor._proto = _std.getdefaulttimeout(), self._proto or _std.IPPROTO_UDP
             leave(number, successor)
-            self._closed = True
-            self._close()
         return number
 
     def get_inheritable(self) -> bool:

@@ -1,0 +1,169 @@
+"""TLS over a stack's streams, with the standard ssl module.
+
+OpenSSL wants a descriptor of the kernel's, or memory: here it gets memory (ssl.MemoryBIO), and what it wants to send
+and receive is carried between that and the stream. All else is the standard class's.
+"""
+
+from __future__ import annotations
+
+import socket as _std
+import ssl
+from typing import Any
+
+from usernet.compat import standard
+from usernet.sockets.base import BaseSocket
+
+READ_OCTETS = 65536
+
+_wrap_standard = ssl.SSLContext.wrap_socket
+
+
+class _Carried:
+    """In the place of OpenSSL's connection: calls it, and carries what it leaves in memory."""
+
+    def __init__(self, connection: Any, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, stream: BaseSocket,
+                 owner: Any) -> None:
+        object.__setattr__(self, "_parts", (connection, incoming, outgoing, stream, owner))
+        object.__setattr__(self, "_unsent", b"")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parts[0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._parts[0], name, value)
+
+    def read(self, *arguments: Any) -> Any:
+        return self._carry(self._parts[0].read, *arguments)
+
+    def write(self, data: Any) -> int:
+        self._send()
+        return self._carry(self._parts[0].write, data)
+
+    def do_handshake(self) -> None:
+        self._carry(self._parts[0].do_handshake)
+        self._send()
+
+    def shutdown(self) -> Any:
+        self._carry(self._parts[0].shutdown)
+        return self._parts[4]
+
+    def _carry(self, call: Any, *arguments: Any) -> Any:
+        _, incoming, _, stream, _ = self._parts
+        while True:
+            try:
+                result = call(*arguments)
+            except ssl.SSLWantReadError:
+                self._send()
+                try:
+                    data = stream.recv(READ_OCTETS)
+                except BlockingIOError:
+                    raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete") from None
+                if data:
+                    incoming.write(data)
+                else:
+                    incoming.write_eof()
+            except ssl.SSLError:
+                self._try_to_send()  # an alert
+                raise
+            else:
+                self._try_to_send()
+                return result
+
+    def _send(self) -> None:
+        """Send what OpenSSL has written; SSLWantWriteError where that would wait."""
+        stream, outgoing = self._parts[3], self._parts[2]
+        data = self._unsent + outgoing.read()
+        while data:
+            try:
+                sent = stream.send(data)
+            except BlockingIOError:
+                object.__setattr__(self, "_unsent", data)
+                raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete") from None
+            data = data[sent:]
+        object.__setattr__(self, "_unsent", b"")
+
+    def _try_to_send(self) -> None:
+        try:
+            self._send()
+        except ssl.SSLWantWriteError:
+            pass  # with the next call
+
+
+Delegating = type("Delegating", (standard.Socket,), standard.METHODS)
+
+
+class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-type]
+    """An SSLSocket over a stack's stream."""
+
+    _connected: bool
+    _sslobj: Any
+
+    @classmethod
+    def over(cls, sock: Any, context: ssl.SSLContext, server_side: bool, do_handshake_on_connect: bool,
+             suppress_ragged_eofs: bool, server_hostname: str | None, session: Any) -> StackSSLSocket:
+        """As SSLContext.wrap_socket, which checks the same."""
+        if sock.type != _std.SOCK_STREAM:
+            raise NotImplementedError("only stream sockets are supported")
+        if server_side and server_hostname:
+            raise ValueError("server_hostname can only be specified in client mode")
+        if server_side and session is not None:
+            raise ValueError("session can only be specified in client mode")
+        if context.check_hostname and not server_hostname:
+            raise ValueError("check_hostname requires server_hostname")
+        made = cls.__new__(cls)
+        standard.become(made, standard.give_up(sock))  # type: ignore[arg-type]
+        made._context, made._session, made._sslobj = context, session, None  # type: ignore[attr-defined]
+        made.server_side = server_side
+        made.server_hostname = context._encode_hostname(server_hostname)  # type: ignore[attr-defined]
+        made.do_handshake_on_connect = do_handshake_on_connect
+        made.suppress_ragged_eofs = suppress_ragged_eofs
+        try:
+            made.getpeername()
+            made._connected = True
+        except OSError:
+            made._connected = False
+        if made._connected:
+            try:
+                made._begin()
+            except BaseException:
+                made.close()
+                raise
+        return made
+
+    def _begin(self) -> None:
+        if self.gettimeout() == 0.0 and self.do_handshake_on_connect:
+            raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        connection = self._context._wrap_bio(  # type: ignore[attr-defined]
+            incoming, outgoing, self.server_side, self.server_hostname, owner=self, session=self._session)
+        self._sslobj = _Carried(connection, incoming, outgoing, standard.inner_of(self), self)  # type: ignore
+        if self.do_handshake_on_connect:
+            self.do_handshake()
+
+    def _real_connect(self, addr: Any, connect_ex: bool) -> Any:
+        if self.server_side or self._connected or self._sslobj is not None:
+            raise ValueError("attempt to connect already-connected SSLSocket!")
+        result = _std.socket.connect_ex(self, addr) if connect_ex else None
+        if not connect_ex:
+            standard.inner_of(self).connect(addr)  # type: ignore[union-attr]
+        if not result:
+            self._connected = True
+            self._begin()
+        return result
+
+    def _create(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+        raise TypeError("use SSLContext.wrap_socket")
+
+
+def wrap_socket(self: ssl.SSLContext, sock: Any, server_side: bool = False, do_handshake_on_connect: bool = True,
+                suppress_ragged_eofs: bool = True, server_hostname: str | None = None, session: Any = None) -> Any:
+    """SSLContext.wrap_socket, for sockets of a stack and of the kernel."""
+    arguments = server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname, session
+    if standard.inner_of(sock) is None:
+        return _wrap_standard(self, sock, *arguments)
+    return StackSSLSocket.over(sock, self, *arguments)
+
+
+def install() -> None:
+    """Contexts wrap a stack's sockets from now on."""
+    ssl.SSLContext.wrap_socket = wrap_socket  # type: ignore[method-assign, assignment]
