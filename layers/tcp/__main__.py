@@ -8,6 +8,7 @@ from bus.config import StackConfig
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import CounterWords, State
 from bus.runtime.process import SpawnArguments, serve
+from layers.tcp import congestion_cubic, congestion_reno  # noqa: F401  (by name later, when nothing can be imported)
 from layers.tcp.core import Core
 from layers.tcp.counters import Counters
 
