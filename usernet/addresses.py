@@ -27,6 +27,11 @@ def numeric(host: str | bytes | bytearray) -> bytes | None:
         return b"\xff\xff\xff\xff"
     if host.lower() in ("localhost", "localhost."):
         return _std.inet_aton(LOCALHOST)
+    return exact(host)
+
+
+def exact(host: str) -> bytes | None:
+    """The 4 octets of a numeric address, as inet_aton(3) reads it and nothing else behind it."""
     if _NUMERIC.fullmatch(host):
         try:
             return _std.inet_aton(host)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket as _std
 from functools import lru_cache
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usernet.addresses import LOCALHOST, numeric
+from usernet.addresses import LOCALHOST, exact, numeric
 from usernet.client.stack import Stack
 
 if TYPE_CHECKING:
@@ -24,7 +25,34 @@ PAYLOAD_OCTETS = 1232  # what fits without fragments (DNS flag day 2020): there 
 LIFETIME_S = 10.0  # all tries together, as two rounds of resolv.conf(5)'s default timeout
 NAMES_CACHED = 1024
 _UNKNOWN = "Name or service not known"
-_TYPES = ((_std.SOCK_DGRAM, _std.IPPROTO_UDP), (_std.SOCK_STREAM, _std.IPPROTO_TCP))
+_TEXTS = {
+    _std.EAI_NONAME: _UNKNOWN, _std.EAI_BADFLAGS: "Bad value for ai_flags", _std.EAI_FAMILY: "ai_family not supported",
+    _std.EAI_SOCKTYPE: "ai_socktype not supported", _std.EAI_SERVICE: "Servname not supported for ai_socktype",
+    _std.EAI_ADDRFAMILY: "Address family for hostname not supported",
+}  # fmt: skip
+_FLAGS = 0x043F | 0x03C0  # netdb.h: AI_PASSIVE to AI_ADDRCONFIG, AI_NUMERICSERV, and those of international names
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?)([0-9]+)", re.ASCII)
+
+
+class _Type(NamedTuple):
+    """A row of glibc's table gaih_inet_typeproto."""
+
+    kind: _std.SocketKind
+    protocol: int
+    name: str
+    any_protocol: bool = False
+    default: bool = False
+
+
+_TYPES = (
+    _Type(_std.SOCK_STREAM, _std.IPPROTO_TCP, "tcp", default=True),
+    _Type(_std.SOCK_DGRAM, _std.IPPROTO_UDP, "udp", default=True),
+    _Type(6, 33, "dccp"),  # type: ignore[arg-type]
+    _Type(_std.SOCK_DGRAM, 136, "udplite"),
+    _Type(_std.SOCK_STREAM, _std.IPPROTO_SCTP, "sctp"),
+    _Type(_std.SOCK_SEQPACKET, _std.IPPROTO_SCTP, "sctp"),
+    _Type(_std.SOCK_RAW, 0, "raw", any_protocol=True, default=True),
+)
 
 Entry = tuple[_std.AddressFamily, _std.SocketKind, int, str, tuple[str, int]]
 
@@ -221,49 +249,116 @@ def getaddrinfo(
     host: str | bytes | None, port: str | bytes | int | None, family: int = 0, type: int = 0, proto: int = 0,
     flags: int = 0,
 ) -> list[Entry]:
-    """As the standard one, for what a stack has: IPv4. Streams where they are asked for, though there is no TCP yet."""
+    """As the standard one of Linux (glibc, getaddrinfo.c), for what a stack has: IPv4."""
+    name, service = _name(host), _service_text(port)
+    if name is None and service is None:
+        raise _error(_std.EAI_NONAME)
+    if flags & ~_FLAGS or (flags & _std.AI_CANONNAME and name is None):
+        raise _error(_std.EAI_BADFLAGS)
     if family not in (_std.AF_UNSPEC, _std.AF_INET):
-        raise _std.gaierror(_std.EAI_FAMILY, "ai_family not supported")
-    kinds = [pair for pair in _TYPES if type in (0, pair[0]) and proto in (0, pair[1])]
-    if not kinds:
-        raise _std.gaierror(_std.EAI_SOCKTYPE, "ai_socktype not supported")
-    if not type and not proto:
-        kinds = kinds[:1]
-    canonical, found = _hosts(host, flags)
+        raise _error(_std.EAI_FAMILY)
+    number = _service_number(service) if service else None
+    if service and flags & _std.AI_NUMERICSERV and not _NUMBER.fullmatch(service):
+        raise _error(_std.EAI_NONAME)
+    kinds = _kinds(type, proto, service, number)
+    canonical, found = _hosts(name, flags)
     entries: list[Entry] = []
     for octets in found:
-        for kind, protocol in kinds:
-            address = _std.inet_ntoa(octets), _port(port, protocol, flags)
-            entries.append((_std.AF_INET, kind, protocol, "" if entries else canonical, address))
+        for kind, protocol, at in kinds:
+            entries.append((_std.AF_INET, kind, protocol, "" if entries else canonical, (_std.inet_ntoa(octets), at)))
     return entries
 
 
-def _hosts(host: str | bytes | None, flags: int) -> tuple[str, list[bytes]]:
-    """(canonical name, where it was asked for; addresses)."""
+def _error(number: int) -> _std.gaierror:
+    return _std.gaierror(number, _TEXTS[number])
+
+
+def _name(host: object) -> str | None:
     if host is None:
+        return None
+    if isinstance(host, str):
+        name = host.encode("idna").decode("ascii")
+    elif isinstance(host, (bytes, bytearray)):
+        name = bytes(host).decode("utf-8", "surrogateescape")
+    else:
+        raise TypeError("getaddrinfo() argument 1 must be string or None")
+    name = name.split("\0")[0]  # a string of C's
+    return None if name == "*" else name
+
+
+def _service_text(port: object) -> str | None:
+    if isinstance(port, int):
+        if not -(1 << 63) <= port < 1 << 63:
+            raise OverflowError("Python int too large to convert to C long")
+        return str(int(port))
+    if isinstance(port, (bytes, bytearray)):
+        port = bytes(port).decode("utf-8", "surrogateescape")
+    elif port is not None and not isinstance(port, str):
+        raise OSError("Int or String expected")
+    port = port.split("\0")[0] if port is not None else None
+    return None if port == "*" else port
+
+
+def _service_number(text: str) -> int:
+    """As strtoul(3) and the C int that it goes into; -1 for a name."""
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return -1
+    value = min(int(found[2]), (1 << 64) - 1) * (-1 if found[1] == "-" else 1)
+    value = (value + (1 << 31)) % (1 << 32) - (1 << 31)
+    return max(value, -1)
+
+
+def _kinds(kind: int, protocol: int, service: str | None, number: int | None) -> list[tuple]:
+    """(type, protocol, port) of the sockets that are meant."""
+    if kind or protocol:
+        chosen = next((row for row in _TYPES if kind in (0, row.kind) and (
+            protocol in (0, row.protocol) or row.any_protocol)), None)
+        if chosen is None:
+            raise _error(_std.EAI_SOCKTYPE if kind else _std.EAI_SERVICE)
+        rows = [chosen]
+        if service and chosen.any_protocol:
+            raise _error(_std.EAI_SERVICE)
+    else:
+        rows = [row for row in _TYPES if row.default]
+    if number is not None and number < 0:
+        assert service is not None
+        named = [(row, _port_of(service, row)) for row in rows if not row.any_protocol]
+        ports = [(row, port) for row, port in named if port is not None]
+        if not ports:
+            raise _error(_std.EAI_SERVICE)
+    else:
+        ports = [(row, (number or 0) & 0xFFFF) for row in rows]
+    return [(row.kind, protocol if row.any_protocol else row.protocol, port) for row, port in ports]
+
+
+def _port_of(service: str, row: _Type) -> int | None:
+    try:
+        return _std.getservbyname(service, row.name)
+    except OSError:
+        return None
+
+
+def _hosts(name: str | None, flags: int) -> tuple[str, list[bytes]]:
+    """(canonical name, where it was asked for; addresses)."""
+    if name is None:
         return "", [_std.inet_aton("0.0.0.0" if flags & _std.AI_PASSIVE else LOCALHOST)]
-    name = host if isinstance(host, str) else bytes(host).decode("ascii")
-    octets = numeric(name)
+    octets = exact(name)
     if octets is not None:
         canonical, found = name, [octets]
-    elif flags & _std.AI_NUMERICHOST:
-        raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN)
+    elif _is_ipv6(name):
+        raise _error(_std.EAI_ADDRFAMILY)
+    elif not name or flags & _std.AI_NUMERICHOST:
+        raise _error(_std.EAI_NONAME)
     else:
-        canonical, found = addresses(name)
+        octets = numeric(name) if name != "<broadcast>" else None
+        canonical, found = (name, [octets]) if octets is not None else addresses(name)
     return canonical if flags & _std.AI_CANONNAME else "", found
 
 
-def _port(port: str | bytes | int | None, protocol: int, flags: int) -> int:
-    if port is None or isinstance(port, int):
-        return port or 0
-    text = port if isinstance(port, str) else port.decode("ascii")
-    if text.isascii() and text.isdigit():
-        return int(text)
+def _is_ipv6(name: str) -> bool:
     try:
-        if flags & _std.AI_NUMERICSERV:
-            raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN)
-        return _std.getservbyname(text, "udp" if protocol == _std.IPPROTO_UDP else "tcp")
-    except _std.gaierror:
-        raise
+        _std.inet_pton(_std.AF_INET6, name.split("%")[0])
     except OSError:
-        raise _std.gaierror(_std.EAI_SERVICE, "Servname not supported for ai_socktype") from None
+        return False
+    return True
