@@ -36,6 +36,8 @@ _OWN = {  # name: its module; empty: it is a module itself
     "socket": "usernet.sockets.endpoint",
     "SocketType": "usernet.sockets.endpoint",
     "close": "usernet.sockets.descriptors",
+    "dup": "usernet.sockets.descriptors",
+    **dict.fromkeys(("if_nameindex", "if_nametoindex", "if_indextoname"), "usernet.sockets.interfaces"),
     "fromfd": "usernet.sockets.descriptors",
     "Stack": "usernet.client.stack",
     "getaddrinfo": "usernet.dns",

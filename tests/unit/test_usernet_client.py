@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket as std
+import struct
 import subprocess
 import sys
 import threading
@@ -805,3 +806,109 @@ def test_credit_is_batched(pair, monkeypatch):
         second.sendto(bytes(64), first.getsockname())
         first.recv(100)
     assert kinds.count(CREDIT) == 0
+
+
+ARGUMENTS = [
+    lambda s: s.recv(0), lambda s: s.recv_into(bytearray()), lambda s: s.recv(1.5), lambda s: s.recv(1 << 63),
+    lambda s: s.recv(1, 1 << 40), lambda s: s.recv("1"), lambda s: s.recv(-1), lambda s: s.recvfrom(1.5),
+    lambda s: s.recvfrom(-1), lambda s: s.recv_into(bytearray(4), 5), lambda s: s.recv_into(bytearray(4), -1),
+    lambda s: s.recv_into(bytearray(4), 1.5), lambda s: s.recv_into(b"1234"), lambda s: s.recv_into("x"),
+    lambda s: s.recv_into(bytearray(4), 1, 1 << 40), lambda s: s.recvfrom_into(bytearray(4), 9),
+    lambda s: s.recvmsg(-1), lambda s: s.recvmsg(1, -1), lambda s: s.recvmsg(1.5), lambda s: s.recvmsg(1, 0, 1 << 40),
+    lambda s: s.recvmsg_into([bytearray(1)], -1), lambda s: s.recvmsg_into([b"x"]), lambda s: s.recvmsg_into(5),
+    lambda s: s.send(b"x", 1 << 40), lambda s: s.send("x"), lambda s: s.send(b"x", 1.5), lambda s: s.send(5),
+    lambda s: s.sendmsg([b"x"], [(0, 0, b""), object()]), lambda s: s.sendmsg([b"x", 5]), lambda s: s.sendmsg(5),
+    lambda s: s.sendmsg([b"x"], [(0, 0)]), lambda s: s.sendmsg([b"x"], [(0.5, 0, b"")]),
+]
+
+
+@pytest.mark.parametrize("call", ARGUMENTS, ids=range(len(ARGUMENTS)))
+@pytest.mark.parametrize("kind", [std.SOCK_DGRAM, std.SOCK_STREAM])
+def test_arguments_are_judged_before_anything_is_taken(service, kind, call):
+    said = []
+    for module in (std, usernet):
+        with module.socket(std.AF_INET, kind) as receiver, module.socket(std.AF_INET, kind) as sender:
+            receiver.bind(("127.0.0.1", 0))
+            if kind == std.SOCK_STREAM:
+                receiver.listen()
+            sender.connect(receiver.getsockname())
+            peer = receiver.accept()[0] if kind == std.SOCK_STREAM else receiver
+            with peer:
+                peer.settimeout(5)
+                if kind == std.SOCK_DGRAM:
+                    receiver.connect(sender.getsockname())
+                sender.send(b"waits")
+                assert peer.recv(5, std.MSG_PEEK) == b"waits"
+                try:
+                    outcome = call(peer)
+                except (TypeError, ValueError, OverflowError, OSError) as error:
+                    outcome = type(error).__name__
+                said.append((outcome, peer.recv(9, std.MSG_PEEK)))
+    assert said[0] == said[1]
+
+
+def test_long_times(pair):
+    first, second = pair
+    for seconds in (1e9, 3e9):
+        first.settimeout(seconds)
+        second.sendto(b"x", first.getsockname())
+        assert first.recv(1) == b"x"
+    first.settimeout(None)
+    for value in (3_000_000, 1 << 62):
+        for endpoint in (first, kernels := std.socket(std.AF_INET, std.SOCK_DGRAM)):
+            endpoint.setsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, struct.pack("@ll", value, 0))
+        assert first.getsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, 16) == kernels.getsockopt(
+            std.SOL_SOCKET, std.SO_RCVTIMEO, 16)
+        kernels.close()
+        second.sendto(b"x", first.getsockname())
+        assert first.recv(1) == b"x"
+
+
+def test_the_largest_datagram_is_had_by_the_first_call_that_does_not_wait(pair):
+    first, second = pair
+    for octets in (65490, 65500, 65507):
+        second.sendto(bytes(octets), first.getsockname())
+        usernet.Stack().list_sockets()  # answered behind the datagram, so that is in the pipe
+        second.sendto(bytes(octets), first.getsockname())
+        time.sleep(0.1)  # for the second: nothing but the call below may look
+        first.setblocking(False)
+        assert [len(first.recv(65507)) for _ in range(2)] == [octets, octets]
+
+
+def test_a_refusal_is_told_by_the_next_send(service):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
+        endpoint.connect((ADDRESS, 1))
+        endpoint.send(b"x")
+        time.sleep(0.1)  # for the error to come; there is nothing to be waited for that would not tell it
+        with pytest.raises(ConnectionRefusedError):
+            endpoint.send(b"x")
+
+
+def test_options_that_datagrams_take_without_effect(pair):
+    first, _ = pair
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as kernels:
+        for endpoint in (first, kernels):
+            endpoint.setsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE, 1)
+            endpoint.setsockopt(std.SOL_SOCKET, std.SO_LINGER, struct.pack("ii", 1, 3))
+            assert endpoint.getsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE) == 1
+            assert endpoint.getsockopt(std.SOL_SOCKET, std.SO_LINGER, 8) == struct.pack("ii", 1, 3)
+            assert endpoint.getsockopt(std.SOL_SOCKET, std.SO_ACCEPTCONN) == 0
+
+
+def test_interfaces():
+    assert usernet.if_nameindex() == [(1, "lo"), (2, "link")]
+    assert usernet.if_nametoindex("lo") == 1
+    assert usernet.if_indextoname(2) == "link"
+    for call, argument in ((usernet.if_nametoindex, "none"), (usernet.if_indextoname, 99)):
+        with pytest.raises(OSError):
+            call(argument)
+
+
+def test_dup_of_a_descriptor(pair):
+    first, second = pair
+    number = usernet.dup(first.fileno())
+    with usernet.socket(fileno=number) as copy:
+        assert copy.getsockname() == first.getsockname()
+        copy.settimeout(5)
+        second.sendto(b"x", first.getsockname())
+        assert copy.recv(1) == b"x"

@@ -129,16 +129,19 @@ class Line:
             return received.popleft()
         deadline = None if timeout is None else monotonic() + timeout
         while not self.closed:
-            self._listen(timeout)
+            heard = self._listen(timeout)
             if received:
                 return received.popleft()
             if deadline is not None and (timeout := deadline - monotonic()) <= 0:
-                return None
+                if not heard:
+                    return None
+                timeout = 0  # a part of a message, perhaps: the rest of it may be there, too
         raise os_error(errno.ENETDOWN)
 
-    def _listen(self, timeout: float | None) -> None:
-        """Wait for one event, or several at once, and do what is due."""
-        for descriptor, _ in self._poller.epoll.poll(timeout):
+    def _listen(self, timeout: float | None) -> bool:
+        """Wait for one event, or several at once, and do what is due. False: there was none."""
+        events = self._poller.epoll.poll(timeout)
+        for descriptor, _ in events:
             frames = self._inbox.read(descriptor)
             if frames is not None:
                 self._received += frames
@@ -151,14 +154,14 @@ class Line:
                         self._outbox.hear()
                 finally:
                     self._sending.release()
+        return bool(events)
 
     def waiting(self) -> Iterator[bytes]:
         """The frames that are there already."""
         while True:
-            if not self._received:
-                self._listen(0)
-            if not self._received:
-                return
+            while not self._received:
+                if not self._listen(0):
+                    return
             yield self._received.popleft()
 
     def poke(self) -> None:

@@ -207,6 +207,11 @@ class Connection:
             finally:
                 self.readers.leave()
 
+    def glance(self) -> None:
+        """As `look`, if that was not done of late: errors and restarts are noticed by who only sends, too."""
+        if monotonic() - self._looked > LOOK_INTERVAL_S:
+            self.look()
+
     def _read(self, timeout: float | None) -> bool:
         """Wait for a frame and take it; False where none came. None: for ever, 0: do not wait."""
         if self.down:
@@ -426,8 +431,7 @@ class Connection:
 
     def send(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
         """Send one frame; returns its number. Blocks while the pipe is full, at most for `timeout`."""
-        if monotonic() - self._looked > LOOK_INTERVAL_S:
-            self.look()
+        self.glance()
         return self._number(kind, records, timeout)
 
     def _number(self, kind: int, records: Sequence[bytes], timeout: float | None,
@@ -539,8 +543,7 @@ class Connection:
     def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None, timeout: float = REQUEST_TIMEOUT_S) -> int:
         number, request = self._new_request(op, fields, box)
         try:
-            if monotonic() - self._looked > LOOK_INTERVAL_S:
-                self.look()
+            self.glance()
             self._number(REQUEST, (request.record,), timeout, request)
         except BaseException as error:
             self._requests.pop(number, None)

@@ -27,7 +27,7 @@ class Description(Mailbox):
 
     __slots__ = (
         "ancillary", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
-        "header_included", "keep_errors", "linger", "local", "options_octets", "owners", "peer",
+        "header_included", "keep_errors", "keepalive", "linger", "local", "options_octets", "owners", "peer",
         "receive_timeout", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class Description(Mailbox):
         self.corked = False  # UDP_CORK: datagrams are sent when it is taken off
         self.begun: Any = None  # usernet.sockets.cork.Piece: a datagram whose rest is to come
         self.shut_for_writing = False
+        self.keepalive = False  # SO_KEEPALIVE of a datagram socket
         self.linger: int | None = None  # SO_LINGER, seconds
         self.set_buffer(receive_buffer)
 

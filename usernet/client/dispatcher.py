@@ -17,6 +17,8 @@ from time import monotonic
 from usernet.client.readiness import Descriptor
 from usernet.errors import os_error, timed_out, would_block
 
+SLEEP_S_MAX = 1e6  # a lock cannot be waited for longer than some hundred years; who wakes sees that it is not over
+
 
 class Mailbox:
     """What has come in for one socket, or for one request."""
@@ -134,7 +136,7 @@ class Readers:
                     left = _left(deadline)
                     if left == 0:
                         raise timed_out()
-                    box.arrived.wait(left)
+                    box.arrived.wait(left if left is None else min(left, SLEEP_S_MAX))
             finally:
                 box.sleepers -= 1
                 self._waiting.remove(box)

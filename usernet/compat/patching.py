@@ -13,7 +13,7 @@ import socket as _std
 
 from usernet import dns
 from usernet.compat import standard, strays, tls
-from usernet.sockets import descriptors
+from usernet.sockets import descriptors, interfaces
 
 _NAMES = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 
@@ -27,6 +27,9 @@ def patch(strict: bool = False) -> None:
             if hasattr(module, name):
                 setattr(module, name, getattr(dns, name))
     _std.SocketType = _socket.SocketType = standard.Socket  # type: ignore[misc, assignment]
-    _std.fromfd, _std.close = descriptors.fromfd, descriptors.close  # type: ignore[assignment]
+    for name in ("fromfd", "close", "dup"):
+        setattr(_std, name, getattr(descriptors, name))
+    for name in ("if_nameindex", "if_nametoindex", "if_indextoname"):
+        setattr(_std, name, getattr(interfaces, name))
     tls.install()
     strays.watch(strict)

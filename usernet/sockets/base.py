@@ -27,6 +27,8 @@ from usernet.sockets.datagrams import (
     Datagrams,
     _octets,
     _sender,
+    as_int,
+    as_size,
 )
 from usernet.sockets.descriptors import leave
 from usernet.sockets.settings import Settings
@@ -38,6 +40,7 @@ KIND_MAX = 10  # linux/net.h: SOCK_PACKET
 PROTOCOL_MAX = 255  # one octet of the IP header
 _PROTOCOLS: dict[int, tuple[int, ...]] = {
     _std.SOCK_STREAM: (0, _std.IPPROTO_TCP), _std.SOCK_DGRAM: (0, _std.IPPROTO_UDP, _std.IPPROTO_ICMP)}
+_SIZE_SURE = 1 << 31  # a size below is one on every machine
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
 # As plain integers: operations on IntFlags are slow.
@@ -49,6 +52,29 @@ Received = tuple[bytes, list[cmsg.Control], int, Address | None]
 def is_kernels(family: int, fileno: int | None) -> bool:
     """Whether a socket is none of a stack's: of another family than the Internet's, or from a descriptor."""
     return fileno is not None or not (family == -1 or family in _INTERNET)
+
+
+def judged(bufsize: object, flags: object, caller: str) -> tuple[int, int]:
+    """Size and flags, with the standard module's errors."""
+    size, flags = as_size(bufsize), as_int(flags)
+    if size < 0:
+        raise ValueError(f"negative buffersize in {caller}")
+    return size, flags
+
+
+def into(buffer: object, nbytes: object, flags: object, caller: str) -> tuple[memoryview, int, int]:
+    """(the part of the buffer that is to be filled, its length, flags), with the standard module's errors."""
+    view = memoryview(buffer)  # type: ignore[arg-type]
+    if view.readonly:
+        raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
+    view = view.cast("B")
+    size, number = as_size(nbytes), as_int(flags)
+    if size < 0:
+        raise ValueError(f"negative buffersize in {caller}")
+    if size > len(view):
+        raise ValueError("buffer too small for requested bytes")
+    view = view[:size] if size else view
+    return view, len(view), number
 
 
 class BaseSocket(Settings):
@@ -191,14 +217,16 @@ class BaseSocket(Settings):
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """The next datagram, cut to `bufsize` octets."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recv")
+        if flags or bufsize.__class__ is not int or not 0 < bufsize < _SIZE_SURE:
+            bufsize, flags = judged(bufsize, flags, "recv")
+            if not bufsize:
+                return b""  # as the standard module: nothing is asked for, and nothing taken
         return self.receive_record(flags)[_HEADER : _HEADER + bufsize]
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
         """The next datagram, cut to `bufsize` octets, and its sender."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recvfrom")
+        if flags or bufsize.__class__ is not int or not 0 <= bufsize < _SIZE_SURE:
+            bufsize, flags = judged(bufsize, flags, "recvfrom")
         record = self.receive_record(flags)
         return record[_HEADER : _HEADER + bufsize], _sender(record)
 
@@ -214,13 +242,9 @@ class BaseSocket(Settings):
         return length, _sender(record)
 
     def _receive_into(self, buffer: object, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        if view.readonly:
-            raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
-        if nbytes < 0:
-            raise ValueError(f"negative buffersize in {caller}")
-        if nbytes > len(view):
-            raise ValueError("buffer too small for requested bytes")
+        view, nbytes, flags = into(buffer, nbytes, flags, caller)
+        if not view and caller == "recv_into":
+            return 0, b""
         record = self.receive_record(flags)
         data = record[_HEADER : _HEADER + (nbytes or len(view))]
         view[: len(data)] = data
@@ -232,6 +256,7 @@ class BaseSocket(Settings):
         Ancillary data: what IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVOPTS and IP_RETOPTS ask for; IP_RECVERR of an
         error.
         """
+        bufsize, ancbufsize, flags = as_size(bufsize), as_size(ancbufsize), as_int(flags)
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
         if ancbufsize < 0:

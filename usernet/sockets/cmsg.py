@@ -69,7 +69,7 @@ def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = Fal
     ttl = tos = None
     source = b""
     segment = 0
-    for level, kind, data in [_item(each) for each in controls]:
+    for level, kind, data in [item(each) for each in controls]:
         if (level, kind) == (SOL_UDP, UDP_SEGMENT) and len(data) == _SHORT.size:
             (segment,) = _SHORT.unpack(data)
             continue
@@ -93,7 +93,8 @@ def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = Fal
     return Steering(ttl, tos, source, segment, options)
 
 
-def _item(given: object) -> tuple[int, int, bytes]:
+def item(given: object) -> tuple[int, int, bytes]:
+    """(level, type, octets); TypeError where it is something else."""
     if not isinstance(given, tuple | list) or len(given) != 3:
         raise TypeError("[sendmsg() ancillary data items] must be 3-item sequences")
     level, kind, value = given

@@ -7,6 +7,7 @@ asked only where something is set up: the first datagram to a destination asks f
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import socket as _std
 import threading
@@ -91,11 +92,15 @@ class Datagrams:
 
     def _send(self, data: bytes, flags: int, address: object, steering: Steering | None = None) -> int:
         box = self._box
-        if box.error or box.shut_for_writing:
-            self._raise_error(writing=True)
+        if flags:
+            flags = as_int(flags)
         if data.__class__ is not bytes:
             data = _octets(data)
         octets = len(data)
+        if box is not _CLOSED:
+            self._connection.glance()
+        if box.error or box.shut_for_writing:
+            self._raise_error(writing=True)
         if (box.begun is not None or box.corked or flags & MORE) and self._kind == PLAIN:
             if box.begun is None:
                 self._header(box, data, address, steering)  # what is wrong with the first piece is wrong at once
@@ -282,6 +287,8 @@ class Datagrams:
         if flags & _ERRQUEUE:
             return error_as_datagram(self._take_error())
         box = self._box
+        if box is not _CLOSED:
+            self._connection.glance()
         if box.error:
             self._raise_error()
         items = box.items
@@ -402,6 +409,22 @@ class Datagrams:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             finally:
                 self._close()
+
+
+def as_int(value: object) -> int:
+    """A C int, as the standard module takes it."""
+    number = operator.index(value)  # type: ignore[arg-type]
+    if not -(1 << 31) <= number < 1 << 31:
+        raise OverflowError(f"signed integer is {'greater than maximum' if number > 0 else 'less than minimum'}")
+    return number
+
+
+def as_size(value: object) -> int:
+    """A C ssize_t, as the standard module takes it."""
+    number = operator.index(value)  # type: ignore[arg-type]
+    if not -(1 << 63) <= number < 1 << 63:
+        raise OverflowError("Python int too large to convert to C ssize_t")
+    return number
 
 
 def _octets(data: object) -> bytes:

@@ -14,7 +14,8 @@ from usernet.client.stack import all_sockets
 if TYPE_CHECKING:
     from usernet.sockets.base import BaseSocket as socket  # noqa: N813
 
-_KERNEL_FROMFD, _KERNEL_CLOSE = _std.fromfd, _std.close  # kept, as usernet.patch puts others in their place
+# Kept, as usernet.patch puts others in their place.
+_KERNEL_FROMFD, _KERNEL_CLOSE, _KERNEL_DUP = _std.fromfd, _std.close, _std.dup
 _detached: dict[int, socket] = {}
 
 
@@ -37,6 +38,16 @@ def adopt(number: int) -> socket | None:
 def fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:
     """As the standard one: another socket object for what the descriptor stands for."""
     return _duplicate(fd) or _KERNEL_FROMFD(fd, family, type, proto)
+
+
+def dup(fd: int) -> int:
+    """As the standard one: another descriptor for the same socket."""
+    found = _duplicate(fd)
+    if found is None:
+        return _KERNEL_DUP(fd)
+    number = found.fileno()
+    leave(number, found)
+    return number
 
 
 def close(fd: int) -> None:

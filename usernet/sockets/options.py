@@ -12,6 +12,7 @@ from struct import Struct
 from sys import byteorder
 
 from usernet.client.description import Description
+from usernet.client.streams import StreamDescription
 from usernet.errors import os_error
 from usernet.sockets import cmsg
 from usernet.sockets.cmsg import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UDP, UDP_CORK, UDP_SEGMENT, WANTED
@@ -23,6 +24,7 @@ IP_OPTIONS = (_std.IPPROTO_IP, cmsg.IP_OPTIONS)
 RECEIVED = {(_std.IPPROTO_IP, cmsg.IP_RECVOPTS), (_std.IPPROTO_IP, cmsg.IP_RETOPTS)}
 QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}  # read by asking with a structure
 
+SECONDS_MAX = (1 << 63) // 1000 - 1  # from here on it is for ever (sock_set_timeout: MAX_SCHEDULE_TIMEOUT / HZ)
 _TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
 _TIMEOUTS = {
     (_std.SOL_SOCKET, _std.SO_RCVTIMEO): "receive_timeout",
@@ -31,6 +33,8 @@ _TIMEOUTS = {
 _ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
 _SEGMENT = (SOL_UDP, UDP_SEGMENT)
 CORK = (SOL_UDP, UDP_CORK)
+_KEEPALIVE = (_std.SOL_SOCKET, _std.SO_KEEPALIVE)  # of datagrams: taken, and without effect, as on Linux
+_ACCEPTCONN = (_std.SOL_SOCKET, _std.SO_ACCEPTCONN)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
 
@@ -66,6 +70,8 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
         box.segment_octets = octets
     elif key == CORK:
         box.corked = bool(_integer(value))
+    elif key == _KEEPALIVE and not isinstance(box, StreamDescription):
+        box.keepalive = bool(_integer(value))
     elif key == _DEVICE:
         if isinstance(value, int) or value.rstrip(b"\0"):
             raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has one interface, and no names "
@@ -79,6 +85,11 @@ def read(box: Description, key: Key) -> bytes | None:
     """The octets of such an option; None where it is the service's."""
     if key in _ANCILLARY:
         return int(bool(box.ancillary & _ANCILLARY[key])).to_bytes(4, byteorder)
+    if not isinstance(box, StreamDescription):
+        if key == _KEEPALIVE:
+            return int(box.keepalive).to_bytes(4, byteorder)
+        if key == _ACCEPTCONN:
+            return bytes(4)
     if key == _SEGMENT:
         return box.segment_octets.to_bytes(4, byteorder)
     if key == CORK:
@@ -120,4 +131,6 @@ def _duration(value: int | bytes) -> float | None:
         raise os_error(errno.EDOM)
     if seconds < 0:
         return 0.0
+    if seconds >= SECONDS_MAX:
+        return None
     return seconds + microseconds / 1_000_000 or None

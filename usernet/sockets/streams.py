@@ -14,8 +14,9 @@ from usernet.client.readiness import Descriptor, StreamDescriptor
 from usernet.client.streams import StreamDescription
 from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.streams import INFO_ANSWER, READ, STREAM, STREAM_MORE, STREAM_URGENT
-from usernet.sockets.base import _KERNEL_SOCKET, BaseSocket, Received
-from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, _octets
+from usernet.sockets import cmsg
+from usernet.sockets.base import _KERNEL_SOCKET, BaseSocket, Received, into, judged
+from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, _octets, as_int
 
 TCP_INFO = 11  # linux/tcp.h
 _PEEK, _DONTWAIT, _WAITALL = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT), int(_std.MSG_WAITALL)
@@ -82,8 +83,8 @@ class StreamBehaviour(BaseSocket):
                 raise os_error(errno.EALREADY)
         else:
             self._begin_connect(box, _std.inet_ntoa(octets), port)
-            if self._timeout == 0 and not box.established and not box.reset:
-                raise os_error(errno.EINPROGRESS)
+            if self._timeout == 0:
+                raise os_error(errno.EINPROGRESS)  # whatever is known already, as on Linux
         self._await(lambda: box.established or bool(box.reset), writing=True)
         self._outcome(box)
 
@@ -167,11 +168,11 @@ class StreamBehaviour(BaseSocket):
 
     def send(self, data: bytes, flags: int = 0) -> int:
         """As much of `data` as there is room for, at least one octet; returns how much."""
-        return self._send_octets(_view(data), flags)
+        return self._send_octets(_view(data), as_int(flags))
 
     def sendall(self, data: bytes, flags: int = 0) -> None:
         """All of it; the socket's timeout is for all of it, too."""
-        view = _view(data)
+        view, flags = _view(data), as_int(flags)
         deadline = None if self._timeout is None else monotonic() + self._timeout
         while True:
             sent = self._send_octets(view, flags, deadline)
@@ -192,9 +193,10 @@ class StreamBehaviour(BaseSocket):
     ) -> int:
         """As send, out of several parts. There is no ancillary data for streams."""
         data = b"".join(_octets(part) for part in buffers)
-        if list(ancdata):
-            raise os_error(errno.EINVAL)
-        return self._send_octets(memoryview(data), flags)
+        for level, _, _ in [cmsg.item(each) for each in ancdata]:
+            if level == _std.SOL_SOCKET:
+                raise os_error(errno.EINVAL)  # Linux sock_cmsg_send; other levels are ignored
+        return self._send_octets(memoryview(data), as_int(flags))
 
     def sendmany(self, datagrams: object) -> int:
         """Not for streams."""
@@ -242,25 +244,21 @@ class StreamBehaviour(BaseSocket):
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Up to `bufsize` octets; none at the end of the stream."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recv")
+        bufsize, flags = judged(bufsize, flags, "recv")
+        if not bufsize:
+            return b""
         return self._receive_octets(bufsize, flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
         """As recv; there is no address in the result (None), as with the standard module."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recvfrom")
+        bufsize, flags = judged(bufsize, flags, "recvfrom")
         return self._receive_octets(bufsize, flags), None
 
     def _receive_into(self, buffer: object, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        if view.readonly:
-            raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
-        if nbytes < 0:
-            raise ValueError(f"negative buffersize in {caller}")
-        if nbytes > len(view):
-            raise ValueError("buffer too small for requested bytes")
-        data = self._receive_octets(nbytes or len(view), flags)
+        view, nbytes, flags = into(buffer, nbytes, flags, caller)
+        if not view:
+            return 0, b""
+        data = self._receive_octets(nbytes, flags)
         if not flags & _TRUNC:
             view[: len(data)] = data
         return len(data), b""
