@@ -78,23 +78,23 @@ class Rack:
         self.due = None
         if not self.sent_at:
             return 0
-        lost = []
-        sent_at, end, allowed_s = self.sent_at, self.end, self.rtt_s + window_s
-        for index, entry in enumerate(board.entries):
-            if entry.state != IN_FLIGHT:
-                continue
-            if entry.sent_at > sent_at or (entry.sent_at == sent_at and entry.end > end):
-                if not entry.again:
-                    break  # so is all that follows
-                continue
-            late_at = entry.sent_at + allowed_s
+        entries, order, octets, done = board.entries, board.order, 0, 0
+        allowed_s = self.rtt_s + window_s
+        for number, (sent_at, start, end) in enumerate(order):
+            if sent_at > self.sent_at:
+                break  # so is all that follows
+            late_at = sent_at + allowed_s
+            waiting = board.in_flight_since(sent_at, start, end)
+            judged = [index for index in waiting if sent_at < self.sent_at or entries[index].end <= self.end]
             if late_at <= now:
-                lost.append(index)
-            elif self.due is None or late_at < self.due:
+                for index in reversed(judged):
+                    octets += board.mark_lost(index, index + 1)
+            elif judged:
                 self.due = late_at
-        octets = 0
-        for index in reversed(lost):
-            octets += board.mark_lost(index, index + 1)
+                break
+            if len(judged) == len(waiting) and number == done:
+                done += 1
+        del order[:done]
         return octets
 
     def timed_out(self, board: Scoreboard, window_s: float, now: float) -> int:

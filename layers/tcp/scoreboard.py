@@ -44,10 +44,12 @@ class Scoreboard:
     """One connection's. After `acknowledged` its fields say what that acknowledgment was."""
 
     __slots__ = ("_entries", "_judged", "_lost_from", "_mss", "_top", "delivered", "dsack", "first_sent_once", "lost",
-                 "newest_again", "newest_end", "newest_sent_at", "nxt", "rtt_s", "sacked", "una")
+                 "newest_again", "newest_end", "newest_sent_at", "nxt", "order", "rtt_s", "sacked", "una")
 
     def __init__(self, mss: int, una: int = 0) -> None:
         self._entries: list[Entry] = []
+        # Transmissions in the order of time: when, [start, end). What came of them since is in the entries
+        self.order: list[tuple[float, int, int]] = []
         self._mss = mss
         self._lost_from = una  # nothing below is lost
         self._judged = una  # what was sent once and lies below was judged by what is sacked above it
@@ -99,8 +101,11 @@ class Scoreboard:
         if start < end:
             if len(entries) > self._entries_max(end) and entries[-1].state == IN_FLIGHT:
                 entries[-1].end = end
+                if self.order and self.order[-1][2] == start:
+                    self.order[-1] = (*self.order[-1][:2], end)
             else:
                 entries.append(Entry(start, end, now))
+                self.order.append((now, start, end))
             self.nxt = end
 
     def _sent_again(self, start: int, end: int, now: float) -> None:
@@ -113,6 +118,7 @@ class Scoreboard:
                 entry.state = IN_FLIGHT
             if entry.state == IN_FLIGHT:
                 entry.sent_at, entry.again = now, True
+        self.order.append((now, start, end))
 
     def _entries_max(self, nxt: int) -> int:
         return _SPARE_ENTRIES + 2 * (nxt - self.una) // self._mss
@@ -162,6 +168,7 @@ class Scoreboard:
             done += 1
         del entries[:done]
         self.delivered, self.una = una - self.una, una
+        self.forget_order()
         self.first_sent_once, self.dsack, self.rtt_s = sent_once, None, None
         if newest is None:
             self.newest_sent_at = 0.0
@@ -255,6 +262,27 @@ class Scoreboard:
         self._entries.insert(index + 1, Entry(at, entry.end, entry.sent_at, entry.state, entry.again))
         entry.end = at
 
+    def forget_order(self) -> None:
+        """Of what was sent first, leave out what is acknowledged."""
+        order, una, done = self.order, self.una, 0
+        for _, _, end in order:
+            if end > una:
+                break
+            done += 1
+        del order[:done]
+
+    def in_flight_since(self, sent_at: float, start: int, end: int) -> list[int]:
+        """Indices of the entries of a transmission that are still in flight, and were not sent again since."""
+        entries = self._entries
+        index = max(0, bisect_right(entries, start, key=_start) - 1)
+        found = []
+        while index < len(entries) and entries[index].start < end:
+            entry = entries[index]
+            if entry.state == IN_FLIGHT and entry.sent_at == sent_at:
+                found.append(index)
+            index += 1
+        return found
+
     # -- what is lost ----------------------------------------------------------------------------------------------
 
     def mark_lost(self, first: int, last: int) -> int:
@@ -340,6 +368,8 @@ class Scoreboard:
             if entry.state == LOST:
                 entry.state = IN_FLIGHT
         self.lost = 0
+        self.order = sorted((entry.sent_at, entry.start, entry.end) for entry in self._entries
+                            if entry.state == IN_FLIGHT)
 
     def next_lost(self) -> tuple[int, int] | None:
         """RFC 6675 section 4, NextSeg() rule 1: the first range that is lost and was not sent again since; None."""
