@@ -45,7 +45,7 @@ class Quiet:
             conn.quiet_queued = False
             recovery = conn.recovery
             if recovery is None or conn.state in (CLOSED, TIME_WAIT) or not recovery.freed or (
-                    conn.snd_una < conn.written):
+                    conn.snd_una < conn.written) or conn.persist_at is not None:
                 continue  # its next flush considers it again
             if max(conn.last_sent, conn.last_text) + QUIET_S > now:
                 self.consider(conn, now)

@@ -54,6 +54,24 @@ def test_what_is_unread_or_out_of_order_keeps_its_ring():
     assert b.applications[right].received == octets(1000)
 
 
+def test_a_window_probe_that_is_still_to_come_finds_its_loss_recovery():
+    """The last octet went as a probe and was acknowledged; the timer of the next probe is not over."""
+    world, a, b, left, right = pair(b_options={"receive_buffer": 4608})
+    a.write(left, octets(20_000))
+    world.run(40, reading=False)
+    conn = a.conn(left)
+    assert conn.persist_at is not None
+    conn.persist_at = world.now + 5  # as after some back-off
+    b.take(right)
+    assert world.run(60, lambda: conn.snd_una >= conn.written)
+    conn.persist_at = world.now + 3
+    a.engine.touch(conn)
+    a.engine.flush()
+    world.run(10)
+    assert conn.persist_at is None
+    assert len(b.applications[right].received) == 20_000
+
+
 def test_idle_memory_of_a_connection():
     world, a, _, left, _ = pair()
     a.write(left, octets(10_000))
