@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--profile", metavar="NAME", help="make it as bad as this network: 3g, wifi, satellite, ... (see "
                     "impair --help)")
     up.add_argument("--dns", metavar="A[,B]", help="name servers, for what applications ask by name")
+    up.add_argument("--pipes", metavar="KIND", help="what joins the layers: zmq (libzmq by pyzmq, default) or direct "
+                    "(plain Unix sockets that speak the same protocol: faster)")
     up.add_argument("--cores", metavar="MODE", help="compact, spread, auto (default), or a list like 0,1")
     up.add_argument("--reload", action="store_true", default=None, help="restart layers whose code changes on disk")
     up.add_argument("--allow-raw", action="store_true", default=None, help="let applications open raw sockets: "

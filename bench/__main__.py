@@ -16,15 +16,16 @@ from bench import goals, sockperf, stack
 RESULTS = Path(__file__).parent / "results"
 
 
-def measure(options: list[str]) -> list[goals.Goal]:
-    """Every goal, in less than three minutes."""
-    _say("floor: bare pyzmq chains")
-    bare, afar = [goals.floors()], goals.chains_from_afar()
+def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
+    """Every goal for one kind of pipes, in some three minutes."""
+    options, limits = [*options, "--pipes", pipes], goals.LIMITS[pipes]
+    _say(f"{pipes}: floor: bare pyzmq chains")
+    bare, at_home = [goals.floors()], goals.chains_at_home()
     _say("boot")
-    found = [goals.boot()]
+    found = [goals.boot(options[-2:])]
     with stack.booted(*options) as bench:
         _say("idle")
-        found += goals.idle(bench)
+        found += goals.idle(bench, limits)
         with bench.during("echo", "0.0.0.0", goals.PORT):
             _say("latency")
             alone = goals.lone(bench)
@@ -41,10 +42,10 @@ def measure(options: list[str]) -> list[goals.Goal]:
             alone += goals.lone(bench)
             bare.append(goals.floors())
             floor = goals.middle(bare)
-            found += [*goals.latency(alone, floor), *by_sockperf, *afar]
-            found += [*goals.rate(short, long, many, floor), *flooded]
+            found += [*goals.latency(alone, floor, limits), *by_sockperf, *at_home]
+            found += [*goals.rate(short, long, many, floor, limits), *flooded]
         _say("scale")
-        found += goals.scale()
+        found += goals.scale(options[-2:])
         found.append(goals.restart(bench))
         found += goals.kernels_own(bench)
     _say("throughput without offload")
@@ -57,12 +58,18 @@ def _say(what: str) -> None:
     print(f"  ... {what}", file=sys.stderr, flush=True)
 
 
-def table(found: list[goals.Goal]) -> str:
-    """The table, in Markdown."""
-    rows = [("what", "figure", "against", "goal", "met")]
-    rows += [(goal.name, goal.figure, goal.against, goal.goal, {True: "yes", False: "NO", None: ""}[goal.met])
-             for goal in found]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+def table(found: dict[str, list[goals.Goal]]) -> str:
+    """The table, in Markdown: a row a goal, columns for each kind of pipes."""
+    rows = [("what", *(f"{title}{pipes}" for pipes in found for title in ("", "against, ", "goal, ", "met, ")))]
+    by_name = {pipes: {goal.name: goal for goal in goals_} for pipes, goals_ in found.items()}
+    for name in dict.fromkeys(name for each in by_name.values() for name in each):
+        row = [name]
+        for each in by_name.values():
+            goal = each.get(name)
+            row += ((goal.figure, goal.against, goal.goal, {True: "yes", False: "NO", None: ""}[goal.met])
+                    if goal else ("", "", "", ""))
+        rows.append(tuple(row))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
              for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
@@ -84,20 +91,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description="the benchmark of usernet")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
     parser.add_argument("--cores", default="auto", help="as `launcher.py up --cores`")
+    parser.add_argument("--pipes", default="zmq,direct", help="kinds of pipes to measure (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.compare:
         print(compare(*arguments.compare))
         return 0
     if shutil.which("ping") is None:
         parser.error("ping(8) is not there, which measures a ping's round trip (Debian: iputils-ping)")
-    found = measure(["--cores", arguments.cores])
+    kinds = arguments.pipes.split(",")
+    if unknown := set(kinds) - goals.LIMITS.keys():
+        parser.error(f"--pipes {unknown.pop()}: {' or '.join(goals.LIMITS)}")
+    found = {pipes: measure(pipes, ["--cores", arguments.cores]) for pipes in kinds}
+    if len(found) > 1:
+        found["zmq"] += goals.bulk(found["zmq"], found["direct"])
     machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, {date.today()}"
     print(f"{machine}, `make bench`\n\n{table(found)}")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{date.today()}.json"
-    path.write_text(json.dumps({"machine": machine, "goals": [goal._asdict() for goal in found]}, indent=1))
+    path.write_text(json.dumps({"machine": machine, "goals": [
+        goal._asdict() | {"name": f"{goal.name}, {pipes}"} for pipes in found for goal in found[pipes]]}, indent=1))
     print(f"\nJSON: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-    return 0 if all(goal.met is not False for goal in found) else 1
+    return 0 if all(goal.met is not False for each in found.values() for goal in each) else 1
 
 
 if __name__ == "__main__":

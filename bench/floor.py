@@ -1,7 +1,9 @@
 """The floor: a bare pyzmq chain of as many hops, what the pipes alone cost.
 
 A chain of N hops is N processes in a ring of PUSH and PULL sockets over ipc; the last is this program, which sends and
-receives. Placed on one core or spread over all; the better of the two is the floor.
+receives. The floor of a rate is the best of three placements: on one core, spread over all, on one core with this
+program on another. The floor of a latency is the last of these: where a stack's users are, for the kernel puts their
+programs on another core than its layers, and what waking a core costs differs by a factor of two between hosts.
 """
 
 from __future__ import annotations
@@ -99,22 +101,21 @@ def _measure(push: zmq.Socket, pull: zmq.Socket, in_flight: int, lone: int, many
     return Rate(median(times) * 1e6, quantiles(times, n=100)[98] * 1e6, many / elapsed)
 
 
-def best(hops: int, payload: bytes = PAYLOAD) -> Rate:
-    """The better of the two placements, figure by figure."""
-    core = max(os.sched_getaffinity(0))
-    rates = [chain(hops, core, payload=payload), chain(hops, None, payload=payload)]
-    return Rate(min(r.p50_us for r in rates), min(r.p99_us for r in rates), max(r.per_s for r in rates))
-
-
-def from_afar(hops: int) -> Rate:
-    """A chain on one core, its ends on another: as a stack's may be, for its user's programs are where the kernel puts
-    them."""
+def floor(hops: int, payload: bytes = PAYLOAD) -> Rate:
+    """The latency of a chain whose ends are on another core, and the best rate of the three placements."""
     first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
-    return chain(hops, last, ends=first)
+    afar = chain(hops, last, payload=payload, ends=first)
+    per_s = [chain(hops, core, payload=payload, lone=2).per_s for core in (last, None)]
+    return Rate(afar.p50_us, afar.p99_us, max(afar.per_s, *per_s))
+
+
+def at_home(hops: int) -> Rate:
+    """A chain that is on one core with its ends."""
+    return chain(hops, max(os.sched_getaffinity(0)))
 
 
 if __name__ == "__main__":
     for hops in (4, 8):
-        for core in (max(os.sched_getaffinity(0)), None):
-            print(hops, "one core" if core is not None else "spread", chain(hops, core))
-        print(hops, "one core, its ends on another", from_afar(hops))
+        print(hops, "one core", at_home(hops))
+        print(hops, "spread", chain(hops, None))
+        print(hops, "one core, its ends on another; best rate", floor(hops))

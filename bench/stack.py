@@ -107,10 +107,10 @@ def booted(*options: str) -> Iterator[Bench]:
         launcher("down", "--name", name)
 
 
-def boot_to_first_ping_s() -> float:
+def boot_to_first_ping_s(*options: str) -> float:
     """From starting the command to the first echo reply at the kernel's end."""
     started = time.monotonic()
-    with booted() as bench:
+    with booted(*options) as bench:
         return bench.run("first-ping", ADDRESS)["at"] - started
 
 

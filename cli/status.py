@@ -75,7 +75,7 @@ def table(status: dict[str, Any]) -> str:
     where = f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel's end {status['kernel_end']}"
     lines = [f"stack {status['name']}: {status['state']}, {status['address']}, {where}, mac {status['mac']}, "
              f"mtu {status['mtu']}, offload {', '.join(status['offload']) or 'none'}",
-             f"cores {status['cores']}, keeper {status['keeper']}, {status['run_dir']}",
+             f"cores {status['cores']}, pipes {status['pipes']}, keeper {status['keeper']}, {status['run_dir']}",
              "",
              f"{'layer':<8} {'pid':>8} {'state':<11} {'restarts':>8} {'uptime':>9} {'memory':>8} {'cpu':>8} "
              f"{'in':>10} {'out':>10} {'dropped':>8}"]

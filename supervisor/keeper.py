@@ -57,12 +57,12 @@ class Keeper:
 
     def __init__(self, options: Options, held: Held, device_fd: int, offload: tuple[str, ...],
                  keeper_janitor: Janitor) -> None:
-        preload(options.pipes)
+        preload(options.implementation())
         self._options = options
         self._held = held
         self.events = EventLog()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
-        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.pipes,
+        self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.implementation(),
                           partial(held.show, layer="link")) if options.wire else None
         self._device_fd = self._wire.listener.fileno() if self._wire else device_fd
         self._pid = os.getpid()
@@ -72,7 +72,7 @@ class Keeper:
             name=options.name, run_dir=str(held.path), address=int(interface.ip), prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, ttl=options.ttl,
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
-            pipes=options.pipes, dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
+            pipes=options.implementation(), dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
             owner=os.geteuid())
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}

@@ -42,7 +42,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     wire: str = ""
     dns: str = ""  # name servers, separated by commas
     cores: str = "auto"
-    pipes: str = "direct"
+    pipes: str = ""  # empty: $USERNET_PIPES, else zmq
     reload: bool = False
     no_offload: bool = False
     allow_raw: bool = False
@@ -118,6 +118,10 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """The layers to boot."""
         return tuple(topology.LAYERS) if self.allow_raw else topology.ALWAYS
 
+    def implementation(self) -> str:
+        """What the pipes are: zmq or direct."""
+        return self.pipes or os.environ.get("USERNET_PIPES") or "zmq"
+
     def core_list(self) -> list[int] | None:
         """The cores of --cores LIST; None for a mode's name."""
         if self.cores in MODES:
@@ -143,8 +147,8 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise UsageError(f"--mtu {self.mtu}: {MTU_MIN} to {MTU_MAX}")
         if not 1 <= self.ttl <= TTL_MAX:
             raise UsageError(f"--ttl {self.ttl}: 1 to {TTL_MAX}")
-        if self.pipes not in IMPLEMENTATIONS:
-            raise UsageError(f"--pipes {self.pipes}: {' or '.join(IMPLEMENTATIONS)}")
+        if self.implementation() not in IMPLEMENTATIONS:
+            raise UsageError(f"--pipes {self.implementation()}: {' or '.join(IMPLEMENTATIONS)}")
         if self.wire and not _WIRE.fullmatch(self.wire):
             raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
         if self.wire and self.host:

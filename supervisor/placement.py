@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bus.topology import UPPER_HALF
+from supervisor.service import used_s
 
 SAMPLE_S = 0.25
 TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us
@@ -79,7 +80,7 @@ class Placement:
         self._sampled_at = 0.0
         self._frames = 0
         self._busy_ticks: dict[int, int] = {}  # of the last sample, where that was read
-        self._ran_ns: dict[int, int] = {}
+        self._ran_s: dict[int, float] = {}
 
     def cores(self, layer: str) -> set[int]:
         """Where a layer is to run now."""
@@ -115,7 +116,7 @@ class Placement:
         elapsed_s, self._sampled_at = now - self._sampled_at, now
         arrived, self._frames = frames - self._frames, frames
         if arrived < TRAFFIC:
-            self._busy_ticks, self._ran_ns = {}, {}
+            self._busy_ticks, self._ran_s = {}, {}
             decision, other = self._balance.sample(now, 0.0, 0.0, 0.0, 0.0), self._home
         else:
             busy = self._busy(elapsed_s)
@@ -147,17 +148,15 @@ class Placement:
         return {core: (ticks[core] - before[core]) / _TICKS_PER_S / elapsed_s for core in before}
 
     def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> tuple[float, float]:
-        """proc(5), schedstat: nanoseconds that the main threads of each half ran, as shares of one core."""
-        used = {True: 0, False: 0}
-        ran_ns = {}
+        """What the processes of each half ran, libzmq's threads and all, as shares of one core."""
+        used = {True: 0.0, False: 0.0}
+        ran_s = {}
         for layer, pid in pids.items():
-            try:
-                ran_ns[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
-            except (OSError, ValueError, IndexError):
-                continue
-            used[layer in UPPER_HALF] += ran_ns[pid] - self._ran_ns.get(pid, ran_ns[pid])
-        self._ran_ns = ran_ns
-        return used[False] / 1e9 / elapsed_s, used[True] / 1e9 / elapsed_s
+            if ran := used_s(pid):
+                ran_s[pid] = ran
+                used[layer in UPPER_HALF] += ran - self._ran_s.get(pid, ran)
+        self._ran_s = ran_s
+        return used[False] / elapsed_s, used[True] / elapsed_s
 
     def describe(self) -> str:
         """For `status`: the mode, and the cores of the lower and the upper half."""

@@ -76,7 +76,8 @@ class Stack:
     def __init__(self, home: Path, name: str, checkout: Path = ROOT) -> None:
         self.home, self.name, self.checkout = home, name, checkout
         self.run_dir = home / "usernet" / name
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith("USERNET_")}
+        self.env = {key: value for key, value in os.environ.items()
+                    if key == "USERNET_PIPES" or not key.startswith("USERNET_")}
         self.env |= {"XDG_RUNTIME_DIR": str(home), "XDG_STATE_HOME": str(home / "state"), "USERNET_NAME": name,
                      "PYTHONPATH": str(ROOT)}
         self._kernel: KernelEnd | None = None

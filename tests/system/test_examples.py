@@ -82,3 +82,21 @@ def test_javascript_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp
     echo_of(stack, port)
     server.terminate()
     server.wait(PATIENCE_S)
+
+
+def test_c_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp_path: Path) -> None:
+    program = tmp_path / "echo"
+    built = subprocess.run([require_program("gcc"), "-Wall", "-Wextra", "-Werror", "-O2", "-o", program,
+                            EXAMPLES / "c" / "echo.c", "-lzmq"], capture_output=True, text=True, check=False)
+    if "zmq.h" in built.stderr and not Path("/usr/include/zmq.h").exists():
+        unavailable("zmq.h is not there (Debian: libzmq3-dev)")
+    assert built.returncode == 0, built.stderr
+    server = stack.spawn([program, "0.0.0.0", "0"])
+    port = int(server.stdout.readline().rpartition(":")[2])
+    echo_of(stack, port)
+    before = stack.incarnations()["sockets"]
+    stack.run("sabotage", "sockets", "kill")
+    wait_for("the socket service", lambda: stack.serves(sockets=before + 1))
+    echo_of(stack, port)
+    server.terminate()
+    server.wait(PATIENCE_S)

@@ -42,7 +42,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def config(run_dir: str = "", dns: list[str] | None = None) -> StackConfig:
     return StackConfig(name="test", run_dir=run_dir, address=0x0A000002, prefix=24, mac=bytes(6),
-                       dns=dns or [])
+                       dns=dns or [], pipes=os.environ.get("USERNET_PIPES") or "zmq")
 
 
 class Part(MutableMapping):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib
 import os
 import select
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
-IMPLEMENTATIONS = {"direct": "usernet.pipe.direct"}
+IMPLEMENTATIONS = {"zmq": "usernet.pipe.libzmq", "direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
 HANDSHAKE_S = 3.0  # who has connected and not introduced itself within is hung up on
 
@@ -81,6 +81,17 @@ class Poller(Protocol):
 
     def close(self) -> None:
         """Close its PULL and PUSHes, and the epoll. What has left can be read."""
+
+
+def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:
+    """Whether a process that connects has to be refused: `taken` of `places` are, by `pids`.
+
+    Once half of the places are taken one process may have a quarter of the rest, so that others find some.
+    """
+    free = places - taken
+    if free > places // 2:
+        return False  # as a rule: they need not be counted
+    return free <= 0 or sum(each == pid for each in pids) > free // 4
 
 
 def open_poller(implementation: str, trust: Trust | None = None) -> Poller:

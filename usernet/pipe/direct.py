@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from usernet.pipe import zmtp
-from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust
+from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust, has_enough
 from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
@@ -103,7 +103,8 @@ class Pull:
                 caller, _ = self._listener.accept()
                 caller.setblocking(False)
                 pid, user = peer(caller)
-                if user not in self._users or self._has_enough(pid):
+                if user not in self._users or has_enough(pid, self._connections_max, len(self._readers),
+                                                         (found[2] for found in self._readers.values())):
                     self._refused()
                     caller.close()
                     continue
@@ -116,13 +117,6 @@ class Pull:
                 self._accepted[caller.fileno()] = time.monotonic()
         except OSError:
             pass  # EAGAIN: that was all
-
-    def _has_enough(self, pid: int) -> bool:
-        """Once half of the places are taken one process may have a quarter of the rest, so that others find some."""
-        free = self._connections_max - len(self._readers)
-        if free > self._connections_max // 2:
-            return False  # as a rule: they need not be counted
-        return free <= 0 or sum(found[2] == pid for found in self._readers.values()) > free // 4
 
     def expire(self, now: float) -> None:
         """As the contract says."""

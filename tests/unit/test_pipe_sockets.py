@@ -1,0 +1,381 @@
+"""The contract of sockets, kept by both implementations: towards each other, themselves, and plain pyzmq."""
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import pytest
+import zmq
+
+from usernet.pipe import zmtp
+from usernet.pipe.contract import HANDSHAKE_S, IMPLEMENTATIONS, WAITING_MAX, Pull, Push, Trust, open_poller
+
+OCTETS_MAX = 1 << 18
+PATIENCE_S = 5.0
+MESSAGES = [b"", b"x", bytes(255), bytes(256), b"y" * 70_000, *(b"%d" % number for number in range(200))]
+
+each = pytest.mark.parametrize("kind", sorted(IMPLEMENTATIONS))
+pairs = pytest.mark.parametrize(("kind", "other"), [(near, far) for near in sorted(IMPLEMENTATIONS)
+                                                    for far in sorted(IMPLEMENTATIONS)])
+
+
+class End:
+    """One process's end: a poller, with a PULL and any number of PUSHes."""
+
+    def __init__(self, stack: ExitStack, path: str, kind: str) -> None:
+        self.path = path
+        self.kind = kind
+        self.poller = open_poller(kind)
+        self.listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self.listener.bind(path)
+        self.listener.listen()
+        self.taken: list[bytes] = []
+        self.refused: list[int] = []
+        self._pull: Pull | None = None
+        stack.callback(self.die)
+
+    def serve(self, connections_max: int = 10) -> Pull:
+        """Begin to read; what came before waits at the listener."""
+        self._pull = self.poller.pull(os.dup(self.listener.fileno()), OCTETS_MAX, connections_max,
+                                      lambda: self.refused.append(1))
+        return self._pull
+
+    def push(self, path: str) -> Push:
+        return self.poller.push(path)
+
+    def turn(self, wait_s: float = 0.0) -> None:
+        for descriptor, _ in self.poller.epoll.poll(wait_s):
+            if descriptor in self.poller.pushes:
+                self.poller.pushes[descriptor].hear()
+            else:
+                self.taken += self._pull.read(descriptor)
+
+    def tick(self, now: float) -> None:
+        self._pull.expire(now)
+
+    def die(self) -> None:
+        """The process is gone; the listener is the keeper's."""
+        if self.poller is not None:
+            self.poller.close()
+            self.poller = self._pull = None
+
+    def reborn(self) -> None:
+        self.poller = open_poller(self.kind)
+        self.serve()
+
+
+def until(met, *ends: End) -> None:
+    """Turn the loops until that is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not met():
+        assert time.monotonic() < deadline
+        for end in ends:
+            end.turn(0.001)
+
+
+def sends(push: Push, message: bytes, *ends: End) -> None:
+    until(lambda: push.send(message), *ends)
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def ends(stack, tmp_path, kind, other):
+    return End(stack, str(tmp_path / "a"), kind), End(stack, str(tmp_path / "b"), other)
+
+
+@pytest.fixture
+def context():
+    context = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@each
+def test_libzmq_reads_what_a_push_sends(stack, context, tmp_path, kind):
+    end = End(stack, str(tmp_path / "a"), kind)
+    pull = context.socket(zmq.PULL)
+    pull.bind(f"ipc://{tmp_path}/b")
+    push = end.push(f"{tmp_path}/b")
+    got = []
+    for message in MESSAGES:
+        sends(push, message, end)
+        while pull.poll(0):
+            got.append(pull.recv())
+    until(lambda: not push.waiting, end)
+    while len(got) < len(MESSAGES):
+        assert pull.poll(PATIENCE_S * 1000)
+        got.append(pull.recv())
+    assert got == MESSAGES
+
+
+@each
+def test_a_pull_reads_what_libzmq_sends(stack, context, tmp_path, kind):
+    end = End(stack, str(tmp_path / "a"), kind)
+    push = context.socket(zmq.PUSH)
+    push.connect(f"ipc://{end.path}")
+    for message in MESSAGES:
+        push.send(message)
+    end.serve()
+    until(lambda: len(end.taken) == len(MESSAGES), end)
+    assert end.taken == MESSAGES
+
+
+@pairs
+def test_one_to_the_other(ends):
+    near, far = ends
+    far.serve()
+    push = near.push(far.path)
+    for message in MESSAGES:
+        sends(push, message, near, far)
+    until(lambda: len(far.taken) == len(MESSAGES), near, far)
+    assert far.taken == MESSAGES
+    assert not push.waiting
+
+
+@pairs
+def test_messages_wait_for_a_reader_and_no_more_than_so_many(ends):
+    near, far = ends
+    push = near.push(far.path)
+    taken = [push.send(b"%d" % number) for number in range(WAITING_MAX + 10)]
+    assert taken == [True] * WAITING_MAX + [False] * 10
+    far.serve()
+    until(lambda: len(far.taken) == WAITING_MAX, near, far)
+    assert far.taken == [b"%d" % number for number in range(WAITING_MAX)]
+    until(lambda: push.send(b"and again"), near, far)
+
+
+@pairs
+def test_who_waits_does_not_spin(ends):
+    near, far = ends
+    push = near.push(far.path)
+    push.send(b"waits")
+    assert near.poller.epoll.poll(0) == []  # nobody accepts
+    far.serve()
+    until(lambda: far.taken, near, far)
+    until(lambda: near.poller.epoll.poll(0) == [], far)  # there is room: no news
+    while push.send(bytes(60_000)):
+        pass
+    until(lambda: near.poller.epoll.poll(0) == [], near)  # no room
+    until(lambda: push.open and not push.waiting, near, far)
+    until(lambda: near.poller.epoll.poll(0) == [], near, far)
+
+
+@pairs
+def test_a_push_finds_the_next_reader_at_once(ends):
+    near, far = ends
+    far.serve()
+    push = near.push(far.path)
+    sends(push, b"first", near)
+    until(lambda: far.taken == [b"first"], near, far)
+    while push.send(b"L" * 60_000):
+        pass
+    far.taken.clear()
+    far.die()
+    far.reborn()
+    started = time.monotonic()
+    until(lambda: far.taken, near, far)
+    assert time.monotonic() - started < 1
+    until(lambda: not push.waiting and push.open, near, far)
+    sends(push, b"last", near, far)
+    until(lambda: far.taken[-1] == b"last", near, far)
+    assert set(far.taken) == {b"L" * 60_000, b"last"}  # nothing of the message that the dead one had read in part
+
+
+@pairs
+def test_a_push_whose_file_is_not_there_yet(stack, tmp_path, kind, other):
+    near = End(stack, str(tmp_path / "a"), kind)
+    push = near.push(str(tmp_path / "b"))
+    assert push.send(b"early")
+    far = End(stack, str(tmp_path / "b"), other)
+    far.serve()
+    push.flush()
+    until(lambda: far.taken == [b"early"], near, far)
+
+
+@pairs
+def test_a_burst_longer_than_one_look_is_read_without_another_event(ends):
+    near, far = ends
+    far.serve()
+    push = near.push(far.path)
+    sends(push, b"0", near)
+    until(lambda: far.taken == [b"0"], near, far)
+    for number in range(1, 1000):
+        sends(push, b"%d" % number, near, far)
+    until(lambda: len(far.taken) == 1000, near, far)
+    assert far.taken == [b"%d" % number for number in range(1000)]
+
+
+@pairs
+def test_who_speaks_no_zmtp_harms_nobody(ends):
+    near, far = ends
+    far.serve()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(far.path)
+        stranger.send(b"GET / HTTP/1.1\r\n\r\n")
+        stranger.setblocking(False)
+        if far.kind == "direct":  # libzmq takes it for a peer of ZMTP 1.0 whose message is long in coming
+            until(lambda: _hung_up(stranger), far)
+            assert far.refused == [1]
+        push = near.push(far.path)
+        push.send(b"still there")
+        until(lambda: far.taken == [b"still there"], near, far)
+
+
+def _hung_up(stranger: socket.socket) -> bool:
+    try:
+        return not stranger.recv(1000)
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+@each
+def test_who_says_nothing_is_hung_up_on_in_time_and_counted(stack, tmp_path, kind):
+    far = End(stack, str(tmp_path / "b"), kind)
+    far.serve()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(far.path)
+        stranger.send(b"\xff\0\0")
+        stranger.setblocking(False)
+        until(lambda: not far.poller.epoll.poll(0), far)
+        started = time.monotonic()
+        while not far.refused:
+            assert time.monotonic() < started + HANDSHAKE_S + 2
+            far.turn(0.01)
+            far.tick(time.monotonic())
+        assert time.monotonic() > started + HANDSHAKE_S - 0.5
+        while not _hung_up(stranger):
+            far.turn(0.01)
+
+
+@pairs
+def test_part_of_a_message_holds_up_nobody_else(ends):
+    near, far = ends
+    far.serve()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(far.path)
+        stranger.send(zmtp.opening(b"PUSH") + b"\x02" + (200_000).to_bytes(8, "big") + b"the beginning")
+        push = near.push(far.path)
+        for _ in range(10):
+            sends(push, b"whole", near, far)
+        until(lambda: far.taken == [b"whole"] * 10, near, far)
+    assert not far.refused
+
+
+@each
+def test_a_message_that_is_too_long_ends_the_connection(stack, tmp_path, kind):
+    far = End(stack, str(tmp_path / "b"), kind)
+    far.serve()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(far.path)
+        stranger.send(zmtp.opening(b"PUSH") + b"\x02" + (OCTETS_MAX + 1).to_bytes(8, "big"))
+        stranger.setblocking(False)
+        until(lambda: _hung_up(stranger), far)
+    assert far.taken == []
+
+
+@each
+def test_one_process_has_so_many_connections_and_no_more(stack, tmp_path, kind):
+    near, far = End(stack, str(tmp_path / "a"), "direct"), End(stack, str(tmp_path / "b"), kind)
+    far.serve(connections_max=8)
+    pushes = [near.push(far.path) for _ in range(4)]
+    for push in pushes:
+        push.send(b"in")
+    until(lambda: far.taken == [b"in"] * 4, near, far)
+    with socket.socket(socket.AF_UNIX) as fifth:
+        fifth.connect(far.path)
+        fifth.setblocking(False)
+        until(lambda: _hung_up(fifth), far)
+    until(lambda: far.refused == [1], far)
+    other = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(len(s.recv(10)))"
+    with subprocess.Popen([sys.executable, "-c", other, far.path], stdout=subprocess.PIPE) as newcomer:
+        until(lambda: newcomer.poll() is not None, near, far)
+        assert int(newcomer.stdout.read()) > 0  # it was greeted: one process does not keep another out
+    near.die()
+    until(lambda: not far.poller.epoll.poll(0.05), far)  # they are gone: there is room
+    again = End(stack, str(tmp_path / "c"), "direct")
+    push = again.push(far.path)
+    push.send(b"instead")
+    until(lambda: far.taken[-1] == b"instead", again, far)
+
+
+@each
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_is_refused_whether_users_are_listed_or_asked_for(stack, tmp_path, kind):
+    class Nobody:
+        def __contains__(self, user: object) -> bool:
+            return user == 65534
+
+    for number, users in enumerate(((65534,), Nobody())):
+        far = End(stack, str(tmp_path / str(number)), kind)
+        far.poller.close()
+        far.poller = open_poller(kind, Trust(0, users))
+        far.serve()
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(far.path)
+            stranger.setblocking(False)
+            until(lambda: _hung_up(stranger), far)  # noqa: B023
+        until(lambda: far.refused == [1], far)  # noqa: B023
+
+
+def test_a_reader_that_hangs_up_at_once_is_not_called_in_a_circle(stack, tmp_path):
+    """Of direct: libzmq calls again a thousand times a second, in its own thread."""
+    near = End(stack, str(tmp_path / "a"), "direct")
+    with socket.socket(socket.AF_UNIX) as rude:
+        rude.bind(str(tmp_path / "b"))
+        rude.listen()
+        push = near.push(str(tmp_path / "b"))
+        rude.accept()[0].close()
+        until(lambda: not near.poller.pushes, near)
+        rude.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            rude.accept()
+        push.send(b"now there is something to say")
+        rude.accept()[0].close()
+
+
+@pairs
+def test_the_descriptor_of_the_poller_tells_of_all(ends):
+    near, far = ends
+    far.serve()
+    poll = select.poll()
+    poll.register(far.poller.epoll, select.POLLIN)
+    until(lambda: poll.poll(0) == [], far)
+    near.push(far.path)
+    assert poll.poll(PATIENCE_S * 1000)
+
+
+@pairs
+def test_await_room_returns_when_there_is_some(ends):
+    near, far = ends
+    far.serve()
+    push = near.push(far.path)
+    while push.send(bytes(60_000)):
+        pass
+    deadline = time.monotonic() + PATIENCE_S
+    while not push.send(b"room"):
+        assert time.monotonic() < deadline
+        far.turn()
+        push.await_room(0.01)
+
+
+@pairs
+def test_closing_lets_what_was_sent_be_read(ends):
+    near, far = ends
+    far.serve()
+    push = near.push(far.path)
+    sends(push, b"first", near)
+    until(lambda: far.taken == [b"first"], near, far)
+    sends(push, b"goodbye", near)
+    near.die()
+    until(lambda: far.taken == [b"first", b"goodbye"], far)
