@@ -14,6 +14,8 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults --ignore tests/interop --ignore tests/cpython --ignore tests/badnet tests
 	$(BIN)/python -m pytest tests/faults
+	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py
+	USERNET_PIPES=zmq $(BIN)/python -m pytest -n 3 tests/unit/test_usernet_client.py
 
 # Strangers' programs and suites over the stack, and over the kernel as the control: long tables.
 interop: $(VENV)/.interop

@@ -30,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layer", help="this layer's incidents alone")
     parser.add_argument("--kind", help="incidents of this kind alone")
     parser.add_argument("--moment", help="incidents at this moment alone")
+    parser.add_argument("--pipes", help="as `launcher.py up --pipes`")
     parser.add_argument("--json", metavar="FILE", help="every verdict, and the sums")
     parser.add_argument("--markdown", metavar="FILE", help="the table as Markdown")
     parser.add_argument("--verbose", action="store_true", help="a line for every incident that was not transparent")
@@ -46,7 +47,7 @@ def main() -> int:
                  and options.moment in (None, each.moment)]
     narrowed = options.layer or options.kind or options.moment
     print(f"seed {seed}: {len(incidents)} incidents, then {options.control:.0f} s without", flush=True)
-    with Lab() as lab:
+    with Lab(options=("--pipes", options.pipes) if options.pipes else ()) as lab:
         load = Load(lab)
         watch = Watch(lab, load)
         campaign = Campaign(lab, load, watch)

@@ -492,8 +492,10 @@ def test_what_is_sent_without_waiting_while_the_service_is_away_leaves_when_it_i
         while kept < 10 * WAITING_MAX:
             second.send(b"%d" % kept)
             kept += 1
-    assert WAITING_MAX <= kept < 10 * WAITING_MAX
     service.start()
+    # libzmq learns of what was read in halves of its limit: half may count as waiting that does not.
+    least = WAITING_MAX // 2 if os.environ.get("USERNET_PIPES") == "zmq" else WAITING_MAX
+    assert least <= kept < 10 * WAITING_MAX
     first.settimeout(5)
     assert [first.recv(100) for _ in range(kept)] == [b"%d" % number for number in range(kept)]
 
