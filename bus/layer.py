@@ -12,7 +12,7 @@ integers indexed by the names of the layer's CounterSet.
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Send = tuple[int, int, bytes]  # (consumer's id, kind, record); the bus packs records that follow each other
 # What people should know goes to table.KEEPER, as NOTICES: all that hold, whenever that changes, and at the start.
@@ -47,6 +47,7 @@ class Core(Protocol):
         """A neighbour started, for the first time or again; repetitions of what it missed have been sent already."""
 
 
+@runtime_checkable
 class ManagedCore(Core, Protocol):
     """A core that the command line can ask and change (`launcher.py route`, `neighbor`, ...)."""
 
@@ -58,6 +59,7 @@ class ManagedCore(Core, Protocol):
         """
 
 
+@runtime_checkable
 class ClientCore(Core, Protocol):
     """A core that also serves clients: processes that are not layers and may come and go (applications)."""
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bus.topology import UPPER_HALF
-from supervisor.service import used_s
+from supervisor.layer_process import used_s
 
 SAMPLE_S = 0.25
 TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from usernet.pipe.streams import MERGES, handle_of, is_stream
 
 BACKLOG_OCTETS = 1 << 22  # of data
+_Entry = list[Any]  # kind, record: a list, for a record may be replaced where it stands
 
 
 class Backlog:
@@ -15,10 +17,11 @@ class Backlog:
     __slots__ = ("_data", "_entries", "_mergeable", "_octets", "_records_max")
 
     def __init__(self, records_max: int) -> None:
-        self._entries: deque[list] = deque()  # [kind, record]
+        self._entries: deque[_Entry] = deque()
         self._records_max = records_max
         self._data = self._octets = 0  # records and octets of data
-        self._mergeable: dict[tuple[int, bytes], list] = {}  # kind and handle -> the entry that a newer record may join
+        # Kind and handle -> the entry that a newer record may join.
+        self._mergeable: dict[tuple[int, bytes], _Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -38,7 +41,7 @@ class Backlog:
         """Append all of the records, or let them join older ones of their kind and handle."""
         merge = MERGES.get(kind)
         for record in records:
-            entry = [kind, record]
+            entry: _Entry = [kind, record]
             if merge is not None:
                 older = self._mergeable.get((kind, handle_of(record)))
                 merged = merge(older[1], record) if older is not None else None

@@ -16,6 +16,7 @@ from bus import topology
 from bus.config import StackConfig
 from bus.durable import layout
 from bus.durable.journal import Journal
+from bus.layer import ClientCore
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
@@ -44,8 +45,10 @@ class Client:
 class Clients:
     """Clients of one layer. Their pipes stand among the layer's own: `inboxes` by sender, `outboxes` by consumer."""
 
-    def __init__(self, config: StackConfig, poller: Poller, layer: int, journal: Journal, durable: layout.Memory,
-                 touched: list[Outbox], inboxes: dict[int, Inbox], outboxes: dict[int, Outbox]) -> None:
+    def __init__(self, core: ClientCore, config: StackConfig, poller: Poller, layer: int, journal: Journal,
+                 durable: layout.Memory, touched: list[Outbox], inboxes: dict[int, Inbox],
+                 outboxes: dict[int, Outbox]) -> None:
+        self.core = core
         self._folder = Path(config.run_dir)
         self._owner = config.owner
         self._poller = poller

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -20,7 +22,7 @@ from bus.durable import layout
 from bus.durable.journal import Journal
 from bus.durable.key_value_log import KeyValueLog
 from bus.durable.rx_log import RxLog
-from bus.layer import Core, Send
+from bus.layer import ClientCore, Core, ManagedCore, Send
 from bus.messages import decode_notices
 from bus.runtime import sabotage
 from bus.runtime.clients import Clients
@@ -32,7 +34,8 @@ from bus.runtime.poison import PoisonFilter
 from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
 from usernet.pipe.contract import Trust, open_poller
-from usernet.pipe.frame import MAX_FRAME_OCTETS, FrameError, unpack_frame
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, unpack_frame
+from usernet.pipe.messages import BYE, HELLO, RESUME
 from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
 
 TICK_S = 0.1  # the longest wait: life signs come at least this often. By a timer of its own: a time limit to each wait
@@ -41,6 +44,8 @@ RETRY_S = 0.01  # while something waits to go out: its socket tells when there i
 CLIENT_CHECK_S = 0.1
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # at the inbox
 DEVICE_PATIENCE_S = 0.1  # so long the device is not read while something waits for room in a pipe
+
+T = TypeVar("T")
 
 
 class EventLoop:
@@ -69,8 +74,8 @@ class EventLoop:
         self._batches = self._inbox(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
         self._outboxes = {topology.LAYERS[name]: self._connect(config, name)
                          for name in topology.outputs(layer, config.layers)}
-        self._clients = (Clients(config, self._poller, self.number, self._journal, durable, self._touched,
-                                 self._inboxes, self._outboxes) if hasattr(core, "client_joined") else None)
+        self._clients = (Clients(core, config, self._poller, self.number, self._journal, durable, self._touched,
+                                 self._inboxes, self._outboxes) if isinstance(core, ClientCore) else None)
         self._next_client_check = 0.0
         self._device_read_at = 0.0
         self._batch = RxLog(durable)
@@ -142,14 +147,14 @@ class EventLoop:
                     if not self._obey(self._control.hear(), now):
                         return
                     core = self._core
-            if device_due and not held:
-                count = self._take_device(now)
+            if device is not None and device_due and not held:
+                count = self._take_device(device, now)
                 device_due = count > 0 and edge_triggered
                 most = max(most, count)
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
             if self._clients is not None and now >= self._next_client_check:
-                self._check_clients(now)
+                self._check_clients(self._clients, now)
             self._end_turn()
             if most > 1 and takes_in:
                 # There is more to do than one thing after the other. Who is further along goes first, so next time more
@@ -170,11 +175,11 @@ class EventLoop:
         if self._clients is not None:
             self._clients.restore()
             for client in self._clients.by_number.values():
-                client.outbox.greet(self._welcome(client.number, client.inbox.done))
+                client.outbox.greet(_welcome(self._clients.core, client.number, client.inbox.done))
         self._dispatch(self._core.start(now))
         if self._clients is not None:
             for client in self._clients.by_number.values():
-                self._dispatch(self._core.client_joined(client.number, {"pid": client.pid}, now))  # type: ignore[attr-defined]
+                self._dispatch(self._clients.core.client_joined(client.number, {"pid": client.pid}, now))
         self._work_off(batch, now)
         self._end_turn()
         self._control.tell("ready")
@@ -221,7 +226,7 @@ class EventLoop:
             return
         if kind not in inbox.kinds:
             counters[C.bus_foreign] += 1
-        elif kind == messages.BYE:
+        elif kind == BYE:
             self._part(inbox, now)
         else:
             self._give(inbox, kind, records, now)
@@ -238,7 +243,7 @@ class EventLoop:
             try:
                 kind, incarnation, sender, sequence, records = unpack_frame(frame)
                 inbox = inboxes[sender]
-                joins = (sequence > 0 and kind in inbox.kinds and kind != messages.BYE
+                joins = (sequence > 0 and kind in inbox.kinds and kind != BYE
                          and (inbox.pid == pid or not (inbox.pid and pid)))
             except (FrameError, KeyError):
                 joins = False
@@ -296,10 +301,10 @@ class EventLoop:
         """Whether a neighbour is still to get anything of what this turn brought."""
         return bool(self._touched) and (self._journal.unpublished or any(outbox.fresh for outbox in self._touched))
 
-    def _take_device(self, now: float) -> int:
+    def _take_device(self, device: Device, now: float) -> int:
         """How many frames there were."""
         self._batch.open(self._batches.done + 1)
-        frames = self._device.read(self._batch)  # type: ignore[union-attr]
+        frames = device.read(self._batch)
         if not frames:
             return 0
         self._device_read_at = now
@@ -341,9 +346,10 @@ class EventLoop:
                 self._core = self._taps.core
                 self._control.tell("answer", id=question["id"], answer={})
                 return True
-            manage = getattr(self._core, "manage", None)
-            answer, sends = manage(question["request"], now) if manage else ({"error": "nothing to manage here"}, [])
-            self._dispatch(sends)
+            answer: dict[str, object] = {"error": "this layer has no settings that can be asked for or changed"}
+            if isinstance(self._core, ManagedCore):
+                answer, sends = self._core.manage(question["request"], now)
+                self._dispatch(sends)
             self._control.tell("answer", id=question["id"], answer=answer)
             return True
         return word == "go"
@@ -363,12 +369,13 @@ class EventLoop:
 
     def _write(self, frame: bytes) -> None:
         """Give the device one frame, unless the former incarnation did so before it died over the same work."""
+        assert self._device is not None  # only its layer sends to it
         if self._to_skip:
             self._to_skip -= 1
             return
         if self._writes_through:
             self._words[self._written_cell] += 1  # before: a SIGKILL in the system call takes effect when that is done
-        self._device.write(frame)  # type: ignore[union-attr]
+        self._device.write(frame)
 
     def _end_turn(self) -> None:
         """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
@@ -405,28 +412,25 @@ class EventLoop:
 
     def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inbox | None:
         """A sender that is not known: a client that says HELLO, or nobody."""
-        if self._clients is not None and kind == messages.HELLO and _parsed(decode_hello, records) is not None:
+        if self._clients is not None and kind == HELLO and _parsed(decode_hello, records) is not None:
             client = self._clients.admit(sender, self._pull.pid)
             if client is not None:
-                client.outbox.greet(self._welcome(sender, 0))
-                self._dispatch(self._core.client_joined(sender, {"pid": client.pid}, now))  # type: ignore[attr-defined]
+                client.outbox.greet(_welcome(self._clients.core, sender, 0))
+                self._dispatch(self._clients.core.client_joined(sender, {"pid": client.pid}, now))
                 return client.inbox
         self._counters[C.bus_foreign] += 1
         return None
-
-    def _welcome(self, client: int, done: int) -> dict[str, object]:
-        return {"version": 1, "done": done, **self._core.welcome(client)}  # type: ignore[attr-defined]
 
     def _greeted(self, inbox: Inbox, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
         if incarnation < inbox.incarnation:
             self._counters[C.bus_stale] += 1
             return
-        if kind == messages.HELLO and (hello := _parsed(decode_hello, records)) is not None:
+        if kind == HELLO and (hello := _parsed(decode_hello, records)) is not None:
             inbox.started(incarnation)
             self._outboxes[inbox.sender].resume(hello.done, inbox.done)
             if inbox.sender < topology.CLIENT_ID_MIN:
                 self._dispatch(self._core.neighbor_started(inbox.sender, now))
-        elif kind == messages.RESUME and (resume := _parsed(decode_resume, records)) is not None:
+        elif kind == RESUME and (resume := _parsed(decode_resume, records)) is not None:
             inbox.resumed(incarnation, resume.first)
             self._outboxes[inbox.sender].answered(resume.done, inbox.done)
         else:
@@ -434,28 +438,34 @@ class EventLoop:
 
     def _part(self, inbox: Inbox, now: float) -> None:
         """A client says goodbye."""
-        self._dispatch(self._core.client_left(inbox.sender, now))  # type: ignore[attr-defined]
+        assert self._clients is not None  # who else says BYE
+        self._dispatch(self._clients.core.client_left(inbox.sender, now))
         self._taken.discard(inbox)  # its place may be another's before this turn is over
-        self._clients.dismiss(self._clients.by_number[inbox.sender])  # type: ignore[union-attr]
+        self._clients.dismiss(self._clients.by_number[inbox.sender])
 
     def _bar(self, inbox: Inbox, now: float) -> bool:
         """A record of a client's was set aside; True where that was not the first, and the client is cut off."""
         clients, pid = self._clients, inbox.pid
-        clients.offended(pid)  # type: ignore[union-attr]
-        barred = clients.is_barred(pid)  # type: ignore[union-attr]
+        assert clients is not None  # nobody else has a pid
+        clients.offended(pid)
+        barred = clients.is_barred(pid)
         self._control.tell("offence", pid=pid, barred=barred)
         if barred:
             self._part(inbox, now)
             self._words[layout.IN_HAND_SENDER] = 0
         return barred
 
-    def _check_clients(self, now: float) -> None:
+    def _check_clients(self, clients: Clients, now: float) -> None:
         self._next_client_check = now + CLIENT_CHECK_S
-        for number in self._clients.ended():  # type: ignore[union-attr]
-            self._dispatch(self._core.client_left(number, now))  # type: ignore[attr-defined]
+        for number in clients.ended():
+            self._dispatch(clients.core.client_left(number, now))
 
 
-def _parsed(decode, records: list[bytes]):
+def _welcome(core: ClientCore, client: int, done: int) -> dict[str, object]:
+    return {"version": VERSION, "done": done, **core.welcome(client)}
+
+
+def _parsed(decode: Callable[[bytes], T], records: list[bytes]) -> T | None:
     try:
         return decode(records[0]) if len(records) == 1 else None
     except ValueError:

@@ -23,6 +23,7 @@ from bus.runtime.backlog import Backlog
 from bus.runtime.inbox import Inbox
 from usernet.pipe.contract import Push
 from usernet.pipe.frame import MAX_RECORDS, pack_frame, with_incarnation
+from usernet.pipe.messages import HELLO, RESUME
 from usernet.pipe.numbering import Resume, encode
 from usernet.pipe.streams import is_stream
 
@@ -231,7 +232,7 @@ class Outbox:
         No RESUME yet: it would say that all before is lost, and the consumer may need more than this. Meanwhile it
         takes what comes in order.
         """
-        self._say(messages.HELLO, encode(fields))
+        self._say(HELLO, encode(fields))
         kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
         self._repeated_from = kept[0][0] if kept else self.sequence + 1
         self._repeat(kept)
@@ -245,7 +246,7 @@ class Outbox:
             self.resume(done, own_done)
             return
         self._repeated_from = None
-        self._say(messages.RESUME, encode(Resume(first=first, done=own_done)))
+        self._say(RESUME, encode(Resume(first=first, done=own_done)))
 
     def resume(self, after: int, done: int) -> None:
         """Answer a HELLO: repeat everything that is kept beyond number `after`."""
@@ -255,7 +256,7 @@ class Outbox:
         self._repeated_from = None
         kept = self._journal.frames(self.consumer, after)
         first = kept[0][0] if kept else self.sequence + 1
-        self._say(messages.RESUME, encode(Resume(first=first, done=done)))
+        self._say(RESUME, encode(Resume(first=first, done=done)))
         self._repeat(kept)
 
     def _repeat(self, kept: list[tuple[int, bytes]]) -> None:

@@ -8,6 +8,7 @@ into a capture, and dropped whenever it is seen again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 
 from bus import topology
@@ -50,7 +51,7 @@ class PoisonFilter:
         words[layout.IN_HAND_RECORD] = words[layout.IN_HAND_SENDER] = 0
         self.watching = True
 
-    def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]):
+    def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]) -> Iterator[bytes]:
         """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
         words = self._words
         self.found = False

@@ -105,7 +105,7 @@ class Link:
             if sequence % 2:
                 self.node._end_turn()
         self.node._end_turn()
-        while not self.node._holds_back(NOW) and self.node._take_device(NOW):
+        while not self.node._holds_back(NOW) and self.node._take_device(self.node._device, NOW):
             self.node._end_turn()
 
     def written(self) -> list[int]:

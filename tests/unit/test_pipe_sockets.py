@@ -324,7 +324,7 @@ def test_another_user_is_refused_whether_users_are_listed_or_asked_for(stack, tm
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(far.path)
             stranger.setblocking(False)
-            until(lambda: _hung_up(stranger), far)  # noqa: B023
+            until(lambda: _hung_up(stranger), far)
         until(lambda: far.refused == [1], far)  # noqa: B023
 
 

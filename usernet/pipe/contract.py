@@ -96,8 +96,9 @@ def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:
 
 def open_poller(implementation: str, trust: Trust | None = None) -> Poller:
     """A poller of "zmq" or "direct". To be called after a fork, not before. Without `trust`: in our own user only."""
-    return importlib.import_module(IMPLEMENTATIONS[implementation]).Poller(
+    poller: Poller = importlib.import_module(IMPLEMENTATIONS[implementation]).Poller(
         trust or Trust(os.geteuid(), (os.geteuid(),)))
+    return poller
 
 
 def preload(implementation: str) -> None:

@@ -241,9 +241,10 @@ class Push:
 
     def hear(self) -> None:
         """The poller told of this socket: the peer says READY, or is gone, or has room again."""
+        assert self._socket is not None  # else nothing of it is in the poller
         self._full = False
         try:
-            octets = self._socket.recv(READ_OCTETS)  # type: ignore[union-attr]
+            octets = self._socket.recv(READ_OCTETS)
         except BlockingIOError:
             self.flush()
             return
@@ -277,7 +278,8 @@ class Push:
         self._poller.epoll.register(connecting.fileno(), _IN)
 
     def _watch(self, events: int) -> None:
-        self._poller.epoll.modify(self._socket.fileno(), events)  # type: ignore[union-attr]
+        if self._socket is not None:
+            self._poller.epoll.modify(self._socket.fileno(), events)
 
     def close(self) -> None:
         """End the connection. What the kernel has taken can be read; the rest of a message dies with its reader."""

@@ -18,7 +18,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Container, Iterable
-from typing import cast
+from typing import Any, cast
 
 import zmq
 from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower for what it can do beside
@@ -54,7 +54,8 @@ class Poller:
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
              refused: Callable[[], object]) -> Pull:
         """As the contract says."""
-        pull = Pull(self._context, self.epoll, self.trust.users, listener_fd, message_octets_max, connections_max, refused)
+        pull = Pull(self._context, self.epoll, self.trust.users, listener_fd, message_octets_max, connections_max,
+                    refused)
         self._sockets.add(pull)
         return pull
 
@@ -88,7 +89,7 @@ class Pull:
     __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_monitor", "_monitor_fd",
                  "_monitor_get", "_recv", "_refused", "_socket", "_users")
 
-    def __init__(self, context: zmq.Context, epoll: select.epoll, users: Container[int], listener_fd: int,
+    def __init__(self, context: zmq.Context[Any], epoll: select.epoll, users: Container[int], listener_fd: int,
                  message_octets_max: int, connections_max: int, refused: Callable[[], object]) -> None:
         os.set_blocking(listener_fd, False)
         with socket.socket(fileno=os.dup(listener_fd)) as listener:
@@ -187,7 +188,7 @@ class Push:
 
     waiting = False  # libzmq looks after what it has taken
 
-    def __init__(self, context: zmq.Context, poller: Poller, path: str) -> None:
+    def __init__(self, context: zmq.Context[Any], poller: Poller, path: str) -> None:
         self._socket = push = Socket(context, int(zmq.PUSH))
         for option, value in ((zmq.SNDHWM, WAITING_MAX), (zmq.IMMEDIATE, 0), (zmq.RECONNECT_IVL, RECONNECT_MS),
                               (zmq.RECONNECT_IVL_MAX, 0), (zmq.LINGER, 0)):
