@@ -195,7 +195,7 @@ int main(int count, char **arguments)
     zmq_setsockopt(outbox, ZMQ_SNDHWM, &limit, sizeof limit);
     zmq_setsockopt(outbox, ZMQ_RECONNECT_IVL, &soon, sizeof soon);
     zmq_setsockopt(outbox, ZMQ_LINGER, &linger, sizeof linger);
-    snprintf(address, sizeof address, "ipc://%s/app-%llx.sock", directory, (unsigned long long)id);
+    snprintf(address, sizeof address, "ipc://%s/sockets/app-%llx.sock", directory, (unsigned long long)id);
     if (zmq_bind(inbox, address) < 0)
         fail(address);
     snprintf(address, sizeof address, "ipc://%s/sockets.sock", directory);
