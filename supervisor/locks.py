@@ -22,6 +22,7 @@ class Locks:
         self._held = held
         self._config = config
         self._keeper_pid = os.getpid()
+        self._threads = options.pipes == "zmq"
         self._unlocked = options.unlocked
         self._users = not options.unlocked and lockdown.has_users()
 
@@ -30,8 +31,8 @@ class Locks:
         if self._unlocked:
             return None
         return lockdown.Lock(kind=layer if layer in seccomp.KINDS else "layer", uid=self.user(layer),
-                             root=str(self._held.here / layer) if self._rooted(layer) else "", guests=layer == INBOXES,
-                             threads=self._config.pipes == "zmq")
+                             root=str(self._held.here / layer) if self._rooted(layer) else "",
+                             guests=layer == INBOXES, threads=self._threads)
 
     def _rooted(self, layer: str) -> bool:
         """Whether all that the layer connects to has a name in its root directory."""

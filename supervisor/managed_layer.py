@@ -35,7 +35,7 @@ from supervisor.service import (
     TellStop,
     UseCode,
 )
-from supervisor.snapshots import Booted, Code, Snapshot
+from supervisor.snapshots import Booted, Code, Snapshot, with_source
 
 
 class Host(Protocol):
@@ -189,7 +189,7 @@ class ManagedLayer:
             case "ready" if role is Role.PROCESS:
                 self.happens(Event.READY)
             case "crashed":
-                process.why = process.why or message.traceback
+                process.why = process.why or with_source(message.traceback, self.name)
             case "answer":
                 self.resources.answered(message.id, message.answer)
             case "notices":

@@ -8,12 +8,14 @@ and if new code fails, the former is still there, whatever the files say by then
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.util
 import io
 import marshal
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ from types import CodeType, ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
+_FRAME = re.compile(r'  File "([^"]+)", line (\d{1,6}), in ')
 FILE_OCTETS_MAX = 1 << 20  # of one source file
 # What the process of a layer has beside the layer's own package; usernet.pipe is all that it has of the library.
 SHARED = ("bus", "bus.runtime", "bus.durable", "packets", "layers.common", "usernet.pipe")
@@ -129,3 +132,18 @@ def fingerprint(packages: Iterable[str]) -> dict[str, tuple[int, int]]:
             continue  # renamed between the listing and now
         found[str(path)] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+def with_source(told: str, layer: str) -> str:
+    """A traceback of a process that can read no file any more, with the lines of code as they are on disk now.
+
+    Of that layer's files only, whatever it tells.
+    """
+    known = {str(path) for path in source_files(packages_of(layer))}
+    lines: list[str] = []
+    for line in told.splitlines():
+        if lines and (frame := _FRAME.match(lines[-1])) and frame[1] in known and not line.startswith("    "):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                lines.append(f"    {_source(Path(frame[1])).decode().splitlines()[int(frame[2]) - 1].strip()}")
+        lines.append(line)
+    return "\n".join(lines)
