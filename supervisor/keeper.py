@@ -63,7 +63,7 @@ class Keeper:
         self.events = EventLog()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.implementation(),
-                          partial(held.show, layer="link")) if options.wire else None
+                          partial(held.show, layer="link"), not options.unlocked) if options.wire else None
         self._device_fd = self._wire.listener.fileno() if self._wire else device_fd
         self._pid = os.getpid()
         self._started = time.monotonic()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Mapping
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 CREATE_RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1
-REMOVE_FILE = 1 << 5
+READ_DIR, REMOVE_DIR, REMOVE_FILE = 1 << 3, 1 << 4, 1 << 5
 FILE_RIGHTS = ((5, 16), (3, 15), (2, 14), (1, 13))  # since version of the interface, so many bits of rights
 NET_RIGHTS, NET_SINCE = 0b11, 4  # bind and connect TCP
 SCOPES, SCOPES_SINCE = 0b11, 6  # abstract Unix sockets and signals
@@ -35,8 +36,8 @@ def version() -> int:
     return _call(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(CREATE_RULESET_VERSION))
 
 
-def restrict(removable: str = "") -> int:
-    """Enter a domain without any right but to remove files below the directory `removable`, if one is given.
+def restrict(folders: Mapping[str, int]) -> int:
+    """Enter a domain without any right but those, by directory, to what is below it.
 
     Returns the version of the interface. The process must have no_new_privs. OSError.
     """
@@ -46,10 +47,10 @@ def restrict(removable: str = "") -> int:
     octets = 24 if known >= SCOPES_SINCE else 16 if known >= NET_SINCE else 8
     ruleset = _call(CREATE_RULESET, attributes, ctypes.c_size_t(octets), ctypes.c_uint(0))
     try:
-        if removable:
-            directory = os.open(removable, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for folder, granted in folders.items():
+            directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                rule = _PATH_BENEATH.pack(REMOVE_FILE, directory)
+                rule = _PATH_BENEATH.pack(granted, directory)
                 _call(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(RULE_PATH_BENEATH), rule, ctypes.c_uint(0))
             finally:
                 os.close(directory)

@@ -37,7 +37,8 @@ class Lock(msgspec.Struct, kw_only=True):
     """What a process is to be held to, and then, in `missing`, why some of it was not to be had."""
 
     kind: str  # whose list of system calls (supervisor.seccomp)
-    root: str  # the directory that becomes its root; empty: none can
+    root: str | None  # the directory that becomes its root; empty: none can; None: none shall
+    folders: dict[str, int] = {}  # what of the file system is left to it: Landlock's rights by directory
     uid: int  # who it is to be
     guests: bool = False  # it removes files in its root, and has as many descriptors as it can
     threads: bool = False  # libzmq's
@@ -60,14 +61,17 @@ def has_users() -> bool:
 
 
 def enter(lock: Lock, parent_pid: int) -> Lock:
-    """Hold this process, which must have one thread, to `lock` for good; what was done of it."""
+    """Hold this process, which must have one thread, to `lock` for good; what was done of it.
+
+    It ends with its parent, which must be `parent_pid`; 0: it does not.
+    """
     lock = msgspec.structs.replace(lock, missing=[])
     for step in (_limit, _confine, _become, _renounce, _leave_files, _hide, _list_calls):
         try:
             step(lock)
         except OSError as error:
             lock.missing.append(f"{step.__doc__}: {error.strerror}")  # type: ignore[union-attr]
-        if step is _hide:
+        if step is _hide and parent_pid:
             _end_with(parent_pid)  # the kernel has forgotten it over the change of user
     return lock
 
@@ -82,6 +86,8 @@ def _limit(lock: Lock) -> None:
 
 def _confine(lock: Lock) -> None:
     """own root directory"""
+    if lock.root is None:
+        return
     if not lock.root:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # what it connects to is elsewhere
     try:
@@ -126,7 +132,7 @@ def _renounce(lock: Lock) -> None:
 
 def _leave_files(lock: Lock) -> None:
     """landlock"""
-    lock.landlock = landlock.restrict(lock.root if lock.guests else "")
+    lock.landlock = landlock.restrict({lock.root: landlock.REMOVE_FILE} if lock.guests and lock.root else lock.folders)
 
 
 def _hide(lock: Lock) -> None:

@@ -22,7 +22,6 @@ class Locks:
         self._held = held
         self._config = config
         self._keeper_pid = os.getpid()
-        self._threads = options.pipes == "zmq"
         self._unlocked = options.unlocked
         self._users = not options.unlocked and lockdown.has_users()
 
@@ -31,8 +30,7 @@ class Locks:
         if self._unlocked:
             return None
         return lockdown.Lock(kind=layer if layer in seccomp.KINDS else "layer", uid=self.user(layer),
-                             root=str(self._held.here / layer) if self._rooted(layer) else "",
-                             guests=layer == INBOXES, threads=self._threads)
+                             root=str(self._held.here / layer) if self._rooted(layer) else "", guests=layer == INBOXES)
 
     def _rooted(self, layer: str) -> bool:
         """Whether all that the layer connects to has a name in its root directory."""

@@ -57,7 +57,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "munmap": (11, 215), "newfstatat": (262, 79), "open": (2, None), "openat": (257, 56), "pidfd_open": (434, 434),
     "poll": (7, None), "ppoll": (271, 73), "prctl": (157, 167), "read": (0, 63), "readlink": (89, None),
     "readlinkat": (267, 78), "readv": (19, 65), "recvfrom": (45, 207), "restart_syscall": (219, 128),
-    "rseq": (334, 293), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "rmdir": (84, None), "rseq": (334, 293), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
     "sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120),
     "sched_setscheduler": (144, 119), "sched_yield": (24, 124), "sendto": (44, 206), "set_robust_list": (273, 99),
     "shutdown": (48, 210), "sigaltstack": (131, 132), "socket": (41, 198), "stat": (4, None), "statx": (332, 291),
@@ -95,6 +96,8 @@ COMMON |= {
 LINK: Rules = {"readv": (), "writev": ()}
 # An inbox that its application left behind is removed; the end of an application is seen on a pidfd.
 SOCKETS: Rules = {"pidfd_open": (), "unlink": (), "unlinkat": (), "newfstatat": (), "stat": ()}
+# It looks for ports in the wire's directory, and removes that with the last.
+SWITCH: Rules = SOCKETS | {"openat": (), "getdents64": (), "rmdir": ()}
 LIBZMQ: Rules = {  # its two threads
     "clone": (Only(0, (CLONE_THREAD,), CLONE_THREAD),), "set_robust_list": (), "rseq": (), "sched_getaffinity": (),
     "sched_getparam": (), "sched_getscheduler": (), "sched_setscheduler": (Only(1, (0,)),),  # SCHED_OTHER
@@ -105,7 +108,7 @@ REFUSED = dict.fromkeys(("open", "openat", "stat", "lstat", "newfstatat", "statx
                          "readlink", "readlinkat", "getcwd", "getdents64", "ioctl"), errno.EACCES) | {
     "clone3": errno.ENOSYS}  # its flags are out of a filter's sight: the C library goes on with clone(2)
 
-KINDS: dict[str, Rules] = {"layer": {}, "link": LINK, "sockets": SOCKETS}
+KINDS: dict[str, Rules] = {"layer": {}, "link": LINK, "sockets": SOCKETS, "switch": SWITCH}
 
 
 def rules(kind: str, threads: bool) -> Rules:

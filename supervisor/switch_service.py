@@ -24,6 +24,7 @@ from setproctitle import setproctitle
 
 from bus.runtime.peers import listener_pid
 from bus.wire import SWITCH_LOCK, SWITCH_SOCKET, port_name
+from supervisor import landlock, lockdown
 from supervisor.layer_process import sample, used_s
 from supervisor.policy import Watch
 from supervisor.resources import LISTEN_BACKLOG
@@ -40,12 +41,13 @@ class Wire:
     """
 
     def __init__(self, directory: Path, selector: selectors.BaseSelector, report: Callable[[str], None],
-                 pipes: str, show: Callable[[Path], None]) -> None:
+                 pipes: str, show: Callable[[Path], None], locked: bool = True) -> None:
         self._name = directory.name
         self._directory = directory
         self._selector = selector
         self._report = report
         self._show = show
+        self._locked = locked
         self._pipes = pipes
         self._cores = os.sched_getaffinity(0)  # as the stack was started with; the switch is not this stack's
         self._switch = 0  # its pid; 0: none is known
@@ -141,6 +143,13 @@ class Wire:
                 os._exit(0)
         os.waitpid(pid, 0)
 
+    def _lock(self) -> lockdown.Lock:
+        """Of the file system it needs the wire's directory, which it removes with the last port."""
+        folders = {str(self._directory): landlock.READ_DIR | landlock.REMOVE_FILE,
+                   str(self._directory.parent.parent): landlock.REMOVE_DIR}
+        return lockdown.Lock(kind="switch", root=None, folders=folders, uid=os.geteuid(), guests=True,
+                             threads=self._pipes == "zmq")
+
     def _be_switch(self, lock_fd: int) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
@@ -150,7 +159,10 @@ class Wire:
             os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
             os.sched_setaffinity(0, self._cores)
             setproctitle(f"usernet wire {self._name}")
-            switch.Process(self._directory, self._pipes).run()
+            process = switch.Process(self._directory, self._pipes)
+            if self._locked:
+                lockdown.enter(self._lock(), 0)
+            process.run()
         except Exception:
             traceback.print_exc()
         finally:
