@@ -14,7 +14,7 @@ from .__main__ import measure
 from .conditions import CONDITIONS, SHARED, jain
 from .lab import SUBJECTS, Lab
 
-HAS_TCP = (Path(ROOT) / "layers" / "tcp" / "__main__.py").exists()
+HAS_TCP = (Path(ROOT) / "usernet" / "sockets" / "streams.py").exists()
 SECONDS = 8.0
 FLOOR = 0.7  # of Linux's goodput, and it is measured once here: the table of three rounds is in docs/performance.md
 

@@ -14,7 +14,7 @@ from tests.system.peers import Stack
 from .expectations import problems
 from .suites import ROOT, SUITES, run
 
-if not (ROOT / "layers" / "tcp" / "__main__.py").exists():
+if not (ROOT / "usernet" / "sockets" / "streams.py").exists():
     SUITES = ()  # all of them need streams
 
 

@@ -15,7 +15,7 @@ from tests.system.conftest import require_program, unavailable
 from .worlds import ROOT, WORLDS, World
 
 MEGABYTES = int(os.environ.get("USERNET_INTEROP_MB", "100"))
-SUBJECTS = ["kernel", *(["usernet"] if (ROOT / "layers" / "tcp" / "__main__.py").exists() else [])]
+SUBJECTS = ["kernel", *(["usernet"] if (ROOT / "usernet" / "sockets" / "streams.py").exists() else [])]
 
 
 @pytest.fixture(scope="session", params=SUBJECTS)
