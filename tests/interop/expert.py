@@ -21,7 +21,7 @@ from .worlds import World
 # Wireshark's words for what it finds, and ours for a kind of them. Everything else (SYN, FIN, window updates) is its
 # report of what a connection does.
 KINDS = {
-    "malformed": r"Malformed|Bogus|[Uu]nreassembled|exceeds|is too short|is too long",
+    "malformed": r"Malformed|Bogus|exceeds|is too short|is too long",
     "checksum": r"[Bb]ad checksum|[Cc]hecksum.*(incorrect|bad)",
     "retransmission": r"[Rr]etransmission",
     "out of order": r"[Oo]ut-[Oo]f-[Oo]rder",
@@ -33,11 +33,11 @@ KINDS = {
 }
 
 
-def findings(capture: Path) -> Counter[str]:
-    """How often each kind was found, of KINDS."""
+def findings(capture: Path, only: str = "tcp") -> Counter[str]:
+    """How often each kind was found, of KINDS, in the frames of that display filter."""
     done = subprocess.run(
         [require_program("tshark"), "-r", str(capture), "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE",
-         "-o", "tcp.analyze_sequence_numbers:TRUE", "-Y", "_ws.expert", "-T", "fields", "-e", "_ws.expert.message"],
+         "--disable-protocol", "http", "-Y", f"_ws.expert and {only}", "-T", "fields", "-e", "_ws.expert.message"],
         capture_output=True, text=True, check=True)
     found: Counter[str] = Counter()
     for line in done.stdout.splitlines():

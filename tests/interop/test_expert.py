@@ -13,6 +13,8 @@ from .worlds import World
 
 # A bulk sender fills the window wherever the reader is slower than the cable.
 FULL = {"window full", "zero window"}
+# Linux sends its last segment again after 10 ms without an ACK (RFC 8985 section 7), which a busy machine is late with.
+PROBED = {"retransmission", "duplicate ACK"}
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_many_short_connections(world: World, small: Path, program, tmp_path: Pa
     (small.parent / "tiny").write_text("tiny\n")
     with captured(world, tmp_path / "pcap"):
         world.on_kernel(program("ab"), "-q", "-n", 200, "-c", 8, f"http://{world.subject_address}:{PORT}/tiny")
-    assert _wrong(world, tmp_path / "pcap") == {}
+    _check(world, tmp_path / "pcap", set())
 
 
 def test_transfers_both_ways(world: World, small: Path, program, tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_transfers_both_ways(world: World, small: Path, program, tmp_path: Path)
     with captured(world, tmp_path / "pcap"):
         world.on_kernel(program("curl"), "-sSf", "-o", small.parent / "back", f"{url}/data")
         world.on_kernel(program("curl"), "-sSf", "-T", small, f"{url}/put")
-    assert {kind: count for kind, count in _wrong(world, tmp_path / "pcap").items() if kind not in FULL} == {}
+    _check(world, tmp_path / "pcap", FULL)
 
 
 def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_path: Path) -> None:
@@ -56,8 +58,13 @@ def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_
     assert findings(tmp_path / "pcap")["retransmission"] > 0
 
 
-def _wrong(world: World, capture: Path) -> dict[str, int]:
-    """What was found; sums that the cable leaves to its other end (CHECKSUM_PARTIAL) are no fault."""
-    found = findings(capture)
-    found.pop("checksum")
-    return dict(found)
+def _check(world: World, capture: Path, provoked: set[str]) -> None:
+    """Nothing in the subject's frames but what was provoked, and little in the kernel's.
+
+    Sums that the cable leaves to its other end (CHECKSUM_PARTIAL) are no fault.
+    """
+    subject = findings(capture, f"ip.src == {world.subject_address}")
+    kernel = findings(capture, f"ip.src == {world.kernel_address}")
+    assert set(subject) - provoked - {"checksum", "duplicate ACK"} == set(), subject
+    assert set(kernel) - provoked - {"checksum"} - PROBED == set(), kernel
+    assert kernel["retransmission"] + subject["duplicate ACK"] <= 10, (kernel, subject)

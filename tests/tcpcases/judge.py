@@ -24,6 +24,7 @@ from .station import Station
 from .subjects import MTU, Subject
 
 TOLERANCE_S = 0.05
+SETTLE_S = 0.01  # that a segment has to arrive, before a call that is made at the same time
 CALL_S = 1.0  # the longest that a call may block
 PEER_PORT = 4242
 MODULUS = 1 << 32
@@ -52,6 +53,7 @@ class Trial:
         self._read = 0  # octets received by the application
         self._slop = 0
         self._last_at = self._last_done = 0.0
+        self._injected = False  # by the step before
 
     def run(self) -> None:
         """Differs where the subject does."""
@@ -69,8 +71,13 @@ class Trial:
     def _take(self, step: Step, begun: float) -> None:
         if step.kind == "out":
             self._expect(step)
+            self._injected = False
             return
-        time.sleep(max(0.0, begun + step.at - time.monotonic()))
+        at = begun + step.at
+        if step.kind == "call" and self._injected:
+            at = max(at, self._last_done + SETTLE_S)
+        time.sleep(max(0.0, at - time.monotonic()))
+        self._injected = step.kind == "in"
         self._last_at, self._last_done = step.at, time.monotonic()
         match step.what:
             case Call():
@@ -251,13 +258,21 @@ class Trial:
 
     def _recv(self, call: Call) -> int:
         flags = getattr(socket, call.arguments[3], 0)
-        octets = self._of(call).recv(int(call.arguments[2]), flags)
+        sock, most = self._of(call), int(call.arguments[2])
+        while len(sock.recv(most, socket.MSG_PEEK)) < call.result and not self._overdue():
+            pass
+        octets = sock.recv(most, flags)
         first = self._peer_syn + 1 + self._read
         if octets != bytes(self.octet(first + at) for at in range(len(octets))):
             raise Differs(f"recv gives {len(octets)} octets, and not those that were sent")
         if flags != socket.MSG_PEEK:
             self._read += len(octets)
         return len(octets)
+
+    def _overdue(self) -> bool:
+        """Waits a little for what is still on its way to the socket; True: long enough."""
+        time.sleep(0.002)
+        return time.monotonic() > self._last_done + TOLERANCE_S
 
     def _setsockopt(self, call: Call) -> int:
         level, name, value = call.arguments[1:4]
@@ -266,8 +281,11 @@ class Trial:
 
     def _getsockopt(self, call: Call) -> int:
         level, name, wanted = call.arguments[1:4]
-        value = self._of(call).getsockopt(getattr(socket, level), getattr(socket, name))
         wanted = wanted.strip("[]")
+        sock, option = self._of(call), (getattr(socket, level), getattr(socket, name))
+        value = sock.getsockopt(*option)
+        while name == "SO_ERROR" and value == 0 and wanted != "0" and not self._overdue():
+            value = sock.getsockopt(*option)
         if name == "SO_RCVBUF":
             self._case_buffer = int(wanted)  # FreeBSD's; Linux's is its own
             return 0
