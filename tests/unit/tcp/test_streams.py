@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from layers.tcp.acknowledgment import window_field
 from packets.tcp import ACK, FIN, PSH, RST, SYN
 from tests.unit.tcp.host import A, B, Host, World, pair
 
@@ -150,3 +151,16 @@ def test_the_last_octets_are_pushed_and_fin_rides_along():
     world.run(1)
     last = [segment for _, source, segment in world.log if source == A and segment.payload]
     assert [segment.flags for segment in last] == [ACK | PSH | FIN]
+
+
+def test_rfc7323_2_4_rounding_promises_no_more_than_there_is_room_for():
+    """Each segment ends within a unit of the window's scale: rounded up each time, the edge would creep past the ring."""
+    _, _, b, _, right = pair()
+    conn = b.engine.lookup.by_handle[right]
+    assert conn.own_scale > 0
+    promised = conn.advertised
+    while conn.rcv_nxt + 1001 < promised:
+        conn.rcv_nxt += 1001
+        window_field(conn)
+        assert promised <= conn.advertised <= conn.read + conn.rcv_limit
+        promised = conn.advertised
