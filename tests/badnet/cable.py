@@ -21,6 +21,7 @@ from tests.tcpcases.station import Cable, Tap, WirePort
 from .impairment import Impairment, Path
 
 FRAMES_AT_ONCE = 64
+FRAME_OCTETS_MIN = 60
 
 
 class End:
@@ -52,7 +53,7 @@ class End:
     def send(self, frame: bytes) -> None:
         """A full TAP drops, as a switch would."""
         try:
-            self.cable.send(frame)
+            self.cable.send(frame.ljust(FRAME_OCTETS_MIN, b"\0"))  # a TAP's are not padded
         except BlockingIOError:
             pass
 

@@ -12,8 +12,8 @@ HEADERS_OCTETS = 14 + 20  # Ethernet's and IP's: what is damaged lies behind the
 class Path:
     """Of one direction. Shares are 0..1; a queue holds what waits for the rate, in octets."""
 
-    rate_mbit: float = 50.0
-    queue_octets: int = 250_000
+    rate_mbit: float = 30.0
+    queue_octets: int = 150_000
     delay_ms: float = 10.0
     jitter_ms: float = 0.0  # of the delay, both ways; the order stays
     loss: float = 0.0

@@ -17,7 +17,7 @@ SUITES = ("test_socket", "test_selectors", "test_socketserver", "test_asyncore",
           "test_asyncio.test_server", "test_asyncio.test_sslproto", "test_httplib", "test_httpservers", "test_ftplib",
           "test_smtplib", "test_poplib", "test_imaplib", "test_telnetlib", "test_xmlrpc", "test_urllib2_localnet",
           "test_ssl")
-HUNG_S = 30.0  # without a test that ends
+HUNG_S = 20.0  # without a test that ends
 HANGS_MAX = 40  # then a suite is given up
 
 
