@@ -154,7 +154,7 @@ def test_the_last_octets_are_pushed_and_fin_rides_along():
 
 
 def test_rfc7323_2_4_rounding_promises_no_more_than_there_is_room_for():
-    """Each segment ends within a unit of the scale: were it rounded up each time, the edge would creep past the ring."""
+    """Each segment ends within a unit of the scale; rounded up each time, the edge would creep past the ring."""
     _, _, b, _, right = pair()
     conn = b.engine.lookup.by_handle[right]
     assert conn.own_scale > 0
