@@ -22,7 +22,7 @@ from .station import Station
 from .subjects import NETWORK, SUBJECTS, Setting, Subject
 
 AT_ONCE = 16
-ATTEMPTS = 3  # in all: a machine under load may miss 50 ms
+AGAIN = (4, 1, 1)  # at once, when those are tried again that failed: a machine under load may miss 50 ms
 
 
 def run_all(subject: Subject, cases: list[Case], at_once: int = AT_ONCE) -> dict[str, dict]:
@@ -65,7 +65,7 @@ def run_all(subject: Subject, cases: list[Case], at_once: int = AT_ONCE) -> dict
         for (setting, _), group in groups.items():
             settle(setting)
             left = sorted(group, key=lambda case: -case.steps[-1].at)
-            for workers in (at_once, *[max(1, at_once // 4)] * (ATTEMPTS - 1)):
+            for workers in (at_once, *AGAIN):
                 with ThreadPoolExecutor(workers) as pool:
                     left = [case for case, passed in zip(left, pool.map(attempt, left), strict=True) if not passed]
     finally:
