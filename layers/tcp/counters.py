@@ -46,7 +46,7 @@ class Counters(TransportCounters):
     blind_reset = Drop("A reset that does not stand exactly at the window's start, RFC 5961.")
     no_ack = Drop("A segment without ACK to a connection.")
     listen_dropped = Drop("SYNs dropped because a queue is full [TcpExtListenDrops].")
-    listen_bad = Drop("Segments to a listener that are neither SYN nor an answer to a SYN cookie.")
+    listen_bad = Drop("Segments to a listener that are neither a SYN, without FIN, nor an answer to a SYN cookie.")
     no_memory = Drop("Octets that came while there was no memory for them.")
     beyond_window = Drop("Octets beyond the receive window [TcpExtTCPZeroWindowDrop].")
     reset_limited = Drop("Resets and challenge ACKs that the limit kept back [TcpExtTCPACKSkippedChallenge].")

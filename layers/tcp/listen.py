@@ -13,7 +13,7 @@ from bus.streams import StreamState
 from layers.tcp import acknowledgment, closing, cookies, reset
 from layers.tcp.connection import SYN_RECEIVED, Connection, Ends
 from layers.tcp.counters import Counters as C
-from packets.tcp import ACK, CWR, ECE, MSS_DEFAULT, RST, SYN, Options, Segment
+from packets.tcp import ACK, CWR, ECE, FIN, MSS_DEFAULT, RST, SYN, Options, Segment
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
@@ -54,8 +54,8 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
         if segment.flags & SYN or not _cookie_returned(engine, listener, arrival):
             reset.answer(engine, arrival)
         return
-    # Third, check for a SYN (security: none here).  Fourth, other: drop
-    if not segment.flags & SYN:
+    # Third, check for a SYN (security: none here).  Fourth, other: drop; and a SYN with FIN, as Linux does
+    if segment.flags & (SYN | FIN) != SYN:
         engine.counters[C.listen_bad] += 1
         return
     if listener.full:

@@ -416,3 +416,10 @@ def test_a_process_that_ends_after_sendall_has_its_octets_delivered_then_fin():
         peer.passes(0.3)
         received = una - 1
     assert received == 5000
+
+
+def test_a_syn_with_fin_opens_nothing():
+    peer = Peer().listens()
+    assert peer.says("SF", 0, text=b"text") == []
+    assert peer.host.counters[Counters.listen_bad] == 1
+    assert peer.says("S", 27) == ["S. 0(0) ack 28"]
