@@ -12,6 +12,7 @@ import sys
 import time
 
 CHUNK = 1 << 16
+ANSWERED_S = 60  # an answer may be lost again and again
 WAYS = ("up", "down")
 
 
@@ -55,8 +56,9 @@ async def serve(address, port):
                 await pour(writer, seconds)
             else:
                 writer.write(struct.pack("!d", await count(reader, seconds)))
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+                while await asyncio.wait_for(reader.read(CHUNK), ANSWERED_S):
+                    pass  # until the client has the answer, and hangs up
+        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
             pass
         writer.transport.abort()
 

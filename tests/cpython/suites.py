@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,10 +35,13 @@ def run(suite: str, subject: str, scratch: Path, environment: dict[str, str]) ->
         with (scratch / f"{suite}.out").open("a") as output:
             process = subprocess.Popen([*quiet, *child], cwd=scratch, env=variables, stdin=subprocess.DEVNULL,
                                        stdout=output, stderr=output, start_new_session=True)
-        if _ends(process, journal):
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            if _ends(process, journal):
+                break
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the child may have children
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     results = {name: ("hung", "") if outcome == "begun" else (outcome, why)
                for name, (outcome, why) in journal_of(journal).items()}
     if not results:
