@@ -30,7 +30,8 @@ class Locks:
         if self._unlocked:
             return None
         return lockdown.Lock(kind=layer if layer in seccomp.KINDS else "layer", uid=self.user(layer),
-                             root=str(self._held.here / layer) if self._rooted(layer) else "", guests=layer == INBOXES)
+                             root=str(self._held.here / layer) if self._rooted(layer) else "",
+                             guests=layer == INBOXES, threads=self._config.pipes == "zmq")
 
     def _rooted(self, layer: str) -> bool:
         """Whether all that the layer connects to has a name in its root directory."""
