@@ -25,7 +25,7 @@ from setproctitle import setproctitle
 import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
 from bus.config import StackConfig, draw_cookie
 from bus.counters import PipeCounters
-from supervisor import child
+from supervisor import child, lockdown
 from supervisor.boot import BootError
 from supervisor.control_server import ControlServer
 from supervisor.events import EventLog
@@ -96,6 +96,8 @@ class Keeper:
         BootError where a layer does not come to serve.
         """
         setproctitle(f"usernet {self._options.name}: keeper")
+        if not self._options.unlocked:
+            lockdown.reduce()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -26,6 +26,8 @@ PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL =
 CLONE_NEWUSER = 0x10000000
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 CAP_DAC_OVERRIDE = 1
+CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE = 5, 6, 7, 8, 18, 23
+KEEPER_CAPABILITIES = (CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE)
 CAPABILITIES = 64  # more than there are
 UIDS_A_STACK = 16
 DESCRIPTORS_MAX = 256  # of a process that has no guests
@@ -58,6 +60,16 @@ def has_users() -> bool:
     with open("/proc/self/uid_map") as ranges:
         return any(int(first) <= STACK_USERS.start and int(first) + int(count) >= STACK_USERS.stop
                    for first, _, count in map(str.split, ranges))
+
+
+def reduce() -> None:
+    """Leave the keeper, who never executes anything, the capabilities with which it makes and ends layers."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    header, held = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, held))
+    _, permitted, *_ = struct.unpack("=6I", held.raw)
+    kept = permitted & sum(1 << capability for capability in KEEPER_CAPABILITIES)
+    _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
 def enter(lock: Lock, parent_pid: int) -> Lock:

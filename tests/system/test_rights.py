@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bus.config import STACK_USERS
-from supervisor.lockdown import CAP_DAC_OVERRIDE
+from supervisor.lockdown import CAP_DAC_OVERRIDE, KEEPER_CAPABILITIES, of_process
 
 from .conftest import end_all, require_root, unique_name
 from .peers import ROOT, STACK, Stack, copy_product, wait_for
@@ -159,6 +160,22 @@ def test_so_for_an_ordinary_user():
     finally:
         launch("down")
         shutil.rmtree(home)
+
+
+def test_the_keeper_has_what_it_needs_to_start_and_end_layers(intruded):
+    found = of_process(intruded.status()["keeper"])
+    assert found["capabilities"] & ~sum(1 << kept for kept in KEEPER_CAPABILITIES) == 0
+    assert not found["new_privileges"]
+
+
+def test_the_keeper_holds_nothing_of_whoever_started_it(new_stack):
+    """A shell's flock, for one, is not held on."""
+    stack = new_stack()
+    with open(stack.home / "flock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        stack.run("up", "--detach", pass_fds=[held.fileno()])
+    with open(stack.home / "flock") as again:
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_unlocked_is_told(new_stack):

@@ -14,6 +14,7 @@ from bus.config import StackConfig
 from bus.durable import layout
 from bus.durable.journal import Journal
 from bus.runtime.clients import Clients
+from supervisor.resources import Resources
 from usernet.client.connection import Connection
 from usernet.pipe.contract import open_poller
 from usernet.pipe.frame import pack_frame
@@ -84,3 +85,13 @@ def test_who_sends_a_second_record_that_kills_is_not_heard_any_more():
     assert clients.is_barred(1000)
     assert not clients.is_barred(1)
     os.close(memory_fd)
+
+
+def test_a_request_that_is_longer_than_the_line_is_refused_and_kills_nobody(tmp_path):
+    resources = Resources("arp", tmp_path)
+    answers: list[dict] = []
+    assert resources.ask({"op": "x" * 70_000}, answers.append) == ""
+    assert "octets" in answers[0]["error"]
+    assert resources.ask({"op": "list"}, answers.append)
+    resources.listener.close()
+    os.close(resources.memory_fd)
