@@ -84,7 +84,7 @@ def table(status: dict[str, Any]) -> str:
             f"{name:<8} {layer['pid'] or '-':>8} {layer['state']:<11} {layer['restarts']:>8} "
             f"{layer['uptime_s']:>7.1f} s {layer['rss_bytes'] / 1e6:>5.1f} MB {layer['cpu_s']:>6.2f} s "
             f"{layer['packets_in']:>10} {layer['packets_out']:>10} {layer['packets_dropped']:>8}")
-    lines += ["", *(f"{name} may: {_described(layer['may'])}" for name, layer in status["layers"].items()
+    lines += ["", *(f"rights of {name}: {_described(layer['may'])}" for name, layer in status["layers"].items()
                     if "uid" in layer["may"])]
     if status["impairments"]:
         lines += ["", *(f"impaired: {describe(one)}" for one in status["impairments"])]

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STACK, KERNEL, NOBODY = "10.0.0.2", "10.0.0.1", "10.0.0.77"
 TAP = "tap0"
 ETH_P_ALL = 3
-LAYERS = ["link", "arp", "ip", "icmp", "udp", "sockets"]
+LAYERS = ["link", "arp", "ip", "icmp", "udp", "tcp", "sockets"]
 PATIENCE_S = 20.0  # for what takes milliseconds on an idle machine; the suite shares its cores
 
 
