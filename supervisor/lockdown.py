@@ -48,6 +48,19 @@ class Lock(msgspec.Struct, kw_only=True):
     landlock: int = 0  # version of the interface; 0: without
 
 
+def can_root() -> bool:
+    """Whether children of this process can get a root directory of their own; a child tries it."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _change_root("/")
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def uid_of(keeper_pid: int, number: int) -> int:
     """A user id, and group id, of one layer of one stack of root's: nobody else has it meanwhile."""
     return STACK_USERS.start + keeper_pid * UIDS_A_STACK + number
@@ -101,14 +114,18 @@ def _confine(lock: Lock) -> None:
     if lock.root is None:
         return
     if not lock.root:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # what it connects to is elsewhere
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    _change_root(lock.root)
+    lock.root = "/"
+
+
+def _change_root(path: str) -> None:
     try:
-        os.chroot(lock.root)
+        os.chroot(path)
     except PermissionError:
         _own_user_namespace()
-        os.chroot(lock.root)
+        os.chroot(path)
     os.chdir("/")
-    lock.root = "/"
 
 
 def _own_user_namespace() -> None:

@@ -23,7 +23,8 @@ class Locks:
         self._config = config
         self._keeper_pid = os.getpid()
         self._unlocked = options.unlocked
-        self._users = not options.unlocked and lockdown.has_users()
+        self._roots = not options.unlocked and lockdown.can_root()
+        self._users = self._roots and lockdown.has_users()  # others do not get past the run directory
 
     def lock(self, layer: str) -> lockdown.Lock | None:
         """What a process of the layer is to be held to; None: to nothing."""
@@ -34,8 +35,10 @@ class Locks:
                              guests=layer == INBOXES, threads=self._config.pipes == "zmq")
 
     def _rooted(self, layer: str) -> bool:
-        """Whether all that the layer connects to has a name in its root directory."""
-        return layer != "link" or not self._config.wire or self._held.near(Path(self._config.wire_inbox).parent)
+        """Whether it gets a root directory: it can, and all that the layer connects to has a name there."""
+        config = self._config
+        near = layer != "link" or not config.wire or self._held.near(Path(config.wire_inbox).parent)
+        return self._roots and near
 
     def config(self, layer: str) -> bytes:
         """The stack's settings, as this layer gets them."""
