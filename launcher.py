@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
                     "segments are made here")
     up.add_argument("--unlocked", action="store_true", default=None, help="for debugging: layers keep every right of "
                     "their user's")
+    up.add_argument("--sysctl", action="append", metavar="NAME=VALUE", help="a default of TCP by Linux's name, such as "
+                    "net.ipv4.tcp_sack=0; may be repeated")
     up.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins")
 
     verb("down", "stop in order; nothing is left behind")

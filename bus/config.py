@@ -38,6 +38,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: kinds of offload
     pipes: str = "direct"  # what joins the layers and serves the applications (usernet.pipe.contract.IMPLEMENTATIONS)
     layers: tuple[str, ...] = topology.ALWAYS  # those that are booted
+    sysctl: dict[str, int] = {}  # settings by Linux's names (bus.sysctl)
     epoch: float = 0.0  # what CLOCK_MONOTONIC lacked, at the boot, to the seconds since 1970
     cookie: int = 0  # added to a layer's id in its frames: what others of this user send cannot pass for a layer's
 

@@ -74,7 +74,7 @@ class Keeper:
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
             pipes=options.implementation(), dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
-            owner=os.geteuid())
+            owner=os.geteuid(), sysctl=options.settings())
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
         self.taps = Taps(self.layers)
         self._locks = Locks(options, held, self._config)

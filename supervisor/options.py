@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bus import topology
+from bus import sysctl, topology
 from packets.ipv4 import TTL_DEFAULT
 from usernet.pipe.contract import IMPLEMENTATIONS
 from usernet.pipe.run_dir import DEFAULT_NAME, run_dir
@@ -49,6 +49,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     accept_redirects: bool = False
     unlocked: bool = False
     profile: str = ""  # a named network (cli/profiles.toml)
+    sysctl: list[str] = []  # NAME=VALUE each
 
     def interface(self) -> ipaddress.IPv4Interface:
         """The stack's own address and network."""
@@ -114,6 +115,13 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         except ValueError as error:
             raise UsageError(f"--dns {self.dns}: {error}; give addresses like 10.0.0.1,10.0.0.3") from error
 
+    def settings(self) -> dict[str, int]:
+        """What --sysctl sets, by Linux's names."""
+        try:
+            return sysctl.parsed(self.sysctl)
+        except ValueError as error:
+            raise UsageError(f"--sysctl {error}") from error
+
     def layers(self) -> tuple[str, ...]:
         """The layers to boot."""
         return tuple(topology.LAYERS) if self.allow_raw else topology.ALWAYS
@@ -143,6 +151,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.mac_octets()
         self.core_list()
         self.name_servers()
+        self.settings()
         if not MTU_MIN <= self.mtu <= MTU_MAX:
             raise UsageError(f"--mtu {self.mtu}: {MTU_MIN} to {MTU_MAX}")
         if not 1 <= self.ttl <= TTL_MAX:

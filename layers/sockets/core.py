@@ -20,6 +20,7 @@ import msgspec
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
+from bus.sysctl import stream_defaults
 from layers.common.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
@@ -32,6 +33,7 @@ from layers.sockets.tables import (
     Entry,
     Pending,
     Socket,
+    StreamOptions,
     decode_socket,
     encode_socket,
 )
@@ -56,6 +58,7 @@ class Core:
         self.next_wake: float | None = None
         self.counters = counters
         self._config = config
+        self._streams = StreamOptions(**stream_defaults(config.sysctl))  # type: ignore[arg-type]
         self._state = state
         self._network = Network(RouteTable(configured(config)), config.mtu, config.ttl)  # until ip announces its routes
         self._entries: dict[int, Entry] = {}
@@ -207,7 +210,7 @@ class Core:
         if handle is None:
             if len(self._clients.get(client, ())) >= SOCKETS_PER_CLIENT_MAX:
                 raise Refused(errno.EMFILE)
-            described = described_by(request, self._config.layers)
+            described = described_by(request, self._config.layers, self._streams)
             handle = self._take_handle()
             socket = Socket(client=client, pid=self._pids.get(client, 0), created_by=request.id,
                             ttl=self._config.ttl, segments=request.segments, **described)

@@ -74,10 +74,13 @@ class Network(NamedTuple):
         return self.path_mtu(destination)
 
 
-def described_by(request: requests.Open, layers: Container[str]) -> dict[str, Any]:
-    """The fields of a new socket that its kind decides; refused as by Linux's inet_create. `layers`: those booted."""
+def described_by(request: requests.Open, layers: Container[str], streams: StreamOptions) -> dict[str, Any]:
+    """The fields of a new socket that its kind decides; refused as by Linux's inet_create. `layers`: those booted.
+
+    `streams`: what a new stream socket has.
+    """
     if request.type == "stream":
-        return {"protocol": TCP_PROTOCOL, "stream": StreamOptions()}
+        return {"protocol": TCP_PROTOCOL, "stream": streams}
     if request.type != "raw":
         return {"protocol": UDP_PROTOCOL if request.type == "dgram" else ICMP_PROTOCOL}
     protocol = request.protocol

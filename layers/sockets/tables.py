@@ -45,6 +45,10 @@ class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     notsent_lowat: int = 0
     congestion: str = "cubic"
     linger: int = -1  # seconds (SO_LINGER): 0, and the end of the application's process resets the connection
+    window_scaling: bool = True  # these four are settings of the stack (bus.sysctl)
+    timestamps: bool = True
+    sack: bool = True
+    ecn: bool = False
 
 
 class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

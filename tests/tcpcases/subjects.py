@@ -12,9 +12,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Protocol
+
+from bus.sysctl import SETTINGS
 
 from .cases import ROOT, Case, Segment
 from .station import Cable, Tap, WirePort
@@ -123,6 +126,15 @@ class Linux:
         pass  # the namespace ends with the process
 
 
+def _sysctls(knobs: Mapping[str, int]) -> dict[str, int]:
+    """The stack's settings for FreeBSD's, as far as it has them."""
+    wanted: dict[str, int] = {}
+    for knob, value in knobs.items():
+        names, translate = LINUX_SETTINGS.get(knob, ((), int))
+        wanted |= {f"net.ipv4.{name}": translate(value) for name in names if f"net.ipv4.{name}" in SETTINGS}
+    return wanted
+
+
 class Usernet:
     """A stack's TCP, on a virtual wire where the judge is the only other station. One stack for each setting."""
 
@@ -135,19 +147,20 @@ class Usernet:
         self._up = False
 
     def setting(self, case: Case) -> Setting:
-        return (("mtu", _mtu(case)),)
+        return (("mtu", _mtu(case)), *_sysctls(case.knobs).items())
 
     def configure(self, setting: Setting) -> Cable | None:
         self._down()
-        wanted = dict(setting)
+        (_, mtu), *sysctls = self._setting = setting
         self._launch("up", "--detach", "--wire", self._name, "--address", f"{ADDRESS}/{NETWORK.prefixlen}",
-                     "--mtu", str(wanted.pop("mtu")))
+                     "--mtu", str(mtu), *(f"--sysctl={name}={value}" for name, value in sysctls))
         self._up = True
         self._stack = self._attach()
         return WirePort(self._home / "usernet" / ".wires" / self._name)
 
     def change(self, knob: str, value: int) -> None:
-        """A setting in the middle of a case."""
+        """A setting in the middle of a case: the sockets that come then are of a stack that has it."""
+        self.configure(tuple((dict(self._setting) | _sysctls({knob: value})).items())).close()
 
     def socket(self, case: Case) -> socket.socket:
         return self._stack.socket(socket.AF_INET, socket.SOCK_STREAM)
