@@ -286,6 +286,8 @@ class StreamBehaviour(BaseSocket):
         parts: list[bytes] = []
         got = 0
         while True:
+            if peek:
+                self._connection.look()  # who looks again and again waits for more than is there
             with box.taking:
                 data = box.take(count - got, peek)
                 due = not peek and box.read_due()
