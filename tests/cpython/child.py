@@ -7,6 +7,7 @@ that after one that hung the rest goes on in another process.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import unittest
 from collections.abc import Iterator
@@ -84,6 +85,9 @@ def main() -> None:
     from test import support
 
     name, path = sys.argv[1], Path(sys.argv[2])
+    # The library's reader is a thread that lives as long as the process: there before tests count threads.
+    early = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    early.fileno()
     # Nothing beyond this machine, nothing large; what asks for the network before it tests the loopback has it.
     support.use_resources = ["network"] if name == "test.test_socketserver" else []
     support.verbose = False
