@@ -271,3 +271,40 @@ def test_a_segment_that_is_longer_than_a_super_segment_may_be_leaves_over_loopba
     peer.host.super_octets = lambda mss: 64_000
     peer.host.do(lambda host: host.calls.stream(handle, 0, 0, b"l" * 65520))
     assert [line.split()[1] for line in peer.hears()] == ["1(65495)", "65496(25)"]
+
+
+def test_rfc7323_2_2_the_window_of_a_syn_is_not_scaled():
+    peer = Peer().listens()
+    peer.says("S", 0, window=500, options=Options(mss=1000, window_scale=7))
+    assert peer.heard[-1].window == 65280
+    peer.says(".", 1, 1, window=500)
+    assert peer.host.conn(peer.host.accepted_handles[-1][1]).snd_window == 500 << 7
+
+
+STAMPED = Options(mss=1000, timestamps=(100, 0))
+
+
+def test_rfc7323_3_2_every_segment_has_timestamps_once_they_are_agreed_on():
+    peer = Peer()
+    handle = peer.connects(STAMPED)
+    peer.says(".", 1, 1, b"x", options=Options(timestamps=(101, 0)))
+    peer.host.write(handle, b"y" * 2500, end=True)
+    peer._hear()
+    assert len(peer.heard) >= 4
+    assert all(segment.options.timestamps is not None for segment in peer.heard)
+
+
+def test_rfc7323_4_3_what_is_echoed_is_of_the_segment_that_was_next():
+    peer = Peer()
+    peer.connects(STAMPED)
+    peer.says(".", 3, 1, b"ahead", options=Options(timestamps=(300, 0)))
+    assert peer.heard[-1].options.timestamps[1] == 100
+    peer.says(".", 1, 1, b"ab", options=Options(timestamps=(400, 0)))
+    assert peer.heard[-1].options.timestamps[1] == 400
+
+
+def test_rfc7323_5_2_a_reset_is_not_judged_by_its_timestamp():
+    peer = Peer()
+    handle = peer.connects(STAMPED)
+    peer.says("R", 1, options=Options(timestamps=(1, 0)))
+    assert peer.host.applications[handle].error == errno.ECONNRESET

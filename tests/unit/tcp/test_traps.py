@@ -423,3 +423,39 @@ def test_a_syn_with_fin_opens_nothing():
     assert peer.says("SF", 0, text=b"text") == []
     assert peer.host.counters[Counters.listen_bad] == 1
     assert peer.says("S", 27) == ["S. 0(0) ack 28"]
+
+
+def test_rfc2018_4_the_block_that_grew_last_is_reported_first():
+    peer = Peer()
+    peer.connects(Options(mss=1000, sack_permitted=True))
+
+    def blocks() -> list[tuple[int, int]]:
+        return [((left - ISN) & 0xFFFFFFFF, (right - ISN) & 0xFFFFFFFF) for left, right in peer.heard[-1].options.sack]
+
+    peer.says(".", 1001, 1, b"a" * 1000)
+    assert blocks() == [(1001, 2001)]
+    peer.says(".", 4001, 1, b"b" * 1000)
+    assert blocks() == [(4001, 5001), (1001, 2001)]
+    peer.says(".", 2001, 1, b"c" * 1000)
+    assert blocks() == [(1001, 3001), (4001, 5001)]
+    peer.says(".", 4001, 1, b"b" * 1000)
+    assert blocks() == [(4001, 5001), (4001, 5001), (1001, 3001)], "what came twice is reported before (RFC 2883)"
+    peer.says(".", 1, 1, b"d" * 1000)
+    assert blocks() == [(4001, 5001)]
+
+
+def test_rfc5961_5_2_what_acknowledges_the_future_or_the_distant_past_is_dropped():
+    peer = Peer()
+    handle = peer.connects()
+    assert peer.says(".", 1, 2, b"future") == [". 1(0) ack 1"]
+    assert peer.says(".", 1, (1 << 32) - 200_000, b"past") == [". 1(0) ack 1"]
+    assert bytes(peer.host.applications[handle].received) == b""
+
+
+def test_rfc6191_without_timestamps_the_sequence_number_decides():
+    peer = Peer()
+    handle = peer.connects()
+    peer.write(handle, b"", end=True)
+    peer.says("F.", 1, 2)
+    assert peer.says("S", 1, options=Options(mss=1000)) == [". 2(0) ack 2"]
+    assert peer.says("S", 2, options=Options(mss=1000)) == ["S. 0(0) ack 3"]
