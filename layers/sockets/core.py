@@ -345,6 +345,8 @@ class Core:
         for record in records:
             listener, handle, number, ends = accepted_ends(record)
             entry = self._entries.get(listener)
+            if handle in self._entries and entry is None:
+                continue  # said again by a tcp that has not heard yet that the listener is closed
             if entry is None or entry.socket.stream is None or (
                     handle not in self._entries and len(self._clients[entry.client]) >= SOCKETS_PER_CLIENT_MAX):
                 sends.append((topology.TCP, messages.SOCKET_CLOSE, closing(handle, reset=True)))

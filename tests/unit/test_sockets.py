@@ -22,6 +22,7 @@ from layers.sockets.counters import Counters
 from layers.sockets.requests import REQUEST_OCTETS_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
+from usernet.pipe.streams import ACCEPTED_HEADER
 
 ALICE, BOB = topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 2
 CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
@@ -523,3 +524,15 @@ def test_a_socket_bound_to_a_group_sends_from_the_routes_address(bench):
     handle = bench.open()
     assert bench.ask("bind", handle=handle, address="239.1.1.1", port=5055)["errno"] == 0
     assert bench.ask("prepare", handle=handle, address="10.0.0.1", port=7)["source"] == "10.0.0.2"
+
+
+def test_a_connection_that_tcp_tells_of_again_outlives_its_listener(bench):
+    listener, handle = bench.open(type="stream"), 1 << 31
+    told = ACCEPTED_HEADER.pack(listener, handle, 1, 80, 4242, 4) + bytes((10, 0, 0, 2, 10, 0, 0, 1))
+    bench.give(topology.TCP, messages.ACCEPTED, told)
+    assert [send[:2] for send in bench.out] == [(ALICE, messages.ACCEPTED)]
+    bench.ask("close", handle=listener, linger=-1)
+    bench.give(topology.TCP, messages.ACCEPTED, told)  # a tcp that started anew, and has not worked off the closing
+    assert bench.out == []
+    bench.give(topology.TCP, messages.ACCEPTED, ACCEPTED_HEADER.pack(listener, handle + 1, 2, 80, 4243, 4) + told[-8:])
+    assert [send[:2] for send in bench.out] == [(topology.TCP, messages.SOCKET_CLOSE)], "one that nobody takes"
