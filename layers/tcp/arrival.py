@@ -90,7 +90,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
 
 def _established(engine: Engine, conn: Connection) -> None:
     conn.state = ESTABLISHED
-    conn.established_at = conn.last_heard = engine.now
+    conn.last_heard = engine.now
     closing.keepalive_from_now(engine, conn)
     if conn.listener:
         listen.established(engine, conn)

@@ -30,7 +30,7 @@ TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes
 BLACK_HOLE_TIMEOUTS = 2  # RFC 4821, Linux tcp_mtu_probing = 1: after so many in a row a smaller segment is tried
 BLACK_HOLE_MSS = 1024  # Linux tcp_base_mss
 MSS_MIN = 48  # Linux tcp_min_snd_mss
-FULL_MSS_ONLY = 512
+LEAST_MSS = 512  # after as many again; what every path takes (RFC 1191 section 7.1 names 508)
 
 
 def end_stream(engine: Engine, conn: Connection, number: int | None = None) -> None:
@@ -153,12 +153,12 @@ def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> b
 def black_hole(engine: Engine, conn: Connection) -> None:
     """RFC 4821 section 4.2, as Linux's tcp_mtu_probing: full segments vanish, and no ICMP says why: send smaller
     ones."""
-    if conn.state not in SYNCHRONIZED or conn.backoffs < BLACK_HOLE_TIMEOUTS or conn.mss <= FULL_MSS_ONLY:
+    if conn.state not in SYNCHRONIZED or conn.backoffs < BLACK_HOLE_TIMEOUTS or conn.mss <= LEAST_MSS:
         return
     if conn.backoffs == BLACK_HOLE_TIMEOUTS and conn.mss > BLACK_HOLE_MSS:
         lower_mss(engine, conn, BLACK_HOLE_MSS)
     elif conn.backoffs == 2 * BLACK_HOLE_TIMEOUTS:
-        lower_mss(engine, conn, max(FULL_MSS_ONLY, MSS_MIN))
+        lower_mss(engine, conn, LEAST_MSS)
 
 
 def lower_mss(engine: Engine, conn: Connection, mss: int) -> None:

@@ -81,7 +81,7 @@ class Connection:
     __slots__ = (
         "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
         "cork_at", "delayed_at", "duplicate_sack", "ecn_echo", "ecn_ok",
-        "ecn_reduced", "end", "ends", "error_soft", "established_at", "fin_at",
+        "ecn_reduced", "end", "ends", "error_soft", "fin_at",
         "gap_told", "handle", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
         "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
         "opened_at", "options", "out_of_order", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
@@ -173,7 +173,6 @@ class Connection:
         self.measured_at = 0.0  # of the receive buffer's tuning
         self.measured_from = 1
         self.last_progress = 0.0  # when something was last acknowledged, or nothing was in flight
-        self.established_at = 0.0
         self.error_soft = 0  # errno of the last soft error
         self.challenge_at = 0.0
         self.room_said = 0  # limit that the last ROOM gave

@@ -32,7 +32,6 @@ class Counters(TransportCounters):
     errors_in = Event("ICMP errors about segments of ours.")
     resumed = Event("Connections taken over from a former incarnation.")
     accept_waits = Event("Handshakes that wait because the accept queue is full [TcpExtListenOverflows].")
-    probe_timeouts = Event("Tail loss probes sent, RFC 8985 [TcpExtTCPLossProbes].")
 
     packet_truncated = Drop("The packet ends before its TCP header does [TcpInErrs].")
     bad_checksum = Drop("The TCP checksum does not verify [TcpInCsumErrors].")

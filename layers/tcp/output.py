@@ -15,7 +15,6 @@ from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Opti
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
-SUPER_OCTETS_MAX = 65535 - 20 - 60  # of payload: an IP packet's length field
 CORK_S = 0.2  # tcp(7): TCP_CORK and MSG_MORE hold a part segment back for so long
 
 
@@ -66,7 +65,7 @@ def send_syn(engine: Engine, conn: Connection) -> None:
 
 def acknowledge(engine: Engine, conn: Connection) -> None:
     """A segment without text, at SND.NXT, with ACK."""
-    _send(engine, conn, conn.snd_nxt, conn.snd_nxt, ACK)
+    emit(engine, conn, conn.snd_nxt, conn.snd_nxt, ACK)
 
 
 def _options(engine: Engine, conn: Connection) -> bytes:
@@ -81,7 +80,7 @@ def _options(engine: Engine, conn: Connection) -> bytes:
     return timestamps_alone(*stamps) if stamps is not None else b""
 
 
-def _send(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0, new: bool = False) -> None:
+def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0, new: bool = False) -> None:
     """The segment with numbers [start, end); where our FIN is among them, with FIN. `size`: the medium is to cut it."""
     options = _options(engine, conn)
     text_end = end
@@ -140,7 +139,7 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
         finish = start + size
         engine.counters[C.retransmitted] += 1
         recovery.sent(start, finish, engine.now, False)
-        _send(engine, conn, start, finish, ACK, most if size > most else 0)
+        emit(engine, conn, start, finish, ACK, most if size > most else 0)
 
 
 def _new(engine: Engine, conn: Connection) -> None:
@@ -179,7 +178,7 @@ def _new(engine: Engine, conn: Connection) -> None:
             conn.small_sent = finish
         recovery.sent(start, finish, engine.now, finish == final or limit - finish < most)
         conn.persist_at = conn.cork_at = None
-        _send(engine, conn, start, finish, ACK, most if size > most else 0, new=True)
+        emit(engine, conn, start, finish, ACK, most if size > most else 0, new=True)
         sent_text = True
     if sent_text:
         if engine.now - conn.last_text < acknowledgment.DELAY_S:

@@ -98,7 +98,7 @@ def _probe(engine: Engine, conn: Connection) -> None:
     engine.counters[C.probes_sent] += 1
     recovery.probe(start, end)
     conn.snd_nxt = max(conn.snd_nxt, end)
-    output._send(engine, conn, start, end, ACK)
+    output.emit(engine, conn, start, end, ACK)
     conn.probe_count += 1
     conn.probes_unanswered += 1
     wait = min(recovery.rto_s * (1 << min(conn.probe_count, 10)), PROBE_S_MAX)
@@ -133,6 +133,6 @@ def _keepalive(engine: Engine, conn: Connection) -> None:
     # RFC 9293 section 3.8.4: SEG.SEQ = SND.NXT - 1, no text: the peer has to answer that it is outside the window
     engine.counters[C.keepalives_sent] += 1
     conn.keepalive_probes += 1
-    output._send(engine, conn, conn.snd_nxt - 1, conn.snd_nxt - 1, ACK)
+    output.emit(engine, conn, conn.snd_nxt - 1, conn.snd_nxt - 1, ACK)
     conn.keepalive_at = engine.now + options.keepintvl
     engine.timers.schedule(conn)
