@@ -6,14 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cli import capture, commands, counters, impair, metrics, recording, replay, top, trace
+from cli import capture, commands, counters, impair, metrics, recording, replay, top, trace, web
 from cli.tools import ToolError, host, nc, ping, ss, traceroute
 from supervisor import boot, control, sandbox
 from supervisor.options import Options, UsageError, from_file
 
 # Modules that have TEXT, arguments and run, as tools do.
 VERBS = {"capture": capture, "impair": impair, "counters": counters, "metrics": metrics, "top": top,
-         "record": recording, "replay": replay, "trace": trace}
+         "record": recording, "replay": replay, "trace": trace, "web": web}
 TOOLS = {"ping": ping, "ss": ss, "nc": nc, "host": host, "traceroute": traceroute}
 
 

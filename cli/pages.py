@@ -1,0 +1,159 @@
+"""The page in the browser: one HTML file and what it asks for, on 127.0.0.1 alone.
+
+Whoever asks must know the token in the URL, by a Host that is this server's and from no other page (Origin). So
+neither another user of the machine nor a page from elsewhere gets anything, not even by a name that points here (DNS
+rebinding).
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shlex
+import signal
+import threading
+from collections.abc import Callable
+from hmac import compare_digest
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import msgspec
+from bottle import Bottle, HTTPResponse, request
+
+from cli import commands, impair
+from cli.board import Board
+from cli.capture import line, packets
+from cli.counters import counts
+from cli.pipes import chosen
+from cli.watching import Watch
+from supervisor.control import NotRunning, Refused
+from supervisor.options import UsageError
+from usernet.pipe.run_dir import run_dir
+
+PAGE = Path(__file__).with_name("page.html")
+LAYERS = Path(__file__).parent.parent / "layers"
+PACKETS_SHOWN, WATCH_S = 30, 1.0
+_HEADERS = {"Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+            "connect-src 'self'; frame-ancestors 'none'", "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+
+
+class Pages:
+    """One stack's. `token` is what a caller must know."""
+
+    def __init__(self, name: str | None, token: str) -> None:
+        self.token = token
+        self._name = name
+        self._board: Board | None = None
+        self._lock = threading.Lock()  # of the board: requests come in threads
+        self.port = 0
+        self.application = app = Bottle()
+        for method, path, call in (("GET", "/", self._page), ("GET", "/state", self._state),
+                                   ("GET", "/layer/<layer>", self._layer), ("GET", "/pipe/<pipe>", self._pipe),
+                                   ("POST", "/do", self._do)):
+            app.route(path, method, self._guarded(call))
+
+    def _guarded(self, call: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
+        def guarded(**arguments: str) -> HTTPResponse:
+            here = {f"{host}:{self.port}" for host in ("127.0.0.1", "localhost")}
+            origin = request.get_header("Origin")
+            if request.get_header("Host") not in here or origin not in {None, *(f"http://{host}" for host in here)}:
+                return _answer(403, "this page is for 127.0.0.1")
+            if not compare_digest(request.query.token.encode(), self.token.encode()):
+                return _answer(403, "the token in the URL is missing or wrong: `launcher.py web` prints it")
+            try:
+                return call(**arguments)
+            except NotRunning:
+                return _json(503, {"error": "the stack is not running"})
+            except (Refused, UsageError, ValueError) as error:
+                return _json(400, {"error": str(error)})
+
+        return guarded
+
+    def _page(self) -> HTTPResponse:
+        return HTTPResponse(PAGE.read_text(), 200, {**_HEADERS, "Content-Type": "text/html; charset=utf-8"})
+
+    def _state(self) -> HTTPResponse:
+        with self._lock:
+            if self._board is None:
+                self._board = Board(self._name)
+            try:
+                return _json(200, self._board.tick())
+            except NotRunning:
+                self._board.close()
+                self._board = None
+                raise
+
+    def _layer(self, layer: str) -> HTTPResponse:
+        status = commands.query(run_dir(self._name), "status")
+        found = [count._asdict() for count in counts(status, layer) if count.value]
+        readme = LAYERS / layer / "README.md"  # the layer's name is one of the stack's: `counts` has seen to that
+        return _json(200, {"counters": found, "readme": readme.read_text() if readme.exists() else ""})
+
+    def _pipe(self, pipe: str) -> HTTPResponse:
+        layers = commands.query(run_dir(self._name), "status")["layers"]
+        seen: list[str] = []
+        with Watch(self._name, chosen([pipe], layers)) as watch:
+            timer = threading.Timer(WATCH_S, watch.stop)
+            timer.start()
+            for batch in watch:
+                seen += [line(packet) for records in batch for packet in packets(records, watch.with_vnet, True)]
+            timer.cancel()
+        return _json(200, {"packets": seen[-PACKETS_SHOWN:]})
+
+    def _do(self) -> HTTPResponse:
+        order = request.json if isinstance(request.json, dict) else {}
+        action, layer = order.get("action"), str(order.get("layer"))
+        if action == "kill":
+            commands.query(run_dir(self._name), "sabotage", layer=layer, fault="kill")
+        elif action == "restart":
+            commands.restart(self._name, [layer])
+        elif action == "impair":
+            _impair(self._name, str(order.get("words", "")))
+        else:
+            raise ValueError("kill, restart or impair")
+        return _json(200, {})
+
+
+def _impair(name: str | None, words: str) -> None:
+    """As on the command line."""
+    parser = argparse.ArgumentParser(prog="impair", add_help=False, exit_on_error=False, allow_abbrev=False)
+    impair.arguments(parser)
+    try:
+        given = parser.parse_args(shlex.split(words))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise ValueError(f"impair: {error}") from error
+    given.name = name
+    impair.run(given)
+
+
+def _answer(status: int, text: str) -> HTTPResponse:
+    return HTTPResponse(text, status, {**_HEADERS, "Content-Type": "text/plain; charset=utf-8"})
+
+
+def _json(status: int, value: Any) -> HTTPResponse:
+    return HTTPResponse(msgspec.json.encode(value), status, {**_HEADERS, "Content-Type": "application/json"})
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """No line a request."""
+
+
+def serve(name: str | None, port: int) -> int:
+    """Until Ctrl-C."""
+    pages = Pages(name, secrets.token_urlsafe(16))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # for the threads, too
+    with make_server("127.0.0.1", port, pages.application, _Server, _Quiet) as server:
+        pages.port = server.server_port
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        print(f"open http://127.0.0.1:{pages.port}/?token={pages.token}\nCtrl-C ends it", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        server.shutdown()
+    return 0

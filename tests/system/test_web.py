@@ -1,0 +1,126 @@
+"""`web`: the page in a real browser, and what it answers to whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from .conftest import require_program, unavailable
+from .peers import PATIENCE_S, STACK, Stack, wait_for
+
+
+class Page:
+    """The server, as `launcher.py web` started it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.process = stack.popen("web", "--port", "0", stderr=subprocess.PIPE)
+        self.url = self.process.stdout.readline().split()[1]
+        self.base, _, self.query = self.url.partition("?")
+
+    def ask(self, path: str, order: dict | list | None = None, *, query: str | None = None,
+            **headers: str) -> tuple[int, dict]:
+        request = urllib.request.Request(f"{self.base}{path}?{self.query if query is None else query}", headers=headers)
+        if order is not None:
+            request.data = json.dumps(order).encode()
+            request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else {"error": text}
+
+
+@pytest.fixture
+def page(stack) -> Iterator[Page]:
+    made = Page(stack)
+    yield made
+    made.process.terminate()
+    assert made.process.wait(PATIENCE_S) == 0
+
+
+def browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if any(os.access(f"{folder}/{name}", os.X_OK) for folder in os.environ["PATH"].split(":")):
+            return require_program(name)
+    return unavailable("no Chromium here") or ""
+
+
+def seen_by_browser(url: str, tmp_path) -> str:
+    """The document after its scripts have run for some seconds."""
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+               "--virtual-time-budget=4000", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_in_a_browser(stack, page, tmp_path):
+    stack.execute("ping", "-c", 1, "-W", 10, STACK)
+    document = seen_by_browser(f"{page.url}#layer=ip", tmp_path)
+    for layer in ("link", "arp", "ip", "icmp", "udp", "sockets"):
+        assert f'id="box-{layer}"' in document
+    assert f"usernet {stack.name}: {STACK}/24" in document
+    assert "<td>packets_in</td>" in document
+    assert "kill ip" in document
+    assert "# ip" in document  # its README
+
+
+def test_state_pipes_and_orders(stack, page):
+    assert page.ask("state")[0] == 200
+    stack.execute("ping", "-c", 1, "-W", 10, STACK)
+    status, state = page.ask("state")
+    assert status == 200
+    assert {layer["name"] for layer in state["layers"]} >= {"link", "ip", "sockets"}
+    pinging = stack.popen("exec", "--", "ping", "-i", "0.05", "-c", "40", STACK)
+    status, found = page.ask("pipe/link:ip")
+    assert status == 200
+    assert any("ICMP echo request" in line for line in found["packets"])
+    assert pinging.wait(PATIENCE_S) == 0
+    before = stack.incarnations()["icmp"]
+    assert page.ask("do", {"action": "kill", "layer": "icmp"})[0] == 200
+    wait_for("icmp", lambda: stack.serves(icmp=before + 1))
+    assert page.ask("do", {"action": "restart", "layer": "icmp"})[0] == 200
+    assert page.ask("do", {"action": "impair", "words": "device --delay 1ms"})[0] == 200
+    assert "delay 1ms" in stack.run("impair").stdout
+    assert page.ask("do", {"action": "impair", "words": "--clear"})[0] == 200
+    for order in ({"action": "impair", "words": "device --loss x"}, {"action": "impair", "words": "--nonsense"},
+                  {"action": "fly"}, {"action": "kill", "layer": "nobody"}, []):
+        status, answer = page.ask("do", order)
+        assert (status, bool(answer["error"])) == (400, True)
+    assert page.ask("layer/..%2f..%2fcli")[0] in (400, 404)
+
+
+def test_nobody_else_gets_anything(page):
+    port = page.base.rsplit(":", 1)[1].rstrip("/")
+    assert page.ask("state", query="")[0] == 403
+    assert page.ask("state", query="token=wrong")[0] == 403
+    assert page.ask("state", Host=f"evil.example:{port}")[0] == 403
+    assert page.ask("state", Origin="http://evil.example")[0] == 403
+    assert page.ask("do", {"action": "kill", "layer": "ip"}, Origin="null")[0] == 403
+    assert page.ask("state", Origin=page.base.rstrip("/"))[0] == 200
+    listening = subprocess.run(["ss", "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    assert f"127.0.0.1:{port}" in listening
+    assert "0.0.0.0" not in listening.replace("0.0.0.0:*", "")
+
+
+def test_the_stack_goes_down_and_comes_back(new_stack):
+    stack = new_stack().up()
+    page = Page(stack)
+    assert page.ask("state")[0] == 200
+    stack.run("down")
+    status, answer = page.ask("state")
+    assert (status, answer["error"]) == (503, "the stack is not running")
+    stack.up()
+    deadline = time.monotonic() + PATIENCE_S
+    while page.ask("state")[0] != 200:
+        assert time.monotonic() < deadline
+
+
+def test_bad_port(stack):
+    assert "0 to 65535" in stack.run("web", "--port", "70000", status=2).stderr
