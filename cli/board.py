@@ -103,7 +103,7 @@ class Board:
             [self._layer(name, row, former, seconds, measured, former_measured, cpu, former_cpu)
              for name, row in status["layers"].items()],
             _pipes(measured, former_measured, seconds, impaired),
-            sum(entry.name.startswith("app-") for entry in self._folder.iterdir()),
+            len(list(self._folder.glob("**/app-*.sock"))),
             _open(status, "sockets", "sockets_opened", "sockets_closed"),
             _open(status, "tcp", "connections_opened", "connections_closed"),
             [describe_impairment(one) for one in status["impairments"]], self._events())

@@ -119,6 +119,7 @@ def serve(name: str | None, port: int) -> None:
     """Until Ctrl-C."""
     registry = CollectorRegistry()
     registry.register(Exporter(name))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # for the threads, too
     server, thread = start_http_server(port, "127.0.0.1", registry)
     print(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends it", flush=True)
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
