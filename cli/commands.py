@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from cli.query import query
 from supervisor import boot, sandbox
 from supervisor.control import Client, NotRunning, Refused, printable
 from supervisor.events import Event, describe
@@ -75,12 +76,6 @@ def _follow(folder: Path) -> None:
         for line in client.stream("events", follow=True):
             print(printable(describe(msgspec.convert(line, Event))), flush=True)
     print("the stack has ended")
-
-
-def query(folder: Path, op: str, **fields: object) -> Any:
-    """One request to the keeper."""
-    with Client(folder) as client:
-        return client.request(op, **fields)
 
 
 def _stop(folder: Path) -> None:

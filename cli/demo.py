@@ -17,8 +17,8 @@ from cli.tools.ping import line
 from supervisor import boot, sandbox
 from supervisor.options import Options
 from supervisor.snapshots import ROOT
-from usernet.client.stack import Stack
 from usernet.ping import ping
+from usernet.stack import Stack
 
 ECHO_PORT = "5055"
 STREAM_S = 3.0

@@ -10,8 +10,8 @@ import msgspec
 
 from bus.runtime.impair import Settings
 from cli import netem
-from cli.commands import query
 from cli.pipes import DEVICE, Pipe, chosen
+from cli.query import query
 from packets.filter import FilterError, compile_filter
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir

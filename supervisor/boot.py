@@ -12,16 +12,13 @@ from typing import Any, NoReturn
 import msgspec
 
 from supervisor import sandbox
+from supervisor.errors import BootError
 from supervisor.options import Options
 from supervisor.run_dir import take
 from usernet.pipe.messages import inbox_name
 from usernet.pipe.run_dir import INBOXES, Untrusted, check
 
 SUN_PATH_MAX = 107  # unix(7): 108 octets with the closing zero
-
-
-class BootError(Exception):
-    """The stack did not come up; the text says why."""
 
 
 def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:

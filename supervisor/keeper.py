@@ -26,8 +26,8 @@ import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
 from bus.config import StackConfig, draw_cookie
 from bus.counters import PipeCounters
 from supervisor import child, lockdown
-from supervisor.boot import BootError
 from supervisor.control_server import ControlServer
+from supervisor.errors import BootError
 from supervisor.events import EventLog
 from supervisor.janitor import Janitor
 from supervisor.layer_process import LayerMessage, Process

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
-    from usernet.client.stack import Stack  # noqa: F401
     from usernet.compat.patching import patch  # noqa: F401
     from usernet.dns import (  # type: ignore[assignment]  # noqa: F401
         getaddrinfo,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     )
     from usernet.sockets.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
     from usernet.sockets.endpoint import socket  # type: ignore[assignment]  # noqa: F401
+    from usernet.stack import Stack  # noqa: F401
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,7 @@ _OWN = {  # name: its module; empty: it is a module itself
     "dup": "usernet.sockets.descriptors",
     **dict.fromkeys(("if_nameindex", "if_nametoindex", "if_indextoname"), "usernet.sockets.interfaces"),
     "fromfd": "usernet.sockets.descriptors",
-    "Stack": "usernet.client.stack",
+    "Stack": "usernet.stack",
     "getaddrinfo": "usernet.dns",
     "gethostbyaddr": "usernet.dns",
     "gethostbyname": "usernet.dns",

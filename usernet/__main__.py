@@ -7,8 +7,8 @@ import os
 import runpy
 import sys
 
-from usernet.client.stack import Stack
 from usernet.compat.patching import patch
+from usernet.stack import Stack
 
 
 def main() -> None:

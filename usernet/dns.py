@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usernet.addresses import LOCALHOST, exact, numeric
+from usernet.client.exchange import Exchange
 from usernet.client.stack import Stack
 
 if TYPE_CHECKING:
@@ -157,14 +158,11 @@ def _server(stack: Stack, address: str) -> Any:
 
         def query(self, request: Any, timeout: float, *_: object, **__: object) -> Any:
             deadline = monotonic() + timeout
-            with stack.socket(_std.AF_INET, _std.SOCK_DGRAM) as endpoint:
-                endpoint.connect((self.address, self.port))
-                endpoint.settimeout(timeout)
-                endpoint.send(request.to_wire())
+            with Exchange(stack, self.address, self.port) as exchange:
+                exchange.send(request.to_wire(), timeout)
                 while (left := deadline - monotonic()) > 0:
-                    endpoint.settimeout(left)
                     try:
-                        response = dns.message.from_wire(endpoint.recv(65535), ignore_trailing=True)
+                        response = dns.message.from_wire(exchange.receive(left), ignore_trailing=True)
                     except TimeoutError:
                         break
                     except dns.exception.DNSException:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from usernet.client.stack import Stack
 from usernet.pipe.messages import DATAGRAM_HEADER
 from usernet.sockets.endpoint import socket
+from usernet.stack import Stack
 
 _ECHO = Struct(">BBHHH")  # RFC 792: type, code, checksum, identifier, sequence number
 ECHO_REQUEST, ECHO_REPLY = 8, 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket as _std
 
-from usernet.client.stack import Stack
 from usernet.sockets.endpoint import socket
+from usernet.stack import Stack
 
 DATAGRAM_OCTETS_MAX = 65535
 

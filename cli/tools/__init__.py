@@ -30,7 +30,7 @@ def stack_of(arguments: argparse.Namespace) -> usernet.Stack:
 
 def address_of(tool: str, host: str, stack: usernet.Stack) -> str:
     """The address of a host by number or name; ToolError where it has none."""
-    from usernet.addresses import resolve  # the library is loaded by who needs it
+    from usernet.sockets.sockaddr import resolve  # the library is loaded by who needs it
 
     with failures(f"{tool}: {host}"):
         return usernet.inet_ntoa(resolve(host, stack))

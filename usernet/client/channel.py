@@ -139,12 +139,13 @@ class Line:
         raise os_error(errno.ENETDOWN)
 
     def _listen(self, timeout: float | None) -> bool:
-        """Wait for one event, or several at once, and do what is due. False: there was none."""
-        events = self._poller.epoll.poll(timeout)
-        for descriptor, _ in events:
+        """Wait for one event, or several at once, and do what is due. True: something came in, if only a part."""
+        heard = False
+        for descriptor, _ in self._poller.epoll.poll(timeout):
             frames = self._inbox.read(descriptor)
             if frames is not None:
                 self._received += frames
+                heard = True
             elif descriptor == self._wake:
                 os.eventfd_read(self._wake)
                 self._received.append(WAKE)
@@ -154,7 +155,7 @@ class Line:
                         self._outbox.hear()
                 finally:
                     self._sending.release()
-        return bool(events)
+        return heard
 
     def waiting(self) -> Iterator[bytes]:
         """The frames that are there already."""

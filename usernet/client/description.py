@@ -7,8 +7,8 @@ nobody but the application's side needs to know.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from usernet.client.dispatcher import Mailbox
@@ -34,7 +34,7 @@ class Description(Mailbox):
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:  # type: ignore[valid-type]
         super().__init__(lock)
         self.handle = handle
-        self.owners: dict[int, weakref.ref] = {}  # id of each socket object that has it open: that object
+        self.owners: dict[int, Callable[[], Any]] = {}  # id of each socket object that has it open: that object
         self.local: tuple[str, int] = UNNAMED
         self.peer: tuple[str, int] | None = None
         self.destinations: dict[object, tuple[bytes, int]] = {}  # address -> (SEND_HEADER, payload octets at most)

@@ -10,14 +10,11 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Self
 
 from usernet.client.connection import Connection
 from usernet.pipe.run_dir import run_dir as default_run_dir
 from usernet.pipe.run_dir import stack_name
-
-if TYPE_CHECKING:
-    from usernet.sockets.endpoint import socket
 
 _connections: dict[Path, Connection] = {}
 _lock = threading.RLock()
@@ -66,12 +63,6 @@ class Stack:
         """The name servers that it was started with (`launcher.py up --dns`)."""
         return list(self.connection.welcome.get("dns", ()))  # type: ignore[call-overload]
 
-    def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> socket:
-        """A socket of this stack; arguments as for socket.socket."""
-        from usernet.sockets.endpoint import socket
-
-        return socket(family, type, proto, stack=self)
-
     def list_sockets(self) -> list[dict]:
         """The sockets of all applications of the stack: handle, type, pid, local, peer, queued octets, drops."""
         sockets: list[dict] = []
@@ -90,7 +81,7 @@ class Stack:
             for endpoint in _sockets_of(connection):
                 endpoint.close()
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,12 +91,12 @@ class Stack:
         return f"<usernet.Stack {self.name!r} in {self.run_dir}>"
 
 
-def all_sockets() -> list[socket]:
+def all_sockets() -> list[Any]:
     """All sockets of this process that are open, whatever their stack."""
     return [endpoint for connection in list(_all) for endpoint in _sockets_of(connection)]
 
 
-def _sockets_of(connection: Connection) -> list[socket]:
+def _sockets_of(connection: Connection) -> list[Any]:
     found = [reference() for box in connection.descriptions() for reference in list(box.owners.values())]
     return [endpoint for endpoint in found if endpoint is not None]
 

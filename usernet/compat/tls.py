@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket as _std
 import ssl
+import threading
 from typing import Any
 
 from usernet.compat import standard
@@ -25,6 +26,10 @@ class _Carried:
                  owner: Any) -> None:
         object.__setattr__(self, "_parts", (connection, incoming, outgoing, stream, owner))
         object.__setattr__(self, "_unsent", b"")
+        # One thread may read while another writes: OpenSSL is called by one at a time, and never waits in there; what
+        # it has written leaves in order.
+        object.__setattr__(self, "_calling", threading.Lock())
+        object.__setattr__(self, "_sending", threading.Lock())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parts[0], name)
@@ -37,7 +42,12 @@ class _Carried:
 
     def write(self, data: Any) -> int:
         self._send()
-        return self._carry(self._parts[0].write, data)
+        written = self._carry(self._parts[0].write, data)
+        try:
+            self._send()
+        except ssl.SSLWantWriteError:
+            pass  # it is written, and leaves before what is written next
+        return written
 
     def do_handshake(self) -> None:
         self._carry(self._parts[0].do_handshake)
@@ -51,17 +61,19 @@ class _Carried:
         _, incoming, _, stream, _ = self._parts
         while True:
             try:
-                result = call(*arguments)
+                with self._calling:
+                    result = call(*arguments)
             except ssl.SSLWantReadError:
-                self._send()
+                self._try_to_send()
                 try:
                     data = stream.recv(READ_OCTETS)
                 except BlockingIOError:
                     raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete") from None
-                if data:
-                    incoming.write(data)
-                else:
-                    incoming.write_eof()
+                with self._calling:
+                    if data:
+                        incoming.write(data)
+                    else:
+                        incoming.write_eof()
             except ssl.SSLError:
                 self._try_to_send()  # an alert
                 raise
@@ -69,24 +81,35 @@ class _Carried:
                 self._try_to_send()
                 return result
 
-    def _send(self) -> None:
-        """Send what OpenSSL has written; SSLWantWriteError where that would wait."""
-        stream, outgoing = self._parts[3], self._parts[2]
-        data = self._unsent + outgoing.read()
-        while data:
+    def _send(self, wait: bool = True) -> None:
+        """Send what OpenSSL has written; SSLWantWriteError where that would wait.
+
+        `wait`: for another thread that is sending; else it is left to that one, which looks again before it leaves.
+        """
+        outgoing = self._parts[2]
+        while (self._unsent or outgoing.pending) and self._sending.acquire(wait):
             try:
-                sent = stream.send(data)
-            except BlockingIOError:
-                object.__setattr__(self, "_unsent", data)
-                raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete") from None
-            data = data[sent:]
-        object.__setattr__(self, "_unsent", b"")
+                with self._calling:
+                    data = self._unsent + outgoing.read()
+                self._send_in_turn(data)
+            finally:
+                self._sending.release()
+
+    def _send_in_turn(self, data: bytes) -> None:
+        try:
+            while data:
+                sent = self._parts[3].send(data)
+                data = data[sent:]
+        except BlockingIOError:
+            raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete") from None
+        finally:
+            object.__setattr__(self, "_unsent", data)
 
     def _try_to_send(self) -> None:
         try:
-            self._send()
-        except ssl.SSLWantWriteError:
-            pass  # with the next call
+            self._send(wait=False)
+        except (ssl.SSLWantWriteError, OSError):
+            pass  # with the next call, which says what is wrong
 
 
 Delegating = type("Delegating", (standard.Socket,), standard.METHODS)

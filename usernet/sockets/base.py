@@ -8,7 +8,6 @@ import socket as _std
 from collections.abc import Iterable
 from typing import Any, Self
 
-from usernet.addresses import parse
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor
 from usernet.client.stack import Stack
@@ -32,6 +31,7 @@ from usernet.sockets.datagrams import (
 )
 from usernet.sockets.descriptors import leave
 from usernet.sockets.settings import Settings
+from usernet.sockets.sockaddr import parse
 from usernet.sockets.unsupported import no_raw
 
 _KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place

@@ -15,7 +15,6 @@ import warnings
 import weakref
 from collections.abc import Iterable
 
-from usernet.addresses import parse
 from usernet.client.connection import Connection
 from usernet.client.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
 from usernet.client.readiness import Descriptor
@@ -35,6 +34,7 @@ from usernet.sockets.cmsg import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
 from usernet.sockets.cork import MORE, Piece, held
 from usernet.sockets.ip_options import before
 from usernet.sockets.sendmmsg import Runs
+from usernet.sockets.sockaddr import parse
 
 IP_HEADER_OCTETS = 20
 UDP_HEADER_OCTETS = 8

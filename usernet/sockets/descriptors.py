@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import os
 import socket as _std
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from usernet.client.stack import all_sockets
 
-if TYPE_CHECKING:
-    from usernet.sockets.base import BaseSocket as socket  # noqa: N813
-
 # Kept, as usernet.patch puts others in their place.
 _KERNEL_FROMFD, _KERNEL_CLOSE, _KERNEL_DUP = _std.fromfd, _std.close, _std.dup
-_detached: dict[int, socket] = {}
+_detached: dict[int, Any] = {}  # sockets
 
 
-def leave(number: int, endpoint: socket) -> None:
+def leave(number: int, endpoint: Any) -> None:
     """`endpoint` is nobody's but its descriptor's."""
     _detached[number] = endpoint
 
 
-def adopt(number: int) -> socket | None:
+def adopt(number: int) -> Any:
     """What was left under this number; another object for a socket that somebody has; None where there is neither."""
     found = _detached.pop(number, None)
     if found is not None and not _is_there(found, number):
@@ -59,12 +56,12 @@ def close(fd: int) -> None:
         found.close()
 
 
-def _duplicate(number: int) -> socket | None:
+def _duplicate(number: int) -> Any:
     found = next((each for each in all_sockets() if _is_there(each, number)), None)
     return None if found is None else found.dup()
 
 
-def _is_there(endpoint: socket, number: int) -> bool:
+def _is_there(endpoint: Any, number: int) -> bool:
     """Whether the number is the socket's; not so after a fork, or where it was closed and the kernel gave it away."""
     descriptor = endpoint._descriptor
     if descriptor is None or descriptor.number != number:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
-from usernet.addresses import parse
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor, StreamDescriptor
 from usernet.client.streams import StreamDescription
@@ -17,6 +16,7 @@ from usernet.pipe.streams import INFO_ANSWER, READ, STREAM, STREAM_MORE, STREAM_
 from usernet.sockets import cmsg
 from usernet.sockets.base import _KERNEL_SOCKET, BaseSocket, Received, into, judged
 from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, _octets, as_int
+from usernet.sockets.sockaddr import parse
 
 TCP_INFO = 11  # linux/tcp.h
 _PEEK, _DONTWAIT, _WAITALL = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT), int(_std.MSG_WAITALL)

@@ -1,0 +1,14 @@
+"""A question to the keeper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from supervisor.control import Client
+
+
+def query(folder: Path, op: str, **fields: object) -> Any:
+    """One request to the keeper."""
+    with Client(folder) as client:
+        return client.request(op, **fields)

@@ -1,0 +1,48 @@
+"""Questions and answers in datagrams, with one peer: what asks name servers without the socket class, which asks us."""
+
+from __future__ import annotations
+
+import socket as _std
+
+from usernet.client.stack import Stack
+from usernet.errors import os_error
+from usernet.pipe.messages import DATAGRAM_HEADER, SEND, SEND_HEADER, SEND_TTL_DEFAULT
+
+
+class Exchange:
+    """A UDP socket that is connected to `address` and `port`."""
+
+    def __init__(self, stack: Stack, address: str, port: int) -> None:
+        self._connection = stack.connection
+        self._box = self._connection.open_socket("dgram")
+        self._box.owners[id(self)] = lambda: None  # no socket object has it
+        try:
+            reply = self._connection.request("connect", handle=self._box.handle, address=address, port=port)
+        except BaseException:
+            self.close()
+            raise
+        self._header = SEND_HEADER.pack(self._box.handle, _std.inet_aton(address), port,
+                                        _std.inet_aton(reply["source"]), SEND_TTL_DEFAULT, 0, 0)
+
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """One datagram."""
+        self._connection.send(SEND, (self._header + data,), timeout_s)
+
+    def receive(self, timeout_s: float) -> bytes:
+        """The next datagram; TimeoutError where none comes in time, OSError for what ICMP said of the last one sent."""
+        box = self._box
+        self._connection.readers.wait(box, timeout_s)
+        if box.error:
+            number, box.error = box.error, 0
+            raise os_error(number)
+        return box.items.popleft()[DATAGRAM_HEADER.size :]
+
+    def close(self) -> None:
+        """Give it back."""
+        self._connection.release(self._box, id(self), None)
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
