@@ -26,6 +26,7 @@ class Counters(TransportCounters):
     cookies_received = Event("SYN cookies that came back [TcpExtSyncookiesRecv].")
     cookies_failed = Drop("ACKs to a listener that carry no SYN cookie of ours [TcpExtSyncookiesFailed].")
     time_wait_reused = Event("Connections in TIME-WAIT that a new one took the place of, RFC 6191 [TcpExtTWRecycled].")
+    time_wait_ended = Event("Connections in TIME-WAIT ended early: there are too many [TcpExtTCPTimeWaitOverflow].")
     out_of_order = Event("Segments that came before one that is missing [TcpExtTCPOFOQueue].")
     duplicates = Event("Segments that brought nothing new.")
     mtu_lowered = Event("Connections whose path was found to take less.")

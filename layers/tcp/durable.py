@@ -195,6 +195,8 @@ class Durable:
             conn.recovery = engine.new_recovery(conn)
             conn.recovery.load(memory[at + _ADVISORY_AT : at + SLOT_OCTETS])
             conn.recovery.restored(conn.snd_una, conn.snd_nxt, engine.now)
+        if conn.state == tcb.TIME_WAIT:
+            engine.in_time_wait(conn)
         conn.room_said = conn.snd_una + conn.send_limit
         engine.lookup.add(conn)
         if handle != ORPHAN:

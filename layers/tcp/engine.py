@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from bus.layer import CounterWords
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, arrival, isn, listen, output, probes, reset
+from layers.tcp import acknowledgment, arrival, closing, isn, listen, output, probes, reset
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.listen import Listener
@@ -23,6 +23,7 @@ from layers.tcp.sequence import to_wire
 from layers.tcp.timers import Timers
 from packets.tcp import NO_OPTIONS, Segment
 
+TIME_WAIT_MAX = 16384  # connections in TIME-WAIT; beyond, the oldest ends (Linux: net.ipv4.tcp_max_tw_buckets)
 SEND_LIMIT = 1 << 18  # octets that an application may have written and the peer not acknowledged, to begin with
 IP_AND_TCP_OCTETS = {4: 40, 16: 60}  # headers without options, by the octets of an address
 
@@ -131,6 +132,7 @@ class Engine:
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.predecessor: Connection | None = None  # in TIME-WAIT, whose place the next connection takes (RFC 6191)
         self._touched: list[Connection] = []
+        self._time_waiting: dict[Connection, None] = {}  # the oldest first
 
     # -- turns ----------------------------------------------------------------------------------------------------
 
@@ -254,6 +256,11 @@ class Engine:
 
     def in_time_wait(self, conn: Connection) -> None:
         """Nothing but its numbers is needed any more; unread octets stay until they are read."""
+        waiting = self._time_waiting
+        waiting[conn] = None
+        if len(waiting) > TIME_WAIT_MAX:
+            self.counters[C.time_wait_ended] += 1
+            closing.finish(self, next(iter(waiting)))
         conn.recovery = None
         if conn.send_ring is not None:
             self.rings.give(conn.send_ring)
@@ -262,6 +269,7 @@ class Engine:
 
     def forget(self, conn: Connection) -> None:
         """The TCB is deleted."""
+        self._time_waiting.pop(conn, None)
         self.lookup.remove(conn)
         self.lookup.ports.release(conn, conn.ends.port)
         listener = self.lookup.listeners.get(conn.listener)

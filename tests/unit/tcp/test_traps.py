@@ -459,3 +459,17 @@ def test_rfc6191_without_timestamps_the_sequence_number_decides():
     peer.says("F.", 1, 2)
     assert peer.says("S", 1, options=Options(mss=1000)) == [". 2(0) ack 2"]
     assert peer.says("S", 2, options=Options(mss=1000)) == ["S. 0(0) ack 3"]
+
+
+def test_there_are_not_more_connections_in_time_wait_than_memory_is_for(monkeypatch):
+    monkeypatch.setattr("layers.tcp.engine.TIME_WAIT_MAX", 3)
+    peer = Peer().listens(listen=20)
+    for port in range(1001, 1007):
+        peer.port, peer.isn = port, None
+        peer.says("S", 0, options=Options(mss=1000))
+        peer.says(".", 1, 1)
+        handle = peer.host.accepted_handles[-1][1]
+        peer.write(handle, b"", end=True)
+        peer.says("F.", 1, 2)
+    assert [conn.ends.peer_port for conn in peer.host.engine.lookup.connections.values()] == [1004, 1005, 1006]
+    assert peer.host.counters[Counters.time_wait_ended] == 3
