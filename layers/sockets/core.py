@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
+from struct import error as StructError  # noqa: N812
 
 import msgspec
 
@@ -343,15 +344,20 @@ class Core:
         """Connections that came to listeners: stored first, then told."""
         sends: list[Send] = []
         for record in records:
-            listener, handle, number, ends = accepted_ends(record)
+            try:
+                listener, handle, number, ends = accepted_ends(record)
+            except StructError:
+                self.counters[Counters.answer_garbled] += 1
+                continue
             entry = self._entries.get(listener)
-            if handle in self._entries and entry is None:
-                continue  # said again by a tcp that has not heard yet that the listener is closed
+            known = handle in self._entries
+            if known and entry is None:
+                continue  # told again after its listener was closed: it is its application's already
             if entry is None or entry.socket.stream is None or (
-                    handle not in self._entries and len(self._clients[entry.client]) >= SOCKETS_PER_CLIENT_MAX):
+                    not known and len(self._clients[entry.client]) >= SOCKETS_PER_CLIENT_MAX):
                 sends.append((topology.TCP, messages.SOCKET_CLOSE, closing(handle, reset=True)))
                 continue
-            if handle not in self._entries:
+            if not known:
                 if number <= entry.accepted:
                     continue  # told, accepted and closed already
                 socket = accepted(entry.socket, entry.socket.stream, handle, ends)

@@ -22,6 +22,7 @@ from layers.sockets.counters import Counters
 from layers.sockets.requests import REQUEST_OCTETS_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
+from usernet.pipe import streams
 from usernet.pipe.streams import ACCEPTED_HEADER
 
 ALICE, BOB = topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 2
@@ -397,8 +398,10 @@ def test_state_of_another_version_is_left_behind(bench):
     assert 5 not in bench.state
 
 
-CLIENT_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, messages.REQUEST, messages.DATAGRAM, 250])
-LAYER_KINDS = st.sampled_from([messages.DATAGRAM, messages.SOCKET_ERROR, messages.SOCKET_REPLY, messages.ROUTES, 250])
+CLIENT_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, messages.REQUEST, messages.DATAGRAM, messages.STREAM,
+                                messages.READ, messages.ACCEPT, messages.STREAM_INFO, 250])
+LAYER_KINDS = st.sampled_from([messages.DATAGRAM, messages.SOCKET_ERROR, messages.SOCKET_REPLY, messages.ROUTES,
+                               messages.STREAM, messages.ROOM, messages.ACCEPTED, messages.STREAM_RESET, 250])
 WORDS = ["bind", "connect", "prepare", "setsockopt", "getsockopt", "socket", "close", "list", "dgram", "10.0.0.2", ""]
 SCRAPS = st.one_of(
     st.binary(max_size=64),
@@ -418,6 +421,97 @@ def test_no_octets_raise(pieces):
         sender, kind = (ALICE, client_kind) if from_client else (topology.UDP, layer_kind)
         bench.give(sender, kind, scrap)
     bench.crash()
+
+
+# -- streams, with tcp in the test's hands -----------------------------------------------------------------------------
+
+
+def replied(bench, record, **fields):
+    """tcp's agreement to a SOCKET_SET."""
+    wanted = json.loads(record)
+    reply = {"handle": wanted["handle"], "request": wanted["request"], "local": 0x0A000002, "port": 80, **fields}
+    return bench.give(topology.TCP, messages.SOCKET_REPLY, json.dumps(reply).encode())
+
+
+def listening(bench, client=ALICE):
+    handle = bench.ask("socket", client, type="stream")["handle"]
+    assert bench.send_request("listen", client, handle=handle, backlog=5) == []
+    ((to, kind, record),) = bench.out
+    assert (to, kind, json.loads(record)["listen"]) == (topology.TCP, messages.SOCKET_SET, 5)
+    replied(bench, record)
+    return handle
+
+
+def accepted(listener, number, handle):
+    head = streams.ACCEPTED_HEADER.pack(listener, handle, number, 80, 5000, 4)
+    return head + bytes([10, 0, 0, 2]) + bytes([10, 0, 0, 1])
+
+
+CHILD = streams.TCP_HANDLE_MIN
+
+
+def test_a_connect_is_told_to_tcp_once_and_again_after_a_crash(bench):
+    handle = bench.ask("socket", type="stream")["handle"]
+    bench.send_request("connect", handle=handle, address="10.0.0.1", port=80)
+    ((to, kind, record),) = bench.out
+    wanted = json.loads(record)
+    assert (to, kind, wanted["connect"], wanted["peer_port"]) == (topology.TCP, messages.SOCKET_SET, bench.ids, 80)
+    replied(bench, record, port=40000)
+    (answer,) = [json.loads(record) for _, kind, record in bench.out if kind == messages.REPLY]
+    assert (answer["local"], answer["port"], answer["peer"]) == ("10.0.0.2", 40000, "10.0.0.1")
+    bench.crash()
+    (again,) = bench.send_request("connect", number=bench.ids, handle=handle, address="10.0.0.1", port=80)
+    assert again == answer
+
+
+def test_streams_pass_unchanged_between_owner_and_tcp(bench):
+    handle = bench.ask("socket", type="stream")["handle"]
+    record = streams.STREAM_HEADER.pack(handle, 0, 7) + b"octets"
+    assert bench.give(ALICE, messages.STREAM, record) == [(topology.TCP, messages.STREAM, record)]
+    assert bench.give(BOB, messages.STREAM, record, b"") == []
+    assert bench.count(Counters.send_foreign) == 2
+    assert bench.give(topology.TCP, messages.STREAM, record) == [(ALICE, messages.STREAM, record)]
+
+
+def test_what_is_accepted_is_stored_before_it_is_told(bench):
+    listener = listening(bench)
+    record = accepted(listener, 1, CHILD)
+    assert bench.give(topology.TCP, messages.ACCEPTED, record) == [(ALICE, messages.ACCEPTED, record)]
+    bench.crash()
+    octets = streams.STREAM_HEADER.pack(CHILD, 0, 0) + b"x"
+    assert bench.give(topology.TCP, messages.STREAM, octets) == [(ALICE, messages.STREAM, octets)]
+    assert bench.give(topology.TCP, messages.ACCEPTED, record) == [(ALICE, messages.ACCEPTED, record)], "told again"
+    credit = streams.ACCEPT_RECORD.pack(listener, 0, 0, 9)
+    assert bench.give(ALICE, messages.ACCEPT, credit) == [
+        (topology.TCP, messages.ACCEPT, streams.ACCEPT_RECORD.pack(listener, 0, 1, 9))]
+    assert bench.give(BOB, messages.ACCEPT, credit, b"") == []
+
+
+def test_a_connection_to_a_listener_that_is_gone_is_reset_unless_it_was_told_before(bench):
+    listener = listening(bench)
+    bench.give(topology.TCP, messages.ACCEPTED, accepted(listener, 1, CHILD))
+    bench.ask("close", handle=listener)
+    assert bench.give(topology.TCP, messages.ACCEPTED, accepted(listener, 1, CHILD)) == []
+    ((to, kind, record),) = bench.give(topology.TCP, messages.ACCEPTED, accepted(listener, 2, CHILD + 1))
+    assert (to, kind) == (topology.TCP, messages.SOCKET_CLOSE)
+    assert streams.CLOSE_RECORD.unpack(record)[:2] == (CHILD + 1, 0)
+
+
+def test_a_close_says_how_much_was_written_and_read(bench):
+    handle = bench.ask("socket", type="stream")["handle"]
+    bench.ask("close", handle=handle, end=100, read=7)
+    ((_, _, record),) = [send for send in bench.out if send[1] == messages.SOCKET_CLOSE]
+    assert streams.CLOSE_RECORD.unpack(record) == (handle, -1, 100, 7)
+
+
+@pytest.mark.parametrize("linger", [-1, 0, 5])
+def test_the_streams_of_a_process_that_ends_are_closed_behind_what_came(bench, linger):
+    handle = bench.ask("socket", type="stream")["handle"]
+    bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_LINGER, value=linger)
+    bench.out = []
+    bench.settle(bench.core.client_left(ALICE, 0.0))
+    ((_, _, record),) = [send for send in bench.out if send[0] == topology.TCP]
+    assert streams.CLOSE_RECORD.unpack(record)[:3] == (handle, 0 if linger == 0 else -1, streams.WRITTEN_UNKNOWN)
 
 
 # -- raw sockets, with raw in the test's hands -------------------------------------------------------------------------

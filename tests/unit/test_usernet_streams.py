@@ -352,10 +352,8 @@ def own_pair(service):
         yield first, second
 
 
-def test_a_stream_survives_restarts_of_the_service(service, own_pair):
-    first, second = own_pair
-    first.sendall(b"before")
-    assert second.recv(6, std.MSG_WAITALL) == b"before"
+def test_what_tcp_says_of_a_connection(own_pair):
+    first, _ = own_pair
     assert first.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, 1) == b"\x01", "ESTABLISHED"
 
 

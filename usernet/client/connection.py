@@ -25,6 +25,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
+from struct import error as StructError  # noqa: N812
 from time import monotonic
 from typing import NamedTuple
 
@@ -295,7 +296,10 @@ class Connection:
                 self._failed(record)
         elif kind in STREAM_KINDS:
             for record in records:
-                self._take_stream(kind, record)
+                try:
+                    self._take_stream(kind, record)
+                except StructError:
+                    self.malformed += 1
         elif kind == CREDIT:
             for record in records:
                 box = boxes.get(CREDIT_RECORD.unpack(record)[0])
