@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from layers.tcp.calls import Calls
     from layers.tcp.engine import Engine
 
+LAYOUT = b"1"  # of a slot; to be raised whenever `_IDENTITY`, `_HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # per write: a handle is never given twice, not even after a crash
 RESUMED_PER_S = 1000  # connections with something in flight ask one after the other what has become of it
 _MASK_32 = 0xFFFFFFFF
@@ -52,11 +53,16 @@ class Durable:
     """`Rings` and `Cells` of the engine."""
 
     def __init__(self, memory: StreamMemory, state: State, key_handles: int) -> None:
+        """`key_handles` and the next are this module's keys of `state`."""
         self._state = state
         self._key_handles = key_handles
         stored = state.get(key_handles)
         self._next_handle = self._reserved = int(stored) if stored else TCP_HANDLE_MIN
         self._slots = Slots(memory.slots)
+        if state.get(key_handles + 1) != LAYOUT:  # of other code: what it stored would be misread
+            for number in self._slots.used:
+                self._slots.free(number)
+            state[key_handles + 1] = LAYOUT
         self._memory = memory.slots
         self._released: list[int] = []
         self.trim_at: float | None = None  # see `Rings`

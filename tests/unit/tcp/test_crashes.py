@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.tcp.host import A, B, Death, Host, World, pair
+from tests.unit.tcp.host import KEY_HANDLES, A, B, Death, Host, World, pair
 from tests.unit.tcp.test_hostile_link import hostile
 from tests.unit.tcp.test_streams import octets
 
@@ -102,3 +102,12 @@ def test_listeners_and_time_wait_outlive_a_death():
     assert world.run(5, lambda: a.applications[2].established)
     world.run(61)
     assert world.hosts[A].state_of(left) == "CLOSED"
+
+
+def test_slots_of_code_with_another_layout_are_not_misread():
+    _, a, _, left, _ = pair()
+    a.state[KEY_HANDLES + 1] = b"0"
+    heir = a.successor(9)
+    assert not heir.engine.lookup.connections
+    assert heir.state_of(left) == "CLOSED"
+    assert heir.set(2, peer=B, peer_port=80, connect=1) == 0
