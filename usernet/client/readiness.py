@@ -15,16 +15,25 @@ import threading
 from collections.abc import Callable
 
 
+def identity_of(number: int) -> str:
+    """What the kernel says that a descriptor is; empty: nothing. A stream's is its own, all eventfds' are equal."""
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""
+
+
 class Descriptor:
     """An eventfd that is readable while `ready` says so. `close` waits for nobody: a destructor may call it."""
 
-    __slots__ = ("_busy", "_changed", "_closing", "_ready", "_shown", "number")
+    __slots__ = ("_busy", "_changed", "_closing", "_ready", "_shown", "identity", "number")
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._begin(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), ready)
 
     def _begin(self, number: int, ready: Callable[[], bool]) -> None:
         self.number = number
+        self.identity = identity_of(number)
         self._ready = ready
         self._shown = False
         self._closing = False

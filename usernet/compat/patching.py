@@ -27,7 +27,8 @@ def patch(strict: bool = False) -> None:
             if hasattr(module, name):
                 setattr(module, name, getattr(dns, name))
     _std.SocketType = _socket.SocketType = standard.Socket  # type: ignore[misc, assignment]
-    for name in ("fromfd", "close", "dup"):
+    _std.fromfd = standard.fromfd  # type: ignore[assignment]
+    for name in ("close", "dup"):
         setattr(_std, name, getattr(descriptors, name))
     for name in ("if_nameindex", "if_nametoindex", "if_indextoname"):
         setattr(_std, name, getattr(interfaces, name))

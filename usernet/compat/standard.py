@@ -6,6 +6,7 @@ call goes to a socket of the stack. Which one is kept here, by the object's iden
 
 from __future__ import annotations
 
+import os
 import socket as _std
 import weakref
 from collections.abc import Callable
@@ -141,11 +142,31 @@ def _repr(self: Any, standard: Callable[..., Any] = Socket.__repr__) -> Any:
     return f"<{kind.__module__}.{kind.__qualname__}{' [closed]' if self._closed else ''} of {inner!r}>"
 
 
+def fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:
+    """As the standard one: another object, of the standard class, for what the descriptor stands for."""
+    made = descriptors.fromfd(fd, family, type, proto)
+    return stand_in(Socket, made) if isinstance(made, BaseSocket) else made
+
+
+def _use_sendfile(self: Any, file: Any, offset: int = 0, count: int | None = None,
+                  standard: Callable[..., Any] = Socket._sendfile_use_sendfile) -> int:  # type: ignore[attr-defined]
+    """sendfile(2) wants a descriptor of the kernel's: of what it would take, read and send."""
+    if inner_of(self) is None:
+        return standard(self, file, offset, count)
+    self._check_sendfile_params(file, offset, count)
+    try:
+        os.fstat(file.fileno())
+    except (AttributeError, OSError) as error:
+        raise _std._GiveupOnSendfile(error) from None  # type: ignore[attr-defined]
+    return self._sendfile_use_send(file, offset, count)
+
+
 METHODS: dict[str, Any] = {
     **{name: _pass_on(name) for name in _PASSED_ON},
     **{name: _beyond(name) for name in _BEYOND},
     **{name: _property(name) for name in ("family", "type", "proto", "timeout")},
     "accept": _accept, "dup": _dup, "detach": _detach, "_real_close": _real_close, "__repr__": _repr,
+    "_sendfile_use_sendfile": _use_sendfile,
 }
 
 

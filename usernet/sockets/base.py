@@ -414,6 +414,7 @@ class BaseSocket(Settings):
     def __repr__(self) -> str:
         closed = self._box is _CLOSED
         text = f"<usernet.socket{' [closed]' if closed else ''} handle={-1 if closed else self._box.handle}"
+        text += "" if self._descriptor is None else f", fd={self._descriptor.number}"
         text += f", family={int(self._family)}, type={int(self._type)}, proto={self._proto}"
         if not closed:
             text += f", laddr={self._box.local}" + (f", raddr={self._box.peer}" if self._box.peer else "")

@@ -5,10 +5,10 @@ A descriptor only tells of readiness, so the number means a socket within this p
 
 from __future__ import annotations
 
-import os
 import socket as _std
 from typing import Any
 
+from usernet.client.readiness import identity_of
 from usernet.client.stack import all_sockets
 
 # Kept, as usernet.patch puts others in their place.
@@ -64,9 +64,4 @@ def _duplicate(number: int) -> Any:
 def _is_there(endpoint: Any, number: int) -> bool:
     """Whether the number is the socket's; not so after a fork, or where it was closed and the kernel gave it away."""
     descriptor = endpoint._descriptor
-    if descriptor is None or descriptor.number != number:
-        return False
-    try:
-        return "eventfd" in os.readlink(f"/proc/self/fd/{number}")
-    except OSError:
-        return False
+    return descriptor is not None and descriptor.number == number and descriptor.identity == identity_of(number)

@@ -135,7 +135,7 @@ class StreamBehaviour(BaseSocket):
     def listen(self, backlog: int = 128) -> None:
         """Wait for connections; `backlog` of them at most wait for accept."""
         box = self._stream
-        backlog = max(0, min(int(backlog), 4096))  # Linux net.core.somaxconn
+        backlog = max(0, min(as_int(backlog), 4096))  # Linux net.core.somaxconn
         reply = self._request("listen", backlog=backlog)
         box.local = reply["address"], reply["port"]
         box.listening, box.backlog = True, backlog
@@ -192,6 +192,8 @@ class StreamBehaviour(BaseSocket):
         address: Address | None = None, /,
     ) -> int:
         """As send, out of several parts. There is no ancillary data for streams."""
+        if address is not None and not isinstance(address, tuple):
+            raise TypeError(f"sendmsg(): AF_INET address must be tuple, not {type(address).__name__}")
         data = b"".join(_octets(part) for part in buffers)
         for level, _, _ in [cmsg.item(each) for each in ancdata]:
             if level == _std.SOL_SOCKET:
@@ -321,7 +323,7 @@ class StreamBehaviour(BaseSocket):
     def shutdown(self, how: int) -> None:
         """ENOTCONN without a connection."""
         box = self._stream
-        if how not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
+        if as_int(how) not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
         if not (box.established or box.listening) or box.reset:
             raise os_error(errno.ENOTCONN)
