@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
 
     up = verb("up", "boot a stack, in a sandbox of its own; in the foreground, show its events")
     up.add_argument("--detach", action="store_true", help="return once the stack answers")
+    up.add_argument("--log-format", choices=("text", "json"), default="text", help="in the foreground: events as text "
+                    "(default), or one JSON object a line")
     up.add_argument("--host", action="store_true", help="use this network namespace instead of a sandbox "
                     "(needs CAP_NET_ADMIN)")
     up.add_argument("--address", metavar="A/P", help="the stack's address (default 10.0.0.2/24)")
@@ -100,7 +102,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
 def run(arguments: argparse.Namespace) -> int:
     """Call what the verb stands for."""
     if arguments.verb == "up":
-        return commands.up(options_of(arguments), arguments.detach)
+        return commands.up(options_of(arguments), arguments.detach, arguments.log_format)
     if arguments.verb == "down":
         return commands.down(arguments.name)
     if arguments.verb == "restart":

@@ -13,7 +13,7 @@ from bus.runtime import meter
 from cli.commands import query
 from cli.impair import describe as describe_impairment
 from cli.watching import Measured, Meters
-from supervisor.control import Client, Refused
+from supervisor.control import Client, Refused, printable
 from supervisor.events import Event, describe
 from usernet.pipe.run_dir import run_dir
 
@@ -137,7 +137,7 @@ class Board:
     def _events(self) -> list[str]:
         with Client(self._folder) as client:
             lines = list(client.stream("events"))[-EVENTS_KEPT:]
-        return [describe(msgspec.convert(line, Event)).partition("\n")[0] for line in lines]
+        return [printable(describe(msgspec.convert(line, Event)).partition("\n")[0]) for line in lines]
 
 
 def _open(status: dict[str, Any], layer: str, opened: str, closed: str) -> int:

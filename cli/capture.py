@@ -21,7 +21,7 @@ from cli.pipes import DEVICE, Pipe, chosen
 from cli.watching import Seen, Watch, sentence
 from packets import pcapng, summary
 from packets.filter import FilterError
-from supervisor.control import Client
+from supervisor.control import Client, printable
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
@@ -87,7 +87,7 @@ def line(packet: Packet) -> str:
     if seen.kind in (messages.ICMP_ERROR, messages.REPORT_ERROR):
         text = f"{messages.KIND_NAMES[seen.kind]} about {text}"
     dropped = f" -- dropped by {seen.layer}: {seen.counter}" if seen.direction == ring.DROPPED else ""
-    return f"{when} {seen.pipe.name:<12} {text}{dropped}"
+    return printable(f"{when} {seen.pipe.name:<12} {text}{dropped}")
 
 
 def comment(packet: Packet) -> str:

@@ -24,8 +24,8 @@ OK, FAILED, USAGE = 0, 1, 2
 KEEPER_END_TIMEOUT_S = 10.0
 
 
-def up(options: Options, detach: bool) -> int:
-    """Boot, or find the stack that is running; follow its events unless `detach`."""
+def up(options: Options, detach: bool, log_format: str = "text") -> int:
+    """Boot, or find the stack that is running; follow its events unless `detach`, as lines of text or of JSON."""
     folder = run_dir(options.name or None)
     options.name = stack_name(options.name)
     if options.profile:
@@ -37,12 +37,12 @@ def up(options: Options, detach: bool) -> int:
         return OK
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        print(_find_or_boot(options, folder), flush=True)
-        _follow(folder)
+        _say(_find_or_boot(options, folder), log_format)
+        _follow(folder, log_format)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print("stopping")
+        _say("stopping", log_format)
         with contextlib.suppress(NotRunning):  # it ended before it could say so
             _stop(folder)
     return OK
@@ -70,12 +70,19 @@ def _where(status: dict[str, Any]) -> str:
     return f"{status['address']} on {status['tap']}, the kernel's end is {status['kernel_end']}"
 
 
-def _follow(folder: Path) -> None:
-    print("Ctrl-C stops it; `launcher.py up` in another terminal shows its events too", flush=True)
+def _say(text: str, log_format: str) -> None:
+    """For a person: not among lines of JSON."""
+    print(text, file=sys.stderr if log_format == "json" else sys.stdout, flush=True)
+
+
+def _follow(folder: Path, log_format: str) -> None:
+    _say("Ctrl-C stops it; `launcher.py up` in another terminal shows its events too", log_format)
     with Client(folder) as client:
         for line in client.stream("events", follow=True):
-            print(printable(describe(msgspec.convert(line, Event))), flush=True)
-    print("the stack has ended")
+            as_json = log_format == "json"
+            text = msgspec.json.encode(line).decode() if as_json else describe(msgspec.convert(line, Event))
+            print(printable(text), flush=True)
+    _say("the stack has ended", log_format)
 
 
 def _stop(folder: Path) -> None:

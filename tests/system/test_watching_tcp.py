@@ -1,0 +1,78 @@
+"""TCP watched and disturbed: its segments on each pipe as on a wire, a transfer through a bad network."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+
+from .peers import KERNEL, PATIENCE_S, Stack
+from .test_watching import capturing, fields
+
+OCTETS = 300_000
+
+
+@contextlib.contextmanager
+def connected(stack: Stack) -> Iterator[tuple]:
+    """A connection from an application of the stack to the kernel."""
+    with stack.kernel.socket(kind=socket.SOCK_STREAM) as listener:
+        listener.bind((KERNEL, 0))
+        listener.listen()
+        with stack.socket(socket.SOCK_STREAM) as ours:
+            ours.connect(listener.getsockname())
+            theirs, _ = listener.accept()
+            with theirs:
+                theirs.settimeout(PATIENCE_S)
+                yield ours, theirs
+
+
+def transfer(stack: Stack, octets: int = OCTETS) -> int:
+    """Some octets each way at the same time, compared; the kernel's port."""
+    sent = bytes(number % 251 for number in range(octets))
+    with connected(stack) as (ours, theirs):
+        back: list[bytes] = []
+
+        def kernels_side() -> None:
+            theirs.sendall(sent)
+            while sum(map(len, back)) < octets and (part := theirs.recv(65536)):
+                back.append(part)
+
+        peer = threading.Thread(target=kernels_side)
+        peer.start()
+        writer = threading.Thread(target=ours.sendall, args=(sent,))
+        writer.start()
+        got = b""
+        while len(got) < octets and (part := ours.recv(65536)):
+            got += part
+        writer.join(PATIENCE_S)
+        peer.join(PATIENCE_S)
+        assert hashlib.sha256(got).digest() == hashlib.sha256(sent).digest()
+        assert hashlib.sha256(b"".join(back)).digest() == hashlib.sha256(sent).digest()
+        return theirs.getsockname()[1]
+
+
+def test_segments_on_every_pipe_with_their_checksums(stack, tmp_path):
+    path = tmp_path / "tcp.pcapng"
+    with capturing(stack, "device", "ip", "-w", path) as capture:
+        port = transfer(stack)
+    rows = fields(path, "frame.interface_name", "tcp.checksum.status", "frame.len", condition=f"tcp.port == {port}")
+    for pipe in ("device:link", "link:ip", "ip:tcp", "tcp:ip", "ip:link", "link:device"):
+        assert any(row[0] == pipe for row in rows), pipe
+    assert max(int(row[2]) for row in rows) <= 1514  # super-segments are shown as their segments
+    if ", 0 lost" in capture.said:
+        command = ["tshark", "-r", path, "-o", "tcp.check_checksum:TRUE", "-Y", "tcp.checksum.status == Bad"]
+        assert not subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_transfer_comes_whole_through_a_bad_network(stack):
+    stack.run("impair", "device", "--loss", "2%", "--delay", "5ms", "2ms", "--duplicate", "1%", "--seed", "3")
+    try:
+        transfer(stack, 100_000)
+    finally:
+        stack.run("impair", "--clear")
+    counters = stack.counters("link")
+    assert counters["bus_impaired_lost"] > 0
+    assert counters["bus_impaired_duplicated"] > 0
