@@ -37,9 +37,12 @@ while push.waiting or not push.open:
 
 @pytest.fixture(scope="module")
 def service():
-    made = Service()
-    yield made
-    made.down()
+    """With plain sockets as pipes: libzmq does not tell who sent a message (docs/security.md)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USERNET_PIPES", "direct")
+        made = Service()
+        yield made
+        made.down()
 
 
 def test_nobody_speaks_in_anothers_name(service):
@@ -76,7 +79,7 @@ def test_who_sends_a_second_record_that_kills_is_not_heard_any_more():
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)
     config = StackConfig(name="t", run_dir="/nowhere", address=1, prefix=24, mac=bytes(6))
-    clients = Clients(config, open_poller("direct"), 7, Journal(durable), durable, [], {}, {})
+    clients = Clients(None, config, open_poller("direct"), 7, Journal(durable), durable, [], {}, {})
     clients.offended(1000)
     assert not clients.is_barred(1000)
     for other in range(1, layout.OFFENDERS_MAX):
