@@ -32,18 +32,29 @@ bench: $(VENV)/.dev
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults
 
-$(VENV)/.runtime: requirements.txt
-	$(if $(PYTHON),,$(error usernet needs Python 3.11 or later with its venv module (Debian: apt install python3-venv)))
+# A checkout that was moved, or a Python that is gone, takes its .venv with it: it is made anew.
+$(VENV)/.runtime: requirements.txt $(if $(shell $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' \
+  2>/dev/null && echo here),,moved)
+	@$(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "usernet needs Python 3.11 or later with its venv module (Debian: apt install python3-venv);" \
+	  "$(or $(PYTHON),no python3) is not one: make PYTHON=... takes another" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -c 'import site; open(site.getsitepackages()[0] + "/usernet.pth", "w").write("$(CURDIR)\n")'
+	@printf '#!/bin/sh\nhere=$$(dirname "$$(readlink -f "$$0")")\nexec "$$here/python" "$$here/../../launcher.py" "$$@"\n' \
+	  > $(BIN)/usernet && chmod +x $(BIN)/usernet
 	@touch $@
 
+.PHONY: moved
+moved:
+	@rm -rf $(VENV)
+
 $(VENV)/.dev: requirements.txt requirements-dev.txt $(VENV)/.runtime
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/.interop: requirements-interop.txt $(VENV)/.dev
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-interop.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-interop.txt
 	@touch $@
 
 clean:

@@ -211,12 +211,12 @@ def overload(bench: stack.Bench, best_per_s: float) -> list[Goal]:
 
 def restart(bench: stack.Bench) -> Goal:
     """A planned restart: how long the layer is away."""
-    from cli import commands
+    from supervisor.control import Client
     from usernet.pipe.run_dir import run_dir
 
     for layer in ("udp", "ip", "link"):
         stack.launcher("restart", "--name", bench.name, layer)
-    with commands.Client(run_dir(bench.name)) as client:
+    with Client(run_dir(bench.name)) as client:
         gaps = [event["gap_ms"] for event in client.stream("events")
                 if event["event"] == "serves" and event.get("gap_ms")]
     return _at_most("planned restart of a layer", median(gaps), "ms", 20)

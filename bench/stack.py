@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli import commands, status
+from cli import stack as running
+from cli import status
 from supervisor import sandbox
 from supervisor.snapshots import ROOT
 from usernet.pipe.run_dir import run_dir
@@ -28,7 +29,7 @@ class Bench:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._keeper = commands.query(run_dir(name), "status")["keeper"]
+        self._keeper = running.query(run_dir(name), "status")["keeper"]
         self._programs: list[subprocess.Popen] = []
 
     def status(self) -> dict:

@@ -10,8 +10,8 @@ import msgspec
 import psutil
 
 from bus.runtime import meter
-from cli.commands import query
 from cli.impair import describe as describe_impairment
+from cli.query import query
 from cli.watching import Measured, Meters
 from supervisor.control import Client, Refused, printable
 from supervisor.events import Event, describe

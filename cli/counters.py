@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from bus.counters import PipeCounters
-from cli.commands import query
+from cli.query import query
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 

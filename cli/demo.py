@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -12,18 +13,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cli import commands, status
+from cli import stack, status
+from cli.main import FAILED, OK
 from cli.tools.ping import line
 from supervisor import boot, sandbox
+from supervisor.control import NotRunning, Refused
+from supervisor.errors import BootError
 from supervisor.options import Options
 from supervisor.snapshots import ROOT
 from usernet.ping import ping
 from usernet.stack import Stack
 
+TEXT = "see it work, in ten seconds"
 ECHO_PORT = "5055"
 STREAM_S = 3.0
 KILL_AFTER_S = 1.2
 PEER_TIMEOUT_S = 20.0
+FOLDER_LENGTH_MAX = 40  # of the path of the temporary directory; unix(7) leaves 107 for a socket's
 VICTIM = "udp"
 
 
@@ -59,11 +65,16 @@ class Stage:
         print(self._paint("31", "✗ ") + text, flush=True)
 
 
-def run() -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Nothing may follow."""
+
+
+def run(given: argparse.Namespace) -> int:
     """Show it. 0 only if all of it was seen to work."""
     stage = Stage()
-    os.environ.pop("USERNET_DIR", None)
-    with tempfile.TemporaryDirectory(prefix="usernet-demo-") as folder:
+    for variable in ("USERNET_DIR", "USERNET_NAME"):
+        os.environ.pop(variable, None)
+    with tempfile.TemporaryDirectory(prefix="usernet-", dir=_short_folder()) as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
         try:
             try:
@@ -72,17 +83,22 @@ def run() -> int:
                 stage.say(f"no TAP here: {error}")
                 stage.say("so this shows two stacks on a virtual wire instead, which needs nothing of the kernel")
                 _on_a_wire(stage)
-        except (DemoFailed, boot.BootError, commands.Refused, commands.NotRunning, OSError) as error:
+        except (DemoFailed, BootError, Refused, NotRunning, OSError) as error:
             stage.bad(str(error))
-            return commands.FAILED
+            return FAILED
     print("\nAll of it worked. Your own: `launcher.py up`, then README.md, 'A first program'.")
-    return commands.OK
+    return OK
+
+
+def _short_folder() -> str | None:
+    """Where socket files have room, if the system's temporary directory has a long name; None: there."""
+    return "/tmp" if len(tempfile.gettempdir()) > FOLDER_LENGTH_MAX and os.access("/tmp", os.W_OK) else None
 
 
 @contextmanager
 def _booted(stage: Stage, options: Options) -> Iterator[dict]:
     """A running stack, shown booting; taken down at the end, whatever happens."""
-    folder = commands.run_dir(options.name)
+    folder = stack.run_dir(options.name)
     started = time.monotonic()
     boot.start_keeper(options, folder)
     elapsed_s = time.monotonic() - started
@@ -94,7 +110,7 @@ def _booted(stage: Stage, options: Options) -> Iterator[dict]:
         stage.say(f"each layer is a process:  {layers}  (kept by {view['keeper']})")
         yield view
     finally:
-        commands.query(folder, "down")
+        stack.stop(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -137,11 +153,11 @@ def _on_a_tap(stage: Stage) -> None:
 def _kill_under_traffic(stage: Stage, view: dict, traffic: subprocess.Popen) -> None:
     _wait_for_line(traffic)
     time.sleep(KILL_AFTER_S)  # let the conversation run before and after
-    folder = commands.run_dir(view["name"])
-    old = commands.query(folder, "sabotage", layer=VICTIM, fault="kill")["pid"]
+    folder = stack.run_dir(view["name"])
+    old = stack.query(folder, "sabotage", layer=VICTIM, fault="kill")["pid"]
     stage.say(f"killed {VICTIM} [{old}]")
     sent, answered, gap_ms = _lines(traffic)[-1].split()
-    new = commands.query(folder, "status")["layers"][VICTIM]
+    new = stack.query(folder, "status")["layers"][VICTIM]
     stage.say(f"{VICTIM} is process {new['pid']} now; the application kept its socket and noticed nothing")
     _expect(stage, sent == answered and new["restarts"] == 1,
             f"{answered} of {sent} messages answered, the longest pause {gap_ms} ms")
@@ -172,7 +188,7 @@ def _on_a_wire(stage: Stage) -> None:
             said += _lines(talker)
             stage.say(said[-1] if said else "no answer")
             if words == ("before",):
-                killed = commands.query(commands.run_dir("right"), "sabotage", layer=VICTIM, fault="kill")
+                killed = stack.query(stack.run_dir("right"), "sabotage", layer=VICTIM, fault="kill")
                 stage.say(f"killed {VICTIM} [{killed['pid']}]")
         _expect(stage, len(said) == 2, f"{len(said)} of 2 messages answered")
 

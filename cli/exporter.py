@@ -15,8 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from bus.runtime.meter import Reading
-from cli.commands import query
 from cli.counters import counts
+from cli.query import query
 from cli.watching import Meters
 from supervisor.control import NotRunning, Refused
 from usernet.pipe.run_dir import run_dir, stack_name

@@ -22,7 +22,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import msgspec
 from bottle import Bottle, HTTPResponse, request
 
-from cli import commands, impair
+from cli import impair, restart, stack
 from cli.board import Board
 from cli.capture import line, packets
 from cli.counters import counts
@@ -87,13 +87,13 @@ class Pages:
                 raise
 
     def _layer(self, layer: str) -> HTTPResponse:
-        status = commands.query(run_dir(self._name), "status")
+        status = stack.query(run_dir(self._name), "status")
         found = [count._asdict() for count in counts(status, layer) if count.value]
         readme = LAYERS / layer / "README.md"  # the layer's name is one of the stack's: `counts` has seen to that
         return _json(200, {"counters": found, "readme": readme.read_text() if readme.exists() else ""})
 
     def _pipe(self, pipe: str) -> HTTPResponse:
-        layers = commands.query(run_dir(self._name), "status")["layers"]
+        layers = stack.query(run_dir(self._name), "status")["layers"]
         seen: list[str] = []
         with Watch(self._name, chosen([pipe], layers)) as watch:
             timer = threading.Timer(WATCH_S, watch.stop)
@@ -107,9 +107,9 @@ class Pages:
         order = request.json if isinstance(request.json, dict) else {}
         action, layer = order.get("action"), str(order.get("layer"))
         if action == "kill":
-            commands.query(run_dir(self._name), "sabotage", layer=layer, fault="kill")
+            stack.query(run_dir(self._name), "sabotage", layer=layer, fault="kill")
         elif action == "restart":
-            commands.restart(self._name, [layer])
+            restart.restart(run_dir(self._name), [layer])
         elif action == "impair":
             _impair(self._name, str(order.get("words", "")))
         else:

@@ -21,7 +21,7 @@ import msgspec
 
 from bus import messages, topology
 from bus.runtime.recorder import Start
-from cli.recording import LENGTH, MAGIC
+from cli.record import LENGTH, MAGIC
 from supervisor.options import UsageError
 
 TEXT = "do again what a recorded layer did, and say what is different"

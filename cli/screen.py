@@ -20,7 +20,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli import commands, impair
+from cli import impair, restart, stack
 from cli.board import Board, Snapshot
 from supervisor.control import NotRunning, Refused
 from supervisor.options import UsageError
@@ -155,10 +155,10 @@ def _act(key: str, view: View, snapshot: Snapshot, name: str | None) -> bool:
         elif key == "i":
             view.typing = ""
         elif key == "k":
-            commands.query(commands.run_dir(name), "sabotage", layer=layer, fault="kill")
+            stack.query(stack.run_dir(name), "sabotage", layer=layer, fault="kill")
             view.said = f"{layer}: killed"
         elif key == "r":
-            commands.restart(name, [layer])
+            restart.restart(stack.run_dir(name), [layer])
             view.said = f"{layer}: restarted"
     except (Refused, UsageError) as error:
         view.said = str(error)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import psutil
 
-from cli.commands import query
 from cli.impair import describe
+from cli.main import DEGRADED, OK
+from cli.query import query
+from cli.up import addresses_of
 from supervisor import lockdown, seccomp
 from supervisor.control import printable
 from usernet.pipe.run_dir import run_dir
+
+TEXT = "what runs, and its counters"
 
 
 def collect(name: str | None) -> dict[str, Any]:
@@ -63,27 +68,34 @@ def _resources(pid: int | None) -> tuple[int, float]:
         return 0, 0.0
 
 
-def show(name: str | None, as_json: bool) -> int:
-    """Print it, as a table or as JSON."""
-    status = collect(name)
-    print(msgspec.json.format(msgspec.json.encode(status)).decode() if as_json else printable(table(status)))
-    return 0
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("--json", action="store_true", help="an object, with all counters (docs/json.md)")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print it, as a table or as JSON; DEGRADED where not all layers serve."""
+    status = collect(given.name)
+    status["addresses"] = addresses_of(status)
+    print(msgspec.json.format(msgspec.json.encode(status)).decode() if given.json else printable(table(status)))
+    return OK if status["state"] == "up" else DEGRADED
 
 
 def table(status: dict[str, Any]) -> str:
-    """A table for a person."""
+    """A table for a person, 80 columns wide but for what has a long name."""
     where = f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel's end {status['kernel_end']}"
-    lines = [f"stack {status['name']}: {status['state']}, {status['address']}, {where}, mac {status['mac']}, "
-             f"mtu {status['mtu']}, offload {', '.join(status['offload']) or 'none'}",
+    addresses = ", ".join(status.get("addresses", [status["address"]]))
+    lines = [f"stack {status['name']}: {status['state']}, {addresses}, {where}",
+             f"mac {status['mac']}, mtu {status['mtu']}, offload {', '.join(status['offload']) or 'none'}",
              f"cores {status['cores']}, pipes {status['pipes']}, keeper {status['keeper']}, {status['run_dir']}",
              "",
-             f"{'layer':<8} {'pid':>8} {'state':<11} {'restarts':>8} {'uptime':>9} {'memory':>8} {'cpu':>8} "
-             f"{'in':>10} {'out':>10} {'dropped':>8}"]
+             f"{'layer':<8} {'pid':>7} {'state':<9} {'starts':>6} {'uptime':>8} {'memory':>7} {'cpu s':>7} {'in':>8} "
+             f"{'out':>8} {'drops':>5}"]
     for name, layer in status["layers"].items():
         lines.append(
-            f"{name:<8} {layer['pid'] or '-':>8} {layer['state']:<11} {layer['restarts']:>8} "
-            f"{layer['uptime_s']:>7.1f} s {layer['rss_bytes'] / 1e6:>5.1f} MB {layer['cpu_s']:>6.2f} s "
-            f"{layer['packets_in']:>10} {layer['packets_out']:>10} {layer['packets_dropped']:>8}")
+            f"{name:<8} {layer['pid'] or '-':>7} {layer['state']:<9} {layer['restarts'] + 1:>6} "
+            f"{layer['uptime_s']:>6.0f} s {layer['rss_bytes'] / 1e6:>4.0f} MB {layer['cpu_s']:>7.2f} "
+            f"{layer['packets_in']:>8} {layer['packets_out']:>8} {layer['packets_dropped']:>5}")
     lines += ["", *(f"rights of {name}: {_described(layer['may'])}" for name, layer in status["layers"].items()
                     if "uid" in layer["may"])]
     if status["impairments"]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
 LINE_MAX_OCTETS = 1 << 16
+ANSWER_TIMEOUT_S = 30.0
+CHECK_S, STOPPED_CHECKS = 0.5, 3  # a keeper that was stopped so many looks in a row answers nothing
 DESCRIPTORS_MAX = 16  # that may come with an answer
 OUTPUT_MAX_OCTETS = 1 << 23  # a caller that leaves so much unread is given up
 
@@ -39,7 +43,9 @@ class Refused(Exception):
 class Client:
     """One connection to a keeper."""
 
-    def __init__(self, run_dir: Path, timeout_s: float | None = 30.0) -> None:
+    def __init__(self, run_dir: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._input = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
@@ -56,8 +62,7 @@ class Client:
             raise
         except OSError as error:
             self._socket.close()
-            raise NotRunning(str(run_dir)) from error
-        self._lines = self._socket.makefile("rb")
+            raise NotRunning(f"no stack is running in {run_dir}") from error
 
     def __enter__(self) -> Client:
         return self
@@ -67,7 +72,6 @@ class Client:
 
     def close(self) -> None:
         """Hang up."""
-        self._lines.close()
         self._socket.close()
 
     def keeper_pidfd(self) -> int:
@@ -76,8 +80,12 @@ class Client:
             pidfd = os.pidfd_open(self.keeper)
         except ProcessLookupError as error:
             raise NotRunning("the keeper went away") from error
-        self.request("status")  # answered: it has not ended, and the pid was its own all the time
-        return pidfd
+        hung_up = select.poll()
+        hung_up.register(self._socket, 0)
+        if hung_up.poll(0):
+            os.close(pidfd)
+            raise NotRunning("the keeper went away")
+        return pidfd  # its end of this connection was there afterwards: the pid was its own all the time
 
     def fileno(self) -> int:
         """Readable when the keeper says something, or is gone."""
@@ -86,7 +94,28 @@ class Client:
     def request(self, op: str, **fields: object) -> Any:
         """Ask, and return what stands under "ok". Refused, NotRunning, TimeoutError."""
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
-        return self._answer(self._lines.readline())
+        return self._answer(self._line(self._timeout_s))
+
+    def _line(self, timeout_s: float) -> bytes:
+        """The next line; empty at the end. TimeoutError where none comes in time, or the keeper is stopped."""
+        deadline = time.monotonic() + timeout_s
+        stopped = 0
+        while b"\n" not in self._input:
+            if select.select([self._socket], [], [], CHECK_S)[0]:
+                octets = self._socket.recv(LINE_MAX_OCTETS)
+                if not octets:
+                    return b""
+                self._input += octets
+                continue
+            stopped = stopped + 1 if is_stopped(self.keeper) else 0
+            if stopped >= STOPPED_CHECKS:
+                raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] is stopped and answers nothing: "
+                                   f"`kill -CONT {self.keeper}` lets it go on, `down --force` ends the stack")
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] did not answer within "
+                                   f"{timeout_s:.0f} s; `down --force` ends the stack")
+        line, _, self._input = self._input.partition(b"\n")
+        return line
 
     def request_descriptors(self, op: str, **fields: object) -> tuple[Any, list[int]]:
         """Likewise, where descriptors come with the answer; they are the caller's to close."""
@@ -111,13 +140,20 @@ class Client:
 
     def stream(self, op: str, **fields: object) -> Iterator[Any]:
         """Ask, and yield every line that comes until the keeper hangs up."""
-        self._socket.settimeout(None)
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
-        for line in self._lines:
+        while line := self._line(float("inf")):
             answer = msgspec.json.decode(line)
             if isinstance(answer, dict) and "error" in answer:
                 raise Refused(answer["error"])
             yield answer
+
+
+def is_stopped(pid: int) -> bool:
+    """proc(5), stat: whether a process is stopped, by a signal or a tracer."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        return False
 
 
 class Caller:

@@ -5,26 +5,47 @@ from __future__ import annotations
 import selectors
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from bus.durable import layout
 from bus.runtime.sabotage import FAULTS
 from supervisor import control
-from supervisor.events import Event
-
-if TYPE_CHECKING:
-    from supervisor.keeper import Keeper
+from supervisor.events import Event, EventLog
+from supervisor.managed_layer import ManagedLayer
+from supervisor.taps import Taps
 
 CALLERS_MAX = 64  # at once; each is a descriptor of the keeper's
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
+class Stack(Protocol):
+    """What is asked about: the keeper."""
+
+    events: EventLog
+    selector: selectors.BaseSelector
+    layers: dict[str, ManagedLayer]
+    taps: Taps
+
+    def watch(self, source, callback: Callable[[], None]) -> None:
+        """Call back whenever `source` is readable."""
+
+    def status(self, now: float) -> dict:
+        """What `status` shows."""
+
+    def stop(self) -> None:
+        """Stop all layers."""
+
+    def renew(self, name: str, done: Callable[[str], None] | None = None) -> None:
+        """A planned restart of a layer."""
+
+
 class ControlServer:
     """Serves any number of callers; what takes time is answered when it is done."""
 
-    def __init__(self, keeper: Keeper, run_dir: Path) -> None:
+    def __init__(self, keeper: Stack, run_dir: Path) -> None:
         self._keeper = keeper
         self._listener = control.listen(run_dir)
         self._wait_for_down: list[control.Caller] = []

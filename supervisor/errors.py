@@ -1,4 +1,6 @@
-"""What goes wrong in starting a stack."""
+"""Errors of the supervisor that the command line tells."""
+
+from __future__ import annotations
 
 
 class BootError(Exception):

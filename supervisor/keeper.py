@@ -261,7 +261,8 @@ class Keeper:
         return {
             "name": config.name, "address": str(self._options.interface()), "mac": config.mac.hex(":"),
             "mtu": config.mtu, "tap": "" if config.wire else config.tap, "wire": config.wire,
-            "pipes": config.pipes, "offload": list(config.offload), "run_dir": config.run_dir, "keeper": self._pid,
+            "pipes": config.pipes, "offload": list(config.offload),
+            "options": msgspec.to_builtins(self._options), "run_dir": config.run_dir, "keeper": self._pid,
             "kernel_end": "" if config.wire else str(self._options.kernel_end()),
             "switch": self._wire.status() if self._wire else None,
             "cores": self.placement.describe(), "uptime_s": round(now - self._started, 3),

@@ -21,6 +21,8 @@ TTL_MAX = 255  # RFC 791 section 3.1: an octet
 DEFAULT_ADDRESS = "10.0.0.2/24"
 MODES = ("compact", "spread", "auto")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+TAP_NAME_MAX = 15  # netdevice(7): IFNAMSIZ without the closing zero
+_TAP = re.compile(rf"(?!\.{{1,2}}$)[!-.0-9;-~]{{1,{TAP_NAME_MAX}}}")  # no '/', ':' or blank
 _WIRE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
@@ -158,6 +160,10 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise UsageError(f"--ttl {self.ttl}: 1 to {TTL_MAX}")
         if self.implementation() not in IMPLEMENTATIONS:
             raise UsageError(f"--pipes {self.implementation()}: {' or '.join(IMPLEMENTATIONS)}")
+        if not _TAP.fullmatch(self.tap):
+            raise UsageError(
+                f"--tap {self.tap}: the name of an interface has 1 to {TAP_NAME_MAX} characters, no '/' and no blanks"
+            )
         if self.wire and not _WIRE.fullmatch(self.wire):
             raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
         if self.wire and self.host:
@@ -170,9 +176,16 @@ def _is_networks_own(address: ipaddress.IPv4Address, network: ipaddress.IPv4Netw
 
 
 def from_file(path: str) -> dict[str, object]:
-    """The options that a config file sets."""
+    """The options that a config file sets: the command line's names, with - or _; lists where it has commas."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = {key.replace("-", "_"): value for key, value in tomllib.loads(Path(path).read_text()).items()}
+        unknown = sorted(set(values) - set(Options.__struct_fields__))
+        if unknown:
+            known = ", ".join(field.replace("_", "-") for field in Options.__struct_fields__)
+            raise UsageError(f"--config {path}: no option {unknown[0].replace('_', '-')!r}; there are {known}")
+        for key in ("dns", "cores"):
+            if isinstance(values.get(key), list):
+                values[key] = ",".join(map(str, values[key]))
         msgspec.convert(values, Options)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import usernet as socket
+from cli.numbers import seconds
 from cli.tools import address_of, failures, port_of, refuse, stack_of
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--listen", action="store_true", help="wait for a datagram, and talk with its sender")
     parser.add_argument("-p", "--source-port", metavar="PORT", help="the local port")
     parser.add_argument("-s", "--source", metavar="ADDRESS", help="the local address")
-    parser.add_argument("-w", "--wait", type=float, metavar="S", help="end after so many seconds of silence")
+    parser.add_argument(
+        "-w", "--wait", type=seconds(above=True), metavar="S", help="end after so many seconds of silence"
+    )
     parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell who talks with whom")
-    parser.add_argument("-n", "--numeric", action="store_true", help="no names of addresses: as always")
+    parser.add_argument(
+        "-n", "--numeric", action="store_true", help="addresses as numbers, which is how they are always shown"
+    )
     parser.add_argument("where", nargs="*", metavar="[ADDRESS] PORT")
 
 
@@ -38,8 +43,6 @@ def run(given: argparse.Namespace) -> int:
     """Carry on until the wait is over, or Ctrl-C."""
     if not given.udp:
         refuse("nc: there is no TCP yet; give -u for UDP")
-    if given.wait is not None and given.wait <= 0:
-        refuse(f"nc: -w {given.wait}: above 0")
     with contextlib.suppress(KeyboardInterrupt):
         return _listen(given) if given.listen else _connect(given)
     return 0

@@ -9,7 +9,8 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 import usernet as socket
-from cli.tools import address_of, failures, refuse, stack_of
+from cli.numbers import seconds, whole
+from cli.tools import address_of, failures, stack_of
 
 if TYPE_CHECKING:
     from usernet.ping import Result
@@ -24,25 +25,30 @@ DISCOVERY = {"dont": 0, "want": 1, "do": 2}  # ip(7), IP_MTU_DISCOVER
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What may follow."""
     parser.add_argument("address", metavar="ADDRESS", help="or name")
-    parser.add_argument("-c", "--count", type=int, default=0, metavar="N", help="stop after N (default: Ctrl-C stops)")
-    parser.add_argument("-i", "--interval", type=float, default=1.0, metavar="S", help="seconds between requests")
-    parser.add_argument("-s", "--size", type=int, default=SIZE_DEFAULT, metavar="OCTETS",
+    parser.add_argument(
+        "-c", "--count", type=whole(0), default=0, metavar="N", help="stop after N (default: Ctrl-C stops)"
+    )
+    parser.add_argument("-i", "--interval", type=seconds(), default=1.0, metavar="S", help="seconds between requests")
+    parser.add_argument("-s", "--size", type=whole(0, SIZE_MAX), default=SIZE_DEFAULT, metavar="OCTETS",
                         help=f"octets of data (default {SIZE_DEFAULT})")
-    parser.add_argument("-W", "--timeout", type=float, default=1.0, metavar="S", help="seconds to wait for a reply")
-    parser.add_argument("-w", "--deadline", type=float, metavar="S", help="stop after so many seconds")
-    parser.add_argument("-t", "--ttl", type=int, metavar="N", help="time to live of the requests")
+    parser.add_argument(
+        "-W", "--timeout", type=seconds(above=True), default=1.0, metavar="S", help="seconds to wait for a reply"
+    )
+    parser.add_argument("-w", "--deadline", type=seconds(above=True), metavar="S", help="stop after so many seconds")
+    parser.add_argument("-t", "--ttl", type=whole(1, 255), metavar="N", help="time to live of the requests")
     parser.add_argument("-M", "--mtu-discovery", choices=DISCOVERY, metavar="do|want|dont",
                         help="no fragments; by the path's MTU (default); without DF")
     parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
     parser.add_argument("-q", "--quiet", action="store_true", help="the summary alone")
-    parser.add_argument("-n", "--numeric", action="store_true", help="no names: as always")
+    parser.add_argument(
+        "-n", "--numeric", action="store_true", help="addresses as numbers, which is how they are always shown"
+    )
 
 
 def run(given: argparse.Namespace) -> int:
     """Print a line a request, as ping(8), and a summary; 0 where any reply came, else 1."""
     from usernet.ping import ping  # the library is loaded by who needs it
 
-    _check(given)
     options = [(socket.IPPROTO_IP, socket.IP_TTL, given.ttl)] if given.ttl is not None else []
     if given.broadcast:
         options.append((socket.SOL_SOCKET, socket.SO_BROADCAST, 1))
@@ -66,15 +72,6 @@ def run(given: argparse.Namespace) -> int:
                     break
     print(summary(given.address, sent, times_ms))
     return 0 if times_ms else 1
-
-
-def _check(given: argparse.Namespace) -> None:
-    if given.count < 0 or given.interval < 0 or given.size < 0 or given.timeout <= 0 or (given.deadline or 1) <= 0:
-        refuse("ping: count, interval and size are not negative, timeout and deadline are above 0")
-    if given.size > SIZE_MAX:
-        refuse(f"ping: -s {given.size}: Message too long, a packet has room for {SIZE_MAX}")
-    if given.ttl is not None and not 1 <= given.ttl <= 255:
-        refuse(f"ping: -t {given.ttl}: 1 to 255")
 
 
 def line(result: Result) -> str:

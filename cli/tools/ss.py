@@ -24,7 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ping", dest="types", action="append_const", const="ping", help="ping sockets only")
     parser.add_argument("-l", "--listening", action="store_true", help="only those without a peer")
     for flag, name in (("-a", "all"), ("-n", "numeric"), ("-p", "processes")):
-        parser.add_argument(flag, f"--{name}", action="store_true", help="as always; for the habit's sake")
+        parser.add_argument(
+            flag, f"--{name}", action="store_true", help="accepted for the habit: this is what is always shown"
+        )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import usernet as socket
+from cli.numbers import seconds, whole
 from cli.tools import address_of, failures, refuse, stack_of
 
 if TYPE_CHECKING:
@@ -84,19 +85,29 @@ def _sequence(message: bytes, kind: int) -> int | None:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What may follow."""
     parser.add_argument("address", metavar="ADDRESS", help="or name")
-    parser.add_argument("-m", "--max-hops", type=int, default=30, metavar="N", help="go no further (default 30)")
-    parser.add_argument("-f", "--first", type=int, default=1, metavar="N", help="begin so far away (default 1)")
-    parser.add_argument("-q", "--probes", type=int, default=3, metavar="N", help="probes for each hop (default 3)")
-    parser.add_argument("-w", "--wait", type=float, default=1.0, metavar="S", help="for each answer (default 1)")
-    parser.add_argument("-p", "--port", type=int, default=PORT, metavar="N", help=f"of the first probe ({PORT})")
+    parser.add_argument(
+        "-m", "--max-hops", type=whole(1, 255), default=30, metavar="N", help="go no further (default 30)"
+    )
+    parser.add_argument(
+        "-f", "--first", type=whole(1, 255), default=1, metavar="N", help="begin so far away (default 1)"
+    )
+    parser.add_argument(
+        "-q", "--probes", type=whole(1, 100), default=3, metavar="N", help="probes for each hop (default 3)"
+    )
+    parser.add_argument(
+        "-w", "--wait", type=seconds(above=True), default=1.0, metavar="S", help="for each answer (default 1)"
+    )
+    parser.add_argument(
+        "-p", "--port", type=whole(1, 65535), default=PORT, metavar="N", help=f"of the first probe ({PORT})"
+    )
     parser.add_argument("-I", "--icmp", action="store_true", help="by echo requests instead of UDP")
-    parser.add_argument("-n", "--numeric", action="store_true", help="no names: as always")
+    parser.add_argument("-n", "--numeric", action="store_true", help="addresses as numbers, as they are always shown")
 
 
 def run(given: argparse.Namespace) -> int:
     """Print a line a hop, as traceroute(8); 0 where the destination was reached."""
-    if not (1 <= given.first <= given.max_hops <= 255 and given.probes >= 1 and given.wait > 0):
-        refuse("traceroute: 1 to 255 hops, the first not after the last, at least one probe, and some time to wait")
+    if given.first > given.max_hops:
+        refuse(f"traceroute: -f {given.first}: not beyond the {given.max_hops} hops of -m")
     probes = given.max_hops * given.probes
     if not 1 <= given.port <= 65536 - probes:
         refuse(f"traceroute: -p {given.port}: a port for each of {probes} probes, 1 to 65535")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
-from cli import commands
+from cli import stack as running
 
 from .conftest import require_program
 from .peers import KERNEL, NOBODY, STACK, TAP, Stack, frames, next_frame, received, wait_for
@@ -266,7 +266,7 @@ def test_flush_under_traffic_loses_nothing(stack: Stack) -> None:
 def test_the_list_is_longer_than_one_answer(own: Stack) -> None:
     for number in range(300):
         address = str(ipaddress.IPv4Address("10.1.0.0") + number)
-        commands.query(own.run_dir, "manage", layer="arp",
+        running.query(own.run_dir, "manage", layer="arp",
                        request={"op": "neighbor_add", "address": address, "mac": ABSENT_MAC})
     assert len(neighbors(own)) == 300
 

@@ -300,7 +300,7 @@ def test_status_as_a_table(new_stack) -> None:
     lines = stack.run("status").stdout.splitlines()
     assert lines[0].startswith(f"stack {stack.name}: up, {STACK}/24, {TAP}")
     for name, pid in stack.pids().items():
-        (row,) = [line.split() for line in lines if line.startswith(f"{name} ")]
+        row, *_ = [line.split() for line in lines if line.startswith(f"{name} ")]
         assert row[1:3] == [str(pid), "up"]
 
 

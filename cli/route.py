@@ -1,29 +1,39 @@
-"""`launcher.py route` and `launcher.py address`: in the words of ip-route(8), answered by the stack's ip layer."""
+"""`route`: the stack's routes, in the words of ip-route(8)."""
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 from typing import Any
 
-from cli import commands
+from cli import stack
+from cli.main import OK
 from supervisor.options import UsageError
 
 ROUTE_USAGE = ("give it like: route list | route add DEST/PREFIX [via GATEWAY] [metric N] [src ADDRESS] [mtu N] | "
                "route del DEST/PREFIX [via GATEWAY] [metric N]; DEST/PREFIX may be 'default'")
-ADDRESS_USAGE = "give it like: address list | address add ADDRESS/PREFIX | address del ADDRESS/PREFIX"
+TEXT = "the stack's routes: list, add DEST/PREFIX [via GATEWAY] ..., del DEST/PREFIX"
 DEFAULT = "0.0.0.0/0"
 KEYWORDS = {"via": "gateway", "src": "source", "metric": "metric", "mtu": "mtu"}
 OF_DEL = ("via", "metric")
 
 
-def route(name: str | None, words: list[str]) -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add DEST/PREFIX [via GATEWAY] "
+                        "[metric N] [src ADDRESS] [mtu N], or del DEST/PREFIX [via GATEWAY] [metric N]; also: default")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+
+
+def run(given: argparse.Namespace) -> int:
     """List, or order a change; UsageError for words that make no sense, Refused where ip will not."""
-    if words in ([], ["list"]):
-        for line in collect(name):
+    if given.words in ([], ["list"]):
+        for line in collect(given.name):
             print(route_line(line))
-        return commands.OK
-    commands.manage(name, "ip", **route_order(words))
-    return commands.OK
+        return OK
+    stack.manage(given.name, "ip", **route_order(given.words))
+    stack.say(given, f"route {' '.join(given.words)}: done")
+    return OK
 
 
 def collect(name: str | None) -> list[dict[str, Any]]:
@@ -31,20 +41,10 @@ def collect(name: str | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     more = True
     while more:
-        answer = commands.manage(name, "ip", op="route_list", after=len(found))
+        answer = stack.manage(name, "ip", op="route_list", after=len(found))
         found += answer["routes"]
         more = answer["more"]
     return found
-
-
-def address(name: str | None, words: list[str]) -> int:
-    """The same for addresses."""
-    if words in ([], ["list"]):
-        for line in commands.manage(name, "ip", op="address_list")["addresses"]:
-            print(line)
-        return commands.OK
-    commands.manage(name, "ip", **address_order(words))
-    return commands.OK
 
 
 def route_order(words: list[str]) -> dict[str, Any]:
@@ -59,20 +59,6 @@ def route_order(words: list[str]) -> dict[str, Any]:
             raise UsageError(ROUTE_USAGE)
         request[field] = _number(keyword, value) if keyword in ("metric", "mtu") else _host(keyword, value)
     return request
-
-
-def address_order(words: list[str]) -> dict[str, Any]:
-    """The request that `add ...` or `del ...` stands for."""
-    if len(words) != 2 or words[0] not in ("add", "del"):
-        raise UsageError(ADDRESS_USAGE)
-    order, text = words
-    try:
-        if "/" not in text:
-            raise ValueError("no prefix length")
-        interface = ipaddress.IPv4Interface(text)
-    except ValueError as error:
-        raise UsageError(f"address {order} {text}: {error}; give it like 10.0.5.2/24") from error
-    return {"op": f"address_{order}", "address": str(interface)}
 
 
 def _network(text: str) -> str:

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
-from cli import commands
+from cli import stack
+from cli.main import OK
 from supervisor.options import UsageError
 
+TEXT = "arp's neighbours: list, add ADDRESS MAC, del ADDRESS, flush"
 OPERANDS = {"list": (), "add": ("ADDRESS", "MAC"), "del": ("ADDRESS",), "flush": ()}
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
-def run(name: str | None, words: list[str]) -> int:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add ADDRESS MAC, del ADDRESS, or "
+                        "flush (all but those that were added)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+
+
+def run(given: argparse.Namespace) -> int:
     """Do what `neighbor WORDS` says. UsageError where it says nothing that can be done."""
-    order, *given = words or ["list"]
+    name = given.name
+    order, *operands_given = given.words or ["list"]
     operands = OPERANDS.get(order)
     if operands is None:
         raise UsageError(f"neighbor: no order '{order}'; there are {', '.join(OPERANDS)}")
-    if len(given) != len(operands):
+    if len(operands_given) != len(operands):
         raise UsageError(f"neighbor: give it like: launcher.py neighbor {' '.join([order, *operands])}")
-    request = {operand.lower(): _checked(operand, text) for operand, text in zip(operands, given, strict=True)}
+    request = {operand.lower(): _checked(operand, text) for operand, text in zip(operands, operands_given, strict=True)}
     if order == "list":
         print(table(collect(name)))
-        return commands.OK
-    answer = commands.manage(name, "arp", op=f"neighbor_{order}", **request)
-    if order == "flush":
-        print(f"{answer['deleted']} deleted")
-    return commands.OK
+        return OK
+    answer = stack.manage(name, "arp", op=f"neighbor_{order}", **request)
+    stack.say(given, f"{answer['deleted']} deleted" if order == "flush" else f"neighbor {' '.join(given.words)}: done")
+    return OK
 
 
 def _checked(operand: str, text: str) -> str:
@@ -48,7 +58,7 @@ def collect(name: str | None) -> list[dict[str, Any]]:
     more = True
     while more:
         after = {"after": found[-1]["address"]} if found else {}
-        answer = commands.manage(name, "arp", op="neighbor_list", **after)
+        answer = stack.manage(name, "arp", op="neighbor_list", **after)
         found += answer["neighbors"]
         more = answer["more"]
     return found

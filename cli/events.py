@@ -1,0 +1,29 @@
+"""`events`: what happened to a stack."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from cli.main import OK
+from supervisor.control import Client, printable
+from supervisor.events import Event, describe
+from usernet.pipe.run_dir import run_dir
+
+TEXT = "what happened, when, to which layer, why, and how long the gap was"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens next")
+    parser.add_argument("--json", action="store_true", help="one object a line (docs/json.md)")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Print them, a line each."""
+    with Client(run_dir(given.name)) as client:
+        for line in client.stream("events", follow=given.follow):
+            text = msgspec.json.encode(line).decode() if given.json else describe(msgspec.convert(line, Event))
+            print(printable(text), flush=True)
+    return OK

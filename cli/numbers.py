@@ -1,0 +1,41 @@
+"""Numbers on the command line, judged in one place: types for argparse, whose errors say what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+SECONDS_MAX = 1e9  # thirty years
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A whole number from `least` to `most`."""
+    allowed = f"{least} or more" if most is None else f"{least} to {most}"
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text) if len(text) <= 20 else None
+        except ValueError:
+            number = None
+        if number is None or number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number is wanted, {allowed}")
+        return number
+
+    return convert
+
+
+def seconds(least: float = 0.0, above: bool = False) -> Callable[[str], float]:
+    """Seconds, finite, from `least` on; with `above` not `least` itself."""
+    allowed = f"above {least:g}" if above else f"{least:g} or more"
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or number < least or (above and number == least) or number > SECONDS_MAX:
+            raise argparse.ArgumentTypeError(f"{text!r}: seconds are wanted, {allowed}")
+        return number
+
+    return convert

@@ -1,0 +1,43 @@
+"""`restart`: planned restarts of layers, from the code as it is on disk."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from cli import stack
+from cli.main import OK
+from supervisor.options import UsageError
+from usernet.pipe.run_dir import run_dir
+
+TEXT = "planned restart, from the code as it is now on disk; code that does not load is refused"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("layers", nargs="+", metavar="LAYER", help="layers, or all")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Returns once they serve again."""
+    started = time.monotonic()
+    done = restart(run_dir(given.name), given.layers)
+    stack.say(given, f"{', '.join(done)} restarted in {(time.monotonic() - started) * 1000:.0f} ms")
+    return OK
+
+
+def restart(folder: Path, layers: Iterable[str]) -> list[str]:
+    """Restart these layers, or all; which they were. UsageError for one that is not there, Refused with its reason."""
+    known, wanted = list(stack.query(folder, "status")["layers"]), list(dict.fromkeys(layers))
+    if "all" in wanted:
+        if len(wanted) > 1:
+            raise UsageError(f"restart {' '.join(wanted)}: give layers, or all")
+        wanted = known
+    unknown = [layer for layer in wanted if layer not in known]
+    if unknown:
+        raise UsageError(f"restart: no layer '{unknown[0]}'; there are {', '.join(known)}, or all")
+    stack.query(folder, "restart", layers=wanted)
+    return wanted

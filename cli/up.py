@@ -1,0 +1,166 @@
+"""`up`: boot a stack."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cli import stack
+from cli.main import FAILED, OK, USAGE
+from supervisor import boot
+from supervisor.control import Client, NotRunning, Refused, printable
+from supervisor.events import Event, describe
+from supervisor.options import DEFAULT_ADDRESS, Options, from_file
+from usernet.pipe.run_dir import run_dir, stack_name
+
+TEXT = "boot a stack, in a sandbox of its own; in the foreground, show its events"
+
+_FLAGS: dict[str, dict[str, Any]] = {  # by their names in Options
+    "host": {"action": "store_true", "help": "use this network namespace instead of a sandbox (needs CAP_NET_ADMIN)"},
+    "address": {"metavar": "A/P", "help": f"the stack's address (default {DEFAULT_ADDRESS}; on a wire the first "
+                "of that network that no stack there has)"},
+    "gateway": {"metavar": "G", "help": "the default gateway and kernel's end (default: the first other host of the "
+                "network)"},
+    "mac": {"metavar": "M", "help": "the stack's MAC address (default: random)"},
+    "mtu": {"type": int, "metavar": "N", "help": "octets (default 1500)"},
+    "ttl": {"type": int, "metavar": "N", "help": "time to live of packets whose sender sets none (default 64)"},
+    "tap": {"metavar": "DEV", "help": "name of the TAP interface (default tap0)"},
+    "wire": {"metavar": "W", "help": "join this virtual wire instead of a TAP; needs no kernel feature"},
+    "dns": {"metavar": "A[,B]", "help": "name servers, for what applications ask by name"},
+    "profile": {"metavar": "NAME", "help": "make it as bad as this network: 3g, wifi, satellite, ... (see impair "
+                "--help)"},
+    "cores": {"metavar": "MODE", "help": "compact, spread, auto (default), or a list like 0,1"},
+    "pipes": {"metavar": "KIND", "help": "what joins the processes: zmq (libzmq, by pyzmq; default), or direct (plain "
+              "Unix sockets that speak the same protocol)"},
+    "reload": {"action": "store_true", "help": "restart layers whose code changes on disk"},
+    "allow_raw": {"action": "store_true", "help": "let applications open raw sockets: read and forge packets of any "
+                  "protocol"},
+    "accept_redirects": {"action": "store_true", "help": "follow a gateway's redirects to another gateway"},
+    "no_offload": {"action": "store_true", "help": "plain frames at the TAP: all sums and segments are made here"},
+    "sysctl": {"action": "append", "metavar": "NAME=VALUE", "help": "a default of TCP by Linux's name, such as "
+               "net.ipv4.tcp_sack=0; may be repeated"},
+    "unlocked": {"action": "store_true", "help": "for debugging: layers keep every right of their user's"},
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What may follow."""
+    parser.add_argument("-d", "--detach", action="store_true", help="return once the stack answers")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+    for name, flag in _FLAGS.items():
+        if name in Options.__struct_fields__:
+            parser.add_argument(f"--{name.replace('_', '-')}", default=None, **flag)
+    parser.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins "
+                        "(docs/config.md)")
+
+
+def options_of(given: argparse.Namespace) -> tuple[Options, set[str]]:
+    """The options: the config file's, and over them the command line's; and which of them were asked for."""
+    values = from_file(given.config) if given.config else {}
+    for field in Options.__struct_fields__:
+        value = getattr(given, field, None)
+        if value is not None and value is not False:
+            values[field] = value
+    options = Options(**values)  # type: ignore[arg-type]
+    options.check()
+    return options, set(values) - {"name"}
+
+
+def run(given: argparse.Namespace) -> int:
+    """Boot, or find the stack that is running; follow its events unless --detach."""
+    options, asked = options_of(given)
+    folder = run_dir(options.name or None)
+    options.name = stack_name(options.name)
+    if options.profile:
+        from cli.impair import network
+
+        network(options.profile)  # before anything is booted
+    if options.wire and "address" not in asked:
+        options.address = _free_address(options.wire)
+    if given.detach:
+        return _find_or_boot(given, options, asked, folder)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status = _find_or_boot(given, options, asked, folder)
+        if status == OK:
+            _follow(given, folder)
+        return status
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stack.say(given, "stopping")
+        with contextlib.suppress(NotRunning):  # it ended before it could say so
+            stack.stop(folder)
+        return OK
+
+
+def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], folder: Path) -> int:
+    started = time.monotonic()
+    try:
+        status = stack.query(folder, "status")
+    except NotRunning:
+        boot.start_keeper(options, folder)
+        status = stack.query(folder, "status")
+        if options.profile:
+            from cli import impair
+
+            impair.impair_device(options.name, status["layers"], options.profile)
+        stack.say(given, f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {where(status)}")
+        return OK
+    differ = {name for name in asked if name in status["options"] and getattr(options, name) != status["options"][name]}
+    if differ:
+        text = ", ".join(f"--{name.replace('_', '-')} {status['options'][name]}" for name in sorted(differ))
+        stack.warn(f"stack '{status['name']}' is running already, with other options: {text}; take it down first, or "
+                   "give this one another --name")
+        return USAGE
+    stack.say(given, f"stack '{status['name']}' is running already: {where(status)} (keeper {status['keeper']})")
+    return OK
+
+
+def where(status: dict[str, Any]) -> str:
+    """Its addresses and its cable, in words."""
+    addresses = ", ".join(addresses_of(status))
+    if status["wire"]:
+        return f"{addresses} on wire '{status['wire']}'"
+    return f"{addresses} on {status['tap']}, the kernel's end is {status['kernel_end']}"
+
+
+def addresses_of(status: dict[str, Any]) -> list[str]:
+    """The addresses that the stack has now; what it was booted with, where ip cannot say."""
+    try:
+        return stack.manage(status["name"], "ip", op="address_list")["addresses"] or ["no address"]
+    except (Refused, NotRunning, OSError):
+        return [status["address"]]
+
+
+def _free_address(wire: str) -> str:
+    """The first address of the default network that no stack of this user on the wire was booted with."""
+    taken = set()
+    for folder in stack.all_folders():
+        with contextlib.suppress(NotRunning, Refused, OSError):
+            status = stack.query(folder, "status")
+            if status["wire"] == wire:
+                taken |= {ipaddress.ip_interface(address).ip for address in [status["address"], *addresses_of(status)]
+                          if "/" in address}
+    default = ipaddress.IPv4Interface(DEFAULT_ADDRESS)
+    free: Iterator[ipaddress.IPv4Address] = (host for host in default.network.hosts() if host >= default.ip)
+    return f"{next((host for host in free if host not in taken), default.ip)}/{default.network.prefixlen}"
+
+
+def _follow(given: argparse.Namespace, folder: Path) -> None:
+    stack.say(given, "Ctrl-C stops it; `up` in another terminal shows its events too")
+    with Client(folder) as client:
+        for line in client.stream("events", follow=True):
+            print(printable(describe(msgspec.convert(line, Event))), flush=True)
+    stack.say(given, "the stack has ended")
+
+
+__all__ = ["FAILED", "TEXT", "arguments", "options_of", "run"]
