@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cli import stack
-from cli.main import FAILED, OK, USAGE
+from cli.main import OK, USAGE
 from supervisor import boot
 from supervisor.control import Client, NotRunning, Refused, printable
 from supervisor.events import Event, describe
@@ -58,6 +58,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for name, flag in _FLAGS.items():
         if name in Options.__struct_fields__:
             parser.add_argument(f"--{name.replace('_', '-')}", default=None, **flag)
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="in the foreground: events as "
+                        "text (default), or one JSON object a line")
     parser.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins "
                         "(docs/config.md)")
 
@@ -96,7 +98,7 @@ def run(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stack.say(given, "stopping")
+        _say(given, "stopping")
         with contextlib.suppress(NotRunning):  # it ended before it could say so
             stack.stop(folder)
         return OK
@@ -113,7 +115,7 @@ def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], 
             from cli import impair
 
             impair.impair_device(options.name, status["layers"], options.profile)
-        stack.say(given, f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {where(status)}")
+        _say(given, f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {where(status)}")
         return OK
     differ = {name for name in asked if name in status["options"] and getattr(options, name) != status["options"][name]}
     if differ:
@@ -121,7 +123,7 @@ def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], 
         stack.warn(f"stack '{status['name']}' is running already, with other options: {text}; take it down first, or "
                    "give this one another --name")
         return USAGE
-    stack.say(given, f"stack '{status['name']}' is running already: {where(status)} (keeper {status['keeper']})")
+    _say(given, f"stack '{status['name']}' is running already: {where(status)} (keeper {status['keeper']})")
     return OK
 
 
@@ -156,11 +158,18 @@ def _free_address(wire: str) -> str:
 
 
 def _follow(given: argparse.Namespace, folder: Path) -> None:
-    stack.say(given, "Ctrl-C stops it; `up` in another terminal shows its events too")
+    _say(given, "Ctrl-C stops it; `up` in another terminal shows its events too")
     with Client(folder) as client:
         for line in client.stream("events", follow=True):
-            print(printable(describe(msgspec.convert(line, Event))), flush=True)
-    stack.say(given, "the stack has ended")
+            as_json = given.log_format == "json"
+            text = msgspec.json.encode(line).decode() if as_json else describe(msgspec.convert(line, Event))
+            print(printable(text), flush=True)
+    _say(given, "the stack has ended")
 
 
-__all__ = ["FAILED", "TEXT", "arguments", "options_of", "run"]
+def _say(given: argparse.Namespace, text: str) -> None:
+    """For a person: not among lines of JSON."""
+    if given.log_format == "json":
+        stack.warn(text)
+    else:
+        stack.say(given, text)
