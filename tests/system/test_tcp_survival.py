@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .peers import STACK, Stack, wait_for
+from .peers import KERNEL, STACK, Stack, wait_for
 
 OCTETS = 12_000_000
 KILL_AFTER = 2_000_000
@@ -110,3 +110,24 @@ def test_idle_connections_and_listeners_outlive_a_sigkill_of_tcp(stack: Stack) -
 
 def test_a_restart_of_tcp_during_a_transfer(stack: Stack) -> None:
     both_ways(stack, lambda: stack.run("restart", "tcp"))
+
+
+def test_what_a_process_sent_before_it_ended_arrives_then_fin(stack: Stack) -> None:
+    with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((KERNEL, 0))
+        listener.listen()
+        listener.settimeout(30)
+        port = listener.getsockname()[1]
+        program = stack.application(
+            "import os, usernet\n"
+            f"s = usernet.create_connection(('{KERNEL}', {port}))\n"
+            "s.sendall(bytes(range(250)) * 4000)\n"
+            "os._exit(0)\n")
+        kernel, _ = listener.accept()
+        with kernel:
+            kernel.settimeout(30)
+            received = bytearray()
+            while octets := kernel.recv(65_536):
+                received += octets
+        assert received == bytes(range(250)) * 4000
+        assert program.wait(30) == 0
