@@ -414,3 +414,10 @@ def test_what_goes_past_the_stack_is_told_or_refused(start, tmp_path):
     (tmp_path / "uvloop.py").write_text("")
     process = start("import uvloop")
     assert "usernet: uvloop uses the kernel's network" in process.communicate(timeout=PATIENCE_S)[1]
+
+
+def test_our_own_pipes_are_not_told(start, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()\nprint('fine')\n")
+    process = start("", "--strict", str(program), USERNET_PIPES="zmq", PYTHONWARNINGS="default")
+    assert process.communicate(timeout=PATIENCE_S) == ("fine\n", "")

@@ -30,7 +30,7 @@ def watch(strict: bool) -> None:
     global _strict, _watching
     _strict = strict
     for name in [name for name in IN_C if name in sys.modules]:
-        _tell(name, IN_C[name])
+        _tell_import(name)
     if not _watching:
         _watching = True
         sys.addaudithook(_hook)
@@ -39,9 +39,14 @@ def watch(strict: bool) -> None:
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "import":
         if arguments[0] in IN_C:
-            _tell(arguments[0], IN_C[arguments[0]])
+            _tell_import(arguments[0])
     elif event == "socket.__new__" and arguments[1] in _FAMILIES:
         _tell(f"a socket of {_FAMILIES[arguments[1]]}", "it was made past socket.socket")
+
+
+def _tell_import(name: str) -> None:
+    if name != "zmq" or "usernet.pipe.libzmq" not in sys.modules:  # else it is our own pipes that import it
+        _tell(name, IN_C[name])
 
 
 def _tell(what: str, why: str) -> None:
