@@ -13,7 +13,7 @@ from .worlds import World
 
 # A bulk sender fills the window wherever the reader is slower than the cable.
 FULL = {"window full", "zero window"}
-# Linux sends its last segment again after 10 ms without an ACK (RFC 8985 section 7), which a busy machine is late with.
+# Both send their last segment again after some ms without an ACK (RFC 8985 section 7), which a busy machine is late with.
 PROBED = {"retransmission", "duplicate ACK"}
 
 
@@ -59,12 +59,13 @@ def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_
 
 
 def _check(world: World, capture: Path, provoked: set[str]) -> None:
-    """Nothing in the subject's frames but what was provoked, and little in the kernel's.
+    """Nothing but what was provoked, and a probe or two; some more of the kernel, which does not wait for a process.
 
     Sums that the cable leaves to its other end (CHECKSUM_PARTIAL) are no fault.
     """
     subject = findings(capture, f"ip.src == {world.subject_address}")
     kernel = findings(capture, f"ip.src == {world.kernel_address}")
-    assert set(subject) - provoked - {"checksum", "duplicate ACK"} == set(), subject
-    assert set(kernel) - provoked - {"checksum"} - PROBED == set(), kernel
-    assert kernel["retransmission"] + subject["duplicate ACK"] <= 10, (kernel, subject)
+    for found in subject, kernel:
+        assert set(found) - provoked - {"checksum"} - PROBED == set(), found
+    assert subject["retransmission"] + kernel["duplicate ACK"] <= 3, (subject, kernel)
+    assert kernel["retransmission"] + subject["duplicate ACK"] <= 10, (subject, kernel)

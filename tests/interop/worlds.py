@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import usernet
 from tests.system.conftest import unique_name
-from tests.system.peers import KERNEL, ROOT, STACK, Stack
+from tests.system.peers import KERNEL, ROOT, STACK, Stack, wait_for
 
 PROGRAMS = Path(__file__).with_name("programs")
 READY_S = 30.0
@@ -94,7 +95,7 @@ class World:
 
     def end(self) -> None:
         """End everything."""
-        self.stop()
+        World.stop(self)
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -117,6 +118,12 @@ class StackWorld(World):
 
     def subject_command(self, *command: object) -> list[str]:
         return ["unshare", "-n" if os.geteuid() == 0 else "-rn", sys.executable, "-m", "usernet", *map(str, command)]
+
+    def stop(self) -> None:
+        """The stack frees what a killed program had once it has noticed its end, so that its port may be had again."""
+        super().stop()
+        wait_for("the end of the programs' sockets",
+                 lambda: not usernet.Stack(self.stack.name, self.stack.run_dir).list_sockets())
 
     def end(self) -> None:
         self.stop()
