@@ -321,19 +321,28 @@ class TappedCore:
     def leaving(self, sends: list[Send]) -> list[Send]:
         """Show what leaves; returns it."""
         if self._captures or self._meters:
-            for (consumer, kind), run in groupby(sends, itemgetter(0, 1)):
-                peer, records = _peer(consumer), [record for _, _, record in run]
-                for ring, asked in self._captures:
-                    if peer in asked.sent:
-                        self._show(ring, OUT, consumer, kind, records)
-                for meter in self._meters:
-                    meter.passed(consumer, OUT, records)
+            if len(sends) == 1:  # as a rule, while little is going on
+                consumer, kind, record = sends[0]
+                self._left(consumer, kind, [record])
+            else:
+                for (consumer, kind), run in groupby(sends, itemgetter(0, 1)):
+                    self._left(consumer, kind, [record for _, _, record in run])
         return sends
 
+    def _left(self, consumer: int, kind: int, records: list[bytes]) -> None:
+        peer = _peer(consumer)
+        for ring, asked in self._captures:
+            if peer in asked.sent:
+                self._show(ring, OUT, consumer, kind, records)
+        for meter in self._meters:
+            meter.passed(consumer, OUT, records)
+
     def _show(self, ring: RingWriter, direction: int, peer: int, kind: int, records: list[bytes]) -> None:
+        if len(records) <= RECORDS_MAX:
+            ring.put(time.monotonic_ns(), direction, peer, kind, records, self._taps.incarnation)
+            return
         for at in range(0, len(records), RECORDS_MAX):
-            part = records if len(records) <= RECORDS_MAX else records[at : at + RECORDS_MAX]
-            ring.put(time.monotonic_ns(), direction, peer, kind, part, self._taps.incarnation)
+            self._show(ring, direction, peer, kind, records[at : at + RECORDS_MAX])
 
     def show_drop(self, item: Send, counter: int) -> None:
         """Show a record that was dropped, to those who want to see it."""
