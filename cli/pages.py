@@ -65,7 +65,7 @@ class Pages:
                 return _answer(403, "the token in the URL is missing or wrong: `launcher.py web` prints it")
             try:
                 return call(**arguments)
-            except NotRunning:
+            except (NotRunning, ConnectionError):
                 return _json(503, {"error": "the stack is not running"})
             except (Refused, UsageError, ValueError) as error:
                 return _json(400, {"error": str(error)})
@@ -81,7 +81,7 @@ class Pages:
                 self._board = Board(self._name)
             try:
                 return _json(200, self._board.tick())
-            except NotRunning:
+            except (NotRunning, ConnectionError):
                 self._board.close()
                 self._board = None
                 raise

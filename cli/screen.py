@@ -254,7 +254,7 @@ def _live(board: Board, view: View, snapshot: Snapshot, name: str | None) -> int
                 if not view.paused:
                     try:
                         snapshot = board.tick()
-                    except NotRunning:
+                    except (NotRunning, ConnectionError):
                         break
             sys.stdout.write(_frame(snapshot, view, colour))
             sys.stdout.flush()
@@ -266,7 +266,7 @@ def _live(board: Board, view: View, snapshot: Snapshot, name: str | None) -> int
                 try:
                     if not octets or not all(_act(key, view, snapshot, name) for key in _keys(octets)):
                         return 0
-                except NotRunning:
+                except (NotRunning, ConnectionError):
                     break
     print("the stack has ended")
     return 0
