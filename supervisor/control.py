@@ -122,6 +122,9 @@ class Client:
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         line, descriptors = b"", list[int]()
         while not line.endswith(b"\n"):
+            if not select.select([self._socket], [], [], self._timeout_s)[0]:
+                raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] did not answer within "
+                                   f"{self._timeout_s:.0f} s")
             octets, more, _, _ = socket.recv_fds(self._socket, LINE_MAX_OCTETS, DESCRIPTORS_MAX)
             descriptors += more
             line += octets
