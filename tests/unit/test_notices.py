@@ -62,7 +62,8 @@ def test_notices_that_do_not_parse_are_the_layers_fault(octets):
 
 def test_status_shows_them_under_the_table():
     status = {"name": "x", "state": "up", "address": "10.0.0.2/24", "wire": "w", "mac": "m", "mtu": 1500,
-              "offload": [], "impairments": [], "cores": "0", "keeper": 1, "run_dir": "/x", "layers": {"arp": {
+              "pipes": "zmq", "offload": [], "impairments": [], "cores": "0", "keeper": 1, "run_dir": "/x",
+              "layers": {"arp": {
                   "pid": 1, "state": "up", "restarts": 0, "uptime_s": 1.0, "rss_bytes": 0, "cpu_s": 0.0,
                   "may": {}, "packets_in": 0, "packets_out": 0, "packets_dropped": 0, "notices": [
                       {"event": "conflict", "detail": "a claims b", "since": 0.0}]}}}
