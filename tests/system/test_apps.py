@@ -293,15 +293,60 @@ def test_traceroute_finds_the_way(stack: Stack, method: tuple) -> None:
 
 def test_tools_say_what_is_wrong_with_their_use(stack: Stack) -> None:
     for arguments, text in [
-        (("nc", KERNEL, "9"), "give -u"), (("nc", "-u", KERNEL), "give it like: nc -u ADDRESS PORT"),
+        (("nc", KERNEL), "give it like: nc [-u] ADDRESS PORT"),
         (("nc", "-u", KERNEL, "65536"), "port 65536: 0 to 65535"), (("nc", "-u", KERNEL, "x"), "x is no port"),
-        (("traceroute", "-m", "0", KERNEL), "1 to 255 hops"), (("ss", "--name", "nobody"), "launcher.py up --detach"),
-        (("host", "-t", "XX", "a.example"), "host: -t XX is no type"), (("ping", "-t", "0", KERNEL), "-t 0: 1 to 255"),
+        (("ss", "--name", "nobody"), "up --detach --name nobody"),
+        (("host", "-t", "XX", "a.example"), "host: -t XX is no type"),
         (("traceroute", "-p", "65500", KERNEL), "a port for each of 90 probes"),
     ]:
         refused = stack.run(*arguments, status=2)
         assert text in refused.stderr
         assert (refused.stdout, refused.stderr.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (("traceroute", "-m", "0"), "'0': a whole number is wanted, 1 to 255"),
+    (("ping", "-t", "0"), "'0': a whole number is wanted, 1 to 255"),
+    (("ping", "-c", "-1"), "'-1': a whole number is wanted, 0 or more"),
+    (("ping", "-i", "inf"), "'inf': seconds are wanted, 0 or more"),
+    (("ping", "-i", "nan"), "'nan': seconds are wanted, 0 or more"),
+    (("ping", "-W", "nan"), "'nan': seconds are wanted, above 0"),
+    (("ping", "-w", "0"), "'0': seconds are wanted, above 0"),
+    (("nc", "-w", "0"), "'0': seconds are wanted, above 0"),
+], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_numbers_that_cannot_be_are_refused_with_what_is_allowed(stack: Stack, arguments, text) -> None:
+    refused = stack.run(*arguments, KERNEL, status=2)
+    assert refused.stderr.rstrip().endswith(text)
+    assert "Traceback" not in refused.stderr
+
+
+def test_nc_over_tcp_listens_and_connects_and_ends_with_the_other_end(stack: Stack) -> None:
+    listening = stack.popen("nc", "-l", "-v", "-N", "7011", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+    assert "listening on" in listening.stderr.readline()
+    with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as peer:
+        peer.settimeout(5)
+        peer.connect((STACK, 7011))
+        peer.sendall(b"from the kernel\n")
+        listening.stdin.write("from the stack\n")
+        listening.stdin.close()
+        with peer.makefile() as lines:
+            assert lines.read() == "from the stack\n"  # and the end of it: half-closed
+        peer.shutdown(socket.SHUT_WR)
+        assert listening.stdout.read() == "from the kernel\n"
+        assert listening.wait(5) == 0
+    with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        server.bind((KERNEL, 7012))
+        server.listen()
+        client = stack.popen("nc", KERNEL, "7012", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        connection, _ = server.accept()
+        with connection:
+            client.stdin.write("hi\n")
+            client.stdin.flush()
+            assert connection.recv(100) == b"hi\n"
+            connection.sendall(b"bye\n")
+        assert client.stdout.read() == "bye\n"
+        assert client.wait(5) == 0
 
 
 def test_tools_say_whom_they_could_not_reach(stack: Stack) -> None:

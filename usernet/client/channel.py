@@ -42,7 +42,8 @@ def find(run_dir: Path, name: str) -> int:
         os.close(directory)
     raise ConnectionRefusedError(
         errno.ECONNREFUSED,
-        f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: launcher.py up --detach",
+        f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: "
+        f"launcher.py up --detach --name {name}",
     )
 
 
