@@ -18,6 +18,7 @@ import pkgutil
 import signal
 import sys
 from types import ModuleType
+from typing import NoReturn
 
 from supervisor.errors import BootError
 from usernet import __version__
@@ -33,6 +34,14 @@ ABOUT = "usernet: a TCP/IP stack you can take apart while it runs."
 STATUSES = ("exit status: 0 done, 1 failed or without an answer, 2 usage or no such stack, 3 degraded (status), "
             "130 interrupted")
 PACKAGES = ("cli", "cli.tools")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        """argparse.ArgumentParser."""
+        self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
 def names() -> dict[str, str]:
@@ -63,7 +72,7 @@ def verb_module(name: str) -> ModuleType | None:
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
     """The command line of all verbs, or of one."""
-    top = argparse.ArgumentParser(prog=program(), allow_abbrev=False, description=ABOUT, epilog=STATUSES)
+    top = Parser(prog=program(), allow_abbrev=False, description=ABOUT, epilog=STATUSES)
     top.add_argument("--version", action="version", version=f"usernet {__version__}")
     _common(top)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
