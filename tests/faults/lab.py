@@ -20,7 +20,7 @@ from tests.faults.flows import Book, Switchboard
 from tests.faults.load import FRESH_NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
+LAYERS = ("link", "arp", "ip", "icmp", "udp", "tcp", "sockets")
 FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn", "large-in", "large-out", "group-in", "group-out",
          "query", "narrow", "paths")
 STEADY_FLOWS = FLOWS[:3]

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 from typing import NamedTuple
 
-LAYERS = ("link", "arp", "ip", "icmp", "udp", "sockets")
+LAYERS = ("link", "arp", "ip", "icmp", "udp", "tcp", "sockets")
 
 # Faults, and how often each is drawn. Hangs take half a second each to be noticed, so they are rare.
 KINDS = {"kill": 84, "raise": 8, "stop": 2, "loop": 2, "sleep": 2, "memory": 2}

@@ -68,10 +68,10 @@ def test_a_record_that_kills_is_set_aside_after_the_second_death(sandbox, tmp_pa
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__", "docs"))
     core = checkout / "layers" / "udp" / "core.py"
     text = core.read_text()
-    line = "        for packet in records:\n"
+    line = "            if len(record) < shortest:\n"
     assert text.count(line) == 1
-    core.write_text(text.replace(line, f"{line}            if {POISON!r} in packet:\n"
-                                       "                raise RuntimeError('poisoned')\n"))
+    core.write_text(text.replace(line, f"            if {POISON!r} in record:\n"
+                                       f"                raise RuntimeError('poisoned')\n{line}"))
     with Lab(checkout) as lab:
         load, follower = Load(lab), Follower(lab)
         started = time.monotonic()
