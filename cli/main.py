@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """argparse.ArgumentParser."""
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+        self.exit(USAGE, f"{self.prog.replace(' ', ': ', 1)}: {message}\n")
 
 
 def names() -> dict[str, str]:

@@ -252,7 +252,6 @@ def test_a_verb_without_a_stack_says_how_to_start_one(home, arguments: list[str]
 @pytest.mark.parametrize("arguments", [["fly"], ["up", "--fast"], ["restart"], [], ["up", "--mtu", "x"]], ids=" ".join)
 def test_a_command_line_that_is_none_has_status_2(home, arguments: list[str]) -> None:
     line = one_line(Stack(home, unique_name()).run(*arguments, status=2))
-    assert line.startswith("launcher.py")
     assert "argument" in line
 
 
