@@ -211,7 +211,7 @@ def _terminal() -> Iterator[None]:
 
 def _frame(snapshot: Snapshot, view: View, colour: bool) -> str:
     """The screen as text: each line cleared before it is written, so that nothing flickers."""
-    size = shutil.get_terminal_size()
+    size = os.get_terminal_size(sys.stdout.fileno())  # of the terminal as it is now, whatever $COLUMNS says
     made = io.StringIO()
     console = Console(file=made, width=size.columns, height=size.lines, force_terminal=colour, no_color=not colour,
                       highlight=False, legacy_windows=False)
