@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from tests.system.conftest import unavailable
-from tests.system.peers import ROOT
 
 from .__main__ import measure
 from .conditions import CONDITIONS, SHARED, jain
 from .lab import SUBJECTS, Lab
 
-HAS_TCP = (Path(ROOT) / "usernet" / "sockets" / "streams.py").exists()
 SECONDS = 8.0
 FLOOR = 0.7  # of Linux's goodput, and it is measured once here: the table of three rounds is in docs/performance.md
 
@@ -25,7 +22,6 @@ def root() -> None:
         unavailable("needs root: network namespaces that are entered")
 
 
-@pytest.mark.skipif(not HAS_TCP, reason="there is no TCP layer")
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_goodput_beside_linux(condition: str) -> None:
     linux, ours = (measure(subject, condition, SECONDS, rounds=1) for subject in SUBJECTS)
@@ -34,7 +30,7 @@ def test_goodput_beside_linux(condition: str) -> None:
 
 
 @pytest.mark.parametrize("flows", [2, 100])
-@pytest.mark.parametrize("subject", SUBJECTS if HAS_TCP else SUBJECTS[:1])
+@pytest.mark.parametrize("subject", SUBJECTS)
 def test_flows_share_a_cable_evenly(subject: str, flows: int) -> None:
     with Lab(subject, SHARED) as lab:
         for way in ("up", "down"):
