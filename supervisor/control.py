@@ -238,10 +238,12 @@ class Caller:
 
 
 def listen(run_dir: Path) -> socket.socket:
-    """The listening socket of a keeper."""
+    """The listening socket of a keeper. It gets its name once it listens: what has that name refuses nobody."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(run_dir / SOCKET_NAME))
+    unfinished = run_dir / f"{SOCKET_NAME}.new"
+    listener.bind(str(unfinished))
     listener.listen(16)
+    unfinished.rename(run_dir / SOCKET_NAME)
     listener.setblocking(False)
     return listener
 

@@ -151,8 +151,8 @@ class Pull:
                 self._accepted(value)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._connections.pop(value, None)
-            elif value not in _WENT_BY_ITSELF:
-                self._refused()
+            elif event == zmq.EVENT_ACCEPT_FAILED or value not in _WENT_BY_ITSELF:
+                self._refused()  # of who was not let in (IPC_FILTER_UID) libzmq tells an errno of something earlier
 
     def _accepted(self, descriptor: int) -> None:
         """libzmq has taken in a connection; one that it should not have, we end: libzmq sees its end and closes it."""
