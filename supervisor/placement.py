@@ -7,6 +7,7 @@ saturate it, on another. docs/decisions/placement.md has the figures.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,18 +94,11 @@ class Placement:
         return {self._home}
 
     def settle(self, pid: int, layer: str) -> None:
-        """A layer serves: from now on it runs where it belongs. While it starts it may run anywhere, and at once.
-
-        sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer works off what it has before
-        the next takes the core from it, and packets travel in packs: a third more echoes/s, no slower one at a time.
-        """
+        """A layer serves: from now on all its threads run where it belongs. While it starts it may run anywhere."""
         cores = self.cores(layer)
-        try:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             for thread in map(int, os.listdir(f"/proc/{pid}/task")):
                 os.sched_setaffinity(thread, cores)
-                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
-        except OSError:
-            pass  # it has ended
 
     def balance(self, now: float, pids: Mapping[str, int], frames: int) -> bool:
         """Sample now and then, and move the layers where that says so; True where they were moved.

@@ -92,6 +92,7 @@ COMMON |= {
     "mmap": (Only(2, (0,), mmap.PROT_EXEC),),  # nothing that was written becomes code
     "mprotect": (Only(2, (0,), mmap.PROT_EXEC),),
     "newfstatat": (Only(3, (AT_EMPTY_PATH,), AT_EMPTY_PATH),),  # as fstat(2)
+    "sched_setscheduler": (Only(0, (0,)), Only(1, (os.SCHED_BATCH,))),  # its own
 }
 LINK: Rules = {"readv": (), "writev": ()}
 # An inbox that its application left behind is removed; the end of an application is seen on a pidfd.
@@ -100,7 +101,7 @@ SOCKETS: Rules = {"pidfd_open": (), "unlink": (), "unlinkat": (), "newfstatat": 
 SWITCH: Rules = SOCKETS | {"openat": (), "getdents64": (), "rmdir": ()}
 LIBZMQ: Rules = {  # its two threads
     "clone": (Only(0, (CLONE_THREAD,), CLONE_THREAD),), "set_robust_list": (), "rseq": (), "sched_getaffinity": (),
-    "sched_getparam": (), "sched_getscheduler": (), "sched_setscheduler": (Only(1, (0,)),),  # SCHED_OTHER
+    "sched_getparam": (), "sched_getscheduler": (), "sched_setscheduler": (Only(1, (os.SCHED_OTHER, os.SCHED_BATCH)),),
     "prctl": (Only(0, (PR_SET_NAME,)),), "eventfd2": (), "sigaltstack": (),
 }
 # What Python, or a C library, tries in passing and does without: told no.
