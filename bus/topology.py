@@ -1,7 +1,7 @@
-"""The one table of who talks to whom.
+"""The table of layers and of the pipes between them.
 
-Launcher, layers, captures and the picture in the README are derived from `PIPES`. A pipe goes one way; the consumer
-binds its inbox, the producer connects.
+The supervisor, the layers, captures and the picture in docs/ARCHITECTURE.md are derived from `ROWS` and `PIPES`. A pipe
+goes one way: the consumer binds its inbox, the producer connects to it.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from bus.messages import (
     UNREACHABLE,
 )
 
-# Ids that stand in each frame as its sender: a layer's, up to LAYER_ID_MAX, or a client's: applications at the socket
-# service, links at a wire's switch.
+# Ids of senders, one in the header of each frame. Layers have ids up to LAYER_ID_MAX, clients have ids from CLIENT_ID_MIN
+# on: applications are clients of the socket service, link layers are clients of the switch of a wire.
 LAYER_ID_MAX = 15
 CLIENT_ID_MIN = 1 << 32
-CLIENT_ID_END = 1 << 53  # what a JavaScript number holds exactly
-DEVICE = 0  # in the calls of link's core: the TAP or wire below it
-KEEPER = 255  # as consumer: the keeper, which shows NOTICES to people; over the control line, not a pipe
+CLIENT_ID_END = 1 << 53  # a JavaScript number is exact below it
+DEVICE = 0  # in the calls of link's core: the TAP or the wire below it
+KEEPER = 255  # as consumer: the keeper, which shows NOTICES to the user (on the control channel, not on a pipe)
 
 
 class Layer(NamedTuple):
-    """One layer: a folder of `layers/`, a process, and this row. All that lists layers is derived from the rows."""
+    """One layer: a directory of `layers/`, a process, and this row. Every list of layers is derived from the rows."""
 
     name: str
-    id: int  # 1 to LAYER_ID_MAX; never given to another layer
-    protocol: int | None = None  # it is the transport of this protocol (IANA protocol numbers): ip hands it the packets
-    sockets: str = ""  # the type of sockets that the socket service opens on it, as in the application protocol
-    routes: bool = False  # ip tells it addresses and routes
-    upper: bool = False  # it belongs to the half that moves to a second core under load
-    optional: bool = False  # booted only where the owner wants it; the pipes of a layer that is not do not exist
+    id: int  # 1 to LAYER_ID_MAX; the id of a removed layer is not reused
+    protocol: int | None = None  # IANA protocol number of the packets that ip passes to this layer
+    sockets: str = ""  # type of its sockets, as in the application protocol
+    routes: bool = False  # ip sends it addresses and routes
+    upper: bool = False  # part of the half that moves to a second core under load
+    optional: bool = False  # booted only on request; without the layer its pipes do not exist either
 
 
 # From the bottom to the top, which is the order of boot; a stack stops in the reverse order.
@@ -86,17 +86,17 @@ LINK, ARP, IP, ICMP, UDP, TCP, RAW, SOCKETS = map(
 
 
 def transports(booted: Collection[str] = LAYERS) -> dict[int, int]:
-    """The ids of the layers that are transports, of those that are booted, by their protocol."""
+    """{protocol number: layer id} of the transports among the booted layers."""
     return {row.protocol: row.id for row in ROWS if row.protocol is not None and row.name in booted}
 
 
 def routed(booted: Collection[str] = LAYERS) -> tuple[int, ...]:
-    """The ids of the layers that ip tells addresses and routes, of those that are booted."""
+    """The ids of the booted layers to which ip sends addresses and routes."""
     return tuple(row.id for row in ROWS if row.routes and row.name in booted)
 
 
 class Pipe(NamedTuple):
-    """One direction between two neighbours."""
+    """One direction between two neighbouring layers; `kinds` are the kinds of record that it may carry."""
 
     producer: str
     consumer: str
@@ -113,54 +113,55 @@ _SERVICE_IN = (SEND, SOCKET_SET, SOCKET_CLOSE)
 _SERVICE_OUT = (DATAGRAM, SOCKET_ERROR, SOCKET_REPLY)
 
 _STATED = (
-    _pipe("link", "arp", "every ARP packet that reached us", ARP_IN),
-    _pipe("link", "ip", "every IPv4 packet whose frame was for us, trailer not yet cut", PACKET),
+    _pipe("link", "arp", "received ARP packets", ARP_IN),
+    _pipe("link", "ip", "received IPv4 packets, still with the padding of their frame", PACKET),
     _pipe("arp", "link", "ARP packets to send", ARP_OUT),
-    _pipe("arp", "ip", "what arp knows of a neighbour, whenever it changes or is asked", NEIGHBOR, UNREACHABLE,
-          FORGET),
-    _pipe("ip", "arp", "addresses to resolve or to verify again, each gets an answer; our own, whenever they change",
+    _pipe("arp", "ip", "the link address of a neighbour, or that there is none: on request and at every change",
+          NEIGHBOR, UNREACHABLE, FORGET),
+    _pipe("ip", "arp", "addresses to resolve or to verify again, each of which arp answers; the stack's own addresses",
           RESOLVE, ROUTES),
-    _pipe("ip", "link", "IPv4 packets whose next hop is resolved", PACKET_OUT),
-    _pipe("ip", "icmp", "checked ICMP packets, padding cut; local errors; packets to complain of",
+    _pipe("ip", "link", "IPv4 packets to send, with the link address of their next hop", PACKET_OUT),
+    _pipe("ip", "icmp", "verified ICMP packets without padding; local errors; packets to send an ICMP error about",
           *_TRANSPORT_IN, REPORT_ERROR),
-    _pipe("ip", "udp", "checked UDP packets, padding cut; local errors", *_TRANSPORT_IN),
-    _pipe("ip", "sockets", "addresses and routes, at the start and at every change; answers about groups", ROUTES,
-          SOCKET_REPLY),
-    _pipe("icmp", "ip", "ICMP messages to send; MTUs and redirects that routers told", TRANSMIT, PATH_MTU,
+    _pipe("ip", "udp", "verified UDP packets without padding; local errors", *_TRANSPORT_IN),
+    _pipe("ip", "sockets", "addresses and routes, at the start and at every change; replies about multicast groups",
+          ROUTES, SOCKET_REPLY),
+    _pipe("icmp", "ip", "ICMP messages to send; path MTUs and redirects from routers", TRANSMIT, PATH_MTU,
           REDIRECT),
-    _pipe("udp", "ip", "UDP segments to send; MTUs that routers told about them", TRANSMIT, PATH_MTU),
-    _pipe("icmp", "udp", "ICMP errors about UDP packets that we sent", ICMP_ERROR),
-    _pipe("udp", "icmp", "packets to a port where nobody listens", REPORT_ERROR),
+    _pipe("udp", "ip", "UDP datagrams to send; path MTUs from routers", TRANSMIT, PATH_MTU),
+    _pipe("icmp", "udp", "ICMP errors about UDP packets that the stack sent", ICMP_ERROR),
+    _pipe("udp", "icmp", "packets to closed ports, to send an ICMP error about", REPORT_ERROR),
     _pipe("icmp", "sockets", "replies and errors for ping sockets", *_SERVICE_OUT, DATAGRAM_OPTIONS),
-    _pipe("udp", "sockets", "datagrams and errors for UDP sockets, answers about their bindings", *_SERVICE_OUT,
+    _pipe("udp", "sockets", "datagrams and errors for UDP sockets; replies about their bindings", *_SERVICE_OUT,
           DATAGRAM_SEGMENTS, DATAGRAM_OPTIONS),
     _pipe("sockets", "ip", "multicast groups of sockets; the greeting, which ip answers with addresses and routes",
           MEMBERSHIP),
-    _pipe("sockets", "icmp", "ping sockets as they shall be, messages to send", *_SERVICE_IN),
-    _pipe("sockets", "udp", "UDP sockets as they shall be, datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
-    _pipe("ip", "tcp", "checked TCP packets, padding cut; local errors", *_TRANSPORT_IN),
-    _pipe("tcp", "icmp", "tcp's greeting at its start, which icmp answers"),
-    _pipe("tcp", "sockets", "streams, what becomes of connections, answers about TCP sockets", STREAM, ROOM, ACCEPTED,
+    _pipe("sockets", "icmp", "the desired state of ping sockets; messages to send", *_SERVICE_IN),
+    _pipe("sockets", "udp", "the desired state of UDP sockets; datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
+    _pipe("ip", "tcp", "verified TCP packets without padding; local errors", *_TRANSPORT_IN),
+    _pipe("tcp", "icmp", "only the greeting at the start, which icmp answers"),
+    _pipe("tcp", "sockets", "stream data; the state of connections; replies about TCP sockets", STREAM, ROOM, ACCEPTED,
           STREAM_RESET, STREAM_INFO, SOCKET_REPLY, SOCKET_ERROR),
-    _pipe("sockets", "tcp", "TCP sockets as they shall be, streams, how far those were read", SOCKET_SET, SOCKET_CLOSE,
-          STREAM, READ, ACCEPT, STREAM_INFO),
-    _pipe("ip", "raw", "copies of the packets that raw wants, whole, padding cut; local errors", *_TRANSPORT_IN),
-    _pipe("raw", "ip", "payloads and whole packets to send, MTUs told about them; the protocols that raw wants",
+    _pipe("sockets", "tcp", "the desired state of TCP sockets; stream data; how far streams were read", SOCKET_SET,
+          SOCKET_CLOSE, STREAM, READ, ACCEPT, STREAM_INFO),
+    _pipe("ip", "raw", "copies of whole packets of the protocols that raw asked for, without padding; local errors",
+          *_TRANSPORT_IN),
+    _pipe("raw", "ip", "payloads and whole packets to send; path MTUs from routers; the protocols to copy",
           TRANSMIT, RAW_WANTED, PATH_MTU),
-    _pipe("icmp", "raw", "ICMP errors about packets that we sent, whatever their protocol", ICMP_ERROR),
-    _pipe("raw", "icmp", "the greeting at its start, which icmp answers"),
-    _pipe("raw", "sockets", "packets and errors for raw sockets, answers about them", *_SERVICE_OUT),
-    _pipe("sockets", "raw", "raw sockets as they shall be, what they send", *_SERVICE_IN),
+    _pipe("icmp", "raw", "ICMP errors about packets of any protocol that the stack sent", ICMP_ERROR),
+    _pipe("raw", "icmp", "only the greeting at the start, which icmp answers"),
+    _pipe("raw", "sockets", "packets and errors for raw sockets; replies about them", *_SERVICE_OUT),
+    _pipe("sockets", "raw", "the desired state of raw sockets; packets to send", *_SERVICE_IN),
 )
 
 
 def _implied(row: Layer) -> tuple[Pipe, ...]:
-    """The pipes of a transport for which no others are stated."""
+    """The usual pipes of a transport; a pipe in `_STATED` takes precedence."""
     return (
-        _pipe("ip", row.name, f"checked packets of {row.name}'s protocol, padding cut; local errors", *_TRANSPORT_IN),
-        _pipe(row.name, "ip", f"segments of {row.name} to send; MTUs that routers told about them", TRANSMIT, PATH_MTU),
+        _pipe("ip", row.name, f"verified packets of {row.name} without padding; local errors", *_TRANSPORT_IN),
+        _pipe(row.name, "ip", f"segments of {row.name} to send; path MTUs from routers", TRANSMIT, PATH_MTU),
         _pipe("icmp", row.name, f"ICMP errors about packets that {row.name} sent", ICMP_ERROR),
-        _pipe(row.name, "icmp", f"packets that {row.name} has no receiver for", REPORT_ERROR),
+        _pipe(row.name, "icmp", f"packets without a receiver in {row.name}, to send an ICMP error about", REPORT_ERROR),
     )
 
 
@@ -170,10 +171,10 @@ PIPES = _STATED + tuple(pipe for row in ROWS if row.protocol is not None for pip
 
 
 def inputs(layer: str, booted: Collection[str] = LAYERS) -> dict[str, frozenset[int]]:
-    """The producers that feed `layer`, of those that are booted, and the kinds that each may send."""
+    """{producer: kinds that it may send} of the booted producers that send to `layer`."""
     return {pipe.producer: pipe.kinds for pipe in PIPES if pipe.consumer == layer and pipe.producer in booted}
 
 
 def outputs(layer: str, booted: Collection[str] = LAYERS) -> list[str]:
-    """The consumers of `layer`, of those that are booted."""
+    """The booted layers to which `layer` sends."""
     return [pipe.consumer for pipe in PIPES if pipe.producer == layer and pipe.consumer in booted]

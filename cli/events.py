@@ -17,7 +17,7 @@ TEXT = "what happened, when, to which layer, why, and how long the gap was"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What may follow."""
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens next")
-    parser.add_argument("--json", action="store_true", help="one object a line (docs/json.md)")
+    parser.add_argument("--json", action="store_true", help="one object a line (docs/commands.md)")
 
 
 def run(given: argparse.Namespace) -> int:

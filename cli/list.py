@@ -16,7 +16,7 @@ TEXT = "the stacks of this user that run"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What may follow."""
-    parser.add_argument("--json", action="store_true", help="a list of objects (docs/json.md)")
+    parser.add_argument("--json", action="store_true", help="a list of objects (docs/commands.md)")
 
 
 def run(given: argparse.Namespace) -> int:

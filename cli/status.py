@@ -70,7 +70,7 @@ def _resources(pid: int | None) -> tuple[int, float]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What may follow."""
-    parser.add_argument("--json", action="store_true", help="an object, with all counters (docs/json.md)")
+    parser.add_argument("--json", action="store_true", help="an object, with all counters (docs/commands.md)")
 
 
 def run(given: argparse.Namespace) -> int:

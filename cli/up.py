@@ -61,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="in the foreground: events as "
                         "text (default), or one JSON object a line")
     parser.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins "
-                        "(docs/config.md)")
+                        "(docs/commands.md)")
 
 
 def options_of(given: argparse.Namespace) -> tuple[Options, set[str]]:

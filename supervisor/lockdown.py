@@ -30,7 +30,7 @@ CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE = 5,
 KEEPER_CAPABILITIES = (CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE)
 CAPABILITIES = 64  # more than there are
 UIDS_A_STACK = 16
-DESCRIPTORS_MAX = 256  # of a process that has no guests
+DESCRIPTORS_MAX = 256  # of a process that has no clients
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,7 +42,7 @@ class Lock(msgspec.Struct, kw_only=True):
     root: str | None  # the directory that becomes its root; empty: none can; None: none shall
     folders: dict[str, int] = {}  # what of the file system is left to it: Landlock's rights by directory
     uid: int  # who it is to be
-    guests: bool = False  # it removes files in its root, and has as many descriptors as it can
+    clients: bool = False  # it removes files in its root, and has as many descriptors as it can
     threads: bool = False  # libzmq's
     missing: list[str] = []
     landlock: int = 0  # version of the interface; 0: without
@@ -104,7 +104,7 @@ def enter(lock: Lock, parent_pid: int) -> Lock:
 def _limit(lock: Lock) -> None:
     """limits"""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    descriptors = most if lock.guests else min(most, DESCRIPTORS_MAX)
+    descriptors = most if lock.clients else min(most, DESCRIPTORS_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -154,14 +154,14 @@ def _renounce(lock: Lock) -> None:
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     # The inboxes of root's applications are root's: to reach those, all that is in its root, it may pass over modes.
-    kept = 1 << CAP_DAC_OVERRIDE if lock.guests and lock.uid in STACK_USERS and lock.root == "/" else 0
+    kept = 1 << CAP_DAC_OVERRIDE if lock.clients and lock.uid in STACK_USERS and lock.root == "/" else 0
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
 def _leave_files(lock: Lock) -> None:
     """landlock"""
-    lock.landlock = landlock.restrict({lock.root: landlock.REMOVE_FILE} if lock.guests and lock.root else lock.folders)
+    lock.landlock = landlock.restrict({lock.root: landlock.REMOVE_FILE} if lock.clients and lock.root else lock.folders)
 
 
 def _hide(lock: Lock) -> None:

@@ -32,7 +32,7 @@ class Locks:
             return None
         return lockdown.Lock(kind=layer if layer in seccomp.KINDS else "layer", uid=self.user(layer),
                              root=str(self._held.here / layer) if self._rooted(layer) else "",
-                             guests=layer == INBOXES, threads=self._config.pipes == "zmq")
+                             clients=layer == INBOXES, threads=self._config.pipes == "zmq")
 
     def _rooted(self, layer: str) -> bool:
         """Whether it gets a root directory: it can, and all that the layer connects to has a name there."""

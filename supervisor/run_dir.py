@@ -24,7 +24,7 @@ from bus import topology
 from usernet.pipe.run_dir import INBOXES, Untrusted, check
 
 LOCK, MARK = "lock", b"usernet run directory\n"
-WAIT_S = 3.0  # while a former janitor still cleans up
+WAIT_S = 3.0  # for the cleanup process of an earlier stack to finish
 ROOT_MODE, INBOXES_MODE, SOCKET_MODE = 0o711, 0o777, 0o666
 _SOCKET = re.compile(r"([a-z0-9]+|app-[0-9a-f]{1,16})\.sock(\.new)?")
 

@@ -147,7 +147,7 @@ class Wire:
         """Of the file system it needs the wire's directory, which it removes with the last port."""
         folders = {str(self._directory): landlock.READ_DIR | landlock.REMOVE_FILE,
                    str(self._directory.parent.parent): landlock.REMOVE_DIR}
-        return lockdown.Lock(kind="switch", root=None, folders=folders, uid=os.geteuid(), guests=True,
+        return lockdown.Lock(kind="switch", root=None, folders=folders, uid=os.geteuid(), clients=True,
                              threads=self._pipes == "zmq")
 
     def _be_switch(self, lock_fd: int) -> NoReturn:

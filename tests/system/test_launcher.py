@@ -45,7 +45,7 @@ def test_up_detached_answers_once_it_returns_and_down_leaves_nothing(new_stack) 
     assert re.fullmatch(rf"stack '{stack.name}' is up in \d+\.\d+ s: .*\n", output)
     assert pings(stack)
     pids = [*stack.processes()]
-    assert len(pids) >= len(LAYERS) + 2  # the keeper and its janitor
+    assert len(pids) >= len(LAYERS) + 2  # the keeper and its cleanup process
     stack.run("down")
     assert not [pid for pid in pids if alive(pid)]
     assert not stack.run_dir.exists()
@@ -124,7 +124,7 @@ def test_sigkill_of_the_keeper_ends_everything_within_a_second_and_up_works_agai
 
 
 def test_what_a_dead_stack_left_is_no_obstacle(new_stack) -> None:
-    """Even the janitor may have been killed: sockets without owners lie about."""
+    """Socket files that belong to no stack do not prevent a boot: even the cleanup process may have been killed."""
     stack = new_stack()
     stack.run_dir.mkdir(mode=0o700, parents=True)
     (stack.run_dir / "sockets").mkdir()

@@ -29,7 +29,7 @@ inherited = os.open(place + "/inherited", os.O_RDONLY)
 connected = socket.socket(socket.AF_UNIX)
 connected.connect(place + "/root/neighbor.sock")
 memory = ctypes.create_string_buffer(64)
-lock = lockdown.Lock(kind={kind!r}, root=place + "/root", guests={guests}, threads={threads},
+lock = lockdown.Lock(kind={kind!r}, root=place + "/root", clients={clients}, threads={threads},
                      uid=lockdown.uid_of(os.getpid(), 3) if lockdown.has_users() else os.geteuid())
 lock = lockdown.enter(lock, os.getppid())
 assert not lock.missing, lock.missing
@@ -89,8 +89,8 @@ def neighbor(user):
 @pytest.fixture
 def held(user, place, neighbor):
     """Start a process that does something when it is held to a list."""
-    def start(code, kind="layer", guests=False, threads=False):
-        text = CHILD.format(kind=kind, guests=guests, threads=threads,
+    def start(code, kind="layer", clients=False, threads=False):
+        text = CHILD.format(kind=kind, clients=clients, threads=threads,
                             attempt=textwrap.indent(textwrap.dedent(code), "    "))
         drop = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
         return subprocess.Popen([sys.executable, "-c", text, str(place), str(neighbor.pid)], cwd=ROOT, text=True,
@@ -179,18 +179,18 @@ def test_goes_on_to_work(attempt, code):
 
 
 def test_sockets_removes_what_is_in_its_root_and_sees_ends(attempt, place):
-    assert attempt("os.unlink('/neighbor.sock')", "sockets", guests=True) == "done"
+    assert attempt("os.unlink('/neighbor.sock')", "sockets", clients=True) == "done"
     assert not (place / "root/neighbor.sock").exists()
 
 
 def test_sockets_sees_the_end_of_an_application(attempt):
-    assert attempt("os.pidfd_open(os.getpid())", "sockets", guests=True) == "done"
-    assert attempt("call('pidfd_send_signal', os.pidfd_open(neighbor), 9, 0, 0)", "sockets", guests=True) == "killed"
+    assert attempt("os.pidfd_open(os.getpid())", "sockets", clients=True) == "done"
+    assert attempt("call('pidfd_send_signal', os.pidfd_open(neighbor), 9, 0, 0)", "sockets", clients=True) == "killed"
 
 
 def test_sockets_reaches_an_inbox_that_others_may_not_write(attempt, place):
     (place / "root/neighbor.sock").chmod(0o755)  # as a program of the owner's makes it
-    assert attempt("socket.socket(socket.AF_UNIX).connect('/neighbor.sock')", "sockets", guests=True) == "done"
+    assert attempt("socket.socket(socket.AF_UNIX).connect('/neighbor.sock')", "sockets", clients=True) == "done"
 
 
 def test_libzmq_has_its_threads(attempt):
