@@ -116,7 +116,8 @@ def boot_to_first_ping_s(*options: str) -> float:
 
 
 def pss_bytes(bench: Bench) -> int:
-    """Proportional set size of the keeper, the cleanup process and the layers: shared pages count once (proc(5), smaps_rollup)."""
+    """Proportional set size of the keeper, the cleanup process and the layers: shared pages count once (proc(5),
+    smaps_rollup)."""
     total = 0
     for pid in _settled_family(bench):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -126,7 +127,8 @@ def pss_bytes(bench: Bench) -> int:
 
 
 def _settled_family(bench: Bench) -> list[str]:
-    """The pids of the keeper, the cleanup process, the layers and their spares, once there have been no new ones for a while."""
+    """The pids of the keeper, the cleanup process, the layers and their spares, once there have been no new ones for a
+    while."""
     since, family = time.monotonic(), _family(bench)
     while time.monotonic() < since + SETTLED_S:
         time.sleep(SETTLED_S / 10)

@@ -44,8 +44,8 @@ from bus.messages import (
     UNREACHABLE,
 )
 
-# Ids of senders, one in the header of each frame. Layers have ids up to LAYER_ID_MAX, clients have ids from CLIENT_ID_MIN
-# on: applications are clients of the socket service, link layers are clients of the switch of a wire.
+# Ids of senders, one in the header of each frame. Layers have ids up to LAYER_ID_MAX, clients have ids from
+# CLIENT_ID_MIN on: applications are clients of the socket service, link layers are clients of the switch of a wire.
 LAYER_ID_MAX = 15
 CLIENT_ID_MIN = 1 << 32
 CLIENT_ID_END = 1 << 53  # a JavaScript number is exact below it

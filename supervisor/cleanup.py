@@ -1,9 +1,9 @@
 """The cleanup process: waits for the keeper to end, and removes the files that a killed keeper leaves behind.
 
-Layers end with the keeper because of PR_SET_PDEATHSIG (prctl(2)), interfaces and namespaces end with the last process in
-them, but files would stay. The cleanup process starts before the first file is made and touches nothing while the keeper
-lives. It takes the lock of the run directory before it removes anything, so if it wakes late it leaves the files of a
-newer stack alone.
+Layers end with the keeper because of PR_SET_PDEATHSIG (prctl(2)), interfaces and namespaces end with the last process
+in them, but files would stay. The cleanup process starts before the first file is made and touches nothing while the
+keeper lives. It takes the lock of the run directory before it removes anything, so if it wakes late it leaves the files
+of a newer stack alone.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
 from bus.config import StackConfig, draw_cookie
 from bus.counters import PipeCounters
 from supervisor import child, lockdown
+from supervisor.cleanup import CleanupProcess
 from supervisor.control_server import ControlServer
 from supervisor.errors import BootError
 from supervisor.events import EventLog
-from supervisor.cleanup import CleanupProcess
 from supervisor.layer_process import LayerMessage, Process
 from supervisor.locks import Locks
 from supervisor.managed_layer import ManagedLayer
