@@ -82,8 +82,8 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
                 durable.tap)
     taps.apply(taps_asked, time.monotonic())
     device = make_device(spawned) if make_device is not None else None
-    # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer, and libzmq's thread in it, works
-    # off what it has before the next takes the core from it, and packets travel in packs: a third more echoes/s.
+    # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer (and libzmq's thread in it)
+    # finishes its work before the next layer gets the core, and packets travel in groups: a third more echoes/s.
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     loop = EventLoop(spawned.layer, core, spawned.config, durable, state, spawned.listener_fd, spawned.control, device,
                      taps)
