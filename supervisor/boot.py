@@ -110,9 +110,9 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
                 sandbox.quiet_ipv6(options.tap)
             sandbox.configure(options.tap, options.kernel_end(), options.mtu)
         os.close(mapped)
-        from supervisor import cleanup, keeper  # imports all layers: only here, after the steps that may fail early
+        from supervisor import janitor, keeper  # with all that layers need: only here, and after what may fail early
 
-        cleanup_process = cleanup.CleanupProcess(options.name, run_dir)
+        cleaner = janitor.Janitor(options.name, run_dir)
         try:
             held = take(run_dir)
         except BlockingIOError:
@@ -127,7 +127,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, held, device_fd, offload, cleanup_process).run(ready)
+        keeper.Keeper(options, held, device_fd, offload, cleaner).run(ready)
         status = 0
     except sandbox.SandboxError as error:
         say({"no_device": str(error)})

@@ -26,10 +26,10 @@ import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
 from bus.config import StackConfig, draw_cookie
 from bus.counters import PipeCounters
 from supervisor import child, lockdown
-from supervisor.cleanup import CleanupProcess
 from supervisor.control_server import ControlServer
 from supervisor.errors import BootError
 from supervisor.events import EventLog
+from supervisor.janitor import Janitor
 from supervisor.layer_process import LayerMessage, Process
 from supervisor.locks import Locks
 from supervisor.managed_layer import ManagedLayer
@@ -56,7 +56,7 @@ class Keeper:
     """One stack. It is the `Host` of its layers."""
 
     def __init__(self, options: Options, held: Held, device_fd: int, offload: tuple[str, ...],
-                 cleanup_process: CleanupProcess) -> None:
+                 keeper_janitor: Janitor) -> None:
         preload(options.implementation())
         self._options = options
         self._held = held
@@ -81,7 +81,7 @@ class Keeper:
         held.make_roots({name: self._locks.user(name) for name in self.layers})
         self.placement = Placement(options.cores, options.core_list())
         self.forced: list[str] = []  # what had to be killed when the stack went down
-        self._cleanup = cleanup_process
+        self._janitor = keeper_janitor
         self._stopping = False
         self._booted = False
         self._boot_failure = ""
@@ -106,7 +106,7 @@ class Keeper:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.watch(wakeup, partial(self._woken, wakeup))
         control_server = ControlServer(self, self._held.here)
-        self.watch(self._cleanup.pidfd, self._replace_cleanup)
+        self.watch(self._janitor.pidfd, self._renew_janitor)
         gc.collect()
         gc.freeze()
         for layer in self.layers.values():
@@ -122,7 +122,7 @@ class Keeper:
         control_server.close(self.forced)
         if self._wire:
             self._wire.leave()
-        self._cleanup.finish(self._held)
+        self._janitor.finish(self._held)
         if self._boot_failure:
             raise BootError(self._boot_failure)
 
@@ -149,11 +149,11 @@ class Keeper:
                     self.stop()
                     return
 
-    def _replace_cleanup(self) -> None:
-        self.selector.unregister(self._cleanup.pidfd)
-        self._cleanup.replace()
-        self.watch(self._cleanup.pidfd, self._replace_cleanup)
-        self.events.add("cleanup", detail="the cleanup process had ended and was replaced")
+    def _renew_janitor(self) -> None:
+        self.selector.unregister(self._janitor.pidfd)
+        self._janitor.renew()
+        self.watch(self._janitor.pidfd, self._renew_janitor)
+        self.events.add("janitor", detail="the process that cleans up after the keeper ended and was replaced")
 
     def _woken(self, wakeup: int) -> None:
         os.read(wakeup, 64)
