@@ -85,7 +85,7 @@ class Keeper:
         self._stopping = False
         self._booted = False
         self._boot_failure = ""
-        self._prints = {name: fingerprint(packages_of(name)) for name in self.layers}
+        self._prints = {name: fingerprint(packages_of(name)) for name in self.layers} if options.reload else {}
         self._next_reload_check = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -106,9 +106,10 @@ class Keeper:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.watch(wakeup, partial(self._woken, wakeup))
         control_server = ControlServer(self, self._held.here)
-        self.watch(self._janitor.pidfd, self._renew_janitor)
         gc.collect()
         gc.freeze()
+        self._janitor.renew()
+        self.watch(self._janitor.pidfd, self._renew_janitor)
         for layer in self.layers.values():
             layer.happens(Event.START)
         while not (self._stopping and all(layer.state is State.DOWN for layer in self.layers.values())):
@@ -246,7 +247,8 @@ class Keeper:
 
     def renew(self, name: str, done: Callable[[str], None] | None = None) -> None:
         """A planned restart of a layer from its code on disk; `done` is told "" or what went wrong."""
-        self._prints[name] = fingerprint(packages_of(name))
+        if self._options.reload:
+            self._prints[name] = fingerprint(packages_of(name))
         self.layers[name].renew(done)
 
     def _reload_changed(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import usernet
 from usernet.pipe.contract import IMPLEMENTATIONS
 
 from .conftest import unavailable
-from .peers import ROOT, STACK, Stack
+from .peers import ROOT, STACK, Stack, wait_for
 
 ENDS = 200  # programs that end in the line after `sendto`
 
@@ -95,3 +96,19 @@ def test_the_librarys_wheel_is_one_package_and_works_without_the_tree(stack: Sta
     done = subprocess.run([python, "-c", ECHO], env={**environment, "USERNET_DIR": str(stack.run_dir)},
                           cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("b'through the stack'\n", "")
+
+
+@pytest.mark.parametrize("pipes", IMPLEMENTATIONS)
+def test_all_threads_of_a_layer_are_batch_on_the_core_of_the_stack(new_stack, pipes):
+    """docs/decisions/placement.md; also where root starts the stack, so that layers are users of their own."""
+    core = min(os.sched_getaffinity(0))
+    stack = new_stack().up("--cores", str(core), "--pipes", pipes)
+
+    def threads() -> set[tuple[int, frozenset[int]]]:
+        return {(os.sched_getscheduler(int(thread)), frozenset(os.sched_getaffinity(int(thread))))
+                for pid in stack.pids().values() for thread in os.listdir(f"/proc/{pid}/task")}
+
+    assert threads() == {(os.SCHED_BATCH, frozenset({core}))}
+    os.kill(stack.pids()["udp"], signal.SIGKILL)
+    wait_for("udp", lambda: stack.serves(udp=2))
+    assert threads() == {(os.SCHED_BATCH, frozenset({core}))}

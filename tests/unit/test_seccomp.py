@@ -77,6 +77,9 @@ REFUSED = seccomp.ERRNO | errno.EACCES
     ("layer", "prctl", (seccomp.PR_SET_NAME,), seccomp.KILL),
     ("layer", "clone3", (), seccomp.ERRNO | errno.ENOSYS),
     ("layer", "clone", (seccomp.CLONE_THREAD,), seccomp.KILL),
+    ("layer", "sched_setscheduler", (0, 3), seccomp.ALLOW),  # SCHED_BATCH
+    ("layer", "sched_setscheduler", (77, 3), seccomp.KILL),
+    ("layer", "sched_setscheduler", (0, 0), seccomp.KILL),
 ])
 def test_verdicts(machine, kind, call, arguments, expected):
     assert verdict(machine, kind, False, call, *arguments) == expected
@@ -85,7 +88,8 @@ def test_verdicts(machine, kind, call, arguments, expected):
 def test_libzmq_may_have_threads_and_nothing_else_of_clone(machine):
     assert verdict(machine, "layer", True, "clone", seccomp.CLONE_THREAD | 0x100) == seccomp.ALLOW
     assert verdict(machine, "layer", True, "clone", 0x100) == seccomp.KILL
-    assert verdict(machine, "layer", True, "sched_setscheduler", 0, 0) == seccomp.ALLOW
+    assert verdict(machine, "layer", True, "sched_setscheduler", 77, 0) == seccomp.ALLOW
+    assert verdict(machine, "layer", True, "sched_setscheduler", 77, 3) == seccomp.ALLOW  # SCHED_BATCH
     assert verdict(machine, "layer", True, "sched_setscheduler", 0, 1) == seccomp.KILL  # SCHED_FIFO
 
 
