@@ -71,3 +71,8 @@ class ClientCore(Core, Protocol):
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """The client's process ended."""
+
+    contested: bool  # something was refused that a client may hold whose end is not known yet: look who lives
+
+    def clients_checked(self, now: float) -> list[Send]:
+        """Who has ended has left by now; called while `contested`."""

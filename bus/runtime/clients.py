@@ -62,6 +62,12 @@ class Clients:
         self._ends = select.epoll()
         self.by_number: dict[int, Client] = {}
         self.departed: list[int] = []  # known to the former incarnation, ended meanwhile
+        self.ending = False  # the process of some client has ended, and what it sent may not have been read
+
+    @property
+    def is_contested(self) -> bool:
+        """Whether the core has to hear that all who have ended have left, and can."""
+        return self.core.contested and not self.ending
 
     def restore(self) -> None:
         """Take up the clients of the former incarnation again; those that ended meanwhile go to `departed`."""
@@ -166,11 +172,12 @@ class Clients:
         """
         if not self.by_number and not self.departed:
             return []
-        numbers, self.departed = self.departed, []
+        numbers, self.departed, self.ending = self.departed, [], False
         finished = {descriptor for descriptor, _ in self._ends.poll(0)}
         for client in [client for client in self.by_number.values() if client.pidfd in finished]:
             if client.heard_at_end != client.inbox.done:
                 client.heard_at_end = client.inbox.done
+                self.ending = True
                 continue
             self.dismiss(client)
             numbers.append(client.number)

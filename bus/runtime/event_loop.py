@@ -77,6 +77,7 @@ class EventLoop:
         self._clients = (Clients(core, config, self._poller, self.number, self._journal, durable, self._touched,
                                  self._inboxes, self._outboxes) if isinstance(core, ClientCore) else None)
         self._next_client_check = 0.0
+        self._next_check_is_near = False
         self._device_read_at = 0.0
         self._batch = RxLog(durable)
         self._written_cell = layout.WRITTEN  # of the sender whose frame is in hand
@@ -119,7 +120,7 @@ class EventLoop:
                 poll.modify(device_fd, 0 if held else select.EPOLLIN)
             if device_due and not held:
                 ready = wait(0)
-            elif core.next_wake is None and not touched:
+            elif core.next_wake is None and not touched and not self._next_check_is_near:
                 ready = wait()
             else:
                 ready = wait(self._timeout_s(monotonic()))
@@ -153,7 +154,7 @@ class EventLoop:
                 most = max(most, count)
             if core.next_wake is not None and core.next_wake <= now:
                 self._dispatch(core.wake(now))
-            if self._clients is not None and now >= self._next_client_check:
+            if self._clients is not None and (now >= self._next_client_check or self._clients.is_contested):
                 self._check_clients(self._clients, now)
             self._end_turn()
             if most > 1 and takes_in:
@@ -194,7 +195,7 @@ class EventLoop:
 
     def _timeout_s(self, now: float) -> float:
         wake = self._core.next_wake
-        limit = RETRY_S if self._touched else TICK_S
+        limit = RETRY_S if self._touched or self._next_check_is_near else TICK_S
         return limit if wake is None else min(limit, max(0.0, wake - now))
 
     # -- taking -------------------------------------------------------------------------------------------------
@@ -456,9 +457,12 @@ class EventLoop:
         return barred
 
     def _check_clients(self, clients: Clients, now: float) -> None:
-        self._next_client_check = now + CLIENT_CHECK_S
         for number in clients.ended():
             self._dispatch(clients.core.client_left(number, now))
+        if clients.is_contested:
+            self._dispatch(clients.core.clients_checked(now))
+        self._next_check_is_near = clients.ending
+        self._next_client_check = now + (RETRY_S if clients.ending else CLIENT_CHECK_S)
 
 
 def _welcome(core: ClientCore, client: int, done: int) -> dict[str, object]:

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 SNAPSHOT_ITEMS = 1000  # of the state, in one entry
-CALLS = frozenset({"start", "receive", "wake", "neighbor_started", "manage", "welcome", "client_joined", "client_left"})
+CALLS = frozenset({"start", "receive", "wake", "neighbor_started", "manage", "welcome", "client_joined", "client_left",
+                   "clients_checked"})
 
 encode = msgspec.msgpack.Encoder().encode
 

@@ -66,6 +66,7 @@ class Core:
         self._clients: dict[int, dict[int, int]] = {}  # client -> its handles -> their transport
         self._created: dict[tuple[int, int], int] = {}  # (client, request id) -> the handle that it made
         self._pids: dict[int, int] = {}
+        self._in_use: dict[int, bool] = {}  # handle -> asked again; their EADDRINUSE waits for `clients_checked`
         self._next_handle = self._reserved = 1
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(self._entries, self._clients, counters)
@@ -159,6 +160,21 @@ class Core:
             sends += self._remove(self._entries[handle])
         self._clients.pop(client, None)
         self._pids.pop(client, None)
+        return sends
+
+    @property
+    def contested(self) -> bool:
+        """Whether an address is in use by somebody who may have ended."""
+        return False in self._in_use.values()
+
+    def clients_checked(self, now: float) -> list[Send]:
+        """Ask again for the addresses that were in use: on Linux the end of a process frees them at once."""
+        sends: list[Send] = []
+        for handle, asked_again in self._in_use.items():
+            pending = self._entries[handle].pending
+            if not asked_again and pending is not None:
+                sends.append((self._entries[handle].consumer, messages.SOCKET_SET, pending.record))
+            self._in_use[handle] = True
         return sends
 
     # -- requests -----------------------------------------------------------------------------------------------
@@ -294,6 +310,10 @@ class Core:
             if entry is None or pending is None or pending.request != reply.request or pending.of_ip != of_ip:
                 self.counters[Counters.answers_unasked] += 1
                 continue
+            if reply.errno == errno.EADDRINUSE and not self._in_use.get(reply.handle):
+                self._in_use[reply.handle] = False
+                continue
+            self._in_use.pop(reply.handle, None)
             entry.pending = None
             if reply.errno:
                 sends.append(self._refusal(entry.client, pending.request, reply.errno))
@@ -373,6 +393,7 @@ class Core:
         record = entry.handle.to_bytes(4, "little")
         if socket.stream is not None:
             record = closing(entry.handle, request, reset=request is None and socket.stream.linger == 0)
+        self._in_use.pop(entry.handle, None)
         del self._entries[entry.handle], self._clients[entry.client][entry.handle]
         del self._created[entry.client, socket.created_by], self._state[entry.handle]
         self.counters[Counters.sockets_closed] += 1

@@ -60,6 +60,29 @@ def named(new_stack: Callable[..., Stack]) -> Iterator[Stack]:
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
 
+HOLDER = """
+import sys, usernet
+held = usernet.socket(usernet.AF_INET, getattr(usernet, sys.argv[1]))
+held.bind(("10.0.0.2", 5099))
+if sys.argv[1] == "SOCK_STREAM":
+    held.listen()
+print("bound", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["SOCK_DGRAM", "SOCK_STREAM"])
+def test_the_port_of_a_program_that_was_killed_is_free_at_once(stack: Stack, kind: str) -> None:
+    for _ in range(5):
+        holder = stack.spawn([sys.executable, "-c", HOLDER, kind], stdin=subprocess.PIPE)
+        assert holder.stdout.readline() == "bound\n"
+        with stack.socket(getattr(socket, kind)) as other:
+            with pytest.raises(OSError, match="in use"):
+                other.bind((STACK, 5099))
+            holder.kill()
+            holder.wait()
+            other.bind((STACK, 5099))
+
 
 def test_ancillary_data_crosses_the_cable(stack: Stack) -> None:
     with stack.bound() as app, stack.kernel.udp() as peer:

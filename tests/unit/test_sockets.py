@@ -38,6 +38,7 @@ class Bench:
         self.out = []
         self.ids = 0
         self.udp_away = False
+        self.unchecked = False  # the bus has not looked yet which clients have ended
         self.crash()
         for client in (ALICE, BOB):
             self.core.client_joined(client, {"pid": client & 0xFF}, 0.0)
@@ -61,6 +62,8 @@ class Bench:
     def give(self, sender, kind, *octets):
         self.out = []
         self.settle(self.core.receive(sender, kind, list(octets), 0.0))
+        if self.core.contested and not self.unchecked:
+            self.settle(self.core.clients_checked(0.0))
         return self.out
 
     def send_request(self, op, client=ALICE, number=None, **fields):
@@ -97,6 +100,30 @@ def datagram(handle: int, payload: bytes) -> bytes:
 
 def test_handles_count_from_one(bench):
     assert [bench.open(), bench.open(BOB), bench.open()] == [1, 2, 3]
+
+
+def test_a_port_in_use_is_refused_only_once_it_is_known_who_has_ended(bench):
+    bench.bound(5055, ALICE)
+    other = bench.open(BOB)
+    bench.unchecked = True
+    assert bench.send_request("bind", BOB, number=77, handle=other, address="10.0.0.2", port=5055) == []
+    assert bench.core.contested
+    bench.settle(bench.core.client_left(ALICE, 0.0))
+    bench.out = []
+    bench.settle(bench.core.clients_checked(0.0))
+    assert not bench.core.contested
+    (reply,) = [json.loads(record) for to, kind, record in bench.out if to == BOB]
+    assert (reply["id"], reply["errno"], reply["port"]) == (77, 0, 5055)
+
+
+def test_who_leaves_while_its_refusal_waits_is_forgotten(bench):
+    bench.bound(5055, ALICE)
+    other = bench.open(BOB)
+    bench.unchecked = True
+    bench.send_request("bind", BOB, handle=other, address="10.0.0.2", port=5055)
+    bench.settle(bench.core.client_left(BOB, 0.0))
+    assert not bench.core.contested
+    assert bench.core.clients_checked(0.0) == []
 
 
 def test_bind_answers_with_what_udp_chose(bench):

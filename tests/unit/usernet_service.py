@@ -103,6 +103,13 @@ class Loop:
     def client_left(self, client, now):
         return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.client_left(client, now)], now)
 
+    @property
+    def contested(self):
+        return self.sockets.contested
+
+    def clients_checked(self, now):
+        return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.clients_checked(now)], now)
+
     def settle(self, to_clients, sends, now):
         """Carry records between the cores until only those for clients are left."""
         while sends:
