@@ -1,1 +1,1 @@
-"""The command line: a verb is a module here."""
+"""The command line, one module for each verb."""

@@ -1,4 +1,4 @@
-"""What `top` and the page in the browser show of a stack: rates and totals, tick by tick."""
+"""The data that `top` and the page in the browser show of a stack: totals, and rates between two ticks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVENTS_KEPT = 50
 
 
 class LayerRow(msgspec.Struct):
-    """One layer; rates are a second's."""
+    """One layer; rates are per second."""
 
     name: str
     state: str
@@ -30,11 +30,11 @@ class LayerRow(msgspec.Struct):
     restarts: int
     cpu_percent: float = 0.0
     memory_bytes: int = 0
-    records_s: float = 0.0  # that its core was given
-    us_record: float = 0.0  # that its core took for one of them
+    records_s: float = 0.0  # processed by its core
+    us_record: float = 0.0  # mean time of its core for one record
     drops: int = 0
     drops_s: float = 0.0
-    waiting: int = 0  # for room in its pipes
+    waiting: int = 0  # records that wait for room in its pipes
 
 
 class PipeRow(msgspec.Struct):
@@ -46,11 +46,11 @@ class PipeRow(msgspec.Struct):
     records_s: float = 0.0
     mbit_s: float = 0.0
     records: int = 0
-    impaired: str = ""  # in tc's words
+    impaired: str = ""  # in tc's words; empty: not impaired
 
 
 class Snapshot(msgspec.Struct):
-    """A stack at one time."""
+    """The state of a stack at one time."""
 
     name: str
     address: str
@@ -68,7 +68,7 @@ class Snapshot(msgspec.Struct):
 
 
 class Board:
-    """Watches one stack's meters; `tick` says what has changed since the tick before."""
+    """Reads one stack's meters; each `tick` computes the rates since the tick before."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
@@ -79,16 +79,16 @@ class Board:
         self._processes: dict[int, psutil.Process] = {}
 
     def close(self) -> None:
-        """Nobody counts any more."""
+        """End the metering."""
         if self._meters is not None:
             self._meters.close()
 
     def tick(self) -> Snapshot:
-        """The stack now. NotRunning."""
+        """The present state of the stack. NotRunning: the stack does not run."""
         if self._meters is None and not self._refused:
             try:
                 self._meters = Meters(self._name)
-            except Refused:  # as many watch already as can: no figures of pipes then
+            except Refused:  # the maximum number of watchers is reached: show no rates of pipes
                 self._refused = True
         status = query(self._folder, "status")
         now, measured, cpu = time.monotonic(), self._meters.read() if self._meters else None, self._cpu(status)
@@ -141,7 +141,7 @@ class Board:
 
 
 def _open(status: dict[str, Any], layer: str, opened: str, closed: str) -> int:
-    """What was opened and not closed; 0 where nobody counts that."""
+    """The number opened minus the number closed; 0 if the layer does not count them."""
     counters = status["layers"].get(layer, {"counters": {}})["counters"]
     return max(0, counters.get(opened, 0) - counters.get(closed, 0))
 

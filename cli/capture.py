@@ -1,4 +1,4 @@
-"""`capture`: packets on any pipe, as a line each or as a pcapng file that Wireshark reads."""
+"""`capture`: the packets on any pipe, as one line each or as a pcapng file for Wireshark."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ from supervisor.control import Client, printable
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
-TEXT = "packets on any pipe, as a line each, or into a pcapng file for Wireshark"
+TEXT = "show the packets on any pipe, one line each, or write a pcapng file for Wireshark"
 _SIZE = re.compile(r"(\d+)([kMG]?B|s|min)")
 _SCALES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "s": 1, "min": 60}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    parser.add_argument("pipes", nargs="*", metavar="PIPE", help="ip:udp is what ip sends to udp; ip all that comes "
-                        "and goes there; device is the TAP or wire, app the applications (default: all pipes)")
-    parser.add_argument("-w", dest="file", metavar="FILE", help="write pcapng; - is standard output: ... -w - | "
+    """Add the arguments of the verb."""
+    parser.add_argument("pipes", nargs="*", metavar="PIPE", help="ip:udp is the pipe from ip to udp; ip stands for all "
+                        "pipes of ip, device for the TAP or wire, app for the applications (default: all pipes)")
+    parser.add_argument("-w", dest="file", metavar="FILE", help="write a pcapng file; - is standard output: ... -w - | "
                         "wireshark -k -i -")
-    parser.add_argument("--filter", default="", metavar="EXPR", help="only packets that meet this, in pcap-filter(7)'s "
-                        "words")
-    parser.add_argument("--count", type=int, metavar="N", help="end after so many packets")
-    parser.add_argument("--seconds", type=float, metavar="S", help="end after this time")
-    parser.add_argument("--control", action="store_true", help="what layers tell each other beside packets, too")
-    parser.add_argument("--rotate", metavar="SIZE", help="with -w: begin another file after so much: 10MB, 60s, 5min")
+    parser.add_argument("--filter", default="", metavar="EXPR", help="only packets that match this expression "
+                        "of pcap-filter(7)")
+    parser.add_argument("--count", type=int, metavar="N", help="stop after N packets")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
+    parser.add_argument("--control", action="store_true", help="also show the records between layers that are not "
+                        "packets")
+    parser.add_argument("--rotate", metavar="SIZE", help="with -w: start a new file after this size or time: 10MB, "
+                        "60s, 5min")
     parser.add_argument("--files", type=int, metavar="N", help="with --rotate: keep the last N files")
 
 
 class Packet(NamedTuple):
-    """One packet, or what is said in a control record, at one pipe."""
+    """One packet, or one control record, at one pipe."""
 
     seen: Seen
     octets: bytes
@@ -54,7 +56,7 @@ class Packet(NamedTuple):
 
 
 def packets(seen: Seen, with_vnet: bool, control: bool) -> Iterator[Packet]:
-    """What a capture shows of some records."""
+    """The packets in some records, and with `control` the control records."""
     for record in seen.records:
         if views.shows_packets(seen.kind):
             for octets in views.packets_of(seen.kind, record, with_vnet, seen.pipe.protocol):
@@ -64,7 +66,7 @@ def packets(seen: Seen, with_vnet: bool, control: bool) -> Iterator[Packet]:
 
 
 def said(kind: int, record: bytes) -> str:
-    """A line about a control record."""
+    """One line of text for a control record."""
     name = messages.KIND_NAMES.get(kind, f"kind {kind}")
     if kind in (messages.RESOLVE, messages.UNREACHABLE, messages.FORGET) and len(record) == 4:
         return f"{name} {summary.address(record)}"
@@ -76,7 +78,7 @@ def said(kind: int, record: bytes) -> str:
 
 
 def line(packet: Packet) -> str:
-    """What a person reads."""
+    """One line of text for a packet."""
     seen, octets = packet.seen, packet.octets
     when = time.strftime("%H:%M:%S", time.localtime(seen.when_ns // 10**9)) + f".{seen.when_ns // 1000 % 10**6:06}"
     if packet.is_control:
@@ -91,7 +93,7 @@ def line(packet: Packet) -> str:
 
 
 def comment(packet: Packet) -> str:
-    """What stands beside a packet in a file."""
+    """The comment of a packet in a file."""
     seen = packet.seen
     text = f"{seen.layer} {seen.incarnation}: {messages.KIND_NAMES.get(seen.kind, seen.kind)}"
     if seen.direction == ring.DROPPED:
@@ -100,7 +102,7 @@ def comment(packet: Packet) -> str:
 
 
 class File:
-    """A pcapng file of pipes, or several, one after the other."""
+    """A pcapng file with one interface per pipe; with rotation, a sequence of such files."""
 
     def __init__(self, path: str, pipes: list[Pipe], expression: str, rotate: str | None, keep: int | None) -> None:
         self._path = path
@@ -112,7 +114,7 @@ class File:
         self._files: list[Path] = []
         self._numbers: dict[tuple[Pipe, bool], int] = {}
         self._counts: Counter[int] = Counter()
-        self._told: Counter[str] = Counter()  # losses that are in a file already
+        self._told: Counter[str] = Counter()  # losses that the file already contains
         self._out: BinaryIO | None = None
         self._open()
 
@@ -126,7 +128,7 @@ class File:
             if self._keep and len(self._files) > self._keep:
                 self._files.pop(0).unlink(missing_ok=True)
         self._out = sys.stdout.buffer if path == "-" else open(path, "wb", buffering=0)  # noqa: SIM115
-        self._whole = 0  # octets of whole blocks
+        self._whole = 0  # octets of complete blocks
         self._opened_ns = time.time_ns()
         self._numbers, self._counts = {}, Counter()
         self._write(pcapng.section("usernet", system=platform.platform(), hardware=platform.machine()))
@@ -144,7 +146,7 @@ class File:
         return number
 
     def _write(self, octets: bytes) -> None:
-        """Whole blocks, or none: where the disk is full the file ends with the last whole one."""
+        """Write complete blocks or nothing, so that a file on a full disk ends with the last complete block."""
         assert self._out is not None
         try:
             done = 0
@@ -173,12 +175,13 @@ class File:
                                   dropped=missing))
 
     def flush(self) -> None:
-        """What is written is seen at the other end of a pipe."""
+        """Write the buffer, so that the reader of a pipe sees the packets."""
         if self._out is not None:
             self._out.flush()
 
     def close(self, lost: dict[str, int]) -> None:
-        """Finish it with each interface's statistics; what a layer lost stands at its first interface."""
+        """Finish the file with statistics of each interface; the losses of a layer are counted at its first
+        interface."""
         told: set[str] = set()
         for (pipe, _), number in self._numbers.items():
             missing = 0 if pipe.layer in told else lost.get(pipe.layer, 0)
@@ -191,23 +194,23 @@ class File:
 
 
 def _rotation(text: str | None) -> tuple[int, int]:
-    """(octets, seconds); 0: not by that."""
+    """(octets, seconds); 0: no limit of this kind. UsageError: neither a size nor a time."""
     if text is None:
         return 0, 0
     match = _SIZE.fullmatch(text)
     if match is None or not int(match[1]):
-        raise UsageError(f"--rotate {text}: give it like 10MB, 500kB, 60s or 5min")
+        raise UsageError(f"--rotate {text}: expected a size or a time like 10MB, 500kB, 60s or 5min")
     amount = int(match[1]) * _SCALES[match[2]]
     return (amount, 0) if match[2].endswith("B") else (0, amount)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Capture until the count, the time, Ctrl-C or the stack's end."""
+    """Capture until the count or the time is reached, Ctrl-C is pressed, or the stack ends."""
     if (given.rotate and given.file in (None, "-")) or (given.files and not given.rotate):
         raise UsageError("--rotate needs -w FILE, and --files needs --rotate")
     for option, value in (("--count", given.count), ("--seconds", given.seconds), ("--files", given.files)):
         if value is not None and value <= 0:
-            raise UsageError(f"{option} {value}: more than zero")
+            raise UsageError(f"{option} {value}: must be more than zero")
     with Client(run_dir(given.name)) as client:
         layers = client.request("status")["layers"]
     pipes = chosen(given.pipes, layers)
@@ -227,10 +230,12 @@ def run(given: argparse.Namespace) -> int:
                 else:
                     print(line(packet))
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nor shall the flush at exit
+            # the reader has closed the pipe: avoid another error from the flush at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except OSError as error:
-            problem = f"launcher.py: {given.file or 'standard output'}: {error.strerror}; what was written is whole"
+            problem = (f"launcher.py: {given.file or 'standard output'}: {error.strerror}; "
+                       "the packets written so far are complete")
         if out and not problem:
             out.close(watch.lost)
         lost = sum(watch.lost.values())
@@ -240,7 +245,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _tests(expression: str, pipes: list[Pipe]) -> dict[int, Callable[[bytes], bool]]:
-    """A test for each link type; none where everything is wanted."""
+    """One test for each link type; None if there is no filter."""
     try:
         return {kind: capture_filter(expression, kind) for kind in {pipe.link_type for pipe in pipes} if expression}
     except FilterError as error:
@@ -249,7 +254,7 @@ def _tests(expression: str, pipes: list[Pipe]) -> dict[int, Callable[[bytes], bo
 
 def _wanted(watch: Watch, tests: dict[int, Callable[[bytes], bool]], given: argparse.Namespace,
             out: File | None) -> Iterator[Packet]:
-    """The packets that were asked for, until there were enough."""
+    """The packets that match, up to the count."""
     until = time.monotonic() + given.seconds if given.seconds else float("inf")
     left = given.count or -1
     for batch in watch:

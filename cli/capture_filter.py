@@ -1,7 +1,6 @@
-"""The filter of `capture`: pcap-filter(7), by libpcap's own compiler where there is one, else `packets.filter`.
+"""The filter of `capture`: pcap-filter(7), compiled by libpcap if it is installed, else by `packets.filter`.
 
-libpcap is only asked to compile an expression and to judge octets that are here already; it opens no device and needs
-no privilege.
+libpcap only compiles the expression and tests octets in memory. It opens no device and needs no privilege.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ class _PacketHeader(ctypes.Structure):
 
 @cache
 def _libpcap() -> ctypes.CDLL | None:
-    for name in ("libpcap.so.0.8", "libpcap.so.1", ctypes.util.find_library("pcap")):  # Debian's name, others' name
+    # the name in Debian, the name elsewhere
+    for name in ("libpcap.so.0.8", "libpcap.so.1", ctypes.util.find_library("pcap")):
         try:
             library = ctypes.CDLL(name) if name else None
         except OSError:
@@ -48,9 +48,9 @@ def _libpcap() -> ctypes.CDLL | None:
 
 
 def capture_filter(expression: str, link_type: int) -> Callable[[bytes], bool]:
-    """A test for packets of `link_type`. FilterError, with libpcap's words, where the expression cannot be compiled.
+    """A test for packets of `link_type`. FilterError, with libpcap's message: the expression does not compile.
 
-    No packet meets what compiles for Ethernet alone ('ether host' of a packet without Ethernet header).
+    An expression that compiles only for Ethernet ('ether host') matches no packet without an Ethernet header.
     """
     library = _libpcap()
     if library is None:
@@ -71,10 +71,10 @@ def capture_filter(expression: str, link_type: int) -> Callable[[bytes], bool]:
 
 
 def _compile(library: ctypes.CDLL, expression: str, link_type: int) -> tuple[_Program | None, str]:
-    """The program, or None and what libpcap says."""
+    """The program, or None and libpcap's message."""
     if "\0" in expression:
-        return None, "a NUL in it"
-    # Not optimized: the optimizer calls an expression that no packet meets an error.
+        return None, "it contains a NUL character"
+    # Not optimized: the optimizer reports an error for an expression that no packet can match.
     dead = library.pcap_open_dead(_DLT.get(link_type, link_type), pcapng.SNAP_OCTETS)
     program = _Program()
     try:
@@ -89,7 +89,7 @@ _DLT = {pcapng.LINKTYPE_RAW: 12}  # DLT_RAW is not LINKTYPE_RAW (pcap/dlt.h)
 
 
 def _subset(expression: str, link_type: int) -> Callable[[bytes], bool]:
-    """Without libpcap: the part of the language that `packets.filter` has, of IPv4 packets alone."""
+    """Without libpcap: the subset of the language that `packets.filter` supports, for IPv4 packets only."""
     test = compile_filter(expression)
     if link_type != pcapng.LINKTYPE_ETHERNET:
         return test

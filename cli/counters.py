@@ -1,4 +1,4 @@
-"""`counters`: everything that the layers and the bus have counted, with what it means."""
+"""`counters`: all counters of the layers and the bus, with their meaning."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cli.query import query
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
-TEXT = "everything that was counted, and what each counter means"
-# Linux's names for the same (RFC 4293, RFC 4113; /proc/net/snmp, /proc/net/netstat).
+TEXT = "show all counters and their meaning"
+# Linux's names of the same counters (RFC 4293, RFC 4113; /proc/net/snmp, /proc/net/netstat).
 SNMP = {
     ("ip", "packets_in"): "IpInReceives", ("ip", "packets_out"): "IpOutRequests",
     ("ip", "bad_header_checksum"): "IpInHdrErrors", ("ip", "other_destination"): "IpInAddrErrors",
@@ -32,16 +32,17 @@ SNMP = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    parser.add_argument("layer", nargs="?", metavar="LAYER", help="of this layer (default: all)")
-    parser.add_argument("--all", action="store_true", help="those that stand at zero, too")
-    parser.add_argument("--json", action="store_true", help="one object: layer, counter, value")
-    parser.add_argument("--watch", nargs="?", type=float, const=1.0, metavar="S", help="again every S seconds (default "
-                        "1), with what came since")
+    """Add the arguments of the verb."""
+    parser.add_argument("layer", nargs="?", metavar="LAYER", help="only this layer (default: all)")
+    parser.add_argument("--all", action="store_true", help="also show counters that are zero")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: layer, counter, value")
+    parser.add_argument("--watch", nargs="?", type=float, const=1.0, metavar="S", help="repeat every S seconds "
+                        "(default "
+                        "1) and show the increase")
 
 
 class Count(NamedTuple):
-    """One counter as it stands. `role`: in, out, drop or event; `snmp`: Linux's name for it, or nothing."""
+    """The present value of one counter. `role`: in, out, drop or event; `snmp`: its name on Linux, or empty."""
 
     layer: str
     name: str
@@ -52,9 +53,9 @@ class Count(NamedTuple):
 
 
 def counts(status: dict, layer: str | None = None) -> list[Count]:
-    """The counters in the keeper's status. UsageError: no such layer."""
+    """The counters in the keeper's status. UsageError: unknown layer."""
     if layer is not None and layer not in status["layers"]:
-        raise UsageError(f"counters: no layer {layer!r}; there are {', '.join(status['layers'])}")
+        raise UsageError(f"counters: no layer {layer!r}; the layers are {', '.join(status['layers'])}")
     found = []
     for name, there in status["layers"].items():
         if layer not in (None, name):
@@ -69,7 +70,7 @@ def counts(status: dict, layer: str | None = None) -> list[Count]:
 
 
 def table(found: list[Count], former: list[Count] | None, zeros: bool) -> str:
-    """For a person; with `former`, what has come since."""
+    """A table for the terminal; with `former`, of the increase since then."""
     before = {(count.layer, count.name): count.value for count in former or ()}
     lines: list[str] = []
     layer = ""
@@ -84,13 +85,13 @@ def table(found: list[Count], former: list[Count] | None, zeros: bool) -> str:
         mark = "!" if count.role == "drop" else " "
         names = f"{count.name} ({count.snmp})" if count.snmp else count.name
         lines.append(f"{mark}{count.value:>12}{more}  {names:<42} {count.sentence}")
-    return "\n".join(lines) or "nothing was counted"
+    return "\n".join(lines) or "all counters are zero"
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print them, once or again and again."""
+    """Print the counters once, or repeatedly."""
     if given.watch is not None and not 0.05 <= given.watch <= 3600:
-        raise UsageError(f"--watch {given.watch}: 0.05 to 3600 seconds")
+        raise UsageError(f"--watch {given.watch}: must be 0.05 to 3600 seconds")
     folder, former = run_dir(given.name), None
     while True:
         found = counts(query(folder, "status"), given.layer)

@@ -1,4 +1,4 @@
-"""`launcher.py demo`: see the stack do its main job, in ten seconds."""
+"""`launcher.py demo`: shows the stack at work, in ten seconds."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from supervisor.snapshots import ROOT
 from usernet.ping import ping
 from usernet.stack import Stack
 
-TEXT = "see it work, in ten seconds"
+TEXT = "show the stack at work, in ten seconds"
 ECHO_PORT = "5055"
 STREAM_S = 3.0
 KILL_AFTER_S = 1.2
 PEER_TIMEOUT_S = 20.0
-FOLDER_LENGTH_MAX = 40  # of the path of the temporary directory; unix(7) leaves 107 for a socket's
+FOLDER_LENGTH_MAX = 40  # of the path of the temporary directory: unix(7) allows 107 octets for the path of a socket
 VICTIM = "udp"
 
 
 class DemoFailed(Exception):
-    """Something that should have been seen to work was not."""
+    """A step of the demo did not work as expected."""
 
 
 class Stage:
-    """Where the demo is shown: colours on a terminal, plain lines elsewhere."""
+    """The output of the demo: colours on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
         self._colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -48,29 +48,29 @@ class Stage:
         return f"\033[{code}m{text}\033[0m" if self._colours else text
 
     def act(self, title: str) -> None:
-        """A new part begins."""
+        """Print the heading of a new part."""
         self._act += 1
         print(f"\n{self._paint('1;36', f'{self._act}. {title}')}", flush=True)
 
     def say(self, text: str) -> None:
-        """Something was seen."""
+        """Print an observation."""
         print("   " + text.replace("\n", "\n   "), flush=True)
 
     def good(self, text: str) -> None:
-        """Something was seen to work."""
+        """Print that a step worked."""
         print("   " + self._paint("32", "✓ ") + text, flush=True)
 
     def bad(self, text: str) -> None:
-        """Something did not work."""
+        """Print that a step failed."""
         print(self._paint("31", "✗ ") + text, flush=True)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Nothing may follow."""
+    """The verb has no arguments."""
 
 
 def run(given: argparse.Namespace) -> int:
-    """Show it. 0 only if all of it was seen to work."""
+    """Run the demo. Returns 0 only if all steps worked."""
     stage = Stage()
     for variable in ("USERNET_DIR", "USERNET_NAME"):
         os.environ.pop(variable, None)
@@ -80,24 +80,25 @@ def run(given: argparse.Namespace) -> int:
             try:
                 _on_a_tap(stage)
             except sandbox.SandboxError as error:
-                stage.say(f"no TAP here: {error}")
-                stage.say("so this shows two stacks on a virtual wire instead, which needs nothing of the kernel")
+                stage.say(f"no TAP available: {error}")
+                stage.say("so the demo shows two stacks on a virtual wire instead, which needs no kernel feature")
                 _on_a_wire(stage)
         except (DemoFailed, BootError, Refused, NotRunning, OSError) as error:
             stage.bad(str(error))
             return FAILED
-    print("\nAll of it worked. Your own: `launcher.py up`, then README.md, 'A first program'.")
+    print("\nAll steps worked. To start a stack yourself: `launcher.py up`, then README.md, 'A first program'.")
     return OK
 
 
 def _short_folder() -> str | None:
-    """Where socket files have room, if the system's temporary directory has a long name; None: there."""
+    """A directory with room for the paths of sockets if the path of the temporary directory is too long; None: use that
+    one."""
     return "/tmp" if len(tempfile.gettempdir()) > FOLDER_LENGTH_MAX and os.access("/tmp", os.W_OK) else None
 
 
 @contextmanager
 def _booted(stage: Stage, options: Options) -> Iterator[dict]:
-    """A running stack, shown booting; taken down at the end, whatever happens."""
+    """Boot a stack, print how it boots, and take it down at the end in any case."""
     folder = stack.run_dir(options.name)
     started = time.monotonic()
     boot.start_keeper(options, folder)
@@ -107,7 +108,7 @@ def _booted(stage: Stage, options: Options) -> Iterator[dict]:
         stage.good(f"stack '{options.name}' is up in {elapsed_s:.2f} s at {view['address']}"
                    + (f", the kernel at {view['kernel_end']}" if view["kernel_end"] else f", on wire {view['wire']}"))
         layers = "  ".join(f"{name} {layer['pid']}" for name, layer in view["layers"].items())
-        stage.say(f"each layer is a process:  {layers}  (kept by {view['keeper']})")
+        stage.say(f"each layer is a process: {layers}  (kept by {view['keeper']})")
         yield view
     finally:
         stack.stop(folder)
@@ -115,7 +116,7 @@ def _booted(stage: Stage, options: Options) -> Iterator[dict]:
 
 
 def _on_a_tap(stage: Stage) -> None:
-    stage.act("Boot: a TCP/IP stack out of processes, in a network namespace of its own")
+    stage.act("Boot: a TCP/IP stack made of processes, in its own network namespace")
     with _booted(stage, Options(name="demo")) as view, ExitStack() as peers:
         address = view["address"].partition("/")[0]
 
@@ -124,7 +125,7 @@ def _on_a_tap(stage: Stage) -> None:
             peers.callback(_end, process)
             return process
 
-        stage.act("The Linux kernel pings the stack: link -> ip -> icmp -> ip -> link, four process borders a ping")
+        stage.act("The Linux kernel pings the stack: link -> ip -> icmp -> ip -> link, four process borders per ping")
         replies = _lines(peer("kernel-ping", address, "5", inside=True))
         for reply in replies:
             stage.say(reply)
@@ -152,7 +153,7 @@ def _on_a_tap(stage: Stage) -> None:
 
 def _kill_under_traffic(stage: Stage, view: dict, traffic: subprocess.Popen) -> None:
     _wait_for_line(traffic)
-    time.sleep(KILL_AFTER_S)  # let the conversation run before and after
+    time.sleep(KILL_AFTER_S)  # the conversation runs for a while before and after the kill
     folder = stack.run_dir(view["name"])
     old = stack.query(folder, "sabotage", layer=VICTIM, fault="kill")["pid"]
     stage.say(f"killed {VICTIM} [{old}]")
@@ -164,7 +165,7 @@ def _kill_under_traffic(stage: Stage, view: dict, traffic: subprocess.Popen) -> 
 
 
 def _on_a_wire(stage: Stage) -> None:
-    stage.act("Boot: two TCP/IP stacks out of processes, on one virtual wire")
+    stage.act("Boot: two TCP/IP stacks made of processes, on one virtual wire")
     with _booted(stage, Options(name="left", wire="demo", address="10.0.0.1/24")), \
             _booted(stage, Options(name="right", wire="demo", address="10.0.0.2/24")), ExitStack() as peers:
         stage.act("'left' pings 'right' through its own socket service")
@@ -198,7 +199,7 @@ def _on_a_wire(stage: Stage) -> None:
 
 
 def _peer(role: tuple[str, ...], sandbox_of: int | None) -> subprocess.Popen:
-    """Start one of the demo's programs, in a sandbox if one is named."""
+    """Start one of the demo's programs, in a sandbox if one is given."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if "USERNET_NAME" not in os.environ:
         environment["USERNET_NAME"] = "demo"
@@ -221,11 +222,11 @@ def _wait_for_line(process: subprocess.Popen) -> None:
 
 
 def _lines(process: subprocess.Popen) -> list[str]:
-    """Everything that a program prints until it ends."""
+    """All lines that a program prints until it ends."""
     try:
         output, _ = process.communicate(timeout=PEER_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise DemoFailed("a program of the demo did not come to its end") from error
+        raise DemoFailed("a program of the demo did not end") from error
     if process.returncode != 0:
         raise DemoFailed(f"a program of the demo failed: {' '.join(map(str, process.args[2:]))}")  # type: ignore[index]
     return output.splitlines()

@@ -1,6 +1,6 @@
-"""The programs that the demo lets talk to each other, each a process: `python -m cli.demo_peers ROLE`.
+"""The programs that talk to each other in the demo, each a process: `python -m cli.demo_peers ROLE`.
 
-The kernel's use the kernel's sockets and are started inside the sandbox; the applications use usernet's.
+The programs named kernel use the kernel's sockets and run inside the sandbox; the applications use usernet's sockets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUIET_S = 2.0
 
 
 def kernel_ping(address: str, count: str) -> None:
-    """Ping through the kernel's IP, raw socket and all; one line a reply."""
+    """Ping through the kernel, by a raw socket; print one line per reply."""
     raw = kernel.socket(kernel.AF_INET, kernel.SOCK_RAW, kernel.IPPROTO_ICMP)
     raw.settimeout(QUIET_S)
     identifier = os.getpid() & 0xFFFF
@@ -42,7 +42,7 @@ def kernel_ping(address: str, count: str) -> None:
 
 
 def echo(address: str, port: str) -> None:
-    """An application on the stack that sends back what it gets, with its name before it."""
+    """An application of the stack that returns each message with its own name in front."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.bind((address, int(port)))
         print("ready", flush=True)
@@ -52,7 +52,7 @@ def echo(address: str, port: str) -> None:
 
 
 def talk(library: str, address: str, port: str, *words: str) -> None:
-    """Say each word to an echo, from the kernel's sockets or from the stack's; print what comes back."""
+    """Send each word to an echo server, by the kernel's sockets or by the stack's, and print the answers."""
     module = kernel if library == "kernel" else usernet
     with module.socket(module.AF_INET, module.SOCK_DGRAM) as endpoint:
         endpoint.settimeout(QUIET_S)
@@ -63,7 +63,7 @@ def talk(library: str, address: str, port: str, *words: str) -> None:
 
 
 def stream(address: str, port: str, seconds: str) -> None:
-    """Numbered messages from the kernel to an echo; prints "sent answered longest_gap_ms"."""
+    """Send numbered messages from the kernel to an echo server; print "sent answered longest_gap_ms"."""
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
         endpoint.connect((address, int(port)))
         endpoint.setblocking(False)

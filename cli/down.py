@@ -1,4 +1,4 @@
-"""`down`: stop a stack, or all of them."""
+"""`down`: stop a stack, or all stacks of the user."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from cli.main import FAILED, OK
 from supervisor.control import NotRunning, Refused
 from usernet.pipe.run_dir import run_dir
 
-TEXT = "stop in order; nothing is left behind"
+TEXT = "stop the stack in order and remove all of its files"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
+    """Add the arguments of the verb."""
     parser.add_argument("--all", action="store_true", help="all stacks of this user")
     parser.add_argument("--force", action="store_true", help="kill the keeper, which ends everything at once")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Nothing is left once this returns."""
+    """Stop the stacks; when this returns, their processes and files are gone."""
     if not given.all:
         return _stop(given, run_dir(given.name))
     status = OK

@@ -1,4 +1,4 @@
-"""`events`: what happened to a stack."""
+"""`events`: the events of a stack."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TEXT = "what happened, when, to which layer, why, and how long the gap was"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens next")
-    parser.add_argument("--json", action="store_true", help="one object a line (docs/commands.md)")
+    """Add the arguments of the verb."""
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for further events and print them")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line (docs/commands.md)")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print them, a line each."""
+    """Print the events, one line each."""
     with Client(run_dir(given.name)) as client:
         for line in client.stream("events", follow=given.follow):
             text = msgspec.json.encode(line).decode() if given.json else describe(msgspec.convert(line, Event))

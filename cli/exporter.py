@@ -1,6 +1,7 @@
-"""The stack for Prometheus: every counter with its sentence, pipes, layers, the time that records take.
+"""The Prometheus exporter of a stack: counters with their sentences, pipes, layers, and the time per record.
 
-The exporter is a process of its own, on 127.0.0.1. It outlives the stack: while there is none, usernet_up is 0.
+The exporter is a process of its own that listens on 127.0.0.1. It outlives the stack: while the stack does not run,
+usernet_up is 0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from usernet.pipe.run_dir import run_dir, stack_name
 
 
 class Exporter:
-    """What prometheus_client asks for at each scrape."""
+    """The collector that prometheus_client calls at each scrape."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
@@ -31,12 +32,12 @@ class Exporter:
         self._meters: Meters | None = None
 
     def describe(self) -> list[Metric]:
-        """Nothing beforehand: which counters there are the stack tells."""
+        """Nothing is described in advance, because the stack determines which counters exist."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
-        up = GaugeMetricFamily("usernet_up", "Whether the stack runs and all its layers serve.", labels=["stack"])
+        """The present values of all metrics."""
+        up = GaugeMetricFamily("usernet_up", "1 if the stack runs and all its layers serve, else 0.", labels=["stack"])
         try:
             status = query(run_dir(self._name), "status")
             measured = self._measured()
@@ -56,7 +57,7 @@ class Exporter:
             self._meters.close()
             self._meters = None
         if self._meters is None:
-            with contextlib.suppress(Refused):  # as many watch already as can
+            with contextlib.suppress(Refused):  # the maximum number of watchers is reached
                 self._meters = Meters(self._name)
         return self._meters and self._meters.read()
 
@@ -70,10 +71,11 @@ class Exporter:
         yield from families.values()
 
     def _layers(self, status: dict) -> Iterator[Metric]:
-        serving = GaugeMetricFamily("usernet_layer_up", "Whether the layer serves.", labels=["stack", "layer"])
-        restarts = CounterMetricFamily("usernet_layer_restarts", "Times that the layer was started again.",
+        serving = GaugeMetricFamily("usernet_layer_up", "1 if the layer serves, else 0.", labels=["stack", "layer"])
+        restarts = CounterMetricFamily("usernet_layer_restarts", "Number of restarts of the layer.",
                                        labels=["stack", "layer"])
-        waiting = GaugeMetricFamily("usernet_layer_waiting", "Records that wait for room in the layer's pipes.",
+        waiting = GaugeMetricFamily("usernet_layer_waiting", "Number of records that wait for room in the layer's "
+                                    "pipes.",
                                     labels=["stack", "layer"])
         seconds = CounterMetricFamily("usernet_layer_cpu_seconds", "Processor time of the layer's present process.",
                                       labels=["stack", "layer"])
@@ -84,20 +86,20 @@ class Exporter:
             serving.add_metric(labels, there["state"] == "up")
             restarts.add_metric(labels, there["restarts"])
             waiting.add_metric(labels, there["waiting"])
-            with contextlib.suppress(psutil.Error, TypeError):  # it is between two processes
+            with contextlib.suppress(psutil.Error, TypeError):  # the layer has no process at the moment
                 process = psutil.Process(there["pid"])
                 seconds.add_metric(labels, sum(process.cpu_times()[:2]))
                 memory.add_metric(labels, process.memory_info().rss)
         yield from (serving, restarts, waiting, seconds, memory)
 
     def _pipes(self, measured) -> Iterator[Metric]:
-        records = CounterMetricFamily("usernet_pipe_records", "Records that went through the pipe while they were "
-                                      "counted.", labels=["stack", "pipe"])
+        records = CounterMetricFamily("usernet_pipe_records", "Records on the pipe while the exporter "
+                                      "ran.", labels=["stack", "pipe"])
         octets = CounterMetricFamily("usernet_pipe_octets", "Octets of those records.", labels=["stack", "pipe"])
         for pipe, flow in measured.flows.items():
             records.add_metric([self._stack, pipe.name], flow.records)
             octets.add_metric([self._stack, pipe.name], flow.octets)
-        times = HistogramMetricFamily("usernet_layer_record_seconds", "Time that the layer's core took for a record.",
+        times = HistogramMetricFamily("usernet_layer_record_seconds", "Processing time of the layer's core per record.",
                                       labels=["stack", "layer"])
         for layer, reading in measured.layers.items():
             times.add_metric([self._stack, layer], *_histogram(reading))
@@ -105,7 +107,7 @@ class Exporter:
 
 
 def _histogram(reading: Reading) -> tuple[list[tuple[str, float]], float]:
-    """(cumulative buckets, sum in seconds), from a microsecond to a second."""
+    """(cumulative buckets, sum in seconds), with buckets from a microsecond to a second."""
     total, buckets = 0, []
     for power, records in enumerate(reading.times):
         total += records
@@ -116,10 +118,10 @@ def _histogram(reading: Reading) -> tuple[list[tuple[str, float]], float]:
 
 
 def serve(name: str | None, port: int) -> None:
-    """Until Ctrl-C."""
+    """Serve until Ctrl-C."""
     registry = CollectorRegistry()
     registry.register(Exporter(name))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # for the threads, too
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # also for the threads
     server, thread = start_http_server(port, "127.0.0.1", registry)
     print(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends it", flush=True)
     signal.sigwait({signal.SIGINT, signal.SIGTERM})

@@ -1,4 +1,4 @@
-"""`list`: the stacks of this user."""
+"""`list`: the running stacks of this user."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cli import stack
 from cli.main import OK
 from supervisor.control import NotRunning, Refused
 
-TEXT = "the stacks of this user that run"
+TEXT = "the running stacks of this user"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("--json", action="store_true", help="a list of objects (docs/commands.md)")
+    """Add the arguments of the verb."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects (docs/commands.md)")
 
 
 def run(given: argparse.Namespace) -> int:
-    """A line each; nothing where none runs."""
+    """Print one line for each stack, or nothing if none runs."""
     found: list[dict[str, Any]] = []
     for folder in stack.all_folders():
         try:

@@ -1,12 +1,12 @@
-"""The command line: finds the verb, parses what follows, runs it, and turns errors into one line and a status.
+"""The command line: finds the verb, parses its arguments, runs it, and turns errors into one line and an exit status.
 
 A verb is a module of `cli` or `cli.tools` with
 
-    TEXT = "one sentence"                              what --help says of it
-    def arguments(parser: argparse.ArgumentParser)     what may follow
-    def run(given: argparse.Namespace) -> int          one of the statuses below
+   TEXT = "one sentence"                              for --help
+   def arguments(parser: argparse.ArgumentParser)     adds its arguments
+   def run(given: argparse.Namespace) -> int          returns one of the statuses below
 
-and it is called as the module is. Only the verb that was asked for is imported.
+The name of the module is the verb. Only the module of the given verb is imported.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import NoReturn
 from supervisor.errors import BootError
 from usernet import __version__
 
-# Exit statuses, the same for all verbs but exec, whose status is its command's.
+# Exit statuses of all verbs except exec, which exits with the status of its command.
 OK = 0
-FAILED = 1  # it was tried, and did not work or got no answer
-USAGE = 2  # a command line that makes no sense, or a stack that does not run
-DEGRADED = 3  # `status`: the stack runs, and not all of its layers serve
-INTERRUPTED = 130  # by Ctrl-C
+FAILED = 1  # the operation failed or got no answer
+USAGE = 2  # the command line is invalid, or the stack does not run
+DEGRADED = 3  # `status`: the stack runs, but not all of its layers serve
+INTERRUPTED = 130  # interrupted by Ctrl-C
 
 ABOUT = "usernet: a TCP/IP stack you can take apart while it runs."
-STATUSES = ("exit status: 0 done, 1 failed or without an answer, 2 usage or no such stack, 3 degraded (status), "
+STATUSES = ("exit status: 0 done, 1 failed or no answer, 2 usage error or no such stack, 3 degraded (status), "
             "130 interrupted")
 PACKAGES = ("cli", "cli.tools")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors are."""
+    """A parser that prints an error as one line, as all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        """argparse.ArgumentParser."""
+        """Exit with status USAGE (argparse.ArgumentParser)."""
         self.exit(USAGE, f"{self.prog.replace(' ', ': ', 1)}: {message}\n")
 
 
 def names() -> dict[str, str]:
-    """Every verb and its module, which is imported for it."""
+    """{verb: name of its module}; imports all of them."""
     found = {}
     for package in PACKAGES:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
@@ -55,7 +55,7 @@ def names() -> dict[str, str]:
 
 
 def verb_module(name: str) -> ModuleType | None:
-    """The module of a verb; None: there is none of that name."""
+    """The module of a verb, or None if there is no such verb."""
     if not name.isidentifier() or name == "main":
         return None
     for package in PACKAGES:
@@ -71,7 +71,7 @@ def verb_module(name: str) -> ModuleType | None:
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The command line of all verbs, or of one."""
+    """The parser for all verbs, or for one."""
     top = Parser(prog=program(), allow_abbrev=False, description=ABOUT, epilog=STATUSES)
     top.add_argument("--version", action="version", version=f"usernet {__version__}")
     _common(top)
@@ -87,16 +87,17 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def _common(to: argparse.ArgumentParser, default: object = None) -> None:
-    to.add_argument("--name", metavar="N", default=default, help="which stack (default: $USERNET_NAME, else 'default')")
+    to.add_argument("--name", metavar="N", default=default, help="name of the stack (default: $USERNET_NAME, else "
+                    "'default')")
 
 
 def program() -> str:
-    """What this command is called: usernet, or the script in the checkout."""
+    """The name of this command: usernet, or the script in the checkout."""
     return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "usernet"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; errors are one line on standard error."""
+    """Run the command line and return the exit status; errors are one line on standard error."""
     words = sys.argv[1:] if words is None else words
     _prepare_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -117,14 +118,14 @@ def _run(words: list[str]) -> int:
                  and not (number and words[number - 1] == "--name")), None)
     helps = verb is None or bool({"-h", "--help"} & set(words[: words.index(verb)])) or verb_module(verb) is None
     given = parser(None if helps else verb).parse_args(words)
-    from cli.tools import ToolError  # here, as a command line that makes no sense needs none of it
+    from cli.tools import ToolError  # imported here because a usage error of argparse does not need them
     from supervisor.control import NotRunning, Refused, printable
     from supervisor.options import UsageError
     from supervisor.sandbox import SandboxError
 
     try:
         return given.run(given)
-    except (UsageError, ValueError) as error:  # ValueError: a name that no stack can have
+    except (UsageError, ValueError) as error:  # ValueError: an invalid name of a stack
         text, status = str(error), USAGE
     except NotRunning as error:
         named = f" --name {given.name}" if given.name else ""
@@ -134,7 +135,7 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except SandboxError as error:
-        text, status = f"{error}; or use a wire, which needs nothing of the kernel: --wire NAME", FAILED
+        text, status = f"{error}; or use a wire, which needs no kernel feature: --wire NAME", FAILED
     except (BootError, Refused) as error:
         text, status = str(error), FAILED
     except OSError as error:
@@ -145,7 +146,7 @@ def _run(words: list[str]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Where a terminal cannot show a character it shows another; a stream that is closed is /dev/null."""
+    """Replace characters that the terminal cannot show; replace closed streams by /dev/null."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -166,7 +167,7 @@ def _flush() -> None:
 
 
 def _silence() -> None:
-    """Nothing more can be said on standard output: not at the interpreter's end either."""
+    """Redirect standard output to /dev/null, so that the interpreter's flush at exit does not fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

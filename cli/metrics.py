@@ -1,4 +1,4 @@
-"""`metrics`: the verb; what it serves is made in `cli.exporter`, which needs prometheus_client."""
+"""`metrics`: the verb. The exporter is in `cli.exporter`, which needs prometheus_client."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 
 from supervisor.options import UsageError
 
-TEXT = "serve counters, pipes and times to Prometheus, on 127.0.0.1"
+TEXT = "serve counters, traffic on pipes and times to Prometheus, on 127.0.0.1"
 PORT = 9417
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="default %(default)s; 0: any")
+    """Add the arguments of the verb."""
+    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="TCP port (default %(default)s; 0: any "
+                        "free port)")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -20,6 +21,6 @@ def run(given: argparse.Namespace) -> int:
     from cli import exporter
 
     if not 0 <= given.port < 1 << 16:
-        raise UsageError(f"--port {given.port}: 0 to 65535")
+        raise UsageError(f"--port {given.port}: must be 0 to 65535")
     exporter.serve(given.name, given.port)
     return 0

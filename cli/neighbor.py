@@ -1,4 +1,4 @@
-"""`neighbor`: what arp knows of the neighbours, and orders to it."""
+"""`neighbor`: show and change arp's neighbour table."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from cli import stack
 from cli.main import OK
 from supervisor.options import UsageError
 
-TEXT = "arp's neighbours: list, add ADDRESS MAC, del ADDRESS, flush"
+TEXT = "arp's neighbour table: list, add ADDRESS MAC, del ADDRESS, flush"
 OPERANDS = {"list": (), "add": ("ADDRESS", "MAC"), "del": ("ADDRESS",), "flush": ()}
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add ADDRESS MAC, del ADDRESS, or "
-                        "flush (all but those that were added)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+    """Add the arguments of the verb."""
+    parser.add_argument("words", nargs="*", metavar="OPERATION", help="list (default), add ADDRESS MAC, del ADDRESS, "
+                        "or "
+                        "flush (all except added neighbours)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do what `neighbor WORDS` says. UsageError where it says nothing that can be done."""
+    """Carry out `neighbor WORDS`. UsageError: unknown words or invalid operands."""
     name = given.name
     order, *operands_given = given.words or ["list"]
     operands = OPERANDS.get(order)
     if operands is None:
-        raise UsageError(f"neighbor: no order '{order}'; there are {', '.join(OPERANDS)}")
+        raise UsageError(f"neighbor: unknown operation '{order}'; the operations are {', '.join(OPERANDS)}")
     if len(operands_given) != len(operands):
-        raise UsageError(f"neighbor: give it like: launcher.py neighbor {' '.join([order, *operands])}")
+        raise UsageError("neighbor: wrong number of operands; usage: launcher.py neighbor "
+                         f"{' '.join([order, *operands])}")
     request = {operand.lower(): _checked(operand, text) for operand, text in zip(operands, operands_given, strict=True)}
     if order == "list":
         print(table(collect(name)))
@@ -44,7 +46,7 @@ def run(given: argparse.Namespace) -> int:
 def _checked(operand: str, text: str) -> str:
     if operand == "MAC":
         if not _MAC.fullmatch(text.lower()):
-            raise UsageError(f"neighbor: '{text}' is not a MAC address; give it like 02:00:00:00:00:02")
+            raise UsageError(f"neighbor: '{text}' is not a MAC address like 02:00:00:00:00:02")
         return text.lower()
     try:
         return str(IPv4Address(text))
@@ -53,7 +55,7 @@ def _checked(operand: str, text: str) -> str:
 
 
 def collect(name: str | None) -> list[dict[str, Any]]:
-    """All neighbours, by address. arp gives them a page at a time."""
+    """All neighbours, in the order of their addresses. arp returns them in pages."""
     found: list[dict[str, Any]] = []
     more = True
     while more:
@@ -65,7 +67,7 @@ def collect(name: str | None) -> list[dict[str, Any]]:
 
 
 def table(neighbors: list[dict[str, Any]]) -> str:
-    """A table for a person. The age is the time since a packet of the neighbour's was seen."""
+    """A table for the terminal. The age is the time since the last packet from the neighbour."""
     lines = [f"{'address':<15}  {'mac':<17}  {'state':<10}  {'age':>7}"]
     for neighbor in neighbors:
         age = "-" if neighbor["age_s"] is None else f"{neighbor['age_s']:.1f} s"

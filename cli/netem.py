@@ -1,7 +1,7 @@
-"""Impairments in tc-netem(8)'s words: what a person writes, to `bus.runtime.impair.Settings` and back.
+"""Impairments in the words of tc-netem(8), to and from `bus.runtime.impair.Settings`.
 
-Units are tc(8)'s: shares in percent; times in s, ms, us, without a unit microseconds; rates in bit, kbit, mbit, gbit
-(bits per second) or bps, kbps, mbps (octets per second), without a unit bits per second.
+Units are those of tc(8): shares in percent; times in s, ms, us, without a unit microseconds; rates in bit, kbit, mbit,
+gbit (bits per second) or bps, kbps, mbps (octets per second), without a unit bits per second.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ _RATES = {"": 1.0} | {f"{prefix}{unit}": scale * octets
 def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
     match = _QUANTITY.fullmatch(text.strip())
     if match is None or match[2].lower() not in units:
-        raise ValueError(f"{text!r}: give it like {example}")
+        raise ValueError(f"{text!r}: expected a value like {example}")
     return float(match[1]) * units[match[2].lower()]
 
 
 def share(text: str) -> float:
-    """'5%' to 0.05. ValueError."""
+    """'5%' to 0.05. ValueError: not a percentage from 0 to 100."""
     value = _quantity(text, {"%": 0.01}, "5%")
     if value > 1:
-        raise ValueError(f"{text!r}: at most 100%")
+        raise ValueError(f"{text!r}: must be at most 100%")
     return value
 
 
 def seconds(text: str) -> float:
-    """'20ms' to 0.02. ValueError."""
+    """'20ms' to 0.02. ValueError: not a time."""
     return _quantity(text, _TIMES, "20ms, 1.5s or 300us")
 
 
 def rate(text: str) -> float:
-    """'10mbit' to 1e7 bits per second. ValueError."""
+    """'10mbit' to 1e7 bits per second. ValueError: not a rate."""
     return _quantity(text, _RATES, "10mbit, 64kbit or 1mbps (octets)")
 
 
 def _number(text: str) -> int:
     if not text.isdecimal():
-        raise ValueError(f"{text!r}: a whole number")
+        raise ValueError(f"{text!r}: must be a whole number")
     return int(text)
 
 
-# tc-netem's keywords, and the fields that the words behind each set.
+# The keywords of tc-netem, and the fields that the words after each set, in order.
 WORDS: dict[str, tuple[tuple[str, Callable[[str], object]], ...]] = {
     "loss": (("loss", share), ("loss_correlation", share)),
     "delay": (("delay", seconds), ("jitter", seconds), ("delay_correlation", share)),
@@ -75,9 +75,9 @@ WORDS: dict[str, tuple[tuple[str, Callable[[str], object]], ...]] = {
 
 
 def settings(given: Mapping[str, Sequence[str]]) -> Settings:
-    """Settings from the words behind each keyword, as {"delay": ["20ms", "5ms"], "loss": ["gemodel", "1%", "25%"]}.
+    """Settings from the words after each keyword, as {"delay": ["20ms", "5ms"], "loss": ["gemodel", "1%", "25%"]}.
 
-    ValueError names the keyword.
+    ValueError: an invalid value; the message names the keyword.
     """
     fields: dict[str, object] = {}
     for keyword, words in given.items():
@@ -99,7 +99,7 @@ def settings(given: Mapping[str, Sequence[str]]) -> Settings:
 
 
 def _gemodel(words: Sequence[str]) -> tuple[float, ...]:
-    """p [r [1-h [1-k]]]: what is left out follows from the rest, as in tc-netem(8)."""
+    """p [r [1-h [1-k]]]; the defaults of missing values are those of tc-netem(8)."""
     if not 1 <= len(words) <= 4:
         raise ValueError("gemodel takes P [R [1-H [1-K]]]")
     shares = [share(word) for word in words]
@@ -123,7 +123,7 @@ def _rate(value: float) -> str:
 
 
 def describe(settings: Settings) -> str:
-    """The same in tc's words."""
+    """Settings in tc's words."""
     s = settings
     parts = []
 
@@ -159,7 +159,7 @@ def describe(settings: Settings) -> str:
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A named network: what it is like, and what it does to what the stack sends (up) and receives (down)."""
+    """A named network: a description, and the settings for packets that the stack sends (up) and receives (down)."""
 
     about: str
     up: dict[str, str]
@@ -172,5 +172,5 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def profiles(path: Path = PROFILES) -> dict[str, Profile]:
-    """The named networks of a file, by name."""
+    """{name: profile} of a file."""
     return msgspec.convert(tomllib.loads(path.read_text()), dict[str, Profile])

@@ -1,4 +1,4 @@
-"""Numbers on the command line, judged in one place: types for argparse, whose errors say what is allowed."""
+"""Numeric arguments: types for argparse, whose errors name the wrong value and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS_MAX = 1e9  # thirty years
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A whole number from `least` to `most`."""
+    """A type for argparse: a whole number from `least` to `most`."""
     allowed = f"{least} or more" if most is None else f"{least} to {most}"
 
     def convert(text: str) -> int:
@@ -19,14 +19,14 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         except ValueError:
             number = None
         if number is None or number < least or (most is not None and number > most):
-            raise argparse.ArgumentTypeError(f"{text!r}: a whole number is wanted, {allowed}")
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, {allowed}")
         return number
 
     return convert
 
 
 def seconds(least: float = 0.0, above: bool = False) -> Callable[[str], float]:
-    """Seconds, finite, from `least` on; with `above` not `least` itself."""
+    """A type for argparse: seconds, finite, from `least` on; with `above`, more than `least`."""
     allowed = f"above {least:g}" if above else f"{least:g} or more"
 
     def convert(text: str) -> float:
@@ -35,7 +35,7 @@ def seconds(least: float = 0.0, above: bool = False) -> Callable[[str], float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number) or number < least or (above and number == least) or number > SECONDS_MAX:
-            raise argparse.ArgumentTypeError(f"{text!r}: seconds are wanted, {allowed}")
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a number of seconds, {allowed}")
         return number
 
     return convert

@@ -1,8 +1,8 @@
-"""The page in the browser: one HTML file and what it asks for, on 127.0.0.1 alone.
+"""The page in the browser and the requests that it makes, served on 127.0.0.1 only.
 
-Whoever asks must know the token in the URL, by a Host that is this server's and from no other page (Origin). So
-neither another user of the machine nor a page from elsewhere gets anything, not even by a name that points here (DNS
-rebinding).
+A request must contain the token of the URL, its Host must be this server's, and its Origin must not be another page. So
+neither another user of the machine nor a page from elsewhere gets an answer, not even through a DNS name that resolves
+to 127.0.0.1 (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _HEADERS = {"Content-Security-Policy": "default-src 'none'; script-src 'unsafe-i
 
 
 class Pages:
-    """One stack's. `token` is what a caller must know."""
+    """The pages of one stack. Requests must contain `token`."""
 
     def __init__(self, name: str | None, token: str) -> None:
         self.token = token
         self._name = name
         self._board: Board | None = None
-        self._lock = threading.Lock()  # of the board: requests come in threads
+        self._lock = threading.Lock()  # protects the board: requests arrive in several threads
         self.port = 0
         self.application = app = Bottle()
         for method, path, call in (("GET", "/", self._page), ("GET", "/state", self._state),
@@ -60,7 +60,7 @@ class Pages:
             here = {f"{host}:{self.port}" for host in ("127.0.0.1", "localhost")}
             origin = request.get_header("Origin")
             if request.get_header("Host") not in here or origin not in {None, *(f"http://{host}" for host in here)}:
-                return _answer(403, "this page is for 127.0.0.1")
+                return _answer(403, "this page is only served to 127.0.0.1")
             if not compare_digest(request.query.token.encode(), self.token.encode()):
                 return _answer(403, "the token in the URL is missing or wrong: `launcher.py web` prints it")
             try:
@@ -89,7 +89,7 @@ class Pages:
     def _layer(self, layer: str) -> HTTPResponse:
         status = stack.query(run_dir(self._name), "status")
         found = [count._asdict() for count in counts(status, layer) if count.value]
-        readme = LAYERS / layer / "README.md"  # the layer's name is one of the stack's: `counts` has seen to that
+        readme = LAYERS / layer / "README.md"  # `counts` has checked that this is the name of a layer
         return _json(200, {"counters": found, "readme": readme.read_text() if readme.exists() else ""})
 
     def _pipe(self, pipe: str) -> HTTPResponse:
@@ -113,12 +113,12 @@ class Pages:
         elif action == "impair":
             _impair(self._name, str(order.get("words", "")))
         else:
-            raise ValueError("kill, restart or impair")
+            raise ValueError("unknown action; the actions are kill, restart and impair")
         return _json(200, {})
 
 
 def _impair(name: str | None, words: str) -> None:
-    """As on the command line."""
+    """Impair as the command line does."""
     parser = argparse.ArgumentParser(prog="impair", add_help=False, exit_on_error=False, allow_abbrev=False)
     impair.arguments(parser)
     try:
@@ -143,13 +143,13 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """No line a request."""
+        """Log no requests."""
 
 
 def serve(name: str | None, port: int) -> int:
     """Until Ctrl-C."""
     pages = Pages(name, secrets.token_urlsafe(16))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # for the threads, too
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # also for the threads
     with make_server("127.0.0.1", port, pages.application, _Server, _Quiet) as server:
         pages.port = server.server_port
         threading.Thread(target=server.serve_forever, daemon=True).start()

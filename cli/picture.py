@@ -1,4 +1,5 @@
-"""The picture in docs/ARCHITECTURE.md, made from the table of layers and pipes: `python -m cli.picture` updates it."""
+"""The picture in docs/ARCHITECTURE.md, generated from the table of layers and pipes: `python -m cli.picture` updates
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ END = "<!-- end of picture -->\n"
 
 
 def picture() -> str:
-    """A Mermaid graph of the layers and what joins them, and a table with the contract of each pipe."""
+    """A Mermaid graph of the layers and pipes, and a table with the contract of each pipe."""
     pairs = sorted({tuple(sorted((pipe.producer, pipe.consumer), key=_height)) for pipe in PIPES})
     optional = {row.name for row in ROWS if row.optional}
     graph = ["```mermaid", "graph BT", "  device([TAP or virtual wire]) <--> link"]
@@ -28,7 +29,7 @@ def _height(layer: str) -> int:
 
 
 def updated(page: str) -> str:
-    """The page with the picture as the table is now."""
+    """The page with the picture of the present table."""
     before, rest = page.split(BEGIN)
     return before + BEGIN + picture() + END + rest.split(END)[1]
 

@@ -1,6 +1,7 @@
-"""The pipes of a stack as the command line names them: `ip:udp` is what ip sends to udp.
+"""The pipes of a stack as the command line names them: `ip:udp` is the pipe from ip to udp.
 
-Beside the layers there are `device`, the TAP or wire below link, and `app`, all applications at the socket service.
+Two names beside those of layers are `device`, the TAP or wire below link, and `app`, all applications of the socket
+service.
 """
 
 from __future__ import annotations
@@ -21,46 +22,46 @@ _ORDER = (DEVICE, "link", "arp", "ip", "icmp", "udp", "tcp", "raw", "sockets", A
 
 
 class Pipe(NamedTuple):
-    """One direction between two neighbours, and where it is watched: at its producer's door, if that is a layer."""
+    """One direction between two neighbours. It is watched at its producer if that is a layer, else at its consumer."""
 
     producer: str
     consumer: str
 
     @property
     def name(self) -> str:
-        """As people write it."""
+        """The name on the command line."""
         return f"{self.producer}:{self.consumer}"
 
     @property
     def layer(self) -> str:
-        """Whose taps show and disturb it."""
+        """The layer whose taps show and impair it."""
         return self.producer if self.sent else self.consumer
 
     @property
     def sent(self) -> bool:
-        """Whether that layer sends it, or takes it in."""
+        """True if that layer sends on it, False if it receives."""
         return self.producer in topology.LAYERS
 
     @property
     def peer(self) -> int:
-        """The other end's id, for that layer."""
+        """The id of the other end, for that layer."""
         return _NUMBERS[self.consumer if self.sent else self.producer]
 
     @property
     def protocol(self) -> int:
-        """The transport's whose records go through it; 0: not known."""
+        """The IP protocol of the transport whose records it carries; 0: unknown."""
         return _PROTOCOLS.get(self.producer) or _PROTOCOLS.get(self.consumer) or 0
 
     @property
     def link_type(self) -> int:
-        """Of its packets in a capture file."""
+        """The link type of its packets in a capture file."""
         kinds = next((pipe.kinds for pipe in topology.PIPES if pipe[:2] == self), frozenset())
         frames = DEVICE in self or any(map(views.is_frame, kinds))
         return pcapng.LINKTYPE_ETHERNET if frames else pcapng.LINKTYPE_RAW
 
 
 def all_pipes(layers: Collection[str]) -> list[Pipe]:
-    """Those of a stack with these layers, from the device upwards."""
+    """All pipes of a stack with these layers, from the device upwards."""
     there = {*layers, DEVICE, APP}
     ends = [*_BELOW_AND_ABOVE, *(pipe[:2] for pipe in topology.PIPES)]
     return sorted((Pipe(*pair) for pair in ends if there.issuperset(pair)),
@@ -68,13 +69,16 @@ def all_pipes(layers: Collection[str]) -> list[Pipe]:
 
 
 def pipe_of(peer: int, layer: str, sent: bool) -> Pipe:
-    """The pipe that a layer's tap speaks of by its peer's id."""
+    """The pipe at which a layer's tap saw a record from or to `peer`."""
     other = APP if peer >= APPLICATIONS else DEVICE if peer == topology.DEVICE else topology.NAMES[peer]
     return Pipe(layer, other) if sent else Pipe(other, layer)
 
 
 def chosen(words: Sequence[str], layers: Collection[str]) -> list[Pipe]:
-    """The pipes that these words name; none: all. `ip` is every pipe of ip, `ip:` what it sends, `:ip` what it gets."""
+    """The pipes selected by these words; all if there are none. UsageError: unknown name.
+
+    `ip` selects all pipes of ip, `ip:` those that it sends on, `:ip` those that it receives on.
+    """
     pipes = all_pipes(layers)
     found: list[Pipe] = []
     for word in words or ["all"]:
@@ -86,6 +90,6 @@ def chosen(words: Sequence[str], layers: Collection[str]) -> list[Pipe]:
         else:
             matching = [pipe for pipe in pipes if word in pipe]
         if not matching or word == ":":
-            raise UsageError(f"no pipe {word!r}; there are {', '.join(pipe.name for pipe in pipes)}")
+            raise UsageError(f"no pipe {word!r}; the pipes are {', '.join(pipe.name for pipe in pipes)}")
         found += [pipe for pipe in matching if pipe not in found]
     return found

@@ -1,4 +1,4 @@
-"""A question to the keeper."""
+"""Requests to the keeper."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from supervisor.control import Client
 
 
 def query(folder: Path, op: str, **fields: object) -> Any:
-    """One request to the keeper."""
+    """Send one request to the keeper and return its answer."""
     with Client(folder) as client:
         return client.request(op, **fields)

@@ -1,7 +1,7 @@
-"""`replay`: do again, offline, what a layer did, with its code as it is now, and say what is different.
+"""`replay`: repeat offline what a recorded layer did, with the present code, and report the differences.
 
-A recording holds one run a process: what the core started from, each call and its result. The core is made of that
-again and called the same; a result that is not the recorded one is a difference.
+A recording contains one run for each process: the initial state of the core, each call, and its result. replay creates
+the core from that state and repeats the calls; a result that differs from the recorded one is reported.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from bus.runtime.recorder import Start
 from cli.record import LENGTH, MAGIC
 from supervisor.options import UsageError
 
-TEXT = "do again what a recorded layer did, and say what is different"
-_OWN = ("bus", "layers", "packets", "usernet")  # packages that --diff takes from elsewhere
+TEXT = "repeat the calls of a recorded layer and report which results differ"
+_OWN = ("bus", "layers", "packets", "usernet")  # packages that --diff loads from the other checkout
 _DIFFERENCES_SHOWN = 5
-_TEST = '''"""Made by `launcher.py replay --as-test`: the {layer} layer does what it did when this was recorded."""
+_TEST = '''"""Made by `launcher.py replay --as-test`: the {layer} layer does what it did when it was recorded."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_{layer}_does_again_what_{name}_recorded():
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
+    """Add the arguments of the verb."""
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--break-at", type=int, metavar="N", help="stop in the debugger before call N (from 1)")
-    parser.add_argument("--pdb", action="store_true", help="where the core raises, look at it in the debugger")
-    parser.add_argument("--diff", metavar="DIR", help="take the code from this other checkout")
-    parser.add_argument("--as-test", metavar="FILE", help="write a test for pytest that does this replay")
+    parser.add_argument("--pdb", action="store_true", help="start the debugger where the core raises an exception")
+    parser.add_argument("--diff", metavar="DIR", help="use the code of the checkout in this directory")
+    parser.add_argument("--as-test", metavar="FILE", help="write a pytest test that repeats this replay")
 
 
 class ReplayedState(dict[int, bytes]):
-    """A dict whose order is that of a layer's durable state: what is stored again stands last."""
+    """A dict with the order of a layer's durable state: a key that is stored again moves to the end."""
 
     def __setitem__(self, key: int, value: bytes) -> None:
         if self.get(key) != value:
@@ -60,15 +60,15 @@ class ReplayedState(dict[int, bytes]):
 
 
 class Call(msgspec.Struct):
-    """One call of the core. `result` is None where the core did not come back from it."""
+    """One call of the core. `result` is None if the process ended during the call."""
 
     number: int
     name: str
     arguments: list[Any]
-    result: list[Any] | None = None  # what it returned, next_wake
+    result: list[Any] | None = None  # the returned value and next_wake
 
     def describe(self) -> str:
-        """A line for a person."""
+        """One line of text for a call."""
         if self.name == "receive":
             sender, kind, records, now = self.arguments
             who = {topology.DEVICE: "device"}.get(sender) or topology.NAMES.get(sender, f"application {sender:x}")
@@ -78,7 +78,7 @@ class Call(msgspec.Struct):
 
 
 class Run(msgspec.Struct):
-    """One process."""
+    """The recording of one process."""
 
     start: Start
     state: list[tuple[int, bytes]]
@@ -86,7 +86,7 @@ class Run(msgspec.Struct):
 
 
 def read(path: Path) -> list[Run]:
-    """The runs of a recording. ValueError."""
+    """The runs of a recording. ValueError: not a recording."""
     octets = path.read_bytes()
     if not octets.startswith(MAGIC):
         raise ValueError(f"{path}: not a recording")
@@ -97,7 +97,7 @@ def read(path: Path) -> list[Run]:
         entry = octets[at + LENGTH.size : at + LENGTH.size + length]
         at += LENGTH.size + length
         if len(entry) < length:
-            break  # written while the disk filled up
+            break  # incomplete because the disk was full
         kind, *fields = msgspec.msgpack.decode(entry)
         if kind == "start":
             runs.append(Run(msgspec.convert(fields[0], Start), [], []))
@@ -111,12 +111,12 @@ def read(path: Path) -> list[Run]:
 
 
 def _plain(value: Any) -> Any:
-    """As it is once written and read: tuples are lists."""
+    """The value after encoding and decoding: tuples become lists."""
     return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
 
 
 def replay(run: Run, break_at: int | None = None) -> Iterator[tuple[Call, list[Any]]]:
-    """Make the core and call it; (call, what is different: its result now) for each call that is."""
+    """Create the core and repeat the calls. Yields (call, new result) for each call whose result differs."""
     module, _, name = run.start.make.partition(":")
     config = importlib.import_module("bus.config").decode(run.start.config)
     counters = importlib.import_module(f"layers.{run.start.layer}.counters").Counters.new()
@@ -124,7 +124,7 @@ def replay(run: Run, break_at: int | None = None) -> Iterator[tuple[Call, list[A
     core = getattr(importlib.import_module(module), name)(config, state, counters, random.Random(run.start.seed))
     for call in run.calls:
         if call.number == break_at:
-            print(f"{call.describe()}\nstep into it with: s; `core`, `call` and `state` are here")
+            print(f"{call.describe()}\ns steps into the call; `core`, `call` and `state` are defined")
             pdb.set_trace()
         result = _plain([getattr(core, call.name)(*call.arguments), core.next_wake])
         if call.result is not None and result != call.result:
@@ -132,12 +132,12 @@ def replay(run: Run, break_at: int | None = None) -> Iterator[tuple[Call, list[A
 
 
 def differences(path: Path) -> list[str]:
-    """What the present code does differently from what was recorded; empty: nothing."""
+    """The differences between the present code and the recording; empty if there are none."""
     return [text for run in read(path) for call, result in replay(run) for text in _describe(call, result)]
 
 
 def _describe(call: Call, result: list[Any]) -> list[str]:
-    """One difference."""
+    """Text for one difference."""
     assert call.result is not None
     lines = [call.describe()]
     for name, was, now in (("recorded", call.result, result), ("now", result, call.result)):
@@ -145,7 +145,8 @@ def _describe(call: Call, result: list[Any]) -> list[str]:
         others = now[0] if isinstance(now[0], list) else [now[0]]
         lines += [f"  only {name}: {_send(send)}" for send in sends if send not in others]
     if len(lines) == 1:
-        lines.append(f"  recorded {call.result!r}" if call.result[0] == result[0] else "  the same in another order")
+        lines.append(f"  recorded {call.result!r}" if call.result[0] == result[0] else "  the same items in another "
+                     "order")
         lines.append(f"  now      {result!r}" if call.result[0] == result[0] else "")
     return [line for line in lines if line]
 
@@ -158,7 +159,7 @@ def _send(send: Any) -> str:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Replay all runs; 1 where something is different or the core raises."""
+    """Replay all runs; returns 1 if a result differs or the core raises."""
     path = Path(given.file)
     try:
         runs = read(path)
@@ -189,16 +190,17 @@ def run(given: argparse.Namespace) -> int:
 
 def _take_code_from(directory: Path) -> None:
     if not (directory / "layers").is_dir():
-        raise UsageError(f"--diff {directory}: no checkout of usernet")
+        raise UsageError(f"--diff {directory}: not a checkout of usernet")
     sys.path.insert(0, str(directory.resolve()))
     for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
         del sys.modules[name]
 
 
 def _write_test(recording: Path, test: Path, runs: list[Run]) -> int:
-    """The test, and the recording beside it."""
+    """Write the test, and a copy of the recording next to it."""
     if not runs or not test.name.startswith("test_") or test.suffix != ".py":
-        raise UsageError(f"--as-test {test}: give it like tests/unit/test_NAME.py, and a recording that is not empty")
+        raise UsageError(f"--as-test {test}: must be a path like tests/unit/test_NAME.py, and the recording must not "
+                         "be empty")
     beside = test.with_suffix(".rec")
     name = "".join(letter if letter.isalnum() else "_" for letter in recording.stem)
     if beside.resolve() != recording.resolve():

@@ -1,4 +1,4 @@
-"""`route`: the stack's routes, in the words of ip-route(8)."""
+"""`route`: show and change the stack's routes, in the words of ip-route(8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cli import stack
 from cli.main import OK
 from supervisor.options import UsageError
 
-ROUTE_USAGE = ("give it like: route list | route add DEST/PREFIX [via GATEWAY] [metric N] [src ADDRESS] [mtu N] | "
+ROUTE_USAGE = ("usage: route list | route add DEST/PREFIX [via GATEWAY] [metric N] [src ADDRESS] [mtu N] | "
                "route del DEST/PREFIX [via GATEWAY] [metric N]; DEST/PREFIX may be 'default'")
 TEXT = "the stack's routes: list, add DEST/PREFIX [via GATEWAY] ..., del DEST/PREFIX"
 DEFAULT = "0.0.0.0/0"
@@ -19,14 +19,14 @@ OF_DEL = ("via", "metric")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("words", nargs="*", metavar="ORDER", help="list (default), add DEST/PREFIX [via GATEWAY] "
+    """Add the arguments of the verb."""
+    parser.add_argument("words", nargs="*", metavar="OPERATION", help="list (default), add DEST/PREFIX [via GATEWAY] "
                         "[metric N] [src ADDRESS] [mtu N], or del DEST/PREFIX [via GATEWAY] [metric N]; also: default")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
 
 def run(given: argparse.Namespace) -> int:
-    """List, or order a change; UsageError for words that make no sense, Refused where ip will not."""
+    """List the routes or change one. UsageError: invalid words. Refused: ip refuses the change."""
     if given.words in ([], ["list"]):
         for line in collect(given.name):
             print(route_line(line))
@@ -37,7 +37,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def collect(name: str | None) -> list[dict[str, Any]]:
-    """All routes. ip gives them a page at a time."""
+    """All routes. ip returns them in pages."""
     found: list[dict[str, Any]] = []
     more = True
     while more:
@@ -48,7 +48,7 @@ def collect(name: str | None) -> list[dict[str, Any]]:
 
 
 def route_order(words: list[str]) -> dict[str, Any]:
-    """The request that `add ...` or `del ...` stands for."""
+    """The request for `add ...` or `del ...`. UsageError: anything else."""
     order, *rest = words
     if order not in ("add", "del") or len(rest) % 2 == 0:
         raise UsageError(ROUTE_USAGE)
@@ -65,7 +65,7 @@ def _network(text: str) -> str:
     try:
         return DEFAULT if text == "default" else str(ipaddress.IPv4Network(text))
     except ValueError as error:
-        raise UsageError(f"route: {error}; give it like 10.9.0.0/16, or default") from error
+        raise UsageError(f"route: {error}; expected a network like 10.9.0.0/16, or default") from error
 
 
 def _host(keyword: str, text: str) -> str:
@@ -77,12 +77,12 @@ def _host(keyword: str, text: str) -> str:
 
 def _number(keyword: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        raise UsageError(f"route: {keyword} {text}: a number is wanted")
+        raise UsageError(f"route: {keyword} {text}: must be a number")
     return int(text)
 
 
 def route_line(line: dict[str, Any]) -> str:
-    """One route, much as ip-route(8) prints it."""
+    """One route, in a format similar to ip-route(8)."""
     parts = ["default" if line["destination"] == DEFAULT else line["destination"]]
     parts += [f"via {line['gateway']}"] if line["gateway"] else []
     parts += [f"src {line['source']}"] if line["source"] else []
@@ -91,5 +91,5 @@ def route_line(line: dict[str, Any]) -> str:
     kind = {"connected": "connected", "chosen": "", "path": f"path MTU, for {line.get('expires_s')} s",
             "redirect": f"redirected, for {line.get('expires_s')} s",
             "dead": "its gateway does not answer",
-            "unusable": "unusable: its address or the way to its gateway is gone"}[line["kind"]]
+            "unusable": "unusable: its source address or the route to its gateway no longer exists"}[line["kind"]]
     return " ".join(parts) + (f"  ({kind})" if kind else "")

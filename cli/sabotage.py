@@ -9,32 +9,32 @@ from cli.main import OK
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
-TEXT = "make a layer fail, to see what becomes of it"
+TEXT = "make a layer fail, to see how the stack recovers"
 FAULTS = {
-    "kill": "SIGKILL, as by somebody else",
-    "stop": "SIGSTOP: it hangs and does nothing",
-    "loop": "it hangs in an endless loop",
-    "raise": "an exception that nobody catches",
-    "memory": "it allocates until it may not any more",
-    "sleep": "it hangs asleep where it should not",
+    "kill": "it receives SIGKILL, as from outside",
+    "stop": "it receives SIGSTOP and hangs",
+    "loop": "it enters an endless loop",
+    "raise": "it raises an uncaught exception",
+    "memory": "it allocates memory up to its limit",
+    "sleep": "it sleeps inside a turn",
 }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
+    """Add the arguments of the verb."""
     parser.add_argument("layer", metavar="LAYER")
     parser.add_argument("fault", metavar="FAULT", help="; ".join(f"{fault}: {text}" for fault, text in FAULTS.items()))
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Returns once the layer has its order."""
+    """Send the fault to the layer; returns when the layer has received it."""
     folder = run_dir(given.name)
     layers = stack.query(folder, "status")["layers"]
     if given.layer not in layers:
-        raise UsageError(f"sabotage: no layer '{given.layer}'; there are {', '.join(layers)}")
+        raise UsageError(f"sabotage: no layer '{given.layer}'; the layers are {', '.join(layers)}")
     if given.fault not in FAULTS:
-        raise UsageError(f"sabotage: no fault '{given.fault}'; there are {', '.join(FAULTS)}")
+        raise UsageError(f"sabotage: no fault '{given.fault}'; the faults are {', '.join(FAULTS)}")
     answer = stack.query(folder, "sabotage", layer=given.layer, fault=given.fault)
     stack.say(given, f"{given.layer} [{answer['pid']}]: {given.fault}")
     return OK

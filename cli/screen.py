@@ -1,4 +1,4 @@
-"""The screen of `top`: a snapshot as rich draws it, and the keys. Sensible in 80 x 24, and without colour."""
+"""The screen of `top`, drawn by rich, and its keys. It works in 80 x 24 characters and without colours."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from supervisor.control import NotRunning, Refused
 from supervisor.options import UsageError
 
 HELP = """\
-up, down    choose a layer              s   sort pipes by rate or name, layers by drops
-r           restart the layer           i   impair: a pipe or flow and what to do, as in
+up, down    select a layer              s   sort pipes by rate or name, layers by drops
+r           restart the layer           i   impair: a pipe or flow and parameters, as in
 k           kill it (SIGKILL)               device --delay 20ms --loss 1%; or --clear
-p, space    pause this screen           +,- look less, or more often
+p, space    pause this screen           +,- refresh less or more often
 h, ?        this help                   q   quit
 """
 SORTS = ("rate", "name", "drops")
@@ -37,7 +37,7 @@ _RED, _YELLOW, _GREEN, _DIM = "bold red", "yellow", "green", "dim"
 
 
 class View:
-    """What the keys have chosen."""
+    """The settings that the user has chosen by keys."""
 
     def __init__(self, sort: str, interval_s: float) -> None:
         self.sort = sort
@@ -45,11 +45,11 @@ class View:
         self.chosen = 0
         self.paused = self.help = False
         self.said = ""  # the answer to the last key
-        self.typing: str | None = None  # an order to impair, while it is typed
+        self.typing: str | None = None  # the text of an impairment while it is typed
 
 
 def _number(value: float) -> str:
-    """Short: 0, 3.2, 417, 12.3k, 4.5M."""
+    """A number in short form: 0, 3.2, 417, 12.3k, 4.5M."""
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= scale:
             return f"{value / (1e3 if unit == 'k' else scale):.1f}{unit}"
@@ -81,7 +81,7 @@ def draw(snapshot: Snapshot, view: View, width: int, height: int) -> Group:
 
 
 def foot(view: View) -> Text:
-    """The last line: what is typed, the last answer, or the keys."""
+    """The last line: the text being typed, the last answer, or the keys."""
     if view.typing is not None:
         return Text(f"impair {view.typing}_", no_wrap=True)
     keys = "q quit  h help  r restart  k kill  i impair  s sort  p pause"
@@ -107,7 +107,7 @@ def _layers(snapshot: Snapshot, view: View) -> Table:
 
 
 def _pipes(snapshot: Snapshot, view: View, lines: int, width: int) -> Table:
-    """As many columns of pipes as there is room for."""
+    """The pipes, in as many columns as fit."""
     pipes = [pipe for pipe in snapshot.pipes if pipe.records or pipe.impaired] or snapshot.pipes
     if view.sort != "name":
         pipes = sorted(pipes, key=lambda pipe: -pipe.records_s)
@@ -130,7 +130,7 @@ def _pipes(snapshot: Snapshot, view: View, lines: int, width: int) -> Table:
 
 
 def _act(key: str, view: View, snapshot: Snapshot, name: str | None) -> bool:
-    """Do what a key stands for; False: quit."""
+    """Carry out the action of a key; False: quit."""
     if view.typing is not None:
         _type(key, view, name)
         return True
@@ -166,7 +166,7 @@ def _act(key: str, view: View, snapshot: Snapshot, name: str | None) -> bool:
 
 
 def _type(key: str, view: View, name: str | None) -> None:
-    """One more character of an order to impair, or its end."""
+    """Add one character to the text of an impairment, or finish it."""
     assert view.typing is not None
     if key in ("\r", "\n"):
         order, view.typing = view.typing, None
@@ -180,7 +180,7 @@ def _type(key: str, view: View, name: str | None) -> None:
 
 
 def _impair(order: str, name: str | None) -> str:
-    """What the verb says to these words."""
+    """Run `impair` with these words and return its message."""
     parser = argparse.ArgumentParser(prog="impair", add_help=False, exit_on_error=False, allow_abbrev=False)
     impair.arguments(parser)
     answer = io.StringIO()
@@ -196,7 +196,7 @@ def _impair(order: str, name: str | None) -> str:
 
 @contextlib.contextmanager
 def _terminal() -> Iterator[None]:
-    """Keys one by one, on a screen of its own, which is then as it was."""
+    """Read single keys, on the alternate screen; both are restored at the end."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     sys.stdout.write("\033[?1049h\033[?25l")
@@ -210,8 +210,8 @@ def _terminal() -> Iterator[None]:
 
 
 def _frame(snapshot: Snapshot, view: View, colour: bool) -> str:
-    """The screen as text: each line cleared before it is written, so that nothing flickers."""
-    size = os.get_terminal_size(sys.stdout.fileno())  # of the terminal as it is now, whatever $COLUMNS says
+    """The screen as text. Each line is cleared just before it is written, so that the screen does not flicker."""
+    size = os.get_terminal_size(sys.stdout.fileno())  # the present size of the terminal, not $COLUMNS
     made = io.StringIO()
     console = Console(file=made, width=size.columns, height=size.lines, force_terminal=colour, no_color=not colour,
                       highlight=False, legacy_windows=False)
@@ -225,7 +225,7 @@ def _frame(snapshot: Snapshot, view: View, colour: bool) -> str:
 
 
 def show(name: str | None, once: bool, interval_s: float, sort: str) -> int:
-    """Until q, or once."""
+    """Show the screen until q is pressed, or once."""
     board, view = Board(name), View(sort, interval_s)
     try:
         snapshot = board.tick()
@@ -244,7 +244,7 @@ def _live(board: Board, view: View, snapshot: Snapshot, name: str | None) -> int
     colour = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(woken)
-    signal.signal(signal.SIGWINCH, lambda *_: None)  # told by the pipe: draw again
+    signal.signal(signal.SIGWINCH, lambda *_: None)  # the wakeup descriptor reports it; then the screen is drawn again
     with _terminal():
         due = 0.0
         while True:
@@ -273,7 +273,7 @@ def _live(board: Board, view: View, snapshot: Snapshot, name: str | None) -> int
 
 
 def _keys(octets: str) -> Iterator[str]:
-    """One key after the other; an arrow is three characters."""
+    """Yields the keys one by one; an arrow key is three characters."""
     while octets:
         length = 3 if octets.startswith("\x1b[") else 1
         yield octets[:length]

@@ -1,4 +1,4 @@
-"""Running stacks, as the verbs see them: asked over the control socket."""
+"""Requests to running stacks over the control socket, for the verbs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ KEEPER_END_TIMEOUT_S = 10.0
 
 
 def manage(name: str | None, layer: str, **request: object) -> Any:
-    """Ask or change something in one layer's core; its answer. Refused, with the core's words, where it will not."""
+    """Send a request to one layer's core and return its answer. Refused: the core's error message."""
     return query(run_dir(name), "manage", layer=layer, request=request)
 
 
 def stop(folder: Path, force: bool = False) -> list[str]:
-    """Stop in order, and wait for the keeper's own end: the interface goes with the last of its descriptors.
+    """Stop a stack in order and wait for the end of its keeper, because the interface ends with the keeper's last
+    descriptor.
 
-    What had to be killed for it. With `force` the keeper itself is killed, which ends everything that is its.
+    Returns the processes that had to be killed. With `force` the keeper is killed, which ends everything at once.
     """
     with Client(folder) as client:
         keeper = client.keeper_pidfd()
         try:
             if force:
                 signal.pidfd_send_signal(keeper, signal.SIGKILL)
-                forced = ["the keeper, and with it all layers"]
+                forced = ["the keeper, with all layers"]
             else:
                 forced = client.request("down").get("forced", [])
             select.select([keeper], [], [], KEEPER_END_TIMEOUT_S)
@@ -42,20 +43,20 @@ def stop(folder: Path, force: bool = False) -> list[str]:
 
 
 def all_folders() -> Iterator[Path]:
-    """The run directories of the stacks of this user that may be running, wherever --name finds them."""
+    """The run directories of this user's stacks that may be running."""
     root = run_dir(DEFAULT_NAME).parent
     if root.is_dir():
         yield from sorted(folder for folder in root.iterdir() if (folder / "control.sock").exists())
 
 
 def say(given: object, text: str) -> None:
-    """What was done, in one line; nothing with --quiet."""
+    """Print one line about what was done, unless --quiet is given."""
     if not getattr(given, "quiet", False):
         print(text, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line for people on standard error."""
+    """Print a warning on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""`status`: the keeper's view of the layers, joined with what the kernel says of their processes."""
+"""`status`: the keeper's view of the layers, together with the kernel's information about their processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from supervisor import lockdown, seccomp
 from supervisor.control import printable
 from usernet.pipe.run_dir import run_dir
 
-TEXT = "what runs, and its counters"
+TEXT = "show the layers, their processes and counters"
 
 
 def collect(name: str | None) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def collect(name: str | None) -> dict[str, Any]:
 
 
 def _rights(pid: int | None, told: dict[str, Any] | None) -> dict[str, Any]:
-    """What a layer's process still may: the kernel's word, and what it told of its root directory and Landlock."""
+    """The rights of a layer's process: from the kernel, and for root directory and Landlock from the layer itself."""
     rights = lockdown.of_process(pid) if pid else {}
-    told = told or {"missing": ["not told yet"]}
+    told = told or {"missing": ["not reported yet"]}
     listed = rights.get("seccomp") and "kind" in told
     rights["calls"] = len(seccomp.rules(told["kind"], told["threads"])) if listed else None
     rights["root"], rights["landlock"] = told.get("root") == "/", told.get("landlock", 0)
@@ -49,7 +49,7 @@ def _rights(pid: int | None, told: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _described(rights: dict[str, Any]) -> str:
-    known = {0: "no capability", 1 << lockdown.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE in there"}
+    known = {0: "no capability", 1 << lockdown.CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE in it"}
     capabilities = known.get(rights["capabilities"], f"capabilities {rights['capabilities']:#x}")
     files = "its own folder" if rights["root"] else "all files of that user"
     calls = "any" if rights["calls"] is None else rights["calls"]
@@ -69,12 +69,12 @@ def _resources(pid: int | None) -> tuple[int, float]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("--json", action="store_true", help="an object, with all counters (docs/commands.md)")
+    """Add the arguments of the verb."""
+    parser.add_argument("--json", action="store_true", help="print a JSON object with all counters (docs/commands.md)")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print it, as a table or as JSON; DEGRADED where not all layers serve."""
+    """Print the status as a table or as JSON; returns DEGRADED if not all layers serve."""
     status = collect(given.name)
     status["addresses"] = addresses_of(status)
     print(msgspec.json.format(msgspec.json.encode(status)).decode() if given.json else printable(table(status)))
@@ -82,7 +82,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def table(status: dict[str, Any]) -> str:
-    """A table for a person, 80 columns wide but for what has a long name."""
+    """A table for the terminal, 80 columns wide unless a name is long."""
     where = f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel's end {status['kernel_end']}"
     addresses = ", ".join(status.get("addresses", [status["address"]]))
     lines = [f"stack {status['name']}: {status['state']}, {addresses}, {where}",

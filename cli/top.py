@@ -1,4 +1,4 @@
-"""`top`: the verb; the screen is drawn in `cli.screen`, which needs rich."""
+"""`top`: the verb. The screen is in `cli.screen`, which needs rich."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ TEXT = "a live screen of the stack: layers, pipes, applications, events"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
-    parser.add_argument("--once", action="store_true", help="print it once, and end")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between two looks "
+    """Add the arguments of the verb."""
+    parser.add_argument("--once", action="store_true", help="print the screen once and exit")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between two updates "
                         "(default %(default)s)")
-    parser.add_argument("--sort", choices=("rate", "name", "drops"), default="rate", help="pipes by rate (default) or "
-                        "name, layers by drops")
+    parser.add_argument("--sort", choices=("rate", "name", "drops"), default="rate", help="sort pipes by rate "
+                        "(default) or name, or layers by drops")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Show it until q."""
+    """Show the screen until q is pressed."""
     from cli import screen
 
     if not 0.1 <= given.interval <= 60:
-        raise UsageError(f"--interval {given.interval}: 0.1 to 60 seconds")
+        raise UsageError(f"--interval {given.interval}: must be 0.1 to 60 seconds")
     return screen.show(given.name, given.once, given.interval, given.sort)

@@ -1,4 +1,4 @@
-"""`trace`: packets followed through the stack: times in each layer and pipe, and who dropped them, and why."""
+"""`trace`: follow packets through the stack: times in layers and pipes, and where and why packets were dropped."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
 TEXT = "follow packets through the stack: times in each layer and pipe, drops and why"
-_OVER_NS = 100_000_000  # a packet that has gone no further for so long will not
+_OVER_NS = 100_000_000  # a packet that was not seen for this time has reached its end
 _UDP_OCTETS = 8
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Its part of the command line."""
+    """Add the arguments of the verb."""
     parser.add_argument("flow", metavar="ADDRESS|FLOW", help="10.0.0.1, or an expression like 'udp port 53'")
-    parser.add_argument("--count", type=int, metavar="N", help="end after so many packets")
-    parser.add_argument("--seconds", type=float, metavar="S", help="end after this time")
+    parser.add_argument("--count", type=int, metavar="N", help="stop after N packets")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
 
 
 class Step(msgspec.Struct):
@@ -38,26 +38,26 @@ class Step(msgspec.Struct):
 
     when_ns: int
     pipe: Pipe
-    arrived: bool  # at the pipe's consumer; else left its producer
+    arrived: bool  # True: at the pipe's consumer; False: at its producer
     kind: int
-    dropped: str = ""  # the counter
+    dropped: str = ""  # name of the counter
     layer: str = ""
 
 
 class Journey(msgspec.Struct):
-    """One packet's way."""
+    """The path of one packet."""
 
     key: tuple[int, int]
-    line: str  # about the packet, from where most of it is known
+    line: str  # description of the packet, from the step where most of it is known
     steps: list[Step]
     wanted: bool
 
 
 class Tracer:
-    """Puts together what layers show of the same packet.
+    """Joins the observations of different layers of the same packet.
 
-    It is known again by its payload: headers come and go on the way. Of several with the same payload the one is meant
-    whose last step leads here.
+    Packets are matched by their payload, because headers change on the way. Among several packets with the same
+    payload, the one whose last step leads to this one is chosen.
     """
 
     def __init__(self, test: Test, with_vnet: bool) -> None:
@@ -66,7 +66,7 @@ class Tracer:
         self._open: dict[tuple[int, int], list[Journey]] = {}
 
     def see(self, seen: Seen) -> None:
-        """Records at one end of a pipe."""
+        """Process records at one end of a pipe."""
         if not views.shows_packets(seen.kind):
             return
         for record in seen.records:
@@ -93,7 +93,7 @@ class Tracer:
         journeys.append(Journey(key, line, [step], wanted))
 
     def over(self, now_ns: int) -> Iterator[Journey]:
-        """The ways that have ended, and were asked for, in order of time."""
+        """The finished journeys that match the filter, in order of time."""
         ended = [journey for journeys in self._open.values() for journey in journeys
                  if journey.steps[-1].when_ns < now_ns - _OVER_NS]
         for journey in sorted(ended, key=lambda journey: journey.steps[0].when_ns):
@@ -106,7 +106,7 @@ class Tracer:
 
 
 def _leads_to(last: Step, step: Step) -> bool:
-    """Whether a packet that was last seen there may be the one that is seen here."""
+    """True if a packet last seen at step `last` can be the one seen at this step."""
     if last.dropped:
         return False
     if last.pipe == step.pipe:
@@ -116,7 +116,7 @@ def _leads_to(last: Step, step: Step) -> bool:
 
 
 def describe(journey: Journey) -> str:
-    """The way of a packet, a line for each layer and pipe."""
+    """Text for a journey, one line for each layer and pipe."""
     steps, origin = journey.steps, journey.steps[0].pipe.producer
     lines = [journey.line, *([f"  from {origin}"] if origin in (DEVICE, APP) else [])]
     for step, following in zip(steps, [*steps[1:], None], strict=True):
@@ -127,7 +127,7 @@ def describe(journey: Journey) -> str:
         where = f"in {step.pipe.consumer}" if step.arrived else f"pipe {step.pipe.name}"
         if following is None:
             ends_here = step.pipe.consumer in (DEVICE, APP) and not step.arrived
-            lines.append(f"  to {step.pipe.consumer}" if ends_here else f"  {where:<20} its end is here ({name})")
+            lines.append(f"  to {step.pipe.consumer}" if ends_here else f"  {where:<20} the packet ends here ({name})")
         else:
             lines.append(f"  {where:<20} {(following.when_ns - step.when_ns) / 1000:>9.1f} us  {name}")
     total = (steps[-1].when_ns - steps[0].when_ns) / 1000
@@ -146,10 +146,10 @@ def _test(text: str) -> Test:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Follow packets until there were enough, Ctrl-C or the stack's end."""
+    """Follow packets until the count is reached, Ctrl-C is pressed, or the stack ends."""
     for option, value in (("--count", given.count), ("--seconds", given.seconds)):
         if value is not None and value <= 0:
-            raise UsageError(f"{option} {value}: more than zero")
+            raise UsageError(f"{option} {value}: must be more than zero")
     test, left = _test(given.flow), given.count or -1
     with Client(run_dir(given.name)) as client:
         pipes = all_pipes([name for name in client.request("status")["layers"] if name in topology.LAYERS])

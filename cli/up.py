@@ -23,49 +23,51 @@ from usernet.pipe.run_dir import run_dir, stack_name
 
 TEXT = "boot a stack, in a sandbox of its own; in the foreground, show its events"
 
-_FLAGS: dict[str, dict[str, Any]] = {  # by their names in Options
+_FLAGS: dict[str, dict[str, Any]] = {  # arguments, by the name of their field in Options
     "host": {"action": "store_true", "help": "use this network namespace instead of a sandbox (needs CAP_NET_ADMIN)"},
     "address": {"metavar": "A/P", "help": f"the stack's address (default {DEFAULT_ADDRESS}; on a wire the first "
-                "of that network that no stack there has)"},
+                "free address of that network)"},
     "gateway": {"metavar": "G", "help": "the default gateway and kernel's end (default: the first other host of the "
                 "network)"},
     "mac": {"metavar": "M", "help": "the stack's MAC address (default: random)"},
-    "mtu": {"type": int, "metavar": "N", "help": "octets (default 1500)"},
-    "ttl": {"type": int, "metavar": "N", "help": "time to live of packets whose sender sets none (default 64)"},
+    "mtu": {"type": int, "metavar": "N", "help": "MTU in octets (default 1500)"},
+    "ttl": {"type": int, "metavar": "N", "help": "default time to live of sent packets (default 64)"},
     "tap": {"metavar": "DEV", "help": "name of the TAP interface (default tap0)"},
     "wire": {"metavar": "W", "help": "join this virtual wire instead of a TAP; needs no kernel feature"},
-    "dns": {"metavar": "A[,B]", "help": "name servers, for what applications ask by name"},
-    "profile": {"metavar": "NAME", "help": "make it as bad as this network: 3g, wifi, satellite, ... (see impair "
-                "--help)"},
+    "dns": {"metavar": "A[,B]", "help": "name servers for the applications, separated by commas"},
+    "profile": {"metavar": "NAME", "help": "impair the link like this network: 3g, wifi, satellite, ... (see "
+                "impair --help)"},
     "cores": {"metavar": "MODE", "help": "compact, spread, auto (default), or a list like 0,1"},
-    "pipes": {"metavar": "KIND", "help": "what joins the processes: zmq (libzmq, by pyzmq; default), or direct (plain "
-              "Unix sockets that speak the same protocol)"},
+    "pipes": {"metavar": "KIND", "help": "pipes between the processes: zmq (libzmq, by pyzmq; default), or "
+              "direct (plain Unix sockets that speak the same protocol)"},
     "reload": {"action": "store_true", "help": "restart layers whose code changes on disk"},
     "allow_raw": {"action": "store_true", "help": "let applications open raw sockets: read and forge packets of any "
                   "protocol"},
-    "accept_redirects": {"action": "store_true", "help": "follow a gateway's redirects to another gateway"},
-    "no_offload": {"action": "store_true", "help": "plain frames at the TAP: all sums and segments are made here"},
-    "sysctl": {"action": "append", "metavar": "NAME=VALUE", "help": "a default of TCP by Linux's name, such as "
-               "net.ipv4.tcp_sack=0; may be repeated"},
-    "unlocked": {"action": "store_true", "help": "for debugging: layers keep every right of their user's"},
+    "accept_redirects": {"action": "store_true", "help": "accept redirects of a gateway to another gateway"},
+    "no_offload": {"action": "store_true", "help": "no checksum and segmentation offload on the TAP"},
+    "sysctl": {"action": "append", "metavar": "NAME=VALUE", "help": "set a default of TCP by its name on Linux, such "
+               "as net.ipv4.tcp_sack=0; can be repeated"},
+    "unlocked": {"action": "store_true", "help": "for debugging: layers keep all rights of the user"},
 }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("-d", "--detach", action="store_true", help="return once the stack answers")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing of what went well")
+    """Add the arguments of the verb."""
+    parser.add_argument("-d", "--detach", action="store_true", help="return when the stack answers")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing on success")
     for name, flag in _FLAGS.items():
         if name in Options.__struct_fields__:
             parser.add_argument(f"--{name.replace('_', '-')}", default=None, **flag)
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="in the foreground: events as "
-                        "text (default), or one JSON object a line")
-    parser.add_argument("--config", metavar="F", help="TOML file with the same options; the command line wins "
+                        "text (default), or one JSON object per line")
+    parser.add_argument("--config", metavar="F", help="TOML file with the same options; options of the command line "
+                        "take precedence "
                         "(docs/commands.md)")
 
 
 def options_of(given: argparse.Namespace) -> tuple[Options, set[str]]:
-    """The options: the config file's, and over them the command line's; and which of them were asked for."""
+    """The options from the configuration file and the command line, which takes precedence; and the names of the given
+    ones."""
     values = from_file(given.config) if given.config else {}
     for field in Options.__struct_fields__:
         value = getattr(given, field, None)
@@ -77,14 +79,14 @@ def options_of(given: argparse.Namespace) -> tuple[Options, set[str]]:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Boot, or find the stack that is running; follow its events unless --detach."""
+    """Boot the stack, or find the running one; follow its events unless --detach is given."""
     options, asked = options_of(given)
     folder = run_dir(options.name or None)
     options.name = stack_name(options.name)
     if options.profile:
         from cli.impair import network
 
-        network(options.profile)  # before anything is booted
+        network(options.profile)  # checked before anything is booted
     if options.wire and "address" not in asked:
         options.address = _free_address(options.wire)
     if given.detach:
@@ -99,7 +101,7 @@ def run(given: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _say(given, "stopping")
-        with contextlib.suppress(NotRunning):  # it ended before it could say so
+        with contextlib.suppress(NotRunning):  # the stack has ended already
             stack.stop(folder)
         return OK
 
@@ -120,15 +122,15 @@ def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], 
     differ = {name for name in asked if name in status["options"] and getattr(options, name) != status["options"][name]}
     if differ:
         text = ", ".join(f"--{name.replace('_', '-')} {status['options'][name]}" for name in sorted(differ))
-        stack.warn(f"stack '{status['name']}' is running already, with other options: {text}; take it down first, or "
-                   "give this one another --name")
+        stack.warn(f"stack '{status['name']}' is running already, with other options: {text}; stop it first, or "
+                   "use another --name")
         return USAGE
     _say(given, f"stack '{status['name']}' is running already: {where(status)} (keeper {status['keeper']})")
     return OK
 
 
 def where(status: dict[str, Any]) -> str:
-    """Its addresses and its cable, in words."""
+    """Text for the stack's addresses and its link."""
     addresses = ", ".join(addresses_of(status))
     if status["wire"]:
         return f"{addresses} on wire '{status['wire']}'"
@@ -136,7 +138,7 @@ def where(status: dict[str, Any]) -> str:
 
 
 def addresses_of(status: dict[str, Any]) -> list[str]:
-    """The addresses that the stack has now; what it was booted with, where ip cannot say."""
+    """The present addresses of the stack; the address at boot if ip does not answer."""
     try:
         return stack.manage(status["name"], "ip", op="address_list")["addresses"] or ["no address"]
     except (Refused, NotRunning, OSError):
@@ -168,7 +170,7 @@ def _follow(given: argparse.Namespace, folder: Path) -> None:
 
 
 def _say(given: argparse.Namespace, text: str) -> None:
-    """For a person: not among lines of JSON."""
+    """Print a line for the user, unless the output is JSON."""
     if given.log_format == "json":
         stack.warn(text)
     else:

@@ -1,7 +1,7 @@
-"""A running stack's pipes, watched: what `capture`, `trace` and the page in the browser see.
+"""Watching the pipes of a running stack, for `capture`, `trace` and the page in the browser.
 
-Each layer that is watched copies records into a ring in its own memory, which this process maps. The layers never wait
-for it: what finds no room is lost and counted. When this process ends the keeper ends the copying.
+Each watched layer copies records into a ring in its own memory, which this process maps. The layer never waits for the
+reader: records that find no room are lost and counted. When this process ends, the keeper stops the copying.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from cli.pipes import Pipe, all_pipes, pipe_of
 from supervisor.control import Client, NotRunning
 from usernet.pipe.run_dir import run_dir
 
-_SETTLED_NS = 5_000_000  # a layer may be that late in showing what it has already put a time on
+_SETTLED_NS = 5_000_000  # a layer may publish a record this long after its timestamp
 _IDLE_S = 0.02
 
 
 class Seen(NamedTuple):
-    """Records of one kind that went through a pipe at one time."""
+    """Records of one kind on one pipe at one time."""
 
-    when_ns: int  # since 1970
+    when_ns: int  # nanoseconds since 1970
     pipe: Pipe
-    layer: str  # that says so
+    layer: str  # the layer that reports them
     incarnation: int
-    direction: int  # as the layer sees it: ring.IN, OUT, or DROPPED
+    direction: int  # for that layer: ring.IN, ring.OUT or ring.DROPPED
     kind: int
     records: list[bytes]
-    counter: str  # that counted what was dropped: its name
+    counter: str  # if dropped: the name of the counter
 
 
 @cache
 def sentence(layer: str, counter: str) -> str:
-    """What a layer's counter counts."""
+    """The sentence of a layer's counter."""
     declared = PipeCounters.declared | importlib.import_module(f"layers.{layer}.counters").Counters.declared
     return declared[counter].sentence if counter in declared else ""
 
 
 def open_taps(client: Client, wanted: Mapping[str, object]) -> dict[str, memoryview]:
-    """Ask for taps; each layer's memory for it."""
+    """Ask the keeper for taps; returns the memory of each layer."""
     answer, descriptors = client.request_descriptors("capture", layers=wanted)
     memories = {layer: memoryview(layout.map_tap(descriptor, answer["slot"]))
                 for layer, descriptor in zip(wanted, descriptors, strict=True)}
@@ -58,14 +58,14 @@ def open_taps(client: Client, wanted: Mapping[str, object]) -> dict[str, memoryv
 
 
 class Measured(NamedTuple):
-    """What a stack's meters say since they were asked for."""
+    """The readings of a stack's meters since the metering began."""
 
     flows: dict[Pipe, meter.Flow]
     layers: dict[str, meter.Reading]
 
 
 class Meters:
-    """What goes through each pipe of a stack, and how long each layer takes, counted from now on."""
+    """Meters for the traffic on each pipe and the processing time of each layer, from now on."""
 
     def __init__(self, name: str | None) -> None:
         self._client = Client(run_dir(name))
@@ -74,23 +74,23 @@ class Meters:
         self._memories = open_taps(self._client, {layer: {"meter": True} for layer in layers})
 
     def close(self) -> None:
-        """Nobody counts any more."""
+        """End the metering."""
         self._client.close()
 
     @property
     def ended(self) -> bool:
-        """Whether the stack has."""
+        """True if the stack has ended."""
         return bool(select.select([self._client], [], [], 0)[0])
 
     def read(self) -> Measured:
-        """The counts."""
+        """Read the meters."""
         layers = {layer: meter.read(memory) for layer, memory in self._memories.items()}
         return Measured({pipe: layers[pipe.layer].flows[pipe.peer, meter.OUT if pipe.sent else meter.IN]
                          for pipe in self._pipes}, layers)
 
 
 class Watch:
-    """Pipes of one stack. `lost`: records that found no room, by the layer that saw them."""
+    """Watches some pipes of one stack."""
 
     def __init__(self, name: str | None, pipes: Iterable[Pipe], both_ends: bool = False) -> None:
         pipes = list(pipes)
@@ -99,7 +99,7 @@ class Watch:
         status = self._client.request("status")
         self._counters = {layer: list(there["counters"]) for layer, there in status["layers"].items()}
         self.with_vnet = bool(status["offload"])
-        self.ended = False  # the stack has
+        self.ended = False  # True if the stack has ended
         self._stopped = self._done = False
         wanted: dict[str, dict[str, object]] = {}
 
@@ -125,15 +125,18 @@ class Watch:
 
     @property
     def lost(self) -> dict[str, int]:
-        """Records that found no room, by the layer that saw them."""
+        """{layer: number of records that found no room}."""
         return {layer: each.lost for layer, each in self._rings.items()}
 
     def poll(self, timeout_s: float = _IDLE_S) -> list[Seen]:
-        """What was seen since, in order of time; waits where there is nothing. `ended` tells that nothing follows."""
+        """The records since the last call, in order of time; waits if there are none.
+
+        `ended` says that none will follow.
+        """
         if not self.ended:
             readable, _, _ = select.select([self._client], [], [], 0 if self._waiting else timeout_s)
-            self.ended = bool(readable)  # the keeper says nothing more: it has hung up
-        last = self.ended or self._stopped  # before looking: what comes after that is not missed
+            self.ended = bool(readable)  # the keeper has closed the connection
+        last = self.ended or self._stopped  # evaluated before reading, so that later records are not missed
         settled_ns = time.monotonic_ns() - _SETTLED_NS
         for layer, each in self._rings.items():
             self._waiting += [seen for entry in each.read() if (seen := self._seen(layer, entry)).pipe in self._pipes]
@@ -149,16 +152,16 @@ class Watch:
         return ready
 
     def __iter__(self) -> Iterator[list[Seen]]:
-        """What is seen, poll by poll, until the stack ends."""
+        """Yield the results of `poll` until the stack ends."""
         while not self._done:
             yield self.poll()
 
     def now_ns(self) -> int:
-        """The time by the clock of `Seen.when_ns`."""
+        """The present time in the unit of `Seen.when_ns`."""
         return time.monotonic_ns() + self._offset_ns
 
     def stop(self) -> None:
-        """What is there by now is the last that is seen."""
+        """Stop watching after the records that are there by now."""
         self._stopped = True
 
     def _seen(self, layer: str, entry: ring.Entry) -> Seen:
@@ -169,7 +172,7 @@ class Watch:
             counter = list(PipeCounters.declared)[index] if index >= 0 else names[entry.counter]
         pipe = pipe_of(entry.peer, layer, entry.direction == ring.OUT)
         if entry.direction == ring.DROPPED and pipe not in self._pipes:
-            pipe = pipe_of(entry.peer, layer, sent=True)  # dropped by an impairment on its way out
+            pipe = pipe_of(entry.peer, layer, sent=True)  # dropped by an impairment before it was sent
         return Seen(entry.when_ns + self._offset_ns, pipe, layer, entry.incarnation, entry.direction, entry.kind,
                     entry.records, counter)
 

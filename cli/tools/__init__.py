@@ -1,4 +1,7 @@
-"""Tools of the command line: ordinary applications of a stack. They import nothing of the project but usernet."""
+"""Tools of the command line.
+
+They are ordinary applications of a stack and import nothing of the project but usernet.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ FAILED, USAGE = 1, 2
 
 
 class ToolError(Exception):
-    """The tool cannot do it; the text says why, and `status` is the exit status."""
+    """The tool failed. The text gives the reason, and `status` is the exit status."""
 
     def __init__(self, text: str, status: int = FAILED) -> None:
         super().__init__(text)
@@ -21,7 +24,7 @@ class ToolError(Exception):
 
 
 def stack_of(arguments: argparse.Namespace) -> usernet.Stack:
-    """The stack that --name or the environment says."""
+    """The stack selected by --name or the environment."""
     try:
         return usernet.Stack(arguments.name)
     except ConnectionRefusedError as error:
@@ -29,38 +32,38 @@ def stack_of(arguments: argparse.Namespace) -> usernet.Stack:
 
 
 def address_of(tool: str, host: str, stack: usernet.Stack) -> str:
-    """The address of a host by number or name; ToolError where it has none."""
-    from usernet.sockets.sockaddr import resolve  # the library is loaded by who needs it
+    """The address of a host given by address or name. ToolError: the name has no address."""
+    from usernet.sockets.sockaddr import resolve  # imported only where it is needed
 
     with failures(f"{tool}: {host}"):
         return usernet.inet_ntoa(resolve(host, stack))
 
 
 def port_of(tool: str, text: str) -> int:
-    """A port by number or by the name of its service; ToolError where it is none."""
+    """A port given by number or by the name of its service. ToolError: neither."""
     if text.isascii() and text.isdigit():
         if int(text) <= 65535:
             return int(text)
-        refuse(f"{tool}: port {text}: 0 to 65535")
+        refuse(f"{tool}: port {text}: must be 0 to 65535")
     try:
         return usernet.getservbyname(text, "udp")
     except OSError:
-        refuse(f"{tool}: {text} is no port: 0 to 65535, or the name of a service")
+        refuse(f"{tool}: {text} is not a port: expected 0 to 65535, or the name of a service")
 
 
 @contextlib.contextmanager
 def failures(subject: str) -> Iterator[None]:
-    """What the stack or the network refuses, in a line that begins with `subject`."""
+    """Turn errors of the stack and the network into a ToolError whose text begins with `subject`."""
     try:
         yield
-    except BrokenPipeError:  # of standard output: nobody wants to know more
+    except BrokenPipeError:  # on standard output: its reader has closed it
         raise
     except PermissionError as error:  # ip(7): what SO_BROADCAST allows
-        raise ToolError(f"{subject}: {error.strerror}: a broadcast address takes -b") from error
+        raise ToolError(f"{subject}: {error.strerror}: a broadcast address needs -b") from error
     except OSError as error:
         raise ToolError(f"{subject}: {error.strerror or error}") from error
 
 
 def refuse(text: str) -> NoReturn:
-    """An error of use."""
+    """Raise a ToolError for a usage error."""
     raise ToolError(text, USAGE)

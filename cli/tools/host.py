@@ -1,4 +1,4 @@
-"""`launcher.py host`: ask a name server, through the stack; the answers are in the words of host(1)."""
+"""`launcher.py host`: ask a name server through the stack; the output is that of host(1)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ WORDS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("-t", "--type", metavar="T", help="of the records: A (default; PTR for an address), MX, TXT, …")
+    """Add the arguments of the verb."""
+    parser.add_argument("-t", "--type", metavar="T", help="type of the records: A (default; PTR for an address), MX, "
+                        "TXT, …")
     parser.add_argument("host", metavar="NAME")
     parser.add_argument("server", metavar="SERVER", nargs="?")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print the records, a line each; 1 where there are none."""
-    from usernet.dns import is_type, lookup  # the library is loaded by who needs it
+    """Print the records, one line each; returns 1 if there are none."""
+    from usernet.dns import is_type, lookup  # imported only where it is needed
 
     stack = stack_of(given)
     servers = [address_of("host", given.server, stack)] if given.server else None
     with failures(f"host: {given.host}"):
         if given.type and not is_type(given.type):
-            refuse(f"host: -t {given.type} is no type of record; there are A, AAAA, CNAME, MX, NS, PTR, SOA, TXT, …")
+            refuse(f"host: -t {given.type} is not a type of record; the types are A, AAAA, CNAME, MX, NS, PTR, SOA, "
+                   "TXT, …")
         for owner, kind, value in lookup(given.host, given.type, stack, servers):
             print(f"{owner} {WORDS.get(kind, f'has {kind} record')} {value}")
     return 0

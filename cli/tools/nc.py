@@ -1,4 +1,4 @@
-"""`nc`: standard input to a TCP or UDP socket of the stack, and what comes from there to standard output."""
+"""`nc`: copies standard input to a TCP or UDP socket of the stack, and received data to standard output."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from cli.tools import address_of, failures, port_of, refuse, stack_of
 if TYPE_CHECKING:
     from usernet.sockets.endpoint import socket as Socket  # noqa: N812
 
-TEXT = "standard input and output over TCP, or UDP with -u: nc ADDRESS PORT, nc -l PORT"
-USE = "give it like: nc [-u] ADDRESS PORT, or nc [-u] -l [ADDRESS] PORT"
-PAYLOAD_OCTETS = 1472  # of what is read at a time, as it goes into one packet of Ethernet's MTU
+TEXT = "connect standard input and output to TCP, or to UDP with -u: nc ADDRESS PORT, nc -l PORT"
+USE = "usage: nc [-u] ADDRESS PORT, or nc [-u] -l [ADDRESS] PORT"
+PAYLOAD_OCTETS = 1472  # read from standard input at a time: one packet of Ethernet's MTU
 ANSWER_OCTETS_MAX = 65535
-STREAM_OCTETS = 1 << 16  # that are moved at a time
+STREAM_OCTETS = 1 << 16  # moved at a time
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
+    """Add the arguments of the verb."""
     parser.add_argument("-u", "--udp", action="store_true", help="UDP instead of TCP")
-    parser.add_argument("-l", "--listen", action="store_true", help="wait for a connection (with -u a datagram), and "
-                        "talk with whoever made it")
-    parser.add_argument("-N", "--shutdown", action="store_true", help="at the end of standard input half-close the "
-                        "connection")
+    parser.add_argument("-l", "--listen", action="store_true", help="wait for a connection (with -u for a datagram) "
+                        "and use its sender as peer")
+    parser.add_argument("-N", "--shutdown", action="store_true", help="half-close the connection at the end of "
+                        "standard "
+                        "input")
     parser.add_argument("-p", "--source-port", metavar="PORT", help="the local port")
     parser.add_argument("-s", "--source", metavar="ADDRESS", help="the local address")
     parser.add_argument(
-        "-w", "--wait", type=seconds(above=True), metavar="S", help="end after so many seconds of silence"
+        "-w", "--wait", type=seconds(above=True), metavar="S", help="exit after S seconds without traffic"
     )
     parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tell who talks with whom")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the addresses of both ends")
     parser.add_argument(
-        "-n", "--numeric", action="store_true", help="addresses as numbers, which is how they are always shown"
+        "-n", "--numeric", action="store_true", help="ignored: addresses are always shown as numbers"
     )
     parser.add_argument("where", nargs="*", metavar="[ADDRESS] PORT")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Carry on until the wait is over, or Ctrl-C."""
+    """Copy data until the wait is over or Ctrl-C is pressed."""
     with contextlib.suppress(KeyboardInterrupt):
         return _listen(given) if given.listen else _connect(given)
     return 0
@@ -116,11 +117,11 @@ def _say(given: argparse.Namespace, text: str) -> None:
 
 
 def _first(endpoint: Socket, wait_s: float | None) -> tuple[str, int] | None:
-    """Connect to whoever sends first; None where nobody does."""
+    """Connect to the sender of the first datagram; None if none arrives."""
     if not select.select([endpoint], [], [], wait_s)[0]:
         return None
     data, peer = endpoint.recvfrom(ANSWER_OCTETS_MAX)
-    assert peer is not None  # as only after a shutdown
+    assert peer is not None  # recvfrom returns no sender only after a shutdown
     endpoint.connect(peer)
     _write(data)
     return peer
@@ -136,11 +137,11 @@ def _carry(endpoint: Socket, wait_s: float | None) -> None:
             if data:
                 endpoint.send(data)
             else:
-                sources = [endpoint]  # go on listening
+                sources = [endpoint]  # standard input has ended: only receive
 
 
 def _carry_stream(endpoint: Socket, given: argparse.Namespace) -> None:
-    """Until the other end has said all, or nothing came for --wait seconds."""
+    """Copy data until the peer has closed its direction, or no data arrived for --wait seconds."""
     sources: list = [endpoint, sys.stdin.fileno()]
     while ready := select.select(sources, [], [], given.wait)[0]:
         if endpoint in ready:
@@ -153,7 +154,7 @@ def _carry_stream(endpoint: Socket, given: argparse.Namespace) -> None:
             if data:
                 endpoint.sendall(data)
                 continue
-            sources = [endpoint]  # go on listening
+            sources = [endpoint]  # standard input has ended: only receive
             if given.shutdown:
                 endpoint.shutdown(socket.SHUT_WR)
 

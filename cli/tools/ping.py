@@ -1,4 +1,4 @@
-"""`launcher.py ping`: echo requests out of the stack, as ping(8) makes them out of the kernel."""
+"""`launcher.py ping`: send echo requests from the stack, as ping(8) does from the kernel."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cli.tools import address_of, failures, stack_of
 if TYPE_CHECKING:
     from usernet.ping import Result
 
-TEXT = "echo requests out of the stack, as an application of it"
+TEXT = "send echo requests from the stack, as one of its applications"
 SIZE_DEFAULT = 56  # octets of data, as ping(8)
-SIZE_MAX = 65507  # octets: 65,535 (RFC 791) without the headers of IP and ICMP
+SIZE_MAX = 65507  # octets: 65,535 (RFC 791) minus the headers of IP and ICMP
 IP_MTU_DISCOVER = 10  # linux/in.h
 DISCOVERY = {"dont": 0, "want": 1, "do": 2}  # ip(7), IP_MTU_DISCOVER
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
+    """Add the arguments of the verb."""
     parser.add_argument("address", metavar="ADDRESS", help="or name")
     parser.add_argument(
-        "-c", "--count", type=whole(0), default=0, metavar="N", help="stop after N (default: Ctrl-C stops)"
+        "-c", "--count", type=whole(0), default=0, metavar="N", help="stop after N requests (default: Ctrl-C stops)"
     )
     parser.add_argument("-i", "--interval", type=seconds(), default=1.0, metavar="S", help="seconds between requests")
     parser.add_argument("-s", "--size", type=whole(0, SIZE_MAX), default=SIZE_DEFAULT, metavar="OCTETS",
@@ -34,20 +34,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-W", "--timeout", type=seconds(above=True), default=1.0, metavar="S", help="seconds to wait for a reply"
     )
-    parser.add_argument("-w", "--deadline", type=seconds(above=True), metavar="S", help="stop after so many seconds")
+    parser.add_argument("-w", "--deadline", type=seconds(above=True), metavar="S", help="stop after S seconds")
     parser.add_argument("-t", "--ttl", type=whole(1, 255), metavar="N", help="time to live of the requests")
     parser.add_argument("-M", "--mtu-discovery", choices=DISCOVERY, metavar="do|want|dont",
-                        help="no fragments; by the path's MTU (default); without DF")
+                        help="do: never fragment; want: by the path MTU (default); dont: do not set DF")
     parser.add_argument("-b", "--broadcast", action="store_true", help="ADDRESS may be a broadcast address")
-    parser.add_argument("-q", "--quiet", action="store_true", help="the summary alone")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the summary")
     parser.add_argument(
-        "-n", "--numeric", action="store_true", help="addresses as numbers, which is how they are always shown"
+        "-n", "--numeric", action="store_true", help="ignored: addresses are always shown as numbers"
     )
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print a line a request, as ping(8), and a summary; 0 where any reply came, else 1."""
-    from usernet.ping import ping  # the library is loaded by who needs it
+    """Print one line per request, as ping(8), and a summary; returns 0 if a reply arrived, else 1."""
+    from usernet.ping import ping  # imported only where it is needed
 
     options = [(socket.IPPROTO_IP, socket.IP_TTL, given.ttl)] if given.ttl is not None else []
     if given.broadcast:
@@ -75,7 +75,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def line(result: Result) -> str:
-    """One reply, or the lack of it."""
+    """One line for a reply, or for a missing one."""
     if result.round_trip_s is None:
         return f"icmp_seq={result.sequence} {result.error}"
     return (f"{result.octets} octets from {result.source}: icmp_seq={result.sequence} ttl={result.ttl} "
@@ -83,7 +83,7 @@ def line(result: Result) -> str:
 
 
 def summary(address: str, sent: int, times_ms: list[float]) -> str:
-    """Counts and times."""
+    """The lines with counts and times."""
     lost = 100 * (sent - len(times_ms)) / sent if sent else 0
     text = f"--- {address}: {sent} sent, {len(times_ms)} received, {lost:.0f}% lost"
     if times_ms:

@@ -10,27 +10,27 @@ from typing import Any
 
 from cli.tools import stack_of
 
-TEXT = "the sockets of all applications: names, owners, what is queued and dropped"
+TEXT = "show the sockets of all applications: addresses, owners, queued octets, drops"
 
-ANSWER_S = 0.05  # applications say in batches what they have read; asked for the list, the service asks them
+ANSWER_S = 0.05  # applications report in batches what they have read; the service asks them when the list is requested
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
-    parser.add_argument("--json", action="store_true", help="a list of objects")
+    """Add the arguments of the verb."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
     parser.add_argument("-u", "--udp", dest="types", action="append_const", const="dgram", help="UDP sockets only")
     parser.add_argument("-t", "--tcp", dest="types", action="append_const", const="stream", help="none yet")
     parser.add_argument("-w", "--raw", dest="types", action="append_const", const="raw", help="raw sockets only")
     parser.add_argument("--ping", dest="types", action="append_const", const="ping", help="ping sockets only")
-    parser.add_argument("-l", "--listening", action="store_true", help="only those without a peer")
+    parser.add_argument("-l", "--listening", action="store_true", help="only sockets without a peer")
     for flag, name in (("-a", "all"), ("-n", "numeric"), ("-p", "processes")):
         parser.add_argument(
-            flag, f"--{name}", action="store_true", help="accepted for the habit: this is what is always shown"
+            flag, f"--{name}", action="store_true", help="ignored: these are always shown"
         )
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print them."""
+    """Print the sockets."""
     stack = stack_of(given)
     listed = stack.list_sockets()
     if any(each["queued"] for each in listed):
@@ -43,7 +43,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def process_name(pid: int) -> str:
-    """proc(5), comm; empty for a process that has ended or is out of sight."""
+    """The name of a process (proc(5), comm); empty if the process has ended or is not visible."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -51,7 +51,7 @@ def process_name(pid: int) -> str:
 
 
 def table(sockets: list[dict[str, Any]]) -> str:
-    """A table for a person."""
+    """A table for the terminal."""
     lines = [f"{'type':<6} {'local':<22} {'peer':<22} {'queued':>8} {'drops':>7}  process"]
     for each in sockets:
         kind = "udp" if each["type"] == "dgram" else each["type"]
@@ -61,6 +61,6 @@ def table(sockets: list[dict[str, Any]]) -> str:
 
 
 def name(address: list | None) -> str:
-    """ADDRESS:PORT, with stars for what is open, as ss(8)."""
+    """ADDRESS:PORT, with a star for an unspecified part, as ss(8)."""
     host, port = address or ("0.0.0.0", 0)
     return f"{'*' if host == '0.0.0.0' else host}:{port or '*'}"

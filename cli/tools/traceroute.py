@@ -1,6 +1,6 @@
-"""`launcher.py traceroute`: the routers on the way, by datagrams (or echo requests) that may live longer and longer.
+"""`launcher.py traceroute`: find the routers on a path by datagrams (or echo requests) with increasing TTL.
 
-The errors come out of the socket's error queue (ip(7), IP_RECVERR), so it needs no privileges.
+The errors come from the socket's error queue (ip(7), IP_RECVERR), so no privileges are needed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cli.tools import address_of, failures, refuse, stack_of
 if TYPE_CHECKING:
     from usernet.sockets.endpoint import socket as Socket  # noqa: N812
 
-TEXT = "the routers on the way to ADDRESS"
+TEXT = "show the routers on the path to ADDRESS"
 IP_RECVERR = 11  # linux/in.h
-PORT = 33434  # traceroute(8): a range where nobody listens, one port a probe
+PORT = 33434  # traceroute(8): the first of a range of ports that are usually closed, one for each probe
 PAYLOAD = bytes(range(64, 96))
 _ERROR = Struct("=IBBBBIIHH4s8x")  # struct sock_extended_err, struct sockaddr_in
 _ECHO = Struct(">BBHHH")  # RFC 792: type, code, checksum, identifier, sequence number
@@ -31,7 +31,7 @@ _MARKS = {0: "!N", 1: "!H", 2: "!P", 4: "!F", 5: "!S", 9: "!X", 10: "!X", 13: "!
 
 
 class Answer(NamedTuple):
-    """What became of one probe."""
+    """The result of one probe."""
 
     router: str
     round_trip_s: float
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Datagrams:
-    """Probes by UDP; the number of each is in its port."""
+    """Probes by UDP; the destination port contains the number of the probe."""
 
     protocol = socket.IPPROTO_UDP
 
@@ -48,33 +48,33 @@ class Datagrams:
         self.first_port = first_port
 
     def send(self, endpoint: Socket, host: str, number: int) -> None:
-        """The probe of this number."""
+        """Send the probe with this number."""
         endpoint.sendto(PAYLOAD, (host, self.first_port + number))
 
     def is_about(self, quoted: bytes, target: tuple[str, int], number: int) -> bool:
-        """Whether an error is about it."""
+        """True if an error is about the probe."""
         return target[1] == self.first_port + number
 
     def is_answered(self, data: bytes, sender: tuple[str, int], host: str, number: int) -> bool:
-        """Whether this is an answer to it: somebody does listen there."""
+        """True if a datagram is an answer to the probe: the port is open."""
         return sender == (host, self.first_port + number)
 
 
 class Echoes:
-    """Probes by echo requests; the number of each is its sequence number."""
+    """Probes by echo requests; the sequence number is the number of the probe."""
 
     protocol = socket.IPPROTO_ICMP
 
     def send(self, endpoint: Socket, host: str, number: int) -> None:
-        """The probe of this number. Identifier and checksum are filled in below, as by Linux."""
+        """Send the probe with this number. The stack fills in identifier and checksum, as Linux does."""
         endpoint.sendto(_ECHO.pack(ECHO_REQUEST, 0, 0, 0, number) + PAYLOAD, (host, 0))
 
     def is_about(self, quoted: bytes, target: tuple[str, int], number: int) -> bool:
-        """Whether an error is about it."""
+        """True if an error is about the probe."""
         return _sequence(quoted, ECHO_REQUEST) == number
 
     def is_answered(self, data: bytes, sender: tuple[str, int], host: str, number: int) -> bool:
-        """Whether this is its reply."""
+        """True if a message is the reply to the probe."""
         return _sequence(data, ECHO_REPLY) == number
 
 
@@ -83,31 +83,32 @@ def _sequence(message: bytes, kind: int) -> int | None:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What may follow."""
+    """Add the arguments of the verb."""
     parser.add_argument("address", metavar="ADDRESS", help="or name")
     parser.add_argument(
-        "-m", "--max-hops", type=whole(1, 255), default=30, metavar="N", help="go no further (default 30)"
+        "-m", "--max-hops", type=whole(1, 255), default=30, metavar="N", help="maximum TTL (default 30)"
     )
     parser.add_argument(
-        "-f", "--first", type=whole(1, 255), default=1, metavar="N", help="begin so far away (default 1)"
+        "-f", "--first", type=whole(1, 255), default=1, metavar="N", help="first TTL (default 1)"
     )
     parser.add_argument(
         "-q", "--probes", type=whole(1, 100), default=3, metavar="N", help="probes for each hop (default 3)"
     )
     parser.add_argument(
-        "-w", "--wait", type=seconds(above=True), default=1.0, metavar="S", help="for each answer (default 1)"
+        "-w", "--wait", type=seconds(above=True), default=1.0, metavar="S", help="seconds to wait for each answer "
+        "(default 1)"
     )
     parser.add_argument(
         "-p", "--port", type=whole(1, 65535), default=PORT, metavar="N", help=f"of the first probe ({PORT})"
     )
-    parser.add_argument("-I", "--icmp", action="store_true", help="by echo requests instead of UDP")
-    parser.add_argument("-n", "--numeric", action="store_true", help="addresses as numbers, as they are always shown")
+    parser.add_argument("-I", "--icmp", action="store_true", help="use echo requests instead of UDP")
+    parser.add_argument("-n", "--numeric", action="store_true", help="ignored: addresses are always shown as numbers")
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print a line a hop, as traceroute(8); 0 where the destination was reached."""
+    """Print one line per hop, as traceroute(8); returns 0 if the destination was reached."""
     if given.first > given.max_hops:
-        refuse(f"traceroute: -f {given.first}: not beyond the {given.max_hops} hops of -m")
+        refuse(f"traceroute: -f {given.first}: must not be more than the {given.max_hops} hops of -m")
     probes = given.max_hops * given.probes
     if not 1 <= given.port <= 65536 - probes:
         refuse(f"traceroute: -p {given.port}: a port for each of {probes} probes, 1 to 65535")
@@ -131,8 +132,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def probe(endpoint: Socket, way: Datagrams | Echoes, host: str, number: int, wait_s: float) -> Answer | None:
-    """Send one and wait for what becomes of it; None: nothing was heard."""
-    endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of an answer that came too late
+    """Send one probe and wait for its result; None: no answer."""
+    # clear the error of an earlier probe whose answer came too late
+    endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     started = time.monotonic()
     way.send(endpoint, host, number)
     while (left := started + wait_s - time.monotonic()) > 0:
@@ -141,7 +143,7 @@ def probe(endpoint: Socket, way: Datagrams | Echoes, host: str, number: int, wai
             quoted, controls, _, about = endpoint.recvmsg(512, 512, socket.MSG_ERRQUEUE)
         except TimeoutError:
             return None
-        except BlockingIOError:  # no error, so it was reached
+        except BlockingIOError:  # no error: the destination was reached
             data, sender = endpoint.recvfrom(512)
             if sender and way.is_answered(data, sender, host, number):
                 return Answer(sender[0], time.monotonic() - started, final=True)
@@ -152,9 +154,9 @@ def probe(endpoint: Socket, way: Datagrams | Echoes, host: str, number: int, wai
 
 
 def answer_of(error: bytes, round_trip_s: float) -> Answer:
-    """From the ancillary data of an error."""
+    """The answer in the ancillary data of an error."""
     number, _, kind, code, _, _, _, _, _, router = _ERROR.unpack(error)
-    host = socket.inet_ntoa(router) if any(router) else ""  # the error of our own stack
+    host = socket.inet_ntoa(router) if any(router) else ""  # 0.0.0.0: the error comes from our own stack
     if kind == TIME_EXCEEDED:
         return Answer(host, round_trip_s)
     if kind == UNREACHABLE and code == PORT_UNREACHABLE:
@@ -163,7 +165,7 @@ def answer_of(error: bytes, round_trip_s: float) -> Answer:
 
 
 def line(hop: int, answers: list[Answer | None]) -> str:
-    """One hop, each router named once for the answers that follow."""
+    """One line for a hop; each router is named once, before its answers."""
     text, last = f"{hop:>2} ", ""
     for answer in answers:
         if answer is None:

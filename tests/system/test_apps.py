@@ -316,10 +316,11 @@ def test_traceroute_finds_the_way(stack: Stack, method: tuple) -> None:
 
 def test_tools_say_what_is_wrong_with_their_use(stack: Stack) -> None:
     for arguments, text in [
-        (("nc", KERNEL), "give it like: nc [-u] ADDRESS PORT"),
-        (("nc", "-u", KERNEL, "65536"), "port 65536: 0 to 65535"), (("nc", "-u", KERNEL, "x"), "x is no port"),
+        (("nc", KERNEL), "usage: nc [-u] ADDRESS PORT"),
+        (("nc", "-u", KERNEL, "65536"), "port 65536: must be 0 to 65535"), (("nc", "-u", KERNEL,
+            "x"), "x is not a port"),
         (("ss", "--name", "nobody"), "up --detach --name nobody"),
-        (("host", "-t", "XX", "a.example"), "host: -t XX is no type"),
+        (("host", "-t", "XX", "a.example"), "host: -t XX is not a type"),
         (("traceroute", "-p", "65500", KERNEL), "a port for each of 90 probes"),
     ]:
         refused = stack.run(*arguments, status=2)
@@ -328,14 +329,14 @@ def test_tools_say_what_is_wrong_with_their_use(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
-    (("traceroute", "-m", "0"), "'0': a whole number is wanted, 1 to 255"),
-    (("ping", "-t", "0"), "'0': a whole number is wanted, 1 to 255"),
-    (("ping", "-c", "-1"), "'-1': a whole number is wanted, 0 or more"),
-    (("ping", "-i", "inf"), "'inf': seconds are wanted, 0 or more"),
-    (("ping", "-i", "nan"), "'nan': seconds are wanted, 0 or more"),
-    (("ping", "-W", "nan"), "'nan': seconds are wanted, above 0"),
-    (("ping", "-w", "0"), "'0': seconds are wanted, above 0"),
-    (("nc", "-w", "0"), "'0': seconds are wanted, above 0"),
+    (("traceroute", "-m", "0"), "'0': must be a whole number, 1 to 255"),
+    (("ping", "-t", "0"), "'0': must be a whole number, 1 to 255"),
+    (("ping", "-c", "-1"), "'-1': must be a whole number, 0 or more"),
+    (("ping", "-i", "inf"), "'inf': must be a number of seconds, 0 or more"),
+    (("ping", "-i", "nan"), "'nan': must be a number of seconds, 0 or more"),
+    (("ping", "-W", "nan"), "'nan': must be a number of seconds, above 0"),
+    (("ping", "-w", "0"), "'0': must be a number of seconds, above 0"),
+    (("nc", "-w", "0"), "'0': must be a number of seconds, above 0"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_numbers_that_cannot_be_are_refused_with_what_is_allowed(stack: Stack, arguments, text) -> None:
     refused = stack.run(*arguments, KERNEL, status=2)
@@ -379,8 +380,8 @@ def test_tools_say_whom_they_could_not_reach(stack: Stack) -> None:
         (("nc", "-u", "no.example", "7"), "nc: no.example: Name or service not known"),
         (("host", "no.example"), "host: no.example: Name or service not known"),
         (("nc", "-u", "-s", KERNEL, KERNEL, "7"), f"nc: {KERNEL} port 0: Cannot assign requested address"),
-        (("nc", "-u", BROADCAST, "7"), f"nc: {BROADCAST} port 7: Permission denied: a broadcast address takes -b"),
-        (("ping", BROADCAST), f"ping: {BROADCAST}: Permission denied: a broadcast address takes -b"),
+        (("nc", "-u", BROADCAST, "7"), f"nc: {BROADCAST} port 7: Permission denied: a broadcast address needs -b"),
+        (("ping", BROADCAST), f"ping: {BROADCAST}: Permission denied: a broadcast address needs -b"),
         (("nc", "-u", "-l", KERNEL, "7"), f"nc: {KERNEL} port 7: Cannot assign requested address"),
     ]:
         failed = stack.run(*arguments, status=1)

@@ -275,7 +275,7 @@ def test_the_list_is_longer_than_one_answer(own: Stack) -> None:
 
 
 @pytest.mark.parametrize(("words", "status", "text"), [
-    (["polish"], 2, "no order 'polish'"),
+    (["polish"], 2, "unknown operation 'polish'"),
     (["add", ABSENT], 2, "neighbor add ADDRESS MAC"),
     (["add", "10.0.0", ABSENT_MAC], 2, "'10.0.0' is not an IPv4 address"),
     (["add", ABSENT, "02:00"], 2, "'02:00' is not a MAC address"),

@@ -135,10 +135,10 @@ def test_it_survives_a_layers_restart_and_shows_in_status(new_stack):
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    (["nowhere", "--loss", "5%"], "no pipe 'nowhere'"), (["device", "--loss", "5"], "give it like 5%"),
-    (["device", "--reorder", "5%"], "reorder needs a delay"), (["--loss", "5%"], "impair what?"),
-    (["device", "--profile", "moon"], "no network 'moon'; there are gprs"),
-    (["device", "--list", "--loss", "5%"], "stand alone"),
+    (["nowhere", "--loss", "5%"], "no pipe 'nowhere'"), (["device", "--loss", "5"], "expected a value like 5%"),
+    (["device", "--reorder", "5%"], "reorder needs a delay"), (["--loss", "5%"], "impair: no pipe or flow given"),
+    (["device", "--profile", "moon"], "no network 'moon'; the networks are gprs"),
+    (["device", "--list", "--loss", "5%"], "cannot be combined with an impairment"),
     (["device", "--delay", "5000s"], "delay"), (["device", "--flow", "prt 4", "--loss", "1%"], "--flow 'prt 4'")])
 def test_bad_arguments_have_a_clear_error(stack, arguments, complaint):
     done = stack.run("impair", *arguments, status=None)

@@ -251,7 +251,7 @@ def test_launcher_ping_beyond_what_a_packet_can_hold_is_one_clear_line(stack: St
     failed = ping(stack, "-c", 1, "-s", 65508, KERNEL, status=None)
     assert failed.returncode == 2
     (line,) = filter(None, failed.stderr.splitlines())
-    assert line.endswith("'65508': a whole number is wanted, 0 to 65507")
+    assert line.endswith("'65508': must be a whole number, 0 to 65507")
 
 
 def test_launcher_ping_of_a_neighbour_that_is_not_there(stack: Stack) -> None:

@@ -85,7 +85,7 @@ def test_without_the_owners_consent_there_is_none(new_stack) -> None:
     with pytest.raises(OSError, match="Protocol not supported"):
         plain.socket(socket.SOCK_RAW, 0)
     assert "raw" not in plain.status()["layers"]
-    assert "no layer 'raw'; there are link, " in plain.run("sabotage", "raw", "kill", status=2).stderr
+    assert "no layer 'raw'; the layers are link, " in plain.run("sabotage", "raw", "kill", status=2).stderr
     with plain.bound() as endpoint, plain.kernel.udp() as peer:
         endpoint.sendto(b"all else serves", peer.getsockname())
         assert peer.recv(100) == b"all else serves"

@@ -212,11 +212,11 @@ def test_no_more_captures_at_a_time_than_there_are_rings(new_stack):
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    (["nowhere"], "no pipe 'nowhere'; there are device:link"),
+    (["nowhere"], "no pipe 'nowhere'; the pipes are device:link"),
     (["--filter", "udp prt 3"], "syntax error"),
-    (["--count", "0"], "--count 0: more than zero"),
+    (["--count", "0"], "--count 0: must be more than zero"),
     (["--rotate", "10MB"], "--rotate needs -w FILE"),
-    (["-w", "x", "--rotate", "many"], "give it like 10MB"),
+    (["-w", "x", "--rotate", "many"], "expected a size or a time like 10MB"),
     (["-w", "/nowhere/x"], "No such file or directory")])
 def test_bad_arguments_have_a_clear_error(stack, arguments, complaint):
     done = stack.run("capture", *arguments, status=None)

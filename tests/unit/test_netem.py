@@ -31,7 +31,7 @@ def test_rates(text, value):
     (netem.share, "5"), (netem.share, "101%"), (netem.share, "-1%"), (netem.share, ""), (netem.seconds, "3 days"),
     (netem.seconds, "-4ms"), (netem.rate, "fast"), (netem.rate, "1mb"), (netem.share, "nan%"), (netem.seconds, "infs")])
 def test_bad_quantities_say_how_to_write_them(parse, text):
-    with pytest.raises(ValueError, match=r"give it like|at most"):
+    with pytest.raises(ValueError, match=r"expected a value like|at most"):
         parse(text)
 
 
