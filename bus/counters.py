@@ -88,4 +88,5 @@ class PipeCounters(CounterSet):
     bus_impaired_duplicated = Event("Records that an impairment doubled.")
     bus_impaired_corrupted = Event("Records in which an impairment turned a bit over.")
     bus_impaired_reordered = Event("Records that an impairment sent before those that waited.")
+    bus_turned_away = Event("HELLOs of applications that were not let in; each was told why.")
     bus_refused = Event("Connections of another user, of too many, or of what does not speak ZMTP: hung up on.")

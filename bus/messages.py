@@ -21,22 +21,26 @@ from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     CREDIT_TOTAL,
     DATAGRAM,
     DATAGRAM_HEADER,
+    DATAGRAM_HEADER_6,
     DATAGRAM_OPTIONS,
     DATAGRAM_OVERHEAD,
     DATAGRAM_SEGMENTS,
-    ERROR_RECORD,
+    FAMILY_4,
+    FAMILY_6,
     HELLO,
+    INTERFACE_INDEX,
     REPLY,
     REQUEST,
     RESUME,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND,
-    SEND_HEADER,
     SEND_OPTIONS,
     SEND_SEGMENTS,
     SEND_TOS_GIVEN,
     SOCKET_ERROR,
+    SocketError,
+    datagram_header,
 )
 from usernet.pipe.streams import (
     ACCEPT,
@@ -123,7 +127,6 @@ KIND_NAMES = {
 # Heads of packets. They are in network byte order, so that one Struct reads head and protocol header together. These
 # are those of family 4 (IPv4); addresses are octets of their family's width. Segment size: 0, or of a super-packet
 # (packets.offload) the octets of payload in each of its packets but perhaps the last.
-FAMILY_4, FAMILY_6 = 4, 6
 INTERFACE = 1  # the only one; 0 in a TRANSMIT: the route's
 
 # Interface, family, flags, octets of IP header, segment size, protocol, TTL, TOS, 0, source, destination. link says

@@ -79,15 +79,15 @@ def _message(source: bytes, source_port: int, destination: bytes, port: int, pay
 
 
 def _send(record: bytes, protocol: int) -> bytes:
-    _, destination, port, source, ttl, tos, flags = m.SEND_HEADER.unpack_from(record)
-    payload = record[m.SEND_HEADER.size :]
+    _, _, flags, ttl, tos, port, _, destination, source = m.DATAGRAM_HEADER.unpack_from(record)
+    payload = record[m.DATAGRAM_HEADER.size :]
     if flags & m.SEND_OPTIONS:
         payload = payload[1 + payload[0] :]
     return _message(source, 0, destination, port, payload, ttl, tos, protocol)
 
 
 def _datagram(record: bytes, protocol: int) -> bytes:
-    _, source, port, destination, ttl, tos = m.DATAGRAM_HEADER.unpack_from(record)
+    _, _, _, ttl, tos, port, _, source, destination = m.DATAGRAM_HEADER.unpack_from(record)
     return _message(source, port, destination, 0, record[m.DATAGRAM_HEADER.size :], ttl, tos, protocol)
 
 
@@ -153,9 +153,9 @@ def _cut_transmit(record: bytes) -> Records:
 
 
 def _cut_send(record: bytes) -> Records:
-    if m.SEND_HEADER.unpack_from(record)[-1] & m.SEND_OPTIONS:
+    if m.DATAGRAM_HEADER.unpack_from(record)[2] & m.SEND_OPTIONS:
         return []
-    return [(m.SEND, piece) for piece in _payloads(record, m.SEND_HEADER.size)]
+    return [(m.SEND, piece) for piece in _payloads(record, m.DATAGRAM_HEADER.size)]
 
 
 def _cut_datagram(record: bytes) -> Records:
@@ -208,7 +208,7 @@ def settle(kind: int, record: bytes, with_vnet: bool) -> tuple[int, bytes]:
 
 _PACKET_AT = {m.PACKET: _PACKET_OCTETS, m.PACKET_OUT: _OUT_OCTETS, m.ARP_OUT: 6, m.TRANSMIT: _TRANSMIT_OCTETS,
               m.REPORT_ERROR: _REPORT_OCTETS + _PACKET_OCTETS, m.ICMP_ERROR: _ERROR_OCTETS,
-              m.SEND: m.SEND_HEADER.size, m.DATAGRAM: m.DATAGRAM_HEADER.size}
+              m.SEND: m.DATAGRAM_HEADER.size, m.DATAGRAM: m.DATAGRAM_HEADER.size}
 
 
 def corrupted(kind: int, record: bytes, with_vnet: bool, rng: random.Random) -> tuple[int, bytes]:

@@ -17,10 +17,11 @@ from collections import deque
 
 import zmq
 
-SEND, DATAGRAM, HELLO, RESUME, REQUEST, REPLY, CREDIT = 1, 2, 128, 129, 130, 131, 132
-FRAME = struct.Struct("<BBHIQQ")  # version, kind, count of records, incarnation, sender, sequence number
-SEND_HEADER = struct.Struct("<I4sH4sBBH")  # handle, destination, port, source, TTL, TOS, flags
-DATAGRAM_HEADER = struct.Struct("<I4sH4sBB")  # handle, source, port, destination, TTL, TOS
+SEND, DATAGRAM, HELLO, RESUME, REQUEST, REPLY, CREDIT, REFUSAL = 1, 2, 128, 129, 130, 131, 132, 135
+VERSION = 2  # of the protocol
+FRAME = struct.Struct("<BBHIQQ")  # version, kind, count of records, incarnation, id, sequence number
+# Handle, family, flags, TTL, TOS, port, interface, the peer's address, our own: of what comes and of what goes
+DATAGRAM_HEADER = struct.Struct("<IBBBBHH4s4s")
 DATAGRAM_OVERHEAD, CREDIT_BATCH, CREDIT_TOTAL = 256, 100_000, 1 << 31
 
 
@@ -35,13 +36,14 @@ class Application:
     """Two ZeroMQ sockets, and how far each side has come."""
 
     def __init__(self, directory: str) -> None:
-        self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
+        self.id = 0  # that the service gives us
+        name = f"app-{1 + secrets.randbelow((1 << 64) - 1):x}.sock"
         context = zmq.Context()
         self.inbox, self.outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         self.inbox.set(zmq.RCVHWM, 0)
         self.outbox.set(zmq.SNDHWM, 64)
         self.outbox.set(zmq.RECONNECT_IVL, 1)
-        self.inbox.bind(f"ipc://{directory}/sockets/app-{self.id:x}.sock")
+        self.inbox.bind(f"ipc://{directory}/sockets/{name}")
         self.outbox.connect(f"ipc://{directory}/sockets.sock")
         self.sent = self.done = self.incarnation = 0
         self.resumed = False
@@ -50,12 +52,12 @@ class Application:
         self.answers: dict[int, dict] = {}
         self.requests = 0
         self.handle = 0  # of our one socket
-        self.greet(HELLO, {"version": 1, "inbox": f"app-{self.id:x}.sock", "done": 0})
+        self.greet(HELLO, {"version": VERSION, "inbox": name, "done": 0})
         while not self.incarnation:
             self.receive()
 
     def frame(self, kind: int, sequence: int, record: bytes) -> bytes:
-        return FRAME.pack(1, kind, 1, 1, self.id, sequence) + struct.pack("<I", len(record)) + record
+        return FRAME.pack(VERSION, kind, 1, 1, self.id, sequence) + struct.pack("<I", len(record)) + record
 
     def greet(self, kind: int, fields: dict) -> None:
         self.outbox.send(self.frame(kind, 0, json.dumps(fields).encode()))
@@ -81,12 +83,16 @@ class Application:
     def receive(self) -> list[bytes]:
         """Wait for a frame; the DATAGRAM records that it brings."""
         frame = self.inbox.recv()
-        _, kind, count, incarnation, _, sequence = FRAME.unpack_from(frame)
+        _, kind, count, incarnation, number, sequence = FRAME.unpack_from(frame)
         records, at = [], FRAME.size + 4 * count
         for length in struct.unpack_from(f"<{count}I", frame, FRAME.size):
             records.append(frame[at : at + length])
             at += length
-        if incarnation < self.incarnation:
+        if not self.id:
+            if kind == REFUSAL:
+                sys.exit(json.loads(records[0])["error"])
+            self.id = number
+        if number != self.id or incarnation < self.incarnation:
             return []
         if sequence == 0:
             self.greeted(kind, incarnation, json.loads(records[0]))
@@ -116,17 +122,18 @@ class Application:
 
 
 def main(local: str) -> None:
-    address, _, port = local.rpartition(":")
+    address, _, port_text = local.rpartition(":")
     application = Application(run_dir())
     handle = application.handle = application.request("socket", type="dgram")["handle"]
-    bound = application.request("bind", handle=handle, address=address, port=int(port))
+    bound = application.request("bind", handle=handle, address=address, port=int(port_text))
     print(f"echoing at {bound['address']}:{bound['port']}", flush=True)
     consumed = 0
     while True:
         for record in application.receive():
-            _, source, source_port, destination, _, _ = DATAGRAM_HEADER.unpack_from(record)
+            _, family, _, _, _, port, _, peer, own = DATAGRAM_HEADER.unpack_from(record)
             payload = record[DATAGRAM_HEADER.size :]
-            application.send(SEND, SEND_HEADER.pack(handle, source, source_port, destination, 0, 0, 0) + payload)
+            head = DATAGRAM_HEADER.pack(handle, family, 0, 0, 0, port, 0, peer, own)
+            application.send(SEND, head + payload)
             consumed += len(payload) + DATAGRAM_OVERHEAD
             if consumed > CREDIT_BATCH:
                 application.send(CREDIT, struct.pack("<II", handle, consumed))

@@ -72,7 +72,7 @@ def _outcome(endpoint: socket, sequence: int, started: float, timeout_s: float) 
         finally:
             endpoint.settimeout(None)
         arrived = time.monotonic()
-        _, source, _, _, ttl, _ = DATAGRAM_HEADER.unpack_from(record)
+        _, _, _, ttl, _, _, _, source, _ = DATAGRAM_HEADER.unpack_from(record)
         message = record[DATAGRAM_HEADER.size :]
         if len(message) >= _ECHO.size:
             kind, _, _, _, number = _ECHO.unpack_from(message)

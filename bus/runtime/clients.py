@@ -1,39 +1,49 @@
 """Clients: processes that are not layers and talk to one (applications, to the socket service).
 
-A client has an inbox `app-<id>.sock` where its layer looks for those, and introduces itself by HELLO. Who it is, the
-kernel says: the credentials of the process that listens on that inbox, not the message. It goes with BYE; where it does
-not, its end is seen on a pidfd. Identity and positions in both pipes are in durable cells, so a client outlives the
-layer that serves it.
+A client has an inbox `app-<number>.sock` where its layer looks for those, and introduces itself by HELLO, which names
+it. Who it is, the kernel says: the credentials of the process that listens on that inbox, not the message. The layer
+draws an id for it, which it is told through its inbox and nobody else knows: all frames between them carry it, so that
+no other process can speak in its name, or in the layer's to it. It goes with BYE; where it does not, its end is seen on
+a pidfd. Identity and positions in both pipes are in durable cells, so a client outlives the layer that serves it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import select
 from pathlib import Path
 
 from bus import topology
 from bus.config import StackConfig
+from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.durable.journal import Journal
 from bus.layer import ClientCore
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
-from usernet.pipe.contract import Poller
-from usernet.pipe.messages import BYE, CREDIT, REQUEST, SEND, SEND_SEGMENTS, inbox_name
+from usernet.pipe.contract import Poller, Push
+from usernet.pipe.frame import VERSION, of_version, pack_frame
+from usernet.pipe.messages import BYE, CREDIT, REFUSAL, REQUEST, SEND, SEND_SEGMENTS, inbox_name, inbox_number
+from usernet.pipe.numbering import Hello, Refusal, encode
 from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_INFO
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client: what bounds them are the receive buffers of its sockets
 OFFENCES_MAX = 2  # one record that the layer dies of is the layer's fault; who sends another is not heard any more
+REFUSALS_MAX = 8  # that are on their way at a time; who is not told now says HELLO again
+REFUSAL_CHECKS = 10  # calls of `ended` for which a refusal may take to leave
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})
 
 
 class Client:
     """One client and the two pipes to it."""
 
-    def __init__(self, number: int, place: int, pid: int, pidfd: int, outbox: Outbox, inbox: Inbox) -> None:
-        self.number = number
+    def __init__(self, number: int, inbox_number: int, place: int, pid: int, pidfd: int, outbox: Outbox,
+                 inbox: Inbox) -> None:
+        self.number = number  # its id
+        self.inbox_number = inbox_number
         self.place = place
         self.pid = pid
         self.pidfd = pidfd
@@ -45,14 +55,16 @@ class Client:
 class Clients:
     """Clients of one layer. Their pipes stand among the layer's own: `inboxes` by sender, `outboxes` by consumer."""
 
-    def __init__(self, core: ClientCore, config: StackConfig, poller: Poller, layer: int, journal: Journal,
+    def __init__(self, core: ClientCore, config: StackConfig, poller: Poller, journal: Journal,
                  durable: layout.Memory, touched: list[Outbox], inboxes: dict[int, Inbox],
                  outboxes: dict[int, Outbox]) -> None:
         self.core = core
         self._folder = Path(config.run_dir)
         self._owner = config.owner
         self._poller = poller
-        self._layer = layer
+        self._incarnation = durable.words[layout.INCARNATION]
+        self._counters = durable.bus_counters
+        self._refusals: list[tuple[Push, int]] = []  # on their way, and for how many checks they have been
         self._journal = journal
         self._memory = durable
         self._words = durable.words
@@ -76,40 +88,85 @@ class Clients:
             number = self._words[cell + layout.CLIENT_ID]
             if not number:
                 continue
-            former = self._words[cell + layout.CLIENT_PID]
-            pid, pidfd = listener(self._folder / inbox_name(number), self._owner, busy=former)
+            former, inbox = self._words[cell + layout.CLIENT_PID], self._words[cell + layout.CLIENT_INBOX]
+            pid, pidfd = listener(self._folder / inbox_name(inbox), self._owner, busy=former)
             if pid == former:
-                self._attach(number, place, pid, pidfd)
+                self._attach(number, inbox, place, pid, pidfd)
                 continue
             # Its process has ended, or it took its inbox away while nobody heard its BYE.
             if pidfd >= 0:
                 os.close(pidfd)
-            self._forget(number, place)
+            self._forget(inbox, place)
             self.departed.append(number)
 
-    def admit(self, number: int, sender: int) -> Client | None:
-        """A stranger said HELLO. None where it has no inbox, is not ours or not the process `sender`, or has enough.
+    def admit(self, hello: Hello, version: int, sender: int) -> Client | None:
+        """A process said HELLO in a frame of `version`. None where it is not let in.
 
-        `sender` 0: unknown.
+        It is told why, where it is a process of ours and listens on its inbox. `sender`: the process that said so; 0:
+        unknown.
         """
-        if not topology.CLIENT_ID_MIN <= number < topology.CLIENT_ID_END:
-            return None
-        inbox = self._folder / inbox_name(number)
-        if inbox.is_symlink():
+        number = inbox_number(hello.inbox)
+        known = next((client for client in self.by_number.values() if client.inbox_number == number), None)
+        if known is not None:  # it is told its id again, until it uses it; to others than itself that is no use
+            return None if known.inbox.incarnation else known
+        inbox = self._folder / hello.inbox
+        if not number or inbox.is_symlink():
             return None
         pid, pidfd = listener(inbox, self._owner)
         if not pid:
             return None
-        place = self._free_place()
-        if place is None or (sender and pid != sender) or self._has_enough(pid) or self.is_barred(pid):
+        if sender and pid != sender:
             os.close(pidfd)
             return None
+        place = self._free_place()
+        objection = self._objection(pid, place, hello, version)
+        if place is None or objection is not None:
+            os.close(pidfd)
+            if objection is not None:
+                self._turn_away(inbox, objection, version)
+            return None
+        drawn = 0
+        while not drawn or drawn in self._inboxes:
+            drawn = topology.CLIENT_ID_MIN + secrets.randbelow(topology.CLIENT_ID_END - topology.CLIENT_ID_MIN)
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
         words = self._words
         words[cell + layout.CLIENT_PID] = pid
+        words[cell + layout.CLIENT_INBOX] = number
         words[cell + layout.CLIENT_DONE] = words[cell + layout.CLIENT_SENT] = 0
-        words[cell + layout.CLIENT_ID] = number
-        return self._attach(number, place, pid, pidfd)
+        words[cell + layout.CLIENT_ID] = drawn
+        return self._attach(drawn, number, place, pid, pidfd)
+
+    def _objection(self, pid: int, place: int | None, hello: Hello, version: int) -> Refusal | None:
+        """Why the process is not let in; None: it is."""
+        if version != VERSION or hello.version != VERSION:
+            said = version if version != VERSION else hello.version
+            number, error = errno.EPROTONOSUPPORT, (
+                f"this stack speaks version {VERSION} of the application protocol, the application version {said}")
+        elif place is None or self._has_enough(pid):
+            number, error = errno.EUSERS, (
+                f"this stack has {len(self.by_number)} applications and no room for another one of process {pid}")
+        elif self.is_barred(pid):
+            number, error = errno.ECONNABORTED, f"process {pid} is cut off: what it sent has killed the socket service"
+        else:
+            return None
+        return Refusal(errno=number, error=error, token=hello.token)
+
+    def _turn_away(self, inbox: Path, refusal: Refusal, version: int) -> None:
+        """Tell a process why it is not let in, in a frame of its version."""
+        self._counters[C.bus_turned_away] += 1
+        if len(self._refusals) < REFUSALS_MAX:
+            push = self._poller.push(str(inbox))
+            push.send(of_version(pack_frame(REFUSAL, 0, self._incarnation, 0, [encode(refusal)]), version))
+            self._refusals.append((push, 0))
+
+    def _check_refusals(self) -> None:
+        under_way, self._refusals = self._refusals, []
+        for push, checks in under_way:
+            push.flush()
+            if checks < REFUSAL_CHECKS:
+                self._refusals.append((push, checks + 1))
+            else:
+                push.close()
 
     def _free_place(self) -> int | None:
         first, end = layout.CLIENTS + layout.CLIENT_ID, layout.CLIENTS + layout.CLIENT_WORDS * layout.CLIENTS_MAX
@@ -140,16 +197,16 @@ class Clients:
         for place, cell in enumerate(cells):
             self._words[layout.OFFENDERS + place] = cell
 
-    def _forget(self, number: int, place: int) -> None:
+    def _forget(self, inbox: int, place: int) -> None:
         self._words[layout.CLIENTS + layout.CLIENT_WORDS * place + layout.CLIENT_ID] = 0
-        (self._folder / inbox_name(number)).unlink(missing_ok=True)
+        (self._folder / inbox_name(inbox)).unlink(missing_ok=True)
 
-    def _attach(self, number: int, place: int, pid: int, pidfd: int) -> Client:
+    def _attach(self, number: int, inbox_number: int, place: int, pid: int, pidfd: int) -> Client:
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
-        push = self._poller.push(str(self._folder / inbox_name(number)))
+        push = self._poller.push(str(self._folder / inbox_name(inbox_number)))
         outbox = Outbox(
             push,
-            self._layer,
+            number,
             number,
             self._journal,
             self._memory,
@@ -159,7 +216,7 @@ class Clients:
         )
         inbox = Inbox(number, CLIENT_KINDS, self._memory, cell + layout.CLIENT_DONE, self._journal.done.get(number, 0),
                       pid)
-        client = Client(number, place, pid, pidfd, outbox, inbox)
+        client = Client(number, inbox_number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client
         self._inboxes[number], self._outboxes[number] = inbox, outbox
         self._ends.register(pidfd, select.EPOLLIN)
@@ -170,6 +227,8 @@ class Clients:
 
         What a process sent before it ended may still wait in its connection, unread.
         """
+        if self._refusals:
+            self._check_refusals()
         if not self.by_number and not self.departed:
             return []
         numbers, self.departed, self.ending = self.departed, [], False
@@ -190,4 +249,4 @@ class Clients:
         self._touched[:] = [outbox for outbox in self._touched if outbox is not client.outbox]
         client.outbox.socket.close()
         del self.by_number[client.number], self._inboxes[client.number], self._outboxes[client.number]
-        self._forget(client.number, client.place)
+        self._forget(client.inbox_number, client.place)

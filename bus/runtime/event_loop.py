@@ -34,7 +34,7 @@ from bus.runtime.poison import PoisonFilter
 from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
 from usernet.pipe.contract import Trust, open_poller
-from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, unpack_frame
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, of_version, unpack_frame
 from usernet.pipe.messages import BYE, HELLO, RESUME
 from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
 
@@ -45,6 +45,7 @@ CLIENT_CHECK_S = 0.1
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # at the inbox
 DEVICE_PATIENCE_S = 0.1  # so long the device is not read while something waits for room in a pipe
 
+_HELLO = bytes((HELLO,))
 T = TypeVar("T")
 
 
@@ -74,7 +75,7 @@ class EventLoop:
         self._batches = self._inbox(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
         self._outboxes = {topology.LAYERS[name]: self._connect(config, name)
                          for name in topology.outputs(layer, config.layers)}
-        self._clients = (Clients(core, config, self._poller, self.number, self._journal, durable, self._touched,
+        self._clients = (Clients(core, config, self._poller, self._journal, durable, self._touched,
                                  self._inboxes, self._outboxes) if isinstance(core, ClientCore) else None)
         self._next_client_check = 0.0
         self._next_check_is_near = False
@@ -172,7 +173,7 @@ class EventLoop:
         inherit(self._memory)
         for outbox in self._outboxes.values():
             inbox = self._inboxes.get(self._cookie + outbox.consumer)
-            outbox.greet({"version": 1, "done": inbox.done if inbox else 0})
+            outbox.greet({"version": VERSION, "done": inbox.done if inbox else 0})
         if self._clients is not None:
             self._clients.restore()
             for client in self._clients.by_number.values():
@@ -209,13 +210,13 @@ class EventLoop:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
             counters[C.bus_malformed] += 1
+            self._meet_another_version(frame, now)
             return
         inbox = self._inboxes.get(sender)
         if inbox is None:
-            inbox = self._meet(sender, kind, incarnation, records, now)
-            if inbox is None:
-                return
-        elif inbox.pid and self._pull.pid not in (inbox.pid, 0):  # somebody else's id
+            self._meet(kind, records, VERSION, now)
+            return
+        if inbox.pid and self._pull.pid not in (inbox.pid, 0):  # somebody else's id
             counters[C.bus_foreign] += 1
             return
         if sequence == 0:
@@ -411,16 +412,26 @@ class EventLoop:
 
     # -- neighbours and clients ----------------------------------------------------------------------------------
 
-    def _meet(self, sender: int, kind: int, incarnation: int, records: list[bytes], now: float) -> Inbox | None:
+    def _meet(self, kind: int, records: list[bytes], version: int, now: float) -> None:
         """A sender that is not known: a client that says HELLO, or nobody."""
-        if self._clients is not None and kind == HELLO and _parsed(decode_hello, records) is not None:
-            client = self._clients.admit(sender, self._pull.pid)
-            if client is not None:
-                client.outbox.greet(_welcome(self._clients.core, sender, 0))
-                self._dispatch(self._clients.core.client_joined(sender, {"pid": client.pid}, now))
-                return client.inbox
-        self._counters[C.bus_foreign] += 1
-        return None
+        clients = self._clients
+        hello = _parsed(decode_hello, records) if clients is not None and kind == HELLO else None
+        client = clients.admit(hello, version, self._pull.pid) if clients is not None and hello is not None else None
+        if clients is None or hello is None or client is None:
+            self._counters[C.bus_foreign] += 1
+            return
+        client.outbox.greet({**_welcome(clients.core, client.number, 0), "token": hello.token})
+        self._dispatch(clients.core.client_joined(client.number, {"pid": client.pid}, now))
+
+    def _meet_another_version(self, frame: bytes, now: float) -> None:
+        """A frame that is none, or of another version of the protocol: then a HELLO looks the same, and is answered."""
+        if self._clients is not None and frame[1:2] == _HELLO and frame[0] != VERSION:
+            try:
+                kind, _, _, sequence, records = unpack_frame(of_version(frame, VERSION))
+            except FrameError:
+                return
+            if sequence == 0:
+                self._meet(kind, records, frame[0], now)
 
     def _greeted(self, inbox: Inbox, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
         if incarnation < inbox.incarnation:

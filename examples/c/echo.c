@@ -15,15 +15,12 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { SEND = 1, DATAGRAM = 2, HELLO = 128, RESUME = 129, REQUEST = 130, REPLY = 131, CREDIT = 132 };
-enum { FRAME_MAX = 1 << 18, KEPT = 512, DATAGRAM_OVERHEAD = 256, CREDIT_BATCH = 100000 };
+enum { SEND = 1, DATAGRAM = 2, HELLO = 128, RESUME = 129, REQUEST = 130, REPLY = 131, CREDIT = 132, REFUSAL = 135 };
+enum { VERSION = 2, FRAME_MAX = 1 << 18, KEPT = 512, DATAGRAM_OVERHEAD = 256, CREDIT_BATCH = 100000 };
 
-struct __attribute__((packed)) head { uint8_t version, kind; uint16_t count; uint32_t incarnation; uint64_t sender, sequence; };
-struct __attribute__((packed)) send_header {
-    uint32_t handle; uint8_t destination[4]; uint16_t port; uint8_t source[4]; uint8_t ttl, tos; uint16_t flags;
-};
-struct __attribute__((packed)) datagram_header {
-    uint32_t handle; uint8_t source[4]; uint16_t port; uint8_t destination[4]; uint8_t ttl, tos;
+struct __attribute__((packed)) head { uint8_t version, kind; uint16_t count; uint32_t incarnation; uint64_t id, sequence; };
+struct datagram { /* of what comes and of what goes; no padding: each field is aligned */
+    uint32_t handle; uint8_t family, flags, ttl, tos; uint16_t port, interface; uint8_t peer[4], own[4];
 };
 
 static void *inbox, *outbox;
@@ -50,7 +47,7 @@ static void send_frame(int kind, const void *record, uint32_t length)
     int numbered = kind != HELLO && kind != RESUME;
     size_t size = sizeof(struct head) + sizeof length + length;
     char *frame = malloc(size);
-    struct head head = {1, kind, 1, 1, id, numbered ? ++sent : 0};
+    struct head head = {VERSION, kind, 1, 1, id, numbered ? ++sent : 0};
     memcpy(frame, &head, sizeof head);
     memcpy(frame + sizeof head, &length, sizeof length);
     memcpy(frame + sizeof head + sizeof length, record, length);
@@ -100,17 +97,12 @@ static void greeted(int kind, uint32_t of, const char *json)
 static void echo(const char *record, uint32_t length)
 {
     static uint32_t consumed;
-    static char reply[65536 + sizeof(struct send_header)];
-    struct datagram_header in;
-    memcpy(&in, record, sizeof in);
-    uint32_t payload = length - sizeof in;
-    struct send_header out = {.handle = handle, .port = in.port};
-    memcpy(out.destination, in.source, 4);
-    memcpy(out.source, in.destination, 4);
-    memcpy(reply, &out, sizeof out);
-    memcpy(reply + sizeof out, record + sizeof in, payload);
-    send_frame(SEND, reply, sizeof out + payload);
-    consumed += payload + DATAGRAM_OVERHEAD;
+    static _Alignas(8) char reply[65536 + sizeof(struct datagram)];
+    struct datagram *head = (struct datagram *)reply;
+    memcpy(reply, record, length);
+    head->flags = head->ttl = head->tos = 0; /* whom to answer, and from which address, it says already */
+    send_frame(SEND, reply, length);
+    consumed += length - sizeof *head + DATAGRAM_OVERHEAD;
     if (consumed > CREDIT_BATCH) {
         uint32_t credit[2] = {handle, consumed};
         send_frame(CREDIT, credit, sizeof credit);
@@ -129,10 +121,16 @@ static void receive(void)
     }
     struct head head;
     memcpy(&head, frame, sizeof head);
-    if (head.incarnation < incarnation)
-        return;
     frame[length] = 0;
     char *record = frame + sizeof head + 4 * head.count;
+    if (!id && head.kind == REFUSAL) {
+        fprintf(stderr, "%s\n", record);
+        exit(1);
+    }
+    if (!id)
+        id = head.id; /* the service gives us one */
+    if (head.id != id || head.incarnation < incarnation)
+        return;
     if (head.sequence == 0) {
         greeted(head.kind, head.incarnation, record);
         return;
@@ -168,7 +166,7 @@ static const char *ask(const char *request)
 
 int main(int count, char **arguments)
 {
-    char directory[80], address[160], text[200];
+    char directory[80], address[160], text[200], name[32];
     int limit = 64, all = 0, soon = 1, linger = 0;
     if (count != 3) {
         fprintf(stderr, "usage: echo ADDRESS PORT\n");
@@ -184,9 +182,10 @@ int main(int count, char **arguments)
             snprintf(directory, sizeof directory, "%s/usernet-%d/%s", temporary ? temporary : "/tmp", getuid(),
                      name ? name : "default");
     }
-    if (getrandom(&id, sizeof id, 0) != sizeof id)
+    uint64_t number;
+    if (getrandom(&number, sizeof number, 0) != sizeof number)
         fail("getrandom");
-    id = (1ull << 32) + id % ((1ull << 53) - (1ull << 32));
+    snprintf(name, sizeof name, "app-%llx.sock", (unsigned long long)number | 1);
 
     void *context = zmq_ctx_new();
     inbox = zmq_socket(context, ZMQ_PULL);
@@ -195,15 +194,15 @@ int main(int count, char **arguments)
     zmq_setsockopt(outbox, ZMQ_SNDHWM, &limit, sizeof limit);
     zmq_setsockopt(outbox, ZMQ_RECONNECT_IVL, &soon, sizeof soon);
     zmq_setsockopt(outbox, ZMQ_LINGER, &linger, sizeof linger);
-    snprintf(address, sizeof address, "ipc://%s/sockets/app-%llx.sock", directory, (unsigned long long)id);
+    snprintf(address, sizeof address, "ipc://%s/sockets/%s", directory, name);
     if (zmq_bind(inbox, address) < 0)
         fail(address);
     snprintf(address, sizeof address, "ipc://%s/sockets.sock", directory);
     if (zmq_connect(outbox, address) < 0)
         fail(address);
 
-    send_frame(HELLO, text, snprintf(text, sizeof text, "{\"version\": 1, \"inbox\": \"app-%llx.sock\", \"done\": 0}",
-                                     (unsigned long long)id));
+    send_frame(HELLO, text, snprintf(text, sizeof text, "{\"version\": %d, \"inbox\": \"%s\", \"done\": 0}", VERSION,
+                                     name));
     while (!incarnation)
         receive();
     handle = field(ask("{\"id\": 1, \"op\": \"socket\", \"type\": \"dgram\"}"), "handle");

@@ -7,11 +7,11 @@
 const fs = require("fs");
 const os = require("os");
 const path = require("path");
-const { randomInt } = require("crypto");
+const { randomBytes } = require("crypto");
 const zmq = require("zeromq");
 
-const SEND = 1, DATAGRAM = 2, HELLO = 128, RESUME = 129, REQUEST = 130, REPLY = 131, CREDIT = 132;
-const HEADER = 24, DATAGRAM_HEADER = 16, SEND_HEADER = 18, OVERHEAD = 256;
+const SEND = 1, DATAGRAM = 2, HELLO = 128, RESUME = 129, REQUEST = 130, REPLY = 131, CREDIT = 132, REFUSAL = 135;
+const VERSION = 2, HEADER = 24, DATAGRAM_HEADER = 20, OVERHEAD = 256;
 const CREDIT_BATCH = 100_000; // octets; less than half of the default receive buffer
 const JOURNAL_FRAMES = 512;
 const CREDIT_TOTAL = 0x80000000;
@@ -27,8 +27,8 @@ function runDir() {
 class Client {
   constructor(dir) {
     this.dir = dir;
-    this.id = (BigInt(randomInt(1, 2 ** 21)) << 32n) | BigInt(randomInt(2 ** 32));
-    this.inboxName = `app-${this.id.toString(16)}.sock`;
+    this.id = 0n; // that the service gives us
+    this.inboxName = `app-${(randomBytes(8).readBigUInt64LE() | 1n).toString(16)}.sock`;
     this.inbox = new zmq.Pull({ receiveHighWaterMark: 0 });
     this.outbox = new zmq.Push({ linger: 0, sendHighWaterMark: 64, reconnectInterval: 1, reconnectMaxInterval: 5 });
     this.sequence = 0; // of the last frame sent
@@ -44,11 +44,12 @@ class Client {
   async start() {
     await this.inbox.bind(`ipc://${path.join(this.dir, "sockets", this.inboxName)}`);
     this.outbox.connect(`ipc://${path.join(this.dir, "sockets.sock")}`);
-    const hello = () => this.greet(HELLO, { version: 1, inbox: this.inboxName, done: this.done });
+    const hello = () => this.greet(HELLO, { version: VERSION, inbox: this.inboxName, done: this.done });
     const again = setInterval(hello, 500);
     hello();
     await new Promise((resolve, reject) => {
       this.welcomed = (welcome) => { this.welcome = welcome; clearInterval(again); resolve(); };
+      this.refused = (refusal) => { clearInterval(again); reject(new Error(refusal.error)); };
       this.receive().catch(reject);
     });
   }
@@ -57,7 +58,7 @@ class Client {
 
   pack(kind, sequence, record) {
     const head = Buffer.alloc(HEADER + 4);
-    head.writeUInt8(1, 0); // version
+    head.writeUInt8(VERSION, 0);
     head.writeUInt8(kind, 1);
     head.writeUInt16LE(1, 2); // one record
     head.writeUInt32LE(1, 4); // our incarnation
@@ -103,6 +104,9 @@ class Client {
         records.push(frame.subarray(at, at + length));
         at += length;
       }
+      if (this.id === 0n && kind === REFUSAL) this.refused(JSON.parse(records[0]));
+      if (this.id === 0n) this.id = frame.readBigUInt64LE(8);
+      if (this.id !== frame.readBigUInt64LE(8)) continue; // not the service's
       if (sequence === 0) this.greeted(kind, incarnation, JSON.parse(records[0]));
       else if (this.accept(incarnation, sequence)) this.take(kind, records);
     }
@@ -174,11 +178,11 @@ async function main() {
       client.credit(handle, consumed);
       consumed = 0;
     }
-    const [source, destination, port] = [record.subarray(4, 8), record.subarray(10, 14), record.readUInt16LE(8)];
-    const peer = `${source.join(".")}:${port}`;
+    const [address, port] = [record.subarray(12, 16).join("."), record.readUInt16LE(8)];
+    const peer = `${address}:${port}`;
     if (!prepared.has(peer)) {
       try {
-        await client.request("prepare", { handle, address: source.join("."), port });
+        await client.request("prepare", { handle, address, port });
       } catch (error) {
         console.error(`cannot answer ${peer}: ${error.message}`);
         return;
@@ -186,12 +190,9 @@ async function main() {
       if (prepared.size >= 1024) prepared.clear();
       prepared.add(peer);
     }
-    const head = Buffer.alloc(SEND_HEADER);
-    head.writeUInt32LE(handle, 0);
-    source.copy(head, 4);
-    head.writeUInt16LE(port, 8);
-    destination.copy(head, 10); // answer from the address that was asked
-    client.send(SEND, Buffer.concat([head, record.subarray(DATAGRAM_HEADER)]));
+    const answer = Buffer.from(record); // its head says whom to answer, and from which address
+    answer.fill(0, 5, 8); // flags, TTL, TOS: the socket's
+    client.send(SEND, answer);
   };
   await client.start();
   ({ handle } = await client.request("socket", { type: "dgram" }));

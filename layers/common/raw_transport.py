@@ -15,8 +15,9 @@ from bus.config import StackConfig
 from bus.counters import Drop
 from bus.layer import CounterWords, Send, State
 from bus.messages import (
+    DATAGRAM_HEADER,
     FAMILY_4,
-    SEND_HEADER,
+    INTERFACE_INDEX,
     SEND_OPTIONS,
     SEND_TOS_GIVEN,
     TRANSMIT_HEAD,
@@ -24,7 +25,7 @@ from bus.messages import (
     SocketState,
 )
 from layers.common.routes import RouteTable, is_multicast
-from layers.common.transport import ANY, ROUTES_KEY, Transport, TransportCounters, refused
+from layers.common.transport import ANY, ROUTES_KEY, Transport, TransportCounters, misplaced, refused
 from packets.ip_options import checked, split
 
 _number = int.from_bytes
@@ -52,6 +53,7 @@ class DirectCounters(TransportCounters):
 
     send_malformed = Drop("Something to send that is shorter than its header.")
     send_no_socket = Drop("Something to send from a handle that is not declared.")
+    send_misplaced = Drop("Something to send of a family or over an interface that the stack does not have.")
     send_refused = Drop("Something that may not be sent like this; the socket was told the error.")
 
 
@@ -152,17 +154,21 @@ class DirectTransport(Transport[SocketsT]):
         counters = self.counters
         sends: list[Send] = []
         for record in requests:
-            if len(record) < SEND_HEADER.size:
+            if len(record) < DATAGRAM_HEADER.size:
                 counters[DirectCounters.send_malformed] += 1
                 continue
-            handle, destination, _, source, ttl, tos, flags = SEND_HEADER.unpack_from(record)
+            handle, family, flags, ttl, tos, _, interface, destination, source = DATAGRAM_HEADER.unpack_from(record)
             socket = self._sockets.get(handle)
             if socket is None:
                 counters[DirectCounters.send_no_socket] += 1
                 continue
+            if family != FAMILY_4 or interface not in (0, INTERFACE_INDEX):
+                counters[DirectCounters.send_misplaced] += 1
+                sends.append(misplaced(record))
+                continue
             if destination == ANY:
                 destination = socket.peer.to_bytes(4, "big")
-            options, data = socket.ip_options, record[SEND_HEADER.size :]
+            options, data = socket.ip_options, record[DATAGRAM_HEADER.size :]
             malformed = 0
             if flags & SEND_OPTIONS:
                 options, data, malformed = self._given_options(socket, data)

@@ -6,6 +6,7 @@ once they are stored. What a socket may have, and whose a packet is, is for the 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from struct import Struct
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -15,11 +16,15 @@ from bus.config import StackConfig
 from bus.counters import CounterSet, Drop, Event
 from bus.layer import CounterWords, Send, State
 from bus.messages import (
+    DATAGRAM_HEADER,
+    DATAGRAM_HEADER_6,
     ERROR_HEAD,
-    ERROR_RECORD,
+    FAMILY_4,
+    FAMILY_6,
     ORIGIN_ICMP,
     ORIGIN_LOCAL,
     PATH_MTU_HEAD,
+    SocketError,
     SocketReply,
     SocketState,
 )
@@ -32,7 +37,6 @@ ANY = bytes(4)
 
 _HANDLE = Struct("<I")
 _BELIEVES_NO_ROUTER = (4, 5)  # ip(7), IP_PMTUDISC_INTERFACE and _OMIT; Linux, ip_sk_accept_pmtu
-_LOCAL_REFUSAL = ORIGIN_LOCAL, 0, 0, 0, 0, ANY  # in an ERROR_RECORD: no ICMP message, nobody else said so
 
 
 class TransportCounters(CounterSet):
@@ -185,9 +189,9 @@ class IcmpError(NamedTuple):
 
     def told(self, handle: int, number: int, port: int, sent: bytes) -> Send:
         """For the socket service: `number` to the socket that sent `sent`, to `port` of the packet's destination."""
-        head = ERROR_RECORD.pack(handle, number, self.origin, self.icmp_type, self.code, 0, self.info, self.offender,
-                                 self.destination, port)
-        return topology.SOCKETS, messages.SOCKET_ERROR, head + sent
+        error = SocketError(handle, number, self.origin, self.icmp_type, self.code, self.info, self.offender,
+                            self.destination, port)
+        return topology.SOCKETS, messages.SOCKET_ERROR, error.pack() + sent
 
     def mtu_told(self, socket: SocketState) -> list[Send]:
         """For ip: what the next hop of a packet of this socket's can take, where this error says it.
@@ -207,5 +211,19 @@ class IcmpError(NamedTuple):
 
 def refused(handle: int, number: int, destination: bytes, port: int, data: bytes) -> Send:
     """For the socket service: `data` could not be sent, for the reason `number`."""
-    head = ERROR_RECORD.pack(handle, number, *_LOCAL_REFUSAL, destination, port)
-    return topology.SOCKETS, messages.SOCKET_ERROR, head + data
+    error = SocketError(handle, number, ORIGIN_LOCAL, 0, 0, 0, bytes(len(destination)), destination, port)
+    return topology.SOCKETS, messages.SOCKET_ERROR, error.pack() + data
+
+
+def misplaced(record: bytes) -> Send:
+    """For the socket service: the SEND `record`, as long as a head, is not for this stack: EAFNOSUPPORT or ENODEV.
+
+    It names another family than FAMILY_4, or an interface that is not there; as Linux has it (socket(2), ip(7)).
+    """
+    handle, family, _, _, _, port, _, destination, _ = DATAGRAM_HEADER.unpack_from(record)
+    if family == FAMILY_4:
+        return refused(handle, errno.ENODEV, destination, port, record[DATAGRAM_HEADER.size :])
+    if family == FAMILY_6 and len(record) >= DATAGRAM_HEADER_6.size:
+        destination = DATAGRAM_HEADER_6.unpack_from(record)[7]
+        return refused(handle, errno.EAFNOSUPPORT, destination, port, record[DATAGRAM_HEADER_6.size :])
+    return refused(handle, errno.EAFNOSUPPORT, ANY, 0, b"")

@@ -17,16 +17,17 @@ from bus import messages
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
 from bus.messages import (
-    DATAGRAM_HEADER,
     ERROR_HEAD,
     FAMILY_4,
     FLAG_GROUP,
     FLAG_LOOPED,
     ICMP_ERROR,
+    INTERFACE_INDEX,
     PACKET_HEAD,
     REPORT_HEAD,
     TRANSMIT_HEAD,
     SocketState,
+    datagram_header,
 )
 from bus.topology import IP, RAW, SOCKETS, transports
 from layers.common.raw_transport import DirectTransport, Header
@@ -167,7 +168,8 @@ class Core(DirectTransport[PingSockets]):
             self.counters[Counters.reply_no_socket] += 1
             return
         self.counters[Counters.replies_delivered] += 1
-        header = DATAGRAM_HEADER.pack(socket.handle, packet.source, 0, packet.destination, packet.ttl, packet.tos)
+        header = datagram_header(socket.handle, packet.source, 0, packet.destination, packet.ttl, packet.tos, 0,
+                                 INTERFACE_INDEX)
         if options and socket.receive_options:
             sends.append((SOCKETS, messages.DATAGRAM_OPTIONS, header + before(options, message)))
             return

@@ -15,7 +15,7 @@ import random
 from bus import messages
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
-from bus.messages import DATAGRAM_HEADER, ERROR_HEAD, PACKET_HEAD, SocketState
+from bus.messages import ERROR_HEAD, INTERFACE_INDEX, PACKET_HEAD, SocketState, datagram_header
 from bus.topology import IP, SOCKETS
 from layers.common.raw_transport import DirectTransport, Header
 from layers.common.routes import is_multicast
@@ -73,7 +73,8 @@ class Core(DirectTransport[RawSockets]):
                 if listener.icmp_filter and protocol == ipv4.ICMP and is_filtered(
                         listener.icmp_filter, packet[header_octets:]):
                     continue
-                header = DATAGRAM_HEADER.pack(listener.socket.handle, source, 0, destination, ttl, tos)
+                header = datagram_header(listener.socket.handle, source, 0, destination, ttl, tos, 0,
+                                         INTERFACE_INDEX)
                 sends.append((SOCKETS, messages.DATAGRAM, header + packet))
                 delivered += 1
             counters[Counters.unwanted] += delivered == before

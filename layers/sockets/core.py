@@ -416,8 +416,8 @@ def _reply(client: int, request: int, fields: dict[str, object]) -> Send:
 
 
 def _no_error(handle: int) -> bytes:
-    """An ERROR_RECORD that says nothing but that what `prepare` said holds no longer."""
-    return messages.ERROR_RECORD.pack(handle, 0, messages.ORIGIN_LOCAL, 0, 0, 0, 0, bytes(4), bytes(4), 0)
+    """A SOCKET_ERROR that says nothing but that what `prepare` said holds no longer."""
+    return messages.SocketError(handle, 0, messages.ORIGIN_LOCAL, 0, 0, 0, bytes(4), bytes(4), 0).pack()
 
 
 def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:

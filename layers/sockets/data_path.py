@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bus import messages, topology
 from bus.layer import CounterWords, Send
-from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE, SEND_HEADER
+from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE
 from layers.sockets.counters import Counters
 from layers.sockets.tables import Entry
 from packets.ip_options import split
@@ -45,7 +45,7 @@ class Traffic:
         for record in records:
             if consumers.get(_from_bytes(record[:4], "little")) == topology.UDP:
                 sends.append((topology.UDP, messages.SEND_SEGMENTS, record))
-                self.counters[Counters.sent] += _segments_in(record, SEND_HEADER.size)
+                self.counters[Counters.sent] += _segments_in(record, DATAGRAM_HEADER.size)
             else:
                 self.counters[Counters.send_foreign] += 1
         return sends

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from struct import Struct
 from sys import byteorder
 
-from bus.messages import SourceFilter
+from bus.messages import INTERFACE_INDEX, SourceFilter
 from layers.common.routes import RouteTable, is_multicast
 from layers.sockets import option_structs
-from layers.sockets.option_structs import INTERFACE, MCAST_EXCLUDE, MCAST_INCLUDE, SOURCES_MAX, Interface, Membership
+from layers.sockets.option_structs import MCAST_EXCLUDE, MCAST_INCLUDE, SOURCES_MAX, Interface, Membership
 from layers.sockets.requests import Refused
 
 # linux/in.h
@@ -50,7 +50,7 @@ def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> byt
     if by_address and not wanted.interface.is_ours(wanted.group, routes):
         raise Refused(errno.ENODEV)
     place = _find(groups, wanted.group)
-    if place is None or not (by_address or wanted.interface.number == INTERFACE):  # ip_mc_gsfget takes no other
+    if place is None or not (by_address or wanted.interface.number == INTERFACE_INDEX):  # ip_mc_gsfget takes no other
         raise Refused(errno.EADDRNOTAVAIL)
     joined = groups[place]
     answer = option_structs.answer_msfilter if by_address else option_structs.answer_group_filter
@@ -68,7 +68,7 @@ def interface(value: int | bytes, routes: RouteTable) -> int:
         index, (address,) = 0, _ADDRESS.unpack_from(octets)
     else:
         raise Refused(errno.EINVAL)
-    if index not in (0, INTERFACE) or (address and not routes.is_local(address)):
+    if index not in (0, INTERFACE_INDEX) or (address and not routes.is_local(address)):
         raise Refused(errno.EADDRNOTAVAIL)
     return address
 

@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from bus.messages import TRANSMIT_IGNORE_PATH_MTU, TRANSMIT_MAY_FRAGMENT, TRANSMIT_OF_MTU_DISCOVER
+from bus.messages import (
+    FAMILY_4,
+    TRANSMIT_IGNORE_PATH_MTU,
+    TRANSMIT_MAY_FRAGMENT,
+    TRANSMIT_OF_MTU_DISCOVER,
+)
 from layers.common.routes import BROADCAST, RouteTable, is_multicast
 from layers.sockets import groups, options, requests
 from layers.sockets.requests import Refused, Request
@@ -79,6 +84,8 @@ def described_by(request: requests.Open, layers: Container[str], streams: Stream
 
     `streams`: what a new stream socket has.
     """
+    if request.family != FAMILY_4:
+        raise Refused(errno.EAFNOSUPPORT)
     if request.type == "stream":
         return {"protocol": TCP_PROTOCOL, "stream": streams}
     if request.type != "raw":

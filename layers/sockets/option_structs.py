@@ -10,10 +10,10 @@ from struct import Struct
 from sys import byteorder
 from typing import NamedTuple
 
+from bus.messages import INTERFACE_INDEX
 from layers.common.routes import RouteTable
 from layers.sockets.requests import Refused
 
-INTERFACE = 2  # index of the one interface, as in usernet.sockets.cmsg
 SOURCES_MAX = 10  # Linux net.ipv4.igmp_max_msf
 MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1  # linux/in.h
 
@@ -38,7 +38,7 @@ class Interface(NamedTuple):
     def is_ours(self, group: int, routes: RouteTable) -> bool:
         """Linux's ip_mc_find_dev."""
         if self.number:
-            return self.number == INTERFACE
+            return self.number == INTERFACE_INDEX
         return routes.is_local(self.address) if self.address else routes.source_for(group) is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Annotated, Literal
 
 import msgspec
@@ -42,6 +42,7 @@ class Open(Request, frozen=True, tag="socket"):
     """A new socket."""
 
     type: Literal["dgram", "ping", "raw", "stream"]
+    family: Literal[4, 6] = 4
     protocol: Protocol = 0  # of a raw socket
     segments: bool = False  # the application understands DATAGRAM_SEGMENTS
 
@@ -142,8 +143,13 @@ def decode(record: bytes) -> tuple[int, Request | None, int]:
 
 
 def parse_address(text: str) -> int:
-    """A dotted-quad address as an integer; refused with EINVAL where it is none."""
+    """A dotted-quad address as an integer; refused with EAFNOSUPPORT where it is an IPv6 one, else with EINVAL."""
     try:
         return int(IPv4Address(text))
     except AddressValueError:
+        pass
+    try:
+        IPv6Address(text)  # also with the index of its zone, as RFC 4007 section 11 writes it
+    except AddressValueError:
         raise Refused(errno.EINVAL) from None
+    raise Refused(errno.EAFNOSUPPORT)

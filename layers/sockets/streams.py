@@ -12,7 +12,7 @@ from bus.layer import CounterWords, Send
 from layers.sockets.counters import Counters
 from layers.sockets.requests import Close
 from layers.sockets.tables import Entry
-from usernet.pipe.streams import ACCEPT_RECORD, ACCEPTED_HEADER, CLOSE_RECORD, WRITTEN_UNKNOWN
+from usernet.pipe.streams import ACCEPT_RECORD, ACCEPTED_HEADER, CLOSE_RECORD, WRITTEN_UNKNOWN, accepted_addresses
 
 _READ_ALL = (1 << 63) - 1  # nobody knows how far the application had read: unread octets are no reason for a reset
 
@@ -73,9 +73,8 @@ class Streams:
 
 def accepted_ends(record: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
     """(listener, handle, number, (local address, port, peer's address, port)) of an ACCEPTED."""
-    listener, handle, number, port, peer_port, width = ACCEPTED_HEADER.unpack_from(record)
-    start = ACCEPTED_HEADER.size
-    local, peer = record[start : start + width], record[start + width : start + 2 * width]
+    listener, handle, number, port, peer_port, _, _ = ACCEPTED_HEADER.unpack_from(record)
+    local, peer = accepted_addresses(record)
     return listener, handle, number, (_from_bytes(local, "big"), port, _from_bytes(peer, "big"), peer_port)
 
 

@@ -14,6 +14,7 @@ from bus.messages import (
     FAMILY_6,
     FLAG_CHECKED,
     FLAG_GROUP,
+    INTERFACE_INDEX,
     PACKET_HEAD,
     TRANSMIT_HEAD,
     TRANSMIT_OF_MTU_DISCOVER,
@@ -26,6 +27,7 @@ from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Arrival
 from packets.checksum import verifies
 from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
+from usernet.pipe.messages import family_of
 from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
 
 VIEW_OCTETS = 4096  # records of so many are looked at where they are; of shorter ones a copy is cheaper
@@ -111,7 +113,8 @@ class Records:
 
     def accepted(self, listener: int, handle: int, number: int, ends: Ends) -> None:
         """See `Above`."""
-        head = ACCEPTED_HEADER.pack(listener, handle, number, ends.port, ends.peer_port, len(ends.local))
+        head = ACCEPTED_HEADER.pack(listener, handle, number, ends.port, ends.peer_port, family_of(ends.local),
+                                    INTERFACE_INDEX)
         self.sends.append((topology.SOCKETS, messages.ACCEPTED, b"".join((head, ends.local, ends.peer))))
 
     def reset(self, handle: int, number: int) -> None:

@@ -6,10 +6,10 @@ waits for anything: only what came together is joined. For a way out that cuts a
 
 from __future__ import annotations
 
-from bus.messages import SEGMENT_SIZE, SEGMENTS_MAX, SEND, SEND_HEADER, SEND_SEGMENTS
+from bus.messages import DATAGRAM_HEADER, SEGMENT_SIZE, SEGMENTS_MAX, SEND, SEND_SEGMENTS
 from packets.udp import PAYLOAD_OCTETS_MAX
 
-_HEADER_OCTETS = SEND_HEADER.size
+_HEADER_OCTETS = DATAGRAM_HEADER.size
 
 
 def joined(records: list[bytes]) -> list[tuple[int, list[bytes]]]:

@@ -17,14 +17,15 @@ from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
 from bus.messages import (
     DATAGRAM,
-    DATAGRAM_HEADER,
     DATAGRAM_OPTIONS,
     DATAGRAM_SEGMENTS,
     ERROR_HEAD,
+    FAMILY_4,
     FLAG_CHECKED,
     FLAG_CHECKSUM_PARTIAL,
     FLAG_GROUP,
     ICMP_ERROR,
+    INTERFACE_INDEX,
     PACKET,
     PACKET_HEAD,
     QUOTE_OCTETS,
@@ -55,6 +56,7 @@ ERROR_PAYLOAD_OCTETS_MAX = QUOTE_OCTETS - ipv4.HEADER_OCTETS - HEADER_OCTETS
 # without options: one call reads all of it.
 _PLAIN = Struct(f"!xxBBHxBBx8s{ipv4.HEADER_OCTETS}x" + HEADER.format[1:])
 _HEAD = PACKET_HEAD.size
+_DATAGRAM = Struct("<IBBBBHH8s")  # DATAGRAM_HEADER: both have source and destination behind each other
 
 
 class Core(Transport[SocketTable]):
@@ -85,7 +87,7 @@ class Core(Transport[SocketTable]):
         # The hot path in. Locals, and no call that a known flow can do without.
         counters = self.counters
         flow_of, find = self._sockets.flows.get, self._sockets.find
-        read, pack = _PLAIN.unpack_from, DATAGRAM_HEADER.pack
+        read, pack = _PLAIN.unpack_from, _DATAGRAM.pack
         shortest = _PLAIN.size
         sends: list[Send] = []
         delivered = 0
@@ -128,7 +130,7 @@ class Core(Transport[SocketTable]):
                     continue
                 handles = [handle]
             for handle in handles:
-                head = pack(handle, addresses[:4], ports[0] << 8 | ports[1], addresses[4:], ttl, tos)
+                head = pack(handle, FAMILY_4, 0, ttl, tos, ports[0] << 8 | ports[1], INTERFACE_INDEX, addresses)
                 delivered += 1
                 if size:
                     segments = b"".join((head, SEGMENT_SIZE.pack(size), record[start:]))

@@ -24,6 +24,7 @@ class Counters(TransportCounters):
     no_port_group = Drop("No socket wants this broadcast or multicast datagram.")
 
     send_malformed = Drop("A datagram to send that is shorter than its header.")
+    send_misplaced = Drop("A datagram of a family or over an interface that is not there; the socket was told.")
     send_no_socket = Drop("A datagram to send from a handle that is not declared.")
     send_no_port = Drop("A datagram to send from a socket without a port.")
     send_no_destination = Drop("A datagram to send without a destination, from a socket that is not connected.")

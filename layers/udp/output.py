@@ -12,11 +12,12 @@ from struct import Struct
 from bus.config import UDP_SEGMENTATION
 from bus.layer import CounterWords, Send
 from bus.messages import (
+    DATAGRAM_HEADER,
     FAMILY_4,
+    INTERFACE_INDEX,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND,
-    SEND_HEADER,
     SEND_OPTIONS,
     SEND_TOS_GIVEN,
     TRANSMIT,
@@ -29,7 +30,7 @@ from bus.messages import (
 )
 from bus.topology import IP
 from layers.common.routes import LOOPBACK, RouteTable, is_multicast
-from layers.common.transport import refused
+from layers.common.transport import misplaced, refused
 from layers.udp.coalescing import joined
 from layers.udp.counters import Counters
 from layers.udp.tables import Socket
@@ -37,8 +38,8 @@ from packets.checksum import checksum
 from packets.ip_options import checked, split
 from packets.udp import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
 
-FLAGS_AT = SEND_HEADER.size - 2  # the lower octet of its flags
-PATHS_MAX = 1 << 15  # SEND headers whose outcome is remembered; then the cache starts afresh
+FAMILY_AT, FLAGS_AT = 4, 5  # in a head
+PATHS_MAX = 1 << 15  # heads of SENDs whose outcome is remembered; then the cache starts afresh
 
 _SIZE = Struct("!H")  # at the beginning of a TRANSMIT_HEAD
 
@@ -53,7 +54,7 @@ class Output:
         self._counters = counters
         self._offload = bool(offload)
         self._joins = UDP_SEGMENTATION in offload  # else it would all be cut again, in ip
-        self._paths: dict[bytes, Path] = {}  # by SEND header
+        self._paths: dict[bytes, Path] = {}  # by head of a SEND
         self._routes: RouteTable
 
     def changed(self, routes: RouteTable) -> None:
@@ -72,17 +73,17 @@ class Output:
 
     def _send(self, records: list[bytes]) -> list[Send]:
         # The hot path out: 1 us for a small datagram. All of its headers but length and checksum depend on nothing but
-        # the SEND header, so that is what their cache goes by.
+        # the head of the SEND, so that is what their cache goes by.
         path_of, pack = self._paths.get, LENGTH_CHECKSUM.pack
         sends: list[Send] = []
         refusals: list[Send] = []
         for record in records:
-            header = record[: SEND_HEADER.size]
+            header = record[: DATAGRAM_HEADER.size]
             path = path_of(header) or self._path(header, record, refusals)
             if path is None:
                 continue
             headers, initial, partial = path
-            payload = record[SEND_HEADER.size :]
+            payload = record[DATAGRAM_HEADER.size :]
             length = len(payload) + HEADER_OCTETS
             if length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS:
                 self._counters[Counters.send_too_long] += 1
@@ -99,11 +100,15 @@ class Output:
     def send_segments(self, records: list[bytes]) -> list[Send]:
         """SEND_SEGMENTS records: one segment each that the way out cuts, or as many SENDs where that does no sums."""
         sends: list[Send] = []
-        start = SEND_HEADER.size + SEGMENT_SIZE.size
+        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
         for record in records:
-            header, payload = record[: SEND_HEADER.size], record[start:]
-            size = SEGMENT_SIZE.unpack_from(record, SEND_HEADER.size)[0] if payload else 0
+            header, payload = record[: DATAGRAM_HEADER.size], record[start:]
+            size = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0] if payload else 0
             length = len(payload) + HEADER_OCTETS
+            if len(header) == DATAGRAM_HEADER.size and header[FAMILY_AT] != FAMILY_4:
+                sends.append(misplaced(header))
+                self._refuse_send(Counters.send_misplaced)
+                continue
             if size and header[FLAGS_AT] & SEND_OPTIONS:
                 sends += self._send([header + payload[at : at + size] for at in range(0, len(payload), size)])
                 continue
@@ -127,10 +132,14 @@ class Output:
         return sends
 
     def _path(self, header: bytes, record: bytes, sends: list[Send]) -> Path | None:
-        """What `_paths` remembers, for the SEND header of `record`; None: dropped and counted, or sent already."""
-        if len(header) < SEND_HEADER.size:
+        """What `_paths` remembers, for the head of `record`; None: dropped and counted, or sent already."""
+        if len(header) < DATAGRAM_HEADER.size:
             return self._refuse_send(Counters.send_malformed)
-        data = record[SEND_HEADER.size :]
+        _, family, _, _, _, _, interface, _, _ = DATAGRAM_HEADER.unpack(header)
+        if family != FAMILY_4 or interface not in (0, INTERFACE_INDEX):
+            sends.append(misplaced(record))
+            return self._refuse_send(Counters.send_misplaced)
+        data = record[DATAGRAM_HEADER.size :]
         if header[FLAGS_AT] & SEND_OPTIONS:
             self._send_with_options(header, data, sends)
             return None
@@ -149,7 +158,7 @@ class Output:
         try:
             options = checked(options, privileged=False)
         except OSError as error:
-            handle, to, port, *_ = SEND_HEADER.unpack(header)
+            handle, _, _, _, _, port, _, to, _ = DATAGRAM_HEADER.unpack(header)
             sends.append(refused(handle, error.errno or errno.EINVAL, to, port, payload))
             return self._refuse_send(Counters.send_bad_options)
         path = self._new_path(header, options, payload, sends)
@@ -166,7 +175,7 @@ class Output:
 
     def _new_path(self, header: bytes, options: bytes | None, data: bytes, refusals: list[Send]) -> Path | None:
         """`options`: those to send, if not the socket's; `data`: what is to be quoted where it cannot go."""
-        handle, to, port, source, ttl, tos, flags = SEND_HEADER.unpack(header)
+        handle, _, flags, ttl, tos, port, _, to, source = DATAGRAM_HEADER.unpack(header)
         socket = self._sockets.get(handle)
         if socket is None:
             return self._refuse_send(Counters.send_no_socket)

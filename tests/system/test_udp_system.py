@@ -18,7 +18,7 @@ import zmq
 
 import usernet
 from usernet.pipe import messages
-from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, pack_frame
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, pack_frame, unpack_frame
 
 from .conftest import require_root
 from .peers import KERNEL, NOBODY, PATIENCE_S, ROOT, STACK, Stack, alive, next_frame, wait_for
@@ -418,8 +418,8 @@ except (ConnectionResetError, BrokenPipeError):
 context = zmq.Context()
 service = context.socket(zmq.PUSH)
 service.connect(f"ipc://{{run_dir / 'sockets.sock'}}")
-hello = frame.pack_frame(messages.HELLO, (1 << 32) + 5, 1, 0,
-    [msgspec.json.encode({{"version": 1, "inbox": messages.inbox_name((1 << 32) + 5), "done": 0}})])
+hello = frame.pack_frame(messages.HELLO, 0, 1, 0,
+    [msgspec.json.encode({{"version": 2, "inbox": messages.inbox_name(5), "done": 0}})])
 for _ in range(50):
     service.send(hello)
 context.destroy(linger=300)
@@ -452,13 +452,20 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
     """Frames of any octets, requests that are none, records that are too long, sent by a raw ZeroMQ client."""
     rng = random.Random(7)
     incarnations = stack.incarnations()
-    client = (1 << 32) + rng.randrange(1 << 32)
+    name = messages.inbox_name(rng.randrange(1, 1 << 64))
+    fields = b'{"version": 2, "inbox": "%s", "done": 0}' % name.encode()
+    hello = pack_frame(messages.HELLO, 0, 1, 0, [fields])
+    context = zmq.Context()
+    inbox, service = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    inbox.bind(f"ipc://{stack.run_dir / 'sockets' / name}")
+    service.connect(f"ipc://{stack.run_dir / 'sockets.sock'}")
+    service.send(hello)
+    client = unpack_frame(inbox.recv())[2]  # nonsense under another id would not be looked into
 
     def frame(kind: int, sequence: int, *records: bytes, sender: int = client) -> bytes:
         return pack_frame(kind, sender, 1, sequence, records)
 
-    hello = frame(messages.HELLO, 0, b'{"version": 1, "inbox": "%s", "done": 0}' % messages.inbox_name(client).encode())
-    nonsense = [hello, frame(messages.RESUME, 0, b'{"first": 1, "done": 0}')]
+    nonsense = [hello, frame(messages.HELLO, 0, fields), frame(messages.RESUME, 0, b'{"first": 1, "done": 0}')]
     bodies = [b"", b"{", b"null", b"[" * 5000, b'{"id": 1}', b'{"id": -1, "op": "bind"}', b'{"id": 1, "op": "bind"}',
               b'{"id": 1, "op": "nothing"}', b'{"id": 1, "op": "socket", "type": "stream"}', b"\xff" * 100,
               b'{"id": 3, "op": "bind", "handle": 1, "address": "10.0.0.2", "port": 70000}',
@@ -472,9 +479,6 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
     nonsense += [bytes(octet ^ (rng.random() < 0.05) * rng.randrange(256) for octet in rng.choice(nonsense[:20])[:500])
                  for _ in range(300)]
     nonsense += [b"", b"\0" * 40, bytes([VERSION]), bytes(MAX_FRAME_OCTETS + 1)]  # the last: hung up
-    context = zmq.Context()
-    inbox = context.socket(zmq.PULL)  # without one it would be heard by nobody
-    inbox.bind(f"ipc://{stack.run_dir / 'sockets' / messages.inbox_name(client)}")
     for target in ("sockets", "udp", "icmp", "ip", "arp", "link"):
         pusher = context.socket(zmq.PUSH)
         pusher.setsockopt(zmq.SNDTIMEO, 10000)

@@ -17,10 +17,10 @@ from bus.config import StackConfig
 from bus.layer import Send
 from bus.messages import (
     DATAGRAM_HEADER,
-    ERROR_RECORD,
-    SEND_HEADER,
+    SocketError,
     SocketReply,
     SocketState,
+    datagram_header,
     decode_socket_reply,
     encode,
 )
@@ -186,7 +186,7 @@ class Stack:
 
     def sends(self, handle: int, payload: bytes, to: str = "0.0.0.0", port: int = 0, layer: str = "udp") -> None:
         """SEND; without a destination to the connected peer."""
-        self._asks(layer, messages.SEND, SEND_HEADER.pack(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)
+        self._asks(layer, messages.SEND, datagram_header(handle, ip4(to), port, bytes(4), 0, 0, 0) + payload)
 
     def ordered(self, layer: str, op: str, **fields: object) -> dict[str, object]:
         """What the command line asks of a layer, and its answer."""
@@ -200,7 +200,7 @@ class Stack:
         """(handle, source, port, payload) of the datagrams handed up since the last call."""
         found = []
         for record in self._heard(messages.DATAGRAM):
-            handle, source, port = DATAGRAM_HEADER.unpack_from(record)[:3]
+            handle, _, _, _, _, port, _, source, _ = DATAGRAM_HEADER.unpack_from(record)
             found.append((handle, str(IPv4Address(source)), port, record[DATAGRAM_HEADER.size :]))
         return found
 
@@ -208,7 +208,7 @@ class Stack:
         """(handle, errno, offender, type) of the errors told since the last call."""
         found = []
         for record in self._heard(messages.SOCKET_ERROR):
-            handle, number, _, icmp_type, _, _, _, offender = ERROR_RECORD.unpack_from(record)[:8]
+            handle, number, _, icmp_type, _, _, offender, _, _ = SocketError.of(record)
             found.append((handle, number, str(IPv4Address(offender)), icmp_type))
         return found
 

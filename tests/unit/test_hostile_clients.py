@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import secrets
 import socket as std
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 from usernet_service import ADDRESS, REPOSITORY, Service
 
+from bus import topology
 from bus.config import StackConfig
 from bus.durable import layout
 from bus.durable.journal import Journal
@@ -17,43 +23,179 @@ from bus.runtime.clients import Clients
 from supervisor.resources import Resources
 from usernet.client.connection import Connection
 from usernet.pipe.contract import open_poller
-from usernet.pipe.frame import pack_frame
-from usernet.pipe.messages import HELLO
+from usernet.pipe.frame import VERSION, of_version, pack_frame, unpack_frame
+from usernet.pipe.messages import BYE, HELLO, REFUSAL, REPLY, REQUEST, RESUME, inbox_name, inbox_number
 
-# Says, in the name of the client argv[2]: I repeat from number 1000 on; goodbye, whatever number is next.
+# Knows all that can be seen of the client argv[2], an inbox, and guesses argv[3:], ids. Says HELLO for it, and in the
+# names of those ids: I repeat from number 1000 on; goodbye, whatever number is next. Says to it, as the service would:
+# I have started anew, and am at number 1000; there was an error.
 FORGER = """
+import sys
+from pathlib import Path
+from usernet.pipe.contract import open_poller
+from usernet.pipe.frame import pack_frame
+run_dir, inbox, ids = Path(sys.argv[1]), sys.argv[2], list(map(int, sys.argv[3:]))
+poller = open_poller("direct")
+service, application = poller.push(str(run_dir / "sockets.sock")), poller.push(str(run_dir / "sockets" / inbox))
+hello = b'{"version": 2, "inbox": "%s", "done": 0, "token": "", "name": "forged"}' % inbox.encode()
+resume = b'{"first": 1000, "done": 0}'
+service.send(pack_frame(128, 0, 1, 0, [hello]))
+for number in ids:
+    for push, incarnation in ((service, 1), (application, 99)):
+        push.send(pack_frame(128, number, incarnation, 0, [hello]))
+        push.send(pack_frame(129, number, incarnation, 0, [resume]))
+    for sequence in range(1, 5):
+        service.send(pack_frame(134, number, 1, sequence, []))
+        application.send(pack_frame(131, number, 99, sequence, [b'{"id": 1, "errno": 5}']))
+while service.waiting or application.waiting or not (service.open and application.open):
+    service.await_room(0.05)
+    application.await_room(0.05)
+"""
+
+# Knows the id argv[2], too.
+KNOWING_FORGER = """
 import sys
 from usernet.pipe.contract import open_poller
 from usernet.pipe.frame import pack_frame
 poller = open_poller("direct")
-push = poller.push(sys.argv[1])
+push = poller.push(f"{sys.argv[1]}/sockets.sock")
 push.send(pack_frame(129, int(sys.argv[2]), 1, 0, [b'{"first": 1000, "done": 0}']))
 for sequence in range(1, 30):
     push.send(pack_frame(134, int(sys.argv[2]), 1, sequence, []))
 while push.waiting or not push.open:
     push.await_room(0.05)
 """
+PATIENCE_S = 20
 
 
-@pytest.fixture(scope="module")
-def service():
-    """With plain sockets as pipes: libzmq does not tell who sent a message (docs/security.md)."""
+@pytest.fixture(scope="module", params=["direct", "zmq"])
+def service(request):
+    """With both kinds of pipe: libzmq does not tell which process sent a message."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("USERNET_PIPES", "direct")
+        patch.setenv("USERNET_PIPES", request.param)
         made = Service()
         yield made
         made.down()
 
 
+def forge(service: Service, inbox: str, *ids: int, listening: Callable[[], object]) -> None:
+    """Run the forger to its end, while the owner of the inbox is `listening`."""
+    with subprocess.Popen([sys.executable, "-c", FORGER, str(service.run_dir), inbox, *map(str, ids)],
+                          cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as forger:
+        deadline = time.monotonic() + PATIENCE_S
+        while forger.poll() is None:
+            listening()
+            if time.monotonic() > deadline:
+                forger.kill()
+        assert forger.returncode == 0, forger.stderr.read()
+
+
+def of_pipes(kind: str) -> bool:
+    return os.environ["USERNET_PIPES"] == kind
+
+
 def test_nobody_speaks_in_anothers_name(service):
     connection = Connection(service.run_dir, "test")
     box = connection.open_socket("dgram")
-    forged = subprocess.run([sys.executable, "-c", FORGER, str(service.run_dir / "sockets.sock"), str(connection.id)],
-                            cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=30)
-    assert forged.returncode == 0, forged.stderr
+    number = inbox_number(connection.inbox_path.name)
+    ids = [0, 1, topology.LAYERS["sockets"], topology.CLIENT_ID_MIN, number, number % topology.CLIENT_ID_END]
+    forge(service, connection.inbox_path.name, *ids, listening=connection.look)
+    if of_pipes("direct"):  # from another process not even with the id
+        forged = subprocess.run([sys.executable, "-c", KNOWING_FORGER, str(service.run_dir), str(connection.id)],
+                                cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=30)
+        assert forged.returncode == 0, forged.stderr
     connection.request("bind", handle=box.handle, address=ADDRESS, port=5995)
     assert [ADDRESS, 5995] in [each["local"] for each in connection.request("list", after=0)["sockets"]]
+    assert connection.welcome["name"] == "test"
+    service.restart()
+    assert [ADDRESS, 5995] in [each["local"] for each in connection.request("list", after=0)["sockets"]]
     connection.close()
+
+
+def test_an_inbox_that_another_process_claims_first_is_still_its_owners(service):
+    """A HELLO that names it brings the one who said it nothing, and its owner the same as ever."""
+    with Stranger(service) as owner:
+        forge(service, owner.inbox_name, 0, 1, listening=owner.listen)
+        owner.say(HELLO, 0, 0, owner.hello())
+        number, answer = owner.hears(HELLO, lambda fields: fields.get("token") == "mine")
+        assert number >= topology.CLIENT_ID_MIN
+        assert answer["version"] == 2
+        owner.say(RESUME, number, 0, b'{"first": 1, "done": 0}')
+        forge(service, owner.inbox_name, 0, 1, listening=owner.listen)
+        owner.say(REQUEST, number, 1, b'{"id": 1, "op": "socket", "type": "dgram"}')
+        same, reply = owner.hears(REPLY, lambda fields: "handle" in fields)
+        assert (same, reply["errno"]) == (number, 0)
+        owner.say(BYE, number, 2)
+
+
+@pytest.mark.parametrize(("octet", "version"), [(1, 1), (3, 3), (255, 255), (2, 1), (2, 3)])
+def test_a_client_of_another_version_is_told_so_in_its_own(service, octet, version):
+    with Stranger(service) as stranger:
+        hello = b'{"version": %d, "inbox": "%s", "done": 0, "token": "mine"}' % (version, stranger.inbox_name.encode())
+        stranger.push.send(of_version(pack_frame(HELLO, 0, 1, 0, [hello]), octet))
+        frame = stranger.hears_frame()
+        assert frame[0] == octet
+        kind, _, number, sequence, (record,) = unpack_frame(of_version(frame, VERSION))
+        assert (kind, number, sequence) == (REFUSAL, 0, 0)
+        assert json.loads(record) == {
+            "errno": errno.EPROTONOSUPPORT, "version": 2, "token": "mine",
+            "error": f"this stack speaks version 2 of the application protocol, the application version {version}"}
+
+
+def test_a_program_of_another_version_gets_an_error_that_says_so(service, monkeypatch):
+    for module in ("usernet.pipe.frame", "usernet.client.connection"):
+        monkeypatch.setattr(f"{module}.VERSION", 3)
+    with pytest.raises(OSError, match=r"stack speaks version 2 of the .*, the application version 3") as caught:
+        Connection(service.run_dir, "test")
+    assert caught.value.errno == errno.EPROTONOSUPPORT
+
+
+class Stranger:
+    """A process with an inbox and a pipe to the service, that does nothing by itself."""
+
+    def __init__(self, service: Service) -> None:
+        self.inbox_name = inbox_name(1 + secrets.randbelow(1 << 63))
+        self.poller = open_poller(os.environ["USERNET_PIPES"])
+        listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
+        listener.bind(str(service.run_dir / "sockets" / self.inbox_name))
+        listener.listen()
+        self.pull = self.poller.pull(listener.detach(), 1 << 18, 16, lambda: None)
+        self.push = self.poller.push(str(service.run_dir / "sockets.sock"))
+        self.frames: list[bytes] = []
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.poller.close()
+
+    def hello(self) -> bytes:
+        return json.dumps({"version": VERSION, "inbox": self.inbox_name, "done": 0, "token": "mine"}).encode()
+
+    def say(self, kind: int, number: int, sequence: int, *records: bytes) -> None:
+        assert self.push.send(pack_frame(kind, number, 1, sequence, records))
+
+    def listen(self) -> None:
+        for descriptor, _ in self.poller.epoll.poll(0.1):
+            if descriptor in self.poller.pushes:
+                self.poller.pushes[descriptor].hear()
+            self.frames += self.pull.read(descriptor) or []
+        self.push.flush()
+
+    def hears_frame(self) -> bytes:
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.frames:
+            assert time.monotonic() < deadline, "nothing came"
+            self.listen()
+        return self.frames.pop(0)
+
+    def hears(self, kind: int, wanted: Callable[[dict], bool]) -> tuple[int, dict]:
+        """(id, fields) of the first frame of this kind with a record that is wanted; others are passed over."""
+        while True:
+            said, _, number, _, records = unpack_frame(self.hears_frame())
+            for record in records:
+                if said == kind and wanted(json.loads(record)):
+                    return number, json.loads(record)
 
 
 def test_an_inbox_that_is_a_symbolic_link_is_refused(service):
@@ -62,11 +204,12 @@ def test_an_inbox_that_is_a_symbolic_link_is_refused(service):
         elsewhere.bind(str(service.run_dir / "elsewhere.sock"))
         elsewhere.listen()
         elsewhere.setblocking(False)
-        number = (1 << 32) + 77
-        (service.run_dir / "sockets" / f"app-{number:x}.sock").symlink_to(service.run_dir / "elsewhere.sock")
+        number = 77
+        (service.run_dir / "sockets" / inbox_name(number)).symlink_to(service.run_dir / "elsewhere.sock")
         poller = open_poller("direct")
         push = poller.push(str(service.run_dir / "sockets.sock"))
-        push.send(pack_frame(HELLO, number, 1, 0, [b'{"version": 1, "inbox": "x", "done": 0}']))
+        hello = b'{"version": 2, "inbox": "%s", "done": 0}' % inbox_name(number).encode()
+        push.send(pack_frame(HELLO, 0, 1, 0, [hello]))
         while push.waiting or not push.open:
             push.await_room(0.05)
         Connection(service.run_dir, "test").close()  # what was sent before is heard by now
@@ -79,7 +222,7 @@ def test_who_sends_a_second_record_that_kills_is_not_heard_any_more():
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)
     config = StackConfig(name="t", run_dir="/nowhere", address=1, prefix=24, mac=bytes(6))
-    clients = Clients(None, config, open_poller("direct"), 7, Journal(durable), durable, [], {}, {})
+    clients = Clients(None, config, open_poller("direct"), Journal(durable), durable, [], {}, {})
     clients.offended(1000)
     assert not clients.is_barred(1000)
     for other in range(1, layout.OFFENDERS_MAX):

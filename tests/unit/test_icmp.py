@@ -17,7 +17,15 @@ from scapy.packet import Raw
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.messages import ERROR_RECORD, PATH_MTU_HEAD, SEND_HEADER, SocketReply, SocketState
+from bus.messages import (
+    DATAGRAM_HEADER,
+    INTERFACE_INDEX,
+    PATH_MTU_HEAD,
+    SocketError,
+    SocketReply,
+    SocketState,
+    datagram_header,
+)
 from layers.icmp import core as icmp
 from layers.icmp import tables
 from layers.icmp.counters import Counters
@@ -69,7 +77,7 @@ class Host:
 
     def sends(self, message, destination: str = PEER, handle: int = 1, source: str = "0.0.0.0", ttl: int = 0,
               tos: int = 0, flags: int = 0) -> list:
-        header = SEND_HEADER.pack(handle, ip4(destination), 0, ip4(source), ttl, tos, flags)
+        header = datagram_header(handle, ip4(destination), 0, ip4(source), ttl, tos, flags)
         return self.gives(topology.SOCKETS, messages.SEND, header + bytes(message))
 
     def counted(self, name: str) -> int:
@@ -480,9 +488,9 @@ def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code
     host.declares(bind=True, port=77, receive_errors=True)
     ((consumer, kind, record),) = ping_error(host, icmp_type, code)
     assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_ERROR)
-    assert ERROR_RECORD.unpack_from(record) == (
-        1, expected, messages.ORIGIN_ICMP, icmp_type, code, 0, 0, ip4(ROUTER), ip4(FAR), 0)
-    assert bytes(ICMP(record[ERROR_RECORD.size :]).payload) == b"data"
+    assert SocketError.of(record) == (
+        1, expected, messages.ORIGIN_ICMP, icmp_type, code, 0, ip4(ROUTER), ip4(FAR), 0)
+    assert bytes(ICMP(record[SocketError.of(record).octets :]).payload) == b"data"
 
 
 @pytest.mark.parametrize(("declared", "icmp_type", "code", "told"), [
@@ -501,7 +509,7 @@ def test_an_error_of_ip_itself_reaches_a_connected_socket(host):
     ours = records.local_error(1, echo(source=OUR, destination=PEER))
     ((_, kind, record),) = host.gives(topology.IP, messages.ICMP_ERROR, ours)
     assert kind == messages.SOCKET_ERROR
-    assert ERROR_RECORD.unpack_from(record)[:3] == (1, errno.EHOSTUNREACH, messages.ORIGIN_LOCAL)
+    assert SocketError.of(record)[:3] == (1, errno.EHOSTUNREACH, messages.ORIGIN_LOCAL)
     assert host.gives(topology.IP, messages.ICMP_ERROR, ours[: records.ERROR], b"", ours[: records.ERROR + 27]) == []
 
 
@@ -546,7 +554,7 @@ def test_what_may_not_be_sent_is_told_with_the_errno_of_linux(host, declared, me
     host.declares(**{"bind": True, **declared})
     ((consumer, kind, record),) = host.sends(message, **keywords)
     assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_ERROR)
-    assert ERROR_RECORD.unpack_from(record)[:3] == (1, expected, messages.ORIGIN_LOCAL)
+    assert SocketError.of(record)[:3] == (1, expected, messages.ORIGIN_LOCAL)
     assert host.counted("send_refused") == 1
 
 
@@ -557,7 +565,7 @@ def test_the_longest_message_fits(host):
 
 def test_messages_to_send_of_nobody_or_of_no_shape_are_counted(host):
     assert host.sends(ICMP(type=8), handle=5) == []
-    assert host.gives(topology.SOCKETS, messages.SEND, b"", bytes(SEND_HEADER.size - 1)) == []
+    assert host.gives(topology.SOCKETS, messages.SEND, b"", bytes(DATAGRAM_HEADER.size - 1)) == []
     assert (host.counted("send_no_socket"), host.counted("send_malformed")) == (1, 2)
 
 
@@ -570,7 +578,7 @@ def test_an_echo_reply_goes_to_the_socket_of_its_identifier(host):
     packet = bytes(echo_reply())
     ((consumer, kind, record),) = host.hears(packet)
     assert (consumer, kind) == (topology.SOCKETS, messages.DATAGRAM)
-    assert messages.DATAGRAM_HEADER.unpack_from(record) == (1, ip4(PEER), 0, ip4(OUR), 60, 4)
+    assert messages.DATAGRAM_HEADER.unpack_from(record) == (1, 4, 0, 60, 4, 0, INTERFACE_INDEX, ip4(PEER), ip4(OUR))
     assert record[messages.DATAGRAM_HEADER.size :] == packet[20:]
     assert host.hears(echo_reply(78)) == []
     assert host.counted("reply_no_socket") == 1
@@ -743,9 +751,18 @@ def test_a_ping_socket_whose_address_has_gone_sends_nothing_until_it_is_back(hos
     assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer).errno == 0
     host.gives(topology.IP, messages.ROUTES, one)
     ((consumer, kind, record),) = host.sends(request)
-    assert (consumer, kind, ERROR_RECORD.unpack_from(record)[1]) == (topology.SOCKETS, messages.SOCKET_ERROR,
+    assert (consumer, kind, SocketError.of(record).errno) == (topology.SOCKETS, messages.SOCKET_ERROR,
                                                                      errno.ENETUNREACH)
     assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer, ttl=3).errno == 0  # an option is no bind
     host.gives(topology.IP, messages.ROUTES, two)
     (send,) = host.sends(request)
     assert transmitted(send)[0][0] == "10.0.0.9"
+
+
+def test_a_message_of_a_family_or_over_an_interface_that_is_not_there_is_refused(host):
+    host.declares(bind=True, port=77)
+    for record, number in ((datagram_header(1, bytes(16), 0, bytes(16)), errno.EAFNOSUPPORT),
+                           (datagram_header(1, ip4(PEER), 0, bytes(4), interface=1), errno.ENODEV)):
+        ((consumer, kind, answer),) = host.gives(topology.SOCKETS, messages.SEND, record + bytes(ICMP() / b"data"))
+        assert (consumer, kind, SocketError.of(answer).errno) == (topology.SOCKETS, messages.SOCKET_ERROR, number)
+    assert host.counted("send_misplaced") == 2

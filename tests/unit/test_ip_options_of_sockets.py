@@ -23,12 +23,12 @@ from bus.config import StackConfig
 from bus.messages import (
     DATAGRAM_HEADER,
     DATAGRAM_OVERHEAD,
-    ERROR_RECORD,
     SEGMENT_SIZE,
-    SEND_HEADER,
     SEND_OPTIONS,
     TRANSMIT_RECORD,
+    SocketError,
     SocketState,
+    datagram_header,
     encode,
 )
 from layers.raw.core import Core as Raws
@@ -122,7 +122,7 @@ def sent(stack: Stack) -> list[tuple[bytes, bytes]]:
 
 
 def send(stack: Stack, payload: bytes, kind: int = messages.SEND, flags: int = SEND_OPTIONS) -> None:
-    head = SEND_HEADER.pack(1, ip4(PEER), PEER_PORT, bytes(4), 0, 0, flags)
+    head = datagram_header(1, ip4(PEER), PEER_PORT, bytes(4), 0, 0, flags)
     stack.tells("udp", topology.SOCKETS, kind, head + payload)
 
 
@@ -165,7 +165,7 @@ def test_options_that_may_not_be_sent_are_told_to_the_socket(stack, options, num
     send(stack, before(options, b"payload"))
     assert stack.sent() == []
     ((told, _, record),) = [entry for entry in stack.told if entry[1] == messages.SOCKET_ERROR]
-    assert (told, ERROR_RECORD.unpack_from(record)[1], record[ERROR_RECORD.size :]) == (
+    assert (told, SocketError.of(record).errno, record[SocketError.of(record).octets :]) == (
         topology.UDP,
         number,
         b"payload",
@@ -273,10 +273,10 @@ class RawLayer:
 
     def sends(self, data: bytes, flags: int = 0) -> tuple:
         """(flag, options, payload), or (errno, data)."""
-        head = SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, flags)
+        head = datagram_header(1, ip4(PEER), 0, bytes(4), 0, 0, flags)
         ((_, kind, record),) = self.core.receive(topology.SOCKETS, messages.SEND, [head + data], 0.0)
         if kind == messages.SOCKET_ERROR:
-            return ERROR_RECORD.unpack_from(record)[1], record[ERROR_RECORD.size :]
+            return SocketError.of(record).errno, record[SocketError.of(record).octets :]
         header, options, payload = transmitted(record)
         return header[5] & TRANSMIT_RECORD, options, payload
 
@@ -301,7 +301,7 @@ def test_a_whole_packet_has_its_options_in_its_header():
 
 def test_options_that_are_no_words_are_no_sockets():
     layer = RawLayer(ip_options=b"\x01")
-    head = SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, 0)
+    head = datagram_header(1, ip4(PEER), 0, bytes(4), 0, 0, 0)
     assert layer.core.receive(topology.SOCKETS, messages.SEND, [head + b"data"], 0.0) == []
 
 
@@ -333,7 +333,7 @@ def test_options_received_cost_no_receive_buffer():
     service = Bench()
     handle = service.bound(PORT)
     service.ask("setsockopt", handle=handle, level=1, name=8, value=1)  # SO_RCVBUF: the least that there is
-    head = DATAGRAM_HEADER.pack(handle, ip4(PEER), 9, ip4(ME), 64, 0)
+    head = datagram_header(handle, ip4(PEER), 9, ip4(ME), 64, 0)
     room = 2304 // (DATAGRAM_OVERHEAD + 500)
 
     def deliver() -> list[int]:
@@ -351,7 +351,7 @@ RECVOPTS, RETOPTS = 6, 7
 
 
 def test_ancillary_data_of_options_is_as_linux_makes_it():
-    head = DATAGRAM_HEADER.pack(1, ip4(PEER), 9, ip4(ME), 64, 0)
+    head = datagram_header(1, ip4(PEER), 9, ip4(ME), 64, 0)
     both = cmsg.OPTIONS_WANTED
     record = cmsg.with_options(head + before(ROUTE + NOP4, b"payload"))
     assert record == head + b"payload"
@@ -368,8 +368,8 @@ def test_options_in_ancillary_data_to_send():
     assert cmsg.steering([(0, RETOPTS, b"\x01")]).options == b"\x01\0\0\0"
     assert cmsg.steering([(0, RETOPTS, b"\x01" * 44)]).options == b"\x01" * 40  # Linux takes 40 of them
     assert cmsg.steering([(0, RETOPTS, b"")]).options == b""
-    header = SEND_HEADER.pack(1, ip4(PEER), 9, bytes(4), 0, 0, 0)
-    assert SEND_HEADER.unpack(cmsg.Steering(options=b"").header(header))[6] == SEND_OPTIONS
+    header = datagram_header(1, ip4(PEER), 9, bytes(4), 0, 0, 0)
+    assert DATAGRAM_HEADER.unpack(cmsg.Steering(options=b"").header(header))[2] == SEND_OPTIONS
     for kind, value, number in ((RETOPTS, b"\x5e\x04ab", INVALID), (RETOPTS, b"\x83\x07\x04abcd", DENIED),
                                 (RECVOPTS, NOP4, INVALID)):
         with pytest.raises(OSError) as refusal:

@@ -14,7 +14,7 @@ from scapy.packet import Raw
 from test_offload import EVERYTHING, MAC, ME, PARTIAL, PEER, PEER_MAC, PLAIN, config, partial, payload_of, summed_anew
 
 from bus import messages, topology
-from bus.messages import PACKET_HEAD, SEGMENT_SIZE, SEGMENTS_MAX, SEND_HEADER
+from bus.messages import DATAGRAM_HEADER, PACKET_HEAD, SEGMENT_SIZE, SEGMENTS_MAX, datagram_header
 from layers.link.core import Core as Link
 from layers.link.counters import Counters as LinkCounters
 from layers.udp.coalescing import joined
@@ -141,7 +141,7 @@ def test_each_flow_s_packets_come_out_as_they_went_in(drawn):
 
 # -- on the way out ----------------------------------------------------------------------------------------------------
 
-HEADERS = [SEND_HEADER.pack(handle, bytes(4), 7, bytes(4), 0, 0, 0) for handle in (1, 2)]
+HEADERS = [datagram_header(handle, bytes(4), 7, bytes(4), 0, 0, 0) for handle in (1, 2)]
 RECORDS = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from([b"", b"a", b"bc", b"de", bytes(30000)])))
 
 
@@ -154,8 +154,8 @@ def test_records_joined_stand_for_the_same_datagrams_in_the_same_order(drawn):
             if kind == messages.SEND:
                 back.append(record)
                 continue
-            header, rest = record[: SEND_HEADER.size], record[SEND_HEADER.size + SEGMENT_SIZE.size :]
-            (size,) = SEGMENT_SIZE.unpack_from(record, SEND_HEADER.size)
+            header, rest = record[: DATAGRAM_HEADER.size], record[DATAGRAM_HEADER.size + SEGMENT_SIZE.size :]
+            (size,) = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)
             assert size < len(rest) <= min(PAYLOAD_OCTETS_MAX, size * SEGMENTS_MAX)
             assert len(rest) % size == 0
             back += [header + rest[at : at + size] for at in range(0, len(rest), size)]
@@ -166,4 +166,4 @@ def test_a_run_is_one_record():
     run = [HEADERS[0] + bytes([number]) * 64 for number in range(5)]
     [(kind, [record])] = joined(run)
     assert kind == messages.SEND_SEGMENTS
-    assert record == HEADERS[0] + SEGMENT_SIZE.pack(64) + b"".join(each[SEND_HEADER.size :] for each in run)
+    assert record == HEADERS[0] + SEGMENT_SIZE.pack(64) + b"".join(each[DATAGRAM_HEADER.size :] for each in run)

@@ -20,7 +20,7 @@ from scapy.packet import Raw
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.messages import DATAGRAM_HEADER, SEND_HEADER, SocketReply, decode_membership, encode
+from bus.messages import DATAGRAM_HEADER, SocketReply, datagram_header, decode_membership, encode
 from layers.ip.core import Core as Ip
 from layers.ip.counters import Counters as IpCounters
 from layers.sockets.core import Core as Sockets
@@ -109,7 +109,7 @@ class Bench:
     def sends(self, handle: int, group: str = ONE) -> tuple[list[int], list[IP]]:
         """(who hears a copy of it, the packets that leave)."""
         self.take(topology.LINK, messages.PACKET_OUT)
-        record = SEND_HEADER.pack(handle, IPv4Address(group).packed, PORT, bytes(4), 0, 0, 0) + b"payload"
+        record = datagram_header(handle, IPv4Address(group).packed, PORT, bytes(4), 0, 0, 0) + b"payload"
         self.run(topology.SOCKETS, self.cores[topology.SOCKETS].receive(APP, messages.SEND, [record], 0.0))
         heard = [DATAGRAM_HEADER.unpack_from(copy)[0] for copy in self.take(APP, messages.DATAGRAM)]
         return heard, [IP(sent[OUT:]) for sent in self.take(topology.LINK, messages.PACKET_OUT)]

@@ -25,13 +25,14 @@ from bus.config import CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION, StackConfig
 from bus.messages import (
     DATAGRAM_HEADER,
     DATAGRAM_OVERHEAD,
+    INTERFACE_INDEX,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
-    SEND_HEADER,
     TRANSMIT_DONT_FRAGMENT,
     TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_PARTIAL,
     SocketState,
+    datagram_header,
     encode,
 )
 from layers.ip.core import Core as Ip
@@ -464,14 +465,14 @@ class UdpLayer:
         return self.core.receive(topology.IP, messages.PACKET, [record], 0.0)
 
     def down(self, payload: bytes, size: int = 0, to: str = PEER) -> list:
-        header = SEND_HEADER.pack(1, octets(to), 9, bytes(4), 0, 0, 0)
+        header = datagram_header(1, octets(to), 9, bytes(4), 0, 0, 0)
         if size:
             record = header + SEGMENT_SIZE.pack(size) + payload
             return self.core.receive(topology.SOCKETS, messages.SEND_SEGMENTS, [record], 0.0)
         return self.core.receive(topology.SOCKETS, messages.SEND, [header + payload], 0.0)
 
 
-HEAD = DATAGRAM_HEADER.pack(1, octets(PEER), 9, octets(ME), 64, 0)
+HEAD = datagram_header(1, octets(PEER), 9, octets(ME), 64, 0, 0, INTERFACE_INDEX)
 
 
 def test_a_checked_packet_is_not_verified_and_any_other_is():
@@ -584,7 +585,7 @@ def test_a_buffer_takes_as_many_of_the_segments_as_it_has_room_for_and_counts_th
 def test_segments_are_for_udp_alone():
     core, counters = service(True)
     for handle, taken in ((1, True), (2, False), (3, False)):
-        record = SEND_HEADER.pack(handle, octets(PEER), 9, bytes(4), 0, 0, 0) + SEGMENT_SIZE.pack(2) + b"1234"
+        record = datagram_header(handle, octets(PEER), 9, bytes(4), 0, 0, 0) + SEGMENT_SIZE.pack(2) + b"1234"
         sends = core.receive(CLIENT, messages.SEND_SEGMENTS, [record], 0.0)
         assert sends == ([(topology.UDP, messages.SEND_SEGMENTS, record)] if taken else [])
     assert (counters[SocketsCounters.sent], counters[SocketsCounters.send_foreign]) == (2, 2)
@@ -604,13 +605,13 @@ def test_no_segments_raise_in_the_service(junk):
 def test_runs_carry_every_datagram_in_order_and_within_the_limits(datagrams, segmenting):
     runs = Runs(segmenting)
     for number, (letter, octets_) in enumerate(datagrams):
-        runs.add(letter * SEND_HEADER.size, bytes([number & 255]) * octets_)
+        runs.add(letter * DATAGRAM_HEADER.size, bytes([number & 255]) * octets_)
     found = []
     for kind, records, count in runs.frames():
         before = len(found)
         assert kind == messages.SEND or segmenting
         for record in records:
-            letter, body = record[:1], record[SEND_HEADER.size :]
+            letter, body = record[:1], record[DATAGRAM_HEADER.size :]
             size = len(body)
             if kind == messages.SEND_SEGMENTS:
                 (size,), body = SEGMENT_SIZE.unpack_from(body), body[SEGMENT_SIZE.size :]

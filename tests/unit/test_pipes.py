@@ -554,10 +554,10 @@ def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
 
 def test_the_greetings_are_json_that_any_client_can_read(durable):
     producer = Producer(durable)
-    producer.outbox.greet({"version": 1, "done": 7})
+    producer.outbox.greet({"version": 2, "done": 7})
     producer.outbox.resume(0, 9)
     (hello, _, (greeting,)), (resume, _, (answer,)) = parsed(producer.queue)
-    assert (hello, msgspec.json.decode(greeting)) == (messages.HELLO, {"version": 1, "done": 7})
+    assert (hello, msgspec.json.decode(greeting)) == (messages.HELLO, {"version": 2, "done": 7})
     assert (resume, msgspec.json.decode(answer)) == (messages.RESUME, {"first": 1, "done": 9})
 
 

@@ -34,7 +34,7 @@ def test_what_is_packed_comes_back(kind, sender, incarnation, sequence, records)
 def test_a_frame_is_laid_out_as_documented():
     frame = pack_frame(1, 0x0102030405060708, 0x0A0B0C0D, 0x1112131415161718, [b"abc", b"", b"d"])
     assert frame == bytes.fromhex(
-        "01 01 0300  0d0c0b0a  0807060504030201  1817161514131211  03000000 00000000 01000000  616263 64"
+        "02 01 0300  0d0c0b0a  0807060504030201  1817161514131211  03000000 00000000 01000000  616263 64"
     )
 
 
@@ -83,8 +83,8 @@ def test_frame_errors_say_why(count, text):
 
 def test_another_version_is_refused():
     frame = pack_frame(1, 1, 1, 1, [b"x"])
-    with pytest.raises(FrameError, match="version 2, expected 1"):
-        unpack_frame(b"\x02" + frame[1:])
+    with pytest.raises(FrameError, match="version 1, expected 2"):
+        unpack_frame(b"\x01" + frame[1:])
 
 
 def test_header_is_24_octets_and_inboxes_are_named_in_hexadecimal():

@@ -16,15 +16,7 @@ from scapy.packet import Raw
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.messages import (
-    DATAGRAM_HEADER,
-    ERROR_RECORD,
-    SEND_HEADER,
-    Route,
-    Routes,
-    SocketState,
-    SourceFilter,
-)
+from bus.messages import DATAGRAM_HEADER, Route, Routes, SocketError, SocketState, SourceFilter, datagram_header
 from layers.ip.core import Core as Ip
 from layers.ip.counters import Counters as IpCounters
 from layers.raw.core import Core
@@ -111,18 +103,18 @@ class Host:
 
     def received(self) -> list[tuple[int, str, bytes]]:
         """(handle, source, packet) of what raw sockets got."""
-        return [(DATAGRAM_HEADER.unpack_from(record)[0], str(IPv4Address(record[4:8])), record[DATAGRAM_HEADER.size :])
+        return [(int.from_bytes(record[:4], "little"), str(IPv4Address(record[12:16])), record[DATAGRAM_HEADER.size :])
                 for _, record in self.taken(messages.DATAGRAM)]
 
     def errors(self) -> list[tuple[int, int, bytes]]:
         """(handle, errno, what was sent) of what raw sockets were told."""
-        return [(*ERROR_RECORD.unpack_from(record)[:2], record[ERROR_RECORD.size :])
+        return [(*SocketError.of(record)[:2], record[SocketError.of(record).octets :])
                 for _, record in self.taken(messages.SOCKET_ERROR)]
 
     def sends(self, data: bytes, to: str = PEER, handle: int = 1, source: str = "0.0.0.0", ttl: int = 0) -> list[bytes]:
         """What goes to link thereupon, without its MAC address."""
         self.out = []
-        header = SEND_HEADER.pack(handle, ip4(to), 0, ip4(source), ttl, 0, 0)
+        header = datagram_header(handle, ip4(to), 0, ip4(source), ttl, 0, 0)
         self.give(topology.SOCKETS, messages.SEND, header + bytes(data))
         return [
             record[OUT:]
@@ -516,7 +508,7 @@ EVENTS = st.sampled_from(
     sorted((producer, kind) for producer, kinds in topology.inputs("raw").items() for kind in kinds)
 )
 OCTETS = st.binary(max_size=80) | st.sampled_from([up(packet()), error_about(OURS), up(packet(1))]) | st.builds(
-    lambda rest: SEND_HEADER.pack(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + rest, st.binary(max_size=40))
+    lambda rest: datagram_header(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + rest, st.binary(max_size=40))
 
 
 @settings(max_examples=300, deadline=None)

@@ -136,7 +136,7 @@ def test_fingerprints_differ_when_the_code_may(checkout):
     assert len(fingerprint(packages)) == len(first) + 1
     assert len(first) == 5
     changed = fingerprint(packages)
-    (checkout.root / "usernet/pipe/frame.py").write_text("VERSION = 2\n")
+    (checkout.root / "usernet/pipe/frame.py").write_text("VERSION = 99\n")
     assert fingerprint(packages) != changed
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, ERROR_RECORD, SEND_HEADER, SocketState
+from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, SocketError, SocketState, datagram_header
 from layers.sockets.core import HANDLES_RESERVED, LIST_MAX, Core
 from layers.sockets.counters import Counters
 from layers.sockets.requests import REQUEST_OCTETS_MAX
@@ -95,7 +95,7 @@ def bench():
 
 
 def datagram(handle: int, payload: bytes) -> bytes:
-    return DATAGRAM_HEADER.pack(handle, bytes([10, 0, 0, 1]), 7, bytes([10, 0, 0, 2]), 64, 0) + payload
+    return datagram_header(handle, bytes([10, 0, 0, 1]), 7, bytes([10, 0, 0, 2]), 64, 0) + payload
 
 
 def test_handles_count_from_one(bench):
@@ -316,7 +316,7 @@ def test_datagrams_go_unchanged_to_the_owner(bench):
 
 def test_only_the_owner_sends_on_a_socket(bench):
     handle = bench.bound(5055)
-    record = SEND_HEADER.pack(handle, bytes([10, 0, 0, 1]), 9, bytes(4), 0, 0, 0) + b"hello"
+    record = datagram_header(handle, bytes([10, 0, 0, 1]), 9, bytes(4), 0, 0, 0) + b"hello"
     bench.udp_away = True
     assert bench.give(ALICE, messages.SEND, record) == [(topology.UDP, messages.SEND, record)]
     assert bench.give(BOB, messages.SEND, record, b"", b"\xff") == []
@@ -370,7 +370,7 @@ def test_linux_takes_the_first_datagram_whatever_its_size(bench):
 
 def test_errors_go_to_the_owner(bench):
     handle = bench.bound(5055, BOB)
-    record = ERROR_RECORD.pack(handle, errno.ECONNREFUSED, 2, 3, 3, 0, 0, bytes(4), bytes(4), 9) + b"start"
+    record = SocketError(handle, errno.ECONNREFUSED, 2, 3, 3, 0, bytes(4), bytes(4), 9).pack() + b"start"
     assert bench.give(topology.UDP, messages.SOCKET_ERROR, record, b"\0") == [(BOB, messages.SOCKET_ERROR, record)]
 
 
@@ -470,7 +470,7 @@ def listening(bench, client=ALICE):
 
 
 def accepted(listener, number, handle):
-    head = streams.ACCEPTED_HEADER.pack(listener, handle, number, 80, 5000, 4)
+    head = streams.ACCEPTED_HEADER.pack(listener, handle, number, 80, 5000, 4, 2)
     return head + bytes([10, 0, 0, 2]) + bytes([10, 0, 0, 1])
 
 
@@ -637,7 +637,7 @@ def test_applications_are_told_when_an_address_goes_and_only_then(bench):
     for own, told in ((["10.0.0.2", "10.0.0.9"], []), (["10.0.0.9", "10.0.0.2"], []), (["10.0.0.2"], [(handle, 0)])):
         out = announce(bench, *own)
         assert [
-            ERROR_RECORD.unpack_from(record)[:2] for _, kind, record in out if kind == messages.SOCKET_ERROR
+            SocketError.of(record)[:2] for _, kind, record in out if kind == messages.SOCKET_ERROR
         ] == told
 
 
@@ -649,11 +649,25 @@ def test_a_socket_bound_to_a_group_sends_from_the_routes_address(bench):
 
 def test_a_connection_that_tcp_tells_of_again_outlives_its_listener(bench):
     listener, handle = bench.open(type="stream"), 1 << 31
-    told = ACCEPTED_HEADER.pack(listener, handle, 1, 80, 4242, 4) + bytes((10, 0, 0, 2, 10, 0, 0, 1))
+    told = ACCEPTED_HEADER.pack(listener, handle, 1, 80, 4242, 4, 2) + bytes((10, 0, 0, 2, 10, 0, 0, 1))
     bench.give(topology.TCP, messages.ACCEPTED, told)
     assert [send[:2] for send in bench.out] == [(ALICE, messages.ACCEPTED)]
     bench.ask("close", handle=listener, linger=-1)
     bench.give(topology.TCP, messages.ACCEPTED, told)  # a tcp that started anew, and has not worked off the closing
     assert bench.out == []
-    bench.give(topology.TCP, messages.ACCEPTED, ACCEPTED_HEADER.pack(listener, handle + 1, 2, 80, 4243, 4) + told[-8:])
+    other = ACCEPTED_HEADER.pack(listener, handle + 1, 2, 80, 4243, 4, 2) + told[-8:]
+    bench.give(topology.TCP, messages.ACCEPTED, other)
     assert [send[:2] for send in bench.out] == [(topology.TCP, messages.SOCKET_CLOSE)], "one that nobody takes"
+
+
+def test_what_is_of_ipv6_is_a_family_that_the_stack_does_not_have(bench):
+    assert bench.ask("socket", type="dgram", family=6)["errno"] == errno.EAFNOSUPPORT
+    assert bench.ask("socket", type="dgram", family=5)["errno"] == errno.EINVAL
+    handle = bench.open()
+    for address in ("2001:db8::1", "::", "fe80::1%2", "::ffff:10.0.0.1"):
+        for op in ("bind", "connect", "prepare"):
+            assert bench.ask(op, handle=handle, address=address, port=5)["errno"] == errno.EAFNOSUPPORT, (op, address)
+    for address in ("", "10.0.0", "fe80::1%", ":::", "one"):
+        assert bench.ask("bind", handle=handle, address=address, port=5)["errno"] == errno.EINVAL, address
+    bound = bench.ask("bind", handle=handle, address="10.0.0.2", port=5)
+    assert (bound["errno"], bound["address"]) == (0, "10.0.0.2")

@@ -17,8 +17,8 @@ from bus.config import StackConfig
 from bus.messages import (
     DATAGRAM,
     DATAGRAM_HEADER,
-    ERROR_RECORD,
     ICMP_ERROR,
+    INTERFACE_INDEX,
     ORIGIN_ICMP,
     ORIGIN_LOCAL,
     PACKET,
@@ -27,7 +27,7 @@ from bus.messages import (
     REPORT_ERROR,
     ROUTES,
     SEND,
-    SEND_HEADER,
+    SEND_SEGMENTS,
     SOCKET_CLOSE,
     SOCKET_ERROR,
     SOCKET_REPLY,
@@ -39,7 +39,9 @@ from bus.messages import (
     TRANSMIT_MAY_FRAGMENT,
     Route,
     Routes,
+    SocketError,
     SocketState,
+    datagram_header,
     decode_socket_reply,
     encode,
 )
@@ -107,7 +109,7 @@ class Layer:
 
     def send(self, handle: int, to: str = PEER, port: int = 7, payload: bytes = b"payload", source: str = "0.0.0.0",
              ttl: int = 0, tos: int = 0, flags: int = 0) -> list:  # fmt: skip
-        record = SEND_HEADER.pack(handle, octets(to), port, octets(source), ttl, tos, flags) + payload
+        record = datagram_header(handle, octets(to), port, octets(source), ttl, tos, flags) + payload
         return self.core.receive(SOCKETS, SEND, [record], 0.0)
 
     def sent(self, *arguments, **fields) -> tuple[dict, bytes]:
@@ -140,7 +142,7 @@ def udp() -> Layer:
 def test_rfc768_a_datagram_reaches_its_socket(udp):
     udp.bind(3)
     sends = udp.packets(packet(ip_fields={"ttl": 17, "tos": 0x2E}))
-    head = DATAGRAM_HEADER.pack(3, octets(PEER), 7, octets(ME), 17, 0x2E)
+    head = datagram_header(3, octets(PEER), 7, octets(ME), 17, 0x2E, 0, INTERFACE_INDEX)
     assert sends == [(SOCKETS, DATAGRAM, head + b"payload")]
     assert udp.count("packets_in") == udp.count("delivered") == 1
 
@@ -162,13 +164,13 @@ def test_payloads_of_any_length(udp, payload):
 def test_rfc768_a_source_port_of_zero_is_none_and_no_fault(udp):
     udp.bind(3)
     ((_, _, record),) = udp.packets(packet(sport=0))
-    assert record == DATAGRAM_HEADER.pack(3, octets(PEER), 0, octets(ME), 64, 0) + b"payload"
+    assert record == datagram_header(3, octets(PEER), 0, octets(ME), 64, 0, 0, INTERFACE_INDEX) + b"payload"
 
 
 def test_ip_options_are_stepped_over(udp):
     udp.bind(3)
     ((_, _, record),) = udp.packets(packet(ip_fields={"options": [inet.IPOption_Timestamp()]}))
-    assert record == DATAGRAM_HEADER.pack(3, octets(PEER), 7, octets(ME), 64, 0) + b"payload"
+    assert record == datagram_header(3, octets(PEER), 7, octets(ME), 64, 0, 0, INTERFACE_INDEX) + b"payload"
 
 
 def test_octets_behind_the_udp_length_are_cut(udp):
@@ -399,15 +401,34 @@ def test_what_cannot_be_sent_is_counted(udp):
     assert udp.send(4) == []
     assert udp.count("send_no_port") == 1
     ((to, kind, record),) = udp.send(3, FAR)
-    assert (to, kind, ERROR_RECORD.unpack_from(record)[1]) == (SOCKETS, SOCKET_ERROR, errno.ENETUNREACH)
+    assert (to, kind, SocketError.of(record).errno) == (SOCKETS, SOCKET_ERROR, errno.ENETUNREACH)
     assert udp.count("send_no_route") == 1
     assert udp.send(3, payload=bytes(65508)) == []
     assert udp.count("send_too_long") == 1
-    assert udp.core.receive(SOCKETS, SEND, [bytes(SEND_HEADER.size - 1)], 0.0) == []
+    assert udp.core.receive(SOCKETS, SEND, [bytes(DATAGRAM_HEADER.size - 1)], 0.0) == []
     assert udp.count("send_malformed") == 1
     assert udp.count("sends") == 6
     assert udp.count("packets_out") == 0
     assert udp.send(3, payload=bytes(65507)) != []
+
+
+def test_a_family_and_an_interface_that_the_stack_does_not_have_are_refused(udp):
+    udp.bind(3)
+    six = bytes(range(16))
+    for record, number, told, payload in (
+        (datagram_header(3, six, 7, bytes(16)) + b"payload", errno.EAFNOSUPPORT, six, b"payload"),
+        (datagram_header(3, six, 7, bytes(16))[:-1], errno.EAFNOSUPPORT, bytes(4), b""),
+        (b"\x03\0\0\0\x09" + bytes(15), errno.EAFNOSUPPORT, bytes(4), b""),
+        (datagram_header(3, octets(PEER), 7, bytes(4), interface=3) + b"x", errno.ENODEV, octets(PEER), b"x"),
+    ):
+        ((to, kind, answer),) = udp.core.receive(SOCKETS, SEND, [record], 0.0)
+        error = SocketError.of(answer)
+        assert (to, kind, error.handle, error.errno, error.destination) == (SOCKETS, SOCKET_ERROR, 3, number, told)
+        assert answer[error.octets :] == payload
+    ((_, kind, answer),) = udp.core.receive(SOCKETS, SEND_SEGMENTS, [datagram_header(3, six, 7, six) + b"\1\0ab"], 0.0)
+    assert (kind, SocketError.of(answer).errno) == (SOCKET_ERROR, errno.EAFNOSUPPORT)
+    assert (udp.count("send_misplaced"), udp.count("packets_out")) == (5, 0)
+    assert udp.core.receive(SOCKETS, SEND, [datagram_header(3, octets(PEER), 7, bytes(4), interface=2)], 0.0) != []
 
 
 @pytest.mark.parametrize(("bound", "wanted", "to", "source"), [
@@ -479,9 +500,9 @@ def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(udp, dec
     for layer in (udp, udp.restarted()):
         ((to, kind, record),) = layer.send(3, source=source)
         assert (to, kind) == (SOCKETS, SOCKET_ERROR)
-        told = ERROR_RECORD.unpack_from(record)
+        told = SocketError.of(record)
         assert (told[:3], told[-2:]) == ((3, errno.ENETUNREACH, ORIGIN_LOCAL), (octets(PEER), 7))
-        assert record[ERROR_RECORD.size :] == b"payload"
+        assert record[told.octets :] == b"payload"
         assert layer.sent(3, source=ME)[0]["source"] == octets(ME)  # of the application's choice (IP_PKTINFO)
         layer.core.receive(IP, ROUTES, [encode(ANNOUNCED)], 0.0)
         assert layer.sent(3, source=source)[0]["source"] == octets(ALIAS)
@@ -490,7 +511,7 @@ def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(udp, dec
 def test_multicasts_from_an_interface_whose_address_has_gone_are_refused(udp):
     udp.bind(3, multicast_interface=ip(FAR))
     ((_, kind, record),) = udp.send(3, "239.1.1.1")
-    assert (kind, ERROR_RECORD.unpack_from(record)[1]) == (SOCKET_ERROR, errno.ENETUNREACH)
+    assert (kind, SocketError.of(record).errno) == (SOCKET_ERROR, errno.ENETUNREACH)
     assert udp.sent(3)[0]["source"] == octets(ME)
 
 
@@ -661,15 +682,15 @@ CONNECTED = {"peer": PEER, "peer_port": 7}
 def test_rfc1122_4_1_3_3_a_connected_socket_is_told_of_a_closed_port(udp):
     udp.bind(3, **CONNECTED)
     ((to, kind, record),) = udp.icmp_error(packet(ME, 5000, PEER, 7, b"payload"), info=5)
-    head = ERROR_RECORD.pack(3, errno.ECONNREFUSED, ORIGIN_ICMP, 3, 3, 0, 5, octets(OTHER), octets(PEER), 7)
+    head = SocketError(3, errno.ECONNREFUSED, ORIGIN_ICMP, 3, 3, 5, octets(OTHER), octets(PEER), 7).pack()
     assert (to, kind, record) == (SOCKETS, SOCKET_ERROR, head + b"payload")
-    assert udp.icmp_error(packet(ME, 5000, PEER, 7)[:28]) == [(SOCKETS, SOCKET_ERROR, head[:12] + bytes(4) + head[16:])]
+    assert udp.icmp_error(packet(ME, 5000, PEER, 7)[:28]) == [(SOCKETS, SOCKET_ERROR, head[:16] + bytes(4) + head[20:])]
 
 
 def test_no_more_of_the_datagram_comes_back_than_an_icmp_error_carries(udp):
     udp.bind(3, **CONNECTED)
     ((_, _, record),) = udp.icmp_error(packet(ME, 5000, PEER, 7, bytes(2000)), origin=ORIGIN_LOCAL)
-    assert len(record) == ERROR_RECORD.size + 548
+    assert len(record) == SocketError.of(record).octets + 548
 
 
 UNREACH_HOST, UNREACH_PORT, TOO_BIG, EXPIRED, BAD_PARAMETER = (3, 1), (3, 3), (3, 4), (11, 0), (12, 0)
@@ -696,7 +717,7 @@ def test_who_is_told_what_as_linux_udp_err(udp, fields, error, origin, number):
     udp.bind(3, **fields)
     sends = udp.icmp_error(packet(ME, 5000, PEER, 7), *error, origin=origin)
     told = [record for to, _, record in sends if to == SOCKETS]
-    assert [ERROR_RECORD.unpack_from(record)[1] for record in told] == ([number] if number else [])
+    assert [SocketError.of(record).errno for record in told] == ([number] if number else [])
     assert udp.count("error_ignored" if not number else "errors_told") == 1
 
 

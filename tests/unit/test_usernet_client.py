@@ -30,7 +30,7 @@ from usernet.client.connection import Connection
 from usernet.ping import ping
 from usernet.pipe.contract import WAITING_MAX
 from usernet.pipe.frame import pack_frame
-from usernet.pipe.messages import CREDIT, DATAGRAM, DATAGRAM_HEADER, DATAGRAM_OVERHEAD
+from usernet.pipe.messages import CREDIT, DATAGRAM, DATAGRAM_OVERHEAD, datagram_header
 
 
 @pytest.fixture(scope="module")
@@ -636,8 +636,8 @@ def test_what_comes_right_behind_the_answer_to_socket_is_not_lost(service, monke
         handle = json.loads(record).get("handle")
         if handle:
             incoming = connection._incoming
-            datagram = DATAGRAM_HEADER.pack(handle, bytes(4), 0, bytes(4), 64, 0) + b"early"
-            connection._take(pack_frame(DATAGRAM, 7, incoming.incarnation, incoming.done + 1, [datagram]))
+            datagram = datagram_header(handle, bytes(4), 0, bytes(4), 64, 0) + b"early"
+            connection._take(pack_frame(DATAGRAM, connection.id, incoming.incarnation, incoming.done + 1, [datagram]))
             incoming.done -= 1  # the service never sent it
 
     monkeypatch.setattr(connection, "_replied", replied)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from usernet_service import ADDRESS, Service
 
 import usernet
-from usernet.pipe.messages import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEND_HEADER
+from usernet.pipe.messages import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, datagram_header
 from usernet.sockets import cmsg
 
 IP = std.IPPROTO_IP
@@ -158,9 +158,9 @@ def test_packet_info_tells_the_address_that_was_asked_and_chooses_the_one_that_a
 
 def test_rfc1122_3_4_packet_info_tells_the_interface_and_both_addresses():
     ours, group = bytes([10, 0, 0, 2]), bytes([224, 0, 0, 9])
-    record = DATAGRAM_HEADER.pack(1, bytes([10, 0, 0, 1]), 53, group, 64, 0)
+    record = datagram_header(1, bytes([10, 0, 0, 1]), 53, group, 64, 0, 0, 2)
     assert cmsg.told(cmsg.WANTED[IP_PKTINFO], record, ours) == [
-        (IP, IP_PKTINFO, PKTINFO.pack(cmsg.INTERFACE, ours, group))]
+        (IP, IP_PKTINFO, PKTINFO.pack(2, ours, group))]
 
 
 @given(record=st.binary(min_size=DATAGRAM_HEADER.size, max_size=40), wanted=st.integers(0, 7),
@@ -171,13 +171,13 @@ def test_whatever_came_in_can_be_told(record, wanted, room):
     assert cut or len(fitting) == bin(wanted).count("1")
 
 
-@given(header=st.binary(min_size=SEND_HEADER.size, max_size=SEND_HEADER.size), ttl=st.none() | st.integers(1, 255),
-       tos=st.none() | st.integers(0, 255))
+@given(header=st.binary(min_size=DATAGRAM_HEADER.size, max_size=DATAGRAM_HEADER.size),
+       ttl=st.none() | st.integers(1, 255), tos=st.none() | st.integers(0, 255))
 def test_steering_changes_ttl_and_tos_only(header, ttl, tos):
-    before, after = SEND_HEADER.unpack(header), SEND_HEADER.unpack(cmsg.Steering(ttl, tos).header(header))
-    assert after[:4] == before[:4]
-    assert after[4] == (before[4] if ttl is None else ttl)
-    assert after[5:] == (before[5:] if tos is None else (tos, 1))
+    before, after = DATAGRAM_HEADER.unpack(header), DATAGRAM_HEADER.unpack(cmsg.Steering(ttl, tos).header(header))
+    assert (after[:2], after[5:]) == (before[:2], before[5:])
+    assert after[3] == (before[3] if ttl is None else ttl)
+    assert (after[4], after[2]) == ((before[4], before[2]) if tos is None else (tos, 1))
 
 
 # -- the error queue ---------------------------------------------------------------------------------------------------

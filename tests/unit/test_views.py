@@ -74,10 +74,10 @@ def test_the_packet_of_a_record(kind, record):
 
 
 def test_what_applications_say_is_shown_as_a_packet():
-    send = m.SEND_HEADER.pack(4, B, 53, A, 64, 0, 0) + b"hello"
+    send = m.datagram_header(4, B, 53, A, 64, 0, 0) + b"hello"
     (packet,) = views.packets_of(m.SEND, send, False, 17)
     assert (IP(packet).dst, IP(packet)[UDP].dport, bytes(IP(packet)[UDP].payload)) == ("10.0.0.2", 53, b"hello")
-    datagram = m.DATAGRAM_HEADER.pack(4, B, 53, A, 64, 0) + b"hello"
+    datagram = m.datagram_header(4, B, 53, A, 64, 0) + b"hello"
     (packet,) = views.packets_of(m.DATAGRAM, datagram, False, 17)
     assert (IP(packet).src, IP(packet)[UDP].sport, bytes(IP(packet)[UDP].payload)) == ("10.0.0.2", 53, b"hello")
 
@@ -99,8 +99,8 @@ def test_a_super_packet_is_its_packets(kind, record):
 
 
 def test_payloads_of_applications_are_cut():
-    send = m.SEND_HEADER.pack(4, B, 53, A, 64, 0, 0) + m.SEGMENT_SIZE.pack(3) + b"abcdefgh"
-    head = m.SEND_HEADER.pack(4, B, 53, A, 64, 0, 0)
+    send = m.datagram_header(4, B, 53, A, 64, 0, 0) + m.SEGMENT_SIZE.pack(3) + b"abcdefgh"
+    head = m.datagram_header(4, B, 53, A, 64, 0, 0)
     assert views.pieces(m.SEND_SEGMENTS, send, False) == [(m.SEND, head + part) for part in (b"abc", b"def", b"gh")]
 
 

@@ -48,7 +48,10 @@ from usernet.pipe.messages import (
     DATAGRAM_HEADER,
     DATAGRAM_OPTIONS,
     DATAGRAM_SEGMENTS,
+    FAMILY_4,
     HELLO,
+    INBOX_NUMBER_END,
+    REFUSAL,
     REPLY,
     REQUEST,
     RESUME,
@@ -67,6 +70,7 @@ from usernet.pipe.streams import (
     STREAM,
     STREAM_INFO,
     STREAM_RESET,
+    accepted_addresses,
 )
 from usernet.sockets.cmsg import with_options
 
@@ -117,8 +121,10 @@ class Connection:
         self.malformed = 0  # frames from the service that do not parse
         self.down = False  # the stack is gone
         directory = find(run_dir, name)
-        self.id = (1 << 32) + secrets.randbelow((1 << 53) - (1 << 32))
-        self.inbox_path = run_dir / INBOXES / inbox_name(self.id)
+        self.id = 0  # that the service gives us: a secret of the two
+        self._token = secrets.token_hex(16)  # what is not an answer to our HELLO does not have it
+        self._refusal: dict = {}  # why it does not let us in
+        self.inbox_path = run_dir / INBOXES / inbox_name(1 + secrets.randbelow(INBOX_NUMBER_END - 1))
         self.readers = Readers(self._read)
         self._sending = CombiningLock(self._send_deferred)
         self.boxes: dict[int, Description] = {}  # by handle
@@ -143,12 +149,16 @@ class Connection:
                     errno.ETIMEDOUT, f"the usernet stack {self.name!r} in {self.run_dir} did not answer within "
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
                 )
-            hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done}
+            hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done,
+                     "token": self._token}
             with self._sending.lock:
                 self._line.send(self._unnumbered(HELLO, hello), CONNECT_TIMEOUT_S)
             until = monotonic() + HELLO_INTERVAL_S
             while not self.welcome and (left := until - monotonic()) > 0:
                 self._read(left)
+                if self._refusal:
+                    raise OSError(self._refusal["errno"], f"the usernet stack {self.name!r} in {self.run_dir}: "
+                                  f"{self._refusal['error']}")
 
     @property
     def closed(self) -> bool:
@@ -263,7 +273,13 @@ class Connection:
 
     def _take(self, frame: bytes, late: bool = False) -> None:
         try:
-            kind, incarnation, _, sequence, records = unpack_frame(frame)
+            kind, incarnation, number, sequence, records = unpack_frame(frame)
+            if number != self.id or not number:
+                if self.id or sequence:
+                    self.malformed += 1  # not the service's
+                else:
+                    self._introduced(kind, number, incarnation, _decode(records[0]))
+                return
             if sequence == 0:
                 self._greeted(kind, incarnation, _decode(records[0]))
                 return
@@ -359,16 +375,15 @@ class Connection:
 
     def _take_accepted(self, listener: StreamDescription, record: bytes) -> None:
         """A connection has come to a listener; the same may be told again."""
-        _, handle, number, port, peer_port, width = ACCEPTED_HEADER.unpack_from(record)
+        _, handle, number, port, peer_port, family, _ = ACCEPTED_HEADER.unpack_from(record)
         if number <= listener.numbered:
             return
         listener.numbered = number
-        start = ACCEPTED_HEADER.size
         box = StreamDescription(self.readers.lock, handle, 0)
         box.listener, box.linger = listener, listener.linger
-        family = AF_INET if width == 4 else AF_INET6
-        box.local = inet_ntop(family, record[start : start + width]), port
-        box.peer = inet_ntop(family, record[start + width : start + 2 * width]), peer_port
+        family = AF_INET if family == FAMILY_4 else AF_INET6
+        local, peer = accepted_addresses(record)
+        box.local, box.peer = (inet_ntop(family, local), port), (inet_ntop(family, peer), peer_port)
         self.boxes[handle] = box  # its first ROOM follows, and then it may be accepted
 
     def _arrive(self, box: StreamDescription) -> None:
@@ -404,6 +419,16 @@ class Connection:
         if box is not None:
             box.fail(record)
             self.readers.wake(box)
+
+    def _introduced(self, kind: int, number: int, incarnation: int, fields: dict) -> None:
+        """The first answer to our HELLO."""
+        if fields.get("token") != self._token:
+            self.malformed += 1
+        elif kind == HELLO and number:
+            self.id = number
+            self._greeted(kind, incarnation, fields)
+        elif kind == REFUSAL:
+            self._refusal = fields
 
     def _greeted(self, kind: int, incarnation: int, fields: dict) -> None:
         if kind == RESUME:

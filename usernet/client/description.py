@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from usernet.client.dispatcher import Mailbox
-from usernet.pipe.messages import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, ERROR_RECORD, SEGMENTS_MAX
+from usernet.pipe.messages import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENTS_MAX, SocketError
 
 DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
 ERRORS_MAX = 256  # errors kept for MSG_ERRQUEUE; on Linux they have to fit the receive buffer
@@ -37,12 +37,12 @@ class Description(Mailbox):
         self.owners: dict[int, Callable[[], Any]] = {}  # id of each socket object that has it open: that object
         self.local: tuple[str, int] = UNNAMED
         self.peer: tuple[str, int] | None = None
-        self.destinations: dict[object, tuple[bytes, int]] = {}  # address -> (SEND_HEADER, payload octets at most)
+        self.destinations: dict[object, tuple[bytes, int]] = {}  # address -> (head of a SEND, payload octets at most)
         self.specific: dict[bytes, bytes] = {}  # source, destination -> the address of ours that was meant
         self.stale = False  # what was found out about destinations may no longer hold
         self.consumed = 0  # octets of receive buffer taken out and not yet given back
         self.credit_due = 0  # give them back from here on
-        self.errors: deque[bytes] = deque()  # ERROR_RECORD and what follows it
+        self.errors: deque[bytes] = deque()  # SOCKET_ERROR records
         self.keep_errors = False  # IP_RECVERR
         self.header_included = False  # IP_HDRINCL: what is sent has an IP header already
         self.options_octets = 0  # of IP options that go with what is sent (IP_OPTIONS)
@@ -70,9 +70,9 @@ class Description(Mailbox):
         return bool(self.items or self.error or self.errors or self.ended)
 
     def fail(self, record: bytes) -> None:
-        """An error about a datagram that this socket has sent (ERROR_RECORD); errno 0: the stack lost an address."""
+        """An error about a datagram that this socket has sent (SOCKET_ERROR); errno 0: the stack lost an address."""
         self.stale = True
-        self.error = ERROR_RECORD.unpack_from(record)[1] or self.error
+        self.error = SocketError.of(record).errno or self.error
         if self.keep_errors and _fatal(record):  # what the stack itself would not send is no news of the network's
             self.keep(record)
 
@@ -95,5 +95,5 @@ class Description(Mailbox):
 
 def _fatal(record: bytes) -> int:
     """The errno of an error that has an ICMP type, and so was one about a datagram that had left; else 0."""
-    _, number, _, kind, *_ = ERROR_RECORD.unpack_from(record)
-    return number if kind else 0
+    error = SocketError.of(record)
+    return error.errno if error.icmp_type else 0

@@ -6,7 +6,7 @@ import socket as _std
 
 from usernet.client.stack import Stack
 from usernet.errors import os_error
-from usernet.pipe.messages import DATAGRAM_HEADER, SEND, SEND_HEADER, SEND_TTL_DEFAULT
+from usernet.pipe.messages import DATAGRAM_HEADER, SEND, datagram_header
 
 
 class Exchange:
@@ -21,8 +21,8 @@ class Exchange:
         except BaseException:
             self.close()
             raise
-        self._header = SEND_HEADER.pack(self._box.handle, _std.inet_aton(address), port,
-                                        _std.inet_aton(reply["source"]), SEND_TTL_DEFAULT, 0, 0)
+        self._header = datagram_header(self._box.handle, _std.inet_aton(address), port,
+                                       _std.inet_aton(reply["source"]))
 
     def send(self, data: bytes, timeout_s: float) -> None:
         """One datagram."""

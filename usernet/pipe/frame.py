@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-VERSION = 1
+VERSION = 2  # of the application protocol; the first octet of each frame. Layers have the same
 HEADER = Struct("<BBHIQQ")  # version, kind, record count, sender's incarnation, sender's id, sequence number
 HEADER_OCTETS = HEADER.size
 MAX_RECORDS = 256  # records that one frame may carry
@@ -38,6 +38,11 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
             raise ValueError("nested too deep") from error
 
     return checked
+
+
+def of_version(frame: bytes, version: int) -> bytes:
+    """The same frame with another version in it. What stands in greetings is the same in all versions."""
+    return bytes((version,)) + frame[1:]
 
 
 class FrameError(ValueError):

@@ -28,6 +28,17 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
     done: SequenceNumber
     version: int = VERSION
+    inbox: str = ""  # of an application: the file name of its inbox
+    token: Annotated[str, msgspec.Meta(max_length=64)] = ""  # likewise: anything, which comes back in the answer
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a HELLO that is not accepted: Linux's errno, and for people why."""
+
+    errno: int
+    error: str
+    version: int = VERSION  # that the service speaks
+    token: str  # of the HELLO
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):

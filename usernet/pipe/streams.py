@@ -25,7 +25,7 @@ STREAM_LENGTH = Struct("<I")  # of a STREAM_HELD, in octets
 READ_RECORD = Struct("<IIQQ")  # handle, flags, octets that the application took, octets that its side holds
 ROOM_RECORD = Struct("<IIQQQ")  # handle, flags, octets that tcp stores, octets acknowledged, write up to here
 ACCEPT_RECORD = Struct("<IIQQ")  # listener, 0, connections stored, connections that may be handed up
-ACCEPTED_HEADER = Struct("<IIQHHI")  # listener, handle, number, local port, peer's port, octets of an address
+ACCEPTED_HEADER = Struct("<IIQHHBxH")  # listener, handle, number, local port, peer's port, family, interface
 RESET_RECORD = Struct("<II")  # handle, errno
 INFO_HEADER = Struct("<IIQ")  # handle, 0, request
 # Upwards behind that: state, timer, 0, milliseconds to it, retransmissions, 0, octets unread, unacknowledged, unsent
@@ -74,6 +74,12 @@ MERGES: dict[int, Callable[[bytes, bytes], bytes | None]] = {
     ACCEPT: _latest,
     STREAM_HELD: _consecutive,
 }
+
+
+def accepted_addresses(record: bytes) -> tuple[bytes, bytes]:
+    """(our own, the peer's) address in an ACCEPTED record."""
+    middle = (len(record) + ACCEPTED_HEADER.size) // 2
+    return record[ACCEPTED_HEADER.size : middle], record[middle:]
 
 
 def handle_of(record: bytes) -> bytes:

@@ -10,7 +10,14 @@ from struct import Struct
 from typing import NamedTuple
 
 from usernet.errors import os_error
-from usernet.pipe.messages import DATAGRAM_HEADER, ERROR_RECORD, SEND_OPTIONS, SEND_TOS_GIVEN
+from usernet.pipe.messages import (
+    DATAGRAM_HEADER,
+    INTERFACE_INDEX,
+    SEND_OPTIONS,
+    SEND_TOS_GIVEN,
+    SocketError,
+    datagram_header,
+)
 from usernet.sockets import ip_options
 
 # linux/in.h
@@ -26,8 +33,6 @@ SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came
 # What recvmsg tells of a datagram, by the options that ask for it: bits of Description.ancillary.
 WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4, IP_RECVOPTS: 8, IP_RETOPTS: 16}
 OPTIONS_WANTED = WANTED[IP_RECVOPTS] | WANTED[IP_RETOPTS]
-
-INTERFACE = 2  # index of the stack's one interface: Linux gives 1 to the loopback, 2 to the first after it
 
 _INT = Struct("=i")
 _SHORT = Struct("=H")
@@ -50,14 +55,14 @@ class Steering(NamedTuple):
     options: bytes | None = None  # IP options instead of the socket's (IP_RETOPTS)
 
     def header(self, header: bytes) -> bytes:
-        """A SEND_HEADER with TTL, TOS and flags as asked for."""
-        ttl = header[14] if self.ttl is None else self.ttl
-        tos, flags = header[15], int.from_bytes(header[16:], "little")
+        """The head of a SEND with flags, TTL and TOS as asked for."""
+        flags, ttl, tos = header[5:8]
+        ttl = ttl if self.ttl is None else self.ttl
         if self.tos is not None:
             tos, flags = self.tos, SEND_TOS_GIVEN
         if self.options is not None:
             flags |= SEND_OPTIONS
-        return header[:14] + bytes((ttl, tos)) + flags.to_bytes(2, "little")
+        return header[:5] + bytes((flags, ttl, tos)) + header[8:]
 
 
 def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = False) -> Steering:
@@ -83,7 +88,7 @@ def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = Fal
             tos = _within(0, data[0] if len(data) == 1 else _INT.unpack(data)[0])
         elif kind == IP_PKTINFO and len(data) == _PKTINFO.size:
             interface, local, _ = _PKTINFO.unpack(data)
-            if interface not in (0, INTERFACE):
+            if interface not in (0, INTERFACE_INDEX):
                 raise os_error(errno.ENODEV)
             source = local if any(local) else b""
         elif kind == IP_RETOPTS:
@@ -112,10 +117,10 @@ def told(wanted: int, record: bytes, local: bytes, raw: bool = False) -> list[Co
 
     `raw`: its payload is a whole packet.
     """
-    _, _, _, destination, ttl, tos = DATAGRAM_HEADER.unpack_from(record)
+    _, _, _, ttl, tos, _, interface, _, destination = DATAGRAM_HEADER.unpack_from(record)
     controls: list[Control] = []
     if wanted & WANTED[IP_PKTINFO]:
-        controls.append((_std.IPPROTO_IP, IP_PKTINFO, _PKTINFO.pack(INTERFACE, local, destination)))
+        controls.append((_std.IPPROTO_IP, IP_PKTINFO, _PKTINFO.pack(interface, local, destination)))
     if wanted & WANTED[IP_RECVTTL]:
         controls.append((_std.IPPROTO_IP, IP_TTL, _INT.pack(ttl)))
     if wanted & WANTED[IP_RECVTOS]:
@@ -160,18 +165,18 @@ def _options_told(wanted: int, options: bytes) -> list[Control]:
 
 
 def error_told(record: bytes) -> list[Control]:
-    """What recvmsg with MSG_ERRQUEUE tells of an ERROR_RECORD: struct sock_extended_err and the offender."""
-    _, number, origin, kind, code, _, info, offender, _, _ = ERROR_RECORD.unpack_from(record)
-    data = _EXTENDED_ERROR.pack(number, origin, kind, code, 0, info, 0)
-    family = _std.AF_INET if origin == SO_EE_ORIGIN_ICMP else _std.AF_UNSPEC
-    data += _OFFENDER.pack(family, offender if family else bytes(4))
+    """What recvmsg with MSG_ERRQUEUE tells of a SOCKET_ERROR: struct sock_extended_err and the offender."""
+    error = SocketError.of(record)
+    data = _EXTENDED_ERROR.pack(error.errno, error.origin, error.icmp_type, error.code, 0, error.info, 0)
+    family = _std.AF_INET if error.origin == SO_EE_ORIGIN_ICMP else _std.AF_UNSPEC
+    data += _OFFENDER.pack(family, error.offender if family else bytes(4))
     return [(_std.IPPROTO_IP, IP_RECVERR, data)]
 
 
 def error_as_datagram(record: bytes) -> bytes:
-    """An ERROR_RECORD in the shape of a datagram: what comes back is what was sent, from where it was sent to."""
-    handle, *_, destination, port = ERROR_RECORD.unpack_from(record)
-    return DATAGRAM_HEADER.pack(handle, destination, port, bytes(4), 0, 0) + record[ERROR_RECORD.size :]
+    """A SOCKET_ERROR in the shape of a datagram: what comes back is what was sent, from where it was sent to."""
+    error = SocketError.of(record)
+    return datagram_header(error.handle, error.destination, error.port, bytes(4)) + record[error.octets :]
 
 
 def fit(controls: list[Control], room: int) -> tuple[list[Control], bool]:

@@ -22,13 +22,12 @@ from usernet.client.stack import Stack
 from usernet.errors import os_error, would_block
 from usernet.pipe.messages import (
     DATAGRAM_HEADER,
-    ERROR_RECORD,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND,
-    SEND_HEADER,
     SEND_SEGMENTS,
-    SEND_TTL_DEFAULT,
+    SocketError,
+    datagram_header,
 )
 from usernet.sockets.cmsg import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
 from usernet.sockets.cork import MORE, Piece, held
@@ -138,7 +137,7 @@ class Datagrams:
         return header + SEGMENT_SIZE.pack(segment) + data
 
     def _header(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
-        """The SEND_HEADER of a datagram; the errors of Linux where it is not to be sent."""
+        """The head of a SEND; the errors of Linux where it is not to be sent."""
         if box.stale:
             box.stale = False
             box.destinations.clear()
@@ -187,8 +186,10 @@ class Datagrams:
     def _too_long(self, box: Description, header: bytes, limit: int) -> None:
         if box.keep_errors:  # Linux ip_local_error: no payload, and the port of the peer if there is one
             port = box.peer[1] if box.peer else 0
-            numbers = errno.EMSGSIZE, SO_EE_ORIGIN_LOCAL, 0, 0, 0, limit + self._overhead
-            box.keep(ERROR_RECORD.pack(box.handle, *numbers, ANY, header[4:8], port))
+            _, _, _, _, _, _, _, destination, _ = DATAGRAM_HEADER.unpack(header)
+            mtu = limit + self._overhead
+            error = SocketError(box.handle, errno.EMSGSIZE, SO_EE_ORIGIN_LOCAL, 0, 0, mtu, ANY, destination, port)
+            box.keep(error.pack())
             self._connection.readers.taken_from(box)
         raise os_error(errno.EMSGSIZE)
 
@@ -211,7 +212,7 @@ class Datagrams:
 
         RFC 1122 section 4.1.3.5: the specific-destination address, as Linux finds it (fib_compute_spec_dst).
         """
-        _, source, port, destination, _, _ = DATAGRAM_HEADER.unpack_from(record)
+        _, _, _, _, _, port, _, source, destination = DATAGRAM_HEADER.unpack_from(record)
         ours = _std.inet_aton(str(self._connection.welcome["address"]))
         if destination == ours or destination[0] == 127:
             return destination
@@ -235,9 +236,7 @@ class Datagrams:
 
     def _remember(self, key: object, host: str, port: int, reply: dict) -> tuple[bytes, int]:
         box = self._box
-        header = SEND_HEADER.pack(
-            box.handle, _std.inet_aton(host), port, _std.inet_aton(reply["source"]), SEND_TTL_DEFAULT, 0, 0
-        )
+        header = datagram_header(box.handle, _std.inet_aton(host), port, _std.inet_aton(reply["source"]))
         if len(box.destinations) >= DESTINATIONS_MAX:
             box.destinations.clear()
         box.destinations[key] = destination = header, reply["mtu"] - self._overhead
@@ -350,7 +349,7 @@ class Datagrams:
         return [(record[_HEADER:end], _sender(record)) for record in records]  # type: ignore[misc]
 
     def _take_error(self) -> bytes:
-        """The oldest ERROR_RECORD; EAGAIN where there is none: MSG_ERRQUEUE does not wait (recv(2)).
+        """The oldest SOCKET_ERROR; EAGAIN where there is none: MSG_ERRQUEUE does not wait (recv(2)).
 
         But the standard module does, where there is a timeout: until the socket has something to say.
         """
@@ -437,5 +436,5 @@ def _octets(data: object) -> bytes:
 def _sender(record: bytes) -> Address | None:
     if not record:
         return None  # the end, after shutdown
-    _, source, port, _, _, _ = DATAGRAM_HEADER.unpack_from(record)
+    _, _, _, _, _, port, _, source, _ = DATAGRAM_HEADER.unpack_from(record)
     return _std.inet_ntoa(source), port

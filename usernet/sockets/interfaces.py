@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from usernet.sockets.cmsg import INTERFACE
+from usernet.pipe.messages import INTERFACE_INDEX
 
-NAMES = {1: "lo", INTERFACE: "link"}
+NAMES = {1: "lo", INTERFACE_INDEX: "link"}
 
 
 def if_nameindex() -> list[tuple[int, str]]:

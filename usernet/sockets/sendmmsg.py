@@ -19,7 +19,7 @@ class Runs:
     """Datagrams in order, by runs. `segmenting`: the service takes SEND_SEGMENTS."""
 
     def __init__(self, segmenting: bool) -> None:
-        self._runs: list[tuple[bytes, list[bytes]]] = []  # SEND_HEADER, payloads
+        self._runs: list[tuple[bytes, list[bytes]]] = []  # head of a SEND, payloads
         self._most = SEGMENTS_MAX if segmenting else 1
         self._header = b""  # of the last run
         self._payloads: list[bytes] = []
