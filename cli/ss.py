@@ -1,4 +1,4 @@
-"""`launcher.py ss`: the sockets of all applications of a stack, and the connections that outlived theirs."""
+"""`ss`: the sockets of all applications of a stack, and the connections that outlived theirs."""
 
 from __future__ import annotations
 
