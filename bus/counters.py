@@ -90,4 +90,3 @@ class PipeCounters(CounterSet):
     bus_impaired_reordered = Event("Records that an impairment sent before those that waited.")
     bus_turned_away = Event("HELLOs of applications that were not let in; each was told why.")
     bus_refused = Event("Connections of another user, of too many, or of what does not speak ZMTP: hung up on.")
-    bus_starved = Event("Times that connections had to wait: no descriptor or no memory for them.")

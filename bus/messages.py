@@ -1,19 +1,23 @@
 """What two neighbouring layers say to each other: the kinds of record, and what stands in them.
 
-Records of data are packed structs, those of control JSON.
-Integers are little-endian, addresses and ports inside packets are as on the wire. `decode` never raises anything but
-`ValueError` on foreign octets.
+Records of data are packed structs, those of control MessagePack. Integers are little-endian, addresses and ports inside
+packets are as on the wire. `decode_...` never raises anything but `ValueError` on foreign octets.
+
+An address is octets of its family's width, 4 or 16, or none at all where there is no address (packets.addresses.ANY).
+MessagePack has them as they are; JSON would carry them as base64 or text, which is longer, and a SocketState in JSON
+takes half as long again to read. For people, `launcher.py capture --control` writes addresses as text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from packets.addresses import ANY, WIDTHS
 from packets.ipv4 import TTL_DEFAULT
-from usernet.pipe.frame import decoder
 from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     BYE,
     CREDIT,
@@ -70,16 +74,17 @@ REDIRECT = 20  # destination, gateway that is nearer to it, gateway that says so
 RESOLVE = 140  # address whose MAC is wanted
 NEIGHBOR = 141  # address + MAC (6 octets): reachable there
 UNREACHABLE = 142  # address: no answer came
-ROUTES = 143  # JSON records.Routes: the addresses and routes as they are now
-SOCKET_SET = 144  # JSON records.SocketState: this is how the socket shall be (idempotent)
-SOCKET_REPLY = 145  # JSON records.SocketReply: what became of it
+ROUTES = 143  # MessagePack Routes: the addresses and routes as they are now
+SOCKET_SET = 144  # MessagePack SocketState: this is how the socket shall be (idempotent)
+SOCKET_REPLY = 145  # MessagePack SocketReply: what became of it
 SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
 FORGET = 147  # address: what was known of it holds no longer; ask again
-NOTICES = 148  # JSON list of records.Notice: all that hold now
-MEMBERSHIP = 150  # JSON records.Membership: the multicast groups of a socket as they shall be (idempotent)
+NOTICES = 148  # MessagePack list of Notice: all that hold now
+MEMBERSHIP = 150  # MessagePack Membership: the multicast groups of a socket as they shall be (idempotent)
 RAW_WANTED = 149  # protocol numbers, an octet each: packets of which raw wants copies from now on
 
 CONTROL_KIND_MIN = 128
+STRUCTURED = frozenset({ROUTES, SOCKET_SET, SOCKET_REPLY, NOTICES, MEMBERSHIP})  # MessagePack
 KIND_NAMES = {
     SEND: "SEND",
     DATAGRAM: "DATAGRAM",
@@ -127,6 +132,7 @@ KIND_NAMES = {
 # Heads of packets. They are in network byte order, so that one Struct reads head and protocol header together. These
 # are those of family 4 (IPv4); addresses are octets of their family's width. Segment size: 0, or of a super-packet
 # (packets.offload) the octets of payload in each of its packets but perhaps the last.
+WIDTH_OF_FAMILY = dict(zip((FAMILY_4, FAMILY_6), WIDTHS, strict=True))
 INTERFACE = 1  # the only one; 0 in a TRANSMIT: the route's
 
 # Interface, family, flags, octets of IP header, segment size, protocol, TTL, TOS, 0, source, destination. link says
@@ -175,24 +181,24 @@ ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
 
 
 class Route(msgspec.Struct, frozen=True, array_like=True):
-    """One route. `network` and `gateway` are 32-bit integers; `gateway` 0: the destination is on the link."""
+    """One route. `gateway` ANY: the destination is on the link. `source` ANY, of a chosen route: ip finds one."""
 
-    network: int
+    network: bytes
     prefix: int
-    gateway: int
-    source: int
+    gateway: bytes
+    source: bytes
     mtu: int
     metric: int = 0
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """What ip tells its upper neighbours: own addresses (address, prefix length) and routes."""
+    """What ip tells its upper neighbours: own addresses (address, prefix length) and routes, of all families."""
 
-    addresses: list[tuple[int, int]]
+    addresses: list[tuple[bytes, int]]
     routes: list[Route]
 
 
-Address = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Address = Annotated[bytes, msgspec.Meta(max_length=16)]  # of either width, or ANY
 
 
 class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
@@ -203,7 +209,7 @@ class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
     sources: tuple[Address, ...] = ()
     emptied: bool = False  # its sources were taken away one by one: on Linux, its mode cannot be changed so any more
 
-    def allows(self, source: int) -> bool:
+    def allows(self, source: bytes) -> bool:
         """Whether a datagram from `source` is wanted."""
         return (source in self.sources) != self.exclude
 
@@ -220,18 +226,19 @@ class Membership(msgspec.Struct, frozen=True):
 
 
 class SocketState(msgspec.Struct, frozen=True, kw_only=True):
-    """How a socket shall be, as sockets tells it to a transport. Addresses are 32-bit integers.
+    """How a socket shall be, as sockets tells it to a transport. Its addresses are ANY or of its family.
 
     `request` comes back in the reply; the same state may be sent again at any time.
     """
 
     handle: int
     request: int
-    local: int = 0  # 0: any address
+    family: Literal[4, 6] = 4  # FAMILY_4, FAMILY_6
+    local: Address = ANY
     port: int = 0  # 0 with `bind`: choose one
     bind: bool = False  # a local port is wanted
-    peer: int = 0
-    peer_port: int = 0  # 0 and peer 0: not connected
+    peer: Address = ANY
+    peer_port: int = 0  # 0 and peer ANY: not connected
     reuse_address: bool = False
     reuse_port: bool = False
     broadcast: bool = False
@@ -242,7 +249,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     receive_errors: bool = False
     ip_options: Annotated[bytes, msgspec.Meta(max_length=40)] = b""  # whole words (IP_OPTIONS)
     receive_options: bool = False  # it is told those that came (DATAGRAM_OPTIONS)
-    multicast_interface: Address = 0  # source of multicasts, where the socket has none of its own
+    multicast_interface: Address = ANY  # source of multicasts, where the socket has none of its own
     multicast_loop: bool = True
     multicast_all: bool = True  # hears groups that others have joined, too (ip(7), IP_MULTICAST_ALL)
     groups: tuple[SourceFilter, ...] = ()
@@ -250,7 +257,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     header_included: bool = False  # it sends whole packets (IP_HDRINCL)
     icmp_filter: int = 0  # bit n: it does not want ICMP messages of type n (ICMP_FILTER)
 
-    def listens(self, group: int, source: int) -> bool:
+    def listens(self, group: bytes, source: bytes) -> bool:
         """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
         for joined in self.groups:
             if joined.group == group:
@@ -259,14 +266,18 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What the numbers in a SocketState stay below; packing anything larger would raise.
-_LIMITS = {"handle": 2**32, "request": 2**64, "local": 2**32, "port": 2**16, "peer": 2**32, "peer_port": 2**16,
-           "ttl": 256, "tos": 256, "multicast_ttl": 256, "protocol": 256}  # fmt: skip
+_LIMITS = {"handle": 2**32, "request": 2**64, "port": 2**16, "peer_port": 2**16, "ttl": 256, "tos": 256,
+           "multicast_ttl": 256, "protocol": 256}  # fmt: skip
 
 
 def in_range(socket: SocketState) -> bool:
-    """Whether its numbers fit the packed records that they go into. Handles start at 1."""
+    """Whether its numbers and addresses fit the packed records that they go into. Handles start at 1."""
     words = len(socket.ip_options) % 4 == 0
-    return socket.handle > 0 and words and all(0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
+    width = WIDTH_OF_FAMILY[socket.family]
+    addresses = (address for address in (socket.local, socket.peer, socket.multicast_interface) if address)
+    fits = all(len(address) == width and any(address) for address in addresses)
+    return socket.handle > 0 and words and fits and all(
+        0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
 
 
 class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,7 +286,7 @@ class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
     handle: int
     request: int
     errno: int = 0
-    local: int = 0
+    local: Address = ANY
     port: int = 0
 
 
@@ -287,7 +298,23 @@ class Notice(msgspec.Struct, frozen=True):
     facts: tuple[tuple[str, str], ...] = ()  # the same for a program: names and values
 
 
-encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
+encode = msgspec.msgpack.Encoder().encode
+
+
+def decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A function from a record of control to `kind` that raises ValueError for anything else."""
+    decode = msgspec.msgpack.Decoder(kind).decode
+
+    def checked(octets: bytes) -> T:
+        try:
+            return decode(octets)
+        except RecursionError as error:  # nested deeper than Python's stack, in a field nobody asked for
+            raise ValueError("nested too deep") from error
+
+    return checked
+
+
 decode_routes = decoder(Routes)
 decode_notices = decoder(list[Notice])
 decode_socket_state = decoder(SocketState)

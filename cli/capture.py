@@ -11,8 +11,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import msgspec
 
 from bus import messages, views
 from bus.runtime import ring
@@ -20,6 +23,8 @@ from cli.capture_filter import capture_filter
 from cli.pipes import DEVICE, Pipe, chosen
 from cli.watching import Seen, Watch, sentence
 from packets import pcapng, summary
+from packets.addresses import WIDTHS
+from packets.ethernet import MAC_OCTETS
 from packets.filter import FilterError
 from supervisor.control import Client, printable
 from supervisor.options import UsageError
@@ -68,13 +73,27 @@ def packets(seen: Seen, with_vnet: bool, control: bool) -> Iterator[Packet]:
 def said(kind: int, record: bytes) -> str:
     """One line of text for a control record."""
     name = messages.KIND_NAMES.get(kind, f"kind {kind}")
-    if kind in (messages.RESOLVE, messages.UNREACHABLE, messages.FORGET) and len(record) == 4:
-        return f"{name} {summary.address(record)}"
-    if kind == messages.NEIGHBOR and len(record) == 10:
-        return f"{name} {summary.address(record[:4])} is-at {record[4:].hex(':')}"
+    if kind in (messages.RESOLVE, messages.UNREACHABLE, messages.FORGET) and len(record) in WIDTHS:
+        return f"{name} {ip_address(record)}"
+    if kind == messages.NEIGHBOR and len(record) - MAC_OCTETS in WIDTHS:
+        return f"{name} {ip_address(record[:-MAC_OCTETS])} is-at {record[-MAC_OCTETS:].hex(':')}"
+    if kind in messages.STRUCTURED:
+        try:
+            return f"{name} {msgspec.json.encode(_in_text(msgspec.msgpack.decode(record))).decode()}"
+        except (ValueError, RecursionError):
+            return f"{name} {record.hex()}"
     if record[:1] in (b"{", b"["):
         return f"{name} {record.decode(errors='replace')}"
     return f"{name} {record.hex()}"
+
+
+def _in_text(value: object, key: str = "") -> object:
+    """A decoded record with its octets as text: addresses as people write them, IP options in hexadecimal."""
+    if isinstance(value, bytes):
+        return str(ip_address(value)) if len(value) in WIDTHS and key != "ip_options" else value.hex()
+    if isinstance(value, list):
+        return [_in_text(each) for each in value]
+    return {name: _in_text(each, name) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def line(packet: Packet) -> str:

@@ -49,10 +49,15 @@ class Record(NamedTuple):
     sources: Collection[bytes]
 
 
+def group_of(message: bytes) -> bytes:
+    """The group of a query, of a report of version 1 or 2, or of a leave, of HEADER_OCTETS at least."""
+    return message[4:8]
+
+
 def parse_query(message: bytes) -> Query | None:
     """The query in a message that is one and whose checksum is right; None: it is malformed."""
     octets = len(message)
-    code, group = message[1], message[4:8]
+    code, group = message[1], group_of(message)
     # RFC 3376 section 7.1: the version follows from the length and the response time
     if octets == HEADER_OCTETS:
         version, response_s = (2, code / 10) if code else (1, V1_RESPONSE_S)

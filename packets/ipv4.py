@@ -21,8 +21,6 @@ TTL, PROTOCOL = 5, 6  # of what HEADER.unpack gives
 SOURCE, DESTINATION = slice(12, 16), slice(16, 20)
 TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
-LIMITED_BROADCAST = b"\xff" * 4
-LINK_LOCAL_GROUPS = b"\xe0\0\0"  # RFC 5771 section 4: 224.0.0.0/24 is never passed on by a router
 
 
 def build(source: bytes, destination: bytes, protocol: int, payload: bytes, *, ttl: int = 64, tos: int = 0,
@@ -136,10 +134,11 @@ def group_mac(group: bytes) -> bytes:
     return b"\x01\x00\x5e" + bytes((group[1] & 0x7F,)) + group[2:]
 
 
-def source_is_martian(source: bytes) -> bool:
-    """True for sources that no packet on a wire may carry: this network, loopback, class D and E.
+def is_this_network(source: bytes) -> bool:
+    """RFC 1122 section 3.2.1.3 (a), (b): 0/8, the source of a host that does not know its address."""
+    return source[0] == 0
 
-    RFC 1122 section 3.2.1.3: 0/8, 127/8 and anything but a unicast address are invalid there.
-    """
-    first = source[0]
-    return first == 0 or first == 127 or first >= 224
+
+def is_link_local_group(destination: bytes) -> bool:
+    """RFC 5771 section 4: 224.0.0.0/24 is never passed on by a router."""
+    return destination.startswith(b"\xe0\0\0")

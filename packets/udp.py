@@ -20,16 +20,14 @@ HEADER_OCTETS = HEADER.size
 CHECKSUM_AT = 6
 PAYLOAD_OCTETS_MAX = 65535 - 20 - HEADER_OCTETS  # in an IPv4 packet without options
 
-FLOW = Struct(">IIHH")  # source, destination, source port, destination port
-FLOW_OCTETS = FLOW.size
 PORTS = Struct(">HH")
 PORTS_OCTETS = PORTS.size
 LENGTH_CHECKSUM = Struct(">HH")
 
 
-def flow_sum(source: int, destination: int, source_port: int, port: int) -> int:
+def flow_sum(source: bytes, destination: bytes, source_port: int, port: int) -> int:
     """What the addresses, the protocol and the ports of a flow add to the checksum of each of its datagrams.
 
-    Not folded; an address is worth the sum of its two words because 2**16 is 1 modulo 65535.
+    Modulo 65535, where all octets of an address are as good as one number as their words one by one; never zero.
     """
-    return source + destination + PROTOCOL + source_port + port
+    return (int.from_bytes(source + destination, "big") + PROTOCOL + source_port + port) % 65535 or 65535

@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-from usernet.pipe.contract import STARVED
 from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
@@ -49,8 +48,6 @@ class Client:
         self._input = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
-        self._readable = select.poll()  # not select(2), which ends at descriptor 1023
-        self._readable.register(self._socket, select.POLLIN)
         try:
             directory = check(run_dir)
             try:
@@ -96,25 +93,16 @@ class Client:
 
     def request(self, op: str, **fields: object) -> Any:
         """Ask, and return what stands under "ok". Refused, NotRunning, TimeoutError."""
-        self._ask(op, fields)
+        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         return self._answer(self._line(self._timeout_s))
-
-    def _ask(self, op: str, fields: dict[str, object]) -> None:
-        try:
-            self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
-        except BrokenPipeError:
-            pass  # it has hung up, and may have said why
 
     def _line(self, timeout_s: float) -> bytes:
         """The next line; empty at the end. TimeoutError where none comes in time, or the keeper is stopped."""
         deadline = time.monotonic() + timeout_s
         stopped = 0
         while b"\n" not in self._input:
-            if self._readable.poll(CHECK_S * 1000):
-                try:
-                    octets = self._socket.recv(LINE_MAX_OCTETS)
-                except ConnectionResetError:  # what it said before was read
-                    octets = b""
+            if select.select([self._socket], [], [], CHECK_S)[0]:
+                octets = self._socket.recv(LINE_MAX_OCTETS)
                 if not octets:
                     return b""
                 self._input += octets
@@ -131,10 +119,10 @@ class Client:
 
     def request_descriptors(self, op: str, **fields: object) -> tuple[Any, list[int]]:
         """Likewise, where descriptors come with the answer; they are the caller's to close."""
-        self._ask(op, fields)
+        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         line, descriptors = b"", list[int]()
         while not line.endswith(b"\n"):
-            if not self._readable.poll(self._timeout_s * 1000):
+            if not select.select([self._socket], [], [], self._timeout_s)[0]:
                 raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] did not answer within "
                                    f"{self._timeout_s:.0f} s")
             octets, more, _, _ = socket.recv_fds(self._socket, LINE_MAX_OCTETS, DESCRIPTORS_MAX)
@@ -155,7 +143,7 @@ class Client:
 
     def stream(self, op: str, **fields: object) -> Iterator[Any]:
         """Ask, and yield every line that comes until the keeper hangs up."""
-        self._ask(op, fields)
+        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         while line := self._line(float("inf")):
             answer = msgspec.json.decode(line)
             if isinstance(answer, dict) and "error" in answer:
@@ -261,12 +249,10 @@ def listen(run_dir: Path) -> socket.socket:
 
 
 def accept(listener: socket.socket) -> Caller | None:
-    """The next caller; None where it is another user's, or gone already. OSError of STARVED: it has to wait."""
+    """The next caller; None where it is another user's, or gone already."""
     try:
         connection, _ = listener.accept()
-    except OSError as error:
-        if error.errno in STARVED:
-            raise
+    except OSError:
         return None
     if peer(connection)[1] != os.geteuid():
         connection.close()

@@ -26,7 +26,6 @@ class LayerMessage(msgspec.Struct, kw_only=True):
     lock: dict | None = None  # loaded: what it gave up, supervisor.lockdown.Lock
     pid: int = 0  # offence: whose record is set aside, and whether it is not heard any more
     barred: bool = False
-    detail: str = ""  # starved: what there is none of
     traceback: str = ""  # crashed
     id: int = 0  # answer: to which question
     answer: dict = {}

@@ -200,8 +200,6 @@ class ManagedLayer:
             case "offence":
                 barred = ", and not for the first time: it is not heard any more" if message.barred else ""
                 self._log("offence", f"process {message.pid} sent what is set aside{barred}", 0.0, True)
-            case "starved":
-                self._log("starved", f"{message.detail}: who connects has to wait", 0.0, True)
             case _ if role is Role.PROCESS:
                 raise ValueError(f"an event {message.event!r}")
 

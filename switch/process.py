@@ -33,11 +33,10 @@ from bus.wire import (
 )
 from switch.core import Switch
 from switch.counters import Counters as C
-from usernet.pipe.contract import Push, Trust, bounded, open_poller
+from usernet.pipe.contract import Push, Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 PORTS_MAX = 256
-DESCRIPTORS_A_PORT = 4  # a pidfd, a PUSH and its connection, the connection that came from it
 COUNTERS_OCTETS = mmap.PAGESIZE
 BEAT_NS = COUNTERS_OCTETS // 8 - 1  # of the words in there: CLOCK_MONOTONIC of the loop's last turn
 TICK_S = 0.1  # the longest turn: as in a layer (bus.runtime.event_loop), or the keepers would take it for hung
@@ -61,7 +60,6 @@ class Process:
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
-        self._ports_max = bounded(PORTS_MAX, DESCRIPTORS_A_PORT)
         self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
         self._inbox = self._poller.pull(_listener(directory / SWITCH_SOCKET), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
                                         self._malformed)
@@ -116,7 +114,7 @@ class Process:
             pidfd = os.pidfd_open(pid)  # no process has pid 0
         except (ValueError, OSError):
             return None
-        if number in self._ports or len(self._ports) >= self._ports_max:
+        if number in self._ports or len(self._ports) >= PORTS_MAX:
             os.close(pidfd)
             return self._ports.get(number)
         port = Port(number, pidfd, self._poller.push(str(path)))
@@ -150,7 +148,7 @@ class Process:
             whole = len(chosen) == len(frames)
             self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
 
-    def _malformed(self, error: int = 0) -> None:
+    def _malformed(self) -> None:
         self._counters[C.malformed] += 1
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:

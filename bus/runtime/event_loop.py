@@ -42,7 +42,6 @@ TICK_S = 0.1  # the longest wait: life signs come at least this often. By a time
 # costs half a microsecond in setting and clearing it
 RETRY_S = 0.01  # while something waits to go out: its socket tells when there is room, not when there is a listener
 CLIENT_CHECK_S = 0.1
-STARVED_TOLD_S = 10.0  # the least time between two words about it to the keeper
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # at the inbox
 DEVICE_PATIENCE_S = 0.1  # so long the device is not read while something waits for room in a pipe
 
@@ -67,7 +66,6 @@ class EventLoop:
         self._writes_through = device is not None and device.writes_through
         self._touched: list[Outbox] = []
         self._taken: set[Inbox] = set()
-        self._next_starved_told = 0.0
         self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)))
         self._pull = self._poller.pull(listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._journal = Journal(durable)
@@ -87,14 +85,8 @@ class EventLoop:
         self._to_skip = 0  # so many of its writes the former incarnation has done
         self._suspect = PoisonFilter(durable, control)
 
-    def _refused(self, starved: int) -> None:
-        if not starved:
-            self._counters[C.bus_refused] += 1
-            return
-        self._counters[C.bus_starved] += 1
-        if self._memory.beat[0] >= self._next_starved_told:
-            self._next_starved_told = self._memory.beat[0] + STARVED_TOLD_S
-            self._control.tell("starved", detail=os.strerror(starved))
+    def _refused(self) -> None:
+        self._counters[C.bus_refused] += 1
 
     def _inbox(self, sender: int, kinds: frozenset[int]) -> Inbox:
         return Inbox(sender, kinds, self._memory, layout.DONE + sender, self._journal.done.get(sender, 0))

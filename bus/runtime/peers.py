@@ -22,11 +22,7 @@ def listener_pid(path: Path, uid: int) -> int:
 
 def listener(path: Path, uid: int, busy: int = 0) -> tuple[int, int]:
     """That process and a pidfd of it; (0, -1): there is none. Where too many wait, it is taken for `busy`."""
-    try:
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError:  # no descriptor for it
-        return 0, -1
-    with probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))

@@ -17,10 +17,12 @@ from bus.layer import CounterWords, Send, State
 from bus.messages import ARP_OUT, NOTICES, Notice, encode
 from bus.topology import KEEPER, LINK
 from layers.arp.counters import Counters
-from layers.common.routes import ALL_ONES, mask
+from layers.common import source_address
+from layers.common.routes import links_of
 from packets import arp
+from packets.addresses import IPV4_OCTETS, is_host, is_loopback, is_unicast
 
-OWN_KEY = 0  # in state, where a neighbour's key is its address; 0.0.0.0 is nobody's
+OWN_KEY = 0  # in state
 
 # RFC 5227 section 1.1
 PROBE_WAIT_S = 1.0
@@ -75,9 +77,9 @@ class Claims:
         self._state = state
         self._counters = counters
         self._rng = rng
-        self._networks: list[tuple[int, int, bytes]] = []  # network, mask, our first address in it
+        self._links = links_of([])
 
-    def start(self, configured: tuple[int, int], now: float) -> list[Send]:
+    def start(self, configured: tuple[bytes, int], now: float) -> list[Send]:
         """Goes on where a former process was; without one, takes the configured address until ip announces others."""
         stored = self._state.get(OWN_KEY)
         claims = _unpacked(stored) if stored is not None else None
@@ -87,15 +89,13 @@ class Claims:
             self._adopt(claims, now)
         return [self._notices()]
 
-    def set(self, addresses: Iterable[tuple[int, int]], now: float) -> list[Send]:
+    def set(self, addresses: Iterable[tuple[bytes, int]], now: float) -> list[Send]:
         """These are the own addresses from now on; those that are new will be probed. ValueError: not addresses."""
         wanted = {}
-        for address, prefix in addresses:
-            if not (0 < address < ALL_ONES and 0 <= prefix <= 32):
-                raise ValueError(f"not an address: {address:#x}/{prefix}")
-            if address >> 24 != 127:  # RFC 1122 section 3.2.1.3 (g): loopback addresses are on no link
-                octets = address.to_bytes(4, "big")
-                wanted[octets] = claim = self.by_address.get(octets) or Claim(octets, prefix)
+        for address, prefix in links_of(list(addresses)).announced.addresses:
+            # ARP is IPv4's alone. RFC 1122 section 3.2.1.3 (g): loopback addresses are on no link
+            if len(address) == IPV4_OCTETS and not is_loopback(address):
+                wanted[address] = claim = self.by_address.get(address) or Claim(address, prefix)
                 claim.prefix = prefix
         contested = self._contested()
         self._adopt(wanted.values(), now)
@@ -104,10 +104,8 @@ class Claims:
 
     def _adopt(self, claims: Iterable[Claim], now: float) -> None:
         self.by_address = {claim.address: claim for claim in claims}
-        self._networks = []
+        self._links = links_of([(claim.address, claim.prefix) for claim in self.by_address.values()])
         for claim in self.by_address.values():
-            netmask = mask(claim.prefix)
-            self._networks.append((int.from_bytes(claim.address, "big") & netmask, netmask, claim.address))
             if claim.due is None:
                 self._schedule(claim, now)
         self._set_wake()
@@ -116,29 +114,18 @@ class Claims:
 
     def source_for(self, target: bytes) -> bytes:
         """The sender's address in a request for `target`: ours in its network, else our first; zero without any."""
-        number = int.from_bytes(target, "big")
-        for network, netmask, address in self._networks:
-            if number & netmask == network:
-                return address
-        return self._networks[0][2] if self._networks else arp.ADDRESS_ZERO
+        return source_address.of_link(target, self._links) or arp.ADDRESS_ZERO
 
     def on_link(self, address: bytes) -> bool:
         """True where one of our networks contains it."""
-        number = int.from_bytes(address, "big")
-        return any(number & netmask == network for network, netmask, _ in self._networks)
+        return self._links.lookup(address) is not None
 
     def may_be_neighbor(self, address: bytes) -> bool:
         """True for an address of one other host: not of 0/8, loopback, multicast, class E, ours, a broadcast."""
-        first = address[0]
-        if first in (0, 127) or first >= 224 or address in self.by_address:
+        if not is_unicast(address) or address in self.by_address:
             return False
-        number = int.from_bytes(address, "big")
-        for network, netmask, _ in self._networks:
-            hosts = ~netmask & ALL_ONES
-            # RFC 3021: a network of two addresses (/31) has no broadcast address.
-            if hosts > 1 and number & netmask == network and not 0 < number & hosts < hosts:
-                return False
-        return True
+        link = self._links.lookup(address)
+        return link is None or is_host(address, link.prefix)
 
     # Probing and conflicts
 
@@ -228,4 +215,8 @@ def _unpacked(stored: bytes) -> list[Claim] | None:
     if len(stored) % _CLAIM.size:
         return None
     claims = [Claim(*fields) for fields in _CLAIM.iter_unpack(stored)]
-    return claims if all(claim.prefix <= 32 for claim in claims) else None
+    try:
+        links_of([(claim.address, claim.prefix) for claim in claims])
+    except ValueError:
+        return None
+    return claims

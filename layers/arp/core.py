@@ -24,7 +24,9 @@ from layers.arp.acd import Claims
 from layers.arp.counters import Counters
 from layers.arp.tables import ORDER_KEY, Neighbors
 from layers.common.rate_limit import TokenBucket
+from layers.common.routes import address_of
 from packets import arp
+from packets.addresses import IPV4_OCTETS
 
 FRESH_S = 20.0  # a neighbour confirmed this recently is not verified again; below ip's interval of asking, about 30 s
 RETRY_S = 1.0  # RFC 1122 section 2.3.2.1: at most one request per second and destination
@@ -46,7 +48,7 @@ class Core:
         self.counters = counters
         self._mac = config.mac
         self._state = state
-        self._configured = config.address, config.prefix
+        self._configured = address_of(config), config.prefix
         self._claims = Claims(config.mac, state, counters, rng)
         self._neighbors = Neighbors(state)
         # Resolutions under way: address -> (time of the next step, MACs still to be asked, is the address unknown). All
@@ -100,7 +102,7 @@ class Core:
 
     def _resolve(self, address: bytes, now: float, sends: list[Send]) -> None:
         counters = self.counters
-        if len(address) != 4:
+        if len(address) != IPV4_OCTETS:
             counters[Counters.resolve_malformed] += 1
             return
         known = self._neighbors.get(address, now)

@@ -11,7 +11,10 @@ from math import inf
 from struct import Struct
 
 from bus.layer import State
+from bus.messages import INTERFACE
 from layers.arp.acd import OWN_KEY
+from layers.common.keyed_state import KeyedState
+from packets.addresses import IPV4_OCTETS
 from packets.arp import is_station
 
 MAX_PERMANENT = 1024
@@ -21,32 +24,36 @@ CONFIRM_STEP_S = 1.0  # a confirmation that follows its predecessor this closely
 
 ORDER_KEY = 1 << 32  # in state: the number of the last order to delete a neighbour that was there
 
-_ENTRY = Struct("<6sd")  # in state, by the address as an integer: MAC, when it was last confirmed (inf: permanent)
+KEYS = 1 << 40  # in state, + an interface's number << 32: neighbours by address
+
+_ENTRY = Struct("<6sd")  # MAC, when it was last confirmed (inf: permanent)
 
 
 class Neighbors:
-    """Permanent neighbours: address -> MAC. Learnt ones: (MAC, time of last confirmation), least recent first."""
+    """Those on an interface. Permanent: address -> MAC. Learnt: (MAC, when last confirmed), least recent first."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, interface: int = INTERFACE) -> None:
         self._state = state
+        self._stored = KeyedState(state, KEYS + (interface << 32))
         self.permanent: dict[bytes, bytes] = {}
         self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
 
     def load(self, now: float) -> None:
         """Reads back what a former process stored; what is too old, or makes no sense, is deleted."""
         found = []
-        for key, value in list(self._state.items()):
-            if key in (OWN_KEY, ORDER_KEY):
-                continue
-            if len(value) == _ENTRY.size and key < 1 << 32:
+        for key in list(self._state):
+            if key not in (OWN_KEY, ORDER_KEY) and not self._stored.holds(key):
+                del self._state[key]
+        for address, value in self._stored.load().items():
+            if len(value) == _ENTRY.size and len(address) == IPV4_OCTETS:
                 mac, confirmed = _ENTRY.unpack(value)
                 if is_station(mac) and confirmed == inf:
-                    self.permanent[key.to_bytes(4, "big")] = mac
+                    self.permanent[address] = mac
                     continue
                 if is_station(mac) and 0 <= now - confirmed < ARP_TIMEOUT_S:
-                    found.append((confirmed, key.to_bytes(4, "big"), mac))
+                    found.append((confirmed, address, mac))
                     continue
-            del self._state[key]
+            self._stored.discard(address)
         found.sort()
         for confirmed, address, mac in found:
             self._entries[address] = mac, confirmed
@@ -93,7 +100,7 @@ class Neighbors:
         """Removes a neighbour, if it is there."""
         learnt, permanent = self._entries.pop(address, None), self.permanent.pop(address, None)
         if learnt is not None or permanent is not None:
-            self._state.pop(int.from_bytes(address, "big"), None)
+            self._stored.discard(address)
 
     def learnt(self, now: float) -> list[tuple[bytes, bytes, float]]:
         """(address, MAC, age in seconds) of all that were learnt and are not too old."""
@@ -105,4 +112,4 @@ class Neighbors:
         return [(address, mac) for address, mac, _ in self.learnt(now)] + list(self.permanent.items())
 
     def _store(self, address: bytes, mac: bytes, confirmed: float) -> None:
-        self._state[int.from_bytes(address, "big")] = _ENTRY.pack(mac, confirmed)
+        self._stored.put(address, _ENTRY.pack(mac, confirmed))

@@ -22,9 +22,9 @@ SHARE_PORT = 2  # SO_REUSEPORT
 
 
 class Claim(NamedTuple):
-    """A local address (0: any), a port, and a set of SHARE_ bits."""
+    """A local address (ANY: all), a port, and a set of SHARE_ bits."""
 
-    address: int
+    address: bytes
     port: int
     sharing: int
 
@@ -48,7 +48,7 @@ class Ports:
                 return True
         return False
 
-    def choose(self, holder: int, address: int) -> int | None:
+    def choose(self, holder: int, address: bytes) -> int | None:
         """A free ephemeral port; None: all are taken. Unlike on Linux it is never one that others already share."""
         # RFC 6056 section 3.3.1, algorithm 1: a random start, then the next free port.
         start = self._rng.randrange(EPHEMERAL_PORTS)

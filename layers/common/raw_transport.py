@@ -24,15 +24,15 @@ from bus.messages import (
     SocketReply,
     SocketState,
 )
-from layers.common.routes import RouteTable, is_multicast
-from layers.common.transport import ANY, ROUTES_KEY, Transport, TransportCounters, misplaced, refused
+from layers.common import source_address
+from layers.common.routes import RouteTable
+from layers.common.transport import NOWHERE, ROUTES_KEY, Transport, TransportCounters, misplaced, refused
+from packets.addresses import is_multicast, is_unspecified
 from packets.ip_options import checked, split
-
-_number = int.from_bytes
 
 
 class Header(NamedTuple):
-    """What a socket and its application say of a message's IP header. `source` ANY: the route's."""
+    """What a socket and its application say of a message's IP header. `source` zero: the route's."""
 
     source: bytes
     destination: bytes
@@ -97,6 +97,8 @@ class DirectSockets:
         handle, request = wanted.handle, wanted.request
         former = self._sockets.get(handle)
         try:
+            if wanted.family != FAMILY_4:
+                raise OSError(errno.EAFNOSUPPORT, "IPv4 only")
             if former is None and len(self._sockets) >= self._sockets_max:
                 raise OSError(errno.ENOBUFS, "too many sockets")
             socket = self._settled(replace(wanted, request=0), former, routes)
@@ -166,18 +168,18 @@ class DirectTransport(Transport[SocketsT]):
                 counters[DirectCounters.send_misplaced] += 1
                 sends.append(misplaced(record))
                 continue
-            if destination == ANY:
-                destination = socket.peer.to_bytes(4, "big")
+            if is_unspecified(destination):
+                destination = socket.peer or destination
             options, data = socket.ip_options, record[DATAGRAM_HEADER.size :]
             malformed = 0
             if flags & SEND_OPTIONS:
                 options, data, malformed = self._given_options(socket, data)
-            multicast = is_multicast(_number(destination, "big"))
-            source = self._source(socket, source, multicast)
+            multicast = is_multicast(destination)
+            source = source_address.named(self._routes, destination, source, socket.local, socket.multicast_interface)
             refusal = malformed or self._refusal(socket, destination, data)
-            if not refusal and source != ANY and not self._routes.is_local(_number(source, "big")):
+            if not refusal and source and not self._routes.is_local(source):
                 refusal = errno.ENETUNREACH  # Linux, ip_route_output_key_hash; the address may have been ours
-            elif not refusal and self._routes.leaks(_number(source, "big"), _number(destination, "big")):
+            elif not refusal and source and self._routes.leaks(source, destination):
                 refusal = errno.EINVAL
             if refusal:
                 counters[DirectCounters.send_refused] += 1
@@ -188,7 +190,7 @@ class DirectTransport(Transport[SocketsT]):
             transmit_flags = messages.TRANSMIT_RECORD if options else 0
             transmit_flags |= messages.TRANSMIT_BROADCAST if socket.broadcast else 0
             transmit_flags |= messages.TRANSMIT_LOOP if multicast and socket.multicast_loop else 0
-            header = Header(source, destination, ttl, tos, transmit_flags, options)
+            header = Header(source or NOWHERE, destination, ttl, tos, transmit_flags, options)
             sends.append((topology.IP, messages.TRANSMIT, self._transmit(socket, header, data)))
         return sends
 
@@ -203,11 +205,3 @@ class DirectTransport(Transport[SocketsT]):
             return checked(options, privileged=bool(socket.protocol)), message, 0
         except OSError as error:
             return b"", message, error.errno or errno.EINVAL
-
-    def _source(self, socket: SocketState, wanted: bytes, multicast: bool) -> bytes:
-        """Of what is sent; ANY: the route's."""
-        if wanted != ANY:
-            return wanted
-        if socket.local and not self._routes.is_group(socket.local):  # no packet comes from the address of a group
-            return socket.local.to_bytes(4, "big")
-        return socket.multicast_interface.to_bytes(4, "big") if multicast else ANY  # RFC 1112 section 6.1

@@ -1,7 +1,8 @@
 """The route table: which way a destination is, and which addresses are our own.
 
-Built whole from the `records.Routes` that ip announces and never changed afterwards: a new announcement makes a new
-table. Addresses are 32-bit integers.
+Built whole from the `bus.messages.Routes` that ip announces and never changed afterwards: a new announcement makes a
+new table. Addresses are octets of their family's width (packets.addresses); one table has the routes of all families.
+Which source address a packet gets is for `layers.common.source_address`.
 """
 
 from __future__ import annotations
@@ -10,33 +11,56 @@ from collections.abc import Iterable
 
 from bus.config import StackConfig
 from bus.messages import Route, Routes
+from packets.addresses import (
+    ANY,
+    IPV4_OCTETS,
+    LIMITED_BROADCAST,
+    LOOPBACK_BROADCAST,
+    UNSPECIFIED,
+    WIDTHS,
+    broadcast,
+    is_destination,
+    is_loopback,
+    is_multicast,
+    mask,
+    network,
+)
 
-ANY = 0
-LOOPBACK = 0x7F000001  # RFC 1122 section 3.2.1.3 (g): 127/8 never leaves the host
-LOOPBACK_BROADCAST = 0x7FFFFFFF  # Linux: the loopback interface is 127.0.0.1/8
-BROADCAST = 0xFFFFFFFF
-ALL_ONES = 0xFFFFFFFF
-BROADCAST_PREFIX_MAX = 30  # RFC 3021: a /31 has no broadcast address, nor has a single host
 CACHE_ENTRIES_MAX = 4096  # destinations whose route is remembered; then it starts afresh
 
 
-def mask(prefix: int) -> int:
-    """The netmask of a prefix length."""
-    return ALL_ONES << (32 - prefix) & ALL_ONES
+def address_of(config: StackConfig) -> bytes:
+    """The address that a stack starts with."""
+    return config.address.to_bytes(IPV4_OCTETS, "big")
 
 
-def is_multicast(address: int) -> bool:
-    """RFC 1112 section 4: class D, 224.0.0.0/4."""
-    return address >> 28 == 0xE
+def gateway_of(config: StackConfig) -> bytes:
+    """The gateway that a stack starts with; ANY: none."""
+    return config.gateway.to_bytes(IPV4_OCTETS, "big") if config.gateway else ANY
 
 
 def configured(config: StackConfig) -> Routes:
     """The addresses and routes that a stack starts with."""
-    network = config.address & mask(config.prefix)
-    routes = [Route(network, config.prefix, ANY, config.address, config.mtu)]
-    if config.gateway:
-        routes.append(Route(ANY, 0, config.gateway, config.address, config.mtu))
-    return Routes([(config.address, config.prefix)], routes)
+    address, gateway = address_of(config), gateway_of(config)
+    routes = [Route(network(address, config.prefix), config.prefix, ANY, address, config.mtu)]
+    if gateway:
+        routes.append(Route(UNSPECIFIED[IPV4_OCTETS], 0, gateway, address, config.mtu))
+    return Routes([(address, config.prefix)], routes)
+
+
+def links_of(addresses: list[tuple[bytes, int]]) -> RouteTable:
+    """The networks that our addresses are in, and nothing else. ValueError as for RouteTable."""
+    return RouteTable(Routes(addresses, connected(addresses, 0)))
+
+
+def connected(addresses: Iterable[tuple[bytes, int]], mtu_octets: int) -> list[Route]:
+    """The routes to the networks that we are in; of several addresses in one, the first is its source."""
+    routes: dict[tuple[bytes, int], Route] = {}
+    for address, prefix in addresses:
+        place = network(address, prefix), prefix
+        if prefix < len(address) * 8:
+            routes.setdefault(place, Route(*place, ANY, address, mtu_octets))
+    return list(routes.values())
 
 
 class RouteTable:
@@ -45,29 +69,35 @@ class RouteTable:
     def __init__(self, announced: Routes) -> None:
         self._check(announced)
         self.announced = announced
-        self._own = frozenset(address for address, _ in announced.addresses)
+        self.own = frozenset(address for address, _ in announced.addresses)
         self._broadcast = frozenset(_broadcasts(announced.addresses))
-        networks: dict[int, dict[int, Route]] = {}
+        networks: dict[tuple[int, int], dict[int, Route]] = {}  # by width and prefix; integers, to be masked quickly
         for route in sorted(announced.routes, key=lambda route: route.metric):
-            networks.setdefault(route.prefix, {}).setdefault(route.network, route)
-        self._networks = [(mask(prefix), networks[prefix]) for prefix in sorted(networks, reverse=True)]
-        self._cache: dict[int, Route | None] = {}
+            width = len(route.network)
+            number = int.from_bytes(route.network, "big")
+            networks.setdefault((width, route.prefix), {}).setdefault(number, route)
+        self._networks: dict[int, list[tuple[int, dict[int, Route]]]] = {width: [] for width in WIDTHS}
+        for width, prefix in sorted(networks, reverse=True):
+            self._networks[width].append((mask(width, prefix), networks[width, prefix]))
+        self._cache: dict[bytes, Route | None] = {}
 
     @staticmethod
     def _check(announced: Routes) -> None:
         for address, prefix in announced.addresses:
-            if not (0 < address < ALL_ONES and 0 <= prefix <= 32):
-                raise ValueError(f"not an address: {address:#x}/{prefix}")
+            sensible = len(address) in WIDTHS and any(address) and address != LIMITED_BROADCAST
+            if not (sensible and 0 <= prefix <= len(address) * 8):
+                raise ValueError(f"not an address: {address.hex()}/{prefix}")
         for route in announced.routes:
-            if not (0 <= route.prefix <= 32 and 0 <= route.network <= ALL_ONES):
+            width = len(route.network)
+            if width not in WIDTHS or not 0 <= route.prefix <= width * 8:
                 raise ValueError(f"not a network: {route}")
-            if route.network & ~mask(route.prefix):
+            if network(route.network, route.prefix) != route.network:
                 raise ValueError(f"network has host bits set: {route}")
-            if not (0 <= route.gateway <= ALL_ONES and 0 <= route.source <= ALL_ONES):
+            if len(route.gateway) not in (0, width) or len(route.source) not in (0, width):
                 raise ValueError(f"not an address: {route}")
 
-    def lookup(self, destination: int) -> Route | None:
-        """The route to `destination`; None: the network is unreachable. Own addresses and 127/8 need no route."""
+    def lookup(self, destination: bytes) -> Route | None:
+        """The route to `destination`; None: the network is unreachable. Own and loopback addresses need no route."""
         try:
             return self._cache[destination]
         except KeyError:
@@ -78,57 +108,44 @@ class RouteTable:
         self._cache[destination] = route
         return route
 
-    def _search(self, destination: int) -> Route | None:
-        if not destination >> 24:  # RFC 1122 section 3.2.1.3 (a), (b): never a destination; Linux since 5.3 takes 0/8
+    def _search(self, destination: bytes) -> Route | None:
+        if not is_destination(destination):
             return None
-        for netmask, networks in self._networks:
-            route = networks.get(destination & netmask)
+        number = int.from_bytes(destination, "big")
+        for netmask, networks in self._networks.get(len(destination), ()):
+            route = networks.get(number & netmask)
             if route is not None:
                 return route
         return None
 
-    def is_own(self, address: int) -> bool:
+    def is_own(self, address: bytes) -> bool:
         """True for one of our addresses."""
-        return address in self._own
+        return address in self.own
 
-    def is_local(self, address: int) -> bool:
+    def is_local(self, address: bytes) -> bool:
         """True where a packet to `address` does not leave the host."""
-        return address in self._own or address >> 24 == 127
+        return address in self.own or is_loopback(address)
 
-    def is_broadcast(self, address: int) -> bool:
+    def is_broadcast(self, address: bytes) -> bool:
         """True for 255.255.255.255 and the directed broadcast addresses of own networks (RFC 1122 section 3.2.1.3)."""
         return address in self._broadcast
 
-    def is_group(self, address: int) -> bool:
+    def is_group(self, address: bytes) -> bool:
         """True for the addresses of multicast groups and for those of `is_broadcast`."""
-        return is_multicast(address) or self.is_broadcast(address)
+        return is_multicast(address) or address in self._broadcast
 
-    def leaks(self, source: int, destination: int) -> bool:
-        """True where a packet would carry an address of 127/8 out of the host (RFC 1122 section 3.2.1.3 (g)).
+    def leaks(self, source: bytes, destination: bytes) -> bool:
+        """True where a packet would carry a loopback address out of the host (RFC 1122 section 3.2.1.3 (g)).
 
         Linux's __mkroute_output: EINVAL.
         """
-        return source >> 24 == 127 and not self.is_local(destination)
-
-    def source_for(self, destination: int) -> int | None:
-        """The source address of a packet whose sender did not choose one; None: no way there.
-
-        RFC 1122 section 3.3.4.3; to oneself the source is the destination, as on Linux. Limited broadcasts and
-        multicasts concern the attached network: they need no route, and take the first own address without one.
-        """
-        if self.is_local(destination):
-            return destination if destination in self._own else LOOPBACK
-        route = self.lookup(destination)
-        if route is not None:
-            return route.source
-        if self.announced.addresses and (destination == BROADCAST or is_multicast(destination)):
-            return self.announced.addresses[0][0]
-        return None
+        return is_loopback(source) and not self.is_local(destination)
 
 
-def _broadcasts(addresses: Iterable[tuple[int, int]]) -> Iterable[int]:
-    yield BROADCAST
+def _broadcasts(addresses: Iterable[tuple[bytes, int]]) -> Iterable[bytes]:
+    yield LIMITED_BROADCAST
     yield LOOPBACK_BROADCAST
     for address, prefix in addresses:
-        if prefix <= BROADCAST_PREFIX_MAX:
-            yield address | ALL_ONES & ~mask(prefix)
+        directed = broadcast(address, prefix)
+        if directed:
+            yield directed

@@ -33,7 +33,7 @@ from layers.common.routes import RouteTable, configured
 from packets.icmp import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
 
 ROUTES_KEY = 0  # in state; every other key is a socket's handle
-ANY = bytes(4)
+NOWHERE = bytes(4)  # an address in a record of family 4 that says nothing
 
 _HANDLE = Struct("<I")
 _BELIEVES_NO_ROUTER = (4, 5)  # ip(7), IP_PMTUDISC_INTERFACE and _OMIT; Linux, ip_sk_accept_pmtu
@@ -226,4 +226,4 @@ def misplaced(record: bytes) -> Send:
     if family == FAMILY_6 and len(record) >= DATAGRAM_HEADER_6.size:
         destination = DATAGRAM_HEADER_6.unpack_from(record)[7]
         return refused(handle, errno.EAFNOSUPPORT, destination, port, record[DATAGRAM_HEADER_6.size :])
-    return refused(handle, errno.EAFNOSUPPORT, ANY, 0, b"")
+    return refused(handle, errno.EAFNOSUPPORT, NOWHERE, 0, b"")

@@ -31,11 +31,12 @@ from bus.messages import (
 )
 from bus.topology import IP, RAW, SOCKETS, transports
 from layers.common.raw_transport import DirectTransport, Header
-from layers.common.transport import ANY, IcmpError
+from layers.common.transport import IcmpError
 from layers.icmp.counters import Counters
 from layers.icmp.tables import ErrorLimits, PingSockets
 from packets import icmp as wire
 from packets import ipv4
+from packets.addresses import is_unicast, is_unspecified
 from packets.checksum import verifies
 from packets.icmp import PARAMETER_PROBLEM
 from packets.ip_options import before, echoed
@@ -56,7 +57,6 @@ _IGNORED = {
     wire.ADDRESS_MASK_REQUEST: Counters.address_mask,  # RFC 1122 section 3.2.2.9: only an authoritative agent answers
     wire.ADDRESS_MASK_REPLY: Counters.address_mask,
 }
-_number = int.from_bytes
 
 
 class Packet(NamedTuple):
@@ -163,7 +163,7 @@ class Core(DirectTransport[PingSockets]):
 
     def _echo_reply(self, packet: Packet, options: bytes, message: bytes, sends: list[Send]) -> None:
         identifier = wire.identifier_of(message)
-        socket = self._sockets.of_identifier(identifier, _number(packet.destination, "big"))
+        socket = self._sockets.of_identifier(identifier, packet.destination)
         if socket is None:
             self.counters[Counters.reply_no_socket] += 1
             return
@@ -185,9 +185,9 @@ class Core(DirectTransport[PingSockets]):
             self.counters[Counters.error_unknown_code] += 1
         elif quoted is None:
             self.counters[Counters.error_bad_quote] += 1
-        elif not self._routes.is_local(_number(quoted.source, "big")):
+        elif not self._routes.is_local(quoted.source):
             self.counters[Counters.error_not_ours] += 1
-        elif self._routes.is_group(_number(quoted.destination, "big")):
+        elif self._routes.is_group(quoted.destination):
             self.counters[Counters.error_about_group] += 1
         else:
             return quoted, quote
@@ -239,7 +239,7 @@ class Core(DirectTransport[PingSockets]):
         counters = self.counters
         socket = None
         if sent[0] == wire.ECHO_REQUEST:
-            socket = self._sockets.of_identifier(wire.identifier_of(sent), _number(error.source, "big"))
+            socket = self._sockets.of_identifier(wire.identifier_of(sent), error.source)
         if socket is None:
             counters[Counters.error_no_socket] += 1
             return
@@ -277,7 +277,7 @@ class Core(DirectTransport[PingSockets]):
             # RFC 1122 section 3.2.2: header and data unchanged. ip fills in nothing where it tells of a problem in the
             # options, nor in what we send to ourselves.
             filled_in = packet.header_octets > ipv4.HEADER_OCTETS and icmp_type != PARAMETER_PROBLEM
-            if filled_in and not self._routes.is_local(_number(packet.source, "big")):
+            if filled_in and not self._routes.is_local(packet.source):
                 quote = wire.as_received(quote)
             head = TRANSMIT_HEAD.pack(0, packet.interface, packet.family, MAY_FRAGMENT, wire.PROTOCOL, self._ttl,
                                       ERROR_TOS, 0, packet.destination, packet.source)
@@ -295,13 +295,13 @@ class Core(DirectTransport[PingSockets]):
             message = quote[packet.header_octets :]
             if not message or message[0] not in wire.QUERY_TYPES:
                 return Counters.report_about_icmp
-        destination = _number(packet.destination, "big")
+        destination = packet.destination
         if packet.flags & FLAG_GROUP or not self._routes.is_local(destination) or self._routes.is_group(destination):
             return Counters.report_to_group
         if packet.flags & FLAG_LOOPED:  # within the host 127/8 is a source as good as any
             return None
         # 0/8, loopback, multicast and class E; a broadcast address of ours.
-        if ipv4.source_is_martian(packet.source) or self._routes.is_group(_number(packet.source, "big")):
+        if not is_unicast(packet.source) or self._routes.is_group(packet.source):
             return Counters.report_from_group
         return None
 
@@ -320,7 +320,7 @@ class Core(DirectTransport[PingSockets]):
         """The errno of Linux's ping_v4_sendmsg, or 0."""
         if len(data) > wire.IP_PAYLOAD_OCTETS_MAX:
             return errno.EMSGSIZE
-        if destination == ANY:
+        if is_unspecified(destination):
             return errno.EDESTADDRREQ
         if len(data) < wire.HEADER_OCTETS or data[0] != wire.ECHO_REQUEST or data[1] or not socket.port:
             return errno.EINVAL

@@ -10,9 +10,11 @@ from msgspec.structs import replace
 
 from bus.layer import State
 from bus.messages import SocketState
+from layers.common import source_address
 from layers.common.rate_limit import TokenBucket
 from layers.common.raw_transport import DirectSockets
 from layers.common.routes import RouteTable
+from packets.addresses import ANY
 
 MAX_SOCKETS = 4096
 IDENTIFIERS = 65535  # 1 to 65535; 0 means "choose one"
@@ -32,7 +34,7 @@ class PingSockets(DirectSockets):
         self._rng = rng
         self._by_identifier: dict[int, SocketState] = {}
 
-    def of_identifier(self, identifier: int, local: int) -> SocketState | None:
+    def of_identifier(self, identifier: int, local: bytes) -> SocketState | None:
         """The socket that a message to address `local` belongs to; as Linux's ping_lookup, whoever it is from."""
         socket = self._by_identifier.get(identifier)
         return socket if socket is not None and (not socket.local or socket.local == local) else None
@@ -44,7 +46,7 @@ class PingSockets(DirectSockets):
         if wanted.peer:
             if routes.is_broadcast(wanted.peer) and not wanted.broadcast:
                 raise OSError(errno.EACCES, "a broadcast address without SO_BROADCAST")
-            local = local or routes.source_for(wanted.peer) or 0
+            local = local or source_address.of_destination(routes, wanted.peer) or ANY
             if not local:
                 raise OSError(errno.ENETUNREACH, "no route to the peer")
             if routes.leaks(local, wanted.peer):

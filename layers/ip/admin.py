@@ -7,14 +7,16 @@ what it made: when it comes again, because ip died before it could answer, it is
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_address
 from typing import Annotated
 
 import msgspec
 
 from bus.messages import Route, Routes
-from layers.common.routes import ANY, BROADCAST_PREFIX_MAX
-from layers.ip.routing import Routing, connected, gateway_problem, links_of, source_of
+from layers.common import source_address
+from layers.common.routes import connected, links_of
+from layers.ip.routing import Routing, gateway_problem
+from packets.addresses import ANY, is_host, is_unicast
 
 # With as many path MTUs and redirects as there may be, what one announcement can hold (MAX_FRAME_OCTETS).
 ADDRESSES_MAX = 64
@@ -85,7 +87,7 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
             lines = _routes(routing, now)[order.after :]
             return {"routes": lines[:LIST_PAGE], "more": len(lines) > LIST_PAGE}
         if isinstance(order, AddressList):
-            return {"addresses": [f"{IPv4Address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
+            return {"addresses": [f"{ip_address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
         if order.order and order.order == routing.last_order:
             return {}
         chosen = _CHANGES[type(order)](order, routing)
@@ -101,9 +103,9 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
 def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
     links = connected(routing.chosen.addresses, routing.mtu_octets)
     lines = [_line(route, route.source, routing, kind="connected") for route in links]
-    table = links_of(routing.chosen)
+    table = links_of(routing.chosen.addresses)
     for route in routing.chosen.routes:
-        source = source_of(route, table)
+        source = source_address.of_route(route, table)
         kind = "unusable" if not source else "dead" if route.gateway in routing.gateways else "chosen"
         lines.append(_line(route, source or route.source, routing, kind))
     lines += _learnt(routing, now)
@@ -126,11 +128,11 @@ def _learnt(routing: Routing, now: float) -> list[dict[str, object]]:
     return lines
 
 
-def _line(route: Route, source: int, routing: Routing, kind: str) -> dict[str, object]:
+def _line(route: Route, source: bytes, routing: Routing, kind: str) -> dict[str, object]:
     return {
-        "destination": f"{IPv4Address(route.network)}/{route.prefix}",
-        "gateway": str(IPv4Address(route.gateway)) if route.gateway else "",
-        "source": str(IPv4Address(source)) if source else "",
+        "destination": f"{ip_address(route.network)}/{route.prefix}",
+        "gateway": str(ip_address(route.gateway)) if route.gateway else "",
+        "source": str(ip_address(source)) if source else "",
         "metric": route.metric,
         "mtu": route.mtu or routing.mtu_octets,
         "kind": kind,
@@ -148,8 +150,8 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
     problem = gateway_problem(gateway, chosen) if gateway else ""
     if problem:
         raise Refused(f"gateway {order.gateway} {problem}")
-    route = Route(int(destination.network_address), destination.prefixlen, gateway, source, order.mtu, order.metric)
-    if not source_of(route, links_of(chosen)):
+    route = Route(destination.network_address.packed, destination.prefixlen, gateway, source, order.mtu, order.metric)
+    if not source_address.of_route(route, links_of(chosen.addresses)):
         raise Refused("without an address, this stack can have no route")
     if route in chosen.routes:
         return chosen
@@ -166,7 +168,7 @@ def _delete_route(order: RouteDelete, routing: Routing) -> Routes:
     chosen = routing.chosen
     destination = IPv4Network(order.destination)
     gateway = _address(order.gateway)
-    place = int(destination.network_address), destination.prefixlen
+    place = destination.network_address.packed, destination.prefixlen
     found = [route for route in chosen.routes if (route.network, route.prefix) == place
              and gateway in (ANY, route.gateway) and order.metric in (None, route.metric)]
     if found:
@@ -174,7 +176,7 @@ def _delete_route(order: RouteDelete, routing: Routing) -> Routes:
         return Routes(chosen.addresses, [route for route in chosen.routes if route != doomed])
     for link in connected(chosen.addresses, 0):
         if (link.network, link.prefix) == place:
-            address = f"{IPv4Address(link.source)}/{link.prefix}"
+            address = f"{ip_address(link.source)}/{link.prefix}"
             raise Refused(f"the route to {destination} goes with the address {address}: address del {address}")
     raise Refused(f"there is no such route to {destination}")
 
@@ -182,15 +184,15 @@ def _delete_route(order: RouteDelete, routing: Routing) -> Routes:
 def _add_address(order: AddressAdd, routing: Routing) -> Routes:
     chosen = routing.chosen
     interface = IPv4Interface(order.address)
-    address, prefix = int(interface.ip), interface.network.prefixlen
+    address, prefix = interface.ip.packed, interface.network.prefixlen
     if (address, prefix) in chosen.addresses:
         return chosen
     if address in _own(chosen):
         raise Refused(f"{interface.ip} is an address of this stack already, with another prefix length")
-    # RFC 1122 section 3.2.1.3: 0/8, 127/8, class D and class E are nobody's, nor are a network's first and last address
-    if address >> 24 in (0, 127) or address >> 28 >= 0xE:
+    # RFC 1122 section 3.2.1.3: 0/8, 127/8, class D and E are no host's, nor are a network's first and last address
+    if not is_unicast(address):
         raise Refused(f"{interface.ip}: a host cannot have this address")
-    if prefix <= BROADCAST_PREFIX_MAX and interface.ip in (interface.network[0], interface.network[-1]):
+    if not is_host(address, prefix):
         raise Refused(f"{interface.ip} is the network's own or broadcast address")
     if len(chosen.addresses) >= ADDRESSES_MAX:
         raise Refused(f"{ADDRESSES_MAX} addresses are the most that a stack has")
@@ -200,7 +202,7 @@ def _add_address(order: AddressAdd, routing: Routing) -> Routes:
 def _delete_address(order: AddressDelete, routing: Routing) -> Routes:
     chosen = routing.chosen
     interface = IPv4Interface(order.address)
-    doomed = int(interface.ip), interface.network.prefixlen
+    doomed = interface.ip.packed, interface.network.prefixlen
     if doomed not in chosen.addresses:
         raise Refused(f"{interface} is not an address of this stack")
     return Routes([kept for kept in chosen.addresses if kept != doomed], chosen.routes)
@@ -214,9 +216,9 @@ _CHANGES: dict[type[Order], Callable[..., Routes]] = {
 }
 
 
-def _address(text: str) -> int:
-    return int(IPv4Address(text)) if text else ANY
+def _address(text: str) -> bytes:
+    return IPv4Address(text).packed if text else ANY
 
 
-def _own(chosen: Routes) -> set[int]:
+def _own(chosen: Routes) -> set[bytes]:
     return {address for address, _ in chosen.addresses}

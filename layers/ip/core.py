@@ -19,6 +19,7 @@ from layers.ip.groups import Groups
 from layers.ip.input import Input
 from layers.ip.output import Output
 from layers.ip.routing import Routing
+from packets.addresses import WIDTHS
 
 
 class Core:
@@ -111,14 +112,14 @@ class Core:
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
         news = False
         for record in records:
-            if len(record) != messages.PATH_MTU_HEAD.size + 4:
+            destination = record[messages.PATH_MTU_HEAD.size :]
+            if len(destination) not in WIDTHS:
                 self._counters[C.bad_announcement] += 1
                 continue
             told, quoted_octets = messages.PATH_MTU_HEAD.unpack_from(record)
-            destination = record[messages.PATH_MTU_HEAD.size :]
             if not self._output.sends_to(destination):  # anybody can quote a packet that we never sent
                 self._counters[C.path_mtu_refused] += 1
-            elif self._routing.router_told(int.from_bytes(destination, "big"), told, quoted_octets, now):
+            elif self._routing.router_told(destination, told, quoted_octets, now):
                 news = True
         if not news:
             return []
@@ -129,13 +130,13 @@ class Core:
     def _redirected(self, records: list[bytes], now: float) -> list[Send]:
         announced = self._routing.announcement
         for record in records:
-            if len(record) != 3 * 4:
+            width = len(record) // 3
+            destination, gateway, teller = record[:width], record[width : 2 * width], record[2 * width :]
+            if width not in WIDTHS or len(teller) != width:
                 self._counters[C.bad_announcement] += 1
-                continue
-            if not self._output.sends_to(record[:4]):
+            elif not self._output.sends_to(destination):
                 self._counters[C.redirect_refused] += 1
             else:
-                destination, gateway, teller = (int.from_bytes(record[at : at + 4], "big") for at in (0, 4, 8))
                 self._routing.redirect(destination, gateway, teller, now)
         if self._routing.announcement is announced:
             return []

@@ -11,13 +11,14 @@ import random
 from bus import messages, topology
 from bus.layer import CounterWords, Send, State
 from bus.messages import FAMILY_4, INTERFACE, PACKET_OUT_HEAD, Membership, SourceFilter
-from layers.common.routes import is_multicast
+from layers.common import source_address
 from layers.ip.counters import Counters as C
 from layers.ip.igmp import NOTHING, Change, Filter, Igmp, Message, Querier
 from layers.ip.routing import Routing
 from packets import ipv4
+from packets.addresses import IPV4_OCTETS, UNSPECIFIED, is_multicast
 from packets.checksum import verifies
-from packets.igmp import ALL_SYSTEMS, HEADER_OCTETS, QUERY, V1_REPORT, V2_REPORT, parse_query
+from packets.igmp import ALL_SYSTEMS, HEADER_OCTETS, QUERY, V1_REPORT, V2_REPORT, group_of, parse_query
 
 QUERIER_KEY = 3  # in durable state
 MEMBERS_KEYS = 2 << 32  # + handle: that socket's memberships
@@ -30,7 +31,7 @@ _decode_querier = messages.decoder(Querier)
 
 
 class Groups:
-    """`next_due`: when `expire` has something to do. Groups and sources are 4 octets each."""
+    """`next_due`: when `expire` has something to do. Groups and sources are octets."""
 
     def __init__(self, routing: Routing, state: State, counters: CounterWords, rng: random.Random) -> None:
         self._routing = routing
@@ -104,7 +105,7 @@ class Groups:
             self._igmp.queried(query, now)
             self._state[QUERIER_KEY] = messages.encode(self._igmp.querier)
         elif message[0] in (V1_REPORT, V2_REPORT):
-            self._igmp.overheard(message[4:8], now)
+            self._igmp.overheard(group_of(message), now)
         else:
             self._counters[C.igmp_not_for_hosts] += 1
 
@@ -118,7 +119,7 @@ class Groups:
     def _take(self, membership: Membership) -> list[Change]:
         """Have these be the groups of that socket; what changes for the host. ValueError for what is no group."""
         handle = membership.handle
-        wanted = {entry.group.to_bytes(4, "big"): _filter(entry) for entry in membership.groups}
+        wanted = {entry.group: _filter(entry) for entry in membership.groups}
         before = self._joined.pop(handle, set())
         for group in before - wanted.keys():
             del self._members[group][handle]
@@ -146,10 +147,10 @@ class Groups:
         return changes
 
     def _wrap(self, reports: list[Message]) -> list[Send]:
-        own = self._routing.chosen.addresses
-        source = own[0][0].to_bytes(4, "big") if own else bytes(4)  # RFC 3376 section 4.2.13
         sends: list[Send] = []
         for destination, message in reports:
+            source = source_address.of_destination(self._routing.table, destination)
+            source = source or UNSPECIFIED[len(destination)]  # RFC 3376 section 4.2.13
             template = ipv4.header_template(source, destination, ipv4.IGMP, IGMP_TTL, IGMP_TOS, True)
             octets = ipv4.HEADER_OCTETS + len(ROUTER_ALERT) + len(message)
             built = ipv4.header_with_options(template, ROUTER_ALERT, octets, 0) + message
@@ -168,6 +169,7 @@ def merged(filters: list[Filter]) -> Filter:
 
 
 def _filter(entry: SourceFilter) -> Filter:
-    if not is_multicast(entry.group):
-        raise ValueError("not a group")
-    return Filter(entry.exclude, frozenset(source.to_bytes(4, "big") for source in entry.sources))
+    width = len(entry.group)
+    if width != IPV4_OCTETS or not is_multicast(entry.group) or any(len(source) != width for source in entry.sources):
+        raise ValueError("not a group and its sources")
+    return Filter(entry.exclude, frozenset(entry.sources))

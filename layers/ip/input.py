@@ -9,7 +9,6 @@ from struct import Struct
 
 from bus.layer import CounterWords, Send
 from bus.messages import FAMILY_4, FLAG_CHECKED, FLAG_GROUP, PACKET, PACKET_HEAD
-from layers.common.routes import is_multicast
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers, copy_of
 from layers.ip.groups import Groups
@@ -26,7 +25,8 @@ from layers.ip.options import examine
 from layers.ip.reassembly import Reassembly
 from layers.ip.records import HEAD_OCTETS, record_of
 from layers.ip.routing import Routing
-from packets import ipv4, offload
+from packets import fragments, ipv4, offload
+from packets.addresses import LIMITED_BROADCAST, is_multicast, is_unicast
 from packets.checksum import verifies
 
 SOURCES_MAX = 4096  # addresses remembered as those of single hosts; then it starts afresh
@@ -158,7 +158,7 @@ class Input:
                 return None
             packet = header + packet[header_octets:]
         if ipv4.is_fragment(packet):
-            return self._reassembly.add(packet, now)
+            return self._reassembly.add(fragments.parse(packet), now)
         return packet
 
     def expire(self, now: float) -> list[Send]:
@@ -168,9 +168,8 @@ class Input:
 
     def _is_host(self, source: bytes) -> bool:
         """Whether `source` can be that of one other host; remembered, for it is asked about every packet."""
-        number = int.from_bytes(source, "big")
-        if (source in self._routing.own or ipv4.source_is_martian(source) or is_multicast(number)
-                or self._routing.table.is_broadcast(number)):
+        table = self._routing.table
+        if table.is_own(source) or not is_unicast(source) or table.is_broadcast(source):
             return False
         if len(self._sources) >= SOURCES_MAX:
             self._sources.clear()
@@ -182,13 +181,12 @@ class Input:
 
         Groups are the limited and the directed broadcast addresses, and multicast groups that a socket has joined.
         """
-        number = int.from_bytes(destination, "big")
-        if is_multicast(number):
+        if is_multicast(destination):
             # RFC 1112 section 7.2: only joined groups. IGMP is about a group, not of one of its sources.
             if self._groups.accepts(destination, source if protocol != ipv4.IGMP else None):
                 return True
             self._counters[C.other_group] += 1
-        elif self._routing.table.is_broadcast(number):
+        elif self._routing.table.is_broadcast(destination):
             return True
         else:
             self._counters[C.other_destination] += 1
@@ -201,8 +199,8 @@ def _may_lack_address(source: bytes, destination: bytes, protocol: int) -> bool:
     RFC 1122 section 3.2.1.3 (a): while a host learns its address; as on Linux only to all, or to a group of the link
     (ip_route_input_slow, ip_mc_validate_source). RFC 4541 section 2.1.1: a switch that asks in a router's place.
     """
-    return source[0] == 0 and (destination == ipv4.LIMITED_BROADCAST or destination[:3] == ipv4.LINK_LOCAL_GROUPS
-                               or protocol == ipv4.IGMP)
+    return ipv4.is_this_network(source) and (
+        destination == LIMITED_BROADCAST or ipv4.is_link_local_group(destination) or protocol == ipv4.IGMP)
 
 
 def _cut_head(head: bytes) -> bytes:

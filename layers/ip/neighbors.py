@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import deque
 
 from bus.layer import CounterWords, State
+from bus.messages import INTERFACE
+from layers.common.keyed_state import KeyedState
 from layers.ip.counters import Counters
 
 ASK_AGAIN_AFTER_S = 30.0  # half of arp's age limit: a neighbour in use is verified before it expires
 MAC_OCTETS = 6
 WAITING_MAX = 64  # packets per neighbour; RFC 1122 section 2.3.2.2 asks for at least one, the latest
 NEIGHBORS_MAX = 8192
-KEYS = 1 << 32  # + address: key in the state of what is known of a neighbour, its MAC
+KEYS = 1 << 40  # in durable state, + an interface's number << 32: MACs by address
 
 
 class Neighbor:
@@ -31,19 +33,18 @@ class Neighbor:
 
 
 class Neighbors:
-    """Neighbours by address (4 octets)."""
+    """The neighbours on an interface, by address of any family."""
 
-    def __init__(self, state: State, counters: CounterWords) -> None:
-        self._state = state
+    def __init__(self, state: State, counters: CounterWords, interface: int = INTERFACE) -> None:
+        self._stored = KeyedState(state, KEYS + (interface << 32))
         self._counters = counters
         self._by_address: dict[bytes, Neighbor] = {}
 
     def start(self) -> None:
         """Read back what the former incarnation knew; arp is asked again for what is used of it."""
-        for key in [key for key in self._state if key >> 32 == KEYS >> 32]:
-            mac = self._state[key]
+        for address, mac in self._stored.load().items():
             if len(mac) == MAC_OCTETS:
-                self.get((key & 0xFFFFFFFF).to_bytes(4, "big")).mac = mac
+                self.get(address).mac = mac
 
     def get(self, address: bytes) -> Neighbor:
         """The neighbour, made where it is new; the longest known gives way where there are too many."""
@@ -64,7 +65,7 @@ class Neighbors:
         """arp says where it is."""
         neighbor = self.get(address)
         if neighbor.mac != mac:
-            self._state[KEYS | int.from_bytes(address, "big")] = mac
+            self._stored.put(address, mac)
             neighbor.mac = mac
         neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
         return neighbor
@@ -73,7 +74,7 @@ class Neighbors:
         """arp has to be asked before the next packet leaves."""
         neighbor.mac = None
         neighbor.ask_again_at = float("-inf")
-        self._state.pop(KEYS | int.from_bytes(neighbor.address, "big"), None)
+        self._stored.discard(neighbor.address)
 
     def unresolved(self) -> list[Neighbor]:
         """Those that somebody waits for."""

@@ -24,10 +24,9 @@ from bus.messages import (
     PACKET_OUT_HEAD,
     TRANSMIT_HEAD,
 )
-from layers.common.routes import is_multicast
+from layers.common import source_address
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers, copy_of
-from layers.ip.fragments import split
 from layers.ip.groups import Groups
 from layers.ip.identification import Identifications, Series
 from layers.ip.local_errors import (
@@ -40,11 +39,13 @@ from layers.ip.local_errors import (
     complaint,
     local_error,
 )
-from layers.ip.neighbors import ASK_AGAIN_AFTER_S, WAITING_MAX, Neighbor, Neighbors
+from layers.ip.neighbors import ASK_AGAIN_AFTER_S, MAC_OCTETS, WAITING_MAX, Neighbor, Neighbors
 from layers.ip.options import examine
 from layers.ip.records import record_of
 from layers.ip.routing import Routing
 from packets import ipv4
+from packets.addresses import WIDTHS, is_loopback, is_multicast, is_unspecified
+from packets.fragments import split
 from packets.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
 from packets.offload import CHECKSUM_AT, complete, completed, segment_header_octets, segments
 
@@ -315,30 +316,29 @@ class Output:
             return None
         _, _, family, flags, protocol, ttl, tos, option_octets, source, destination = TRANSMIT_HEAD.unpack(head)
         routes = self._routing.table
-        to = int.from_bytes(destination, "big")
         partial = flags & messages.TRANSMIT_PARTIAL
-        ours = source == bytes(4) or source[0] == 127 or source in self._routing.own
+        ours = is_unspecified(source) or routes.is_local(source)
         if (family != FAMILY_4 or not ours or option_octets > OPTIONS_OCTETS_MAX or option_octets % 4
                 or (partial and protocol not in CHECKSUM_AT)):
             self._counters[C.bad_transmit] += 1
             return None
-        if source == bytes(4):
-            source = (routes.source_for(to) or 0).to_bytes(4, "big")
+        if is_unspecified(source):
+            source = source_address.of_destination(routes, destination) or source
         upper, series = UPPER.get(protocol), self._identifications.series(source, destination, protocol)
         dont_fragment = bool(flags & messages.TRANSMIT_DONT_FRAGMENT)
         group = 0
-        if routes.is_local(to):
+        if routes.is_local(destination):
             template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
-            if routes.is_broadcast(to):  # 127.255.255.255
+            if routes.is_broadcast(destination):  # 127.255.255.255
                 if not flags & messages.TRANSMIT_BROADCAST:
                     self._counters[C.broadcast_denied] += 1
                     return None
                 group = FLAG_GROUP
             flow = Flow(head, template, series, dont_fragment, upper, None, True, ipv4.LENGTH_MAX, group)
         else:
-            way = self._way(to, source, flags)
+            way = self._way(destination, source, flags)
             # RFC 1122 section 3.2.1.3 (g): a packet from 127/8 never appears outside the host
-            if way is None or source[0] == 127 or source == bytes(4):
+            if way is None or is_loopback(source) or is_unspecified(source):
                 self._counters[C.no_route] += 1
                 template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
                 sends += self._no_route(template, flags, record)
@@ -374,7 +374,7 @@ class Output:
         header = ipv4.finish_header(template, ipv4.header_sum(template), length, 0)
         return local_error(NET_UNREACHABLE, header + record[HEAD_OCTETS:], self._uppers.wanted)
 
-    def _way(self, to: int, source: bytes, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
+    def _way(self, to: bytes, source: bytes, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
         """(next hop, MTU, whether a copy comes back to us, whether the path is capped); next hop None: no leave."""
         routing = self._routing
         route = routing.table.lookup(to)
@@ -383,9 +383,8 @@ class Output:
             permitted = flags & messages.TRANSMIT_BROADCAST
             return _group_neighbor(BROADCAST_MAC) if permitted else None, mtu_octets, True, False
         if is_multicast(to):
-            group = to.to_bytes(4, "big")
-            loops = bool(flags & messages.TRANSMIT_LOOP) and self._groups.accepts(group, source)
-            return _group_neighbor(ipv4.group_mac(group)), mtu_octets, loops, False
+            loops = bool(flags & messages.TRANSMIT_LOOP) and self._groups.accepts(to, source)
+            return _group_neighbor(ipv4.group_mac(to)), mtu_octets, loops, False
         if route is None:
             return None
         capped = False
@@ -393,7 +392,7 @@ class Output:
             mtu_octets = routing.mtu_octets
         else:
             mtu_octets, capped = routing.mtu_to(to, route)
-        return self._neighbors.get((route.gateway or to).to_bytes(4, "big")), mtu_octets, False, capped
+        return self._neighbors.get(route.gateway or to), mtu_octets, False, capped
 
     # -- neighbours ------------------------------------------------------------------------------------------------
 
@@ -415,7 +414,7 @@ class Output:
         sends.append((topology.ARP, messages.RESOLVE, neighbor.address))
         # RFC 1122 section 3.3.1.4: whether a dead gateway is back is asked only while something is sent
         due = self._routing.gateways.due(now)
-        sends += [(topology.ARP, messages.RESOLVE, gateway.to_bytes(4, "big")) for gateway in due]
+        sends += [(topology.ARP, messages.RESOLVE, gateway) for gateway in due]
 
     def _keep(self, neighbor: Neighbor, built: bytes) -> None:
         """Let a packet wait; the latest are kept."""
@@ -433,13 +432,13 @@ class Output:
         """NEIGHBOR records: what waited goes."""
         sends: list[Send] = []
         for record in records:
-            if len(record) != 10:
+            address, mac = record[:-MAC_OCTETS], record[-MAC_OCTETS:]
+            if len(address) not in WIDTHS:
                 self._counters[C.bad_announcement] += 1
                 continue
-            if self._routing.gateway_lives(int.from_bytes(record[:4], "big")):
+            if self._routing.gateway_lives(address):
                 self.rerouted()
-            mac = record[4:]
-            neighbor = self._neighbors.learn(record[:4], mac, now)
+            neighbor = self._neighbors.learn(address, mac, now)
             sends += [(topology.LINK, PACKET_OUT, out_record(mac, built)) for built in neighbor.waiting]
             self._counters[C.packets_out] += len(neighbor.waiting)
             neighbor.waiting.clear()
@@ -451,10 +450,10 @@ class Output:
         for record in records:
             neighbor = self._neighbors.find(record)
             if neighbor is None:
-                self._counters[C.bad_announcement] += len(record) != 4
+                self._counters[C.bad_announcement] += len(record) not in WIDTHS
                 continue
             self._neighbors.forget(neighbor)
-            if self._routing.gateway_failed(int.from_bytes(record, "big"), now):
+            if self._routing.gateway_failed(record, now):
                 self.rerouted()
             waiting = list(neighbor.waiting)
             neighbor.waiting.clear()
@@ -466,10 +465,10 @@ class Output:
 
     def _send_otherwise(self, built: bytes, now: float, sends: list[Send]) -> bool:
         """RFC 1122 section 3.3.1.5: send a packet through another gateway; False where there is none that may live."""
-        route = self._routing.table.lookup(int.from_bytes(built[ipv4.DESTINATION], "big"))
+        route = self._routing.table.lookup(built[ipv4.DESTINATION])
         if route is None or not route.gateway or route.gateway in self._routing.gateways:
             return False
-        neighbor = self._neighbors.get(route.gateway.to_bytes(4, "big"))
+        neighbor = self._neighbors.get(route.gateway)
         self._counters[C.rerouted] += 1
         if now > neighbor.ask_again_at:
             self._resolve(neighbor, now, sends)

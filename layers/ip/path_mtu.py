@@ -19,28 +19,29 @@ PLATEAUS = (32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68)  # RFC 119
 class Path(msgspec.Struct, array_like=True, frozen=True):
     """`capped`: less than MTU_MIN was asked for, so packets of MTU_MIN must not forbid routers to fragment them."""
 
-    destination: int
+    destination: bytes
     mtu: int
     expires: float
     capped: bool
 
 
 _decode = decoder(list[Path])
+_NOTHING = encode([])
 
 
 class Paths:
-    """Path MTUs by destination (32-bit integer); the first to expire first."""
+    """Path MTUs by destination ; the first to expire first."""
 
     def __init__(self, state: State, key: int) -> None:
         self._state = state
         self._key = key
-        self._by_destination: dict[int, Path] = {}
+        self._by_destination: dict[bytes, Path] = {}
 
     def load(self) -> None:
         """Read back what is stored; ValueError for what cannot be read."""
-        self._by_destination = {path.destination: path for path in _decode(self._state.get(self._key, b"[]"))}
+        self._by_destination = {path.destination: path for path in _decode(self._state.get(self._key, _NOTHING))}
 
-    def get(self, destination: int) -> Path | None:
+    def get(self, destination: bytes) -> Path | None:
         """The path to `destination`, if anything was learnt of it."""
         return self._by_destination.get(destination)
 
@@ -53,7 +54,7 @@ class Paths:
         """When `expire` has something to do."""
         return next(iter(self._by_destination.values())).expires if self._by_destination else None
 
-    def lower(self, destination: int, told: int, quoted_octets: int, present: int, now: float) -> bool:
+    def lower(self, destination: bytes, told: int, quoted_octets: int, present: int, now: float) -> bool:
         """A router could pass on no more than `told` octets of a packet of `quoted_octets`; `present`: what we assumed.
 
         False where that is no news. An MTU is never raised this way.

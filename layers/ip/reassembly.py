@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from bus.layer import CounterWords
 from layers.ip.counters import Counters as C
-from packets.ipv4 import HEADER_OCTETS, LENGTH_MAX, MORE_FRAGMENTS, with_checksum
+from packets.fragments import Fragment, whole
 
 # Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks: on fast
 # ones identification numbers come round within seconds (RFC 4963), and the longer fragments wait, the likelier they
@@ -26,17 +26,17 @@ SOURCES_MAX = 1024  # forged ones cost nothing to invent; then the one that was 
 DATAGRAM_COST = 512  # octets that the books charge beside the data: what Python's objects take, roughly
 PIECE_COST = 128
 
-_CONGESTION = 3  # RFC 3168 section 5: the ECN field, in the lowest bits of TOS
-_NOT_ECT = 1 << 0  # in a set of ECN fields
-_CE = 1 << 3
+_NOT_ECT, _CE = 1 << 0, 1 << 3  # RFC 3168 section 5: in a set of ECN fields
 
 
 class Datagram:
     """What there is of one. The pieces are in order and do not overlap; `starts` are where they belong."""
 
-    __slots__ = ("cost", "deadline", "ecn", "end", "first_header", "key", "octets", "pieces", "spoilt", "starts")
+    __slots__ = ("cost", "deadline", "ecn", "end", "first_header", "key", "octets", "pieces", "source", "spoilt",
+                 "starts")
 
-    def __init__(self, key: bytes, deadline: float) -> None:
+    def __init__(self, source: bytes, key: bytes, deadline: float) -> None:
+        self.source = source
         self.key = key
         self.deadline = deadline
         self.starts: list[int] = []
@@ -110,23 +110,18 @@ class Reassembly:
         self._sources: dict[bytes, Source] = {}
         self.cost = 0
 
-    def add(self, packet: bytes, now: float) -> bytes | None:
-        """Take a fragment (its header checked, padding cut); the whole packet where nothing is missing any more."""
+    def add(self, fragment: Fragment, now: float) -> bytes | None:
+        """Take a fragment; the whole packet where nothing is missing any more."""
         counters = self._counters
         counters[C.fragments_in] += 1
-        header_octets = (packet[0] & 15) * 4
-        field = packet[6] << 8 | packet[7]
-        start = (field & 0x1FFF) * 8
-        more = bool(field & MORE_FRAGMENTS)
-        data = packet[header_octets:]
+        address, key, start, more, room, ecn, header, data = fragment
         if not data or (more and len(data) & 7):
             counters[C.fragment_malformed] += 1
             return None
-        if HEADER_OCTETS + start + len(data) > LENGTH_MAX:
+        if start + len(data) > room:
             counters[C.fragment_beyond] += 1
             return None
-        key = packet[12:20] + packet[9:10] + packet[4:6]  # RFC 791 section 2.3: source, destination, protocol, number
-        datagram = self._datagrams.get(key) or self._begin(key, now)
+        datagram = self._datagrams.get(key) or self._begin(address, key, now)
         if datagram.spoilt:
             counters[C.fragment_spoilt] += 1
             return None
@@ -139,14 +134,14 @@ class Reassembly:
             counters[C.fragment_spoilt] += 1
             self._spoil(datagram)
             return None
-        datagram.ecn |= 1 << (packet[1] & _CONGESTION)
+        datagram.ecn |= 1 << ecn
         if not start:
-            datagram.first_header = packet[:header_octets]
+            datagram.first_header = header
         if datagram.octets == datagram.end:
             self._remove(datagram)
             return self._whole(datagram)
         self._charge(datagram, len(data) + PIECE_COST)
-        self._make_room(key[:4])
+        self._make_room(address)
         return None
 
     def expire(self, now: float) -> list[bytes]:
@@ -169,32 +164,27 @@ class Reassembly:
         return len(self._datagrams)
 
     def _whole(self, datagram: Datagram) -> bytes | None:
-        header = datagram.first_header
-        total = len(header) + datagram.octets
-        if total > LENGTH_MAX:  # the first fragment's header was longer than that of the last
+        ecn = datagram.ecn
+        packet = whole(datagram.first_header, datagram.pieces, congested=bool(ecn & _CE))
+        if packet is None:
             self._counters[C.fragment_beyond] += 1
             return None
-        tos, ecn = header[1], datagram.ecn
         if ecn & _NOT_ECT and ecn != _NOT_ECT:  # RFC 3168 section 5.3: no such mixture comes from one packet
             self._counters[C.reassembly_ecn] += 1
             return None
-        if ecn & _CE:
-            tos |= _CONGESTION
         self._counters[C.reassembled] += 1
-        header = header[:1] + bytes([tos]) + total.to_bytes(2, "big") + header[4:6] + b"\0\0" + header[8:]
-        return with_checksum(header) + b"".join(datagram.pieces)
+        return packet
 
     # -- the books -------------------------------------------------------------------------------------------------
 
-    def _begin(self, key: bytes, now: float) -> Datagram:
-        address = key[:4]
+    def _begin(self, address: bytes, key: bytes, now: float) -> Datagram:
         source = self._sources.get(address)
         if source is None:
             if len(self._sources) >= SOURCES_MAX:
                 for datagram in list(next(iter(self._sources.values())).datagrams.values()):
                     self._evict(datagram)
             source = self._sources[address] = Source()
-        datagram = self._datagrams[key] = source.datagrams[key] = Datagram(key, now + TIMEOUT_S)
+        datagram = self._datagrams[key] = source.datagrams[key] = Datagram(address, key, now + TIMEOUT_S)
         if self.next_expiry is None:
             self.next_expiry = datagram.deadline
         self._charge(datagram, DATAGRAM_COST)
@@ -202,7 +192,7 @@ class Reassembly:
 
     def _charge(self, datagram: Datagram, octets: int) -> None:
         datagram.cost += octets
-        self._sources[datagram.key[:4]].cost += octets
+        self._sources[datagram.source].cost += octets
         self.cost += octets
 
     def _make_room(self, address: bytes) -> None:
@@ -225,7 +215,7 @@ class Reassembly:
         self._charge(datagram, DATAGRAM_COST - datagram.cost)
 
     def _remove(self, datagram: Datagram) -> None:
-        address = datagram.key[:4]
+        address = datagram.source
         source = self._sources[address]
         self._charge(datagram, -datagram.cost)
         del self._datagrams[datagram.key], source.datagrams[datagram.key]

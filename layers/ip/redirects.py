@@ -18,14 +18,15 @@ REDIRECTS_MAX = 256  # each is a route that all layers above are told of
 
 
 class Redirect(msgspec.Struct, array_like=True, frozen=True):
-    """Addresses are 32-bit integers."""
+    """A destination, and the gateway to it."""
 
-    destination: int
-    gateway: int
+    destination: bytes
+    gateway: bytes
     expires: float
 
 
 _decode = decoder(list[Redirect])
+_NOTHING = encode([])
 
 
 class Redirects:
@@ -34,11 +35,11 @@ class Redirects:
     def __init__(self, state: State, key: int) -> None:
         self._state = state
         self._key = key
-        self._by_destination: dict[int, Redirect] = {}
+        self._by_destination: dict[bytes, Redirect] = {}
 
     def load(self) -> None:
         """Read back what is stored; ValueError for what cannot be read."""
-        self._by_destination = {each.destination: each for each in _decode(self._state.get(self._key, b"[]"))}
+        self._by_destination = {each.destination: each for each in _decode(self._state.get(self._key, _NOTHING))}
 
     def all(self) -> list[Redirect]:
         """All that hold."""
@@ -49,7 +50,7 @@ class Redirects:
         """When `expire` has something to do."""
         return next(iter(self._by_destination.values())).expires if self._by_destination else None
 
-    def learn(self, destination: int, gateway: int, now: float) -> None:
+    def learn(self, destination: bytes, gateway: bytes, now: float) -> None:
         """Believe a redirect; the oldest gives way where there are too many."""
         self._by_destination.pop(destination, None)
         if len(self._by_destination) >= REDIRECTS_MAX:
@@ -61,7 +62,7 @@ class Redirects:
         """Forget what is too old; how many those were."""
         return self._drop(lambda each: each.expires <= now)
 
-    def forget(self, gateway: int | None = None) -> int:
+    def forget(self, gateway: bytes | None = None) -> int:
         """Forget those to a gateway, or all; how many those were."""
         return self._drop(lambda each: gateway in (None, each.gateway))
 

@@ -7,7 +7,7 @@ announcement.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container
 
 from msgspec.structs import replace
 
@@ -15,12 +15,14 @@ from bus import messages
 from bus.config import StackConfig
 from bus.layer import CounterWords, State
 from bus.messages import Route, Routes
+from layers.common import source_address
 from layers.common.rate_limit import TokenBucket
-from layers.common.routes import ALL_ONES, ANY, BROADCAST_PREFIX_MAX, RouteTable, mask
+from layers.common.routes import RouteTable, address_of, connected, gateway_of, links_of
 from layers.ip.counters import Counters as C
 from layers.ip.gateways import Gateways
 from layers.ip.path_mtu import Paths
 from layers.ip.redirects import Redirects
+from packets.addresses import ANY, UNSPECIFIED, is_host
 
 ROUTES_KEY = 0  # in durable state
 PATHS_KEY = 2
@@ -42,48 +44,20 @@ _decode = messages.decoder(_Stored)
 
 def configured(config: StackConfig) -> Routes:
     """What a stack starts with, as if an operator had chosen it."""
-    routes = [Route(ANY, 0, config.gateway, ANY, 0)] if config.gateway else []
-    return Routes([(config.address, config.prefix)], routes)
+    address, gateway = address_of(config), gateway_of(config)
+    routes = [Route(UNSPECIFIED[len(gateway)], 0, gateway, ANY, 0)] if gateway else []
+    return Routes([(address, config.prefix)], routes)
 
 
-def connected(addresses: Iterable[tuple[int, int]], mtu_octets: int) -> list[Route]:
-    """The routes to the networks that we are in; of several addresses in one, the first is its source."""
-    routes: dict[tuple[int, int], Route] = {}
-    for address, prefix in addresses:
-        network = address & mask(prefix)
-        if prefix < 32:
-            routes.setdefault((network, prefix), Route(network, prefix, ANY, address, mtu_octets))
-    return list(routes.values())
-
-
-def links_of(chosen: Routes) -> RouteTable:
-    """The networks that our addresses are in, and nothing else."""
-    return RouteTable(Routes(chosen.addresses, connected(chosen.addresses, 0)))
-
-
-def source_of(route: Route, links: RouteTable) -> int:
-    """The source of packets on a chosen route; 0 where it cannot be used now.
-
-    RFC 1122 section 3.3.4.3: an address of ours in the network of the next hop, if the operator did not say which.
-    """
-    link = links.lookup(route.gateway or route.network)
-    if route.gateway and link is None:
-        return 0
-    if route.source:
-        return route.source if links.is_own(route.source) else 0
-    own = links.announced.addresses
-    return link.source if link is not None else own[0][0] if own else 0
-
-
-def effective(chosen: Routes, mtu_octets: int, dead: Container[int] = ()) -> Routes:
+def effective(chosen: Routes, mtu_octets: int, dead: Container[bytes] = ()) -> Routes:
     """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now.
 
     RFC 1122 section 3.3.1.5: one through a `dead` gateway gives way to others to the same place.
     """
     usable = []
-    links = links_of(chosen)
+    links = links_of(chosen.addresses)
     for route in chosen.routes:
-        source = source_of(route, links)
+        source = source_address.of_route(route, links)
         if source:
             usable.append(replace(route, source=source, mtu=route.mtu or mtu_octets))
     served = {(route.network, route.prefix) for route in usable if route.gateway not in dead}
@@ -91,26 +65,24 @@ def effective(chosen: Routes, mtu_octets: int, dead: Container[int] = ()) -> Rou
     return Routes(chosen.addresses, connected(chosen.addresses, mtu_octets) + usable)
 
 
-def gateway_problem(gateway: int, chosen: Routes) -> str:
+def gateway_problem(gateway: bytes, chosen: Routes) -> str:
     """Why nobody can be our gateway by this address; empty: somebody can."""
     # RFC 1122 section 3.3.1.1: a gateway is on a connected network
-    for link in connected(chosen.addresses, 0):
-        network = mask(link.prefix)
-        if gateway & network == link.network:
-            if gateway in {address for address, _ in chosen.addresses}:
-                return "is this stack itself"
-            if link.prefix <= BROADCAST_PREFIX_MAX and gateway & ~network & ALL_ONES in (0, ~network & ALL_ONES):
-                return "is no host's address"
-            return ""
-    return "is in no network of this stack"
+    links = links_of(chosen.addresses)
+    link = links.lookup(gateway)
+    if link is None:
+        return "is in no network of this stack"
+    if links.is_own(gateway):
+        return "is this stack itself"
+    return "" if is_host(gateway, link.prefix) else "is no host's address"
 
 
 class Routing:
     """`table` and `own` are replaced whole at every change, `path_table` tells of path MTUs too."""
 
     table: RouteTable
-    own: frozenset[bytes]  # addresses, 4 octets each
-    announcement: bytes  # JSON Routes: what all neighbours are told
+    own: frozenset[bytes]  # our addresses
+    announcement: bytes  # ROUTES: what all neighbours are told
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords) -> None:
         self.mtu_octets = config.mtu
@@ -126,15 +98,11 @@ class Routing:
 
     def start(self) -> None:
         """Read back what is stored."""
-        self.gateways.load()
-        try:
-            self.paths.load()
-        except ValueError:
-            self._forget(PATHS_KEY)
-        try:
-            self.redirects.load()
-        except ValueError:
-            self._forget(REDIRECTS_KEY)
+        for key, learnt in ((GATEWAYS_KEY, self.gateways), (PATHS_KEY, self.paths), (REDIRECTS_KEY, self.redirects)):
+            try:
+                learnt.load()
+            except ValueError:
+                self._forget(key)
         try:
             stored = _decode(self._state[ROUTES_KEY])
             self._adopt(Routes(stored.addresses, stored.routes))
@@ -162,7 +130,7 @@ class Routing:
     def _adopt(self, chosen: Routes) -> None:
         self.table = RouteTable(self._redirected(effective(chosen, self.mtu_octets, self.gateways)))
         self.chosen = chosen
-        self.own = frozenset(address.to_bytes(4, "big") for address, _ in chosen.addresses)
+        self.own = self.table.own
         self.gateways.keep({route.gateway for route in chosen.routes})
         self._announce()
 
@@ -176,7 +144,7 @@ class Routing:
         for path in self.paths.all():
             route = self.table.lookup(path.destination)
             if route is not None and path.mtu < route.mtu:
-                routes.append(replace(route, network=path.destination, prefix=32, mtu=path.mtu))
+                routes.append(replace(route, network=path.destination, prefix=len(path.destination) * 8, mtu=path.mtu))
         return routes
 
     # -- gateways --------------------------------------------------------------------------------------------------
@@ -189,11 +157,11 @@ class Routing:
         for redirect in self.redirects.all():
             route = before.lookup(redirect.destination)
             if route is not None:
-                redirected.append(replace(route, network=redirect.destination, prefix=32, gateway=redirect.gateway,
-                                          metric=0))
+                redirected.append(replace(route, network=redirect.destination, prefix=len(redirect.destination) * 8,
+                                          gateway=redirect.gateway, metric=0))
         return Routes(routes.addresses, redirected + routes.routes)
 
-    def redirect(self, destination: int, gateway: int, teller: int, now: float) -> None:
+    def redirect(self, destination: bytes, gateway: bytes, teller: bytes, now: float) -> None:
         """RFC 1122 section 3.2.2.2: believed if the gateway of now says so, and the new one is on a network of ours."""
         route = self.table.lookup(destination)
         if (route is None or self.table.is_local(destination) or route.gateway != teller or gateway == teller
@@ -206,7 +174,7 @@ class Routing:
             self.redirects.learn(destination, gateway, now)
             self._adopt(self.chosen)
 
-    def gateway_failed(self, address: int, now: float) -> bool:
+    def gateway_failed(self, address: bytes, now: float) -> bool:
         """A neighbour does not answer. True where it is a gateway, which others may replace from now on."""
         redirects = self.redirects.forget(address)
         self._counters[C.redirect_expired] += redirects
@@ -216,7 +184,7 @@ class Routing:
             self._adopt(self.chosen)
         return failed or bool(redirects)
 
-    def gateway_lives(self, address: int) -> bool:
+    def gateway_lives(self, address: bytes) -> bool:
         """A neighbour was heard of. True where it is a gateway that did not answer before."""
         if not self.gateways.lives(address):
             return False
@@ -226,12 +194,12 @@ class Routing:
 
     # -- path MTUs -------------------------------------------------------------------------------------------------
 
-    def mtu_to(self, destination: int, route: Route) -> tuple[int, bool]:
+    def mtu_to(self, destination: bytes, route: Route) -> tuple[int, bool]:
         """(path MTU, whether the path is capped: see `Path`)."""
         path = self.paths.get(destination)
         return (min(route.mtu, path.mtu), path.capped) if path is not None else (route.mtu, False)
 
-    def router_told(self, destination: int, told: int, quoted_octets: int, now: float) -> bool:
+    def router_told(self, destination: bytes, told: int, quoted_octets: int, now: float) -> bool:
         """RFC 1191 section 6.1; True where this was news."""
         route = self.table.lookup(destination)
         if route is None or self.table.is_local(destination):

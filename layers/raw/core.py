@@ -18,11 +18,11 @@ from bus.layer import CounterWords, Send, State
 from bus.messages import ERROR_HEAD, INTERFACE_INDEX, PACKET_HEAD, SocketState, datagram_header
 from bus.topology import IP, SOCKETS
 from layers.common.raw_transport import DirectTransport, Header
-from layers.common.routes import is_multicast
-from layers.common.transport import ANY, IcmpError
+from layers.common.transport import IcmpError
 from layers.raw.counters import Counters
 from layers.raw.tables import Listener, RawSockets, is_filtered
 from packets import ipv4
+from packets.addresses import is_multicast, is_unspecified
 
 _NOBODY: dict[int, Listener] = {}
 
@@ -118,7 +118,7 @@ class Core(DirectTransport[RawSockets]):
         # ip(7): the header says all of it; the packet is never fragmented. Linux, ip_mc_output: a TTL of zero keeps a
         # multicast in the host, but nothing else.
         given = ipv4.HEADER.unpack_from(data)
-        ttl = given[ipv4.TTL] if is_multicast(int.from_bytes(header.destination, "big")) else socket.ttl
+        ttl = given[ipv4.TTL] if is_multicast(header.destination) else socket.ttl
         flags = messages.TRANSMIT_WHOLE | messages.TRANSMIT_IGNORE_PATH_MTU
         return header._replace(ttl=ttl, tos=0).pack(given[ipv4.PROTOCOL], flags) + data
 
@@ -127,7 +127,7 @@ class Core(DirectTransport[RawSockets]):
         headers_octets = 0 if socket.header_included else ipv4.HEADER_OCTETS + len(socket.ip_options)
         if len(data) > ipv4.LENGTH_MAX - headers_octets:
             return errno.EMSGSIZE
-        if destination == ANY:
+        if is_unspecified(destination):
             return errno.EDESTADDRREQ
         if socket.header_included and (socket.ip_options or ipv4.header_octets(data) > len(data)):
             return errno.EINVAL

@@ -10,18 +10,17 @@ from msgspec.structs import replace
 from bus.layer import State
 from bus.messages import SocketState
 from layers.common.raw_transport import DirectSockets
-from layers.common.routes import RouteTable, is_multicast
+from layers.common.routes import RouteTable
+from packets.addresses import ANY, is_multicast
 
 MAX_SOCKETS = 1024
 SEND_ONLY = 255  # IPPROTO_RAW; raw(7): such a socket receives nothing
 
 _FILTERED_TYPES = 32  # linux/icmp.h, struct icmp_filter: one bit each, and no higher type can be filtered
-_MULTICAST = 0xE0  # RFC 1112 section 4: the first octet of a group's address, from here to ...
-_MULTICAST_END = 0xF0
 
 
 class Listener(NamedTuple):
-    """What of a socket decides about a packet. An empty address: any."""
+    """What of a socket decides about a packet. An address ANY: every one."""
 
     socket: SocketState
     local: bytes
@@ -30,15 +29,13 @@ class Listener(NamedTuple):
 
     def matches(self, source: bytes, destination: bytes) -> bool:
         """raw_v4_match in Linux."""
-        return self.local in (b"", destination) and self.peer in (b"", source)
+        return self.local in (ANY, destination) and self.peer in (ANY, source)
 
     def hears(self, source: bytes, destination: bytes) -> bool:
         """raw_v4_input in Linux, but for the filter of ICMP types."""
         if not self.matches(source, destination):
             return False
-        if not _MULTICAST <= destination[0] < _MULTICAST_END:
-            return True
-        return self.socket.listens(int.from_bytes(destination, "big"), int.from_bytes(source, "big"))
+        return not is_multicast(destination) or self.socket.listens(destination, source)
 
 
 def is_filtered(icmp_filter: int, message: bytes) -> bool:
@@ -76,7 +73,7 @@ class RawSockets(DirectSockets):
             self._forget(former)
         super()._put(socket)
         if socket.protocol != SEND_ONLY:
-            listener = Listener(socket, _octets(socket.local), _octets(socket.peer), socket.icmp_filter)
+            listener = Listener(socket, socket.local, socket.peer, socket.icmp_filter)
             self.listeners.setdefault(socket.protocol, {})[socket.handle] = listener
 
     def _remove(self, socket: SocketState) -> None:
@@ -90,7 +87,3 @@ class RawSockets(DirectSockets):
         del listeners[socket.handle]
         if not listeners:
             del self.listeners[socket.protocol]
-
-
-def _octets(address: int) -> bytes:
-    return address.to_bytes(4, "big") if address else b""

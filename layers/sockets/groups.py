@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from struct import Struct
 from sys import byteorder
 
 from bus.messages import INTERFACE_INDEX, SourceFilter
-from layers.common.routes import RouteTable, is_multicast
+from layers.common.routes import RouteTable
 from layers.sockets import option_structs
 from layers.sockets.option_structs import MCAST_EXCLUDE, MCAST_INCLUDE, SOURCES_MAX, Interface, Membership
 from layers.sockets.requests import Refused
+from packets.addresses import ANY, IPV4_OCTETS, is_multicast, is_unspecified
 
 # linux/in.h
 IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP = 35, 36
@@ -26,7 +26,6 @@ MEMBERSHIPS = range(IP_ADD_MEMBERSHIP, MCAST_MSFILTER + 1)
 
 MEMBERSHIPS_MAX = 20  # Linux net.ipv4.igmp_max_memberships
 
-_ADDRESS = Struct("!I")
 _MREQ_OCTETS = 8  # struct ip_mreq, and longer ones
 
 Groups = tuple[SourceFilter, ...]
@@ -57,23 +56,23 @@ def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> byt
     return answer(asked, MCAST_EXCLUDE if joined.exclude else MCAST_INCLUDE, joined.sources, wanted.room)
 
 
-def interface(value: int | bytes, routes: RouteTable) -> int:
-    """The address that IP_MULTICAST_IF chooses; 0: none."""
+def interface(value: int | bytes, routes: RouteTable) -> bytes:
+    """The address that IP_MULTICAST_IF chooses; ANY: none."""
     if isinstance(value, int) and not -(1 << 31) <= value < 1 << 32:
         raise Refused(errno.EINVAL)
     octets = value.to_bytes(4, byteorder, signed=value < 0) if isinstance(value, int) else value
     if len(octets) >= _MREQ_OCTETS:
         index, address = option_structs.mreq(octets).interface
-    elif len(octets) >= _ADDRESS.size:
-        index, (address,) = 0, _ADDRESS.unpack_from(octets)
+    elif len(octets) >= IPV4_OCTETS:
+        index, address = 0, octets[:IPV4_OCTETS]
     else:
         raise Refused(errno.EINVAL)
-    if index not in (0, INTERFACE_INDEX) or (address and not routes.is_local(address)):
+    if index not in (0, INTERFACE_INDEX) or not (is_unspecified(address) or routes.is_local(address)):
         raise Refused(errno.EADDRNOTAVAIL)
-    return address
+    return ANY if is_unspecified(address) else address
 
 
-def _find(groups: Groups, group: int) -> int | None:
+def _find(groups: Groups, group: bytes) -> int | None:
     return next((place for place, joined in enumerate(groups) if joined.group == group), None)
 
 
@@ -158,13 +157,13 @@ def _place(groups: Groups, wanted: Membership, ours: bool) -> int | None:
     return _find(groups, wanted.group)
 
 
-def _filtered(groups: Groups, place: int, exclude: bool, sources: tuple[int, ...], emptied: bool = False) -> Groups:
+def _filtered(groups: Groups, place: int, exclude: bool, sources: tuple[bytes, ...], emptied: bool = False) -> Groups:
     # RFC 3376 section 3.1: to include nothing is to leave
     kept = (SourceFilter(groups[place].group, exclude, sources, emptied),) if sources or exclude else ()
     return groups[:place] + kept + groups[place + 1 :]
 
 
-_UNNAMED = Interface(0, 0)
+_UNNAMED = Interface(0, ANY)
 
 _CHANGES: dict[int, tuple[Callable[[bytes], Membership], Callable[[Groups, Membership, bool], Groups]]] = {
     IP_ADD_MEMBERSHIP: (option_structs.mreq, _join),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Container
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -19,7 +19,8 @@ from bus.messages import (
     TRANSMIT_MAY_FRAGMENT,
     TRANSMIT_OF_MTU_DISCOVER,
 )
-from layers.common.routes import BROADCAST, RouteTable, is_multicast
+from layers.common import source_address
+from layers.common.routes import RouteTable
 from layers.sockets import groups, options, requests
 from layers.sockets.requests import Refused, Request
 from layers.sockets.tables import (
@@ -31,10 +32,11 @@ from layers.sockets.tables import (
     Socket,
     StreamOptions,
 )
+from packets.addresses import ANY, IPV4_OCTETS, LIMITED_BROADCAST, LOOPBACK, UNSPECIFIED
 
 Outcome = tuple[Socket, Answer]
 PACKET_OCTETS_MAX = 65535  # RFC 791 section 3.1
-LOOPBACK = 0x7F000001
+Ends = tuple[bytes, int, bytes, int]  # of a connection: local address and port, the peer's
 
 
 class Network(NamedTuple):
@@ -44,30 +46,30 @@ class Network(NamedTuple):
     mtu: int  # the interface's
     ttl: int  # the stack's, of sockets that choose none
 
-    def way(self, socket: Socket, destination: int, wanted: int = 0) -> tuple[int, int]:
+    def way(self, socket: Socket, destination: bytes, wanted: bytes = ANY) -> tuple[bytes, int]:
         """(source address, longest packet) for a destination; refused where there is no way or no leave.
 
         `wanted`: the source that the application chose for this one.
         """
-        source = self.routes.source_for(destination) if destination else None
-        named = wanted or (0 if self.routes.is_group(socket.local) else socket.local)
-        if not named and is_multicast(destination):
-            named = socket.multicast_interface  # RFC 1112 section 6.1
+        routes = self.routes
+        source = None
+        if destination and source_address.of_destination(routes, destination) is not None:
+            source = source_address.of_packet(routes, destination, wanted, socket.local, socket.multicast_interface)
         # Linux ip_route_output_key_hash: also where it is bound to an address that is not ours any longer
-        if source is None or (named and not self.routes.is_local(named)):
+        if source is None:
             raise Refused(errno.ENETUNREACH)
         if self.routes.is_broadcast(destination) and not socket.broadcast:
             raise Refused(errno.EACCES)
-        return named or source, self._longest(socket, destination)
+        return source, self._longest(socket, destination)
 
-    def path_mtu(self, destination: int) -> int:
+    def path_mtu(self, destination: bytes) -> int:
         """The MTU on the way to `destination`, as far as it is known."""
         if self.routes.is_local(destination):
             return PACKET_OCTETS_MAX
-        route = None if destination == BROADCAST else self.routes.lookup(destination)
+        route = None if destination == LIMITED_BROADCAST else self.routes.lookup(destination)
         return route.mtu if route is not None else self.mtu
 
-    def _longest(self, socket: Socket, destination: int) -> int:
+    def _longest(self, socket: Socket, destination: bytes) -> int:
         """The longest packet that `socket` may send there, by its IP_MTU_DISCOVER (ip(7))."""
         if socket.header_included:  # ip(7), IP_HDRINCL: never fragmented
             return PACKET_OCTETS_MAX if self.routes.is_local(destination) else self.mtu
@@ -116,20 +118,20 @@ def connect(socket: Socket, request: requests.Connect, network: Network) -> Outc
         return _connect_stream(socket, socket.stream, peer, request), names_of_stream
     if not peer:
         # Linux gives an ephemeral port back here; ours stays with the socket, which nobody can tell from luck.
-        return replace(socket, peer=0, peer_port=0, local=socket.named), names
+        return replace(socket, peer=ANY, peer_port=0, local=socket.named), names
     source, mtu = network.way(socket, peer)
     changed = replace(socket, bound=True, local=socket.named or source, peer=peer, peer_port=request.port)
     return changed, _prepared(source, mtu - len(socket.ip_options))
 
 
-def _connect_stream(socket: Socket, stream: StreamOptions, peer: int, request: requests.Connect) -> Socket:
+def _connect_stream(socket: Socket, stream: StreamOptions, peer: bytes, request: requests.Connect) -> Socket:
     """Whether and how it is to be had, tcp decides."""
     if stream.connect == request.id:
         return socket  # executed before a restart; only the answer was lost
     if stream.listen >= 0:
         raise Refused(errno.EISCONN)  # Linux, inet_stream_connect: the state is LISTEN
     return replace(socket, bound=True, local=socket.named, port=socket.port if socket.bound_by else 0,
-                   peer=peer or socket.named or LOOPBACK, peer_port=request.port,
+                   peer=peer or socket.named or LOOPBACK[IPV4_OCTETS], peer_port=request.port,
                    stream=replace(stream, connect=request.id))
 
 
@@ -142,7 +144,7 @@ def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcom
     return replace(socket, bound=True, stream=replace(socket.stream, listen=request.backlog)), names
 
 
-def accepted(listener: Socket, stream: StreamOptions, handle: int, ends: tuple[int, int, int, int]) -> Socket:
+def accepted(listener: Socket, stream: StreamOptions, handle: int, ends: Ends) -> Socket:
     """A connection that came to a listener: its options, its own ends (local address and port, peer's)."""
     local, port, peer, peer_port = ends
     return replace(listener, created_by=-handle, bound=True, bound_by=0, named=local, local=local, port=port, peer=peer,
@@ -155,7 +157,7 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
         raise Refused(errno.EISCONN if socket.peer else errno.EPIPE)
     if not request.port and socket.protocol == UDP_PROTOCOL and not socket.raw:
         raise Refused(errno.EINVAL)  # Linux udp_sendmsg
-    wanted = requests.parse_address(request.source) if request.source else 0
+    wanted = requests.parse_address(request.source) if request.source else ANY
     source, mtu = network.way(socket, requests.parse_address(request.address), wanted)
     return replace(socket, bound=True), _prepared(source, mtu - len(socket.ip_options))
 
@@ -236,12 +238,12 @@ def names_of_stream(socket: Socket) -> dict[str, object]:
     return {"local": text_of(socket.local), "port": socket.port, "peer": text_of(socket.peer)}
 
 
-def text_of(address: int) -> str:
+def text_of(address: bytes) -> str:
     """An address as answers carry it."""
-    return str(IPv4Address(address))
+    return str(ip_address(address or UNSPECIFIED[IPV4_OCTETS]))
 
 
-def _prepared(source: int, mtu: int) -> Answer:
+def _prepared(source: bytes, mtu: int) -> Answer:
     return lambda socket: {
         "source": text_of(source), "mtu": mtu, "local": text_of(socket.local), "port": socket.port
     }

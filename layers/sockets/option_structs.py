@@ -11,16 +11,18 @@ from sys import byteorder
 from typing import NamedTuple
 
 from bus.messages import INTERFACE_INDEX
+from layers.common import source_address
 from layers.common.routes import RouteTable
 from layers.sockets.requests import Refused
+from packets.addresses import ANY, is_unspecified
 
 SOURCES_MAX = 10  # Linux net.ipv4.igmp_max_msf
 MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1  # linux/in.h
 
 _AF_INET = 2
-_MREQ = Struct("!II")  # struct ip_mreq: group, address of an interface
-_MREQN = Struct("!II4s")  # struct ip_mreqn: the same, and the interface's index
-_MREQ_SOURCE = Struct("!III")  # struct ip_mreq_source on Linux: group, address of an interface, source
+_MREQ = Struct("4s4s")  # struct ip_mreq: group, address of an interface
+_MREQN = Struct("4s4s4s")  # struct ip_mreqn: the same, and the interface's index
+_MREQ_SOURCE = Struct("4s4s4s")  # struct ip_mreq_source on Linux: group, address of an interface, source
 _MSFILTER = Struct("4s4s4s4s")  # struct ip_msfilter: group, address of an interface, mode, count; sources follow
 _STORAGE_OCTETS = 128  # struct sockaddr_storage
 _INDEX_OCTETS = 8  # index of an interface, and room to align what follows
@@ -33,21 +35,23 @@ class Interface(NamedTuple):
     """An interface by its number (index), by its address, or, with neither, the one on the way to the group."""
 
     number: int
-    address: int
+    address: bytes  # ANY: none
 
-    def is_ours(self, group: int, routes: RouteTable) -> bool:
+    def is_ours(self, group: bytes, routes: RouteTable) -> bool:
         """Linux's ip_mc_find_dev."""
         if self.number:
             return self.number == INTERFACE_INDEX
-        return routes.is_local(self.address) if self.address else routes.source_for(group) is not None
+        if self.address:
+            return routes.is_local(self.address)
+        return source_address.of_destination(routes, group) is not None
 
 
 class Membership(NamedTuple):
     """A group, and of its sources those that are meant."""
 
     interface: Interface
-    group: int
-    sources: tuple[int, ...] = ()
+    group: bytes
+    sources: tuple[bytes, ...] = ()
     mode: int = MCAST_EXCLUDE
     room: int = 0  # for so many sources, in a question
 
@@ -56,11 +60,11 @@ def mreq(octets: bytes) -> Membership:
     """A struct ip_mreq or ip_mreqn."""
     if len(octets) >= _MREQN.size:
         group, address, index = _MREQN.unpack_from(octets)
-        return Membership(Interface(int.from_bytes(index, byteorder, signed=True), address), group)
+        return Membership(Interface(int.from_bytes(index, byteorder, signed=True), _named(address)), group)
     if len(octets) < _MREQ.size:
         raise Refused(errno.EINVAL)
     group, address = _MREQ.unpack_from(octets)
-    return Membership(Interface(0, address), group)
+    return Membership(Interface(0, _named(address)), group)
 
 
 def mreq_source(octets: bytes) -> Membership:
@@ -68,7 +72,7 @@ def mreq_source(octets: bytes) -> Membership:
     if len(octets) != _MREQ_SOURCE.size:
         raise Refused(errno.EINVAL)
     group, address, source = _MREQ_SOURCE.unpack(octets)
-    return Membership(Interface(0, address), group, (source,))
+    return Membership(Interface(0, _named(address)), group, (source,))
 
 
 def group_req(octets: bytes) -> Membership:
@@ -92,11 +96,11 @@ def msfilter(octets: bytes, question: bool = False) -> Membership:
         raise Refused(errno.EINVAL)
     group, address = _MREQ.unpack_from(octets)
     mode, count = _mode_and_count(octets, _MREQ.size)
-    interface = Interface(0, address)
+    interface = Interface(0, _named(address))
     if question:
         return Membership(interface, group, room=count)
     rest = _sources(octets[_MSFILTER.size :], count, 4)
-    return Membership(interface, group, tuple(int.from_bytes(source, "big") for source in rest), mode)
+    return Membership(interface, group, tuple(rest), mode)
 
 
 def group_filter(octets: bytes, question: bool = False) -> Membership:
@@ -112,28 +116,31 @@ def group_filter(octets: bytes, question: bool = False) -> Membership:
     return Membership(interface, group, tuple(_stored(source, 0, errno.EADDRNOTAVAIL) for source in rest), mode)
 
 
-def answer_msfilter(asked: bytes, mode: int, sources: tuple[int, ...], room: int) -> bytes:
+def answer_msfilter(asked: bytes, mode: int, sources: tuple[bytes, ...], room: int) -> bytes:
     """The struct ip_msfilter that was asked, filled in: all sources are counted, as many told as there is room for."""
-    told = (source.to_bytes(4, "big") for source in sources[:room])
-    return b"".join((asked[: _MREQ.size], _ints(mode, len(sources)), *told))
+    return b"".join((asked[: _MREQ.size], _ints(mode, len(sources)), *sources[:room]))
 
 
-def answer_group_filter(asked: bytes, mode: int, sources: tuple[int, ...], room: int) -> bytes:
+def answer_group_filter(asked: bytes, mode: int, sources: tuple[bytes, ...], room: int) -> bytes:
     """The same in a struct group_filter."""
     family = _AF_INET.to_bytes(2, byteorder)
-    told = ((family + bytes(2) + source.to_bytes(4, "big")).ljust(_STORAGE_OCTETS, b"\0") for source in sources[:room])
+    told = ((family + bytes(2) + source).ljust(_STORAGE_OCTETS, b"\0") for source in sources[:room])
     return b"".join((asked[:_GROUP_REQ_OCTETS], _ints(mode, len(sources)), *told))
 
 
 def _interface(octets: bytes) -> Interface:
-    return Interface(int.from_bytes(octets[:4], byteorder, signed=True), 0)
+    return Interface(int.from_bytes(octets[:4], byteorder, signed=True), ANY)
 
 
-def _stored(octets: bytes, at: int, refusal: int) -> int:
+def _stored(octets: bytes, at: int, refusal: int) -> bytes:
     """The address in a struct sockaddr_storage that is a struct sockaddr_in."""
     if int.from_bytes(octets[at : at + 2], byteorder) != _AF_INET:
         raise Refused(refusal)
-    return int.from_bytes(octets[at + 4 : at + 8], "big")
+    return octets[at + 4 : at + 8]
+
+
+def _named(address: bytes) -> bytes:
+    return ANY if is_unspecified(address) else address
 
 
 def _mode_and_count(octets: bytes, at: int) -> tuple[int, int]:

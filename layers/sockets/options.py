@@ -9,6 +9,7 @@ from sys import byteorder
 from bus.messages import MTU_DISCOVER_MAX
 from layers.sockets.requests import Refused
 from layers.sockets.tables import ICMP_PROTOCOL, Socket
+from packets.addresses import IPV4_OCTETS, UNSPECIFIED
 from packets.ip_options import checked
 
 SOL_SOCKET = 1
@@ -89,7 +90,7 @@ _COMPUTED: dict[tuple[int, int], Callable[[Socket], int]] = {
     (SOL_SOCKET, SO_DOMAIN): lambda socket: AF_INET,
     (SOL_SOCKET, SO_PROTOCOL): lambda socket: socket.protocol,
     (IPPROTO_IP, IP_MULTICAST_IF): lambda socket: int.from_bytes(  # a struct in_addr, read as the int of a C program
-        socket.multicast_interface.to_bytes(4, "big"), byteorder, signed=True),
+        socket.multicast_interface or UNSPECIFIED[IPV4_OCTETS], byteorder, signed=True),
     (SOL_SOCKET, SO_ERROR): lambda socket: 0,  # a pending error waits in the application, which was told of it
 }
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from packets.addresses import ANY, is_unspecified
+
 REQUEST_OCTETS_MAX = 4096
 REQUEST_ID_MAX = 1 << 53  # what every language's JSON numbers can hold exactly
 
@@ -142,10 +144,11 @@ def decode(record: bytes) -> tuple[int, Request | None, int]:
     return envelope.id, None, errno.EINVAL if envelope.op in _KNOWN else errno.ENOSYS
 
 
-def parse_address(text: str) -> int:
-    """A dotted-quad address as an integer; refused with EAFNOSUPPORT where it is an IPv6 one, else with EINVAL."""
+def parse_address(text: str) -> bytes:
+    """The octets of a dotted-quad address, ANY for 0.0.0.0; refused with EAFNOSUPPORT for an IPv6 one, else EINVAL."""
     try:
-        return int(IPv4Address(text))
+        address = IPv4Address(text).packed
+        return ANY if is_unspecified(address) else address
     except AddressValueError:
         pass
     try:

@@ -6,12 +6,15 @@ Nothing is kept here: what a restart loses, the ends ask each other for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import error as StructError  # noqa: N812
 
 from bus import messages, topology
 from bus.layer import CounterWords, Send
 from layers.sockets.counters import Counters
+from layers.sockets.operations import Ends
 from layers.sockets.requests import Close
 from layers.sockets.tables import Entry
+from packets.addresses import WIDTHS
 from usernet.pipe.streams import ACCEPT_RECORD, ACCEPTED_HEADER, CLOSE_RECORD, WRITTEN_UNKNOWN, accepted_addresses
 
 _READ_ALL = (1 << 63) - 1  # nobody knows how far the application had read: unread octets are no reason for a reset
@@ -71,11 +74,13 @@ class Streams:
         return sends
 
 
-def accepted_ends(record: bytes) -> tuple[int, int, int, tuple[int, int, int, int]]:
+def accepted_ends(record: bytes) -> tuple[int, int, int, Ends]:
     """(listener, handle, number, (local address, port, peer's address, port)) of an ACCEPTED."""
     listener, handle, number, port, peer_port, _, _ = ACCEPTED_HEADER.unpack_from(record)
     local, peer = accepted_addresses(record)
-    return listener, handle, number, (_from_bytes(local, "big"), port, _from_bytes(peer, "big"), peer_port)
+    if len(local) not in WIDTHS or len(peer) != len(local):
+        raise StructError("addresses of no family")
+    return listener, handle, number, (local, port, peer, peer_port)
 
 
 def closing(handle: int, request: Close | None = None, reset: bool = False) -> bytes:

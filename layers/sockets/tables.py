@@ -10,6 +10,7 @@ import msgspec
 from bus.messages import SocketState, SourceFilter
 from bus.streams import StreamState
 from layers.sockets.requests import Request
+from packets.addresses import ANY
 from packets.ipv4 import TTL_DEFAULT
 
 UDP_PROTOCOL = 17  # IANA protocol numbers
@@ -52,18 +53,18 @@ class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """A socket as its application sees it; stored before any answer that tells of it. Addresses are integers."""
+    """A socket as its application sees it; stored before any answer that tells of it."""
 
     client: int
     pid: int
     created_by: int  # id of the request that made it: the same request again gets the same socket
     protocol: int
     bound_by: int = 0  # id of the bind request that succeeded: the same request again gets the same answer
-    named: int = 0  # address that the application bound; connect may put another into `local`, until it is dissolved
+    named: bytes = ANY  # address that the application bound; connect may put another into `local`
     bound: bool = False
-    local: int = 0
+    local: bytes = ANY
     port: int = 0
-    peer: int = 0
+    peer: bytes = ANY
     peer_port: int = 0
     receive_buffer: int = RECEIVE_BUFFER_DEFAULT
     send_buffer: int = SEND_BUFFER_DEFAULT
@@ -79,7 +80,7 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     raw: bool = False  # bound from its first moment on; `port` is its protocol, as on Linux
     header_included: bool = False
     icmp_filter: int = 0
-    multicast_interface: int = 0  # the address that IP_MULTICAST_IF chose
+    multicast_interface: bytes = ANY  # the address that IP_MULTICAST_IF chose
     multicast_loop: bool = True
     multicast_all: bool = True
     groups: tuple[SourceFilter, ...] = ()

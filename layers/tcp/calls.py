@@ -13,14 +13,15 @@ from typing import Protocol
 
 import msgspec
 
-from bus.messages import SocketReply, decoder, encode
+from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
 from layers.tcp import acknowledgment, closing, congestion, listen
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Engine
 from layers.tcp.listen import Listener
-from layers.tcp.lookup import ANY, EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
+from layers.tcp.lookup import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
+from packets.addresses import ANY, LOOPBACK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
 
 TIME_WAIT_REUSE_S = 1.0  # Linux net.ipv4.tcp_tw_reuse: an own connection may follow one in TIME-WAIT after so long
@@ -28,16 +29,16 @@ KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: how many were handed 
 
 
 class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A socket as it was declared, and what became of it. Addresses in octets; local empty: any."""
+    """A socket as it was declared, and what became of it."""
 
     declared: StreamState
-    local: bytes = b""
+    local: bytes = ANY
     port: int = 0
     failed: int = 0  # errno of the connection that it had
 
 
 class Paths(Protocol):
-    """What is known of routes, addresses in octets."""
+    """What is known of routes."""
 
     def is_local(self, address: bytes) -> bool:
         """One of our own, or loopback."""
@@ -50,11 +51,6 @@ class Paths(Protocol):
 
 
 _decode_socket = decoder(Socket)
-
-
-def octets_of(address: int) -> bytes:
-    """An address of a SocketState; empty: any."""
-    return address.to_bytes(4, "big") if address else ANY
 
 
 class Calls:
@@ -85,7 +81,7 @@ class Calls:
     def set(self, wanted: StreamState) -> SocketReply | None:
         """SOCKET_SET: make it so, and store it; or say why not. None where that cannot even be said."""
         handle = wanted.handle
-        if not 0 < handle < HANDLE_END or not 0 <= wanted.request < 1 << 64:
+        if not in_range(wanted) or handle >= HANDLE_END:
             return None
         before = self.sockets.get(handle) or self._accepted(handle)
         try:
@@ -94,8 +90,7 @@ class Calls:
             return SocketReply(handle=handle, request=wanted.request, errno=error.errno or errno.EINVAL)
         self.sockets[handle] = socket
         self._state[handle] = encode(socket)
-        return SocketReply(handle=handle, request=wanted.request, port=socket.port,
-                           local=int.from_bytes(socket.local, "big"))
+        return SocketReply(handle=handle, request=wanted.request, port=socket.port, local=socket.local)
 
     def _accepted(self, handle: int) -> Socket | None:
         conn = self._engine.lookup.by_handle.get(handle)
@@ -104,9 +99,11 @@ class Calls:
 
     def _settle(self, wanted: StreamState, before: Socket | None) -> Socket:
         engine, handle = self._engine, wanted.handle
+        if wanted.family != FAMILY_4:
+            raise OSError(errno.EAFNOSUPPORT, "IPv4 only")
         if congestion.find(wanted.congestion) is None:
             raise OSError(errno.ENOENT, "no such congestion control")  # tcp(7), TCP_CONGESTION
-        local = octets_of(wanted.local) or (before.local if before is not None else ANY)
+        local = wanted.local or (before.local if before is not None else ANY)
         if local and not self.paths.is_local(local):
             raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
         conn = engine.lookup.by_handle.get(handle)
@@ -168,7 +165,7 @@ class Calls:
     def _connect(self, wanted: StreamState, local: bytes, port: int) -> tuple[bytes, int]:
         """ACTIVE OPEN (RFC 9293 section 3.10.1): the SYN leaves at the end of this turn."""
         engine = self._engine
-        peer = octets_of(wanted.peer) or local or bytes((127, 0, 0, 1))  # Linux: 0.0.0.0 is this host
+        peer = wanted.peer or local or LOOPBACK[WIDTH_OF_FAMILY[wanted.family]]  # Linux: 0.0.0.0 is this host
         if self.paths.is_group(peer):
             raise OSError(errno.ENETUNREACH, "TCP has no groups")  # RFC 9293 section 3.9.2.3 (MUST-46)
         source = local or self.paths.source_for(peer)

@@ -9,7 +9,6 @@ from layers.tcp.connection import Connection, Ends
 from layers.tcp.listen import Listener
 
 EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX = 32768, 60999  # Linux net.ipv4.ip_local_port_range
-ANY = b""  # as a local address of a listener or a claim
 
 
 def flow_of(ends: Ends) -> bytes:

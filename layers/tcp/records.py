@@ -21,6 +21,7 @@ from bus.messages import (
     TRANSMIT_PARTIAL,
 )
 from bus.streams import StreamState
+from layers.common import source_address
 from layers.common.routes import RouteTable, configured
 from layers.tcp.connection import Ends
 from layers.tcp.counters import Counters as C
@@ -35,11 +36,10 @@ LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: what an IP packet with all options has room for
 MTU_DISCOVER_WANT = 1
 ECN_MASK, ECT_0, CE = 3, 2, 3  # RFC 3168 section 5: the lowest bits of TOS
-_number = int.from_bytes
 
 
 class Paths:
-    """Routes, with addresses in octets."""
+    """What tcp asks about routes."""
 
     def __init__(self, config: StackConfig) -> None:
         self.table = RouteTable(configured(config))  # until ip announces them
@@ -47,23 +47,21 @@ class Paths:
 
     def is_local(self, address: bytes) -> bool:
         """One of our own, or loopback."""
-        return self.table.is_local(_number(address, "big"))
+        return self.table.is_local(address)
 
     def source_for(self, destination: bytes) -> bytes | None:
         """The source address of a packet there; None: no route."""
-        source = self.table.source_for(_number(destination, "big"))
-        return None if source is None else source.to_bytes(len(destination), "big")
+        return source_address.of_destination(self.table, destination)
 
     def is_group(self, address: bytes) -> bool:
         """Broadcast or multicast."""
-        return self.table.is_group(_number(address, "big"))
+        return self.table.is_group(address)
 
     def mtu(self, destination: bytes) -> int:
         """What the interface on the way takes."""
-        number = _number(destination, "big")
-        if self.table.is_local(number):
+        if self.table.is_local(destination):
             return LOOPBACK_MTU
-        route = self.table.lookup(number)
+        route = self.table.lookup(destination)
         return route.mtu if route is not None else 576
 
 

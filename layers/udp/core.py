@@ -46,7 +46,7 @@ from packets.checksum import verifies
 from packets.icmp import DESTINATION_UNREACHABLE
 from packets.ip_options import before
 from packets.offload import completed, packets
-from packets.udp import FLOW, HEADER, HEADER_OCTETS, PORTS_OCTETS, PROTOCOL
+from packets.udp import HEADER, HEADER_OCTETS, PORTS_OCTETS, PROTOCOL
 
 PORT_UNREACHABLE = 3  # RFC 792: a code of destination unreachable
 SOURCE_QUENCH, REDIRECT = 4, 5  # RFC 792: types
@@ -120,7 +120,7 @@ class Core(Transport[SocketTable]):
                 continue
             flow = addresses + ports
             if flags & FLAG_GROUP:
-                handles = self._receivers(flow)
+                handles = self._receivers(addresses, ports)
                 if not handles:
                     counters[Counters.no_port_group] += 1
             else:
@@ -147,12 +147,13 @@ class Core(Transport[SocketTable]):
         counters[Counters.delivered] += delivered
         return sends
 
-    def _receivers(self, flow: bytes) -> list[int]:
+    def _receivers(self, addresses: bytes, ports: bytes) -> list[int]:
         """Who gets a datagram that came by broadcast or multicast: all who hear it, unless it is ours alone by IP."""
-        _, destination, _, _ = FLOW.unpack(flow)
+        width = len(addresses) >> 1
+        source, destination = addresses[:width], addresses[width:]
         if not self._routes.is_local(destination) or self._routes.is_group(destination):
-            return self._sockets.find_all(flow)
-        handle = self._sockets.find(flow)
+            return self._sockets.find_all(source, destination, ports)
+        handle = self._sockets.find(addresses + ports)
         return [handle] if handle else []
 
     def _closed_port(self, record: bytes, flags: int, size: int) -> Send:

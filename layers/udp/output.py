@@ -29,11 +29,13 @@ from bus.messages import (
     TRANSMIT_RECORD,
 )
 from bus.topology import IP
-from layers.common.routes import LOOPBACK, RouteTable, is_multicast
+from layers.common import source_address
+from layers.common.routes import RouteTable
 from layers.common.transport import misplaced, refused
 from layers.udp.coalescing import joined
 from layers.udp.counters import Counters
 from layers.udp.tables import Socket
+from packets.addresses import ANY, LOOPBACK, is_multicast, is_unspecified
 from packets.checksum import checksum
 from packets.ip_options import checked, split
 from packets.udp import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
@@ -175,27 +177,30 @@ class Output:
 
     def _new_path(self, header: bytes, options: bytes | None, data: bytes, refusals: list[Send]) -> Path | None:
         """`options`: those to send, if not the socket's; `data`: what is to be quoted where it cannot go."""
-        handle, _, flags, ttl, tos, port, _, to, source = DATAGRAM_HEADER.unpack(header)
+        handle, _, flags, ttl, tos, port, _, destination, source = DATAGRAM_HEADER.unpack(header)
         socket = self._sockets.get(handle)
         if socket is None:
             return self._refuse_send(Counters.send_no_socket)
         if not socket.port:
             return self._refuse_send(Counters.send_no_port)
-        destination = int.from_bytes(to, "big")
+        declared = socket.declared
         if not port:
             if not socket.peer:
                 return self._refuse_send(Counters.send_no_destination)
-            destination, port = socket.peer, socket.declared.peer_port
-        destination = destination or socket.address or LOOPBACK  # Linux: 0.0.0.0 is this host
-        origin = self._source(socket, int.from_bytes(source, "big"), destination)
-        if origin is None:
+            destination, port = socket.peer, declared.peer_port
+        if is_unspecified(destination):  # Linux: 0.0.0.0 is this host
+            destination = socket.address or LOOPBACK[len(destination)]
+        if not self._routes.is_local(source):  # not said; or ours no longer, of which the application has yet to hear
+            source = ANY
+        source = source_address.of_packet(self._routes, destination, source, socket.address,
+                                          declared.multicast_interface)
+        if source is None:
             # Linux, ip_route_output_key_hash: no way there, or not from an address that is no longer ours
-            refusals.append(refused(handle, errno.ENETUNREACH, destination.to_bytes(4, "big"), port, data))
+            refusals.append(refused(handle, errno.ENETUNREACH, destination, port, data))
             return self._refuse_send(Counters.send_no_route)
-        if self._routes.leaks(origin, destination):
-            refusals.append(refused(handle, errno.EINVAL, destination.to_bytes(4, "big"), port, data))
+        if self._routes.leaks(source, destination):
+            refusals.append(refused(handle, errno.EINVAL, destination, port, data))
             return self._refuse_send(Counters.send_no_route)
-        declared = socket.declared
         multicast = is_multicast(destination)
         # RFC 1112 section 6.1: multicasts have a TTL of their own.
         ttl = ttl or (declared.multicast_ttl if multicast else declared.ttl)
@@ -208,23 +213,10 @@ class Output:
         partial = (self._offload or self._routes.is_local(destination)) and not options
         transmit_flags |= TRANSMIT_PARTIAL if partial else 0
         transmit_flags |= TRANSMIT_RECORD if options else 0
-        source, to = origin.to_bytes(4, "big"), destination.to_bytes(4, "big")
-        head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, transmit_flags, PROTOCOL, ttl, tos, len(options), source, to)
+        head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, transmit_flags, PROTOCOL, ttl, tos, len(options), source, destination)
         headers = head + options + PORTS.pack(socket.port, port)
-        added = flow_sum(origin, destination, 0, 0) if partial else flow_sum(origin, destination, socket.port, port)
+        added = flow_sum(source, destination, 0, 0) if partial else flow_sum(source, destination, socket.port, port)
         return headers, added, partial
 
     def _refuse_send(self, counter: int) -> None:
         self._counters[counter] += 1
-
-    def _source(self, socket: Socket, wanted: int, destination: int) -> int | None:
-        """None: there is no way, or what it is bound to is not (any longer) ours."""
-        # RFC 1122 section 4.1.3.5: the application may choose the source; what is not ours is not sent.
-        if wanted and self._routes.is_local(wanted):
-            return wanted
-        named = 0 if self._routes.is_group(socket.address) else socket.address
-        if not named and is_multicast(destination):
-            named = socket.declared.multicast_interface  # RFC 1112 section 6.1
-        if named:
-            return named if self._routes.is_local(named) else None
-        return self._routes.source_for(destination)

@@ -14,43 +14,43 @@ from zlib import crc32
 import msgspec
 
 from bus.layer import State
-from bus.messages import SocketReply, SocketState, decoder, encode
+from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, SocketState, decoder, encode, in_range
+from layers.common import source_address
 from layers.common.ports import SHARE_ADDRESS, SHARE_NOT, SHARE_PORT, Claim, Ports
-from layers.common.routes import ANY, LOOPBACK, RouteTable, is_multicast
+from layers.common.routes import RouteTable
 from layers.common.transport import ROUTES_KEY
-from packets.udp import FLOW
+from packets.addresses import ANY, LOOPBACK, UNSPECIFIED, is_multicast
+from packets.udp import PORTS, PORTS_OCTETS
 
 FLOWS_MAX = 1 << 15  # flows whose receiver is remembered (5 MB); then the cache starts afresh
-HANDLE_MAX = 0xFFFFFFFF  # 32 bits in SEND_HEADER and DATAGRAM_HEADER
-REQUEST_MAX = (1 << 64) - 1  # what JSON integers may be here
 NOBODY = 0  # no socket has this handle
 
-_ADDRESS_MAX = 0xFFFFFFFF
-_PORT_MAX = 0xFFFF
-_ANY_ADDRESS = bytes(4)
-_ANY_PORT = bytes(2)
+_PORT_OCTETS = 2
+_ANY_PORT = bytes(_PORT_OCTETS)
 
 
 class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A socket: what was declared, and what it became. Connected where `peer` is not 0."""
+    """A socket: what was declared, and what it became. Connected where `peer` is not ANY."""
 
     declared: SocketState
     order: int  # of two sockets with equal claims, the higher was bound last
-    address: int = ANY  # where it receives; ANY: at every address
+    address: bytes = ANY  # where it receives; ANY: at every address
     port: int = 0  # 0: none yet
-    peer: int = ANY
+    peer: bytes = ANY
 
     @property
     def key(self) -> bytes:
         """Where it stands in the index."""
-        return FLOW.pack(self.peer, self.address, self.declared.peer_port if self.peer else 0, self.port)
+        zero = UNSPECIFIED[WIDTH_OF_FAMILY[self.declared.family]]
+        ports = PORTS.pack(self.declared.peer_port if self.peer else 0, self.port)
+        return b"".join((self.peer or zero, self.address or zero, ports))
 
     @property
     def claim(self) -> Claim:
         """What it holds at the port manager."""
         return Claim(self.address, self.port, _sharing(self.declared))
 
-    def hears(self, source: int, destination: int, source_port: int) -> bool:
+    def hears(self, source: bytes, destination: bytes, source_port: int) -> bool:
         """True where a broadcast or multicast to its port is for it, as Linux's __udp_is_mcast_sock has it."""
         if self.address not in (ANY, destination):
             return False
@@ -78,13 +78,15 @@ class SocketTable:
 
     def find(self, flow: bytes) -> int:
         """The handle of the socket that a datagram to one of our own addresses is for, or NOBODY."""
-        local, port = flow[4:8], flow[10:]
+        addresses, port = flow[:-PORTS_OCTETS], flow[-_PORT_OCTETS:]
+        width = len(addresses) >> 1
+        zero, local = UNSPECIFIED[width], addresses[width:]
         index = self._index
         bucket = (
             index.get(flow)
-            or index.get(flow[:8] + _ANY_PORT + port)
-            or index.get(_ANY_ADDRESS + local + _ANY_PORT + port)
-            or index.get(_ANY_ADDRESS + _ANY_ADDRESS + _ANY_PORT + port)
+            or index.get(addresses + _ANY_PORT + port)
+            or index.get(zero + local + _ANY_PORT + port)
+            or index.get(zero + zero + _ANY_PORT + port)
         )
         if not bucket:
             return NOBODY
@@ -94,9 +96,9 @@ class SocketTable:
         self.flows[flow] = handle
         return handle
 
-    def find_all(self, flow: bytes) -> list[int]:
-        """The handles of all sockets that a broadcast or multicast datagram is for."""
-        source, destination, source_port, port = FLOW.unpack(flow)
+    def find_all(self, source: bytes, destination: bytes, ports: bytes) -> list[int]:
+        """The handles of all sockets that a broadcast or multicast datagram is for. `ports`: its source's, its own."""
+        source_port, port = PORTS.unpack(ports)
         candidates = self._at_port.get(port, {})
         return [handle for handle, socket in candidates.items() if socket.hears(source, destination, source_port)]
 
@@ -120,7 +122,7 @@ class SocketTable:
     def set(self, wanted: SocketState, routes: RouteTable) -> SocketReply | None:
         """Make a socket as it is wanted, and store it; or leave it and say why. None where that cannot even be said."""
         handle, request = wanted.handle, wanted.request
-        if not (0 < handle <= HANDLE_MAX and 0 <= request <= REQUEST_MAX):
+        if not (0 < handle < 1 << 32 and 0 <= request < 1 << 64):
             return None
         try:
             socket = self.settle(msgspec.structs.replace(wanted, request=0), routes)
@@ -142,7 +144,10 @@ class SocketTable:
 
     def settle(self, declared: SocketState, routes: RouteTable) -> Socket:
         """The socket that `declared` asks for. OSError with Linux's errno where it cannot be had; changes nothing."""
-        _check_ranges(declared)
+        if declared.family != FAMILY_4:
+            raise OSError(errno.EAFNOSUPPORT, "IPv4 only")
+        if not in_range(declared) or not declared.ttl:
+            raise OSError(errno.EINVAL, "a number out of its range")
         old = self.sockets.get(declared.handle)
         if (old is None or old.declared.local != declared.local) and not _can_bind(declared.local, routes):
             raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
@@ -220,34 +225,26 @@ def _sharing(declared: SocketState) -> int:
     return (SHARE_ADDRESS if declared.reuse_address else SHARE_NOT) | (SHARE_PORT if declared.reuse_port else SHARE_NOT)
 
 
-def _check_ranges(declared: SocketState) -> None:
-    addresses = 0 <= declared.local <= _ADDRESS_MAX and 0 <= declared.peer <= _ADDRESS_MAX
-    ports = 0 <= declared.port <= _PORT_MAX and 0 <= declared.peer_port <= _PORT_MAX
-    options = 1 <= declared.ttl <= 255 and 0 <= declared.tos <= 255 and 0 <= declared.multicast_ttl <= 255
-    if not (addresses and ports and options) or len(declared.ip_options) % 4:
-        raise OSError(errno.EINVAL, "a number out of its range")
-
-
-def _can_bind(address: int, routes: RouteTable) -> bool:
+def _can_bind(address: bytes, routes: RouteTable) -> bool:
     return address == ANY or routes.is_local(address) or routes.is_broadcast(address) or is_multicast(address)
 
 
-def _connect(declared: SocketState, old: Socket | None, routes: RouteTable) -> tuple[int, int]:
-    """(local address, peer) of a socket that connects, stays connected, or (peer 0) is not connected."""
+def _connect(declared: SocketState, old: Socket | None, routes: RouteTable) -> tuple[bytes, bytes]:
+    """(local address, peer) of a socket that connects, stays connected, or (peer ANY) is not connected."""
     if not declared.peer and not declared.peer_port:
         return declared.local, ANY
     if old is not None and _ends(old.declared) == _ends(declared):
         return old.address, old.peer
-    peer = declared.peer or declared.local or LOOPBACK  # Linux: 0.0.0.0 is this host
+    peer = declared.peer or declared.local or LOOPBACK[WIDTH_OF_FAMILY[declared.family]]  # Linux: 0.0.0.0 is this host
     if routes.is_broadcast(peer) and not declared.broadcast:
         raise OSError(errno.EACCES, "a broadcast address without SO_BROADCAST")
-    source = routes.source_for(peer)
+    source = source_address.of_destination(routes, peer)
     if source is None:
         raise OSError(errno.ENETUNREACH, "no route to the peer")
-    if routes.leaks(declared.local, peer):
+    if declared.local and routes.leaks(declared.local, peer):
         raise OSError(errno.EINVAL, "no packet leaves the host from 127/8")
     return declared.local or source, peer
 
 
-def _ends(declared: SocketState) -> tuple[int, int, int]:
+def _ends(declared: SocketState) -> tuple[bytes, bytes, int]:
     return declared.local, declared.peer, declared.peer_port

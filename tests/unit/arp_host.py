@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import random
 import struct
 
+import msgspec
 from scapy.layers.l2 import ARP
 
 from bus.config import StackConfig
@@ -63,7 +63,7 @@ class Host:
         self.counts = Counters.new()
         self.core = arp.Core(self.config, self.state, self.counts, random.Random(seed))
         sends = self.core.start(self.now)
-        self.noticed = [json.loads(record) for consumer, _, record in sends if consumer == KEEPER]
+        self.noticed = [msgspec.msgpack.decode(record) for consumer, _, record in sends if consumer == KEEPER]
         self.announced = [send for send in sends if send[0] != KEEPER]
 
     @property
@@ -74,7 +74,7 @@ class Host:
     def owns(self, *interfaces: str) -> list:
         """ip announces our addresses."""
         parsed = [ipaddress.IPv4Interface(interface) for interface in interfaces]
-        routes = Routes([(int(each.ip), each.network.prefixlen) for each in parsed], [])
+        routes = Routes([(each.ip.packed, each.network.prefixlen) for each in parsed], [])
         return self.core.receive(IP, ROUTES, [encode(routes)], self.now)
 
     def manage(self, op: str, **request: str) -> tuple[dict, list]:

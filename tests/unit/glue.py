@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from itertools import groupby
 
+import records
+
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.layer import Send
@@ -45,7 +47,7 @@ class Stack:
         self.now = 1000.0
         self.frames: list[bytes] = []
         self.told: list[tuple[int, int, bytes]] = []  # sender, kind, record
-        self.notices = b"[]"  # JSON: what people should know
+        self.notices = encode([])  # what people should know
         self._random = random.Random(seed)
         self._under_way: deque[tuple[int, Send]] = deque()
         self._counters = {}
@@ -174,7 +176,7 @@ class Stack:
         """SOCKET_SET, and its answer. Addresses are text."""
         for name in ("local", "peer"):
             if name in state:
-                state[name] = int(IPv4Address(str(state[name])))
+                state[name] = records.address(str(state[name]))
         wanted = SocketState(handle=handle, request=handle, **state)
         self._asks(layer, messages.SOCKET_SET, encode(wanted))
         (reply,) = self._heard(messages.SOCKET_REPLY)

@@ -24,6 +24,12 @@ REPORT = REPORT_HEAD.size + PACKET_HEAD.size
 NOTHING = bytes(4)
 
 
+def address(text: str) -> bytes:
+    """The octets of an address in a record of control; none for 0.0.0.0."""
+    octets = IPv4Address(text).packed
+    return octets if any(octets) else b""
+
+
 def octets(address: str | bytes) -> bytes:
     return address if isinstance(address, bytes) else IPv4Address(address).packed
 

@@ -336,13 +336,18 @@ def test_a_restart_keeps_the_order_in_which_neighbours_leave_the_full_table(host
     assert [address for address, _ in table.valid(host.now)] == [ip4(OTHER), ip4(PEER)]
 
 
+STORED = tables.KEYS + (1 << 32)  # those on interface 1
+
+
 @pytest.mark.parametrize(("mac", "confirmed"), [(BROADCAST, 990.0), (PEER_MAC, 1000.5), (PEER_MAC, math.nan)])
 def test_stored_neighbours_that_cannot_be_are_deleted(mac, confirmed):
-    host = Host(state={int.from_bytes(ip4(PEER), "big"): struct.pack("<6sd", mac, confirmed)}, now=1000.0)
+    host = Host(state={STORED: b"\4" + ip4(PEER) + struct.pack("<6sd", mac, confirmed)}, now=1000.0)
     assert (host.announced, host.stored) == ([], {})
 
 
-@given(st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=20) | st.binary(min_size=14, max_size=14)))
+@given(st.dictionaries(
+    st.integers(0, 2**64 - 1) | st.integers(STORED, STORED + 9),
+    st.binary(max_size=20) | st.binary(min_size=14, max_size=14).map((b"\4" + ip4(PEER)).__add__)))
 def test_stored_records_that_make_no_sense_are_deleted(state):
     host = Host(state=dict(state))
     assert len(host.announced) == len(host.stored)

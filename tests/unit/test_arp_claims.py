@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 
+import msgspec
 import pytest
 from arp_host import (
     BROADCAST,
@@ -58,7 +58,7 @@ def kind_of(send: tuple, address: str = OUR) -> str:
 def notices(sends: list) -> list[dict[str, str]]:
     """The facts of the last notices among what was sent."""
     records = [record for consumer, kind, record in sends if (consumer, kind) == (KEEPER, NOTICES)]
-    return [dict(notice["facts"]) for notice in json.loads(records[-1])]
+    return [dict(notice["facts"]) for notice in msgspec.msgpack.decode(records[-1])]
 
 
 def conflict(mac: bytes = PEER_MAC, address: str = OUR) -> dict[str, str]:

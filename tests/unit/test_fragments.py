@@ -12,9 +12,9 @@ from scapy.layers.inet import fragment as scapy_fragment
 from scapy.packet import Raw
 
 from layers.ip.counters import Counters
-from layers.ip.fragments import split
 from layers.ip.reassembly import Reassembly
 from packets.checksum import verifies
+from packets.fragments import split
 
 MTU_MIN = 68  # RFC 791 section 3.2
 

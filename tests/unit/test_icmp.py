@@ -12,6 +12,7 @@ import pytest
 import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import address
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
@@ -41,8 +42,6 @@ def ip4(address: str) -> bytes:
     return ipaddress.IPv4Address(address).packed
 
 
-def number(address: str) -> int:
-    return int(ipaddress.IPv4Address(address))
 
 
 class Host:
@@ -53,8 +52,8 @@ class Host:
         self.counts = Counters.new()
         self.now = 1000.0
         config = StackConfig(
-            name="t", run_dir="", address=number(OUR), prefix=24, mac=bytes(6), gateway=number(PEER), mtu=mtu,
-            **settings)
+            name="t", run_dir="", address=int(ipaddress.IPv4Address(OUR)), prefix=24, mac=bytes(6),
+            gateway=int(ipaddress.IPv4Address(PEER)), mtu=mtu, **settings)
         self.core = icmp.Core(config, self.state, self.counts, random.Random(1))
         assert self.core.start(self.now) == []
 
@@ -336,7 +335,7 @@ def test_a_limit_for_all_hosts_does_not_use_up_that_of_one(host):
     assert sum(len(host.reports(datagram())) for _ in range(20)) == 6
 
 
-def test_the_hosts_that_got_errors_are_remembered_in_bounded_number():
+def test_the_hosts_that_got_errors_are_remembered_in_bounded_address():
     limits = tables.ErrorLimits()
     for n in range(3 * tables.MAX_TARGETS):
         assert limits.allow(n.to_bytes(4, "big"), float(n))
@@ -494,9 +493,9 @@ def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code
 
 
 @pytest.mark.parametrize(("declared", "icmp_type", "code", "told"), [
-    ({}, 3, 3, 0), ({"peer": number(FAR)}, 3, 3, 1), ({"peer": number(FAR)}, 3, 1, 0),
-    ({"peer": number(FAR)}, 11, 0, 0), ({"peer": number(FAR)}, 3, 4, 1),
-    ({"peer": number(FAR), "mtu_discover": 0}, 3, 4, 0),
+    ({}, 3, 3, 0), ({"peer": address(FAR)}, 3, 3, 1), ({"peer": address(FAR)}, 3, 1, 0),
+    ({"peer": address(FAR)}, 11, 0, 0), ({"peer": address(FAR)}, 3, 4, 1),
+    ({"peer": address(FAR), "mtu_discover": 0}, 3, 4, 0),
     ({"receive_errors": True, "mtu_discover": 0}, 3, 4, 0)])
 def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, told):
     host.declares(bind=True, port=77, **declared)
@@ -505,7 +504,7 @@ def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, t
 
 
 def test_an_error_of_ip_itself_reaches_a_connected_socket(host):
-    host.declares(bind=True, port=77, peer=number(PEER))
+    host.declares(bind=True, port=77, peer=address(PEER))
     ours = records.local_error(1, echo(source=OUR, destination=PEER))
     ((_, kind, record),) = host.gives(topology.IP, messages.ICMP_ERROR, ours)
     assert kind == messages.SOCKET_ERROR
@@ -526,7 +525,7 @@ def test_a_ping_socket_sends_echo_requests_under_its_identifier(host):
 
 def test_a_ping_socket_sends_with_its_options_and_those_of_the_message(host):
     host.declares(
-        bind=True, port=77, local=number(OUR), ttl=9, tos=4, multicast_ttl=2, mtu_discover=0, broadcast=True)
+        bind=True, port=77, local=address(OUR), ttl=9, tos=4, multicast_ttl=2, mtu_discover=0, broadcast=True)
     message = ICMP(type=8)
     assert transmitted(host.sends(message)[0])[0] == (
         OUR, PEER, 1, 9, 4, messages.TRANSMIT_BROADCAST | messages.TRANSMIT_MAY_FRAGMENT)
@@ -536,8 +535,8 @@ def test_a_ping_socket_sends_with_its_options_and_those_of_the_message(host):
 
 
 def test_a_connected_ping_socket_sends_to_its_peer(host):
-    reply = host.declares(bind=True, port=77, peer=number(FAR))
-    assert reply.local == number(OUR)
+    reply = host.declares(bind=True, port=77, peer=address(FAR))
+    assert reply.local == address(OUR)
     assert transmitted(host.sends(ICMP(type=8), "0.0.0.0")[0])[0][:2] == (OUR, FAR)
 
 
@@ -585,9 +584,9 @@ def test_an_echo_reply_goes_to_the_socket_of_its_identifier(host):
 
 
 def test_a_socket_bound_to_an_address_hears_no_other(host):
-    two = messages.Routes([(number(OUR), 24), (number("10.0.0.3"), 24)], [])
+    two = messages.Routes([(address(OUR), 24), (address("10.0.0.3"), 24)], [])
     host.gives(topology.IP, messages.ROUTES, messages.encode(two))
-    host.declares(bind=True, port=77, local=number(OUR))
+    host.declares(bind=True, port=77, local=address(OUR))
     assert len(host.hears(echo_reply())) == 1
     assert host.hears(echo_reply(destination="10.0.0.3")) == []
 
@@ -622,8 +621,8 @@ def test_an_identifier_has_one_holder(host):
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [
-    ({"local": number(PEER)}, errno.EADDRNOTAVAIL), ({"local": number("10.0.0.255")}, errno.EADDRNOTAVAIL),
-    ({"local": number("224.0.0.1")}, errno.EADDRNOTAVAIL), ({"peer": number("10.0.0.255")}, errno.EACCES)])
+    ({"local": address(PEER)}, errno.EADDRNOTAVAIL), ({"local": address("10.0.0.255")}, errno.EADDRNOTAVAIL),
+    ({"local": address("224.0.0.1")}, errno.EADDRNOTAVAIL), ({"peer": address("10.0.0.255")}, errno.EACCES)])
 def test_a_refused_declaration_leaves_the_socket_as_it_was(host, wanted, expected):
     host.declares(bind=True, port=77)
     assert host.declares(bind=True, port=78, **wanted).errno == expected
@@ -632,8 +631,8 @@ def test_a_refused_declaration_leaves_the_socket_as_it_was(host, wanted, expecte
 
 
 def test_a_peer_that_no_route_leads_to_is_unreachable(host):
-    host.gives(topology.IP, messages.ROUTES, messages.encode(messages.Routes([(number(OUR), 24)], [])))
-    assert host.declares(bind=True, peer=number(FAR)).errno == errno.ENETUNREACH
+    host.gives(topology.IP, messages.ROUTES, messages.encode(messages.Routes([(address(OUR), 24)], [])))
+    assert host.declares(bind=True, peer=address(FAR)).errno == errno.ENETUNREACH
 
 
 def test_sockets_are_bounded(host):
@@ -656,12 +655,12 @@ def test_numbers_that_fit_no_header_are_refused(host, field, value):
 
 
 def test_a_restart_keeps_sockets_and_routes(host):
-    moved = messages.Routes([(number("10.9.0.2"), 16)], [])
+    moved = messages.Routes([(address("10.9.0.2"), 16)], [])
     host.gives(topology.IP, messages.ROUTES, messages.encode(moved))
-    chosen = host.declares(bind=True, local=number("10.9.0.2"), ttl=9)
+    chosen = host.declares(bind=True, local=address("10.9.0.2"), ttl=9)
     again = Host(state=host.state)
     assert transmitted(again.sends(ICMP(type=8))[0])[0][:4] == ("10.9.0.2", PEER, 1, 9)
-    assert again.declares(bind=True, local=number("10.9.0.2")) == chosen
+    assert again.declares(bind=True, local=address("10.9.0.2")) == chosen
     assert again.declares(handle=2, bind=True, port=chosen.port).errno == errno.EADDRINUSE
     assert again.reports(datagram()) == []
     assert len(again.reports(datagram(destination="10.9.0.2"))) == 1
@@ -677,7 +676,7 @@ def test_a_socket_is_stored_before_it_is_answered_for():
 
 
 def test_routes_that_make_no_sense_are_ignored(host):
-    bad = messages.Routes([(number(OUR), 99)], [])
+    bad = messages.Routes([(address(OUR), 99)], [])
     assert host.gives(topology.IP, messages.ROUTES, b"", b"{", b'{"addresses": 1}', messages.encode(bad)) == []
     assert host.counted("control_malformed") == 4
     assert host.state == {}
@@ -732,7 +731,7 @@ def test_nothing_raises_and_every_packet_is_counted(events):
 
 @pytest.mark.parametrize("loop", [True, False])
 def test_rfc1112_6_1_multicasts_of_ping_sockets(host, loop):
-    host.declares(bind=True, multicast_ttl=7, multicast_loop=loop, multicast_interface=number(OUR))
+    host.declares(bind=True, multicast_ttl=7, multicast_loop=loop, multicast_interface=address(OUR))
     (send,) = host.sends(bytes(ICMP(type=8)), "239.1.2.3")
     (source, destination, _, ttl, _, flags), _ = transmitted(send)
     assert (source, destination, ttl) == (OUR, "239.1.2.3", 7)
@@ -741,19 +740,19 @@ def test_rfc1112_6_1_multicasts_of_ping_sockets(host, loop):
     assert not transmitted(send)[0][5] & messages.TRANSMIT_LOOP
 
 
-@pytest.mark.parametrize("peer", [0, number(PEER)])
+@pytest.mark.parametrize("peer", [b"", address(PEER)])
 def test_a_ping_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host, peer):
     request = bytes(ICMP(type=8))
-    link = [messages.Route(0x0A000000, 24, 0, number(OUR), 1500)]
-    two, one = (messages.encode(messages.Routes([(number(each), 24) for each in own], link))
+    link = [messages.Route(address("10.0.0.0"), 24, b"", address(OUR), 1500)]
+    two, one = (messages.encode(messages.Routes([(address(each), 24) for each in own], link))
                 for own in ((OUR, "10.0.0.9"), (OUR,)))
     host.gives(topology.IP, messages.ROUTES, two)
-    assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer).errno == 0
+    assert host.declares(bind=True, local=address("10.0.0.9"), peer=peer).errno == 0
     host.gives(topology.IP, messages.ROUTES, one)
     ((consumer, kind, record),) = host.sends(request)
     assert (consumer, kind, SocketError.of(record).errno) == (topology.SOCKETS, messages.SOCKET_ERROR,
                                                                      errno.ENETUNREACH)
-    assert host.declares(bind=True, local=number("10.0.0.9"), peer=peer, ttl=3).errno == 0  # an option is no bind
+    assert host.declares(bind=True, local=address("10.0.0.9"), peer=peer, ttl=3).errno == 0  # an option is no bind
     host.gives(topology.IP, messages.ROUTES, two)
     (send,) = host.sends(request)
     assert transmitted(send)[0][0] == "10.0.0.9"

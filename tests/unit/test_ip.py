@@ -423,7 +423,7 @@ def test_addresses_and_routes_are_told_at_the_start_and_to_whoever_starts(layer)
     assert {"icmp", "udp", "sockets"} <= hearers
     assert {topology.NAMES[consumer] for consumer, _, _ in layer.told} == hearers
     assert {(kind, decode_routes(record).addresses[0]) for _, kind, record in layer.told} == {
-        (ROUTES, (int(IPv4Address(ME)), 24))}
+        (ROUTES, (IPv4Address(ME).packed, 24))}
     assert decode_routes(layer.told[0][2]) == configured(layer.config)
     for name, number in topology.LAYERS.items():
         told = [(number, ROUTES, layer.told[0][2])] if name in hearers else []

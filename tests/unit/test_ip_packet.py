@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP
@@ -18,7 +17,6 @@ from packets.ipv4 import (
     finish_header,
     header_sum,
     header_template,
-    source_is_martian,
 )
 
 ADDRESS = st.binary(min_size=4, max_size=4)
@@ -48,12 +46,3 @@ def test_a_template_finished_verifies_at_any_length_and_identification(source, d
     assert verifies(header)
     assert (len(header), int.from_bytes(header[2:4], "big")) == (HEADER_OCTETS, length)
     assert header[4:6] == identification.to_bytes(2, "big")
-
-
-@pytest.mark.parametrize(("source", "martian"), [
-    ("0.0.0.0", True), ("0.255.1.1", True), ("1.0.0.0", False), ("126.255.255.255", False), ("127.0.0.1", True),
-    ("128.0.0.1", False), ("223.255.255.255", False), ("224.0.0.1", True), ("240.0.0.1", True),
-    ("255.255.255.255", True),
-])  # fmt: skip
-def test_rfc1122_3_2_1_3_sources_that_no_packet_on_a_wire_may_carry(source, martian):
-    assert source_is_martian(IPv4Address(source).packed) is martian

@@ -10,7 +10,7 @@ from durable import dies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from records import GROUP, LOOPED, OUT, UP, from_link, report, transmit, up
+from records import GROUP, LOOPED, OUT, UP, address, from_link, report, transmit, up
 from scapy.layers.inet import ICMP, IP, UDP
 
 from bus import messages, topology
@@ -42,14 +42,10 @@ def octets(address: str) -> bytes:
     return IPv4Address(address).packed
 
 
-def number(address: str) -> int:
-    return int(IPv4Address(address))
-
-
 class Layer:
     def __init__(self, gateway: str = GATEWAY, mtu: int = 1500) -> None:
-        self.config = StackConfig(name="t", run_dir="", address=number(ME), prefix=24, mac=MAC, mtu=mtu,
-                                  gateway=number(gateway))
+        self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=MAC, mtu=mtu,
+                                  gateway=int(IPv4Address(gateway)))
         self.state: dict[int, bytes] = {}
         self.counters = Counters.new()
         self.now = 1000.0
@@ -107,8 +103,8 @@ class Layer:
         head = transmit(source, to, flags=flags)
         sends = self.core.receive(topology.UDP, messages.TRANSMIT, [head + bytes(size)], self.now)
         asked = [record for _, kind, record in sends if kind == messages.RESOLVE]
-        for address in asked:
-            sends += self.core.receive(topology.ARP, messages.NEIGHBOR, [address + MAC], self.now)
+        for neighbor in asked:
+            sends += self.core.receive(topology.ARP, messages.NEIGHBOR, [neighbor + MAC], self.now)
         return [send for send in sends if send[1] != messages.RESOLVE]
 
     def sent(self, **arguments) -> list[tuple[int, bool]]:
@@ -160,9 +156,9 @@ def test_a_change_is_announced_to_all_and_outlives_a_crash(layer):
     layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9", metric=5, mtu=1400)
     added = ("10.9.0.0/16", "10.0.0.9", ME, 5, 1400, "chosen")
     assert set(layer.told) == {*topology.routed(layer.config.layers), topology.ARP}
-    assert RouteTable(layer.told[topology.ARP]).lookup(number("10.9.1.1")).gateway == number("10.0.0.9")
+    assert RouteTable(layer.told[topology.ARP]).lookup(address("10.9.1.1")).gateway == address("10.0.0.9")
     layer.crash()
-    assert RouteTable(layer.told[topology.UDP]).lookup(number("10.9.1.1")).mtu == 1400
+    assert RouteTable(layer.told[topology.UDP]).lookup(address("10.9.1.1")).mtu == 1400
     assert layer.routes() == [CONNECTED, DEFAULT, added]
     layer.accepts("route_del", destination="10.9.0.0/16")
     layer.crash()
@@ -203,7 +199,7 @@ def test_rfc1122_3_3_1_2_there_may_be_several_default_gateways_with_a_preference
     for metric, gateway in ((30, "10.0.0.30"), (10, "10.0.0.10"), (20, "10.0.0.20")):
         layer.accepts("route_add", destination="0.0.0.0/0", gateway=gateway, metric=metric)
     for serving in ("10.0.0.10", "10.0.0.20", "10.0.0.30"):
-        assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).gateway == number(serving)
+        assert RouteTable(layer.told[topology.UDP]).lookup(address(FAR)).gateway == address(serving)
         layer.crash()
         sends = layer.core.receive(topology.UDP, messages.TRANSMIT, [transmit(bytes(4), FAR)], layer.now)
         assert sends == [(topology.ARP, messages.RESOLVE, octets(serving))]
@@ -267,7 +263,7 @@ def test_orders_that_make_no_sense_are_refused_in_a_sentence_and_change_nothing(
 def test_several_addresses_and_the_source_of_packets(layer):
     """RFC 1122 section 3.3.4.3."""
     layer.accepts("address_add", address=f"{SECOND}/24")
-    assert layer.told[topology.ARP].addresses == [(number(ME), 24), (number(SECOND), 24)]
+    assert layer.told[topology.ARP].addresses == [(address(ME), 24), (address(SECOND), 24)]
     layer.accepts("route_add", destination="10.9.0.0/16", gateway="192.168.7.1")
     layer.accepts("route_add", destination="10.8.0.0/16", gateway="192.168.7.1", source=ME)
     sources = {to: layer.source(to) for to in ("192.168.7.9", "10.9.0.1", "10.8.0.1", FAR, "10.0.0.9")}
@@ -322,13 +318,14 @@ def test_the_number_of_routes_and_addresses_is_bounded(layer):
     for last in range(ADDRESSES_MAX - 1):
         layer.accepts("address_add", address=f"10.5.0.{last + 1}/24")
     assert str(ADDRESSES_MAX) in layer.refuses("address_add", address="10.6.0.1/24")
-    far = number("198.18.0.0")
-    many = [Route(far + (n << 8), 24, number("10.0.0.99"), 0, 1499, 0xFFFFFFFF - n) for n in range(ROUTES_MAX - 1)]
+    far = int(IPv4Address("198.18.0.0"))
+    many = [Route((far + (n << 8)).to_bytes(4, "big"), 24, address("10.0.0.99"), b"", 1499, 0xFFFFFFFF - n)
+            for n in range(ROUTES_MAX - 1)]
     layer.core._routing.choose(Routes(layer.core._routing.chosen.addresses, many))
     layer.accepts("route_add", destination="10.9.0.0/16", gateway="10.0.0.9")
     assert str(ROUTES_MAX) in layer.refuses("route_add", destination="10.8.0.0/16")
     for last in range(PATHS_MAX):
-        layer.core._routing.paths.lower(far + last, 1400, 1500, 1500, 0.0)
+        layer.core._routing.paths.lower((far + last).to_bytes(4, "big"), 1400, 1500, 1500, 0.0)
     layer.crash()
     redirects_octets = PATHS_MAX * max(len(messages.encode(route)) + 1 for route in many)  # as many as path MTUs
     assert (
@@ -435,9 +432,9 @@ def test_rfc1191_6_1_a_smaller_mtu_is_learnt_announced_and_kept_over_a_crash(lay
     layer.router_says(1400)
     assert set(layer.told) == set(topology.routed(layer.config.layers))  # not arp
     for _ in range(2):
-        route = RouteTable(layer.told[topology.SOCKETS]).lookup(number(FAR))
-        assert route == Route(number(FAR), 32, number(GATEWAY), number(ME), 1400)
-        assert RouteTable(layer.told[topology.UDP]).lookup(number("198.51.100.8")).mtu == 1500
+        route = RouteTable(layer.told[topology.SOCKETS]).lookup(address(FAR))
+        assert route == Route(address(FAR), 32, address(GATEWAY), address(ME), 1400)
+        assert RouteTable(layer.told[topology.UDP]).lookup(address("198.51.100.8")).mtu == 1500
         assert layer.sent(size=1380) == [(1400, True)]
         assert layer.sent(size=1381) == [(1396, False), (25, False)]
         layer.crash()
@@ -451,7 +448,7 @@ def test_rfc1191_3_an_mtu_is_never_raised_by_a_router(layer):
         layer.router_says(told)
         assert layer.told == {}
     layer.router_says(1300)
-    assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).mtu == 1300
+    assert RouteTable(layer.told[topology.UDP]).lookup(address(FAR)).mtu == 1300
     assert layer.count("path_mtu_lowered") == 2
 
 
@@ -491,7 +488,7 @@ def test_at_552_a_router_may_still_say_that_this_is_too_much(layer):
 def test_rfc1191_5_an_old_router_that_says_nothing_makes_us_try_the_next_plateau(layer, quoted, learnt):
     layer.sends()
     layer.router_says(0, quoted=quoted)
-    assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).mtu == learnt
+    assert RouteTable(layer.told[topology.UDP]).lookup(address(FAR)).mtu == learnt
 
 
 @pytest.mark.parametrize(("refused", "plateau"), [
@@ -510,7 +507,7 @@ def test_rfc1191_6_3_after_ten_minutes_the_path_may_have_changed(layer):
     assert layer.told == {}
     assert layer.sent(size=1480) != [(1500, True)]
     layer.passes(2)
-    assert RouteTable(layer.told[topology.SOCKETS]).lookup(number(FAR)).mtu == 1500
+    assert RouteTable(layer.told[topology.SOCKETS]).lookup(address(FAR)).mtu == 1500
     assert layer.sent(size=1480) == [(1500, True)]
     assert layer.core.next_wake is None
     layer.crash()
@@ -546,7 +543,7 @@ def test_a_path_mtu_above_that_of_a_new_route_does_not_matter(layer):
     layer.sends()
     layer.router_says(1400)
     layer.accepts("route_add", destination=f"{FAR}/32", gateway="10.0.0.9", mtu=1000)
-    assert RouteTable(layer.told[topology.UDP]).lookup(number(FAR)).mtu == 1000
+    assert RouteTable(layer.told[topology.UDP]).lookup(address(FAR)).mtu == 1000
     assert [length for length, _ in layer.sent(size=1480)] == [996, 524]
 
 
@@ -558,9 +555,9 @@ class PathsAgainstAModel(RuleBasedStateMachine):
         self.state: dict[int, bytes] = {}
         self.paths = Paths(self.state, PATHS_KEY)
         self.now = 0.0
-        self.model: dict[int, tuple[int, float]] = {}
+        self.model: dict[bytes, tuple[int, float]] = {}
 
-    @rule(destination=st.integers(1, 3), told=st.integers(1, 2000))
+    @rule(destination=st.sampled_from([b"\x0a\0\0\1", b"\x0a\0\0\2", bytes(15) + b"\2"]), told=st.integers(1, 2000))
     def router_says(self, destination, told):
         present = self.model[destination][0] if destination in self.model else 1500
         self.paths.lower(destination, told, 1500, present, self.now)

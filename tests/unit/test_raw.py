@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import GROUP as FLAG_GROUP
-from records import OUT, PARTIAL, error, from_link, transmit, up
+from records import OUT, PARTIAL, address, error, from_link, transmit, up
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
@@ -86,7 +86,7 @@ class Host:
     def declares(self, handle: int = 1, protocol: int = EXPERIMENT, **state) -> messages.SocketReply:
         for name in ("local", "peer", "multicast_interface"):
             if name in state:
-                state[name] = int(IPv4Address(state[name]))
+                state[name] = address(state[name])
         wanted = SocketState(handle=handle, request=7, protocol=protocol, port=protocol, bind=True, **state)
         self.give(topology.SOCKETS, messages.SOCKET_SET, messages.encode(wanted))
         ((kind, record),) = self.taken(messages.SOCKET_REPLY)
@@ -236,15 +236,15 @@ def test_broadcasts_are_copied_too(host):
 
 
 def joins(host, group: str = GROUP) -> None:
-    membership = messages.Membership(1, (messages.SourceFilter(int(IPv4Address(group))),))
+    membership = messages.Membership(1, (messages.SourceFilter(address(group)),))
     host.give_ip(topology.SOCKETS, messages.MEMBERSHIP, messages.encode(membership))
 
 
 @pytest.mark.parametrize(("groups", "hears_all", "heard"), [
-    ((), True, True), ((), False, False), ((SourceFilter(int(IPv4Address(GROUP))),), False, True),
-    ((SourceFilter(int(IPv4Address(GROUP)), True, (int(IPv4Address(PEER)),)),), True, False),
-    ((SourceFilter(int(IPv4Address(GROUP)), False, (int(IPv4Address(PEER)),)),), False, True),
-    ((SourceFilter(int(IPv4Address(GROUP)), False, (int(IPv4Address(OTHER)),)),), True, False)])
+    ((), True, True), ((), False, False), ((SourceFilter(address(GROUP)),), False, True),
+    ((SourceFilter(address(GROUP), True, (address(PEER),)),), True, False),
+    ((SourceFilter(address(GROUP), False, (address(PEER),)),), False, True),
+    ((SourceFilter(address(GROUP), False, (address(OTHER),)),), True, False)])
 def test_as_linux_a_raw_socket_hears_its_groups_from_its_sources(host, groups, hears_all, heard):
     joins(host)
     host.declares(groups=groups, multicast_all=hears_all)
@@ -276,8 +276,8 @@ def test_ip_multicast_if_chooses_the_source_and_must_be_ours(host):
 
 
 def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(host):
-    two, one = ([(int(IPv4Address(address)), 24) for address in own] for own in ((ME, OTHER), (ME,)))
-    link = [Route(0x0A000000, 24, 0, int(IPv4Address(ME)), 1500)]
+    two, one = ([(address(each), 24) for each in own] for own in ((ME, OTHER), (ME,)))
+    link = [Route(address("10.0.0.0"), 24, b"", address(ME), 1500)]
     host.give(topology.IP, messages.ROUTES, messages.encode(Routes(two, link)))
     host.declares(local=OTHER)
     host.give(topology.IP, messages.ROUTES, messages.encode(Routes(one, link)))
@@ -445,7 +445,7 @@ def test_a_neighbour_that_does_not_answer_is_told(host):
 
 def test_as_linux_the_port_of_a_raw_socket_is_its_protocol(host):
     reply = host.declares(local=ME)
-    assert (reply.errno, reply.local, reply.port) == (0, int(IPv4Address(ME)), EXPERIMENT)
+    assert (reply.errno, reply.local, reply.port) == (0, address(ME), EXPERIMENT)
 
 
 def test_an_address_that_is_not_ours_cannot_be_bound(host):

@@ -13,6 +13,7 @@ from layers.ip import reassembly
 from layers.ip.counters import Counters
 from layers.ip.reassembly import OCTETS_MAX, SOURCE_OCTETS_MAX, SOURCES_MAX, TIMEOUT_S, Reassembly
 from packets.checksum import verifies
+from packets.fragments import parse
 
 HOST, FLOODER = "10.0.0.1", "10.0.0.66"
 
@@ -28,7 +29,7 @@ class Bench:
         self.reassembly = Reassembly(self.counters)
 
     def add(self, *arguments, now: float = 0.0, **fields) -> bytes | None:
-        return self.reassembly.add(fragment(*arguments, **fields), now)
+        return self.reassembly.add(parse(fragment(*arguments, **fields)), now)
 
     def dropped(self) -> dict[str, int]:
         counted = Counters.read(self.counters)
@@ -63,7 +64,7 @@ def test_rfc791_2_3_source_destination_protocol_and_number_tell_packets_apart(be
         bench.add(0, A, True, **fields)
     other = bytearray(fragment(0, A, True))
     other[9] = 1
-    bench.reassembly.add(bytes(other), 0.0)
+    bench.reassembly.add(parse(bytes(other)), 0.0)
     assert bench.add(16, C, False) is None
     assert bench.add(0, b"A" * 16, True) is not None
     assert len(bench.reassembly) == 3
@@ -138,7 +139,7 @@ def test_the_longest_packet_there_can_be(bench):
 
 def test_options_in_the_first_fragment_can_make_a_packet_too_long(bench):
     first = fragment(0, bytes(65504), True)
-    assert bench.reassembly.add(b"\x46" + first[1:20] + b"\x01" * 4 + first[20:], 0.0) is None
+    assert bench.reassembly.add(parse(b"\x46" + first[1:20] + b"\x01" * 4 + first[20:]), 0.0) is None
     assert bench.add(65504, b"1" * 11, False) is None
     assert bench.dropped() == {"fragment_beyond": 1}
     assert bench.empty()
@@ -164,7 +165,7 @@ def test_rfc3168_5_3_congestion_on_the_way_of_one_fragment_is_that_of_the_packet
 
 def test_rfc1122_3_3_2_what_is_not_whole_in_time_is_given_up_and_told_if_it_has_a_beginning(bench):
     first = fragment(0, A, True)
-    bench.reassembly.add(first, 1.0)
+    bench.reassembly.add(parse(first), 1.0)
     bench.add(16, B, True, number=8, now=2.0)
     bench.add(16, B, True, now=20.0)  # does not prolong
     assert bench.reassembly.next_expiry == 1.0 + TIMEOUT_S

@@ -40,8 +40,8 @@ class Way(NamedTuple):
 class Routed(NamedTuple):
     """What a transport has to know about a destination."""
 
-    gateway: int
-    source: int
+    gateway: bytes
+    source: bytes
     mtu: int
 
 
@@ -126,12 +126,12 @@ class RoutesAgainstAModel(RuleBasedStateMachine):
 
     def best(self, destination: IPv4Address) -> Routed | None:
         """The longest prefix, then the lowest metric, then the first, networks of our own before all others."""
-        candidates = [(link.network.prefixlen, 0, Routed(0, int(link.ip), MTU)) for link in self.links()
+        candidates = [(link.network.prefixlen, 0, Routed(b"", link.ip.packed, MTU)) for link in self.links()
                       if destination in link.network]
         for way in self.ways:
             source = self.source_of(way)
             if destination in way.network and source is not None:
-                routed = Routed(int(way.gateway or 0), int(source), way.mtu or MTU)
+                routed = Routed(way.gateway.packed if way.gateway else b"", source.packed, way.mtu or MTU)
                 candidates.append((way.network.prefixlen, way.metric, routed))
         if int(destination) >> 24 == 0 or not candidates:  # RFC 1122 section 3.2.1.3 (a), (b)
             return None
@@ -145,9 +145,9 @@ class RoutesAgainstAModel(RuleBasedStateMachine):
             send for send in self.core.neighbor_started(topology.UDP, 0.0) if send[1] == messages.ROUTES
         ]
         routes = RouteTable(decode_routes(announced))
-        assert routes.announced.addresses == [(int(own.ip), own.network.prefixlen) for own in self.addresses]
+        assert routes.announced.addresses == [(own.ip.packed, own.network.prefixlen) for own in self.addresses]
         for destination in DESTINATIONS:
-            route = routes.lookup(int(destination))
+            route = routes.lookup(destination.packed)
             assert (route and Routed(route.gateway, route.source, route.mtu)) == self.best(destination), destination
 
     @invariant()

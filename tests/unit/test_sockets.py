@@ -239,12 +239,13 @@ def test_broadcast_with_leave(bench):
     assert bench.ask("prepare", handle=handle, address="10.0.0.255", port=9)["errno"] == 0
 
 
+ME, GATEWAY = (IPv4Address(text).packed for text in ("10.0.0.2", "10.0.0.1"))
 IP_MTU_DISCOVER, IP_MTU = 10, 14  # Linux, <linux/in.h>; not in Python's socket module
 
 
 @pytest.mark.parametrize(("mode", "longest"), [(0, 65535), (1, 65535), (2, 1400), (3, 1500), (4, 1500), (5, 65535)])
 def test_the_longest_packet_depends_on_the_mode_of_path_mtu_discovery(bench, mode, longest):
-    routes = messages.Routes([(0x0A000002, 24)], [messages.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    routes = messages.Routes([(ME, 24)], [messages.Route(bytes(4), 0, GATEWAY, ME, 1400)])
     bench.give(topology.IP, messages.ROUTES, messages.encode(routes))
     handle = bench.open()
     assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU_DISCOVER, value=mode)["value"] == mode
@@ -257,20 +258,20 @@ def test_the_mtu_of_a_connected_socket_follows_the_routes(bench):
     assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["errno"] == errno.ENOTCONN
     bench.ask("connect", handle=handle, address="10.0.0.1", port=9)
     assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["value"] == 1500
-    routes = messages.Routes([(0x0A000002, 24)], [messages.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    routes = messages.Routes([(ME, 24)], [messages.Route(bytes(4), 0, GATEWAY, ME, 1400)])
     bench.give(topology.IP, messages.ROUTES, messages.encode(routes))
     assert bench.ask("getsockopt", handle=handle, level=0, name=IP_MTU)["value"] == 1400
     assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU, value=1)["errno"] == errno.ENOPROTOOPT
 
 
 def test_routes_of_ip_count_and_are_remembered(bench):
-    routes = messages.Routes([(0x0A000002, 24)], [messages.Route(0, 0, 0x0A000001, 0x0A000002, 1400)])
+    routes = messages.Routes([(ME, 24)], [messages.Route(bytes(4), 0, GATEWAY, ME, 1400)])
     bench.give(topology.IP, messages.ROUTES, messages.encode(routes))
     bench.crash()
     handle = bench.open()
     assert bench.ask("setsockopt", handle=handle, level=0, name=IP_MTU_DISCOVER, value=2)["errno"] == 0
     assert bench.ask("prepare", handle=handle, address="8.8.8.8", port=53)["mtu"] == 1400
-    bench.give(topology.IP, messages.ROUTES, b'{"addresses":[[0,99]],"routes":[]}', b"no")
+    bench.give(topology.IP, messages.ROUTES, messages.encode({"addresses": [[bytes(4), 99]], "routes": []}), b"no")
     assert bench.count(Counters.routes_refused) == 2
 
 
@@ -432,10 +433,13 @@ LAYER_KINDS = st.sampled_from([messages.DATAGRAM, messages.SOCKET_ERROR, message
 WORDS = ["bind", "connect", "prepare", "setsockopt", "getsockopt", "socket", "close", "list", "dgram", "10.0.0.2", ""]
 SCRAPS = st.one_of(
     st.binary(max_size=64),
-    st.dictionaries(
-        st.sampled_from(["id", "op", "handle", "address", "port", "level", "name", "value", "type", "request"]),
-        st.one_of(st.integers(-2, 70000), st.sampled_from(WORDS), st.none()),
-    ).map(lambda fields: json.dumps(fields).encode()),
+    st.builds(
+        lambda fields, encode: encode(fields),
+        st.dictionaries(
+            st.sampled_from(["id", "op", "handle", "address", "port", "level", "name", "value", "type", "request"]),
+            st.one_of(st.integers(-2, 70000), st.sampled_from(WORDS), st.none())),
+        st.sampled_from([msgspec.json.encode, msgspec.msgpack.encode]),
+    ),
 )
 
 
@@ -455,16 +459,16 @@ def test_no_octets_raise(pieces):
 
 def replied(bench, record, **fields):
     """tcp's agreement to a SOCKET_SET."""
-    wanted = json.loads(record)
-    reply = {"handle": wanted["handle"], "request": wanted["request"], "local": 0x0A000002, "port": 80, **fields}
-    return bench.give(topology.TCP, messages.SOCKET_REPLY, json.dumps(reply).encode())
+    wanted = msgspec.msgpack.decode(record)
+    reply = {"handle": wanted["handle"], "request": wanted["request"], "local": ME, "port": 80, **fields}
+    return bench.give(topology.TCP, messages.SOCKET_REPLY, messages.encode(reply))
 
 
 def listening(bench, client=ALICE):
     handle = bench.ask("socket", client, type="stream")["handle"]
     assert bench.send_request("listen", client, handle=handle, backlog=5) == []
     ((to, kind, record),) = bench.out
-    assert (to, kind, json.loads(record)["listen"]) == (topology.TCP, messages.SOCKET_SET, 5)
+    assert (to, kind, msgspec.msgpack.decode(record)["listen"]) == (topology.TCP, messages.SOCKET_SET, 5)
     replied(bench, record)
     return handle
 
@@ -481,7 +485,7 @@ def test_a_connect_is_told_to_tcp_once_and_again_after_a_crash(bench):
     handle = bench.ask("socket", type="stream")["handle"]
     bench.send_request("connect", handle=handle, address="10.0.0.1", port=80)
     ((to, kind, record),) = bench.out
-    wanted = json.loads(record)
+    wanted = msgspec.msgpack.decode(record)
     assert (to, kind, wanted["connect"], wanted["peer_port"]) == (topology.TCP, messages.SOCKET_SET, bench.ids, 80)
     replied(bench, record, port=40000)
     (answer,) = [json.loads(record) for _, kind, record in bench.out if kind == messages.REPLY]
@@ -607,8 +611,9 @@ def test_a_raw_socket_that_raw_refuses_is_none(raw_bench):
 
 def announce(bench: Bench, *addresses: str) -> list:
     """ip has these addresses from now on; what sockets sends thereupon."""
-    own = [(int(IPv4Address(address)), 24) for address in addresses]
-    told = messages.encode(messages.Routes(own, [messages.Route(0x0A000000, 24, 0, own[0][0], 1500)]))
+    own = [(IPv4Address(address).packed, 24) for address in addresses]
+    link = messages.Route(IPv4Address("10.0.0.0").packed, 24, b"", own[0][0], 1500)
+    told = messages.encode(messages.Routes(own, [link]))
     bench.udp.receive(topology.IP, messages.ROUTES, [told], 0.0)
     return bench.give(topology.IP, messages.ROUTES, told)
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import GROUP, REPORT, error, report, transmitted, up
+from records import GROUP, REPORT, address, error, report, transmitted, up
 from scapy.layers import inet
 from scapy.packet import Raw
 
@@ -53,17 +53,13 @@ from layers.udp.counters import Counters
 from usernet.pipe.messages import SEND_TOS_GIVEN
 
 
-def ip(text: str) -> int:
-    return int(IPv4Address(text))
-
-
 def octets(text: str) -> bytes:
     return IPv4Address(text).packed
 
 
 ME, ALIAS, PEER, OTHER, FAR = "10.0.0.2", "10.0.0.3", "10.0.0.1", "10.0.0.7", "8.8.8.8"
-CONFIG = StackConfig(name="test", run_dir="", address=ip(ME), prefix=24, mac=bytes(6))
-ANNOUNCED = Routes([(ip(ME), 24), (ip(ALIAS), 24)], [Route(ip("10.0.0.0"), 24, 0, ip(ME), 1500)])
+CONFIG = StackConfig(name="test", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6))
+ANNOUNCED = Routes([(address(ME), 24), (address(ALIAS), 24)], [Route(address("10.0.0.0"), 24, b"", address(ME), 1500)])
 
 
 class Layer:
@@ -86,7 +82,7 @@ class Layer:
     def set(self, handle: int, **fields):
         for name in ("local", "peer"):
             if name in fields:
-                fields[name] = ip(fields[name])
+                fields[name] = address(fields[name])
         state = SocketState(handle=handle, request=handle + 100, **fields)
         ((to, kind, record),) = self.core.receive(SOCKETS, SOCKET_SET, [encode(state)], 0.0)
         reply = decode_socket_reply(record)
@@ -486,7 +482,8 @@ def test_the_modes_of_path_mtu_discovery(udp, mode, flags):
 def test_the_source_follows_a_change_of_routes_at_once(udp):
     udp.bind(3)
     assert udp.sent(3)[0]["source"] == octets(ME)
-    udp.core.receive(IP, ROUTES, [encode(Routes([(ip(OTHER), 24)], [Route(0, 0, 0, ip(OTHER), 1500)]))], 0.0)
+    udp.core.receive(IP, ROUTES, [encode(Routes(
+        [(address(OTHER), 24)], [Route(bytes(4), 0, b"", address(OTHER), 1500)]))], 0.0)
     assert udp.sent(3)[0]["source"] == octets(OTHER)
 
 
@@ -495,7 +492,7 @@ def test_the_source_follows_a_change_of_routes_at_once(udp):
 def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(udp, declared, source):
     udp.set(3, bind=True, port=5000, **declared)
     assert udp.sent(3, source=source)[0]["source"] == octets(ALIAS)
-    without = Routes([(ip(ME), 24)], ANNOUNCED.routes)
+    without = Routes([(address(ME), 24)], ANNOUNCED.routes)
     udp.core.receive(IP, ROUTES, [encode(without)], 0.0)
     for layer in (udp, udp.restarted()):
         ((to, kind, record),) = layer.send(3, source=source)
@@ -509,7 +506,7 @@ def test_a_socket_whose_address_has_gone_sends_nothing_until_it_is_back(udp, dec
 
 
 def test_multicasts_from_an_interface_whose_address_has_gone_are_refused(udp):
-    udp.bind(3, multicast_interface=ip(FAR))
+    udp.bind(3, multicast_interface=address(FAR))
     ((_, kind, record),) = udp.send(3, "239.1.1.1")
     assert (kind, SocketError.of(record).errno) == (SOCKET_ERROR, errno.ENETUNREACH)
     assert udp.sent(3)[0]["source"] == octets(ME)
@@ -529,7 +526,7 @@ def test_the_cache_of_headers_is_bounded(udp, monkeypatch):
 def test_an_ephemeral_port_is_chosen_once(udp):
     reply = udp.set(1, bind=True)
     assert EPHEMERAL_PORT_MIN <= reply.port <= EPHEMERAL_PORT_MAX
-    assert reply.local == 0
+    assert reply.local == b""
     assert udp.set(1, bind=True, ttl=3) == reply
     assert udp.set(1, bind=True, local=ME).port == reply.port
     assert udp.restarted().set(1, bind=True, local=ME).port == reply.port
@@ -538,14 +535,14 @@ def test_an_ephemeral_port_is_chosen_once(udp):
 
 def test_without_a_free_port_bind_is_eaddrinuse_and_connect_eagain(udp):
     for port in range(EPHEMERAL_PORTS):
-        udp.core._sockets._ports.hold(-port - 1, Claim(0, EPHEMERAL_PORT_MIN + port, 0))
+        udp.core._sockets._ports.hold(-port - 1, Claim(b"", EPHEMERAL_PORT_MIN + port, 0))
     assert udp.set(1, bind=True).errno == errno.EADDRINUSE
     assert udp.set(1, peer=PEER, peer_port=7).errno == errno.EAGAIN
 
 
 def test_a_declaration_without_bind_or_peer_takes_no_port(udp):
     reply = udp.set(1, ttl=3)
-    assert (reply.errno, reply.local, reply.port) == (0, 0, 0)
+    assert (reply.errno, reply.local, reply.port) == (0, b"", 0)
 
 
 def test_a_taken_port_is_eaddrinuse_and_leaves_everything_as_it_was(udp):
@@ -569,25 +566,25 @@ def test_where_a_socket_can_be_bound(udp, local, number):
     reply = udp.set(1, local=local, bind=True, port=5000)
     assert reply.errno == number
     if not number:
-        assert (reply.local, reply.port) == (ip(local), 5000)
+        assert (reply.local, reply.port) == (address(local), 5000)
 
 
 def test_connecting_chooses_address_and_port_and_dissolving_gives_them_back(udp):
     reply = udp.set(1, peer=PEER, peer_port=7)
-    assert reply.local == ip(ME)
+    assert reply.local == address(ME)
     assert reply.port >= EPHEMERAL_PORT_MIN
     assert udp.heard_by(dport=reply.port) == [1]
     assert udp.set(1, peer=PEER, peer_port=7) == reply
     reply = udp.set(1)
-    assert (reply.local, reply.port) == (0, 0)
+    assert (reply.local, reply.port) == (b"", 0)
 
 
 def test_dissolving_keeps_what_was_bound(udp):
     udp.bind(1, peer=PEER, peer_port=7)
-    assert udp.set(1, bind=True, port=5000).local == 0
+    assert udp.set(1, bind=True, port=5000).local == b""
     assert udp.heard_by(src=OTHER, dst=ALIAS) == [1]
     udp.bind(1, ALIAS, peer=PEER, peer_port=7)
-    assert udp.set(1, local=ALIAS, bind=True, port=5000).local == ip(ALIAS)
+    assert udp.set(1, local=ALIAS, bind=True, port=5000).local == address(ALIAS)
 
 
 def test_a_connected_socket_leaves_its_other_addresses_to_others_as_on_linux(udp):
@@ -615,7 +612,7 @@ def test_connect_errors(udp):
 
 def test_connecting_to_0_0_0_0_is_connecting_to_oneself(udp):
     reply = udp.set(1, peer_port=7)
-    assert reply.local == ip("127.0.0.1")
+    assert reply.local == address("127.0.0.1")
     assert udp.sent(1, port=0)[0]["destination"] == octets("127.0.0.1")
 
 
@@ -638,16 +635,25 @@ def test_numbers_out_of_range_are_einval(udp, fields):
 
 def test_addresses_out_of_range_are_einval(udp):
     for field in ("local", "peer"):
-        for value in (-1, 1 << 32):
+        for value in (bytes(4), bytes(3) + b"\1\0", bytes(15) + b"\1"):
             record = encode(SocketState(handle=1, request=1, **{field: value}))
             ((_, _, reply),) = udp.core.receive(SOCKETS, SOCKET_SET, [record], 0.0)
             assert decode_socket_reply(reply).errno == errno.EINVAL
 
 
+def test_a_socket_of_a_family_that_is_not_there_is_refused(udp):
+    record = encode(SocketState(handle=1, request=1, family=6, local=bytes(15) + b"\1", bind=True))
+    ((_, _, reply),) = udp.core.receive(SOCKETS, SOCKET_SET, [record], 0.0)
+    assert decode_socket_reply(reply).errno == errno.EAFNOSUPPORT
+    assert 1 not in udp.state
+
+
 @pytest.mark.parametrize("record", [
-    b"", b"{}", b"\xff", b"[" * 100_000, b'{"x":' + b"[" * 100_000, b'{"handle":1,"request":"x"}',
-    b'{"handle":0,"request":1}', b'{"handle":4294967296,"request":1}', b'{"handle":-1,"request":1}',
-    b'{"handle":1,"request":18446744073709551616}', b'{"handle":1,"request":-1}',
+    b"", b"\x80", b"\xff", b"\x91" * 100_000, b"\x81\xa1x" + b"\x91" * 100_000, encode({"handle": 1, "request": "x"}),
+    encode({"handle": 0, "request": 1}), encode({"handle": 1 << 32, "request": 1}),
+    encode({"handle": -1, "request": 1}),
+    encode({"handle": 1, "request": -1}), encode({"handle": 1, "request": 1, "local": bytes(17)}),
+    encode({"handle": 1, "request": 1, "local": 0x0A000002}), encode({"handle": 1, "request": 1, "family": 5}),
 ])  # fmt: skip
 def test_declarations_that_are_none_are_counted(udp, record):
     assert udp.core.receive(SOCKETS, SOCKET_SET, [record], 0.0) == []
@@ -783,7 +789,7 @@ def test_state_that_cannot_be_read_is_dropped_and_counted():
 
 
 def test_routes_that_make_no_sense_are_counted_and_the_old_stay(udp):
-    for record in (b"", encode(Routes([(1 << 40, 24)], [])), encode(Routes([], [Route(0, 99, 0, 0, 0)]))):
+    for record in (b"", encode(Routes([(bytes(5), 24)], [])), encode(Routes([], [Route(bytes(4), 99, b"", b"", 0)]))):
         assert udp.core.receive(IP, ROUTES, [record], 0.0) == []
     assert udp.count("control_malformed") == 3
     assert udp.set(1, local=ALIAS, bind=True).errno == 0

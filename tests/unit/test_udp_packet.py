@@ -14,7 +14,7 @@ from packets.udp import LENGTH_CHECKSUM, PORTS, flow_sum
 PORT = st.integers(0, 0xFFFF)
 SOURCE, DESTINATION = "10.0.0.1", "10.0.0.2"
 ADDRESSES = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
-A, B = 0x0A000001, 0x0A000002
+A, B = ADDRESSES
 
 
 def packet(payload: bytes = b"payload", options: list | None = None, **ip_fields) -> bytes:

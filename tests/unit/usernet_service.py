@@ -27,6 +27,7 @@ from bus.durable.key_value_log import KeyValueLog
 from bus.messages import TRANSMIT_HEAD, TRANSMIT_PARTIAL
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
+from layers.common import source_address
 from layers.common.routes import RouteTable, configured
 from layers.icmp.core import Core as Icmp
 from layers.icmp.counters import Counters as IcmpCounters
@@ -131,10 +132,10 @@ class Loop:
         size, _, _, flags, protocol, ttl, tos, _, source, destination = TRANSMIT_HEAD.unpack_from(record)
         segment = record[TRANSMIT_HEAD.size :]
         if source == bytes(4):
-            source = self.routes.source_for(int.from_bytes(destination, "big")).to_bytes(4, "big")
+            source = source_address.of_destination(self.routes, destination)
         packet = (bytes([0x45, tos]) + (20 + len(segment)).to_bytes(2, "big") + bytes([0, 1, 0, 0, ttl, protocol, 0, 0])
                   + source + destination + segment)
-        if self.routes.is_local(int.from_bytes(destination, "big")):
+        if self.routes.is_local(destination):
             consumer = {17: topology.UDP, 6: topology.TCP}.get(protocol, topology.ICMP)
             record = records.up(packet, records.LOOPED | (records.PARTIAL if flags & TRANSMIT_PARTIAL else 0), size)
             return [(topology.IP, (consumer, messages.PACKET, record))]

@@ -169,8 +169,6 @@ class Host:
 
     # What an application does
     def set(self, handle: int, request: int = 1, **fields: object) -> int:
-        fields = {name: int.from_bytes(value, "big") if isinstance(value, bytes) else value
-                  for name, value in fields.items()}
         return self.do(lambda host: host.calls.set(StreamState(handle=handle, request=request, **fields))).errno
 
     def write(self, handle: int, octets: bytes, end: bool = False, flags: int = 0) -> None:

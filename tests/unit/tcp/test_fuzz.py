@@ -108,7 +108,7 @@ class Fuzzer:
                       "port": rng.choice((0, 80)), "listen": rng.choice((-1, -1, -1, 50))}
             self.tell(messages.SOCKET_SET, encode(StreamState(
                 handle=handle, request=rng.randrange(99), connect=rng.choice((0, rng.randrange(99))),
-                peer=int.from_bytes(A, "big"), peer_port=rng.randrange(3), **fields)))
+                peer=A, peer_port=rng.randrange(3), **fields)))
         else:
             kind = rng.choice((READ, STREAM, ACCEPT, messages.SOCKET_SET, messages.SOCKET_CLOSE, STREAM_INFO))
             self.tell(kind, rng.randbytes(rng.randrange(40)))

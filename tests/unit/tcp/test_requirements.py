@@ -155,14 +155,14 @@ def test_must_41_42_a_port_may_be_listened_at_by_address_and_others_go_on():
 
 
 def test_must_44_45_the_source_is_the_routes_or_what_the_socket_is_bound_to():
-    error, (sent,) = declared(core(), handle=1, peer=int.from_bytes(A, "big"), peer_port=9, connect=1)
+    error, (sent,) = declared(core(), handle=1, peer=A, peer_port=9, connect=1)
     assert (error, TRANSMIT_HEAD.unpack_from(sent)[8:]) == (0, (B, A))
-    error, _ = declared(core(), handle=1, local=int.from_bytes(A, "big"), peer=1 << 24, peer_port=9, connect=1)
+    error, _ = declared(core(), handle=1, local=A, peer=bytes((1, 0, 0, 0)), peer_port=9, connect=1)
     assert error == errno.EADDRNOTAVAIL
 
 
 def test_must_46_57_63_there_is_no_connection_to_or_from_a_group():
-    for group in (0xE0000001, 0xFFFFFFFF, 0x0A0000FF):
+    for group in map(bytes, ((224, 0, 0, 1), (255, 255, 255, 255), (10, 0, 0, 255))):
         assert declared(core(), handle=1, peer=group, peer_port=9, connect=1) == (errno.ENETUNREACH, [])
     made = core()
     declared(made, handle=5, port=80, bind=True, listen=5)
@@ -173,7 +173,7 @@ def test_must_46_57_63_there_is_no_connection_to_or_from_a_group():
 
 def test_must_48_49_shld_21_22_ttl_and_tos_are_the_applications_choice_also_later():
     made = core()
-    _, (syn,) = declared(made, handle=1, peer=int.from_bytes(A, "big"), peer_port=9, connect=1, ttl=9, tos=0x10)
+    _, (syn,) = declared(made, handle=1, peer=A, peer_port=9, connect=1, ttl=9, tos=0x10)
     assert TRANSMIT_HEAD.unpack_from(syn)[5:7] == (9, 0x10)
     segment = parse(syn[TRANSMIT_HEAD.size :])
     assert segment is not None

@@ -1,0 +1,38 @@
+"""Records by octets in a state that has integers for keys, against a dict, with restarts in between."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layers.common.keyed_state import KeyedState
+
+BASE = 2 << 32
+KEYS = st.sampled_from([b"\1\x0a\0\0" + bytes((n,)) for n in range(6)] + [b"\1" + bytes(15) + b"\1", b"\2\x0a\0\0\0"])
+PUT = st.tuples(st.just("put"), KEYS, st.binary(max_size=3))
+
+
+@given(st.lists(PUT | st.tuples(st.just("discard"), KEYS, st.none()) | st.just(("restart", b"", None)), max_size=40))
+def test_what_was_put_last_is_there_after_a_restart(steps):
+    state, model = {7: b"of others", BASE + (1 << 32): b"too"}, {}
+    kept = KeyedState(state, BASE)
+    for step, key, value in steps:
+        if step == "put":
+            kept.put(key, value)
+            model[key] = value
+        elif step == "discard":
+            kept.discard(key)
+            model.pop(key, None)
+        else:
+            kept = KeyedState(state, BASE)
+            assert kept.load() == model
+        assert len(state) == 2 + len(model)
+    assert KeyedState(state, BASE).load() == model
+    assert (state[7], state[BASE + (1 << 32)]) == (b"of others", b"too")
+
+
+@given(st.dictionaries(st.integers(BASE, BASE + 9), st.binary(max_size=6), max_size=9))
+def test_what_is_no_record_is_deleted(state):
+    found = KeyedState(state, BASE).load()
+    assert len(found) == len(state)
+    assert all(key and KeyedState(state, BASE).load()[key] == value for key, value in found.items())
