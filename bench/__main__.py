@@ -1,4 +1,4 @@
-"""`make bench`: one table. `python -m bench --compare OLD.json NEW.json` compares two runs."""
+"""`make bench`: prints one table. `python -m bench --compare OLD.json NEW.json` compares two runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
-    """Every goal for one kind of pipes, in some three minutes."""
+    """Measure every goal for one kind of pipes; takes about three minutes."""
     options, limits = [*options, "--pipes", pipes], goals.LIMITS[pipes]
     _say(f"{pipes}: floor: bare pyzmq chains")
     bare, at_home = [goals.floors()], goals.chains_at_home()
@@ -59,7 +59,7 @@ def _say(what: str) -> None:
 
 
 def table(found: dict[str, list[goals.Goal]]) -> str:
-    """The table, in Markdown: a row a goal, columns for each kind of pipes."""
+    """The table in Markdown: one row for each goal, columns for each kind of pipes."""
     rows = [("what", *(f"{title}{pipes}" for pipes in found for title in ("", "against, ", "goal, ", "met, ")))]
     by_name = {pipes: {goal.name: goal for goal in goals_} for pipes, goals_ in found.items()}
     for name in dict.fromkeys(name for each in by_name.values() for name in each):
@@ -97,7 +97,7 @@ def main() -> int:
         print(compare(*arguments.compare))
         return 0
     if shutil.which("ping") is None:
-        parser.error("ping(8) is not there, which measures a ping's round trip (Debian: iputils-ping)")
+        parser.error("ping(8), which measures the round trip of a ping, is not installed (Debian: iputils-ping)")
     kinds = arguments.pipes.split(",")
     if unknown := set(kinds) - goals.LIMITS.keys():
         parser.error(f"--pipes {unknown.pop()}: {' or '.join(goals.LIMITS)}")

@@ -1,9 +1,9 @@
-"""The floor: a bare pyzmq chain of as many hops, what the pipes alone cost.
+"""The floor: a chain of bare pyzmq sockets with as many hops, as a measure of what the pipes alone cost.
 
-A chain of N hops is N processes in a ring of PUSH and PULL sockets over ipc; the last is this program, which sends and
-receives. The floor of a rate is the best of three placements: on one core, spread over all, on one core with this
-program on another. The floor of a latency is the last of these: where a stack's users are, for the kernel puts their
-programs on another core than its layers, and what waking a core costs differs by a factor of two between hosts.
+A chain of N hops is N processes in a ring of PUSH and PULL sockets over ipc. The last process is this program, which
+sends and receives. The floor of a rate is the best of three placements: all on one core; spread over all cores; all on
+one core with this program on another. The floor of a latency is the last of these, because the kernel puts the programs
+that use a stack on another core than its layers, and the time to wake a core differs by a factor of two between hosts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import zmq
 
-PAYLOAD = b"x" * 106  # a frame of the stack that carries a datagram of 64 octets
+PAYLOAD = b"x" * 106  # as long as a frame of the stack with a datagram of 64 octets
 
 
 class Rate(NamedTuple):
-    """Microseconds for one message round the chain, and messages/s with many in flight."""
+    """Microseconds for one message through the chain, and messages/s with many in flight."""
 
     p50_us: float
     p99_us: float
@@ -46,9 +46,9 @@ def _relay(inbox: str, outbox: str, core: int | None) -> None:
 
 def chain(hops: int, core: int | None, in_flight: int = 64, lone: int = 2000, many: int = 40000,
           payload: bytes = PAYLOAD, ends: int | None = None) -> Rate:
-    """Measure a chain of `hops` pipes, all on `core` or, None, wherever the kernel puts them.
+    """Measure a chain of `hops` pipes, all on `core`; None: where the kernel puts them.
 
-    `ends`: the core that this program, which sends and receives, is on in the meantime, if not the same.
+    `ends`: the core of this program, which sends and receives, during the measurement, if it is another.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"ipc://{Path(folder) / str(number)}" for number in range(hops)]
@@ -110,7 +110,7 @@ def floor(hops: int, payload: bytes = PAYLOAD) -> Rate:
 
 
 def at_home(hops: int) -> Rate:
-    """A chain that is on one core with its ends."""
+    """A chain on one core, with its ends on the same core."""
     return chain(hops, max(os.sched_getaffinity(0)))
 
 

@@ -1,4 +1,4 @@
-"""What is measured, and what it is measured against."""
+"""The goals: what is measured, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 from bench import floor, stack
 
-REPEAT = 5  # medians of so many runs: the machine is noisy
-FEW = 3  # of so many, of what is measured at three times, is far from its goal, or is there for scale
+REPEAT = 5  # runs for a median, because the machine is noisy
+FEW = 3  # runs for values that are measured at three times, are far from their goal, or are only for scale
 IDLE_S = 5.0
 WINDOW_S = 1.0
-ECHOES_S = 0.75  # after a second in which layers move to where their load is better off
+ECHOES_S = 0.75  # after a second in which the layers may move to another core
 IN_FLIGHT = 64
 MANY_SOCKETS, MANY_APPLICATIONS, MANY_NEIGHBORS = 10_000, 100, 4_000
-WIDE, FIRST_NEIGHBOR = "10.0.0.2/16", "10.0.16.0"  # a net that holds as many
+WIDE, FIRST_NEIGHBOR = "10.0.0.2/16", "10.0.16.0"  # a network with enough addresses
 PORT, IDLE_PORT, APPLICATIONS_PORT = 5055, 20_000, 40_000
-FULL_OCTETS = 1472  # of payload, at an MTU of 1500
-OFFERED_PER_S = 100_000  # datagrams of that size from the kernel, which would send any number
+FULL_OCTETS = 1472  # octets of payload at an MTU of 1500
+OFFERED_PER_S = 100_000  # datagrams of that size from the kernel, which could send more
 _PING_MS = re.compile(r"time=([0-9.]+) ms")
 
 
 class Goal(NamedTuple):
-    """One line of the table. `met` is None where there is no goal, only a figure for scale."""
+    """One row of the table. `met` is None for a figure that has no goal and is only for scale."""
 
     name: str
     figure: str
@@ -38,7 +38,7 @@ class Goal(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What is asked of one kind of pipes, in multiples of the bare chain."""
+    """The goals for one kind of pipes, as multiples of the bare chain."""
 
     ping: float = 1.6
     echo: float = 1.6
@@ -48,7 +48,7 @@ class Limits(NamedTuple):
 
 
 LIMITS = {"zmq": Limits(ping=1.7, in_flight=0.6, memory_mb=100), "direct": Limits()}
-BULK_OF_DIRECT = 0.85  # what pipes of zmq shall move of what direct ones do
+BULK_OF_DIRECT = 0.85  # the share of the throughput of direct pipes that zmq pipes must reach
 
 
 class Floors(NamedTuple):
@@ -59,17 +59,17 @@ class Floors(NamedTuple):
 
 
 def floors() -> Floors:
-    """Both, as fast as they are now."""
+    """Measure both chains now."""
     return Floors(floor.floor(4), floor.floor(8))
 
 
 def middle(found: list[Floors]) -> Floors:
-    """Of `floors` at several times of a run, each figure's median."""
+    """The median of each figure of `floors` measured at several times."""
     return Floors(*(floor.Rate(*map(median, zip(*rates, strict=True))) for rates in zip(*found, strict=True)))
 
 
 def median_of(run: Callable[[], dict], key: str, times: int = REPEAT) -> tuple[float, dict]:
-    """Run it so many times: the median of `key`, and the whole result that has it."""
+    """Run a measurement `count` times; returns the median of `key`, and the complete result that has it."""
     results = sorted((run() for _ in range(times)), key=lambda result: result[key])
     whole = results[times // 2]
     return whole[key], whole
@@ -80,25 +80,25 @@ def _at_most(name: str, value: float, unit: str, limit: float) -> Goal:
 
 
 def boot(options: list[str]) -> Goal:
-    """From the command to the first ping answered."""
+    """Time from the command to the first answered ping."""
     value = median(stack.boot_to_first_ping_s(*options) for _ in range(REPEAT))
     return _at_most("boot to the first ping answered", value, "s", 0.6)
 
 
 def lone(bench: stack.Bench) -> list[tuple[float, dict, dict]]:
-    """Pings by ping(8) and by a program of ours, and UDP echoes one at a time, by turns."""
+    """Pings by ping(8) and by a program of ours, and single UDP echoes, in alternation."""
     return [(_ping(bench), bench.run("ping", stack.ADDRESS, 1000), bench.run("lone", stack.ADDRESS, PORT, 64, 2000))
             for _ in range(FEW)]
 
 
 def _ping(bench: stack.Bench) -> float:
-    """The median of what ping(8) says, which counts until the reply is at the kernel's end."""
+    """The median reported by ping(8), which measures until the reply reaches the kernel's end."""
     printed = bench.command("ping", "-A", "-n", "-c", "1000", stack.ADDRESS)
     return median(float(time_ms) * 1000 for time_ms in _PING_MS.findall(printed))
 
 
 def latency(runs: list[tuple[float, dict, dict]], bare: Floors, limits: Limits) -> list[Goal]:
-    """What `lone` found, at several times: how long it takes to wake a core changes from minute to minute."""
+    """The results of `lone` at several times, because the time to wake a core changes from minute to minute."""
     pings, woken, echoes = zip(*runs, strict=True)
     ping, awake = median(pings), median(run["p50_us"] for run in woken)
     echo, echo_p99 = (median(run[key] for run in echoes) for key in ("p50_us", "p99_us"))
@@ -119,19 +119,19 @@ def _ratio(name: str, value: float, base: float, unit: str, what: str, limit: fl
 
 
 def rates(bench: stack.Bench) -> tuple[float, float]:
-    """UDP echoes/s with 64 in flight, short and long, by turns."""
+    """UDP echoes/s with 64 in flight, short and long ones in alternation."""
     short, long = _by_turns("per_s", lambda: _window(bench), lambda: _window(bench, size=1400))
     return short, long
 
 
 def rates_many(bench: stack.Bench) -> float:
-    """Short ones, of an application that receives and sends many datagrams a call."""
+    """Short ones, with an application that receives and sends many datagrams per call."""
     with bench.during("echo-many", "0.0.0.0", PORT + 2):
         return median_of(lambda: _window(bench, port=PORT + 2), "per_s", FEW)[0]
 
 
 def rate(short: float, long: float, many: float, bare: Floors, limits: Limits) -> list[Goal]:
-    """What `rates` and `rates_many` found."""
+    """The results of `rates` and `rates_many`."""
     base = bare.eight.per_s
     return [
         Goal(f"UDP echo, 64 octets, {IN_FLIGHT} in flight", f"{short:.0f} /s", short,
@@ -145,14 +145,14 @@ def rate(short: float, long: float, many: float, bare: Floors, limits: Limits) -
 
 
 def chains_at_home() -> list[Goal]:
-    """What a chain takes whose ends are on its own core, so that no message has to wake another."""
+    """The latency of a chain with its ends on the same core, so that no message wakes another core."""
     return [Goal(f"for scale: {hops} hops, all on one core, p50", f"{value:.0f} us", value, "a bare pyzmq chain", "",
                  None)
             for hops in (4, 8) for value in (floor.at_home(hops).p50_us,)]
 
 
 def bulk(zmq: list[Goal], direct: list[Goal]) -> list[Goal]:
-    """What pipes of zmq move of what direct ones do, of the rows that both have."""
+    """The throughput of zmq pipes relative to direct ones, for the rows that both have."""
     moved = {goal.name: goal.value for goal in direct if "Mbit/s" in goal.figure}
     return [Goal(f"{goal.name}: zmq against direct", goal.figure, goal.value,
                  f"{base:.0f} Mbit/s: {goal.value / base:.2f}", f">= {BULK_OF_DIRECT:g} x",
@@ -161,7 +161,7 @@ def bulk(zmq: list[Goal], direct: list[Goal]) -> list[Goal]:
 
 
 def kernels_own(bench: stack.Bench) -> list[Goal]:
-    """The kernel's UDP through a veth pair with the same load generators: what they could measure at best."""
+    """The kernel's UDP through a veth pair with the same load generators, as the limit of what they can measure."""
     if shutil.which("ip") is None:
         return []
     results = [bench.run("veth") for _ in range(FEW)]
@@ -176,13 +176,13 @@ def _window(bench: stack.Bench, size: int = 64, port: int = PORT) -> dict:
 
 
 def _by_turns(key: str, *runs: Callable[[], dict]) -> list[float]:
-    """The median of each, taken by turns, so that a machine that slows down does so for all."""
+    """The median of each function, run in alternation, so that a slower machine affects all of them."""
     results = [[run()[key] for run in runs] for _ in range(REPEAT)]
     return [median(column) for column in zip(*results, strict=True)]
 
 
 def one_way(bench: stack.Bench) -> tuple[float, float]:
-    """Mbit/s of datagrams of the MTU's size: from an application to the kernel, and back."""
+    """Mbit/s of datagrams with the size of the MTU: from an application to the kernel, and back."""
     out, _ = median_of(lambda: bench.through(
         ("pour", stack.KERNEL, PORT + 1, FULL_OCTETS, WINDOW_S + 0.5),
         ("kernel-sink", stack.KERNEL, PORT + 1, WINDOW_S), out=True), "mbit_s", FEW)
@@ -193,7 +193,7 @@ def one_way(bench: stack.Bench) -> tuple[float, float]:
 
 
 def throughput(offloaded: tuple[float, float], plain: tuple[float, float]) -> list[Goal]:
-    """`one_way` of a stack with offload and of one without. The kernel's sender has UDP_SEGMENT in both."""
+    """`one_way` of a stack with offload and of one without. The kernel's sender uses UDP_SEGMENT in both."""
     names = (f"UDP to the kernel, {FULL_OCTETS} octets",
              f"UDP from the kernel, {FULL_OCTETS} octets, "
              f"{OFFERED_PER_S * FULL_OCTETS * 8e-6:.0f} Mbit/s offered")
@@ -203,14 +203,14 @@ def throughput(offloaded: tuple[float, float], plain: tuple[float, float]) -> li
 
 
 def overload(bench: stack.Bench, best_per_s: float) -> list[Goal]:
-    """A flood from the kernel: what comes back, and whether a ping still does."""
+    """A flood from the kernel: the rate of answers, and whether a ping is still answered."""
     flood, whole = median_of(lambda: bench.run("flood", stack.ADDRESS, PORT, 64, WINDOW_S), "per_s")
     return [Goal(f"echoes under a flood of {whole['sent_per_s']:.0f}/s", f"{flood:.0f} /s", flood,
                  f"{best_per_s:.0f} /s: {flood / best_per_s:.2f}", ">= 0.8 x", flood / best_per_s >= 0.8)]
 
 
 def restart(bench: stack.Bench) -> Goal:
-    """A planned restart: how long the layer is away."""
+    """A planned restart: the time without the layer."""
     from supervisor.control import Client
     from usernet.pipe.run_dir import run_dir
 
@@ -223,19 +223,19 @@ def restart(bench: stack.Bench) -> Goal:
 
 
 def idle(bench: stack.Bench, limits: Limits) -> list[Goal]:
-    """Processor time and memory of a stack that nobody uses."""
+    """Processor time and memory of an idle stack."""
     before = stack.cpu_s(bench)
-    time.sleep(IDLE_S)  # the duration is what is measured
+    time.sleep(IDLE_S)  # the duration is part of the measurement
     share = (stack.cpu_s(bench) - before) / IDLE_S
     return [_at_most("idle, processor", share * 100, "% of a core", 1),
             _at_most("idle, memory (PSS)", stack.pss_bytes(bench) / 1e6, "MB", limits.memory_mb)]
 
 
 def scale(options: list[str]) -> list[Goal]:
-    """What an echo costs beside many bound sockets, applications and neighbours.
+    """The cost of an echo beside many bound sockets, applications and neighbours.
 
-    In processor time of the stack, and on one core: the rate tells of the load generator, too, which has to do with
-    4,000 addresses, and two cores work on larger packs, for a quarter less.
+    Measured as processor time of the stack, on one core. The rate would also depend on the load generator, which has to
+    handle 4,000 addresses, and two cores form larger groups of packets, for a quarter less.
     """
     found = []
     with ExitStack() as running:

@@ -1,6 +1,6 @@
-"""The programs that make load, each a process of its own: `python -m bench.load ROLE ...`.
+"""The load generators, each a process: `python -m bench.load ROLE ...`.
 
-Roles on the kernel's end use the kernel's sockets; the others are applications of the stack. Each prints one JSON line.
+Roles at the kernel's end use the kernel's sockets; the others are applications of the stack. Each prints one JSON line.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from packets.checksum import checksum
 from supervisor import sandbox
 
 QUIET_S = 2.0
-BATCH = 64  # datagrams a call
-SETTLE_S = 1.0  # of load before it counts: layers move with their load
+BATCH = 64  # datagrams per call
+SETTLE_S = 1.0  # of load before counting starts, in which layers may move to another core
 UDP_SEGMENT, IP_PKTINFO = 103, 8  # linux/udp.h, linux/in.h; the socket module does not have them
-NEAR, FAR, VETH_PORT = "10.9.0.1", "10.9.0.2", 5056  # in namespaces that are made for it
+NEAR, FAR, VETH_PORT = "10.9.0.1", "10.9.0.2", 5056  # in namespaces created for this purpose
 _ECHO = struct.Struct("!BBHHH")
 
 
@@ -91,23 +91,23 @@ def lone(address: str, port: str, size: str, count: str) -> dict:
 
 
 def window(address: str, port: str, size: str, in_flight: str, seconds: str) -> dict:
-    """UDP echoes with so many in flight."""
+    """UDP echoes with a given number in flight."""
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
         endpoint.connect((address, int(port)))
         return _echoes(endpoint, partial(endpoint.send, bytes(int(size))), int(in_flight), float(seconds))
 
 
 def peers(address: str, port: str, size: str, in_flight: str, seconds: str, count: str, first: str) -> dict:
-    """As `window`, from `count` addresses in turn, from `first` on, which the kernel's end gets here."""
+    """As `window`, from `count` addresses in turn, starting at `first`; the kernel's end gets these addresses."""
     octets = [IPv4Address(int(IPv4Address(first)) + number).packed for number in range(int(count))]
     added = "".join(f"address replace {IPv4Address(each)}/32 dev lo\n" for each in octets)
     subprocess.run(["ip", "-batch", "-"], input=f"link set lo up\n{added}", text=True, check=True)
-    # ip(7): struct in_pktinfo, with the interface left to the kernel.
+    # ip(7): struct in_pktinfo; the kernel selects the interface.
     sources = itertools.cycle([[(kernel.IPPROTO_IP, IP_PKTINFO, struct.pack("=I4s4x", 0, each))] for each in octets])
     to, payload = (address, int(port)), [bytes(int(size))]
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
         endpoint.settimeout(QUIET_S)
-        for _ in octets:  # each is a neighbour, a flow and a destination from here on
+        for _ in octets:  # each address becomes a neighbour, a flow and a destination
             endpoint.sendmsg(payload, next(sources), 0, to)
             endpoint.recv(2048)
         return _echoes(endpoint, lambda: endpoint.sendmsg(payload, next(sources), 0, to), int(in_flight),
@@ -115,7 +115,7 @@ def peers(address: str, port: str, size: str, in_flight: str, seconds: str, coun
 
 
 def _echoes(endpoint: kernel.socket, send: Callable[[], int], in_flight: int, seconds: float) -> dict:
-    """Keep so many in flight. Counted are those after SETTLE_S, and the stack's processor time meanwhile."""
+    """Keep `count` echoes in flight. Counts the echoes after SETTLE_S, and the stack's processor time meanwhile."""
     endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
     endpoint.settimeout(QUIET_S)
     receive, clock = endpoint.recv, time.perf_counter
@@ -134,7 +134,7 @@ def _echoes(endpoint: kernel.socket, send: Callable[[], int], in_flight: int, se
 
 
 def flood(address: str, port: str, size: str, seconds: str) -> dict:
-    """Send as fast as the kernel takes it, count what comes back."""
+    """Send as fast as the kernel accepts datagrams, and count the answers."""
     endpoint = kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM)
     endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
     endpoint.connect((address, int(port)))
@@ -160,7 +160,7 @@ def flood(address: str, port: str, size: str, seconds: str) -> dict:
 
 
 def echo(address: str, port: str) -> None:
-    """An application that echoes until it is ended: one datagram a call, nothing but the socket module's calls."""
+    """An application that echoes until it is ended, one datagram per call, by calls of the socket module only."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.bind((address, int(port)))
         print("ready", flush=True)
@@ -171,7 +171,7 @@ def echo(address: str, port: str) -> None:
 
 
 def sockperf_echo(address: str, port: str) -> None:
-    """An echo that sockperf takes for its server: the lowest bit of its flags says who speaks."""
+    """An echo server for sockperf: the lowest bit of the flags distinguishes client and server."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.bind((address, int(port)))
         print("ready", flush=True)
@@ -181,7 +181,7 @@ def sockperf_echo(address: str, port: str) -> None:
 
 
 def echo_many(address: str, port: str) -> None:
-    """The same, as many datagrams a call as are there."""
+    """The same, with all available datagrams per call."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.bind((address, int(port)))
         print("ready", flush=True)
@@ -190,12 +190,13 @@ def echo_many(address: str, port: str) -> None:
 
 
 def veth() -> dict:
-    """The kernel's own echo, through a veth pair into another network namespace, for scale and to try the load."""
+    """The kernel's own echo, through a veth pair into another network namespace, for scale and to test the load
+    generators."""
     ready, go = os.pipe(), os.pipe()
     server = os.fork()
     if server == 0:
         if ctypes.CDLL(None, use_errno=True).unshare(sandbox.CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "no network namespace to be had")
+            raise OSError(ctypes.get_errno(), "cannot create a network namespace")
         os.write(ready[1], b"x")
         os.read(go[0], 1)
         subprocess.run(["ip", "-batch", "-"], input=f"address add {FAR}/24 dev b1\nlink set b1 up\n", text=True)
@@ -215,7 +216,7 @@ def veth() -> dict:
 
 
 def kernel_echo(address: str, port: str) -> None:
-    """The same over the kernel's sockets."""
+    """The same with the kernel's sockets."""
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
         endpoint.bind((address, int(port)))
         print("ready", flush=True)
@@ -225,7 +226,7 @@ def kernel_echo(address: str, port: str) -> None:
 
 
 def pour(address: str, port: str, size: str, seconds: str) -> dict:
-    """Send datagrams out of the stack as fast as it takes them, many a call."""
+    """Send datagrams from the stack as fast as it accepts them, many per call."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.connect((address, int(port)))
         batch = [(bytes(int(size)), None)] * BATCH
@@ -233,7 +234,7 @@ def pour(address: str, port: str, size: str, seconds: str) -> dict:
 
 
 def kernel_pour(address: str, port: str, size: str, seconds: str, per_s: str) -> dict:
-    """The same out of the kernel, with UDP_SEGMENT, `per_s` datagrams a second."""
+    """The same from the kernel, with UDP_SEGMENT, `per_s` datagrams per second."""
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
         endpoint.setsockopt(kernel.SOL_UDP, UDP_SEGMENT, int(size))
         endpoint.connect((address, int(port)))
@@ -259,12 +260,12 @@ def _timed(send: Callable[[], int], seconds: float) -> dict:
         while time.perf_counter() - started < seconds:
             sent += send()
     except ConnectionRefusedError:
-        pass  # the sink has seen enough
+        pass  # the sink has ended
     return {"per_s": sent / (time.perf_counter() - started)}
 
 
 def sink(address: str, port: str, seconds: str) -> dict:
-    """An application that counts what comes within `seconds` of the first datagram."""
+    """An application that counts the datagrams within `seconds` after the first."""
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.setsockopt(usernet.SOL_SOCKET, usernet.SO_RCVBUF, 1 << 22)
         endpoint.bind((address, int(port)))
@@ -272,7 +273,7 @@ def sink(address: str, port: str, seconds: str) -> dict:
 
 
 def kernel_sink(address: str, port: str, seconds: str) -> dict:
-    """The same over the kernel's sockets, a datagram a call."""
+    """The same with the kernel's sockets, one datagram per call."""
     with kernel.socket(kernel.AF_INET, kernel.SOCK_DGRAM) as endpoint:
         endpoint.setsockopt(kernel.SOL_SOCKET, kernel.SO_RCVBUF, 1 << 22)
         endpoint.bind((address, int(port)))
@@ -292,12 +293,12 @@ def _counted(endpoint, receive: Callable[[], list[int]], seconds: float) -> dict
             datagrams += len(lengths)
             octets += sum(lengths)
     except TimeoutError:
-        pass  # the source has ended; its time counts to the last datagram
+        pass  # the source has ended; the time counts up to the last datagram
     return {"per_s": datagrams / (last - started), "mbit_s": octets * 8e-6 / (last - started)}
 
 
 def idle_sockets(count: str, first_port: str) -> None:
-    """An application that binds many sockets and lets them be."""
+    """An application that binds many sockets and does not use them."""
     sockets = []
     for number in range(int(count)):
         endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
@@ -308,7 +309,7 @@ def idle_sockets(count: str, first_port: str) -> None:
 
 
 def applications(count: str, first_port: str) -> None:
-    """So many applications, each with a bound socket, that let them be: processes of their own."""
+    """Many applications, each a process with one bound socket that it does not use."""
     ready, told = os.pipe()
     end, parent_lives = os.pipe()
     for number in range(int(count)):

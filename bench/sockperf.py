@@ -1,4 +1,5 @@
-"""The same echo, measured by sockperf (in C, Debian's package): whether our own load generators slow it down."""
+"""The same echo, measured by sockperf (in C, Debian's package), to check that our own load generators are fast
+enough."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ _P50 = re.compile(r"percentile 50\.000 =\s+([0-9.]+)")
 
 
 def lone(bench: stack.Bench) -> list[Goal]:
-    """One at a time. sockperf says half of the time there and back. No line where there is no sockperf."""
+    """Single echoes. sockperf reports half of the round trip. No row if sockperf is not installed."""
     if shutil.which("sockperf") is None:
         return []
     command = ("sockperf", "ping-pong", "-i", stack.ADDRESS, "-p", str(PORT + 3), "-m", "64", "-t", str(SECONDS))

@@ -1,4 +1,4 @@
-"""A stack to measure, and programs that run against it."""
+"""A stack to measure, and the programs that run against it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from supervisor.snapshots import ROOT
 from usernet.pipe.run_dir import run_dir
 
 TIMEOUT_S = 60.0
-SETTLED_S = 0.5  # without a new process, for a stack to have its spares
+SETTLED_S = 0.5  # without a new process: then the stack has its spares
 ADDRESS, KERNEL = "10.0.0.2", "10.0.0.1"
 _numbers = itertools.count(1)
 
@@ -33,7 +33,7 @@ class Bench:
         self._programs: list[subprocess.Popen] = []
 
     def status(self) -> dict:
-        """As `status --json`."""
+        """The object of `status --json`."""
         return status.collect(self.name)
 
     def _start(self, role: tuple[object, ...], inside: bool) -> subprocess.Popen:
@@ -45,13 +45,13 @@ class Bench:
         return program
 
     def run(self, *role: object, inside: bool = True) -> dict:
-        """Run a role to its end; what it printed."""
+        """Run a role to its end; returns its output."""
         program = self._start(role, inside)
         output, _ = program.communicate(timeout=TIMEOUT_S)
         return json.loads(output)
 
     def command(self, *command: str) -> str:
-        """Run a program on the kernel's end; what it printed."""
+        """Run a program at the kernel's end; returns its output."""
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
                               preexec_fn=lambda: sandbox.join(self._keeper))
         return done.stdout
@@ -69,7 +69,7 @@ class Bench:
             end(program)
 
     def through(self, source: tuple[object, ...], sink: tuple[object, ...], out: bool) -> dict:
-        """Run a source at one end against a sink at the other (the kernel's for `out`); what the sink printed."""
+        """Run a source at one end and a sink at the other (the kernel's for `out`); returns the output of the sink."""
         with self.during(*sink, inside=out) as program:
             self.run(*source, inside=not out)
             assert program.stdout is not None
@@ -91,7 +91,7 @@ def end(program: subprocess.Popen) -> None:
 
 
 def launcher(*arguments: str) -> None:
-    """Run the command line as a user would."""
+    """Run the command line like a user."""
     # With the byte code kept, as a user has it: the first start of a checkout takes a quarter of a second more.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([sys.executable, str(ROOT / "launcher.py"), *arguments], check=True, stdout=subprocess.DEVNULL,
@@ -100,7 +100,7 @@ def launcher(*arguments: str) -> None:
 
 @contextmanager
 def booted(*options: str) -> Iterator[Bench]:
-    """A stack of its own, of a name that no other has."""
+    """Boot a stack with a name of its own."""
     name = f"bench-{os.getpid()}-{next(_numbers)}"
     launcher("up", "--detach", "--name", name, *options)
     bench = Bench(name)
@@ -119,8 +119,10 @@ def boot_to_first_ping_s(*options: str) -> float:
 
 
 def pss_bytes(bench: Bench) -> int:
-    """Proportional set size of the keeper, the cleanup process and the layers: shared pages count once (proc(5),
-    smaps_rollup)."""
+    """Proportional set size of the keeper, the cleanup process and the layers, in octets.
+
+    Shared pages count once (proc(5), smaps_rollup).
+    """
     total = 0
     for pid in _settled_family(bench):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -130,7 +132,7 @@ def pss_bytes(bench: Bench) -> int:
 
 
 def _settled_family(bench: Bench) -> list[str]:
-    """The pids of the keeper, the cleanup process, the layers and their spares, once there have been no new ones for a
+    """The pids of the keeper, the cleanup process, the layers and their spares, when no new process has appeared for a
     while."""
     since, family = time.monotonic(), _family(bench)
     while time.monotonic() < since + SETTLED_S:

@@ -1,6 +1,6 @@
-"""Ask a name server for the IPv4 addresses of a name, out of the stack: a DNS query built by hand (RFC 1035).
+"""Ask a name server for the IPv4 addresses of a name through the stack, with a DNS query built by hand (RFC 1035).
 
-    python examples/dns_lookup.py NAME SERVER[:PORT]
+python examples/dns_lookup.py NAME SERVER[:PORT]
 """
 
 import secrets
@@ -20,7 +20,7 @@ def query(identifier: int, name: str) -> bytes:
 
 
 def skip_name(message: bytes, at: int) -> int:
-    """The offset behind a name: labels up to an empty one or to a pointer (RFC 1035 section 4.1.4)."""
+    """The offset after a name: labels up to an empty one or up to a pointer (RFC 1035 section 4.1.4)."""
     while message[at]:
         if message[at] >= 0xC0:
             return at + 2

@@ -1,6 +1,6 @@
-"""Two threads send datagrams to each other over the stack, as in the program that this project grew out of.
+"""Two threads send datagrams to each other through the stack.
 
-    python examples/two_threads.py [ADDRESS]        (default: the stack's own address)
+python examples/two_threads.py [ADDRESS]        (default: the stack's own address)
 """
 
 import sys
@@ -13,7 +13,7 @@ ROUNDS = 5
 
 
 def talk(socket: udp.UdpSocket, peer: str, name: str) -> None:
-    """Greet the peer, then answer whatever it says."""
+    """Greet the peer, then answer its messages."""
     for number in range(ROUNDS):
         socket.send_to(f"{name} says hello {number}".encode(), peer)
         data, source = socket.recv_from(2048)

@@ -1,6 +1,6 @@
-"""Send datagrams to an echo server and print how long each took to come back.
+"""Send datagrams to an echo server and print the time until each is returned.
 
-    python examples/udp_echo_client.py ADDRESS:PORT [COUNT]
+python examples/udp_echo_client.py ADDRESS:PORT [COUNT]
 """
 
 import sys

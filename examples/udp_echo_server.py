@@ -1,8 +1,8 @@
-"""Echo every datagram to its sender.
+"""Return every datagram to its sender.
 
-    python examples/udp_echo_server.py [ADDRESS:PORT]        (default: any address, port 7)
+python examples/udp_echo_server.py [ADDRESS:PORT]        (default: any address, port 7)
 
-From the kernel's end of the cable: launcher.py exec -- nc -u 10.0.0.2 7
+To test it from the kernel's end of the TAP: launcher.py exec -- nc -u 10.0.0.2 7
 """
 
 import sys

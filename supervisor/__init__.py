@@ -1,1 +1,1 @@
-"""The keeper and the command line's verbs."""
+"""The keeper, the supervisor process of a stack, and the client of its control socket."""

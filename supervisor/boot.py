@@ -22,7 +22,8 @@ SUN_PATH_MAX = 107  # unix(7): 108 octets with the closing zero
 
 
 def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
-    """BootError where socket files would not fit, or the directory is not ours alone; `variable` would move it."""
+    """BootError: the path is too long for socket files, or other users can enter the directory; `variable` is named as
+    the remedy."""
     longest = len(os.fsencode(run_dir / INBOXES / inbox_name((1 << 53) - 1)))
     if longest > SUN_PATH_MAX:
         raise BootError(f"{run_dir} is too long for socket files by {longest - SUN_PATH_MAX} characters; "
@@ -30,7 +31,7 @@ def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
     try:
         os.close(check(run_dir))
     except FileNotFoundError:
-        pass  # not yet there; who makes it looks again
+        pass  # it does not exist yet; it is checked again when it is created
     except Untrusted as error:
         raise BootError(str(error.strerror).replace("USERNET_DIR", variable)) from None
 
@@ -38,7 +39,7 @@ def check_run_dir(run_dir: Path, variable: str = "USERNET_DIR") -> None:
 def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
     """Fork a keeper and wait until its stack serves. Returns {"pid"}.
 
-    SandboxError where no TAP is to be had, BootError for anything else.
+    SandboxError: no TAP is available. BootError: any other failure.
     """
     check_run_dir(run_dir)
     if options.wire:
@@ -84,14 +85,14 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         try:
             os.write(tell, msgspec.json.encode(message) + b"\n")
         except BrokenPipeError:
-            pass  # whoever started us has gone; the stack stays
+            pass  # the process that started the keeper has ended; the stack stays
 
     status = 1
     try:
         os.setsid()
-        os.umask(0o077)  # whatever it was
+        os.umask(0o077)  # independent of the caller's
         _detach_standard_streams()
-        first = 3  # what whoever started us had open is not ours to hold: a lock, a pipe that somebody waits for
+        first = 3  # close the caller's descriptors: a lock, or a pipe whose end another process waits for
         for kept in sorted((tell, mapped)):
             os.closerange(first, kept)
             first = kept + 1
@@ -110,9 +111,9 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
                 sandbox.quiet_ipv6(options.tap)
             sandbox.configure(options.tap, options.kernel_end(), options.mtu)
         os.close(mapped)
-        from supervisor import janitor, keeper  # with all that layers need: only here, and after what may fail early
+        from supervisor import cleanup, keeper  # imports all layers: only here, after the steps that may fail early
 
-        cleaner = janitor.Janitor(options.name, run_dir)
+        cleanup_process = cleanup.CleanupProcess(options.name, run_dir)
         try:
             held = take(run_dir)
         except BlockingIOError:
@@ -127,7 +128,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, held, device_fd, offload, cleaner).run(ready)
+        keeper.Keeper(options, held, device_fd, offload, cleanup_process).run(ready)
         status = 0
     except sandbox.SandboxError as error:
         say({"no_device": str(error)})

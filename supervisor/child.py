@@ -23,16 +23,16 @@ from supervisor.lockdown import Lock
 from supervisor.snapshots import Code
 
 PR_SET_PDEATHSIG = 1
-MEMORY_LIMIT_OCTETS = 1 << 28  # of data, per layer: beyond it allocation fails and the layer is started anew
+MEMORY_LIMIT_OCTETS = 1 << 28  # data of each layer: beyond it allocation fails and the layer is restarted
 
 _libc = ctypes.CDLL(None)
 
 
 def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
-    """Make this fork of the keeper a process of its own: named, ended with the keeper, holding only what it needs."""
+    """Set up this fork of the keeper: its name, its end with the keeper, and only the descriptors that it needs."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper_pid:
-        os._exit(0)  # the keeper died before the line above
+        os._exit(0)  # the keeper died before the prctl
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -48,7 +48,7 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
 
 def run_layer(layer: str, code: Code, config_json: bytes, lock: Lock | None, run_dir_fd: int, memory_fd: int,
               listener_fd: int, device_fd: int, line: socket.socket) -> NoReturn:
-    """Import the layer as `code` has it and run it. Whatever it raises is told to the keeper, and is the end of it."""
+    """Import the layer from `code` and run it. An exception is reported to the keeper and ends the process."""
     status = 1
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
@@ -71,7 +71,10 @@ def run_layer(layer: str, code: Code, config_json: bytes, lock: Lock | None, run
 
 
 def _install(code: Code, line: socket.socket) -> None:
-    """The code as it is on disk may be anything, so whatever reading it raises is told by the code that serves."""
+    """Install the code.
+
+    The files on disk may contain anything, so the code that serves reports any error of reading them.
+    """
     control = importlib.import_module("bus.runtime.control").Control(line)
     try:
         code.install()
@@ -81,7 +84,10 @@ def _install(code: Code, line: socket.socket) -> None:
 
 
 def _lock(lock: Lock | None, run_dir_fd: int) -> tuple[str, dict[str, Any] | None]:
-    """Give up what the layer has no use for. ("/" where it has a root directory of its own, what came of it)."""
+    """Give up the rights that the layer does not need.
+
+    Returns ("/" if it has its own root directory, and the result of each step).
+    """
     if lock is None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

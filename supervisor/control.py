@@ -1,7 +1,7 @@
-"""The control socket: how the command line talks to the keeper. JSON, one object a line, over a Unix stream socket.
+"""The control socket between command line and keeper: JSON, one object per line, over a Unix stream socket.
 
-A request is {"op": NAME, ...}; the answer is {"ok": ...} or {"error": TEXT}; `events` with `follow` goes on with one
-event a line. Only the user who owns the stack is heard.
+A request is {"op": NAME, ...}; the answer is {"ok": ...} or {"error": TEXT}. `events` with `follow` continues with one
+event per line. The keeper accepts only connections of the user who owns the stack.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from usernet.pipe.run_dir import Untrusted, check, peer
 SOCKET_NAME = "control.sock"
 LINE_MAX_OCTETS = 1 << 16
 ANSWER_TIMEOUT_S = 30.0
-CHECK_S, STOPPED_CHECKS = 0.5, 3  # a keeper that was stopped so many looks in a row answers nothing
-DESCRIPTORS_MAX = 16  # that may come with an answer
-OUTPUT_MAX_OCTETS = 1 << 23  # a caller that leaves so much unread is given up
+CHECK_S, STOPPED_CHECKS = 0.5, 3  # a keeper that is found stopped in this many checks in a row does not answer
+DESCRIPTORS_MAX = 16  # in one answer
+OUTPUT_MAX_OCTETS = 1 << 23  # a caller with more unread output is disconnected
 
 
 def printable(text: str) -> str:
-    """What others wrote, so that a terminal shows it and does nothing that it says: only letters and new lines."""
+    """Text from outside with control characters escaped, so that a terminal does not interpret them; line breaks
+    remain."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -37,7 +38,7 @@ class NotRunning(Exception):
 
 
 class Refused(Exception):
-    """The keeper's answer is an error; the text is its own."""
+    """The keeper answered with an error, which is the text."""
 
 
 class Client:
@@ -54,9 +55,10 @@ class Client:
                 self._socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
             finally:
                 os.close(directory)
-            self.keeper, uid = peer(self._socket)  # its pid: the kernel's word, not the answer's
+            self.keeper, uid = peer(self._socket)  # the pid from the kernel, not from the answer
             if uid != os.geteuid():
-                raise Untrusted(errno.EPERM, f"who answers in {run_dir} is another user (uid {uid})")
+                raise Untrusted(errno.EPERM, f"the process that answers in {run_dir} belongs to another user (uid "
+                                f"{uid})")
         except Untrusted:
             self._socket.close()
             raise
@@ -71,11 +73,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def keeper_pidfd(self) -> int:
-        """A pidfd of the keeper. NotRunning where it ends meanwhile."""
+        """A pidfd of the keeper. NotRunning: the keeper has ended."""
         try:
             pidfd = os.pidfd_open(self.keeper)
         except ProcessLookupError as error:
@@ -85,10 +87,10 @@ class Client:
         if hung_up.poll(0):
             os.close(pidfd)
             raise NotRunning("the keeper went away")
-        return pidfd  # its end of this connection was there afterwards: the pid was its own all the time
+        return pidfd  # the keeper's end of this connection still exists, so the pid was the keeper's
 
     def fileno(self) -> int:
-        """Readable when the keeper says something, or is gone."""
+        """Readable when the keeper sends something or has ended."""
         return self._socket.fileno()
 
     def request(self, op: str, **fields: object) -> Any:
@@ -97,7 +99,7 @@ class Client:
         return self._answer(self._line(self._timeout_s))
 
     def _line(self, timeout_s: float) -> bytes:
-        """The next line; empty at the end. TimeoutError where none comes in time, or the keeper is stopped."""
+        """The next line; empty at the end. TimeoutError: no line in time, or the keeper is stopped."""
         deadline = time.monotonic() + timeout_s
         stopped = 0
         while b"\n" not in self._input:
@@ -152,7 +154,7 @@ class Client:
 
 
 def is_stopped(pid: int) -> bool:
-    """proc(5), stat: whether a process is stopped, by a signal or a tracer."""
+    """True if a process is stopped by a signal or a tracer (proc(5), stat)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
     except OSError:
@@ -160,21 +162,21 @@ def is_stopped(pid: int) -> bool:
 
 
 class Caller:
-    """The keeper's end of one connection."""
+    """The keeper's end of one connection of the command line."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
-        self.output = bytearray()  # that the caller has yet to read
+        self.output = bytearray()  # not sent yet
         self.last = False
         self._input = b""
 
     def fileno(self) -> int:
-        """Readable when it asks something."""
+        """Readable when the caller sends a request."""
         return self.connection.fileno()
 
     def requests(self) -> list[dict[str, Any]] | None:
-        """The requests that have arrived; None: the caller hung up or talks nonsense."""
+        """The received requests; None: the caller closed the connection, or sent something that is not a request."""
         try:
             octets = self.connection.recv(LINE_MAX_OCTETS)
         except BlockingIOError:
@@ -195,11 +197,11 @@ class Caller:
         return found
 
     def answer(self, ok: object) -> bool:
-        """Send an answer; False where the caller is gone."""
+        """Send an answer; False: the caller has ended."""
         return self.send({"ok": ok})
 
     def answer_with(self, descriptors: Sequence[int], ok: object) -> bool:
-        """Send an answer, and copies of descriptors with it."""
+        """Send an answer with copies of descriptors."""
         if not self.flush() or self.output:
             return False
         line = msgspec.json.encode({"ok": ok}) + b"\n"
@@ -214,12 +216,12 @@ class Caller:
         return self.send({"error": text})
 
     def send(self, message: object) -> bool:
-        """Send one line, now or with `flush`; False where the caller is gone, or has not read for long."""
+        """Send one line, or queue it until `flush`. False: the caller has ended or does not read."""
         self.output += msgspec.json.encode(message) + b"\n"
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what waits, as far as there is room."""
+        """Send queued output as far as there is room."""
         try:
             while self.output:
                 del self.output[: self.connection.send(self.output)]
@@ -232,13 +234,16 @@ class Caller:
         return True
 
     def finish(self) -> None:
-        """Nothing more will be sent: hang up once all is out."""
+        """Close the connection after all output has been sent."""
         self.last = True
         self.flush()
 
 
 def listen(run_dir: Path) -> socket.socket:
-    """The listening socket of a keeper. It gets its name once it listens: what has that name refuses nobody."""
+    """The listening socket of a keeper.
+
+    It gets its name after it listens, so connecting to that name is never refused.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     unfinished = run_dir / f"{SOCKET_NAME}.new"
     listener.bind(str(unfinished))

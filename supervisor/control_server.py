@@ -1,4 +1,4 @@
-"""The keeper's front control_server: answers the requests that come over the control socket."""
+"""The keeper's control server: answers the requests on the control socket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class Stack(Protocol):
-    """What is asked about: the keeper."""
+    """The interface of the keeper for the control server."""
 
     events: EventLog
     selector: selectors.BaseSelector
@@ -30,10 +30,10 @@ class Stack(Protocol):
     taps: Taps
 
     def watch(self, source, callback: Callable[[], None]) -> None:
-        """Call back whenever `source` is readable."""
+        """Call `callback` whenever `source` is readable."""
 
     def status(self, now: float) -> dict:
-        """What `status` shows."""
+        """The object that `status` shows."""
 
     def stop(self) -> None:
         """Stop all layers."""
@@ -43,7 +43,7 @@ class Stack(Protocol):
 
 
 class ControlServer:
-    """Serves any number of callers; what takes time is answered when it is done."""
+    """Serves any number of callers. A request that takes time is answered when it is done."""
 
     def __init__(self, keeper: Stack, run_dir: Path) -> None:
         self._keeper = keeper
@@ -53,7 +53,10 @@ class ControlServer:
         keeper.watch(self._listener, self._accept)
 
     def close(self, forced: list[str]) -> None:
-        """The stack is down: tell those who asked for it. `forced`: what had to be killed for it."""
+        """The stack has stopped: answer the callers that asked for it.
+
+        `forced`: the processes that had to be killed.
+        """
         self._listener.close()
         for caller in self._wait_for_down:
             caller.answer({"forced": forced})
@@ -76,13 +79,13 @@ class ControlServer:
         self._keeper.taps.hung_up(caller)
 
     def _mind(self, caller: control.Caller) -> None:
-        """Wait for room as well, while the caller has yet to read something."""
+        """Also wait for writability while output is queued."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if caller.output else 0)
         if caller.connection.fileno() >= 0:
             self._keeper.selector.modify(caller, events, partial(self._serve, caller))
 
     def _serve(self, caller: control.Caller) -> None:
-        """What a caller asks; whatever goes wrong with that ends the conversation with this caller and no more."""
+        """Serve a caller's requests. An exception ends the conversation with this caller only."""
         try:
             requests = caller.requests() if caller.flush() else None
             for request in requests or ():
@@ -102,7 +105,7 @@ class ControlServer:
                    "impairments": self._on_impairments}
         answer = answers.get(str(request.get("op")))
         if answer is None:
-            caller.refuse(f"unknown request {request.get('op')!r}; there are {', '.join(answers)}")
+            caller.refuse(f"unknown request {request.get('op')!r}; the requests are {', '.join(answers)}")
         else:
             answer(caller, request)
 
@@ -116,7 +119,7 @@ class ControlServer:
     def _on_restart(self, caller: control.Caller, request: dict) -> None:
         layers, names = self._keeper.layers, request.get("layers")
         if not isinstance(names, list) or not names or not all(str(name) in layers for name in names):
-            caller.refuse(f"restart: 'layers' is {names!r}; it is to be a list of {', '.join(layers)}")
+            caller.refuse(f"restart: 'layers' is {names!r}; expected a list of {', '.join(layers)}")
             return
         outcome: dict[str, str] = {}
 
@@ -143,7 +146,7 @@ class ControlServer:
         caller.answer({"pid": layer.process.pid})
 
     def _on_manage(self, caller: control.Caller, request: dict) -> None:
-        """A question or an order for one layer's core; it answers even if it has to be started anew meanwhile."""
+        """Pass a request on to one layer's core; it is answered even if the layer is restarted meanwhile."""
         layer = self._keeper.layers.get(str(request.get("layer")))
         if layer is None or not isinstance(request.get("request"), dict):
             caller.refuse(f"manage: layer {request.get('layer')!r} and a request; layers are "
@@ -156,7 +159,7 @@ class ControlServer:
         layer.ask(request["request"], answered)
 
     def _on_capture(self, caller: control.Caller, request: dict) -> None:
-        """Watch layers until the caller hangs up; answered once all of them copy what they are asked for."""
+        """Watch layers until the caller disconnects; answered when all of them copy the requested records."""
         try:
             self._keeper.taps.capture(caller, request.get("layers"))
         except ValueError as error:

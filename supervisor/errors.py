@@ -1,7 +1,7 @@
-"""Errors of the supervisor that the command line tells."""
+"""Errors of the supervisor that the command line reports."""
 
 from __future__ import annotations
 
 
 class BootError(Exception):
-    """The stack did not come up; the text says why."""
+    """The stack did not start; the text gives the reason."""

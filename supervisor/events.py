@@ -1,4 +1,4 @@
-"""What happened to the stack: kept by the keeper, told to whoever follows."""
+"""The event log of a stack, kept by the keeper and sent to followers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT_MAX = 5000
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One event. `at` is seconds since the epoch; `gap_ms`: how long the layer was away; `detail`: why."""
+    """One event. `at`: seconds since the epoch; `gap_ms`: how long the layer did not serve; `detail`: the reason."""
 
     at: float
     event: str
@@ -25,29 +25,29 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class EventLog:
-    """The last events, and the followers of the next."""
+    """The last events, and the followers of new ones."""
 
     def __init__(self) -> None:
         self._kept: deque[Event] = deque(maxlen=KEPT_MAX)
         self._followers: list[Callable[[Event], bool]] = []
 
     def add(self, event: str, **fields) -> None:
-        """Something happened now."""
+        """Add an event with the present time."""
         entry = Event(at=time.time(), event=event, **fields)
         self._kept.append(entry)
         self._followers = [follower for follower in self._followers if follower(entry)]
 
     def all(self) -> list[Event]:
-        """Everything that is kept, oldest first."""
+        """All stored events, oldest first."""
         return list(self._kept)
 
     def follow(self, follower: Callable[[Event], bool]) -> None:
-        """Call `follower` for every event to come, until it returns False."""
+        """Call `follower` for every new event until it returns False."""
         self._followers.append(follower)
 
 
 def describe(event: Event) -> str:
-    """One line for a person; a traceback in `detail` follows on lines of its own."""
+    """One line of text for an event; a traceback in `detail` follows on further lines."""
     clock = datetime.fromtimestamp(event.at).strftime("%H:%M:%S.%f")[:-3]
     who = f"{event.layer}[{event.pid}]" if event.pid else event.layer
     gap = f" after {event.gap_ms:.1f} ms" if event.gap_ms else ""

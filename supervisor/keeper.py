@@ -1,8 +1,8 @@
-"""The keeper: holds what must outlive a layer, forks layers, reaps them, watches them.
+"""The keeper, the supervisor process: holds what must outlive a layer, and forks, reaps and watches layers.
 
-One thread, one selector. A child starts in milliseconds because what it needs is imported here already. Everything that
-the stack is ends with this process, so nothing that a caller, a layer or the system does may end it: `_contained` is
-the one place where that is seen to.
+It has one thread and one selector. A child starts in milliseconds because the keeper has already imported its modules.
+The stack ends with this process, so no error of a caller, a layer or the system may end it: `_contained` is the one
+place that ensures this.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import bus.runtime.event_loop  # noqa: F401  (so that a fork finds it imported)
 from bus.config import StackConfig, draw_cookie
 from bus.counters import PipeCounters
 from supervisor import child, lockdown
+from supervisor.cleanup import CleanupProcess
 from supervisor.control_server import ControlServer
 from supervisor.errors import BootError
 from supervisor.events import EventLog
-from supervisor.janitor import Janitor
 from supervisor.layer_process import LayerMessage, Process
 from supervisor.locks import Locks
 from supervisor.managed_layer import ManagedLayer
@@ -46,17 +46,17 @@ from supervisor.taps import Taps
 from usernet.pipe.contract import preload
 
 TICK_S = 0.2
-WIRE_TICK_S = 0.05  # its switch may have to be started anew
+WIRE_TICK_S = 0.05  # between two checks of the switch of a wire
 CLOSE_TICK_S = 0.01  # while a layer's life sign is late
 RELOAD_CHECK_S = 0.5
-TROUBLE_PAUSE_S = 0.05  # after something failed here that may fail again at once
+TROUBLE_PAUSE_S = 0.05  # after an error here that may repeat at once
 
 
 class Keeper:
-    """One stack. It is the `Host` of its layers."""
+    """The keeper of one stack. It is the `Host` of its layers."""
 
     def __init__(self, options: Options, held: Held, device_fd: int, offload: tuple[str, ...],
-                 keeper_janitor: Janitor) -> None:
+                 cleanup_process: CleanupProcess) -> None:
         preload(options.implementation())
         self._options = options
         self._held = held
@@ -80,8 +80,8 @@ class Keeper:
         self._locks = Locks(options, held, self._config)
         held.make_roots({name: self._locks.user(name) for name in self.layers})
         self.placement = Placement(options.cores, options.core_list())
-        self.forced: list[str] = []  # what had to be killed when the stack went down
-        self._janitor = keeper_janitor
+        self.forced: list[str] = []  # the processes that had to be killed when the stack stopped
+        self._cleanup = cleanup_process
         self._stopping = False
         self._booted = False
         self._boot_failure = ""
@@ -91,9 +91,9 @@ class Keeper:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Boot, call `on_ready` once every layer serves, go on until told to stop. Leaves nothing behind.
+        """Boot, call `on_ready` when every layer serves, and run until told to stop. Leaves nothing behind.
 
-        BootError where a layer does not come to serve.
+        BootError: a layer does not start.
         """
         setproctitle(f"usernet {self._options.name}: keeper")
         if not self._options.unlocked:
@@ -102,14 +102,14 @@ class Keeper:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # told by `wakeup`, so never in the middle of something
+        signal.signal(signal.SIGTERM, lambda *_: None)  # reported by `wakeup`, so it never interrupts the keeper
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.watch(wakeup, partial(self._woken, wakeup))
         control_server = ControlServer(self, self._held.here)
         gc.collect()
         gc.freeze()
-        self._janitor.renew()
-        self.watch(self._janitor.pidfd, self._renew_janitor)
+        self._cleanup.replace()
+        self.watch(self._cleanup.pidfd, self._replace_cleanup)
         for layer in self.layers.values():
             layer.happens(Event.START)
         while not (self._stopping and all(layer.state is State.DOWN for layer in self.layers.values())):
@@ -123,18 +123,18 @@ class Keeper:
         control_server.close(self.forced)
         if self._wire:
             self._wire.leave()
-        self._janitor.finish(self._held)
+        self._cleanup.finish(self._held)
         if self._boot_failure:
             raise BootError(self._boot_failure)
 
     def _contained(self, callback: Callable[[], None]) -> None:
-        """Call it; whatever it raises is an event and not the end of the stack."""
+        """Call it and turn any exception into an event, so that the stack goes on."""
         try:
             callback()
         except Exception as error:
             self.events.add("trouble", detail=f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-6)}")
             traceback.print_exc(file=sys.stderr)
-            time.sleep(TROUBLE_PAUSE_S)  # what is still readable would raise again at once
+            time.sleep(TROUBLE_PAUSE_S)  # the same source may raise again at once
 
     def _see_to_boot(self, on_ready: Callable[[], None]) -> None:
         if all(layer.state is State.UP for layer in self.layers.values()):
@@ -150,11 +150,11 @@ class Keeper:
                     self.stop()
                     return
 
-    def _renew_janitor(self) -> None:
-        self.selector.unregister(self._janitor.pidfd)
-        self._janitor.renew()
-        self.watch(self._janitor.pidfd, self._renew_janitor)
-        self.events.add("janitor", detail="the process that cleans up after the keeper ended and was replaced")
+    def _replace_cleanup(self) -> None:
+        self.selector.unregister(self._cleanup.pidfd)
+        self._cleanup.replace()
+        self.watch(self._cleanup.pidfd, self._replace_cleanup)
+        self.events.add("cleanup", detail="the cleanup process had ended and was replaced")
 
     def _woken(self, wakeup: int) -> None:
         os.read(wakeup, 64)
@@ -168,7 +168,7 @@ class Keeper:
                 layer.happens(Event.STOP)
 
     def _timeout_s(self) -> float:
-        """Until something may have to be done: a start that had to wait, a closer look at a late life sign."""
+        """Seconds until the next action: a delayed start, or a closer check of a late life sign."""
         now = time.monotonic()
         due = [now + (WIRE_TICK_S if self._wire else TICK_S)]
         for layer in self.layers.values():
@@ -179,13 +179,13 @@ class Keeper:
         return max(CLOSE_TICK_S, min(due) - now)
 
     def watch(self, source, callback: Callable[[], None]) -> None:
-        """Call back whenever `source` is readable."""
+        """Call `callback` whenever `source` is readable."""
         self.selector.register(source, selectors.EVENT_READ, callback)
 
     # -- what the layers share: see managed_layer.Host -------------------------------------------------------------
 
     def fork(self, layer: ManagedLayer, code: Code) -> Process:
-        """A process of `layer` that loads `code` and waits for the word to go. OSError: there is none to be had."""
+        """A process of `layer` that loads `code` and waits to be told to serve. OSError: the fork failed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             device_fd = self._device_fd if layer.name == "link" else -1
@@ -215,11 +215,11 @@ class Keeper:
             theirs.close()
 
     def taps_of(self, layer: str) -> str:
-        """What is asked of its taps, JSON."""
+        """The requests for the taps of a layer, as JSON."""
         return msgspec.json.encode(self.taps.requests(layer)).decode()
 
     def keep_poison(self, layer: str, message: LayerMessage) -> str:
-        """Set a record aside; where it is, or why it could not be kept."""
+        """Store a poison record in a file. Returns its path, or text about the failure."""
         record = {"kind": message.kind, "record": message.record}
         try:
             return str(write_poison(self._options.name, layer, record, bool(self._config.offload)))
@@ -246,7 +246,7 @@ class Keeper:
             self.events.add("placed", detail=f"cores {self.placement.describe()}")
 
     def renew(self, name: str, done: Callable[[str], None] | None = None) -> None:
-        """A planned restart of a layer from its code on disk; `done` is told "" or what went wrong."""
+        """A planned restart of a layer with its code on disk; `done` is called with "" or the error."""
         if self._options.reload:
             self._prints[name] = fingerprint(packages_of(name))
         self.layers[name].renew(done)
@@ -258,7 +258,7 @@ class Keeper:
                 self.renew(name)
 
     def status(self, now: float) -> dict:
-        """What `status` shows, but for what the kernel says of the processes."""
+        """The object that `status` shows, without what the kernel reports about the processes."""
         config = self._config
         return {
             "name": config.name, "address": str(self._options.interface()), "mac": config.mac.hex(":"),

@@ -1,7 +1,7 @@
-"""No files, no TCP ports, no abstract sockets, no signals beyond this process: a Landlock domain of its own.
+"""Landlock: no files, no TCP ports, no abstract sockets, and no signals beyond this process.
 
-landlock(7), linux/landlock.h. It takes effect without any privilege, and also keeps the process from tracing those that
-are not in its domain. Paths of Unix sockets are not among what Landlock judges: the root directory is for that.
+landlock(7), linux/landlock.h. It needs no privilege, and also keeps the process from tracing processes outside its
+domain. Landlock does not restrict paths of Unix sockets; the root directory does that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every arc
 CREATE_RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1
 READ_DIR, REMOVE_DIR, REMOVE_FILE = 1 << 3, 1 << 4, 1 << 5
-FILE_RIGHTS = ((5, 16), (3, 15), (2, 14), (1, 13))  # since version of the interface, so many bits of rights
+FILE_RIGHTS = ((5, 16), (3, 15), (2, 14), (1, 13))  # (version of the interface, number of bits of rights)
 NET_RIGHTS, NET_SINCE = 0b11, 4  # bind and connect TCP
 SCOPES, SCOPES_SINCE = 0b11, 6  # abstract Unix sockets and signals
 _RULESET = struct.Struct("=QQQ")  # struct landlock_ruleset_attr: rights to files, to ports; scopes
@@ -32,14 +32,14 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def version() -> int:
-    """Of the kernel's interface. OSError (ENOSYS, EOPNOTSUPP) where there is none."""
+    """The version of the kernel's interface. OSError (ENOSYS, EOPNOTSUPP): the kernel has none."""
     return _call(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(CREATE_RULESET_VERSION))
 
 
 def restrict(folders: Mapping[str, int]) -> int:
-    """Enter a domain without any right but those, by directory, to what is below it.
+    """Enter a domain whose only rights are `folders`: {directory: rights to everything below it}.
 
-    Returns the version of the interface. The process must have no_new_privs. OSError.
+    Returns the version of the interface. The process must have no_new_privs. OSError: the kernel refuses.
     """
     known = version()
     rights = next((1 << bits) - 1 for since, bits in FILE_RIGHTS if known >= since)

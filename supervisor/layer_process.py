@@ -1,4 +1,4 @@
-"""One process of a layer as the keeper sees it: pid, pidfd, the line to it, and what the kernel says of it."""
+"""One process of a layer as the keeper sees it: pid, pidfd, control channel, and what the kernel reports about it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MESSAGE_OCTETS_MAX = 1 << 18
 
 
 class LayerMessage(msgspec.Struct, kw_only=True):
-    """What a layer tells the keeper (bus.runtime.control): which event, and the fields that it has."""
+    """A message from a layer to the keeper (bus.runtime.control): an event and the fields that it has."""
 
     event: str
-    counters: dict[str, str] = {}  # loaded: name -> role
-    lock: dict | None = None  # loaded: what it gave up, supervisor.lockdown.Lock
-    pid: int = 0  # offence: whose record is set aside, and whether it is not heard any more
+    counters: dict[str, str] = {}  # loaded: {name of a counter: role}
+    lock: dict | None = None  # loaded: the rights that it gave up, supervisor.lockdown.Lock
+    pid: int = 0  # offence: the process that sent the record, and whether it is disconnected
     barred: bool = False
     traceback: str = ""  # crashed
-    id: int = 0  # answer: to which question
+    id: int = 0  # answer: the id of the request
     answer: dict = {}
     notices: list[Notice] = []
-    sender: int = 0  # poison: whose record, of what kind, base64
+    sender: int = 0  # poison: sender and kind of the record, and its octets in base64
     kind: int = 0
     record: str = ""
 
@@ -39,33 +39,33 @@ _decode = msgspec.json.Decoder(LayerMessage).decode
 
 
 class Process:
-    """A process that is, or stands ready to become, an incarnation of a layer."""
+    """A process that is an incarnation of a layer or waits to become one."""
 
     def __init__(self, pid: int, line: socket.socket, code: Code, now: float) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.line = line
-        self.incarnation = 0  # given with the word to go
+        self.incarnation = 0  # assigned when it is told to serve
         self.code = code
         self.started = now
-        self.why = ""  # what it said, or what was done to it, before it died
+        self.why = ""  # the reason for its end, reported by itself or set when the keeper kills it
         self.watch = Watch()
 
     def go(self, incarnation: int, now: float, taps: str) -> None:
-        """Let it serve, as soon as its code is loaded; `taps`: what is asked of its taps, JSON."""
+        """Tell it to serve when its code is loaded; `taps`: the requests for its taps, as JSON."""
         self.incarnation = incarnation
         self.started = now
         self.tell(f"go {incarnation} {taps}")
 
     def tell(self, word: str) -> None:
-        """Say go, stop, or ask a question."""
+        """Send it a word: go, stop, or a request."""
         try:
             self.line.send(word.encode())
         except OSError:
-            pass  # it is dying, which the pidfd tells; or it reads nothing, which its life sign tells
+            pass  # it is dying, which the pidfd reports; or it does not read, which its life sign shows
 
     def messages(self) -> list[LayerMessage]:
-        """What it has told. ValueError for anything else: then it should be killed."""
+        """The messages that it has sent. ValueError: something else; the process should be killed then."""
         found = []
         try:
             while octets := self.line.recv(MESSAGE_OCTETS_MAX):
@@ -77,7 +77,7 @@ class Process:
         return found
 
     def kill(self, why: str) -> None:
-        """SIGKILL, with the reason for the record."""
+        """Send SIGKILL, and note the reason."""
         self.why = self.why or why
         try:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -85,7 +85,7 @@ class Process:
             pass
 
     def reap(self) -> int:
-        """The wait status of a process that has ended; lets go of its descriptors."""
+        """The wait status of a process that has ended; closes its descriptors."""
         _, status = os.waitpid(self.pid, 0)
         self.line.close()
         os.close(self.pidfd)
@@ -93,14 +93,14 @@ class Process:
 
 
 def how_it_ended(status: int) -> str:
-    """A wait status in words."""
+    """Text for a wait status."""
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return f"exited with status {os.WEXITSTATUS(status)}"
 
 
 def sample(pid: int) -> Sample | None:
-    """What the kernel says of a process now; None: it is gone."""
+    """What the kernel reports about a process now; None: it has ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
@@ -110,7 +110,7 @@ def sample(pid: int) -> Sample | None:
 
 
 def used_s(pid: int) -> float:
-    """The processor time that a process has used; 0: it is gone."""
+    """The processor time that a process has used, in seconds; 0: it has ended."""
     try:
         return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
     except OSError:

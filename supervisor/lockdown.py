@@ -1,9 +1,9 @@
-"""What a layer's process gives up before it takes the first byte of others: everything that it has no use for.
+"""Lockdown: a layer's process gives up every right that it does not need before it reads input from outside.
 
-In this order, each step lawful for an ordinary user where the kernel allows it, and each reported where it does not:
-its root directory becomes the one folder of the sockets that it may reach; a process of root's becomes a user of its
-own; then no_new_privs, no capability, a Landlock domain, no trace by others, and a list of system calls (seccomp).
-What is left can be read from the kernel: `of_process`. docs/security.md has the table of it.
+The steps, in this order: its root directory becomes the directory of the sockets that it may reach; if root started the
+stack, it changes to a user of its own; then no_new_privs, no capabilities, a Landlock domain, no tracing by others, and
+a list of allowed system calls (seccomp). An ordinary user may take each step if the kernel supports it; a step that
+fails is reported. `of_process` reads from the kernel what is left. docs/security.md has the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 CAP_DAC_OVERRIDE = 1
 CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE = 5, 6, 7, 8, 18, 23
 KEEPER_CAPABILITIES = (CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE)
-CAPABILITIES = 64  # more than there are
+CAPABILITIES = 64  # an upper limit of their number
 UIDS_A_STACK = 16
 DESCRIPTORS_MAX = 256  # of a process that has no clients
 
@@ -36,20 +36,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Lock(msgspec.Struct, kw_only=True):
-    """What a process is to be held to, and then, in `missing`, why some of it was not to be had."""
+    """The restrictions for a process; afterwards `missing` contains the reasons why some could not be applied."""
 
-    kind: str  # whose list of system calls (supervisor.seccomp)
-    root: str | None  # the directory that becomes its root; empty: none can; None: none shall
-    folders: dict[str, int] = {}  # what of the file system is left to it: Landlock's rights by directory
-    uid: int  # who it is to be
-    clients: bool = False  # it removes files in its root, and has as many descriptors as it can
-    threads: bool = False  # libzmq's
+    kind: str  # selects the list of system calls (supervisor.seccomp)
+    root: str | None  # the directory that becomes its root; empty: not possible; None: not wanted
+    folders: dict[str, int] = {}  # {directory: Landlock rights} in the file system
+    uid: int  # the user that it becomes
+    clients: bool = False  # it removes files in its root directory, and may have many descriptors
+    threads: bool = False  # with libzmq's threads
     missing: list[str] = []
-    landlock: int = 0  # version of the interface; 0: without
+    landlock: int = 0  # version of the interface; 0: none
 
 
 def can_root() -> bool:
-    """Whether children of this process can get a root directory of their own; a child tries it."""
+    """True if children of this process can change their root directory; a child tries it."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -62,12 +62,13 @@ def can_root() -> bool:
 
 
 def uid_of(keeper_pid: int, number: int) -> int:
-    """A user id, and group id, of one layer of one stack of root's: nobody else has it meanwhile."""
+    """The user and group id of one layer of one stack that root started; no other process has it at the same time."""
     return STACK_USERS.start + keeper_pid * UIDS_A_STACK + number
 
 
 def has_users() -> bool:
-    """Whether this process can make its children other users: it is root, and not the only user of its namespace."""
+    """True if this process can change its children to other users: it is root, and its namespace has more than one
+    user."""
     if os.geteuid() != 0:
         return False
     with open("/proc/self/uid_map") as ranges:
@@ -76,7 +77,7 @@ def has_users() -> bool:
 
 
 def reduce() -> None:
-    """Leave the keeper, who never executes anything, the capabilities with which it makes and ends layers."""
+    """Reduce the keeper, which never executes a program, to the capabilities that it needs to start and end layers."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     header, held = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
     _check(_libc.capget(header, held))
@@ -86,9 +87,9 @@ def reduce() -> None:
 
 
 def enter(lock: Lock, parent_pid: int) -> Lock:
-    """Hold this process, which must have one thread, to `lock` for good; what was done of it.
+    """Apply `lock` to this process, which must have one thread, for good. Returns the applied restrictions.
 
-    It ends with its parent, which must be `parent_pid`; 0: it does not.
+    The process ends with its parent, which must be `parent_pid`; 0: it does not.
     """
     lock = msgspec.structs.replace(lock, missing=[])
     for step in (_limit, _confine, _become, _renounce, _leave_files, _hide, _list_calls):
@@ -97,7 +98,7 @@ def enter(lock: Lock, parent_pid: int) -> Lock:
         except OSError as error:
             lock.missing.append(f"{step.__doc__}: {error.strerror}")  # type: ignore[union-attr]
         if step is _hide and parent_pid:
-            _end_with(parent_pid)  # the kernel has forgotten it over the change of user
+            _end_with(parent_pid)  # the kernel resets this when the user changes
     return lock
 
 
@@ -129,7 +130,7 @@ def _change_root(path: str) -> None:
 
 
 def _own_user_namespace() -> None:
-    """Every capability, in a namespace with one user: ourselves."""
+    """Enter a user namespace with one user, this one, and every capability in it."""
     uid, gid = os.geteuid(), os.getegid()
     _check(_libc.unshare(CLONE_NEWUSER))
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -140,7 +141,7 @@ def _become(lock: Lock) -> None:
     """own user"""
     for capability in range(CAPABILITIES):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            break  # past the last, or not allowed to: nothing can be gained all the same, without new privileges
+            break  # no further capability, or not permitted; without new privileges none can be gained anyway
     if lock.uid == os.geteuid():
         return
     _prctl(PR_SET_KEEPCAPS, 1)
@@ -153,7 +154,8 @@ def _renounce(lock: Lock) -> None:
     """no capabilities"""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    # The inboxes of root's applications are root's: to reach those, all that is in its root, it may pass over modes.
+    # The inboxes of applications belong to root if root started the stack. To reach them, the process may ignore the
+    # modes of files, all of which are in its root directory.
     kept = 1 << CAP_DAC_OVERRIDE if lock.clients and lock.uid in STACK_USERS and lock.root == "/" else 0
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
@@ -190,7 +192,7 @@ def _check(result: int) -> None:
 
 
 def of_process(pid: int) -> dict[str, object]:
-    """What the kernel says that a process still may: proc(5), /proc/PID/status. Empty where it is gone."""
+    """The rights of a process as the kernel reports them (proc(5), /proc/PID/status). Empty: the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which lock each layer of a stack gets (supervisor.lockdown)."""
+"""The lock (supervisor.lockdown) for each layer of a stack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from usernet.pipe.run_dir import INBOXES
 
 
 class Locks:
-    """Of the layers of one stack, made in its keeper."""
+    """The locks for the layers of one stack, created in its keeper."""
 
     def __init__(self, options: Options, held: Held, config: StackConfig) -> None:
         self._held = held
@@ -24,10 +24,10 @@ class Locks:
         self._keeper_pid = os.getpid()
         self._unlocked = options.unlocked
         self._roots = not options.unlocked and lockdown.can_root()
-        self._users = self._roots and lockdown.has_users()  # others do not get past the run directory
+        self._users = self._roots and lockdown.has_users()  # only then can other users be excluded by the run directory
 
     def lock(self, layer: str) -> lockdown.Lock | None:
-        """What a process of the layer is to be held to; None: to nothing."""
+        """The restrictions for a process of the layer; None: no restrictions."""
         if self._unlocked:
             return None
         return lockdown.Lock(kind=layer if layer in seccomp.KINDS else "layer", uid=self.user(layer),
@@ -35,13 +35,14 @@ class Locks:
                              clients=layer == INBOXES, threads=self._config.pipes == "zmq")
 
     def _rooted(self, layer: str) -> bool:
-        """Whether it gets a root directory: it can, and all that the layer connects to has a name there."""
+        """True if it gets a root directory: this is possible, and all sockets that the layer connects to have names in
+        it."""
         config = self._config
         near = layer != "link" or not config.wire or self._held.near(Path(config.wire_inbox).parent)
         return self._roots and near
 
     def config(self, layer: str) -> bytes:
-        """The stack's settings, as this layer gets them."""
+        """The stack's configuration for this layer."""
         config, layers = self._config, self._config.layers
         users = {config.owner, *(self.user(producer) for producer in topology.inputs(layer, layers))}
         inbox = Path(config.wire_inbox).name if self._rooted("link") else config.wire_inbox
@@ -49,5 +50,5 @@ class Locks:
                                               wire_inbox=inbox))
 
     def user(self, layer: str) -> int:
-        """Who the layer's processes are."""
+        """The user of the layer's processes."""
         return lockdown.uid_of(self._keeper_pid, topology.LAYERS[layer]) if self._users else self._config.owner

@@ -1,4 +1,4 @@
-"""One layer in the keeper's hands: does what its `Service` says, and tells it what happens."""
+"""One layer in the keeper: carries out the actions of its `Service`, and passes events to it."""
 
 from __future__ import annotations
 
@@ -39,76 +39,74 @@ from supervisor.snapshots import Booted, Code, Snapshot, with_source
 
 
 class Host(Protocol):
-    """What the layers share: the keeper."""
+    """The interface of the keeper for its layers."""
 
     events: EventLog
     selector: selectors.BaseSelector
     placement: Placement
 
     def fork(self, layer: ManagedLayer, code: Code) -> Process:
-        """A process of `layer` that loads `code` and waits for the word to go. OSError: there is none to be had."""
+        """A process of `layer` that loads `code` and waits to be told to serve. OSError: the fork failed."""
 
     def taps_of(self, layer: str) -> str:
-        """What is asked of its taps, JSON."""
+        """The requests for the taps of a layer, as JSON."""
 
     def keep_poison(self, layer: str, message: LayerMessage) -> str:
-        """Set a record aside; where it is, or why it could not be kept."""
+        """Store a poison record in a file. Returns its path, or text about the failure."""
 
 
 class ManagedLayer:
-    """`state`, `incarnation`, `restarts`: the service's."""
+    """One layer: its state machine, its processes and its resources."""
 
     def __init__(self, name: str, resources: Resources, host: Host) -> None:
         self.name = name
         self.service = Service(name)
         self.resources = resources
         self.processes: dict[Role, Process] = {}
-        self.forced: list[str] = []  # what of it had to be killed when the stack went down
+        self.forced: list[str] = []  # the processes that had to be killed when the stack stopped
         self._host = host
         self._code: Code = Booted(name)
-        self._former: Code | None = None  # while the code has yet to prove itself
-        self._waiting: list[Callable[[str], None]] = []  # restart requests: called with "" or what went wrong
+        self._former: Code | None = None  # kept while the new code is on probation
+        self._waiting: list[Callable[[str], None]] = []  # callbacks of restart requests, called with "" or the error
         self._last = 0  # the pid of the process that ended last
 
     @property
     def state(self) -> State:
-        """The service's."""
+        """The state of the service."""
         return self.service.state
 
     @property
     def process(self) -> Process | None:
-        """The one that serves, or shall."""
+        """The process that serves or starts; None if there is none."""
         return self.processes.get(Role.PROCESS)
 
     def happens(self, event: Event, *facts: object) -> None:
-        """Tell the service, and do what it says."""
+        """Pass an event to the service and carry out its actions."""
         now = time.monotonic()
         for action in self.service.happens(event, now, *facts):
             if not self._act(action, now):
                 return
 
     def renew(self, done: Callable[[str], None] | None = None) -> None:
-        """A planned restart; `done` is told how it went."""
+        """A planned restart; `done` is called with "" or the error."""
         if done is not None:
             self._waiting.append(done)
         self.happens(Event.RENEW)
 
     def ask(self, request: dict, answered: Callable[[dict], None]) -> None:
-        """Ask the layer's core; it answers even if it has to be started anew meanwhile."""
+        """Send a request to the layer's core; it is answered even if the layer is restarted meanwhile."""
         question = self.resources.ask(request, answered)
         if question and self.process is not None:
             self.process.tell(question)
 
     def tap(self, requests: Callable[[], TapRequests], answered: Callable[[], None]) -> None:
-        """Tell the layer what is asked of its taps; likewise."""
+        """Send the requests for its taps to the layer; answered even if it is restarted meanwhile."""
         question = self.resources.tap(requests, answered)
         if self.process is not None:
             self.process.tell(question)
 
-    # -- what the service wants --------------------------------------------------------------------------------
-
     def _act(self, action: Action, now: float) -> bool:
-        """False where the actions that follow have lost their sense."""
+        """Carry out an action; False: the following actions no longer apply."""
         match action:
             case Fork(role, new_code):
                 return self._fork(role, Snapshot(self.name) if new_code else self._code)
@@ -118,7 +116,7 @@ class ManagedLayer:
                 self.processes[Role.PROCESS].go(incarnation, now, self._host.taps_of(self.name))
             case TellStop(role):
                 self.processes[role].tell("stop")
-                self.processes[role].tell("stop")  # one for a process that still waits for the word to go
+                self.processes[role].tell("stop")  # twice: a process that still waits for "go" consumes the first
             case Kill(role, why):
                 self.processes[role].kill(why)
                 if self.state is State.STOPPING:
@@ -151,7 +149,7 @@ class ManagedLayer:
             return False
         self.processes[role] = process
         self._host.selector.register(process.line, selectors.EVENT_READ, partial(self._hear, process))
-        self._host.selector.register(process.pidfd, selectors.EVENT_READ, partial(self._bury, process))
+        self._host.selector.register(process.pidfd, selectors.EVENT_READ, partial(self._reap, process))
         return True
 
     def _log(self, event: str, detail: str, gap_ms: float, about_process: bool) -> None:
@@ -163,10 +161,8 @@ class ManagedLayer:
     def _serves(self) -> None:
         process = self.processes[Role.PROCESS]
         self._host.placement.settle(process.pid, self.name)
-        for question in self.resources.questions.values():  # its predecessor may have died over them
+        for question in self.resources.questions.values():  # its predecessor may have died before it answered them
             process.tell(question.text())
-
-    # -- what happens --------------------------------------------------------------------------------------------
 
     def _role(self, process: Process) -> Role | None:
         return next((role for role, its in self.processes.items() if its is process), None)
@@ -175,8 +171,8 @@ class ManagedLayer:
         try:
             for message in process.messages():
                 self._heard(process, message)
-        except ValueError as error:  # msgspec's DecodeError and ValidationError are such
-            process.kill(f"it told the keeper something that is no message: {error}")
+        except ValueError as error:  # msgspec's DecodeError and ValidationError are subclasses
+            process.kill(f"it sent the keeper an invalid message: {error}")
 
     def _heard(self, process: Process, message: LayerMessage) -> None:
         role = self._role(process)
@@ -205,7 +201,7 @@ class ManagedLayer:
 
     def _locked(self, told: dict | None) -> None:
         if told is not None and told.get("missing") and told != self.resources.lock:
-            self._log("unlocked", "not to be had here: " + "; ".join(map(str, told["missing"])), 0.0, False)
+            self._log("unlocked", "not available on this system: " + "; ".join(map(str, told["missing"])), 0.0, False)
         self.resources.lock = told
 
     def _notice(self, message: LayerMessage) -> None:
@@ -213,15 +209,15 @@ class ManagedLayer:
         for event, notice in [(notice.event, notice) for notice in begun] + [(f"{n.event} over", n) for n in over]:
             self._log(event, notice.detail, 0.0, True)
 
-    def _bury(self, process: Process) -> None:
-        """A process has ended."""
+    def _reap(self, process: Process) -> None:
+        """A process has ended: reap it and tell the service."""
         self._hear(process)
         self._host.selector.unregister(process.line)
         self._host.selector.unregister(process.pidfd)
         status = process.reap()
         role = self._role(process)
         if role is None:
-            return  # a spare that was dismissed
+            return  # a dismissed spare
         del self.processes[role]
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         death = Death(process.why or how_it_ended(status), from_outside=killed and not process.why)
@@ -234,7 +230,7 @@ class ManagedLayer:
             self.happens(Event.SPARE_DIED)
 
     def look_after(self, now: float) -> None:
-        """To be called often: what is due by the clock, and whether the process hangs."""
+        """To be called often: handle deadlines, and detect a process that hangs."""
         due = self.service.next_time
         if due is not None and now >= due:
             self.happens(Event.TIME)
@@ -252,11 +248,11 @@ class ManagedLayer:
                                                     patience=policy.patience(served_s)):
             if found.state == "R":
                 policy.looped(served_s)
-            self.happens(Event.HUNG, beat, f"it hung: no sign of life for {(now - beat) * 1000:.0f} ms "
+            self.happens(Event.HUNG, beat, f"it hung: no life sign for {(now - beat) * 1000:.0f} ms "
                          f"(state {found.state})")
 
     def status(self, now: float) -> dict:
-        """What `status` shows of it, but for what the kernel says of its process."""
+        """The part of `status` for this layer, without what the kernel reports about its process."""
         service, process = self.service, self.process
         return {
             "pid": process.pid if process else None, "state": service.state.value,

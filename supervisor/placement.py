@@ -1,8 +1,8 @@
-"""Where the layers run.
+"""Placement: on which cores the layers run.
 
-Waking a process on another, idle core is the dearest part of a hop, so a stack with little to do is best kept together
-on one core; one that saturates that core is better off on two, cut between ip and the transports; and where others
-saturate it, on another. docs/decisions/placement.md has the figures.
+Waking a process on another, idle core is the most expensive part of a hop, so a stack with little load runs best on one
+core. A stack that saturates this core runs better on two, split between ip and the transports. If other processes
+saturate the core, the stack moves to another one. docs/decisions/placement.md has the figures.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from bus.topology import UPPER_HALF
 from supervisor.layer_process import used_s
 
 SAMPLE_S = 0.25
-TRAFFIC = 100  # frames a sample, below which nothing here can be saturated by us
-SATURATED = 0.9  # share of the core that is busy
-OURS = 0.3  # share of it that the layers' loops there use, for it to be them who keep it busy
-FREE = 0.75  # busy share below which another core is worth moving to
-RELAXED = 0.65  # share of one core that all loops together use, for one core to be enough again
-SPLIT_AFTER = 2  # samples in a row that say so
+TRAFFIC = 100  # frames per sample, below which the layers cannot saturate a core
+SATURATED = 0.9  # busy share of a core
+OURS = 0.3  # share of the core that the layers must use, for them to be the ones that keep it busy
+FREE = 0.75  # busy share below which another core has room
+RELAXED = 0.65  # share of one core that all layers together use, below which one core is enough again
+SPLIT_AFTER = 2  # number of such samples in a row
 JOIN_AFTER = 4
 CROWDED_AFTER = 2
-PAUSE_S = 30.0  # after a second core proved to be no place for us
+PAUSE_S = 30.0  # after the second core turned out to be too busy
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Balance:
-    """Decides between one core, two, and another one. Pure: fed with samples."""
+    """Decides between one core, two cores, and another core. Pure: its input are samples."""
 
     def __init__(self) -> None:
         self.split = False
@@ -38,10 +38,10 @@ class Balance:
         self._no_split_before = 0.0
 
     def sample(self, now: float, home_busy: float, other_busy: float, lower: float, upper: float) -> str:
-        """What to do: "split", "join", "move" to the other core, or "" for nothing.
+        """The action for a sample: "split", "join", "move" to the other core, or "" for none.
 
-        Busy shares of the core that the layers are on and of the other one: the upper half's, while there are two, the
-        least busy one else. `lower`, `upper`: what the loops of the halves used, in cores.
+        `busy`, `other`: busy shares of the layers' core, and of the upper half's core or, if there is none, of the
+        least busy other core. `lower`, `upper`: what the layers of the halves used, in cores.
         """
         reason, after = self._wanted(now, home_busy, other_busy, lower, upper)
         self._votes = self._votes + 1 if reason and reason == self._reason else bool(reason)
@@ -55,9 +55,9 @@ class Balance:
         return "join" if reason == "crowded" else reason
 
     def _wanted(self, now: float, home_busy: float, other_busy: float, lower: float, upper: float) -> tuple[str, int]:
-        """A reason to act, and how many samples in a row must give it."""
+        """An action, and the number of samples in a row that must ask for it."""
         if self.split:
-            # Full, and of others: half a stack that starves there holds up the whole.
+            # Other processes fill the core: a starving half would block the whole stack.
             if other_busy >= SATURATED and upper < OURS:
                 return "crowded", CROWDED_AFTER
             return ("join", JOIN_AFTER) if lower + upper < RELAXED else ("", 1)
@@ -69,22 +69,22 @@ class Balance:
 
 
 class Placement:
-    """`mode`: compact, spread, auto, or a list of cores."""
+    """Carries out the placement. `mode`: compact, spread, auto, or a list of cores."""
 
     def __init__(self, mode: str, cores: list[int] | None) -> None:
         self._mode = mode
         self._all = sorted(os.sched_getaffinity(0))
         self._listed = set(cores) if cores else None
-        self._home = self._all[os.getpid() % len(self._all)]  # so that several stacks do not crowd one core
-        self._annex = self._home  # where the upper half is while split
+        self._home = self._all[os.getpid() % len(self._all)]  # so that several stacks choose different cores
+        self._annex = self._home  # the core of the upper half while split
         self._balance = Balance() if mode == "auto" and len(self._all) > 1 else None
         self._sampled_at = 0.0
         self._frames = 0
-        self._busy_ticks: dict[int, int] = {}  # of the last sample, where that was read
+        self._busy_ticks: dict[int, int] = {}  # of the last sample, if it was read
         self._ran_s: dict[int, float] = {}
 
     def cores(self, layer: str) -> set[int]:
-        """Where a layer is to run now."""
+        """The cores on which a layer runs now."""
         if self._listed:
             return self._listed
         if self._mode == "spread":
@@ -94,16 +94,16 @@ class Placement:
         return {self._home}
 
     def settle(self, pid: int, layer: str) -> None:
-        """A layer serves: from now on all its threads run where it belongs. While it starts it may run anywhere."""
+        """A layer serves: pin all its threads to its core. While it starts it may run anywhere."""
         cores = self.cores(layer)
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             for thread in map(int, os.listdir(f"/proc/{pid}/task")):
                 os.sched_setaffinity(thread, cores)
 
     def balance(self, now: float, pids: Mapping[str, int], frames: int) -> bool:
-        """Sample now and then, and move the layers where that says so; True where they were moved.
+        """Take a sample if it is due, and move the layers if the sample asks for it; True: they were moved.
 
-        `frames`: how many all layers have received so far. Without traffic nothing is read from /proc.
+        `frames`: the number that all layers have received so far. Without traffic /proc is not read.
         """
         if self._balance is None or now - self._sampled_at < SAMPLE_S:
             return False
@@ -129,9 +129,9 @@ class Placement:
         return bool(decision)
 
     def _busy(self, elapsed_s: float) -> dict[int, float]:
-        """proc(5), /proc/stat: the share of each core's time that was neither idle nor waiting for a disk.
+        """The share of each core's time that was neither idle nor waiting for a disk (proc(5), /proc/stat).
 
-        Nothing where the sample before was not read.
+        Empty if the previous sample was not read.
         """
         ticks = {}
         for line in Path("/proc/stat").read_text().splitlines():
@@ -142,7 +142,7 @@ class Placement:
         return {core: (ticks[core] - before[core]) / _TICKS_PER_S / elapsed_s for core in before}
 
     def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> tuple[float, float]:
-        """What the processes of each half ran, libzmq's threads and all, as shares of one core."""
+        """What the processes of each half used, with all threads of libzmq, in cores."""
         used = {True: 0.0, False: 0.0}
         ran_s = {}
         for layer, pid in pids.items():
@@ -153,6 +153,6 @@ class Placement:
         return used[False] / elapsed_s, used[True] / elapsed_s
 
     def describe(self) -> str:
-        """For `status`: the mode, and the cores of the lower and the upper half."""
+        """Text for `status`: the mode, and the cores of the lower and the upper half."""
         lower, upper = (",".join(map(str, sorted(self.cores(layer)))) for layer in ("link", "sockets"))
         return f"{self._mode} ({lower}" + (f" | {upper})" if upper != lower else ")")

@@ -1,4 +1,4 @@
-"""Poisonous records, kept for whoever debugs the layer that they kill: pcap files in the user's state directory."""
+"""Poison records, which crash a layer, are stored as pcap files in the user's state directory for debugging."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/lin
 _FILE_HEADER = struct.Struct("=IHHiIII")  # pcap-savefile(5)
 _PACKET_HEADER = struct.Struct("=IIII")
 _LINKTYPES = {messages.ETHERNET: LINKTYPE_ETHERNET, messages.PACKET: LINKTYPE_RAW}
-CAPTURES_MAX = 64  # of a stack; the oldest make room
-VNET_HEADER_OCTETS = 10  # what precedes a frame at a TAP with offload
+CAPTURES_MAX = 64  # per stack; the oldest is removed
+VNET_HEADER_OCTETS = 10  # precedes a frame on a TAP with offload
 
 
 def state_dir(stack: str) -> Path:
@@ -26,10 +26,10 @@ def state_dir(stack: str) -> Path:
 
 
 def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -> Path:
-    """Write one record into a capture of its own, as a wire would show it; returns where."""
+    """Write one record into a capture of its own, as it would look on a wire; returns the path."""
     folder = state_dir(stack)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)  # what people said to each other is nobody else's
+    folder.chmod(0o700)  # packets are private
     for old in sorted(folder.glob("poison-*.pcap"), key=lambda path: path.stat().st_mtime)[: -(CAPTURES_MAX - 1)]:
         old.unlink(missing_ok=True)
     record = base64.b64decode(message["record"])

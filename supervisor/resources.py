@@ -1,4 +1,4 @@
-"""What the keeper holds for one layer, whatever process serves it: durable memory, inbox, notices, questions."""
+"""What the keeper holds for one layer across all of its processes: durable memory, inbox, notices, requests."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from bus.runtime.control import LINE_OCTETS
 from bus.runtime.taps import TapRequests
 
 LISTEN_BACKLOG = 256
-QUESTIONS_MAX = 1000  # of one layer that wait for their answers
+QUESTIONS_MAX = 1000  # pending requests to one layer
 
 
 class Question(NamedTuple):
-    """Something that a layer's core was asked, and who waits for the answer."""
+    """A request to a layer's core, and the callback for its answer."""
 
-    text: Callable[[], str]  # JSON, as it is now
+    text: Callable[[], str]  # the request as JSON at the time of the call
     answered: Callable[[dict], None]
 
 
 class Resources:
-    """One layer's."""
+    """The resources of one layer."""
 
     def __init__(self, name: str, here: Path) -> None:
         self.memory_fd = layout.create(name)
@@ -35,15 +35,15 @@ class Resources:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(here / f"{name}.sock"))
         self.listener.listen(LISTEN_BACKLOG)
-        self.lock: dict | None = None  # what its processes gave up (supervisor.lockdown.Lock)
-        self.counters: dict[str, str] = {}  # name -> role, in the order of the words
-        self.notices: dict[Notice, float] = {}  # what people should know of it, and since when (epoch)
+        self.lock: dict | None = None  # the rights that its processes gave up (supervisor.lockdown.Lock)
+        self.counters: dict[str, str] = {}  # {name: role}, in the order of the words
+        self.notices: dict[Notice, float] = {}  # {notice: time since which it holds (epoch)}
         self.questions: dict[int, Question] = {}
         self._asked = 0
 
     @property
     def beat(self) -> float:
-        """When the layer's loop last turned, in seconds of CLOCK_MONOTONIC."""
+        """The last life sign of the layer's loop, in seconds of CLOCK_MONOTONIC."""
         return self.words.beat[0]
 
     def counter_values(self) -> dict[str, int]:
@@ -51,16 +51,18 @@ class Resources:
         return dict(zip(self.counters, self.words.counters, strict=False))
 
     def bus_counter_values(self) -> dict[str, int]:
-        """What the bus counted for it."""
+        """The bus's counters for the layer."""
         return dict(zip(PipeCounters.declared, self.words.bus_counters, strict=False))
 
     def ask(self, request: dict, answered: Callable[[dict], None]) -> str:
-        """The question as the layer takes it; `answered` is called when it answers, be it by a later process."""
+        """The text of the request for the layer; `answered` is called with the answer, even if a later process sends
+        it."""
         if len(self.questions) >= QUESTIONS_MAX:
-            answered({"error": f"{len(self.questions)} questions wait for this layer's answer already"})
+            answered({"error": f"{len(self.questions)} requests to this layer are pending already"})
             return ""
         self._asked += 1
-        request = request | {"order": self._asked}  # by this the core knows it again: see bus.layer.ManagedCore
+        # identifies a repeated request to the core: see bus.layer.ManagedCore
+        request = request | {"order": self._asked}
         text = msgspec.json.encode({"id": self._asked, "request": request}).decode()
         if len(text.encode()) > LINE_OCTETS:
             answered({"error": f"a request of more than {LINE_OCTETS} octets"})
@@ -69,7 +71,7 @@ class Resources:
         return text
 
     def tap(self, requests: Callable[[], TapRequests], answered: Callable[[], None]) -> str:
-        """Likewise, what is asked of the layer's taps: each time that it is told, what is asked then."""
+        """The same for the layer's taps; a repeated request contains the requirements of that moment."""
         self._asked += 1
         number = self._asked
         question = Question(lambda: msgspec.json.encode({"id": number, "taps": requests()}).decode(),
@@ -78,19 +80,19 @@ class Resources:
         return question.text()
 
     def answered(self, number: int, answer: dict) -> None:
-        """The core's answer to a question; a second answer to the same is ignored."""
+        """Process the core's answer to a request; a second answer to the same request is ignored."""
         question = self.questions.pop(number, None)
         if question is not None:
             question.answered(answer)
 
     def notice(self, told: list[Notice], now: float) -> tuple[list[Notice], list[Notice]]:
-        """Take what the core says holds now; (what is new of it, what held before and is over)."""
+        """Replace the notices by those that hold now; returns (new ones, those that ended)."""
         former = self.notices
         self.notices = {notice: former.get(notice, now) for notice in told}
         return ([notice for notice in self.notices if notice not in former],
                 [notice for notice in former if notice not in self.notices])
 
     def standing_notices(self) -> list[dict]:
-        """The notices, as `status` shows them."""
+        """The notices that hold, for `status`."""
         return [{"event": notice.event, "detail": notice.detail, "since": since, **dict(notice.facts)}
                 for notice, since in self.notices.items()]

@@ -1,12 +1,13 @@
-"""The run directory as its keeper holds it: taken, emptied, removed by descriptor; only what a stack made is removed.
+"""The run directory as its keeper uses it. All accesses are by descriptor, and only files that a stack makes are
+removed.
 
-    lock            a flock(2) on it: there is one keeper at most; and its text says that the directory is a stack's
-    control.sock    the command line's
-    LAYER.sock      a layer's inbox; sockets.sock is the applications' way in
-    LAYER/          that layer's root directory: the inboxes that it sends to, and for sockets those of the applications
+   lock            its flock(2) allows one keeper; its text marks the directory as a stack's
+   control.sock    for the command line
+   LAYER.sock      a layer's inbox; applications connect to sockets.sock
+   LAYER/          that layer's root directory: the inboxes that it sends to, and for sockets those of applications
 
-Nobody else's process can get past the directory's mode (0700); what is in it is open, so that layers, each of which may
-be a user of its own, reach what stands in their own folder.
+The mode of the directory (0700) keeps other users out. Files in it have open modes, so that layers, each of which may
+be a user of its own, can reach the sockets in their root directories.
 """
 
 from __future__ import annotations
@@ -30,39 +31,42 @@ _SOCKET = re.compile(r"([a-z0-9]+|app-[0-9a-f]{1,16})\.sock(\.new)?")
 
 
 class Held:
-    """A run directory that is ours while `lock_fd` is open."""
+    """A run directory that this process has locked, as long as `lock_fd` is open."""
 
     def __init__(self, path: Path, descriptor: int, lock_fd: int) -> None:
         self.path = path
         self.descriptor = descriptor
         self.lock_fd = lock_fd
-        self.here = Path(f"/proc/self/fd/{descriptor}")  # leads to it whatever becomes of its name; and is short
+        self.here = Path(f"/proc/self/fd/{descriptor}")  # a short path that stays valid if the directory is renamed
 
     def make_roots(self, users: dict[str, int]) -> None:
-        """A root directory for each layer, once all inboxes are there; `users`: by layer, who it will be."""
+        """Make a root directory for each layer when all inboxes exist; `users`: {layer: its user}."""
         for layer, user in users.items():
             folder = self.here / layer
             folder.mkdir(exist_ok=True)
             folder.chmod(INBOXES_MODE if layer == INBOXES else ROOT_MODE)
             if layer == INBOXES:
-                os.chown(folder, user, -1)  # by this an application knows who may connect to its inbox
+                os.chown(folder, user, -1)  # shows an application which user may connect to its inbox
             (self.here / f"{layer}.sock").chmod(SOCKET_MODE)
             for consumer in topology.outputs(layer, users):
                 self.show(self.here / f"{consumer}.sock", layer)
 
     def show(self, inbox: Path, layer: str) -> None:
-        """Let a layer reach `inbox`, in place of what had that name, if it is `near`. FileNotFoundError: none is."""
+        """Link `inbox` into a layer's root directory, replacing an older one, if it is `near`.
+
+        FileNotFoundError: no inbox.
+        """
         name = self.here / layer / inbox.name
         name.unlink(missing_ok=True)
         if self.near(inbox.parent):
             os.link(inbox, name, follow_symlinks=False)
 
     def near(self, directory: Path) -> bool:
-        """Whether that is on this file system, so that names for what is in it can stand here."""
+        """True if it is on the same file system, so that it can be linked."""
         return directory.stat().st_dev == os.fstat(self.descriptor).st_dev
 
     def sweep(self) -> None:
-        """Remove what stacks make, but the lock."""
+        """Remove the files of earlier stacks, except the lock."""
         _sweep(self.descriptor)
         for layer in {*topology.LAYERS, INBOXES}:
             with contextlib.suppress(OSError):
@@ -74,7 +78,7 @@ class Held:
                 os.rmdir(layer, dir_fd=self.descriptor)
 
     def remove(self) -> None:
-        """Leave nothing; where others put something in there, leave that."""
+        """Remove all files of the stack; foreign files stay."""
         self.sweep()
         with contextlib.suppress(OSError):
             os.unlink(LOCK, dir_fd=self.descriptor)
@@ -87,20 +91,23 @@ class Held:
                 os.close(above)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptors."""
         os.close(self.descriptor)
         os.close(self.lock_fd)
 
 
 def take(path: Path) -> Held:
-    """Make the directory if need be, and take it. BlockingIOError where another keeper has it; Untrusted, OSError."""
+    """Create the directory if necessary and lock it.
+
+    BlockingIOError: another keeper has it. Untrusted: not private. OSError.
+    """
     deadline = time.monotonic() + WAIT_S
     while True:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             held = _try(path)
         except FileNotFoundError:
-            held = None  # it was removed under our hands: once more
+            held = None  # another process removed it meanwhile: try again
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
@@ -111,7 +118,7 @@ def take(path: Path) -> Held:
 
 
 def clean_up(path: Path) -> None:
-    """What a keeper that was killed left there, unless another has taken it."""
+    """Remove the files of a killed keeper, unless another keeper has the directory."""
     with contextlib.suppress(OSError):
         held = _try(path, make=False)
         if held is not None:
@@ -124,7 +131,7 @@ def _try(path: Path, make: bool = True) -> Held | None:
     try:
         names = set(os.listdir(f"/proc/self/fd/{directory}"))
         if names - {LOCK} and _mark(directory) != MARK:
-            raise Untrusted(errno.EPERM, f"{path} has other things in it than a stack's; choose another directory")
+            raise Untrusted(errno.EPERM, f"{path} contains files that are not a stack's; choose another directory")
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(lock), os.stat(LOCK, dir_fd=directory)):
@@ -151,7 +158,7 @@ def _mark(directory: int) -> bytes:
 
 
 def _sweep(directory: int) -> None:
-    """Remove the sockets that have names such as stacks give."""
+    """Remove the sockets whose names a stack uses."""
     for name in os.listdir(f"/proc/self/fd/{directory}"):
         with contextlib.suppress(OSError):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)

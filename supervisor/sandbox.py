@@ -1,7 +1,7 @@
-"""Namespaces and the TAP: the kernel's side of the cable, through the few system calls that it takes.
+"""Namespaces and the TAP, set up by direct system calls.
 
-The sandbox is a user namespace (which gives the right to the next) and a network namespace, both held by the keeper and
-gone with it. user_namespaces(7), network_namespaces(7), netdevice(7), Linux tuntap.rst.
+The sandbox is a user namespace, which gives the right to create the next, and a network namespace. The keeper holds
+both, and they end with it. user_namespaces(7), network_namespaces(7), netdevice(7), Linux tuntap.rst.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLONE_NEWNET = 0x40000000
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 VNET_HEADER_OCTETS = 10  # struct virtio_net_hdr
-# What TUNSETOFFLOAD may be asked for, best first; UDP segmentation since Linux 6.2, which wants both of its flags.
+# Requests of TUNSETOFFLOAD, best first. UDP segmentation exists since Linux 6.2 and needs both of its flags.
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x20, 0x40
 OFFLOADS = (
     (TUN_F_CSUM | TUN_F_TSO4 | TUN_F_USO4 | TUN_F_USO6, (CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION)),
@@ -38,7 +38,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SandboxError(Exception):
-    """What could not be set up; the text says why and what would help."""
+    """Something could not be set up; the text gives the reason and a remedy."""
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -48,35 +48,38 @@ def _call(name: str, *arguments: int) -> None:
 
 
 class Sandbox:
-    """Made in two steps, because who maps the users of a new namespace stands outside of it."""
+    """Created in two steps, because a process outside a new namespace must map its users."""
 
     @staticmethod
     def enter() -> None:
-        """Move this (single-threaded) process into a user and a network namespace of its own."""
+        """Move this single-threaded process into a new user and network namespace. SandboxError: not permitted."""
         try:
             _call("unshare", CLONE_NEWUSER | CLONE_NEWNET)
         except OSError as error:
-            raise SandboxError(f"no user namespace to be had ({error.strerror}); as root, allow them by "
+            raise SandboxError(f"cannot create a user namespace ({error.strerror}); as root, allow them by "
                                "`sysctl user.max_user_namespaces=10000` (and kernel.unprivileged_userns_clone=1, "
                                "kernel.apparmor_restrict_unprivileged_userns=0 where they exist)") from error
 
     @staticmethod
     def map_users(pid: int) -> None:
-        """From outside: make the owner root within. Real root keeps all its users, so that daemons can drop theirs."""
+        """From outside: map the owner to root.
+
+        If root owns the stack, all users are mapped, so that daemons can change theirs.
+        """
         if os.geteuid() == 0:
             try:
                 Path(f"/proc/{pid}/uid_map").write_text("0 0 4294967295")
                 Path(f"/proc/{pid}/gid_map").write_text("0 0 4294967295")
                 return
             except OSError:
-                pass  # in a container whose own map is shorter: fall through to the single user
+                pass  # in a container with a shorter map: continue with the single user
         Path(f"/proc/{pid}/setgroups").write_text("deny")
         Path(f"/proc/{pid}/uid_map").write_text(f"0 {os.geteuid()} 1")
         Path(f"/proc/{pid}/gid_map").write_text(f"0 {os.getegid()} 1")
 
 
 def join(pid: int, known: int = -1) -> None:
-    """Move this (single-threaded) process into the namespaces of process `pid`; OSError where that is not allowed.
+    """Move this single-threaded process into the namespaces of process `pid`. OSError: not permitted.
 
     `known`: a pidfd of it, if there is one.
     """
@@ -91,13 +94,13 @@ def join(pid: int, known: int = -1) -> None:
 
 
 def open_tap(name: str, offload: bool = False) -> tuple[int, tuple[str, ...]]:
-    """A descriptor of the TAP `name`, made if need be; the interface lives while somebody holds the descriptor.
+    """A descriptor of the TAP `name`, which is created if necessary and exists while a process holds the descriptor.
 
-    With it, what the kernel takes off our hands (bus.config); nothing without `offload`. Where it is anything, each
-    frame has a struct virtio_net_hdr before it, both ways.
+    Also returns the offload features that the kernel granted (bus.config), none without `offload`. If there are any, a
+    struct virtio_net_hdr precedes each frame in both directions. SandboxError: not available.
     """
     if not 0 < len(name) <= INTERFACE_NAME_MAX:
-        raise SandboxError(f"'{name}' is no interface name: 1 to {INTERFACE_NAME_MAX} characters")
+        raise SandboxError(f"'{name}' is not a valid interface name: expected 1 to {INTERFACE_NAME_MAX} characters")
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -111,7 +114,7 @@ def open_tap(name: str, offload: bool = False) -> tuple[int, tuple[str, ...]]:
         os.close(descriptor)
         reason = {errno.EPERM: "it needs CAP_NET_ADMIN in this network namespace: run it as root, or without --host",
                   errno.EBUSY: "another program uses it: choose another name with --tap"}
-        raise SandboxError(f"cannot make TAP {name}: {reason.get(error.errno or 0, error.strerror)}") from error
+        raise SandboxError(f"cannot create TAP {name}: {reason.get(error.errno or 0, error.strerror)}") from error
     return descriptor, _ask_offload(descriptor) if offload else ()
 
 
@@ -127,7 +130,7 @@ def _ask_offload(descriptor: int) -> tuple[str, ...]:
 
 
 def configure(name: str, address: ipaddress.IPv4Interface | None, mtu_octets: int | None = None) -> None:
-    """Give interface `name` of this network namespace an address (of the kernel's end) and an MTU, and bring it up."""
+    """Set the address (of the kernel's end) and MTU of interface `name` in this network namespace, and bring it up."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         def request(code: int, tail: bytes) -> bytes:
             return fcntl.ioctl(control, code, struct.pack("16s24s", name.encode(), tail))
@@ -145,7 +148,7 @@ def configure(name: str, address: ipaddress.IPv4Interface | None, mtu_octets: in
 
 
 def quiet_ipv6(name: str) -> None:
-    """Keep the kernel from speaking IPv6 on the cable, where it has the switch: nobody answers."""
+    """Disable IPv6 of the kernel on the TAP if the kernel supports it, because the stack does not answer it."""
     try:
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
     except OSError:

@@ -1,8 +1,8 @@
-"""Which system calls a process may make: an allow-list for each kind of process, as a seccomp filter; any other kills.
+"""The allowed system calls for each kind of process, as a seccomp filter; any other call kills the process.
 
 seccomp(2). The filter is classic BPF over struct seccomp_data (linux/seccomp.h): number (4 octets), architecture (4),
-instruction pointer (8), six arguments (8 each). Of an argument the lower half is looked at: what is looked at is an
-integer of 32 bits to the kernel. Numbers: asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64, riscv64).
+instruction pointer (8), six arguments (8 each). It checks the lower half of an argument; the kernel treats all checked
+arguments as 32-bit integers. Numbers: asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64, riscv64).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import cache
 from typing import NamedTuple
 
 SECCOMP_SET_MODE_FILTER = 1
-# All threads; and no slower processor for it: before Linux 5.16 a filter would turn store bypass speculation off.
+# TSYNC: all threads. SPEC_ALLOW: before Linux 5.16 a filter would otherwise disable store bypass speculation.
 FLAGS = 0x1 | 0x4  # SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_SPEC_ALLOW
 ALLOW, ERRNO, KILL = 0x7FFF0000, 0x00050000, 0x80000000  # SECCOMP_RET_..., KILL: the whole process
 X32 = 0x40000000  # numbers from here on are the x32 ABI's
@@ -29,11 +29,11 @@ CLONE_THREAD = 0x00010000
 FIONBIO = 0x5421
 AT_EMPTY_PATH = 0x1000
 PR_SET_NAME = 15
-SOCKET_TYPE_MASK = 0xF  # above are SOCK_NONBLOCK and SOCK_CLOEXEC
+SOCKET_TYPE_MASK = 0xF  # the bits above are SOCK_NONBLOCK and SOCK_CLOEXEC
 
 
 class Machine(NamedTuple):
-    """One architecture: its name in AUDIT_ARCH_..., its column in NUMBERS, its number of seccomp(2)."""
+    """One architecture: its AUDIT_ARCH_... value, its column in NUMBERS, its number of seccomp(2)."""
 
     audit: int
     column: int
@@ -68,16 +68,16 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
 
 
 class Only(NamedTuple):
-    """An argument (from 0) that must have one of `values` in the bits of `mask`."""
+    """A condition: argument `index` (from 0) has one of `values` in the bits of `mask`."""
 
     argument: int
     values: tuple[int, ...]
     mask: int = 0xFFFFFFFF
 
 
-Rules = dict[str, tuple[Only, ...]]  # a call is allowed where all of its conditions hold
+Rules = dict[str, tuple[Only, ...]]  # a call is allowed if all of its conditions hold
 
-# What an interpreter that has all its code needs, and a loop over Unix sockets, a timer and memory that it was given.
+# The calls of an interpreter with all its code loaded, and of a loop over Unix sockets, a timer and given memory.
 COMMON: Rules = dict.fromkeys((
     "accept4", "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "connect", "epoll_create1",
     "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait", "exit", "exit_group", "fstat", "futex", "getegid",
@@ -89,31 +89,31 @@ COMMON |= {
     "socket": (Only(0, (socket.AF_UNIX,)), Only(1, (socket.SOCK_STREAM,), SOCKET_TYPE_MASK)),
     "fcntl": (Only(1, (fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_DUPFD_CLOEXEC)),),
     "ioctl": (Only(1, (FIONBIO,)),),
-    "mmap": (Only(2, (0,), mmap.PROT_EXEC),),  # nothing that was written becomes code
+    "mmap": (Only(2, (0,), mmap.PROT_EXEC),),  # memory that was written is never executable
     "mprotect": (Only(2, (0,), mmap.PROT_EXEC),),
     "newfstatat": (Only(3, (AT_EMPTY_PATH,), AT_EMPTY_PATH),),  # as fstat(2)
     "sched_setscheduler": (Only(0, (0,)), Only(1, (os.SCHED_BATCH,))),  # its own
 }
 LINK: Rules = {"readv": (), "writev": ()}
-# An inbox that its application left behind is removed; the end of an application is seen on a pidfd.
+# sockets removes inboxes of ended applications, and sees the end of an application on a pidfd.
 SOCKETS: Rules = {"pidfd_open": (), "unlink": (), "unlinkat": (), "newfstatat": (), "stat": ()}
-# It looks for ports in the wire's directory, and removes that with the last.
+# The switch looks for ports in the wire's directory, and removes the directory with the last one.
 SWITCH: Rules = SOCKETS | {"openat": (), "getdents64": (), "rmdir": ()}
 LIBZMQ: Rules = {  # its two threads
     "clone": (Only(0, (CLONE_THREAD,), CLONE_THREAD),), "set_robust_list": (), "rseq": (), "sched_getaffinity": (),
     "sched_getparam": (), "sched_getscheduler": (), "sched_setscheduler": (Only(1, (os.SCHED_OTHER, os.SCHED_BATCH)),),
     "prctl": (Only(0, (PR_SET_NAME,)),), "eventfd2": (), "sigaltstack": (),
 }
-# What Python, or a C library, tries in passing and does without: told no.
+# Calls that Python or the C library can do without: these fail with an error.
 REFUSED = dict.fromkeys(("open", "openat", "stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2",
                          "readlink", "readlinkat", "getcwd", "getdents64", "ioctl"), errno.EACCES) | {
-    "clone3": errno.ENOSYS}  # its flags are out of a filter's sight: the C library goes on with clone(2)
+    "clone3": errno.ENOSYS}  # a filter cannot see its flags; the C library falls back to clone(2)
 
 KINDS: dict[str, Rules] = {"layer": {}, "link": LINK, "sockets": SOCKETS, "switch": SWITCH}
 
 
 def rules(kind: str, threads: bool) -> Rules:
-    """What a process of `kind` may do; `threads`: with libzmq in it."""
+    """The rules for a process of `kind`; `threads`: with libzmq in it."""
     return COMMON | (LIBZMQ if threads else {}) | KINDS[kind]
 
 
@@ -126,12 +126,12 @@ _LOWER_HALF = 0 if sys.byteorder == "little" else 4
 
 
 def program(machine: Machine, allowed: Rules) -> bytes:
-    """The filter's instructions, 8 octets each."""
+    """The instructions of the filter, 8 octets each."""
     def instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return _INSTRUCTION.pack(code, if_true, if_false, k)
 
     def condition(only: Only, beyond: int) -> list[bytes]:
-        """Go on where it holds, else jump over the `beyond` instructions that follow."""
+        """Continue if the condition holds, else jump over the `beyond` instructions that follow."""
         values = len(only.values)
         tests = [instruction(_EQUAL, value & only.mask, values - 1 - place, beyond if place == values - 1 else 0)
                  for place, value in enumerate(only.values)]
@@ -149,7 +149,7 @@ def program(machine: Machine, allowed: Rules) -> bytes:
             block = condition(only, len(block)) + block
         code += [instruction(_EQUAL, number, 0, len(block)), *block]
         if conditions:
-            code.append(instruction(_LOAD, _NUMBER_AT))  # an argument has taken its place
+            code.append(instruction(_LOAD, _NUMBER_AT))  # the accumulator contained an argument
     for call, error in REFUSED.items():
         number = NUMBERS[call][machine.column]
         if number is not None:
@@ -159,7 +159,7 @@ def program(machine: Machine, allowed: Rules) -> bytes:
 
 @cache
 def own_program(kind: str, threads: bool) -> bytes:
-    """For this machine; OSError (ENOSYS) where its numbers are not known here."""
+    """The program for this machine. OSError (ENOSYS): its system call numbers are not known here."""
     machine = MACHINES.get(platform.machine())
     if machine is None:
         raise OSError(errno.ENOSYS, f"no table of system calls for {platform.machine()}")
@@ -173,7 +173,10 @@ class _Filter(ctypes.Structure):
 
 
 def install(kind: str, threads: bool) -> None:
-    """From here on this process, with all its threads, may do no more than that. It must have no_new_privs. OSError."""
+    """Restrict this process and all its threads to these calls.
+
+    It must have no_new_privs. OSError: the kernel refuses.
+    """
     octets = own_program(kind, threads)
     buffer = ctypes.create_string_buffer(octets, len(octets))
     description = _Filter(len(octets) // _INSTRUCTION.size, ctypes.addressof(buffer))

@@ -1,16 +1,17 @@
-"""A layer's life: a state machine that says what the keeper has to do. Pure: processes are names, times are arguments.
+"""The life of a layer: a state machine that returns actions for the keeper. Pure: processes are names, times are
+arguments.
 
-    DOWN ──START──> STARTING ──READY──> UP ──LOADED──> HANDING_OVER ──DIED──> STARTING (of the successor)
-                      ^   │ DIED        │ DIED
-            start_at  │   v             v
-                    PAUSED <── a pause is due ── STARTING at once otherwise; FAILED after too many quick deaths
+   DOWN ──START──> STARTING ──READY──> UP ──LOADED──> HANDING_OVER ──DIED──> STARTING (of the successor)
+                     ^   │ DIED        │ DIED
+           start_at  │   v             v
+                   PAUSED <── if a pause is due; otherwise STARTING at once; FAILED after too many quick deaths
 
 Up to three processes belong to a layer (`Role`): the one that serves; a *successor*, which loads new code while the
-former still serves (a planned restart); a *spare*, forked ahead with the code that serves, so that a death costs no
-fork. `TABLE` says for each state and event which method acts and which states may follow; an event that stands nowhere
-in a state's row changes nothing there. Every method returns the actions for the keeper, in order.
+former still serves (a planned restart); and a *spare*, forked in advance with the code that serves, so that a death
+costs no fork. `TABLE` contains for each state and event the method that handles it and the states that may follow;
+other events change nothing in that state. Every method returns the actions for the keeper, in order.
 
-docs/decisions/restart-policy.md and code-in-memory.md say why.
+docs/decisions/restart-policy.md and code-in-memory.md give the reasons.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ from supervisor.policy import Restarts
 
 STOP_TIMEOUT_S = 0.5  # for a process that was told to stop
 LOAD_TIMEOUT_S = 10.0  # for new code to be loaded
-SPARE_AFTER_S = 0.1  # from serving to the fork of the spare
-PROBATION_S = 3.0  # new code that fails within is rolled back
-FORK_PAUSE_S, FORK_PAUSE_MAX_S = 0.05, 5.0  # after a fork that the system refused; doubled each time
+SPARE_AFTER_S = 0.1  # from the start of serving to the fork of the spare
+PROBATION_S = 3.0  # new code that crashes within this time is rolled back
+FORK_PAUSE_S, FORK_PAUSE_MAX_S = 0.05, 5.0  # after a failed fork; doubled each time
 
 
 class State(StrEnum):
-    """As `status` shows it."""
+    """The states, as `status` shows them."""
 
     DOWN = "down"
-    STARTING = "starting"  # a process was told to serve and does not yet
+    STARTING = "starting"  # a process was told to serve and does not serve yet
     UP = "up"
     HANDING_OVER = "handing over"  # the process was told to stop; a successor waits for its end
     PAUSED = "paused"  # no process until `start_at`
     FAILED = "failed"  # as PAUSED, for longer: it died too often
-    STOPPING = "stopping"  # the stack goes down
+    STOPPING = "stopping"  # the stack is stopping
 
 
 class Role(StrEnum):
-    """What a process of the layer is there for."""
+    """The role of a process of the layer."""
 
     PROCESS = "process"
     SUCCESSOR = "successor"
@@ -49,23 +50,23 @@ class Role(StrEnum):
 
 
 class Event(Enum):
-    """What may happen to a layer."""
+    """The events of a layer."""
 
     START = "the stack boots"
     READY = "the process serves"
     DIED = "the process ended"
-    HUNG = "the process gives no sign of life"
-    RENEW = "somebody asked for a planned restart"
+    HUNG = "the process gives no life sign"
+    RENEW = "a planned restart is requested"
     LOADED = "the successor has loaded its code"
     SUCCESSOR_DIED = "the successor ended"
     SPARE_DIED = "the spare ended"
     FORK_REFUSED = "the system refused a fork"
-    TIME = "a moment that was waited for has come"
-    STOP = "the stack shall go down"
+    TIME = "a deadline has come"
+    STOP = "the stack stops"
 
 
 class Fork(NamedTuple):
-    """Fork a process. `new_code`: that loads the code as it is on disk; else the code that serves."""
+    """Fork a process. `new_code`: it loads the code that is on disk; else it has the code that serves."""
 
     role: Role
     new_code: bool = False
@@ -84,36 +85,36 @@ class TellStop(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """SIGKILL for a process, and why."""
+    """Send SIGKILL to a process; `why` is the reason."""
 
     role: Role
     why: str
 
 
 class Dismiss(NamedTuple):
-    """SIGKILL for the spare, which has code that is no longer the one to run; nothing more is heard of it."""
+    """Kill the spare, whose code is no longer the one to run; its end is not reported."""
 
 
 class Take(NamedTuple):
-    """The process of that role is the process now."""
+    """The process with this role becomes the one that serves."""
 
     role: Role
 
 
 class UseCode(NamedTuple):
-    """Which code the next processes run: the successor's, the former again; or the former is not needed any more."""
+    """The code of the next processes: the successor's, or the former again; or the former is no longer needed."""
 
     which: str  # "successor", "former", "forget former"
 
 
 class Blame(NamedTuple):
-    """Whether what the process had in hand may have been the cause of its death."""
+    """Whether the record that the process was handling may have caused its death."""
 
     may_be: bool
 
 
 class Log(NamedTuple):
-    """An event for people. `process`: it is about the process that serves or served."""
+    """Add an event to the log. `process`: the event is about the process that serves or served."""
 
     event: str
     detail: str = ""
@@ -122,11 +123,11 @@ class Log(NamedTuple):
 
 
 class Serves(NamedTuple):
-    """The layer serves: place its process, repeat what was asked of it."""
+    """The layer serves: pin its process to its core, and repeat the pending requests."""
 
 
 class Answer(NamedTuple):
-    """Tell whoever asked for a restart: done (""), or what went wrong."""
+    """Answer the requests for a restart: done (""), or the error."""
 
     problem: str
 
@@ -135,21 +136,21 @@ Action = Fork | Go | TellStop | Kill | Dismiss | Take | UseCode | Blame | Log | 
 
 
 class Death(NamedTuple):
-    """How a process ended. `from_outside`: by a SIGKILL that was not the keeper's."""
+    """The end of a process. `from_outside`: by a SIGKILL that the keeper did not send."""
 
     why: str
     from_outside: bool = False
 
 
 class Transition(NamedTuple):
-    """Who acts, and the states that may follow."""
+    """The method that handles an event, and the states that may follow."""
 
     act: Callable[..., None]
     follow: frozenset[State]
 
 
 class Service:
-    """One layer."""
+    """The state machine of one layer."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -158,18 +159,18 @@ class Service:
         self.incarnation = 0
         self.restarts = 0
         self.policy = Restarts()
-        self.ready_at: float | None = None  # since when the process serves; None: it does not yet
+        self.ready_at: float | None = None  # time since which the process serves; None: it does not serve yet
         self.away_since: float | None = None
         self.start_at: float | None = None
         self._spare_at: float | None = None
-        self._on_probation = False  # the code is new, and the former is kept
+        self._on_probation = False  # the code is new, and the former code is kept
         self._stop_by: float | None = None
         self._load_by: float | None = None
         self._forks_refused = 0
         self._actions: list[Action] = []
 
     def happens(self, event: Event, now: float, *facts: object) -> list[Action]:
-        """What the keeper has to do about it."""
+        """Handle an event; returns the actions for the keeper."""
         row = TABLE[self.state].get(event)
         if row is None:
             return []
@@ -180,7 +181,7 @@ class Service:
 
     @property
     def next_time(self) -> float | None:
-        """When TIME is due."""
+        """Time of the next TIME event; None: none is due."""
         due = [self.start_at, self._stop_by, self._load_by]
         if self.state is State.UP:
             due.append(self._spare_at)
@@ -194,7 +195,7 @@ class Service:
     # -- starting ------------------------------------------------------------------------------------------------
 
     def _start(self, now: float) -> None:
-        """Serve with the code that served last, at once."""
+        """Serve at once with the code that served last."""
         self.state = State.STARTING
         self.start_at = self.ready_at = None
         self.incarnation += 1
@@ -215,7 +216,7 @@ class Service:
         self._do(Serves(), Log("serves", gap_ms=gap_ms), Answer(""))
 
     def _refused(self, now: float, role: Role, why: str) -> None:
-        """No process is to be had: try again, later and later."""
+        """A fork failed: try again, with increasing pauses."""
         self.present.discard(role)
         pause_s = min(FORK_PAUSE_MAX_S, FORK_PAUSE_S * 2**self._forks_refused)
         self._forks_refused += 1
@@ -232,7 +233,7 @@ class Service:
     # -- dying ---------------------------------------------------------------------------------------------------
 
     def _die(self, now: float, death: Death) -> None:
-        """The process ended, and nobody had told it to."""
+        """The process ended without having been told to stop."""
         self.present.discard(Role.PROCESS)
         served_s = now - (self.ready_at if self.ready_at is not None else now)
         self.away_since = self.away_since if self.away_since is not None else now
@@ -240,7 +241,7 @@ class Service:
         self._do(Blame(not death.from_outside), Log("died", death.why))
         if self._on_probation and not death.from_outside and served_s < PROBATION_S:
             self._on_probation = False
-            self._do(UseCode("former"), Log("rolled back", "the new version died; the former code serves again",
+            self._do(UseCode("former"), Log("rolled back", "the new version died; the former code is used again",
                                             process=False))
             self._dismiss_spare()
         pause_s = self.policy.pause_s(served_s, now, death.from_outside)
@@ -270,9 +271,9 @@ class Service:
     # -- planned restarts ----------------------------------------------------------------------------------------
 
     def _renew(self, now: float) -> None:
-        """Load the code as it is on disk into a successor; the process serves on meanwhile."""
+        """Load the code on disk into a successor, while the present process keeps serving."""
         if Role.SUCCESSOR in self.present:
-            return  # who asked is answered with the one under way
+            return  # the restart under way also answers the new request
         self.policy.forgive()
         self.present.add(Role.SUCCESSOR)
         self._load_by = now + LOAD_TIMEOUT_S
@@ -281,7 +282,7 @@ class Service:
     def _hand_over(self, now: float) -> None:
         self._load_by = None
         if self.state is State.HANDING_OVER:
-            return  # the successor is the second one: the first ended after the process was told to stop
+            return  # this is a second successor: the first ended after the process was told to stop
         if Role.PROCESS not in self.present:
             self._promote(now)
             return
@@ -315,7 +316,7 @@ class Service:
         self.present.discard(Role.SUCCESSOR)
         self._load_by = None
         self._do(Log("refused", death.why, process=False),
-                 Answer(f"{self.name}: the new version did not start, the former one goes on:\n{death.why}"))
+                 Answer(f"{self.name}: the new version did not start, the former one keeps serving:\n{death.why}"))
 
     # -- time, and the end ---------------------------------------------------------------------------------------
 
@@ -371,7 +372,7 @@ def _to(act: Callable[..., None], *follow: State) -> Transition:
 
 
 _S, _E = State, Event
-_SAME: dict[State, dict[Event, Transition]] = {  # what leaves a layer with or without a process in its state
+_SAME: dict[State, dict[Event, Transition]] = {  # the events that a state with or without a process handles alike
     state: {
         _E.RENEW: _to(Service._renew, state),
         _E.SUCCESSOR_DIED: _to(Service._lose_successor, state),

@@ -1,9 +1,9 @@
-"""The code of a layer as it was on disk at one moment, in memory that outlives the process that read it.
+"""Snapshots of a layer's code on disk, in memory that outlives the process that read it.
 
-The keeper imports every layer when it boots, so that a fork of it need import nothing (8 of a restart's milliseconds).
-The successor of a planned restart reads and compiles the files itself, for they may be anything, and leaves what came
-of it in a memfd of the keeper's; later processes import from there. A crash starts again whichever code served last;
-and if new code fails, the former is still there, whatever the files say by then.
+The keeper imports every layer when it boots, so that its forks need not import anything (8 ms of a restart). The
+successor of a planned restart reads and compiles the files itself, because they may contain anything, and leaves the
+result in a memfd of the keeper, from which later processes import. A crash restarts the code that served last. If new
+code fails, the former code is still available, whatever is in the files by then.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _FRAME = re.compile(r'  File "([^"]+)", line (\d{1,6}), in ')
 FILE_OCTETS_MAX = 1 << 20  # of one source file
-# What the process of a layer has beside the layer's own package; usernet.pipe is all that it has of the library.
+# The packages of a layer's process beside the layer's own; it uses nothing of the library but usernet.pipe.
 SHARED = ("bus", "bus.runtime", "bus.durable", "packets", "layers.common", "usernet.pipe")
 _PREFIXES = ("bus", "packets", "layers", "usernet.pipe")
 
 
 def packages_of(layer: str) -> tuple[str, ...]:
-    """The packages that the process of `layer` is made of."""
+    """The packages of which the process of `layer` consists."""
     return (*SHARED, f"layers.{layer}")
 
 
@@ -45,11 +45,11 @@ class Booted:
         importlib.import_module(f"layers.{layer}.__main__")
 
     def install(self) -> None:
-        """Nothing to do: a fork has it."""
+        """Nothing to do: a fork has the modules already."""
 
 
 class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The code of a layer as it is on disk at the first `install`, which later ones find here."""
+    """The code of a layer as it is on disk at the first `install`; later installs use the same code."""
 
     def __init__(self, layer: str) -> None:
         self._layer = layer
@@ -58,30 +58,31 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._modules: dict[str, tuple[CodeType, str, bool]] = {}
 
     def compile(self) -> None:
-        """Read the files and compile them. SyntaxError, ValueError, OSError and more, for they may hold anything."""
+        """Read and compile the files. SyntaxError, ValueError, OSError and others: the files may contain anything."""
         modules = {}
         for path in source_files(packages_of(self._layer)):
             relative = path.relative_to(ROOT).with_suffix("")
             is_package = relative.name == "__init__"
             name = ".".join(relative.parts[:-1] if is_package else relative.parts)
-            # Never from __pycache__: that takes a file for unchanged that has the same size and second (1 ms a file).
+            # Never use __pycache__, which treats a file with the same size and second as unchanged (1 ms per file).
             modules[name] = (compile(_source(path), str(path), "exec", dont_inherit=True), str(path), is_package)
         octets = marshal.dumps(modules)
         os.pwrite(self.descriptor, octets, 0)
 
     def load(self) -> None:
-        """Make the modules known to this process; compiled now, where no process has done it before."""
+        """Load the code objects into this process; compile them if no process has done so."""
         if not os.fstat(self.descriptor).st_size:
             self.compile()
         self._modules = marshal.loads(os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0))
 
     def install(self) -> None:
-        """In a fresh fork: forget these packages, and import them from here from now on."""
+        """In a fresh fork: forget these packages, and import them from this snapshot from now on."""
         self.load()
         for name in list(sys.modules):
             if name.startswith(_PREFIXES):
                 del sys.modules[name]
-        vars(sys.modules.get("usernet", sys)).pop("pipe", None)  # `from usernet import pipe` would look there first
+        # otherwise `from usernet import pipe` would find the old module
+        vars(sys.modules.get("usernet", sys)).pop("pipe", None)
         sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname, path=None, target=None):
@@ -92,7 +93,7 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.util.spec_from_loader(fullname, self, origin=found[1], is_package=found[2])
 
     def create_module(self, spec) -> ModuleType | None:
-        """importlib.abc.Loader: the usual kind of module."""
+        """Use the default kind of module (importlib.abc.Loader)."""
         return None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -106,8 +107,8 @@ Code = Booted | Snapshot
 
 
 def _source(path: Path) -> bytes:
-    """A source file's octets; OSError or ValueError for what cannot be one."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+    """The octets of a source file. OSError or ValueError: not a source file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -118,26 +119,26 @@ def _source(path: Path) -> bytes:
 
 
 def source_files(packages: Iterable[str]) -> list[Path]:
-    """The source files of `packages` (dotted names below the checkout), without those of packages in them."""
+    """The source files of `packages` (dotted names below the checkout), without those of their subpackages."""
     return sorted(path for package in packages for path in (ROOT / package.replace(".", "/")).glob("*.py"))
 
 
 def fingerprint(packages: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Modification time and size by file: differs when the code may."""
+    """{file: (modification time, size)}: differs if the code may have changed."""
     found = {}
     for path in source_files(packages):
         try:
             status = path.stat()
         except OSError:
-            continue  # renamed between the listing and now
+            continue  # renamed since the listing
         found[str(path)] = (status.st_mtime_ns, status.st_size)
     return found
 
 
 def with_source(told: str, layer: str) -> str:
-    """A traceback of a process that can read no file any more, with the lines of code as they are on disk now.
+    """A traceback of a process that cannot read files, with the source lines that are on disk now.
 
-    Of that layer's files only, whatever it tells.
+    Lines are added from that layer's files only, whatever the traceback contains.
     """
     known = {str(path) for path in source_files(packages_of(layer))}
     lines: list[str] = []

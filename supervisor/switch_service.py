@@ -1,9 +1,9 @@
-"""The keeper's part in a virtual wire: this stack's port, and that there is a switch.
+"""The keeper's part in a virtual wire: the port of this stack, and the supervision of the switch.
 
-The switch belongs to the wire, not to the stack whose keeper happened to start it: it is in a session of its own and
-ends by itself, after the last stack. Every keeper on the wire watches it, as it watches its layers, and kills it where
-it hangs. When it dies they all try for the flock on the wire's lock file; who gets it hands it on to the next switch,
-the others find that one.
+The switch belongs to the wire, not to the stack whose keeper started it. It runs in a session of its own and ends by
+itself after the last stack. Every keeper on the wire watches it like a layer, and kills it if it hangs. When it dies,
+all keepers try to get the flock on the wire's lock file. The one that gets it passes it on to the next switch; the
+others find that switch.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from supervisor.resources import LISTEN_BACKLOG
 from switch import process as switch
 
 PORT_NUMBER_BITS = 48
-START_PAUSE_S = 1.0  # the least time between two switches that this stack starts: one may fail at once
+START_PAUSE_S = 1.0  # minimum time between two switches that this stack starts, because one may fail at once
 
 
 class Wire:
-    """One stack's hold on the wire in `directory`. `report` is told when its switch comes and goes.
+    """One stack's port on the wire in `directory`. `report` is called when its switch starts and ends.
 
-    `show` lets link reach the switch's inbox, whenever that is a new one.
+    `show` links the switch's inbox into link's root directory whenever there is a new one.
     """
 
     def __init__(self, directory: Path, selector: selectors.BaseSelector, report: Callable[[str], None],
@@ -49,16 +49,17 @@ class Wire:
         self._show = show
         self._locked = locked
         self._pipes = pipes
-        self._cores = os.sched_getaffinity(0)  # as the stack was started with; the switch is not this stack's
-        self._switch = 0  # its pid; 0: none is known
+        # the affinity of the process that started the stack, because the switch is not part of the stack
+        self._cores = os.sched_getaffinity(0)
+        self._switch = 0  # its pid; 0: unknown
         self._switch_fd = -1
-        self._found = 0.0  # when it was
+        self._found = 0.0  # time when it was found
         self._watch = Watch()
         self._next_start = 0.0
         self.listener, self.inbox = open_port(self._directory)
 
     def tend(self, now: float) -> None:
-        """To be called often: see that there is a switch, and that it lives."""
+        """To be called often: start a switch if there is none, and kill one that hangs."""
         if self._switch:
             self._look_after(now)
             return
@@ -71,39 +72,39 @@ class Wire:
     def _look_after(self, now: float) -> None:
         told = switch.read_beat(self._directory)
         if not told:
-            return  # it has not turned its loop yet
+            return  # it has not finished its first turn yet
         beat = max(told, self._found)
         used = used_s(self._switch)
         if self._watch.suspicious(now, beat, used):
             found = sample(self._switch)
             if found is not None and self._watch.hung(now, found, used):
-                self._report(f"switch [{self._switch}] of '{self._name}' hung: no sign of life for "
+                self._report(f"switch [{self._switch}] of '{self._name}' hung: no life sign for "
                              f"{(now - beat) * 1000:.0f} ms (state {found.state})")
-                self._found = now  # time to be dead in
+                self._found = now  # gives it time to die
                 try:
                     signal.pidfd_send_signal(self._switch_fd, signal.SIGKILL)
                 except ProcessLookupError:
-                    pass  # another keeper did it
+                    pass  # another keeper killed it
 
     def leave(self) -> None:
-        """Give the port back; the switch goes when this process does, if it was the last."""
+        """Release the port; the switch ends with its last port."""
         self.inbox.unlink(missing_ok=True)
 
     def status(self) -> dict:
-        """For `status`."""
+        """The switch's part of `status`."""
         return {"pid": self._switch or None, "counters": switch.read_counters(self._directory)}
 
     def _try_lock(self) -> int | None:
         try:
             descriptor = os.open(self._directory / SWITCH_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
-            return None  # somebody removed the wire under our feet: nobody will join it any more
+            return None  # the directory was removed: no other stack can join the wire any more
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(self._directory / SWITCH_LOCK)):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
-            pass  # there is a switch, or one is just removing the lock at its end: look again at the next tick
+            pass  # a switch runs, or one is removing the lock at its end: look again at the next tick
         os.close(descriptor)
         return None
 
@@ -117,7 +118,7 @@ class Wire:
             self._show(self._directory / SWITCH_SOCKET)
         except FileNotFoundError:
             os.close(self._switch_fd)
-            return  # it left meanwhile
+            return  # it has ended meanwhile
         self._switch = pid
         self._found = time.monotonic()
         self._watch = Watch()
@@ -132,7 +133,7 @@ class Wire:
         self.tend(time.monotonic())
 
     def _start_switch(self, lock_fd: int) -> None:
-        """Fork it twice, so that it is nobody's child and outlives this stack."""
+        """Fork it twice, so that it is not a child of this process and outlives this stack."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -144,7 +145,7 @@ class Wire:
         os.waitpid(pid, 0)
 
     def _lock(self) -> lockdown.Lock:
-        """Of the file system it needs the wire's directory, which it removes with the last port."""
+        """The switch's lock: it needs only the wire's directory, which it removes with the last port."""
         folders = {str(self._directory): landlock.READ_DIR | landlock.REMOVE_FILE,
                    str(self._directory.parent.parent): landlock.REMOVE_DIR}
         return lockdown.Lock(kind="switch", root=None, folders=folders, uid=os.geteuid(), clients=True,
@@ -170,10 +171,10 @@ class Wire:
 
 
 def open_port(folder: Path) -> tuple[socket.socket, Path]:
-    """A socket that listens in the wire's directory, and its path there.
+    """A socket that listens in the wire's directory, and its path.
 
-    It gets its name only once it listens: whoever finds it and is refused knows that its process is gone. The switch
-    that leaves last may remove the directory, or a name not yet given, at any moment here: then once more.
+    The socket gets its name after it listens, so a refused connection means that its process has ended. The last switch
+    may remove the directory, or the temporary name, at any moment; then this is repeated.
     """
     number = random.SystemRandom().getrandbits(PORT_NUMBER_BITS)
     path = folder / port_name(number)

@@ -1,7 +1,7 @@
-"""What is asked of the layers' taps: captures, each for as long as its caller holds the line, and impairments.
+"""The requests for the layers' taps: captures, each until its caller disconnects, and impairments.
 
-The keeper holds both, so that they outlive a layer: each incarnation is told at its start what it is to do
-(`bus.runtime.taps.TapRequests`), and those that run are told at every change. Impairments end with the stack.
+The keeper holds both, so that they outlive a layer: each incarnation gets the requests at its start
+(`bus.runtime.taps.TapRequests`), and running layers get every change. Impairments end with the stack.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from supervisor.managed_layer import ManagedLayer
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """One layer in a request to capture; peers as in CaptureRequest."""
+    """One layer in a capture request; peers as in CaptureRequest."""
 
     taken: frozenset[int] = frozenset()
     sent: frozenset[int] = frozenset()
@@ -32,7 +32,7 @@ class Watched(msgspec.Struct, frozen=True):
 
 
 class Impaired(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One direction of one pipe, as asked for; `layer` is where it is done, `peer` the other end."""
+    """An impairment of one direction of one pipe, carried out by `layer`; `peer` is the other end."""
 
     pipe: str
     layer: str
@@ -43,26 +43,26 @@ class Impaired(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Taps:
-    """One stack's."""
+    """The requests for the taps of one stack."""
 
     def __init__(self, layers: dict[str, ManagedLayer]) -> None:
         self._layers = layers
         self._captures: dict[Caller, dict[str, CaptureRequest]] = {}
-        self._free = set(range(layout.TAPS_MAX))  # rings, the same in each layer
+        self._free = set(range(layout.TAPS_MAX))  # numbers of free rings, the same in each layer
         self._impairments: dict[int, Impaired] = {}
         self._number = 0
 
     def requests(self, layer: str) -> TapRequests:
-        """All that is asked of a layer now."""
+        """All requests for a layer at present."""
         return TapRequests(
             tuple(layers[layer] for layers in self._captures.values() if layer in layers),
             tuple(ImpairmentRequest(number, one.peer, one.sent, one.settings, one.flow)
                   for number, one in self._impairments.items() if one.layer == layer))
 
     def capture(self, caller: Caller, layers: Any) -> None:
-        """Let the caller watch layers: once all of them do as asked it is told which ring, with each one's memory.
+        """Watch layers for a caller, which gets the number of the ring and each layer's memory when all layers do so.
 
-        Those to be recorded are started anew, since a recording begins with a process. ValueError.
+        Layers that are recorded are restarted, because a recording begins with a process. ValueError: invalid request.
         """
         asked = msgspec.convert(layers, dict[str, Watched])
         if not asked or not set(asked) <= set(self._layers):
@@ -92,20 +92,20 @@ class Taps:
         self.tell(asked, told)
 
     def hung_up(self, caller: Caller) -> None:
-        """The caller has gone; so has what it watched with."""
+        """The caller has disconnected: end its capture."""
         ended = self._captures.pop(caller, {})
         if ended:
             self.tell(ended, partial(self._release, next(iter(ended.values())).slot, list(ended)))
 
     def _release(self, slot: int, layers: list[str]) -> None:
-        """No layer writes there any more: the memory is the system's again."""
+        """No layer writes into this ring any more: return the memory to the system."""
         for layer in layers:
             with layout.map_tap(self._layers[layer].resources.memory_fd, slot) as ring:
                 ring.madvise(mmap.MADV_REMOVE)
         self._free.add(slot)
 
     def impair(self, wanted: Any, done: Callable[[], object]) -> None:
-        """Set impairments, each in the place of what was there for the same pipe and flow. ValueError."""
+        """Set impairments; each replaces the one for the same pipe and flow. ValueError: invalid request."""
         asked = msgspec.convert(wanted, list[Impaired])
         for one in asked:
             if one.layer not in self._layers:
@@ -122,9 +122,9 @@ class Taps:
         self.tell({one.layer for one in asked}, done)
 
     def clear(self, pipes: Iterable[str], flow: str | None) -> list[Impaired]:
-        """End the impairments of these pipes (none named: of all), of that flow only if there is one; which they were.
+        """Remove the impairments of these pipes (none given: of all) and of `flow` if it is given; returns them.
 
-        The layers have yet to be told.
+        The caller must `tell` the layers afterwards.
         """
         wanted = set(pipes)
         ended = {number: one for number, one in self._impairments.items()
@@ -134,11 +134,11 @@ class Taps:
         return list(ended.values())
 
     def listing(self) -> list[Impaired]:
-        """The impairments that hold."""
+        """The present impairments."""
         return list(self._impairments.values())
 
     def tell(self, layers: Iterable[str], done: Callable[[], object]) -> None:
-        """Tell these layers what is asked of them now; `done` once all do it."""
+        """Send these layers their present requests; `done` is called when all have applied them."""
         waiting = set(layers)
         if not waiting:
             done()

@@ -1,7 +1,8 @@
-"""The switch's core: a transparent bridge (IEEE 802.1D-2004 clause 7) without spanning tree, for a wire has no loops.
+"""The switch's core: a transparent bridge (IEEE 802.1D-2004 clause 7). It has no spanning tree, because a wire has no
+loops.
 
-Owns: which station was last seen at which port. Talks to: ports, by number. Forgets in a crash: all of it; frames are
-flooded until their receivers have spoken again.
+Owns: the port at which each station was last seen. Talks to: ports, by number. Forgets in a crash: everything; frames
+are flooded until their receivers have sent a frame again.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from bus.layer import CounterWords
 from switch.counters import Counters as C
 
-FRAME_MIN_OCTETS = 60  # IEEE 802.3 clause 3.2.8: 64, less the check sequence, which no frame here has
+FRAME_MIN_OCTETS = 60  # IEEE 802.3 clause 3.2.8: 64, minus the check sequence, which frames here do not have
 FRAME_MAX_OCTETS = 65535  # the largest MTU (65521) and its header
 AGEING_S = 300.0  # IEEE 802.1D-2004 table 7-5: the recommended default
-STATIONS_MAX = 256  # per port, so that who invents addresses displaces none but his own
+STATIONS_MAX = 256  # per port, so that a port with many addresses displaces only its own
 RESERVED = b"\x01\x80\xc2\x00\x00"  # IEEE 802.1D-2004 table 7-10: these octets, then 00 to 0f
 
 
@@ -21,22 +22,22 @@ class Switch:
 
     def __init__(self, counters: CounterWords) -> None:
         self._counters = counters
-        self._ports: dict[int, dict[bytes, float]] = {}  # port: its stations, oldest first; when each was last seen
-        self._port_of: dict[bytes, int] = {}  # the same, by station
+        self._ports: dict[int, dict[bytes, float]] = {}  # {port: {station: time last seen}}, oldest first
+        self._port_of: dict[bytes, int] = {}  # {station: port}
 
     def join(self, port: int) -> None:
-        """A port that takes part from now on."""
+        """Add a port."""
         self._ports[port] = {}
         self._counters[C.joined] += 1
 
     def leave(self, port: int) -> None:
-        """It does no longer, nor do its stations."""
+        """Remove a port and its stations."""
         for station in self._ports.pop(port):
             del self._port_of[station]
         self._counters[C.left] += 1
 
     def forward(self, port: int, frames: list[bytes], now: float) -> dict[int, list[bytes]]:
-        """Frames that came in at `port`, in order: which of them go out at which others."""
+        """Forward frames that arrived at `port`, in order. Returns {port: frames to send there}."""
         counters, ports, port_of = self._counters, self._ports, self._port_of
         stations = ports[port]
         out: dict[int, list[bytes]] = {}
@@ -74,7 +75,7 @@ class Switch:
         return out
 
     def _learn(self, station: bytes, port: int) -> None:
-        """It is seen at `port`, and was not there before; the caller notes the time."""
+        """Note that the station is now at `port`; the caller notes the time."""
         stations = self._ports[port]
         self._counters[C.moved if station in self._port_of else C.learnt] += 1
         if station in self._port_of:

@@ -1,9 +1,9 @@
 """The switch's process: sockets, clock and files around the core.
 
-It holds the flock on the wire's lock file from before its first instruction to its end, so a wire has one switch at
-most. Ports are found by their socket files: at the start by looking, later when they introduce themselves. A port's end
-is its process's end, seen on a pidfd; the last port's is the switch's, which leaves no file. If it is killed, a keeper
-on the wire starts the next (supervisor.switch_service), which looks again; the stations are learnt again.
+It holds the flock on the wire's lock file during its whole life, so a wire has at most one switch. It finds ports by
+their socket files, at the start by listing them, later when they introduce themselves. A pidfd shows the end of a
+port's process. With the last port the switch ends and removes its files. If it is killed, a keeper on the wire starts
+the next (supervisor.switch_service), which lists the ports and learns the stations again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 PORTS_MAX = 256
 COUNTERS_OCTETS = mmap.PAGESIZE
-BEAT_NS = COUNTERS_OCTETS // 8 - 1  # of the words in there: CLOCK_MONOTONIC of the loop's last turn
-TICK_S = 0.1  # the longest turn: as in a layer (bus.runtime.event_loop), or the keepers would take it for hung
+BEAT_NS = COUNTERS_OCTETS // 8 - 1  # the word with CLOCK_MONOTONIC of the loop's last turn
+TICK_S = 0.1  # the longest turn: as in a layer (bus.runtime.event_loop); otherwise the keepers would consider it hung
 
 
 class Port:
-    """One stack on the wire: its process, and the pipe to its link."""
+    """One stack on the wire: its process, and the pipe to its link layer."""
 
     def __init__(self, number: int, pidfd: int, outbox: Push) -> None:
         self.number = number
@@ -65,7 +65,7 @@ class Process:
                                         self._malformed)
 
     def run(self) -> None:
-        """Serve until no port is left, and remove the wire."""
+        """Serve until no port is left, then remove the wire."""
         gc.collect()
         gc.freeze()
         wait, pushes, by_pidfd, read = self._poller.epoll.poll, self._poller.pushes, self._by_pidfd, self._inbox.read
@@ -82,19 +82,19 @@ class Process:
                     else:
                         for message in read(descriptor) or ():
                             self._take(message, now)
-                for port in ended:  # only now: the numbers of its descriptors may be another's at once
+                for port in ended:  # last, because the numbers of its descriptors may be reused at once
                     self._leave(port)
         self._remove()
 
     def _look(self) -> bool:
-        """Take in the ports whose files are there and remove the files of those that ended; False: there is none."""
+        """Add the ports whose files exist and remove the files of ended ones. False: there is no port."""
         for path in self._directory.glob(PORTS):
             if self._admit(path) is None and not listener_pid(path, os.geteuid()):
-                path.unlink(missing_ok=True)  # a port listens before its file has this name: nobody comes back to it
+                path.unlink(missing_ok=True)  # a port listens before its file has this name, so its process has ended
         return bool(self._ports)
 
     def _remove(self) -> None:
-        """Leave nothing. A port that appears meanwhile keeps the directory, and its keeper finds the lock free."""
+        """Remove all files. If a port appears meanwhile the directory stays, and its keeper finds the lock free."""
         left = [path.name for path in self._directory.glob(NEW_PORTS)]
         for name in (*left, SWITCH_SOCKET, SWITCH_COUNTERS, SWITCH_LOCK):
             (self._directory / name).unlink(missing_ok=True)
@@ -102,12 +102,12 @@ class Process:
             self._directory.rmdir()
             self._directory.parent.rmdir()
         except OSError:
-            pass  # ENOTEMPTY: somebody else's now
+            pass  # ENOTEMPTY: another stack uses it now
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
     def _admit(self, path: Path) -> Port | None:
-        """The port with that socket, if a process of ours listens there and there is room."""
+        """The port with that socket, if a process of this user listens there and there is room."""
         pid = listener_pid(path, os.geteuid())
         try:
             number = port_number(path)
@@ -144,7 +144,7 @@ class Process:
             counters[C.stranger] += 1
             return
         for number, chosen in self._switch.forward(sender, frames, now).items():
-            # A pack that goes on whole, which most do, need not be packed again.
+            # A message whose frames all go on to the port, the usual case, need not be packed again.
             whole = len(chosen) == len(frames)
             self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
 
@@ -156,24 +156,24 @@ class Process:
 
 
 def _listener(path: Path) -> int:
-    """A descriptor that listens there, in the place of a former switch's."""
+    """A descriptor that listens there, replacing that of a former switch."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
-    path.chmod(0o666)  # for links that are users of their own; nobody else gets past the directory
+    path.chmod(0o666)  # link layers may be other users; the directory keeps others out
     listener.listen(CONNECTIONS_MAX)
     return listener.detach()
 
 
 def _counter_words(path: Path) -> memoryview:
-    """The counters of this wire, in a file that others can read and a killed switch leaves to the next."""
+    """The counters of this wire, in a file that others can read and that survives a killed switch."""
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
         file.truncate(COUNTERS_OCTETS)
         return memoryview(mmap.mmap(file.fileno(), COUNTERS_OCTETS)).cast("Q")
 
 
 def read_beat(directory: Path) -> float:
-    """When the switch of the wire in `directory` last turned its loop, in seconds of CLOCK_MONOTONIC; 0: unknown."""
+    """Time of the last turn of the switch of the wire in `directory`, in seconds of CLOCK_MONOTONIC; 0: unknown."""
     try:
         with (directory / SWITCH_COUNTERS).open("rb", buffering=0) as file:
             return int.from_bytes(os.pread(file.fileno(), 8, 8 * BEAT_NS), sys.byteorder) / 1e9
@@ -182,7 +182,7 @@ def read_beat(directory: Path) -> float:
 
 
 def read_counters(directory: Path) -> dict[str, int]:
-    """What the switch of the wire in `directory` has counted so far; empty while there is none."""
+    """The counters of the switch of the wire in `directory`; empty while there is none."""
     try:
         return C.read(memoryview((directory / SWITCH_COUNTERS).read_bytes()).cast("Q"))
     except (OSError, IndexError, TypeError):

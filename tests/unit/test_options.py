@@ -17,9 +17,9 @@ def number(address: str) -> int:
 
 
 @pytest.mark.parametrize(("given", "text"), [
-    ({"address": "10.0.0"}, "give it like 10.0.0.2/24"),
-    ({"address": "10.0.0.2/33"}, "give it like 10.0.0.2/24"),
-    ({"address": "::1/64"}, "give it like 10.0.0.2/24"),
+    ({"address": "10.0.0"}, "expected an address like 10.0.0.2/24"),
+    ({"address": "10.0.0.2/33"}, "expected an address like 10.0.0.2/24"),
+    ({"address": "::1/64"}, "expected an address like 10.0.0.2/24"),
     ({"address": "224.0.0.1/24"}, "a host cannot have this address"),
     ({"address": "127.0.0.1/8"}, "a host cannot have this address"),
     ({"address": "0.0.0.0/0"}, "a host cannot have this address"),
@@ -34,8 +34,8 @@ def number(address: str) -> int:
     ({"gateway": "10.0.0.2"}, "another host of the stack's own network"),
     ({"gateway": "10.0.0.0"}, "another host of the stack's own network"),
     ({"gateway": "10.0.0.255", "wire": "lab"}, "another host of the stack's own network"),
-    ({"mac": "02:00:00:00:00"}, "give it like 02:00:00:00:00:02"),
-    ({"mac": "02-00-00-00-00-02"}, "give it like 02:00:00:00:00:02"),
+    ({"mac": "02:00:00:00:00"}, "expected an address like 02:00:00:00:00:02"),
+    ({"mac": "02-00-00-00-00-02"}, "expected an address like 02:00:00:00:00:02"),
     ({"mac": "01:00:5e:00:00:01"}, "neither a group address nor zero"),
     ({"mac": "00:00:00:00:00:00"}, "neither a group address nor zero"),
     ({"cores": "fast"}, "compact, spread, auto, or core numbers like 0,1"),

@@ -1,8 +1,9 @@
-"""The janitor: a process that waits for the keeper to end, and then removes what a killed keeper leaves behind.
+"""The cleanup process: waits for the keeper to end, and removes the files that a killed keeper leaves behind.
 
-Layers end with the keeper by themselves (prctl(2), PR_SET_PDEATHSIG), interfaces and namespaces with the last process
-in them; files would stay. It starts before the first file is made and touches nothing while the keeper lives. It takes
-the lock of the run directory before it removes anything, so one that wakes late leaves a newer stack's files alone.
+Layers end with the keeper because of PR_SET_PDEATHSIG (prctl(2)), and interfaces and namespaces end with the last
+process in them, but files would stay. The cleanup process starts before the first file is made and touches nothing
+while the keeper lives. It takes the lock of the run directory before it removes anything, so if it wakes late it leaves
+the files of a newer stack alone.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from setproctitle import setproctitle
 from supervisor.run_dir import Held, clean_up
 
 
-class Janitor:
-    """This process's, which is the keeper: `pidfd` becomes readable when the janitor ends."""
+class CleanupProcess:
+    """The cleanup process as the keeper, its parent, sees it: `pidfd` becomes readable when it ends."""
 
     def __init__(self, stack: str, run_dir: Path) -> None:
         self._stack, self._run_dir = stack, run_dir
@@ -35,10 +36,10 @@ class Janitor:
             os.close(keeper)
         self.pidfd = os.pidfd_open(self.pid)
 
-    def renew(self) -> None:
-        """Fork another, and end this one if it has not ended by itself.
+    def replace(self) -> None:
+        """Fork another cleanup process, and end this one if it still runs.
 
-        Once all modules are loaded, so that the other shares their memory with the keeper: 9 MB less.
+        The keeper also does this when all modules are loaded, because the new process shares their memory: 9 MB less.
         """
         pid, pidfd = self.pid, self.pidfd
         self._fork()
@@ -47,7 +48,7 @@ class Janitor:
         os.close(pidfd)
 
     def finish(self, held: Held) -> None:
-        """The keeper, which holds the directory, leaves in order: remove its files, and end the janitor."""
+        """At an orderly end of the keeper, which holds the directory: remove its files and end the cleanup process."""
         held.remove()
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -58,7 +59,7 @@ def _clean_up_after(stack: str, run_dir: Path, keeper: int) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        setproctitle(f"usernet {stack}: janitor")
+        setproctitle(f"usernet {stack}: cleanup")
         os.closerange(3, keeper)
         os.closerange(keeper + 1, os.sysconf("SC_OPEN_MAX"))
         select.select([keeper], [], [])
