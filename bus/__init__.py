@@ -1,1 +1,1 @@
-"""What two layers may share: pipes, records, durable memory, the loop of a layer's process."""
+"""What joins the layers: pipes, records, durable memory, and the event loop of a layer's process."""

@@ -1,4 +1,4 @@
-"""What the launcher tells every layer when it forks it."""
+"""The configuration of a stack, which the keeper passes to every layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import msgspec
 from bus import topology
 from packets.ipv4 import TCP, TTL_DEFAULT, UDP
 
-# Users that processes of stacks become where root starts them (supervisor.lockdown); given to nobody: systemd's
-# UIDS-GIDS.md has these as unused.
+# User ids for layers if root starts the stack (supervisor.lockdown). systemd's UIDS-GIDS.md lists this range as unused.
 STACK_USERS = range(0x75000000, 0x79000000)
-# Kinds of offload, as `status` names them.
+# Kinds of offload, with the names that `status` shows.
 CHECKSUM, UDP_SEGMENTATION, TCP_SEGMENTATION = "checksum", "udp-segmentation", "tcp-segmentation"
 SEGMENTATION_OF = {UDP: UDP_SEGMENTATION, TCP: TCP_SEGMENTATION}  # by protocol
 
@@ -21,30 +20,32 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One stack's settings. Addresses are 32-bit integers; `gateway` 0: none."""
 
     name: str
-    run_dir: str  # where this layer finds the sockets that it connects to
-    owner: int = 0  # the user whose stack it is: the keeper's, and the applications'
-    users: tuple[int, ...] = ()  # who may connect to this layer: the owner, and the layers that feed it
+    run_dir: str  # directory with the sockets that this layer connects to
+    owner: int = 0  # the user who owns the stack; the keeper and the applications run as this user
+    # the users that may connect to this layer: the owner, and the users of the layers that send to it
+    users: tuple[int, ...] = ()
     address: int
     prefix: int
     mac: bytes
     gateway: int = 0
     mtu: int = 1500
-    ttl: int = TTL_DEFAULT  # of packets whose sender does not choose one (RFC 1122 section 3.2.1.7)
-    accept_redirects: bool = False  # follow what gateways redirect us to (RFC 1122 section 3.2.2.2)
+    ttl: int = TTL_DEFAULT  # of packets whose sender does not choose a TTL (RFC 1122 section 3.2.1.7)
+    accept_redirects: bool = False  # accept redirects from gateways (RFC 1122 section 3.2.2.2)
     wire: str = ""  # name of the virtual wire; empty: a TAP
-    wire_inbox: str = ""  # on a wire: link's socket there; a mere name where link has the switch's in its `run_dir`
+    # on a wire: path of link's socket; only a name if link's `run_dir` contains the switch's socket
+    wire_inbox: str = ""
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
-    offload: tuple[str, ...] = ()  # what the TAP's other end takes off our hands: kinds of offload
-    pipes: str = "direct"  # what joins the layers and serves the applications (usernet.pipe.contract.IMPLEMENTATIONS)
-    layers: tuple[str, ...] = topology.ALWAYS  # those that are booted
+    offload: tuple[str, ...] = ()  # kinds of offload that the device supports
+    pipes: str = "direct"  # the kind of pipes (usernet.pipe.contract.IMPLEMENTATIONS)
+    layers: tuple[str, ...] = topology.ALWAYS  # the booted layers
     sysctl: dict[str, int] = {}  # settings by Linux's names (bus.sysctl)
-    epoch: float = 0.0  # what CLOCK_MONOTONIC lacked, at the boot, to the seconds since 1970
-    cookie: int = 0  # added to a layer's id in its frames: what others of this user send cannot pass for a layer's
+    epoch: float = 0.0  # difference between seconds since 1970 and CLOCK_MONOTONIC at the boot
+    cookie: int = 0  # added to the layer ids in frames, so that other programs of this user cannot pose as a layer
 
 
 def draw_cookie() -> int:
-    """A new one: above all ids of clients, its last octet left for a layer's."""
+    """A random cookie: larger than all client ids, with the last octet free for a layer's id."""
     return (1 << 54) + (secrets.randbits(46) << 8)
 
 

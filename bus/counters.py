@@ -1,13 +1,14 @@
-"""Counters: every event that someone may ask for has a name and a sentence.
+"""Counters: every event of interest has a name and a sentence.
 
-A layer's `counters.py` is one class:
+The `counters.py` of a layer is one class:
 
-    class Counters(CounterSet):
-        received = Counter("Packets from the link.", "in")
-        bad_checksum = Drop("The header checksum does not verify.")
+   class Counters(CounterSet):
+       received = In("Packets from the link.")
+       bad_checksum = Drop("The header checksum does not verify.")
 
-After the class statement `Counters.received` is an index into the layer's counter words, which live in memory that the
-keeper holds: they survive the layer, and `status` reads them without asking it. In a test any list of integers will do.
+After the class statement `Counters.received` is an index into the layer's counter words. They are in memory that the
+keeper holds, so they survive the layer, and `status` reads them without asking the layer. In tests any list of integers
+can take their place.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ Role = Literal["in", "out", "drop", "event"]
 
 
 class Counter(NamedTuple):
-    """One counter. `role` says in which of `status`'s columns it adds up."""
+    """One counter. `role` selects the column of `status` to which it is added."""
 
     sentence: str
     role: Role = "event"
 
 
 def Drop(sentence: str) -> int:  # noqa: N802  (reads as a declaration; typed as the index that it becomes)
-    """A counter of things thrown away; the sentence says why."""
+    """A counter of dropped packets or records; the sentence gives the reason."""
     return Counter(sentence, "drop")  # type: ignore[return-value]
 
 
 def In(sentence: str) -> int:  # noqa: N802
-    """A counter of packets that came in."""
+    """A counter of received packets."""
     return Counter(sentence, "in")  # type: ignore[return-value]
 
 
 def Out(sentence: str) -> int:  # noqa: N802
-    """A counter of packets that went out."""
+    """A counter of sent packets."""
     return Counter(sentence, "out")  # type: ignore[return-value]
 
 
@@ -46,7 +47,10 @@ def Event(sentence: str) -> int:  # noqa: N802
 
 
 class CounterSet:
-    """Base of the counter classes; turns each declaration into its index. Subclasses inherit their base's counters."""
+    """Base of the counter classes: turns each declaration into its index.
+
+    Subclasses inherit the counters of their base.
+    """
 
     declared: ClassVar[dict[str, Counter]] = {}
 
@@ -59,27 +63,27 @@ class CounterSet:
 
     @classmethod
     def new(cls) -> list[int]:
-        """Fresh counter words, for a core without a bus."""
+        """Counter words with zeros, for a core without a bus."""
         return [0] * len(cls.declared)
 
     @classmethod
     def read(cls, words: Sequence[int]) -> dict[str, int]:
-        """Counter values by name."""
+        """{name: value}."""
         return {name: words[index] for index, name in enumerate(cls.declared)}
 
 
 class PipeCounters(CounterSet):
-    """What the bus counts for every layer, whatever its own counters are."""
+    """The counters that the bus has for every layer, in addition to the layer's own."""
 
     bus_frames_in = Event("Frames taken from the inbox.")
-    bus_frames_out = Event("Frames handed to a pipe.")
-    bus_malformed = Drop("Frames that do not parse as a frame of this protocol.")
-    bus_foreign = Drop("Frames of a sender or a kind that the table of pipes does not allow here.")
-    bus_stale = Drop("Frames of a former incarnation of their sender.")
-    bus_repeated = Event("Frames that had been processed before and came again after a restart.")
-    bus_early = Event("Frames ahead of their turn while a repetition is awaited; they come again.")
-    bus_lost = Drop("Frames that a restart lost: no longer in their sender's journal.")
-    bus_pipe_full = Drop("Records that did not fit the next layer's pipe.")
+    bus_frames_out = Event("Frames written to a pipe.")
+    bus_malformed = Drop("Frames that cannot be decoded.")
+    bus_foreign = Drop("Frames of a sender or kind that the table of pipes does not allow here.")
+    bus_stale = Drop("Frames of an earlier incarnation of their sender.")
+    bus_repeated = Event("Frames that were repeated after a restart and had been processed before.")
+    bus_early = Event("Frames that arrived early while a repetition was pending; they are sent again.")
+    bus_lost = Drop("Frames lost in a restart because their sender's journal no longer had them.")
+    bus_pipe_full = Drop("Records dropped because the next layer's pipe was full.")
     bus_poison = Drop("Records set aside because they killed this layer twice.")
     bus_replayed = Event("Frames sent again to a neighbour that restarted.")
     bus_state_damaged = Drop("Starts at which durable state did not verify: what was stored from there on is gone.")

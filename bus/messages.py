@@ -1,4 +1,4 @@
-"""What two neighbouring layers say to each other: the kinds of record, and what stands in them.
+"""The records between layers: their kinds and their formats.
 
 Records of data are packed structs, those of control MessagePack. Integers are little-endian, addresses and ports inside
 packets are as on the wire. `decode_...` never raises anything but `ValueError` on foreign octets.
@@ -62,12 +62,12 @@ PACKET = 3  # PACKET_HEAD + a whole packet, its IP header first: for this host
 PACKET_OUT = 5  # PACKET_OUT_HEAD + a whole packet, for link to send
 ARP_IN = 6  # an ARP packet, without its Ethernet header
 ARP_OUT = 7  # destination MAC (6 octets) + ARP packet
-TRANSMIT = 8  # TRANSMIT_HEAD + IP options + transport segment, for ip to wrap and send
-REPORT_ERROR = 9  # REPORT_HEAD + a PACKET record, cut to QUOTE_OCTETS of packet: icmp shall tell its sender
-ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet of ours that an ICMP error quotes, its IP header first
-ETHERNET = 11  # a whole Ethernet frame, between a link and the switch of its wire
-PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not pass a packet of ours on without fragmenting it
-REDIRECT = 20  # destination, gateway that is nearer to it, gateway that says so: addresses of one width
+TRANSMIT = 8  # TRANSMIT_HEAD + IP options + transport segment; ip adds the header and sends it
+REPORT_ERROR = 9  # REPORT_HEAD + a PACKET record with at most QUOTE_OCTETS of packet; icmp sends an error to its sender
+ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet that an ICMP error quotes, from its IP header on
+ETHERNET = 11  # a whole Ethernet frame, between link and the switch of a wire
+PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not forward a packet without fragmenting it
+REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: addresses of one width
 
 # Control (from 128): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped either, bounded by
 # credit; behind a full pipe they merge.
@@ -135,13 +135,14 @@ KIND_NAMES = {
 WIDTH_OF_FAMILY = dict(zip((FAMILY_4, FAMILY_6), WIDTHS, strict=True))
 INTERFACE = 1  # the only one; 0 in a TRANSMIT: the route's
 
-# Interface, family, flags, octets of IP header, segment size, protocol, TTL, TOS, 0, source, destination. link says
-# interface, family, flags and segment size; the rest is zero, and the packet's padding not yet cut.
+# Interface, family, flags, octets of IP header, segment size, protocol, TTL, TOS, 0, source, destination. link sets
+# interface, family, flags and segment size; the rest is zero, and the packet still has its padding.
 PACKET_HEAD = Struct("!BBBBHBBBx4s4s")
-FLAG_GROUP = 1  # its frame or packet went to a broadcast or multicast address: never answered by an error
-FLAG_CHECKSUM_KNOWN = 2  # the transport's checksum was verified by the device
-FLAG_CHECKSUM_PARTIAL = 4  # it is the pseudo header's sum alone (packets.offload): nothing can have spoilt it
-FLAG_CHECKED = FLAG_CHECKSUM_KNOWN | FLAG_CHECKSUM_PARTIAL  # nothing is left to verify
+FLAG_GROUP = 1  # the frame or packet was sent to a broadcast or multicast address: never answer it by an error
+FLAG_CHECKSUM_KNOWN = 2  # the device has verified the transport's checksum
+# the checksum is only the sum of the pseudo header (packets.offload): the packet cannot be corrupt
+FLAG_CHECKSUM_PARTIAL = 4
+FLAG_CHECKED = FLAG_CHECKSUM_KNOWN | FLAG_CHECKSUM_PARTIAL  # the checksum need not be verified
 FLAG_LOOPED = 8  # from this host itself
 
 # Interface, family, flags (FLAG_CHECKSUM_PARTIAL), protocol, segment size, destination MAC.
@@ -150,16 +151,16 @@ PACKET_OUT_HEAD = Struct("!BBBBH6s")
 # Segment size, interface, family, flags, protocol, TTL, TOS, octets of IP options, source (0: the route's),
 # destination.
 TRANSMIT_HEAD = Struct("!HBBHBBBB4s4s")
-TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments
-TRANSMIT_BROADCAST = 2  # the sender has leave to broadcast (SO_BROADCAST)
-TRANSMIT_MAY_FRAGMENT = 4  # ip fragments what is too long; without it, that is a local error
-TRANSMIT_IGNORE_PATH_MTU = 8  # too long is what the interface cannot carry, whatever was learnt of the path
-TRANSMIT_PARTIAL = 16  # the segment's checksum is partial, of a protocol in packets.offload.CHECKSUM_AT
-TRANSMIT_WHOLE = 32  # behind the head: a whole packet with its IP header, as it shall be sent; protocol as in there
-TRANSMIT_RECORD = 64  # ip records our address and the time in those options that ask for it
-TRANSMIT_LOOP = 128  # to a multicast group: our own members of it get a copy (IP_MULTICAST_LOOP)
+TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments the packet
+TRANSMIT_BROADCAST = 2  # the sender is permitted to broadcast (SO_BROADCAST)
+TRANSMIT_MAY_FRAGMENT = 4  # ip fragments a packet that is too long; otherwise that is a local error
+TRANSMIT_IGNORE_PATH_MTU = 8  # only the MTU of the interface counts, not the path MTU
+TRANSMIT_PARTIAL = 16  # the segment's checksum is partial; only for a protocol in packets.offload.CHECKSUM_AT
+TRANSMIT_WHOLE = 32  # the head is followed by a whole packet with its IP header; protocol as in that header
+TRANSMIT_RECORD = 64  # ip records its address and the time in the options that ask for it
+TRANSMIT_LOOP = 128  # to a multicast group: members on this host get a copy (IP_MULTICAST_LOOP)
 
-# ip(7), IP_MTU_DISCOVER: what each of its values asks of ip. DONT, WANT, DO, PROBE, INTERFACE, OMIT.
+# ip(7), IP_MTU_DISCOVER: the TRANSMIT flags for each value. DONT, WANT, DO, PROBE, INTERFACE, OMIT.
 MTU_DISCOVER_MAX = 5
 TRANSMIT_OF_MTU_DISCOVER = (
     TRANSMIT_MAY_FRAGMENT,
@@ -174,8 +175,9 @@ TRANSMIT_OF_MTU_DISCOVER = (
 # octets of its IP header, offender, source and destination of the quoted packet.
 ERROR_HEAD = Struct("!BBBBIHBB4s4s4s")
 REPORT_HEAD = Struct("!BBxxI")  # type, code, info (MTU or pointer)
-QUOTE_OCTETS = 576  # RFC 1812 section 4.3.2.3: no ICMP error is longer, so no more of a packet can be quoted
-PATH_MTU_HEAD = Struct("!HH")  # the next hop's MTU (0: the router did not say), octets of the packet that it refused
+# RFC 1812 section 4.3.2.3: the maximum length of an ICMP error, so no more of a packet can be quoted
+QUOTE_OCTETS = 576
+PATH_MTU_HEAD = Struct("!HH")  # MTU of the next hop (0: not reported), octets of the packet that the router refused
 ORIGIN_LOCAL = 1  # ip(7): SO_EE_ORIGIN_LOCAL
 ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
 
@@ -202,12 +204,12 @@ Address = Annotated[bytes, msgspec.Meta(max_length=16)]  # of either width, or A
 
 
 class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
-    """What a socket wants of a group (RFC 3376 section 2): all sources but these (`exclude`), or these only."""
+    """The sources that a socket wants of a group (RFC 3376 section 2): all but these (`exclude`), or only these."""
 
     group: Address
     exclude: bool = True
     sources: tuple[Address, ...] = ()
-    emptied: bool = False  # its sources were taken away one by one: on Linux, its mode cannot be changed so any more
+    emptied: bool = False  # its sources were removed one by one; on Linux, such a filter's mode cannot be changed
 
     def allows(self, source: bytes) -> bool:
         """Whether a datagram from `source` is wanted."""
@@ -215,9 +217,9 @@ class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Membership(msgspec.Struct, frozen=True):
-    """The groups that a socket has joined, all of them: none for a socket that is closed.
+    """All groups that a socket has joined; none for a closed socket.
 
-    `request` comes back in the reply; 0: none is wanted. The same may be sent again at any time.
+    `request` is returned in the reply; 0: no reply is wanted. The same record may be sent repeatedly.
     """
 
     handle: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)]
@@ -228,7 +230,7 @@ class Membership(msgspec.Struct, frozen=True):
 class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     """How a socket shall be, as sockets tells it to a transport. Its addresses are ANY or of its family.
 
-    `request` comes back in the reply; the same state may be sent again at any time.
+    `request` is returned in the reply. The same record may be sent repeatedly.
     """
 
     handle: int
@@ -251,11 +253,11 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     receive_options: bool = False  # it is told those that came (DATAGRAM_OPTIONS)
     multicast_interface: Address = ANY  # source of multicasts, where the socket has none of its own
     multicast_loop: bool = True
-    multicast_all: bool = True  # hears groups that others have joined, too (ip(7), IP_MULTICAST_ALL)
+    multicast_all: bool = True  # receive packets to groups of other sockets, too (ip(7), IP_MULTICAST_ALL)
     groups: tuple[SourceFilter, ...] = ()
-    protocol: int = 0  # this and all below: of raw sockets
-    header_included: bool = False  # it sends whole packets (IP_HDRINCL)
-    icmp_filter: int = 0  # bit n: it does not want ICMP messages of type n (ICMP_FILTER)
+    protocol: int = 0  # this and the following fields: for raw sockets
+    header_included: bool = False  # it sends packets with their IP header (IP_HDRINCL)
+    icmp_filter: int = 0  # bit n: discard ICMP messages of type n (ICMP_FILTER)
 
     def listens(self, group: bytes, source: bytes) -> bool:
         """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
@@ -281,7 +283,7 @@ def in_range(socket: SocketState) -> bool:
 
 
 class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What a transport made of a SocketState, or ip of a Membership. `errno` 0: done, and durably stored."""
+    """The reply of a transport to a SocketState, or of ip to a Membership. `errno` 0: done and durably stored."""
 
     handle: int
     request: int
@@ -291,11 +293,11 @@ class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """Something that people should know for as long as it lasts: `status` shows it, `events` its beginning and end."""
+    """A condition that is of interest to the user while it lasts: `status` shows it, `events` its beginning and end."""
 
     event: str  # its name in `events`
-    detail: str  # a sentence for a person
-    facts: tuple[tuple[str, str], ...] = ()  # the same for a program: names and values
+    detail: str  # a sentence for the user
+    facts: tuple[tuple[str, str], ...] = ()  # the same for programs: names and values
 
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""How a TCP socket shall be, as the socket service tells tcp (docs/decisions/streams.md)."""
+"""The desired state of a TCP socket, from the socket service to tcp (docs/decisions/streams.md)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Octets = Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]
 
 
 class StreamState(SocketState, frozen=True, kw_only=True):
-    """How a TCP socket shall be."""
+    """The desired state of a TCP socket."""
 
     listen: Annotated[int, msgspec.Meta(ge=-1, le=65535)] = -1  # backlog; -1: no listener
-    # number of the connect request: a new one, a new attempt
+    # number of the connect request; a new number starts a new attempt
     connect: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
     send_buffer: Octets = 0  # as SO_SNDBUF and SO_RCVBUF report them; 0: automatic
     receive_buffer: Octets = 0
@@ -38,7 +38,7 @@ class StreamState(SocketState, frozen=True, kw_only=True):
     window_scaling: bool = True
     timestamps: bool = True
     sack: bool = True
-    ecn: bool = False  # asked for when it connects; a peer that asks gets it (Linux net.ipv4.tcp_ecn 1 and 2)
+    ecn: bool = False  # requested when it connects; a peer that requests it gets it (Linux net.ipv4.tcp_ecn 1 and 2)
 
 
 decode_stream_state = decoder(StreamState)

@@ -1,4 +1,4 @@
-"""Settings of a whole stack by Linux's names (tcp(7)): what a new stream socket has until it sets something else."""
+"""Defaults of a stack by their names on Linux (tcp(7)): the values of a new stream socket."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Setting(NamedTuple):
-    """The field of `bus.streams.StreamState` that it is the default of, and its least and greatest value."""
+    """The field of `bus.streams.StreamState` whose default it is, and its minimum and maximum."""
 
     field: str
     lowest: int
@@ -18,24 +18,24 @@ SETTINGS = {
     "net.ipv4.tcp_timestamps": Setting("timestamps", 0, 1),
     "net.ipv4.tcp_window_scaling": Setting("window_scaling", 0, 1),
     "net.ipv4.tcp_sack": Setting("sack", 0, 1),
-    "net.ipv4.tcp_ecn": Setting("ecn", 1, 2),  # 1: ask for it; 2: agree to it
+    "net.ipv4.tcp_ecn": Setting("ecn", 1, 2),  # 1: request ECN; 2: accept it
     "net.ipv4.tcp_keepalive_time": Setting("keepidle", 1, 32767),
     "net.ipv4.tcp_keepalive_intvl": Setting("keepintvl", 1, 32767),
     "net.ipv4.tcp_keepalive_probes": Setting("keepcnt", 1, 127),
     "net.ipv4.tcp_syn_retries": Setting("syncnt", 1, 127),
     "net.ipv4.tcp_fin_timeout": Setting("linger2", 1, 120),
 }
-_YES = {"timestamps": 1, "window_scaling": 1, "sack": 1, "ecn": 1}  # the value that makes the field true
+_YES = {"timestamps": 1, "window_scaling": 1, "sack": 1, "ecn": 1}  # the value that sets the field to true
 
 
 def parsed(given: Iterable[str]) -> dict[str, int]:
-    """From `NAME=VALUE` each; ValueError says what is wrong."""
+    """{name: value} from texts `NAME=VALUE`. ValueError: unknown name or invalid value."""
     values: dict[str, int] = {}
     for each in given:
         name, _, text = each.partition("=")
         setting = SETTINGS.get(name.strip())
         if setting is None:
-            raise ValueError(f"{each}: no such setting; there are {', '.join(SETTINGS)}")
+            raise ValueError(f"{each}: unknown setting; the settings are {', '.join(SETTINGS)}")
         value = int(text) if text.strip().isascii() and text.strip().isdigit() else -1
         if not setting.lowest <= value <= setting.highest:
             raise ValueError(f"{each}: {setting.lowest} to {setting.highest}")
@@ -44,6 +44,6 @@ def parsed(given: Iterable[str]) -> dict[str, int]:
 
 
 def stream_defaults(values: Mapping[str, int]) -> dict[str, int | bool]:
-    """The fields of a new stream socket that settings decide."""
+    """The fields of a new stream socket that these settings determine."""
     return {field: value == _YES[field] if field in _YES else value
             for field, value in ((SETTINGS[name].field, value) for name, value in values.items())}

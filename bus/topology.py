@@ -139,7 +139,7 @@ _STATED = (
     _pipe("sockets", "icmp", "the desired state of ping sockets; messages to send", *_SERVICE_IN),
     _pipe("sockets", "udp", "the desired state of UDP sockets; datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
     _pipe("ip", "tcp", "verified TCP packets without padding; local errors", *_TRANSPORT_IN),
-    _pipe("tcp", "icmp", "only the greeting at the start, which icmp answers"),
+    _pipe("tcp", "icmp", "only the greeting of tcp at its start, which icmp answers"),
     _pipe("tcp", "sockets", "stream data; the state of connections; replies about TCP sockets", STREAM, ROOM, ACCEPTED,
           STREAM_RESET, STREAM_INFO, SOCKET_REPLY, SOCKET_ERROR),
     _pipe("sockets", "tcp", "the desired state of TCP sockets; stream data; how far streams were read", SOCKET_SET,
@@ -149,7 +149,7 @@ _STATED = (
     _pipe("raw", "ip", "payloads and whole packets to send; path MTUs from routers; the protocols to copy",
           TRANSMIT, RAW_WANTED, PATH_MTU),
     _pipe("icmp", "raw", "ICMP errors about packets of any protocol that the stack sent", ICMP_ERROR),
-    _pipe("raw", "icmp", "only the greeting at the start, which icmp answers"),
+    _pipe("raw", "icmp", "only the greeting of raw at its start, which icmp answers"),
     _pipe("raw", "sockets", "packets and errors for raw sockets; replies about them", *_SERVICE_OUT),
     _pipe("sockets", "raw", "the desired state of raw sockets; packets to send", *_SERVICE_IN),
 )

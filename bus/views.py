@@ -1,8 +1,8 @@
-"""What packets a record of the data path holds, as a wire would carry them.
+"""The packets in data records, in the form that they have on a wire.
 
-For those who look at a pipe (captures, poison) and for those who disturb it (impairments): the one place that knows
-where in a record of each kind a packet stands. Nothing here raises, whatever the octets. Where a record has only the
-parts of a header that its pipe needs, the rest is made up: ports and addresses that are not known are zero.
+For code that watches a pipe (captures, poison) and code that impairs it. This is the only module that knows the
+position of a packet in a record of each kind. Nothing here raises, whatever the octets. If a record has only a part of
+the headers, the rest is synthesised: unknown ports and addresses are zero.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Records = list[tuple[int, bytes]]  # (kind, record)
 
 
 def is_frame(kind: int) -> bool:
-    """Whether the packets of such a record have an Ethernet header."""
+    """True if the packets of such a record have an Ethernet header."""
     return kind in _FRAME_KINDS
 
 
 def shows_packets(kind: int) -> bool:
-    """Whether records of this kind hold packets at all."""
+    """True if records of this kind contain packets."""
     return kind in _VIEWS
 
 
 def packets_of(kind: int, record: bytes, with_vnet: bool, protocol: int = 0) -> list[bytes]:
-    """The packets in a record: Ethernet frames or IPv4 packets (`is_frame`), checksums complete.
+    """The packets in a record: Ethernet frames or IPv4 packets (`is_frame`), with complete checksums.
 
-    `with_vnet`: an ETHERNET record starts with a virtio_net_hdr. `protocol`: of the pipe's transport; 0: not known.
+    `with_vnet`: an ETHERNET record starts with a virtio_net_hdr. `protocol`: that of the pipe's transport; 0: unknown.
     """
     view = _VIEWS.get(kind)
     if view is None:
@@ -47,7 +47,7 @@ def packets_of(kind: int, record: bytes, with_vnet: bool, protocol: int = 0) -> 
             return [piece[vnet.HEADER_OCTETS :] for piece in cut if len(piece) > vnet.HEADER_OCTETS]
         return [view(piece, protocol) for piece in cut]
     except (StructError, IndexError):
-        return []  # shorter than its kind has it
+        return []  # shorter than its kind requires
 
 
 # -- seeing ---------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def _packet(source: bytes, destination: bytes, protocol: int, payload: bytes, tt
 
 def _message(source: bytes, source_port: int, destination: bytes, port: int, payload: bytes, ttl: int, tos: int,
              protocol: int) -> bytes:
-    """A packet around what an application sends or gets; `protocol` 0: UDP where there is a port, else ICMP."""
+    """A packet for a payload of an application; `protocol` 0: UDP if there is a port, else ICMP."""
     protocol = protocol or (udp.PROTOCOL if port or source_port else ipv4.ICMP)
     if protocol == udp.PROTOCOL:
         payload = payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS - udp.HEADER_OCTETS]
@@ -108,7 +108,7 @@ _VIEWS: dict[int, Callable[[bytes, int], bytes]] = {
     m.SEND: _send,
     m.DATAGRAM: _datagram,
     m.DATAGRAM_OPTIONS: _datagram_options,
-    m.SEND_SEGMENTS: _send,  # of a piece of it
+    m.SEND_SEGMENTS: _send,  # the first piece of it
     m.DATAGRAM_SEGMENTS: _datagram,
 }
 
@@ -117,7 +117,8 @@ _VIEWS: dict[int, Callable[[bytes, int], bytes]] = {
 
 
 def pieces(kind: int, record: bytes, with_vnet: bool) -> Records:
-    """A record with a super-packet as records with a packet each, to come to the same; any other as it is."""
+    """The records with one packet each that are equivalent to a record with a super-packet; any other record
+    unchanged."""
     cutter = _CUTTERS.get(kind)
     try:
         cut = cutter(record) if cutter and (with_vnet or kind != m.ETHERNET) else []
@@ -182,7 +183,7 @@ _CUTTERS: dict[int, Callable[[bytes], Records]] = {
 
 
 def settle(kind: int, record: bytes, with_vnet: bool) -> tuple[int, bytes]:
-    """The same packet with its checksum complete, and a head that says so; not for super-packets. Never raises."""
+    """The record with its checksum complete, and the flag in its head set; not for super-packets. Never raises."""
     try:
         if kind == m.PACKET and record[2] & m.FLAG_CHECKED:
             packet = record[_PACKET_OCTETS:]
@@ -212,7 +213,7 @@ _PACKET_AT = {m.PACKET: _PACKET_OCTETS, m.PACKET_OUT: _OUT_OCTETS, m.ARP_OUT: 6,
 
 
 def corrupted(kind: int, record: bytes, with_vnet: bool, rng: random.Random) -> tuple[int, bytes]:
-    """The record with one bit of its packet turned over, where a checksum can tell."""
+    """The record with one bit of its packet flipped, at a position that a checksum protects."""
     kind, record = settle(kind, record, with_vnet)
     at = vnet.HEADER_OCTETS if kind == m.ETHERNET and with_vnet else _PACKET_AT.get(kind, 0)
     if len(record) <= at:

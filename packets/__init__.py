@@ -1,1 +1,1 @@
-"""What protocols look like in octets, one module a protocol. No clock, no sockets, no state."""
+"""The octets of protocols, one module a protocol. No clock, no sockets, no state."""

@@ -1,4 +1,4 @@
-"""The Internet checksum (RFC 1071), the one implementation of it."""
+"""The Internet checksum (RFC 1071)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from_bytes = int.from_bytes
 
 
 def checksum(data: bytes, initial: int = 0) -> int:
-    """The 16-bit one's complement of the one's complement sum of `data`; odd lengths count as padded with a zero octet.
+    """The 16-bit one's complement of the one's complement sum of `data`; an odd length is padded with a zero octet.
 
-    `initial` is the sum of words that are to be added and do not stand in `data`, such as a pseudo header's.
+    `initial` is the sum of further words, such as those of a pseudo header.
 
     A big integer modulo 65535 *is* the one's complement sum (2**16 is 1 modulo 65535), five times faster than adding
-    words in a loop. Only the two zeros differ: a sum of 65535 appears as 0, told apart by whether `data` is all zero.
+    words in a loop. Only the two zeros differ: a sum of 65535 appears as 0, unless `data` is all zero.
     """
     if len(data) & 1:
         data = data + b"\0"
@@ -23,9 +23,9 @@ def checksum(data: bytes, initial: int = 0) -> int:
 
 
 def verifies(data: bytes | memoryview, initial: int = 0) -> bool:
-    """True where `data`, which includes its checksum field, sums up to all ones (RFC 1071 section 1).
+    """True if `data`, which includes its checksum field, sums up to all ones (RFC 1071 section 1).
 
-    `initial` is as in `checksum`. All zero octets sum to zero and do not verify.
+    `initial` is as in `checksum`. All zero octets sum up to zero and do not verify.
     """
     number = (from_bytes(data, "big") << 8 * (len(data) & 1)) + initial
     return number % 65535 == 0 and number != 0

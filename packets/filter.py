@@ -1,12 +1,12 @@
-"""Which IPv4 packets are meant: a small part of pcap-filter(7)'s language, as a test on a packet's octets.
+"""A filter for IPv4 packets: a subset of the language of pcap-filter(7), compiled to a test of a packet's octets.
 
-    expression = factor { "and" factor | "or" factor }        factor = "not" factor | "(" expression ")" | test
-    test = [ip] udp | tcp | icmp | igmp | "proto" N | ["src" | "dst"] "host" ADDRESS | ["src" | "dst"] "net" ADDRESS/N
-         | [udp | tcp] ["src" | "dst"] "port" N | [udp | tcp] ["src" | "dst"] "portrange" N-M | "less" N | "greater" N
+   expression = factor { "and" factor | "or" factor }        factor = "not" factor | "(" expression ")" | test
+   test = [ip] udp | tcp | icmp | igmp | "proto" N | ["src" | "dst"] "host" ADDRESS | ["src" | "dst"] "net" ADDRESS/N
+        | [udp | tcp] ["src" | "dst"] "port" N | [udp | tcp] ["src" | "dst"] "portrange" N-M | "less" N | "greater" N
 
-Also "&&", "||", "!". As in pcap-filter(7) "and" and "or" bind alike, from left to right. A test says of a whole packet
-what libpcap says of it; a later fragment has no ports. It is what impairments choose their packets by inside a layer,
-and what `capture --filter` takes where there is no libpcap; with it that takes the whole language.
+Also "&&", "||", "!". As in pcap-filter(7), "and" and "or" have equal precedence and associate to the left. A test gives
+the same result as libpcap for a whole packet; a later fragment has no ports. Impairments inside a layer select packets
+with it. `capture --filter` uses it if libpcap is not installed; with libpcap it accepts the whole language.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SOURCE, _DESTINATION = 12, 16  # offsets of the addresses, RFC 791 section 3.1
 
 
 class FilterError(ValueError):
-    """The expression is none; the text says where."""
+    """The expression is not in the language; the text says where."""
 
 
 def compile_filter(expression: str) -> Test:
-    """A test for whole IPv4 packets. FilterError."""
+    """A test for whole IPv4 packets. FilterError: the expression is not in the language."""
     parser = _Parser(expression)
     test = parser.expression()
     if parser.here is not None:
@@ -37,7 +37,7 @@ def compile_filter(expression: str) -> Test:
 
 
 def _ports(packet: bytes) -> tuple[int, int] | None:
-    """Source and destination port; None where there are none."""
+    """Source and destination port; None if the packet has none."""
     if len(packet) < 20 or (packet[6] & 0x1F or packet[7]):
         return None
     at = (packet[0] & 15) * 4
@@ -53,7 +53,7 @@ def _joined(both: bool, left: Test, right: Test) -> Test:
 
 
 class _Parser:
-    """Recursive descent; `here` is the token in hand, None at the end."""
+    """Recursive descent; `here` is the current token, None at the end."""
 
     def __init__(self, expression: str) -> None:
         self._text = expression

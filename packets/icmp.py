@@ -1,8 +1,8 @@
 """ICMP messages (RFC 792).
 
-A message: type, code, checksum over the whole message, 4 octets whose meaning hangs on the type, data; all in network
-order. In echo messages the 4 octets are identifier and sequence number; in errors, a pointer or an MTU, and the data
-quotes the packet that the error is about.
+A message consists of type, code, checksum over the whole message, 4 octets whose meaning depends on the type, and data,
+all in network order. In echo messages the 4 octets are identifier and sequence number. In errors they are a pointer or
+an MTU, and the data quotes the packet that the error is about.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ TIMESTAMP_REQUEST, TIMESTAMP_REPLY = 13, 14
 INFORMATION_REQUEST, INFORMATION_REPLY = 15, 16
 ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY = 17, 18  # RFC 950
 REPORTED_TYPES = frozenset({DESTINATION_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM})
-# What an error may be about. Whatever else claims to be ICMP might be an error.
+# Messages that an error may be about. A message of unknown type might itself be an error.
 QUERY_TYPES = frozenset({ECHO_REPLY, ECHO_REQUEST, TIMESTAMP_REQUEST, TIMESTAMP_REPLY, INFORMATION_REQUEST,
                          INFORMATION_REPLY, ADDRESS_MASK_REQUEST, ADDRESS_MASK_REPLY})
 
 IP_PAYLOAD_OCTETS_MAX = 65535 - IP_HEADER_OCTETS
-EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: before extensions the quote is padded to at least this
-QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: as much as fits into 576 octets
+EXTENDED_QUOTE_OCTETS_MIN = 128  # RFC 4884 section 4: the minimum length of the quote before extensions
+QUOTE_OCTETS_MAX = 576 - IP_HEADER_OCTETS - HEADER_OCTETS  # RFC 1812 section 4.3.2.3: an error has at most 576 octets
 
 _RECORD_ROUTE, _TIMESTAMP = bytes((RECORD_ROUTE,)), bytes((TIMESTAMP,))
-_TIMESTAMP_FLAGS = (0, 1, 3)  # RFC 791: those in which ip records anything
-_PRESPECIFIED = 3  # RFC 791: flag of a timestamp option whose addresses its sender chose
-_ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # what turning a request into a reply takes from the message's sum
+_TIMESTAMP_FLAGS = (0, 1, 3)  # RFC 791: the flags with which ip records something
+_PRESPECIFIED = 3  # RFC 791: the sender chose the addresses of the timestamp option
+_ECHO_TYPES = (ECHO_REQUEST - ECHO_REPLY) << 8  # the difference between a request and its reply in the message's sum
 
 
 def echo_reply(request: bytes) -> bytes:
-    """The reply to a request whose checksum verifies: type 0, all else as it came.
+    """The reply to an echo request with a valid checksum: type 0, the rest unchanged.
 
-    RFC 1624: the sum gets smaller by the change of one word, so the checksum grows by it. Where zero has two
-    representations the result may be 0xffff and not 0; both verify.
+    RFC 1624: the checksum grows by the difference of the changed word. Where zero has two representations the result
+    may be 0xffff instead of 0; both verify.
     """
     check = (request[2] << 8 | request[3]) + _ECHO_TYPES
     if check > 0xFFFF:
@@ -60,9 +60,10 @@ def echo_reply(request: bytes) -> bytes:
 
 
 def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
-    """The reply to a timestamp request that has its originate timestamp; `epoch_s`: seconds since 1970.
+    """The reply to a timestamp request with an originate timestamp; `epoch_s`: seconds since 1970.
 
-    RFC 792: received and sent at the same moment, in milliseconds since midnight UT; what follows is not repeated.
+    RFC 792: receive and transmit timestamps are the same moment, in milliseconds since midnight UT. Octets beyond the
+    timestamps are not copied.
     """
     at = time_of_day(epoch_s)
     rest = request[4:12] + at + at
@@ -70,9 +71,9 @@ def timestamp_reply(request: bytes, epoch_s: float) -> bytes:
 
 
 def as_received(packet: bytes) -> bytes:
-    """A packet without what ip has put into its options, our address and time (layers/ip/options.py).
+    """A packet without the address and time that ip has recorded in its options (layers/ip/options.py).
 
-    What a slot had in it before is not known any more: zeros, as RFC 791 section 3.1 wants it of its sender.
+    The former content of a slot is unknown, so it becomes zeros, as RFC 791 section 3.1 demands of the sender.
     """
     end, ours = ip_header_octets(packet), packet[DESTINATION]
     header = bytearray(packet[:end])
@@ -84,9 +85,9 @@ def as_received(packet: bytes) -> bytes:
             header[at + 2] -= 4
         elif option[:1] == _TIMESTAMP and len(option) > 3:
             overflow, flag = option[3] >> 4, option[3] & 15
-            slot = 8 if flag else 4  # with addresses or without
+            slot = 8 if flag else 4  # with addresses, or without
             start = pointer - 1 - slot
-            if overflow:  # it was full already
+            if overflow:  # it was full before ip processed it
                 header[at + 3] -= 16
             elif flag not in _TIMESTAMP_FLAGS:
                 continue
@@ -98,13 +99,13 @@ def as_received(packet: bytes) -> bytes:
 
 
 def echo_request(identifier: int, rest: bytes) -> bytes:
-    """An echo request; `rest` is sequence number and data."""
+    """An echo request; `rest` is the sequence number and the data."""
     rest = identifier.to_bytes(2, "big") + rest
     return b"\x08\0" + checksum(b"\x08\0\0\0" + rest).to_bytes(2, "big") + rest
 
 
 def error(icmp_type: int, code: int, info: int, quote: bytes) -> bytes:
-    """An error message. `info`: the pointer of a parameter problem, the MTU of fragmentation needed."""
+    """An error message. `info`: the pointer of a parameter problem, or the MTU of fragmentation needed."""
     rest = 0
     if icmp_type == PARAMETER_PROBLEM:
         rest = (info & 0xFF) << 24
@@ -135,10 +136,10 @@ def gateway_of(message: bytes) -> bytes:
 
 
 def quote_of(message: bytes) -> bytes:
-    """The packet that an error quotes, without what may follow it.
+    """The packet that an error quotes, without extensions that follow it.
 
-    RFC 4884 section 4: octet 5 may say how many words the quote has, padding included; extensions come behind it.
-    Section 5: many a sender says nothing there, or anything; a length that cannot be is no reason to drop an error.
+    RFC 4884 section 4: octet 5 may contain the number of words of the quote, including padding; extensions follow it.
+    Section 5: many senders leave it empty or fill in anything, so an impossible length does not invalidate an error.
     """
     quote = message[HEADER_OCTETS:]
     octets = message[5] * 4
@@ -151,5 +152,5 @@ def quote_of(message: bytes) -> bytes:
 
 
 def is_error_code(icmp_type: int, code: int) -> bool:
-    """True for an error with a meaning: a destination unreachable has codes up to 15."""
+    """True for the type and code of a defined error; destination unreachable has codes up to 15."""
     return icmp_type != DESTINATION_UNREACHABLE or code <= UNREACHABLE_CODE_MAX

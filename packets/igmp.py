@@ -1,4 +1,4 @@
-"""IGMP messages as hosts read and write them: versions 1 (RFC 1112 appendix I), 2 (RFC 2236) and 3 (RFC 3376).
+"""IGMP messages, as a host reads and writes them: versions 1 (RFC 1112 appendix I), 2 (RFC 2236) and 3 (RFC 3376).
 
 Addresses are 4 octets.
 """
@@ -14,13 +14,13 @@ from packets.checksum import checksum
 QUERY, V1_REPORT, V2_REPORT, LEAVE, V3_REPORT = 0x11, 0x12, 0x16, 0x17, 0x22
 IS_IN, IS_EX, TO_IN, TO_EX, ALLOW, BLOCK = range(1, 7)  # RFC 3376 section 4.2.12: types of group records
 ALL_SYSTEMS = bytes((224, 0, 0, 1))
-ALL_ROUTERS = bytes((224, 0, 0, 2))  # RFC 2236 section 9: leaves go there
-V3_ROUTERS = bytes((224, 0, 0, 22))  # RFC 3376 section 4.2.14: reports go there
-NO_GROUP = bytes(4)  # of a general query
+ALL_ROUTERS = bytes((224, 0, 0, 2))  # RFC 2236 section 9: destination of leave messages
+V3_ROUTERS = bytes((224, 0, 0, 22))  # RFC 3376 section 4.2.14: destination of reports
+NO_GROUP = bytes(4)  # the group of a general query
 
 HEADER_OCTETS = 8
 V3_QUERY_OCTETS = 12
-V1_RESPONSE_S = 10.0  # RFC 3376 section 4.1.1: a query of version 1 says 0 and means this
+V1_RESPONSE_S = 10.0  # RFC 3376 section 4.1.1: the meaning of 0 in a query of version 1
 ROBUSTNESS_DEFAULT = 2  # RFC 3376 section 8.1
 QUERY_INTERVAL_DEFAULT_S = 125.0  # RFC 3376 section 8.2
 
@@ -31,18 +31,18 @@ _RECORD = Struct("!BxH4s")  # type, number of sources, group
 
 
 class Query(NamedTuple):
-    """A membership query of any version. `robustness` and `interval_s` are the defaults where it does not say."""
+    """A membership query of any version. `robustness` and `interval_s` are the defaults if it does not contain them."""
 
     version: int
     group: bytes  # NO_GROUP: a general query
     sources: frozenset[bytes]
-    response_s: float  # answer within this
+    response_s: float  # the response must be sent within this time
     robustness: int
     interval_s: float
 
 
 class Record(NamedTuple):
-    """A group record of a version 3 report."""
+    """A group record of a report of version 3."""
 
     kind: int
     group: bytes
@@ -55,7 +55,7 @@ def group_of(message: bytes) -> bytes:
 
 
 def parse_query(message: bytes) -> Query | None:
-    """The query in a message that is one and whose checksum is right; None: it is malformed."""
+    """The query in a message. None: the message is malformed, or its checksum is wrong."""
     octets = len(message)
     code, group = message[1], group_of(message)
     # RFC 3376 section 7.1: the version follows from the length and the response time
@@ -74,17 +74,17 @@ def parse_query(message: bytes) -> Query | None:
 
 
 def _unfloat(code: int) -> int:
-    """RFC 3376 sections 4.1.1 and 4.1.7: from 128 on a code is a small floating-point number."""
+    """RFC 3376 sections 4.1.1 and 4.1.7: a code from 128 on is a floating-point number."""
     return code if code < 128 else (code & 15 | 16) << ((code >> 4 & 7) + 3)
 
 
 def short(kind: int, group: bytes) -> bytes:
-    """A report of version 1 or 2, or a leave."""
+    """A report of version 1 or 2, or a leave message."""
     return _SHORT.pack(kind, 0, checksum(_SHORT.pack(kind, 0, 0, group)), group)
 
 
 def reports(records: list[Record], room_octets: int) -> list[bytes]:
-    """The records in version 3 reports of at most `room_octets` each."""
+    """Reports of version 3 with these records, each of at most `room_octets`."""
     messages: list[bytes] = []
     body, count = b"", 0
     for record in _fitting(records, (room_octets - HEADER_OCTETS - _RECORD.size) // 4):
@@ -99,7 +99,7 @@ def reports(records: list[Record], room_octets: int) -> list[bytes]:
 
 
 def _fitting(records: list[Record], sources_max: int) -> list[Record]:
-    """RFC 3376 section 4.2.16: what is too long for any report is split, or cut short where that would be wrong."""
+    """RFC 3376 section 4.2.16: a record too long for any report is split, or truncated if splitting would change it."""
     fitting = []
     for kind, group, sources in records:
         ordered = sorted(sources)

@@ -1,6 +1,6 @@
-"""IP options (RFC 791 section 3.1): how to read them, and which an application may send (ip(7), IP_OPTIONS).
+"""IP options (RFC 791 section 3.1): decoding, and which options an application may send (ip(7), IP_OPTIONS).
 
-The layers of the stack go by the same functions, so that library and stack refuse the same.
+The library and the stack use the same rules, so that both refuse the same options.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator
 
-END, NO_OPERATION = 0, 1  # these two are a single octet
+END, NO_OPERATION = 0, 1  # these two are single octets
 RECORD_ROUTE = 7
 TIMESTAMP = 68
 LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE = 131, 137
 COMMERCIAL_SECURITY = 134  # CIPSO, FIPS 188
 ROUTER_ALERT = 148  # RFC 2113
-COPIED = 0x80  # in an option's type: every fragment carries it
+COPIED = 0x80  # in the type of an option: it is copied into every fragment
 OCTETS_MAX = 40
 
 _ADDRESS_OCTETS = 4
-_SLOT_OCTETS = {0: 4, 1: 8, 3: 8}  # of a timestamp, by its flag
+_SLOT_OCTETS = {0: 4, 1: 8, 3: 8}  # octets of a slot of a timestamp option, by flag
 
 
 def walk(options: bytes) -> Iterator[tuple[int, bytes]]:
-    """(offset, option) for each of more than one octet, up to the end of the list.
+    """(offset, option) for each option of more than one octet, up to the end of the list.
 
-    An empty option stands for nonsense at that offset; nothing follows it.
+    An empty option means malformed octets at that offset; it is the last.
     """
     offset = 0
     while offset < len(options) and options[offset] != END:
@@ -40,24 +40,25 @@ def walk(options: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def join(options: Iterable[bytes]) -> bytes:
-    """A list of options, as a header carries it: padded to words of 4 octets by END."""
+    """A list of options in the form of a header: padded by END to whole words of 4 octets."""
     joined = b"".join(options)
     return joined + bytes(-len(joined) % 4)
 
 
 def echoed(options: bytes) -> bytes:
-    """RFC 1122 section 3.2.2.6: what an answer carries of the options of a request, record route and timestamp.
+    """The options of a request that its reply contains: record route and timestamp (RFC 1122 section 3.2.2.6).
 
-    They are as ip left them, with our address and time in them.
+    They contain the address and time that ip has recorded.
     """
     return join(option for _, option in walk(options) if option and option[0] in (RECORD_ROUTE, TIMESTAMP))
 
 
 def checked(options: bytes, privileged: bool) -> bytes:
-    """Options as they may be sent, padded; OSError as of Linux's ip_options_get.
+    """Options in the form in which they are sent, padded. OSError as from Linux's ip_options_get: not permitted or
+    malformed.
 
-    `privileged`: as with CAP_NET_RAW, whatever has the form of an option may be sent. Source routes may not, and Linux
-    gives EPERM to who has no privilege.
+    `privileged`: any well-formed options are allowed, as with CAP_NET_RAW, except source routes. Without privilege,
+    source routes are EPERM as on Linux.
     """
     if len(options) > OCTETS_MAX:
         raise _refused(errno.EINVAL)
@@ -82,7 +83,7 @@ def checked(options: bytes, privileged: bool) -> bytes:
 
 
 def _is_well_formed(option: bytes, privileged: bool) -> bool:
-    """ip_options_compile in Linux."""
+    """True if an option is well formed, as in Linux's ip_options_compile."""
     kind, length = option[0], len(option)
     pointer = option[2] if length > 2 else 0
     if kind in (LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE):
@@ -99,15 +100,16 @@ def _is_well_formed(option: bytes, privileged: bool) -> bool:
 def _has_room_for_time(option: bytes, privileged: bool) -> bool:
     length, pointer, flag = len(option), option[2], option[3] & 15
     if pointer > length:
-        return option[3] >> 4 != 15  # full; the hosts that found no room are counted up to 15
+        return option[3] >> 4 != 15  # full; the overflow counter has 4 bits
     slot = _SLOT_OCTETS.get(flag, 4 if privileged else 0)
     return slot > 0 and pointer + slot - 1 <= length
 
 
 def split(data: bytes) -> tuple[bytes, bytes] | None:
-    """(options, what follows) of data that begins with one octet, how many octets of options follow; None: it is none.
+    """(options, rest) of data that begins with one octet with the number of octets of options that follow. None:
+    malformed.
 
-    Options in the messages of the stack are whole words.
+    Options in the records of the stack are whole words.
     """
     octets = data[0] if data else 1
     if octets % 4 or octets > OCTETS_MAX or len(data) <= octets:
@@ -116,7 +118,7 @@ def split(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def before(options: bytes, data: bytes) -> bytes:
-    """The contrary of `split`."""
+    """The inverse of `split`: options with their length, before other data."""
     return bytes((len(options),)) + options + data
 
 

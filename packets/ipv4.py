@@ -13,11 +13,11 @@ HEADER_OCTETS = 20
 VERSION_4_NO_OPTIONS = 0x45
 DONT_FRAGMENT = 0x4000
 MORE_FRAGMENTS = 0x2000
-FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset: zero in a whole packet
-FRAGMENT_OFFSET = 0x1FFF  # in units of 8 octets
+FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset: zero in an unfragmented packet
+FRAGMENT_OFFSET = 0x1FFF  # the fragment offset, in units of 8 octets
 LENGTH_MAX = 65535
 PROTOCOL_AT = 9
-TTL, PROTOCOL = 5, 6  # of what HEADER.unpack gives
+TTL, PROTOCOL = 5, 6  # indices in the result of HEADER.unpack
 SOURCE, DESTINATION = slice(12, 16), slice(16, 20)
 TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
@@ -25,13 +25,13 @@ ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
 
 def build(source: bytes, destination: bytes, protocol: int, payload: bytes, *, ttl: int = 64, tos: int = 0,
           identification: int = 0, dont_fragment: bool = False) -> bytes:
-    """A whole packet without options. Addresses are 4 octets; the payload at most 65,515."""
+    """A whole packet without options. Addresses are 4 octets; the payload has at most 65,515."""
     template = header_template(source, destination, protocol, ttl, tos, dont_fragment)
     return finish_header(template, header_sum(template), HEADER_OCTETS + len(payload), identification) + payload
 
 
 def header_template(source: bytes, destination: bytes, protocol: int, ttl: int, tos: int, dont_fragment: bool) -> bytes:
-    """A header with length, identification and checksum zero: all that the packets of a flow share."""
+    """A header with length, identification and checksum zero: the constant part of the headers of a flow."""
     fragment = DONT_FRAGMENT if dont_fragment else 0
     return HEADER.pack(VERSION_4_NO_OPTIONS, tos, 0, 0, fragment, ttl, protocol, 0, source, destination)
 
@@ -43,18 +43,18 @@ def header_sum(template: bytes) -> int:
 
 _LENGTH_AND_ID = Struct("!HH")
 _CHECKSUM = Struct("!H")
-# A template in parts, and between them what differs: TOS before; length, identification; flags to protocol; checksum;
-# addresses. One call makes a header of them, which is what the way out does for each packet.
+# A template in parts, with the variable fields between them: TOS before; length, identification; flags to protocol;
+# checksum; addresses. One `pack` makes a header from them, as output does for each packet.
 PARTS = Struct("!2sHH4sH8s")
 
 
 def parts(template: bytes) -> tuple[bytes, bytes, bytes]:
-    """What PARTS wants of a template."""
+    """The arguments of PARTS for a template."""
     return template[:2], template[6:10], template[12:]
 
 
 def finish_header(template: bytes, template_sum: int, length_octets: int, identification: int) -> bytes:
-    """The template with length, identification and the checksum that follows.
+    """The template with length, identification and checksum.
 
     The sum is never zero (version and IHL are not), so modulo 65535 the only ambiguous value is 0, which stands for
     65535 and gives the checksum 0.
@@ -65,35 +65,35 @@ def finish_header(template: bytes, template_sum: int, length_octets: int, identi
 
 
 def header_with_options(template: bytes, options: bytes, length_octets: int, identification: int) -> bytes:
-    """As `finish_header`, with options (whole words) behind it."""
+    """As `finish_header`, followed by options (whole words)."""
     words = (HEADER_OCTETS + len(options)) // 4
     return with_checksum(bytes([0x40 | words]) + template[1:2] + _LENGTH_AND_ID.pack(length_octets, identification)
                          + template[6:HEADER_OCTETS] + options)
 
 
 def with_checksum(header: bytes) -> bytes:
-    """The header with its checksum set anew."""
+    """The header with its checksum recomputed."""
     return header[:10] + _CHECKSUM.pack(checksum(header[:10] + header[12:])) + header[12:]
 
 
 def header_octets(packet: bytes) -> int:
-    """How long a packet says that its header is; beyond the packet for one that has none."""
+    """The header length of a packet by its IHL field; more than the packet if it has no such field."""
     octets = (packet[0] & 15) * 4 if packet else 0
     return octets if octets >= HEADER_OCTETS else len(packet) + 1
 
 
 def is_fragment(packet: bytes) -> bool:
-    """Whether a packet is a part of one."""
+    """True if a packet is a fragment."""
     return bool((packet[6] << 8 | packet[7]) & FRAGMENT_MASK)
 
 
 def is_later_fragment(packet: bytes) -> bool:
-    """Whether a packet is a part of one and not its beginning."""
+    """True if a packet is a fragment but not the first."""
     return bool((packet[6] << 8 | packet[7]) & FRAGMENT_OFFSET)
 
 
 class Quoted(NamedTuple):
-    """What the header of a packet says, of which an ICMP error may have cut the rest."""
+    """The fields of the header of a packet that an ICMP error quotes, perhaps truncated."""
 
     header_octets: int
     tos: int
@@ -104,11 +104,11 @@ class Quoted(NamedTuple):
     destination: bytes
 
 
-QUOTED_PAYLOAD_OCTETS = 8  # RFC 792: so much of the payload an error quotes at least
+QUOTED_PAYLOAD_OCTETS = 8  # RFC 792: the minimum of payload that an error quotes
 
 
 def quoted(packet: bytes) -> Quoted | None:
-    """The header of an IPv4 packet; None where it is no first fragment with QUOTED_PAYLOAD_OCTETS of payload."""
+    """The header of an IPv4 packet. None: not a first fragment with QUOTED_PAYLOAD_OCTETS of payload."""
     if len(packet) < HEADER_OCTETS + QUOTED_PAYLOAD_OCTETS:
         return None
     version, tos, total, _, fragment, ttl, protocol, _, source, destination = HEADER.unpack_from(packet)
@@ -121,7 +121,7 @@ def quoted(packet: bytes) -> Quoted | None:
 
 
 def completed(packet: bytes, source: bytes, identification: int) -> bytes:
-    """A packet that an application made: length and checksum set, source and identification where they are zero."""
+    """A packet of an application with length and checksum set, and source and identification if they are zero."""
     end = header_octets(packet)
     number = packet[4:6] if packet[4] or packet[5] else identification.to_bytes(2, "big")
     origin = packet[12:16] if any(packet[12:16]) else source

@@ -1,12 +1,11 @@
-"""What a medium's other end may be spared: sums over payloads, and the cutting of what was given in one piece.
+"""Checksum and segmentation offload, done in software where the device does not do it.
 
-A *partial* checksum is the sum of the pseudo header alone, in the checksum's place; a process that needs the packet as
-a wire carries it adds up the rest (`complete`). A *super-packet* is many packets of one flow behind one header: each
-has as many octets of payload as was said, the last perhaps fewer; length fields and partial checksum are the whole's.
-Of UDP each is a datagram (Linux: USO), of TCP each is a segment (TSO). Linux has both inside itself and gives them to a
-TAP's other end, and takes them from it.
+A *partial* checksum is the sum of the pseudo header in the place of the checksum; `complete` adds the rest. A
+*super-packet* is many packets of one flow behind one header. Each has a given number of octets of payload, the last
+perhaps fewer; length fields and the partial checksum are those of the whole. Each packet is a datagram for UDP (Linux:
+USO), and a segment for TCP (TSO). Linux uses both internally, and exchanges them through a TAP.
 
-Here is how a packet without offload is made of one with it. Nothing here raises, whatever the octets.
+Nothing here raises, whatever the octets.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ from packets.checksum import checksum
 from packets.ipv4 import HEADER_OCTETS as IP_HEADER_OCTETS
 from packets.ipv4 import header_octets, with_checksum
 
-CHECKSUM_AT = {udp.PROTOCOL: udp.CHECKSUM_AT, tcp.PROTOCOL: tcp.CHECKSUM_AT}  # in a segment, by protocol
+CHECKSUM_AT = {udp.PROTOCOL: udp.CHECKSUM_AT, tcp.PROTOCOL: tcp.CHECKSUM_AT}  # offset in the segment, by protocol
 
 _LENGTH_AND_ID = Struct("!HH")
 
 
 def complete(segment: bytes, at: int) -> bytes:
-    """A segment with its partial checksum, at octet `at`, made whole. Unchanged where there is no such octet."""
+    """A segment with the partial checksum at octet `at` completed. Unchanged if it has no such octet."""
     if len(segment) < at + 2:
         return segment
-    # RFC 768: a sum of zero is sent as all ones, which is the same number
+    # RFC 768: a checksum of zero is sent as all ones, which is the same number
     return segment[:at] + (checksum(segment) or 0xFFFF).to_bytes(2, "big") + segment[at + 2 :]
 
 
 def completed(packet: bytes, protocol: int) -> bytes:
-    """An IPv4 packet whose transport checksum is partial, made whole. Unchanged where there is no such checksum."""
+    """An IPv4 packet with its partial transport checksum completed. Unchanged if its protocol has no checksum."""
     start = header_octets(packet)
     at = CHECKSUM_AT.get(protocol)
     return packet[:start] + complete(packet[start:], at) if at is not None else packet
 
 
 def segment_header_octets(segment: bytes, protocol: int) -> int:
-    """How long the transport header of a segment is; 0 where it is none of a protocol that can be cut."""
+    """The length of the transport header of a segment; 0: malformed, or a protocol that cannot be segmented."""
     if protocol == udp.PROTOCOL:
         octets = udp.HEADER_OCTETS
     elif protocol == tcp.PROTOCOL and len(segment) >= tcp.HEADER_OCTETS:
@@ -52,7 +51,7 @@ def segment_header_octets(segment: bytes, protocol: int) -> int:
 
 
 def segments(whole: bytes, protocol: int, size: int) -> list[bytes]:
-    """The segments of a super-packet's segment; their checksums are partial, as its own is. Empty: it is none."""
+    """The segments of a super-packet's segment, with partial checksums like its own. Empty: not a super-packet."""
     start = segment_header_octets(whole, protocol)
     if not start or not size:
         return []
@@ -72,7 +71,7 @@ def _datagrams(whole: bytes, size: int) -> list[bytes]:
 
 
 def _tcp_segments(whole: bytes, start: int, size: int) -> list[bytes]:
-    """As Linux's tcp_gso_segment: FIN and PSH go with the last, CWR with the first (RFC 3168 section 6.1.2)."""
+    """As Linux's tcp_gso_segment: FIN and PSH are in the last segment, CWR in the first (RFC 3168 section 6.1.2)."""
     source, destination, sequence, acknowledgment, offset, flags, window, total, urgent = tcp.HEADER.unpack_from(whole)
     options, end = whole[tcp.HEADER_OCTETS : start], len(whole)
     pseudo = total - end
@@ -90,7 +89,7 @@ def _tcp_segments(whole: bytes, start: int, size: int) -> list[bytes]:
 
 
 def packets(whole: bytes, protocol: int, size: int) -> list[bytes]:
-    """The packets of a super-packet, as a wire would carry them. Identification numbers follow its own."""
+    """The packets of a super-packet, as on a wire, with consecutive identification numbers."""
     octets = header_octets(whole)
     header = whole[:octets]
     if not IP_HEADER_OCTETS <= octets <= len(whole):

@@ -1,8 +1,8 @@
-"""Capture files in pcapng (draft-ietf-opsawg-pcapng): blocks out, and for tests and `replay`, blocks in.
+"""Capture files in pcapng (draft-ietf-opsawg-pcapng): encoding, and for tests and `replay` decoding.
 
-Pure: octets out of values and back; who writes them where is another's. All blocks are little-endian, times are
-nanoseconds since 1970. A file is `section`, then an `interface` for each place where packets were seen (numbered from 0
-in the order in which they stand in the file), then `packet` blocks; `statistics` may stand anywhere behind.
+Pure: it does not write files. All blocks are little-endian, times are nanoseconds since 1970. A file is a `section`,
+then an `interface` for each place where packets were seen (numbered from 0 in their order in the file), then `packet`
+blocks. `statistics` may follow anywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/linktypes.html
 LINKTYPE_WIRESHARK_UPPER_PDU = 252
-SNAP_OCTETS = 1 << 18  # no packet in a file of ours is longer
+SNAP_OCTETS = 1 << 18  # the maximum length of a packet
 
 SECTION, INTERFACE, STATISTICS, PACKET = 0x0A0D0D0A, 1, 5, 6  # block types
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
@@ -30,7 +30,7 @@ _NANOSECONDS = b"\x09"  # if_tsresol: 10 to the power of -9
 _BLOCK = Struct("<II")  # type, length of the whole block
 _LENGTH = Struct("<I")
 _OPTION = Struct("<HH")
-_SECTION = Struct("<IHHq")  # magic, version 1.0, length of the section (-1: not said)
+_SECTION = Struct("<IHHq")  # magic, version 1.0, length of the section (-1: unspecified)
 _INTERFACE = Struct("<HHI")  # link type, 0, the longest packet
 _PACKET = Struct("<IIIII")  # interface, time (high, low), captured octets, octets of the packet
 _STATISTICS = Struct("<III")
@@ -62,13 +62,13 @@ def _time(when_ns: int) -> tuple[int, int]:
 
 
 def section(application: str = "", hardware: str = "", system: str = "", comment: str = "") -> bytes:
-    """What a file begins with (section 4.1)."""
+    """The first block of a file (section 4.1)."""
     options = _texts((_COMMENT, comment), (_HARDWARE, hardware), (_SYSTEM, system), (_APPLICATION, application))
     return _block(SECTION, _SECTION.pack(BYTE_ORDER_MAGIC, 1, 0, -1) + _options(options))
 
 
 def interface(name: str, link_type: int, description: str = "", filter_expression: str = "") -> bytes:
-    """A place where packets are seen, with a time stamp in nanoseconds (section 4.2)."""
+    """An interface, a place where packets are seen, with timestamps in nanoseconds (section 4.2)."""
     options = [*_texts((_NAME, name), (_DESCRIPTION, description)), (_RESOLUTION, _NANOSECONDS)]
     if filter_expression:
         options.append((_FILTER, b"\0" + filter_expression.encode()))
@@ -79,8 +79,8 @@ def packet(number: int, when_ns: int, octets: bytes, *, length: int = 0, comment
            dropped: int = 0) -> bytes:
     """A packet seen at interface `number` (section 4.3).
 
-    `length`: what it had before it was cut for the capture (0: nothing was cut). `dropped`: packets that this capture
-    lost at the interface since the packet before.
+    `length`: its length before it was truncated for the capture (0: not truncated). `dropped`: number of packets that
+    this capture lost at the interface since the packet before.
     """
     options = _texts((_COMMENT, comment))
     if direction:
@@ -92,14 +92,15 @@ def packet(number: int, when_ns: int, octets: bytes, *, length: int = 0, comment
 
 
 def statistics(number: int, when_ns: int, *, start_ns: int, received: int, lost: int) -> bytes:
-    """What interface `number` has seen from `start_ns` to `when_ns`, and how much of it is not here (section 4.6)."""
+    """What interface `number` saw from `start_ns` to `when_ns`, and how many of these packets are missing (section
+    4.6)."""
     times = [(code, Struct("<II").pack(*_time(ns))) for code, ns in ((_START, start_ns), (_FINISH, when_ns))]
     counts = [(_RECEIVED, _UINT64.pack(received)), (_LOST, _UINT64.pack(lost))]
     return _block(STATISTICS, _STATISTICS.pack(number, *_time(when_ns)) + _options([*times, *counts]))
 
 
 class Interface(NamedTuple):
-    """As `interface` wrote it."""
+    """A decoded block of `interface`."""
 
     name: str
     link_type: int
@@ -107,7 +108,7 @@ class Interface(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """As `packet` wrote it."""
+    """A decoded block of `packet`."""
 
     interface: int
     when_ns: int
@@ -118,7 +119,7 @@ class Packet(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """As `statistics` wrote it."""
+    """A decoded block of `statistics`."""
 
     interface: int
     received: int
@@ -145,7 +146,7 @@ def _number(options: dict[int, bytes], code: int) -> int:
 
 
 def read(octets: bytes) -> Iterator[Interface | Packet | Statistics]:
-    """The blocks of a file as this module writes it; others are passed over. ValueError where it is not pcapng."""
+    """The blocks of a file that this module wrote; unknown blocks are skipped. ValueError: not such a file."""
     at = 0
     while at < len(octets):
         try:
@@ -169,4 +170,4 @@ def read(octets: bytes) -> Iterator[Interface | Packet | Statistics]:
                 options = _read_options(body[_STATISTICS.size :])
                 yield Statistics(_STATISTICS.unpack_from(body)[0], _number(options, _RECEIVED), _number(options, _LOST))
         except StructError as error:
-            raise ValueError(f"octet {at}: the block is not whole") from error
+            raise ValueError(f"octet {at}: the block is incomplete") from error

@@ -1,7 +1,7 @@
-"""A line for a person about a packet, in the manner of tcpdump(1) with -n.
+"""One line of text for a packet, in the style of tcpdump(1) with -n.
 
-Whatever the octets, there is a line and no exception; what is cut short says so. Numbers are as on the wire: no names
-are looked up, sequence numbers are not made relative.
+Any octets give a line and no exception; truncation is shown. Numbers are as on the wire: names are not looked up,
+sequence numbers are not relative.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP"}
 
 
 def ethernet(frame: bytes) -> str:
-    """A frame with its Ethernet header; of an 802.3 frame, and of what is not known here, the type or length."""
+    """A frame with its Ethernet header; for 802.3 frames and unknown types, the length or the type."""
     if len(frame) < _ETHERNET_OCTETS:
         return f"[|ether] {len(frame)} octets"
     ethertype = frame[12] << 8 | frame[13]
@@ -71,7 +71,7 @@ def address(octets: bytes) -> str:
 
 
 def ipv4(packet: bytes) -> str:
-    """An IPv4 packet; padding behind its total length is not looked at."""
+    """An IPv4 packet; padding beyond its total length is ignored."""
     if len(packet) < _IPV4.size:
         return f"IP, [|ip], length {len(packet)}"
     first, _, length, identification, fragment, _, protocol, _, source, destination = _IPV4.unpack_from(packet)
@@ -117,7 +117,7 @@ def _tcp(segment: bytes, source: str, destination: str, octets: int) -> str:
     flags = "".join(letter for bit, letter in _TCP_FLAGS if bits & bit) or "none"
     payload = octets - header_octets
     parts = [f"Flags [{flags}]"]
-    if payload or bits & 7:  # SYN, FIN and RST have numbers worth seeing
+    if payload or bits & 7:  # SYN, FIN and RST have relevant numbers
         parts.append(f"seq {number}" + (f":{(number + payload) & 0xFFFFFFFF}" if payload else ""))
     if bits & 16:
         parts.append(f"ack {ack}")
@@ -204,7 +204,7 @@ def _igmp(message: bytes, source: str, destination: str, octets: int) -> str:
     if len(message) < 8:
         return f"{ends}[|igmp]"
     kind, group = message[0], address(message[4:8])
-    if kind == 0x11:  # RFC 3376 section 7.1: the length tells the version
+    if kind == 0x11:  # RFC 3376 section 7.1: the version depends on the length
         version = "v3" if octets >= 12 else "v2" if message[1] else "v1"
         return f"{ends}query {version}" + (f" [gaddr {group}]" if any(message[4:8]) else "")
     if kind in (0x12, 0x16):

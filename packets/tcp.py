@@ -33,13 +33,13 @@ HEADER_OCTETS_MAX = HEADER_OCTETS + OPTIONS_OCTETS_MAX
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 FLAG_LETTERS = "FSRP.UEW"  # as tcpdump writes them
 
-MSS_DEFAULT = 536  # RFC 9293 section 3.7.1 (MUST-15): what a peer takes that did not say
+MSS_DEFAULT = 536  # RFC 9293 section 3.7.1 (MUST-15): the MSS of a peer that sends no option
 WINDOW_SCALE_MAX = 14  # RFC 7323 section 2.3
 
 _END, _NO_OPERATION, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
 _MSS_OPTION = Struct("!BBH")
-_SCALE_OPTION = Struct("!BBBB")  # a no-operation before it, as everybody sends it
-_TIMESTAMPS_OPTION = Struct("!BBBBII")  # RFC 7323 appendix A: two no-operations before it
+_SCALE_OPTION = Struct("!BBBB")  # after one no-operation, as is usual
+_TIMESTAMPS_OPTION = Struct("!BBBBII")  # RFC 7323 appendix A: after two no-operations
 _TIMESTAMPS_ALONE = bytes((_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10))
 _STAMPS = Struct("!II")
 _SACK_PERMITTED_OPTION = bytes((_NO_OPERATION, _NO_OPERATION, _SACK_PERMITTED, 2))
@@ -48,16 +48,16 @@ SACK_BLOCKS_MAX = 4
 
 
 class Options(NamedTuple):
-    """What a header's options say; None and empty: nothing."""
+    """The decoded options of a header; None and empty: absent."""
 
     mss: int | None = None
     window_scale: int | None = None
     sack_permitted: bool = False
     timestamps: tuple[int, int] | None = None  # value, echo reply (RFC 7323 section 3.2)
-    sack: tuple[tuple[int, int], ...] = ()  # first of a block, the one behind its last (RFC 2018 section 3)
+    sack: tuple[tuple[int, int], ...] = ()  # (first octet of a block, octet after its last) (RFC 2018 section 3)
 
     def pack(self) -> bytes:
-        """In octets, padded to whole words. At most 40 where `sack` has no more blocks than there is room for."""
+        """The octets, padded to whole words. At most 40 if `sack` has no more blocks than fit."""
         parts = []
         if self.mss is not None:
             parts.append(_MSS_OPTION.pack(_MSS, 4, self.mss))
@@ -77,7 +77,7 @@ NO_OPTIONS = Options()
 
 
 class Segment(NamedTuple):
-    """A segment; sequence numbers and window as they stand in the header."""
+    """A segment; sequence numbers and window as in the header."""
 
     source_port: int
     destination_port: int
@@ -88,19 +88,19 @@ class Segment(NamedTuple):
     urgent: int = 0
     options: Options = NO_OPTIONS
     payload: bytes = b""  # or a view of octets
-    packed: bytes | None = None  # the options in octets, where its maker has them; then `options` is not looked at
+    packed: bytes | None = None  # the encoded options; if given, `options` is ignored
 
     @property
     def length(self) -> int:
-        """SEG.LEN: octets of sequence space (RFC 9293 section 3.4), SYN and FIN included."""
+        """SEG.LEN: octets of sequence space, including SYN and FIN (RFC 9293 section 3.4)."""
         return len(self.payload) + (self.flags & SYN > 0) + (self.flags & FIN)
 
     def pack(self) -> bytes:
-        """In octets; the checksum is left 0."""
+        """The octets, with checksum 0."""
         return b"".join(self.parts())
 
     def parts(self, pseudo: int | None = None) -> tuple[bytes, bytes, bytes]:
-        """Header, options and text in octets; with `pseudo`, `pseudo_sum` of no octets, the checksum is partial."""
+        """Header, options and payload as octets; with `pseudo`, `pseudo_sum` of no octets, the checksum is partial."""
         source, destination, sequence, acknowledgment, flags, window, urgent, unpacked, payload, options = self
         if options is None:
             options = unpacked.pack()
@@ -117,12 +117,15 @@ class Segment(NamedTuple):
 
 
 def header_octets(segment: bytes) -> int:
-    """How long a segment of at least HEADER_OCTETS says that its header is."""
+    """The header length of a segment of at least HEADER_OCTETS by its data offset field."""
     return segment[12] >> 4 << 2
 
 
 def parse(octets: bytes | memoryview) -> Segment | None:
-    """The segment that `octets` are, checksum unseen; None: shorter than its header says, or than a header can be."""
+    """Decode a segment; the checksum is not verified.
+
+    None: shorter than its header length, or an impossible header length.
+    """
     if len(octets) < HEADER_OCTETS:
         return None
     source, destination, sequence, acknowledgment, offset, flags, window, _, urgent = HEADER.unpack_from(octets)
@@ -131,7 +134,7 @@ def parse(octets: bytes | memoryview) -> Segment | None:
         options = NO_OPTIONS
     elif start < HEADER_OCTETS or start > len(octets):
         return None
-    elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # what all but the first segments carry
+    elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # the usual options of all but the first segments
         options = Options(None, None, False, _STAMPS.unpack_from(octets, 24))  # type: ignore[arg-type]
     else:
         options = parse_options(bytes(octets[HEADER_OCTETS:start]))
@@ -139,7 +142,7 @@ def parse(octets: bytes | memoryview) -> Segment | None:
 
 
 def parse_options(octets: bytes) -> Options:
-    """What is understood of a header's options; what is malformed ends the reading (RFC 9293 section 3.2, MUST-7)."""
+    """Decode the options of a header; a malformed option ends the decoding (RFC 9293 section 3.2, MUST-7)."""
     mss = scale = timestamps = None
     permitted = False
     sack: Sequence[tuple[int, int]] = ()
@@ -158,7 +161,7 @@ def parse_options(octets: bytes) -> Options:
         if kind == _MSS and length == 4:
             mss = body[0] << 8 | body[1]
         elif kind == _WINDOW_SCALE and length == 3:
-            scale = min(body[0], WINDOW_SCALE_MAX)  # RFC 7323 section 2.3: use 14 where it is more
+            scale = min(body[0], WINDOW_SCALE_MAX)  # RFC 7323 section 2.3: larger values are treated as 14
         elif kind == _SACK_PERMITTED and length == 2:
             permitted = True
         elif kind == _TIMESTAMPS and length == 10:
@@ -170,10 +173,10 @@ def parse_options(octets: bytes) -> Options:
 
 
 def timestamps_alone(value: int, echo: int) -> bytes:
-    """The options of a segment that carries nothing but timestamps."""
+    """The options of a segment with only timestamps, encoded."""
     return _TIMESTAMPS_OPTION.pack(_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10, value, echo)
 
 
 def pseudo_sum(source: bytes, destination: bytes, octets: int) -> int:
-    """The pseudo header's part of the checksum, for `bus.checksum`: addresses of 4 or 16 octets (RFC 9293, 8200)."""
+    """The sum of the pseudo header, for `checksum`; addresses of 4 or 16 octets (RFC 9293, RFC 8200)."""
     return int.from_bytes(source, "big") + int.from_bytes(destination, "big") + PROTOCOL + octets

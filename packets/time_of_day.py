@@ -1,4 +1,4 @@
-"""The time of day, as IP and ICMP tell it."""
+"""The time of day in IP and ICMP."""
 
 from __future__ import annotations
 

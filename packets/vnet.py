@@ -22,8 +22,8 @@ GSO_NONE = 0
 GSO_TCPV4 = 1  # VIRTIO_NET_HDR_GSO_TCPV4: a super-packet of TCP segments
 GSO_UDP_L4 = 5  # VIRTIO_NET_HDR_GSO_UDP_L4: a super-packet of UDP datagrams
 
-_SEGMENT_AT = 14 + 20  # of an Ethernet frame with an IPv4 packet without options
-# By protocol: GSO type, where the checksum stands, octets of header.
+_SEGMENT_AT = 14 + 20  # of an Ethernet frame whose IPv4 packet has no options
+# By protocol: GSO type, offset of the checksum, octets of header.
 _PROTOCOLS = {udp.PROTOCOL: (GSO_UDP_L4, udp.CHECKSUM_AT, udp.HEADER_OCTETS),
               tcp.PROTOCOL: (GSO_TCPV4, tcp.CHECKSUM_AT, tcp.HEADER_OCTETS)}  # fmt: skip
 _SUPER = {GSO_UDP_L4: udp.CHECKSUM_AT, GSO_TCPV4: tcp.CHECKSUM_AT}
@@ -35,10 +35,10 @@ PARTIAL_TCP = HEADER.pack(NEEDS_CHECKSUM, GSO_NONE, 0, 0, _SEGMENT_AT, tcp.CHECK
 
 
 def header(protocol: int, partial: bool, size: int = 0) -> bytes | None:
-    """What stands before a frame whose packet has no IP options.
+    """The virtio header of a frame whose packet has no IP options.
 
-    `partial`: its transport checksum is; `size`: it is a super-packet of packets with so many octets of payload, 1 to
-    65535, which is always partial. None: the protocol is none that a device knows.
+    `partial`: its transport checksum is partial. `size`: it is a super-packet, whose packets have this many octets of
+    payload, 1 to 65535; then the checksum is always partial. None: no device supports this protocol.
     """
     if not partial and not size:
         return PLAIN
@@ -47,10 +47,10 @@ def header(protocol: int, partial: bool, size: int = 0) -> bytes | None:
     gso, checksum_at, octets = _PROTOCOLS[protocol]
     if not size:
         return HEADER.pack(NEEDS_CHECKSUM, GSO_NONE, 0, 0, _SEGMENT_AT, checksum_at)
-    # The header octets are a hint (Linux virtio_net.h): those of TCP options need not be among them.
+    # The header length is only a hint (Linux virtio_net.h) and need not include TCP options.
     return HEADER.pack(NEEDS_CHECKSUM, gso, _SEGMENT_AT + octets, size, _SEGMENT_AT, checksum_at)
 
 
 def is_super(flags: int, gso: int, size: int, offset: int) -> bool:
-    """Whether these fields announce a super-packet such as `header` does, with or without IP options."""
+    """True if these fields describe a super-packet like those of `header`, with or without IP options."""
     return _SUPER.get(gso) == offset and bool(flags & NEEDS_CHECKSUM) and size > 0

@@ -1,1 +1,1 @@
-"""What outlives a process: memory that the keeper holds, and what is laid out in it."""
+"""Durable memory: memory that the keeper holds and that outlives a layer's process, and its data structures."""

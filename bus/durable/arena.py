@@ -1,21 +1,22 @@
-"""The arena: rings for streams, in memory that outlives its owner and that others map for reading.
+"""The arena: rings for the octets of streams, in memory that outlives its owner and that other processes map for
+reading.
 
-A ring is 64 kB, 256 kB, 1 MiB or 4 MiB of octets; that at offset n of a stream lies at n modulo the size, so whoever
-maps the memory needs but the offsets, and what is written twice is the same octets at the same place.
+A ring has 64 kB, 256 kB, 1 MiB or 4 MiB. The octet at offset n of a stream is at position n modulo the size. So a
+reader needs only the offsets, and writing an octet twice writes the same value to the same position.
 
-Rings are cut from the arena by fours (a buddy system): a free piece is quartered until it fits, and put together again
-when a larger one is wanted. The piece that was freed last is taken first: 64 kB into pages that were
-never touched cost 280 us, into warm ones 7 us. Pieces that nobody took for a while go back to the system (MADV_REMOVE),
-so memory is what is in use, and a little.
+Rings are allocated by a buddy system with a factor of four: a free piece is quartered until it fits, and free pieces
+are merged when a larger one is needed. The piece that was freed last is allocated first, because writing 64 kB into
+untouched pages costs 280 us, and into warm ones 7 us. Pieces that were free for a while are returned to the system
+(MADV_REMOVE), so the memory in use is little more than that of the rings.
 
-A ring's *reference* is a 64-bit number, generation << 24 | first block << 8 | order + 1, never 0 and never given
-twice. A table of cells at the start of the arena says which references are good: a reader compares before and after
-it copies, and so finds out that a ring was given to another stream in between.
+The *reference* of a ring is a 64-bit number, generation << 24 | first block << 8 | order + 1, never 0 and never reused.
+A table of cells at the start of the arena contains the valid references. A reader checks it before and after copying,
+and so detects that a ring was given to another stream meanwhile.
 
-What is free is known to the owner's process only. A successor derives it from the references that its slots name: so
-the order of stores is `allocate`, then the slot's cell; and the slot's cell, then `free`. A crash in between leaves a
-ring that nobody names, which is free by that rule. Readers may spoil the cells (an application maps its own arena for
-writing): the owner believes only what its slots name.
+Only the owner's process knows what is free. A successor derives it from the references in its slots. So the order of
+stores is: `allocate`, then the slot's cell; and the slot's cell, then `free`. A crash in between leaves a ring without
+a reference in a slot, which counts as free. A reader that maps the arena for writing (an application maps its own
+arena) may damage the cells; the owner trusts only its slots.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Iterable
 BLOCK_OCTETS = 1 << 16
 ORDERS = 4  # 64 kB * 4 ** order
 RING_OCTETS_MAX = BLOCK_OCTETS * 4 ** (ORDERS - 1)
-IDLE_S = 3.0  # a piece that nobody took for so long goes back to the system
+IDLE_S = 3.0  # seconds after which a free piece is returned to the system
 POISON = 0xDD
 _PAGE = 4096
 _ORDER_BITS = 8
@@ -40,7 +41,7 @@ BLOCKS_MAX = 1 << _BLOCK_BITS
 
 
 def octets_for(data_octets: int) -> int:
-    """How long a mapping has to be to hold so many octets of rings (a multiple of BLOCK_OCTETS)."""
+    """The length of a mapping for this many octets of rings (a multiple of BLOCK_OCTETS)."""
     return _table_octets(data_octets // BLOCK_OCTETS) + data_octets
 
 
@@ -49,7 +50,7 @@ def _table_octets(blocks: int) -> int:
 
 
 def order_for(octets: int) -> int:
-    """The order of the smallest ring that holds so many octets; that of the largest where none does."""
+    """The order of the smallest ring that holds this many octets; at most the largest order."""
     order = 0
     while order < ORDERS - 1 and BLOCK_OCTETS << 2 * order < octets:
         order += 1
@@ -57,12 +58,12 @@ def order_for(octets: int) -> int:
 
 
 def ring_octets(reference: int) -> int:
-    """The size of the ring that a reference names."""
+    """The size of the ring with this reference."""
     return BLOCK_OCTETS << 2 * ((reference & _ORDER_MASK) - 1)
 
 
 class Ring:
-    """A view of a ring's memory. `reference` is how others name it."""
+    """A view of a ring's memory. `reference` identifies it."""
 
     __slots__ = ("_mask", "memory", "reference", "size")
 
@@ -73,7 +74,7 @@ class Ring:
         self._mask = self.size - 1
 
     def write(self, offset: int, octets: bytes | memoryview) -> None:
-        """Put octets at their place; at most `size` of them."""
+        """Write octets at their position; at most `size` of them."""
         at, length = offset & self._mask, len(octets)
         end = at + length
         if end <= self.size:
@@ -84,7 +85,7 @@ class Ring:
             self.memory[: length - head] = octets[head:]
 
     def read(self, offset: int, length: int) -> bytes:
-        """A copy of octets from their place; at most `size` of them."""
+        """A copy of octets at their position; at most `size` of them."""
         at = offset & self._mask
         end = at + length
         if end <= self.size:
@@ -92,7 +93,7 @@ class Ring:
         return b"".join((self.memory[at:], self.memory[: end - self.size]))
 
     def pieces(self, offset: int, length: int) -> tuple[memoryview, ...]:
-        """The same octets without a copy, in one or two pieces: for writev."""
+        """The same octets without a copy, in one or two pieces, for writev(2)."""
         at = offset & self._mask
         end = at + length
         if end <= self.size:
@@ -100,14 +101,14 @@ class Ring:
         return self.memory[at:], self.memory[: end - self.size]
 
     def copy_to(self, other: Ring, start: int, end: int) -> None:
-        """The octets at offsets [start, end) into another ring, at most `size` of either."""
+        """Copy the octets at offsets [start, end) into another ring; at most `size` of either."""
         for piece in self.pieces(start, end - start):
             other.write(start, piece)
             start += len(piece)
 
 
 class Rings:
-    """An arena as those see it who only read: link, the socket service, an application."""
+    """An arena as its readers see it: link, the socket service, an application."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._mapping = mapping
@@ -120,12 +121,13 @@ class Rings:
         self._data = view[self._data_at : self._data_at + self.blocks * BLOCK_OCTETS]
 
     def good(self, reference: int) -> bool:
-        """Whether the ring is still what the reference was made for; to be asked again after copying from it."""
+        """True if the reference is valid; to be checked again after copying."""
         block = reference >> _ORDER_BITS & _BLOCK_MASK
         return block < self.blocks and self.cells[block] == reference and self._fits(reference)
 
     def ring(self, reference: int) -> Ring | None:
-        """The ring that is named; None: its memory serves another by now, or nobody, or there is no such place."""
+        """The ring with this reference; None: the memory belongs to another stream or to none, or there is no such
+        position."""
         if not self.good(reference):
             return None
         at = (reference >> _ORDER_BITS & _BLOCK_MASK) * BLOCK_OCTETS
@@ -137,21 +139,22 @@ class Rings:
 
 
 class Arena(Rings):
-    """An arena as its one owner has it.
+    """An arena as its only owner sees it.
 
-    `named`: the references that the owner's slots name. Those of them that cannot be (foreign octets) are in `refused`.
-    `limit`: octets of rings that may be in use together. `poison`: fill what is freed, for tests.
+    `named`: the references in the owner's slots. Impossible ones (damaged octets) are in `refused`. `limit`: octets of
+    rings that may be in use at the same time. `poison`: overwrite freed memory, for tests.
     """
 
     def __init__(self, mapping: mmap.mmap, named: Iterable[int] = (), limit: int | None = None, now: float = 0.0,
                  poison: bool = False) -> None:
         super().__init__(mapping)
         self.limit = self.blocks * BLOCK_OCTETS if limit is None else limit
-        self.used = 0  # octets of rings that are in use
+        self.used = 0  # octets of rings in use
         self.refused: list[int] = []
         self._poison = poison
-        self._in_use: dict[int, int] = {}  # first block -> reference
-        # A dict an order: first block -> when it was freed (None: its pages are the system's). The last one is next.
+        self._in_use: dict[int, int] = {}  # {first block: reference}
+        # For each order {first block: time when it was freed}; None: its pages were returned to the system. The last is
+        # allocated next.
         self._free: list[dict[int, float | None]] = [{} for _ in range(ORDERS)]
         self._adopt(named)
         self._find_free(now)
@@ -178,7 +181,7 @@ class Arena(Rings):
         starts = sorted(self._in_use)
         step = 4 ** (ORDERS - 1)
         places = [(block, ORDERS - 1) for block in range(0, self.blocks, step)]
-        while places:  # from the end: the lowest is put last and taken first
+        while places:  # in reverse, so that the lowest is the last and is allocated first
             block, order = places.pop()
             size = 4**order
             first = bisect_left(starts, block)
@@ -191,9 +194,10 @@ class Arena(Rings):
                 places.extend((block + piece * size // 4, order - 1) for piece in range(4))
 
     def allocate(self, octets: int) -> int:
-        """The reference of a new ring, the smallest that holds so many octets; 0: the limit, or no room in one piece.
+        """The reference of a new ring, the smallest that holds this many octets; 0: the limit is reached, or no piece
+        is large enough.
 
-        What it contains is nobody's. Store the reference in a slot before anything else happens.
+        Its content is undefined. Store the reference in a slot before anything else.
         """
         order = order_for(octets)
         size = BLOCK_OCTETS << 2 * order
@@ -222,7 +226,7 @@ class Arena(Rings):
         return None
 
     def _merge(self, order: int) -> None:
-        """Put pieces together until there is one of `order`."""
+        """Merge free pieces until there is one of `order`."""
         for smaller in range(order):
             free, size = self._free[smaller], 4**smaller
             for first in [block for block in free if not block & 4 * size - 1]:
@@ -233,7 +237,10 @@ class Arena(Rings):
                     self._free[smaller + 1][first] = max(warm) if warm else None
 
     def free(self, reference: int, now: float) -> None:
-        """Nobody names the ring any more. KeyError: nobody did (a defect of the owner)."""
+        """Free a ring whose reference is no longer in a slot.
+
+        KeyError: it is not allocated, which is a defect of the owner.
+        """
         block = reference >> _ORDER_BITS & _BLOCK_MASK
         if self._in_use.get(block) != reference:
             raise KeyError(f"no ring {reference:#x}")
@@ -247,9 +254,9 @@ class Arena(Rings):
         self._free[(reference & _ORDER_MASK) - 1][block] = now
 
     def grow(self, reference: int, octets: int, start: int, end: int) -> int:
-        """A ring for `octets` with the octets of another at offsets [start, end); 0: no room.
+        """A ring for `octets` with the octets of another one at offsets [start, end); 0: no room.
 
-        The slot's cell comes next, then `free(reference)`.
+        Store its reference in the slot next, then call `free(reference)`.
         """
         larger = self.allocate(octets)
         if larger:
@@ -261,11 +268,12 @@ class Arena(Rings):
 
     @property
     def crowded(self) -> bool:
-        """Whether three quarters of the limit are in use: time to promise nobody more than they have."""
+        """True if three quarters of the limit are in use: receive windows should not grow any more."""
         return 4 * self.used >= 3 * self.limit
 
     def trim(self, now: float) -> float | None:
-        """Give back what has been free for IDLE_S; returns when there may be more to give (None: all is cold)."""
+        """Return pieces to the system that were free for IDLE_S; returns the time of the next call (None: nothing is
+        left)."""
         due = None
         for order, free in enumerate(self._free):
             size = BLOCK_OCTETS << 2 * order

@@ -1,14 +1,14 @@
-"""The journal: the frames that a layer sent last, kept in its durable memory.
+"""The journal: the last frames that a layer sent, in its durable memory.
 
-What a pipe holds dies with its reader, and what waits in front of it with its writer. So each frame is written here
-before it is sent, and is sent again when the consumer starts anew (from where the consumer says it stopped) or when
-this layer itself does (the last few, which may never have left the process). Consumers drop what they have seen:
-sequence numbers tell. The journal is a ring: the oldest frames make room, unasked; a gap that this leaves is counted by
-the consumer.
+The octets in a pipe are lost with its reader, and those that wait in front of it with its writer. So each frame is
+written here before it is sent. It is sent again when the consumer restarts (all frames after the last that the consumer
+finished) or when this layer restarts (the last few, which may never have left the process). Consumers drop frames that
+they have seen by their sequence numbers. The journal is a ring: new frames overwrite the oldest, and the consumer
+counts a gap that results from this.
 
-A turn of the layer's loop is one transaction: its frames are written, then a note of which frames it took to make them,
-then all of it is published by one store of the head. So a death at any moment leaves either none of it, and the turn is
-done again from its input, or all of it, and the input counts as done: nothing is lost, nothing is sent twice.
+A turn of the layer's loop is one transaction. Its frames are written, then a note of the frames that were its input,
+then one store of the head publishes all of it. So a crash at any moment leaves nothing of the turn, which is then
+repeated from its input, or all of it, and its input counts as done. Nothing is lost and nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Protocol
 
 from bus.durable import layout
 
-_ENTRY = Struct("=IIQQQQ")  # mark, frame length, consumer, sequence number; the same turn took: sender, its number
+# mark, frame length, consumer, sequence number; of the turn's input: sender, sequence number
+_ENTRY = Struct("=IIQQQQ")
 _ENTRY_OCTETS = _ENTRY.size
 _pack_entry = _ENTRY.pack_into
 _TOOK = Struct("=QQ")
@@ -28,14 +29,15 @@ _pack_took = _TOOK.pack_into
 _TOOK_AT = _ENTRY_OCTETS - _TOOK.size
 _MARK = 0x6A6F7572
 _WRAP_MARK = 0x77726170
-_DONE_MARK = 0x646F6E65  # no frame: more of what the same turn took
-ENTRIES_MAX = 2048  # what ip sends while a hang is noticed, one packet a frame; a restarted layer reads them in 0.7 ms
-ENTRIES_AT_ONCE = 64  # so many of the oldest give way where there are too many
-_NOBODY = 0  # the consumer of what is no frame
+_DONE_MARK = 0x646F6E65  # the mark of an entry without a frame, for further input of the turn
+# as many single-packet frames as ip sends until a hang is noticed; a restarted layer reads them in 0.7 ms
+ENTRIES_MAX = 2048
+ENTRIES_AT_ONCE = 64  # if there are too many, this number of the oldest is removed
+_NOBODY = 0  # the consumer of an entry without a frame
 
 
 class Taken(Protocol):
-    """Whose frames a turn took, and the number of the last of them."""
+    """A sender whose frames a turn took, and the number of the last of them."""
 
     sender: int
     done: int
@@ -44,7 +46,7 @@ class Taken(Protocol):
 class Journal:
     """A ring of at most ENTRIES_MAX frames over `memory.journal`.
 
-    Positions count octets ever written; the ring is their remainder.
+    Positions count all octets ever written; the place in the ring is the remainder.
     """
 
     __slots__ = ("_end", "_entries", "_free", "_last", "_need_max", "_ring", "_size", "_took", "_words", "done")
@@ -54,12 +56,13 @@ class Journal:
         self._ring = store.journal
         self._size = len(store.journal)
         self._need_max = self._size // 4
-        self._entries: deque[tuple[int, int, int, int]] = deque()  # position, length, consumer, sequence
-        self._end = self._words[layout.JOURNAL_HEAD]  # of what is written; the head is the end of what is published
-        self._free = 0  # up to here nothing has to give way
+        self._entries: deque[tuple[int, int, int, int]] = deque()  # (position, length, consumer, sequence number)
+        # end of the written part; the head in the words is the end of the published part
+        self._end = self._words[layout.JOURNAL_HEAD]
+        self._free = 0  # up to this position no entry has to be removed
         self._last = 0  # offset of the newest entry
-        self._took = False  # whether it says already what its turn took
-        self.done: dict[int, int] = {}  # what the turns in here took: sender -> number of its last frame
+        self._took = False  # True if an entry of this turn contains its input already
+        self.done: dict[int, int] = {}  # {sender: number of its last frame} of the turns in the journal
         self._load()
 
     def _load(self) -> None:
@@ -88,12 +91,12 @@ class Journal:
             self._words[layout.JOURNAL_TAIL] = head
 
     def _forget(self) -> None:
-        """Foreign octets: start empty rather than send nonsense."""
+        """Damaged octets: start with an empty journal."""
         self._entries.clear()
         self._words[layout.JOURNAL_TAIL] = self._words[layout.JOURNAL_HEAD]
 
     def publish(self, taken: Iterable[Taken]) -> None:
-        """The turn is over: what was written counts from now on, and so does what it took."""
+        """Publish the turn: from now on its output and its input count."""
         if self._end != self._words[layout.JOURNAL_HEAD]:
             for each in taken:
                 if self._took:
@@ -104,21 +107,21 @@ class Journal:
 
     @property
     def unpublished(self) -> bool:
-        """True where something was written that does not count yet."""
+        """True if something was written that is not published yet."""
         return self._end != self._words[layout.JOURNAL_HEAD]
 
     @property
     def crowded(self) -> bool:
-        """True where so much awaits publication that the turn should end."""
+        """True if so much is unpublished that the turn should end."""
         return self._end - self._words[layout.JOURNAL_HEAD] > self._need_max
 
     def write(self, consumer: int, sequence: int, octets: bytes, sender: int = 0, number: int = 0,
               mark: int = _MARK) -> None:
-        """Write a frame; `publish` makes it count. What the turn took, if known already: `number` of `sender`."""
+        """Write a frame, which counts after `publish`. `sender`, `number`: the turn's input, if known already."""
         start, length = self._end, len(octets)
         need = _ENTRY_OCTETS + length
         if need > self._need_max:
-            return  # too large to keep: such a frame is not repeated
+            return  # too large for the journal: such a frame is not repeated
         if start + need > self._free or len(self._entries) >= ENTRIES_MAX:
             start = self._make_room(need)
         offset = start % self._size
@@ -130,10 +133,10 @@ class Journal:
         self._end = start + need
 
     def _make_room(self, need: int) -> int:
-        """Where an entry of so many octets can go. The oldest give way."""
+        """The position for an entry of this many octets; removes the oldest entries."""
         size, entries, end = self._size, self._entries, self._end
         room = size - end % size
-        start = end if need <= room else end + room  # a frame is in one piece
+        start = end if need <= room else end + room  # a frame is contiguous
         keep = ENTRIES_MAX if len(entries) < ENTRIES_MAX else ENTRIES_MAX - ENTRIES_AT_ONCE
         while entries and (len(entries) > keep or entries[0][0] + size < start + need):
             entries.popleft()
@@ -144,7 +147,8 @@ class Journal:
         return start
 
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
-        """The kept frames for `consumer` numbered above `after`, oldest first; only the last `at_most` of them."""
+        """The stored frames for `consumer` with a number above `after`, oldest first; only the last `at_most` of
+        them."""
         found = [(sequence, position, length) for position, length, to, sequence in self._entries
                  if to == consumer and sequence > after]
         if at_most is not None:
@@ -156,5 +160,5 @@ class Journal:
         return frames
 
     def last_sequence(self, consumer: int) -> int:
-        """The highest kept sequence number for `consumer`; 0 where none is kept."""
+        """The highest stored sequence number for `consumer`; 0: none is stored."""
         return max((sequence for _, _, to, sequence in self._entries if to == consumer), default=0)

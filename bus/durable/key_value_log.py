@@ -1,9 +1,9 @@
-"""The store: a layer's records by key, in its durable memory.
+"""The key-value log: a layer's records by key, in its durable memory.
 
-An append-only log in one of two arenas. A record is written whole, then published by storing how far the arena is valid
-(one cell, with the arena's number in its lowest bit). When more than half of a log is dead it is copied to the other
-arena and the cell flips. On start the log is read from its beginning; the last record of a key counts. Each record
-carries a CRC: octets that are not ours end the reading there, which is counted (`bus_state_damaged`).
+It is an append-only log in one of two arenas. A record is written first, then published by storing the valid length of
+the arena (one cell, with the number of the arena in its lowest bit). When more than half of the log is obsolete, it is
+copied to the other arena and the cell is switched. On start the log is read from its beginning; the last record of a
+key counts. Each record has a CRC: a damaged record ends the reading, which is counted (`bus_state_damaged`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from bus.durable import layout
 _RECORD = Struct("=IIQ")  # CRC of the rest, payload length or _GONE, key
 _BODY = Struct("=IQ")
 _GONE = 0xFFFFFFFF
-_COMPACT_ABOVE = 1 << 16  # octets of log before copying is worth it
+_COMPACT_ABOVE = 1 << 16  # octets of log from which on copying is worthwhile
 
 
 class StoreFull(MemoryError):
-    """More live records than an arena holds."""
+    """The live records do not fit into an arena."""
 
 
 class KeyValueLog(MutableMapping[int, bytes]):
-    """Key (0 to 2**64 - 1) to octets, surviving the process."""
+    """A mapping from keys (0 to 2**64 - 1) to octets that survives the process."""
 
     def __init__(self, durable: layout.Memory) -> None:
         self._memory = durable
         self._words = durable.words
-        self._places: dict[int, tuple[int, int]] = {}  # key -> (payload's offset, length)
+        self._places: dict[int, tuple[int, int]] = {}  # {key: (offset of the payload, length)}
         self._live = 0
         state = self._words[layout.STORE_STATE]
         self._arena, self._end = state & 1, min(state >> 1, layout.STORE_ARENA_OCTETS)
@@ -55,7 +55,7 @@ class KeyValueLog(MutableMapping[int, bytes]):
             position = payload + size
 
     def _read(self, log: memoryview, position: int) -> tuple[int, int] | None:
-        """(payload length or _GONE, key) of the record at `position`; None: it is none of ours."""
+        """(payload length or _GONE, key) of the record at `position`; None: not a valid record."""
         payload = position + _RECORD.size
         if payload > self._end:
             return None
@@ -83,7 +83,7 @@ class KeyValueLog(MutableMapping[int, bytes]):
         if full or (self._end > _COMPACT_ABOVE and self._end > 2 * self._live):
             self._compact()
         if self._end + size > layout.STORE_ARENA_OCTETS:
-            raise StoreFull(f"{len(self._places)} records fill the store")
+            raise StoreFull(f"{len(self._places)} records fill the key-value log")
         log, start = self._memory.arenas[self._arena], self._end
         body = start + _RECORD.size
         log[body : body + len(payload)] = payload

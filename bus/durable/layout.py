@@ -1,13 +1,14 @@
-"""A layer's durable memory: one memfd, made and held by the keeper, mapped by each incarnation of the layer.
+"""The layout of a layer's durable memory: one memfd, created and held by the keeper, mapped by each process of the
+layer.
 
-    words     single 64-bit cells: life sign, what is in hand, pipe positions, counters
-    journal   the frames sent last, so that they can be sent again (bus.durable.journal)
-    scratch   the frames from the device that are being worked on (bus.durable.rx_log)
-    store     records by key, for the layer's core (bus.durable.key_value_log)
-    taps      rings of records that a capture reads (bus.runtime.ring)
+   words     64-bit cells: life sign, record in hand, positions in pipes, counters
+   journal   the last sent frames, to send them again (bus.durable.journal)
+   scratch   the frames from the device that are being processed (bus.durable.rx_log)
+   store     records by key, for the layer's core (bus.durable.key_value_log)
+   taps      rings of records that a capture reads (bus.runtime.ring)
 
-A SIGKILL can strike between any two machine instructions. An aligned 64-bit cell is written by one of them, so a cell
-is never torn; everything longer is written first and then published by a cell.
+A SIGKILL can arrive between any two machine instructions. One instruction writes an aligned 64-bit cell, so a cell is
+never torn; everything longer is written first and then published by a cell.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ _MADV_POPULATE_WRITE = 23  # linux/mman.h
 
 # Indices of the words.
 INCARNATION = 1  # of the process that maps it now
-BEAT = 2  # a double: CLOCK_MONOTONIC, in seconds, of the last turn of the layer's loop
-IN_HAND_SENDER = 3  # 0: nothing; else whose frame is being worked on
+BEAT = 2  # a double: the time of the loop's last turn, in seconds of CLOCK_MONOTONIC
+IN_HAND_SENDER = 3  # sender of the frame being processed; 0: none
 IN_HAND_SEQUENCE = 4
-IN_HAND_RECORD = 5  # 1-based, while records are taken one by one; else 0
-SUSPECT_SENDER = 6  # the frame that was in hand when the layer died
+IN_HAND_RECORD = 5  # 1-based, while records are processed one by one; else 0
+SUSPECT_SENDER = 6  # the frame that was being processed when the layer died
 SUSPECT_SEQUENCE = 7
 SUSPECT_RECORD = 8
 SUSPECT_DEATHS = 9
 JOURNAL_TAIL = 10
 JOURNAL_HEAD = 11
-STORE_STATE = 12  # which arena, how much of it is valid
-BATCH_FRAMES = 13  # so many frames from the device are in hand (bus.durable.rx_log)
+STORE_STATE = 12  # number of the arena, and its valid length
+BATCH_FRAMES = 13  # number of frames from the device in the rx log (bus.durable.rx_log)
 SABOTAGE = 14  # a fault to commit at the next turn (bus.runtime.sabotage); 0: none
-WAITING = 15  # data records that wait for room in a pipe in this process's own memory (bus.runtime.outbox)
-DONE = 32  # + layer id: last frame of that sender that is worked off
+WAITING = 15  # data records in this process that wait for room in a pipe (bus.runtime.outbox)
+DONE = 32  # + layer id: last processed frame of that sender
 SENT = 48  # + layer id: last frame sent to that consumer
-BATCH_NUMBER = 62  # of the batch that they belong to
-BLAMELESS = 63  # 1: the keeper knows that the last death was nothing that the layer did (a SIGKILL from outside)
+BATCH_NUMBER = 62  # number of the batch of these frames
+BLAMELESS = 63  # 1: the keeper knows that the layer did not cause its last death (a SIGKILL from outside)
 BUS_COUNTERS = 64  # bus.counters.PipeCounters
 BUS_COUNTERS_MAX = 48
-WRITTEN = 112  # + layer id: what the device was given of the frame last taken from there (WRITTEN_SHIFT)
+WRITTEN = 112  # + layer id: the frames written to the device for the last frame from there (WRITTEN_SHIFT)
 COUNTERS = 128  # the layer's own
 COUNTERS_MAX = 376
 CLIENTS = 512  # + CLIENT_WORDS * place: see the CLIENT_ offsets
@@ -51,31 +52,31 @@ WORDS = CLIENTS + CLIENT_WORDS * CLIENTS_MAX
 CLIENT_ID, CLIENT_PID, CLIENT_DONE, CLIENT_SENT, CLIENT_INBOX = range(5)  # CLIENT_ID 0: the place is free
 OFFENDERS = 504  # + n: processes whose records were set aside, the last first: pid << 8 | how many were
 OFFENDERS_MAX = 8
-POISON = 16  # + n: digests of records set aside, oldest first overwritten
+POISON = 16  # + n: digests of records set aside; the oldest is overwritten first
 POISON_MAX = 16
-WRITTEN_SHIFT = 16  # number of that frame, shifted by so much, + so many of its records are written
+WRITTEN_SHIFT = 16  # the number of that frame is shifted by this; below it is the number of its written records
 
 JOURNAL_OCTETS = 1 << 20
 SCRATCH_OCTETS = 1 << 17
-STORE_ARENA_OCTETS = 1 << 26  # address space; a page takes memory only once it is written
+STORE_ARENA_OCTETS = 1 << 26  # of address space; a page uses memory only after it is written
 
 _WORDS_OCTETS = 8 * WORDS
 _JOURNAL_AT = _WORDS_OCTETS
 _SCRATCH_AT = _JOURNAL_AT + JOURNAL_OCTETS
 _STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
 _TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
-TAPS_MAX = 8  # captures and meters at a time
-TAP_OCTETS = 1 << 23  # for what a capture has yet to read; likewise, memory only while somebody captures
+TAPS_MAX = 8  # maximum number of captures and meters
+TAP_OCTETS = 1 << 23  # for records that a capture has not read yet; uses memory only during a capture
 TOTAL_OCTETS = _TAPS_AT + TAPS_MAX * TAP_OCTETS
-STREAMS_OCTETS = 1 << 29  # behind all that: room for bus.durable.stream_memory, address space as well
+STREAMS_OCTETS = 1 << 29  # beyond the rest: address space for bus.durable.stream_memory
 assert _WORDS_OCTETS % PAGE == 0
 
 
 def create(name: str) -> int:
-    """A new, empty durable memory; returns its descriptor (close-on-exec, kept over fork)."""
+    """Create an empty durable memory; returns its descriptor (close-on-exec, kept over fork)."""
     descriptor = os.memfd_create(f"usernet-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, TOTAL_OCTETS + STREAMS_OCTETS)
-    # A layer that shrank it would be the keeper's SIGBUS (memfd_create(2)).
+    # If a layer could truncate it, the keeper would get a SIGBUS (memfd_create(2)).
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return descriptor
 
@@ -102,12 +103,12 @@ class Memory:
         )
 
     def release_arena(self, number: int) -> None:
-        """Give the memory of an arena that is no longer in use back to the system; it reads as zeros afterwards."""
+        """Return the memory of an arena that is no longer used to the system; it reads as zeros afterwards."""
         self._map.madvise(mmap.MADV_REMOVE, _STORE_AT + number * STORE_ARENA_OCTETS, STORE_ARENA_OCTETS)
 
 
     def tap(self, number: int, populate: bool) -> memoryview:
-        """The ring of a capture, its pages there: a fault for each would cost more than what is written."""
+        """The ring of a capture, with its pages allocated, because page faults would cost more than the copying."""
         start = _TAPS_AT + number * TAP_OCTETS
         try:
             if populate:
@@ -123,7 +124,7 @@ def map_tap(descriptor: int, number: int) -> mmap.mmap:
 
 
 class Words:
-    """The words alone, for the keeper, which reads life signs and counters of every layer."""
+    """Only the words, for the keeper, which reads life signs and counters of every layer."""
 
     def __init__(self, descriptor: int) -> None:
         view = memoryview(mmap.mmap(descriptor, _WORDS_OCTETS))

@@ -1,8 +1,8 @@
-"""Frames that the device gave and that are not worked off yet, in durable memory.
+"""The rx log: frames from the device that are not processed yet, in durable memory.
 
-The device forgets a frame in giving it. So it is read straight into here, and each frame counts from one store on. The
-place where the next one goes is blank before it is read: what is found there after a death came in the system call
-that the process did not return from, and counts as well, if the device can tell its length.
+Reading a frame removes it from the device. So it is read directly into this memory, and one store makes it count. The
+place for the next frame is filled with BLANK before it is read. A frame found there after a crash came from the system
+call from which the process did not return. It counts as well if the device can determine its length.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from itertools import pairwise
 
 from bus.durable import layout
 
-FRAMES_MAX = 256  # as many as one pack of a wire may carry (usernet.pipe.frame.MAX_RECORDS)
+FRAMES_MAX = 256  # as many as a message of a wire may carry (usernet.pipe.frame.MAX_RECORDS)
 _ENDS_OCTETS = 8 * FRAMES_MAX
-OCTETS_MAX = layout.SCRATCH_OCTETS - _ENDS_OCTETS - 12  # all frames of a batch together; behind them it is blank
+OCTETS_MAX = layout.SCRATCH_OCTETS - _ENDS_OCTETS - 12  # of all frames of a batch; what follows is blank
 
 
-BLANK = b"\xff" * 12  # no frame begins so, with or without a virtio_net_hdr: as a source address it would be a group
+# no frame begins like this, with or without a virtio_net_hdr: the destination would be the broadcast address, and the
+# source a group
+BLANK = b"\xff" * 12
 
 
 class RxLog:
-    """One batch. A device that fills it itself reads frame n behind frame n - 1 into `octets`, then writes BLANK behind
-    it, then where it ends into `ends[n]`, then n + 1 into `words[memory.BATCH_FRAMES]`.
+    """One batch of frames.
+
+    A device that fills it reads frame n behind frame n - 1 into `octets`, writes BLANK behind it, then the end of the
+    frame into `ends[n]`, then n + 1 into `words[memory.BATCH_FRAMES]`.
     """
 
     def __init__(self, durable: layout.Memory) -> None:
@@ -31,17 +35,17 @@ class RxLog:
         self.octets = durable.scratch[_ENDS_OCTETS:]
 
     def open(self, number: int) -> None:
-        """The next frames are those of batch `number`."""
+        """Start batch `number`."""
         self.octets[: len(BLANK)] = BLANK
         self.words[layout.BATCH_NUMBER] = number
 
     def close(self) -> None:
-        """Everything is worked off."""
+        """All frames are processed."""
         if self.words[layout.BATCH_FRAMES]:
             self.words[layout.BATCH_FRAMES] = 0
 
     def keep(self, frames: list[bytes]) -> None:
-        """All of a batch at once: at most FRAMES_MAX frames of OCTETS_MAX octets together."""
+        """Store a whole batch: at most FRAMES_MAX frames with OCTETS_MAX octets in all."""
         at = 0
         for number, frame in enumerate(frames):
             end = at + len(frame)
@@ -51,9 +55,9 @@ class RxLog:
         self.words[layout.BATCH_FRAMES] = len(frames)
 
     def left(self, length: Callable[[memoryview], int]) -> tuple[int, list[bytes]]:
-        """(number, frames) of the batch that the former incarnation had open.
+        """(number, frames) of the batch that the former process had open.
 
-        `length`: of the frame that stands at the beginning of some octets, 0 where that cannot be told.
+        `length`: a function that returns the length of the frame at the beginning of some octets, 0 if it is unknown.
         """
         ends = [0, *self.ends[: min(self.words[layout.BATCH_FRAMES], FRAMES_MAX)].tolist()]
         frames = [bytes(self.octets[start:end]) for start, end in pairwise(ends)]

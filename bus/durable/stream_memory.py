@@ -1,4 +1,5 @@
-"""Memory for streams: slots for connections, an arena for their octets, behind the rest of a layer's durable memory."""
+"""Memory for streams, after the rest of a layer's durable memory: slots for connections, and an arena for their
+octets."""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ assert SLOTS_OCTETS + ARENA_OCTETS <= STREAMS_OCTETS
 
 
 class StreamMemory(NamedTuple):
-    """See above."""
+    """The slots and the arena of a layer."""
 
     slots: memoryview
     arena: mmap.mmap
 
     @classmethod
     def of(cls, descriptor: int) -> StreamMemory:
-        """In the durable memory that the keeper made (`bus.durable.layout.create`)."""
+        """In the durable memory that the keeper created (`bus.durable.layout.create`)."""
         return cls(memoryview(mmap.mmap(descriptor, SLOTS_OCTETS, offset=TOTAL_OCTETS)),
                    mmap.mmap(descriptor, ARENA_OCTETS, offset=TOTAL_OCTETS + SLOTS_OCTETS))
 
     @classmethod
     def volatile(cls) -> StreamMemory:
-        """For a core without a bus."""
+        """In ordinary memory, for a core without a bus."""
         return cls(memoryview(mmap.mmap(-1, SLOTS_OCTETS)), mmap.mmap(-1, ARENA_OCTETS))

@@ -1,1 +1,1 @@
-"""A layer's process: its loop, its pipes, its device, its clients."""
+"""The runtime of a layer's process: its event loop, pipes, device and clients."""

@@ -1,4 +1,7 @@
-"""What waits behind a full pipe in the producer's memory, in order: data within bounds, and streams, merged."""
+"""The backlog: records that wait behind a full pipe in the producer's memory, in order.
+
+Data is bounded, streams are merged.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,26 @@ from typing import Any
 from usernet.pipe.streams import MERGES, handle_of, is_stream
 
 BACKLOG_OCTETS = 1 << 22  # of data
-_Entry = list[Any]  # kind, record: a list, for a record may be replaced where it stands
+_Entry = list[Any]  # [kind, record]: a list, because a record may be replaced in place
 
 
 class Backlog:
-    """Records, oldest first. At most `records_max` of data; streams are bounded by their credit."""
+    """Records, oldest first. At most `records_max` of data; credit bounds the streams."""
 
     __slots__ = ("_data", "_entries", "_mergeable", "_octets", "_records_max")
 
     def __init__(self, records_max: int) -> None:
         self._entries: deque[_Entry] = deque()
         self._records_max = records_max
-        self._data = self._octets = 0  # records and octets of data
-        # Kind and handle -> the entry that a newer record may join.
+        self._data = self._octets = 0  # number and octets of data records
+        # {(kind, handle): the entry that a newer record may be merged with}
         self._mergeable: dict[tuple[int, bytes], _Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add_data(self, kind: int, records: list[bytes]) -> int:
-        """Append as many of the records as fit; returns how many."""
+        """Append as many of the records as fit; returns their number."""
         before = self._data
         for record in records:
             if self._data >= self._records_max or self._octets + len(record) > BACKLOG_OCTETS:
@@ -38,7 +41,7 @@ class Backlog:
         return self._data - before
 
     def add_stream(self, kind: int, records: list[bytes]) -> None:
-        """Append all of the records, or let them join older ones of their kind and handle."""
+        """Append all of the records, or merge them with older ones of their kind and handle."""
         merge = MERGES.get(kind)
         for record in records:
             entry: _Entry = [kind, record]
@@ -52,7 +55,8 @@ class Backlog:
             self._entries.append(entry)
 
     def pop(self, records_max: int, octets_max: int) -> tuple[int, list[bytes], int]:
-        """Take the oldest records out, as many of one kind as one frame carries: (kind, records, how many are data)."""
+        """Remove the oldest records, as many of one kind as fit into a frame: (kind, records, number of data
+        records)."""
         entries = self._entries
         kind, octets = entries[0][0], 0
         records: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Clients: processes that are not layers and talk to one (applications, to the socket service).
+"""Clients: processes that are not layers and communicate with one (applications, with the socket service).
 
 A client has an inbox `app-<number>.sock` where its layer looks for those, and introduces itself by HELLO, which names
 it. Who it is, the kernel says: the credentials of the process that listens on that inbox, not the message. The layer
@@ -38,7 +38,7 @@ CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, REA
 
 
 class Client:
-    """One client and the two pipes to it."""
+    """One client and the two pipes between it and the layer."""
 
     def __init__(self, number: int, inbox_number: int, place: int, pid: int, pidfd: int, outbox: Outbox,
                  inbox: Inbox) -> None:
@@ -49,11 +49,11 @@ class Client:
         self.pidfd = pidfd
         self.outbox = outbox
         self.inbox = inbox
-        self.heard_at_end = -1  # the number of its last frame when its end was seen
+        self.heard_at_end = -1  # number of its last frame at the time when its end was noticed
 
 
 class Clients:
-    """Clients of one layer. Their pipes stand among the layer's own: `inboxes` by sender, `outboxes` by consumer."""
+    """The clients of one layer. Their pipes are in the layer's tables: `inboxes` by sender, `outboxes` by consumer."""
 
     def __init__(self, core: ClientCore, config: StackConfig, poller: Poller, journal: Journal,
                  durable: layout.Memory, touched: list[Outbox], inboxes: dict[int, Inbox],
@@ -73,7 +73,7 @@ class Clients:
         self._outboxes = outboxes
         self._ends = select.epoll()
         self.by_number: dict[int, Client] = {}
-        self.departed: list[int] = []  # known to the former incarnation, ended meanwhile
+        self.departed: list[int] = []  # clients of the former process that have ended meanwhile
         self.ending = False  # the process of some client has ended, and what it sent may not have been read
 
     @property
@@ -82,7 +82,7 @@ class Clients:
         return self.core.contested and not self.ending
 
     def restore(self) -> None:
-        """Take up the clients of the former incarnation again; those that ended meanwhile go to `departed`."""
+        """Restore the clients of the former process; those that have ended meanwhile are added to `departed`."""
         for place in range(layout.CLIENTS_MAX):
             cell = layout.CLIENTS + layout.CLIENT_WORDS * place
             number = self._words[cell + layout.CLIENT_ID]
@@ -93,7 +93,7 @@ class Clients:
             if pid == former:
                 self._attach(number, inbox, place, pid, pidfd)
                 continue
-            # Its process has ended, or it took its inbox away while nobody heard its BYE.
+            # Its process has ended, or it removed its inbox while no process received its BYE.
             if pidfd >= 0:
                 os.close(pidfd)
             self._forget(inbox, place)
@@ -186,11 +186,11 @@ class Clients:
         return {cell >> 8: cell & 0xFF for cell in cells if cell}
 
     def is_barred(self, pid: int) -> bool:
-        """Whether it has sent so much that had to be set aside that it is not heard any more."""
+        """True if it sent so many records that had to be set aside that it is disconnected."""
         return self._offences().get(pid, 0) >= OFFENCES_MAX
 
     def offended(self, pid: int) -> None:
-        """What this process sent has killed its layer, time and again, and was set aside."""
+        """A record from this process has killed the layer repeatedly and was set aside."""
         offences = self._offences()
         mine = pid << 8 | min(offences.pop(pid, 0) + 1, 0xFF)
         cells = [mine, *(other << 8 | count for other, count in offences.items())][: layout.OFFENDERS_MAX]
@@ -223,9 +223,9 @@ class Clients:
         return client
 
     def ended(self) -> list[int]:
-        """Clients whose process has ended and of whom nothing came since the last call; they are gone from here.
+        """Clients whose process has ended and that sent no frame since the last call; removes them.
 
-        What a process sent before it ended may still wait in its connection, unread.
+        Frames that a process sent before its end may still be in its connection.
         """
         if self._refusals:
             self._check_refusals()
@@ -243,7 +243,7 @@ class Clients:
         return numbers
 
     def dismiss(self, client: Client) -> None:
-        """Nothing comes from it any more, and nothing goes to it: its place is free."""
+        """Remove a client and free its place."""
         self._ends.unregister(client.pidfd)
         os.close(client.pidfd)
         self._touched[:] = [outbox for outbox in self._touched if outbox is not client.outbox]

@@ -1,4 +1,4 @@
-"""What lies below link, whatever it is."""
+"""The interface of the device below link: a TAP or a port on a wire."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from bus.durable.rx_log import RxLog
 
 
 class Device(Protocol):
-    """What lies below link."""
+    """The device below link."""
 
-    edge_triggered: bool  # `fileno` announces frames only once: `read` has to be called until there are none
+    edge_triggered: bool  # `fileno` signals frames only once, so `read` must be called until there are none
 
-    writes_through: bool  # what `write` was given has left when it returns, and not at `flush`
+    writes_through: bool  # True: `write` sends at once. False: `flush` sends
 
     def fileno(self) -> int:
         """Becomes readable when frames arrive."""
 
     def read(self, batch: RxLog) -> list[bytes]:
-        """The frames that are there, as many as a batch holds, and they are kept there; empty: none."""
+        """The available frames, at most a batch, which are also stored in `batch`; empty: none."""
 
     def length(self, octets: memoryview) -> int:
-        """Of the frame at the beginning of `octets`, that `read` put there and did not count; 0: cannot be told."""
+        """The length of the frame at the beginning of `octets`, which `read` stored but did not count; 0: unknown."""
 
     def write(self, frame: bytes) -> None:
-        """Send one frame, now or at `flush`, or drop it where the device is full."""
+        """Send one frame, at once or at `flush`; drop it if the device is full."""
 
     def flush(self) -> None:
-        """The turn is over: what was written leaves."""
+        """Send the frames of this turn."""

@@ -1,8 +1,9 @@
-"""The process of a layer: its inbox, its outboxes, its one loop.
+"""The event loop of a layer's process, with its inbox and its outboxes.
 
-Each turn: wait for the inbox, the device or the next timer; take what is there, up to a bound; give it to the core;
-pack and send what the core returned; only then record as done what was taken. The life sign is written by this very
-loop, so a layer that hangs cannot look alive. What was in hand at a death is looked at twice: `bus.runtime.poison`.
+Each turn: wait for the inbox, the device or the next timer; take what is there, up to a bound; pass it to the core;
+pack and send what the core returned; only then record the input as done. The loop itself writes the life sign, so a
+layer that hangs cannot appear alive. The record that was being processed at a crash is suspected: see
+`bus.runtime.poison`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, of_version
 from usernet.pipe.messages import BYE, HELLO, RESUME
 from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
 
-TICK_S = 0.1  # the longest wait: life signs come at least this often. By a timer of its own: a time limit to each wait
-# costs half a microsecond in setting and clearing it
-RETRY_S = 0.01  # while something waits to go out: its socket tells when there is room, not when there is a listener
+# the longest wait, so the maximum time between life signs. A timer of its own wakes the loop: a timeout for each wait
+TICK_S = 0.1
+# would cost half a microsecond for setting and clearing it
+RETRY_S = 0.01  # while output waits: a socket signals when there is room, but not when there is a listener
 CLIENT_CHECK_S = 0.1
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # at the inbox
 DEVICE_PATIENCE_S = 0.1  # so long the device is not read while something waits for room in a pipe
@@ -50,14 +52,14 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """One layer's process. `run` returns when the keeper says stop."""
+    """The event loop of one layer. `run` returns when the keeper tells it to stop."""
 
     def __init__(self, layer: str, core: Core, config: StackConfig, durable: layout.Memory, state: KeyValueLog,
                  listener_fd: int, control: Control, device: Device | None = None,
                  taps: Taps | None = None) -> None:
         self.number = topology.LAYERS[layer]
         self._taps = taps
-        self._core: Core = taps.core if taps else core  # the same, and perhaps something around it
+        self._core: Core = taps.core if taps else core  # the core, perhaps with taps
         self._memory = durable
         self._words = durable.words
         self._counters = durable.bus_counters
@@ -72,7 +74,7 @@ class EventLoop:
         self._cookie = config.cookie
         self._inboxes = {config.cookie + topology.LAYERS[name]: self._inbox(topology.LAYERS[name], kinds)
                         for name, kinds in topology.inputs(layer, config.layers).items()}
-        self._batches = self._inbox(topology.DEVICE, frozenset())  # what the device gives, numbered like frames
+        self._batches = self._inbox(topology.DEVICE, frozenset())  # batches from the device, numbered like frames
         self._outboxes = {topology.LAYERS[name]: self._connect(config, name)
                          for name in topology.outputs(layer, config.layers)}
         self._clients = (Clients(core, config, self._poller, self._journal, durable, self._touched,
@@ -81,8 +83,8 @@ class EventLoop:
         self._next_check_is_near = False
         self._device_read_at = 0.0
         self._batch = RxLog(durable)
-        self._written_cell = layout.WRITTEN  # of the sender whose frame is in hand
-        self._to_skip = 0  # so many of its writes the former incarnation has done
+        self._written_cell = layout.WRITTEN  # for the sender of the frame being processed
+        self._to_skip = 0  # number of writes for this frame that the former process has done
         self._suspect = PoisonFilter(durable, control)
 
     def _refused(self) -> None:
@@ -98,7 +100,7 @@ class EventLoop:
                       self._touched)
 
     def run(self) -> None:
-        """Serve until the keeper says stop or is gone."""
+        """Serve until the keeper tells the loop to stop, or ends."""
         self._start()
         poll, pushes = self._poller.epoll, self._poller.pushes
         device, control_fd = self._device, self._control.fileno()
@@ -113,7 +115,7 @@ class EventLoop:
         read = self._pull.read
         device_due = device is not None
         edge_triggered = device is not None and device.edge_triggered
-        takes_in = device is not None or self._clients is not None  # from outside the stack
+        takes_in = device is not None or self._clients is not None  # it gets input from outside the stack
         held = False
         while True:
             if (touched or held) and held != self._holds_back(monotonic()):
@@ -127,7 +129,7 @@ class EventLoop:
                 ready = wait(self._timeout_s(monotonic()))
             now = monotonic()
             beat[0] = now
-            most = 0  # frames that came at once
+            most = 0  # maximum number of frames at once in this turn
             for descriptor, _ in ready:
                 frames = read(descriptor)
                 if frames is not None:
@@ -159,8 +161,9 @@ class EventLoop:
                 self._check_clients(self._clients, now)
             self._end_turn()
             if most > 1 and takes_in:
-                # There is more to do than one thing after the other. Who is further along goes first, so next time more
-                # comes at once, which costs less: a tenth more echoes/s with 64 in flight, a sixth more of long ones.
+                # There is enough work for several processes. Layers further along should run first, so that more frames
+                # arrive at once, which costs less per frame: a tenth more echoes/s with 64 in flight, a sixth more with
+                # long ones.
                 os.sched_yield()
             if words[layout.SABOTAGE]:
                 sabotage.commit(words)
@@ -187,9 +190,9 @@ class EventLoop:
         self._control.tell("ready")
 
     def _holds_back(self, now: float) -> bool:
-        """True where frames had better wait in the device: there they cost nothing and outlive us.
+        """True if frames should stay in the device, where they cost nothing and survive a crash, because output waits.
 
-        Not for ever: one consumer that stays away must not cut off the others.
+        This is limited in time, so that one consumer that does not read cannot block the others.
         """
         return (self._device is not None and now < self._device_read_at + DEVICE_PATIENCE_S
                 and any(outbox.blocked for outbox in self._touched))
@@ -205,7 +208,7 @@ class EventLoop:
         counters = self._counters
         counters[C.bus_frames_in] += 1
         if self._taken and self._journal.crowded:
-            self._end_turn()  # a turn of its own: what it brings must fit the journal
+            self._end_turn()  # end the turn, because the input of one turn must fit into the journal
         try:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
@@ -234,12 +237,12 @@ class EventLoop:
             self._give(inbox, kind, records, now)
 
     def _take_many(self, frames: list[bytes], now: float) -> None:
-        """Frames that came at once: what one sender has sent of one kind goes to the core in one piece.
+        """Take frames that arrived together: consecutive frames of one kind from one sender go to the core in one call.
 
-        Applications send a datagram a frame; a call for each is a fifth of what the socket service spends on it.
+        Applications send one datagram per frame, and a call for each would take a fifth of the socket service's time.
         """
         counters, inboxes, pid = self._counters, self._inboxes, self._pull.pid
-        runner: Inbox | None = None  # whose run there is so far, of what kind, and its records
+        runner: Inbox | None = None  # the sender of the present run, its kind, and its records
         running, run = 0, list[bytes]()
         for frame in frames:
             try:
@@ -269,7 +272,7 @@ class EventLoop:
             self._give(runner, running, run, now)
 
     def _give(self, inbox: Inbox, kind: int, records: list[bytes], now: float) -> None:
-        """To the core: the records up to the frame that was taken from `inbox` last."""
+        """Pass records to the core: those up to the last frame taken from `inbox`."""
         words, sender, sequence = self._words, inbox.sender, inbox.done
         words[layout.IN_HAND_SEQUENCE] = sequence
         words[layout.IN_HAND_SENDER] = sender
@@ -284,12 +287,13 @@ class EventLoop:
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
         if self._writes_through and not self._unpublished():
-            inbox.commit()  # what came of it has left already: a later death in this turn must not send it again
+            inbox.commit()  # its output has left already, so a crash later in this turn must not repeat it
             self._taken.discard(inbox)
             words[layout.IN_HAND_SENDER] = 0
 
     def _take_up(self, cell: int, sequence: int) -> None:
-        """What of this frame the device was given by a former incarnation, it is not given again."""
+        """Find out how many writes to the device for this frame the former process has done, so that they are not
+        repeated."""
         words = self._words
         known, written = divmod(words[cell], 1 << layout.WRITTEN_SHIFT)
         if known == sequence:
@@ -300,11 +304,11 @@ class EventLoop:
         self._written_cell = cell
 
     def _unpublished(self) -> bool:
-        """Whether a neighbour is still to get anything of what this turn brought."""
+        """True if output of this turn to a neighbour is not published yet."""
         return bool(self._touched) and (self._journal.unpublished or any(outbox.fresh for outbox in self._touched))
 
     def _take_device(self, device: Device, now: float) -> int:
-        """How many frames there were."""
+        """Read frames from the device and process them; returns their number."""
         self._batch.open(self._batches.done + 1)
         frames = device.read(self._batch)
         if not frames:
@@ -325,7 +329,7 @@ class EventLoop:
             self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, frames, now))
 
     def _batch_in_hand(self) -> list[bytes]:
-        """What the former incarnation had taken from the device and not worked off."""
+        """The frames that the former process had read from the device but not processed."""
         if self._device is None:
             return []
         number, frames = self._batch.left(self._device.length)
@@ -337,18 +341,18 @@ class EventLoop:
         return frames
 
     def _obey(self, word: str, now: float) -> bool:
-        """False where the keeper says stop, or is gone."""
+        """Carry out a message of the keeper; False: stop, or the keeper has ended."""
         if word.startswith("{"):
             try:
                 question = msgspec.json.decode(word)
             except msgspec.DecodeError:
-                return True  # longer than a packet of the line; the keeper has said so to whoever asked
+                return True  # longer than a packet of the control channel; the keeper has refused the request already
             if "taps" in question and self._taps:
                 self._dispatch(self._taps.apply(question["taps"], now))
                 self._core = self._taps.core
                 self._control.tell("answer", id=question["id"], answer={})
                 return True
-            answer: dict[str, object] = {"error": "this layer has no settings that can be asked for or changed"}
+            answer: dict[str, object] = {"error": "this layer accepts no requests of the command line"}
             if isinstance(self._core, ManagedCore):
                 answer, sends = self._core.manage(question["request"], now)
                 self._dispatch(sends)
@@ -370,17 +374,18 @@ class EventLoop:
                 self._control.tell("notices", notices=decode_notices(record))
 
     def _write(self, frame: bytes) -> None:
-        """Give the device one frame, unless the former incarnation did so before it died over the same work."""
-        assert self._device is not None  # only its layer sends to it
+        """Write one frame to the device, unless the former process did so before it died during the same work."""
+        assert self._device is not None  # only link sends to the device
         if self._to_skip:
             self._to_skip -= 1
             return
         if self._writes_through:
-            self._words[self._written_cell] += 1  # before: a SIGKILL in the system call takes effect when that is done
+            # before the write: a SIGKILL during a system call takes effect at its end
+            self._words[self._written_cell] += 1
         self._device.write(frame)
 
     def _end_turn(self) -> None:
-        """Publish what this turn brought and, by the same store, that what it took is done; then send it."""
+        """Publish this turn's output and, by the same store, that its input is done; then send."""
         words, touched, taken = self._words, self._touched, self._taken
         if len(touched) == len(taken) == 1:
             inbox = taken.pop()
@@ -449,16 +454,16 @@ class EventLoop:
             self._counters[C.bus_malformed] += 1
 
     def _part(self, inbox: Inbox, now: float) -> None:
-        """A client says goodbye."""
-        assert self._clients is not None  # who else says BYE
+        """A client has sent BYE."""
+        assert self._clients is not None  # only clients may send BYE
         self._dispatch(self._clients.core.client_left(inbox.sender, now))
-        self._taken.discard(inbox)  # its place may be another's before this turn is over
+        self._taken.discard(inbox)  # its place may be reused in this turn
         self._clients.dismiss(self._clients.by_number[inbox.sender])
 
     def _bar(self, inbox: Inbox, now: float) -> bool:
-        """A record of a client's was set aside; True where that was not the first, and the client is cut off."""
+        """A record of a client was set aside. True: it was not the first, and the client is disconnected."""
         clients, pid = self._clients, inbox.pid
-        assert clients is not None  # nobody else has a pid
+        assert clients is not None  # only clients have a pid
         clients.offended(pid)
         barred = clients.is_barred(pid)
         self._control.tell("offence", pid=pid, barred=barred)

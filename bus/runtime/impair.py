@@ -1,9 +1,9 @@
-"""What a bad network does to a pipe: the model of tc-netem(8), without a clock.
+"""The model of a bad network for one pipe, that of tc-netem(8), without a clock.
 
-`Impairment` owns what it holds back and its random numbers; the same settings with the same seed and the same packets
-at the same times come to the same. The order of the steps is Linux's (net/sched/sch_netem.c, netem_enqueue):
-duplication and loss are drawn first, and cancel each other; then corruption; then the queue's limit; then reordering
-or delay, and the rate. What it did to whom, the caller is told, to count it.
+`Impairment` owns the held packets and its random numbers. The same settings, seed, packets and times give the same
+result. The order of the steps is Linux's (net/sched/sch_netem.c, netem_enqueue): duplication and loss are drawn first
+and cancel each other; then corruption; then the limit of the queue; then reordering or delay, and the rate. The caller
+is notified of every effect, to count it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import msgspec
 T = TypeVar("T")
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
-LIMIT_DEFAULT = 1000  # tc-netem(8): packets the queue may hold
+LIMIT_DEFAULT = 1000  # tc-netem(8): maximum number of packets in the queue
 _NEVER = -1.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One impairment. Shares are 0 to 1; `..._correlation` is how much a random number depends on the one before."""
+    """The settings of one impairment.
+
+    Shares are 0 to 1; `..._correlation` is how much a random number depends on the previous one.
+    """
 
     loss: Share = 0.0
     loss_correlation: Share = 0.0
-    # Gilbert-Elliott: from good to bad, from bad to good, loss while bad, loss while good. Empty: none.
+    # Gilbert-Elliott: probabilities of good to bad, bad to good, loss while bad, loss while good. Empty: not used.
     gemodel: tuple[Share, ...] = ()
     delay: Seconds = 0.0
     jitter: Seconds = 0.0
@@ -35,32 +38,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     distribution: str = "uniform"  # of the jitter: uniform or normal
     duplicate: Share = 0.0
     duplicate_correlation: Share = 0.0
-    reorder: Share = 0.0  # this share is sent at once, the others delayed
+    reorder: Share = 0.0  # share of packets that is sent at once while the others are delayed
     reorder_correlation: Share = 0.0
-    gap: Annotated[int, msgspec.Meta(ge=0)] = 0  # every gap-th packet may be reordered; 0: any, with `reorder`
+    gap: Annotated[int, msgspec.Meta(ge=0)] = 0  # only every gap-th packet may be reordered; 0: any
     corrupt: Share = 0.0
     corrupt_correlation: Share = 0.0
     rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # bits/s; 0: no limit
     limit: Annotated[int, msgspec.Meta(ge=1)] = LIMIT_DEFAULT
-    drop_nth: Annotated[int, msgspec.Meta(ge=0)] = 0  # every n-th packet; 0: none
-    seed: int | None = None  # None: another one each time
+    drop_nth: Annotated[int, msgspec.Meta(ge=0)] = 0  # drop every n-th packet; 0: none
+    seed: int | None = None  # None: random
 
     def __post_init__(self) -> None:
         if self.distribution not in ("uniform", "normal"):
-            raise ValueError(f"no distribution {self.distribution!r}: uniform or normal")
+            raise ValueError(f"no distribution {self.distribution!r}: must be uniform or normal")
         if len(self.gemodel) not in (0, 4):
-            raise ValueError("gemodel has four shares")
+            raise ValueError("gemodel needs four shares")
         if self.reorder and not self.delay:
-            raise ValueError("reorder needs a delay for the others to wait")  # as tc says
+            raise ValueError("reorder needs a delay for the others to wait")  # the message of tc
 
     @property
     def idle(self) -> bool:
-        """True where it does nothing."""
+        """True if the settings change nothing."""
         return msgspec.structs.replace(self, seed=None, limit=LIMIT_DEFAULT) == Settings()
 
 
 class _Correlated:
-    """Random numbers from 0 to 1, each depending on the one before (get_crandom)."""
+    """Random numbers from 0 to 1, each correlated with the previous one (get_crandom)."""
 
     def __init__(self, rng: random.Random, correlation: float) -> None:
         self._random = rng.random
@@ -76,10 +79,10 @@ class _Correlated:
 
 
 class Impairment(Generic[T]):
-    """One direction of one pipe, or one flow through it.
+    """The impairment of one direction of one pipe, or of one flow in it.
 
-    `size` gives the octets of an item, `corrupted` a copy with one bit turned over at random. `noted` is called with
-    the item and what befell it: loss, nth or limit, which drop it; duplicate, corrupt, reorder.
+    `size` returns the octets of an item, `corrupted` a copy with one random bit flipped. `noted` is called with an item
+    and the effect: loss, nth or limit, which drop it; duplicate, corrupt, reorder.
     """
 
     def __init__(self, settings: Settings, size: Callable[[T], int], corrupted: Callable[[T, random.Random], T],
@@ -94,24 +97,27 @@ class Impairment(Generic[T]):
         self._duplicate = _Correlated(rng, settings.duplicate_correlation)
         self._reorder = _Correlated(rng, settings.reorder_correlation)
         self._corrupt = _Correlated(rng, settings.corrupt_correlation)
-        self._bad = False  # the state of Gilbert and Elliott
+        self._bad = False  # the state of the Gilbert-Elliott model
         self._offered = 0
-        self._in_order = 0  # since the last that was reordered
-        self._held: list[tuple[float, int, T]] = []  # a heap; the number keeps those of one time in order
+        self._in_order = 0  # packets since the last reordered one
+        self._held: list[tuple[float, int, T]] = []  # a heap; the number keeps items of the same time in order
         self._number = 0
-        self._last_leaves = _NEVER  # when the last of the queue does
+        self._last_leaves = _NEVER  # the time when the last item of the queue leaves
 
     @property
     def next_wake(self) -> float | None:
-        """When the next one is due."""
+        """The time when the next item leaves; None: none is held."""
         return self._held[0][0] if self._held else None
 
     def __len__(self) -> int:
-        """How many are held."""
+        """The number of held items."""
         return len(self._held)
 
     def offered(self, item: T, now: float) -> list[T]:
-        """A packet comes at `now`; what leaves at once: those that were due, and it, unless it is dropped or held."""
+        """An item arrives at `now`.
+
+        Returns what leaves at once: items that are due, and this one unless it is dropped or held.
+        """
         settings = self.settings
         self._offered += 1
         copies = 1
@@ -156,7 +162,7 @@ class Impairment(Generic[T]):
         self._in_order += 1
         at = now + self._drawn_delay()
         if settings.rate:
-            if self._held:  # the last of the queue is what it waits behind; its own delay has run meanwhile
+            if self._held:  # it waits behind the last of the queue, and its own delay starts then
                 at = max(at, self._last_leaves)
             at += self._size(item) * 8 / settings.rate
         self._last_leaves = max(at, self._last_leaves if self._held else at)
@@ -175,12 +181,12 @@ class Impairment(Generic[T]):
         heapq.heappush(self._held, (at, self._number, item))
 
     def due(self, now: float) -> list[T]:
-        """What leaves by `now`, in order."""
+        """The items that leave by `now`, in order."""
         held, leaving = self._held, []
         while held and held[0][0] <= now:
             leaving.append(heapq.heappop(held)[2])
         return leaving
 
     def flush(self) -> list[T]:
-        """All that is held, in the order in which it would have left: the impairment ends."""
+        """All held items, in the order in which they would have left, because the impairment ends."""
         return self.due(float("inf"))

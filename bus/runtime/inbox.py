@@ -1,4 +1,4 @@
-"""The consumer's end of one pipe: how far the frames of one sender are taken, and how far they are worked off."""
+"""The consumer's end of one pipe: which frames of one sender were taken, and which are completely processed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ COUNTED = {Verdict.REPEATED: C.bus_repeated, Verdict.EARLY: C.bus_early, Verdict
 
 
 class Inbox(Incoming):
-    """`done_cell` is where the number of the last frame that is worked off is kept in the durable words.
+    """`done_cell`: index of the durable word with the number of the last processed frame.
 
-    `journaled`: the same number, as the journal has it; it is ahead of the cell where the former incarnation died
-    between publishing a turn and storing the cell.
+    `journaled`: the same number in the journal. It is ahead of the cell if the former process died between publishing a
+    turn and storing the cell.
     """
 
     __slots__ = ("_cell", "_counters", "_words", "kinds", "pid", "sender")
@@ -24,17 +24,17 @@ class Inbox(Incoming):
         super().__init__(max(durable.words[done_cell], journaled))
         self.sender = sender
         self.kinds = kinds
-        self.pid = pid  # the process that alone may send it; 0: any that may connect
+        self.pid = pid  # the only process that may send; 0: any that may connect
         self._words = durable.words
         self._counters = durable.bus_counters
         self._cell = done_cell
 
     def skip_to(self, done: int) -> None:
-        """As `Incoming`; what is lost is counted for `status`."""
+        """As in `Incoming`; lost frames are counted for `status`."""
         lost = self._counters[C.bus_lost] + done - self.done
-        self._counters[C.bus_lost] = min(lost, COUNTER_MAX)  # numbers are the sender's, and may be anything
+        self._counters[C.bus_lost] = min(lost, COUNTER_MAX)  # the sender may have sent any numbers
         self.done = done
 
     def commit(self) -> None:
-        """All that was taken so far has been worked off and what came of it is published."""
+        """All taken frames have been processed, and their results are published."""
         self._words[self._cell] = self.done

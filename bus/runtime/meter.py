@@ -1,11 +1,12 @@
-"""How much goes through a layer's pipes and how long its core takes: counted only while somebody wants to know.
+"""A meter for the traffic on a layer's pipes and the time of its core; it counts only on request.
 
-A table of 64-bit cells in memory that the layer writes and others read, in a ring's place (`bus.durable.layout`):
+It is a table of 64-bit cells in memory that the layer writes and others read, in the place of a ring
+(`bus.durable.layout`):
 
-    owner
-    for each peer and direction: records, octets
-    calls of the core, and nanoseconds in them
-    a histogram of nanoseconds a record: how many records took up to 2**n ns, n from 0
+   owner
+   for each peer and direction: records, octets
+   calls of the core, and nanoseconds in them
+   a histogram of nanoseconds per record: number of records that took up to 2**n ns, n from 0
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from typing import NamedTuple
 from bus import topology
 
 IN, OUT = range(2)
-_PEERS = 16  # ids of layers, DEVICE among them; and, last, all applications
+_PEERS = 16  # ids of layers, including DEVICE; the last is for all applications
 _APPLICATIONS = _PEERS - 1
 _OWNER, _FLOWS = 0, 8
 _CALLS = _FLOWS + 2 * 2 * _PEERS
 _TIMES = _CALLS + 2
-BUCKETS = 40  # beyond 2**39 ns, 9 minutes, nothing is
+BUCKETS = 40  # up to 2**39 ns, 9 minutes
 _WORDS = _TIMES + BUCKETS
 OCTETS = 8 * _WORDS
 
 
 class Flow(NamedTuple):
-    """What has gone one way between a layer and a peer."""
+    """The traffic in one direction between a layer and a peer."""
 
     records: int
     octets: int
 
 
 class Reading(NamedTuple):
-    """What a meter says: flows by (peer, direction), the core's calls and time, and the histogram."""
+    """The values of a meter: flows by (peer, direction), the core's calls and time, and the histogram."""
 
     flows: dict[tuple[int, int], Flow]
     calls: int
     time_ns: int
-    times: tuple[int, ...]  # records that took up to 2**n ns
+    times: tuple[int, ...]  # number of records that took up to 2**n ns
 
 
 def _cell(peer: int, direction: int) -> int:
@@ -47,7 +48,7 @@ def _cell(peer: int, direction: int) -> int:
 
 
 class Meter:
-    """The writer's side. `owner`, never 0, is whom it serves now: another's counts begin at zero."""
+    """The writer's side. `owner`, never 0, identifies the present reader; the counts of a new owner begin at zero."""
 
     def __init__(self, memory: memoryview, owner: int) -> None:
         self._words = words = memory[:OCTETS].cast("Q")
@@ -56,13 +57,13 @@ class Meter:
             words[_OWNER] = owner
 
     def passed(self, peer: int, direction: int, records: Sequence[bytes]) -> None:
-        """Records came from `peer`, or leave for it."""
+        """Count records from `peer`, or to it."""
         words, cell = self._words, _cell(peer, direction)
         words[cell] += len(records)
         words[cell + 1] += sum(map(len, records))
 
     def took(self, records: int, time_ns: int) -> None:
-        """The core has been called with so many, and has come back after so long."""
+        """Count a call of the core with `records` records, and its time."""
         words = self._words
         words[_CALLS] += 1
         words[_CALLS + 1] += time_ns
@@ -71,7 +72,7 @@ class Meter:
 
 
 def read(memory: memoryview) -> Reading:
-    """What the meter says now."""
+    """Read the present values."""
     words = memory[:OCTETS].cast("Q")
     flows = {}
     for place in range(_PEERS):

@@ -1,13 +1,13 @@
 """The producer's end of one pipe.
 
-Packs records into frames, numbers and journals them, never blocks, is bounded; repeats for a neighbour that restarted
-what it has missed. The rule of the numbering is in `usernet.pipe.numbering`. A producer that starts also repeats the
-end of its own journal at once, because the last frames may have died inside its process; whether that was far enough
-the consumer's answer tells, and if it was not the producer repeats more.
+An outbox packs records into frames, numbers and journals them, never blocks, and is bounded. It repeats the frames that
+a restarted neighbour has missed. `usernet.pipe.numbering` has the rules of the numbering. A producer that starts also
+repeats the end of its own journal at once, because its predecessor may have died before the last frames left. If the
+consumer's answer shows that it needs earlier frames, the producer repeats more.
 
-What becomes of a record behind a full pipe depends on its class (`bus.messages`): data is dropped, the newest first,
-and counted; control is never dropped, and is journaled at once; a stream's record is never dropped either, and takes
-the place of an older one of its kind and handle where it can (`usernet.pipe.streams`).
+What happens to a record behind a full pipe depends on its class (`bus.messages`). Data is dropped, the newest first,
+and counted. Control is never dropped, and is journaled at once. A stream record is never dropped and replaces an older
+one of its kind and handle if possible (`usernet.pipe.streams`).
 """
 
 from __future__ import annotations
@@ -27,38 +27,40 @@ from usernet.pipe.messages import HELLO, RESUME
 from usernet.pipe.numbering import Resume, encode
 from usernet.pipe.streams import is_stream
 
-PACK_RECORDS = 64  # records that go into one frame
+PACK_RECORDS = 64  # records per frame
 PACK_OCTETS = 1 << 16
-BACKLOG_RECORDS = 1024  # of data, that wait behind a full pipe; a third of a second of steady traffic: a hung layer's
-# successor is there by then. Beyond it the newest is dropped
-REPEAT_AT_START = 16  # frames of the journal that a starting producer repeats unasked; more, once the consumer answers
+# data records behind a full pipe: a third of a second of steady traffic, until the successor of a hung layer serves.
+BACKLOG_RECORDS = 1024
+# Beyond this the newest is dropped.
+# frames of the journal that a starting producer repeats at once; it repeats more when the consumer answers
+REPEAT_AT_START = 16
 
 assert PACK_RECORDS <= MAX_RECORDS
 
 
 class Tap(Protocol):
-    """Sees, and may change, all that leaves by an outbox: captures and impairments (`Outbox.tap`)."""
+    """A function that sees and may change all records that leave by an outbox (`Outbox.tap`)."""
 
     def pass_on(self, outbox: Outbox, kind: int, records: list[bytes]) -> list[bytes]:
         """The records that leave now, of those that are about to be sealed.
 
-        What is held back leaves by `Outbox.release` later. Frames are not numbered yet, so a record that is dropped or
-        repeated here leaves no gap. Records of control must not be dropped.
+        A record that it holds back leaves later by `Outbox.release`. Frames are not numbered yet, so dropping or
+        repeating a record leaves no gap. Control records must not be dropped.
         """
 
 
 def inherit(durable: layout.Memory) -> None:
-    """At a start: count the data that died in the backlogs of the former incarnation."""
+    """At a start: count the data records that were lost in the backlogs of the former process."""
     durable.bus_counters[C.bus_pipe_full] += durable.words[layout.WAITING]
     durable.words[layout.WAITING] = 0
 
 
 class Outbox:
-    """See the module's docstring. `cell` is where the last number sent is kept in the durable words.
+    """One outbox; see the module's docstring. `cell`: index of the durable word with the last sent number.
 
     The first `enqueue` of a turn adds the outbox to `touched`. At the end of the turn the event loop calls `seal` of
-    each of those, publishes the journal, and calls `send` of each. `send_alone` does the three in one step where the
-    turn made one frame.
+    each of those, publishes the journal, and calls `send` of each. `send_alone` does the three in one step if the turn
+    made one frame.
     """
 
     __slots__ = ("_backlog", "_cell", "_counters", "_frames", "_fresh",
@@ -79,28 +81,29 @@ class Outbox:
         self._incarnation = self._words[layout.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
         self.tap: Tap | None = None
-        self.waits = False  # True while something is not out
-        self._frames: deque[bytes] = deque()  # sealed and published, waiting for room in the socket
-        self._fresh: list[bytes] = []  # sealed in this turn: follow those, once the turn is published
-        # Data and streams that wait behind those, to leave in larger packs.
+        self.waits = False  # True while something has not left yet
+        self._frames: deque[bytes] = deque()  # sealed and published frames that wait for room in the socket
+        self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published
+        # Data and streams that wait behind those frames, to leave in larger frames.
         self._backlog = Backlog(BACKLOG_RECORDS if backlog_records is None else backlog_records)
-        self._repeated_from: int | None = None  # where the repetition at the start began, until the consumer answers
+        # first number of the repetition at the start, until the consumer answers
+        self._repeated_from: int | None = None
         self._kind = 0
         self._records: list[bytes] = []
         self._octets = 0
 
     @property
     def blocked(self) -> bool:
-        """True while more waits than the socket takes in."""
+        """True while more waits than the socket accepts."""
         return bool(self._frames or self._backlog)
 
     @property
     def fresh(self) -> bool:
-        """True where records are enqueued that are not sealed yet."""
+        """True if enqueued records are not sealed yet."""
         return bool(self._records)
 
     def enqueue(self, kind: int, record: bytes) -> None:
-        """Queue one record; it leaves when the turn ends, in as few frames as it can."""
+        """Queue one record. It leaves when the turn ends, in as few frames as possible."""
         records = self._records
         if not records:
             self._touched.append(self)
@@ -114,7 +117,7 @@ class Outbox:
         self._octets += len(record)
 
     def seal(self) -> None:
-        """Make frames of what is enqueued; where older frames wait for room, data waits here or is dropped."""
+        """Make frames of the enqueued records; if older frames wait for room, data waits or is dropped."""
         if self.waits:
             self._catch_up()
         records = self._records
@@ -129,7 +132,7 @@ class Outbox:
         self._seal_pack(self._kind, records)
 
     def release(self, kind: int, records: list[bytes]) -> None:
-        """Let records of one kind leave, at the end of this turn, that `tap` has held back."""
+        """Send records of one kind, which `tap` has held back, at the end of this turn."""
         self._touched.append(self)
         if self.waits:
             self._catch_up()
@@ -144,7 +147,7 @@ class Outbox:
             self._seal_pack(kind, pack)
 
     def _catch_up(self) -> None:
-        """What waited leaves first, as far as there is room."""
+        """Send what has waited, as far as there is room."""
         self._drain()
         while self._backlog and not self._frames:
             self._seal_backlog()
@@ -159,15 +162,15 @@ class Outbox:
         elif is_stream(kind):
             self._backlog.add_stream(kind, records)
         else:
-            # Never dropped, nor lost with this process: into the journal now, and in order, so all that waits goes too.
+            # Control must not be lost with this process: it is written to the journal now, after everything that waits.
             while self._backlog:
                 self._seal_backlog()
             self._seal_frame(kind, records)
 
     def send_alone(self, taken: Inbox) -> bool:
-        """End a turn that took from one inbox and filled this outbox only; False where the three steps remain.
+        """End a turn with input from one inbox and output to this outbox only; False: the three steps are needed.
 
-        They do the same; this is for speed: a twentieth of a ping's and of an echo's time.
+        The result is the same as that of the three steps. It saves a twentieth of the time of a ping and of an echo.
         """
         records = self._records
         if self.waits or self._fresh or not records or self.tap is not None or not self.socket.open:
@@ -186,10 +189,10 @@ class Outbox:
         return self.socket.open
 
     def send(self) -> bool:
-        """The turn is published: hand the frames to the socket. True where some of it waits."""
+        """The turn is published: write the frames to the socket. Returns True if some of them must wait."""
         self._words[self._cell] = self.sequence
         fresh, socket = self._fresh, self.socket
-        if not self.waits and socket.open:  # as a rule: all of it leaves now
+        if not self.waits and socket.open:  # the usual case: all frames leave now
             sent = 0
             for frame in fresh:
                 if not self._send(frame):
@@ -227,10 +230,10 @@ class Outbox:
         self._seal_frame(kind, records)
 
     def greet(self, fields: dict[str, object]) -> None:
-        """First of all: say HELLO, and repeat what this process's predecessor may not have got out.
+        """At the start: send HELLO, and repeat the frames that the former process may not have sent.
 
-        No RESUME yet: it would say that all before is lost, and the consumer may need more than this. Meanwhile it
-        takes what comes in order.
+        RESUME is not sent yet: it would declare all earlier frames lost, and the consumer may need more than these.
+        Meanwhile the consumer accepts frames that are in order.
         """
         self._say(HELLO, encode(fields))
         kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
@@ -238,7 +241,8 @@ class Outbox:
         self._repeat(kept)
 
     def answered(self, done: int, own_done: int) -> None:
-        """The consumer has processed up to `done`: repeat more where the repetition at the start began beyond that."""
+        """The consumer has processed the frames up to `done`: repeat more if the repetition at the start began
+        later."""
         first = self._repeated_from
         if first is None:
             return
@@ -249,9 +253,9 @@ class Outbox:
         self._say(RESUME, encode(Resume(first=first, done=own_done)))
 
     def resume(self, after: int, done: int) -> None:
-        """Answer a HELLO: repeat everything that is kept beyond number `after`."""
+        """Answer a HELLO: repeat all stored frames after number `after`."""
         self.seal()
-        self._frames.clear()  # all of it is in the journal
+        self._frames.clear()  # the journal has all of them
         self._fresh.clear()
         self._repeated_from = None
         kept = self._journal.frames(self.consumer, after)
@@ -265,7 +269,7 @@ class Outbox:
         self._touched.append(self)
 
     def _say(self, kind: int, record: bytes) -> None:
-        """A greeting: it has no number, and waits for nothing but room."""
+        """Send a greeting: it has no number and waits only for room."""
         self._frames.append(pack_frame(kind, self._sender, self._incarnation, 0, [record]))
         self._drain()
         if self.waits:

@@ -1,4 +1,5 @@
-"""Who listens on a Unix socket: the kernel says it, no message can forge it (unix(7), SO_PEERCRED)."""
+"""The process that listens on a Unix socket, as reported by the kernel, so that no message can forge it (unix(7),
+SO_PEERCRED)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ SO_PEERPIDFD = 77  # since Linux 6.5
 
 
 def listener_pid(path: Path, uid: int) -> int:
-    """The process of the user `uid` that listens on the socket at `path`; 0: there is none."""
+    """The pid of the process of user `uid` that listens on the socket at `path`; 0: none."""
     pid, pidfd = listener(path, uid)
     if pidfd >= 0:
         os.close(pidfd)

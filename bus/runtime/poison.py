@@ -1,9 +1,9 @@
-"""Poison: the frame that was in hand when a layer died, and the records set aside for killing it twice.
+"""Poison records: records that crash a layer are found and set aside.
 
-Between taking a frame and recording it as done, the loop marks it in durable memory (`bus.durable.layout`, IN_HAND_*);
-of a run of frames that it takes together, the last. After a death, frames up to the one that was in hand are taken one
-by one and record by record, each marked; the record that kills again is set aside, told to the keeper, which writes it
-into a capture, and dropped whenever it is seen again.
+The loop notes in durable memory which frame it is processing (`bus.durable.layout`, IN_HAND_*); for a run of frames
+that it processes together, the last of them. After a crash, the frames up to that one are processed record by record,
+each noted before. A record that crashes the layer again is set aside: it is sent to the keeper, which writes it into a
+capture, and dropped whenever it is seen again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from bus.runtime.control import Control
 
 
 class PoisonFilter:
-    """The frame that was in hand when this layer died, if it did; and the records set aside for killing it twice."""
+    """The frame that was being processed when this layer died, if any, and the records that were set aside."""
 
     def __init__(self, durable: layout.Memory, control: Control) -> None:
         self._words = durable.words
         self._counters = durable.bus_counters
         self._control = control
-        self.found = False  # a record of the frame in hand was set aside just now
-        self.watching = False  # False: nothing ever happened, records need not be looked at one by one
+        self.found = False  # a record of the present frame has just been set aside
+        self.watching = False  # False: nothing is suspected, so records need not be processed one by one
 
     def inherit(self, done: dict[int, int]) -> None:
-        """Read what the former incarnation left in hand, unless it was `done` and only the note of that is missing."""
+        """Read which frame the former process was processing, unless it was `done` and only the note of that is
+        missing."""
         words = self._words
         sender, sequence = words[layout.IN_HAND_SENDER], words[layout.IN_HAND_SEQUENCE]
         if done.get(sender, 0) >= sequence:
@@ -52,7 +53,7 @@ class PoisonFilter:
         self.watching = True
 
     def sift(self, sender: int, sequence: int, kind: int, records: list[bytes]) -> Iterator[bytes]:
-        """The records one by one, each marked as in hand while the caller works on it, less those set aside."""
+        """Yield the records one by one, without those set aside, and note each as being processed."""
         words = self._words
         self.found = False
         related = words[layout.SUSPECT_DEATHS] and words[layout.SUSPECT_SENDER] == sender
@@ -68,7 +69,8 @@ class PoisonFilter:
             words[layout.IN_HAND_RECORD] = number
             yield record
         words[layout.IN_HAND_RECORD] = 0
-        if related and words[layout.SUSPECT_SEQUENCE] <= sequence:  # it was harmless, or is lost: this one is later
+        # the suspected frame was harmless or is lost: this one is later
+        if related and words[layout.SUSPECT_SEQUENCE] <= sequence:
             words[layout.SUSPECT_DEATHS] = 0
             self.watching = bool(words[layout.POISON])
 

@@ -1,4 +1,4 @@
-"""What every layer's `__main__.py` calls: from a fresh fork to its running event loop."""
+"""The common main function of all layers' processes: from the fork to the running event loop."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from bus.runtime.recorder import Start, recorded
 from bus.runtime.ring import RECORDING, RingWriter
 from bus.runtime.taps import TapRequests, Taps
 
-GC_THRESHOLD = 20_000  # objects that are there and were not the last time; hardly anything here is ever in a cycle
+GC_THRESHOLD = 20_000  # number of new objects between collections; hardly any object here is in a cycle
 
 CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]
 
 
 class SpawnArguments:
-    """What the keeper gives a layer at its fork."""
+    """What the keeper passes to a layer at its fork."""
 
     def __init__(self, layer: str, config: StackConfig, memory_fd: int, listener_fd: int,
                  control: Control, device_fd: int = -1,
@@ -40,7 +40,7 @@ class SpawnArguments:
         self.listener_fd = listener_fd
         self.control = control
         self.device_fd = device_fd
-        self.lock = lock  # gives up what a layer has no use for; (its run directory from then on, what came of it)
+        self.lock = lock  # applies the restrictions; returns (the run directory from then on, the result)
 
 
 def _put(writer: RingWriter, incarnation: int, octets: bytes) -> bool:
@@ -49,9 +49,9 @@ def _put(writer: RingWriter, incarnation: int, octets: bytes) -> bool:
 
 def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterSet],
           make_device: Callable[[SpawnArguments], Device] | None = None) -> None:
-    """Run a layer: tell the keeper that the code is loaded, wait for its word, serve until it says stop.
+    """Run a layer: report to the keeper that the code is loaded, wait for its word, serve until it says stop.
 
-    From the first word on the process may do no more than a layer must: all code that it will ever run is there.
+    The restrictions of a layer apply before it serves, so all code that it will ever need is imported before.
     """
     run_dir, report = spawned.lock()
     if run_dir:
@@ -67,8 +67,8 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     taps_asked = msgspec.json.decode(asked, type=TapRequests)
     is_recorded = any(each.record for each in taps_asked.captures)
     seed, found = os.urandom(32), list(state.items()) if is_recorded else []
-    # SystemRandom, the kernel's: ports, identifications and the like are not to be guessed (RFC 6056, RFC 7739). What a
-    # recording cannot have again it does not use.
+    # SystemRandom uses the kernel's random numbers, because ports, identification numbers and so on must not be
+    # predictable (RFC 6056, RFC 7739). A recorded layer uses a seed instead, so that it can be replayed.
     rng = random.Random(seed) if is_recorded else random.SystemRandom()
     core = make_core(spawned.config, state, durable.counters, rng)
     for each in taps_asked.captures:
@@ -87,6 +87,6 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     loop = EventLoop(spawned.layer, core, spawned.config, durable, state, spawned.listener_fd, spawned.control, device,
                      taps)
-    gc.freeze()  # what is here now stays: no collection need look at it again
+    gc.freeze()  # existing objects are never collected again
     gc.set_threshold(GC_THRESHOLD)
     loop.run()

@@ -1,11 +1,11 @@
-"""A layer's life, written down so that it can be lived again: what its core started from, each call, what came of it.
+"""The recorder: records the initial state of a core, each call and its result, so that `replay` can repeat them.
 
-A core is pure, so this is all there is to it. A recording begins with a process: the durable state as the core found
-it, its settings and the seed of its random numbers. What is written goes into a ring whose reader makes a file of it
-(`launcher.py record`); where that has no room the recording ends, since a call that is missing would spoil the rest.
-Entries are msgpack:
+Since a core is pure, this is sufficient. A recording begins with a process: it contains the durable state, the
+configuration and the seed of the random numbers. It is written into a ring whose reader writes it to a file
+(`launcher.py record`). If the ring is full the recording ends, because it is useless after a missing call. Entries are
+msgpack:
 
-    ["start", Start]            ["call", name, arguments]            ["result", what it returned, next_wake]
+   ["start", Start]            ["call", name, arguments]            ["result", returned value, next_wake]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-SNAPSHOT_ITEMS = 1000  # of the state, in one entry
+SNAPSHOT_ITEMS = 1000  # items of state per entry
 CALLS = frozenset({"start", "receive", "wake", "neighbor_started", "manage", "welcome", "client_joined", "client_left",
                    "clients_checked"})
 
@@ -23,31 +23,34 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 class Start(msgspec.Struct):
-    """What a core was made of. `make`: module and name of what made it; more of the state may follow, as "state"."""
+    """The arguments for creating a core.
+
+    `make`: module and name of its factory. More state may follow in "state" entries.
+    """
 
     layer: str
     incarnation: int
     make: str
-    config: bytes  # bus.config, JSON
+    config: bytes  # bus.config as JSON
     seed: bytes
     offload: bool
 
 
 class RecordingCore:
-    """A core whose calls are written down. It has the calls of the core that it is around, whatever those are."""
+    """A core whose calls are recorded. It has the calls of the core that it wraps."""
 
     def __init__(self, core: Any, put: Callable[[bytes], bool]) -> None:
         self._core = core
-        self._put = put  # False: no room
+        self._put = put  # returns False if there is no room
         self._recording = True
 
     @property
     def next_wake(self) -> float | None:
-        """The core's."""
+        """That of the wrapped core."""
         return self._core.next_wake
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._core, name)  # AttributeError where the core has no such call
+        found = getattr(self._core, name)  # AttributeError if the wrapped core has no such call
         if name not in CALLS:
             return found
 
@@ -65,7 +68,7 @@ class RecordingCore:
 
 
 def recorded(core: Any, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool]) -> Any:
-    """The core, with a recording of it begun; the core itself where there is no room even for what it starts from."""
+    """The core with a recording started; the core itself if there is no room even for its initial state."""
     written = put(encode(("start", start)))
     for at in range(0, len(state), SNAPSHOT_ITEMS):
         written = written and put(encode(("state", state[at : at + SNAPSHOT_ITEMS])))

@@ -1,11 +1,11 @@
-"""A ring of entries in memory that two processes map: one writes, one reads, neither waits for the other.
+"""A ring of entries in memory that two processes map: one writes, the other reads, and neither waits for the other.
 
-The writer never blocks: what finds no room is counted as lost and forgotten. An entry is written whole, then published
-by one 64-bit cell, so a writer that is killed leaves whole entries, and its successor goes on behind them.
+The writer never blocks: entries that find no room are counted as lost. An entry is written first and then published by
+one 64-bit cell, so a killed writer leaves complete entries, and its successor continues after them.
 
-    words    head and tail (octets written and read since the beginning), records lost, owner
-    data     entries, each contiguous: ENTRY, the lengths of the records, the records, then padding to 8; a length of 0
-             sends the reader to the start
+   words    head and tail (octets written and read since the beginning), lost records, owner
+   data     contiguous entries: ENTRY, the lengths of the records, the records, padding to 8 octets; a length of 0
+            sends the reader to the start
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _HEAD, _TAIL, _LOST, _OWNER = range(4)
 _DATA_AT = mmap.PAGESIZE
 _ENTRY = Struct("<IHBBIIqQ")  # octets of the entry, records, direction, kind, counter, incarnation, nanoseconds of
 # CLOCK_MONOTONIC, peer
-_LONE_ENTRY = Struct("<IHBBIIqQI")  # the same, and the length of its only record
+_LONE_ENTRY = Struct("<IHBBIIqQI")  # the same, with the length of its only record
 _LENGTHS = [Struct(f"<{count}I") for count in range(257)]
-RECORDS_MAX = 256  # in one entry
+RECORDS_MAX = 256  # per entry
 
-IN, OUT, DROPPED, RECORDING = range(4)  # directions: taken from `peer`, sent to `peer`, came from `peer` and was
-# dropped; the last is not a direction: bus.runtime.recorder
+IN, OUT, DROPPED, RECORDING = range(4)  # directions: received from `peer`, sent to `peer`, received from `peer` and
+# dropped; the last is not a direction: see bus.runtime.recorder
 
 
 class Entry(NamedTuple):
-    """Records of one kind that a layer took in, or sent, at one time."""
+    """Records of one kind that a layer received or sent at one time."""
 
     when_ns: int
     direction: int
     peer: int
     kind: int
     records: list[bytes]
-    counter: int  # of what is DROPPED: the index of the counter that says why
+    counter: int  # of DROPPED records: index of the counter with the reason
     incarnation: int
 
 
 class _Ring:
-    """A ring in memory that starts at a page."""
+    """A ring in memory that starts at a page boundary."""
 
     def __init__(self, memory: memoryview) -> None:
         self._words = memory[:_DATA_AT].cast("Q")
@@ -49,12 +49,12 @@ class _Ring:
 
     @property
     def lost(self) -> int:
-        """Records that found no room, since the beginning."""
+        """Number of records that found no room since the beginning."""
         return self._words[_LOST]
 
 
 class RingWriter(_Ring):
-    """The writer's end. `owner`, never 0, is whom the ring serves now: another's entries are dropped."""
+    """The writer's end. `owner`, never 0, identifies the present reader; entries of an earlier owner are dropped."""
 
     def __init__(self, memory: memoryview, owner: int) -> None:
         super().__init__(memory)
@@ -65,9 +65,9 @@ class RingWriter(_Ring):
 
     def put(self, when_ns: int, direction: int, peer: int, kind: int, records: Sequence[bytes], incarnation: int,
             counter: int = 0) -> bool:
-        """Add an entry of 1 to RECORDS_MAX records, or count them as lost; whether there was room."""
+        """Add an entry of 1 to RECORDS_MAX records, or count them as lost; returns True if there was room."""
         words, size, count = self._words, self._size, len(records)
-        lone = count == 1  # most are, while little is going on
+        lone = count == 1  # the usual case at low load
         octets = records[0] if lone else b"".join((_LENGTHS[count].pack(*map(len, records)), *records))
         head, header = words[_HEAD], _LONE_ENTRY.size if lone else _ENTRY.size
         start, whole = head % size, header + len(octets)
@@ -95,7 +95,7 @@ class RingReader(_Ring):
     """The reader's end."""
 
     def read(self) -> list[Entry]:
-        """All that is there; it is then out of the ring."""
+        """Remove and return all entries."""
         words, data, size = self._words, self._data, self._size
         head, tail = words[_HEAD], words[_TAIL]
         entries = []

@@ -1,4 +1,4 @@
-"""Faults on demand: a layer commits them on itself when the keeper asks (`launcher.py sabotage`)."""
+"""Faults on request: a layer commits them when the keeper asks (`launcher.py sabotage`)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ FAULTS = {"loop": LOOP, "raise": RAISE, "memory": EXHAUST, "sleep": SLEEP}
 
 
 class Sabotaged(Exception):
-    """The exception that was asked for."""
+    """The requested exception."""
 
 
 def commit(words: CounterWords) -> None:
-    """Do what the cell says, once: the successor finds it cleared."""
+    """Commit the fault in the cell once; the cell is cleared for the successor."""
     fault = words[layout.SABOTAGE]
     words[layout.SABOTAGE] = 0
     if fault == LOOP:
         while True:
             pass
     if fault == RAISE:
-        raise Sabotaged("an exception, as asked for")
+        raise Sabotaged("the exception that sabotage asked for")
     if fault == EXHAUST:
         hoard = []
         while True:

@@ -1,12 +1,12 @@
-"""Taps: a layer's records are watched, and disturbed, on their way into its core and out of it.
+"""Taps: records are watched and impaired on their way into a core and out of it.
 
-A tap is something put around the core, so that nobody who does not watch pays for it: the event loop calls the plain
-core as long as nothing is asked for, else one that has the same calls and does more. A capture copies records into a
-ring that its reader may leave full (`bus.runtime.ring`); an impairment holds, drops, doubles and damages what carries
-packets (`bus.runtime.impair`). Control records are seen and never disturbed: pipes promise that they arrive.
+A tap wraps the core, so it costs nothing while it is not used: without requests the event loop calls the plain core,
+otherwise a wrapper with the same calls. A capture copies records into a ring, which its reader may leave full
+(`bus.runtime.ring`). An impairment holds, drops, duplicates and corrupts records with packets (`bus.runtime.impair`).
+Control records are shown but never impaired, because pipes guarantee their delivery.
 
-What the keeper asks for comes as one message, all of it each time; what is asked for again goes on undisturbed. In a
-crash what an impairment holds back is lost, as in a wire that is cut; the keeper tells the successor the same again.
+The keeper sends all of its requests in one message each time; requests that were there before continue undisturbed. In
+a crash the packets that an impairment holds are lost; the keeper sends its requests to the successor again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from bus.runtime.meter import Meter
 from bus.runtime.ring import DROPPED, IN, OUT, RECORDS_MAX, RingWriter
 from packets.filter import Test, compile_filter
 
-APPLICATIONS = topology.CLIENT_ID_MIN  # as peer: any of them
-BUS_COUNTER = 1 << 16  # added to the index of a bus counter, where it stands among the layer's own
+APPLICATIONS = topology.CLIENT_ID_MIN  # as peer: any application
+BUS_COUNTER = 1 << 16  # added to the index of a bus counter, to tell it from the layer's own
 
-ONE_BY_ONE_S = 1.0  # after a drop records go to the core one by one, to see which the next is
+ONE_BY_ONE_S = 1.0  # seconds after a drop during which records go to the core one by one, to find which are dropped
 
 _COUNTERS = {"loss": C.bus_impaired_lost, "nth": C.bus_impaired_lost, "limit": C.bus_impaired_full,
              "duplicate": C.bus_impaired_duplicated, "corrupt": C.bus_impaired_corrupted,
@@ -42,36 +42,36 @@ _DROPS = ("loss", "nth", "limit")
 
 
 class CaptureRequest(msgspec.Struct, frozen=True):
-    """Copy what comes from and goes to these peers (layers' ids, DEVICE, APPLICATIONS) into ring `slot`."""
+    """Copy records from and to these peers (ids of layers, DEVICE, APPLICATIONS) into ring `slot`."""
 
-    number: int  # the keeper's: the same number is the same capture
-    slot: int  # which of the rings in the layer's memory (bus.durable.layout)
+    number: int  # assigned by the keeper: the same number is the same capture
+    slot: int  # number of the ring in the layer's memory (bus.durable.layout)
     taken: frozenset[int] = frozenset()
     sent: frozenset[int] = frozenset()
-    drops: bool = False  # say of each record that was dropped, which counter counted it
-    meter: bool = False  # only count, all peers' (bus.runtime.meter)
-    record: bool = False  # from the process's start: write down all that the core does (bus.runtime.recorder)
+    drops: bool = False  # show for each dropped record which counter counted it
+    meter: bool = False  # only count, for all peers (bus.runtime.meter)
+    record: bool = False  # record all calls of the core from the process's start on (bus.runtime.recorder)
 
 
 class ImpairmentRequest(msgspec.Struct, frozen=True):
-    """Disturb what goes to `peer`, or comes from it."""
+    """Impair records to `peer`, or from it."""
 
-    number: int  # the keeper's: the same number is the same impairment
+    number: int  # assigned by the keeper: the same number is the same impairment
     peer: int
     sent: bool
     settings: Settings
-    flow: str = ""  # only packets that meet this expression (packets.filter)
+    flow: str = ""  # only packets that match this expression (packets.filter)
 
 
 class TapRequests(msgspec.Struct, frozen=True):
-    """All that is asked of one layer."""
+    """All requests for the taps of one layer."""
 
     captures: tuple[CaptureRequest, ...] = ()
     impairments: tuple[ImpairmentRequest, ...] = ()
 
 
 class Taps:
-    """What is put around one layer's core. `core` is the one to call now."""
+    """The taps of one layer's core. `core` is the one to call at present."""
 
     def __init__(self, core: Core, counters: CounterWords, bus_counters: CounterWords, drop_counters: Iterable[int],
                  incarnation: int, with_vnet: bool, memory: Callable[[int, bool], memoryview]) -> None:
@@ -82,13 +82,13 @@ class Taps:
         self.drop_counters = tuple(drop_counters)
         self.incarnation = incarnation
         self.with_vnet = with_vnet  # ETHERNET records start with a virtio_net_hdr
-        self._memory = memory  # of a ring
-        self._rings: dict[int, RingWriter] = {}  # by the capture's number
+        self._memory = memory  # returns the memory of a ring
+        self._rings: dict[int, RingWriter] = {}  # {number of the capture: writer}
         self._meters: dict[int, Meter] = {}
         self._disturbers: dict[int, _Disturber] = {}
 
     def apply(self, octets: Any, now: float) -> list[Send]:
-        """Do what is asked for and nothing else; returns what was held back and is no longer to be."""
+        """Apply exactly these requests; returns packets that ended impairments had held."""
         asked = msgspec.convert(octets, TapRequests)
         self._rings = {capture.number: self._rings.get(capture.number)
                        or RingWriter(self._memory(capture.slot, True), capture.number)
@@ -122,14 +122,14 @@ def _released(disturber: _Disturber, core: TappedCore | None, now: float) -> lis
 
 
 class _Disturber:
-    """One impairment, and which records it is for."""
+    """One impairment, and the records that it applies to."""
 
     def __init__(self, request: ImpairmentRequest, taps: Taps) -> None:
         self.request = request
         self._with_vnet = taps.with_vnet
         self._test: Test | None = compile_filter(request.flow) if request.flow else None
         self._taps = taps
-        self.core: TappedCore | None = None  # the present one, which shows what is dropped
+        self.core: TappedCore | None = None  # the present core, which shows dropped packets
         self.model: Impairment[Send] = Impairment(request.settings, _size, partial(_corrupted, taps.with_vnet),
                                                   self._note)
 
@@ -140,7 +140,7 @@ class _Disturber:
             self.core.show_drop(item, BUS_COUNTER + counter)
 
     def offered(self, items: Iterable[Send], now: float) -> list[Send]:
-        """What leaves of these, and of those held, at once."""
+        """The records that leave at once: of these, and of those held."""
         leaving: list[Send] = []
         for peer, kind, record in items:
             if kind >= CONTROL_KIND_MIN or not self._concerns(kind, record):
@@ -170,7 +170,7 @@ def _peer(number: int) -> int:
 
 
 class TappedCore:
-    """A core with taps around it. It has the calls of the core that it is around, whatever those are."""
+    """A core with taps. It has the calls of the core that it wraps."""
 
     def __init__(self, taps: Taps, captures: list[tuple[RingWriter, CaptureRequest]], meters: list[Meter],
                  disturbers: list[_Disturber]) -> None:
@@ -193,7 +193,7 @@ class TappedCore:
 
     @property
     def next_wake(self) -> float | None:
-        """When the core or something that is held back is due."""
+        """The time when the core or a held record is due."""
         due = [disturber.model.next_wake for disturber in self._disturbers] + [self._core.next_wake]
         return min((at for at in due if at is not None), default=None)
 
@@ -254,7 +254,7 @@ class TappedCore:
     # -- on the way ----------------------------------------------------------------------------------------------
 
     def taken_in(self, items: list[Send], now: float) -> list[Send]:
-        """Records that have passed the impairments on their way in, run by run to the core."""
+        """Pass records that have left the impairments to the core, in runs."""
         sends = []
         for (sender, kind), run in groupby(items, itemgetter(0, 1)):
             sends += self._give(sender, kind, [record for _, _, record in run], now)
@@ -276,10 +276,10 @@ class TappedCore:
         return self._out(sends, now)
 
     def _received(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """What the core makes of them; where drops are to be shown, it shows which were dropped.
+        """The results of the core for these records; if drops are to be shown, it shows which were dropped.
 
-        As long as nothing is dropped all go to the core at once: one by one costs several times as much. So of many
-        that came at once after a quiet second the first that is dropped is counted and not shown.
+        While nothing is dropped all records go to the core at once, because single calls cost several times as much. So
+        if the first drop after a quiet second happens in such a group, it is counted but not shown.
         """
         receive = self._core.receive
         if not self._shows_drops:
@@ -301,7 +301,7 @@ class TappedCore:
         return list(map(self._taps.counters.__getitem__, self._taps.drop_counters))
 
     def _show_dropped(self, item: Send) -> None:
-        """The counters say that it was dropped: show it with each that has grown."""
+        """Show a dropped record with each counter that has increased."""
         before, self._dropped = self._dropped, self._drops()
         for index, was, is_now in zip(self._taps.drop_counters, before, self._dropped, strict=True):
             if is_now > was:
@@ -319,9 +319,9 @@ class TappedCore:
         return self.leaving(leaving)
 
     def leaving(self, sends: list[Send]) -> list[Send]:
-        """Show what leaves; returns it."""
+        """Show the records that leave; returns them."""
         if self._captures or self._meters:
-            if len(sends) == 1:  # as a rule, while little is going on
+            if len(sends) == 1:  # the usual case at low load
                 consumer, kind, record = sends[0]
                 self._left(consumer, kind, [record])
             else:
@@ -345,7 +345,7 @@ class TappedCore:
             self._show(ring, direction, peer, kind, records[at : at + RECORDS_MAX])
 
     def show_drop(self, item: Send, counter: int) -> None:
-        """Show a record that was dropped, to those who want to see it."""
+        """Show a dropped record to the captures that want drops."""
         peer, kind, record = item
         for ring in self._shows_drops:
             ring.put(time.monotonic_ns(), DROPPED, peer, kind, [record], self._taps.incarnation, counter)

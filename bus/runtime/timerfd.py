@@ -1,4 +1,4 @@
-"""A descriptor that becomes readable again and again: timerfd_create(2), which Python has from 3.13 on only."""
+"""A periodic timer as a descriptor: timerfd_create(2), which Python has only from 3.13 on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import time
 
-TICK_OCTETS = 8  # of what there is to be read once it has expired; it expires again once that was read
+TICK_OCTETS = 8  # to be read after it has expired
 TFD_CLOEXEC, TFD_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -20,7 +20,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 def ticker(interval_s: float) -> int:
-    """A timer that expires every `interval_s` seconds, without end: its descriptor, close-on-exec. OSError."""
+    """The descriptor of a timer that expires every `interval_s` seconds, close-on-exec. OSError: the system refuses."""
     descriptor = _checked(_libc.timerfd_create(time.CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK))
     interval = _Timespec(*divmod(int(interval_s * 1e9), 10**9))
     _checked(_libc.timerfd_settime(descriptor, 0, ctypes.byref(_Itimerspec(interval, interval)), None))

@@ -26,7 +26,7 @@ def test_values_become_fields():
 
 
 @pytest.mark.parametrize(("given", "text"), [
-    ("net.ipv4.tcp_sick=1", "no such setting; there are net.ipv4.tcp_timestamps"),
+    ("net.ipv4.tcp_sick=1", "unknown setting; the settings are net.ipv4.tcp_timestamps"),
     ("net.ipv4.tcp_sack", "0 to 1"),
     ("net.ipv4.tcp_sack=2", "0 to 1"),
     ("net.ipv4.tcp_sack=-1", "0 to 1"),
