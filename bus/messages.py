@@ -151,7 +151,7 @@ PACKET_OUT_HEAD = Struct("!BBBBH6s")
 # Segment size, interface, family, flags, protocol, TTL, TOS, octets of IP options, source (0: the route's),
 # destination.
 TRANSMIT_HEAD = Struct("!HBBHBBBB4s4s")
-TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments the packet
+TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments the packet the packet
 TRANSMIT_BROADCAST = 2  # the sender is permitted to broadcast (SO_BROADCAST)
 TRANSMIT_MAY_FRAGMENT = 4  # ip fragments a packet that is too long; otherwise that is a local error
 TRANSMIT_IGNORE_PATH_MTU = 8  # only the MTU of the interface counts, not the path MTU

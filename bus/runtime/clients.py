@@ -30,8 +30,9 @@ from usernet.pipe.messages import BYE, CREDIT, REFUSAL, REQUEST, SEND, SEND_SEGM
 from usernet.pipe.numbering import Hello, Refusal, encode
 from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_INFO
 
-BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client: what bounds them are the receive buffers of its sockets
-OFFENCES_MAX = 2  # one record that the layer dies of is the layer's fault; who sends another is not heard any more
+BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers of its sockets are the actual limit
+# a single record that kills the layer is a defect of the layer; a process that sends another is disconnected
+OFFENCES_MAX = 2
 REFUSALS_MAX = 8  # that are on their way at a time; who is not told now says HELLO again
 REFUSAL_CHECKS = 10  # calls of `ended` for which a refusal may take to leave
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})

@@ -418,7 +418,7 @@ class EventLoop:
     # -- neighbours and clients ----------------------------------------------------------------------------------
 
     def _meet(self, kind: int, records: list[bytes], version: int, now: float) -> None:
-        """A sender that is not known: a client that says HELLO, or nobody."""
+        """A frame of an unknown sender: a new client if it is a HELLO, otherwise foreign."""
         clients = self._clients
         hello = _parsed(decode_hello, records) if clients is not None and kind == HELLO else None
         client = clients.admit(hello, version, self._pull.pid) if clients is not None and hello is not None else None
