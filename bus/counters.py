@@ -94,4 +94,5 @@ class PipeCounters(CounterSet):
     bus_impaired_corrupted = Event("Records in which an impairment flipped a bit.")
     bus_impaired_reordered = Event("Records that an impairment sent before delayed ones.")
     bus_turned_away = Event("HELLOs of applications that were not let in; each was told why.")
-    bus_refused = Event("Connections of another user, of too many, or of what does not speak ZMTP: hung up on.")
+    bus_refused = Event("Connections closed because of another user, too many connections, or an invalid ZMTP "
+                        "handshake.")

@@ -69,19 +69,19 @@ ETHERNET = 11  # a whole Ethernet frame, between link and the switch of a wire
 PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not forward a packet without fragmenting it
 REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: addresses of one width
 
-# Control (from 128): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped either, bounded by
-# credit; behind a full pipe they merge.
-RESOLVE = 140  # address whose MAC is wanted
-NEIGHBOR = 141  # address + MAC (6 octets): reachable there
-UNREACHABLE = 142  # address: no answer came
+# Control (from 128 on): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped, bounded by credit;
+# behind a full pipe they are merged.
+RESOLVE = 140  # an address to resolve
+NEIGHBOR = 141  # address + MAC (6 octets) of a neighbour
+UNREACHABLE = 142  # an address that did not answer
 ROUTES = 143  # MessagePack Routes: the addresses and routes as they are now
 SOCKET_SET = 144  # MessagePack SocketState: this is how the socket shall be (idempotent)
 SOCKET_REPLY = 145  # MessagePack SocketReply: what became of it
 SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
-FORGET = 147  # address: what was known of it holds no longer; ask again
+FORGET = 147  # an address whose entry is no longer valid; resolve it again
 NOTICES = 148  # MessagePack list of Notice: all that hold now
 MEMBERSHIP = 150  # MessagePack Membership: the multicast groups of a socket as they shall be (idempotent)
-RAW_WANTED = 149  # protocol numbers, an octet each: packets of which raw wants copies from now on
+RAW_WANTED = 149  # protocol numbers, one octet each: raw wants copies of their packets from now on
 
 CONTROL_KIND_MIN = 128
 STRUCTURED = frozenset({ROUTES, SOCKET_SET, SOCKET_REPLY, NOTICES, MEMBERSHIP})  # MessagePack
@@ -129,11 +129,11 @@ KIND_NAMES = {
     STREAM_INFO: "STREAM_INFO",
 }
 
-# Heads of packets. They are in network byte order, so that one Struct reads head and protocol header together. These
-# are those of family 4 (IPv4); addresses are octets of their family's width. Segment size: 0, or of a super-packet
-# (packets.offload) the octets of payload in each of its packets but perhaps the last.
+# Heads of packets, in network byte order, so that one Struct reads a head and a protocol header together. These are the
+# heads for family 4 (IPv4); addresses have the width of their family. Segment size: 0, or for a super-packet
+# (packets.offload) the octets of payload in each of its packets except perhaps the last.
 WIDTH_OF_FAMILY = dict(zip((FAMILY_4, FAMILY_6), WIDTHS, strict=True))
-INTERFACE = 1  # the only one; 0 in a TRANSMIT: the route's
+INTERFACE = 1  # the only interface; in a TRANSMIT 0 means that of the route
 
 # Interface, family, flags, octets of IP header, segment size, protocol, TTL, TOS, 0, source, destination. link sets
 # interface, family, flags and segment size; the rest is zero, and the packet still has its padding.
@@ -151,7 +151,7 @@ PACKET_OUT_HEAD = Struct("!BBBBH6s")
 # Segment size, interface, family, flags, protocol, TTL, TOS, octets of IP options, source (0: the route's),
 # destination.
 TRANSMIT_HEAD = Struct("!HBBHBBBB4s4s")
-TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments the packet the packet
+TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments the packet the packet the packet
 TRANSMIT_BROADCAST = 2  # the sender is permitted to broadcast (SO_BROADCAST)
 TRANSMIT_MAY_FRAGMENT = 4  # ip fragments a packet that is too long; otherwise that is a local error
 TRANSMIT_IGNORE_PATH_MTU = 8  # only the MTU of the interface counts, not the path MTU
@@ -212,7 +212,7 @@ class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
     emptied: bool = False  # its sources were removed one by one; on Linux, such a filter's mode cannot be changed
 
     def allows(self, source: bytes) -> bool:
-        """Whether a datagram from `source` is wanted."""
+        """True if the socket wants datagrams from `source`."""
         return (source in self.sources) != self.exclude
 
 
@@ -237,8 +237,8 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     request: int
     family: Literal[4, 6] = 4  # FAMILY_4, FAMILY_6
     local: Address = ANY
-    port: int = 0  # 0 with `bind`: choose one
-    bind: bool = False  # a local port is wanted
+    port: int = 0  # 0 with `bind`: choose an ephemeral port
+    bind: bool = False  # bind to a local port
     peer: Address = ANY
     peer_port: int = 0  # 0 and peer ANY: not connected
     reuse_address: bool = False
@@ -250,7 +250,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     mtu_discover: Annotated[int, msgspec.Meta(ge=0, le=MTU_DISCOVER_MAX)] = 1  # ip(7), IP_MTU_DISCOVER: WANT
     receive_errors: bool = False
     ip_options: Annotated[bytes, msgspec.Meta(max_length=40)] = b""  # whole words (IP_OPTIONS)
-    receive_options: bool = False  # it is told those that came (DATAGRAM_OPTIONS)
+    receive_options: bool = False  # the application gets the options of datagrams (DATAGRAM_OPTIONS)
     multicast_interface: Address = ANY  # source of multicasts, where the socket has none of its own
     multicast_loop: bool = True
     multicast_all: bool = True  # receive packets to groups of other sockets, too (ip(7), IP_MULTICAST_ALL)
@@ -260,14 +260,14 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     icmp_filter: int = 0  # bit n: discard ICMP messages of type n (ICMP_FILTER)
 
     def listens(self, group: bytes, source: bytes) -> bool:
-        """As Linux's ip_mc_sf_allow: its own filter for the group; without one, what IP_MULTICAST_ALL says."""
+        """As Linux's ip_mc_sf_allow: the socket's own filter for the group decides; without one, IP_MULTICAST_ALL."""
         for joined in self.groups:
             if joined.group == group:
                 return joined.allows(source)
         return self.multicast_all
 
 
-# What the numbers in a SocketState stay below; packing anything larger would raise.
+# Upper limits (exclusive) of numbers in a SocketState; larger values could not be packed.
 _LIMITS = {"handle": 2**32, "request": 2**64, "port": 2**16, "peer_port": 2**16, "ttl": 256, "tos": 256,
            "multicast_ttl": 256, "protocol": 256}  # fmt: skip
 

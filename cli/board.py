@@ -46,7 +46,7 @@ class PipeRow(msgspec.Struct):
     records_s: float = 0.0
     mbit_s: float = 0.0
     records: int = 0
-    impaired: str = ""  # in tc's words; empty: not impaired
+    impaired: str = ""  # in tc's words; empty: not impaired; empty: not impaired
 
 
 class Snapshot(msgspec.Struct):

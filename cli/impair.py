@@ -25,11 +25,11 @@ _WORDS = {
     "distribution": ("NAME", "of the jitter: uniform (default) or normal"),
     "duplicate": ("SHARE", "share of packets that are sent twice"),
     "reorder": ("SHARE", "share of packets that are sent at once, before those delayed by --delay"),
-    "gap": ("N", "with --reorder: only every N-th packet"),
+    "gap": ("N", "with --reorder: only every N-th packet packet"),
     "corrupt": ("SHARE", "share of packets in which one bit is flipped"),
     "rate": ("RATE", "10mbit, 64kbit, 1mbps (octets)"),
     "queue": ("N", "maximum number of delayed packets (default 1000)"),
-    "drop_nth": ("N", "lose every N-th packet"),
+    "drop_nth": ("N", "lose every N-th packet packet"),
     "seed": ("N", "seed of the random numbers, to repeat a run"),
 }
 

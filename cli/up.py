@@ -30,7 +30,7 @@ _FLAGS: dict[str, dict[str, Any]] = {  # arguments, by the name of their field i
     "gateway": {"metavar": "G", "help": "the default gateway and kernel's end (default: the first other host of the "
                 "network)"},
     "mac": {"metavar": "M", "help": "the stack's MAC address (default: random)"},
-    "mtu": {"type": int, "metavar": "N", "help": "MTU in octets (default 1500)"},
+    "mtu": {"type": int, "metavar": "N", "help": "MTU in MTU in octets (default 1500)"},
     "ttl": {"type": int, "metavar": "N", "help": "default time to live of sent packets (default 64)"},
     "tap": {"metavar": "DEV", "help": "name of the TAP interface (default tap0)"},
     "wire": {"metavar": "W", "help": "join this virtual wire instead of a TAP; needs no kernel feature"},

@@ -94,7 +94,10 @@ class Client:
         return self._socket.fileno()
 
     def request(self, op: str, **fields: object) -> Any:
-        """Ask, and return what stands under "ok". Refused, NotRunning, TimeoutError."""
+        """Send a request and return the value of "ok".
+
+        Refused: the keeper's error. NotRunning. TimeoutError: no answer.
+        """
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         return self._answer(self._line(self._timeout_s))
 
@@ -120,7 +123,7 @@ class Client:
         return line
 
     def request_descriptors(self, op: str, **fields: object) -> tuple[Any, list[int]]:
-        """Likewise, where descriptors come with the answer; they are the caller's to close."""
+        """The same for a request whose answer contains descriptors, which the caller must close."""
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         line, descriptors = b"", list[int]()
         while not line.endswith(b"\n"):
@@ -144,7 +147,7 @@ class Client:
         return answer["ok"]
 
     def stream(self, op: str, **fields: object) -> Iterator[Any]:
-        """Ask, and yield every line that comes until the keeper hangs up."""
+        """Send a request and yield every line until the keeper closes the connection."""
         self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         while line := self._line(float("inf")):
             answer = msgspec.json.decode(line)
@@ -254,7 +257,7 @@ def listen(run_dir: Path) -> socket.socket:
 
 
 def accept(listener: socket.socket) -> Caller | None:
-    """The next caller; None where it is another user's, or gone already."""
+    """The next caller; None: it is another user's process, or has ended."""
     try:
         connection, _ = listener.accept()
     except OSError:

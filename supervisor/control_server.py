@@ -17,7 +17,7 @@ from supervisor.events import Event, EventLog
 from supervisor.managed_layer import ManagedLayer
 from supervisor.taps import Taps
 
-CALLERS_MAX = 64  # at once; each is a descriptor of the keeper's
+CALLERS_MAX = 64  # at a time; each needs a descriptor of the keeper
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 

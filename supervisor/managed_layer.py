@@ -194,8 +194,8 @@ class ManagedLayer:
                 self._log("poison", "a record that killed this layer twice is set aside: "
                           + self._host.keep_poison(self.name, message), 0.0, True)
             case "offence":
-                barred = ", and not for the first time: it is not heard any more" if message.barred else ""
-                self._log("offence", f"process {message.pid} sent what is set aside{barred}", 0.0, True)
+                barred = ", not for the first time, and is disconnected" if message.barred else ""
+                self._log("offence", f"process {message.pid} sent the record that was set aside{barred}", 0.0, True)
             case _ if role is Role.PROCESS:
                 raise ValueError(f"an event {message.event!r}")
 

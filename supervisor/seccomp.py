@@ -92,7 +92,7 @@ COMMON |= {
     "mmap": (Only(2, (0,), mmap.PROT_EXEC),),  # memory that was written is never executable
     "mprotect": (Only(2, (0,), mmap.PROT_EXEC),),
     "newfstatat": (Only(3, (AT_EMPTY_PATH,), AT_EMPTY_PATH),),  # as fstat(2)
-    "sched_setscheduler": (Only(0, (0,)), Only(1, (os.SCHED_BATCH,))),  # its own
+    "sched_setscheduler": (Only(0, (0,)), Only(1, (os.SCHED_BATCH,))),  # only its own
 }
 LINK: Rules = {"readv": (), "writev": ()}
 # sockets removes inboxes of ended applications, and sees the end of an application on a pidfd.

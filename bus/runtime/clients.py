@@ -177,7 +177,8 @@ class Clients:
             return None
 
     def _has_enough(self, pid: int) -> bool:
-        """Once half of the places are taken one process may have a quarter of the rest, so that others find some."""
+        """Once half of the places are taken, one process gets at most a quarter of the rest, so that others find
+        places."""
         free = layout.CLIENTS_MAX - len(self.by_number)
         return (free < layout.CLIENTS_MAX // 2
                 and sum(client.pid == pid for client in self.by_number.values()) > free // 4)

@@ -44,8 +44,8 @@ TICK_S = 0.1
 # would cost half a microsecond for setting and clearing it
 RETRY_S = 0.01  # while output waits: a socket signals when there is room, but not when there is a listener
 CLIENT_CHECK_S = 0.1
-CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # at the inbox
-DEVICE_PATIENCE_S = 0.1  # so long the device is not read while something waits for room in a pipe
+CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # of the inbox
+DEVICE_PATIENCE_S = 0.1  # maximum time for which the device is not read because output waits
 
 _HELLO = bytes((HELLO,))
 T = TypeVar("T")

@@ -22,7 +22,7 @@ def listener_pid(path: Path, uid: int) -> int:
 
 
 def listener(path: Path, uid: int, busy: int = 0) -> tuple[int, int]:
-    """That process and a pidfd of it; (0, -1): there is none. Where too many wait, it is taken for `busy`."""
+    """The pid of that process and a pidfd; (0, -1): none. If its queue of connections is full, `busy` is returned."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
