@@ -96,3 +96,4 @@ class PipeCounters(CounterSet):
     bus_turned_away = Event("HELLOs of applications that were not let in; each was told why.")
     bus_refused = Event("Connections closed because of another user, too many connections, or an invalid ZMTP "
                         "handshake.")
+    bus_starved = Event("Times that connections had to wait because of missing descriptors or memory.")

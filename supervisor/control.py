@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from usernet.pipe.contract import STARVED
 from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
@@ -49,6 +50,8 @@ class Client:
         self._input = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
+        self._readable = select.poll()  # not select(2), which ends at descriptor 1023
+        self._readable.register(self._socket, select.POLLIN)
         try:
             directory = check(run_dir)
             try:
@@ -98,16 +101,25 @@ class Client:
 
         Refused: the keeper's error. NotRunning. TimeoutError: no answer.
         """
-        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        self._ask(op, fields)
         return self._answer(self._line(self._timeout_s))
+
+    def _ask(self, op: str, fields: dict[str, object]) -> None:
+        try:
+            self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        except BrokenPipeError:
+            pass  # it has hung up, and may have said why
 
     def _line(self, timeout_s: float) -> bytes:
         """The next line; empty at the end. TimeoutError: no line in time, or the keeper is stopped."""
         deadline = time.monotonic() + timeout_s
         stopped = 0
         while b"\n" not in self._input:
-            if select.select([self._socket], [], [], CHECK_S)[0]:
-                octets = self._socket.recv(LINE_MAX_OCTETS)
+            if self._readable.poll(CHECK_S * 1000):
+                try:
+                    octets = self._socket.recv(LINE_MAX_OCTETS)
+                except ConnectionResetError:  # what it said before was read
+                    octets = b""
                 if not octets:
                     return b""
                 self._input += octets
@@ -124,10 +136,10 @@ class Client:
 
     def request_descriptors(self, op: str, **fields: object) -> tuple[Any, list[int]]:
         """The same for a request whose answer contains descriptors, which the caller must close."""
-        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        self._ask(op, fields)
         line, descriptors = b"", list[int]()
         while not line.endswith(b"\n"):
-            if not select.select([self._socket], [], [], self._timeout_s)[0]:
+            if not self._readable.poll(self._timeout_s * 1000):
                 raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] did not answer within "
                                    f"{self._timeout_s:.0f} s")
             octets, more, _, _ = socket.recv_fds(self._socket, LINE_MAX_OCTETS, DESCRIPTORS_MAX)
@@ -148,7 +160,7 @@ class Client:
 
     def stream(self, op: str, **fields: object) -> Iterator[Any]:
         """Send a request and yield every line until the keeper closes the connection."""
-        self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
+        self._ask(op, fields)
         while line := self._line(float("inf")):
             answer = msgspec.json.decode(line)
             if isinstance(answer, dict) and "error" in answer:
@@ -257,10 +269,12 @@ def listen(run_dir: Path) -> socket.socket:
 
 
 def accept(listener: socket.socket) -> Caller | None:
-    """The next caller; None: it is another user's process, or has ended."""
+    """The next caller; None: it is another user's process, or has ended. OSError of STARVED: it has to wait."""
     try:
         connection, _ = listener.accept()
-    except OSError:
+    except OSError as error:
+        if error.errno in STARVED:
+            raise
         return None
     if peer(connection)[1] != os.geteuid():
         connection.close()

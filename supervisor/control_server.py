@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import time
@@ -18,6 +19,8 @@ from supervisor.managed_layer import ManagedLayer
 from supervisor.taps import Taps
 
 CALLERS_MAX = 64  # at a time; each needs a descriptor of the keeper
+STARVED_TOLD_S = 10.0  # minimum time between two such events
+STARVED_PAUSE_S = 0.02
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -50,6 +53,8 @@ class ControlServer:
         self._listener = control.listen(run_dir)
         self._wait_for_down: list[control.Caller] = []
         self._callers: set[control.Caller] = set()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # for a caller for whom there is no other
+        self._next_starved_told = 0.0
         keeper.watch(self._listener, self._accept)
 
     def close(self, forced: list[str]) -> None:
@@ -62,7 +67,11 @@ class ControlServer:
             caller.answer({"forced": forced})
 
     def _accept(self) -> None:
-        caller = control.accept(self._listener)
+        try:
+            caller = control.accept(self._listener)
+        except OSError as error:
+            self._starved(error)
+            return
         if caller is None:
             return
         if len(self._callers) >= CALLERS_MAX:
@@ -71,6 +80,22 @@ class ControlServer:
             return
         self._callers.add(caller)
         self._keeper.watch(caller, partial(self._serve, caller))
+
+    def _starved(self, error: OSError) -> None:
+        """No descriptor for a caller: the one that is kept for that tells it so. Where there is none, it waits."""
+        now = time.monotonic()
+        if now >= self._next_starved_told:
+            self._next_starved_told = now + STARVED_TOLD_S
+            self._keeper.events.add("starved", detail=f"the keeper cannot hear who calls: {error.strerror}")
+        try:
+            os.close(self._spare)
+            caller = control.accept(self._listener)
+            if caller is not None:
+                caller.refuse(f"the keeper cannot hear you: {error.strerror}")
+                caller.connection.close()
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            time.sleep(STARVED_PAUSE_S)  # the listener stays readable
 
     def _hang_up(self, caller: control.Caller) -> None:
         self._callers.discard(caller)

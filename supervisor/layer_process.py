@@ -26,6 +26,7 @@ class LayerMessage(msgspec.Struct, kw_only=True):
     lock: dict | None = None  # loaded: the rights that it gave up, supervisor.lockdown.Lock
     pid: int = 0  # offence: the process that sent the record, and whether it is disconnected
     barred: bool = False
+    detail: str = ""  # starved: what there is none of
     traceback: str = ""  # crashed
     id: int = 0  # answer: the id of the request
     answer: dict = {}

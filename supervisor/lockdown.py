@@ -30,7 +30,7 @@ CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE = 5,
 KEEPER_CAPABILITIES = (CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE)
 CAPABILITIES = 64  # an upper limit of their number
 UIDS_A_STACK = 16
-DESCRIPTORS_MAX = 256  # of a process without clients
+DESCRIPTORS_MAX = 4096  # of a process without clients: libzmq accepts a burst before it can be disconnected
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

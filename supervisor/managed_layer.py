@@ -196,6 +196,8 @@ class ManagedLayer:
             case "offence":
                 barred = ", not for the first time, and is disconnected" if message.barred else ""
                 self._log("offence", f"process {message.pid} sent the record that was set aside{barred}", 0.0, True)
+            case "starved":
+                self._log("starved", f"{message.detail}: new connections have to wait", 0.0, True)
             case _ if role is Role.PROCESS:
                 raise ValueError(f"an event {message.event!r}")
 

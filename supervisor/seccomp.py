@@ -55,10 +55,10 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "gettid": (186, 178), "gettimeofday": (96, 169), "getuid": (102, 174), "ioctl": (16, 29), "lseek": (8, 62),
     "lstat": (6, None), "madvise": (28, 233), "mmap": (9, 222), "mprotect": (10, 226), "mremap": (25, 216),
     "munmap": (11, 215), "newfstatat": (262, 79), "open": (2, None), "openat": (257, 56), "pidfd_open": (434, 434),
-    "poll": (7, None), "ppoll": (271, 73), "prctl": (157, 167), "read": (0, 63), "readlink": (89, None),
-    "readlinkat": (267, 78), "readv": (19, 65), "recvfrom": (45, 207), "restart_syscall": (219, 128),
-    "rmdir": (84, None), "rseq": (334, 293), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
+    "poll": (7, None), "ppoll": (271, 73), "prctl": (157, 167), "prlimit64": (302, 261), "read": (0, 63),
+    "readlink": (89, None), "readlinkat": (267, 78), "readv": (19, 65), "recvfrom": (45, 207),
+    "restart_syscall": (219, 128), "rmdir": (84, None), "rseq": (334, 293), "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
     "sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120),
     "sched_setscheduler": (144, 119), "sched_yield": (24, 124), "sendto": (44, 206), "set_robust_list": (273, 99),
     "shutdown": (48, 210), "sigaltstack": (131, 132), "socket": (41, 198), "stat": (4, None), "statx": (332, 291),
@@ -92,6 +92,7 @@ COMMON |= {
     "mmap": (Only(2, (0,), mmap.PROT_EXEC),),  # memory that was written is never executable
     "mprotect": (Only(2, (0,), mmap.PROT_EXEC),),
     "newfstatat": (Only(3, (AT_EMPTY_PATH,), AT_EMPTY_PATH),),  # as fstat(2)
+    "prlimit64": (Only(0, (0,)), Only(2, (0,))),  # only its own, to read: the limit of descriptors
     "sched_setscheduler": (Only(0, (0,)), Only(1, (os.SCHED_BATCH,))),  # only its own
 }
 LINK: Rules = {"readv": (), "writev": ()}

@@ -33,10 +33,11 @@ from bus.wire import (
 )
 from switch.core import Switch
 from switch.counters import Counters as C
-from usernet.pipe.contract import Push, Trust, open_poller
+from usernet.pipe.contract import Push, Trust, bounded, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 
 PORTS_MAX = 256
+DESCRIPTORS_A_PORT = 4  # a pidfd, a PUSH and its connection, the connection that came from it
 COUNTERS_OCTETS = mmap.PAGESIZE
 BEAT_NS = COUNTERS_OCTETS // 8 - 1  # the word with CLOCK_MONOTONIC of the loop's last turn
 TICK_S = 0.1  # the longest turn: as in a layer (bus.runtime.event_loop); otherwise the keepers would consider it hung
@@ -60,6 +61,7 @@ class Process:
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
+        self._ports_max = bounded(PORTS_MAX, DESCRIPTORS_A_PORT)
         self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
         self._inbox = self._poller.pull(_listener(directory / SWITCH_SOCKET), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
                                         self._malformed)
@@ -114,7 +116,7 @@ class Process:
             pidfd = os.pidfd_open(pid)  # no process has pid 0
         except (ValueError, OSError):
             return None
-        if number in self._ports or len(self._ports) >= PORTS_MAX:
+        if number in self._ports or len(self._ports) >= self._ports_max:
             os.close(pidfd)
             return self._ports.get(number)
         port = Port(number, pidfd, self._poller.push(str(path)))
@@ -148,7 +150,7 @@ class Process:
             whole = len(chosen) == len(frames)
             self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
 
-    def _malformed(self) -> None:
+    def _malformed(self, error: int = 0) -> None:
         self._counters[C.malformed] += 1
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:

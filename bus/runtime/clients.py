@@ -24,7 +24,7 @@ from bus.layer import ClientCore
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
-from usernet.pipe.contract import Poller, Push
+from usernet.pipe.contract import Poller, Push, bounded
 from usernet.pipe.frame import VERSION, of_version, pack_frame
 from usernet.pipe.messages import BYE, CREDIT, REFUSAL, REQUEST, SEND, SEND_SEGMENTS, inbox_name, inbox_number
 from usernet.pipe.numbering import Hello, Refusal, encode
@@ -35,6 +35,7 @@ BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers
 OFFENCES_MAX = 2
 REFUSALS_MAX = 8  # that are on their way at a time; who is not told now says HELLO again
 REFUSAL_CHECKS = 10  # calls of `ended` for which a refusal may take to leave
+DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection that came from it
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})
 
 
@@ -73,6 +74,7 @@ class Clients:
         self._inboxes = inboxes
         self._outboxes = outboxes
         self._ends = select.epoll()
+        self._most = bounded(layout.CLIENTS_MAX, DESCRIPTORS_A_CLIENT)
         self.by_number: dict[int, Client] = {}
         self.departed: list[int] = []  # clients of the former process that have ended meanwhile
         self.ending = False  # the process of some client has ended, and what it sent may not have been read
@@ -170,6 +172,8 @@ class Clients:
                 push.close()
 
     def _free_place(self) -> int | None:
+        if len(self.by_number) >= self._most:
+            return None
         first, end = layout.CLIENTS + layout.CLIENT_ID, layout.CLIENTS + layout.CLIENT_WORDS * layout.CLIENTS_MAX
         try:
             return self._words[first : end : layout.CLIENT_WORDS].tolist().index(0)
@@ -179,8 +183,8 @@ class Clients:
     def _has_enough(self, pid: int) -> bool:
         """Once half of the places are taken, one process gets at most a quarter of the rest, so that others find
         places."""
-        free = layout.CLIENTS_MAX - len(self.by_number)
-        return (free < layout.CLIENTS_MAX // 2
+        free = self._most - len(self.by_number)
+        return (free < self._most // 2
                 and sum(client.pid == pid for client in self.by_number.values()) > free // 4)
 
     def _offences(self) -> dict[int, int]:

@@ -44,6 +44,7 @@ TICK_S = 0.1
 # would cost half a microsecond for setting and clearing it
 RETRY_S = 0.01  # while output waits: a socket signals when there is room, but not when there is a listener
 CLIENT_CHECK_S = 0.1
+STARVED_TOLD_S = 10.0  # minimum time between two reports of it to the keeper
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # of the inbox
 DEVICE_PATIENCE_S = 0.1  # maximum time for which the device is not read because output waits
 
@@ -68,6 +69,7 @@ class EventLoop:
         self._writes_through = device is not None and device.writes_through
         self._touched: list[Outbox] = []
         self._taken: set[Inbox] = set()
+        self._next_starved_told = 0.0
         self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)))
         self._pull = self._poller.pull(listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._journal = Journal(durable)
@@ -87,8 +89,14 @@ class EventLoop:
         self._to_skip = 0  # number of writes for this frame that the former process has done
         self._suspect = PoisonFilter(durable, control)
 
-    def _refused(self) -> None:
-        self._counters[C.bus_refused] += 1
+    def _refused(self, starved: int) -> None:
+        if not starved:
+            self._counters[C.bus_refused] += 1
+            return
+        self._counters[C.bus_starved] += 1
+        if self._memory.beat[0] >= self._next_starved_told:
+            self._next_starved_told = self._memory.beat[0] + STARVED_TOLD_S
+            self._control.tell("starved", detail=os.strerror(starved))
 
     def _inbox(self, sender: int, kinds: frozenset[int]) -> Inbox:
         return Inbox(sender, kinds, self._memory, layout.DONE + sender, self._journal.done.get(sender, 0))

@@ -23,7 +23,11 @@ def listener_pid(path: Path, uid: int) -> int:
 
 def listener(path: Path, uid: int, busy: int = 0) -> tuple[int, int]:
     """The pid of that process and a pidfd; (0, -1): none. If its queue of connections is full, `busy` is returned."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    try:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:  # no descriptor for it
+        return 0, -1
+    with probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))

@@ -53,7 +53,7 @@ class Wire:
             self._malformed()
         return []
 
-    def _malformed(self) -> None:
+    def _malformed(self, error: int = 0) -> None:
         self._counters[C.wire_malformed] += 1
 
     def length(self, octets: memoryview) -> int:

@@ -19,7 +19,7 @@ from bus.messages import ERROR_HEAD, ORIGIN_LOCAL, decode_routes, encode
 from bus.streams import decode_stream_state
 from layers.common.routes import RouteTable
 from layers.common.transport import IcmpError
-from layers.tcp import icmp, info
+from layers.tcp import icmp, info, listing
 from layers.tcp.calls import Calls
 from layers.tcp.counters import Counters as C
 from layers.tcp.durable import Durable
@@ -102,6 +102,17 @@ class Core:
             self.calls.repeat()
         return self._done()
 
+    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
+        """connection_list, with `after` (a key, in hex) and `info` (true: struct tcp_info, too)."""
+        self.engine.now = now
+        try:
+            if request.get("op") != "connection_list":
+                raise ValueError(f"tcp has no order {request.get('op')!r}; there is connection_list")
+            answer = listing.page(self.engine, str(request.get("after", "")), bool(request.get("info")))
+        except ValueError as error:
+            answer = {"error": str(error)}
+        return answer, []
+
     def _done(self) -> list[Send]:
         self.engine.flush()
         self.next_wake = self.engine.next_due
@@ -175,18 +186,8 @@ class Core:
         self.calls.accept(handle, taken, limit)
 
     def _info(self, record: bytes) -> None:
-        handle, _, request = INFO_HEADER.unpack(record)
+        handle = INFO_HEADER.unpack(record)[0]
         engine = self.engine
         conn = engine.lookup.by_handle.get(handle)
-        answers: list[bytes] = []
-        if conn is not None:
-            answers.append(record + info.header(engine, conn) + info.tcp_info(engine, conn))
-        elif not handle:  # all there is
-            lookup = engine.lookup
-            answers += [INFO_HEADER.pack(listener.handle, 0, request) + info.listening(listener)
-                        for listener in lookup.listeners.values()]
-            answers += [b"".join((INFO_HEADER.pack(each.handle, 0, request), info.header(engine, each),
-                                  info.tcp_info(engine, each), info.ends(each)))
-                        for each in lookup.connections.values()]
-            answers.append(record)
-        self._records.sends += [(topology.SOCKETS, messages.STREAM_INFO, answer) for answer in answers or [record]]
+        answer = record if conn is None else record + info.header(engine, conn) + info.tcp_info(engine, conn)
+        self._records.sends.append((topology.SOCKETS, messages.STREAM_INFO, answer))

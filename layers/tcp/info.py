@@ -5,20 +5,26 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from bus.messages import WIDTH_OF_FAMILY
 from layers.tcp import acknowledgment
-from layers.tcp.connection import LISTEN, SENDING, Connection
-from packets.addresses import UNSPECIFIED
+from layers.tcp.congestion import UNLIMITED
+from layers.tcp.connection import SENDING, Connection
 from usernet.pipe.streams import INFO_ANSWER
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
-    from layers.tcp.listen import Listener
 
 # As Linux has it since 5.4, up to tcpi_snd_wnd: 8 octets, 24 words, rates and octets (4 times 64 bits), segments (6
 # words), delivery (4 times 64 bits, 2 words), octets sent and sent again, 4 words.
 TCP_INFO = Struct("=8B24I4Q6I4Q2I2Q4I")
-ENDS = Struct("<HHI")  # local port, peer's, octets of an address; both addresses follow
+FIELDS = (  # as linux/tcp.h names them, without tcpi_
+    "state", "ca_state", "retransmits", "probes", "backoff", "options", "wscale", "flags",
+    "rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans", "fackets",
+    "last_data_sent", "last_ack_sent", "last_data_recv", "last_ack_recv", "pmtu", "rcv_ssthresh", "rtt", "rttvar",
+    "snd_ssthresh", "snd_cwnd", "advmss", "reordering", "rcv_rtt", "rcv_space", "total_retrans",
+    "pacing_rate", "max_pacing_rate", "bytes_acked", "bytes_received",
+    "segs_out", "segs_in", "notsent_bytes", "min_rtt", "data_segs_in", "data_segs_out",
+    "delivery_rate", "busy_time", "rwnd_limited", "sndbuf_limited", "delivered", "delivered_ce",
+    "bytes_sent", "bytes_retrans", "dsack_dups", "reord_seen", "rcv_ooopack", "snd_wnd")
 OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE = 1, 2, 4
 NO_TIMER, RETRANSMIT, KEEPALIVE, WAITING, PERSIST = range(5)
 CA_OPEN = 0  # TCP_CA_Open
@@ -60,7 +66,7 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     state, least_us, unacked, sacked, lost, resent = CA_OPEN, 0xFFFFFFFF, 0, 0, 0, 0
     if recovery is not None:
         rtt, variance, cwnd = recovery.rtt_s, recovery.rtt_variance_s, max(1, recovery.cwnd // mss)
-        ssthresh = min(_UNLIMITED, recovery.ssthresh // mss)
+        ssthresh = min(_UNLIMITED, recovery.ssthresh // mss) if recovery.ssthresh < UNLIMITED else _UNLIMITED
         rto, backoffs, again = recovery.rto_s, recovery.backoffs, recovery.retransmits
         state = recovery.congestion_state
         if recovery.min_rtt_s:
@@ -86,15 +92,7 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
         0, 0, 0, min(conn.snd_window, 0xFFFFFFFF))
 
 
-def ends(conn: Connection) -> bytes:
-    """The ports and addresses of a connection, ours first."""
-    local, port, peer, peer_port = conn.ends
-    return b"".join((ENDS.pack(port, peer_port, len(local)), local, peer))
 
-
-def listening(listener: Listener) -> bytes:
-    """The same of a listener, as `ss` shows it: how many wait to be accepted, and how many may."""
-    waiting, most = listener.handed - listener.taken + len(listener.syn_queue), max(listener.options.listen, 0)
-    head = INFO_ANSWER.pack(LISTEN, NO_TIMER, 0, 0, 0, 0, waiting, most, 0)
-    local = listener.address or UNSPECIFIED[WIDTH_OF_FAMILY[listener.options.family]]
-    return b"".join((head, bytes(TCP_INFO.size), ENDS.pack(listener.port, 0, len(local)), local, bytes(len(local))))
+def named(octets: bytes) -> dict[str, int]:
+    """What is not zero of a struct tcp_info, by name; times as in there (microseconds or milliseconds)."""
+    return {name: value for name, value in zip(FIELDS, TCP_INFO.unpack(octets), strict=True) if value}

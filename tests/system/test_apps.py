@@ -256,7 +256,8 @@ def test_ss_shows_whose_sockets_there_are(stack: Stack) -> None:
         (line,) = [line for line in stack.run("ss", "-uanp").stdout.splitlines() if f"[{os.getpid()}]" in line]
         assert mine not in json.loads(stack.run("ss", "--json", "-l").stdout)
         assert json.loads(stack.run("ss", "--json", "-w").stdout) == []
-        assert line.split()[:3] == ["udp", "{}:{}".format(*app.getsockname()), "{}:{}".format(*peer.getsockname())]
+        ends = ["{}:{}".format(*app.getsockname()), "{}:{}".format(*peer.getsockname())]
+        assert line.split()[:6] == ["udp", "ESTAB", "0", "0", *ends]
     usernet.Stack(stack.name, stack.run_dir).close()
     assert json.loads(stack.run("ss", "--json").stdout) == []
 
@@ -269,6 +270,37 @@ def test_ss_shows_what_is_queued_as_it_is_now(stack: Stack) -> None:
         assert app.recv(100) == b"read"
         (mine,) = [each for each in json.loads(stack.run("ss", "--json").stdout) if each["pid"] == os.getpid()]
         assert mine["queued"] == DATAGRAM_OVERHEAD + len(b"unread")
+
+
+def test_ss_lists_tcp(stack: Stack) -> None:
+    with stack.socket(socket.SOCK_STREAM) as listener:
+        listener.bind((STACK, 0))
+        listener.listen(7)
+        with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as kernel:
+            kernel.connect(listener.getsockname())
+            ours, _ = listener.accept()
+            kernel.send(b"unread")
+            with ours:
+                wait_for("what was sent", lambda: len(ours.recv(100, socket.MSG_PEEK)) == 6)
+                listed = json.loads(stack.run("ss", "-t", "-i", "--json").stdout)
+                waiting, established = sorted(listed, key=lambda each: each["state"], reverse=True)
+                assert (waiting["state"], waiting["recv_q"], waiting["send_q"]) == ("LISTEN", 0, 7)
+                assert (established["state"], established["pid"]) == ("ESTAB", os.getpid())
+                assert established["info"]["bytes_received"] == 6
+                assert established["info"]["rtt"] > 0
+                head, _, line, details = stack.run("ss", "-ti").stdout.splitlines()
+                assert head.split()[:4] == ["type", "state", "recv-q", "send-q"]
+                assert f"[{os.getpid()}]" in line
+                assert "cubic" in details
+                assert "cwnd:10" in details
+                assert json.loads(stack.run("ss", "-u", "--json").stdout) == []
+                assert ours.recv(100) == b"unread"  # else its end resets the connection
+            assert kernel.recv(100) == b""  # so that ours is the end that closed first
+    wait_for("TIME-WAIT", lambda: "TIME-WAIT" in stack.run("ss", "-t").stdout)
+    (left,) = json.loads(stack.run("ss", "-t", "--json").stdout)
+    assert left["timer"]["name"] == "timewait"
+    assert 0 < left["timer"]["due_ms"] <= 60_000
+    assert left["pid"] == 0
 
 
 def test_nc_talks_with_the_kernel(stack: Stack) -> None:

@@ -77,6 +77,9 @@ REFUSED = seccomp.ERRNO | errno.EACCES
     ("layer", "prctl", (seccomp.PR_SET_NAME,), seccomp.KILL),
     ("layer", "clone3", (), seccomp.ERRNO | errno.ENOSYS),
     ("layer", "clone", (seccomp.CLONE_THREAD,), seccomp.KILL),
+    ("layer", "prlimit64", (0, 7, 0), seccomp.ALLOW),  # RLIMIT_NOFILE
+    ("layer", "prlimit64", (0, 7, 0x7FFF0010), seccomp.KILL),
+    ("layer", "prlimit64", (77, 7, 0), seccomp.KILL),
     ("layer", "sched_setscheduler", (0, 3), seccomp.ALLOW),  # SCHED_BATCH
     ("layer", "sched_setscheduler", (77, 3), seccomp.KILL),
     ("layer", "sched_setscheduler", (0, 0), seccomp.KILL),

@@ -87,7 +87,7 @@ class Line:
                 raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
             listener.listen()
             self._inbox = self._poller.pull(listener.detach(), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
-                                            lambda: None)  # who was refused is nothing to the program
+                                            lambda _: None)  # who was refused is nothing to the program
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.epoll.register(self._wake, select.EPOLLIN)
         self._outbox = self._poller.push(f"{here}/{SERVICE_SOCKET}")

@@ -7,14 +7,19 @@ itself, by `open_poller`; nothing outside of this package knows which it has.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import resource
 import select
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 IMPLEMENTATIONS = {"zmq": "usernet.pipe.libzmq", "direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
+DESCRIPTORS_RESERVED = 64  # of a process, for what is no connection that came to it
+CONNECTIONS_MIN = 16
+STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): later it may do
 HANDSHAKE_S = 3.0  # who has connected and not introduced itself within is hung up on
 
 
@@ -69,11 +74,12 @@ class Poller(Protocol):
     pushes: Mapping[int, Push]  # by the descriptors of which `hear` is to be told
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
-             refused: Callable[[], object]) -> Pull:
+             refused: Callable[[int], object]) -> Pull:
         """Read what comes to a listening socket, which becomes this one's.
 
-        `refused` is called for each connection that is hung up on: of another user, of too many, of what speaks no
-        ZMTP, or sends a message that is too long.
+        `refused` is called with 0 for each connection that is hung up on: of another user, of too many (there are no
+        more than the process has descriptors for), of what speaks no ZMTP, or sends a message that is too long; and
+        with an errno of STARVED where connections have to wait.
         """
 
     def push(self, path: str) -> Push:
@@ -81,6 +87,12 @@ class Poller(Protocol):
 
     def close(self) -> None:
         """Close its PULL and PUSHes, and the epoll. What has left can be read."""
+
+
+def bounded(connections_max: int, descriptors_each: int = 1) -> int:
+    """So many of them, or fewer where the process may not have the descriptors (getrlimit(2), RLIMIT_NOFILE)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(connections_max, max(CONNECTIONS_MIN, (limit - DESCRIPTORS_RESERVED) // descriptors_each))
 
 
 def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from usernet.pipe import zmtp
-from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust, has_enough
+from usernet.pipe.contract import HANDSHAKE_S, STARVED, WAITING_MAX, Trust, bounded, has_enough
 from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
@@ -35,7 +35,7 @@ class Poller:
         self._pull: Pull | None = None
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
-             refused: Callable[[], object]) -> Pull:
+             refused: Callable[[int], object]) -> Pull:
         """As the contract says."""
         self._pull = Pull(listener_fd, self, message_octets_max, connections_max, refused)
         return self._pull
@@ -57,21 +57,22 @@ class Pull:
     """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
 
     __slots__ = ("_accepted", "_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max",
-                 "_opening", "_readers", "_refused", "_users", "pid")
+                 "_opening", "_paused", "_readers", "_refused", "_users", "pid")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
-                 refused: Callable[[], object]) -> None:
+                 refused: Callable[[int], object]) -> None:
         self._listener = socket.socket(fileno=listener_fd)
         self._listener.setblocking(False)
         self._listener_fd = listener_fd
         self._epoll = poller.epoll
         self._message_octets_max = message_octets_max
-        self._connections_max = connections_max
+        self._connections_max = bounded(connections_max)
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader, int]] = {}
         self.pid = 0
         self._accepted: dict[int, float] = {}  # descriptor -> when; of those that may not have said READY
         self._opening = zmtp.opening(b"PULL")
         self._refused = refused
+        self._paused = False  # no connection can be taken in, for want of descriptors or memory
         self._users = poller.trust.users
         self._epoll.register(listener_fd, _IN)
 
@@ -94,7 +95,7 @@ class Pull:
         if not octets or reader.error:
             self._drop(descriptor)
             if reader.error:
-                self._refused()
+                self._refused(0)
         return messages
 
     def _accept(self) -> None:
@@ -105,7 +106,7 @@ class Pull:
                 pid, user = peer(caller)
                 if user not in self._users or has_enough(pid, self._connections_max, len(self._readers),
                                                          (found[2] for found in self._readers.values())):
-                    self._refused()
+                    self._refused(0)
                     caller.close()
                     continue
                 try:
@@ -115,18 +116,25 @@ class Pull:
                 self._readers[caller.fileno()] = caller, zmtp.Reader(self._message_octets_max), pid
                 self._epoll.register(caller.fileno(), _IN)
                 self._accepted[caller.fileno()] = time.monotonic()
-        except OSError:
-            pass  # EAGAIN: that was all
+        except OSError as error:  # EAGAIN: that was all
+            if error.errno in STARVED:
+                self._refused(error.errno)
+                if not self._paused:  # the listener stays readable: to be told only of new ones is not to spin
+                    self._paused = True
+                    self._epoll.modify(self._listener_fd, _IN | select.EPOLLET)
 
     def expire(self, now: float) -> None:
         """As the contract says."""
+        if self._paused:
+            self._paused = False
+            self._epoll.modify(self._listener_fd, _IN)
         while self._accepted:
             descriptor, accepted = next(iter(self._accepted.items()))
             if self._readers[descriptor][1].ready:
                 del self._accepted[descriptor]
             elif accepted + HANDSHAKE_S < now:
                 self._drop(descriptor)
-                self._refused()
+                self._refused(0)
             else:
                 break
 
@@ -264,7 +272,10 @@ class Push:
         self._connect()
 
     def _connect(self) -> None:
-        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # no descriptor: later, as where nobody listens
+            return
         try:
             connecting.connect(self._path)
             if peer(connecting)[1] != self._poller.trust.owner:

@@ -23,7 +23,7 @@ from typing import Any, cast
 import zmq
 from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower for what it can do beside
 
-from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust, has_enough
+from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust, bounded, has_enough
 from usernet.pipe.run_dir import peer
 
 READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
@@ -52,7 +52,7 @@ class Poller:
         self._sockets: set[Pull | Push] = set()
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
-             refused: Callable[[], object]) -> Pull:
+             refused: Callable[[int], object]) -> Pull:
         """As the contract says."""
         pull = Pull(self._context, self.epoll, self.trust.users, listener_fd, message_octets_max, connections_max,
                     refused)
@@ -90,7 +90,7 @@ class Pull:
                  "_monitor_get", "_recv", "_refused", "_socket", "_users")
 
     def __init__(self, context: zmq.Context[Any], epoll: select.epoll, users: Container[int], listener_fd: int,
-                 message_octets_max: int, connections_max: int, refused: Callable[[], object]) -> None:
+                 message_octets_max: int, connections_max: int, refused: Callable[[int], object]) -> None:
         os.set_blocking(listener_fd, False)
         with socket.socket(fileno=os.dup(listener_fd)) as listener:
             path = listener.getsockname()
@@ -102,7 +102,9 @@ class Pull:
             pull.set(zmq.IPC_FILTER_UID, user)
         self._users = users
         self._connections: dict[int, int] = {}  # descriptors, as libzmq knows them -> whose process
-        self._connections_max = connections_max
+        # Half of the descriptors are for those that libzmq takes in before we can hang up on them: where accept(2)
+        # finds none, libzmq ends the process (ipc_listener.cpp: errno_assert).
+        self._connections_max = bounded(connections_max, 2)
         self._refused = refused
         monitor = f"inproc://monitor-{listener_fd}"
         pull.monitor(monitor, _WATCHED)
@@ -151,8 +153,10 @@ class Pull:
                 self._accepted(value)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._connections.pop(value, None)
-            elif event == zmq.EVENT_ACCEPT_FAILED or value not in _WENT_BY_ITSELF:
-                self._refused()  # of who was not let in (IPC_FILTER_UID) libzmq tells an errno of something earlier
+            elif event == zmq.EVENT_ACCEPT_FAILED:
+                self._refused(value)
+            elif value not in _WENT_BY_ITSELF:
+                self._refused(0)  # of who was not let in (IPC_FILTER_UID) libzmq tells an errno of something earlier
 
     def _accepted(self, descriptor: int) -> None:
         """libzmq has taken in a connection; one that it should not have, we end: libzmq sees its end and closes it."""
@@ -163,7 +167,7 @@ class Pull:
                 if user not in self._users or has_enough(pid, self._connections_max, len(connections),
                                                          connections.values()):
                     connection.shutdown(socket.SHUT_RDWR)
-                    self._refused()
+                    self._refused(0)
                 connections[descriptor] = pid
         except OSError:
             pass  # it is gone, and so may be the descriptor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from layers.tcp.info import tcp_info
+from layers.tcp import listing
+from layers.tcp.info import named, tcp_info
 from tests.unit.tcp.host import pair
 from tests.unit.tcp.test_streams import octets
 
@@ -46,3 +47,35 @@ def test_what_is_sacked_lost_and_sent_again():
     assert conn.recovery is None
     assert words(tcp_info(a.engine, conn), TOTAL_RETRANS_AT) == (2,)  # a quiet connection remembers
     assert words(tcp_info(a.engine, conn), RTT_AT) == words(info, RTT_AT)
+
+
+def test_names_of_the_fields_stand_where_linux_has_them():
+    values = (*range(1, 9), *range(100, 124), *range(200, 204), *range(300, 306), *range(400, 404), *range(500, 502),
+              *range(600, 602), *range(700, 704))
+    found = named(struct.pack("=8B24I4Q6I4Q2I2Q4I", *values))
+    assert (found["state"], found["wscale"], found["rto"], found["rtt"], found["rttvar"], found["total_retrans"],
+            found["bytes_received"], found["min_rtt"], found["bytes_sent"], found["snd_wnd"]) == (
+                1, 7, 100, 115, 116, 123, 203, 303, 600, 703)
+    assert named(bytes(232)) == {}
+
+
+def test_the_list_of_connections_comes_in_pages(monkeypatch):
+    world, a, b, left, right = pair(0.01)
+    a.write(left, octets(3000))
+    world.run(1)
+    (ours,) = listing.page(a.engine, "", True)["connections"]
+    assert (ours["handle"], ours["state"], ours["recv_q"], ours["send_q"]) == (left, "ESTABLISHED", 0, 0)
+    assert ours["info"]["bytes_acked"] == 3000
+    assert ours["info"]["congestion"] == "cubic"
+    everything = listing.page(b.engine, "", False)
+    assert {each["state"] for each in everything["connections"]} == {"LISTEN", "ESTABLISHED"}
+    assert not everything["more"]
+    theirs = next(each for each in everything["connections"] if each["handle"] == right)
+    assert "info" not in theirs
+    monkeypatch.setattr(listing, "PAGE", 1)
+    first = listing.page(b.engine, "", False)
+    assert first["more"]
+    assert len(first["connections"]) == 1
+    second = listing.page(b.engine, first["connections"][0]["key"], False)
+    assert not second["more"]
+    assert [*first["connections"], *second["connections"]] == everything["connections"]

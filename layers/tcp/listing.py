@@ -1,0 +1,52 @@
+"""`connection_list`: all connections and listeners of the stack, a page at a time, for `launcher.py ss`."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from layers.tcp import info
+from layers.tcp.connection import LISTEN, STATE_NAMES, Connection
+from usernet.pipe.streams import INFO_ANSWER
+
+if TYPE_CHECKING:
+    from layers.tcp.engine import Engine
+    from layers.tcp.listen import Listener
+
+PAGE = 48  # connections in one answer, which is a line of at most 64 KiB
+TIMER_NAMES = ("", "on", "keepalive", "timewait", "persist")  # ss(8), by the numbers of `layers.tcp.info`
+
+
+def page(engine: Engine, after: str, with_info: bool) -> dict[str, object]:
+    """The connections and listeners whose `key` is above `after`, in the order of their keys.
+
+    {"connections": [...], "more": whether there are others}. ValueError where `after` is no key.
+    """
+    above = bytes.fromhex(after)
+    lookup = engine.lookup
+    keyed: dict[bytes, Connection | Listener] = {
+        b"L%08x" % listener.handle: listener for listener in lookup.listeners.values()}
+    keyed.update((b"C" + flow, conn) for flow, conn in lookup.connections.items())
+    keys = sorted(key for key in keyed if key > above)
+    return {"connections": [{"key": key.hex(), **_described(engine, keyed[key], with_info)} for key in keys[:PAGE]],
+            "more": len(keys) > PAGE}
+
+
+def _described(engine: Engine, each: Connection | Listener, with_info: bool) -> dict[str, Any]:
+    if not isinstance(each, Connection):
+        return {"handle": each.handle, "state": STATE_NAMES[LISTEN], "local": _named(each.address, each.port),
+                "peer": None, "recv_q": each.handed - each.taken, "send_q": max(each.options.listen, 0)}
+    state, timer, _, due_ms, backoffs, _, unread, unacknowledged, unsent = INFO_ANSWER.unpack(info.header(engine, each))
+    local, port, peer, peer_port = each.ends
+    described: dict[str, Any] = {
+        "handle": each.handle, "state": STATE_NAMES[state], "local": _named(local, port),
+        "peer": _named(peer, peer_port), "recv_q": unread, "send_q": unacknowledged + unsent}
+    if timer:
+        described["timer"] = {"name": TIMER_NAMES[timer], "due_ms": due_ms, "backoffs": backoffs}
+    if with_info:
+        described["info"] = {"congestion": each.options.congestion, **info.named(info.tcp_info(engine, each))}
+    return described
+
+
+def _named(address: bytes, port: int) -> list[object]:
+    return [str(ip_address(address)) if address else "0.0.0.0", port]

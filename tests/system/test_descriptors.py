@@ -1,0 +1,106 @@
+"""Out of descriptors (RLIMIT_NOFILE): nobody dies of it, nobody spins, and it is said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import psutil
+
+from .peers import LAYERS, Stack, wait_for
+
+LIMIT = 1024  # what a session has where nobody has raised it
+BURST = 500
+BUSY = 0.2  # of a core
+
+
+def callers(stack: Stack, layer: str, count: int) -> Iterator[socket.socket]:
+    """Connections of nobody that a layer knows, one after the other as there is room for them to wait."""
+    for _ in range(count):
+        caller = socket.socket(socket.AF_UNIX)
+        caller.setblocking(False)
+        try:
+            wait_for("room", lambda: caller.connect_ex(str(stack.run_dir / f"{layer}.sock")) == 0)  # noqa: B023
+        except BaseException:
+            caller.close()
+            raise
+        yield caller
+
+
+def spent_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+@contextlib.contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """A process that can open no more than it has."""
+    held = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    former = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (min({*range(len(held) + 1)} - held), former[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+
+
+def test_more_connections_than_descriptors_end_no_layer(new_stack) -> None:
+    stack = new_stack()
+    stack.run("up", "--detach", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT)))
+    before = stack.incarnations()
+    with contextlib.ExitStack() as closing:
+        for layer in ("sockets", "ip", "link"):
+            for caller in callers(stack, layer, BURST):
+                closing.enter_context(caller)
+            wait_for("refusals", lambda: stack.counters(layer)["bus_refused"])  # noqa: B023
+        with stack.bound() as app:  # an application finds room
+            app.sendto(b"to itself", app.getsockname())
+            assert app.recv(100) == b"to itself"
+        assert stack.incarnations() == before
+
+
+def test_a_service_without_descriptors_waits_says_so_and_serves_once_it_has_some(new_stack) -> None:
+    stack = new_stack().up("--pipes", "direct")
+    pid = stack.pids()["sockets"]
+    with without_descriptors(pid), contextlib.ExitStack() as closing:
+        for caller in callers(stack, "sockets", 3):
+            closing.enter_context(caller)
+        wait_for("the event", lambda: any(event["event"] == "starved" and event["layer"] == "sockets"
+                                          for event in stack.events()))
+        before, counted = spent_s(pid), stack.counters("sockets")["bus_starved"]
+        wait_for("another try", lambda: stack.counters("sockets")["bus_starved"] >= counted + 10)  # one in 0.1 s
+        assert spent_s(pid) - before < BUSY
+    with stack.bound() as app:
+        app.sendto(b"to itself", app.getsockname())
+        assert app.recv(100) == b"to itself"
+    assert stack.pids()["sockets"] == pid
+
+
+def test_a_keeper_without_descriptors_tells_who_calls_and_restarts_layers_all_the_same(new_stack) -> None:
+    stack = new_stack().up()
+    status = stack.status()
+    keeper = status["keeper"]
+    held = {int(name) for name in os.listdir(f"/proc/{keeper}/fd")}
+    former = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+    resource.prlimit(keeper, resource.RLIMIT_NOFILE, (max(held) + 1, former[1]))
+    try:
+        with contextlib.ExitStack() as closing:
+            for _ in range(max(held) + 1 - len(held)):
+                caller = closing.enter_context(socket.socket(socket.AF_UNIX))
+                caller.connect(str(stack.run_dir / "control.sock"))
+            wait_for("the last of them", lambda: len(os.listdir(f"/proc/{keeper}/fd")) == max(held) + 1)
+            before = spent_s(keeper)
+            for _ in range(3):
+                refused = stack.run("status", status=1)
+                assert "cannot hear you: Too many open files" in refused.stderr
+            assert spent_s(keeper) - before < BUSY
+    finally:
+        resource.prlimit(keeper, resource.RLIMIT_NOFILE, former)
+    os.kill(status["layers"]["udp"]["pid"], 9)
+    wait_for("udp", lambda: stack.serves(udp=2))
+    assert any(event["event"] == "starved" for event in stack.events())
+    assert set(stack.incarnations()) >= set(LAYERS)
+
