@@ -33,7 +33,9 @@ class CounterWords(Protocol):
 class Core(Protocol):
     """The calls that the bus makes. All of them return what to send, in order. Times are seconds of CLOCK_MONOTONIC."""
 
-    next_wake: float | None
+    @property
+    def next_wake(self) -> float | None:
+        """When `wake` is to be called; None: not by itself."""
 
     def start(self, now: float) -> list[Send]:
         """Called once, after `state` was restored and before anything is received."""
@@ -74,7 +76,9 @@ class ClientCore(Core, Protocol):
     def client_left(self, client: int, now: float) -> list[Send]:
         """The client's process has ended."""
 
-    contested: bool  # something was refused that a client may hold whose end is not known yet: look who lives
+    @property
+    def contested(self) -> bool:
+        """Whether something was refused that a client may hold whose end is not known yet: look who lives."""
 
     def clients_checked(self, now: float) -> list[Send]:
         """Who has ended has left by now; called while `contested`."""

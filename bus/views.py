@@ -54,7 +54,8 @@ def packets_of(kind: int, record: bytes, with_vnet: bool, protocol: int = 0) -> 
 
 
 def _packet_out(record: bytes, _: int) -> bytes:
-    return m.PACKET_OUT_HEAD.unpack_from(record)[-1] + _NO_MAC + ethernet.TYPE_IPV4 + record[_OUT_OCTETS:]
+    mac: bytes = m.PACKET_OUT_HEAD.unpack_from(record)[-1]
+    return mac + _NO_MAC + ethernet.TYPE_IPV4 + record[_OUT_OCTETS:]
 
 
 def _transmit(record: bytes, _: int) -> bytes:

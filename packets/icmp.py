@@ -117,6 +117,7 @@ def error(icmp_type: int, code: int, info: int, quote: bytes) -> bytes:
 
 def info_of(message: bytes) -> int:
     """The `info` of an error message."""
+    rest: int
     icmp_type, code, _, rest = HEADER.unpack_from(message)
     if icmp_type == PARAMETER_PROBLEM:
         return rest >> 24

@@ -87,7 +87,7 @@ class Segment(NamedTuple):
     window: int
     urgent: int = 0
     options: Options = NO_OPTIONS
-    payload: bytes = b""  # or a view of octets
+    payload: bytes | memoryview = b""
     packed: bytes | None = None  # the encoded options; if given, `options` is ignored
 
     @property
@@ -99,7 +99,7 @@ class Segment(NamedTuple):
         """The octets, with checksum 0."""
         return b"".join(self.parts())
 
-    def parts(self, pseudo: int | None = None) -> tuple[bytes, bytes, bytes]:
+    def parts(self, pseudo: int | None = None) -> tuple[bytes, bytes, bytes | memoryview]:
         """Header, options and payload as octets; with `pseudo`, `pseudo_sum` of no octets, the checksum is partial."""
         source, destination, sequence, acknowledgment, flags, window, urgent, unpacked, payload, options = self
         if options is None:
@@ -135,10 +135,10 @@ def parse(octets: bytes | memoryview) -> Segment | None:
     elif start < HEADER_OCTETS or start > len(octets):
         return None
     elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # the usual options of all but the first segments
-        options = Options(None, None, False, _STAMPS.unpack_from(octets, 24))  # type: ignore[arg-type]
+        options = Options(None, None, False, _STAMPS.unpack_from(octets, 24))
     else:
         options = parse_options(bytes(octets[HEADER_OCTETS:start]))
-    return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])  # type: ignore[arg-type]
+    return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])
 
 
 def parse_options(octets: bytes) -> Options:
@@ -167,9 +167,9 @@ def parse_options(octets: bytes) -> Options:
         elif kind == _TIMESTAMPS and length == 10:
             timestamps = _STAMPS.unpack(body)
         elif kind == _SACK and length > 2 and not (length - 2) % 8:
-            sack = tuple(_STAMPS.iter_unpack(body))  # type: ignore[arg-type]
+            sack = tuple(_STAMPS.iter_unpack(body))
         at += length
-    return Options(mss, scale, permitted, timestamps, tuple(sack))  # type: ignore[arg-type]
+    return Options(mss, scale, permitted, timestamps, tuple(sack))
 
 
 def timestamps_alone(value: int, echo: int) -> bytes:

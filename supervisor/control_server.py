@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bus.durable import layout
 from bus.runtime.sabotage import FAULTS
@@ -17,6 +17,12 @@ from supervisor import control
 from supervisor.events import Event, EventLog
 from supervisor.managed_layer import ManagedLayer
 from supervisor.taps import Taps
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 CALLERS_MAX = 64  # at a time; each needs a descriptor of the keeper
 STARVED_TOLD_S = 10.0  # minimum time between two such events
@@ -32,10 +38,10 @@ class Stack(Protocol):
     layers: dict[str, ManagedLayer]
     taps: Taps
 
-    def watch(self, source, callback: Callable[[], None]) -> None:
+    def watch(self, source: FileDescriptorLike, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `source` is readable."""
 
-    def status(self, now: float) -> dict:
+    def status(self, now: float) -> dict[str, Any]:
         """The object that `status` shows."""
 
     def stop(self) -> None:
@@ -123,7 +129,7 @@ class ControlServer:
         else:
             self._mind(caller)
 
-    def _answer(self, caller: control.Caller, request: dict) -> None:
+    def _answer(self, caller: control.Caller, request: dict[str, Any]) -> None:
         answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
                    "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage,
                    "capture": self._on_capture, "impair": self._on_impair, "clear": self._on_clear,
@@ -134,14 +140,14 @@ class ControlServer:
         else:
             answer(caller, request)
 
-    def _on_status(self, caller: control.Caller, request: dict) -> None:
+    def _on_status(self, caller: control.Caller, request: dict[str, Any]) -> None:
         caller.answer(self._keeper.status(time.monotonic()))
 
-    def _on_down(self, caller: control.Caller, request: dict) -> None:
+    def _on_down(self, caller: control.Caller, request: dict[str, Any]) -> None:
         self._wait_for_down.append(caller)
         self._keeper.stop()
 
-    def _on_restart(self, caller: control.Caller, request: dict) -> None:
+    def _on_restart(self, caller: control.Caller, request: dict[str, Any]) -> None:
         layers, names = self._keeper.layers, request.get("layers")
         if not isinstance(names, list) or not names or not all(str(name) in layers for name in names):
             caller.refuse(f"restart: 'layers' is {names!r}; expected a list of {', '.join(layers)}")
@@ -157,7 +163,7 @@ class ControlServer:
         for name in dict.fromkeys(names):
             self._keeper.renew(name, partial(done, name))
 
-    def _on_sabotage(self, caller: control.Caller, request: dict) -> None:
+    def _on_sabotage(self, caller: control.Caller, request: dict[str, Any]) -> None:
         layer, fault = self._keeper.layers.get(str(request.get("layer"))), str(request.get("fault"))
         if layer is None or layer.process is None or fault not in {*SIGNALS, *FAULTS}:
             running = [name for name, other in self._keeper.layers.items() if other.process]
@@ -170,7 +176,7 @@ class ControlServer:
             layer.resources.words.words[layout.SABOTAGE] = FAULTS[fault]
         caller.answer({"pid": layer.process.pid})
 
-    def _on_manage(self, caller: control.Caller, request: dict) -> None:
+    def _on_manage(self, caller: control.Caller, request: dict[str, Any]) -> None:
         """Pass a request on to one layer's core; it is answered even if the layer is restarted meanwhile."""
         layer = self._keeper.layers.get(str(request.get("layer")))
         if layer is None or not isinstance(request.get("request"), dict):
@@ -178,25 +184,25 @@ class ControlServer:
                           f"{', '.join(self._keeper.layers)}")
             return
 
-        def answered(answer: dict) -> None:
+        def answered(answer: dict[str, Any]) -> None:
             caller.refuse(answer["error"]) if "error" in answer else caller.answer(answer)
 
         layer.ask(request["request"], answered)
 
-    def _on_capture(self, caller: control.Caller, request: dict) -> None:
+    def _on_capture(self, caller: control.Caller, request: dict[str, Any]) -> None:
         """Watch layers until the caller disconnects; answered when all of them copy the requested records."""
         try:
             self._keeper.taps.capture(caller, request.get("layers"))
         except ValueError as error:
             caller.refuse(f"capture: {error}")
 
-    def _on_impair(self, caller: control.Caller, request: dict) -> None:
+    def _on_impair(self, caller: control.Caller, request: dict[str, Any]) -> None:
         try:
             self._keeper.taps.impair(request.get("impairments"), lambda: caller.answer({}))
         except ValueError as error:
             caller.refuse(f"impair: {error}")
 
-    def _on_clear(self, caller: control.Caller, request: dict) -> None:
+    def _on_clear(self, caller: control.Caller, request: dict[str, Any]) -> None:
         pipes, flow = request.get("pipes"), request.get("flow")
         if not isinstance(pipes, list) or not isinstance(flow, str | None):
             caller.refuse("clear what?")
@@ -204,10 +210,10 @@ class ControlServer:
         ended = self._keeper.taps.clear(map(str, pipes), flow)
         self._keeper.taps.tell({one.layer for one in ended}, lambda: caller.answer(ended))
 
-    def _on_impairments(self, caller: control.Caller, request: dict) -> None:
+    def _on_impairments(self, caller: control.Caller, request: dict[str, Any]) -> None:
         caller.answer(self._keeper.taps.listing())
 
-    def _on_events(self, caller: control.Caller, request: dict) -> None:
+    def _on_events(self, caller: control.Caller, request: dict[str, Any]) -> None:
         for event in self._keeper.events.all():
             caller.send(event)
         if not request.get("follow"):

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -31,7 +32,7 @@ class EventLog:
         self._kept: deque[Event] = deque(maxlen=KEPT_MAX)
         self._followers: list[Callable[[Event], bool]] = []
 
-    def add(self, event: str, **fields) -> None:
+    def add(self, event: str, **fields: Any) -> None:
         """Add an event with the present time."""
         entry = Event(at=time.time(), event=event, **fields)
         self._kept.append(entry)

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from setproctitle import setproctitle
@@ -44,6 +45,9 @@ from supervisor.snapshots import Code, fingerprint, packages_of
 from supervisor.switch_service import Wire
 from supervisor.taps import Taps
 from usernet.pipe.contract import preload
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 TICK_S = 0.2
 WIRE_TICK_S = 0.05  # between two checks of the switch of a wire
@@ -178,7 +182,7 @@ class Keeper:
                 due.append(max(layer.resources.beat, layer.process.started) + SUSPECT_AFTER_S)
         return max(CLOSE_TICK_S, min(due) - now)
 
-    def watch(self, source, callback: Callable[[], None]) -> None:
+    def watch(self, source: FileDescriptorLike, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `source` is readable."""
         self.selector.register(source, selectors.EVENT_READ, callback)
 
@@ -257,7 +261,7 @@ class Keeper:
                 self.events.add("changed", layer=name, detail="its code changed on disk")
                 self.renew(name)
 
-    def status(self, now: float) -> dict:
+    def status(self, now: float) -> dict[str, Any]:
         """The object that `status` shows, without what the kernel reports about the processes."""
         config = self._config
         return {

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,13 +24,13 @@ class LayerMessage(msgspec.Struct, kw_only=True):
 
     event: str
     counters: dict[str, str] = {}  # loaded: {name of a counter: role}
-    lock: dict | None = None  # loaded: the rights that it gave up, supervisor.lockdown.Lock
+    lock: dict[str, Any] | None = None  # loaded: the rights that it gave up, supervisor.lockdown.Lock
     pid: int = 0  # offence: the process that sent the record, and whether it is disconnected
     barred: bool = False
     detail: str = ""  # starved: what there is none of
     traceback: str = ""  # crashed
     id: int = 0  # answer: the id of the request
-    answer: dict = {}
+    answer: dict[str, Any] = {}
     notices: list[Notice] = []
     sender: int = 0  # poison: sender and kind of the record, and its octets in base64
     kind: int = 0

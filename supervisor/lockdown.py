@@ -96,7 +96,7 @@ def enter(lock: Lock, parent_pid: int) -> Lock:
         try:
             step(lock)
         except OSError as error:
-            lock.missing.append(f"{step.__doc__}: {error.strerror}")  # type: ignore[union-attr]
+            lock.missing.append(f"{step.__doc__}: {error.strerror}")
         if step is _hide and parent_pid:
             _end_with(parent_pid)  # the kernel resets this when the user changes
     return lock

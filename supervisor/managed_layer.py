@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from bus.durable import layout
 from bus.runtime.taps import TapRequests
@@ -93,7 +93,7 @@ class ManagedLayer:
             self._waiting.append(done)
         self.happens(Event.RENEW)
 
-    def ask(self, request: dict, answered: Callable[[dict], None]) -> None:
+    def ask(self, request: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> None:
         """Send a request to the layer's core; it is answered even if the layer is restarted meanwhile."""
         question = self.resources.ask(request, answered)
         if question and self.process is not None:
@@ -201,7 +201,7 @@ class ManagedLayer:
             case _ if role is Role.PROCESS:
                 raise ValueError(f"an event {message.event!r}")
 
-    def _locked(self, told: dict | None) -> None:
+    def _locked(self, told: dict[str, Any] | None) -> None:
         if told is not None and told.get("missing") and told != self.resources.lock:
             self._log("unlocked", "not available on this system: " + "; ".join(map(str, told["missing"])), 0.0, False)
         self.resources.lock = told
@@ -253,7 +253,7 @@ class ManagedLayer:
             self.happens(Event.HUNG, beat, f"it hung: no life sign for {(now - beat) * 1000:.0f} ms "
                          f"(state {found.state})")
 
-    def status(self, now: float) -> dict:
+    def status(self, now: float) -> dict[str, Any]:
         """The part of `status` for this layer, without what the kernel reports about its process."""
         service, process = self.service, self.process
         return {

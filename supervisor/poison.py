@@ -7,6 +7,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 from bus import messages
 from packets.offload import completed
@@ -25,7 +26,7 @@ def state_dir(stack: str) -> Path:
     return Path(base) / "usernet" / stack
 
 
-def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -> Path:
+def write_poison(stack: str, layer: str, message: dict[str, Any], offload: bool = False) -> Path:
     """Write one record into a capture of its own, as it would look on a wire; returns the path."""
     folder = state_dir(stack)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def write_poison(stack: str, layer: str, message: dict, offload: bool = False) -
             record = completed(record, protocol)
     kind = messages.KIND_NAMES.get(message["kind"], str(message["kind"])).lower()
     now = time.time()
-    path = folder / f"poison-{layer}-{kind}-{int(now * 1000)}.pcap"
+    path = folder / f"poison-{layer}-{kind}-{int(now * 1e6)}.pcap"
     linktype = _LINKTYPES.get(message["kind"], LINKTYPE_USER0)
     octets = (_FILE_HEADER.pack(0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, linktype)
                      + _PACKET_HEADER.pack(int(now), int(now % 1 * 1e6), len(record), len(record)) + record)

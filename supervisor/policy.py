@@ -51,9 +51,9 @@ class Restarts:
         self._looped = False
         self.quick_deaths = self.quick_deaths + 1 if served_s < STABLE_S else 1
         if self.given_up:
-            return min(RETRY_MAX_S, RETRY_S * 2 ** (self.quick_deaths - GIVE_UP_AFTER - 1))
+            return min(RETRY_MAX_S, RETRY_S * 2.0 ** (self.quick_deaths - GIVE_UP_AFTER - 1))
         beyond = self.quick_deaths - AT_ONCE
-        return 0.0 if beyond <= 0 else min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** (beyond - 1))
+        return 0.0 if beyond <= 0 else min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (beyond - 1))
 
     def _pause_after_kill_s(self, now: float) -> float:
         left = min(KILLS_AT_ONCE, self._kills_left + (now - self._killed_at) * KILLS_PER_S) - 1

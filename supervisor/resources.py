@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Question(NamedTuple):
     """A request to a layer's core, and the callback for its answer."""
 
     text: Callable[[], str]  # the request as JSON at the time of the call
-    answered: Callable[[dict], None]
+    answered: Callable[[dict[str, Any]], None]
 
 
 class Resources:
@@ -35,7 +35,7 @@ class Resources:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(here / f"{name}.sock"))
         self.listener.listen(LISTEN_BACKLOG)
-        self.lock: dict | None = None  # the rights that its processes gave up (supervisor.lockdown.Lock)
+        self.lock: dict[str, Any] | None = None  # the rights that its processes gave up (supervisor.lockdown.Lock)
         self.counters: dict[str, str] = {}  # {name: role}, in the order of the words
         self.notices: dict[Notice, float] = {}  # {notice: time since which it holds (epoch)}
         self.questions: dict[int, Question] = {}
@@ -54,7 +54,7 @@ class Resources:
         """The bus's counters for the layer."""
         return dict(zip(PipeCounters.declared, self.words.bus_counters, strict=False))
 
-    def ask(self, request: dict, answered: Callable[[dict], None]) -> str:
+    def ask(self, request: dict[str, Any], answered: Callable[[dict[str, Any]], None]) -> str:
         """The text of the request for the layer; `answered` is called with the answer, even if a later process sends
         it."""
         if len(self.questions) >= QUESTIONS_MAX:
@@ -79,7 +79,7 @@ class Resources:
         self.questions[number] = question
         return question.text()
 
-    def answered(self, number: int, answer: dict) -> None:
+    def answered(self, number: int, answer: dict[str, Any]) -> None:
         """Process the core's answer to a request; a second answer to the same request is ignored."""
         question = self.questions.pop(number, None)
         if question is not None:
@@ -92,7 +92,7 @@ class Resources:
         return ([notice for notice in self.notices if notice not in former],
                 [notice for notice in former if notice not in self.notices])
 
-    def standing_notices(self) -> list[dict]:
+    def standing_notices(self) -> list[dict[str, Any]]:
         """The notices that hold, for `status`."""
         return [{"event": notice.event, "detail": notice.detail, "since": since, **dict(notice.facts)}
                 for notice, since in self.notices.items()]

@@ -18,7 +18,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -85,14 +86,15 @@ class Snapshot(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         vars(sys.modules.get("usernet", sys)).pop("pipe", None)
         sys.meta_path.insert(0, self)
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+                  ) -> ModuleSpec | None:
         """importlib.abc.MetaPathFinder."""
         found = self._modules.get(fullname)
         if found is None:
             return None
         return importlib.util.spec_from_loader(fullname, self, origin=found[1], is_package=found[2])
 
-    def create_module(self, spec) -> ModuleType | None:
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """Use the default kind of module (importlib.abc.Loader)."""
         return None
 

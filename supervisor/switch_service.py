@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from setproctitle import setproctitle
 
@@ -90,7 +90,7 @@ class Wire:
         """Release the port; the switch ends with its last port."""
         self.inbox.unlink(missing_ok=True)
 
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         """The switch's part of `status`."""
         return {"pid": self._switch or None, "counters": switch.read_counters(self._directory)}
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         getnameinfo,
     )
     from usernet.sockets.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
-    from usernet.sockets.endpoint import socket  # type: ignore[assignment]  # noqa: F401
-    from usernet.stack import Stack  # noqa: F401
+    from usernet.sockets.endpoint import socket  # noqa: F401
+    from usernet.stack import Stack as Stack
 
 __version__ = "0.1.0"
 

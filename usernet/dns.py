@@ -307,7 +307,7 @@ def _service_number(text: str) -> int:
     return max(value, -1)
 
 
-def _kinds(kind: int, protocol: int, service: str | None, number: int | None) -> list[tuple]:
+def _kinds(kind: int, protocol: int, service: str | None, number: int | None) -> list[tuple[_std.SocketKind, int, int]]:
     """(type, protocol, port) of the sockets that are meant."""
     if kind or protocol:
         chosen = next((row for row in _TYPES if kind in (0, row.kind) and (

@@ -15,4 +15,5 @@ class Stack(stack.Stack):
 
     def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> socket:
         """A socket of this stack; arguments as for socket.socket."""
-        return socket(family, type, proto, stack=self)
+        made: socket = socket(family, type, proto, stack=self)
+        return made

@@ -358,6 +358,8 @@ class EventLoop:
             if "taps" in question and self._taps:
                 self._dispatch(self._taps.apply(question["taps"], now))
                 self._core = self._taps.core
+                if self._clients is not None and isinstance(self._core, ClientCore):
+                    self._clients.core = self._core
                 self._control.tell("answer", id=question["id"], answer={})
                 return True
             answer: dict[str, object] = {"error": "this layer accepts no requests of the command line"}

@@ -11,13 +11,16 @@ msgpack:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
+from bus.layer import ClientCore, Core, ManagedCore, Send
+
 SNAPSHOT_ITEMS = 1000  # items of state per entry
-CALLS = frozenset({"start", "receive", "wake", "neighbor_started", "manage", "welcome", "client_joined", "client_left",
-                   "clients_checked"})
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -37,9 +40,9 @@ class Start(msgspec.Struct):
 
 
 class RecordingCore:
-    """A core whose calls are recorded. It has the calls of the core that it wraps."""
+    """A core whose calls are recorded."""
 
-    def __init__(self, core: Any, put: Callable[[bytes], bool]) -> None:
+    def __init__(self, core: Core, put: Callable[[bytes], bool]) -> None:
         self._core = core
         self._put = put  # returns False if there is no room
         self._recording = True
@@ -49,27 +52,77 @@ class RecordingCore:
         """That of the wrapped core."""
         return self._core.next_wake
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._core, name)  # AttributeError if the wrapped core has no such call
-        if name not in CALLS:
-            return found
+    def start(self, now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        return self._call(self._core.start, now)
 
-        def call(*arguments: Any) -> Any:
-            self._write(("call", name, arguments))
-            result = found(*arguments)
-            self._write(("result", result, self._core.next_wake))
-            return result
+    def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        return self._call(self._core.receive, sender, kind, records, now)
 
-        return call
+    def wake(self, now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        return self._call(self._core.wake, now)
 
-    def _write(self, entry: tuple) -> None:
+    def neighbor_started(self, sender: int, now: float) -> list[Send]:
+        """See `bus.layer.Core`."""
+        return self._call(self._core.neighbor_started, sender, now)
+
+    def _call(self, call: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
+        self._write(("call", call.__name__, arguments))
+        result = call(*arguments, **named)
+        self._write(("result", result, self._core.next_wake))
+        return result
+
+    def _write(self, entry: tuple[object, ...]) -> None:
         if self._recording:
             self._recording = self._put(encode(entry))
 
 
-def recorded(core: Any, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool]) -> Any:
-    """The core with a recording started; the core itself if there is no room even for its initial state."""
+class RecordingManagedCore(RecordingCore):
+    """Likewise, of a core that can be managed."""
+
+    _core: ManagedCore
+
+    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
+        """See `bus.layer.ManagedCore`."""
+        return self._call(self._core.manage, request, now)
+
+
+class RecordingClientCore(RecordingCore):
+    """Likewise, of a core that serves clients."""
+
+    _core: ClientCore
+
+    @property
+    def contested(self) -> bool:
+        """That of the wrapped core."""
+        return self._core.contested
+
+    def welcome(self, client: int) -> dict[str, object]:
+        """See `bus.layer.ClientCore`."""
+        return self._call(self._core.welcome, client)
+
+    def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._call(self._core.client_joined, client, hello, now)
+
+    def client_left(self, client: int, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._call(self._core.client_left, client, now)
+
+    def clients_checked(self, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._call(self._core.clients_checked, now)
+
+
+def recorded(core: Core, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool]) -> Core:
+    """The core, with a recording of it begun; the core itself where there is no room even for what it starts from."""
     written = put(encode(("start", start)))
     for at in range(0, len(state), SNAPSHOT_ITEMS):
         written = written and put(encode(("state", state[at : at + SNAPSHOT_ITEMS])))
-    return RecordingCore(core, put) if written else core
+    if not written:
+        return core
+    if isinstance(core, ClientCore):
+        return RecordingClientCore(core, put)
+    return RecordingManagedCore(core, put) if isinstance(core, ManagedCore) else RecordingCore(core, put)

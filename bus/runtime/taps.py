@@ -23,7 +23,7 @@ import msgspec
 
 from bus import topology, views
 from bus.counters import PipeCounters as C
-from bus.layer import Core, CounterWords, Send
+from bus.layer import ClientCore, Core, CounterWords, ManagedCore, Send
 from bus.messages import CONTROL_KIND_MIN
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
@@ -76,7 +76,7 @@ class Taps:
     def __init__(self, core: Core, counters: CounterWords, bus_counters: CounterWords, drop_counters: Iterable[int],
                  incarnation: int, with_vnet: bool, memory: Callable[[int, bool], memoryview]) -> None:
         self.plain = core
-        self.core: Any = core
+        self.core = core
         self.counters = counters
         self.bus_counters = bus_counters
         self.drop_counters = tuple(drop_counters)
@@ -105,7 +105,8 @@ class Taps:
         before = self.core
         if self._rings or self._meters or kept:
             captures = [(self._rings[c.number], c) for c in asked.captures if c.number in self._rings]
-            self.core = TappedCore(self, captures, list(self._meters.values()), list(self._disturbers.values()))
+            kind = next((kind for interface, kind in _TAPPED if isinstance(self.plain, interface)), TappedCore)
+            self.core = kind(self, captures, list(self._meters.values()), list(self._disturbers.values()))
         else:
             self.core = self.plain
         sends = []
@@ -170,11 +171,11 @@ def _peer(number: int) -> int:
 
 
 class TappedCore:
-    """A core with taps. It has the calls of the core that it wraps."""
+    """A core with taps."""
 
     def __init__(self, taps: Taps, captures: list[tuple[RingWriter, CaptureRequest]], meters: list[Meter],
                  disturbers: list[_Disturber]) -> None:
-        self._core: Any = taps.plain
+        self._core = taps.plain
         self._taps = taps
         self._captures = captures
         self._meters = meters
@@ -187,9 +188,6 @@ class TappedCore:
             disturber.core = self
             way = self._on_way_out if disturber.request.sent else self._on_way_in
             way.setdefault(disturber.request.peer, []).append(disturber)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
 
     @property
     def next_wake(self) -> float | None:
@@ -235,21 +233,6 @@ class TappedCore:
         """See `bus.layer.Core`."""
         return self._out(self._core.neighbor_started(sender, now), now)
 
-    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
-        """See `bus.layer.ManagedCore`."""
-        manage = getattr(self._core, "manage", None)
-        if manage is None:
-            return {"error": "nothing to manage here"}, []
-        answer, sends = manage(request, now)
-        return answer, self._out(sends, now)
-
-    def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
-        """See `bus.layer.ClientCore`."""
-        return self._out(self._core.client_joined(client, hello, now), now)
-
-    def client_left(self, client: int, now: float) -> list[Send]:
-        """See `bus.layer.ClientCore`."""
-        return self._out(self._core.client_left(client, now), now)
 
     # -- on the way ----------------------------------------------------------------------------------------------
 
@@ -349,3 +332,45 @@ class TappedCore:
         peer, kind, record = item
         for ring in self._shows_drops:
             ring.put(time.monotonic_ns(), DROPPED, peer, kind, [record], self._taps.incarnation, counter)
+
+
+class TappedManagedCore(TappedCore):
+    """Likewise, of a core that can be managed."""
+
+    _core: ManagedCore
+
+    def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
+        """See `bus.layer.ManagedCore`."""
+        answer, sends = self._core.manage(request, now)
+        return answer, self._out(sends, now)
+
+
+class TappedClientCore(TappedCore):
+    """Likewise, of a core that serves clients."""
+
+    _core: ClientCore
+
+    @property
+    def contested(self) -> bool:
+        """The core's."""
+        return self._core.contested
+
+    def welcome(self, client: int) -> dict[str, object]:
+        """See `bus.layer.ClientCore`."""
+        return self._core.welcome(client)
+
+    def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._out(self._core.client_joined(client, hello, now), now)
+
+    def client_left(self, client: int, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._out(self._core.client_left(client, now), now)
+
+    def clients_checked(self, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._out(self._core.clients_checked(now), now)
+
+
+_TAPPED: tuple[tuple[type, type[TappedCore]], ...] = (
+    (ClientCore, TappedClientCore), (ManagedCore, TappedManagedCore))

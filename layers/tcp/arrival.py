@@ -315,7 +315,8 @@ def _urgent(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> Non
         engine.urgent(conn)
 
 
-def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, payload: bytes, fin: bool) -> None:
+def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, payload: bytes | memoryview,
+                  fin: bool) -> None:
     if conn.state not in RECEIVING:  # a FIN came before: there can be no more
         if seq + len(payload) + fin > conn.rcv_nxt or payload:
             conn.ack_now = True

@@ -57,7 +57,7 @@ class Below(Protocol):
 class Above(Protocol):
     """What the engine wants of whoever is above: the socket service."""
 
-    def stream(self, handle: int, flags: int, offset: int, octets: bytes) -> None:
+    def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
         """STREAM."""
 
     def room(self, handle: int, flags: int, taken: int, acked: int, limit: int) -> None:
@@ -296,14 +296,14 @@ class Engine:
 
     # -- to the application ---------------------------------------------------------------------------------------
 
-    def received(self, conn: Connection, start: int, octets: bytes | None) -> None:
+    def received(self, conn: Connection, start: int, octets: bytes | memoryview | None) -> None:
         """Octets in order from `start` to RCV.NXT; `octets` where they are at hand, else they are in the ring."""
         acknowledgment.text_came(self, conn, conn.rcv_nxt - start)
         if conn.handle == ORPHAN:
             return
         self.told(conn, start, octets)
 
-    def told(self, conn: Connection, start: int, octets: bytes | None = None) -> None:
+    def told(self, conn: Connection, start: int, octets: bytes | memoryview | None = None) -> None:
         """STREAM from `start` on."""
         end = conn.rcv_nxt if conn.fin_at is None else min(conn.rcv_nxt, conn.fin_at)
         if octets is not None:

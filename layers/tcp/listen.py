@@ -110,7 +110,7 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
         conn.recovery.reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))
 
 
-def may_establish(engine: Engine, conn: Connection, payload: bytes) -> bool:
+def may_establish(engine: Engine, conn: Connection, payload: bytes | memoryview) -> bool:
     """Whether the ACK that ends the handshake is taken."""
     listener = engine.lookup.listeners.get(conn.listener)
     if listener is None:

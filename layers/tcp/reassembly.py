@@ -19,7 +19,7 @@ RANGES_MAX = 64  # beyond, what would make one more is not kept
 SACK_BLOCKS_KEPT = 4
 
 
-def text(engine: Engine, conn: Connection, seq: int, payload: bytes) -> None:
+def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview) -> None:
     """Text whose segment overlaps the receive window, or is a probe of a closed one. Hands up what is in order."""
     counters, nxt = engine.counters, conn.rcv_nxt
     end = seq + len(payload)

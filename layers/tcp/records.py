@@ -100,7 +100,7 @@ class Records:
 
     # -- above
 
-    def stream(self, handle: int, flags: int, offset: int, octets: bytes) -> None:
+    def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
         """See `Above`."""
         head = STREAM_HEADER.pack(handle, flags, offset)
         self.sends.append((topology.SOCKETS, messages.STREAM, b"".join((head, octets)) if octets else head))

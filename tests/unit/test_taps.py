@@ -12,7 +12,8 @@ from bus import messages as m
 from bus import topology
 from bus.counters import PipeCounters
 from bus.durable import layout
-from bus.runtime import meter, ring
+from bus.layer import ClientCore, ManagedCore
+from bus.runtime import meter, recorder, ring
 from bus.runtime.impair import Settings
 from bus.runtime.taps import BUS_COUNTER, CaptureRequest, ImpairmentRequest, TapRequests, Taps
 from packets import ipv4
@@ -43,9 +44,30 @@ class Relay:
         return []
 
 
+class Doorman(Relay):
+    """Tells udp of each client that comes and goes."""
+
+    contested = True
+
+    def neighbor_started(self, sender, now):
+        return []
+
+    def welcome(self, client):
+        return {"client": client}
+
+    def client_joined(self, client, hello, now):
+        return [(topology.UDP, m.SOCKET_SET, b"joined")]
+
+    def client_left(self, client, now):
+        return [(topology.UDP, m.SOCKET_CLOSE, b"left")]
+
+    def clients_checked(self, now):
+        return [(topology.UDP, m.SOCKET_CLOSE, b"checked")]
+
+
 class Bench:
-    def __init__(self) -> None:
-        self.core = Relay()
+    def __init__(self, core: Relay | None = None) -> None:
+        self.core = core or Relay()
         self.memory = [memoryview(mmap.mmap(-1, 1 << 20)) for _ in range(layout.TAPS_MAX)]
         self.bus_counters = PipeCounters.new()
         self.taps = Taps(self.core, self.core.counters, self.bus_counters, [1], 3, False,
@@ -217,3 +239,29 @@ def test_while_nothing_is_dropped_what_comes_at_once_goes_to_the_core_at_once():
     for now, first in ((0.0, b"a"), (0.1, b"x"), (0.2, b"a"), (2.0, b"a")):
         bench.taps.core.receive(topology.LINK, m.PACKET, [first, b"b"], now)
     assert lengths == [2, 2, 1, 1, 2]
+
+
+def test_of_a_core_with_clients_what_it_sends_for_them_is_seen_too():
+    bench = Bench(Doorman())
+    bench.ask(CaptureRequest(1, 0, sent=frozenset({topology.UDP})))
+    tapped = bench.taps.core
+    assert isinstance(tapped, ClientCore)
+    assert (tapped.contested, tapped.welcome(APP)) == (True, {"client": APP})
+    tapped.client_joined(APP, {}, 1.0)
+    tapped.client_left(APP, 1.0)
+    tapped.clients_checked(1.0)
+    assert [record for entry in bench.entries() for record in entry.records] == [b"joined", b"left", b"checked"]
+
+
+@pytest.mark.parametrize("core", [Relay, Doorman])
+def test_a_recording_core_has_the_calls_of_the_core_that_it_is_around(core):
+    plain, written = core(), []
+    plain.neighbor_started = lambda sender, now: []
+    around = recorder.recorded(plain, recorder.Start("udp", 1, "", b"{}", b"", False), [],
+                               lambda octets: bool(written.append(msgspec.msgpack.decode(octets))) or True)
+    assert isinstance(around, ClientCore) == isinstance(plain, ClientCore)
+    assert not isinstance(around, ManagedCore)
+    around.receive(topology.LINK, m.PACKET, [b"record"], 1.0)
+    if isinstance(around, ClientCore):
+        around.client_left(APP, 2.0)
+    assert [entry[1] for entry in written if entry[0] == "call"] == ["receive", "client_left"][: len(written) // 2]

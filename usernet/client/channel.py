@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from usernet.client.combining import CombiningLock
 from usernet.errors import os_error, timed_out
@@ -65,7 +66,7 @@ class Line:
     `directory`: the run directory's descriptor, which is ours to close.
     """
 
-    def __init__(self, directory: int, inbox_path: Path, sending: CombiningLock) -> None:
+    def __init__(self, directory: int, inbox_path: Path, sending: CombiningLock[Any]) -> None:
         self.inbox_path = inbox_path
         self._directory = directory
         here = f"/proc/self/fd/{directory}"  # leads there whatever becomes of its name; and is short, for unix(7)

@@ -12,11 +12,15 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Generic, TypeVar
 
 from usernet.errors import os_error
 
 Work = TypeVar("Work")
+
+# Whether the calling thread holds it: RLock has told since Python 3.2, and threading.Condition asks it so.
+is_owned: Callable[[threading.RLock], bool] = methodcaller("_is_owned")
 
 
 class CombiningLock(Generic[Work]):
@@ -36,7 +40,7 @@ class CombiningLock(Generic[Work]):
     @property
     def mine(self) -> bool:
         """Whether the calling thread holds it: then the caller is a destructor or a signal handler."""
-        return self.lock._is_owned()  # type: ignore[attr-defined]
+        return is_owned(self.lock)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """As of threading.Lock; EDEADLK where the caller would wait for itself."""

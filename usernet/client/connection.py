@@ -27,7 +27,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import error as StructError  # noqa: N812
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -117,13 +117,13 @@ class Connection:
         self.run_dir = run_dir
         self.name = name
         self.pid = os.getpid()
-        self.welcome: dict[str, object] = {}
+        self.welcome: dict[str, Any] = {}
         self.malformed = 0  # frames from the service that do not parse
         self.down = False  # the stack is gone
         directory = find(run_dir, name)
         self.id = 0  # that the service gives us: a secret of the two
         self._token = secrets.token_hex(16)  # what is not an answer to our HELLO does not have it
-        self._refusal: dict = {}  # why it does not let us in
+        self._refusal: dict[str, Any] = {}  # why it does not let us in
         self.inbox_path = run_dir / INBOXES / inbox_name(1 + secrets.randbelow(INBOX_NUMBER_END - 1))
         self.readers = Readers(self._read)
         self._sending = CombiningLock(self._send_deferred)
@@ -420,7 +420,7 @@ class Connection:
             box.fail(record)
             self.readers.wake(box)
 
-    def _introduced(self, kind: int, number: int, incarnation: int, fields: dict) -> None:
+    def _introduced(self, kind: int, number: int, incarnation: int, fields: dict[str, Any]) -> None:
         """The first answer to our HELLO."""
         if fields.get("token") != self._token:
             self.malformed += 1
@@ -430,7 +430,7 @@ class Connection:
         elif kind == REFUSAL:
             self._refusal = fields
 
-    def _greeted(self, kind: int, incarnation: int, fields: dict) -> None:
+    def _greeted(self, kind: int, incarnation: int, fields: dict[str, Any]) -> None:
         if kind == RESUME:
             self._incoming.resumed(incarnation, int(fields["first"]))
         elif kind == HELLO and incarnation >= self._incoming.incarnation:
@@ -543,7 +543,7 @@ class Connection:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def request(self, op: str, **fields: object) -> dict:
+    def request(self, op: str, **fields: object) -> dict[str, Any]:
         """Ask the service and wait for the answer; OSError where it is an error, TimeoutError where none comes."""
         if self._sending.mine:
             raise os_error(errno.EDEADLK)  # a destructor or a signal handler in the middle of sending cannot wait

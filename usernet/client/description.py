@@ -31,7 +31,7 @@ class Description(Mailbox):
         "receive_timeout", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
-    def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:  # type: ignore[valid-type]
+    def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
         super().__init__(lock)
         self.handle = handle
         self.owners: dict[int, Callable[[], Any]] = {}  # id of each socket object that has it open: that object

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from usernet.client.combining import is_owned
 from usernet.client.readiness import Descriptor
 from usernet.errors import os_error, timed_out, would_block
 
@@ -25,9 +26,9 @@ class Mailbox:
 
     __slots__ = ("arrived", "descriptors", "ended", "error", "items", "sleepers")
 
-    def __init__(self, lock: threading.RLock) -> None:  # type: ignore[valid-type]
+    def __init__(self, lock: threading.RLock) -> None:
         self.items: deque[bytes] = deque()
-        self.arrived = threading.Condition(lock)  # type: ignore[arg-type]
+        self.arrived = threading.Condition(lock)
         self.sleepers = 0  # threads that wait for `arrived`
         self.descriptors: set[Descriptor] = set()
         self.error = 0  # errno to raise once, as Linux's sk_err
@@ -74,14 +75,14 @@ class Readers:
                     self.leave()
             elif timeout == 0:
                 raise would_block()
-            elif self.reading._is_owned():  # type: ignore[attr-defined]
+            elif is_owned(self.reading):
                 raise os_error(errno.EDEADLK)  # a destructor or a signal handler of the thread that reads for all
             else:
                 self._follow(box, deadline, until)
 
     def lead(self) -> bool:
         """Become the leader, if there is none; `leave` follows."""
-        return not self.reading._is_owned() and self.reading.acquire(blocking=False)  # type: ignore[attr-defined]
+        return not is_owned(self.reading) and self.reading.acquire(blocking=False)
 
     def _led(self) -> bool:
         """While holding `lock`: whether somebody reads."""

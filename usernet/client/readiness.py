@@ -14,6 +14,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+from usernet.client.combining import is_owned
+
 
 def identity_of(number: int) -> str:
     """What the kernel says that a descriptor is; empty: nothing. A stream's is its own, all eventfds' are equal."""
@@ -48,7 +50,7 @@ class Descriptor:
     def _look_again(self, wait: bool) -> None:
         # Who finds it taken and does not wait has set `_changed` before; the holder looks at that after letting go.
         busy = self._busy
-        while self._changed and not busy._is_owned() and busy.acquire(wait):  # type: ignore[attr-defined]
+        while self._changed and not is_owned(busy) and busy.acquire(wait):
             try:
                 while self._changed:
                     self._changed = False

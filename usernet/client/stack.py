@@ -29,7 +29,7 @@ class Stack:
     (usernet.pipe.run_dir). ConnectionRefusedError where it does not run.
     """
 
-    def __init__(self, name: str | None = None, run_dir: str | os.PathLike | None = None) -> None:
+    def __init__(self, name: str | None = None, run_dir: str | os.PathLike[str] | None = None) -> None:
         self.run_dir = Path(os.path.abspath(run_dir if run_dir is not None else default_run_dir(name)))
         self.name = name or (stack_name() if run_dir is None else self.run_dir.name)
         _ = self.connection
@@ -56,16 +56,16 @@ class Stack:
     @property
     def mtu(self) -> int:
         """The MTU of its link, in octets."""
-        return int(self.connection.welcome["mtu"])  # type: ignore[call-overload]
+        return int(self.connection.welcome["mtu"])
 
     @property
     def name_servers(self) -> list[str]:
         """The name servers that it was started with (`launcher.py up --dns`)."""
-        return list(self.connection.welcome.get("dns", ()))  # type: ignore[call-overload]
+        return list(self.connection.welcome.get("dns", ()))
 
-    def list_sockets(self) -> list[dict]:
+    def list_sockets(self) -> list[dict[str, Any]]:
         """The sockets of all applications of the stack: handle, type, pid, local, peer, queued octets, drops."""
-        sockets: list[dict] = []
+        sockets: list[dict[str, Any]] = []
         while True:
             answer = self.connection.request("list", after=sockets[-1]["handle"] if sockets else 0)
             sockets += answer["sockets"]

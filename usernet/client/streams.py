@@ -43,7 +43,7 @@ class StreamDescription(Description):
         "resume_asked", "sent_end", "taken", "taking", "urgent", "writing", "written",
     )  # fmt: skip
 
-    def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:  # type: ignore[valid-type]
+    def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
         super().__init__(lock, handle, receive_buffer)
         self.taking, self.writing = threading.RLock(), threading.RLock()  # of those that read, of those that write
         self.listening = False

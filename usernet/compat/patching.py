@@ -26,7 +26,7 @@ def patch(strict: bool = False) -> None:
         for name in _NAMES:
             if hasattr(module, name):
                 setattr(module, name, getattr(dns, name))
-    _std.SocketType = _socket.SocketType = standard.Socket  # type: ignore[misc, assignment]
+    _std.SocketType = _socket.SocketType = standard.Socket  # type: ignore[assignment]
     _std.fromfd = standard.fromfd  # type: ignore[assignment]
     for name in ("close", "dup"):
         setattr(_std, name, getattr(descriptors, name))

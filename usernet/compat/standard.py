@@ -17,7 +17,7 @@ from usernet.sockets.base import BaseSocket, is_kernels
 
 Socket = _std.socket  # the class itself stays what it is, whatever becomes of its methods
 
-_inner: dict[int, tuple[BaseSocket, weakref.ref]] = {}
+_inner: dict[int, tuple[BaseSocket, weakref.ref[Any]]] = {}
 _PASSED_ON = (
     "bind", "connect", "connect_ex", "getpeername", "getsockname", "getsockopt", "setsockopt", "listen", "recv",
     "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "sendall", "sendmsg", "sendto",
@@ -152,13 +152,13 @@ def _use_sendfile(self: Any, file: Any, offset: int = 0, count: int | None = Non
                   standard: Callable[..., Any] = Socket._sendfile_use_sendfile) -> int:  # type: ignore[attr-defined]
     """sendfile(2) wants a descriptor of the kernel's: of what it would take, read and send."""
     if inner_of(self) is None:
-        return standard(self, file, offset, count)
+        return int(standard(self, file, offset, count))
     self._check_sendfile_params(file, offset, count)
     try:
         os.fstat(file.fileno())
     except (AttributeError, OSError) as error:
         raise _std._GiveupOnSendfile(error) from None  # type: ignore[attr-defined]
-    return self._sendfile_use_send(file, offset, count)
+    return int(self._sendfile_use_send(file, offset, count))
 
 
 METHODS: dict[str, Any] = {

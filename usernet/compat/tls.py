@@ -42,7 +42,7 @@ class _Carried:
 
     def write(self, data: Any) -> int:
         self._send()
-        written = self._carry(self._parts[0].write, data)
+        written: int = self._carry(self._parts[0].write, data)
         try:
             self._send()
         except ssl.SSLWantWriteError:
@@ -135,7 +135,7 @@ class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-typ
             raise ValueError("check_hostname requires server_hostname")
         made = cls.__new__(cls)
         standard.become(made, standard.give_up(sock))  # type: ignore[arg-type]
-        made._context, made._session, made._sslobj = context, session, None  # type: ignore[attr-defined]
+        made._context, made._session, made._sslobj = context, session, None
         made.server_side = server_side
         made.server_hostname = context._encode_hostname(server_hostname)  # type: ignore[attr-defined]
         made.do_handshake_on_connect = do_handshake_on_connect
@@ -157,7 +157,7 @@ class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-typ
         if self.gettimeout() == 0.0 and self.do_handshake_on_connect:
             raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        connection = self._context._wrap_bio(  # type: ignore[attr-defined]
+        connection = self._context._wrap_bio(
             incoming, outgoing, self.server_side, self.server_hostname, owner=self, session=self._session)
         self._sslobj = _Carried(connection, incoming, outgoing, standard.inner_of(self), self)  # type: ignore
         if self.do_handshake_on_connect:
@@ -174,7 +174,7 @@ class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-typ
             self._begin()
         return result
 
-    def _create(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+    def _create(self, *_: Any, **__: Any) -> Any:
         raise TypeError("use SSLContext.wrap_socket")
 
 

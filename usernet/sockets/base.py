@@ -6,7 +6,7 @@ import errno
 import io
 import socket as _std
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor
@@ -34,6 +34,9 @@ from usernet.sockets.settings import Settings
 from usernet.sockets.sockaddr import parse
 from usernet.sockets.unsupported import no_raw
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
 _INTERNET = (_std.AF_INET, _std.AF_INET6)
 KIND_MAX = 10  # linux/net.h: SOCK_PACKET
@@ -54,7 +57,7 @@ def is_kernels(family: int, fileno: int | None) -> bool:
     return fileno is not None or not (family == -1 or family in _INTERNET)
 
 
-def judged(bufsize: object, flags: object, caller: str) -> tuple[int, int]:
+def judged(bufsize: SupportsIndex, flags: SupportsIndex, caller: str) -> tuple[int, int]:
     """Size and flags, with the standard module's errors."""
     size, flags = as_size(bufsize), as_int(flags)
     if size < 0:
@@ -62,9 +65,10 @@ def judged(bufsize: object, flags: object, caller: str) -> tuple[int, int]:
     return size, flags
 
 
-def into(buffer: object, nbytes: object, flags: object, caller: str) -> tuple[memoryview, int, int]:
+def into(buffer: ReadableBuffer, nbytes: SupportsIndex, flags: SupportsIndex,
+         caller: str) -> tuple[memoryview, int, int]:
     """(the part of the buffer that is to be filled, its length, flags), with the standard module's errors."""
-    view = memoryview(buffer)  # type: ignore[arg-type]
+    view = memoryview(buffer)
     if view.readonly:
         raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
     view = view.cast("B")
@@ -195,13 +199,13 @@ class BaseSocket(Settings):
         """As send: a datagram goes whole or not at all."""
         self._send(data, flags, _PEER)
 
-    def sendto(self, data: bytes, *arguments: object) -> int:
+    def sendto(self, data: bytes, *arguments: Any) -> int:
         """sendto(data, address) or sendto(data, flags, address): send one datagram; returns its length."""
         if len(arguments) == 1:
             return self._send(data, 0, arguments[0])
         if len(arguments) != 2:
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
-        return self._send(data, arguments[0], arguments[1])  # type: ignore[arg-type]
+        return self._send(data, arguments[0], arguments[1])
 
     def sendmsg(
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
@@ -241,7 +245,7 @@ class BaseSocket(Settings):
         length, record = self._receive_into(buffer, nbytes, flags, "recvfrom_into")
         return length, _sender(record)
 
-    def _receive_into(self, buffer: object, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
+    def _receive_into(self, buffer: ReadableBuffer, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
         view, nbytes, flags = into(buffer, nbytes, flags, caller)
         if not view and caller == "recv_into":
             return 0, b""

@@ -14,6 +14,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable
+from typing import Any, SupportsIndex
 
 from usernet.client.connection import Connection
 from usernet.client.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
@@ -212,6 +213,7 @@ class Datagrams:
 
         RFC 1122 section 4.1.3.5: the specific-destination address, as Linux finds it (fib_compute_spec_dst).
         """
+        destination: bytes
         _, _, _, _, _, port, _, source, destination = DATAGRAM_HEADER.unpack_from(record)
         ours = _std.inet_aton(str(self._connection.welcome["address"]))
         if destination == ours or destination[0] == 127:
@@ -234,7 +236,7 @@ class Datagrams:
                 return address
         return None
 
-    def _remember(self, key: object, host: str, port: int, reply: dict) -> tuple[bytes, int]:
+    def _remember(self, key: object, host: str, port: int, reply: dict[str, Any]) -> tuple[bytes, int]:
         box = self._box
         header = datagram_header(box.handle, _std.inet_aton(host), port, _std.inet_aton(reply["source"]))
         if len(box.destinations) >= DESTINATIONS_MAX:
@@ -244,7 +246,7 @@ class Datagrams:
 
     def _host(self, octets: bytes) -> str:
         """0.0.0.0 as a destination is this host, as on Linux."""
-        return self._connection.welcome["address"] if octets == ANY else _std.inet_ntoa(octets)  # type: ignore
+        return str(self._connection.welcome["address"]) if octets == ANY else _std.inet_ntoa(octets)
 
     def sendmany(self, datagrams: Iterable[tuple[bytes, Address | None]]) -> int:
         """Send many datagrams, each with its address (None: the peer), up to 64 in one message to the stack.
@@ -368,7 +370,7 @@ class Datagrams:
 
     # -- the state of the socket ----------------------------------------------------------------------------------
 
-    def _request(self, op: str, **fields: object) -> dict:
+    def _request(self, op: str, **fields: object) -> dict[str, Any]:
         self._check_open()
         return self._connection.request(op, handle=self._box.handle, **fields)
 
@@ -410,25 +412,25 @@ class Datagrams:
                 self._close()
 
 
-def as_int(value: object) -> int:
+def as_int(value: SupportsIndex) -> int:
     """A C int, as the standard module takes it."""
-    number = operator.index(value)  # type: ignore[arg-type]
+    number = operator.index(value)
     if not -(1 << 31) <= number < 1 << 31:
         raise OverflowError(f"signed integer is {'greater than maximum' if number > 0 else 'less than minimum'}")
     return number
 
 
-def as_size(value: object) -> int:
+def as_size(value: SupportsIndex) -> int:
     """A C ssize_t, as the standard module takes it."""
-    number = operator.index(value)  # type: ignore[arg-type]
+    number = operator.index(value)
     if not -(1 << 63) <= number < 1 << 63:
         raise OverflowError("Python int too large to convert to C ssize_t")
     return number
 
 
-def _octets(data: object) -> bytes:
+def _octets(data: Any) -> bytes:
     try:
-        return bytes(memoryview(data))  # type: ignore[arg-type]
+        return bytes(memoryview(data))
     except TypeError:
         raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
 

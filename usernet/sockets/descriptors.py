@@ -42,7 +42,7 @@ def dup(fd: int) -> int:
     found = _duplicate(fd)
     if found is None:
         return _KERNEL_DUP(fd)
-    number = found.fileno()
+    number: int = found.fileno()
     leave(number, found)
     return number
 

@@ -40,7 +40,7 @@ class _StreamSocket(StreamBehaviour, socket):
     __slots__ = ()
 
 
-@lru_cache  # type: ignore[arg-type]
+@lru_cache
 def _stream_class(cls: Any) -> Any:
     """The class of the stream sockets that `cls`, which is `socket` or derived from it, makes."""
     if issubclass(cls, StreamBehaviour):

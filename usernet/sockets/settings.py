@@ -7,6 +7,7 @@ import math
 import operator
 import socket as _std
 from binascii import a2b_base64
+from sys import byteorder
 from typing import SupportsIndex
 
 from usernet.errors import os_error
@@ -70,8 +71,8 @@ class Settings(Datagrams):
                 value = self._pending_error()
             else:
                 value = self._request("getsockopt", level=level, name=optname)["value"]
-            octets = value.to_bytes(4, options.byteorder, signed=True)
-        return octets[:buflen] if buflen else int.from_bytes(octets[:4], options.byteorder, signed=True)
+            octets = value.to_bytes(4, byteorder, signed=True)
+        return octets[:buflen] if buflen else int.from_bytes(octets[:4], byteorder, signed=True)
 
     def _told(self, level: int, optname: int) -> bytes:
         return a2b_base64(self._request("getsockopt", level=level, name=optname)["octets"])

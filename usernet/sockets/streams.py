@@ -6,7 +6,7 @@ import errno
 import socket as _std
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor, StreamDescriptor
@@ -17,6 +17,9 @@ from usernet.sockets import cmsg
 from usernet.sockets.base import _KERNEL_SOCKET, BaseSocket, Received, into, judged
 from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, _octets, as_int
 from usernet.sockets.sockaddr import parse
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 TCP_INFO = 11  # linux/tcp.h
 _PEEK, _DONTWAIT, _WAITALL = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT), int(_std.MSG_WAITALL)
@@ -180,12 +183,12 @@ class StreamBehaviour(BaseSocket):
             if not view:
                 return
 
-    def sendto(self, data: bytes, *arguments: object) -> int:
+    def sendto(self, data: bytes, *arguments: Any) -> int:
         """As send; an address is EISCONN."""
         if len(arguments) not in (1, 2):
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
         parse(arguments[-1], "sendto", self._resolving())
-        return self._send_octets(_view(data), arguments[0] if len(arguments) == 2 else 0)  # type: ignore[arg-type]
+        return self._send_octets(_view(data), as_int(arguments[0]) if len(arguments) == 2 else 0)
 
     def sendmsg(
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
@@ -256,7 +259,7 @@ class StreamBehaviour(BaseSocket):
         bufsize, flags = judged(bufsize, flags, "recvfrom")
         return self._receive_octets(bufsize, flags), None
 
-    def _receive_into(self, buffer: object, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
+    def _receive_into(self, buffer: ReadableBuffer, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
         view, nbytes, flags = into(buffer, nbytes, flags, caller)
         if not view:
             return 0, b""
@@ -265,7 +268,7 @@ class StreamBehaviour(BaseSocket):
             view[: len(data)] = data
         return len(data), b""
 
-    def _receive_parts(self, bufsize: int, ancbufsize: int, flags: int) -> tuple[int, bytes, list, int, None]:
+    def _receive_parts(self, bufsize: int, ancbufsize: int, flags: int) -> tuple[int, bytes, list[Any], int, None]:
         data = self._receive_octets(bufsize, flags)
         return len(data), data, [], 0, None
 
@@ -374,13 +377,13 @@ class StreamBehaviour(BaseSocket):
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """As the standard one: by reading and sending."""
-        return _KERNEL_SOCKET._sendfile_use_send(self, file, offset, count)  # type: ignore[attr-defined]
+        return int(_KERNEL_SOCKET._sendfile_use_send(self, file, offset, count))  # type: ignore[attr-defined]
 
     _check_sendfile_params = _KERNEL_SOCKET._check_sendfile_params  # type: ignore[attr-defined]
 
 
-def _view(data: object) -> memoryview:
+def _view(data: ReadableBuffer) -> memoryview:
     try:
-        return memoryview(data).cast("B")  # type: ignore[arg-type]
+        return memoryview(data).cast("B")
     except TypeError:
         raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
