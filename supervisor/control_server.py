@@ -19,9 +19,6 @@ from supervisor.managed_layer import ManagedLayer
 from supervisor.taps import Taps
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
 CALLERS_MAX = 64  # at a time; each needs a descriptor of the keeper

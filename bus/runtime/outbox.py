@@ -13,7 +13,6 @@ one of its kind and handle if possible (`usernet.pipe.streams`).
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
 
 from bus import messages
 from bus.counters import PipeCounters as C
@@ -38,17 +37,6 @@ REPEAT_AT_START = 16
 assert PACK_RECORDS <= MAX_RECORDS
 
 
-class Tap(Protocol):
-    """A function that sees and may change all records that leave by an outbox (`Outbox.tap`)."""
-
-    def pass_on(self, outbox: Outbox, kind: int, records: list[bytes]) -> list[bytes]:
-        """The records that leave now, of those that are about to be sealed.
-
-        A record that it holds back leaves later by `Outbox.release`. Frames are not numbered yet, so dropping or
-        repeating a record leaves no gap. Control records must not be dropped.
-        """
-
-
 def inherit(durable: layout.Memory) -> None:
     """At a start: count the data records that were lost in the backlogs of the former process."""
     durable.bus_counters[C.bus_pipe_full] += durable.words[layout.WAITING]
@@ -65,7 +53,7 @@ class Outbox:
 
     __slots__ = ("_backlog", "_cell", "_counters", "_frames", "_fresh",
                  "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
-                 "_touched", "_words", "consumer", "sequence", "socket", "tap", "waits")
+                 "_touched", "_words", "consumer", "sequence", "socket", "waits")
 
     def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: layout.Memory,
                  cell: int, touched: list[Outbox], backlog_records: int | None = None) -> None:
@@ -80,7 +68,6 @@ class Outbox:
         self._touched = touched
         self._incarnation = self._words[layout.INCARNATION]
         self.sequence = max(self._words[cell], journal.last_sequence(consumer))
-        self.tap: Tap | None = None
         self.waits = False  # True while something has not left yet
         self._frames: deque[bytes] = deque()  # sealed and published frames that wait for room in the socket
         self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published
@@ -125,26 +112,7 @@ class Outbox:
             return
         self._records = []
         self._octets = 0
-        if self.tap is not None:
-            records = self.tap.pass_on(self, self._kind, records)
-            if not records:
-                return
         self._seal_pack(self._kind, records)
-
-    def release(self, kind: int, records: list[bytes]) -> None:
-        """Send records of one kind, which `tap` has held back, at the end of this turn."""
-        self._touched.append(self)
-        if self.waits:
-            self._catch_up()
-        pack, octets = list[bytes](), 0
-        for record in records:
-            if pack and (len(pack) >= PACK_RECORDS or octets + len(record) > PACK_OCTETS):
-                self._seal_pack(kind, pack)
-                pack, octets = [], 0
-            pack.append(record)
-            octets += len(record)
-        if pack:
-            self._seal_pack(kind, pack)
 
     def _catch_up(self) -> None:
         """Send what has waited, as far as there is room."""
@@ -173,7 +141,7 @@ class Outbox:
         The result is the same as that of the three steps. It saves a twentieth of the time of a ping and of an echo.
         """
         records = self._records
-        if self.waits or self._fresh or not records or self.tap is not None or not self.socket.open:
+        if self.waits or self._fresh or not records or not self.socket.open:
             return False
         self._records = []
         self._octets = 0

@@ -14,7 +14,7 @@ from bus import messages, topology
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.durable.journal import Journal
-from bus.runtime.outbox import BACKLOG_RECORDS, PACK_RECORDS, Outbox
+from bus.runtime.outbox import BACKLOG_RECORDS, Outbox
 from usernet.pipe import streams
 from usernet.pipe.frame import unpack_frame
 from usernet.pipe.streams import READ, READ_RECORD, RESUME, ROOM, ROOM_RECORD, STREAM, STREAM_HEADER, STREAM_HELD
@@ -133,48 +133,4 @@ def test_whatever_merges_says_the_same_in_the_end(steps):
         assert offset == covered[handle]
         covered[handle] += length
     assert covered == offsets
-    durable.close()
-
-
-class Sieve:
-    """Drops, repeats, holds back."""
-
-    def __init__(self) -> None:
-        self.seen, self.kept = [], []
-
-    def pass_on(self, outbox, kind, records):
-        self.seen.append((outbox.consumer, kind, list(records)))
-        self.kept += [record for record in records if record.startswith(b"hold")]
-        return [record for record in records if record.startswith(b"pass")] * 2
-
-
-def test_a_tap_sees_what_leaves_and_drops_repeats_and_holds_back(producer):
-    producer.outbox.tap = sieve = Sieve()
-    producer.says((messages.PACKET, b"pass 1"), (messages.PACKET, b"drop 1"), (messages.PACKET, b"hold 1"))
-    producer.says((messages.PACKET, b"drop 2"))
-    assert sieve.seen == [(topology.SOCKETS, messages.PACKET, [b"pass 1", b"drop 1", b"hold 1"]),
-                          (topology.SOCKETS, messages.PACKET, [b"drop 2"])]
-    producer.outbox.release(messages.PACKET, sieve.kept)
-    assert producer.sent() == [(messages.PACKET, record) for record in (b"pass 1", b"pass 1", b"hold 1")]
-    sequences = [sequence for _, _, _, sequence, _ in map(unpack_frame, producer.queue.frames)]
-    assert sequences == list(range(1, len(sequences) + 1))  # no gap where something was dropped
-
-
-def test_what_a_tap_releases_is_packed(producer):
-    producer.queue.room = 1 << 30
-    producer.ends_turn()
-    producer.outbox.release(messages.PACKET, [b"%d" % number for number in range(2 * PACK_RECORDS + 1)])
-    producer.ends_turn()
-    sizes = [len(records) for _, _, _, _, records in map(unpack_frame, producer.queue.frames)]
-    assert sizes[1:] in ([PACK_RECORDS, PACK_RECORDS, 1], [1, PACK_RECORDS, PACK_RECORDS, 1])
-
-
-def test_a_tap_is_not_gone_round_by_a_turn_of_one_frame():
-    durable = Durable()
-    producer = Producer(durable)
-    producer.queue.room = 1 << 30
-    producer.ends_turn()
-    producer.outbox.tap = Sieve()
-    producer.outbox.enqueue(messages.PACKET, b"drop")
-    assert not producer.outbox.send_alone(None)
     durable.close()
