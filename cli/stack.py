@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.query import query
-from supervisor.control import Client, NotRunning
+from supervisor.control import SOCKET_NAME, Client, NotRunning, claimed
 from usernet.pipe.run_dir import DEFAULT_NAME, run_dir, stack_name
 
 KEEPER_END_TIMEOUT_S = 10.0
@@ -45,8 +45,8 @@ def stop(folder: Path, force: bool = False) -> list[str]:
 def all_folders() -> Iterator[Path]:
     """The run directories of this user's stacks that may be running."""
     root = run_dir(DEFAULT_NAME).parent
-    if root.is_dir():
-        yield from sorted(folder for folder in root.iterdir() if (folder / "control.sock").exists())
+    there = {folder for folder in root.iterdir() if (folder / SOCKET_NAME).exists()} if root.is_dir() else set()
+    yield from sorted(there | {folder for folder in claimed() if folder.parent == root})  # its files may be gone
 
 
 def say(given: object, text: str) -> None:

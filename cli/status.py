@@ -100,6 +100,8 @@ def table(status: dict[str, Any]) -> str:
                     if "uid" in layer["may"])]
     if status["impairments"]:
         lines += ["", *(f"impaired: {describe(one)}" for one in status["impairments"])]
+    if status.get("trouble"):
+        lines += ["", status["trouble"]]
     notices = [(name, notice) for name, layer in status["layers"].items() for notice in layer["notices"]]
     if notices:
         lines.append("")

@@ -17,11 +17,14 @@ from cli import stack
 from cli.main import OK, USAGE
 from supervisor import boot
 from supervisor.control import Client, NotRunning, Refused, printable
+from supervisor.errors import Busy
 from supervisor.events import Event, describe
 from supervisor.options import DEFAULT_ADDRESS, Options, from_file
 from usernet.pipe.run_dir import run_dir, stack_name
 
 TEXT = "boot a stack, in a sandbox of its own; in the foreground, show its events"
+
+BUSY_S, BUSY_PAUSE_S = 15.0, 0.02  # so long `up` waits for another `up` or `down` of the same stack
 
 _FLAGS: dict[str, dict[str, Any]] = {  # arguments, by the name of their field in Options
     "host": {"action": "store_true", "help": "use this network namespace instead of a sandbox (needs CAP_NET_ADMIN)"},
@@ -108,17 +111,15 @@ def run(given: argparse.Namespace) -> int:
 
 def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], folder: Path) -> int:
     started = time.monotonic()
-    try:
-        status = stack.query(folder, "status")
-    except NotRunning:
-        boot.start_keeper(options, folder)
-        status = stack.query(folder, "status")
-        if options.profile:
-            from cli import impair
-
-            impair.impair_device(options.name, status["layers"], options.profile)
-        _say(given, f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {where(status)}")
-        return OK
+    while (status := _running(folder)) is None or status["state"] == "starting":
+        try:
+            if status is None:
+                boot.start_keeper(options, folder)
+                return _booted(given, options, folder, started)
+        except Busy:
+            if time.monotonic() > started + BUSY_S:
+                raise
+        time.sleep(BUSY_PAUSE_S)  # another `up` boots it, or a `down` is under way
     differ = {name for name in asked if name in status["options"] and getattr(options, name) != status["options"][name]}
     if differ:
         text = ", ".join(f"--{name.replace('_', '-')} {status['options'][name]}" for name in sorted(differ))
@@ -126,6 +127,23 @@ def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], 
                    "use another --name")
         return USAGE
     _say(given, f"stack '{status['name']}' is running already: {where(status)} (keeper {status['keeper']})")
+    return OK
+
+
+def _running(folder: Path) -> dict[str, Any] | None:
+    try:
+        return stack.query(folder, "status")
+    except NotRunning:
+        return None
+
+
+def _booted(given: argparse.Namespace, options: Options, folder: Path, started: float) -> int:
+    status = stack.query(folder, "status")
+    if options.profile:
+        from cli import impair
+
+        impair.impair_device(options.name, status["layers"], options.profile)
+    _say(given, f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {where(status)}")
     return OK
 
 

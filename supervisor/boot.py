@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from supervisor import sandbox
-from supervisor.errors import BootError
+from supervisor import control, sandbox
+from supervisor.errors import BootError, Busy
 from supervisor.options import Options
 from supervisor.run_dir import take
 from usernet.pipe.messages import inbox_name
@@ -65,6 +65,8 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
                     os.write(map_done, b"!")
                 elif "no_device" in answer:
                     raise sandbox.SandboxError(answer["no_device"])
+                elif "busy" in answer:
+                    raise Busy(answer["busy"])
                 elif "error" in answer:
                     raise BootError(answer["error"])
                 else:
@@ -97,6 +99,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             os.closerange(first, kept)
             first = kept + 1
         os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        front = control.claim(run_dir)  # in the network namespace of the caller
         device_fd = -1
         offload: tuple[str, ...] = ()
         if not options.wire:
@@ -116,9 +119,6 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         cleanup_process = cleanup.CleanupProcess(options.name, run_dir)
         try:
             held = take(run_dir)
-        except BlockingIOError:
-            say({"error": f"another stack is starting or stopping in {run_dir}"})
-            os._exit(1)
         except Untrusted as error:
             say({"error": error.strerror})
             os._exit(1)
@@ -128,8 +128,10 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, held, device_fd, offload, cleanup_process).run(ready)
+        keeper.Keeper(options, held, device_fd, offload, cleanup_process, front).run(ready)
         status = 0
+    except BlockingIOError:
+        say({"busy": f"another stack is starting or stopping in {run_dir}"})
     except sandbox.SandboxError as error:
         say({"no_device": str(error)})
     except BootError as error:

@@ -21,6 +21,8 @@ from usernet.pipe.contract import STARVED
 from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
+LISTEN_BACKLOG = 16
+CLAIM_S = 3.0  # for the end of a keeper that has the name
 LINE_MAX_OCTETS = 1 << 16
 ANSWER_TIMEOUT_S = 30.0
 CHECK_S, STOPPED_CHECKS = 0.5, 3  # a keeper that is found stopped in this many checks in a row does not answer
@@ -53,11 +55,13 @@ class Client:
         self._readable = select.poll()  # not select(2), which ends at descriptor 1023
         self._readable.register(self._socket, select.POLLIN)
         try:
-            directory = check(run_dir)
             try:
-                self._socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
-            finally:
-                os.close(directory)
+                self._connect_in(run_dir)
+            except (FileNotFoundError, ConnectionRefusedError, Untrusted) as error:
+                try:
+                    self._socket.connect(abstract_name(run_dir))  # the directory, or what was in it, was removed
+                except OSError:
+                    raise error from None
             self.keeper, uid = peer(self._socket)  # the pid from the kernel, not from the answer
             if uid != os.geteuid():
                 raise Untrusted(errno.EPERM, f"the process that answers in {run_dir} belongs to another user (uid "
@@ -68,6 +72,13 @@ class Client:
         except OSError as error:
             self._socket.close()
             raise NotRunning(f"no stack is running in {run_dir}") from error
+
+    def _connect_in(self, run_dir: Path) -> None:
+        directory = check(run_dir)
+        try:
+            self._socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+        finally:
+            os.close(directory)
 
     def __enter__(self) -> Client:
         return self
@@ -254,6 +265,55 @@ class Caller:
         self.flush()
 
 
+def abstract_name(run_dir: Path | str) -> str:
+    """The name of the keeper's abstract socket (unix(7)), which nobody can remove and which ends with the keeper.
+
+    One keeper can have it: it is a lock, too. File systems differ between mount namespaces, so that is in the name.
+    """
+    return f"\0usernet:{os.geteuid()}:{os.stat('/proc/self/ns/mnt').st_ino}:{os.path.abspath(run_dir)}"
+
+
+def claim(run_dir: Path) -> socket.socket | None:
+    """The abstract listening socket of a new keeper. BlockingIOError: another keeper has it.
+
+    None: a process of another user has taken the name. To be called in the network namespace of those who ask for it.
+    """
+    front = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + CLAIM_S
+    while True:
+        try:
+            front.bind(abstract_name(run_dir))
+            front.listen(LISTEN_BACKLOG)
+            front.setblocking(False)
+            return front
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(abstract_name(run_dir))
+                if peer(probe)[1] == os.geteuid():
+                    raise BlockingIOError(errno.EAGAIN, f"a keeper has {run_dir}")
+                break
+            except ConnectionRefusedError:
+                pass  # it is just starting or ending, or somebody's who does not listen
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    front.close()
+    return None
+
+
+def claimed() -> Iterator[Path]:
+    """The run directories of this user's keepers, whether they still exist or not (proc(5), /proc/net/unix)."""
+    prefix = f"@{abstract_name('/')[1:-1]}"
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines():
+        name = line.rpartition(" ")[2]
+        if name.startswith(prefix):
+            yield Path(name.removeprefix(prefix))
+
+
 def listen(run_dir: Path) -> socket.socket:
     """The listening socket of a keeper.
 
@@ -262,7 +322,7 @@ def listen(run_dir: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     unfinished = run_dir / f"{SOCKET_NAME}.new"
     listener.bind(str(unfinished))
-    listener.listen(16)
+    listener.listen(LISTEN_BACKLOG)
     unfinished.rename(run_dir / SOCKET_NAME)
     listener.setblocking(False)
     return listener

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -51,14 +52,24 @@ class Stack(Protocol):
 class ControlServer:
     """Serves any number of callers. A request that takes time is answered when it is done."""
 
-    def __init__(self, keeper: Stack, run_dir: Path) -> None:
+    def __init__(self, keeper: Stack, run_dir: Path, front: socket.socket | None) -> None:
         self._keeper = keeper
         self._listener = control.listen(run_dir)
+        self._front = front  # the abstract socket, for callers who do not find the other
         self._wait_for_down: list[control.Caller] = []
         self._callers: set[control.Caller] = set()
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # for a caller for whom there is no other
         self._next_starved_told = 0.0
-        keeper.watch(self._listener, self._accept)
+        keeper.watch(self._listener, partial(self._accept, self._listener))
+        if front is not None:
+            keeper.watch(front, partial(self._accept, front))
+
+    def listen_again(self, run_dir: Path) -> None:
+        """In a new run directory."""
+        self._keeper.selector.unregister(self._listener)
+        self._listener.close()
+        self._listener = control.listen(run_dir)
+        self._keeper.watch(self._listener, partial(self._accept, self._listener))
 
     def close(self, forced: list[str]) -> None:
         """The stack has stopped: answer the callers that asked for it.
@@ -66,14 +77,16 @@ class ControlServer:
         `forced`: the processes that had to be killed.
         """
         self._listener.close()
+        if self._front is not None:
+            self._front.close()
         for caller in self._wait_for_down:
             caller.answer({"forced": forced})
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            caller = control.accept(self._listener)
+            caller = control.accept(listener)
         except OSError as error:
-            self._starved(error)
+            self._starved(error, listener)
             return
         if caller is None:
             return
@@ -84,7 +97,7 @@ class ControlServer:
         self._callers.add(caller)
         self._keeper.watch(caller, partial(self._serve, caller))
 
-    def _starved(self, error: OSError) -> None:
+    def _starved(self, error: OSError, listener: socket.socket) -> None:
         """No descriptor for a caller: the one that is kept for that tells it so. Where there is none, it waits."""
         now = time.monotonic()
         if now >= self._next_starved_told:
@@ -92,7 +105,7 @@ class ControlServer:
             self._keeper.events.add("starved", detail=f"the keeper cannot hear who calls: {error.strerror}")
         try:
             os.close(self._spare)
-            caller = control.accept(self._listener)
+            caller = control.accept(listener)
             if caller is not None:
                 caller.refuse(f"the keeper cannot hear you: {error.strerror}")
                 caller.connection.close()

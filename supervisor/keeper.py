@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,7 +40,7 @@ from supervisor.placement import Placement
 from supervisor.poison import write_poison
 from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.resources import Resources
-from supervisor.run_dir import Held
+from supervisor.run_dir import Held, take
 from supervisor.service import Event, State
 from supervisor.snapshots import Code, fingerprint, packages_of
 from supervisor.switch_service import Wire
@@ -53,6 +54,7 @@ TICK_S = 0.2
 WIRE_TICK_S = 0.05  # between two checks of the switch of a wire
 CLOSE_TICK_S = 0.01  # while a layer's life sign is late
 RELOAD_CHECK_S = 0.5
+RUN_DIR_CHECK_S = 1.0
 TROUBLE_PAUSE_S = 0.05  # after an error here that may repeat at once
 
 
@@ -60,14 +62,18 @@ class Keeper:
     """The keeper of one stack. It is the `Host` of its layers."""
 
     def __init__(self, options: Options, held: Held, device_fd: int, offload: tuple[str, ...],
-                 cleanup_process: CleanupProcess) -> None:
+                 cleanup_process: CleanupProcess, front: socket.socket | None = None) -> None:
         preload(options.implementation())
         self._options = options
         self._held = held
+        self._front = front
+        self._run_dir_trouble = ""  # why it could not be made anew
+        self._lost: set[str] = set()  # layers that have to be restarted for it
+        self._next_run_dir_check = 0.0
         self.events = EventLog()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.implementation(),
-                          partial(held.show, layer="link"), not options.unlocked) if options.wire else None
+                          self._show_to_link, not options.unlocked) if options.wire else None
         self._device_fd = self._wire.listener.fileno() if self._wire else device_fd
         self._pid = os.getpid()
         self._started = time.monotonic()
@@ -82,7 +88,7 @@ class Keeper:
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
         self.taps = Taps(self.layers)
         self._locks = Locks(options, held, self._config)
-        held.make_roots({name: self._locks.user(name) for name in self.layers})
+        self._make_roots()
         self.placement = Placement(options.cores, options.core_list())
         self.forced: list[str] = []  # the processes that had to be killed when the stack stopped
         self._cleanup = cleanup_process
@@ -109,7 +115,7 @@ class Keeper:
         signal.signal(signal.SIGTERM, lambda *_: None)  # reported by `wakeup`, so it never interrupts the keeper
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.watch(wakeup, partial(self._woken, wakeup))
-        control_server = ControlServer(self, self._held.here)
+        self._control = control_server = ControlServer(self, self._held.here, self._front)
         gc.collect()
         gc.freeze()
         self._cleanup.replace()
@@ -232,6 +238,45 @@ class Keeper:
 
     # -- watching ------------------------------------------------------------------------------------------------
 
+    def _make_roots(self) -> None:
+        self._held.make_roots({name: self._locks.user(name) for name in self.layers})
+
+    def _show_to_link(self, inbox: Path) -> None:
+        self._held.show(inbox, "link")
+
+    def _check_run_dir(self) -> None:
+        """Mend the run directory where files of it were removed: a stack without them cannot be reached.
+
+        A name is given back. A socket without any is made anew, and so is the directory; the layers concerned are
+        restarted for it. To an application whose inbox was removed the stack is gone (ENETDOWN).
+        """
+        gone = self._held.is_gone()
+        lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend())
+        if not lost:
+            return
+        try:
+            if gone:
+                former, self._held = self._held, take(self._held.path, wait_s=0.0)
+                former.close()
+                self._locks = Locks(self._options, self._held, self._config)
+                self._control.listen_again(self._held.here)
+            for name in lost:
+                self.layers[name].resources.listen_again(self._held.here / f"{name}.sock")
+            self._make_roots()
+            if self._wire:
+                self._wire.show_switch()
+        except OSError as error:
+            trouble = f"{self._held.path} was removed and cannot be made anew: {error.strerror or error}"
+            if trouble != self._run_dir_trouble:
+                self.events.add("run directory", detail=trouble)
+            self._run_dir_trouble = trouble
+            return
+        what = "the run directory" if gone else f"what {', '.join(sorted(lost))} had in the run directory"
+        self.events.add("run directory", detail=f"{what} was removed, and made anew")
+        self._lost, self._run_dir_trouble = set(), ""
+        for name in lost:
+            self.renew(name)
+
     def _on_wire(self, detail: str) -> None:
         self.events.add("wire", detail=detail)
 
@@ -241,6 +286,9 @@ class Keeper:
             self._wire.tend(now)
         for layer in self.layers.values():
             layer.look_after(now)
+        if self._booted and not self._stopping and now >= self._next_run_dir_check:
+            self._next_run_dir_check = now + RUN_DIR_CHECK_S
+            self._check_run_dir()
         if self._options.reload and now >= self._next_reload_check and not self._stopping:
             self._next_reload_check = now + RELOAD_CHECK_S
             self._reload_changed()
@@ -261,6 +309,11 @@ class Keeper:
                 self.events.add("changed", layer=name, detail="its code changed on disk")
                 self.renew(name)
 
+    def _state(self) -> str:
+        if all(layer.state is State.UP for layer in self.layers.values()) and not self._run_dir_trouble:
+            return "up"
+        return "degraded" if self._booted else "starting"
+
     def status(self, now: float) -> dict[str, Any]:
         """The object that `status` shows, without what the kernel reports about the processes."""
         config = self._config
@@ -272,7 +325,7 @@ class Keeper:
             "kernel_end": "" if config.wire else str(self._options.kernel_end()),
             "switch": self._wire.status() if self._wire else None,
             "cores": self.placement.describe(), "uptime_s": round(now - self._started, 3),
-            "state": "up" if all(layer.state is State.UP for layer in self.layers.values()) else "degraded",
+            "state": self._state(), "trouble": self._run_dir_trouble,
             "impairments": msgspec.to_builtins(self.taps.listing()),
             "layers": {name: layer.status(now) for name, layer in self.layers.items()},
         }

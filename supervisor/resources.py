@@ -32,14 +32,18 @@ class Resources:
     def __init__(self, name: str, here: Path) -> None:
         self.memory_fd = layout.create(name)
         self.words = layout.Words(self.memory_fd)
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(here / f"{name}.sock"))
-        self.listener.listen(LISTEN_BACKLOG)
+        self.listener = _listener(here / f"{name}.sock")
         self.lock: dict[str, Any] | None = None  # the rights that its processes gave up (supervisor.lockdown.Lock)
         self.counters: dict[str, str] = {}  # {name: role}, in the order of the words
         self.notices: dict[Notice, float] = {}  # {notice: time since which it holds (epoch)}
         self.questions: dict[int, Question] = {}
         self._asked = 0
+
+    def listen_again(self, inbox: Path) -> None:
+        """A new listening socket for the processes that are forked from now on; the name of the old one was removed."""
+        inbox.unlink(missing_ok=True)
+        former, self.listener = self.listener, _listener(inbox)
+        former.close()
 
     @property
     def beat(self) -> float:
@@ -96,3 +100,10 @@ class Resources:
         """The notices that hold, for `status`."""
         return [{"event": notice.event, "detail": notice.detail, "since": since, **dict(notice.facts)}
                 for notice, since in self.notices.items()]
+
+
+def _listener(inbox: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(inbox))
+    listener.listen(LISTEN_BACKLOG)
+    return listener

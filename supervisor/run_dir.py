@@ -37,19 +37,58 @@ class Held:
         self.path = path
         self.descriptor = descriptor
         self.lock_fd = lock_fd
+        self._names: dict[str, list[str]] = {}  # {layer: the names of its socket}
+        self._open_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=descriptor)
+        fcntl.flock(self._open_fd, fcntl.LOCK_SH)  # systemd-tmpfiles does not clean up a directory with a lock on it
         self.here = Path(f"/proc/self/fd/{descriptor}")  # a short path that stays valid if the directory is renamed
+
+    def is_gone(self) -> bool:
+        """True: the directory was removed, or another one has its name."""
+        try:
+            return not os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self.descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+
+    def mend(self) -> set[str]:
+        """Give the layers' sockets the names back that were removed, and the directory its lock.
+
+        The layers whose socket or root directory no longer exists.
+        """
+        self._mend_lock()
+        lost = {layer for layer in self._names if not (self.here / layer).is_dir()}
+        for layer, names in self._names.items():
+            left = [name for name in names if os.path.lexists(self.here / name)]
+            if not left:
+                lost.add(layer)
+                continue
+            for name in set(names) - set(left):
+                if (self.here / name).parent.is_dir():
+                    os.link(self.here / left[0], self.here / name, follow_symlinks=False)
+        return lost
+
+    def _mend_lock(self) -> None:
+        if not os.path.lexists(self.here / LOCK):
+            os.close(self.lock_fd)
+            self.lock_fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
+                                   dir_fd=self.descriptor)
+            fcntl.flock(self.lock_fd, fcntl.LOCK_EX)
+            os.pwrite(self.lock_fd, MARK, 0)
 
     def make_roots(self, users: dict[str, int]) -> None:
         """Make a root directory for each layer when all inboxes exist; `users`: {layer: its user}."""
         for layer, user in users.items():
             folder = self.here / layer
-            folder.mkdir(exist_ok=True)
-            folder.chmod(INBOXES_MODE if layer == INBOXES else ROOT_MODE)
+            if not folder.is_dir():
+                folder.mkdir()
+                folder.chmod(INBOXES_MODE if layer == INBOXES else ROOT_MODE)
             if layer == INBOXES:
                 os.chown(folder, user, -1)  # shows an application which user may connect to its inbox
             (self.here / f"{layer}.sock").chmod(SOCKET_MODE)
+            self._names[layer] = [f"{layer}.sock"]
+        for layer in users:
             for consumer in topology.outputs(layer, users):
                 self.show(self.here / f"{consumer}.sock", layer)
+                self._names[consumer].append(f"{layer}/{consumer}.sock")
 
     def show(self, inbox: Path, layer: str) -> None:
         """Link `inbox` into a layer's root directory, replacing an older one, if it is `near`.
@@ -92,16 +131,16 @@ class Held:
 
     def close(self) -> None:
         """Close the descriptors."""
-        os.close(self.descriptor)
-        os.close(self.lock_fd)
+        for descriptor in (self.descriptor, self.lock_fd, self._open_fd):
+            os.close(descriptor)
 
 
-def take(path: Path) -> Held:
+def take(path: Path, wait_s: float | None = None) -> Held:
     """Create the directory if necessary and lock it.
 
     BlockingIOError: another keeper has it. Untrusted: not private. OSError.
     """
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
     while True:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

@@ -8,6 +8,7 @@ others find that switch.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -85,6 +86,11 @@ class Wire:
                     signal.pidfd_send_signal(self._switch_fd, signal.SIGKILL)
                 except ProcessLookupError:
                     pass  # another keeper killed it
+
+    def show_switch(self) -> None:
+        """Let link reach the switch in a new root directory."""
+        with contextlib.suppress(FileNotFoundError):  # there is none at the moment
+            self._show(self._directory / SWITCH_SOCKET)
 
     def leave(self) -> None:
         """Release the port; the switch ends with its last port."""

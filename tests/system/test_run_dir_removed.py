@@ -1,0 +1,104 @@
+"""A run directory that a cleaner of temporary files removes, wholly or in part, under a stack that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from supervisor.control import claimed
+
+from .peers import LAYERS, PATIENCE_S, Stack, wait_for
+
+
+def serves_an_application(stack: Stack) -> bool:
+    with stack.bound() as app:
+        app.sendto(b"to itself", app.getsockname())
+        return app.recv(100) == b"to itself"
+
+
+@pytest.mark.parametrize("removed", ["udp.sock", "sockets.sock", "ip/udp.sock", "lock"])
+def test_a_name_that_was_removed_is_given_back_and_nothing_restarts(new_stack, removed: str) -> None:
+    stack = new_stack().up()
+    before = stack.incarnations()
+    with stack.bound() as app:
+        (stack.run_dir / removed).unlink()
+        wait_for("the name", lambda: (stack.run_dir / removed).exists())
+        app.sendto(b"still there", app.getsockname())
+        assert app.recv(100) == b"still there"
+        stack.run("restart", "udp")  # its neighbours find the new one
+        app.sendto(b"and again", app.getsockname())
+        assert app.recv(100) == b"and again"
+    assert stack.incarnations() == before | {"udp": before["udp"] + 1}
+    assert serves_an_application(stack)
+
+
+def test_a_layer_that_has_no_name_left_gets_a_new_socket(new_stack) -> None:
+    stack = new_stack().up()
+    before = stack.incarnations()
+    for name in ("udp.sock", "ip/udp.sock", "icmp/udp.sock", "sockets/udp.sock"):
+        (stack.run_dir / name).unlink(missing_ok=True)
+    wait_for("udp", lambda: stack.incarnations()["udp"] > before["udp"] and stack.serves())
+    assert serves_an_application(stack)
+    assert any(event["event"] == "run directory" for event in stack.events())
+
+
+@pytest.mark.parametrize("gone", ["the directory", "the directory above it"])
+def test_a_directory_that_was_removed_is_made_anew(new_stack, gone: str) -> None:
+    stack = new_stack().up()
+    before, keeper = stack.incarnations(), stack.status()["keeper"]
+    assert list(claimed()).count(stack.run_dir) == 1
+    shutil.rmtree(stack.run_dir if gone == "the directory" else stack.run_dir.parent)
+    assert stack.status()["keeper"] == keeper  # found without any file
+    wait_for("all layers", lambda: (stack.run_dir / "control.sock").exists()
+             and all(number > before[name] for name, number in stack.incarnations().items()) and stack.serves())
+    assert set(stack.incarnations()) >= set(LAYERS)
+    assert serves_an_application(stack)
+    assert "is running already" in stack.run("up", "--detach").stdout
+    assert stack.status()["state"] == "up"
+    stack.run("down")
+    stack.check_gone()
+
+
+def test_without_its_directory_a_stack_is_found_degraded_and_no_second_one_starts(new_stack, home: Path) -> None:
+    stack = new_stack()
+    stack.run_dir = home / f"d-{stack.name}"
+    stack.env["USERNET_DIR"] = str(stack.run_dir)
+    stack.up()
+    keeper = stack.status()["keeper"]
+    shutil.rmtree(stack.run_dir)
+    stack.run_dir.mkdir(mode=0o700)
+    (stack.run_dir / "letter").write_text("of somebody who took the name")  # so it cannot be made anew
+    try:
+        wait_for("the trouble", lambda: json.loads(stack.run("status", "--json", status=None).stdout)["trouble"])
+        told = stack.run("status", status=3).stdout
+        assert f"{stack.run_dir} was removed and cannot be made anew" in told
+        assert "is running already" in stack.run("up", "--detach").stdout
+        assert json.loads(stack.run("status", "--json", status=3).stdout)["keeper"] == keeper
+    finally:
+        stack.run("down")
+        assert os.listdir(stack.run_dir) == ["letter"]
+        shutil.rmtree(stack.run_dir)
+    wait_for("its end", lambda: not stack.processes())
+
+
+def test_three_at_once_start_one_stack(new_stack) -> None:
+    stack = new_stack()
+    starting = [stack.popen("up", "--detach", stderr=subprocess.STDOUT) for _ in range(3)]
+    said = [each.communicate(timeout=3 * PATIENCE_S)[0] for each in starting]
+    assert [each.returncode for each in starting] == [0, 0, 0], said
+    assert sorted("is running already" in text for text in said) == [False, True, True]
+    keepers = [pid for pid, title in stack.processes().items() if title.endswith(": keeper")]
+    assert keepers == [stack.status()["keeper"]]
+
+
+def test_a_cleaner_that_asks_for_a_lock_on_a_directory_does_not_get_one(new_stack) -> None:
+    """systemd-tmpfiles asks so, flock(2) on the directory, before it looks for what is old in it."""
+    stack = new_stack().up()
+    asked = subprocess.run(["flock", "--nonblock", "--exclusive", str(stack.run_dir), "true"], check=False)
+    assert asked.returncode == 1
+    assert os.listdir(stack.run_dir)
