@@ -1,1 +1,1 @@
-"""Address resolution: which MAC address an IPv4 neighbour has (RFC 826)."""
+"""arp: address resolution, the MAC address of an IPv4 neighbour (RFC 826)."""

@@ -1,10 +1,12 @@
-"""Our own addresses: which they are, whether they were probed, and who contests them (RFC 5227).
+"""Address conflict detection (RFC 5227) for the stack's own addresses: probing, announcing, conflicts.
 
-A new address is ours at once. RFC 5227 section 2.1 would have us probe for six seconds first; but this stack is up in a
-fraction of one, and an address that was configured is not given up anyway (section 2.4 (c)). So the probes run beside
-the traffic, and a conflict is reported to people and defended, whenever it is seen.
+A new address is used at once. RFC 5227 section 2.1 demands probing for six seconds first; but this stack boots in a
+fraction of one, and a configured address would not be given up anyway (section 2.4 (c)). So the probes are sent while
+the address is in use, and a conflict is reported to the user and the address is defended, whenever a conflict is
+noticed.
 
-Everything is in durable state: a restart goes on where its predecessor was, and neither probes again nor defends early.
+Everything is in durable state: a restart continues where its predecessor stopped, and neither probes again nor defends
+early.
 """
 
 from __future__ import annotations
@@ -34,14 +36,15 @@ ANNOUNCE_NUM = 2
 ANNOUNCE_INTERVAL_S = 2.0
 DEFEND_INTERVAL_S = 10.0
 
-SETTLED = PROBE_NUM + ANNOUNCE_NUM  # steps from a new address to one that is probed and announced
-CONFLICT_OVER_S = 300.0  # without another packet of the rival's; hosts in use are heard of once in ARP's minute or so
+SETTLED = PROBE_NUM + ANNOUNCE_NUM  # steps of a new address until it is probed and announced
+CONFLICT_OVER_S = 300.0  # without another packet from the rival; a host in use sends ARP packets about once a minute
 
-_CLAIM = Struct("<4sBB6sd")  # address, prefix length, steps done, rival's MAC (zero: none), when it was last recorded
+# address, prefix length, finished steps, rival's MAC (zero: none), time when the rival was last recorded
+_CLAIM = Struct("<4sBB6sd")
 
 
 class Claim:
-    """One address of ours. `due`: when the next step is to be taken or the conflict is over; None: nothing to do."""
+    """One own address. `due`: time of its next step, or of the end of its conflict; None: nothing to do."""
 
     __slots__ = ("address", "due", "prefix", "rival", "seen", "steps")
 
@@ -56,12 +59,12 @@ class Claim:
 
     @property
     def contested(self) -> bool:
-        """Somebody else claims it."""
+        """True if another host claims the address."""
         return self.rival != arp.MAC_ZERO
 
     @property
     def on_trial(self) -> bool:
-        """RFC 5227 section 2.1.1: from the beginning of the probing until ANNOUNCE_WAIT after the last probe."""
+        """RFC 5227 section 2.1.1: True from the beginning of the probing until ANNOUNCE_WAIT after the last probe."""
         return self.steps <= PROBE_NUM
 
 
@@ -80,7 +83,7 @@ class Claims:
         self._links = links_of([])
 
     def start(self, configured: tuple[bytes, int], now: float) -> list[Send]:
-        """Goes on where a former process was; without one, takes the configured address until ip announces others."""
+        """Restore the state of a former process; without one, use the configured address until ip announces others."""
         stored = self._state.get(OWN_KEY)
         claims = _unpacked(stored) if stored is not None else None
         if claims is None:
@@ -90,10 +93,10 @@ class Claims:
         return [self._notices()]
 
     def set(self, addresses: Iterable[tuple[bytes, int]], now: float) -> list[Send]:
-        """These are the own addresses from now on; those that are new will be probed. ValueError: not addresses."""
+        """Replace the own addresses; new ones will be probed. ValueError: not addresses."""
         wanted = {}
         for address, prefix in links_of(list(addresses)).announced.addresses:
-            # ARP is IPv4's alone. RFC 1122 section 3.2.1.3 (g): loopback addresses are on no link
+            # ARP is for IPv4 only. RFC 1122 section 3.2.1.3 (g): loopback addresses are on no link
             if len(address) == IPV4_OCTETS and not is_loopback(address):
                 wanted[address] = claim = self.by_address.get(address) or Claim(address, prefix)
                 claim.prefix = prefix
@@ -113,15 +116,17 @@ class Claims:
     # Questions
 
     def source_for(self, target: bytes) -> bytes:
-        """The sender's address in a request for `target`: ours in its network, else our first; zero without any."""
+        """The sender address of a request for `target`: an own address in its network, else the first; zero without
+        any."""
         return source_address.of_link(target, self._links) or arp.ADDRESS_ZERO
 
     def on_link(self, address: bytes) -> bool:
-        """True where one of our networks contains it."""
+        """True if an own network contains the address."""
         return self._links.lookup(address) is not None
 
     def may_be_neighbor(self, address: bytes) -> bool:
-        """True for an address of one other host: not of 0/8, loopback, multicast, class E, ours, a broadcast."""
+        """True for the address of another single host: not 0/8, loopback, multicast, class E, an own or a broadcast
+        address."""
         if not is_unicast(address) or address in self.by_address:
             return False
         link = self._links.lookup(address)
@@ -154,15 +159,15 @@ class Claims:
         return sends
 
     def contest(self, claim: Claim, mac: bytes, now: float) -> list[Send]:
-        """Somebody else claims one of our addresses: report it and defend it, at most once per DEFEND_INTERVAL_S."""
-        # RFC 5227 section 2.4 (c): announce once, "record the time", and not again while that is recent, or two
-        # defenders would shout at each other for ever. Reports are controlled by the same interval.
+        """Another host claims an own address: report it, and defend the address at most once per DEFEND_INTERVAL_S."""
+        # RFC 5227 section 2.4 (c): announce once, "record the time", and not again while that is recent, because two
+        # defending hosts would otherwise send announcements for ever. The same interval limits reports.
         if claim.contested and now - claim.seen < DEFEND_INTERVAL_S:
             return []
         news = claim.rival != mac
         claim.rival = mac
         claim.seen = now
-        claim.steps = SETTLED  # what the probes were to find out is known, and the defence is an announcement
+        claim.steps = SETTLED  # the probes have served their purpose, and the defence is an announcement
         self._schedule(claim, now)
         self._store()
         self._set_wake()
@@ -176,10 +181,11 @@ class Claims:
         return LINK, ARP_OUT, arp.MAC_BROADCAST + arp.announcement(self._mac, claim.address)
 
     def _schedule(self, claim: Claim, now: float) -> None:
-        """When the next step of `claim` is due, the one before having been taken now."""
+        """Set the time of the next step of `claim`, whose previous step was taken now."""
         if claim.contested:
             claim.due = min(now, claim.seen) + CONFLICT_OVER_S
-        elif claim.steps == 0:  # RFC 5227 section 2.1.1: hosts that are switched on together do not all probe together
+        # RFC 5227 section 2.1.1: hosts that are switched on together must not all probe at the same time
+        elif claim.steps == 0:
             claim.due = now + self._rng.uniform(0, PROBE_WAIT_S)
         elif claim.steps < PROBE_NUM:
             claim.due = now + self._rng.uniform(PROBE_MIN_S, PROBE_MAX_S)
@@ -197,7 +203,7 @@ class Claims:
         notices = []
         for claim in self._contested():
             address, mac = arp.dotted(claim.address), claim.rival.hex(":")
-            notices.append(Notice("conflict", f"{mac} claims our address {address}",
+            notices.append(Notice("conflict", f"{mac} claims the stack's address {address}",
                                   (("address", address), ("mac", mac))))
         return KEEPER, NOTICES, encode(notices)
 
@@ -211,7 +217,7 @@ class Claims:
 
 
 def _unpacked(stored: bytes) -> list[Claim] | None:
-    """What a former process stored; None where it makes no sense."""
+    """A stored claim; None: not valid."""
     if len(stored) % _CLAIM.size:
         return None
     claims = [Claim(*fields) for fields in _CLAIM.iter_unpack(stored)]

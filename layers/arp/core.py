@@ -1,11 +1,11 @@
-"""ARP (RFC 826): finds the MAC of a neighbour for ip, and answers for our own addresses.
+"""ARP (RFC 826): resolves the MAC of a neighbour for ip, and answers for the stack's own addresses.
 
-Owns the table of neighbours; ip holds a copy of it, and the packets that wait for a resolution. ip asks (RESOLVE) for
-an address that it does not know, and again from time to time for one that it keeps using; each request is answered by
-NEIGHBOR or UNREACHABLE. What arp learns unasked it announces to ip; what a person deletes it has ip FORGET. ip in turn
-says by ROUTES which addresses are our own; they are probed and defended in layers/arp/acd.py.
+Owns the neighbour table; ip holds a copy of it, and the packets that wait for a resolution. ip sends RESOLVE for an
+address that it does not know, and from time to time for one that it keeps using; each request is answered by NEIGHBOR
+or UNREACHABLE. arp announces neighbours that it learns otherwise to ip, and sends FORGET when the user deletes one. ip
+sends the own addresses in ROUTES; layers/arp/acd.py probes and defends them.
 
-A crash loses the resolutions under way: ip asks again when it sees that arp started. All else is kept.
+A crash loses the pending resolutions: ip asks again when it sees that arp has started. Everything else is stored.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from layers.common.routes import address_of
 from packets import arp
 from packets.addresses import IPV4_OCTETS
 
-FRESH_S = 20.0  # a neighbour confirmed this recently is not verified again; below ip's interval of asking, about 30 s
+FRESH_S = 20.0  # a neighbour confirmed within this time is not verified again; shorter than ip's interval, about 30 s
 RETRY_S = 1.0  # RFC 1122 section 2.3.2.1: at most one request per second and destination
 BROADCAST_TRIES = 3  # Linux: net.ipv4.neigh.default.mcast_solicit
-UNICAST_TRIES = 2  # RFC 1122 section 2.3.2.1: the entry goes after N polls without a reply, "typically N is 2"
-MAX_UNKNOWN = 1024  # resolutions of unknown addresses at a time; verifications are as many as neighbours at most
-LEARN_PER_SECOND = 200  # changes that nobody asked for: a storm of invented senders costs ip and the state no more
-LEARN_BURST = 256  # the hosts of a /24, all asking at once
-LIST_PAGE = 256  # neighbours in one answer: a message to the keeper must fit its line
+UNICAST_TRIES = 2  # RFC 1122 section 2.3.2.1: delete the entry after N polls without a reply, "typically N is 2"
+MAX_UNKNOWN = 1024  # pending resolutions of unknown addresses; verifications are limited by the number of neighbours
+LEARN_PER_SECOND = 200  # unsolicited changes: limits the cost of a flood with invented senders for ip and the state
+LEARN_BURST = 256  # as many as the hosts of a /24 that all send a request at once
+LIST_PAGE = 256  # neighbours per answer: a message to the keeper must fit into a packet of the control channel
 
 
 class Core:
@@ -51,14 +51,15 @@ class Core:
         self._configured = address_of(config), config.prefix
         self._claims = Claims(config.mac, state, counters, rng)
         self._neighbors = Neighbors(state)
-        # Resolutions under way: address -> (time of the next step, MACs still to be asked, is the address unknown). All
-        # steps are RETRY_S apart, so the order of insertion is the order in time and the first one is the next.
+        # {address: (time of the next step, MACs still to be asked, whether the address is unknown)} of pending
+        # resolutions. All steps are RETRY_S apart, so the order of insertion is the order in time, and the first is the
+        # next.
         self._resolutions: OrderedDict[bytes, tuple[float, Iterator[bytes], bool]] = OrderedDict()
-        self._unknown = 0  # how many resolutions are of unknown addresses
+        self._unknown = 0  # number of resolutions of unknown addresses
         self._learning = TokenBucket(LEARN_PER_SECOND, LEARN_BURST)
 
     def start(self, now: float) -> list[Send]:
-        """Tells ip of the neighbours that a former process knew."""
+        """Send ip the neighbours that a former process knew."""
         sends = self._claims.start(self._configured, now)
         self._neighbors.load(now)
         self.counters[Counters.reloaded] += len(self._neighbors)
@@ -66,11 +67,11 @@ class Core:
         return sends + self._announce_all(now)
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """A new ip has no copy of the neighbours yet."""
+        """A new process of ip has no copy of the neighbours yet."""
         return self._announce_all(now) if sender == IP else []
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """ARP packets from the link; requests to resolve, and our own addresses, from ip."""
+        """Process ARP packets from link, and requests and own addresses from ip."""
         sends: list[Send] = []
         if kind == ARP_IN:
             self.counters[Counters.received] += len(records)
@@ -86,7 +87,7 @@ class Core:
         return sends
 
     def wake(self, now: float) -> list[Send]:
-        """Own addresses and resolutions without an answer take their next steps."""
+        """Take the next steps of own addresses and of unanswered resolutions."""
         sends = self._claims.wake(now)
         resolutions = self._resolutions
         while resolutions:
@@ -98,7 +99,7 @@ class Core:
         self._set_wake()
         return sends
 
-    # What ip asks
+    # Requests of ip
 
     def _resolve(self, address: bytes, now: float, sends: list[Send]) -> None:
         counters = self.counters
@@ -111,17 +112,16 @@ class Core:
             sends.append((IP, NEIGHBOR, address + mac))
             if age_s < FRESH_S or address in self._resolutions:
                 return
-            # RFC 1122 section 2.3.2.1 (2), unicast poll: ask the neighbour itself; then, if need be, everybody.
+            # RFC 1122 section 2.3.2.1 (2), unicast poll: ask the neighbour itself first, then broadcast.
             targets = iter([mac] * UNICAST_TRIES + [arp.MAC_BROADCAST] * BROADCAST_TRIES)
         elif address in self._resolutions:
-            return  # under way: the answer follows
+            return  # a resolution is pending, and its answer follows
         elif not self._claims.may_be_neighbor(address):
             counters[Counters.resolve_malformed] += 1
             sends.append((IP, UNREACHABLE, address))
             return
         elif self._unknown >= MAX_UNKNOWN:
-            # The newest is refused, not the oldest given up: a new request for that one would break the cap of one
-            # per second.
+            # Refuse the newest instead of giving up the oldest: a new request for that one would exceed one per second.
             counters[Counters.resolve_refused] += 1
             sends.append((IP, UNREACHABLE, address))
             return
@@ -131,7 +131,7 @@ class Core:
         self._step(address, targets, known is None, now, sends)
 
     def _step(self, address: bytes, targets: Iterator[bytes], unknown: bool, now: float, sends: list[Send]) -> None:
-        """Asks the next of `targets` for `address`; when all were asked, nobody has it."""
+        """Send a request for `address` to the next of `targets`; if there is none left, the address is unreachable."""
         target = next(targets, None)
         if target is None:
             self._end_resolution(address)
@@ -139,8 +139,8 @@ class Core:
             self.counters[Counters.unanswered] += 1
             sends.append((IP, UNREACHABLE, address))
             return
-        # RFC 1122 section 2.3.2.1: no second request for `address` within RETRY_S. A resolution that fails ends RETRY_S
-        # after its last request, one that succeeds leaves a fresh entry: so it holds from one to the next, too.
+        # RFC 1122 section 2.3.2.1: no second request for `address` within RETRY_S. A failed resolution ends RETRY_S
+        # after its last request, and a successful one leaves a fresh entry, so this also holds between resolutions.
         self._resolutions[address] = now + RETRY_S, targets, unknown
         self._resolutions.move_to_end(address)
         self.counters[Counters.requests_sent] += 1
@@ -162,16 +162,17 @@ class Core:
             self.counters[Counters.routes_malformed] += 1
             return
         for address in claims.by_address:
-            self._neighbors.forget(address)  # who had it before is a neighbour no longer
+            self._neighbors.forget(address)  # its former MAC is no longer valid
 
-    # What the link brings
+    # Packets from link
 
     def _packet_in(self, octets: bytes, now: float, sends: list[Send]) -> None:
         counters, own = self.counters, self._claims.by_address
         if len(octets) < arp.PACKET_OCTETS:
             counters[Counters.too_short] += 1
             return
-        addressing, operation, sender_mac, sender, _, target = arp.PACKET.unpack_from(octets)  # the rest is padding
+        # octets beyond are padding
+        addressing, operation, sender_mac, sender, _, target = arp.PACKET.unpack_from(octets)
         if addressing not in (arp.ETHERNET_IPV4, arp.IEEE802_IPV4):
             counters[Counters.not_ethernet_ipv4] += 1
         elif operation not in (arp.REQUEST, arp.REPLY):
@@ -186,8 +187,8 @@ class Core:
         else:
             asks_us = operation == arp.REQUEST and target in own
             if sender == arp.ADDRESS_ZERO:
-                # RFC 5227 section 2.1.1: a probe, by somebody who wants to know whether the address is free. While we
-                # probe for the same one, two hosts are about to have it, and that is a conflict.
+                # RFC 5227 section 2.1.1: a probe of a host that wants to know if the address is free. If arp is probing
+                # for the same address, two hosts are about to use it, which is a conflict.
                 counters[Counters.probes] += asks_us
                 if asks_us and own[target].on_trial:
                     sends += self._claims.contest(own[target], sender_mac, now)
@@ -201,9 +202,10 @@ class Core:
                 sends.append((LINK, ARP_OUT, sender_mac + arp.reply(self._mac, target, sender_mac, sender)))
 
     def _merge(self, address: bytes, mac: bytes, asks_us: bool, now: float, sends: list[Send]) -> None:
-        """RFC 826, packet reception: update the sender's entry, whomever the packet is for; add one if it is for us.
+        """RFC 826, packet reception: update the sender's entry, whatever the target; add one if the packet is to an own
+        address.
 
-        As in Linux (arp_accept=0), a reply that nobody asked for adds nothing: it would be too easy to lie.
+        As on Linux (arp_accept=0), an unsolicited reply adds nothing, because it is easily forged.
         """
         counters = self.counters
         permanent = self._neighbors.permanent.get(address)
@@ -215,7 +217,7 @@ class Core:
         else:
             known = self._neighbors.get(address, now)
             if known is not None and known[0] == mac:
-                # RFC 1122 section 2.3.2.1 (1): the timeout starts anew whenever the sender is seen.
+                # RFC 1122 section 2.3.2.1 (1): restart the timeout whenever a packet of the sender arrives.
                 self._neighbors.confirm(address, mac, now)
                 return
             if known is None and not (asks_us and self._claims.on_link(address)):
@@ -227,7 +229,7 @@ class Core:
         counters[Counters.evicted] += self._neighbors.confirm(address, mac, now)
         sends.append((IP, NEIGHBOR, address + mac))
 
-    # What a person asks
+    # Requests of the command line
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
         """neighbor_list, neighbor_add, neighbor_del, neighbor_flush; see layers/arp/README.md."""
@@ -237,7 +239,7 @@ class Core:
         sends: list[Send] = []
         try:
             if order is None:
-                raise ValueError(f"arp has no order {request.get('op')!r}")
+                raise ValueError(f"arp: unknown operation {request.get('op')!r}")
             answer = order(request, now, sends)
         except ValueError as error:
             answer = {"error": str(error)}
@@ -245,7 +247,7 @@ class Core:
         return answer, sends
 
     def _list(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
-        """A page of neighbours, those above `after`."""
+        """A page of neighbours, with addresses above `after`."""
         after = _address(request, "after") if "after" in request else arp.ADDRESS_ZERO
         rows: dict[bytes, tuple[str, str, float | None]] = {
             address: (mac.hex(":"), "permanent", None) for address, mac in self._neighbors.permanent.items()}
@@ -261,14 +263,14 @@ class Core:
         return {"neighbors": page, "more": len(above) > LIST_PAGE}
 
     def _add(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
-        """A permanent neighbour: no packet changes it, and no age."""
+        """Add a permanent neighbour, which neither packets nor ageing change."""
         address, mac = _address(request), _mac(request)
         if address in self._claims.by_address:
-            raise ValueError(f"{arp.dotted(address)} is our own address")
+            raise ValueError(f"{arp.dotted(address)} is an address of this stack")
         if not self._claims.may_be_neighbor(address):
-            raise ValueError(f"{arp.dotted(address)} is no single host's address")
+            raise ValueError(f"{arp.dotted(address)} is not the address of a single host")
         if not arp.is_station(mac):
-            raise ValueError(f"{mac.hex(':')} is no station's address")
+            raise ValueError(f"{mac.hex(':')} is not the address of a single station")
         self._neighbors.set_permanent(address, mac)
         self._end_resolution(address)
         self.counters[Counters.managed] += 1
@@ -278,24 +280,25 @@ class Core:
     def _delete(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
         address, order = _address(request), str(request.get("order", "")).encode()
         if self._neighbors.get(address, now) is not None:
-            self._state[ORDER_KEY] = order  # before: if we die over it, it comes again and finds nothing
+            # before: if arp dies now, the request is repeated and finds nothing to delete
+            self._state[ORDER_KEY] = order
         elif not order or self._state.get(ORDER_KEY) != order:
             raise ValueError(f"no neighbour {arp.dotted(address)} is known")
         self._drop(address, sends)
         return {}
 
     def _flush(self, request: dict[str, object], now: float, sends: list[Send]) -> dict[str, object]:
-        """All but the permanent ones."""
+        """Delete all neighbours except the permanent ones."""
         addresses = [address for address, _, _ in self._neighbors.learnt(now)]
         for address in addresses:
             self._drop(address, sends)
         return {"deleted": len(addresses)}
 
     def _drop(self, address: bytes, sends: list[Send]) -> None:
-        """The neighbour is unknown from now on, and ip asks for it anew if it needs it."""
+        """Delete the neighbour; ip resolves it again if necessary."""
         self._neighbors.forget(address)
         resolution = self._resolutions.get(address)
-        if resolution is not None:  # it was being verified: what remains to be asked is everybody, not the old MAC
+        if resolution is not None:  # it was being verified: ask by broadcast from now on, not at the old MAC
             due, _, unknown = resolution
             self._resolutions[address] = due, repeat(arp.MAC_BROADCAST, BROADCAST_TRIES), unknown
         self.counters[Counters.managed] += 1
@@ -316,12 +319,12 @@ class Core:
 
 
 def _address(request: dict[str, object], field: str = "address") -> bytes:
-    """An address out of a request; ValueError."""
+    """The address of a request as octets. ValueError: not an IPv4 address."""
     return IPv4Address(str(request.get(field))).packed
 
 
 def _mac(request: dict[str, object]) -> bytes:
-    """A MAC out of a request, six pairs of hexadecimal digits; ValueError."""
+    """The MAC of a request, six pairs of hexadecimal digits, as octets. ValueError: not a MAC."""
     text = str(request.get("mac"))
     try:
         octets = bytes.fromhex(text.replace(":", " "))

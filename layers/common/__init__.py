@@ -1,1 +1,2 @@
-"""What several layers need: routes, ports, the base of transports, what an ICMP error means to a socket."""
+"""Code that several layers share: routes, ports, the base class of transports, the meaning of an ICMP error for a
+socket."""

@@ -1,6 +1,6 @@
-"""What an ICMP error means to a socket: the errno that Linux gives, and whether a connected socket fails with it.
+"""The meaning of an ICMP error for a socket: the errno that Linux gives, and whether a connected socket fails with it.
 
-Shared by the transports, so that a port unreachable is the same ECONNREFUSED whatever was sent.
+All transports share it, so that a port unreachable is always the same ECONNREFUSED.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import errno
 
 from packets.icmp import DESTINATION_UNREACHABLE, PARAMETER_PROBLEM, UNREACHABLE_CODE_MAX
 
-# (errno, fatal) by code of a destination unreachable: icmp_err_convert in Linux's net/ipv4/icmp.c. One deviation:
-# Linux's table calls fragmentation needed (4) not fatal, and udp_err and ping_err then report it as fatal to every
-# socket that does path MTU discovery; here the table says so.
+# (errno, fatal) by code of a destination unreachable: icmp_err_convert in Linux's net/ipv4/icmp.c, with one deviation.
+# In Linux's table fragmentation needed (4) is not fatal, but udp_err and ping_err report it as fatal to every socket
+# with path MTU discovery; here the table contains this.
 _UNREACHABLE = (
     (errno.ENETUNREACH, False),  # 0 network unreachable
     (errno.EHOSTUNREACH, False),  # 1 host unreachable
@@ -36,11 +36,11 @@ assert len(_UNREACHABLE) == UNREACHABLE_CODE_MAX + 1
 def errno_of(icmp_type: int, code: int) -> tuple[int, bool]:
     """(errno, fatal) of an ICMP error.
 
-    Fatal: a connected socket fails with it. Any other error only reaches a socket that asked for errors (IP_RECVERR).
-    A socket without path MTU discovery ignores fragmentation needed; that is for the caller to see.
+    Fatal: a connected socket fails with it. Any other error only reaches a socket with IP_RECVERR. A socket without
+    path MTU discovery ignores fragmentation needed; the caller must check this.
     """
     if icmp_type == DESTINATION_UNREACHABLE and code <= UNREACHABLE_CODE_MAX:
         return _UNREACHABLE[code]
     if icmp_type == PARAMETER_PROBLEM:
         return errno.EPROTO, True
-    return errno.EHOSTUNREACH, False  # time exceeded, and whatever may come
+    return errno.EHOSTUNREACH, False  # time exceeded, and any other

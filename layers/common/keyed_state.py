@@ -1,7 +1,7 @@
 """Records in durable state whose keys are octets, such as addresses of any width.
 
-State has integer keys of 64 bits. Each octet string gets a number when it is first stored, and keeps it until it is
-deleted; the record says whose it is.
+State has integer keys of 64 bits. Each octet string gets a number when it is first stored and keeps it until it is
+deleted; the record contains the octet string.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ _NUMBERS = 1 << 32
 
 
 class KeyedState:
-    """The keys of `state` from `base` on, a multiple of 2**32, to the next one. A key has at most 255 octets."""
+    """The keys of `state` from `base`, a multiple of 2**32, up to the next multiple. A key has at most 255 octets."""
 
     def __init__(self, state: State, base: int) -> None:
         self._state = state
         self._base = base
         self._numbers: dict[bytes, int] = {}
-        self._free: list[int] = []  # below the highest in use
+        self._free: list[int] = []  # free numbers below the highest in use
 
     def holds(self, number: int) -> bool:
-        """Whether a key of `state` is one of these."""
+        """True if a key of `state` belongs to this range."""
         return self._base <= number < self._base + _NUMBERS
 
     def load(self) -> dict[bytes, bytes]:
-        """What is stored. A record that has no key is deleted."""
+        """Restore the stored records. Records without a valid key are deleted."""
         found: dict[bytes, bytes] = {}
         for number in filter(self.holds, list(self._state)):
             record = self._state[number]
@@ -40,7 +40,7 @@ class KeyedState:
         return found
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Store it, in the place of what is there."""
+        """Store a record, replacing an older one."""
         number = self._numbers.get(key)
         if number is None:
             number = self._free.pop() if self._free else self._base + len(self._numbers)
@@ -48,7 +48,7 @@ class KeyedState:
         self._state[number] = bytes((len(key),)) + key + value
 
     def discard(self, key: bytes) -> None:
-        """Delete it, if it is there."""
+        """Delete a record if it exists."""
         number = self._numbers.pop(key, None)
         if number is not None:
             self._free.append(number)

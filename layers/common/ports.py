@@ -1,10 +1,10 @@
-"""The port manager: who holds which local port, and who may share it.
+"""The port manager: which socket holds which local port, and which sockets may share one.
 
-Linux's rules for UDP (udp_lib_lport_inuse, inet_rcv_saddr_equal): two holders of a port clash where their addresses
-overlap - equal, or either is any - unless both set SO_REUSEADDR or both set SO_REUSEPORT. All sockets of a stack
-belong to one user, so the rule that the owners be equal always holds.
+Linux's rules for UDP (udp_lib_lport_inuse, inet_rcv_saddr_equal): two sockets with the same port conflict if their
+addresses overlap (they are equal, or one is any), unless both set SO_REUSEADDR or both set SO_REUSEPORT. All sockets of
+a stack belong to one user, so the rule that the owners must be equal is always met.
 
-Owns the claims only; which datagram goes to which holder is for layers.udp.tables.
+Owns only the claims; layers.udp.tables decides which socket gets a datagram.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Ports:
         self._counts: dict[int, dict[Claim, int]] = {}
 
     def clashes(self, holder: int, wanted: Claim) -> bool:
-        """True where `wanted` clashes with a claim of anyone but `holder`."""
+        """True if `wanted` conflicts with a claim of another holder than `holder`."""
         own = self._held.get(holder)
         address, port, sharing = wanted
         for claim, count in self._counts.get(port, {}).items():
@@ -49,7 +49,7 @@ class Ports:
         return False
 
     def choose(self, holder: int, address: bytes) -> int | None:
-        """A free ephemeral port; None: all are taken. Unlike on Linux it is never one that others already share."""
+        """A free ephemeral port; None: there is none. Unlike on Linux it is never one that is shared."""
         # RFC 6056 section 3.3.1, algorithm 1: a random start, then the next free port.
         start = self._rng.randrange(EPHEMERAL_PORTS)
         for step in range(EPHEMERAL_PORTS):
@@ -59,7 +59,7 @@ class Ports:
         return None
 
     def hold(self, holder: int, claim: Claim) -> None:
-        """`holder` has `claim` and no other, whether it clashes or not."""
+        """Set `claim` as the only claim of `holder`, without checking conflicts."""
         if self._held.get(holder) == claim:
             return
         self.release(holder)
@@ -68,7 +68,7 @@ class Ports:
         counts[claim] = counts.get(claim, 0) + 1
 
     def release(self, holder: int) -> None:
-        """`holder` has no port."""
+        """Remove the claim of `holder`."""
         claim = self._held.pop(holder, None)
         if claim is None:
             return

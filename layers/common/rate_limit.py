@@ -1,10 +1,10 @@
-"""A token bucket: so many events a second, after a burst."""
+"""A token bucket: a rate of events per second, after a burst."""
 
 from __future__ import annotations
 
 
 class TokenBucket:
-    """Starts full. Time is an argument and must not run backwards."""
+    """A token bucket that starts full. Time is an argument and must not run backwards."""
 
     __slots__ = ("_burst", "_last", "_per_second", "_tokens")
 
@@ -15,17 +15,17 @@ class TokenBucket:
         self._last = 0.0
 
     def ready(self, now: float) -> bool:
-        """True where one more event fits at `now`; takes nothing."""
+        """True if one more event is allowed at `now`; takes no token."""
         self._tokens = min(self._burst, self._tokens + (now - self._last) * self._per_second)
         self._last = now
         return self._tokens >= 1
 
     def take(self) -> None:
-        """One event happens; only after `ready` said so."""
+        """Take a token; only after `ready` returned True."""
         self._tokens -= 1
 
     def allow(self, now: float) -> bool:
-        """`ready`, and then `take`."""
+        """Take a token if one is available; returns True if so."""
         ready = self.ready(now)
         if ready:
             self._tokens -= 1

@@ -1,6 +1,6 @@
-"""Raw and ping sockets: what icmp and raw do alike on behalf of sockets that speak to IP without a transport between.
+"""The common part of raw and ping sockets, which use IP without a transport protocol: for raw and icmp.
 
-What such a socket is declared to be is nearly all that is kept of it, and each message that it sends is looked at anew.
+Hardly more than the declared state of such a socket is stored, and each message is processed without a cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from packets.ip_options import checked, split
 
 
 class Header(NamedTuple):
-    """What a socket and its application say of a message's IP header. `source` zero: the route's."""
+    """The fields of a message's IP header that the socket and its application determine.
+
+    `source` zero: that of the route.
+    """
 
     source: bytes
     destination: bytes
@@ -42,26 +45,26 @@ class Header(NamedTuple):
     options: bytes
 
     def pack(self, protocol: int, flags: int) -> bytes:
-        """The TRANSMIT_HEAD, with these flags besides, and the options."""
+        """The TRANSMIT_HEAD with these additional flags, and the options."""
         head = TRANSMIT_HEAD.pack(0, 0, FAMILY_4, self.flags | flags, protocol, self.ttl, self.tos,
                                   len(self.options), self.source, self.destination)
         return head + self.options
 
 
 class DirectCounters(TransportCounters):
-    """What `DirectTransport` counts."""
+    """The counters of `DirectTransport`."""
 
-    send_malformed = Drop("Something to send that is shorter than its header.")
-    send_no_socket = Drop("Something to send from a handle that is not declared.")
-    send_misplaced = Drop("Something to send of a family or over an interface that the stack does not have.")
-    send_refused = Drop("Something that may not be sent like this; the socket was told the error.")
+    send_malformed = Drop("Messages to send that are shorter than their header.")
+    send_no_socket = Drop("Messages to send from an unknown handle.")
+    send_misplaced = Drop("Messages to send of a family or on an interface that the stack does not have.")
+    send_refused = Drop("Messages to send that were refused with an error to the socket.")
 
 
 class DirectSockets:
-    """Sockets by handle. Each is in durable state before the answer to its declaration exists.
+    """Sockets by handle. Each is stored before its declaration is answered.
 
-    A table of a kind of socket says in `_settled` and `_fits` what such a socket may be, and in `_put` and `_remove`
-    by what else it is found.
+    A subclass for a kind of socket defines in `_settled` and `_fits` which sockets are permitted, and in `_put` and
+    `_remove` additional indexes.
     """
 
     def __init__(self, state: State, sockets_max: int) -> None:
@@ -70,7 +73,7 @@ class DirectSockets:
         self._sockets: dict[int, SocketState] = {}
 
     def load(self) -> int:
-        """Read back what a former process stored; how many records made no sense and were deleted."""
+        """Restore the sockets of a former process; returns the number of deleted invalid records."""
         unreadable = 0
         for key, value in list(self._state.items()):
             if key == ROUTES_KEY:
@@ -91,7 +94,7 @@ class DirectSockets:
         return self._sockets.get(handle)
 
     def set(self, wanted: SocketState, routes: RouteTable) -> SocketReply | None:
-        """Make a socket as it is wanted, or leave it and say why; None where that cannot even be said."""
+        """Create or change a socket as declared, or refuse and return the reason; None: the declaration is unusable."""
         if not messages.in_range(wanted):
             return None
         handle, request = wanted.handle, wanted.request
@@ -110,7 +113,7 @@ class DirectSockets:
         return SocketReply(handle=handle, request=request, local=socket.local, port=socket.port)
 
     def close(self, handle: int) -> bool:
-        """Forget a socket; False where there is none."""
+        """Remove a socket; False: there is none."""
         socket = self._sockets.get(handle)
         if socket is None:
             return False
@@ -119,15 +122,15 @@ class DirectSockets:
         return True
 
     def _settled(self, wanted: SocketState, former: SocketState | None, routes: RouteTable) -> SocketState:
-        """What becomes of it; OSError with Linux's errno where it cannot be had."""
+        """The socket with its address and port chosen. OSError with Linux's errno: it cannot be had."""
         raise NotImplementedError
 
     def _fits(self, stored: SocketState) -> bool:
-        """Whether a stored socket can stand beside those that were read before it."""
+        """True if a stored socket is compatible with those restored before it."""
         raise NotImplementedError
 
     def _put(self, socket: SocketState) -> None:
-        """Take it in, in the place of the one with its handle."""
+        """Add a socket, replacing the one with its handle."""
         self._sockets[socket.handle] = socket
 
     def _remove(self, socket: SocketState) -> None:
@@ -138,14 +141,17 @@ SocketsT = TypeVar("SocketsT", bound=DirectSockets)
 
 
 class DirectTransport(Transport[SocketsT]):
-    """A `Transport` of such sockets: one says in `_refusal` what may be sent, and in `_transmit` what becomes of it."""
+    """A `Transport` for such sockets.
+
+    A subclass defines in `_refusal` what may be sent, and in `_transmit` the record for it.
+    """
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, sockets: SocketsT) -> None:
         super().__init__(config, state, counters, sockets)
         self._handlers[messages.SEND] = self._send
 
     def _refusal(self, socket: SocketState, destination: bytes, data: bytes) -> int:
-        """The errno that Linux gives for it, or 0."""
+        """The errno that Linux gives for the message, or 0."""
         raise NotImplementedError
 
     def _transmit(self, socket: SocketState, header: Header, data: bytes) -> bytes:
@@ -178,7 +184,7 @@ class DirectTransport(Transport[SocketsT]):
             source = source_address.named(self._routes, destination, source, socket.local, socket.multicast_interface)
             refusal = malformed or self._refusal(socket, destination, data)
             if not refusal and source and not self._routes.is_local(source):
-                refusal = errno.ENETUNREACH  # Linux, ip_route_output_key_hash; the address may have been ours
+                refusal = errno.ENETUNREACH  # Linux, ip_route_output_key_hash; the address may have been removed
             elif not refusal and source and self._routes.leaks(source, destination):
                 refusal = errno.EINVAL
             if refusal:
@@ -196,9 +202,9 @@ class DirectTransport(Transport[SocketsT]):
 
     @staticmethod
     def _given_options(socket: SocketState, data: bytes) -> tuple[bytes, bytes, int]:
-        """(options, message, errno or 0) where options stand before the message (SEND_OPTIONS)."""
+        """(options, message, errno or 0) if options precede the message (SEND_OPTIONS)."""
         found = split(data)
-        if found is None or socket.header_included:  # Linux, raw_sendmsg: a whole packet has its options in its header
+        if found is None or socket.header_included:  # Linux, raw_sendmsg: a whole packet contains its options
             return b"", data, errno.EINVAL
         options, message = found
         try:

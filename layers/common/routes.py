@@ -1,8 +1,8 @@
-"""The route table: which way a destination is, and which addresses are our own.
+"""The route table: the route to a destination, and the stack's own addresses.
 
-Built whole from the `bus.messages.Routes` that ip announces and never changed afterwards: a new announcement makes a
-new table. Addresses are octets of their family's width (packets.addresses); one table has the routes of all families.
-Which source address a packet gets is for `layers.common.source_address`.
+A table is built from the `bus.messages.Routes` that ip announces and never changed; a new announcement makes a new
+table. Addresses are octets of their family's width (packets.addresses); one table has the routes of all families.
+`layers.common.source_address` selects source addresses.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from packets.addresses import (
     network,
 )
 
-CACHE_ENTRIES_MAX = 4096  # destinations whose route is remembered; then it starts afresh
+CACHE_ENTRIES_MAX = 4096  # destinations whose route is cached; then the cache is cleared
 
 
 def address_of(config: StackConfig) -> bytes:
-    """The address that a stack starts with."""
+    """The configured address of a stack."""
     return config.address.to_bytes(IPV4_OCTETS, "big")
 
 
 def gateway_of(config: StackConfig) -> bytes:
-    """The gateway that a stack starts with; ANY: none."""
+    """The configured gateway of a stack; ANY: none."""
     return config.gateway.to_bytes(IPV4_OCTETS, "big") if config.gateway else ANY
 
 
 def configured(config: StackConfig) -> Routes:
-    """The addresses and routes that a stack starts with."""
+    """The configured addresses and routes of a stack."""
     address, gateway = address_of(config), gateway_of(config)
     routes = [Route(network(address, config.prefix), config.prefix, ANY, address, config.mtu)]
     if gateway:
@@ -49,12 +49,13 @@ def configured(config: StackConfig) -> Routes:
 
 
 def links_of(addresses: list[tuple[bytes, int]]) -> RouteTable:
-    """The networks that our addresses are in, and nothing else. ValueError as for RouteTable."""
+    """The networks of the own addresses, and no other routes. ValueError as for RouteTable."""
     return RouteTable(Routes(addresses, connected(addresses, 0)))
 
 
 def connected(addresses: Iterable[tuple[bytes, int]], mtu_octets: int) -> list[Route]:
-    """The routes to the networks that we are in; of several addresses in one, the first is its source."""
+    """The routes to the networks of the own addresses; if several addresses are in one network, the first is its
+    source."""
     routes: dict[tuple[bytes, int], Route] = {}
     for address, prefix in addresses:
         place = network(address, prefix), prefix
@@ -64,14 +65,18 @@ def connected(addresses: Iterable[tuple[bytes, int]], mtu_octets: int) -> list[R
 
 
 class RouteTable:
-    """Longest prefix, then lowest metric, then first announced. ValueError for announcements that make no sense."""
+    """The longest prefix wins, then the lowest metric, then the first announced.
+
+    ValueError: an invalid announcement.
+    """
 
     def __init__(self, announced: Routes) -> None:
         self._check(announced)
         self.announced = announced
         self.own = frozenset(address for address, _ in announced.addresses)
         self._broadcast = frozenset(_broadcasts(announced.addresses))
-        networks: dict[tuple[int, int], dict[int, Route]] = {}  # by width and prefix; integers, to be masked quickly
+        # by width and prefix length; integers, to be masked quickly
+        networks: dict[tuple[int, int], dict[int, Route]] = {}
         for route in sorted(announced.routes, key=lambda route: route.metric):
             width = len(route.network)
             number = int.from_bytes(route.network, "big")
@@ -97,7 +102,7 @@ class RouteTable:
                 raise ValueError(f"not an address: {route}")
 
     def lookup(self, destination: bytes) -> Route | None:
-        """The route to `destination`; None: the network is unreachable. Own and loopback addresses need no route."""
+        """The route to `destination`; None: network unreachable. Own and loopback addresses need no route."""
         try:
             return self._cache[destination]
         except KeyError:
@@ -119,11 +124,11 @@ class RouteTable:
         return None
 
     def is_own(self, address: bytes) -> bool:
-        """True for one of our addresses."""
+        """True for an own address."""
         return address in self.own
 
     def is_local(self, address: bytes) -> bool:
-        """True where a packet to `address` does not leave the host."""
+        """True if a packet to `address` does not leave the host."""
         return address in self.own or is_loopback(address)
 
     def is_broadcast(self, address: bytes) -> bool:
@@ -131,11 +136,11 @@ class RouteTable:
         return address in self._broadcast
 
     def is_group(self, address: bytes) -> bool:
-        """True for the addresses of multicast groups and for those of `is_broadcast`."""
+        """True for multicast groups and for the addresses of `is_broadcast`."""
         return is_multicast(address) or address in self._broadcast
 
     def leaks(self, source: bytes, destination: bytes) -> bool:
-        """True where a packet would carry a loopback address out of the host (RFC 1122 section 3.2.1.3 (g)).
+        """True if a packet would carry a loopback address out of the host (RFC 1122 section 3.2.1.3 (g)).
 
         Linux's __mkroute_output: EINVAL.
         """

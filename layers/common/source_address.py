@@ -1,9 +1,9 @@
-"""Source address selection: which of our addresses a packet comes from (RFC 1122 section 3.3.4.3).
+"""Source address selection: which own address a packet comes from (RFC 1122 section 3.3.4.3).
 
-In the order of Linux: what the application chose for this packet, what its socket is bound to, of a multicast the
-socket's multicast interface, what the route says. ip settles the source of each route when routes or addresses change
-(`of_route`), so that a packet costs one look-up. Where IPv6 has several addresses to choose from, RFC 6724 section 5
-orders them by the destination: that belongs into `of_link`, and concerns no other module.
+The order is that of Linux: the application's choice for this packet, the socket's local address, for a multicast the
+socket's multicast interface, the route. ip determines the source of each route when routes or addresses change
+(`of_route`), so that a packet costs one look-up. For IPv6, RFC 6724 section 5 orders several addresses by the
+destination; that belongs into `of_link` and concerns no other module.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from packets.addresses import ANY, LIMITED_BROADCAST, LOOPBACK, is_multicast
 
 
 def named(routes: RouteTable, destination: bytes, chosen: bytes, bound: bytes, multicast_interface: bytes) -> bytes:
-    """What application and socket say of a packet's source; ANY: nothing. It need not be ours (any longer).
+    """The source that application and socket determine for a packet; ANY: none. It may no longer be an own address.
 
-    `chosen`: by the application, for this packet (RFC 1122 section 4.1.3.5). `bound`: the socket's local address.
-    Nothing is said by ANY, and by an address that is all zero.
+    `chosen`: by the application, for this packet (RFC 1122 section 4.1.3.5). `bound`: the socket's local address. ANY
+    and an address of zeros determine nothing.
     """
     if any(chosen):
         return chosen
-    if any(bound) and not routes.is_group(bound):  # no packet comes from the address of a group
+    if any(bound) and not routes.is_group(bound):  # the address of a group is never a source
         return bound
     return multicast_interface if is_multicast(destination) else ANY  # RFC 1112 section 6.1
 
 
 def of_packet(routes: RouteTable, destination: bytes, chosen: bytes, bound: bytes,
               multicast_interface: bytes) -> bytes | None:
-    """The source of a packet; None: there is no way, or what was `named` is not ours (Linux: ENETUNREACH)."""
+    """The source of a packet; None: no route, or `named` is not an own address (Linux: ENETUNREACH)."""
     source = named(routes, destination, chosen, bound, multicast_interface)
     if source:
         return source if routes.is_local(source) else None
@@ -36,10 +36,10 @@ def of_packet(routes: RouteTable, destination: bytes, chosen: bytes, bound: byte
 
 
 def of_destination(routes: RouteTable, destination: bytes) -> bytes | None:
-    """The source of a packet to there of which nothing is said; None: no way there.
+    """The default source for a destination; None: no route.
 
-    To oneself it is the destination, as on Linux. Limited broadcasts and multicasts concern the attached network: they
-    need no route, and take the first own address without one.
+    To an own address it is that address, as on Linux. Limited broadcasts and multicasts stay on the attached network:
+    they need no route, and without one use the first own address.
     """
     if routes.is_local(destination):
         return destination if routes.is_own(destination) else LOOPBACK[len(destination)]
@@ -52,16 +52,19 @@ def of_destination(routes: RouteTable, destination: bytes) -> bytes | None:
 
 
 def of_route(route: Route, links: RouteTable) -> bytes:
-    """The source of packets on a chosen route; ANY where it cannot be used now. `links`: the networks we are in."""
+    """The source of packets on a chosen route; ANY: it cannot be used now.
+
+    `links`: the networks of the own addresses.
+    """
     if route.gateway and links.lookup(route.gateway) is None:
         return ANY
-    if route.source:  # the operator said which
+    if route.source:  # the user has set it
         return route.source if links.is_own(route.source) else ANY
     return of_link(route.gateway or route.network, links)
 
 
 def of_link(next_hop: bytes, links: RouteTable) -> bytes:
-    """RFC 1122 section 3.3.4.3: an address of ours in the next hop's network, else our first; ANY: we have none."""
+    """RFC 1122 section 3.3.4.3: an own address in the network of the next hop, else the first; ANY: there is none."""
     link = links.lookup(next_hop)
     return link.source if link is not None else _first(links, len(next_hop))
 

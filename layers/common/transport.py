@@ -1,7 +1,7 @@
-"""What the layers below the socket service do alike (udp, icmp, raw): keep routes and sockets, and tell errors.
+"""The base class of the layers below the socket service (udp, icmp, raw): routes, sockets, ICMP errors.
 
-Routes are ip's announcement; sockets are declared by the socket service (SOCKET_SET, SOCKET_CLOSE) and answered for
-once they are stored. What a socket may have, and whose a packet is, is for the layer's own table to say.
+ip announces the routes. The socket service declares sockets (SOCKET_SET, SOCKET_CLOSE), which are stored before they
+are answered. The layer's own table decides about conflicts, and which socket gets a packet.
 """
 
 from __future__ import annotations
@@ -33,40 +33,43 @@ from layers.common.routes import RouteTable, configured
 from packets.icmp import DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED
 
 ROUTES_KEY = 0  # in state; every other key is a socket's handle
-NOWHERE = bytes(4)  # an address in a record of family 4 that says nothing
+NOWHERE = bytes(4)  # an unspecified address in a record of family 4
 
 _HANDLE = Struct("<I")
 _BELIEVES_NO_ROUTER = (4, 5)  # ip(7), IP_PMTUDISC_INTERFACE and _OMIT; Linux, ip_sk_accept_pmtu
 
 
 class TransportCounters(CounterSet):
-    """What `Transport` counts."""
+    """The counters of `Transport`."""
 
-    sets = Event("Socket declarations worked off, refused ones included.")
+    sets = Event("Socket declarations processed, including refused ones.")
     set_refused = Event("Socket declarations answered with an error.")
     closes = Event("Sockets closed.")
-    control_malformed = Drop("A control record that does not parse or makes no sense.")
-    state_unreadable = Drop("A stored record that a start could not read.")
+    control_malformed = Drop("Control records that cannot be decoded or are invalid.")
+    state_unreadable = Drop("Stored records that could not be read at a start.")
 
 
 class Sockets(Protocol):
-    """A layer's sockets by handle, in memory and in durable state."""
+    """The sockets of a layer by handle, in memory and in durable state."""
 
     def load(self) -> int:
-        """Read back what a former process stored; how many records made no sense and were deleted."""
+        """Restore the sockets of a former process; returns the number of deleted invalid records."""
 
     def set(self, wanted: SocketState, routes: RouteTable) -> SocketReply | None:
-        """Make a socket as it is wanted, and store it; or leave it and say why. None where that cannot even be said."""
+        """Create or change a socket as declared and store it, or refuse and return the reason.
+
+        None: the declaration is unusable.
+        """
 
     def close(self, handle: int) -> bool:
-        """Forget a socket; False where there is none."""
+        """Remove a socket; False: there is none."""
 
 
 SocketsT = TypeVar("SocketsT", bound=Sockets)
 
 
 class Transport(Generic[SocketsT]):
-    """Most of a `bus.layer.Core`: a layer adds to `_handlers` what is its own. It never wants to be woken."""
+    """Most of a `bus.layer.Core`: a subclass adds its own kinds of record to `_handlers`. It has no timers."""
 
     next_wake: float | None
 
@@ -83,7 +86,7 @@ class Transport(Generic[SocketsT]):
         }
 
     def start(self, now: float) -> list[Send]:
-        """Read back routes and sockets."""
+        """Restore routes and sockets."""
         stored = self._state.get(ROUTES_KEY)
         if stored is not None and not self._adopt_routes(stored):
             self.counters[TransportCounters.state_unreadable] += 1
@@ -92,20 +95,20 @@ class Transport(Generic[SocketsT]):
         return []
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Records of one kind, see the table of pipes."""
+        """Process records of one kind; see the table of pipes."""
         handler = self._handlers.get(kind)
         return handler(records) if handler is not None else []
 
     def wake(self, now: float) -> list[Send]:
-        """Never due."""
+        """Never called, because `next_wake` is None."""
         return []
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """Nobody needs to be told anything: ip announces its routes, sockets repeats what was unanswered."""
+        """Nothing to send: ip announces its routes, and sockets repeats unanswered declarations."""
         return []
 
     def _changed(self) -> list[Send]:
-        """Routes or sockets may be others than before: forget what followed from them, tell whom it concerns."""
+        """Routes or sockets may have changed: clear caches, and notify other layers if necessary."""
         return []
 
     def _set_routes(self, announcements: list[bytes]) -> list[Send]:
@@ -137,7 +140,7 @@ class Transport(Generic[SocketsT]):
             counters[TransportCounters.sets] += 1
             counters[TransportCounters.set_refused] += reply.errno != 0
             replies.append((topology.SOCKETS, messages.SOCKET_REPLY, messages.encode(reply)))
-        return [*self._changed(), *replies]  # what is answered has been asked for
+        return [*self._changed(), *replies]  # the socket service wants to know about every answered declaration
 
     def _close_sockets(self, closings: list[bytes]) -> list[Send]:
         for record in closings:
@@ -149,14 +152,14 @@ class Transport(Generic[SocketsT]):
 
 
 class IcmpError(NamedTuple):
-    """What an ERROR_HEAD says: of the error, and of the packet of ours that it quotes."""
+    """The fields of an ERROR_HEAD: of the error, and of the quoted packet of the stack."""
 
     icmp_type: int
     code: int
     origin: int  # SO_EE_ORIGIN_*
     family: int
     info: int
-    total: int  # octets of the packet
+    total: int  # octets of the whole quoted packet
     protocol: int
     header_octets: int
     offender: bytes
@@ -165,40 +168,40 @@ class IcmpError(NamedTuple):
 
     @classmethod
     def of(cls, record: bytes) -> IcmpError:
-        """From an ICMP_ERROR record of at least ERROR_HEAD.size octets."""
+        """Decode an ICMP_ERROR record of at least ERROR_HEAD.size octets."""
         return cls._make(ERROR_HEAD.unpack_from(record))
 
     def head(self) -> bytes:
-        """The ERROR_HEAD."""
+        """Encode the ERROR_HEAD."""
         return ERROR_HEAD.pack(*self)
 
     def errno_for(self, socket: SocketState, connected: bool) -> int:
-        """The errno that a socket is told; 0: none. Linux's __udp4_lib_err, ping_err and raw_err.
+        """The errno for a socket; 0: none. Linux's __udp4_lib_err, ping_err and raw_err.
 
-        With IP_RECVERR of all errors; else, if it is connected, of those that will not mend by themselves. Beyond Linux
-        a connected socket hears of ip's own errors too: that nobody answers at a neighbour's address (EHOSTUNREACH),
-        which Linux tells with IP_RECVERR only.
+        With IP_RECVERR all errors; otherwise, if the socket is connected, fatal errors. Unlike on Linux, a connected
+        socket also gets ip's own error that a neighbour does not answer (EHOSTUNREACH), which Linux reports only with
+        IP_RECVERR.
         """
         number, fatal = errno_of(self.icmp_type, self.code)
         if (self.icmp_type, self.code) == (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED) and not socket.mtu_discover:
             if not socket.protocol:
-                return 0  # one that lets its packets be fragmented need not know that they were too big
-            fatal = False  # raw_err tells who asked for all errors nevertheless
+                return 0  # a socket whose packets may be fragmented need not know their size limit
+            fatal = False  # raw_err reports it to sockets with IP_RECVERR anyway
         told = socket.receive_errors or (connected and (fatal or self.origin == ORIGIN_LOCAL))
         return number if told else 0
 
     def told(self, handle: int, number: int, port: int, sent: bytes) -> Send:
-        """For the socket service: `number` to the socket that sent `sent`, to `port` of the packet's destination."""
+        """SOCKET_ERROR records for the socket service: errno `number` for socket `sent`, about a packet to `port`."""
         error = SocketError(handle, number, self.origin, self.icmp_type, self.code, self.info, self.offender,
                             self.destination, port)
         return topology.SOCKETS, messages.SOCKET_ERROR, error.pack() + sent
 
     def mtu_told(self, socket: SocketState) -> list[Send]:
-        """For ip: what the next hop of a packet of this socket's can take, where this error says it.
+        """PATH_MTU records for ip with the MTU of the next hop, if this error contains it.
 
-        RFC 1191 section 4: by a fragmentation needed.
-        RFC 8201 section 4, RFC 9293 section 3.9.2.2: anybody can quote a packet that was never sent; whose socket it
-        would be has to exist. Whether to believe the number is for ip to say.
+        RFC 1191 section 4: by a fragmentation needed. RFC 8201 section 4, RFC 9293 section 3.9.2.2: an attacker can
+        quote a packet that was never sent, so the socket that would have sent it must exist. ip decides whether to
+        accept the MTU.
         """
         kind = self.icmp_type, self.code, self.origin
         if kind != (DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, ORIGIN_ICMP):
@@ -210,7 +213,7 @@ class IcmpError(NamedTuple):
 
 
 def refused(handle: int, number: int, destination: bytes, port: int, data: bytes) -> Send:
-    """For the socket service: `data` could not be sent, for the reason `number`."""
+    """A SOCKET_ERROR record for the socket service: `data` could not be sent, errno `number`."""
     error = SocketError(handle, number, ORIGIN_LOCAL, 0, 0, 0, bytes(len(destination)), destination, port)
     return topology.SOCKETS, messages.SOCKET_ERROR, error.pack() + data
 
@@ -218,7 +221,7 @@ def refused(handle: int, number: int, destination: bytes, port: int, data: bytes
 def misplaced(record: bytes) -> Send:
     """For the socket service: the SEND `record`, as long as a head, is not for this stack: EAFNOSUPPORT or ENODEV.
 
-    It names another family than FAMILY_4, or an interface that is not there; as Linux has it (socket(2), ip(7)).
+    Its family is not FAMILY_4, or its interface does not exist; as on Linux (socket(2), ip(7)).
     """
     handle, family, _, _, _, port, _, destination, _ = DATAGRAM_HEADER.unpack_from(record)
     if family == FAMILY_4:

@@ -1,10 +1,10 @@
-"""ICMP (RFC 792, RFC 1122 section 3.2.2): answers echo requests, sends and understands errors, serves ping sockets.
+"""ICMP (RFC 792, RFC 1122 section 3.2.2): answers echo requests, sends and processes errors, serves ping sockets.
 
-Owns the ping sockets and their identifiers. ip hands it packets, routes and packets to complain of; udp has it complain
-of closed ports and is told the errors about its own packets; sockets declares ping sockets and sends through them.
+Owns the ping sockets and their identifiers. ip sends it packets, routes, and packets to send errors about. udp sends it
+packets to closed ports and gets the errors about its own packets. sockets declares ping sockets and sends by them.
 
-A crash loses the memory of whom errors were sent to, so a host may get up to a burst of them anew. Ping sockets and
-routes are kept.
+A crash loses the state of the rate limits, so a host may get another burst of errors. Ping sockets and routes are
+stored.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from packets.checksum import verifies
 from packets.icmp import PARAMETER_PROBLEM
 from packets.ip_options import before, echoed
 
-# RFC 1122 section 3.2.2: no bit of TOS; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux has the TOS of
-# the offending packet there, and so makes of its DSCP another one.
+# RFC 1122 section 3.2.2: TOS 0; RFC 1812 section 4.3.2.5: precedence internetwork control. Linux uses the TOS of the
+# offending packet, which changes its DSCP.
 ERROR_TOS = 0xC0
 MAY_FRAGMENT = messages.TRANSMIT_MAY_FRAGMENT
 
@@ -60,7 +60,7 @@ _IGNORED = {
 
 
 class Packet(NamedTuple):
-    """What a PACKET_HEAD says."""
+    """The fields of a PACKET_HEAD."""
 
     interface: int
     family: int
@@ -81,7 +81,7 @@ class Core(DirectTransport[PingSockets]):
         super().__init__(config, state, counters, PingSockets(state, rng))
         self._limits = ErrorLimits()
         self._epoch = config.epoch
-        self._now = 0.0  # of the call in hand
+        self._now = 0.0  # the time of the present call
         self._ttl = config.ttl
         self._accept_redirects = config.accept_redirects
         self._raw_booted = "raw" in config.layers
@@ -94,7 +94,7 @@ class Core(DirectTransport[PingSockets]):
         }
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Records of one kind, see the table of pipes."""
+        """Process records of one kind; see the table of pipes."""
         self._now = now
         return super().receive(sender, kind, records, now)
 
@@ -113,20 +113,20 @@ class Core(DirectTransport[PingSockets]):
             message = record[start:]
             if packet.flags & FLAG_GROUP:
                 # RFC 1122 sections 3.2.2.6, 3.2.2.8: an echo or timestamp request to a group may be discarded. Replies
-                # and errors must not come so.
+                # and errors must not be sent to a group.
                 counters[Counters.to_group] += 1
                 continue
             if len(message) < wire.HEADER_OCTETS:
                 counters[Counters.malformed] += 1
                 continue
-            # RFC 1122 section 3.2.2: a bad checksum is discarded silently; no device does the sums of ICMP
+            # RFC 1122 section 3.2.2: a wrong checksum is discarded silently; no device offloads the checksum of ICMP
             if not verifies(message):
                 counters[Counters.bad_checksum] += 1
                 continue
             icmp_type = message[0]
             options = record[PACKET_HEAD.size + ipv4.HEADER_OCTETS : start]
             if icmp_type == wire.ECHO_REQUEST:
-                # RFC 1122 section 3.2.2.6: with all the data
+                # RFC 1122 section 3.2.2.6: with all of the data
                 reply = self._reply_head(packet, options) + wire.echo_reply(message)
                 sends.append((IP, messages.TRANSMIT, reply))
                 counters[Counters.echo_replies_sent] += 1
@@ -143,18 +143,18 @@ class Core(DirectTransport[PingSockets]):
         return sends
 
     def _reply_head(self, packet: Packet, options: bytes) -> bytes:
-        """What stands before the reply to a query for ip: TRANSMIT_HEAD and options.
+        """The TRANSMIT_HEAD and the options of the reply to a query.
 
-        RFC 1122 sections 3.2.2.6, 3.2.2.8: from the address that was asked, with the options that ip completed. RFC
-        1349 section 5.1: with the same TOS. Without DF, as Linux does: any size must get back.
+        RFC 1122 sections 3.2.2.6, 3.2.2.8: from the address of the request's destination, with the options that ip
+        completed. RFC 1349 section 5.1: with the same TOS. Without DF, as on Linux, so that any size can be returned.
         """
         options = echoed(options) if options else b""
         return TRANSMIT_HEAD.pack(0, packet.interface, packet.family, MAY_FRAGMENT, wire.PROTOCOL, self._ttl,
                                   packet.tos, len(options), packet.destination, packet.source) + options
 
     def _timestamp(self, packet: Packet, options: bytes, message: bytes, sends: list[Send]) -> None:
-        """RFC 1122 section 3.2.2.8: answered as an echo request is."""
-        if len(message) < wire.HEADER_OCTETS + 4:  # as Linux: the originate timestamp is all that is needed of it
+        """RFC 1122 section 3.2.2.8: answered like an echo request."""
+        if len(message) < wire.HEADER_OCTETS + 4:  # as on Linux: only the originate timestamp is required
             self.counters[Counters.malformed] += 1
             return
         self.counters[Counters.timestamp_replies_sent] += 1
@@ -175,10 +175,10 @@ class Core(DirectTransport[PingSockets]):
             return
         sends.append((SOCKETS, messages.DATAGRAM, header + message))
 
-    # Errors about packets of ours
+    # Errors about packets of the stack
 
     def _quoted(self, message: bytes, sensible: bool) -> tuple[ipv4.Quoted, bytes] | None:
-        """The packet of ours that an error quotes; None, and counted, where it is none, or the error not sensible."""
+        """The packet of the stack that an error quotes; None (and counted): another packet, or an implausible error."""
         quote = wire.quote_of(message)
         quoted = ipv4.quoted(quote)
         if not sensible:
@@ -194,14 +194,14 @@ class Core(DirectTransport[PingSockets]):
         return None
 
     def _redirect(self, teller: bytes, message: bytes, sends: list[Send]) -> None:
-        """RFC 1122 section 3.2.2.2: of any code, about the host. Whether to believe it is ip's to say."""
+        """RFC 1122 section 3.2.2.2: of any code, for the host. ip decides whether to accept it."""
         found = self._quoted(message, message[1] <= wire.REDIRECT_CODE_MAX)
         if found is not None:
             self.counters[Counters.redirects_to_ip] += 1
             sends.append((IP, messages.REDIRECT, found[0].destination + wire.gateway_of(message) + teller))
 
     def _error(self, offender: bytes, message: bytes, sends: list[Send]) -> None:
-        """RFC 1122 section 3.2.2: an error goes to the transport that the packet it quotes came from."""
+        """RFC 1122 section 3.2.2: pass an error to the transport that sent the quoted packet."""
         counters = self.counters
         icmp_type, code = message[0], message[1]
         found = self._quoted(message, wire.is_error_code(icmp_type, code))
@@ -223,7 +223,7 @@ class Core(DirectTransport[PingSockets]):
             counters[Counters.error_no_transport] += 1
 
     def _local_errors(self, errors: list[bytes]) -> list[Send]:
-        """What ip could not send: it is our packet, so nothing but its shape is checked."""
+        """Errors from ip about packets that it could not send: only their format is checked."""
         sends: list[Send] = []
         for record in errors:
             error = IcmpError.of(record) if len(record) >= ERROR_HEAD.size else None
@@ -235,7 +235,7 @@ class Core(DirectTransport[PingSockets]):
         return sends
 
     def _tell_socket(self, error: IcmpError, sent: bytes, sends: list[Send]) -> None:
-        """Tells a ping socket of an error about a message of its own."""
+        """Report an error about a message of a ping socket to that socket."""
         counters = self.counters
         socket = None
         if sent[0] == wire.ECHO_REQUEST:
@@ -251,10 +251,10 @@ class Core(DirectTransport[PingSockets]):
         counters[Counters.errors_to_sockets] += 1
         sends.append(error.told(socket.handle, number, 0, sent[: wire.QUOTE_OCTETS_MAX]))
 
-    # Errors about packets of others
+    # Errors about received packets
 
     def _reports(self, reports: list[bytes]) -> list[Send]:
-        """Sends the errors that ip and udp ask for, as far as RFC 1122 section 3.2.2 permits."""
+        """Send the errors that ip and udp ask for, as far as RFC 1122 section 3.2.2 permits."""
         counters = self.counters
         sends: list[Send] = []
         start = REPORT_HEAD.size + PACKET_HEAD.size
@@ -266,7 +266,7 @@ class Core(DirectTransport[PingSockets]):
             packet = Packet._make(PACKET_HEAD.unpack_from(report, REPORT_HEAD.size))
             quote = report[start:]
             refusal = self._refuse_report(icmp_type, packet, quote)
-            # Linux, icmpv4_xrlim_allow and icmpv4_mask_allow: there is no limit on what stays in the host
+            # Linux, icmpv4_xrlim_allow and icmpv4_mask_allow: packets that stay in the host are not limited
             looped = packet.flags & FLAG_LOOPED
             if refusal is None and not looped and not self._limits.allow(packet.source, self._now):
                 refusal = Counters.report_limited
@@ -274,8 +274,8 @@ class Core(DirectTransport[PingSockets]):
                 counters[refusal] += 1
                 continue
             counters[Counters.errors_sent] += 1
-            # RFC 1122 section 3.2.2: header and data unchanged. ip fills in nothing where it tells of a problem in the
-            # options, nor in what we send to ourselves.
+            # RFC 1122 section 3.2.2: header and data unchanged. ip has recorded nothing if the error is about the
+            # options, or if the packet came from this host.
             filled_in = packet.header_octets > ipv4.HEADER_OCTETS and icmp_type != PARAMETER_PROBLEM
             if filled_in and not self._routes.is_local(packet.source):
                 quote = wire.as_received(quote)
@@ -286,7 +286,8 @@ class Core(DirectTransport[PingSockets]):
         return sends
 
     def _refuse_report(self, icmp_type: int, packet: Packet, quote: bytes) -> int | None:
-        """RFC 1122 section 3.2.2: the counter of the reason why there is no error about `packet`, if there is one."""
+        """RFC 1122 section 3.2.2: the counter for the reason why no error is sent about `packet`; None: one may be
+        sent."""
         if icmp_type not in wire.REPORTED_TYPES:
             return Counters.report_malformed
         if ipv4.is_later_fragment(quote):
@@ -298,9 +299,9 @@ class Core(DirectTransport[PingSockets]):
         destination = packet.destination
         if packet.flags & FLAG_GROUP or not self._routes.is_local(destination) or self._routes.is_group(destination):
             return Counters.report_to_group
-        if packet.flags & FLAG_LOOPED:  # within the host 127/8 is a source as good as any
+        if packet.flags & FLAG_LOOPED:  # within the host 127/8 is a valid source
             return None
-        # 0/8, loopback, multicast and class E; a broadcast address of ours.
+        # 0/8, loopback, multicast and class E, or a broadcast address.
         if not is_unicast(packet.source) or self._routes.is_group(packet.source):
             return Counters.report_from_group
         return None

@@ -1,4 +1,4 @@
-"""What the ICMP layer counts."""
+"""The counters of icmp."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from layers.common.raw_transport import DirectCounters
 
 
 class Counters(DirectCounters):
-    """One sentence for everything that can happen to a message here."""
+    """One sentence for each counter."""
 
     received = In("ICMP packets from ip.")
     echo_replies_sent = Out("Replies to echo requests.")
     timestamp_replies_sent = Out("Replies to timestamp requests.")
-    errors_sent = Out("Errors sent about packets that we received.")
+    errors_sent = Out("Errors sent about received packets.")
     requests_sent = Out("Echo requests sent for ping sockets.")
 
-    replies_delivered = Event("Echo replies handed to ping sockets.")
-    errors_to_transports = Event("Errors about packets of ours, handed to their transport.")
-    errors_to_raw = Event("Errors about packets of ours of any protocol, handed to raw.")
-    redirects_to_ip = Event("Redirects about packets of ours, handed to ip (`up --accept-redirects`).")
-    errors_to_sockets = Event("Errors about echo requests of ours, told to ping sockets.")
-    sends = Event("Echo requests that ping sockets asked to send.")
+    replies_delivered = Event("Echo replies passed to ping sockets.")
+    errors_to_transports = Event("Errors about packets of the stack, passed to their transport.")
+    errors_to_raw = Event("Errors about packets of the stack of any protocol, passed to raw.")
+    redirects_to_ip = Event("Redirects about packets of the stack, passed to ip (`up --accept-redirects`).")
+    errors_to_sockets = Event("Errors about echo requests of the stack, reported to ping sockets.")
+    sends = Event("Echo requests of ping sockets.")
 
-    malformed = Drop("The packet ends before its ICMP header does.")
-    bad_checksum = Drop("The ICMP checksum does not verify.")
-    to_group = Drop("The message was sent to a broadcast or multicast address; such are not answered, as on Linux.")
-    reply_no_socket = Drop("An echo reply with the identifier of no ping socket here.")
-    unknown_type = Drop("A message of a type that is not handled.")
-    source_quench = Drop("A source quench; deprecated (RFC 6633) and ignored.")
-    redirect = Drop("A redirect; ignored, without `up --accept-redirects`: routes are the operator's.")
-    router_discovery = Drop("A router advertisement or solicitation (RFC 1256); ignored, as by Linux.")
-    information = Drop("An information request or reply; obsolete (RFC 6918), and no host may answer (RFC 1122).")
-    address_mask = Drop("An address mask request or reply; ignored: we are no authority for masks (RFC 1122).")
-    timestamp_reply = Drop("A timestamp reply; nothing here sends requests but raw sockets, which have their own copy.")
+    malformed = Drop("Packets shorter than an ICMP header.")
+    bad_checksum = Drop("Messages with a wrong ICMP checksum.")
+    to_group = Drop("Messages to a broadcast or multicast address, which are not answered, as on Linux.")
+    reply_no_socket = Drop("Echo replies whose identifier is not that of a ping socket.")
+    unknown_type = Drop("Messages of an unknown type.")
+    source_quench = Drop("Source quench messages, which are deprecated (RFC 6633) and ignored.")
+    redirect = Drop("Redirects, which are ignored without `up --accept-redirects`.")
+    router_discovery = Drop("Router advertisements and solicitations (RFC 1256), which are ignored, as on Linux.")
+    information = Drop("Information requests and replies, which are obsolete (RFC 6918) and must not be answered (RFC "
+                       "1122).")
+    address_mask = Drop("Address mask requests and replies, which only an authoritative agent answers (RFC 1122).")
+    timestamp_reply = Drop("Timestamp replies; only raw sockets send requests, and they get a copy of the reply.")
 
-    error_unknown_code = Drop("A destination unreachable with a code above 15, or a redirect with one above 3.")
-    error_bad_quote = Drop("An error that does not quote a packet's IP header and first 8 octets of payload.")
-    error_not_ours = Drop("An error about a packet that was not sent from an address of ours.")
-    error_about_group = Drop("An error about a packet to a broadcast or multicast address: nobody may send such.")
-    error_no_transport = Drop("An error about a packet of a protocol that nobody here speaks.")
-    error_no_socket = Drop("An error about an ICMP message that is of no ping socket that is still here.")
-    error_ignored = Drop("An error that Linux would not tell this ping socket of either.")
+    error_unknown_code = Drop("Destination unreachable with a code above 15, or redirects with a code above 3.")
+    error_bad_quote = Drop("Errors that do not quote an IP header and 8 octets of payload.")
+    error_not_ours = Drop("Errors about a packet whose source is not an own address.")
+    error_about_group = Drop("Errors about a packet to a broadcast or multicast address, which are forbidden.")
+    error_no_transport = Drop("Errors about a packet of a protocol without a layer.")
+    error_no_socket = Drop("Errors about an ICMP message whose ping socket does not exist.")
+    error_ignored = Drop("Errors that are not reported to this ping socket, as on Linux.")
 
-    report_malformed = Drop("A packet to complain of, or an error to complain with, that makes no sense.")
-    report_about_icmp = Drop("No error about an ICMP message that is not a query (RFC 1122 section 3.2.2).")
-    report_to_group = Drop("No error about a packet that was not sent to an address of ours.")
-    report_from_group = Drop("No error to a source that is no single host.")
-    report_fragment = Drop("No error about a fragment other than the first.")
-    report_limited = Drop("No error now: too many in a short time, to this host or to all.")
+    report_malformed = Drop("Invalid requests to send an error.")
+    report_about_icmp = Drop("Errors not sent about an ICMP message that is not a query (RFC 1122 section 3.2.2).")
+    report_to_group = Drop("Errors not sent about a packet whose destination is not an own address.")
+    report_from_group = Drop("Errors not sent to a source that is not a single host.")
+    report_fragment = Drop("Errors not sent about a fragment other than the first.")
+    report_limited = Drop("Errors not sent because of the rate limit for this host or for all.")

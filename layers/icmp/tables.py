@@ -1,4 +1,4 @@
-"""What the ICMP layer remembers: ping sockets by handle and by identifier, and to whom it sent errors of late."""
+"""The tables of icmp: ping sockets by handle and by identifier, and the rate limits of errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from layers.common.routes import RouteTable
 from packets.addresses import ANY
 
 MAX_SOCKETS = 4096
-IDENTIFIERS = 65535  # 1 to 65535; 0 means "choose one"
+IDENTIFIERS = 65535  # 1 to 65535; 0 means that icmp chooses one
 
 MAX_TARGETS = 1024
 TARGET_ERRORS_PER_SECOND = 1  # Linux: net.ipv4.icmp_ratelimit, 1000 ms
@@ -27,7 +27,7 @@ ERRORS_BURST = 50  # Linux: net.ipv4.icmp_msgs_burst
 
 
 class PingSockets(DirectSockets):
-    """Ping sockets as they are: a SocketState whose local address and port (its identifier) are settled."""
+    """Ping sockets. Each is a SocketState whose local address and port (its identifier) are chosen."""
 
     def __init__(self, state: State, rng: random.Random) -> None:
         super().__init__(state, MAX_SOCKETS)
@@ -35,14 +35,15 @@ class PingSockets(DirectSockets):
         self._by_identifier: dict[int, SocketState] = {}
 
     def of_identifier(self, identifier: int, local: bytes) -> SocketState | None:
-        """The socket that a message to address `local` belongs to; as Linux's ping_lookup, whoever it is from."""
+        """The socket for a message to address `local` with this identifier; the source does not matter, as in Linux's
+        ping_lookup."""
         socket = self._by_identifier.get(identifier)
         return socket if socket is not None and (not socket.local or socket.local == local) else None
 
     def _settled(self, wanted: SocketState, former: SocketState | None, routes: RouteTable) -> SocketState:
         local = wanted.local
         if local and (former is None or former.local != local) and not routes.is_local(local):
-            raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
+            raise OSError(errno.EADDRNOTAVAIL, "not an address of this stack")
         if wanted.peer:
             if routes.is_broadcast(wanted.peer) and not wanted.broadcast:
                 raise OSError(errno.EACCES, "a broadcast address without SO_BROADCAST")
@@ -53,7 +54,7 @@ class PingSockets(DirectSockets):
                 raise OSError(errno.EINVAL, "no packet leaves the host from 127/8")
         identifier = 0
         if wanted.bind:
-            # A repeated declaration finds the identifier that was chosen for the first one.
+            # A repeated declaration keeps the identifier that was chosen for the first one.
             identifier = wanted.port or (former.port if former else 0) or self._choose()
             holder = self._by_identifier.get(identifier)
             if holder is not None and holder.handle != wanted.handle:
@@ -76,21 +77,21 @@ class PingSockets(DirectSockets):
         self._by_identifier.pop(socket.port, None)
 
     def _choose(self) -> int:
-        # A random start, then the next free one: among MAX_SOCKETS + 1 identifiers in a row one is free.
+        # A random start, then the next free one: among MAX_SOCKETS + 1 consecutive identifiers one is free.
         start = self._rng.randrange(IDENTIFIERS)
         return next(identifier for step in range(MAX_SOCKETS + 1)
                     if (identifier := (start + step) % IDENTIFIERS + 1) not in self._by_identifier)
 
 
 class ErrorLimits:
-    """RFC 1812 section 4.3.2.8: errors are rate limited, for each host that gets them and for all together."""
+    """RFC 1812 section 4.3.2.8: the rate of errors is limited, for each destination and in all."""
 
     def __init__(self) -> None:
         self._all = TokenBucket(ERRORS_PER_SECOND, ERRORS_BURST)
-        self._targets: OrderedDict[bytes, TokenBucket] = OrderedDict()  # the most recently used last
+        self._targets: OrderedDict[bytes, TokenBucket] = OrderedDict()  # the most recently used is the last
 
     def allow(self, target: bytes, now: float) -> bool:
-        """True where an error may be sent to the address `target` at `now`; it counts as sent then."""
+        """True if an error may be sent to the address `target` at `now`; it counts as sent."""
         if not self._all.ready(now):
             return False
         targets = self._targets

@@ -1,7 +1,8 @@
-"""What `launcher.py route` and `launcher.py address` may ask of ip: see `bus.layer.ManagedCore`.
+"""The requests of `launcher.py route` and `launcher.py address`: see `bus.layer.ManagedCore`.
 
-An order makes a new `Routes` from the chosen one, or is refused in a sentence for a person. Its number is stored with
-what it made: when it comes again, because ip died before it could answer, it is known to be done.
+A request makes a new `Routes` from the configured one, or is refused with a sentence for the user. The number of the
+request is stored together with its result: if it is repeated because ip died before it could answer, it is known to be
+done.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from layers.common.routes import connected, links_of
 from layers.ip.routing import Routing, gateway_problem
 from packets.addresses import ANY, is_host, is_unicast
 
-# With as many path MTUs and redirects as there may be, what one announcement can hold (MAX_FRAME_OCTETS).
+# Together with the maximum number of path MTUs and redirects, as many as an announcement can hold (MAX_FRAME_OCTETS).
 ADDRESSES_MAX = 64
 ROUTES_MAX = 4096
-LIST_PAGE = 256  # routes in one answer: a message to the keeper must fit its line
-MTU_MIN = 68  # RFC 791 section 3.2: every network can carry this
+LIST_PAGE = 256  # routes per answer: a message to the keeper must fit into a packet of the control channel
+MTU_MIN = 68  # RFC 791 section 3.2: every network can carry packets of this size
 METRIC_MAX = (1 << 32) - 1
 
 
 class Refused(Exception):
-    """The text says why."""
+    """The request is refused; the text gives the reason."""
 
 
 class Order(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -37,13 +38,13 @@ class Order(msgspec.Struct, frozen=True, tag_field="op", forbid_unknown_fields=T
 
 
 class RouteList(Order, frozen=True, tag="route_list"):
-    """A page of all routes, with those that follow from addresses and path MTUs; the first `after` are known."""
+    """A page of all routes, including those that follow from addresses and path MTUs; the first `after` are skipped."""
 
     after: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class RouteAdd(Order, frozen=True, tag="route_add"):
-    """Addresses are text; empty: none was given. An MTU of 0: the interface's."""
+    """Addresses are text; empty: not given. An MTU of 0: that of the interface."""
 
     destination: str
     gateway: str = ""
@@ -53,7 +54,7 @@ class RouteAdd(Order, frozen=True, tag="route_add"):
 
 
 class RouteDelete(Order, frozen=True, tag="route_del"):
-    """The route to `destination`; where there are several, the one with the lowest metric."""
+    """The route to `destination`; if there are several, the one with the lowest metric."""
 
     destination: str
     gateway: str = ""
@@ -61,17 +62,17 @@ class RouteDelete(Order, frozen=True, tag="route_del"):
 
 
 class AddressList(Order, frozen=True, tag="address_list"):
-    """All addresses."""
+    """List all addresses."""
 
 
 class AddressAdd(Order, frozen=True, tag="address_add"):
-    """An address with its prefix length, and so the network that we are in with it."""
+    """An address with its prefix length, which also makes its network directly connected."""
 
     address: str
 
 
 class AddressDelete(Order, frozen=True, tag="address_del"):
-    """Sockets that are bound to it stay, and hear again once it is back. So do routes that need it."""
+    """Delete an address. Sockets bound to it, and routes that need it, stay and work again when it is back."""
 
     address: str
 
@@ -80,7 +81,7 @@ _Any = RouteList | RouteAdd | RouteDelete | AddressList | AddressAdd | AddressDe
 
 
 def execute(request: dict[str, object], routing: Routing, now: float) -> dict[str, object]:
-    """The answer to a request; where `routing.chosen` is another object afterwards, something has changed."""
+    """The answer to a request; if `routing.chosen` is another object afterwards, something has changed."""
     try:
         order = msgspec.convert(request, _Any)  # type: ignore[arg-type,var-annotated]
         if isinstance(order, RouteList):
@@ -94,7 +95,7 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
         if chosen != routing.chosen:
             routing.choose(chosen, order.order)
     except msgspec.ValidationError as error:
-        return {"error": f"ip does not understand: {error}"}
+        return {"error": f"ip: invalid request: {error}"}
     except (Refused, ValueError) as error:
         return {"error": str(error)}
     return {}
@@ -113,7 +114,7 @@ def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
 
 
 def _learnt(routing: Routing, now: float) -> list[dict[str, object]]:
-    """What redirects and path MTUs make of routes, with the seconds that they have left."""
+    """The routes with what redirects and path MTUs change, with the seconds that these are still valid."""
     lines = []
     for redirect in routing.redirects.all():
         route = routing.table.lookup(redirect.destination)
@@ -152,7 +153,7 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
         raise Refused(f"gateway {order.gateway} {problem}")
     route = Route(destination.network_address.packed, destination.prefixlen, gateway, source, order.mtu, order.metric)
     if not source_address.of_route(route, links_of(chosen.addresses)):
-        raise Refused("without an address, this stack can have no route")
+        raise Refused("a stack without an address can have no route")
     if route in chosen.routes:
         return chosen
     rivals = [*connected(chosen.addresses, 0), *chosen.routes]
@@ -160,7 +161,7 @@ def _add_route(order: RouteAdd, routing: Routing) -> Routes:
            for rival in rivals):
         raise Refused(f"there is a route to {destination} with metric {order.metric} already")
     if len(chosen.routes) >= ROUTES_MAX:
-        raise Refused(f"{ROUTES_MAX} routes are the most that a stack has")
+        raise Refused(f"{ROUTES_MAX} routes is the maximum")
     return Routes(chosen.addresses, [*chosen.routes, route])
 
 
@@ -178,7 +179,7 @@ def _delete_route(order: RouteDelete, routing: Routing) -> Routes:
         if (link.network, link.prefix) == place:
             address = f"{ip_address(link.source)}/{link.prefix}"
             raise Refused(f"the route to {destination} goes with the address {address}: address del {address}")
-    raise Refused(f"there is no such route to {destination}")
+    raise Refused(f"there is no route to {destination}")
 
 
 def _add_address(order: AddressAdd, routing: Routing) -> Routes:
@@ -189,13 +190,13 @@ def _add_address(order: AddressAdd, routing: Routing) -> Routes:
         return chosen
     if address in _own(chosen):
         raise Refused(f"{interface.ip} is an address of this stack already, with another prefix length")
-    # RFC 1122 section 3.2.1.3: 0/8, 127/8, class D and E are no host's, nor are a network's first and last address
+    # RFC 1122 section 3.2.1.3: hosts have no addresses in 0/8, 127/8, class D and E, nor the first or last of a network
     if not is_unicast(address):
         raise Refused(f"{interface.ip}: a host cannot have this address")
     if not is_host(address, prefix):
-        raise Refused(f"{interface.ip} is the network's own or broadcast address")
+        raise Refused(f"{interface.ip} is the address of the network itself or its broadcast address")
     if len(chosen.addresses) >= ADDRESSES_MAX:
-        raise Refused(f"{ADDRESSES_MAX} addresses are the most that a stack has")
+        raise Refused(f"{ADDRESSES_MAX} addresses is the maximum")
     return Routes([*chosen.addresses, (address, prefix)], chosen.routes)
 
 

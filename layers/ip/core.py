@@ -1,8 +1,8 @@
 """ip's core: IPv4 for a host (RFC 791, RFC 1122 section 3).
 
-Joins the way in (`input`), the way out (`output`) and what both follow (`routing`). Talks to: link and arp below; icmp,
-udp and sockets above. All but link get a copy of the addresses and routes. Forgets in a crash: packets that wait for a
-neighbour's address, fragments of packets that are not whole yet.
+Joins `input`, `output` and `routing`, which both use. Talks to: link and arp below; the transports and sockets above.
+All but link get a copy of the addresses and routes. Forgets in a crash: packets that wait for the address of a
+neighbour, and fragments of incomplete packets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from packets.addresses import WIDTHS
 
 
 class Core:
-    """Packets up, segments down, neighbours beside. See bus.layer.ManagedCore."""
+    """The core of ip; see bus.layer.ManagedCore."""
 
     next_wake: float | None = None
 
@@ -36,11 +36,11 @@ class Core:
         self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.epoch,
                               config.offload)
         self._paths_go_to = topology.routed(config.layers)
-        self._routes_go_to = (*self._paths_go_to, topology.ARP)  # arp answers for our addresses
-        self._due: tuple[float | None, ...] = (None, None)  # from which `next_wake` follows
+        self._routes_go_to = (*self._paths_go_to, topology.ARP)  # arp answers for the own addresses
+        self._due: tuple[float | None, ...] = (None, None)  # the times from which `next_wake` was computed
 
     def start(self, now: float) -> list[Send]:
-        """Read back what was stored; tell addresses and routes, and routers our groups."""
+        """Restore the stored state; announce addresses and routes, and report the groups to routers."""
         self._routing.start()
         self._uppers.start()
         self._output.start()
@@ -49,7 +49,7 @@ class Core:
         return self._tell_routes(*self._routes_go_to) + reports
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Packets from link, segments from the transports, answers from arp."""
+        """Process packets from link, segments from the transports, and answers from arp."""
         if kind == messages.TRANSMIT:
             return self._output.transmit(records, now)
         if kind == messages.PACKET:
@@ -77,7 +77,7 @@ class Core:
         return []
 
     def wake(self, now: float) -> list[Send]:
-        """Fragments or path MTUs are too old, reports of our groups are due."""
+        """Expire fragments and path MTUs, and send due group reports."""
         sends = self._input.expire(now) + self._groups.expire(now)
         if self._routing.expire(now):
             self._output.rerouted()
@@ -86,12 +86,12 @@ class Core:
         return sends
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """Tell it the routes; ask arp again what it may have forgotten."""
+        """Send the neighbour the routes; ask arp again for pending addresses."""
         sends = self._tell_routes(sender) if sender in self._routes_go_to else []
         return sends + self._output.unresolved() if sender == topology.ARP else sends
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
-        """Routes and addresses, listed and changed: see `orders`."""
+        """Execute a request about routes or addresses: see `admin`."""
         chosen = self._routing.chosen
         answer = admin.execute(request, self._routing, now)
         if self._routing.chosen is chosen:
@@ -101,7 +101,7 @@ class Core:
         return answer, self._tell_routes(*self._routes_go_to)
 
     def _arp_told(self, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Of neighbours; gateways among them may have failed, or be back."""
+        """Records from arp about neighbours; some may be gateways that fail or are back."""
         announced = self._routing.announcement
         if kind == messages.NEIGHBOR:
             sends = self._output.resolved(records, now)
@@ -117,7 +117,7 @@ class Core:
                 self._counters[C.bad_announcement] += 1
                 continue
             told, quoted_octets = messages.PATH_MTU_HEAD.unpack_from(record)
-            if not self._output.sends_to(destination):  # anybody can quote a packet that we never sent
+            if not self._output.sends_to(destination):  # the quoted packet may be forged
                 self._counters[C.path_mtu_refused] += 1
             elif self._routing.router_told(destination, told, quoted_octets, now):
                 news = True

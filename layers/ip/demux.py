@@ -1,6 +1,6 @@
-"""Who gets packets of which protocol: its transport, if it has one here, and raw, which may want copies of any.
+"""Demultiplexing by protocol: the transport of a packet, and whether raw wants a copy.
 
-Owns what raw wants (durable state): a restart of ip must not answer for what a raw socket listens to.
+Owns the protocols that raw wants (durable state): a restarted ip must not send errors for a protocol of a raw socket.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WANTED_KEY = 4  # in durable state
 
 
 class Uppers:
-    """`sole`, on the hot path, knows just the protocols that concern nobody but their transport."""
+    """`sole`, on the hot path, contains only the protocols that concern no layer but their transport."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -24,11 +24,11 @@ class Uppers:
         self.sole = dict(UPPER)
 
     def start(self) -> None:
-        """Read back what raw wants."""
+        """Restore the protocols that raw wants."""
         self._adopt(self._state.get(WANTED_KEY, b""))
 
     def want(self, protocols: bytes) -> None:
-        """RAW_WANTED: from now on raw gets copies of these."""
+        """RAW_WANTED: from now on raw gets copies of packets of these protocols."""
         if frozenset(protocols) != self.wanted:
             self._state[WANTED_KEY] = protocols
             self._adopt(protocols)
@@ -39,7 +39,7 @@ class Uppers:
 
 
 def copy_of(record: bytes, flags: int, protocol: int) -> tuple[int, int, bytes]:
-    """A PACKET record for raw, which sees packets as a wire would carry them."""
+    """A PACKET record for raw, in which packets look as on a wire."""
     if flags & FLAG_CHECKSUM_PARTIAL:
         record = record_of(completed(record[HEAD_OCTETS:], protocol), flags ^ FLAG_CHECKSUM_PARTIAL)
     return topology.RAW, PACKET, record

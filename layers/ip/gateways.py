@@ -1,7 +1,7 @@
-"""Gateways that do not answer (RFC 1122 section 3.3.1.4), so that others take their place until they are back.
+"""Dead gateways (RFC 1122 section 3.3.1.4): others are used until they are back.
 
-Owns which those are; in durable state, so that a restart need not find out anew. Nothing here has a timer: a gateway is
-asked for again when something is sent at all, and is back with the first sign of life that arp has of it.
+Owns the set of dead gateways, in durable state. It has no timer: a dead gateway is resolved again while packets are
+sent, and is alive again when arp sees a packet from it.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from collections.abc import Container
 from bus.layer import State
 from bus.messages import decoder, encode
 
-RETRY_S = 30.0  # between two questions for a dead gateway; as for one in use: neighbors.ASK_AGAIN_AFTER_S
+RETRY_S = 30.0  # between two requests for a dead gateway; the same as neighbors.ASK_AGAIN_AFTER_S
 
 _decode = decoder(list[bytes])
 _NOTHING = encode([])
 
 
 class Gateways:
-    """Dead gateways, by address."""
+    """The dead gateways, by address."""
 
     def __init__(self, state: State, key: int) -> None:
         self._state = state
         self._key = key
-        self._dead: dict[bytes, float] = {}  # and when to ask again
+        self._dead: dict[bytes, float] = {}  # {gateway: time of the next request}
 
     def load(self) -> None:
-        """Read back what is stored; ValueError for what cannot be read."""
+        """Restore the stored gateways. ValueError: not valid."""
         self._dead = dict.fromkeys(_decode(self._state.get(self._key, _NOTHING)), 0.0)
 
     def __contains__(self, gateway: object) -> bool:
         return gateway in self._dead
 
     def failed(self, gateway: bytes, now: float) -> bool:
-        """It does not answer; True where this is news."""
+        """The gateway does not answer; True: it was alive before."""
         news = gateway not in self._dead
         self._dead[gateway] = now + RETRY_S
         if news:
@@ -41,21 +41,21 @@ class Gateways:
         return news
 
     def lives(self, gateway: bytes) -> bool:
-        """It was heard of; True where this is news."""
+        """A packet of the gateway arrived; True: it was dead before."""
         if self._dead.pop(gateway, None) is None:
             return False
         self._store()
         return True
 
     def keep(self, gateways: Container[bytes]) -> None:
-        """Forget those that are gateways no longer."""
+        """Remove those that are no longer gateways."""
         kept = {gateway: at for gateway, at in self._dead.items() if gateway in gateways}
         if len(kept) < len(self._dead):
             self._dead = kept
             self._store()
 
     def due(self, now: float) -> list[bytes]:
-        """Those to be asked for again now."""
+        """The gateways for which a request is due."""
         due = [gateway for gateway, at in self._dead.items() if now >= at]
         for gateway in due:
             self._dead[gateway] = now + RETRY_S

@@ -1,7 +1,7 @@
-"""Multicast groups: which of our sockets listen to what, and so what the host listens to.
+"""Multicast groups: the memberships of sockets, and the resulting membership of the host.
 
-Owns memberships by socket, as the socket service tells them (durable state), and the filters that follow from all of
-them together; drives IGMP, which tells routers. Forgets in a crash what IGMP has not told yet: a start tells all anew.
+Owns memberships by socket, as the socket service sends them (durable state), and the merged filters of all sockets;
+drives IGMP, which reports to routers. Forgets in a crash: pending IGMP reports; a start reports everything again.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ _decode_querier = messages.decoder(Querier)
 
 
 class Groups:
-    """`next_due`: when `expire` has something to do. Groups and sources are octets."""
+    """The groups of the host. Groups and sources are octets."""
 
     def __init__(self, routing: Routing, state: State, counters: CounterWords, rng: random.Random) -> None:
         self._routing = routing
         self._state = state
         self._counters = counters
-        self._members: dict[bytes, dict[int, Filter]] = {}  # group -> filters by handle
-        self._joined: dict[int, set[bytes]] = {}  # handle -> its groups
-        self._filters: dict[bytes, Filter] = {}  # group -> what all of its members want together
+        self._members: dict[bytes, dict[int, Filter]] = {}  # {group: {handle: filter}}
+        self._joined: dict[int, set[bytes]] = {}  # {handle: its groups}
+        self._filters: dict[bytes, Filter] = {}  # {group: merged filter of all members}
         room_octets = routing.mtu_octets - ipv4.HEADER_OCTETS - len(ROUTER_ALERT)
         self._igmp = Igmp(self._filters, rng, room_octets)
 
     @property
     def next_due(self) -> float | None:
-        """When `expire` has something to do."""
+        """The time at which `expire` has something to do."""
         return self._igmp.next_due
 
     def start(self, now: float) -> list[Send]:
-        """Read back who is a member of what; report it, as routers may have given us up in the meantime."""
+        """Restore the memberships; report them, because routers may have expired them meanwhile."""
         for key in list(self._state):
             try:
                 if key == QUERIER_KEY:
@@ -63,14 +63,15 @@ class Groups:
         return self._wrap(self._igmp.changed(joined, now))
 
     def accepts(self, group: bytes, source: bytes | None) -> bool:
-        """Whether any socket may want a packet to `group` from `source`; None: from anybody."""
+        """True if a socket may want a packet to `group` from `source`; None: from any source."""
         if group == ALL_SYSTEMS:  # RFC 1112 section 7.2: always joined
             return True
         wanted = self._filters.get(group)
         return wanted is not None and (source is None or (source in wanted.sources) != wanted.exclude)
 
     def listen(self, records: list[bytes], now: float) -> list[Send]:
-        """MEMBERSHIP records: the groups of a socket as they are now; stored, answered, reported where that is news."""
+        """MEMBERSHIP records: the present groups of a socket; stored, answered, and reported if the host's membership
+        changes."""
         sends: list[Send] = []
         for record in records:
             try:
@@ -92,7 +93,7 @@ class Groups:
         return sends
 
     def heard(self, received: bytes, now: float) -> None:
-        """An IGMP packet, whole and for us."""
+        """Process an IGMP packet, which is whole and for this host."""
         message = received[ipv4.header_octets(received) :]
         self._counters[C.igmp_in] += 1
         if len(message) < HEADER_OCTETS or not verifies(message):
@@ -110,14 +111,14 @@ class Groups:
             self._counters[C.igmp_not_for_hosts] += 1
 
     def expire(self, now: float) -> list[Send]:
-        """Reports are due."""
+        """Send due reports."""
         due = self._igmp.next_due
         return self._wrap(self._igmp.expire(now)) if due is not None and due <= now else []
 
     # -- from sockets to the host ----------------------------------------------------------------------------------
 
     def _take(self, membership: Membership) -> list[Change]:
-        """Have these be the groups of that socket; what changes for the host. ValueError for what is no group."""
+        """Replace the groups of a socket; returns the changes for the host. ValueError: an invalid group."""
         handle = membership.handle
         wanted = {entry.group: _filter(entry) for entry in membership.groups}
         before = self._joined.pop(handle, set())
@@ -162,7 +163,7 @@ class Groups:
 
 
 def merged(filters: list[Filter]) -> Filter:
-    """RFC 3376 section 3.2: what a host wants of a group whose members want this."""
+    """RFC 3376 section 3.2: the filter of a host for a group whose members have these filters."""
     included = frozenset().union(*(wanted.sources for wanted in filters if not wanted.exclude))
     excluded = [wanted.sources for wanted in filters if wanted.exclude]
     return Filter(True, frozenset.intersection(*excluded) - included) if excluded else Filter(False, included)
@@ -171,5 +172,5 @@ def merged(filters: list[Filter]) -> Filter:
 def _filter(entry: SourceFilter) -> Filter:
     width = len(entry.group)
     if width != IPV4_OCTETS or not is_multicast(entry.group) or any(len(source) != width for source in entry.sources):
-        raise ValueError("not a group and its sources")
+        raise ValueError("invalid group or sources")
     return Filter(entry.exclude, frozenset(entry.sources))

@@ -1,8 +1,9 @@
-"""Identification numbers: unique for source, destination and protocol while a packet may live (RFC 6864 section 4.2).
+"""Identification numbers: unique for source, destination and protocol during the lifetime of a packet (RFC 6864 section
+4.2).
 
-Owns a table of series, of which each (source, destination, protocol) uses one, chosen by a keyed hash, as Linux does
-(`ip_idents`): bounded memory, and nobody can tell from the numbers sent to one host what is sent to another. A block of
-numbers is reserved in durable state before the first of it is used; a restart goes on behind it.
+Owns a table of series. A keyed hash maps each (source, destination, protocol) to a series, as in Linux (`ip_idents`):
+memory is bounded, and the numbers sent to one host reveal nothing about those sent to others. A block of numbers is
+reserved in durable state before the first of it is used; a restart continues after it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from hashlib import blake2s
 
 from bus.layer import State
 
-SECRET_KEY = 1  # in durable state: the hash must find the same series after a restart
-SERIES_KEYS = 3 << 32  # + number of a series: the last number of its block
-SERIES = 2048  # Linux: the least that ip_idents has
-BLOCK = 1024  # numbers reserved by one write to durable state, and the most that a restart skips
-LIFETIME_S = 120.0  # RFC 791 section 3.2, RFC 1122 section 3.3.2: what a packet may live at most
+SECRET_KEY = 1  # in durable state, because the hash must give the same series after a restart
+SERIES_KEYS = 3 << 32  # + number of a series: the last number of its reserved block
+SERIES = 2048  # Linux: the minimum of ip_idents
+BLOCK = 1024  # numbers reserved by one write to durable state; at most this many are skipped by a restart
+LIFETIME_S = 120.0  # RFC 791 section 3.2, RFC 1122 section 3.3.2: the maximum lifetime of a packet
 BLUR_INTERVAL_S = 0.1
-BLUR_PER_SECOND = 100  # up to so many numbers are skipped, to hide how many were used: 12,000 in a lifetime
+BLUR_PER_SECOND = 100  # maximum of skipped numbers, which hide how many were used: 12,000 in a lifetime
 SECRET_OCTETS = 16
 
 
@@ -28,8 +29,8 @@ class Series:
     __slots__ = ("_blur_at", "_key", "_left", "_number", "_rng", "_state")
 
     def __init__(self, number: int, key: int, state: State, rng: random.Random) -> None:
-        self._number = number  # the last that was used
-        self._left = 0  # of the block that is reserved
+        self._number = number  # the last used number
+        self._left = 0  # left in the reserved block
         self._blur_at = float("inf")
         self._key = key
         self._state = state
@@ -44,18 +45,18 @@ class Series:
         return number
 
     def run(self, count: int, now: float) -> int:
-        """The first of `count` numbers, below 65536, that follow each other."""
+        """The first of `count` consecutive numbers, below 65536."""
         first = self.next(now)
         for _ in range(count - 1):
-            self.next(now)  # nothing is skipped within one moment
+            self.next(now)  # no number is skipped within one moment
         return first
 
     def _renew(self, now: float) -> None:
-        """Skip a few by chance, as far as time has passed, and reserve a block where that is due."""
+        """Skip a random number of numbers in proportion to the elapsed time, and reserve a block if necessary."""
         silent_s = now - self._blur_at
         skipped = 0
         if silent_s >= LIFETIME_S:
-            skipped = self._rng.randrange(1 << 16)  # none that was used before can be under way any more
+            skipped = self._rng.randrange(1 << 16)  # all used numbers have expired
         elif silent_s >= 0:
             skipped = self._rng.randrange(int((silent_s + BLUR_INTERVAL_S) * BLUR_PER_SECOND) + 1)
         self._number = (self._number + skipped) & 0xFFFF
@@ -67,7 +68,7 @@ class Series:
 
 
 class Identifications:
-    """The table of series; each is made when it is first used."""
+    """The table of series; a series is created when it is first used."""
 
     def __init__(self, state: State, rng: random.Random) -> None:
         self._state = state
@@ -76,13 +77,13 @@ class Identifications:
         self._series: dict[int, Series] = {}
 
     def start(self) -> None:
-        """Read back the secret, or draw one."""
+        """Restore the secret, or create one."""
         self._secret = self._state.get(SECRET_KEY, b"")
         if len(self._secret) != SECRET_OCTETS:
             self._secret = self._state[SECRET_KEY] = self._rng.randbytes(SECRET_OCTETS)
 
     def series(self, source: bytes, destination: bytes, protocol: int) -> Series:
-        """The series of all packets with these three."""
+        """The series for packets with these addresses and this protocol."""
         key = source + destination + bytes((protocol,))
         place = int.from_bytes(blake2s(key, key=self._secret, digest_size=2).digest(), "big") % SERIES
         series = self._series.get(place)

@@ -1,8 +1,8 @@
-"""The host's side of IGMP: when to tell routers which groups we listen to (RFC 3376; RFC 2236 and 1112 by fallback).
+"""The host part of IGMP: when to report groups to routers (RFC 3376; RFC 2236 and 1112 as fallback).
 
-A state machine: it is told of changes, queries, others' reports and the time, and returns (destination, message) to
-send. Owns what is to be answered or repeated, which a crash loses; and what was learnt of the querier, which whoever
-drives it stores.
+A state machine: it gets changes, queries, other hosts' reports and the time, and returns (destination, message) to
+send. Owns pending answers and repetitions, which a crash loses, and the parameters of the querier, which the caller
+stores.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from packets.igmp import (
 
 UNSOLICITED_INTERVAL_S = 1.0  # RFC 3376 section 8.11
 V2_UNSOLICITED_INTERVAL_S = 10.0  # RFC 2236 section 8.10
-QUERIED_SOURCES_MAX = 1024  # asked about and not yet answered; then the answer is the whole list, which says it too
+QUERIED_SOURCES_MAX = 1024  # per group; beyond this the answer is the complete list, which includes them
 
 Message = tuple[bytes, bytes]  # destination, IGMP message
 
 
 class Filter(NamedTuple):
-    """What is wanted of a group: all sources but these, or (not `exclude`) these only."""
+    """The wanted sources of a group: all but these, or (not `exclude`) only these."""
 
     exclude: bool
     sources: frozenset[bytes]
 
 
-NOTHING = Filter(False, frozenset())  # RFC 3376 section 3.1: not to listen at all
+NOTHING = Filter(False, frozenset())  # RFC 3376 section 3.1: not a member
 Change = tuple[bytes, Filter, Filter]  # group, before, now
 
 
 class Querier(msgspec.Struct, array_like=True):
-    """What queries told. The times are those until which older versions are assumed to be around."""
+    """The parameters from queries. The times are those until which older versions are assumed to be present."""
 
     v1_until: float = 0.0
     v2_until: float = 0.0
@@ -65,7 +65,7 @@ class Querier(msgspec.Struct, array_like=True):
         return 1 if now < self.v1_until else 2 if now < self.v2_until else 3
 
     def learn(self, query: Query, now: float) -> None:
-        """A query came."""
+        """Process a query."""
         if query.version == 3:
             self.robustness, self.interval_s = query.robustness, query.interval_s
             return
@@ -77,7 +77,7 @@ class Querier(msgspec.Struct, array_like=True):
 
 
 class _Unreported:
-    """A change that is still to be reported: so many times the filter mode, so many times each source."""
+    """A change that is not completely reported: remaining reports of the filter mode, and of each source."""
 
     __slots__ = ("mode_left", "sources_left")
 
@@ -87,31 +87,34 @@ class _Unreported:
 
 
 class _Answer:
-    """A report of one group that is due. `sources`: those that were asked about; empty: the group as a whole."""
+    """A due report of one group. `sources`: those in the query; empty: the group as a whole."""
 
     __slots__ = ("due", "repeats", "sources")
 
     def __init__(self, due: float, sources: frozenset[bytes] = frozenset(), repeats: int = 0) -> None:
         self.due = due
         self.sources = sources
-        self.repeats = repeats  # versions 1 and 2: reports to come after this one
+        self.repeats = repeats  # versions 1 and 2: further reports after this one
 
 
 class Igmp:
-    """`filters`: what is wanted now, kept by whoever drives it. `next_due`: when `expire` has something to do."""
+    """`filters`: the present memberships, which the caller changes.
+
+    `next_due`: the time at which `expire` has something to do.
+    """
 
     def __init__(self, filters: Mapping[bytes, Filter], rng: random.Random, room_octets: int) -> None:
         self.querier = Querier()
         self.next_due: float | None = None
         self._filters = filters
         self._rng = rng
-        self._room_octets = room_octets  # for a message
+        self._room_octets = room_octets  # available for a message
         self._version = 3
         self._general_due: float | None = None
         self._changes_due: float | None = None
         self._unreported: dict[bytes, _Unreported] = {}
         self._answers: dict[bytes, _Answer] = {}
-        self._reporter: set[bytes] = set()  # version 2: groups of which nobody but us has reported last
+        self._reporter: set[bytes] = set()  # version 2: groups that this host was the last to report
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
@@ -123,7 +126,7 @@ class Igmp:
         return messages
 
     def queried(self, query: Query, now: float) -> None:
-        """A router asks."""
+        """Process a query of a router."""
         self.querier.learn(query, now)
         self._follow_version(now)
         if self._version == 3:
@@ -133,7 +136,7 @@ class Igmp:
         self._plan()
 
     def overheard(self, group: bytes, now: float) -> None:
-        """RFC 2236 section 3: another host's report spares ours. In version 3 all report for themselves."""
+        """RFC 2236 section 3: another host's report makes ours unnecessary. In version 3 all hosts report."""
         self._follow_version(now)
         if self._version < 3:
             self._answers.pop(group, None)
@@ -141,7 +144,7 @@ class Igmp:
             self._plan()
 
     def expire(self, now: float) -> list[Message]:
-        """Reports are due."""
+        """Send due reports."""
         self._follow_version(now)
         messages: list[Message] = []
         if self._general_due is not None and self._general_due <= now:
@@ -159,7 +162,7 @@ class Igmp:
 
     def _follow_version(self, now: float) -> None:
         version = self.querier.version(now)
-        if version != self._version:  # RFC 3376 section 7.2.1: a change of mode cancels all that is pending
+        if version != self._version:  # RFC 3376 section 7.2.1: a change of version cancels all pending reports
             self._version = version
             self._general_due = self._changes_due = None
             self._unreported.clear()
@@ -177,12 +180,12 @@ class Igmp:
     # -- version 3 -------------------------------------------------------------------------------------------------
 
     def _changed_v3(self, changes: Iterable[Change], now: float) -> list[Message]:
-        # RFC 3376 section 5.1: a change is reported at once, together with what has not been reported often enough
+        # RFC 3376 section 5.1: a change is reported at once, together with incompletely reported changes
         times = self.querier.robustness
         for group, before, after in changes:
             unreported = self._unreported.setdefault(group, _Unreported())
             if before.exclude != after.exclude:
-                unreported.mode_left = times  # and more often than any source: all of them stand in these reports
+                unreported.mode_left = times  # more often than any source: these reports contain all of them
             else:
                 unreported.sources_left.update(dict.fromkeys(before.sources ^ after.sources, times))
         return self._report_changes(now)
@@ -225,24 +228,24 @@ class Igmp:
 
     def _answer_v3(self, group: bytes, answer: _Answer) -> list[Message]:
         wanted = self._filters.get(group)
-        if wanted is None:  # left in the meantime, which was reported
+        if wanted is None:  # left meanwhile, which was reported
             return []
         if not answer.sources:
             return self._report([_state(group, wanted)])
-        # RFC 3376 section 5.2: of the sources asked about, those that we listen to, if there are any
+        # RFC 3376 section 5.2: the wanted ones of the sources in the query, if there are any
         heard = answer.sources - wanted.sources if wanted.exclude else answer.sources & wanted.sources
         return self._report([Record(IS_IN, group, heard)] if heard else [])
 
     def _report(self, records: list[Record]) -> list[Message]:
         return [(V3_ROUTERS, message) for message in reports(records, self._room_octets)]
 
-    # -- versions 1 and 2: a group is listened to or not -----------------------------------------------------------
+    # -- versions 1 and 2: no source filters -----------------------------------------------------------------------
 
     def _changed_v2(self, changes: Iterable[Change], now: float) -> list[Message]:
         messages: list[Message] = []
         for group, before, after in changes:
             if before == NOTHING:
-                # RFC 2236 section 3: at once, and again in case that was lost
+                # RFC 2236 section 3: at once, and again in case the first is lost
                 messages += self._answer_v2(group, _Answer(now, repeats=self.querier.robustness - 1), now)
             elif after == NOTHING:
                 self._answers.pop(group, None)

@@ -1,6 +1,6 @@
-"""The way in: from what link brings to what is checked, whole, and for us.
+"""Input: received packets are checked, reassembled and passed to their transport.
 
-Owns the fragments of packets that are not whole yet, which a crash loses.
+Owns the fragments of incomplete packets, which a crash loses.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from packets import fragments, ipv4, offload
 from packets.addresses import LIMITED_BROADCAST, is_multicast, is_unicast
 from packets.checksum import verifies
 
-SOURCES_MAX = 4096  # addresses remembered as those of single hosts; then it starts afresh
-# Interface, flags and segment size of a PACKET_HEAD, and the IPv4 header behind it: one call reads both.
+SOURCES_MAX = 4096  # sources cached as single hosts; then the cache is cleared
+# Interface, flags and segment size of a PACKET_HEAD, and the IPv4 header after it, for one unpack.
 _HEADS = Struct(f"!BxBxH{HEAD_OCTETS - 6}x" + ipv4.HEADER.format[1:])
 _START = HEAD_OCTETS
 _END = HEAD_OCTETS + ipv4.HEADER_OCTETS
 
 
 class Input:
-    """Packets up."""
+    """The input path."""
 
     def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, counters: CounterWords,
                  epoch: float) -> None:
@@ -47,19 +47,19 @@ class Input:
         self._groups = groups
         self._counters = counters
         self._reassembly = Reassembly(counters)
-        self._sources: set[bytes] = set()  # cache of what `_is_host` said yes to
+        self._sources: set[bytes] = set()  # cache of sources for which `_is_host` returned True
 
     @property
     def next_expiry(self) -> float | None:
-        """When `expire` has something to do."""
+        """The time at which `expire` has something to do."""
         return self._reassembly.next_expiry
 
     def rerouted(self) -> None:
-        """What is a broadcast address, and what is our own, may have changed."""
+        """The own and broadcast addresses may have changed."""
         self._sources.clear()
 
     def deliver(self, records: list[bytes], now: float) -> list[Send]:
-        """PACKET records from link, the trailer not yet cut."""
+        """Process PACKET records from link, which still have the padding of their frame."""
         counters, own, sources, sole = self._counters, self._routing.own, self._sources, self._uppers.sole
         read, pack = _HEADS.unpack_from, PACKET_HEAD.pack
         sends: list[Send] = []
@@ -98,7 +98,7 @@ class Input:
                     source, destination, protocol):
                 counters[C.bad_source] += 1
                 continue
-            packet = record[_START : _START + total]  # RFC 894: what is beyond is padding
+            packet = record[_START : _START + total]  # RFC 894: octets beyond are padding
             if size and (flags & FLAG_GROUP or header_octets != 20 or fragment & ipv4.FRAGMENT_MASK
                          or protocol not in sole):
                 head, pieces = _cut_head(record[:_START]), offload.packets(packet, protocol, size)
@@ -112,7 +112,8 @@ class Input:
                     continue
                 packet, header_octets, tos = whole, (whole[0] & 15) << 2, whole[1]
                 if fragment & ipv4.FRAGMENT_MASK:
-                    flags &= ~FLAG_CHECKED  # what was said of the checksum was said of the packet as it came
+                    # the device's statement about the checksum was about the packet before reassembly
+                    flags &= ~FLAG_CHECKED
             head = pack(interface, FAMILY_4, flags, header_octets, size, protocol, ttl, tos, source, destination)
             record = head + packet
             upper = sole.get(protocol)
@@ -130,7 +131,7 @@ class Input:
         return sends
 
     def _deliver_otherwise(self, record: bytes, flags: int, protocol: int, now: float, sends: list[Send]) -> None:
-        """A packet that is not just its transport's."""
+        """Deliver a packet that also concerns a layer other than its transport."""
         copied = protocol in self._uppers.wanted
         if copied:
             self._counters[C.copied] += 1
@@ -145,7 +146,7 @@ class Input:
                 sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, record))
 
     def _unwrap(self, packet: bytes, header_octets: int, flags: int, now: float, sends: list[Send]) -> bytes | None:
-        """Look into options, put fragments together: the packet that is to be delivered, if there is one now."""
+        """Process options and reassemble fragments: the packet to deliver, if one is complete now."""
         if header_octets != ipv4.HEADER_OCTETS:
             ours = None if flags & FLAG_GROUP else packet[ipv4.DESTINATION]
             header, problem, source_routed = examine(packet[:header_octets], ours, now + self._epoch)
@@ -162,12 +163,12 @@ class Input:
         return packet
 
     def expire(self, now: float) -> list[Send]:
-        """Fragments that waited in vain: tell the senders of packets whose beginning came."""
+        """Expire fragments; send errors to the senders of packets whose first fragment has arrived."""
         firsts = self._reassembly.expire(now)
         return [complaint(TIME_EXCEEDED, REASSEMBLY_TIMEOUT, record_of(first)) for first in firsts]
 
     def _is_host(self, source: bytes) -> bool:
-        """Whether `source` can be that of one other host; remembered, for it is asked about every packet."""
+        """True if `source` can be the address of another single host; cached, because every packet is checked."""
         table = self._routing.table
         if table.is_own(source) or not is_unicast(source) or table.is_broadcast(source):
             return False
@@ -177,12 +178,12 @@ class Input:
         return True
 
     def _is_group(self, destination: bytes, source: bytes, protocol: int) -> bool:
-        """Whether an address that is not ours is a group's that concerns us; counted where it is not.
+        """True if a foreign address is that of a group of this host; counted otherwise.
 
-        Groups are the limited and the directed broadcast addresses, and multicast groups that a socket has joined.
+        Groups are the limited and directed broadcast addresses, and joined multicast groups.
         """
         if is_multicast(destination):
-            # RFC 1112 section 7.2: only joined groups. IGMP is about a group, not of one of its sources.
+            # RFC 1112 section 7.2: only joined groups. IGMP messages are not filtered by source.
             if self._groups.accepts(destination, source if protocol != ipv4.IGMP else None):
                 return True
             self._counters[C.other_group] += 1
@@ -194,16 +195,16 @@ class Input:
 
 
 def _may_lack_address(source: bytes, destination: bytes, protocol: int) -> bool:
-    """Whether a packet may come from 0/8: from a host that has no address yet, or a switch that has none.
+    """True if a packet may come from 0/8: from a host without an address yet, or a switch without one.
 
-    RFC 1122 section 3.2.1.3 (a): while a host learns its address; as on Linux only to all, or to a group of the link
-    (ip_route_input_slow, ip_mc_validate_source). RFC 4541 section 2.1.1: a switch that asks in a router's place.
+    RFC 1122 section 3.2.1.3 (a): while a host learns its address. As on Linux only broadcasts and multicasts of the
+    link (ip_route_input_slow, ip_mc_validate_source). RFC 4541 section 2.1.1: a switch that acts as a querier.
     """
     return ipv4.is_this_network(source) and (
         destination == LIMITED_BROADCAST or ipv4.is_link_local_group(destination) or protocol == ipv4.IGMP)
 
 
 def _cut_head(head: bytes) -> bytes:
-    """The head of a super-packet, for one of the packets that it stands for: as on a wire."""
+    """The head of a super-packet for one of its packets, as on a wire."""
     interface, family, flags, *_ = PACKET_HEAD.unpack(head)
     return PACKET_HEAD.pack(interface, family, flags & ~FLAG_CHECKED, 0, 0, 0, 0, 0, bytes(4), bytes(4))

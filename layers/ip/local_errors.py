@@ -1,4 +1,4 @@
-"""Errors that ip finds: about packets that came, for icmp to tell their sender; about our own, for their transport."""
+"""Errors that ip detects: about received packets, to be sent by icmp; about sent packets, to their transport."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ REASSEMBLY_TIMEOUT = 1  # RFC 792: code of a time exceeded
 
 
 def complaint(icmp_type: int, code: int, record: bytes, info: int = 0) -> Send:
-    """For icmp: tell the sender of a packet, a PACKET record. `info`: the pointer of a parameter problem."""
+    """REPORT_ERROR for icmp: send an error about a packet, a PACKET record.
+
+    `info`: the pointer of a parameter problem.
+    """
     report = messages.REPORT_HEAD.pack(icmp_type, code, info)
     return (topology.ICMP, messages.REPORT_ERROR, report + record[: HEAD_OCTETS + messages.QUOTE_OCTETS])
 
 
 def local_error(code: int, built: bytes, wanted: Container[int], info: int = 0) -> list[Send]:
-    """Tell the transport that sent `built` what the network would have told it by ICMP. `info`: an MTU.
+    """ICMP_ERROR to the transport that sent `built`, as if the network had sent the error. `info`: an MTU.
 
-    raw is told, too, of the protocols that it wants. Of a fragment but the first nobody could tell whose it was.
+    raw also gets it for the protocols that it wants. Nothing is sent for a fragment other than the first, because its
+    transport header is missing.
     """
     version, _, total, _, fragment, _, protocol, _, source, destination = ipv4.HEADER.unpack_from(built)
     if fragment & ipv4.FRAGMENT_OFFSET:

@@ -1,7 +1,7 @@
-"""IP options in what we receive (RFC 791 section 3.1, RFC 1122 section 3.2.1.8, RFC 7126).
+"""IP options in received packets (RFC 791 section 3.1, RFC 1122 section 3.2.1.8, RFC 7126).
 
-As Linux does with accept_source_route=0: source-routed packets are none of ours to deal with; record route and
-timestamp are filled in where they have room; what is malformed is told to the sender; all others are ignored.
+As Linux with accept_source_route=0: source-routed packets are dropped; record route and timestamp are filled in if they
+have room; malformed options are answered by an error; all others are ignored.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from packets.ip_options import LOOSE_SOURCE_ROUTE, RECORD_ROUTE, ROUTER_ALERT, S
 from packets.ipv4 import HEADER_OCTETS, with_checksum
 from packets.time_of_day import time_of_day
 
-POINTER = 2  # offset in a record route or timestamp option: where its next slot is, counted from 1
+POINTER = 2  # offset in a record route or timestamp option: position of the next slot, counted from 1
 OVERFLOW_FLAG = 3  # offset in a timestamp option: overflow count, flag
 TIME_ONLY, ADDRESS_AND_TIME, PRESPECIFIED = 0, 1, 3
 SLOT_OCTETS = {TIME_ONLY: 4, ADDRESS_AND_TIME: 8, PRESPECIFIED: 8}
-OTHER_SLOT_OCTETS = 4  # as Linux's ip_options_compile: of flags that RFC 791 does not know; nothing is recorded there
+OTHER_SLOT_OCTETS = 4  # as Linux's ip_options_compile for unknown flags; nothing is recorded
 ROUTER_ALERT_OCTETS = 4  # RFC 2113 section 2.1
 
 
 class Examined(NamedTuple):
-    """What the options of a header came to."""
+    """The result of processing the options of a header."""
 
     header: bytes  # updated
-    problem: int = 0  # offset in the header of what is malformed; 0: nothing
+    problem: int = 0  # offset in the header of a malformed option; 0: none
     source_routed: bool = False
 
 
 def examine(header: bytes, ours: bytes | None, epoch_s: float, ours_to_send: bool = False) -> Examined:
-    """Check the options of `header` and record `ours`, the address of ours that it is to; None: record nothing.
+    """Check the options of `header` and record the own address `ours` in them; None: record nothing.
 
-    `epoch_s`: now, in seconds since 1970. `ours_to_send`: it is from us, which is no reason to count that a timestamp
-    has no room for us.
+    `epoch_s`: the time in seconds since 1970. `ours_to_send`: the packet is sent by this host, so a full timestamp is
+    not counted as an overflow.
     """
     changed = bytearray(header)
     seen = set()
@@ -49,7 +49,7 @@ def examine(header: bytes, ours: bytes | None, epoch_s: float, ours_to_send: boo
             problem = at + 1 if len(option) < ROUTER_ALERT_OCTETS else 0
         elif kind == TIMESTAMP:
             problem = _timestamp(changed, at, len(option), ours, epoch_s, ours_to_send)
-        else:  # RFC 1122 section 3.2.1.8: silently ignore what is not understood
+        else:  # RFC 1122 section 3.2.1.8: silently ignore unknown options
             continue
         if problem or (kind in seen and kind != ROUTER_ALERT):  # RFC 791: each appears at most once in a datagram
             return Examined(header, problem or at)
@@ -58,7 +58,7 @@ def examine(header: bytes, ours: bytes | None, epoch_s: float, ours_to_send: boo
 
 
 def _record_route(header: bytearray, at: int, length: int, ours: bytes | None) -> int:
-    """Fill in one slot; the offset of what is malformed, or 0."""
+    """Fill in one slot; returns the offset of a malformed octet, or 0."""
     if length < 3:
         return at + 1
     pointer = header[at + POINTER]
@@ -71,7 +71,7 @@ def _record_route(header: bytearray, at: int, length: int, ours: bytes | None) -
 
 
 def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, epoch_s: float, ours_to_send: bool) -> int:
-    """Fill in one slot, or count that there was none; the offset of what is malformed, or 0."""
+    """Fill in one slot, or count the overflow; returns the offset of a malformed octet, or 0."""
     if length < 4:
         return at + 1
     pointer, flag = header[at + POINTER], header[at + OVERFLOW_FLAG] & 15

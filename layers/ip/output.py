@@ -1,7 +1,7 @@
-"""The way out: from a transport's segment to packets whose next hop is resolved.
+"""Output: from a transport's segment to packets whose next hop is resolved.
 
-Owns flows (what is the same for all packets with one TRANSMIT_HEAD) and the packets that wait for a neighbour's
-address. Forgets both in a crash.
+Owns flows (the common part of all packets with the same TRANSMIT_HEAD) and the packets that wait for the address of a
+neighbour. Forgets both in a crash.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from packets.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
 from packets.offload import CHECKSUM_AT, complete, completed, segment_header_octets, segments
 
 FLOWS_MAX = 4096
-NOBODY = Neighbor(b"")  # the next hop of what loops and goes no further
+NOBODY = Neighbor(b"")  # the next hop of packets that are only looped back
 BROADCAST_MAC = b"\xff" * 6
 HEAD_OCTETS = TRANSMIT_HEAD.size
-GROWTH_OCTETS = ipv4.HEADER_OCTETS - HEAD_OCTETS  # from a TRANSMIT record to its packet
-_ONE_PACKET = bytes(2)  # a segment size, at the beginning of the head
+GROWTH_OCTETS = ipv4.HEADER_OCTETS - HEAD_OCTETS  # octets that a packet is longer than its TRANSMIT record
+_ONE_PACKET = bytes(2)  # segment size at the beginning of the head
 
-# The head of a record, and ipv4.PARTS: one call makes both.
+# The head of a record, and ipv4.PARTS, for one pack.
 _UP = Struct(f"!{PACKET_HEAD.size + 2}s" + ipv4.PARTS.format[3:])
 _OUT = Struct(f"!{PACKET_OUT_HEAD.size + 2}s" + ipv4.PARTS.format[3:])
 
 
 class Flow:
-    """`neighbor` None: stays in the host. Up to `plain_octets` (of packet) need nothing but their header."""
+    """`neighbor` None: the packet stays in the host. Packets of up to `plain_octets` only need a header."""
 
     __slots__ = ("crafted", "dont_fragment", "end", "flags", "loops", "mac", "may_fragment", "middle", "mtu_octets",
                  "neighbor", "option_octets", "partial", "plain_octets", "protocol", "series", "size", "start",
@@ -72,7 +72,7 @@ class Flow:
                  neighbor: Neighbor | None, loops: bool, mtu_octets: int, group: int = 0) -> None:
         self.size, _, _, flags, self.protocol, _, _, self.option_octets, *_ = TRANSMIT_HEAD.unpack(head)
         self.template = template
-        self.series = series  # of identification numbers
+        self.series = series  # for identification numbers
         self.template_sum = ipv4.header_sum(template)
         _, self.middle, self.end = ipv4.parts(template)
         self.dont_fragment = dont_fragment
@@ -82,24 +82,25 @@ class Flow:
         self.partial = bool(flags & messages.TRANSMIT_PARTIAL)
         self.upper = upper
         self.neighbor = neighbor
-        self.mac = b""  # that stands in `start`
+        self.mac = b""  # the MAC in `start`
         self.loops = loops
-        self.up_flags = FLAG_LOOPED | group  # of what comes back to this host
+        self.up_flags = FLAG_LOOPED | group  # flags of looped-back packets
         self.mtu_octets = mtu_octets
         plain = not self.option_octets and not self.crafted and (not loops or (neighbor is None and upper is not None))
-        self.whole_octets = mtu_octets if plain else 0  # longest packet of a super-packet that may go on as it is
+        # maximum length of the packets of a super-packet that may leave as a whole
+        self.whole_octets = mtu_octets if plain else 0
         self.plain_octets = 0 if self.size else self.whole_octets
-        self.start = self.head_up() + template[:2]  # what precedes length and identification
+        self.start = self.head_up() + template[:2]  # the octets before length and identification
 
     def head_up(self) -> bytes:
-        """The PACKET_HEAD of what is for this host."""
+        """The PACKET_HEAD of packets to this host."""
         flags = self.up_flags | (FLAG_CHECKSUM_PARTIAL if self.partial else 0)
         _, tos, _, _, _, ttl, protocol, _, source, destination = ipv4.HEADER.unpack(self.template)
         return PACKET_HEAD.pack(INTERFACE, FAMILY_4, flags, ipv4.HEADER_OCTETS, self.size, protocol, ttl, tos, source,
                                 destination)
 
     def set_mac(self, mac: bytes) -> None:
-        """Have packets go there from now on."""
+        """Send packets to this MAC from now on."""
         self.mac = mac
         self.start = out_head(mac, self.protocol, self.partial, self.size) + self.template[:2]
 
@@ -110,12 +111,12 @@ def out_head(mac: bytes, protocol: int, partial: bool = False, size: int = 0) ->
 
 
 def out_record(mac: bytes, packet: bytes) -> bytes:
-    """A PACKET_OUT record of a packet as a wire carries it."""
+    """A PACKET_OUT record for a packet in the form that it has on a wire."""
     return out_head(mac, packet[ipv4.PROTOCOL_AT]) + packet
 
 
 class Output:
-    """Segments down, packets that wait, answers from arp."""
+    """The output path: segments, waiting packets, and answers of arp."""
 
     def __init__(self, routing: Routing, groups: Groups, uppers: Uppers, state: State,
                  counters: CounterWords, rng: random.Random, epoch: float, offload: tuple[str, ...] = ()) -> None:
@@ -127,25 +128,26 @@ class Output:
         self._counters = counters
         self._neighbors = Neighbors(state, counters)
         self._flows: dict[bytes, Flow] = {}
-        self._destinations: set[bytes] = set()  # those of all flows since both started afresh
+        self._destinations: set[bytes] = set()  # destinations of all flows since both caches were cleared
         self._identifications = Identifications(state, rng)
 
     def start(self) -> None:
-        """Go on behind the numbers that were used, and with the neighbours that were known."""
+        """Restore the identification numbers and the neighbours."""
         self._neighbors.start()
         self._identifications.start()
 
     def sends_to(self, destination: bytes) -> bool:
-        """Whether anything was sent there of late."""
+        """True if a packet was sent to this destination recently."""
         return destination in self._destinations
 
     def rerouted(self) -> None:
-        """Routes, groups or what raw wants have changed: nothing that followed from them holds."""
+        """Routes, groups or the protocols for raw have changed: clear the caches."""
         self._flows.clear()
 
     def transmit(self, records: list[bytes], now: float) -> list[Send]:
-        """TRANSMIT records."""
-        # The hot path: as finish_header does, without the call. Locals, and no call that a known flow can do without.
+        """Process TRANSMIT records."""
+        # The hot path: does what finish_header does without a call. It uses locals, and no call that a known flow does
+        # not need.
         flows, pack_up, pack_out = self._flows, _UP.pack, _OUT.pack
         sends: list[Send] = []
         sent = looped = 0
@@ -183,7 +185,7 @@ class Output:
         return sends
 
     def _transmit_super(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
-        """A super-packet: in one piece where all of its packets need but their headers, else as these."""
+        """Send a super-packet: as a whole if its packets only need headers, otherwise as single packets."""
         segment = record[HEAD_OCTETS + flow.option_octets :]
         if self._transmit_whole(flow, segment, now, sends):
             return 0
@@ -195,7 +197,7 @@ class Output:
         return 0
 
     def _transmit_whole(self, flow: Flow, segment: bytes, now: float, sends: list[Send]) -> bool:
-        """Send a super-packet as it is; False where it has to be cut here."""
+        """Send a super-packet as a whole; False: it must be split here."""
         length = ipv4.HEADER_OCTETS + len(segment)
         header_octets = segment_header_octets(segment, flow.protocol)
         headers_octets = ipv4.HEADER_OCTETS + header_octets
@@ -207,14 +209,14 @@ class Output:
         if neighbor is not None and (neighbor.mac is None or SEGMENTATION_OF.get(flow.protocol) not in self._offload):
             return False
         count = -(-(length - headers_octets) // flow.size)
-        identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each packet gets the next
+        identification = 0 if flow.dont_fragment else flow.series.run(count, now)  # each packet gets the next number
         header = ipv4.finish_header(flow.template, flow.template_sum, length, identification)
         if neighbor is None:
             sends.append((flow.upper, PACKET, b"".join((flow.start[:-2], header, segment))))  # type: ignore[arg-type]
             self._counters[C.looped] += count
             return True
         if now > neighbor.ask_again_at:
-            self._ask(flow, b"", now, sends)  # its address is known, so nothing waits
+            self._ask(flow, b"", now, sends)  # its address is known, so no packet waits
         if neighbor.mac is not flow.mac:
             flow.set_mac(neighbor.mac)  # type: ignore[arg-type]  # looked at above
         sends.append((topology.LINK, PACKET_OUT, b"".join((flow.start[:-2], header, segment))))
@@ -222,7 +224,8 @@ class Output:
         return True
 
     def _transmit_otherwise(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> int:
-        """A packet that loops, has options, is too long or a super-packet; returns how many went to link from here."""
+        """Send a packet that is looped back, has options, is too long or a super-packet; returns how many were passed
+        to link here."""
         end = HEAD_OCTETS + flow.option_octets
         options, segment = record[HEAD_OCTETS:end], record[end:]
         if len(options) != flow.option_octets:
@@ -258,7 +261,7 @@ class Output:
         return sum(self._hand_over(flow, fragment, now, sends) for fragment in split(built, flow.mtu_octets))
 
     def _transmit_crafted(self, flow: Flow, given: bytes, now: float, sends: list[Send]) -> int:
-        """A packet that an application made, header and all (ip(7), IP_HDRINCL): never fragmented."""
+        """Send a packet with its own IP header (ip(7), IP_HDRINCL), which is never fragmented."""
         counters = self._counters
         if ipv4.header_octets(given) > len(given) or len(given) < ipv4.HEADER_OCTETS:
             counters[C.bad_crafted] += 1
@@ -296,7 +299,7 @@ class Output:
             sends.append(complaint(UNREACHABLE, PROTOCOL_UNREACHABLE, record))
 
     def _hand_over(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> int:
-        """One packet to link, or to those that wait; how many went."""
+        """Pass one packet to link or to the waiting ones; returns the number passed to link."""
         neighbor = flow.neighbor
         assert neighbor is not None
         mac = neighbor.mac
@@ -310,7 +313,7 @@ class Output:
     # -- flows -----------------------------------------------------------------------------------------------------
 
     def _new_flow(self, head: bytes, record: bytes, sends: list[Send]) -> Flow | None:
-        """The flow of a TRANSMIT_HEAD that is new; None, counted and told to the sender, where it cannot be sent."""
+        """The flow of a new TRANSMIT_HEAD; None (counted and reported to the sender): it cannot be sent."""
         if len(head) < HEAD_OCTETS:
             self._counters[C.bad_transmit] += 1
             return None
@@ -352,7 +355,7 @@ class Output:
                     self._counters[C.no_lifetime] += 1
                     return None
                 neighbor = NOBODY
-            # What is left of DF on a path that carries less than we are willing to send: see path_mtu.Path.
+            # Packets on a path whose MTU is below the minimum do not have DF set: see path_mtu.Path.
             dont_fragment = dont_fragment and not (capped and flags & messages.TRANSMIT_MAY_FRAGMENT)
             template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)
             flow = Flow(head, template, series, dont_fragment, upper, neighbor, loops, mtu_octets, FLAG_GROUP)
@@ -375,7 +378,7 @@ class Output:
         return local_error(NET_UNREACHABLE, header + record[HEAD_OCTETS:], self._uppers.wanted)
 
     def _way(self, to: bytes, source: bytes, flags: int) -> tuple[Neighbor | None, int, bool, bool] | None:
-        """(next hop, MTU, whether a copy comes back to us, whether the path is capped); next hop None: no leave."""
+        """(next hop, MTU, whether this host gets a copy, whether the path is capped); next hop None: not permitted."""
         routing = self._routing
         route = routing.table.lookup(to)
         mtu_octets = route.mtu if route is not None else routing.mtu_octets
@@ -397,12 +400,12 @@ class Output:
     # -- neighbours ------------------------------------------------------------------------------------------------
 
     def _ask(self, flow: Flow, built: bytes, now: float, sends: list[Send]) -> bytes | None:
-        """Ask arp for a neighbour, if that is due. The MAC where it is known, None where the packet waits for it.
+        """Ask arp for a neighbour if that is due. Returns the MAC if it is known; None: the packet waits for it.
 
-        `built` is as a wire carries it.
+        `built` has the form that it has on a wire.
         """
         address = flow.neighbor.address  # type: ignore[union-attr]
-        neighbor = flow.neighbor = self._neighbors.get(address)  # another, if the flow's had to give way
+        neighbor = flow.neighbor = self._neighbors.get(address)  # another object, if the flow's was deleted
         if now > neighbor.ask_again_at:
             self._resolve(neighbor, now, sends)
         if neighbor.mac is None:
@@ -412,7 +415,7 @@ class Output:
     def _resolve(self, neighbor: Neighbor, now: float, sends: list[Send]) -> None:
         neighbor.ask_again_at = now + ASK_AGAIN_AFTER_S
         sends.append((topology.ARP, messages.RESOLVE, neighbor.address))
-        # RFC 1122 section 3.3.1.4: whether a dead gateway is back is asked only while something is sent
+        # RFC 1122 section 3.3.1.4: dead gateways are tried only while packets are sent
         due = self._routing.gateways.due(now)
         sends += [(topology.ARP, messages.RESOLVE, gateway) for gateway in due]
 
@@ -425,11 +428,11 @@ class Output:
         waiting.append(built)
 
     def unresolved(self) -> list[Send]:
-        """Ask again for what somebody waits for."""
+        """Ask again for the addresses that packets wait for."""
         return [(topology.ARP, messages.RESOLVE, neighbor.address) for neighbor in self._neighbors.unresolved()]
 
     def resolved(self, records: list[bytes], now: float) -> list[Send]:
-        """NEIGHBOR records: what waited goes."""
+        """NEIGHBOR records: send the waiting packets."""
         sends: list[Send] = []
         for record in records:
             address, mac = record[:-MAC_OCTETS], record[-MAC_OCTETS:]
@@ -445,7 +448,7 @@ class Output:
         return sends
 
     def unreachable(self, records: list[bytes], now: float) -> list[Send]:
-        """UNREACHABLE records: packets that waited take another way, or their senders are told."""
+        """UNREACHABLE records: waiting packets use another gateway, or their senders get an error."""
         sends: list[Send] = []
         for record in records:
             neighbor = self._neighbors.find(record)
@@ -464,7 +467,7 @@ class Output:
         return sends
 
     def _send_otherwise(self, built: bytes, now: float, sends: list[Send]) -> bool:
-        """RFC 1122 section 3.3.1.5: send a packet through another gateway; False where there is none that may live."""
+        """RFC 1122 section 3.3.1.5: send a packet through another gateway; False: there is none that may be alive."""
         route = self._routing.table.lookup(built[ipv4.DESTINATION])
         if route is None or not route.gateway or route.gateway in self._routing.gateways:
             return False
@@ -480,7 +483,7 @@ class Output:
         return True
 
     def forget(self, records: list[bytes]) -> None:
-        """arp vouches for these no longer: the next packet asks, and waits; what waits already goes on waiting."""
+        """FORGET records: the next packet asks arp and waits; packets that wait already keep waiting."""
         for record in records:
             neighbor = self._neighbors.find(record)
             if neighbor is not None:

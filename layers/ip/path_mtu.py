@@ -1,6 +1,6 @@
-"""Path MTUs: what routers told us that the way to a destination can carry (RFC 1191).
+"""Path MTUs: the maximum packet size on the path to a destination, as routers report it (RFC 1191).
 
-Owns the table of them; in durable state, so that a restart need not learn them again.
+Owns the table of them, in durable state.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from bus.layer import State
 from bus.messages import decoder, encode
 
 AGE_LIMIT_S = 600.0  # RFC 1191 section 6.3: ten minutes
-MTU_MIN = 552  # Linux: net.ipv4.route.min_pmtu. Who forges an ICMP error can slow us down to this, and no further
-PATHS_MAX = 256  # each is a route that all layers above are told of
+MTU_MIN = 552  # Linux: net.ipv4.route.min_pmtu. A forged ICMP error cannot reduce it further
+PATHS_MAX = 256  # each is a route that is announced to all layers above
 PLATEAUS = (32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68)  # RFC 1191 section 7, below the first
 
 
 class Path(msgspec.Struct, array_like=True, frozen=True):
-    """`capped`: less than MTU_MIN was asked for, so packets of MTU_MIN must not forbid routers to fragment them."""
+    """`capped`: the reported MTU is below MTU_MIN, so packets of MTU_MIN must not have DF."""
 
     destination: bytes
     mtu: int
@@ -30,7 +30,7 @@ _NOTHING = encode([])
 
 
 class Paths:
-    """Path MTUs by destination ; the first to expire first."""
+    """Path MTUs by destination; the first to expire is the first."""
 
     def __init__(self, state: State, key: int) -> None:
         self._state = state
@@ -38,29 +38,29 @@ class Paths:
         self._by_destination: dict[bytes, Path] = {}
 
     def load(self) -> None:
-        """Read back what is stored; ValueError for what cannot be read."""
+        """Restore the stored ones. ValueError: not valid."""
         self._by_destination = {path.destination: path for path in _decode(self._state.get(self._key, _NOTHING))}
 
     def get(self, destination: bytes) -> Path | None:
-        """The path to `destination`, if anything was learnt of it."""
+        """The path to `destination`; None: nothing is known."""
         return self._by_destination.get(destination)
 
     def all(self) -> list[Path]:
-        """All that is known."""
+        """All known paths."""
         return list(self._by_destination.values())
 
     @property
     def next_expiry(self) -> float | None:
-        """When `expire` has something to do."""
+        """The time at which `expire` has something to do."""
         return next(iter(self._by_destination.values())).expires if self._by_destination else None
 
     def lower(self, destination: bytes, told: int, quoted_octets: int, present: int, now: float) -> bool:
-        """A router could pass on no more than `told` octets of a packet of `quoted_octets`; `present`: what we assumed.
+        """A router could forward at most `told` octets of a packet of `quoted_octets`; `present`: the assumed MTU.
 
-        False where that is no news. An MTU is never raised this way.
+        Returns False if nothing changes. An MTU is never raised this way.
         """
         if not told:
-            # RFC 1191 section 5: an old router, which does not say; take the next plateau below what it refused
+            # RFC 1191 section 5: an old router does not report the MTU; use the next plateau below the refused length
             refused = min(quoted_octets, present)
             told = next((plateau for plateau in PLATEAUS if plateau < refused), MTU_MIN)
         known = self._by_destination.get(destination)
@@ -69,7 +69,8 @@ class Paths:
         path = Path(destination, min(present, max(told, MTU_MIN)), now + AGE_LIMIT_S,
                     told < MTU_MIN or (known is not None and known.capped))
         news = known is None or (path.mtu, path.capped) != (known.mtu, known.capped)
-        if known is None or news or path.expires - known.expires > AGE_LIMIT_S / 2:  # else not worth the writing
+        # otherwise the change is too small to store
+        if known is None or news or path.expires - known.expires > AGE_LIMIT_S / 2:
             self._by_destination.pop(destination, None)
             if len(self._by_destination) >= PATHS_MAX:
                 del self._by_destination[next(iter(self._by_destination))]
@@ -78,7 +79,7 @@ class Paths:
         return news
 
     def expire(self, now: float) -> int:
-        """Forget what is too old; how many those were."""
+        """Delete expired ones; returns their number."""
         old = [path.destination for path in self._by_destination.values() if path.expires <= now]
         for destination in old:
             del self._by_destination[destination]

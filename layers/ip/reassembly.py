@@ -1,10 +1,10 @@
-"""Datagrams from fragments (RFC 791 section 3.2, RFC 815, RFC 1122 section 3.3.2).
+"""Reassembly of fragments (RFC 791 section 3.2, RFC 815, RFC 1122 section 3.3.2).
 
-Owns the fragments of datagrams that are not whole yet: in memory alone; a crash loses them, as a network may.
+Owns the fragments of incomplete datagrams, in memory only: a crash loses them, as a network may.
 
-What it does with hostile input: a fragment that makes no sense is dropped; one that overlaps another, without being
-contained in what is there, spoils its datagram, now and for what is still to come of it; memory is bounded for each
-source and for all, and the source that uses most gives way, its oldest first.
+Hostile input: an invalid fragment is dropped. A fragment that overlaps others without being contained in them makes the
+whole datagram invalid, including its later fragments. Memory is bounded for each source and in all; the source that
+uses most loses its oldest datagram first.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from bus.layer import CounterWords
 from layers.ip.counters import Counters as C
 from packets.fragments import Fragment, whole
 
-# Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks: on fast
-# ones identification numbers come round within seconds (RFC 4963), and the longer fragments wait, the likelier they
-# meet those of another datagram.
+# Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks. On fast
+# ones identification numbers repeat within seconds (RFC 4963), and the longer fragments wait, the more likely they are
+# to be mixed with those of another datagram.
 TIMEOUT_S = 30.0
 OCTETS_MAX = 4 << 20  # Linux: net.ipv4.ipfrag_high_thresh
-SOURCE_OCTETS_MAX = OCTETS_MAX // 8  # one source can neither use up everything nor make others give way
-SOURCES_MAX = 1024  # forged ones cost nothing to invent; then the one that was heard of first gives way
-DATAGRAM_COST = 512  # octets that the books charge beside the data: what Python's objects take, roughly
+SOURCE_OCTETS_MAX = OCTETS_MAX // 8  # so that one source cannot use all memory or displace the others
+SOURCES_MAX = 1024  # sources are easily forged; the one that was seen first is deleted
+DATAGRAM_COST = 512  # octets accounted for each datagram in addition to its data, for Python's objects
 PIECE_COST = 128
 
-_NOT_ECT, _CE = 1 << 0, 1 << 3  # RFC 3168 section 5: in a set of ECN fields
+_NOT_ECT, _CE = 1 << 0, 1 << 3  # RFC 3168 section 5: bits for the set of ECN fields
 
 
 class Datagram:
-    """What there is of one. The pieces are in order and do not overlap; `starts` are where they belong."""
+    """The fragments of one datagram. The pieces are in order and do not overlap; `starts` are their offsets."""
 
     __slots__ = ("cost", "deadline", "ecn", "end", "first_header", "key", "octets", "pieces", "source", "spoilt",
                  "starts")
@@ -41,18 +41,18 @@ class Datagram:
         self.deadline = deadline
         self.starts: list[int] = []
         self.pieces: list[bytes] = []
-        self.octets = 0  # in all pieces together
-        self.end: int | None = None  # of the payload, once the last fragment is there
+        self.octets = 0  # of all pieces
+        self.end: int | None = None  # end of the payload; None: the last fragment has not arrived
         self.first_header = b""
         self.ecn = 0  # the set of ECN fields of its fragments
         self.spoilt = False
         self.cost = 0
 
     def insert(self, start: int, data: bytes, last: bool) -> bool | None:
-        """Take a piece. None: all of it is there already. False: it contradicts what is there.
+        """Add a piece. None: it is contained in the others. False: it contradicts them.
 
-        RFC 791 section 3.2 lets what comes later win, Linux (inet_frag_queue_insert) what came first; where it overlaps
-        in part, or contains what is there, Linux drops the whole datagram.
+        In RFC 791 section 3.2 later data wins, in Linux (inet_frag_queue_insert) earlier data; if a piece overlaps
+        partially, or contains another, Linux drops the whole datagram.
         """
         starts, pieces = self.starts, self.pieces
         end = start + len(data)
@@ -64,7 +64,7 @@ class Datagram:
                 return False
             self.end = end if last else self.end
             return None
-        # RFC 5722 section 4, for IPv6; no honest sender of IPv4 makes such fragments either
+        # RFC 5722 section 4, for IPv6; no legitimate sender of IPv4 makes such fragments either
         if place and starts[place - 1] + len(pieces[place - 1]) > start:
             return False
         if place < len(starts) and starts[place] < end:
@@ -80,7 +80,7 @@ class Datagram:
 
 
     def _covers(self, place: int, start: int, end: int) -> bool:
-        """Whether pieces without a gap, from that one on, have all of [start, end)."""
+        """True if contiguous pieces from that one on contain all of [start, end)."""
         if place < 0:
             return False
         reached = self.starts[place] + len(self.pieces[place])
@@ -101,17 +101,17 @@ class Source:
 
 
 class Reassembly:
-    """All datagrams that are not whole yet. `next_expiry`: when `expire` has something to do."""
+    """All incomplete datagrams. `next_expiry`: the time at which `expire` has something to do."""
 
     def __init__(self, counters: CounterWords) -> None:
         self.next_expiry: float | None = None
         self._counters = counters
-        self._datagrams: OrderedDict[bytes, Datagram] = OrderedDict()  # oldest first, and that one found at once
+        self._datagrams: OrderedDict[bytes, Datagram] = OrderedDict()  # oldest first
         self._sources: dict[bytes, Source] = {}
         self.cost = 0
 
     def add(self, fragment: Fragment, now: float) -> bytes | None:
-        """Take a fragment; the whole packet where nothing is missing any more."""
+        """Add a fragment; returns the whole packet if nothing is missing."""
         counters = self._counters
         counters[C.fragments_in] += 1
         address, key, start, more, room, ecn, header, data = fragment
@@ -145,9 +145,9 @@ class Reassembly:
         return None
 
     def expire(self, now: float) -> list[bytes]:
-        """Give up what waited too long; the first fragments, of those datagrams of which there is one.
+        """Delete expired datagrams; returns their first fragments, as far as these have arrived.
 
-        RFC 1122 section 3.3.2: their senders are told (time exceeded, code 1), those of other datagrams are not.
+        RFC 1122 section 3.3.2: their senders get time exceeded, code 1.
         """
         firsts = []
         for datagram in list(self._datagrams.values()):
@@ -169,13 +169,13 @@ class Reassembly:
         if packet is None:
             self._counters[C.fragment_beyond] += 1
             return None
-        if ecn & _NOT_ECT and ecn != _NOT_ECT:  # RFC 3168 section 5.3: no such mixture comes from one packet
+        if ecn & _NOT_ECT and ecn != _NOT_ECT:  # RFC 3168 section 5.3: one packet cannot have such a mixture
             self._counters[C.reassembly_ecn] += 1
             return None
         self._counters[C.reassembled] += 1
         return packet
 
-    # -- the books -------------------------------------------------------------------------------------------------
+    # -- accounting ------------------------------------------------------------------------------------------------
 
     def _begin(self, address: bytes, key: bytes, now: float) -> Datagram:
         source = self._sources.get(address)
@@ -208,7 +208,7 @@ class Reassembly:
         self._remove(datagram)
 
     def _spoil(self, datagram: Datagram) -> None:
-        """RFC 5722 section 4: the rest of the datagram is to be dropped too, so remember it until its time is over."""
+        """RFC 5722 section 4: drop the rest of the datagram, too, so remember it until its timeout."""
         datagram.spoilt = True
         datagram.starts.clear()
         datagram.pieces.clear()

@@ -1,4 +1,4 @@
-"""PACKET records made of packets, where speed does not count."""
+"""PACKET records made from packets, for uses where speed does not matter."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ HEAD_OCTETS = PACKET_HEAD.size
 
 
 def record_of(packet: bytes, flags: int = 0) -> bytes:
-    """A PACKET record of an IPv4 packet whose header is sound."""
+    """A PACKET record for an IPv4 packet with a valid header."""
     version, tos, _, _, _, ttl, protocol, _, source, destination = ipv4.HEADER.unpack_from(packet)
     return PACKET_HEAD.pack(INTERFACE, FAMILY_4, flags, (version & 15) << 2, 0, protocol, ttl, tos, source,
                             destination) + packet
 
 
 def quote(packet: bytes, flags: int = 0) -> bytes:
-    """The same of as much of the packet as an ICMP error can quote."""
+    """The same for as much of the packet as an ICMP error can quote."""
     return record_of(packet[:QUOTE_OCTETS], flags)

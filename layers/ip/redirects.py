@@ -1,7 +1,6 @@
-"""Redirects (RFC 1122 section 3.2.2.2): to which other gateway ours sent us for a destination.
+"""Redirects (RFC 1122 section 3.2.2.2): destinations for which the gateway named another gateway.
 
-Owns the table of them; in durable state, so that a restart need not be told again. Whether one is to be believed is for
-`Routing` to say.
+Owns the table of them, in durable state. `Routing` decides whether to accept one.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import msgspec
 from bus.layer import State
 from bus.messages import decoder, encode
 
-AGE_LIMIT_S = 300.0  # Linux: net.ipv4.route.gc_timeout, which redirects live
-REDIRECTS_MAX = 256  # each is a route that all layers above are told of
+AGE_LIMIT_S = 300.0  # Linux: net.ipv4.route.gc_timeout, the lifetime of redirects
+REDIRECTS_MAX = 256  # each is a route that is announced to all layers above
 
 
 class Redirect(msgspec.Struct, array_like=True, frozen=True):
@@ -30,7 +29,7 @@ _NOTHING = encode([])
 
 
 class Redirects:
-    """Redirects by destination; the first to expire first."""
+    """Redirects by destination; the first to expire is the first."""
 
     def __init__(self, state: State, key: int) -> None:
         self._state = state
@@ -38,20 +37,20 @@ class Redirects:
         self._by_destination: dict[bytes, Redirect] = {}
 
     def load(self) -> None:
-        """Read back what is stored; ValueError for what cannot be read."""
+        """Restore the stored ones. ValueError: not valid."""
         self._by_destination = {each.destination: each for each in _decode(self._state.get(self._key, _NOTHING))}
 
     def all(self) -> list[Redirect]:
-        """All that hold."""
+        """All valid redirects."""
         return list(self._by_destination.values())
 
     @property
     def next_expiry(self) -> float | None:
-        """When `expire` has something to do."""
+        """The time at which `expire` has something to do."""
         return next(iter(self._by_destination.values())).expires if self._by_destination else None
 
     def learn(self, destination: bytes, gateway: bytes, now: float) -> None:
-        """Believe a redirect; the oldest gives way where there are too many."""
+        """Add a redirect; if there are too many, the oldest is deleted."""
         self._by_destination.pop(destination, None)
         if len(self._by_destination) >= REDIRECTS_MAX:
             del self._by_destination[next(iter(self._by_destination))]
@@ -59,11 +58,11 @@ class Redirects:
         self._store()
 
     def expire(self, now: float) -> int:
-        """Forget what is too old; how many those were."""
+        """Delete expired ones; returns their number."""
         return self._drop(lambda each: each.expires <= now)
 
     def forget(self, gateway: bytes | None = None) -> int:
-        """Forget those to a gateway, or all; how many those were."""
+        """Delete those to a gateway, or all; returns their number."""
         return self._drop(lambda each: gateway in (None, each.gateway))
 
     def _drop(self, doomed: Callable[[Redirect], bool]) -> int:

@@ -1,8 +1,7 @@
-"""Which addresses are ours and which way is where: as chosen by the operator, and as it follows from that.
+"""Addresses and routes: the configured ones, and those that follow from them.
 
-Owns addresses and routes (durable state) and, through `Paths`, `Redirects` and `Gateways`, what was learnt of path
-MTUs, of redirects and of gateways that fail. Everybody else works on what follows from them: `table`, `own` and the
-announcement.
+Owns addresses and routes (durable state) and, through `Paths`, `Redirects` and `Gateways`, path MTUs, redirects and
+dead gateways. The other modules use what follows from them: `table`, `own` and the announcement.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ ROUTES_KEY = 0  # in durable state
 PATHS_KEY = 2
 GATEWAYS_KEY = 5
 REDIRECTS_KEY = 6
-MTU_CHANGES_PER_SECOND = 10  # each is announced to the layers above
+MTU_CHANGES_PER_SECOND = 10  # each change is announced to the layers above
 MTU_CHANGES_BURST = 32
-REDIRECTS_PER_SECOND, REDIRECTS_BURST = 10, 32  # the same
+REDIRECTS_PER_SECOND, REDIRECTS_BURST = 10, 32  # also announced
 
 
 class _Stored(Routes, frozen=True):
-    """What was chosen, and the number of the order that did it."""
+    """The configured routes, and the number of the request that set them."""
 
     order: int = 0
 
@@ -43,16 +42,16 @@ _decode = messages.decoder(_Stored)
 
 
 def configured(config: StackConfig) -> Routes:
-    """What a stack starts with, as if an operator had chosen it."""
+    """The configuration of a stack at its boot, as if the user had set it."""
     address, gateway = address_of(config), gateway_of(config)
     routes = [Route(UNSPECIFIED[len(gateway)], 0, gateway, ANY, 0)] if gateway else []
     return Routes([(address, config.prefix)], routes)
 
 
 def effective(chosen: Routes, mtu_octets: int, dead: Container[bytes] = ()) -> Routes:
-    """The routes that follow: to the networks we are in, then the chosen ones, as far as they can be used now.
+    """The resulting routes: to directly connected networks, then the configured ones that can be used now.
 
-    RFC 1122 section 3.3.1.5: one through a `dead` gateway gives way to others to the same place.
+    RFC 1122 section 3.3.1.5: a route through a `dead` gateway comes after others to the same destination.
     """
     usable = []
     links = links_of(chosen.addresses)
@@ -66,30 +65,30 @@ def effective(chosen: Routes, mtu_octets: int, dead: Container[bytes] = ()) -> R
 
 
 def gateway_problem(gateway: bytes, chosen: Routes) -> str:
-    """Why nobody can be our gateway by this address; empty: somebody can."""
+    """The reason why this cannot be the address of a gateway; empty: it can."""
     # RFC 1122 section 3.3.1.1: a gateway is on a connected network
     links = links_of(chosen.addresses)
     link = links.lookup(gateway)
     if link is None:
-        return "is in no network of this stack"
+        return "is not in a network of this stack"
     if links.is_own(gateway):
-        return "is this stack itself"
-    return "" if is_host(gateway, link.prefix) else "is no host's address"
+        return "is an address of this stack"
+    return "" if is_host(gateway, link.prefix) else "is not the address of a single host"
 
 
 class Routing:
-    """`table` and `own` are replaced whole at every change, `path_table` tells of path MTUs too."""
+    """`table` and `own` are replaced at every change; `path_table` also contains path MTUs."""
 
     table: RouteTable
-    own: frozenset[bytes]  # our addresses
-    announcement: bytes  # ROUTES: what all neighbours are told
+    own: frozenset[bytes]  # the own addresses
+    announcement: bytes  # the ROUTES record for all neighbours
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords) -> None:
         self.mtu_octets = config.mtu
         self._config = config
         self._state = state
         self._counters = counters
-        self.last_order = 0  # that changed anything
+        self.last_order = 0  # the number of the last request that changed something
         self._redirects_limit = TokenBucket(REDIRECTS_PER_SECOND, REDIRECTS_BURST)
         self._limit = TokenBucket(MTU_CHANGES_PER_SECOND, MTU_CHANGES_BURST)
         self.paths = Paths(state, PATHS_KEY)
@@ -97,7 +96,7 @@ class Routing:
         self.redirects = Redirects(state, REDIRECTS_KEY)
 
     def start(self) -> None:
-        """Read back what is stored."""
+        """Restore the stored state."""
         for key, learnt in ((GATEWAYS_KEY, self.gateways), (PATHS_KEY, self.paths), (REDIRECTS_KEY, self.redirects)):
             try:
                 learnt.load()
@@ -118,11 +117,11 @@ class Routing:
         del self._state[key]
 
     def choose(self, chosen: Routes, order: int = 0) -> None:
-        """Have it so from now on, and after a restart. ValueError for what makes no sense; nothing has changed then.
+        """Set the configured routes and store them. ValueError: not valid; then nothing has changed.
 
-        `order`: the number of the order that wants it so, stored by the same write.
+        `order`: the number of the request, stored by the same write.
         """
-        self.redirects.forget()  # as Linux: they were told about the routes as they were
+        self.redirects.forget()  # as on Linux: they refer to the former routes
         self._adopt(chosen)
         self.last_order = order
         self._state[ROUTES_KEY] = messages.encode(_Stored(chosen.addresses, chosen.routes, order))
@@ -139,7 +138,7 @@ class Routing:
         self.announcement = messages.encode(Routes(routes.addresses, [*self.path_routes(), *routes.routes]))
 
     def path_routes(self) -> list[Route]:
-        """A route for each destination whose path MTU is below that of its route."""
+        """A host route for each destination whose path MTU is below that of its route."""
         routes = []
         for path in self.paths.all():
             route = self.table.lookup(path.destination)
@@ -150,7 +149,7 @@ class Routing:
     # -- gateways --------------------------------------------------------------------------------------------------
 
     def _redirected(self, routes: Routes) -> Routes:
-        """`routes` and before them one for each redirect."""
+        """`routes`, preceded by one for each redirect."""
         if not self.redirects.all():
             return routes
         before, redirected = RouteTable(routes), []
@@ -162,7 +161,8 @@ class Routing:
         return Routes(routes.addresses, redirected + routes.routes)
 
     def redirect(self, destination: bytes, gateway: bytes, teller: bytes, now: float) -> None:
-        """RFC 1122 section 3.2.2.2: believed if the gateway of now says so, and the new one is on a network of ours."""
+        """RFC 1122 section 3.2.2.2: accept it if it comes from the present gateway, and the new one is on a connected
+        network."""
         route = self.table.lookup(destination)
         if (route is None or self.table.is_local(destination) or route.gateway != teller or gateway == teller
                 or gateway in self.gateways or gateway_problem(gateway, self.chosen)):
@@ -175,7 +175,7 @@ class Routing:
             self._adopt(self.chosen)
 
     def gateway_failed(self, address: bytes, now: float) -> bool:
-        """A neighbour does not answer. True where it is a gateway, which others may replace from now on."""
+        """A neighbour does not answer. True: it is a gateway, and others are used from now on."""
         redirects = self.redirects.forget(address)
         self._counters[C.redirect_expired] += redirects
         failed = any(route.gateway == address for route in self.chosen.routes) and self.gateways.failed(address, now)
@@ -185,7 +185,7 @@ class Routing:
         return failed or bool(redirects)
 
     def gateway_lives(self, address: bytes) -> bool:
-        """A neighbour was heard of. True where it is a gateway that did not answer before."""
+        """A packet of a neighbour arrived. True: it is a gateway that was dead before."""
         if not self.gateways.lives(address):
             return False
         self._counters[C.gateway_back] += 1
@@ -200,7 +200,7 @@ class Routing:
         return (min(route.mtu, path.mtu), path.capped) if path is not None else (route.mtu, False)
 
     def router_told(self, destination: bytes, told: int, quoted_octets: int, now: float) -> bool:
-        """RFC 1191 section 6.1; True where this was news."""
+        """RFC 1191 section 6.1: a router reported an MTU. True: something has changed."""
         route = self.table.lookup(destination)
         if route is None or self.table.is_local(destination):
             self._counters[C.path_mtu_refused] += 1
@@ -217,12 +217,12 @@ class Routing:
 
     @property
     def next_expiry(self) -> float | None:
-        """When `expire` has something to do."""
+        """The time at which `expire` has something to do."""
         due = [at for at in (self.paths.next_expiry, self.redirects.next_expiry) if at is not None]
         return min(due, default=None)
 
     def expire(self, now: float) -> bool:
-        """Forget path MTUs and redirects that are too old; True where there were any."""
+        """Delete expired path MTUs and redirects; True: there were some."""
         paths, redirects = self.paths.expire(now), self.redirects.expire(now)
         self._counters[C.path_mtu_expired] += paths
         self._counters[C.redirect_expired] += redirects

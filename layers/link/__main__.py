@@ -1,4 +1,4 @@
-"""link's shell: the core over the device that the launcher chose."""
+"""The process of link: its core, over the configured device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layers.link.wire_port import Wire
 
 
 def device(spawned: SpawnArguments) -> Device:
-    """The TAP, or the port on a wire; both count what they drop among link's own counters."""
+    """The TAP, or the port on a wire; both count dropped frames in link's counters."""
     counters = Words(spawned.memory_fd).counters
     if spawned.config.wire:
         return Wire(spawned.config, spawned.device_fd, counters)
@@ -20,5 +20,5 @@ def device(spawned: SpawnArguments) -> Device:
 
 
 def main(spawned: SpawnArguments) -> None:
-    """Run until the keeper says stop."""
+    """Run until the keeper tells the process to stop."""
     serve(spawned, Core, Counters, device)

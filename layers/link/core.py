@@ -1,7 +1,7 @@
-"""link's core: frames from the device to the protocol that they carry, packets from above into frames.
+"""link's core: passes frames from the device to ip or arp, and puts packets from them into frames.
 
-Owns: the station's MAC address. Talks to: the device below, arp and ip above. Forgets in a crash: nothing; the address
-comes from the launcher.
+Owns: the MAC address. Talks to: the device below, arp and ip above. Forgets in a crash: nothing; the address is in the
+configuration.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from packets import ethernet, tcp, udp, vnet
 from packets.ipv4 import PROTOCOL_AT
 from packets.offload import complete
 
-VNETS_MAX = 1024  # kinds of super-packet whose virtio_net_hdr is remembered; then it starts afresh
+VNETS_MAX = 1024  # kinds of super-packet whose virtio_net_hdr is cached; then the cache is cleared
 _MAC = slice(PACKET_OUT_HEAD.size - ethernet.MAC_OCTETS, PACKET_OUT_HEAD.size)
-_KIND = slice(0, PACKET_OUT_HEAD.size - ethernet.MAC_OCTETS)  # what the rest of the head says
+_KIND = slice(0, PACKET_OUT_HEAD.size - ethernet.MAC_OCTETS)  # the rest of the head
 _PARTIAL = {vnet.PARTIAL_UDP, vnet.PARTIAL_TCP}
-_VERIFIED = bytes((udp.PROTOCOL, tcp.PROTOCOL))  # what a device can have verified
+_VERIFIED = bytes((udp.PROTOCOL, tcp.PROTOCOL))  # protocols whose checksum a device can have verified
 
 
 class Core:
-    """Stateless but for the configuration."""
+    """The core of link; it has no state except the configuration."""
 
     next_wake: float | None = None
 
@@ -36,31 +36,31 @@ class Core:
         self._mac = config.mac
         self._mtu_octets = config.mtu
         self._counters = counters
-        self._pads = bool(config.wire)  # a TAP takes short frames as they are
-        self._offload = bool(config.offload)  # then a virtio_net_hdr precedes each frame, both ways
+        self._pads = bool(config.wire)  # a TAP accepts short frames
+        self._offload = bool(config.offload)  # a virtio_net_hdr precedes each frame in both directions
         self._joiner = Joiner()
         start = vnet.HEADER_OCTETS if self._offload else 0
         self._frame_octets = range(start + ethernet.HEADER_OCTETS, start + ethernet.HEADER_OCTETS + config.mtu + 1)
-        # Where destination, source, type and content stand: slices of a frame, which are as fast as with constants.
+        # Slices of a frame for destination, source, type and content; they are as fast as constants.
         ends = (start, start + 6, start + 12, start + 14, None)
         self._parts = tuple(slice(*each) for each in pairwise(ends))
-        # What precedes a frame, by what the head of its packet says; None: nothing can, it is no request.
+        # {rest of a PACKET_OUT_HEAD: octets before the frame}; None: the head is invalid.
         self._vnets: dict[bytes, bytes | None] = {}
 
     def start(self, now: float) -> list[Send]:
-        """Nothing to announce."""
+        """Nothing to send."""
         return []
 
     def wake(self, now: float) -> list[Send]:
-        """Never due."""
+        """Never called, because `next_wake` is None."""
         return []
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """Neighbours need nothing from here."""
+        """Neighbours depend on no state of link."""
         return []
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Frames from the device, or packets from arp and ip."""
+        """Process frames from the device, or packets from arp and ip."""
         if sender == topology.DEVICE:
             return self._up(records)
         if kind == messages.PACKET_OUT:
@@ -76,7 +76,7 @@ class Core:
         to, origin, kind_of_packet, rest = self._parts
         sends: list[Send] = []
         counters[C.frames_in] += len(frames)
-        joiner = self._joiner if len(frames) > 1 else None  # a frame that is alone has nothing to be joined with
+        joiner = self._joiner if len(frames) > 1 else None  # a single frame cannot be joined
         for frame in frames:
             octets = len(frame)
             if octets < shortest:
@@ -99,7 +99,7 @@ class Core:
                     if joiner is not None and before == vnet.PARTIAL_UDP and not group:
                         joiner.add(frame, sends)
                         continue
-                    self._joiner.flush(sends)  # this one may be of the same flow: it must not overtake
+                    self._joiner.flush(sends)  # this one may belong to the same flow and must not overtake it
                     if before in _PARTIAL:
                         sends.append((topology.IP, messages.PACKET, heads.PARTIAL[group] + frame[rest]))
                     else:
@@ -117,7 +117,7 @@ class Core:
         return sends
 
     def _up_ieee802(self, ethertype: bytes, content: bytes, group: bool, sends: list[Send]) -> None:
-        """RFC 1122 section 2.3.3: SHOULD take RFC 1042 packets, intermixed with those of RFC 894."""
+        """RFC 1122 section 2.3.3: SHOULD accept RFC 1042 packets, intermixed with those of RFC 894."""
         ethertype, content = ethernet.from_ieee802(ethertype, content)
         if ethertype == ethernet.TYPE_IPV4:
             sends.append((topology.IP, messages.PACKET, heads.PLAIN[group] + content))
@@ -127,7 +127,7 @@ class Core:
             self._counters[C.unknown_type] += 1
 
     def _up_offloaded(self, frame: bytes, group: bool, sends: list[Send]) -> None:
-        """An IPv4 packet of which its virtio_net_hdr says anything but that it is plain, or partial as ours are."""
+        """An IPv4 packet whose virtio_net_hdr is neither plain nor the usual partial one."""
         flags, gso, _, size, start, offset = vnet.HEADER.unpack_from(frame)
         content = frame[vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS :]
         if vnet.is_super(flags, gso, size, offset):
@@ -147,7 +147,7 @@ class Core:
         sends.append((topology.IP, messages.PACKET, content))
 
     def _down(self, records: list[bytes]) -> list[Send]:
-        """PACKET_OUT records."""
+        """Process PACKET_OUT records."""
         counters, vnets, pads = self._counters, self._vnets, self._pads
         sends: list[Send] = []
         start = PACKET_OUT_HEAD.size
@@ -167,7 +167,7 @@ class Core:
         return sends
 
     def _vnet(self, kind: bytes, record: bytes) -> bytes | None:
-        """What precedes a frame with such a head; remembered."""
+        """The octets before a frame with such a head; cached."""
         if len(record) < PACKET_OUT_HEAD.size:
             return None
         _, family, flags, protocol, size, _ = PACKET_OUT_HEAD.unpack_from(record)
@@ -182,7 +182,7 @@ class Core:
         return before
 
     def _down_arp(self, records: list[bytes]) -> list[Send]:
-        """ARP_OUT records."""
+        """Process ARP_OUT records."""
         before, tail = vnet.PLAIN if self._offload else b"", self._mac + ethernet.TYPE_ARP
         sends: list[Send] = []
         for record in records:

@@ -1,9 +1,9 @@
-"""Datagrams that came in one by one, made the super-packets that they could have come as.
+"""Generic receive offload (the name in Linux): datagrams that arrived together are joined to super-packets.
 
-Linux calls it generic receive offload. Sixty datagrams of one flow, read from the TAP together, then cost the layers
-above what one costs. Only what nobody can tell apart afterwards is joined: the same headers but for identification and
-checksum, the same length, no options, no fragment, a header checksum that is right. The order within a flow stays;
-nothing waits for anything that has not been read yet.
+Sixty datagrams of one flow, read from the TAP together, then cost the layers above as much as one. Frames are joined
+only if this can be undone exactly: the same headers except for identification and checksum, the same length, no
+options, no fragment, a valid header checksum. The order within a flow is kept, and no frame waits for one that has not
+been read yet.
 
 Owns nothing beyond one batch of frames.
 """
@@ -19,7 +19,7 @@ from packets.checksum import checksum, verifies
 from packets.udp import HEADER_OCTETS as UDP_HEADER_OCTETS
 from packets.udp import PROTOCOL as UDP
 
-# Where things stand in a frame whose virtio_net_hdr is vnet.PARTIAL_UDP: RFC 791, RFC 768.
+# Offsets in a frame whose virtio_net_hdr is vnet.PARTIAL_UDP: RFC 791, RFC 768.
 _IP = vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS
 _TOTAL = slice(_IP + 2, _IP + 4)
 _VERSION_TO_TOTAL = slice(_IP, _IP + 4)
@@ -35,19 +35,19 @@ _PAYLOAD = _IP + 28
 
 _HEADERS_OCTETS = 20 + UDP_HEADER_OCTETS
 _NO_OPTIONS = 0x45
-_MORE_AND_OFFSET = 0x3FFF  # RFC 791: of the fragment field; the rest is DF and a reserved bit
+_MORE_AND_OFFSET = 0x3FFF  # RFC 791: bits of the fragment field; the others are DF and a reserved bit
 _TOTAL_MAX = 0xFFFF
 
 
 class Joiner:
-    """Takes frames for us whose virtio_net_hdr is vnet.PARTIAL_UDP; `sends` are those of the batch."""
+    """Joins received frames whose virtio_net_hdr is vnet.PARTIAL_UDP; `sends` is the output of the batch."""
 
     def __init__(self) -> None:
-        # Flow -> what its frames have in common beside addresses and ports, then they. 0.6 us a frame.
+        # {flow: [what its frames have in common besides the flow, the frames]}. 0.6 us per frame.
         self._runs: dict[bytes, list[bytes]] = {}
 
     def add(self, frame: bytes, sends: list[Send]) -> None:
-        """Keep a frame with its like until `flush`."""
+        """Keep a frame with those of its flow until `flush`."""
         flow = frame[_FLOW]
         common = frame[_VERSION_TO_TOTAL] + frame[_FRAGMENT_TO_PROTOCOL] + frame[_LENGTH_AND_CHECKSUM]
         run = self._runs.get(flow)
@@ -59,7 +59,7 @@ class Joiner:
         self._runs[flow] = [common, frame]
 
     def flush(self, sends: list[Send]) -> None:
-        """Send all that was kept."""
+        """Send all frames that were kept."""
         for run in self._runs.values():
             _send_run(run, sends)
         self._runs.clear()
@@ -76,7 +76,7 @@ def _send_run(run: list[bytes], sends: list[Send]) -> None:
 
 
 def _joinable(frame: bytes) -> bool:
-    """Whether a frame is a whole UDP packet without options, with at least one octet of payload and no padding."""
+    """True if a frame is a whole UDP packet without options, with at least one octet of payload and no padding."""
     octets = len(frame) - _IP
     return (
         octets > _HEADERS_OCTETS
@@ -90,7 +90,7 @@ def _joinable(frame: bytes) -> bool:
 
 
 def _joined(frames: list[bytes]) -> bytes:
-    """A PACKET record of frames that differ in identification and payload only."""
+    """A PACKET record for frames that differ only in identification and payload."""
     first = frames[0]
     size = len(first) - _PAYLOAD
     payload = b"".join([frame[_PAYLOAD:] for frame in frames])
@@ -98,7 +98,7 @@ def _joined(frames: list[bytes]) -> bytes:
     total = (length + 20).to_bytes(2, "big")
     header = first[_IP : _IP + 2] + total + first[_IP + 4 : _IP + 10] + b"\0\0" + first[_ADDRESSES]
     header = header[:10] + checksum(header).to_bytes(2, "big") + header[12:]
-    # A partial checksum is the sum of the pseudo header, of which only the length has changed (packets.offload).
+    # The partial checksum is the sum of the pseudo header, in which only the length has changed (packets.offload).
     partial = int.from_bytes(first[_IP + 26 : _IP + 28], "big") - size - 8 + length
     udp = first[_PORTS] + length.to_bytes(2, "big") + (partial % 65535 or 65535).to_bytes(2, "big")
     return heads.head(FLAG_CHECKSUM_PARTIAL, size) + header + udp + payload

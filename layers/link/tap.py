@@ -1,4 +1,4 @@
-"""The TAP: the kernel's end of the cable, through a descriptor that the keeper opened (Linux tuntap.rst)."""
+"""The TAP, through a descriptor that the keeper opened (Linux tuntap.rst)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from layers.link.counters import Counters as C
 from packets import ethernet, vnet
 
 FRAME_OCTETS_MAX = 65536 + 64
-LONE_READS = 4  # after so many reads with one frame each there is not looked for a second
-LOOK_AGAIN = 16  # but one read in so many looks all the same
-# A batch ends with one of these. More at once cost less each, but the layers on the other core wait for it meanwhile
+LONE_READS = 4  # after this many reads with one frame each, no second read is tried
+LOOK_AGAIN = 16  # except in one of so many reads
+# A batch ends with one of these. Larger batches cost less per frame, but the layers on the other core wait meanwhile
 # (docs/decisions/placement.md has the figures).
 BATCH_FRAMES = 48
 BATCH_OCTETS = 45_000
@@ -22,7 +22,7 @@ assert BATCH_OCTETS + FRAME_OCTETS_MAX <= OCTETS_MAX
 
 
 class Tap:
-    """A device over one TAP descriptor, non-blocking."""
+    """A device for a TAP descriptor, which is non-blocking."""
 
     edge_triggered = False
     writes_through = True
@@ -32,7 +32,7 @@ class Tap:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._counters = counters
-        self._lone = 0  # reads in a row that had one frame each
+        self._lone = 0  # consecutive reads with one frame each
 
     def fileno(self) -> int:
         """Readable when the kernel has sent a frame."""
@@ -41,8 +41,8 @@ class Tap:
     def read(self, batch: RxLog) -> list[bytes]:
         """The frames that the kernel has queued, at most a batch.
 
-        To find that there is no second costs as much as to read the first; while little is going on the poll tells of
-        it soon enough.
+        A read that finds no second frame costs as much as the first; at low load the poll reports the next frame soon
+        enough.
         """
         descriptor, read, octets, ends, words = self._descriptor, os.readv, batch.octets, batch.ends, batch.words
         frames: list[bytes] = []
@@ -58,12 +58,12 @@ class Tap:
                 frames.append(bytes(octets[start:end]))
                 start = end
         except OSError:
-            pass  # EAGAIN: that was all; EIO, EBADFD: the interface is down for the moment
+            pass  # EAGAIN: no more frames; EIO, EBADFD: the interface is down at the moment
         self._lone = self._lone + 1 if count == 1 else 0
         return frames
 
     def length(self, octets: memoryview) -> int:
-        """By what the frame says of itself; of a type that link drops anyway: 0."""
+        """The length by the frame's own fields; 0: a type that link drops anyway."""
         start = self._head + ethernet.HEADER_OCTETS
         kind = bytes(octets[start - 2 : start])
         if kind == ethernet.TYPE_IPV4:
@@ -74,11 +74,11 @@ class Tap:
         return start + octets_said if octets_said <= ethernet.LENGTH_MAX else 0
 
     def write(self, frame: bytes) -> None:
-        """Give one frame to the kernel, which takes or drops it at once."""
+        """Write one frame to the kernel, which accepts or drops it at once."""
         try:
             os.write(self._descriptor, frame)
         except OSError:  # EIO: the interface is down; EINVAL: shorter than a header
             self._counters[C.device_refused] += 1
 
     def flush(self) -> None:
-        """Nothing is ever held back."""
+        """Nothing to do: `write` sends at once."""

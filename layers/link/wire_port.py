@@ -1,4 +1,4 @@
-"""The virtual wire: link's port at a switch over ZeroMQ, in a TAP's place (bus.wire says what is agreed there)."""
+"""The virtual wire: link's port at a switch, over ZeroMQ, instead of a TAP (bus.wire has the protocol)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from usernet.pipe.contract import Trust, open_poller
 
 
 class Wire:
-    """A device over one port. `listener_fd`: its socket, which the keeper holds."""
+    """A device for one port. `listener_fd`: its socket, which the keeper holds."""
 
     edge_triggered = True
     writes_through = False
@@ -30,14 +30,14 @@ class Wire:
         self._inbox = self._poller.pull(listener_fd, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
         self._arrived: deque[bytes] = deque()
         self._outbox = self._poller.push(str(inbox.with_name(SWITCH_SOCKET)))
-        self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will look for our inbox
+        self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will find our inbox
 
     def fileno(self) -> int:
-        """Readable when something comes; `read` may leave some of that for its next calls."""
+        """Readable when a message arrives; `read` may leave some for later calls."""
         return self._poller.epoll.fileno()
 
     def read(self, batch: RxLog) -> list[bytes]:
-        """The frames of the next pack from the switch."""
+        """The frames of the next message from the switch."""
         arrived = self._arrived
         if not arrived:
             for descriptor, _ in self._poller.epoll.poll(0):
@@ -61,14 +61,14 @@ class Wire:
         return 0
 
     def write(self, frame: bytes) -> None:
-        """Put one frame into the pack that leaves at `flush`."""
+        """Add one frame to the message that leaves at `flush`."""
         if len(self._frames) == PACK_RECORDS or self._octets + len(frame) > PACK_OCTETS:
             self.flush()
         self._frames.append(frame)
         self._octets += len(frame)
 
     def flush(self) -> None:
-        """Send the pack, or drop it where the switch is away or slow and the pipe to it is full."""
+        """Send the message, or drop it if the switch is restarting or slow and the pipe to it is full."""
         frames = self._frames
         if not frames:
             if self._outbox.waiting:
@@ -80,7 +80,7 @@ class Wire:
 
 
 def _frames(message: bytes) -> list[bytes]:
-    """What a message of the switch carries; nothing, if it is none or longer than the switch sends."""
+    """The frames of a message of the switch; empty if it is invalid or too long."""
     try:
         return unpack(message)[1] if len(message) <= OCTETS_MAX else []
     except ValueError:

@@ -1,1 +1,1 @@
-"""Raw sockets: whole packets of any protocol, in copies, and packets that an application made (raw(7))."""
+"""raw: raw sockets, which receive copies of whole packets and send whole packets (raw(7))."""

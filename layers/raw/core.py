@@ -1,8 +1,8 @@
-"""Raw sockets (raw(7)): copies of whole packets up, payloads and packets that an application made down.
+"""Raw sockets (raw(7)): copies of whole packets up; payloads and whole packets of applications down.
 
-Owns the raw sockets. ip sends a copy of each packet of the protocols that somebody listens to, which raw tells it
-(RAW_WANTED); icmp and ip tell the errors; sockets declares raw sockets and sends through them. Booted only where the
-owner allows it: who may read and forge packets can do as every other application here.
+Owns the raw sockets. raw tells ip the protocols of its sockets (RAW_WANTED), and ip sends a copy of each packet of
+these protocols. icmp and ip send errors; sockets declares raw sockets and sends by them. The layer is booted only if
+the owner allows it, because an application with a raw socket can read and forge packets of all others.
 
 A crash forgets nothing: sockets and routes are stored before they are answered.
 """
@@ -32,19 +32,19 @@ class Core(DirectTransport[RawSockets]):
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         super().__init__(config, state, counters, RawSockets(state))
-        self._told = b""  # what ip knows to be wanted
+        self._told = b""  # the protocols that were sent to ip
         self._handlers |= {
             messages.PACKET: self._packets,
             messages.ICMP_ERROR: self._errors,
         }
 
     def start(self, now: float) -> list[Send]:
-        """Also, ip may have heard of another set than what came of it."""
+        """Also send ip the protocols, because it may not have received the last change."""
         super().start(now)
         return self._tell_wanted()
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """ip may have started afresh."""
+        """ip may need the protocols again."""
         return self._tell_wanted() if sender == IP else []
 
     def _tell_wanted(self) -> list[Send]:
@@ -83,7 +83,8 @@ class Core(DirectTransport[RawSockets]):
         return sends
 
     def _errors(self, errors: list[bytes]) -> list[Send]:
-        """ICMP errors, and ip's own, about packets of ours: whoever might have sent them is told (raw_err in Linux)."""
+        """ICMP errors, and ip's own, about packets of the stack: reported to all sockets that may have sent them
+        (raw_err in Linux)."""
         counters = self.counters
         counters[Counters.errors_in] += len(errors)
         sends: list[Send] = []
@@ -115,7 +116,7 @@ class Core(DirectTransport[RawSockets]):
         self.counters[Counters.sent] += 1
         if not socket.header_included:
             return header.pack(socket.protocol, messages.TRANSMIT_OF_MTU_DISCOVER[socket.mtu_discover]) + data
-        # ip(7): the header says all of it; the packet is never fragmented. Linux, ip_mc_output: a TTL of zero keeps a
+        # ip(7): the header is complete; the packet is never fragmented. Linux, ip_mc_output: a TTL of zero keeps a
         # multicast in the host, but nothing else.
         given = ipv4.HEADER.unpack_from(data)
         ttl = given[ipv4.TTL] if is_multicast(header.destination) else socket.ttl

@@ -1,4 +1,4 @@
-"""What raw counts."""
+"""The counters of raw."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from layers.common.raw_transport import DirectCounters
 
 
 class Counters(DirectCounters):
-    """Copies in, packets out, and why something was not passed on."""
+    """Copies in, packets out, and dropped packets by reason."""
 
-    received = In("Packets of which ip sent a copy.")
-    sent = Out("Payloads and whole packets handed to ip.")
+    received = In("Packets copied by ip.")
+    sent = Out("Payloads and whole packets passed to ip.")
 
-    delivered = Event("Copies handed to raw sockets; one packet may go to several.")
-    errors_in = Event("Errors about packets of ours, from icmp and ip.")
-    errors_told = Event("Errors told to raw sockets.")
+    delivered = Event("Copies passed to raw sockets; one packet may go to several.")
+    errors_in = Event("Errors about packets of the stack, from icmp and ip.")
+    errors_told = Event("Errors reported to raw sockets.")
 
-    malformed = Drop("A packet, or an error's quote, that ends before its IP header does.")
-    unwanted = Drop("A packet that no raw socket wanted: named otherwise, filtered by type, or just closed.")
-    error_no_socket = Drop("An error about a packet that no raw socket here can have sent, or wants to hear of.")
+    malformed = Drop("Packets, or quotes in errors, that are shorter than their IP header.")
+    unwanted = Drop("Packets without a raw socket: other addresses, filtered type, or just closed.")
+    error_no_socket = Drop("Errors about a packet that no raw socket can have sent, or for which none wants errors.")

@@ -1,4 +1,4 @@
-"""Raw sockets by handle, and by the protocol that they listen to."""
+"""Raw sockets by handle and by protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILTERED_TYPES = 32  # linux/icmp.h, struct icmp_filter: one bit each, and no h
 
 
 class Listener(NamedTuple):
-    """What of a socket decides about a packet. An address ANY: every one."""
+    """The fields of a socket that decide about a packet. An address ANY matches all."""
 
     socket: SocketState
     local: bytes
@@ -28,40 +28,40 @@ class Listener(NamedTuple):
     icmp_filter: int
 
     def matches(self, source: bytes, destination: bytes) -> bool:
-        """raw_v4_match in Linux."""
+        """As raw_v4_match in Linux."""
         return self.local in (ANY, destination) and self.peer in (ANY, source)
 
     def hears(self, source: bytes, destination: bytes) -> bool:
-        """raw_v4_input in Linux, but for the filter of ICMP types."""
+        """As raw_v4_input in Linux, except for the filter of ICMP types."""
         if not self.matches(source, destination):
             return False
         return not is_multicast(destination) or self.socket.listens(destination, source)
 
 
 def is_filtered(icmp_filter: int, message: bytes) -> bool:
-    """raw(7), ICMP_FILTER: whether a bit says that messages of this type are not wanted."""
+    """raw(7), ICMP_FILTER: True if the socket's filter excludes messages of this type."""
     return not message or (message[0] < _FILTERED_TYPES and bool(icmp_filter >> message[0] & 1))
 
 
 class RawSockets(DirectSockets):
-    """All raw sockets; as on Linux, a socket's port is its protocol."""
+    """All raw sockets; as on Linux, the port of a socket is its protocol."""
 
     def __init__(self, state: State) -> None:
         super().__init__(state, MAX_SOCKETS)
-        self.listeners: dict[int, dict[int, Listener]] = {}  # by protocol, by handle
+        self.listeners: dict[int, dict[int, Listener]] = {}  # {protocol: {handle: listener}}
 
     @property
     def wanted(self) -> bytes:
-        """The protocols that somebody listens to."""
+        """The protocols of all raw sockets that receive."""
         return bytes(sorted(self.listeners))
 
     def _settled(self, wanted: SocketState, former: SocketState | None, routes: RouteTable) -> SocketState:
         local = wanted.local
         if not wanted.protocol:
-            raise ValueError("a raw socket has a protocol")
+            raise ValueError("a raw socket needs a protocol")
         if local and (former is None or former.local != local) and not (
                 routes.is_local(local) or routes.is_broadcast(local) or is_multicast(local)):
-            raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
+            raise OSError(errno.EADDRNOTAVAIL, "not an address of this stack")
         return replace(wanted, port=wanted.protocol)
 
     def _fits(self, stored: SocketState) -> bool:

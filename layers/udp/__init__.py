@@ -1,1 +1,1 @@
-"""The UDP layer (RFC 768)."""
+"""udp: the User Datagram Protocol (RFC 768)."""

@@ -1,4 +1,4 @@
-"""udp's shell: the core on the bus."""
+"""The process of udp."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from layers.udp.counters import Counters
 
 
 def main(spawned: SpawnArguments) -> None:
-    """Run until the keeper says stop."""
+    """Run until the keeper tells the process to stop."""
     serve(spawned, Core, Counters)

@@ -1,7 +1,7 @@
-"""Datagrams that an application sent one by one, made the runs that it could have sent by one call (UDP_SEGMENT).
+"""Coalescing: datagrams that an application sent one by one become a run, as if sent by one call (UDP_SEGMENT).
 
-What stands next to each other in a frame, goes the same way and has the same length travels on as one record. Nothing
-waits for anything: only what came together is joined. For a way out that cuts again what it is given (packets.offload).
+Consecutive datagrams of a frame with the same head and the same length become one record. No datagram is delayed: only
+those that arrived together are joined. For a device that splits the run again (packets.offload).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _HEADER_OCTETS = DATAGRAM_HEADER.size
 
 
 def joined(records: list[bytes]) -> list[tuple[int, list[bytes]]]:
-    """SEND records, in order, as (kind, records) of SEND and SEND_SEGMENTS. 0.3 us a record."""
+    """SEND records, in order, as (kind, records) of SEND and SEND_SEGMENTS. 0.3 us per record."""
     out: list[tuple[int, list[bytes]]] = []
     singles: list[bytes] = []
     count = len(records)

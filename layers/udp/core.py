@@ -1,11 +1,12 @@
 """The UDP layer: RFC 768, with RFC 1122 section 4.1 and, where they leave room, the behaviour of Linux.
 
-Owns the bindings of UDP sockets: which handle of the socket service has which address, port and peer, and so who gets
-a datagram. Talks to ip (packets in, segments out, routes), to icmp (closed ports, errors about our datagrams) and to
-sockets (everything else). Receive queues, blocking and options that only an application sees are the socket service's.
+Owns the bindings of UDP sockets: which handle of the socket service has which address, port and peer, and so which
+socket gets a datagram. Talks to ip (packets in, segments out, routes), to icmp (closed ports, errors about sent
+datagrams) and to sockets (everything else). The socket service and the library have the receive queues, blocking calls,
+and options that only concern the application.
 
-Everything that it knows of sockets and routes is stored before it is answered, so a crash forgets nothing but caches:
-which socket a flow belongs to, and what a datagram's headers were the last time.
+Sockets and routes are stored before they are answered, so a crash only loses caches: the socket of a flow, and the
+headers of datagrams.
 """
 
 from __future__ import annotations
@@ -48,19 +49,19 @@ from packets.ip_options import before
 from packets.offload import completed, packets
 from packets.udp import HEADER, HEADER_OCTETS, PORTS_OCTETS, PROTOCOL
 
-PORT_UNREACHABLE = 3  # RFC 792: a code of destination unreachable
+PORT_UNREACHABLE = 3  # RFC 792: code of a destination unreachable
 SOURCE_QUENCH, REDIRECT = 4, 5  # RFC 792: types
 ERROR_PAYLOAD_OCTETS_MAX = QUOTE_OCTETS - ipv4.HEADER_OCTETS - HEADER_OCTETS
 
-# Of a PACKET_HEAD flags, octets of IP header, segment size, TTL, TOS, addresses; and the UDP header behind an IP header
-# without options: one call reads all of it.
+# Fields of a PACKET_HEAD (flags, octets of IP header, segment size, TTL, TOS, addresses) and the UDP header after an IP
+# header without options, for one unpack.
 _PLAIN = Struct(f"!xxBBHxBBx8s{ipv4.HEADER_OCTETS}x" + HEADER.format[1:])
 _HEAD = PACKET_HEAD.size
-_DATAGRAM = Struct("<IBBBBHH8s")  # DATAGRAM_HEADER: both have source and destination behind each other
+_DATAGRAM = Struct("<IBBBBHH8s")  # the end of a DATAGRAM_HEADER; both have source and destination next to each other
 
 
 class Core(Transport[SocketTable]):
-    """See `bus.layer.Core`."""
+    """The core of udp; see `bus.layer.Core`."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         sockets = SocketTable(Ports(rng), state)
@@ -74,7 +75,7 @@ class Core(Transport[SocketTable]):
         }
 
     def start(self, now: float) -> list[Send]:
-        """Read back routes and sockets."""
+        """Restore routes and sockets."""
         return [*super().start(now), *self._changed()]
 
     def _changed(self) -> list[Send]:
@@ -84,7 +85,7 @@ class Core(Transport[SocketTable]):
     # ------------------------------------------------------------------ from the network
 
     def _packets(self, records: list[bytes]) -> list[Send]:
-        # The hot path in. Locals, and no call that a known flow can do without.
+        # The hot path of input. It uses locals, and no call that a known flow does not need.
         counters = self.counters
         flow_of, find = self._sockets.flows.get, self._sockets.find
         read, pack = _PLAIN.unpack_from, _DATAGRAM.pack
@@ -113,7 +114,7 @@ class Core(Transport[SocketTable]):
                     counters[Counters.bad_length] += 1
                     continue
                 end = start - HEADER_OCTETS + length
-            # RFC 1122 section 4.1.3.4: a checksum that is there is verified; RFC 768: zero, the sender made none.
+            # RFC 1122 section 4.1.3.4: verify a checksum if there is one; RFC 768: zero means that there is none.
             if given and not flags & FLAG_CHECKED and not verifies(
                     addresses + record[start - HEADER_OCTETS : end], PROTOCOL + length):
                 counters[Counters.bad_checksum] += 1
@@ -148,7 +149,8 @@ class Core(Transport[SocketTable]):
         return sends
 
     def _receivers(self, addresses: bytes, ports: bytes) -> list[int]:
-        """Who gets a datagram that came by broadcast or multicast: all who hear it, unless it is ours alone by IP."""
+        """The sockets for a broadcast or multicast datagram: all matching ones, unless its IP destination is an own
+        unicast address."""
         width = len(addresses) >> 1
         source, destination = addresses[:width], addresses[width:]
         if not self._routes.is_local(destination) or self._routes.is_group(destination):
@@ -157,12 +159,12 @@ class Core(Transport[SocketTable]):
         return [handle] if handle else []
 
     def _closed_port(self, record: bytes, flags: int, size: int) -> Send:
-        # RFC 1122 section 4.1.3.1: a datagram to a port where nobody listens is answered with Port Unreachable.
+        # RFC 1122 section 4.1.3.1: a datagram to a port without a socket is answered with Port Unreachable.
         self.counters[Counters.no_port] += 1
         self.counters[Counters.report_port_unreachable] += 1
         head, packet = record[:_HEAD], record[_HEAD:]
         if size:
-            packet = next(iter(packets(packet, PROTOCOL, size)), packet)  # one error speaks for them all
+            packet = next(iter(packets(packet, PROTOCOL, size)), packet)  # one error for all of them
         elif flags & FLAG_CHECKSUM_PARTIAL:
             packet = completed(packet, PROTOCOL)
         report = REPORT_HEAD.pack(DESTINATION_UNREACHABLE, PORT_UNREACHABLE, 0)

@@ -1,4 +1,4 @@
-"""What the UDP layer counts."""
+"""The counters of udp."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from layers.common.transport import TransportCounters
 
 
 class Counters(TransportCounters):
-    """One sentence for everything that can happen to a datagram here."""
+    """One sentence for each counter."""
 
     packets_in = In("UDP packets from ip.")
-    packets_out = Out("UDP segments handed to ip.")
-    delivered = Event("Datagrams handed to sockets; a broadcast counts once for each socket that gets it.")
-    sends = Event("Datagrams that sockets asked to send.")
-    errors_in = Event("ICMP errors about datagrams of ours.")
-    errors_told = Event("ICMP errors that a socket was told.")
-    report_port_unreachable = Event("Packets to a closed port that icmp was asked to complain of.")
+    packets_out = Out("UDP datagrams passed to ip.")
+    delivered = Event("Datagrams passed to sockets; a broadcast counts once for each socket that gets it.")
+    sends = Event("Datagrams sent by sockets.")
+    errors_in = Event("ICMP errors about datagrams of the stack.")
+    errors_told = Event("ICMP errors reported to a socket.")
+    report_port_unreachable = Event("Packets to a closed port, passed to icmp for an error.")
 
-    packet_truncated = Drop("The packet ends before its UDP header does.")
-    bad_length = Drop("The UDP length is below 8 or more than the packet carries.")
-    bad_checksum = Drop("The UDP checksum does not verify.")
-    no_port = Drop("No socket is bound to the destination.")
-    no_port_group = Drop("No socket wants this broadcast or multicast datagram.")
+    packet_truncated = Drop("Packets shorter than a UDP header.")
+    bad_length = Drop("Packets whose UDP length is below 8 or more than the packet contains.")
+    bad_checksum = Drop("Packets with a wrong UDP checksum.")
+    no_port = Drop("Packets to a port without a socket.")
+    no_port_group = Drop("Broadcast or multicast datagrams without a matching socket.")
 
-    send_malformed = Drop("A datagram to send that is shorter than its header.")
-    send_misplaced = Drop("A datagram of a family or over an interface that is not there; the socket was told.")
-    send_no_socket = Drop("A datagram to send from a handle that is not declared.")
-    send_no_port = Drop("A datagram to send from a socket without a port.")
-    send_no_destination = Drop("A datagram to send without a destination, from a socket that is not connected.")
-    send_bad_options = Drop("IP options that may not be sent; the socket was told EINVAL or EPERM.")
-    send_no_route = Drop("A datagram to where no route leads, or from an address not ours; the socket was told.")
-    send_too_long = Drop("A datagram to send that does not fit an IPv4 packet.")
+    send_malformed = Drop("Datagrams to send that are shorter than their header.")
+    send_misplaced = Drop("Datagrams to send of an unsupported family or interface, refused with an error to the "
+                          "socket.")
+    send_no_socket = Drop("Datagrams to send from an unknown handle.")
+    send_no_port = Drop("Datagrams to send from a socket without a port.")
+    send_no_destination = Drop("Datagrams to send without a destination, from a socket that is not connected.")
+    send_bad_options = Drop("Datagrams to send with forbidden IP options, refused with EINVAL or EPERM.")
+    send_no_route = Drop("Datagrams to send without a route or from a foreign address, refused with an error to the "
+                         "socket.")
+    send_too_long = Drop("Datagrams to send that are too long for an IPv4 packet.")
 
-    error_malformed = Drop("An ICMP error that does not quote enough of a UDP packet.")
-    error_no_socket = Drop("An ICMP error about a datagram of no socket that is still here.")
-    error_ignored = Drop("An ICMP error that Linux would not tell this socket of either.")
+    error_malformed = Drop("ICMP errors that do not quote enough of a UDP packet.")
+    error_no_socket = Drop("ICMP errors about a datagram whose socket does not exist.")
+    error_ignored = Drop("ICMP errors that are not reported to this socket, as on Linux.")

@@ -1,7 +1,7 @@
-"""The way out: what goes around a payload before it leaves.
+"""Output: adds the UDP header to a payload.
 
-Owns the memory of headers that were made before; a change of routes or sockets empties it. A datagram that its socket
-may not send is told to it, with Linux's errno, where the application could not have known (SOCKET_ERROR).
+Owns the cache of headers; a change of routes or sockets clears it. If a datagram cannot be sent, and the application
+could not have known this, its socket gets an error with Linux's errno (SOCKET_ERROR).
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ from packets.checksum import checksum
 from packets.ip_options import checked, split
 from packets.udp import HEADER_OCTETS, LENGTH_CHECKSUM, PAYLOAD_OCTETS_MAX, PORTS, PROTOCOL, flow_sum
 
-FAMILY_AT, FLAGS_AT = 4, 5  # in a head
-PATHS_MAX = 1 << 15  # heads of SENDs whose outcome is remembered; then the cache starts afresh
+FAMILY_AT, FLAGS_AT = 4, 5  # offsets in a head
+PATHS_MAX = 1 << 15  # heads of SENDs whose result is cached; then the cache is cleared
 
 _SIZE = Struct("!H")  # at the beginning of a TRANSMIT_HEAD
 
-Path = tuple[bytes, int, bool]  # headers to send, what they add to the checksum, whether that is to be partial
+Path = tuple[bytes, int, bool]  # headers to send, their part of the checksum, whether the checksum is to be partial
 
 
 class Output:
-    """SEND and SEND_SEGMENTS records become TRANSMIT records."""
+    """The output path: SEND and SEND_SEGMENTS records become TRANSMIT records."""
 
     def __init__(self, sockets: dict[int, Socket], counters: CounterWords, offload: tuple[str, ...]) -> None:
         self._sockets = sockets
         self._counters = counters
         self._offload = bool(offload)
-        self._joins = UDP_SEGMENTATION in offload  # else it would all be cut again, in ip
-        self._paths: dict[bytes, Path] = {}  # by head of a SEND
+        self._joins = UDP_SEGMENTATION in offload  # otherwise ip would split it again
+        self._paths: dict[bytes, Path] = {}  # by the head of a SEND
         self._routes: RouteTable
 
     def changed(self, routes: RouteTable) -> None:
-        """Routes or sockets are not what they were."""
+        """Routes or sockets have changed: clear the cache."""
         self._routes = routes
         self._paths.clear()
 
     def send(self, records: list[bytes]) -> list[Send]:
-        """SEND records."""
+        """Process SEND records."""
         if not self._joins or len(records) == 1:
             return self._send(records)
         sends: list[Send] = []
@@ -74,8 +74,8 @@ class Output:
         return sends
 
     def _send(self, records: list[bytes]) -> list[Send]:
-        # The hot path out: 1 us for a small datagram. All of its headers but length and checksum depend on nothing but
-        # the head of the SEND, so that is what their cache goes by.
+        # The hot path of output: 1 us for a small datagram. All of its headers except length and checksum depend only
+        # on the head of the SEND, which is the key of their cache.
         path_of, pack = self._paths.get, LENGTH_CHECKSUM.pack
         sends: list[Send] = []
         refusals: list[Send] = []
@@ -90,8 +90,8 @@ class Output:
             if length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS:
                 self._counters[Counters.send_too_long] += 1
                 continue
-            # RFC 768: the length counts twice, once in the pseudo header; a sum of zero is sent as all ones. A partial
-            # one is the pseudo header's alone, whatever the payload.
+            # RFC 768: the length counts twice, once in the pseudo header; a checksum of zero is sent as all ones. A
+            # partial checksum is that of the pseudo header, whatever the payload.
             total = (initial + length) % 65535 if partial else checksum(payload, initial + 2 * length)
             total = total or 0xFFFF
             sends.append((IP, TRANSMIT, headers + pack(length, total) + payload))
@@ -100,7 +100,8 @@ class Output:
         return sends + refusals if refusals else sends
 
     def send_segments(self, records: list[bytes]) -> list[Send]:
-        """SEND_SEGMENTS records: one segment each that the way out cuts, or as many SENDs where that does no sums."""
+        """Process SEND_SEGMENTS records: one segment each that ip or the device splits, or as many SENDs if the device
+        has no offload."""
         sends: list[Send] = []
         start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
         for record in records:
@@ -134,7 +135,7 @@ class Output:
         return sends
 
     def _path(self, header: bytes, record: bytes, sends: list[Send]) -> Path | None:
-        """What `_paths` remembers, for the head of `record`; None: dropped and counted, or sent already."""
+        """The cached path for the head of `record`; None: dropped and counted, or sent already."""
         if len(header) < DATAGRAM_HEADER.size:
             return self._refuse_send(Counters.send_malformed)
         _, family, _, _, _, _, interface, _, _ = DATAGRAM_HEADER.unpack(header)
@@ -153,7 +154,7 @@ class Output:
         return path
 
     def _send_with_options(self, header: bytes, data: bytes, sends: list[Send]) -> None:
-        """A datagram with options of its own (RFC 1122 section 4.1.4), which stand before its payload."""
+        """Send a datagram with its own options (RFC 1122 section 4.1.4), which precede its payload."""
         options, payload = split(data) or (b"", None)
         if payload is None:
             return self._refuse_send(Counters.send_malformed)
@@ -176,7 +177,7 @@ class Output:
         return None
 
     def _new_path(self, header: bytes, options: bytes | None, data: bytes, refusals: list[Send]) -> Path | None:
-        """`options`: those to send, if not the socket's; `data`: what is to be quoted where it cannot go."""
+        """`options`: those to send instead of the socket's; `data`: the payload to quote in an error."""
         handle, _, flags, ttl, tos, port, _, destination, source = DATAGRAM_HEADER.unpack(header)
         socket = self._sockets.get(handle)
         if socket is None:
@@ -190,12 +191,13 @@ class Output:
             destination, port = socket.peer, declared.peer_port
         if is_unspecified(destination):  # Linux: 0.0.0.0 is this host
             destination = socket.address or LOOPBACK[len(destination)]
-        if not self._routes.is_local(source):  # not said; or ours no longer, of which the application has yet to hear
+        # not specified; or no longer an own address, which the application does not know yet
+        if not self._routes.is_local(source):
             source = ANY
         source = source_address.of_packet(self._routes, destination, source, socket.address,
                                           declared.multicast_interface)
         if source is None:
-            # Linux, ip_route_output_key_hash: no way there, or not from an address that is no longer ours
+            # Linux, ip_route_output_key_hash: no route, or the source is no longer an own address
             refusals.append(refused(handle, errno.ENETUNREACH, destination, port, data))
             return self._refuse_send(Counters.send_no_route)
         if self._routes.leaks(source, destination):
@@ -208,7 +210,7 @@ class Output:
         transmit_flags = TRANSMIT_OF_MTU_DISCOVER[declared.mtu_discover]
         transmit_flags |= TRANSMIT_BROADCAST if declared.broadcast else 0
         transmit_flags |= TRANSMIT_LOOP if multicast and declared.multicast_loop else 0
-        # What stays in the host, or goes out where the TAP's other end does the sums, needs the pseudo header's only.
+        # A partial checksum suffices for packets that stay in the host, and for a device with offload.
         options = declared.ip_options if options is None else options
         partial = (self._offload or self._routes.is_local(destination)) and not options
         transmit_flags |= TRANSMIT_PARTIAL if partial else 0

@@ -1,9 +1,8 @@
-"""The sockets, and which of them a datagram is for.
+"""The sockets of udp, and the look-up of a datagram's receiver.
 
-Every socket with a port stands in one index under a key of the shape of a flow: peer, local address, peer's port,
-local port, with zeros for what it leaves open. A datagram's receiver is found by asking for the flow itself and then
-for the same with more and more left open, in the order that Linux's compute_score gives: four dict look-ups however
-many sockets there are, and one for a flow that was seen before.
+One index contains every socket with a port, under a key with the format of a flow: peer, local address, peer's port,
+local port, with zeros for unspecified fields. A look-up tries the flow itself and then less specific keys, in the order
+of Linux's compute_score: at most four dict look-ups for any number of sockets, and one for a known flow.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from layers.common.transport import ROUTES_KEY
 from packets.addresses import ANY, LOOPBACK, UNSPECIFIED, is_multicast
 from packets.udp import PORTS, PORTS_OCTETS
 
-FLOWS_MAX = 1 << 15  # flows whose receiver is remembered (5 MB); then the cache starts afresh
+FLOWS_MAX = 1 << 15  # flows whose receiver is cached (5 MB); then the cache is cleared
 NOBODY = 0  # no socket has this handle
 
 _PORT_OCTETS = 2
@@ -30,28 +29,28 @@ _ANY_PORT = bytes(_PORT_OCTETS)
 
 
 class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A socket: what was declared, and what it became. Connected where `peer` is not ANY."""
+    """A socket: the declared state, and the chosen address and port. Connected if `peer` is not ANY."""
 
     declared: SocketState
-    order: int  # of two sockets with equal claims, the higher was bound last
-    address: bytes = ANY  # where it receives; ANY: at every address
-    port: int = 0  # 0: none yet
+    order: int  # among sockets with equal claims, the higher was bound last
+    address: bytes = ANY  # the local address; ANY: all addresses
+    port: int = 0  # 0: none
     peer: bytes = ANY
 
     @property
     def key(self) -> bytes:
-        """Where it stands in the index."""
+        """Its key in the index."""
         zero = UNSPECIFIED[WIDTH_OF_FAMILY[self.declared.family]]
         ports = PORTS.pack(self.declared.peer_port if self.peer else 0, self.port)
         return b"".join((self.peer or zero, self.address or zero, ports))
 
     @property
     def claim(self) -> Claim:
-        """What it holds at the port manager."""
+        """Its claim at the port manager."""
         return Claim(self.address, self.port, _sharing(self.declared))
 
     def hears(self, source: bytes, destination: bytes, source_port: int) -> bool:
-        """True where a broadcast or multicast to its port is for it, as Linux's __udp_is_mcast_sock has it."""
+        """True if the socket gets a broadcast or multicast to its port, as in Linux's __udp_is_mcast_sock."""
         if self.address not in (ANY, destination):
             return False
         if self.peer and (self.peer != source or self.declared.peer_port not in (0, source_port)):
@@ -68,16 +67,16 @@ class SocketTable:
     def __init__(self, ports: Ports, state: State) -> None:
         self._state = state
         self.sockets: dict[int, Socket] = {}
-        self.flows: dict[bytes, int] = {}  # cache: flow -> handle, never NOBODY
+        self.flows: dict[bytes, int] = {}  # cache: {flow: handle}, never NOBODY
         self._ports = ports
-        self._index: dict[bytes, dict[int, Socket]] = {}  # key -> its sockets by handle, first bound first
+        self._index: dict[bytes, dict[int, Socket]] = {}  # {key: {handle: socket}}, first bound first
         self._at_port: dict[int, dict[int, Socket]] = {}
         self._next_order = 0
 
     # ------------------------------------------------------------------ who a datagram is for
 
     def find(self, flow: bytes) -> int:
-        """The handle of the socket that a datagram to one of our own addresses is for, or NOBODY."""
+        """The handle of the socket for a datagram to an own address, or NOBODY."""
         addresses, port = flow[:-PORTS_OCTETS], flow[-_PORT_OCTETS:]
         width = len(addresses) >> 1
         zero, local = UNSPECIFIED[width], addresses[width:]
@@ -97,7 +96,7 @@ class SocketTable:
         return handle
 
     def find_all(self, source: bytes, destination: bytes, ports: bytes) -> list[int]:
-        """The handles of all sockets that a broadcast or multicast datagram is for. `ports`: its source's, its own."""
+        """The handles of all sockets for a broadcast or multicast datagram. `ports`: source port, destination port."""
         source_port, port = PORTS.unpack(ports)
         candidates = self._at_port.get(port, {})
         return [handle for handle, socket in candidates.items() if socket.hears(source, destination, source_port)]
@@ -105,7 +104,7 @@ class SocketTable:
     # ------------------------------------------------------------------ declarations, and what is stored of them
 
     def load(self) -> int:
-        """Read back what a former process stored; how many records made no sense and were deleted."""
+        """Restore the sockets of a former process; returns the number of deleted invalid records."""
         sockets, unreadable = [], 0
         for key in list(self._state):
             if key == ROUTES_KEY:
@@ -120,7 +119,10 @@ class SocketTable:
         return unreadable
 
     def set(self, wanted: SocketState, routes: RouteTable) -> SocketReply | None:
-        """Make a socket as it is wanted, and store it; or leave it and say why. None where that cannot even be said."""
+        """Create or change a socket as declared and store it, or refuse and return the reason.
+
+        None: the declaration is unusable.
+        """
         handle, request = wanted.handle, wanted.request
         if not (0 < handle < 1 << 32 and 0 <= request < 1 << 64):
             return None
@@ -134,7 +136,7 @@ class SocketTable:
         return SocketReply(handle=handle, request=request, local=socket.address, port=socket.port)
 
     def close(self, handle: int) -> bool:
-        """Forget a socket; False where there is none."""
+        """Remove a socket; False: there is none."""
         if not self.remove(handle):
             return False
         del self._state[handle]
@@ -143,14 +145,14 @@ class SocketTable:
     # ------------------------------------------------------------------ what a declaration makes of a socket
 
     def settle(self, declared: SocketState, routes: RouteTable) -> Socket:
-        """The socket that `declared` asks for. OSError with Linux's errno where it cannot be had; changes nothing."""
+        """The socket for `declared`. OSError with Linux's errno: it cannot be had. Changes nothing."""
         if declared.family != FAMILY_4:
             raise OSError(errno.EAFNOSUPPORT, "IPv4 only")
         if not in_range(declared) or not declared.ttl:
-            raise OSError(errno.EINVAL, "a number out of its range")
+            raise OSError(errno.EINVAL, "a number is out of range")
         old = self.sockets.get(declared.handle)
         if (old is None or old.declared.local != declared.local) and not _can_bind(declared.local, routes):
-            raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
+            raise OSError(errno.EADDRNOTAVAIL, "not an address of this stack")
         address, peer = _connect(declared, old, routes)
         wants_port = declared.bind or declared.port or peer
         port = self._settle_port(declared, old) if wants_port else 0
@@ -163,20 +165,20 @@ class SocketTable:
         handle, local = declared.handle, declared.local
         port = declared.port or (old.port if old else 0)
         if port:
-            # As on Linux only a bind is checked: connecting and dissolving move a socket between addresses unasked.
+            # As on Linux only a bind is checked: connecting and dissolving change the local address without a check.
             if old is not None and old.port == port and old.declared.local == local:
                 return port
             if not self._ports.clashes(handle, Claim(local, port, _sharing(declared))):
                 return port
             if declared.port:
-                raise OSError(errno.EADDRINUSE, "the port is taken")
+                raise OSError(errno.EADDRINUSE, "the port is in use")
         chosen = self._ports.choose(handle, local)
         if chosen is None:  # connect's own bind fails with EAGAIN (Linux inet_autobind)
             raise OSError(errno.EADDRINUSE if declared.bind else errno.EAGAIN, "no ephemeral port is free")
         return chosen
 
     def put(self, socket: Socket) -> None:
-        """Take `socket` in, in the place of the one with its handle."""
+        """Add `socket`, replacing the one with its handle."""
         handle, old = socket.declared.handle, self.sockets.get(socket.declared.handle)
         if old is not None and old.key != socket.key:
             self._unlink(handle, old)
@@ -189,7 +191,7 @@ class SocketTable:
             self._at_port.setdefault(socket.port, {})[handle] = socket
 
     def remove(self, handle: int) -> bool:
-        """Forget a socket; False where there is none."""
+        """Remove a socket; False: there is none."""
         socket = self.sockets.pop(handle, None)
         if socket is None:
             return False
@@ -212,12 +214,12 @@ def _discard(buckets: dict, key: bytes | int, handle: int) -> None:
 
 
 def _one_of(bucket: dict[int, Socket], flow: bytes) -> int:
-    """SO_REUSEADDR: who bound last. SO_REUSEPORT: one of those who set it, always the same for one flow."""
+    """SO_REUSEADDR: the one that was bound last. SO_REUSEPORT: one of the group, always the same for a flow."""
     handle, last = next(reversed(bucket.items()))
     if last.peer or not last.declared.reuse_port:
         return handle
     group = [member for member, socket in bucket.items() if socket.declared.reuse_port]
-    # A hash that a restart does not change, unlike Python's own.
+    # A hash that is the same after a restart, unlike Python's own.
     return group[crc32(flow) % len(group)]
 
 
@@ -230,7 +232,7 @@ def _can_bind(address: bytes, routes: RouteTable) -> bool:
 
 
 def _connect(declared: SocketState, old: Socket | None, routes: RouteTable) -> tuple[bytes, bytes]:
-    """(local address, peer) of a socket that connects, stays connected, or (peer ANY) is not connected."""
+    """(local address, peer) of a socket that connects or is connected; peer ANY: not connected."""
     if not declared.peer and not declared.peer_port:
         return declared.local, ANY
     if old is not None and _ends(old.declared) == _ends(declared):

@@ -177,9 +177,9 @@ def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: St
     (conflict,) = own.status()["conflicts"]
     assert (conflict["address"], conflict["mac"]) == (STACK, RIVAL)
     assert started - 1 <= conflict["since"] <= time.time()
-    assert f"{RIVAL} claims our address {STACK}" in own.run("status").stdout
+    assert f"{RIVAL} claims the stack's address {STACK}" in own.run("status").stdout
     (event,) = [event for event in own.events() if event["event"] == "conflict"]
-    assert (event["layer"], event["detail"]) == ("arp", f"{RIVAL} claims our address {STACK}")
+    assert (event["layer"], event["detail"]) == ("arp", f"{RIVAL} claims the stack's address {STACK}")
 
     own.run("sabotage", "arp", "kill")  # what is reported, and the time of the defence, outlive the process
     wait_for("arp's return", lambda: own.incarnations()["arp"] == 2 and own.status()["state"] == "up")
@@ -280,9 +280,9 @@ def test_the_list_is_longer_than_one_answer(own: Stack) -> None:
     (["add", "10.0.0", ABSENT_MAC], 2, "'10.0.0' is not an IPv4 address"),
     (["add", ABSENT, "02:00"], 2, "'02:00' is not a MAC address"),
     (["flush", ABSENT], 2, "neighbor flush"),
-    (["add", STACK, ABSENT_MAC], 1, "10.0.0.2 is our own address"),
-    (["add", ABSENT, BROADCAST], 1, "no station's address"),
-    (["add", "10.0.0.255", ABSENT_MAC], 1, "no single host's address"),
+    (["add", STACK, ABSENT_MAC], 1, "10.0.0.2 is an address of this stack"),
+    (["add", ABSENT, BROADCAST], 1, "is not the address of a single station"),
+    (["add", "10.0.0.255", ABSENT_MAC], 1, "is not the address of a single host"),
     (["del", NOBODY], 1, f"no neighbour {NOBODY} is known"),
 ])
 def test_what_cannot_be_done_is_one_line_on_standard_error(stack: Stack, words: list, status: int, text: str) -> None:

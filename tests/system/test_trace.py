@@ -52,7 +52,7 @@ def test_a_dropped_packet_says_by_whom_and_why(stack):
             wait_for("the drop", lambda: stack.counters("ip")["bad_header_checksum"] > before)
 
     (text,) = traced(stack, "udp port 9", send_nonsense)
-    assert "dropped by ip: bad_header_checksum: Packets whose header checksum does not verify." in text
+    assert "dropped by ip: bad_header_checksum: Packets with a wrong header checksum." in text
 
 
 def test_count_and_bad_arguments(stack):

@@ -218,10 +218,10 @@ def test_a_flush_spares_the_permanent_neighbours(host):
 
 
 @pytest.mark.parametrize(("order", "fields", "text"), [
-    ("add", {"address": OUR, "mac": MAC}, "our own"),
-    ("add", {"address": "10.0.0.255", "mac": MAC}, "no single host"),
-    ("add", {"address": "224.0.0.1", "mac": MAC}, "no single host"),
-    ("add", {"address": PEER, "mac": "01:00:5e:00:00:01"}, "no station"),
+    ("add", {"address": OUR, "mac": MAC}, "an address of this stack"),
+    ("add", {"address": "10.0.0.255", "mac": MAC}, "not the address of a single host"),
+    ("add", {"address": "224.0.0.1", "mac": MAC}, "not the address of a single host"),
+    ("add", {"address": PEER, "mac": "01:00:5e:00:00:01"}, "not the address of a single station"),
     ("add", {"address": PEER, "mac": "02:00"}, "not a MAC"),
     ("add", {"address": PEER}, "not a MAC"),
     ("add", {"mac": MAC}, "None"),
