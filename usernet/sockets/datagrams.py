@@ -14,6 +14,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable
+from struct import Struct
 from typing import Any, SupportsIndex
 
 from usernet.client.connection import Connection
@@ -47,6 +48,7 @@ FORKED = "this socket belongs to the parent process; make a new one after fork"
 PLAIN, PING, RAW, STREAM = "dgram", "ping", "raw", "stream"  # kinds of socket, as the service calls them
 _HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
 _HEADER = DATAGRAM_HEADER.size
+_SENDER = Struct("<8xH2x4s")  # of a DATAGRAM_HEADER the peer's port and address: a sixth faster than to unpack it all
 # As plain integers: an operation on an IntFlag takes half a microsecond, and every datagram needs some.
 _PEEK, _DONTWAIT = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT)
 _ERRQUEUE, _OOB = int(_std.MSG_ERRQUEUE), int(_std.MSG_OOB)
@@ -438,5 +440,5 @@ def _octets(data: Any) -> bytes:
 def _sender(record: bytes) -> Address | None:
     if not record:
         return None  # the end, after shutdown
-    _, _, _, _, _, port, _, source, _ = DATAGRAM_HEADER.unpack_from(record)
+    port, source = _SENDER.unpack_from(record)
     return _std.inet_ntoa(source), port
