@@ -84,6 +84,17 @@ def test_javascript_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp
     server.wait(PATIENCE_S)
 
 
+def test_an_example_of_another_version_says_why_it_ends(stack: Stack, tmp_path: Path) -> None:
+    program = tmp_path / "echo.py"
+    text = (EXAMPLES / "zeromq_echo.py").read_text()
+    assert "VERSION = 2 " in text
+    program.write_text(text.replace("VERSION = 2 ", "VERSION = 1 "))
+    done = subprocess.run([sys.executable, str(program), "0.0.0.0:0"], env=stack.env, capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "this stack speaks version 2 of the application protocol, the "
+                                              "application version 1\n")
+
+
 def test_c_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp_path: Path) -> None:
     program = tmp_path / "echo"
     built = subprocess.run([require_program("gcc"), "-Wall", "-Wextra", "-Werror", "-O2", "-o", program,

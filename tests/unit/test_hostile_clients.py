@@ -11,20 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from usernet_service import ADDRESS, REPOSITORY, Service
 
 from bus import topology
 from bus.config import StackConfig
+from bus.counters import PipeCounters
 from bus.durable import layout
 from bus.durable.journal import Journal
-from bus.runtime.clients import Clients
+from bus.runtime.clients import OFFENCES_MAX, REFUSAL_CHECKS, REFUSALS_MAX, Clients
 from supervisor.resources import Resources
 from usernet.client.connection import Connection
 from usernet.pipe.contract import open_poller
 from usernet.pipe.frame import VERSION, of_version, pack_frame, unpack_frame
 from usernet.pipe.messages import BYE, HELLO, REFUSAL, REPLY, REQUEST, RESUME, inbox_name, inbox_number
+from usernet.pipe.numbering import decode_hello
 
 # Knows all that can be seen of the client argv[2], an inbox, and guesses argv[3:], ids. Says HELLO for it, and in the
 # names of those ids: I repeat from number 1000 on; goodbye, whatever number is next. Says to it, as the service would:
@@ -114,7 +117,7 @@ def test_nobody_speaks_in_anothers_name(service):
 
 def test_an_inbox_that_another_process_claims_first_is_still_its_owners(service):
     """A HELLO that names it brings the one who said it nothing, and its owner the same as ever."""
-    with Stranger(service) as owner:
+    with Stranger(service.run_dir) as owner:
         forge(service, owner.inbox_name, 0, 1, listening=owner.listen)
         owner.say(HELLO, 0, 0, owner.hello())
         number, answer = owner.hears(HELLO, lambda fields: fields.get("token") == "mine")
@@ -130,7 +133,7 @@ def test_an_inbox_that_another_process_claims_first_is_still_its_owners(service)
 
 @pytest.mark.parametrize(("octet", "version"), [(1, 1), (3, 3), (255, 255), (2, 1), (2, 3)])
 def test_a_client_of_another_version_is_told_so_in_its_own(service, octet, version):
-    with Stranger(service) as stranger:
+    with Stranger(service.run_dir) as stranger:
         hello = b'{"version": %d, "inbox": "%s", "done": 0, "token": "mine"}' % (version, stranger.inbox_name.encode())
         stranger.push.send(of_version(pack_frame(HELLO, 0, 1, 0, [hello]), octet))
         frame = stranger.hears_frame()
@@ -153,14 +156,14 @@ def test_a_program_of_another_version_gets_an_error_that_says_so(service, monkey
 class Stranger:
     """A process with an inbox and a pipe to the service, that does nothing by itself."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, run_dir: Path) -> None:
         self.inbox_name = inbox_name(1 + secrets.randbelow(1 << 63))
         self.poller = open_poller(os.environ["USERNET_PIPES"])
         listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
-        listener.bind(str(service.run_dir / "sockets" / self.inbox_name))
+        listener.bind(str(run_dir / "sockets" / self.inbox_name))
         listener.listen()
         self.pull = self.poller.pull(listener.detach(), 1 << 18, 16, lambda: None)
-        self.push = self.poller.push(str(service.run_dir / "sockets.sock"))
+        self.push = self.poller.push(str(run_dir / "sockets.sock"))
         self.frames: list[bytes] = []
 
     def __enter__(self) -> Stranger:
@@ -241,3 +244,46 @@ def test_a_request_that_is_longer_than_the_line_is_refused_and_kills_nobody(tmp_
     assert resources.ask({"op": "list"}, answers.append)
     resources.listener.close()
     os.close(resources.memory_fd)
+
+
+@pytest.mark.parametrize("kind", ["direct", "zmq"])
+def test_who_is_not_let_in_is_told_why(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("USERNET_PIPES", kind)
+    (tmp_path / "sockets").mkdir()
+    memory_fd = layout.create("test")
+    durable = layout.Memory(memory_fd)
+    config = StackConfig(name="t", run_dir=str(tmp_path / "sockets"), address=1, prefix=24, mac=bytes(6),
+                         owner=os.geteuid())
+    poller = open_poller(kind)
+    clients = Clients(None, config, poller, Journal(durable), durable, [], {}, {})
+
+    def answer(stranger: Stranger) -> dict:
+        assert clients.admit(decode_hello(stranger.hello()), VERSION, 0) is None
+        while not stranger.frames:
+            for descriptor, _ in poller.epoll.poll(0):
+                poller.pushes[descriptor].hear()
+            stranger.listen()
+        said, _, number, _, (record,) = unpack_frame(stranger.frames.pop())
+        assert (said, number) == (REFUSAL, 0)
+        return json.loads(record)
+
+    with Stranger(tmp_path) as stranger:
+        for _ in range(OFFENCES_MAX):
+            clients.offended(os.getpid())
+        assert answer(stranger)["errno"] == errno.ECONNABORTED
+        ids = slice(layout.CLIENTS + layout.CLIENT_ID, layout.WORDS, layout.CLIENT_WORDS)
+        for place in range(*ids.indices(layout.WORDS)):
+            durable.words[place] = topology.CLIENT_ID_MIN
+        refusal = answer(stranger)
+        assert refusal["errno"] == errno.EUSERS
+        assert str(os.getpid()) in refusal["error"]
+        assert durable.bus_counters[PipeCounters.bus_turned_away] == 2
+        for _ in range(2 * REFUSALS_MAX):
+            assert clients.admit(decode_hello(stranger.hello()), VERSION, 0) is None
+        assert durable.bus_counters[PipeCounters.bus_turned_away] == 2 + 2 * REFUSALS_MAX
+        assert len(clients._refusals) == REFUSALS_MAX, "no more are on their way at a time"
+        for _ in range(REFUSAL_CHECKS + 1):
+            clients.ended()
+        assert not clients._refusals
+    poller.close()
+    os.close(memory_fd)
