@@ -13,18 +13,19 @@ import errno
 import os
 import secrets
 import select
+from dataclasses import dataclass
 from pathlib import Path
 
 from bus import topology
 from bus.config import StackConfig
 from bus.counters import PipeCounters as C
 from bus.durable import layout
-from bus.durable.journal import Journal
 from bus.layer import ClientCore
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
-from usernet.pipe.contract import Poller, Push, bounded
+from bus.runtime.pipes import Pipes
+from usernet.pipe.contract import Push, bounded
 from usernet.pipe.frame import VERSION, of_version, pack_frame
 from usernet.pipe.messages import BYE, CREDIT, REFUSAL, REQUEST, SEND, SEND_SEGMENTS, inbox_name, inbox_number
 from usernet.pipe.numbering import Hello, Refusal, encode
@@ -39,40 +40,32 @@ DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection t
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})
 
 
+@dataclass(eq=False, slots=True)
 class Client:
     """One client and the two pipes between it and the layer."""
 
-    def __init__(self, number: int, inbox_number: int, place: int, pid: int, pidfd: int, outbox: Outbox,
-                 inbox: Inbox) -> None:
-        self.number = number  # its id
-        self.inbox_number = inbox_number
-        self.place = place
-        self.pid = pid
-        self.pidfd = pidfd
-        self.outbox = outbox
-        self.inbox = inbox
-        self.heard_at_end = -1  # number of its last frame at the time when its end was noticed
+    number: int  # its id
+    inbox_number: int
+    place: int
+    pid: int
+    pidfd: int
+    outbox: Outbox
+    inbox: Inbox
+    heard_at_end: int = -1  # number of its last frame at the time when its end was noticed
 
 
 class Clients:
-    """The clients of one layer. Their pipes are in the layer's tables: `inboxes` by sender, `outboxes` by consumer."""
+    """The clients of one layer. Their pipes are among the layer's `pipes`."""
 
-    def __init__(self, core: ClientCore, config: StackConfig, poller: Poller, journal: Journal,
-                 durable: layout.Memory, touched: list[Outbox], inboxes: dict[int, Inbox],
-                 outboxes: dict[int, Outbox]) -> None:
+    def __init__(self, core: ClientCore, config: StackConfig, pipes: Pipes) -> None:
         self.core = core
         self._folder = Path(config.run_dir)
         self._owner = config.owner
-        self._poller = poller
-        self._incarnation = durable.words[layout.INCARNATION]
-        self._counters = durable.bus_counters
+        self._pipes = pipes
+        self._words = pipes.turn.words
+        self._incarnation = self._words[layout.INCARNATION]
+        self._counters = pipes.turn.memory.bus_counters
         self._refusals: list[tuple[Push, int]] = []  # on their way, and for how many checks they have been
-        self._journal = journal
-        self._memory = durable
-        self._words = durable.words
-        self._touched = touched
-        self._inboxes = inboxes
-        self._outboxes = outboxes
         self._ends = select.epoll()
         self._most = bounded(layout.CLIENTS_MAX, DESCRIPTORS_A_CLIENT)
         self.by_number: dict[int, Client] = {}
@@ -129,7 +122,7 @@ class Clients:
                 self._turn_away(inbox, objection, version)
             return None
         drawn = 0
-        while not drawn or drawn in self._inboxes:
+        while not drawn or drawn in self._pipes.inboxes:
             drawn = topology.CLIENT_ID_MIN + secrets.randbelow(topology.CLIENT_ID_END - topology.CLIENT_ID_MIN)
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
         words = self._words
@@ -158,7 +151,7 @@ class Clients:
         """Tell a process why it is not let in, in a frame of its version."""
         self._counters[C.bus_turned_away] += 1
         if len(self._refusals) < REFUSALS_MAX:
-            push = self._poller.push(str(inbox))
+            push = self._pipes.poller.push(str(inbox))
             push.send(of_version(pack_frame(REFUSAL, 0, self._incarnation, 0, [encode(refusal)]), version))
             self._refusals.append((push, 0))
 
@@ -209,22 +202,12 @@ class Clients:
 
     def _attach(self, number: int, inbox_number: int, place: int, pid: int, pidfd: int) -> Client:
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
-        push = self._poller.push(str(self._folder / inbox_name(inbox_number)))
-        outbox = Outbox(
-            push,
-            number,
-            number,
-            self._journal,
-            self._memory,
-            cell + layout.CLIENT_SENT,
-            self._touched,
-            BACKLOG_RECORDS,
-        )
-        inbox = Inbox(number, CLIENT_KINDS, self._memory, cell + layout.CLIENT_DONE, self._journal.done.get(number, 0),
-                      pid)
+        pipes = self._pipes
+        outbox = pipes.connect(str(self._folder / inbox_name(inbox_number)), number, number, cell + layout.CLIENT_SENT,
+                               BACKLOG_RECORDS)
+        inbox = pipes.inboxes[number] = pipes.inbox(number, CLIENT_KINDS, cell + layout.CLIENT_DONE, pid)
         client = Client(number, inbox_number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client
-        self._inboxes[number], self._outboxes[number] = inbox, outbox
         self._ends.register(pidfd, select.EPOLLIN)
         return client
 
@@ -252,7 +235,6 @@ class Clients:
         """Remove a client and free its place."""
         self._ends.unregister(client.pidfd)
         os.close(client.pidfd)
-        self._touched[:] = [outbox for outbox in self._touched if outbox is not client.outbox]
-        client.outbox.socket.close()
-        del self.by_number[client.number], self._inboxes[client.number], self._outboxes[client.number]
+        self._pipes.remove(client.number)
+        del self.by_number[client.number]
         self._forget(client.inbox_number, client.place)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bus.durable import layout
 from bus.durable.rx_log import RxLog
+from bus.runtime.inbox import Inbox
 
 
 class Device(Protocol):
@@ -28,3 +30,65 @@ class Device(Protocol):
 
     def flush(self) -> None:
         """Send the frames of this turn."""
+
+
+class DeviceEnd:
+    """The layer's end of its device: batches of frames in, numbered like the frames of a pipe; frames out, each once.
+
+    What the former process had read and not processed is still here (`bus.durable.rx_log`), and so is how much of the
+    output for the frame in its hands it had written already.
+    """
+
+    def __init__(self, device: Device, durable: layout.Memory, inbox: Inbox) -> None:
+        self.device = device
+        self.inbox = inbox  # of the batches
+        self.read_at = 0.0  # when the last batch was read
+        self._words = durable.words
+        self._batch = RxLog(durable)
+        self._written_cell = layout.WRITTEN  # for the sender of the frame being processed
+        self._to_skip = 0  # number of writes for this frame that the former process has done
+
+    def read(self, now: float) -> list[bytes]:
+        """The next batch; empty: there is none."""
+        self._batch.open(self.inbox.done + 1)
+        frames = self.device.read(self._batch)
+        if frames:
+            self.read_at = now
+            self.inbox.done += 1
+        return frames
+
+    def left(self) -> list[bytes]:
+        """The frames that the former process had read from the device but not processed."""
+        number, frames = self._batch.left(self.device.length)
+        if number <= self.inbox.done:
+            self._batch.close()
+            return []
+        if frames:
+            self.inbox.done = number
+        return frames
+
+    def begin(self, sender: int, sequence: int) -> None:
+        """The output for this frame of `sender` follows; the former process may have written a part of it."""
+        words, cell = self._words, layout.WRITTEN + sender
+        known, written = divmod(words[cell], 1 << layout.WRITTEN_SHIFT)
+        if known == sequence:
+            self._to_skip = written
+        else:
+            self._to_skip = 0
+            words[cell] = sequence << layout.WRITTEN_SHIFT
+        self._written_cell = cell
+
+    def write(self, frame: bytes) -> None:
+        """Write one frame to the device, unless the former process did so before it died during the same work."""
+        if self._to_skip:
+            self._to_skip -= 1
+            return
+        if self.device.writes_through:
+            # before the write: a SIGKILL during a system call takes effect at its end
+            self._words[self._written_cell] += 1
+        self.device.write(frame)
+
+    def flush(self) -> None:
+        """The turn ends: send what the device has held back; the batch is processed."""
+        self.device.flush()
+        self._batch.close()

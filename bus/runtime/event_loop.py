@@ -20,20 +20,19 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.counters import PipeCounters as C
 from bus.durable import layout
-from bus.durable.journal import Journal
-from bus.durable.key_value_log import KeyValueLog
-from bus.durable.rx_log import RxLog
 from bus.layer import ClientCore, Core, ManagedCore, Send
 from bus.messages import decode_notices
 from bus.runtime import sabotage
 from bus.runtime.clients import Clients
-from bus.runtime.control import Control
-from bus.runtime.device import Device
+from bus.runtime.device import Device, DeviceEnd
 from bus.runtime.inbox import COUNTED, Inbox
-from bus.runtime.outbox import Outbox, inherit
+from bus.runtime.outbox import inherit
+from bus.runtime.pipes import Pipes
 from bus.runtime.poison import PoisonFilter
+from bus.runtime.spawn import SpawnArguments
 from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
+from bus.runtime.turn import Turn
 from usernet.pipe.contract import Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, of_version, unpack_frame
 from usernet.pipe.messages import BYE, HELLO, RESUME
@@ -55,39 +54,44 @@ T = TypeVar("T")
 class EventLoop:
     """The event loop of one layer. `run` returns when the keeper tells it to stop."""
 
-    def __init__(self, layer: str, core: Core, config: StackConfig, durable: layout.Memory, state: KeyValueLog,
-                 listener_fd: int, control: Control, device: Device | None = None,
+    def __init__(self, spawned: SpawnArguments, core: Core, durable: layout.Memory, device: Device | None = None,
                  taps: Taps | None = None) -> None:
-        self.number = topology.LAYERS[layer]
+        config = spawned.config
+        self.number = topology.LAYERS[spawned.layer]
         self._taps = taps
         self._core: Core = taps.core if taps else core  # the core, perhaps with taps
         self._memory = durable
         self._words = durable.words
         self._counters = durable.bus_counters
-        self._control = control
-        self._device = device
-        self._writes_through = device is not None and device.writes_through
-        self._touched: list[Outbox] = []
-        self._taken: set[Inbox] = set()
+        self._control = spawned.control
         self._next_starved_told = 0.0
         self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)))
-        self._pull = self._poller.pull(listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
-        self._journal = Journal(durable)
+        self._pull = self._poller.pull(spawned.listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
+        self._turn = Turn(durable)
         self._cookie = config.cookie
-        self._inboxes = {config.cookie + topology.LAYERS[name]: self._inbox(topology.LAYERS[name], kinds)
-                        for name, kinds in topology.inputs(layer, config.layers).items()}
-        self._batches = self._inbox(topology.DEVICE, frozenset())  # batches from the device, numbered like frames
-        self._outboxes = {topology.LAYERS[name]: self._connect(config, name)
-                         for name in topology.outputs(layer, config.layers)}
-        self._clients = (Clients(core, config, self._poller, self._journal, durable, self._touched,
-                                 self._inboxes, self._outboxes) if isinstance(core, ClientCore) else None)
+        self._pipes = self._connected(spawned.layer, config)
+        self._inboxes, self._outboxes = self._pipes.inboxes, self._pipes.outboxes
+        self._device: DeviceEnd | None = None
+        self._writes_through = device is not None and device.writes_through
+        if device is not None:
+            batches = self._pipes.inbox(topology.DEVICE, frozenset(), layout.DONE + topology.DEVICE)
+            self._device = DeviceEnd(device, durable, batches)
+            self._turn.flush = self._device.flush
+        self._clients = Clients(core, config, self._pipes) if isinstance(core, ClientCore) else None
         self._next_client_check = 0.0
         self._next_check_is_near = False
-        self._device_read_at = 0.0
-        self._batch = RxLog(durable)
-        self._written_cell = layout.WRITTEN  # for the sender of the frame being processed
-        self._to_skip = 0  # number of writes for this frame that the former process has done
-        self._suspect = PoisonFilter(durable, control)
+        self._suspect = PoisonFilter(durable, spawned.control)
+
+    def _connected(self, layer: str, config: StackConfig) -> Pipes:
+        """The pipes to and from the other layers. All frames carry the cookie of the stack."""
+        pipes, cookie = Pipes(self._poller, self._turn), config.cookie
+        for name, kinds in topology.inputs(layer, config.layers).items():
+            number = topology.LAYERS[name]
+            pipes.inboxes[cookie + number] = pipes.inbox(number, kinds, layout.DONE + number)
+        for name in topology.outputs(layer, config.layers):
+            number = topology.LAYERS[name]
+            pipes.connect(f"{config.run_dir}/{name}.sock", cookie + self.number, number, layout.SENT + number)
+        return pipes
 
     def _refused(self, starved: int) -> None:
         if not starved:
@@ -98,31 +102,22 @@ class EventLoop:
             self._next_starved_told = self._memory.beat[0] + STARVED_TOLD_S
             self._control.tell("starved", detail=os.strerror(starved))
 
-    def _inbox(self, sender: int, kinds: frozenset[int]) -> Inbox:
-        return Inbox(sender, kinds, self._memory, layout.DONE + sender, self._journal.done.get(sender, 0))
-
-    def _connect(self, config: StackConfig, name: str) -> Outbox:
-        push = self._poller.push(f"{config.run_dir}/{name}.sock")
-        number = topology.LAYERS[name]
-        return Outbox(push, self._cookie + self.number, number, self._journal, self._memory, layout.SENT + number,
-                      self._touched)
-
     def run(self) -> None:
         """Serve until the keeper tells the loop to stop, or ends."""
         self._start()
         poll, pushes = self._poller.epoll, self._poller.pushes
         device, control_fd = self._device, self._control.fileno()
-        device_fd = -1 if device is None else device.fileno()
+        device_fd = -1 if device is None else device.device.fileno()
         poll.register(control_fd, select.EPOLLIN)
         tick_fd = ticker(TICK_S)
         poll.register(tick_fd, select.EPOLLIN)
         if device is not None:
             poll.register(device_fd, select.EPOLLIN)
-        words, core, wait, monotonic, touched = self._words, self._core, poll.poll, time.monotonic, self._touched
-        beat = self._memory.beat
+        words, core, wait, monotonic = self._words, self._core, poll.poll, time.monotonic
+        turn, touched, beat = self._turn, self._turn.touched, self._memory.beat
         read = self._pull.read
         device_due = device is not None
-        edge_triggered = device is not None and device.edge_triggered
+        edge_triggered = device is not None and device.device.edge_triggered
         takes_in = device is not None or self._clients is not None  # it gets input from outside the stack
         held = False
         while True:
@@ -167,7 +162,7 @@ class EventLoop:
                 self._dispatch(core.wake(now))
             if self._clients is not None and (now >= self._next_client_check or self._clients.is_contested):
                 self._check_clients(self._clients, now)
-            self._end_turn()
+            turn.end()
             if most > 1 and takes_in:
                 # There is enough work for several processes. Layers further along should run first, so that more frames
                 # arrive at once, which costs less per frame: a tenth more echoes/s with 64 in flight, a sixth more with
@@ -179,8 +174,8 @@ class EventLoop:
     def _start(self) -> None:
         now = time.monotonic()
         self._memory.beat[0] = now
-        batch = self._batch_in_hand()
-        self._suspect.inherit(self._journal.done)
+        batch = self._device.left() if self._device is not None else []
+        self._suspect.inherit(self._turn.journal.done)
         inherit(self._memory)
         for outbox in self._outboxes.values():
             inbox = self._inboxes.get(self._cookie + outbox.consumer)
@@ -193,8 +188,9 @@ class EventLoop:
         if self._clients is not None:
             for client in self._clients.by_number.values():
                 self._dispatch(self._clients.core.client_joined(client.number, {"pid": client.pid}, now))
-        self._work_off(batch, now)
-        self._end_turn()
+        if self._device is not None:
+            self._work_off(self._device, batch, now)
+        self._turn.end()
         self._control.tell("ready")
 
     def _holds_back(self, now: float) -> bool:
@@ -202,12 +198,12 @@ class EventLoop:
 
         This is limited in time, so that one consumer that does not read cannot block the others.
         """
-        return (self._device is not None and now < self._device_read_at + DEVICE_PATIENCE_S
-                and any(outbox.blocked for outbox in self._touched))
+        device = self._device
+        return device is not None and now < device.read_at + DEVICE_PATIENCE_S and self._turn.blocked
 
     def _timeout_s(self, now: float) -> float:
         wake = self._core.next_wake
-        limit = RETRY_S if self._touched or self._next_check_is_near else TICK_S
+        limit = RETRY_S if self._turn.touched or self._next_check_is_near else TICK_S
         return limit if wake is None else min(limit, max(0.0, wake - now))
 
     # -- taking -------------------------------------------------------------------------------------------------
@@ -215,8 +211,9 @@ class EventLoop:
     def _take(self, frame: bytes, now: float) -> None:
         counters = self._counters
         counters[C.bus_frames_in] += 1
-        if self._taken and self._journal.crowded:
-            self._end_turn()  # end the turn, because the input of one turn must fit into the journal
+        turn = self._turn
+        if turn.taken and turn.journal.crowded:
+            turn.end()  # because the output of one turn must fit into the journal
         try:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
@@ -249,7 +246,7 @@ class EventLoop:
 
         Applications send one datagram per frame, and a call for each would take a fifth of the socket service's time.
         """
-        counters, inboxes, pid = self._counters, self._inboxes, self._pull.pid
+        counters, inboxes, pid, turn = self._counters, self._inboxes, self._pull.pid, self._turn
         runner: Inbox | None = None  # the sender of the present run, its kind, and its records
         running, run = 0, list[bytes]()
         for frame in frames:
@@ -267,8 +264,8 @@ class EventLoop:
                 self._take(frame, now)
                 continue
             counters[C.bus_frames_in] += 1
-            if runner is None and self._taken and self._journal.crowded:
-                self._end_turn()
+            if runner is None and turn.taken and turn.journal.crowded:
+                turn.end()
             verdict = inbox.judge(incarnation, sequence)
             if verdict is not NEXT:
                 counters[COUNTED[verdict]] += 1
@@ -284,9 +281,10 @@ class EventLoop:
         words, sender, sequence = self._words, inbox.sender, inbox.done
         words[layout.IN_HAND_SEQUENCE] = sequence
         words[layout.IN_HAND_SENDER] = sender
-        if self._writes_through:
-            self._take_up(layout.WRITTEN + sender, sequence)
-        self._taken.add(inbox)
+        device = self._device
+        if device is not None and self._writes_through:
+            device.begin(sender, sequence)
+        self._turn.taken.add(inbox)
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
@@ -294,59 +292,24 @@ class EventLoop:
                 return
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
-        if self._writes_through and not self._unpublished():
-            inbox.commit()  # its output has left already, so a crash later in this turn must not repeat it
-            self._taken.discard(inbox)
-            words[layout.IN_HAND_SENDER] = 0
+        if self._writes_through and not self._turn.unpublished:
+            self._turn.commit(inbox)  # its output has left already, so a crash later in this turn must not repeat it
 
-    def _take_up(self, cell: int, sequence: int) -> None:
-        """Find out how many writes to the device for this frame the former process has done, so that they are not
-        repeated."""
-        words = self._words
-        known, written = divmod(words[cell], 1 << layout.WRITTEN_SHIFT)
-        if known == sequence:
-            self._to_skip = written
-        else:
-            self._to_skip = 0
-            words[cell] = sequence << layout.WRITTEN_SHIFT
-        self._written_cell = cell
-
-    def _unpublished(self) -> bool:
-        """True if output of this turn to a neighbour is not published yet."""
-        return bool(self._touched) and (self._journal.unpublished or any(outbox.fresh for outbox in self._touched))
-
-    def _take_device(self, device: Device, now: float) -> int:
+    def _take_device(self, device: DeviceEnd, now: float) -> int:
         """Read frames from the device and process them; returns their number."""
-        self._batch.open(self._batches.done + 1)
-        frames = device.read(self._batch)
-        if not frames:
-            return 0
-        self._device_read_at = now
-        self._batches.done += 1
-        self._work_off(frames, now)
+        frames = device.read(now)
+        self._work_off(device, frames, now)
         return len(frames)
 
-    def _work_off(self, frames: list[bytes], now: float) -> None:
+    def _work_off(self, device: DeviceEnd, frames: list[bytes], now: float) -> None:
         if not frames:
             return
-        self._taken.add(self._batches)
+        self._turn.taken.add(device.inbox)
         if self._suspect.watching:
             for frame in self._suspect.sift(topology.DEVICE, 0, messages.ETHERNET, frames):
                 self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, [frame], now))
         else:
             self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, frames, now))
-
-    def _batch_in_hand(self) -> list[bytes]:
-        """The frames that the former process had read from the device but not processed."""
-        if self._device is None:
-            return []
-        number, frames = self._batch.left(self._device.length)
-        if number <= self._batches.done:
-            self._batch.close()
-            return []
-        if frames:
-            self._batches.done = number
-        return frames
 
     def _obey(self, word: str, now: float) -> bool:
         """Carry out a message of the keeper; False: stop, or the keeper has ended."""
@@ -378,52 +341,10 @@ class EventLoop:
             outbox = outboxes.get(consumer)
             if outbox is not None:
                 outbox.enqueue(kind, record)
-            elif consumer == topology.DEVICE:
-                self._write(record)
+            elif consumer == topology.DEVICE and self._device is not None:
+                self._device.write(record)
             elif consumer == topology.KEEPER:
                 self._control.tell("notices", notices=decode_notices(record))
-
-    def _write(self, frame: bytes) -> None:
-        """Write one frame to the device, unless the former process did so before it died during the same work."""
-        assert self._device is not None  # only link sends to the device
-        if self._to_skip:
-            self._to_skip -= 1
-            return
-        if self._writes_through:
-            # before the write: a SIGKILL during a system call takes effect at its end
-            self._words[self._written_cell] += 1
-        self._device.write(frame)
-
-    def _end_turn(self) -> None:
-        """Publish this turn's output and, by the same store, that its input is done; then send."""
-        words, touched, taken = self._words, self._touched, self._taken
-        if len(touched) == len(taken) == 1:
-            inbox = taken.pop()
-            if touched[0].send_alone(inbox):
-                touched.clear()
-                inbox.commit()
-                words[layout.IN_HAND_SENDER] = 0
-            else:
-                taken.add(inbox)
-        if touched:
-            for outbox in touched:
-                outbox.seal()
-            self._journal.publish(taken)
-            stuck = False
-            for outbox in touched:
-                stuck |= outbox.send()
-            if stuck:
-                touched[:] = dict.fromkeys([outbox for outbox in touched if outbox.waits])
-            else:
-                touched.clear()
-        if self._device is not None:
-            self._device.flush()
-            self._batch.close()
-        if taken:
-            for inbox in taken:
-                inbox.commit()
-            taken.clear()
-            words[layout.IN_HAND_SENDER] = 0
 
     # -- neighbours and clients ----------------------------------------------------------------------------------
 
@@ -467,7 +388,6 @@ class EventLoop:
         """A client has sent BYE."""
         assert self._clients is not None  # only clients may send BYE
         self._dispatch(self._clients.core.client_left(inbox.sender, now))
-        self._taken.discard(inbox)  # its place may be reused in this turn
         self._clients.dismiss(self._clients.by_number[inbox.sender])
 
     def _bar(self, inbox: Inbox, now: float) -> bool:

@@ -17,9 +17,9 @@ from collections import deque
 from bus import messages
 from bus.counters import PipeCounters as C
 from bus.durable import layout
-from bus.durable.journal import Journal
 from bus.runtime.backlog import Backlog
 from bus.runtime.inbox import Inbox
+from bus.runtime.turn import Turn
 from usernet.pipe.contract import Push
 from usernet.pipe.frame import MAX_RECORDS, pack_frame, with_incarnation
 from usernet.pipe.messages import HELLO, RESUME
@@ -46,8 +46,8 @@ def inherit(durable: layout.Memory) -> None:
 class Outbox:
     """One outbox; see the module's docstring. `cell`: index of the durable word with the last sent number.
 
-    The first `enqueue` of a turn adds the outbox to `touched`. At the end of the turn the event loop calls `seal` of
-    each of those, publishes the journal, and calls `send` of each. `send_alone` does the three in one step if the turn
+    The first `enqueue` of a turn adds the outbox to `turn.touched`. At its end the turn calls `seal` of each of those,
+    publishes the journal, and calls `send` of each. `send_alone` does the three in one step if the turn
     made one frame.
     """
 
@@ -55,19 +55,19 @@ class Outbox:
                  "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
                  "_touched", "_words", "consumer", "sequence", "socket", "waits")
 
-    def __init__(self, socket: Push, sender: int, consumer: int, journal: Journal, durable: layout.Memory,
-                 cell: int, touched: list[Outbox], backlog_records: int | None = None) -> None:
+    def __init__(self, socket: Push, sender: int, consumer: int, cell: int, turn: Turn,
+                 backlog_records: int | None = None) -> None:
         self.socket = socket
         self.consumer = consumer
         self._send = socket.send
         self._sender = sender
-        self._journal = journal
-        self._words = durable.words
-        self._counters = durable.bus_counters
+        self._journal = turn.journal
+        self._words = turn.words
+        self._counters = turn.memory.bus_counters
         self._cell = cell
-        self._touched = touched
+        self._touched = turn.touched
         self._incarnation = self._words[layout.INCARNATION]
-        self.sequence = max(self._words[cell], journal.last_sequence(consumer))
+        self.sequence = max(self._words[cell], turn.journal.last_sequence(consumer))
         self.waits = False  # True while something has not left yet
         self._frames: deque[bytes] = deque()  # sealed and published frames that wait for room in the socket
         self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published

@@ -16,31 +16,16 @@ from bus.counters import CounterSet
 from bus.durable import layout
 from bus.durable.key_value_log import KeyValueLog
 from bus.layer import Core, CounterWords, State
-from bus.runtime.control import Control
 from bus.runtime.device import Device
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.recorder import Start, recorded
 from bus.runtime.ring import RECORDING, RingWriter
+from bus.runtime.spawn import SpawnArguments as SpawnArguments
 from bus.runtime.taps import TapRequests, Taps
 
 GC_THRESHOLD = 20_000  # number of new objects between collections; hardly any object here is in a cycle
 
 CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]
-
-
-class SpawnArguments:
-    """What the keeper passes to a layer at its fork."""
-
-    def __init__(self, layer: str, config: StackConfig, memory_fd: int, listener_fd: int,
-                 control: Control, device_fd: int = -1,
-                 lock: Callable[[], tuple[str, object]] = lambda: ("", None)) -> None:
-        self.layer = layer
-        self.config = config
-        self.memory_fd = memory_fd
-        self.listener_fd = listener_fd
-        self.control = control
-        self.device_fd = device_fd
-        self.lock = lock  # applies the restrictions; returns (the run directory from then on, the result)
 
 
 def _put(writer: RingWriter, incarnation: int, octets: bytes) -> bool:
@@ -78,15 +63,13 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
                           encode(spawned.config), seed, bool(spawned.config.offload))
             core = recorded(core, start, found, partial(_put, writer, int(incarnation)))
     drops = [index for index, counter in enumerate(counters.declared.values()) if counter.role == "drop"]
-    taps = Taps(core, durable.counters, durable.bus_counters, drops, int(incarnation), bool(spawned.config.offload),
-                durable.tap)
+    taps = Taps(core, durable, drops, bool(spawned.config.offload))
     taps.apply(taps_asked, time.monotonic())
     device = make_device(spawned) if make_device is not None else None
     # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer (and libzmq's thread in it)
     # finishes its work before the next layer gets the core, and packets travel in groups: a third more echoes/s.
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    loop = EventLoop(spawned.layer, core, spawned.config, durable, state, spawned.listener_fd, spawned.control, device,
-                     taps)
+    loop = EventLoop(spawned, core, durable, device, taps)
     gc.freeze()  # existing objects are never collected again
     gc.set_threshold(GC_THRESHOLD)
     loop.run()

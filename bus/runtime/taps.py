@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -23,7 +23,8 @@ import msgspec
 
 from bus import topology, views
 from bus.counters import PipeCounters as C
-from bus.layer import ClientCore, Core, CounterWords, ManagedCore, Send
+from bus.durable import layout
+from bus.layer import ClientCore, Core, ManagedCore, Send
 from bus.messages import CONTROL_KIND_MIN
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
@@ -73,16 +74,15 @@ class TapRequests(msgspec.Struct, frozen=True):
 class Taps:
     """The taps of one layer's core. `core` is the one to call at present."""
 
-    def __init__(self, core: Core, counters: CounterWords, bus_counters: CounterWords, drop_counters: Iterable[int],
-                 incarnation: int, with_vnet: bool, memory: Callable[[int, bool], memoryview]) -> None:
+    def __init__(self, core: Core, durable: layout.Memory, drop_counters: Iterable[int], with_vnet: bool) -> None:
         self.plain = core
         self.core = core
-        self.counters = counters
-        self.bus_counters = bus_counters
+        self.counters = durable.counters
+        self.bus_counters = durable.bus_counters
         self.drop_counters = tuple(drop_counters)
-        self.incarnation = incarnation
+        self.incarnation = durable.words[layout.INCARNATION]
         self.with_vnet = with_vnet  # ETHERNET records start with a virtio_net_hdr
-        self._memory = memory  # returns the memory of a ring
+        self._memory = durable.tap  # the memory of a ring
         self._rings: dict[int, RingWriter] = {}  # {number of the capture: writer}
         self._meters: dict[int, Meter] = {}
         self._disturbers: dict[int, _Disturber] = {}

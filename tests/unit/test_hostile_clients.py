@@ -20,8 +20,9 @@ from bus import topology
 from bus.config import StackConfig
 from bus.counters import PipeCounters
 from bus.durable import layout
-from bus.durable.journal import Journal
 from bus.runtime.clients import OFFENCES_MAX, REFUSAL_CHECKS, REFUSALS_MAX, Clients
+from bus.runtime.pipes import Pipes
+from bus.runtime.turn import Turn
 from supervisor.resources import Resources
 from usernet.client.connection import Connection
 from usernet.pipe.contract import open_poller
@@ -162,7 +163,7 @@ class Stranger:
         listener = std.socket(std.AF_UNIX, std.SOCK_STREAM)
         listener.bind(str(run_dir / "sockets" / self.inbox_name))
         listener.listen()
-        self.pull = self.poller.pull(listener.detach(), 1 << 18, 16, lambda: None)
+        self.pull = self.poller.pull(listener.detach(), 1 << 18, 16, lambda starved: None)
         self.push = self.poller.push(str(run_dir / "sockets.sock"))
         self.frames: list[bytes] = []
 
@@ -225,7 +226,7 @@ def test_who_sends_a_second_record_that_kills_is_not_heard_any_more():
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)
     config = StackConfig(name="t", run_dir="/nowhere", address=1, prefix=24, mac=bytes(6))
-    clients = Clients(None, config, open_poller("direct"), Journal(durable), durable, [], {}, {})
+    clients = Clients(None, config, Pipes(open_poller("direct"), Turn(durable)))
     clients.offended(1000)
     assert not clients.is_barred(1000)
     for other in range(1, layout.OFFENDERS_MAX):
@@ -255,7 +256,7 @@ def test_who_is_not_let_in_is_told_why(kind, tmp_path, monkeypatch):
     config = StackConfig(name="t", run_dir=str(tmp_path / "sockets"), address=1, prefix=24, mac=bytes(6),
                          owner=os.geteuid())
     poller = open_poller(kind)
-    clients = Clients(None, config, poller, Journal(durable), durable, [], {}, {})
+    clients = Clients(None, config, Pipes(poller, Turn(durable)))
 
     def answer(stranger: Stranger) -> dict:
         assert clients.admit(decode_hello(stranger.hello()), VERSION, 0) is None

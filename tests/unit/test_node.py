@@ -19,10 +19,10 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable import journal, layout, rx_log
 from bus.durable.journal import ENTRIES_MAX, Journal
-from bus.durable.key_value_log import KeyValueLog
-from bus.runtime import event_loop, inbox, outbox
+from bus.runtime import device, event_loop, inbox, outbox, turn
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
+from bus.runtime.spawn import SpawnArguments
 from layers.link import tap
 from layers.link.counters import Counters
 from layers.link.tap import Tap
@@ -30,7 +30,7 @@ from packets import ethernet
 from usernet.pipe import numbering
 from usernet.pipe.frame import pack_frame, unpack_frame
 
-MODULES = (event_loop, inbox, outbox, numbering, journal, rx_log, tap)
+MODULES = (event_loop, turn, device, inbox, outbox, numbering, journal, rx_log, tap)
 DOWN_FRAMES, RECORDS, UP = 6, 3, 12
 UP_OCTETS = 84  # of each packet that comes up
 COOKIE = 1000
@@ -87,8 +87,8 @@ class Link:
         durable.words[layout.BLAMELESS] = 1
         config = StackConfig(name="t", run_dir=str(self._folder), address=0x0A000002, prefix=24, mac=bytes(6), mtu=1500,
                              cookie=COOKIE)
-        self.node = EventLoop("link", Relay(), config, durable, KeyValueLog(durable), os.dup(self._listener.fileno()),
-                         Control(self._keeper[0]), Tap(self._near.fileno(), Counters.new()))
+        spawned = SpawnArguments("link", config, -1, os.dup(self._listener.fileno()), Control(self._keeper[0]))
+        self.node = EventLoop(spawned, Relay(), durable, Tap(self._near.fileno(), Counters.new()))
 
     def end(self) -> None:
         if self.node is not None:
@@ -103,10 +103,10 @@ class Link:
             records = [b"down %d" % (sequence * RECORDS + each) for each in range(RECORDS)]
             self.node._take(pack_frame(messages.PACKET_OUT, COOKIE + topology.IP, 1, sequence, records), NOW)
             if sequence % 2:
-                self.node._end_turn()
-        self.node._end_turn()
+                self.node._turn.end()
+        self.node._turn.end()
         while not self.node._holds_back(NOW) and self.node._take_device(self.node._device, NOW):
-            self.node._end_turn()
+            self.node._turn.end()
 
     def written(self) -> list[int]:
         found = []
@@ -146,9 +146,9 @@ def send_up(link: Link) -> None:
 
 def block_the_pipe(link: Link) -> None:
     """ip does not listen: its pipe is full, and more waits in front of it."""
-    while not any(outbox.blocked for outbox in link.node._touched):
+    while not any(outbox.blocked for outbox in link.node._turn.touched):
         link.node._dispatch([(topology.IP, messages.PACKET, b"old")])
-        link.node._end_turn()
+        link.node._turn.end()
 
 
 @pytest.mark.parametrize("blocked", [False, True])

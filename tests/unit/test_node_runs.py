@@ -14,11 +14,11 @@ from bus import topology
 from bus.config import StackConfig
 from bus.counters import PipeCounters
 from bus.durable import layout
-from bus.durable.key_value_log import KeyValueLog
 from bus.runtime.clients import CLIENT_KINDS
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.inbox import Inbox
+from bus.runtime.spawn import SpawnArguments
 from supervisor.policy import AT_ONCE
 from usernet.pipe.frame import pack_frame
 from usernet.pipe.messages import CREDIT, DATAGRAM, REQUEST, SEND
@@ -76,9 +76,9 @@ class Service:
         if self.node is not None:
             self.node._poller.close()
         self.durable = self._durable.map()
-        self.node = EventLoop("sockets", self.core, self._config, self.durable, KeyValueLog(self.durable),
-                         os.dup(self._listener.fileno()), Control(self._keeper[0]))
-        self.node._suspect.inherit(self.node._journal.done)
+        spawned = SpawnArguments("sockets", self._config, -1, os.dup(self._listener.fileno()), Control(self._keeper[0]))
+        self.node = EventLoop(spawned, self.core, self.durable)
+        self.node._suspect.inherit(self.node._turn.journal.done)
         self.inboxes = [Inbox(client, CLIENT_KINDS, self.durable, layout.CLIENTS + place)
                        for place, client in enumerate(CLIENTS)]
         self.node._inboxes |= {inbox.sender: inbox for inbox in self.inboxes}
@@ -86,7 +86,7 @@ class Service:
             inbox.incarnation, inbox.awaiting = 1, False
 
     def outcome(self):
-        self.node._end_turn()
+        self.node._turn.end()
         done = {sender: inbox.done for sender, inbox in self.node._inboxes.items()}
         in_hand = self.durable.words[layout.IN_HAND_SENDER]
         return self.core.records(), done, list(self.durable.bus_counters), in_hand
@@ -153,7 +153,7 @@ def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
         assert service.core.calls == [(first, SEND, [b"1", b"2"]), (first, CREDIT, [b"3"]), (first, SEND, [b"4"]),
                                       (second, SEND, [b"5"])]
         assert service.durable.words[layout.IN_HAND_SENDER] == second
-        service.node._end_turn()
+        service.node._turn.end()
         assert [inbox.done for inbox in service.inboxes] == [4, 1]
         assert service.durable.words[layout.IN_HAND_SENDER] == 0
     finally:

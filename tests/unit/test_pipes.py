@@ -20,6 +20,7 @@ from bus.durable.journal import Journal
 from bus.runtime import backlog, inbox, outbox
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
+from bus.runtime.turn import Turn
 from usernet.pipe import numbering
 from usernet.pipe.frame import pack_frame, unpack_frame
 from usernet.pipe.numbering import Verdict, decode_hello, decode_resume
@@ -57,10 +58,9 @@ class Producer:
         self.memory = durable.map()
         self.memory.words[layout.INCARNATION] = incarnation
         self.queue = Queue(room)
-        self.touched: list[Outbox] = []
-        self.journal = Journal(self.memory)
-        self.outbox = Outbox(self.queue, topology.IP, topology.UDP, self.journal, self.memory,
-                             layout.SENT + topology.UDP, self.touched)
+        turn = Turn(self.memory)
+        self.journal, self.touched = turn.journal, turn.touched
+        self.outbox = Outbox(self.queue, topology.IP, topology.UDP, layout.SENT + topology.UDP, turn)
 
     def ends_turn(self) -> bool:
         """As bus.runtime.event_loop does; True where something waits for room."""
@@ -291,13 +291,12 @@ class End:
         self.memory = self.durable.map()
         self.memory.words[layout.INCARNATION] = self.incarnation
         self.queue = Queue(self.ROOM)
-        self.touched: list[Outbox] = []
         outbox.inherit(self.memory)
-        self.journal = Journal(self.memory)
+        turn = Turn(self.memory)
+        self.journal, self.touched = turn.journal, turn.touched
         journaled = self.journal.done.get(self.other, 0)
         self.inbox = Inbox(self.other, KINDS, self.memory, layout.DONE + self.other, journaled)
-        self.outbox = Outbox(self.queue, self.number, self.other, self.journal, self.memory,
-                             layout.SENT + self.other, self.touched)
+        self.outbox = Outbox(self.queue, self.number, self.other, layout.SENT + self.other, turn)
         self.alive = True
         self.outbox.greet({"done": self.inbox.done})
 

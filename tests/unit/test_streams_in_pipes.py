@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from bus import messages, topology
 from bus.counters import PipeCounters as C
 from bus.durable import layout
-from bus.durable.journal import Journal
 from bus.runtime.outbox import BACKLOG_RECORDS, Outbox
+from bus.runtime.turn import Turn
 from usernet.pipe import streams
 from usernet.pipe.frame import unpack_frame
 from usernet.pipe.streams import READ, READ_RECORD, RESUME, ROOM, ROOM_RECORD, STREAM, STREAM_HEADER, STREAM_HELD
@@ -42,9 +42,9 @@ class Producer:
     def __init__(self, durable: Durable) -> None:
         self.memory = durable.map()
         self.memory.words[layout.INCARNATION] = 1
-        self.queue, self.touched, self.journal = Queue(0), [], Journal(self.memory)
-        self.outbox = Outbox(self.queue, topology.UDP, topology.SOCKETS, self.journal, self.memory,
-                             layout.SENT + topology.SOCKETS, self.touched)
+        self.queue, turn = Queue(0), Turn(self.memory)
+        self.journal = turn.journal
+        self.outbox = Outbox(self.queue, topology.UDP, topology.SOCKETS, layout.SENT + topology.SOCKETS, turn)
         self.says((messages.PACKET, b"first"), (messages.PACKET, b"second"))  # fills the pipe
 
     def says(self, *records: tuple[int, bytes]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 import random
 
 import msgspec
 import pytest
+from durable import Durable
 
 from bus import messages as m
 from bus import topology
@@ -68,10 +68,12 @@ class Doorman(Relay):
 class Bench:
     def __init__(self, core: Relay | None = None) -> None:
         self.core = core or Relay()
-        self.memory = [memoryview(mmap.mmap(-1, 1 << 20)) for _ in range(layout.TAPS_MAX)]
-        self.bus_counters = PipeCounters.new()
-        self.taps = Taps(self.core, self.core.counters, self.bus_counters, [1], 3, False,
-                         lambda slot, populate: self.memory[slot])
+        durable = Durable()
+        self.memory = durable.map()
+        durable.close()
+        self.memory.words[layout.INCARNATION] = 3
+        self.core.counters, self.bus_counters = self.memory.counters, self.memory.bus_counters
+        self.taps = Taps(self.core, self.memory, [1], False)
 
     def ask(self, *requests, now: float = 0.0):
         asked = TapRequests(tuple(r for r in requests if isinstance(r, CaptureRequest)),
@@ -79,7 +81,7 @@ class Bench:
         return self.taps.apply(msgspec.json.decode(msgspec.json.encode(asked)), now)
 
     def entries(self, slot: int = 0) -> list[ring.Entry]:
-        return ring.RingReader(self.memory[slot]).read()
+        return ring.RingReader(self.memory.tap(slot, False)).read()
 
 
 def impair(number: int = 1, sent: bool = True, peer: int = topology.UDP, flow: str = "", **settings):
@@ -209,13 +211,13 @@ def test_a_meter_counts_records_octets_and_calls():
     bench.ask(CaptureRequest(1, 4, meter=True))
     for records in ([b"abc", b"xy"], [b"d"]):
         bench.taps.core.receive(topology.LINK, m.PACKET, records, 0.0)
-    reading = meter.read(bench.memory[4])
+    reading = meter.read(bench.memory.tap(4, False))
     assert reading.flows[topology.LINK, meter.IN] == (3, 6)
     assert reading.flows[topology.UDP, meter.OUT] == (2, 4)
     assert reading.calls == 2
     assert sum(reading.times) == 3
     bench.ask(CaptureRequest(2, 4, meter=True))
-    assert meter.read(bench.memory[4]).calls == 0
+    assert meter.read(bench.memory.tap(4, False)).calls == 0
 
 
 def test_corruption_turns_one_bit_over():

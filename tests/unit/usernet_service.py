@@ -27,6 +27,7 @@ from bus.durable.key_value_log import KeyValueLog
 from bus.messages import TRANSMIT_HEAD, TRANSMIT_PARTIAL
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
+from bus.runtime.spawn import SpawnArguments
 from layers.common import source_address
 from layers.common.routes import RouteTable, configured
 from layers.icmp.core import Core as Icmp
@@ -195,7 +196,7 @@ def main(run_dir: str, dns: str, *numbers: str) -> None:
     settings = config(f"{run_dir}/sockets", dns.split(",") if dns else [])
     core = Loop(settings, state, durable.counters, random.Random(incarnation))
     control = Control(socket.socket(fileno=line))
-    EventLoop("sockets", core, settings, durable, state, listener_fd, control).run()
+    EventLoop(SpawnArguments("sockets", settings, memory_fd, listener_fd, control), core, durable).run()
 
 
 if __name__ == "__main__":
