@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from packets.addresses import ANY, WIDTHS
+from packets.addresses import ANY, WIDTHS, is_unspecified
 from packets.ipv4 import TTL_DEFAULT
 from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     BYE,
@@ -267,19 +267,18 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
         return self.multicast_all
 
 
-# Upper limits (exclusive) of numbers in a SocketState; larger values could not be packed.
-_LIMITS = {"handle": 2**32, "request": 2**64, "port": 2**16, "peer_port": 2**16, "ttl": 256, "tos": 256,
-           "multicast_ttl": 256, "protocol": 256}  # fmt: skip
-
-
 def in_range(socket: SocketState) -> bool:
     """Whether its numbers and addresses fit the packed records that they go into. Handles start at 1."""
-    words = len(socket.ip_options) % 4 == 0
     width = WIDTH_OF_FAMILY[socket.family]
-    addresses = (address for address in (socket.local, socket.peer, socket.multicast_interface) if address)
-    fits = all(len(address) == width and any(address) for address in addresses)
-    return socket.handle > 0 and words and fits and all(
-        0 <= getattr(socket, name) < limit for name, limit in _LIMITS.items())
+    for address in (socket.local, socket.peer, socket.multicast_interface):
+        if address and (len(address) != width or is_unspecified(address)):
+            return False
+    return (
+        0 < socket.handle < 1 << 32 and 0 <= socket.request < 1 << 64
+        and 0 <= socket.port < 1 << 16 and 0 <= socket.peer_port < 1 << 16
+        and 0 <= socket.ttl < 256 and 0 <= socket.multicast_ttl < 256 and 0 <= socket.tos < 256
+        and 0 <= socket.protocol < 256 and len(socket.ip_options) % 4 == 0
+    )
 
 
 class SocketReply(msgspec.Struct, frozen=True, kw_only=True):
