@@ -18,7 +18,8 @@ FRAGMENT_OFFSET = 0x1FFF  # the fragment offset, in units of 8 octets
 LENGTH_MAX = 65535
 PROTOCOL_AT = 9
 TTL, PROTOCOL = 5, 6  # indices in the result of HEADER.unpack
-SOURCE, DESTINATION = slice(12, 16), slice(16, 20)
+SOURCE, DESTINATION, ADDRESSES = slice(12, 16), slice(16, 20), slice(12, 20)
+VERSION_TO_LENGTH, FRAGMENT_TO_PROTOCOL = slice(0, 4), slice(6, 10)
 TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
 
@@ -76,10 +77,20 @@ def with_checksum(header: bytes) -> bytes:
     return header[:10] + _CHECKSUM.pack(checksum(header[:10] + header[12:])) + header[12:]
 
 
+def with_length(header: bytes, length_octets: int) -> bytes:
+    """The header for a packet of this length, with its new checksum."""
+    return with_checksum(header[:2] + length_octets.to_bytes(2, "big") + header[4:])
+
+
 def header_octets(packet: bytes) -> int:
     """The header length of a packet by its IHL field; more than the packet if it has no such field."""
     octets = (packet[0] & 15) * 4 if packet else 0
     return octets if octets >= HEADER_OCTETS else len(packet) + 1
+
+
+def tos_of(packet: bytes) -> int:
+    """The type of service, or DSCP and ECN (RFC 2474, RFC 3168)."""
+    return packet[1]
 
 
 def is_fragment(packet: bytes) -> bool:

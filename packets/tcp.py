@@ -47,6 +47,9 @@ TIMESTAMPS_OCTETS = _TIMESTAMPS_OPTION.size
 SACK_BLOCKS_MAX = 4
 
 
+QUOTED = Struct("!2s2sI")  # what an ICMP error quotes at least (RFC 792): source port, port, sequence number
+
+
 class Options(NamedTuple):
     """The decoded options of a header; None and empty: absent."""
 

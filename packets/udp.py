@@ -23,6 +23,7 @@ PAYLOAD_OCTETS_MAX = 65535 - 20 - HEADER_OCTETS  # in an IPv4 packet without opt
 PORTS = Struct(">HH")
 PORTS_OCTETS = PORTS.size
 LENGTH_CHECKSUM = Struct(">HH")
+AFTER_PORTS = slice(PORTS_OCTETS, HEADER_OCTETS)
 
 
 def flow_sum(source: bytes, destination: bytes, source_port: int, port: int) -> int:

@@ -110,7 +110,7 @@ class Input:
                 whole = self._unwrap(packet, header_octets, flags, now, sends)
                 if whole is None:
                     continue
-                packet, header_octets, tos = whole, (whole[0] & 15) << 2, whole[1]
+                packet, header_octets, tos = whole, ipv4.header_octets(whole), ipv4.tos_of(whole)
                 if fragment & ipv4.FRAGMENT_MASK:
                     # the device's statement about the checksum was about the packet before reassembly
                     flags &= ~FLAG_CHECKED

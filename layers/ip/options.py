@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from packets.ip_options import LOOSE_SOURCE_ROUTE, RECORD_ROUTE, ROUTER_ALERT, STRICT_SOURCE_ROUTE, TIMESTAMP, walk
+from packets.ip_options import (
+    LOOSE_SOURCE_ROUTE,
+    RECORD_ROUTE,
+    ROUTER_ALERT,
+    STRICT_SOURCE_ROUTE,
+    TIMESTAMP,
+    walk,
+)
 from packets.ipv4 import HEADER_OCTETS, with_checksum
-from packets.time_of_day import time_of_day
+from packets.recorded_options import record_route, timestamp
 
-POINTER = 2  # offset in a record route or timestamp option: position of the next slot, counted from 1
-OVERFLOW_FLAG = 3  # offset in a timestamp option: overflow count, flag
-TIME_ONLY, ADDRESS_AND_TIME, PRESPECIFIED = 0, 1, 3
-SLOT_OCTETS = {TIME_ONLY: 4, ADDRESS_AND_TIME: 8, PRESPECIFIED: 8}
-OTHER_SLOT_OCTETS = 4  # as Linux's ip_options_compile for unknown flags; nothing is recorded
 ROUTER_ALERT_OCTETS = 4  # RFC 2113 section 2.1
 
 
@@ -44,51 +46,14 @@ def examine(header: bytes, ours: bytes | None, epoch_s: float, ours_to_send: boo
         if kind in (LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE):  # RFC 7126 sections 4.3.5 and 4.4.5
             return Examined(header, source_routed=True)
         if kind == RECORD_ROUTE:
-            problem = _record_route(changed, at, len(option), ours)
+            problem = record_route(changed, at, len(option), ours)
         elif kind == ROUTER_ALERT:
             problem = at + 1 if len(option) < ROUTER_ALERT_OCTETS else 0
         elif kind == TIMESTAMP:
-            problem = _timestamp(changed, at, len(option), ours, epoch_s, ours_to_send)
+            problem = timestamp(changed, at, len(option), ours, epoch_s, ours_to_send)
         else:  # RFC 1122 section 3.2.1.8: silently ignore unknown options
             continue
         if problem or (kind in seen and kind != ROUTER_ALERT):  # RFC 791: each appears at most once in a datagram
             return Examined(header, problem or at)
         seen.add(kind)
     return Examined(with_checksum(bytes(changed)) if changed != header else header)
-
-
-def _record_route(header: bytearray, at: int, length: int, ours: bytes | None) -> int:
-    """Fill in one slot; returns the offset of a malformed octet, or 0."""
-    if length < 3:
-        return at + 1
-    pointer = header[at + POINTER]
-    if pointer < 4 or length - 3 < pointer <= length:
-        return at + POINTER
-    if ours is not None and pointer <= length:
-        header[at + pointer - 1 : at + pointer + 3] = ours
-        header[at + POINTER] += 4
-    return 0
-
-
-def _timestamp(header: bytearray, at: int, length: int, ours: bytes | None, epoch_s: float, ours_to_send: bool) -> int:
-    """Fill in one slot, or count the overflow; returns the offset of a malformed octet, or 0."""
-    if length < 4:
-        return at + 1
-    pointer, flag = header[at + POINTER], header[at + OVERFLOW_FLAG] & 15
-    slot = SLOT_OCTETS.get(flag, OTHER_SLOT_OCTETS)
-    if pointer < 5 or length + 1 - slot < pointer <= length:
-        return at + POINTER
-    if pointer > length:
-        if header[at + OVERFLOW_FLAG] >> 4 == 15:
-            return at + OVERFLOW_FLAG
-        if ours is not None and not ours_to_send:
-            header[at + OVERFLOW_FLAG] += 16
-        return 0
-    start, end = at + pointer - 1, at + pointer - 1 + slot
-    if ours is None or flag not in SLOT_OCTETS or (flag == PRESPECIFIED and header[start : start + 4] != ours):
-        return 0
-    if flag != TIME_ONLY:
-        header[start : start + 4] = ours
-    header[end - 4 : end] = time_of_day(epoch_s)
-    header[at + POINTER] += slot
-    return 0

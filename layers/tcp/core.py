@@ -26,6 +26,7 @@ from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.records import Paths, Records, arrival_of
+from packets.tcp import QUOTED
 from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, INFO_HEADER, READ_RECORD, STREAM_HEADER
 
 KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles
@@ -131,22 +132,22 @@ class Core:
         self.counters[C.errors_in] += 1
         _, _, _, _, _, _, _, header_octets, _, source, destination = ERROR_HEAD.unpack_from(record)
         quoted = record[ERROR_HEAD.size + header_octets :]
-        if len(quoted) < 8:  # RFC 792: ports and sequence number
+        if len(quoted) < QUOTED.size:
             self.counters[C.error_malformed] += 1
             return
-        conn = self.engine.lookup.connections.get(destination + source + quoted[2:4] + quoted[:2])
+        own_port, port, sequence = QUOTED.unpack_from(quoted)
+        conn = self.engine.lookup.connections.get(destination + source + port + own_port)
         if conn is None:
             self.counters[C.error_no_connection] += 1
             return
         error, handle, options = IcmpError.of(record), conn.handle, conn.options
-        sequence = int.from_bytes(quoted[4:8], "big")
         local = error.origin == ORIGIN_LOCAL
         if not icmp.error(self.engine, conn, error.icmp_type, error.code, error.info, sequence, local):
             return
         self._records.sends += error.mtu_told(options)  # ip keeps what is known of paths, for all (RFC 1191 section 4)
         if handle and options.receive_errors:  # ip(7), IP_RECVERR
-            port = int.from_bytes(quoted[2:4], "big")
-            self._records.sends.append(error.told(handle, error.errno_for(options, True), port, quoted[:548]))
+            number = error.errno_for(options, True)
+            self._records.sends.append(error.told(handle, number, int.from_bytes(port, "big"), quoted[:548]))
 
     def _routes(self, record: bytes) -> None:
         try:

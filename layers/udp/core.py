@@ -47,7 +47,7 @@ from packets.checksum import verifies
 from packets.icmp import DESTINATION_UNREACHABLE
 from packets.ip_options import before
 from packets.offload import completed, packets
-from packets.udp import HEADER, HEADER_OCTETS, PORTS_OCTETS, PROTOCOL
+from packets.udp import HEADER, HEADER_OCTETS, PORTS, PROTOCOL
 
 PORT_UNREACHABLE = 3  # RFC 792: code of a destination unreachable
 SOURCE_QUENCH, REDIRECT = 4, 5  # RFC 792: types
@@ -180,9 +180,10 @@ class Core(Transport[SocketTable]):
             if error is None or len(record) < start + HEADER_OCTETS:
                 counters[Counters.error_malformed] += 1
                 continue
-            own_port, port = record[start : start + 2], record[start + 2 : start + PORTS_OCTETS]
+            own_port, port = PORTS.unpack_from(record, start)
             # The socket is the one that would get an answer to the datagram.
-            socket = self._sockets.sockets.get(self._sockets.find(error.destination + error.source + port + own_port))
+            answer = error.destination + error.source + PORTS.pack(port, own_port)
+            socket = self._sockets.sockets.get(self._sockets.find(answer))
             if socket is None:
                 counters[Counters.error_no_socket] += 1
                 continue
@@ -195,5 +196,5 @@ class Core(Transport[SocketTable]):
                 continue
             counters[Counters.errors_told] += 1
             sent = record[start + HEADER_OCTETS :][:ERROR_PAYLOAD_OCTETS_MAX]
-            sends.append(error.told(socket.declared.handle, number, int.from_bytes(port, "big"), sent))
+            sends.append(error.told(socket.declared.handle, number, port, sent))
         return sends
