@@ -26,6 +26,7 @@ from layers.common.routes import RouteTable, address_of, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
 from layers.sockets.data_path import Traffic, question
+from layers.sockets.limits import MEMBERSHIPS_MAX, SOCKETS_MAX, WAITING_MAX, Shares
 from layers.sockets.operations import OPERATIONS, Network, accepted, described_by, text_of
 from layers.sockets.requests import Refused, Request
 from layers.sockets.streams import Streams, accepted_ends, closing
@@ -44,8 +45,7 @@ KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
 HANDLE_MAX = TCP_HANDLE_MIN - 1  # those above are tcp's to give
 HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given twice, not even after a crash
-SOCKETS_PER_CLIENT_MAX = 65536
-WAITING_MAX = 64  # requests that may wait behind one under way on the same socket
+WAITING_AT_A_SOCKET_MAX = 64  # requests that may wait behind one under way on the same socket
 LIST_MAX = 256  # sockets in one answer to `list`
 
 _TRANSPORTS = {row.protocol: row for row in topology.ROWS if row.protocol is not None and row.sockets}
@@ -66,6 +66,9 @@ class Core:
         self._clients: dict[int, dict[int, int]] = {}  # client -> its handles -> their transport
         self._created: dict[tuple[int, int], int] = {}  # (client, request id) -> the handle that it made
         self._pids: dict[int, int] = {}
+        self._shares = Shares(SOCKETS_MAX)
+        self._memberships = Shares(MEMBERSHIPS_MAX)
+        self._waiting = Shares(WAITING_MAX)
         self._in_use: dict[int, bool] = {}  # handle -> asked again; their EADDRINUSE waits for `clients_checked`
         self._next_handle = self._reserved = 1
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
@@ -217,15 +220,18 @@ class Core:
         """Requests on one socket are done one after the other; one that is there already was only sent again."""
         under_way = {pending.request, *(waiting.id for waiting in entry.waiting)}
         if request.id not in under_way:
-            if len(entry.waiting) >= WAITING_MAX:
+            if len(entry.waiting) >= WAITING_AT_A_SOCKET_MAX or not self._waiting.allows(entry.client):
+                self.counters[Counters.limit] += 1
                 raise Refused(errno.ENOBUFS)
             entry.waiting.append(request)
+            self._waiting.take(entry.client)
         return []
 
     def _open(self, client: int, request: requests.Open) -> list[Send]:
         handle = self._created.get((client, request.id))
         if handle is None:
-            if len(self._clients.get(client, ())) >= SOCKETS_PER_CLIENT_MAX:
+            if not self._shares.allows(client):
+                self.counters[Counters.limit] += 1
                 raise Refused(errno.EMFILE)
             described = described_by(request, self._config.layers, self._streams)
             handle = self._take_handle()
@@ -275,6 +281,10 @@ class Core:
     # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
 
     def _change(self, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
+        members = _members(changed) - _members(entry.socket)
+        if members > 0 and not self._memberships.allows(entry.client, members):
+            self.counters[Counters.limit] += 1
+            raise Refused(errno.ENOBUFS)
         wanted = changed.state(entry.handle, request.id)
         if not changed.bound or wanted == entry.socket.state(entry.handle, request.id):
             if changed != entry.socket:
@@ -293,6 +303,7 @@ class Core:
 
     def _commit(self, entry: Entry, changed: Socket) -> None:
         self._state[entry.handle] = encode_socket(changed)
+        self._memberships.take(entry.client, _members(changed) - _members(entry.socket))
         entry.socket = changed
         entry.limit = changed.receive_buffer
 
@@ -332,6 +343,7 @@ class Core:
         """The requests that waited behind the one just answered."""
         sends: list[Send] = []
         while entry.waiting and entry.pending is None:
+            self._waiting.take(entry.client, -1)
             sends += self._execute(entry.client, entry.waiting.pop(0))
         return sends
 
@@ -358,6 +370,8 @@ class Core:
         consumer = topology.RAW if socket.raw else _TRANSPORTS[socket.protocol].id
         self._entries[handle] = Entry(handle, socket, consumer)
         self._clients.setdefault(socket.client, {})[handle] = consumer
+        self._shares.take(socket.client)
+        self._memberships.take(socket.client, _members(socket))
         self._created[socket.client, socket.created_by] = handle
 
     def _accepted(self, sender: int, records: list[bytes]) -> list[Send]:
@@ -373,8 +387,9 @@ class Core:
             known = handle in self._entries
             if known and entry is None:
                 continue  # told again after its listener was closed: it is its application's already
-            if entry is None or entry.socket.stream is None or (
-                    not known and len(self._clients[entry.client]) >= SOCKETS_PER_CLIENT_MAX):
+            beyond = entry is not None and not known and not self._shares.allows(entry.client)
+            if entry is None or entry.socket.stream is None or beyond:
+                self.counters[Counters.limit] += beyond
                 sends.append((topology.TCP, messages.SOCKET_CLOSE, closing(handle, reset=True)))
                 continue
             if not known:
@@ -397,6 +412,9 @@ class Core:
         del self._entries[entry.handle], self._clients[entry.client][entry.handle]
         del self._created[entry.client, socket.created_by], self._state[entry.handle]
         self.counters[Counters.sockets_closed] += 1
+        self._shares.take(entry.client, -1)
+        self._memberships.take(entry.client, -_members(socket))
+        self._waiting.take(entry.client, -len(entry.waiting))
         unanswered = [waiting.id for waiting in entry.waiting]
         if entry.pending is not None:
             unanswered.insert(0, entry.pending.request)
@@ -413,6 +431,11 @@ class Core:
 
 def _reply(client: int, request: int, fields: dict[str, object]) -> Send:
     return client, messages.REPLY, _encode({"id": request, "errno": 0, **fields})
+
+
+def _members(socket: Socket) -> int:
+    """How many groups and sources its memberships are."""
+    return sum(1 + len(group.sources) for group in socket.groups)
 
 
 def _no_error(handle: int) -> bytes:

@@ -13,6 +13,7 @@ class Counters(CounterSet):
     requests = Event("Requests of applications.")
     refused = Event("Requests answered by an error.")
     errors = Event("Errors about sent datagrams, passed on to an application.")
+    limit = Event("Sockets, memberships and requests refused because their application has as much as is free.")
     sockets_opened = Event("Sockets made.")
     sockets_closed = Event("Sockets closed, by their application or after its end.")
     answers_unasked = Event("Answers of a transport that nobody waits for any more; harmless after a restart.")

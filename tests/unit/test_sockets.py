@@ -19,6 +19,7 @@ from bus.config import StackConfig
 from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, SocketError, SocketState, datagram_header
 from layers.sockets.core import HANDLES_RESERVED, LIST_MAX, Core
 from layers.sockets.counters import Counters
+from layers.sockets.limits import SOCKETS_MAX
 from layers.sockets.requests import REQUEST_OCTETS_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
@@ -676,3 +677,77 @@ def test_what_is_of_ipv6_is_a_family_that_the_stack_does_not_have(bench):
         assert bench.ask("bind", handle=handle, address=address, port=5)["errno"] == errno.EINVAL, address
     bound = bench.ask("bind", handle=handle, address="10.0.0.2", port=5)
     assert (bound["errno"], bound["address"]) == (0, "10.0.0.2")
+
+
+def fill(bench, client, most=SOCKETS_MAX + 1):
+    """Open sockets until one is refused; how many, and the errno."""
+    for opened in range(most):
+        reply = bench.ask("socket", client, type="dgram")
+        if reply["errno"]:
+            return opened, reply["errno"]
+    raise AssertionError(f"{client} was never refused")
+
+
+def test_applications_that_open_sockets_for_ever_leave_some_for_the_next_and_all_are_read_back(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.SOCKETS_MAX", 1024)
+    bench.crash()
+    opened = [fill(bench, ALICE + number) for number in range(5)]
+    assert opened == [(512, errno.EMFILE), (256, errno.EMFILE), (128, errno.EMFILE), (64, errno.EMFILE),
+                      (32, errno.EMFILE)]
+    assert bench.count(Counters.limit) == 5
+    bench.crash()
+    assert bench.ask("socket", ALICE, type="dgram")["errno"] == errno.EMFILE
+    assert bench.ask("socket", ALICE + 5, type="dgram")["errno"] == 0
+    bench.settle(bench.core.client_left(ALICE, 0.0))
+    assert fill(bench, ALICE) == (272, errno.EMFILE)  # half of 543, rounded up
+
+
+def test_connections_to_a_listener_count_among_its_applications_sockets(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.SOCKETS_MAX", 8)
+    bench.crash()
+    listener = bench.ask("socket", type="stream")["handle"]
+    assert fill(bench, ALICE) == (3, errno.EMFILE)
+    ends = ACCEPTED_HEADER.pack(listener, streams.TCP_HANDLE_MIN, 1, 80, 4000, 4, 4) + bytes([10, 0, 0, 2, 10, 0, 0, 1])
+    ((consumer, kind, record),) = bench.give(topology.TCP, messages.ACCEPTED, ends)
+    assert (consumer, kind, record[:4]) == (
+        topology.TCP, messages.SOCKET_CLOSE, streams.TCP_HANDLE_MIN.to_bytes(4, "little"))
+
+
+def test_memberships_are_limited_in_all_and_given_back(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.MEMBERSHIPS_MAX", 8)
+    bench.crash()
+
+    def join(handle, client, last, name=std.IP_ADD_MEMBERSHIP):
+        value = base64.b64encode(bytes([239, 0, 0, last, 10, 0, 0, 2])).decode()
+        replies = bench.send_request("setsockopt", client, handle=handle, level=0, name=name, value=value)
+        if not replies:  # ip has to agree
+            ((_, kind, record),) = [each for each in bench.out if each[0] == topology.IP]
+            assert kind == messages.MEMBERSHIP
+            asked = messages.decode_membership(record)
+            answer = messages.encode(messages.SocketReply(handle=handle, request=asked.request))
+            bench.give(topology.IP, messages.SOCKET_REPLY, answer)
+            replies = [json.loads(record) for to, kind, record in bench.out if kind == messages.REPLY]
+        return replies[0]["errno"]
+
+    mine, theirs = bench.open(ALICE), bench.open(BOB)
+    assert [join(mine, ALICE, last) for last in range(1, 6)] == [0, 0, 0, 0, errno.ENOBUFS]
+    assert [join(theirs, BOB, last) for last in range(1, 4)] == [0, 0, errno.ENOBUFS]
+    assert join(mine, ALICE, 1, std.IP_DROP_MEMBERSHIP) == 0
+    assert [join(theirs, BOB, last) for last in (3, 4)] == [0, errno.ENOBUFS]  # as many as are free
+    assert bench.ask("close", handle=mine)["errno"] == 0
+    assert join(theirs, BOB, 4) == 0
+
+
+def test_requests_that_wait_are_limited_in_all(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.WAITING_MAX", 8)
+    bench.crash()
+    handles = [bench.open() for _ in range(8)]
+    bench.udp_away = True
+    for handle in handles:
+        assert bench.send_request("bind", handle=handle, address="10.0.0.2", port=0) == []
+    asked = [bench.send_request("getsockname", handle=handle) for handle in handles]
+    assert asked[:4] == [[]] * 4
+    assert [reply["errno"] for (reply,) in asked[4:]] == [errno.ENOBUFS] * 4
+    bench.udp_away = False
+    bench.settle(bench.core.neighbor_started(topology.UDP, 0.0))
+    assert bench.core._waiting.free == 8
