@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from supervisor import control, sandbox
+from supervisor import control, limits, sandbox
 from supervisor.errors import BootError, Busy
 from supervisor.options import Options
-from supervisor.run_dir import take
+from supervisor.run_dir import leave_parent, take
 from usernet.pipe.messages import inbox_name
 from usernet.pipe.run_dir import INBOXES, Untrusted, check
 
@@ -41,12 +41,16 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
 
     SandboxError: no TAP is available. BootError: any other failure.
     """
+    limits.check()
     check_run_dir(run_dir)
     if options.wire:
         check_run_dir(options.wire_dir(), "XDG_RUNTIME_DIR")
     answers, tell = os.pipe2(os.O_CLOEXEC)
     mapped, map_done = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise BootError(f"cannot start: {limits.explain(error)}") from error
     if pid == 0:
         os.close(answers)
         os.close(map_done)
@@ -122,6 +126,9 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         except Untrusted as error:
             say({"error": error.strerror})
             os._exit(1)
+        except OSError:
+            leave_parent(run_dir)
+            raise
         held.sweep()
 
         def ready() -> None:
@@ -136,6 +143,9 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         say({"no_device": str(error)})
     except BootError as error:
         say({"error": str(error)})
+    except OSError as error:
+        say({"error": f"cannot start: {limits.explain(error, run_dir)}"})
+        traceback.print_exc(file=sys.stderr)
     except Exception:
         say({"error": f"the keeper failed: {traceback.format_exc()}"})
         traceback.print_exc(file=sys.stderr)

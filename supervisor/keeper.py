@@ -156,7 +156,10 @@ class Keeper:
             for layer in self.layers.values():
                 if layer.state in (State.PAUSED, State.FAILED):
                     why = [event.detail for event in self.events.all() if event.layer == layer.name and event.detail]
-                    self._boot_failure = f"{layer.name} does not start: {why[-1] if why else 'no process'}"
+                    told = why[-1].strip() if why else "no process"
+                    if (last := told.splitlines()[-1]).startswith(("OSError: ", "MemoryError")):
+                        told = last  # the machine's fault: a traceback would not help
+                    self._boot_failure = f"{layer.name} does not start: {told}"
                     self.stop()
                     return
 

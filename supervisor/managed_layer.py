@@ -14,6 +14,7 @@ from bus.durable import layout
 from bus.runtime.taps import TapRequests
 from supervisor.events import EventLog
 from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample, used_s
+from supervisor.limits import explain
 from supervisor.placement import Placement
 from supervisor.resources import Resources
 from supervisor.service import (
@@ -145,7 +146,7 @@ class ManagedLayer:
         try:
             process = self._host.fork(self, code)
         except OSError as error:
-            self.happens(Event.FORK_REFUSED, role, error.strerror or str(error))
+            self.happens(Event.FORK_REFUSED, role, explain(error))
             return False
         self.processes[role] = process
         self._host.selector.register(process.line, selectors.EVENT_READ, partial(self._hear, process))

@@ -24,6 +24,7 @@ from pathlib import Path
 from bus import topology
 from usernet.pipe.run_dir import INBOXES, Untrusted, check
 
+PARENTS = ("usernet", f"usernet-{os.geteuid()}")  # usernet.pipe.run_dir.run_dir
 LOCK, MARK = "lock", b"usernet run directory\n"
 WAIT_S = 3.0  # for the cleanup process of an earlier stack to finish
 ROOT_MODE, INBOXES_MODE, SOCKET_MODE = 0o711, 0o777, 0o666
@@ -126,6 +127,7 @@ class Held:
                 found = os.stat(self.path.name, dir_fd=above, follow_symlinks=False)
                 if os.path.samestat(found, os.fstat(self.descriptor)):
                     os.rmdir(self.path.name, dir_fd=above)
+                    leave_parent(self.path)
             finally:
                 os.close(above)
 
@@ -142,7 +144,7 @@ def take(path: Path, wait_s: float | None = None) -> Held:
     """
     deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
     while True:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             held = _try(path)
         except FileNotFoundError:
@@ -154,6 +156,13 @@ def take(path: Path, wait_s: float | None = None) -> Held:
         if held is not None:
             return held
         time.sleep(0.005)
+
+
+def leave_parent(path: Path) -> None:
+    """Remove the directory of all stacks after the last of them, because `sudo -E` makes it in a user's directory."""
+    if path.parent.name in PARENTS:
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def clean_up(path: Path) -> None:

@@ -50,8 +50,16 @@ def run_dir(name: str | None = None) -> Path:
     if directory and name is None:
         return Path(directory)
     base = os.environ.get("XDG_RUNTIME_DIR")
-    root = Path(base) / "usernet" if base else Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}"
-    return root / stack_name(name)
+    private = Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}"
+    return (Path(base) / "usernet" if base and not _anothers(base) else private) / stack_name(name)
+
+
+def _anothers(directory: str) -> bool:
+    """Whether it belongs to another user: `sudo -E` keeps the variable, but it is for its owner alone (XDG)."""
+    try:
+        return os.stat(directory).st_uid != os.geteuid()
+    except OSError:
+        return False
 
 
 class Untrusted(PermissionError):
