@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 import urllib.error
@@ -77,11 +78,14 @@ def test_state_pipes_and_orders(stack, page):
     status, state = page.ask("state")
     assert status == 200
     assert {layer["name"] for layer in state["layers"]} >= {"link", "ip", "sockets"}
-    pinging = stack.popen("exec", "--", "ping", "-i", "0.05", "-c", "40", STACK)
+    pinging = stack.popen("exec", "--", "ping", "-i", "0.05", STACK)
+    assert "PING" in pinging.stdout.readline()
+    assert "icmp_seq=1" in pinging.stdout.readline()
     status, found = page.ask("pipe/link:ip")
+    pinging.send_signal(signal.SIGINT)
+    assert pinging.wait(PATIENCE_S) == 0
     assert status == 200
     assert any("ICMP echo request" in line for line in found["packets"])
-    assert pinging.wait(PATIENCE_S) == 0
     before = stack.incarnations()["icmp"]
     assert page.ask("do", {"action": "kill", "layer": "icmp"})[0] == 200
     wait_for("icmp", lambda: stack.serves(icmp=before + 1))
