@@ -48,7 +48,7 @@ class Core(Protocol):
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """A neighbour has started, for the first time or again; the frames that it missed have been repeated
-        already."""
+        already. Also called when frames of the neighbour were lost, unless the core has `frames_lost`."""
 
 
 @runtime_checkable
@@ -72,6 +72,9 @@ class ClientCore(Core, Protocol):
 
     def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
         """A client has sent HELLO to this process or to an earlier one; `pid` in `hello` comes from the kernel."""
+
+    def frames_lost(self, sender: int, now: float) -> list[Send]:
+        """Frames of a neighbour or client are lost: it no longer kept all that this layer had missed."""
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """The client's process has ended."""

@@ -379,8 +379,12 @@ class EventLoop:
             if inbox.sender < topology.CLIENT_ID_MIN:
                 self._dispatch(self._core.neighbor_started(inbox.sender, now))
         elif kind == RESUME and (resume := _parsed(decode_resume, records)) is not None:
+            is_lossy = resume.first > inbox.done + 1
             inbox.resumed(incarnation, resume.first)
             self._outboxes[inbox.sender].answered(resume.done, inbox.done)
+            if is_lossy:
+                self._dispatch(self._core.frames_lost(inbox.sender, now) if isinstance(self._core, ClientCore)
+                               else self._core.neighbor_started(inbox.sender, now))
         else:
             self._counters[C.bus_malformed] += 1
 

@@ -111,6 +111,10 @@ class RecordingClientCore(RecordingCore):
         """See `bus.layer.ClientCore`."""
         return self._call(self._core.client_left, client, now)
 
+    def frames_lost(self, sender: int, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._call(self._core.frames_lost, sender, now)
+
     def clients_checked(self, now: float) -> list[Send]:
         """See `bus.layer.ClientCore`."""
         return self._call(self._core.clients_checked, now)

@@ -367,6 +367,10 @@ class TappedClientCore(TappedCore):
         """See `bus.layer.ClientCore`."""
         return self._out(self._core.client_left(client, now), now)
 
+    def frames_lost(self, sender: int, now: float) -> list[Send]:
+        """See `bus.layer.ClientCore`."""
+        return self._out(self._core.frames_lost(sender, now), now)
+
     def clients_checked(self, now: float) -> list[Send]:
         """See `bus.layer.ClientCore`."""
         return self._out(self._core.clients_checked(now), now)

@@ -29,7 +29,7 @@ from layers.sockets.data_path import Traffic, question
 from layers.sockets.limits import MEMBERSHIPS_MAX, SOCKETS_MAX, WAITING_MAX, Shares
 from layers.sockets.operations import OPERATIONS, Network, accepted, described_by, text_of
 from layers.sockets.requests import Refused, Request
-from layers.sockets.streams import Streams, accepted_ends, closing
+from layers.sockets.streams import Streams, accepted_ends, closing, resuming
 from layers.sockets.tables import (
     Answer,
     Entry,
@@ -73,7 +73,7 @@ class Core:
         self._next_handle = self._reserved = 1
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(self._entries, self._clients, counters)
-        streams = Streams(self._entries, self._clients, counters)
+        self._streams_in_between = streams = Streams(self._entries, self._clients, counters)
         self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
             messages.SEND_SEGMENTS: traffic.send_segments,
@@ -155,6 +155,14 @@ class Core:
         pid = hello.get("pid")
         self._pids[client] = pid if isinstance(pid, int) else 0
         return []
+
+    def frames_lost(self, sender: int, now: float) -> list[Send]:
+        """Of an application or of tcp: its streams are resumed. Datagrams may be lost, and requests are repeated."""
+        self.counters[Counters.streams_resumed] += 1
+        if sender != topology.TCP:
+            return [resuming(handle) for handle, consumer in self._clients.get(sender, {}).items()
+                    if consumer == topology.TCP]
+        return [resuming(handle) for handle, entry in self._entries.items() if entry.consumer == topology.TCP]
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """Close whatever the process left open."""
@@ -400,6 +408,7 @@ class Core:
                 self._add(handle, socket)
                 self.counters[Counters.sockets_opened] += 1
             entry.accepted = max(entry.accepted, number)
+            self._streams_in_between.remember(listener, number, record)
             sends.append((entry.client, messages.ACCEPTED, record))
         return sends
 
@@ -409,6 +418,7 @@ class Core:
         if socket.stream is not None:
             record = closing(entry.handle, request, reset=request is None and socket.stream.linger == 0)
         self._in_use.pop(entry.handle, None)
+        self._streams_in_between.forget(entry.handle)
         del self._entries[entry.handle], self._clients[entry.client][entry.handle]
         del self._created[entry.client, socket.created_by], self._state[entry.handle]
         self.counters[Counters.sockets_closed] += 1

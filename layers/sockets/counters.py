@@ -24,6 +24,7 @@ class Counters(CounterSet):
     closed = Drop("Datagrams and errors for a socket that is closed.")
     request_garbled = Drop("Requests that are too long, not JSON or without an id.")
     credit_foreign = Drop("Receive buffer credits that are garbled or for a socket the application does not have.")
+    streams_resumed = Event("Losses of frames on a pipe after which streams were asked for again.")
     kind_unknown = Drop("Records of a kind that this service does not know from that sender.")
     routes_refused = Drop("Route announcements that make no sense; the former ones stay in use.")
     streamed_down = Out("Records of streams passed on from applications to tcp.")

@@ -1,6 +1,6 @@
 """Streams on their way between applications and tcp (docs/decisions/streams.md): only whose they are is looked at.
 
-Nothing is kept here: what a restart loses, the ends ask each other for.
+No octets are kept here: what a restart loses, the ends ask each other for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from layers.sockets.operations import Ends
 from layers.sockets.requests import Close
 from layers.sockets.tables import Entry
 from packets.addresses import WIDTHS
-from usernet.pipe.streams import ACCEPT_RECORD, ACCEPTED_HEADER, CLOSE_RECORD, WRITTEN_UNKNOWN, accepted_addresses
+from usernet.pipe.streams import (
+    ACCEPT_RECORD,
+    ACCEPTED_HEADER,
+    CLOSE_RECORD,
+    READ_RECORD,
+    RESUME,
+    WRITTEN_UNKNOWN,
+    accepted_addresses,
+)
 
 _READ_ALL = (1 << 63) - 1  # nobody knows how far the application had read: unread octets are no reason for a reset
 
@@ -29,6 +37,7 @@ class Streams:
     def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
         self._entries = entries
         self._clients = clients
+        self._accepted: dict[int, dict[int, bytes]] = {}  # by listener and number: ACCEPTED records
         self.counters = counters
 
     def from_client(self, kind: int) -> Handler:
@@ -64,14 +73,34 @@ class Streams:
         """ACCEPT: how many connections may be handed up says the application, how many are stored say we."""
         sends: list[Send] = []
         for record in records:
-            listener, _, _, limit = ACCEPT_RECORD.unpack(record) if len(record) == ACCEPT_RECORD.size else (0, 0, 0, 0)
+            listener, flags, taken, limit = (
+                ACCEPT_RECORD.unpack(record) if len(record) == ACCEPT_RECORD.size else (0, 0, 0, 0))
             entry = self._entries.get(listener)
             if entry is None or entry.client != client or entry.consumer != topology.TCP:
                 self.counters[Counters.send_foreign] += 1
             else:
                 stored = ACCEPT_RECORD.pack(listener, 0, entry.accepted, limit)
                 sends.append((topology.TCP, messages.ACCEPT, stored))
+                sends += self._accepted_since(listener, taken, client if flags & RESUME else 0)
         return sends
+
+    def remember(self, listener: int, number: int, record: bytes) -> None:
+        """An ACCEPTED is passed up; frames on their way to an application may be lost."""
+        self._accepted.setdefault(listener, {})[number] = record
+
+    def forget(self, listener: int) -> None:
+        """The listener is closed."""
+        self._accepted.pop(listener, None)
+
+    def _accepted_since(self, listener: int, taken: int, client: int) -> list[Send]:
+        """Forget what the application has, and repeat the rest to `client`, if not 0."""
+        records = self._accepted.pop(listener, None)
+        if records is None:
+            return []
+        later = {number: record for number, record in records.items() if number > taken}
+        if later:
+            self._accepted[listener] = later
+        return [(client, messages.ACCEPTED, record) for record in later.values()] if client else []
 
 
 def accepted_ends(record: bytes) -> tuple[int, int, int, Ends]:
@@ -81,6 +110,11 @@ def accepted_ends(record: bytes) -> tuple[int, int, int, Ends]:
     if len(local) not in WIDTHS or len(peer) != len(local):
         raise StructError("addresses of no family")
     return listener, handle, number, (local, port, peer, peer_port)
+
+
+def resuming(handle: int) -> Send:
+    """READ: tcp is to repeat ROOM and all octets that the application has not read."""
+    return topology.TCP, messages.READ, READ_RECORD.pack(handle, RESUME, 0, 0)
 
 
 def closing(handle: int, request: Close | None = None, reset: bool = False) -> bytes:

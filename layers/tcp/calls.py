@@ -275,13 +275,18 @@ class Calls:
         engine = self._engine
         conn = engine.lookup.by_handle.get(handle)
         if conn is None:
-            engine.counters[C.stream_no_socket] += 1
+            socket = self.sockets.get(handle) if flags & RESUME else None
+            if socket is not None and socket.failed:
+                engine.above.reset(handle, socket.failed)
+            else:
+                engine.counters[C.stream_no_socket] += 1
             return
         number = min(taken + 1, conn.rcv_nxt)
         if number > conn.read:
             acknowledgment.was_read(engine, conn, number)
             engine.touch(conn)
-        if flags & RESUME:
+        if flags & RESUME and conn.state not in (SYN_SENT, SYN_RECEIVED):
+            engine.room(conn, resume=True)
             self.resume(conn, max(have + 1, conn.read))
 
     def resume(self, conn: Connection, start: int) -> None:

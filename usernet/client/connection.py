@@ -432,7 +432,10 @@ class Connection:
 
     def _greeted(self, kind: int, incarnation: int, fields: dict[str, Any]) -> None:
         if kind == RESUME:
+            lost = self._incoming.lost
             self._incoming.resumed(incarnation, int(fields["first"]))
+            if self._incoming.lost > lost:
+                self._recover()
         elif kind == HELLO and incarnation >= self._incoming.incarnation:
             done = int(fields["done"])
             later = []
@@ -455,6 +458,17 @@ class Connection:
                         self.send_all(listener.granting())
             for frame in later:
                 self._take(frame)
+
+    def _recover(self) -> None:
+        """Frames of the service are lost: ask again for all that is not a datagram."""
+        boxes = list(self.boxes.values())
+        self._tell_queued([box for box in boxes if not isinstance(box, StreamDescription)])
+        for box in boxes:
+            if isinstance(box, StreamDescription):
+                self.send_all(box.recovering())
+        for request in list(self._requests.values()):
+            if request.sequence is not None:  # the same request gets the same answer
+                self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
     # -- sending ------------------------------------------------------------------------------------------------
 

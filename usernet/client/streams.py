@@ -214,10 +214,17 @@ class StreamDescription(Description):
         self.read_said = self.read
         return READ_RECORD.pack(self.handle, 0, self.read, self.have)
 
-    def granting(self) -> Sends:
-        """The ACCEPT that says how many connections may be handed up."""
-        record = ACCEPT_RECORD.pack(self.handle, 0, self.numbered, self.accepted + self.backlog + 1)
+    def granting(self, flags: int = 0) -> Sends:
+        """The ACCEPT that says how many connections may be handed up; RESUME: and that those after `numbered` shall
+        be handed up again."""
+        record = ACCEPT_RECORD.pack(self.handle, flags, self.numbered, self.accepted + self.backlog + 1)
         return [(ACCEPT, record)]
+
+    def recovering(self) -> Sends:
+        """After records of the service were lost: the record that asks for them again."""
+        if self.listening:
+            return self.granting(RESUME)
+        return [(READ, READ_RECORD.pack(self.handle, RESUME, self.read, self.have))]
 
     def closing(self) -> dict[str, object]:
         """The fields of the request that closes it."""
