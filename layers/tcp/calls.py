@@ -62,6 +62,7 @@ class Calls:
         self._rng = rng
         self.paths = paths
         self.sockets: dict[int, Socket] = {}
+        engine.remember_failure = self.failed
 
     # -- OPEN and options -----------------------------------------------------------------------------------------
 

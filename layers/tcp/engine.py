@@ -7,6 +7,7 @@ of those is flushed (`output.flush`), its cells are stored, and only then does w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from bus.layer import CounterWords
@@ -131,6 +132,7 @@ class Engine:
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.predecessor: Connection | None = None  # in TIME-WAIT, whose place the next connection takes (RFC 6191)
+        self.remember_failure: Callable[[int, int], None] = lambda handle, number: None  # of `layers.tcp.calls`
         self._touched: list[Connection] = []
         self._time_waiting: dict[Connection, None] = {}  # the oldest first
 
@@ -328,6 +330,7 @@ class Engine:
 
     def failed(self, conn: Connection, number: int) -> None:
         """The connection is gone, and why."""
+        self.remember_failure(conn.handle, number)
         self.above.reset(conn.handle, number)
 
     def room(self, conn: Connection, first: bool = False, finished: bool = False, resume: bool = False) -> None:

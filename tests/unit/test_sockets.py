@@ -24,7 +24,13 @@ from layers.sockets.requests import REQUEST_OCTETS_MAX
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from usernet.pipe import streams
-from usernet.pipe.streams import ACCEPTED_HEADER
+from usernet.pipe.streams import (
+    ACCEPT_RECORD,
+    ACCEPTED_HEADER,
+    READ_RECORD,
+    RESUME,
+    TCP_HANDLE_MIN,
+)
 
 ALICE, BOB = topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 2
 CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
@@ -751,3 +757,30 @@ def test_requests_that_wait_are_limited_in_all(bench, monkeypatch):
     bench.udp_away = False
     bench.settle(bench.core.neighbor_started(topology.UDP, 0.0))
     assert bench.core._waiting.free == 8
+
+
+def test_streams_are_resumed_when_frames_of_an_application_or_of_tcp_are_lost(bench):
+    mine, others, dgram = bench.open(type="stream"), bench.open(BOB, type="stream"), bench.open()
+    resumed = {handle: (topology.TCP, messages.READ, READ_RECORD.pack(handle, RESUME, 0, 0))
+               for handle in (mine, others)}
+    assert bench.core.frames_lost(ALICE, 0.0) == [resumed[mine]]
+    assert bench.core.frames_lost(topology.TCP, 0.0) == list(resumed.values())
+    assert bench.count(Counters.streams_resumed) == 2
+    assert dgram
+
+
+def test_connections_that_were_handed_up_are_handed_up_again_to_an_application_that_lost_them(bench):
+    listener = bench.open(type="stream")
+    local, peer = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1])
+    records = [ACCEPTED_HEADER.pack(listener, TCP_HANDLE_MIN + number, number, 80, 5000 + number, messages.FAMILY_4, 0)
+               + local + peer for number in (1, 2, 3)]
+    told = [(ALICE, messages.ACCEPTED, record) for record in records]
+    assert bench.give(topology.TCP, messages.ACCEPTED, *records) == told
+
+    def accept(flags, taken):
+        sends = bench.give(ALICE, messages.ACCEPT, ACCEPT_RECORD.pack(listener, flags, taken, 9))
+        return [record for to, kind, record in sends if (to, kind) == (ALICE, messages.ACCEPTED)]
+
+    assert accept(0, 1) == []
+    assert accept(RESUME, 1) == records[1:]
+    assert accept(RESUME, 3) == []

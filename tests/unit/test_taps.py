@@ -61,6 +61,9 @@ class Doorman(Relay):
     def client_left(self, client, now):
         return [(topology.UDP, m.SOCKET_CLOSE, b"left")]
 
+    def frames_lost(self, sender, now):
+        return [(topology.TCP, m.READ, b"lost")]
+
     def clients_checked(self, now):
         return [(topology.UDP, m.SOCKET_CLOSE, b"checked")]
 

@@ -15,6 +15,7 @@ import pytest
 from usernet_service import Service
 
 import usernet
+from usernet.pipe.streams import ACCEPT, ACCEPT_RECORD, READ, READ_RECORD, RESUME
 
 PATIENCE_S = 10
 
@@ -394,3 +395,16 @@ def test_the_end_of_a_process_delivers_what_was_sent(service):
         with accepted:
             assert len(b"".join(iter(lambda: accepted.recv(1 << 16), b""))) == 100_000
 
+
+def test_what_is_asked_for_again_once_records_of_the_service_are_lost(service):
+    with usernet.create_server(("127.0.0.1", 0), backlog=3) as server:
+        with usernet.create_connection(server.getsockname(), timeout=PATIENCE_S) as first:
+            second, _ = server.accept()
+            with second:
+                second.send(b"unread")
+                assert first.recv(2) == b"un"
+                first.recv(4, std.MSG_PEEK | std.MSG_WAITALL)
+                (asked,) = first._box.recovering()
+                assert asked == (READ, READ_RECORD.pack(first._box.handle, RESUME, 2, 6))
+        (granted,) = server._box.recovering()
+        assert granted == (ACCEPT, ACCEPT_RECORD.pack(server._box.handle, RESUME, 1, 1 + 3 + 1))

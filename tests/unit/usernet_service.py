@@ -105,6 +105,9 @@ class Loop:
     def client_left(self, client, now):
         return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.client_left(client, now)], now)
 
+    def frames_lost(self, sender, now):
+        return self.settle([], [(topology.SOCKETS, send) for send in self.sockets.frames_lost(sender, now)], now)
+
     @property
     def contested(self):
         return self.sockets.contested

@@ -24,7 +24,7 @@ STREAM_HEADER = Struct("<IIQ")  # handle, flags, offset of the first octet
 STREAM_LENGTH = Struct("<I")  # of a STREAM_HELD, in octets
 READ_RECORD = Struct("<IIQQ")  # handle, flags, octets that the application took, octets that its side holds
 ROOM_RECORD = Struct("<IIQQQ")  # handle, flags, octets that tcp stores, octets acknowledged, write up to here
-ACCEPT_RECORD = Struct("<IIQQ")  # listener, 0, connections stored, connections that may be handed up
+ACCEPT_RECORD = Struct("<IIQQ")  # listener, flags, connections stored, connections that may be handed up
 ACCEPTED_HEADER = Struct("<IIQHHBxH")  # listener, handle, number, local port, peer's port, family, interface
 RESET_RECORD = Struct("<II")  # handle, errno
 INFO_HEADER = Struct("<IIQ")  # handle, 0, request
@@ -36,7 +36,7 @@ WRITTEN_UNKNOWN = (1 << 64) - 1  # in a CLOSE_RECORD: as many as tcp has taken
 STREAM_MORE = 1  # flags of STREAM and STREAM_HELD
 STREAM_END = 2
 STREAM_URGENT = 4
-RESUME = 1  # flag of READ and ROOM: send again from `have`, from `taken`
+RESUME = 1  # flag of READ, ROOM and ACCEPT: send again from `have`, from `taken`
 FINISHED = 2  # flag of ROOM: the peer has acknowledged our FIN
 
 TCP_HANDLE_MIN = 1 << 31  # handles from here on are tcp's to give

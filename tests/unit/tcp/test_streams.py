@@ -10,6 +10,7 @@ from layers.tcp.acknowledgment import window_field
 from layers.tcp.ring import size_for
 from packets.tcp import ACK, FIN, PSH, RST, SYN
 from tests.unit.tcp.host import A, B, Host, World, pair
+from usernet.pipe.streams import RESUME, WRITTEN_UNKNOWN
 
 
 def octets(length: int, seed: int = 7) -> bytes:
@@ -165,3 +166,30 @@ def test_rfc7323_2_4_rounding_promises_no_more_than_there_is_room_for():
         window_field(conn)
         assert promised <= conn.advertised <= conn.read + size_for(conn.rcv_limit)
         promised = conn.advertised
+
+
+def test_an_application_that_lost_records_asks_for_room_and_octets_again():
+    world, a, b, left, right = pair()
+    a.write(left, octets(3000))
+    b.write(right, octets(500))
+    world.run(1, reading=False)
+    ours, theirs = a.applications[left], b.applications[right]
+    assert bytes(theirs.received) == octets(3000)
+    limit, ours.limit, ours.again = ours.limit, 0, []
+    theirs.received.clear()  # as if STREAM and ROOM records had been lost on their way up
+    a.do(lambda host: host.calls.read(left, RESUME, 0, 500))
+    assert ours.limit >= limit
+    assert (ours.taken, a.again) == (3000, [left])
+    b.do(lambda host: host.calls.read(right, RESUME, 0, 0))
+    assert bytes(theirs.received) == octets(3000)
+
+
+def test_an_end_by_error_is_told_again():
+    world, a, _, left, right = pair()
+    world.do(B, lambda host: host.calls.close(right, 0, WRITTEN_UNKNOWN, 0))
+    world.run(1)
+    application = a.applications[left]
+    assert application.error == errno.ECONNRESET
+    application.error = 0
+    a.do(lambda host: host.calls.read(left, RESUME, 0, 0))
+    assert application.error == errno.ECONNRESET
