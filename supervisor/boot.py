@@ -14,7 +14,7 @@ import msgspec
 from supervisor import control, limits, sandbox
 from supervisor.errors import BootError, Busy
 from supervisor.options import Options
-from supervisor.run_dir import leave_parent, take
+from supervisor.run_dir import leave, take
 from usernet.pipe.messages import inbox_name
 from usernet.pipe.run_dir import INBOXES, Untrusted, check
 
@@ -127,7 +127,7 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"error": error.strerror})
             os._exit(1)
         except OSError:
-            leave_parent(run_dir)
+            leave(run_dir)
             raise
         held.sweep()
 

@@ -158,6 +158,13 @@ def take(path: Path, wait_s: float | None = None) -> Held:
         time.sleep(0.005)
 
 
+def leave(path: Path) -> None:
+    """Remove a run directory that could not be taken, if it is empty."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    leave_parent(path)
+
+
 def leave_parent(path: Path) -> None:
     """Remove the directory of all stacks after the last of them, because `sudo -E` makes it in a user's directory."""
     if path.parent.name in PARENTS:
