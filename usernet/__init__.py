@@ -1,10 +1,9 @@
-"""usernet: the standard socket module's interface to a TCP/IP stack of its own.
+"""usernet: the interface of the standard socket module for a TCP/IP stack of its own.
 
-    import usernet as socket
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+   import usernet as socket
+   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
-Everything is loaded when it is first used: the layers of the stack import `usernet.pipe` and shall not pay for the rest
-with it.
+Modules are loaded when they are first used, because the layers of the stack import only `usernet.pipe`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __version__ = "0.1.0"
 
 has_ipv6 = False
 
-_OWN = {  # name: its module; empty: it is a module itself
+_OWN = {  # {name: its module}; empty: the name is a module
     "socket": "usernet.sockets.endpoint",
     "SocketType": "usernet.sockets.endpoint",
     "close": "usernet.sockets.descriptors",
@@ -50,7 +49,7 @@ _OWN = {  # name: its module; empty: it is a module itself
     "create_connection": "usernet.sockets.server",
     "create_server": "usernet.sockets.server",
     "has_dualstack_ipv6": "usernet.sockets.unsupported",
-    # Of linux/in.h and linux/udp.h: the standard module of some versions of Python lacks them.
+    # From linux/in.h and linux/udp.h; some versions of the standard module lack them.
     **dict.fromkeys(("IP_PKTINFO", "IP_MTU_DISCOVER", "IP_RECVERR", "IP_RECVTTL", "IP_MTU", "IP_UNBLOCK_SOURCE",
                      "IP_BLOCK_SOURCE", "IP_ADD_SOURCE_MEMBERSHIP", "IP_DROP_SOURCE_MEMBERSHIP", "IP_MULTICAST_ALL",
                      "IP_MSFILTER", "MCAST_JOIN_GROUP", "MCAST_LEAVE_GROUP", "MCAST_BLOCK_SOURCE",

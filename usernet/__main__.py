@@ -12,12 +12,12 @@ from usernet.stack import Stack
 
 
 def main() -> None:
-    """What the program gets as its arguments is what stands behind its name."""
-    parser = argparse.ArgumentParser(prog="python -m usernet", description="Run a Python program, unmodified, with a "
-                                     "usernet stack in the place of the kernel's.", allow_abbrev=False)
-    parser.add_argument("--name", metavar="N", help="which stack (default: $USERNET_NAME, else 'default')")
-    parser.add_argument("--strict", action="store_true", help="refuse what would use the kernel's network instead, "
-                        "such as uvloop or a packet socket; without it, that is only told")
+    """The arguments of the program are those after its name."""
+    parser = argparse.ArgumentParser(prog="python -m usernet", description="Run an unmodified Python program with a "
+                                     "usernet stack instead of the kernel's network.", allow_abbrev=False)
+    parser.add_argument("--name", metavar="N", help="name of the stack (default: $USERNET_NAME, else 'default')")
+    parser.add_argument("--strict", action="store_true", help="refuse code that would use the kernel's network, "
+                        "such as uvloop or a packet socket; the default is only to report it")
     parser.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module's name, as for python -m")
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER)

@@ -1,16 +1,17 @@
-"""Addresses in text, as far as no name server is needed."""
+"""Numeric addresses and the names that need no name server."""
 
 from __future__ import annotations
 
 import re
 import socket as _std
 
-LOCALHOST = "127.0.0.1"  # RFC 6761 section 6.3: localhost is the loopback address, and no name server is asked
+LOCALHOST = "127.0.0.1"  # RFC 6761 section 6.3: localhost is the loopback address, without a name server
 _NUMERIC = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(\.(0[xX][0-9a-fA-F]+|[0-9]+)){0,3}")
 
 
 def numeric(host: str | bytes | bytearray) -> bytes | None:
-    """The 4 octets of what needs no name server: numeric as inet_aton(3) reads it, '', '<broadcast>', 'localhost'."""
+    """The 4 octets of what needs no name server: numeric as for inet_aton(3), '', '<broadcast>', 'localhost'; else
+    None."""
     if isinstance(host, (bytes, bytearray)):
         host = bytes(host).decode("ascii")
     if not isinstance(host, str):
@@ -27,7 +28,7 @@ def numeric(host: str | bytes | bytearray) -> bytes | None:
 
 
 def exact(host: str) -> bytes | None:
-    """The 4 octets of a numeric address, as inet_aton(3) reads it and nothing else behind it."""
+    """The 4 octets of a numeric address, as for inet_aton(3) and without anything after it."""
     if _NUMERIC.fullmatch(host):
         try:
             return _std.inet_aton(host)

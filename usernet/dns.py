@@ -1,7 +1,7 @@
-"""Names, resolved by name servers that are reached through the stack: the standard module's functions for them.
+"""Name resolution by name servers that are reached through the stack: the functions of the standard module.
 
-dnspython (the extra `usernet[dns]`) knows the protocol; its messages go over UDP sockets of the stack. Which servers:
-those that the stack was started with (`launcher.py up --dns`). The host's own resolver, files and cache are not asked.
+dnspython (the extra `usernet[dns]`) implements the protocol; its messages go over UDP sockets of the stack. The name
+servers are those of the stack (`launcher.py up --dns`). The resolver, files and cache of the host are not used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import dns.resolver
 
 PORT = 53  # RFC 1035 section 4.2
-PAYLOAD_OCTETS = 1232  # what fits without fragments (DNS flag day 2020): there is no TCP to fall back to
-LIFETIME_S = 10.0  # all tries together, as two rounds of resolv.conf(5)'s default timeout
+PAYLOAD_OCTETS = 1232  # fits without fragments (DNS flag day 2020): there is no fallback to TCP
+LIFETIME_S = 10.0  # for all tries together, as two rounds of resolv.conf(5)'s default timeout
 NAMES_CACHED = 1024
 _UNKNOWN = "Name or service not known"
 _TEXTS = {
@@ -59,7 +59,7 @@ Entry = tuple[_std.AddressFamily, _std.SocketKind, int, str, tuple[str, int]]
 
 
 def addresses(name: str, stack: Stack | None = None) -> tuple[str, list[bytes]]:
-    """(canonical name, addresses) of a name that is not numeric; gaierror where there are none."""
+    """(canonical name, addresses) of a name that is not numeric. gaierror: there are none."""
     answer = _ask(name, "A", stack)
     return str(answer.canonical_name).rstrip("."), [_std.inet_aton(record.address) for record in answer]
 
@@ -67,7 +67,10 @@ def addresses(name: str, stack: Stack | None = None) -> tuple[str, list[bytes]]:
 def lookup(
     name: str, kind: str | None = None, stack: Stack | None = None, servers: list[str] | None = None
 ) -> list[tuple[str, str, str]]:
-    """(owner, type, value) of the records that answer; `kind`: A, or PTR for an address. `servers`: others to ask."""
+    """(owner, type, value) of the records in the answer; `kind`: A, or PTR for an address.
+
+    `servers`: instead of the stack's.
+    """
     try:
         address = ipaddress.IPv4Address(name)
     except ValueError:
@@ -80,7 +83,7 @@ def lookup(
 
 
 def is_type(kind: str) -> bool:
-    """Whether there are records of this type; True where dnspython is not there to say."""
+    """True if this is a type of record, or dnspython is not installed."""
     try:
         import dns.rdatatype
     except ImportError:
@@ -104,7 +107,7 @@ def _ask(name: str, kind: str, stack: Stack | None, servers: list[str] | None = 
         import dns.resolver
     except ImportError:
         raise _std.gaierror(
-            _std.EAI_NONAME, f"{_UNKNOWN}: names other than numbers and localhost take dnspython, which is not "
+            _std.EAI_NONAME, f"{_UNKNOWN}: names other than numbers and localhost need dnspython, which is not "
             "installed: pip install 'usernet[dns]'"
         ) from None
     try:
@@ -115,7 +118,7 @@ def _ask(name: str, kind: str, stack: Stack | None, servers: list[str] | None = 
         asked = ", ".join(servers or (stack or Stack()).name_servers)
         what = "no answer from" if isinstance(error, dns.resolver.LifetimeTimeout) else "an error or refusal from"
         raise _std.gaierror(_std.EAI_AGAIN, f"Temporary failure in name resolution: {what} {asked}") from None
-    except (dns.exception.DNSException, UnicodeError):  # no name, or no type, at all
+    except (dns.exception.DNSException, UnicodeError):  # not a valid name or type
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN) from None
 
 
@@ -131,7 +134,7 @@ def _resolver(stack: Stack, servers: list[str] | None) -> dns.resolver.Resolver:
 
 @lru_cache(maxsize=16)
 def _made(name: str, run_dir: str, servers: tuple[str, ...], pid: int) -> dns.resolver.Resolver:
-    """One resolver, with its cache, for each stack; a fork starts afresh."""
+    """One resolver with its cache for each stack; a new one after a fork."""
     import dns.resolver
 
     stack = Stack(name, run_dir)
@@ -144,7 +147,7 @@ def _made(name: str, run_dir: str, servers: tuple[str, ...], pid: int) -> dns.re
 
 
 def _server(stack: Stack, address: str) -> Any:
-    """A name server of dnspython's, which is asked over a socket of the stack."""
+    """A name server for dnspython, which is queried by a socket of the stack."""
     import dns.exception
     import dns.message
     import dns.nameserver
@@ -154,7 +157,7 @@ def _server(stack: Stack, address: str) -> Any:
             return "usernet"
 
         def is_always_max_size(self) -> bool:
-            return True  # what was truncated is as much as there is to be had
+            return True  # use a truncated answer, because there is no other
 
         def query(self, request: Any, timeout: float, *_: object, **__: object) -> Any:
             deadline = monotonic() + timeout
@@ -166,7 +169,7 @@ def _server(stack: Stack, address: str) -> Any:
                     except TimeoutError:
                         break
                     except dns.exception.DNSException:
-                        continue  # somebody guesses
+                        continue  # a forged answer
                     if request.is_response(response):
                         return response
             raise dns.exception.Timeout(timeout=timeout)
@@ -202,7 +205,7 @@ def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
 
 
 def getfqdn(name: str = "") -> str:
-    """The first name of a host that has a dot in it, or what there is; of nobody, this machine's."""
+    """The first name of a host that contains a dot, or its name; without an argument, that of this machine."""
     name = name.strip()
     if not name or name in ("0.0.0.0", "::"):
         name = _std.gethostname()
@@ -221,7 +224,7 @@ def _name_of(address: str) -> str:
 
 
 def getnameinfo(sockaddr: tuple[str, int], flags: int) -> tuple[str, str]:
-    """(host, service) of an address; the address itself where it has no name, unless NI_NAMEREQD."""
+    """(host, service) of an address; the address itself if it has no name, unless NI_NAMEREQD."""
     if not isinstance(sockaddr, tuple):
         raise TypeError("getnameinfo() argument 1 must be a tuple")
     host, port = sockaddr[:2]
@@ -247,7 +250,7 @@ def getaddrinfo(
     host: str | bytes | None, port: str | bytes | int | None, family: int = 0, type: int = 0, proto: int = 0,
     flags: int = 0,
 ) -> list[Entry]:
-    """As the standard one of Linux (glibc, getaddrinfo.c), for what a stack has: IPv4."""
+    """As the standard function on Linux (glibc, getaddrinfo.c), for IPv4."""
     name, service = _name(host), _service_text(port)
     if name is None and service is None:
         raise _error(_std.EAI_NONAME)
@@ -280,7 +283,7 @@ def _name(host: object) -> str | None:
         name = bytes(host).decode("utf-8", "surrogateescape")
     else:
         raise TypeError("getaddrinfo() argument 1 must be string or None")
-    name = name.split("\0")[0]  # a string of C's
+    name = name.split("\0")[0]  # a C string ends there
     return None if name == "*" else name
 
 
@@ -298,7 +301,7 @@ def _service_text(port: object) -> str | None:
 
 
 def _service_number(text: str) -> int:
-    """As strtoul(3) and the C int that it goes into; -1 for a name."""
+    """As strtoul(3) assigned to a C int; -1 for a name."""
     found = _NUMBER.fullmatch(text)
     if found is None:
         return -1
@@ -308,7 +311,7 @@ def _service_number(text: str) -> int:
 
 
 def _kinds(kind: int, protocol: int, service: str | None, number: int | None) -> list[tuple[_std.SocketKind, int, int]]:
-    """(type, protocol, port) of the sockets that are meant."""
+    """(type, protocol, port) of the requested sockets."""
     if kind or protocol:
         chosen = next((row for row in _TYPES if kind in (0, row.kind) and (
             protocol in (0, row.protocol) or row.any_protocol)), None)
@@ -338,7 +341,7 @@ def _port_of(service: str, row: _Type) -> int | None:
 
 
 def _hosts(name: str | None, flags: int) -> tuple[str, list[bytes]]:
-    """(canonical name, where it was asked for; addresses)."""
+    """(canonical name, if requested; addresses)."""
     if name is None:
         return "", [_std.inet_aton("0.0.0.0" if flags & _std.AI_PASSIVE else LOCALHOST)]
     octets = exact(name)

@@ -12,7 +12,7 @@ def os_error(number: int) -> OSError:
 
 
 def timed_out() -> TimeoutError:
-    """What the standard module raises when a socket's timeout has passed."""
+    """The exception of the standard module after a socket's timeout."""
     return TimeoutError("timed out")
 
 

@@ -1,4 +1,4 @@
-"""Echo requests out of a stack: an application of it, with a ping socket (icmp(7)), no privileges."""
+"""Echo requests from a stack, by a ping socket (icmp(7)), without privileges."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SIZE_DEFAULT = 56  # octets after the header, as ping(8)
 
 
 class Result(NamedTuple):
-    """What became of one echo request. `round_trip_s` is None where no reply came; then `error` says what did."""
+    """The result of one echo request. `round_trip_s` is None if no reply arrived; then `error` is the error, if any."""
 
     sequence: int
-    octets: int = 0  # of the reply, its ICMP header included
+    octets: int = 0  # of the reply, including its ICMP header
     source: str = ""
     ttl: int = 0
     round_trip_s: float | None = None
@@ -37,10 +37,10 @@ def ping(
     timeout_s: float = 1.0,
     options: Iterable[tuple[int, int, int]] = (),
 ) -> Iterator[Result]:
-    """Send `count` echo requests (None: without end), one each `interval_s`; yield what became of each in turn.
+    """Send `count` echo requests (None: without end), one each `interval_s`; yield the result of each in turn.
 
-    `options`: of the socket, as setsockopt has them.
-    OSError where none can be sent at all: no such stack, no way there, `size` beyond the MTU.
+    `options`: of the socket, as for setsockopt. OSError: none can be sent (no such stack, no route, `size` beyond the
+    MTU).
     """
     padding = bytes(octet & 0xFF for octet in range(size))
     with (stack or Stack()).socket(_std.AF_INET, _std.SOCK_DGRAM, _std.IPPROTO_ICMP) as endpoint:
@@ -52,7 +52,7 @@ def ping(
         while count is None or sequence < count:
             sequence += 1
             started = time.monotonic()
-            # Identifier and checksum are filled in below, as by Linux.
+            # The stack fills in identifier and checksum, as Linux does.
             endpoint.getsockopt(_std.SOL_SOCKET, _std.SO_ERROR)  # a late error of an earlier request
             endpoint.send(_ECHO.pack(ECHO_REQUEST, 0, 0, 0, sequence & 0xFFFF) + padding)
             yield _outcome(endpoint, sequence, started, timeout_s)

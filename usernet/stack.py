@@ -1,4 +1,4 @@
-"""A stack, and sockets of it."""
+"""A stack, and its sockets."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from usernet.sockets.endpoint import socket
 
 
 class Stack(stack.Stack):
-    """A running stack, for a program that talks to several or wants to know its address.
+    """A running stack, for a program that uses several or needs to know the address.
 
-    `name` is what it was started as, `run_dir` where it keeps its sockets; with neither, the environment decides
-    (usernet.pipe.run_dir). ConnectionRefusedError where it does not run.
+    `name` is its name, `run_dir` its run directory; without both, the environment decides (usernet.pipe.run_dir).
+    ConnectionRefusedError: it does not run.
     """
 
     def socket(self, family: int = -1, type: int = -1, proto: int = -1) -> socket:
-        """A socket of this stack; arguments as for socket.socket."""
+        """A socket of this stack; the arguments are those of socket.socket."""
         made: socket = socket(family, type, proto, stack=self)
         return made

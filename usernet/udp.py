@@ -1,4 +1,4 @@
-"""UDP in the shape of Rust's UdpSocket: addresses are written as "10.0.0.2:5055"."""
+"""UDP with the interface of Rust's UdpSocket: addresses are written as "10.0.0.2:5055"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DATAGRAM_OCTETS_MAX = 65535
 
 
 class UdpSocket:
-    """A bound UDP socket; made by `bind`. Errors are OSErrors, as the standard socket module's."""
+    """A bound UDP socket, created by `bind`. Errors are OSErrors, as in the standard socket module."""
 
     def __init__(self, inner: socket) -> None:
         self._socket = inner
@@ -29,30 +29,30 @@ class UdpSocket:
         return self._socket.sendto(data, _parse(address))
 
     def recv(self, size: int = DATAGRAM_OCTETS_MAX) -> bytes:
-        """The next datagram, cut to `size` octets."""
+        """The next datagram, truncated to `size` octets."""
         return self._socket.recv(size)
 
     def recv_from(self, size: int = DATAGRAM_OCTETS_MAX) -> tuple[bytes, str]:
-        """The next datagram, cut to `size` octets, and the address of its sender."""
+        """The next datagram, truncated to `size` octets, and the address of its sender."""
         data, peer = self._socket.recvfrom(size)
-        return data, _text(peer) if peer else ""  # never, as this one cannot be shut down
+        return data, _text(peer) if peer else ""  # never None, because this socket cannot be shut down
 
     def local_addr(self) -> str:
-        """The address that it is bound to."""
+        """The local address."""
         return _text(self._socket.getsockname())
 
     def peer_addr(self) -> str:
-        """The connected address; ENOTCONN without one."""
+        """The connected address. ENOTCONN: there is none."""
         return _text(self._socket.getpeername())
 
     def set_read_timeout(self, timeout_s: float | None) -> None:
-        """Seconds that recv and recv_from wait at most (TimeoutError); None: for ever."""
+        """The maximum time of recv and recv_from in seconds (TimeoutError); None: for ever."""
         if timeout_s is not None and timeout_s <= 0:
             raise ValueError("cannot set a 0 duration timeout")
         self._socket.settimeout(timeout_s)
 
     def close(self) -> None:
-        """Give back the port."""
+        """Close the socket."""
         self._socket.close()
 
     def __enter__(self) -> UdpSocket:
@@ -63,7 +63,7 @@ class UdpSocket:
 
 
 def bind(address: str, stack: Stack | None = None) -> UdpSocket:
-    """A UDP socket bound to `address`; port 0: any that is free."""
+    """A UDP socket bound to `address`; port 0: an ephemeral port."""
     parsed = _parse(address)
     inner = socket(_std.AF_INET, _std.SOCK_DGRAM, stack=stack)
     try:

@@ -1,1 +1,1 @@
-"""The socket service: what applications talk to (README.md)."""
+"""sockets: the socket service, which serves the applications (README.md)."""

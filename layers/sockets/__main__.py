@@ -1,4 +1,4 @@
-"""sockets's shell: the core on the bus."""
+"""The process of sockets."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from layers.sockets.counters import Counters
 
 
 def main(spawned: SpawnArguments) -> None:
-    """Run until the keeper says stop."""
+    """Run until the keeper tells the process to stop."""
     serve(spawned, Core, Counters)

@@ -1,12 +1,12 @@
-"""The socket service's core: who owns which socket, what each may still receive, and who is told what.
+"""The core of the socket service: the owner of each socket, the free space of receive buffers, requests and replies.
 
 Owns: handles, their options and names, receive-buffer accounting. Talks to: applications (requests, datagrams,
-credits), udp, icmp and raw (sockets as they shall be, datagrams), ip (routes). Ports belong to the transports: the
-service asks (SOCKET_SET) and answers the application only once the transport has agreed and the outcome is stored.
+credits), udp, icmp, tcp and raw (desired states of sockets, datagrams), ip (routes). Ports belong to the transports:
+the service sends SOCKET_SET, and answers the application only after the transport has agreed and the result is stored.
 
-In a crash it forgets: how much is queued at the applications (they tell it when it comes back) and requests under way
-(they are sent again, and executed once: see `Socket.created_by` and `Socket.bound_by`; everything else may be done
-twice without harm).
+Forgets in a crash: how much is queued at the applications, which send it when the service is back, and pending
+requests. Requests are sent again and executed once: see `Socket.created_by` and `Socket.bound_by`; all others are
+idempotent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from layers.sockets.tables import (
 )
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
-KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles, from 1 on
+KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
 HANDLE_MAX = TCP_HANDLE_MIN - 1  # those above are tcp's to give
 HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given twice, not even after a crash
@@ -53,7 +53,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Core:
-    """See bus.layer.ClientCore."""
+    """The core of sockets; see bus.layer.ClientCore."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: Random) -> None:
         self.next_wake: float | None = None
@@ -63,8 +63,8 @@ class Core:
         self._state = state
         self._network = Network(RouteTable(configured(config)), config.mtu, config.ttl)  # until ip announces its routes
         self._entries: dict[int, Entry] = {}
-        self._clients: dict[int, dict[int, int]] = {}  # client -> its handles -> their transport
-        self._created: dict[tuple[int, int], int] = {}  # (client, request id) -> the handle that it made
+        self._clients: dict[int, dict[int, int]] = {}  # {client: {handle: its transport}}
+        self._created: dict[tuple[int, int], int] = {}  # {(client, request id): the handle that it created}
         self._pids: dict[int, int] = {}
         self._shares = Shares(SOCKETS_MAX)
         self._memberships = Shares(MEMBERSHIPS_MAX)
@@ -99,7 +99,7 @@ class Core:
     # -- the bus's calls ----------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Send]:
-        """Take up the sockets of the former incarnation."""
+        """Restore the sockets of the former process."""
         for key in list(self._state):
             try:
                 self._restore(key, self._state[key])
@@ -117,7 +117,7 @@ class Core:
             self._add(key, decode_socket(stored))
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Records of one kind from an application or a layer below."""
+        """Process records of one kind from an application or a layer below."""
         handlers = self._from_client if sender >= topology.CLIENT_ID_MIN else self._from_layer
         handler = handlers.get(kind)
         if handler is None:
@@ -126,11 +126,11 @@ class Core:
         return handler(sender, records)
 
     def wake(self, now: float) -> list[Send]:
-        """Nothing here waits for a time: who asked gives up by itself."""
+        """Never called, because `next_wake` is None: applications have their own timeouts."""
         return []
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """Ask a transport again what it has not answered; ip must know all groups, whatever it may have lost."""
+        """Repeat the unanswered declarations to a transport; send ip all groups, because it may have lost some."""
         if sender == topology.IP:
             return [
                 (sender, messages.MEMBERSHIP, entry.pending.record if entry.pending and entry.pending.of_ip
@@ -145,13 +145,13 @@ class Core:
         ]
 
     def welcome(self, client: int) -> dict[str, object]:
-        """What an application may want to know before its first request."""
+        """What an application may need before its first request."""
         config = self._config
         return {"name": config.name, "address": text_of(address_of(config)), "mtu": config.mtu, "dns": config.dns,
                 "segments": True}
 
     def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
-        """Remember the pid, for `list`."""
+        """Store the pid, for `list`."""
         pid = hello.get("pid")
         self._pids[client] = pid if isinstance(pid, int) else 0
         return []
@@ -165,7 +165,7 @@ class Core:
         return [resuming(handle) for handle, entry in self._entries.items() if entry.consumer == topology.TCP]
 
     def client_left(self, client: int, now: float) -> list[Send]:
-        """Close whatever the process left open."""
+        """Close the sockets of the ended process."""
         sends: list[Send] = []
         for handle in list(self._clients.get(client, ())):
             sends += self._remove(self._entries[handle])
@@ -175,11 +175,11 @@ class Core:
 
     @property
     def contested(self) -> bool:
-        """Whether an address is in use by somebody who may have ended."""
+        """True if a requested address is in use by an application that may have ended."""
         return False in self._in_use.values()
 
     def clients_checked(self, now: float) -> list[Send]:
-        """Ask again for the addresses that were in use: on Linux the end of a process frees them at once."""
+        """Ask again for addresses that were in use: on Linux the end of a process frees them at once."""
         sends: list[Send] = []
         for handle, asked_again in self._in_use.items():
             pending = self._entries[handle].pending
@@ -225,7 +225,7 @@ class Core:
             return [self._refusal(client, request.id, refused.errno)]
 
     def _postpone(self, entry: Entry, pending: Pending, request: Request) -> list[Send]:
-        """Requests on one socket are done one after the other; one that is there already was only sent again."""
+        """Requests on one socket are executed in order; one that is already waiting was only sent again."""
         under_way = {pending.request, *(waiting.id for waiting in entry.waiting)}
         if request.id not in under_way:
             if len(entry.waiting) >= WAITING_AT_A_SOCKET_MAX or not self._waiting.allows(entry.client):
@@ -254,7 +254,7 @@ class Core:
             return [_reply(client, request.id, answer)]
         if entry.pending is not None:
             return []  # the request was sent again
-        # A raw socket hears from its first moment on: raw has to know of it before the application.
+        # A raw socket receives from the start, so raw has to know it before the application does.
         return self._change(entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
 
     def _take_handle(self) -> int:
@@ -269,7 +269,7 @@ class Core:
 
     def _close(self, client: int, request: requests.Close, entry: Entry | None) -> list[Send]:
         if entry is None:
-            # Closed already, perhaps by a former incarnation that died before it could tell the transport.
+            # Closed already, perhaps by a former process that died before it could tell the transport.
             record = request.handle.to_bytes(4, "little")
             sends = [(consumer, messages.SOCKET_CLOSE, closing(request.handle, request)
                       if consumer == topology.TCP else record) for consumer in self._transports]
@@ -280,7 +280,7 @@ class Core:
         return [*sends, _reply(client, request.id, {})]
 
     def _list(self, client: int, request: requests.List) -> list[Send]:
-        """What is queued is as the applications have said; who asks again will know better."""
+        """The amounts queued are as the applications last reported them."""
         handles = sorted(handle for handle in self._entries if handle > request.after)
         page = [self._entries[handle] for handle in handles[:LIST_MAX]]
         answer = {"sockets": [_summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
@@ -302,7 +302,7 @@ class Core:
         return [(entry.consumer, messages.SOCKET_SET, entry.pending.record)]
 
     def _tell_ip(self, entry: Entry, request: int, answer: Answer) -> list[Send]:
-        """What was asked for is stored: the answer; where it was about groups, once ip lets them in."""
+        """The request is stored: answer it; if it was about groups, after ip accepts them."""
         if entry.socket.grouped_by != request:
             return [_reply(entry.client, request, answer(entry.socket))]
         record = _membership(entry.handle, entry.socket, request)
@@ -336,7 +336,7 @@ class Core:
             entry.pending = None
             if reply.errno:
                 sends.append(self._refusal(entry.client, pending.request, reply.errno))
-                if not entry.socket.bound and entry.socket.raw:  # the application never had it
+                if not entry.socket.bound and entry.socket.raw:  # the application never got it
                     sends += self._remove(entry)
                     continue
             elif of_ip:
@@ -348,7 +348,7 @@ class Core:
         return sends
 
     def _proceed(self, entry: Entry) -> list[Send]:
-        """The requests that waited behind the one just answered."""
+        """Execute the requests that waited behind the one just answered."""
         sends: list[Send] = []
         while entry.waiting and entry.pending is None:
             self._waiting.take(entry.client, -1)
@@ -368,7 +368,7 @@ class Core:
         return self._outdate() if gone else []
 
     def _outdate(self) -> list[Send]:
-        """Addresses are no longer ours: applications shall ask anew how they may send."""
+        """Own addresses were removed: applications must ask again for the sources of destinations."""
         return [(entry.client, messages.SOCKET_ERROR, _no_error(entry.handle))
                 for entry in self._entries.values() if entry.socket.bound]
 
@@ -383,7 +383,7 @@ class Core:
         self._created[socket.client, socket.created_by] = handle
 
     def _accepted(self, sender: int, records: list[bytes]) -> list[Send]:
-        """Connections that came to listeners: stored first, then told."""
+        """Connections to listeners: stored first, then passed to the application."""
         sends: list[Send] = []
         for record in records:
             try:
@@ -402,7 +402,7 @@ class Core:
                 continue
             if not known:
                 if number <= entry.accepted:
-                    continue  # told, accepted and closed already
+                    continue  # repeated after it was accepted and closed
                 socket = accepted(entry.socket, entry.socket.stream, handle, ends)
                 self._state[handle] = encode_socket(socket)
                 self._add(handle, socket)
@@ -449,12 +449,12 @@ def _members(socket: Socket) -> int:
 
 
 def _no_error(handle: int) -> bytes:
-    """A SOCKET_ERROR that says nothing but that what `prepare` said holds no longer."""
+    """A SOCKET_ERROR with errno 0, which says that the results of `prepare` are no longer valid."""
     return messages.SocketError(handle, 0, messages.ORIGIN_LOCAL, 0, 0, 0, bytes(4), bytes(4), 0).pack()
 
 
 def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:
-    """For ip: the groups of a socket; of none for one that is closed."""
+    """MEMBERSHIP for ip: the groups of a socket; none for a closed one."""
     return messages.encode(messages.Membership(handle, socket.groups if socket else (), request))
 
 

@@ -1,4 +1,4 @@
-"""What the socket service counts."""
+"""The counters of the socket service."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Counters(CounterSet):
     limit = Event("Sockets, memberships and requests refused because their application has as much as is free.")
     sockets_opened = Event("Sockets made.")
     sockets_closed = Event("Sockets closed, by their application or after its end.")
-    answers_unasked = Event("Answers of a transport that nobody waits for any more; harmless after a restart.")
-    state_unreadable = Event("Stored sockets or routes that this version cannot read; they are gone.")
-    answer_garbled = Drop("Answers of a transport that do not parse.")
-    send_foreign = Drop("Datagrams for a socket that the sending application does not have.")
-    buffer_full = Drop("Datagrams that did not fit the receive buffer: the application reads too slowly.")
-    closed = Drop("Datagrams and errors for a socket that is closed.")
+    answers_unasked = Event("Replies of a transport without a pending request, which are harmless after a restart.")
+    state_unreadable = Event("Stored sockets or routes that this version cannot read; they are lost.")
+    answer_garbled = Drop("Replies of a transport that cannot be decoded.")
+    send_foreign = Drop("Datagrams to send by a socket that the application does not own.")
+    buffer_full = Drop("Datagrams dropped because the receive buffer was full: the application reads too slowly.")
+    closed = Drop("Datagrams and errors for a closed socket.")
     request_garbled = Drop("Requests that are too long, not JSON or without an id.")
     credit_foreign = Drop("Receive buffer credits that are garbled or for a socket the application does not have.")
     streams_resumed = Event("Losses of frames on a pipe after which streams were asked for again.")

@@ -1,6 +1,6 @@
-"""The data path: records pass unchanged, only their handle is looked at.
+"""The data path: records are passed on unchanged; only their handle is read.
 
-Owns the accounting of receive buffers, by what applications say that they have read (CREDIT).
+Owns the accounting of receive buffers, by the CREDIT records of applications.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from layers.sockets.counters import Counters
 from layers.sockets.tables import Entry
 from packets.ip_options import split
 
-DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # of receive buffer, on top of the record's length
+DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # octets of receive buffer, in addition to the record's length
 
 _from_bytes = int.from_bytes
 
 
 class Traffic:
-    """What passes between applications and transports; whose it is tell the core's tables."""
+    """The records between applications and transports; the core's tables contain the owners."""
 
     def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
         self._entries = entries
@@ -39,7 +39,7 @@ class Traffic:
         return sends
 
     def send_segments(self, client: int, records: list[bytes]) -> list[Send]:
-        """Many datagrams in one record, for udp alone."""
+        """Many datagrams in one record, only for udp."""
         consumers = self._clients.get(client, {})
         sends = []
         for record in records:
@@ -63,7 +63,7 @@ class Traffic:
                 continue
             outstanding = entry.outstanding
             used = outstanding + len(record) + DATAGRAM_COST
-            if used > entry.limit and outstanding:  # an empty buffer takes one of any size, as on Linux
+            if used > entry.limit and outstanding:  # an empty buffer accepts a datagram of any size, as on Linux
                 self._overflow(entry, sends)
                 continue
             entry.outstanding = used
@@ -73,7 +73,7 @@ class Traffic:
         return sends
 
     def deliver_options(self, sender: int, records: list[bytes]) -> list[Send]:
-        """As `deliver`; the IP options that stand before the payload cost nothing."""
+        """As `deliver`; IP options before the payload do not count."""
         sends: list[Send] = []
         for record in records:
             entry = self._entries.get(_from_bytes(record[:4], "little"))
@@ -91,7 +91,7 @@ class Traffic:
         return sends
 
     def deliver_segments(self, sender: int, records: list[bytes]) -> list[Send]:
-        """As `deliver`: of the datagrams of a record as many, from the first on, as there is room for."""
+        """As `deliver`: of the datagrams in a record as many as fit, from the first on."""
         sends: list[Send] = []
         start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
         for record in records:
@@ -125,12 +125,12 @@ class Traffic:
         self.counters[Counters.buffer_full] += count
         entry.drops += count
         if not entry.told:
-            # Datagrams that a pipe lost on the way, or a restart, may have left the books wrong, and an application
-            # that has nothing queued has no reason to speak: ask it.
+            # Datagrams lost on the way, or a restart, may have made the accounting wrong, and an application that has
+            # nothing queued sends no CREDIT: ask it.
             sends.append(question(entry))
 
     def credit(self, client: int, records: list[bytes]) -> list[Send]:
-        """CREDIT records: an application has read, or says how much is queued in all."""
+        """CREDIT records: an application has read, or reports the total that is queued."""
         for record in records:
             if len(record) == CREDIT_RECORD.size:
                 handle, octets = CREDIT_RECORD.unpack(record)
@@ -159,14 +159,14 @@ class Traffic:
 
 
 def question(entry: Entry) -> Send:
-    """Asks the application how much it has queued: what it has read of late it may not have said yet."""
+    """Ask the application how much it has queued, because it reports what it has read only in batches."""
     entry.told = True
     octets = min(entry.outstanding, CREDIT_TOTAL - 1)
     return entry.client, messages.CREDIT, CREDIT_RECORD.pack(entry.handle, octets)
 
 
 def _segments_in(record: bytes, header_octets: int) -> int:
-    """How many datagrams a record of segments stands for; 0 where it is none."""
+    """The number of datagrams in a record of segments; 0: malformed."""
     start = header_octets + SEGMENT_SIZE.size
     size = SEGMENT_SIZE.unpack_from(record, header_octets)[0] if len(record) > start else 0
     return -(-(len(record) - start) // size) if size else 0

@@ -1,7 +1,7 @@
-"""Multicast memberships of a socket (ip(7), RFC 3678): what each option makes of its groups and source filters.
+"""Multicast memberships of a socket (ip(7), RFC 3678): the effect of each option on its groups and source filters.
 
-Limits and errors are those of Linux (net/ipv4/igmp.c). The stack has one interface, which all structures may name by
-its index, by one of its addresses, or not at all.
+Limits and errors are those of Linux (net/ipv4/igmp.c). The stack has one interface. Structures name it by its index, by
+one of its addresses, or not at all.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MEMBERSHIPS = range(IP_ADD_MEMBERSHIP, MCAST_MSFILTER + 1)
 
 MEMBERSHIPS_MAX = 20  # Linux net.ipv4.igmp_max_memberships
 
-_MREQ_OCTETS = 8  # struct ip_mreq, and longer ones
+_MREQ_OCTETS = 8  # struct ip_mreq, and longer structures
 
 Groups = tuple[SourceFilter, ...]
 
 
 def change(groups: Groups, name: int, value: int | bytes, routes: RouteTable) -> Groups:
     """The groups of a socket after one of the MEMBERSHIPS options."""
-    if isinstance(value, int):  # a structure does not fit into an int
+    if isinstance(value, int):  # an integer is no structure
         raise Refused(errno.EINVAL)
     parse, execute = _CHANGES[name]
     wanted = parse(value)
@@ -49,7 +49,7 @@ def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> byt
     if by_address and not wanted.interface.is_ours(wanted.group, routes):
         raise Refused(errno.ENODEV)
     place = _find(groups, wanted.group)
-    if place is None or not (by_address or wanted.interface.number == INTERFACE_INDEX):  # ip_mc_gsfget takes no other
+    if place is None or not (by_address or wanted.interface.number == INTERFACE_INDEX):  # ip_mc_gsfget accepts no other
         raise Refused(errno.EADDRNOTAVAIL)
     joined = groups[place]
     answer = option_structs.answer_msfilter if by_address else option_structs.answer_group_filter
@@ -57,7 +57,7 @@ def question(groups: Groups, name: int, asked: bytes, routes: RouteTable) -> byt
 
 
 def interface(value: int | bytes, routes: RouteTable) -> bytes:
-    """The address that IP_MULTICAST_IF chooses; ANY: none."""
+    """The address that IP_MULTICAST_IF selects; ANY: none."""
     if isinstance(value, int) and not -(1 << 31) <= value < 1 << 32:
         raise Refused(errno.EINVAL)
     octets = value.to_bytes(4, byteorder, signed=value < 0) if isinstance(value, int) else value
@@ -77,7 +77,7 @@ def _find(groups: Groups, group: bytes) -> int | None:
 
 
 def _join(groups: Groups, wanted: Membership, ours: bool, exclude: bool = True) -> Groups:
-    """Linux's ip_mc_join_group."""
+    """As Linux's ip_mc_join_group."""
     if not is_multicast(wanted.group):
         raise Refused(errno.EINVAL)
     if not ours:
@@ -90,7 +90,7 @@ def _join(groups: Groups, wanted: Membership, ours: bool, exclude: bool = True) 
 
 
 def _leave(groups: Groups, wanted: Membership, ours: bool) -> Groups:
-    """Linux's ip_mc_leave_group."""
+    """As Linux's ip_mc_leave_group."""
     if not ours and wanted.interface == _UNNAMED:
         raise Refused(errno.ENODEV)
     place = _find(groups, wanted.group)
@@ -118,7 +118,7 @@ def _leave_source(groups: Groups, wanted: Membership, ours: bool) -> Groups:
 
 
 def _change_sources(groups: Groups, wanted: Membership, ours: bool, exclude: bool, add: bool) -> Groups:
-    """Linux's ip_mc_source: one source into or out of the filter, which must be of that mode."""
+    """As Linux's ip_mc_source: add or remove one source of the filter, which must have that mode."""
     place = _place(groups, wanted, ours)
     if place is None:
         raise Refused(errno.EINVAL)
@@ -126,7 +126,7 @@ def _change_sources(groups: Groups, wanted: Membership, ours: bool, exclude: boo
     sources = joined.sources
     if (sources or joined.emptied) and joined.exclude != exclude:
         raise Refused(errno.EINVAL)
-    if add == (source in sources):  # there already, or not there
+    if add == (source in sources):  # present already, or absent already
         raise Refused(errno.EADDRNOTAVAIL)
     if add and len(sources) >= SOURCES_MAX:
         raise Refused(errno.ENOBUFS)
@@ -137,7 +137,7 @@ def _change_sources(groups: Groups, wanted: Membership, ours: bool, exclude: boo
 
 
 def _set_filter(groups: Groups, wanted: Membership, ours: bool) -> Groups:
-    """Linux's ip_mc_msfilter: all of the filter at once."""
+    """As Linux's ip_mc_msfilter: set the whole filter at once."""
     if wanted.mode not in (MCAST_EXCLUDE, MCAST_INCLUDE):
         raise Refused(errno.EINVAL)
     place = _place(groups, wanted, ours)
@@ -158,7 +158,7 @@ def _place(groups: Groups, wanted: Membership, ours: bool) -> int | None:
 
 
 def _filtered(groups: Groups, place: int, exclude: bool, sources: tuple[bytes, ...], emptied: bool = False) -> Groups:
-    # RFC 3376 section 3.1: to include nothing is to leave
+    # RFC 3376 section 3.1: to include no source is to leave
     kept = (SourceFilter(groups[place].group, exclude, sources, emptied),) if sources or exclude else ()
     return groups[:place] + kept + groups[place + 1 :]
 

@@ -1,7 +1,7 @@
-"""What each request makes of its socket.
+"""The effect of each request on its socket.
 
-An operation gets the socket, the request and the network as it is, and returns the socket as it shall be and a function
-that makes the answer from what it became. It changes nothing itself; `Refused` carries the errno that Linux gives.
+An operation gets the socket, the request and the present network. It returns the desired socket, and a function that
+makes the answer from the resulting socket. It changes nothing itself; `Refused` contains the errno that Linux gives.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from packets.addresses import ANY, IPV4_OCTETS, LIMITED_BROADCAST, LOOPBACK, UNS
 
 Outcome = tuple[Socket, Answer]
 PACKET_OCTETS_MAX = 65535  # RFC 791 section 3.1
-Ends = tuple[bytes, int, bytes, int]  # of a connection: local address and port, the peer's
+Ends = tuple[bytes, int, bytes, int]  # of a connection: local address and port, peer's address and port
 
 
 class Network(NamedTuple):
-    """What an operation may know of the world below."""
+    """What an operation may know of the layers below."""
 
     routes: RouteTable
-    mtu: int  # the interface's
-    ttl: int  # the stack's, of sockets that choose none
+    mtu: int  # of the interface
+    ttl: int  # of the stack, for sockets that set none
 
     def way(self, socket: Socket, destination: bytes, wanted: bytes = ANY) -> tuple[bytes, int]:
-        """(source address, longest packet) for a destination; refused where there is no way or no leave.
+        """(source address, longest packet) for a destination. Refused: no route, or not permitted.
 
-        `wanted`: the source that the application chose for this one.
+        `wanted`: the source that the application chose for this destination.
         """
         routes = self.routes
         source = None
         if destination and source_address.of_destination(routes, destination) is not None:
             source = source_address.of_packet(routes, destination, wanted, socket.local, socket.multicast_interface)
-        # Linux ip_route_output_key_hash: also where it is bound to an address that is not ours any longer
+        # Linux ip_route_output_key_hash: also if it is bound to an address that is no longer an own address
         if source is None:
             raise Refused(errno.ENETUNREACH)
         if self.routes.is_broadcast(destination) and not socket.broadcast:
@@ -63,7 +63,7 @@ class Network(NamedTuple):
         return source, self._longest(socket, destination)
 
     def path_mtu(self, destination: bytes) -> int:
-        """The MTU on the way to `destination`, as far as it is known."""
+        """The MTU on the path to `destination`, as far as it is known."""
         if self.routes.is_local(destination):
             return PACKET_OCTETS_MAX
         route = None if destination == LIMITED_BROADCAST else self.routes.lookup(destination)
@@ -82,9 +82,10 @@ class Network(NamedTuple):
 
 
 def described_by(request: requests.Open, layers: Container[str], streams: StreamOptions) -> dict[str, Any]:
-    """The fields of a new socket that its kind decides; refused as by Linux's inet_create. `layers`: those booted.
+    """The fields of a new socket that its kind determines. Refused as by Linux's inet_create. `layers`: the booted
+    ones.
 
-    `streams`: what a new stream socket has.
+    `streams`: the defaults of a new stream socket.
     """
     if request.family != FAMILY_4:
         raise Refused(errno.EAFNOSUPPORT)
@@ -95,16 +96,16 @@ def described_by(request: requests.Open, layers: Container[str], streams: Stream
     protocol = request.protocol
     if not protocol:
         raise Refused(errno.EPROTONOSUPPORT)
-    if "raw" not in layers:  # the stack's owner has not allowed it
+    if "raw" not in layers:  # the owner of the stack has not allowed it
         raise Refused(errno.EPERM)
     return {"raw": True, "protocol": protocol, "port": protocol, "header_included": protocol == RAW_PROTOCOL}
 
 
 def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
-    """Whether the address and the port are to be had, the transport decides."""
+    """The transport decides whether the address and the port are available."""
     if socket.bound_by == request.id:  # executed before a restart; only the answer was lost
         return socket, names
-    if socket.bound and (socket.peer or not socket.raw):  # Linux, raw_bind: again and again, unless it is connected
+    if socket.bound and (socket.peer or not socket.raw):  # Linux, raw_bind: repeatedly, unless it is connected
         raise Refused(errno.EINVAL)
     local = requests.parse_address(request.address)
     port = socket.port if socket.raw else request.port
@@ -112,12 +113,15 @@ def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
 
 
 def connect(socket: Socket, request: requests.Connect, network: Network) -> Outcome:
-    """Sets the peer, and the local address where the application has not; without an address, undoes that."""
+    """Set the peer, and the local address if the application has set none.
+
+    Without an address, dissolve the connection.
+    """
     peer = requests.parse_address(request.address)
     if socket.stream is not None:
         return _connect_stream(socket, socket.stream, peer, request), names_of_stream
     if not peer:
-        # Linux gives an ephemeral port back here; ours stays with the socket, which nobody can tell from luck.
+        # Linux releases an ephemeral port here; this socket keeps it, which is not observable except by its number.
         return replace(socket, peer=ANY, peer_port=0, local=socket.named), names
     source, mtu = network.way(socket, peer)
     changed = replace(socket, bound=True, local=socket.named or source, peer=peer, peer_port=request.port)
@@ -125,7 +129,7 @@ def connect(socket: Socket, request: requests.Connect, network: Network) -> Outc
 
 
 def _connect_stream(socket: Socket, stream: StreamOptions, peer: bytes, request: requests.Connect) -> Socket:
-    """Whether and how it is to be had, tcp decides."""
+    """tcp decides whether the connection is possible."""
     if stream.connect == request.id:
         return socket  # executed before a restart; only the answer was lost
     if stream.listen >= 0:
@@ -136,7 +140,7 @@ def _connect_stream(socket: Socket, stream: StreamOptions, peer: bytes, request:
 
 
 def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcome:
-    """Where it is not bound yet, it gets an ephemeral port."""
+    """A socket that is not bound yet gets an ephemeral port."""
     if socket.stream is None:
         raise Refused(errno.EOPNOTSUPP)
     if socket.stream.connect:
@@ -145,14 +149,14 @@ def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcom
 
 
 def accepted(listener: Socket, stream: StreamOptions, handle: int, ends: Ends) -> Socket:
-    """A connection that came to a listener: its options, its own ends (local address and port, peer's)."""
+    """A connection to a listener: the listener's options, its own ends (local address and port, peer's)."""
     local, port, peer, peer_port = ends
     return replace(listener, created_by=-handle, bound=True, bound_by=0, named=local, local=local, port=port, peer=peer,
                    peer_port=peer_port, stream=replace(stream, listen=-1, connect=0))
 
 
 def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:
-    """Checks the way to a destination; an unbound socket gets an ephemeral port."""
+    """Check the route to a destination; an unbound socket gets an ephemeral port."""
     if socket.stream is not None:
         raise Refused(errno.EISCONN if socket.peer else errno.EPIPE)
     if not request.port and socket.protocol == UDP_PROTOCOL and not socket.raw:
@@ -163,9 +167,9 @@ def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outc
 
 
 def set_option(socket: Socket, request: requests.SetOption, network: Network) -> Outcome:
-    """The answer is the value that took effect; 0 where it was a structure, the padded length of IP options."""
+    """The answer is the value that took effect; 0 for a structure, the padded length for IP options."""
     if request.level == options.IPPROTO_IP and request.name in groups.MEMBERSHIPS:
-        if socket.grouped_by != request.id:  # else executed before a restart; only the answer was lost
+        if socket.grouped_by != request.id:  # otherwise executed before a restart; only the answer was lost
             joined = groups.change(socket.groups, request.name, request.value, network.routes)
             socket = replace(socket, groups=joined, grouped_by=request.id)
         return socket, lambda socket: {"value": 0}
@@ -197,7 +201,7 @@ def get_option(socket: Socket, request: requests.GetOption, network: Network) ->
         return socket, lambda socket: {"octets": found} if isinstance(found, bytes) else {"value": found}
     if (request.level, request.name) == (options.IPPROTO_IP, options.IP_MTU):
         if not socket.peer:
-            raise Refused(errno.ENOTCONN)  # ip(7): of the connected socket's path
+            raise Refused(errno.ENOTCONN)  # ip(7): of the path of the connected socket
         value = network.path_mtu(socket.peer)
     else:
         value = options.read(socket, request.level, request.name)
@@ -205,12 +209,12 @@ def get_option(socket: Socket, request: requests.GetOption, network: Network) ->
 
 
 def get_name(socket: Socket, request: requests.GetName, network: Network) -> Outcome:
-    """0.0.0.0 and port 0 for a socket that is not bound."""
+    """The local address and port; 0.0.0.0 and port 0 for an unbound socket."""
     return socket, names
 
 
 def get_peer(socket: Socket, request: requests.GetPeer, network: Network) -> Outcome:
-    """Refused with ENOTCONN where there is none."""
+    """The peer. Refused with ENOTCONN: there is none."""
     if not socket.peer:
         raise Refused(errno.ENOTCONN)
     return socket, lambda socket: {"address": text_of(socket.peer), "port": socket.peer_port}
@@ -229,7 +233,7 @@ OPERATIONS: dict[type[Request], Callable[..., Outcome]] = {
 
 
 def names(socket: Socket) -> dict[str, object]:
-    """The answer that says what a socket is called."""
+    """The answer with the local address and port of a socket."""
     return {"address": text_of(socket.local), "port": socket.port}
 
 
@@ -239,7 +243,7 @@ def names_of_stream(socket: Socket) -> dict[str, object]:
 
 
 def text_of(address: bytes) -> str:
-    """An address as answers carry it."""
+    """An address as text, as in answers."""
     return str(ip_address(address or UNSPECIFIED[IPV4_OCTETS]))
 
 

@@ -1,6 +1,6 @@
-"""The structures of a C program that name a multicast group: ip(7), and RFC 3678 for those of MCAST_ options.
+"""The C structures of multicast options: ip(7), and RFC 3678 for those of MCAST_ options.
 
-Sizes and refusals are those of Linux (net/ipv4/ip_sockglue.c). Numbers are in the machine's byte order, as there.
+Sizes and errors are those of Linux (net/ipv4/ip_sockglue.c). Numbers are in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _MREQN = Struct("4s4s4s")  # struct ip_mreqn: the same, and the interface's inde
 _MREQ_SOURCE = Struct("4s4s4s")  # struct ip_mreq_source on Linux: group, address of an interface, source
 _MSFILTER = Struct("4s4s4s4s")  # struct ip_msfilter: group, address of an interface, mode, count; sources follow
 _STORAGE_OCTETS = 128  # struct sockaddr_storage
-_INDEX_OCTETS = 8  # index of an interface, and room to align what follows
+_INDEX_OCTETS = 8  # index of an interface, and padding
 _GROUP_REQ_OCTETS = _INDEX_OCTETS + _STORAGE_OCTETS
 _GROUP_SOURCE_REQ_OCTETS = _GROUP_REQ_OCTETS + _STORAGE_OCTETS
 _GROUP_FILTER_OCTETS = _GROUP_REQ_OCTETS + 8  # then mode, count; sources follow
 
 
 class Interface(NamedTuple):
-    """An interface by its number (index), by its address, or, with neither, the one on the way to the group."""
+    """An interface given by its index, by its address, or, with neither, by the route to the group."""
 
     number: int
     address: bytes  # ANY: none
 
     def is_ours(self, group: bytes, routes: RouteTable) -> bool:
-        """Linux's ip_mc_find_dev."""
+        """As Linux's ip_mc_find_dev."""
         if self.number:
             return self.number == INTERFACE_INDEX
         if self.address:
@@ -47,17 +47,17 @@ class Interface(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """A group, and of its sources those that are meant."""
+    """A group, and the sources of an option."""
 
     interface: Interface
     group: bytes
     sources: tuple[bytes, ...] = ()
     mode: int = MCAST_EXCLUDE
-    room: int = 0  # for so many sources, in a question
+    room: int = 0  # number of sources that fit into the answer
 
 
 def mreq(octets: bytes) -> Membership:
-    """A struct ip_mreq or ip_mreqn."""
+    """Decode a struct ip_mreq or ip_mreqn."""
     if len(octets) >= _MREQN.size:
         group, address, index = _MREQN.unpack_from(octets)
         return Membership(Interface(int.from_bytes(index, byteorder, signed=True), _named(address)), group)
@@ -68,7 +68,7 @@ def mreq(octets: bytes) -> Membership:
 
 
 def mreq_source(octets: bytes) -> Membership:
-    """A struct ip_mreq_source."""
+    """Decode a struct ip_mreq_source."""
     if len(octets) != _MREQ_SOURCE.size:
         raise Refused(errno.EINVAL)
     group, address, source = _MREQ_SOURCE.unpack(octets)
@@ -76,14 +76,14 @@ def mreq_source(octets: bytes) -> Membership:
 
 
 def group_req(octets: bytes) -> Membership:
-    """A struct group_req."""
+    """Decode a struct group_req."""
     if len(octets) < _GROUP_REQ_OCTETS:
         raise Refused(errno.EINVAL)
     return Membership(_interface(octets), _stored(octets, _INDEX_OCTETS, errno.EINVAL))
 
 
 def group_source_req(octets: bytes) -> Membership:
-    """A struct group_source_req."""
+    """Decode a struct group_source_req."""
     if len(octets) != _GROUP_SOURCE_REQ_OCTETS:
         raise Refused(errno.EINVAL)
     group, source = (_stored(octets, at, errno.EADDRNOTAVAIL) for at in (_INDEX_OCTETS, _GROUP_REQ_OCTETS))
@@ -91,7 +91,7 @@ def group_source_req(octets: bytes) -> Membership:
 
 
 def msfilter(octets: bytes, question: bool = False) -> Membership:
-    """A struct ip_msfilter; of a question, its sources are yet to come."""
+    """Decode a struct ip_msfilter; in a question it has no sources."""
     if len(octets) < _MSFILTER.size:
         raise Refused(errno.EINVAL)
     group, address = _MREQ.unpack_from(octets)
@@ -104,7 +104,7 @@ def msfilter(octets: bytes, question: bool = False) -> Membership:
 
 
 def group_filter(octets: bytes, question: bool = False) -> Membership:
-    """A struct group_filter; of a question, its sources are yet to come."""
+    """Decode a struct group_filter; in a question it has no sources."""
     if len(octets) < _GROUP_FILTER_OCTETS:
         raise Refused(errno.EINVAL)
     mode, count = _mode_and_count(octets, _GROUP_REQ_OCTETS)
@@ -117,7 +117,7 @@ def group_filter(octets: bytes, question: bool = False) -> Membership:
 
 
 def answer_msfilter(asked: bytes, mode: int, sources: tuple[bytes, ...], room: int) -> bytes:
-    """The struct ip_msfilter that was asked, filled in: all sources are counted, as many told as there is room for."""
+    """The struct ip_msfilter of a question, filled in: the number of all sources, and as many as fit."""
     return b"".join((asked[: _MREQ.size], _ints(mode, len(sources)), *sources[:room]))
 
 
@@ -133,7 +133,7 @@ def _interface(octets: bytes) -> Interface:
 
 
 def _stored(octets: bytes, at: int, refusal: int) -> bytes:
-    """The address in a struct sockaddr_storage that is a struct sockaddr_in."""
+    """The address in a struct sockaddr_storage that contains a struct sockaddr_in."""
     if int.from_bytes(octets[at : at + 2], byteorder) != _AF_INET:
         raise Refused(refusal)
     return octets[at + 4 : at + 8]

@@ -42,14 +42,15 @@ AF_INET = 2
 SOCK_STREAM = 1
 SOCK_DGRAM = 2
 SOCK_RAW = 3
-BUFFER_MAX = 212992  # Linux net.core.rmem_max, net.core.wmem_max: what an application may ask for, before doubling
+# Linux net.core.rmem_max, net.core.wmem_max: the maximum that an application can set, before doubling
+BUFFER_MAX = 212992
 RECEIVE_BUFFER_MIN = 2304  # Linux SOCK_MIN_RCVBUF
 SEND_BUFFER_MIN = 4608  # Linux SOCK_MIN_SNDBUF
 MULTICAST_TTL_DEFAULT = 1  # RFC 1112 section 6.1
 
 
 def _buffer(minimum: int) -> Callable[[int], int]:
-    # socket(7): the kernel doubles the value. A negative one is a huge unsigned number to it.
+    # socket(7): the kernel doubles the value. It treats a negative one as a huge unsigned number.
     return lambda value: max(2 * min(value & 0xFFFFFFFF, BUFFER_MAX), minimum)
 
 
@@ -91,7 +92,7 @@ _COMPUTED: dict[tuple[int, int], Callable[[Socket], int]] = {
     (SOL_SOCKET, SO_PROTOCOL): lambda socket: socket.protocol,
     (IPPROTO_IP, IP_MULTICAST_IF): lambda socket: int.from_bytes(  # a struct in_addr, read as the int of a C program
         socket.multicast_interface or UNSPECIFIED[IPV4_OCTETS], byteorder, signed=True),
-    (SOL_SOCKET, SO_ERROR): lambda socket: 0,  # a pending error waits in the application, which was told of it
+    (SOL_SOCKET, SO_ERROR): lambda socket: 0,  # a pending error is kept by the application
 }
 
 
@@ -100,7 +101,7 @@ SO_KEEPALIVE = 9
 SO_LINGER = 13
 SO_ACCEPTCONN = 30
 TCP_CONGESTION = 13
-TCP_BUFFER_MAX = 4 << 20  # Linux net.core.rmem_max, wmem_max, as of 6.x: what may be asked for, before doubling
+TCP_BUFFER_MAX = 4 << 20  # Linux net.core.rmem_max, wmem_max, as of 6.x: the maximum, before doubling
 TCP_SEND_BUFFER_DEFAULT, TCP_RECEIVE_BUFFER_DEFAULT = 16384, 131072  # Linux net.ipv4.tcp_wmem, tcp_rmem
 CONGESTION_OCTETS_MAX = 16  # Linux TCP_CA_NAME_MAX
 _ALGORITHMS = {b"cubic", b"reno"}
@@ -119,7 +120,7 @@ _OF_STREAMS: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (SOL_SOCKET, SO_LINGER): ("linger", _between(-1, (1 << 31) - 1)),
     (SOL_SOCKET, SO_SNDBUF): ("send_buffer", _stream_buffer(SEND_BUFFER_MIN)),
     (SOL_SOCKET, SO_RCVBUF): ("receive_buffer", _stream_buffer(RECEIVE_BUFFER_MIN)),
-    (IPPROTO_TCP, 1): ("nodelay", bool),  # linux/tcp.h, as all below
+    (IPPROTO_TCP, 1): ("nodelay", bool),  # linux/tcp.h, also for those below
     (IPPROTO_TCP, 2): ("maxseg", lambda value: value and _between(88, 32767)(value)),
     (IPPROTO_TCP, 3): ("cork", bool),
     (IPPROTO_TCP, 4): ("keepidle", _between(1, 32767)),
@@ -138,7 +139,7 @@ _UNSET = {"send_buffer": TCP_SEND_BUFFER_DEFAULT, "receive_buffer": TCP_RECEIVE_
 
 
 def of_stream(level: int, name: int) -> bool:
-    """Whether a stream socket has this option in StreamOptions, or level and name are of TCP only."""
+    """True if a stream socket has this option in StreamOptions, or it is an option of TCP only."""
     return (level, name) in _OF_STREAMS or level == IPPROTO_TCP or (level, name) in (
         (SOL_SOCKET, SO_ACCEPTCONN), (SOL_SOCKET, SO_TYPE))
 
@@ -173,7 +174,7 @@ def read_stream(socket: Socket, level: int, name: int) -> int | bytes:
 
 
 def change(socket: Socket, level: int, name: int, value: int | bytes, default_ttl: int) -> tuple[str, int]:
-    """(field of Socket, its new value); refused with EINVAL for values and ENOPROTOOPT for options that are none."""
+    """(field of Socket, its new value). Refused: EINVAL for the value, ENOPROTOOPT for the option."""
     try:
         field, convert = _SETTABLE[level, name]
     except KeyError:
@@ -188,7 +189,7 @@ def change(socket: Socket, level: int, name: int, value: int | bytes, default_tt
 
 
 def ip_options(socket: Socket, value: int | bytes) -> bytes:
-    """The IP options that a socket is to send; who has a raw socket may send any, as with CAP_NET_RAW on Linux."""
+    """The IP options for a socket to send; a raw socket may send any, as with CAP_NET_RAW on Linux."""
     octets = value if isinstance(value, bytes) else (value & 0xFFFFFFFF).to_bytes(4, byteorder)
     try:
         return checked(octets, privileged=socket.raw)
@@ -197,7 +198,7 @@ def ip_options(socket: Socket, value: int | bytes) -> bytes:
 
 
 def read(socket: Socket, level: int, name: int) -> int:
-    """The value of an option; refused with ENOPROTOOPT where there is none."""
+    """The value of an option. Refused with ENOPROTOOPT: no such option."""
     if (level, name) in _COMPUTED:
         return _COMPUTED[level, name](socket)
     try:
@@ -209,13 +210,13 @@ def read(socket: Socket, level: int, name: int) -> int:
 
 
 def _check_level(socket: Socket, level: int) -> None:
-    """Linux, raw_setsockopt: what there is at SOL_RAW is for raw sockets of ICMP."""
+    """Linux, raw_setsockopt: options of SOL_RAW are for raw sockets of ICMP."""
     if level == SOL_RAW and not (socket.raw and socket.protocol == ICMP_PROTOCOL):
         raise Refused(errno.EOPNOTSUPP if socket.raw else errno.ENOPROTOOPT)
 
 
 def _integer(level: int, value: int | bytes) -> int:
-    """The `int` that the octets of a C program are; IP options may also be a single octet (ip_setsockopt in Linux)."""
+    """The `int` in the octets of a C program; for IP options also a single octet (ip_setsockopt in Linux)."""
     if isinstance(value, bytes):
         if len(value) >= 4:
             return int.from_bytes(value[:4], byteorder, signed=True)

@@ -1,4 +1,4 @@
-"""The requests that an application may make, and how its octets become one of them (docs/app-protocol.md)."""
+"""The requests of applications, and their decoding (docs/app-protocol.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from packets.addresses import ANY, is_unspecified
 
 REQUEST_OCTETS_MAX = 4096
-REQUEST_ID_MAX = 1 << 53  # what every language's JSON numbers can hold exactly
+REQUEST_ID_MAX = 1 << 53  # JSON numbers of every language are exact below it
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
@@ -21,7 +21,7 @@ RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]
 
 
 class Refused(Exception):
-    """The request is answered by an error; `errno` says which."""
+    """The request is answered by the error `errno`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode[number])
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 class Request(msgspec.Struct, frozen=True, tag_field="op", kw_only=True):
-    """Any request; `id` comes back in the answer."""
+    """Any request; `id` is returned in the answer."""
 
     id: RequestId
 
@@ -50,7 +50,7 @@ class Open(Request, frozen=True, tag="socket"):
 
 
 class Bind(OnSocket, frozen=True, tag="bind"):
-    """Take a local address and port; 0: any."""
+    """Bind to a local address and port; 0: any."""
 
     address: str
     port: Port
@@ -64,13 +64,14 @@ class Connect(OnSocket, frozen=True, tag="connect"):
 
 
 class Listen(OnSocket, frozen=True, tag="listen"):
-    """Become a listener, or change the backlog of one; of a stream socket."""
+    """Make a stream socket a listener, or change its backlog."""
 
     backlog: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Prepare(OnSocket, frozen=True, tag="prepare"):
-    """The first datagram to a destination: may it go there, from where (from `source`, if given), how large?"""
+    """Before the first datagram to a destination: is it permitted, from which source (from `source`, if given), how
+    large?"""
 
     address: str
     port: Port
@@ -78,7 +79,7 @@ class Prepare(OnSocket, frozen=True, tag="prepare"):
 
 
 class SetOption(OnSocket, frozen=True, tag="setsockopt"):
-    """`value` as an integer, or as the octets that a C program has."""
+    """`value` is an integer, or the octets of a C structure."""
 
     level: int
     name: int
@@ -86,7 +87,7 @@ class SetOption(OnSocket, frozen=True, tag="setsockopt"):
 
 
 class GetOption(OnSocket, frozen=True, tag="getsockopt"):
-    """The value of an option; `value`: the structure that a C program asks with, where it is one."""
+    """The value of an option; `value`: the C structure of the question, if the option has one."""
 
     level: int
     name: int
@@ -102,11 +103,11 @@ class GetPeer(OnSocket, frozen=True, tag="getpeername"):
 
 
 class Close(OnSocket, frozen=True, tag="close"):
-    """Give it all back. The rest is of streams: docs/decisions/streams.md, SOCKET_CLOSE."""
+    """Close the socket. The fields are for streams: docs/decisions/streams.md, SOCKET_CLOSE."""
 
     linger: Annotated[int, msgspec.Meta(ge=-1, le=0)] = -1  # 0: reset
-    end: Total = -1  # octets written in all; -1: as many as have come
-    read: Total = -1  # octets that the application took; -1: all
+    end: Total = -1  # number of octets written; -1: as many as have arrived
+    read: Total = -1  # number of octets that the application has taken; -1: all
 
 
 class List(Request, frozen=True, tag="list"):
@@ -129,7 +130,7 @@ _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def decode(record: bytes) -> tuple[int, Request | None, int]:
-    """(id, request, 0), or (id, None, errno) for what is none; the id is 0 where it cannot be told."""
+    """(id, request, 0), or (id, None, errno) for an invalid one; the id is 0 if it is unknown."""
     if len(record) > REQUEST_OCTETS_MAX:
         return 0, None, errno.EPROTO
     try:
@@ -145,14 +146,14 @@ def decode(record: bytes) -> tuple[int, Request | None, int]:
 
 
 def parse_address(text: str) -> bytes:
-    """The octets of a dotted-quad address, ANY for 0.0.0.0; refused with EAFNOSUPPORT for an IPv6 one, else EINVAL."""
+    """The octets of a dotted-quad address, ANY for 0.0.0.0. Refused: EAFNOSUPPORT for an IPv6 address, else EINVAL."""
     try:
         address = IPv4Address(text).packed
         return ANY if is_unspecified(address) else address
     except AddressValueError:
         pass
     try:
-        IPv6Address(text)  # also with the index of its zone, as RFC 4007 section 11 writes it
+        IPv6Address(text)  # may contain the index of its zone, as in RFC 4007 section 11
     except AddressValueError:
         raise Refused(errno.EINVAL) from None
     raise Refused(errno.EAFNOSUPPORT)

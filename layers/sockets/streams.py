@@ -1,4 +1,4 @@
-"""Streams on their way between applications and tcp (docs/decisions/streams.md): only whose they are is looked at.
+"""Stream records between applications and tcp (docs/decisions/streams.md): only their owner is checked.
 
 No octets are kept here: what a restart loses, the ends ask each other for.
 """
@@ -25,14 +25,14 @@ from usernet.pipe.streams import (
     accepted_addresses,
 )
 
-_READ_ALL = (1 << 63) - 1  # nobody knows how far the application had read: unread octets are no reason for a reset
+_READ_ALL = (1 << 63) - 1  # the application's position is unknown, so unread octets do not cause a reset
 
 _from_bytes = int.from_bytes
 Handler = Callable[[int, list[bytes]], list[Send]]
 
 
 class Streams:
-    """What passes between applications and tcp; whose it is tell the core's tables."""
+    """The stream records between applications and tcp; the core's tables contain the owners."""
 
     def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
         self._entries = entries
@@ -70,7 +70,7 @@ class Streams:
         return handle
 
     def accept(self, client: int, records: list[bytes]) -> list[Send]:
-        """ACCEPT: how many connections may be handed up says the application, how many are stored say we."""
+        """ACCEPT: the application determines how many connections may be passed up, the service how many are stored."""
         sends: list[Send] = []
         for record in records:
             listener, flags, taken, limit = (

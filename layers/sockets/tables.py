@@ -1,4 +1,4 @@
-"""What the socket service keeps of a socket: the durable part (`Socket`) and what a restart may forget (`Entry`)."""
+"""A socket in the socket service: the durable part (`Socket`) and the transient part (`Entry`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packets.ipv4 import TTL_DEFAULT
 UDP_PROTOCOL = 17  # IANA protocol numbers
 ICMP_PROTOCOL = 1
 TCP_PROTOCOL = 6
-RAW_PROTOCOL = 255  # raw(7), IPPROTO_RAW: such a socket only sends, and whole packets
+RAW_PROTOCOL = 255  # raw(7), IPPROTO_RAW: such a socket only sends, and only whole packets
 
 RECEIVE_BUFFER_DEFAULT = 212992  # Linux net.core.rmem_default
 SEND_BUFFER_DEFAULT = 212992  # Linux net.core.wmem_default
@@ -24,10 +24,10 @@ PMTU_DISCOVERY_WANT = 1  # ip(7): IP_PMTUDISC_WANT, the default
 
 
 class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """What a stream socket has beside the rest: fields of the same name in StreamState, and `linger`."""
+    """The fields of a stream socket: those of the same name in StreamState, and `linger`."""
 
     listen: int = -1
-    connect: int = 0  # id of the connect request that began the connection
+    connect: int = 0  # id of the connect request that started the connection
     send_buffer: int = 0
     receive_buffer: int = 0
     nodelay: bool = False
@@ -45,22 +45,22 @@ class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     window_clamp: int = 0
     notsent_lowat: int = 0
     congestion: str = "cubic"
-    linger: int = -1  # seconds (SO_LINGER): 0, and the end of the application's process resets the connection
-    window_scaling: bool = True  # these four are settings of the stack (bus.sysctl)
+    linger: int = -1  # seconds (SO_LINGER); with 0 the end of the application's process also resets the connection
+    window_scaling: bool = True  # the stack has defaults for these four (bus.sysctl)
     timestamps: bool = True
     sack: bool = True
     ecn: bool = False
 
 
 class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """A socket as its application sees it; stored before any answer that tells of it."""
+    """A socket as its application sees it; stored before any answer that depends on it."""
 
     client: int
     pid: int
-    created_by: int  # id of the request that made it: the same request again gets the same socket
+    created_by: int  # id of the request that created it: the same request again gets the same socket
     protocol: int
     bound_by: int = 0  # id of the bind request that succeeded: the same request again gets the same answer
-    named: bytes = ANY  # address that the application bound; connect may put another into `local`
+    named: bytes = ANY  # address to which the application bound it; connect may put another into `local`
     bound: bool = False
     local: bytes = ANY
     port: int = 0
@@ -76,21 +76,21 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     multicast_ttl: int = 1
     mtu_discover: int = PMTU_DISCOVERY_WANT
     receive_errors: bool = False
-    segments: bool = False  # its application takes DATAGRAM_SEGMENTS
-    raw: bool = False  # bound from its first moment on; `port` is its protocol, as on Linux
+    segments: bool = False  # its application accepts DATAGRAM_SEGMENTS
+    raw: bool = False  # bound from the start; `port` is its protocol, as on Linux
     header_included: bool = False
     icmp_filter: int = 0
-    multicast_interface: bytes = ANY  # the address that IP_MULTICAST_IF chose
+    multicast_interface: bytes = ANY  # the address that IP_MULTICAST_IF selected
     multicast_loop: bool = True
     multicast_all: bool = True
     groups: tuple[SourceFilter, ...] = ()
-    grouped_by: int = 0  # id of the request that changed `groups` last: the same request again gets the same answer
-    ip_options: bytes = b""  # that go with what it sends, as Linux pads them
-    receive_options: bool = False  # its application is told those that came
+    grouped_by: int = 0  # id of the last request that changed `groups`: the same request again gets the same answer
+    ip_options: bytes = b""  # sent with its datagrams, padded as on Linux
+    receive_options: bool = False  # its application gets received IP options
     stream: StreamOptions | None = None
 
     def state(self, handle: int, request: int) -> SocketState:
-        """What the transport has to know of it."""
+        """The desired state for the transport."""
         if self.stream is not None:
             return self._stream_state(handle, request, self.stream)
         return SocketState(
@@ -134,17 +134,17 @@ Answer = Callable[[Socket], dict[str, object]]
 
 
 class Pending(NamedTuple):
-    """A change that waits for the transport's word; or, then, one of groups that waits for ip's."""
+    """A change that waits for the reply of the transport, or, for groups, then of ip."""
 
     request: int
-    record: bytes  # the SOCKET_SET or MEMBERSHIP, to be sent again to a layer that restarted
+    record: bytes  # the SOCKET_SET or MEMBERSHIP, to be repeated to a layer that restarted
     changed: Socket
     answer: Answer
     of_ip: bool = False
 
 
 class Entry:
-    """A socket in the service's hands: its durable part and the soft state around it."""
+    """A socket in memory: its durable part and its transient state."""
 
     __slots__ = (
         "accepted",
@@ -164,14 +164,15 @@ class Entry:
         self.handle = handle
         self.socket = socket
         self.client = socket.client
-        self.consumer = consumer  # the transport's id
+        self.consumer = consumer  # id of the transport
         self.limit = socket.receive_buffer
-        self.outstanding = 0  # octets of receive buffer in use at the application; a restart is told them anew
-        self.accepted = 0  # of a listener: the number of the last connection that was stored
+        # octets of receive buffer in use at the application, which reports them again after a restart
+        self.outstanding = 0
+        self.accepted = 0  # of a listener: number of the last stored connection
         self.drops = 0
-        self.told = False  # the application knows that its buffer is full
+        self.told = False  # the application has been told that its buffer is full
         self.pending: Pending | None = None
-        self.waiting: list[Request] = []  # rarely any; an empty deque would take as much memory as all the rest
+        self.waiting: list[Request] = []  # usually empty; an empty deque would use as much memory as the rest
 
 
 encode_socket = msgspec.msgpack.Encoder().encode

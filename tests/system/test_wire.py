@@ -165,7 +165,7 @@ def test_foreign_wire_directory_is_refused(lab):
     lab.wire_dir.chmod(0o777)
     done = lab.launch("up", "--detach", "--wire", lab.wire, check=False)
     assert done.returncode == 1
-    assert "not a directory of yours alone" in done.stderr
+    assert "not a directory of your own" in done.stderr
 
 
 def test_stacks_meet_wherever_usernet_dir_points(lab):

@@ -107,5 +107,5 @@ def test_run_dir_follows_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("name", ["..", ".x", "-x", "a/b", "a" * 33, "ü", "a\n", "a b"])
 def test_names_that_are_none(name):
-    with pytest.raises(ValueError, match="not a name for a stack"):
+    with pytest.raises(ValueError, match="invalid name of a stack"):
         run_dir.run_dir(name)

@@ -1,1 +1,1 @@
-"""A process's connection to a stack's socket service."""
+"""The connection of a process to a stack's socket service."""

@@ -1,4 +1,4 @@
-"""The two ZeroMQ sockets between an application and a stack's socket service. No frames are looked into here."""
+"""The two ZeroMQ sockets between an application and a stack's socket service. Frames are not decoded here."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from usernet.pipe.contract import IMPLEMENTATIONS, Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 from usernet.pipe.run_dir import INBOXES, SERVICE_SOCKET, Untrusted, check
 
-ALIVE_INTERVAL_S = 1.0  # who is blocked on the service asks that often whether the stack is still there
-CONNECTIONS_MAX = 16  # at our inbox: the service's, those of its former incarnations
-NO_ROOM_S = 0.001  # what a send that does not wait waits for room, or a loop that waits for writability would spin
-WAKE = b""  # what `receive` returns to who was woken
+ALIVE_INTERVAL_S = 1.0  # interval of checking that the stack still exists, in a blocked call
+CONNECTIONS_MAX = 16  # at the inbox: from the service and its former processes
+# time that a non-blocking send waits for room, so that a loop that waits for writability does not spin
+NO_ROOM_S = 0.001
+WAKE = b""  # the result of `receive` in a thread that was woken
 
 
 def find(run_dir: Path, name: str) -> int:
     """A descriptor of the run directory of a stack.
 
-    ConnectionRefusedError where none keeps its sockets there, PermissionError where it may be another user's.
+    ConnectionRefusedError: no stack runs there. PermissionError: the directory may be another user's.
     """
     directory = -1
     try:
@@ -49,10 +50,10 @@ def find(run_dir: Path, name: str) -> int:
 
 
 def _implementation() -> str:
-    """Which of the pipes' implementations: $USERNET_PIPES, else direct.
+    """The kind of pipes: $USERNET_PIPES, else direct.
 
-    A message that libzmq has taken is on its way only when libzmq's own thread has written it. A program that ends
-    by `os._exit` in the line after `sendto` would take its datagrams with it.
+    libzmq's `send` passes a message to libzmq's thread, so a program that ends by `os._exit` in the line after `sendto`
+    would lose its datagrams.
     """
     wanted = os.environ.get("USERNET_PIPES", "") or "direct"
     if wanted not in IMPLEMENTATIONS:
@@ -61,15 +62,16 @@ def _implementation() -> str:
 
 
 class Line:
-    """`inbox_path`: the file on which we listen. One thread at a time receives; one sends, and holds `sending`.
+    """`inbox_path`: the socket file on which the application listens. One thread at a time receives; one sends, and
+    holds `sending`.
 
-    `directory`: the run directory's descriptor, which is ours to close.
+    `directory`: descriptor of the run directory, which this object closes.
     """
 
     def __init__(self, directory: int, inbox_path: Path, sending: CombiningLock[Any]) -> None:
         self.inbox_path = inbox_path
         self._directory = directory
-        here = f"/proc/self/fd/{directory}"  # leads there whatever becomes of its name; and is short, for unix(7)
+        here = f"/proc/self/fd/{directory}"  # valid even if the directory is renamed; and short enough for unix(7)
         self.closed = False
         self._sending = sending
         self._received: deque[bytes] = deque()
@@ -88,19 +90,19 @@ class Line:
                 raise OSError(error.errno, f"{error.strerror}: {inbox_path}") from error
             listener.listen()
             self._inbox = self._poller.pull(listener.detach(), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
-                                            lambda _: None)  # who was refused is nothing to the program
+                                            lambda _: None)  # refused connections do not concern the program
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.epoll.register(self._wake, select.EPOLLIN)
         self._outbox = self._poller.push(f"{here}/{SERVICE_SOCKET}")
 
     def alive(self) -> bool:
-        """False once the stack was taken down: our inbox went with its run directory."""
+        """False after the stack was stopped: the inbox was removed with its run directory."""
         return not self.closed and self.inbox_path.exists()
 
     def send(self, frame: bytes, timeout: float | None) -> None:
-        """Send, and wait until the pipe has taken it, at most so long: then it leaves with what comes later.
+        """Send, and wait until the pipe has accepted the frame, at most `timeout` seconds; 0: do not wait.
 
-        ENETDOWN where the stack is gone, TimeoutError where too much waits already. A timeout of 0: do not wait.
+        ENETDOWN: the stack is gone. TimeoutError: too much waits already.
         """
         outbox = self._outbox
         taken = outbox.send(frame)
@@ -115,7 +117,7 @@ class Line:
             pass
 
     def _await_room(self, deadline: float | None) -> bool:
-        """Wait until something has happened to the pipe; False where nothing has until the deadline."""
+        """Wait until something has happened to the pipe. False: nothing until the deadline."""
         left = ALIVE_INTERVAL_S if deadline is None else min(deadline - monotonic(), ALIVE_INTERVAL_S)
         if left <= 0:
             return False
@@ -125,7 +127,7 @@ class Line:
         return True
 
     def receive(self, timeout: float | None) -> bytes | None:
-        """The next frame; None where none came in time. A timeout of None: for ever, 0: do not wait."""
+        """The next frame; None: none in time. A timeout of None: for ever, 0: do not wait."""
         received = self._received
         if received:
             return received.popleft()
@@ -137,11 +139,11 @@ class Line:
             if deadline is not None and (timeout := deadline - monotonic()) <= 0:
                 if not heard:
                     return None
-                timeout = 0  # a part of a message, perhaps: the rest of it may be there, too
+                timeout = 0  # perhaps part of a message, whose rest may be there, too
         raise os_error(errno.ENETDOWN)
 
     def _listen(self, timeout: float | None) -> bool:
-        """Wait for one event, or several at once, and do what is due. True: something came in, if only a part."""
+        """Wait for one or more events and process them. True: something arrived, perhaps only a part."""
         heard = False
         for descriptor, _ in self._poller.epoll.poll(timeout):
             frames = self._inbox.read(descriptor)
@@ -151,7 +153,7 @@ class Line:
             elif descriptor == self._wake:
                 os.eventfd_read(self._wake)
                 self._received.append(WAKE)
-            elif self._sending.acquire(blocking=False):  # else: who sends looks after it
+            elif self._sending.acquire(blocking=False):  # otherwise the sending thread processes it
                 try:
                     if descriptor in self._poller.pushes:
                         self._outbox.hear()
@@ -160,7 +162,7 @@ class Line:
         return heard
 
     def waiting(self) -> Iterator[bytes]:
-        """The frames that are there already."""
+        """The frames that have arrived already."""
         while True:
             while not self._received:
                 if not self._listen(0):
@@ -168,16 +170,16 @@ class Line:
             yield self._received.popleft()
 
     def poke(self) -> None:
-        """Wake the thread that is receiving: it gets WAKE. May be called by any thread."""
+        """Wake the receiving thread, which gets WAKE. Any thread may call it."""
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Nothing is received from here on; who is receiving is woken. `destroy` is due when nobody is left."""
+        """Stop receiving and wake the receiving thread. `destroy` is due when no thread uses the sockets any more."""
         self.closed = True
         self.poke()
 
     def destroy(self) -> None:
-        """Both sockets, once nobody uses them any more. What was sent can still be read."""
+        """Close both sockets, when no thread uses them any more. Frames that were sent can still be read."""
         self._poller.close()
         os.close(self._wake)
         os.close(self._directory)

@@ -1,17 +1,17 @@
 """The connection of this process to one stack's socket service.
 
-Owns the numbering of frames and the hand-over of what comes in to those who wait for it. There is no thread of its
-own: whoever waits first reads the inbox for all (the leader), the others sleep until there is something for them or the
-leader leaves. Only for programs that wait for descriptors there is one (`serve_descriptors`). A restart of the service
-is noticed by its HELLO, which whoever reads or sends next comes across; nothing of it is to be seen above.
+Owns the numbering of frames, and passes received frames to the threads that wait for them. It has no thread of its own:
+the first waiting thread (the leader) reads the inbox for all; the others sleep until there is something for them or the
+leader stops. Only if the program waits for descriptors, a thread is started (`serve_descriptors`). A restart of the
+service is noticed by its HELLO, which the next thread that reads or sends finds; the layers above do not notice it.
 
-Locks, in the order in which they may be taken: `readers.reading` (the leader's), `_sending`, `readers.lock`. None of
-them is waited for by what a destructor or a signal handler may call in the middle of anything: `release`, and `send`
-where its own thread is sending already. What they want sent waits in the queue of `_sending`.
+Locks, in the order in which they may be acquired: `readers.reading` (the leader's), `_sending`, `readers.lock`. A
+destructor or a signal handler never waits for any of them in `release`, nor in `send` if its own thread is sending; its
+frames wait in the queue of `_sending`.
 
-When the stack is gone (taken down, or its keeper killed), our inbox went with its run directory. Whoever waits or sends
-looks for it twice a second; from then on every call fails with ENETDOWN. A new stack of the same name is another one:
-sockets are not moved to it.
+When the stack is gone (stopped, or its keeper killed), the inbox was removed with its run directory. Waiting and
+sending threads check this twice a second; from then on every call fails with ENETDOWN. A new stack of the same name is
+a different one: sockets are not moved to it.
 """
 
 from __future__ import annotations
@@ -77,13 +77,15 @@ from usernet.sockets.cmsg import with_options
 CONNECT_TIMEOUT_S = 5.0
 HELLO_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
-LOOK_INTERVAL_S = 0.005  # who only sends looks into the inbox that often, for errors and restarts
-FAREWELL_S = 0.7  # how long a process that ends waits for its last frames to be taken: a service that hangs is replaced
-ALIVE_INTERVAL_S = 0.5  # who waits or sends looks that often whether the stack is still there
-CLOSE_ROOM_S = 0.2  # what a close waits for room in the pipe, while the service restarts; then it is sent with the next
+LOOK_INTERVAL_S = 0.005  # a process that only sends checks its inbox at this interval, for errors and restarts
+# at its end, a process waits this long until its last frames are taken: a service that hangs is replaced
+FAREWELL_S = 0.7
+ALIVE_INTERVAL_S = 0.5  # interval of checking that the stack still exists, while waiting or sending
+# time that a close waits for room in the pipe while the service restarts; after that its frame goes with the next one
+CLOSE_ROOM_S = 0.2
 HANDLE_MAX = 0xFFFFFFFF
 STREAM_KINDS = frozenset((STREAM, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
-INCARNATION = 1  # an application's pipe has one life; after a fork there is a new one with a new id
+INCARNATION = 1  # an application's pipe is never restarted; after a fork there is a new one with a new id
 
 _from_bytes = int.from_bytes
 _encode = msgspec.json.Encoder().encode
@@ -91,19 +93,19 @@ _decode = msgspec.json.Decoder(dict).decode
 
 
 class _Unanswered:
-    """A request under way."""
+    """A pending request."""
 
     __slots__ = ("box", "opens", "record", "sequence")
 
     def __init__(self, record: bytes, box: Mailbox | None, opens: type[Description] | None) -> None:
         self.record = record
-        self.box = box  # where its answer is waited for, if it is
-        self.opens = opens  # its answer has the handle of a new socket, which is described so
-        self.sequence: int | None = None  # of the frame that carries it; None: not sent yet
+        self.box = box  # the mailbox of the waiting thread, if any
+        self.opens = opens  # the new socket whose handle the answer contains
+        self.sequence: int | None = None  # number of the frame that contains it; None: not sent yet
 
 
 class _Frame(NamedTuple):
-    """What waits for the lock of sending. `request`: the one that it carries, if any."""
+    """A frame that waits for the lock of sending. `request`: the request in it, if any."""
 
     kind: int
     records: Sequence[bytes]
@@ -111,25 +113,25 @@ class _Frame(NamedTuple):
 
 
 class Connection:
-    """See the module's docstring. ConnectionRefusedError or TimeoutError where there is no stack."""
+    """See the module's docstring. ConnectionRefusedError or TimeoutError: no stack."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self.run_dir = run_dir
         self.name = name
         self.pid = os.getpid()
         self.welcome: dict[str, Any] = {}
-        self.malformed = 0  # frames from the service that do not parse
+        self.malformed = 0  # frames from the service that cannot be decoded
         self.down = False  # the stack is gone
         directory = find(run_dir, name)
-        self.id = 0  # that the service gives us: a secret of the two
-        self._token = secrets.token_hex(16)  # what is not an answer to our HELLO does not have it
-        self._refusal: dict[str, Any] = {}  # why it does not let us in
+        self.id = 0  # assigned by the service: a secret between the two
+        self._token = secrets.token_hex(16)  # only the answer to our HELLO contains it
+        self._refusal: dict[str, Any] = {}  # the refusal of the service
         self.inbox_path = run_dir / INBOXES / inbox_name(1 + secrets.randbelow(INBOX_NUMBER_END - 1))
         self.readers = Readers(self._read)
         self._sending = CombiningLock(self._send_deferred)
-        self.boxes: dict[int, Description] = {}  # by handle
+        self.boxes: dict[int, Description] = {}  # {handle: socket}
         self._requests: dict[int, _Unanswered] = {}
-        self._infos: dict[int, Mailbox] = {}  # STREAM_INFO asked for, by the number of the question
+        self._infos: dict[int, Mailbox] = {}  # {number of the question: mailbox} of STREAM_INFO
         self._request_ids = itertools.count(1)
         self._incoming, self._sent = Incoming(), ReplayBuffer()
         self._looked = 0.0
@@ -162,17 +164,17 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """True once `close` was called."""
+        """True after `close`."""
         return self._line.closed
 
     def alive(self) -> bool:
-        """False once the connection was closed or the stack was taken down."""
+        """False after the connection was closed or the stack was stopped."""
         return self._line.alive()
 
     def close(self, linger_s: float = FAREWELL_S) -> None:
-        """Say goodbye, which closes all sockets, once the service has taken all that was sent, and be gone.
+        """Send BYE, which closes all sockets, after the service has taken all that was sent, and close the connection.
 
-        All of that within `linger_s`.
+        Waits at most `linger_s` for this.
         """
         if self.closed or self.pid != os.getpid():
             return
@@ -182,7 +184,7 @@ class Connection:
                 self._await_service(linger_s)
                 self._number(BYE, (), max(0.0, deadline - monotonic()))
             except OSError:
-                pass  # the service is away: it will find our inbox gone
+                pass  # the service is restarting: it will find the inbox removed
         self._line.close()
         if not self.readers.reading.acquire(timeout=max(0.0, deadline - monotonic())):
             return
@@ -192,9 +194,9 @@ class Connection:
         self.readers.leave()
 
     def _await_service(self, timeout: float) -> None:
-        """Return once the service has taken what was sent: that it answers what was asked after it says so.
+        """Return when the service has taken all that was sent: its answer to a later request shows this.
 
-        Else the end of this process could be seen before its last frames, or the service die with those in its hands.
+        Otherwise the service could notice the end of this process before its last frames, or die while processing them.
         """
         box = self.readers.new_box()
         number = self._ask("list", {"after": HANDLE_MAX}, box, timeout)
@@ -206,7 +208,7 @@ class Connection:
     # -- receiving: what begins with _ only while leading ----------------------------------------------------------
 
     def look(self) -> None:
-        """Take what is in the inbox, if nobody is at it anyway."""
+        """Process the frames in the inbox, unless another thread is reading."""
         if self.readers.lead():
             try:
                 self._looked = monotonic()
@@ -219,12 +221,12 @@ class Connection:
                 self.readers.leave()
 
     def glance(self) -> None:
-        """As `look`, if that was not done of late: errors and restarts are noticed by who only sends, too."""
+        """As `look`, if that was not done recently, so that a process that only sends notices errors and restarts."""
         if monotonic() - self._looked > LOOK_INTERVAL_S:
             self.look()
 
     def _read(self, timeout: float | None) -> bool:
-        """Wait for a frame and take it; False where none came. None: for ever, 0: do not wait."""
+        """Wait for a frame and process it; False: none arrived. None: for ever, 0: do not wait."""
         if self.down:
             raise os_error(errno.ENETDOWN)
         frame = self._line.receive(ALIVE_INTERVAL_S if timeout is None or timeout > ALIVE_INTERVAL_S else timeout)
@@ -235,7 +237,7 @@ class Connection:
         return True
 
     def _check_alive(self) -> None:
-        """ENETDOWN where the stack is gone; looked at no more often than the interval."""
+        """ENETDOWN if the stack is gone; checked at most once per interval."""
         if self.down or (now := monotonic()) - self._checked < ALIVE_INTERVAL_S * 0.9:
             return
         self._checked = now
@@ -243,7 +245,7 @@ class Connection:
             self._lost()
 
     def _lost(self) -> None:
-        """The stack is gone: whoever waits for anything is told."""
+        """The stack is gone: fail all waiting threads."""
         self.down = True
         requests = [request.box for request in list(self._requests.values()) if request.box is not None]
         for box in [*list(self.boxes.values()), *requests]:
@@ -251,11 +253,11 @@ class Connection:
             self.readers.wake(box)
 
     def wake_reader(self) -> None:
-        """Let whoever reads look at its mailbox again."""
+        """Let the reading thread check its mailbox again."""
         self._line.poke()
 
     def serve_descriptors(self) -> None:
-        """From now on a thread reads, so that descriptors become ready while nobody waits in here."""
+        """From now on a thread reads, so that descriptors become ready while no thread waits here."""
         with self.readers.lock:
             if self.readers.served:
                 return
@@ -276,7 +278,7 @@ class Connection:
             kind, incarnation, number, sequence, records = unpack_frame(frame)
             if number != self.id or not number:
                 if self.id or sequence:
-                    self.malformed += 1  # not the service's
+                    self.malformed += 1  # not from the service
                 else:
                     self._introduced(kind, number, incarnation, _decode(records[0]))
                 return
@@ -286,7 +288,7 @@ class Connection:
             incoming = self._incoming
             verdict = incoming.judge_late(sequence) if late else incoming.judge(incarnation, sequence)
         except (FrameError, IndexError, KeyError, msgspec.DecodeError):
-            self.malformed += bool(frame)  # an empty one only wants us to look up
+            self.malformed += bool(frame)  # an empty frame only wakes the reader
             return
         if verdict is not NEXT:
             return
@@ -323,7 +325,7 @@ class Connection:
                     self._tell_queued([box])
 
     def _take_segments(self, record: bytes) -> None:
-        """Many datagrams in one record: from here on they are what they would be in records of their own."""
+        """Many datagrams in one record: they are split into single records."""
         box = self.boxes.get(_from_bytes(record[:4], "little"))
         start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
         size = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0] if len(record) > start else 0
@@ -374,7 +376,7 @@ class Connection:
             self._number(kind, (record,), CONNECT_TIMEOUT_S)
 
     def _take_accepted(self, listener: StreamDescription, record: bytes) -> None:
-        """A connection has come to a listener; the same may be told again."""
+        """A connection to a listener; the record may be a repetition."""
         _, handle, number, port, peer_port, family, _ = ACCEPTED_HEADER.unpack_from(record)
         if number <= listener.numbered:
             return
@@ -384,7 +386,7 @@ class Connection:
         family = AF_INET if family == FAMILY_4 else AF_INET6
         local, peer = accepted_addresses(record)
         box.local, box.peer = (inet_ntop(family, local), port), (inet_ntop(family, peer), peer_port)
-        self.boxes[handle] = box  # its first ROOM follows, and then it may be accepted
+        self.boxes[handle] = box  # its first ROOM follows, and then it can be accepted
 
     def _arrive(self, box: StreamDescription) -> None:
         listener, box.listener = box.listener, None
@@ -393,7 +395,7 @@ class Connection:
             self.readers.wake(listener)
 
     def stream_info(self, handle: int) -> bytes:
-        """What tcp says of a connection: INFO_HEADER and struct tcp_info; empty where it has none."""
+        """tcp's information about a connection: INFO_HEADER and struct tcp_info; empty if there is none."""
         box, number = self.readers.new_box(), next(self._request_ids)
         self._infos[number] = box
         try:
@@ -407,7 +409,7 @@ class Connection:
         reply = _decode(record)
         request = self._requests.pop(reply["id"], None)
         if request is not None and request.opens and not reply["errno"]:
-            # Now: a raw socket's first packets may follow, and who reads them need not be who asked.
+            # At once, because the first packets of a raw socket may follow, and another thread may read them.
             handle = reply["handle"]
             self.boxes[handle] = request.opens(self.readers.lock, handle, reply["receive_buffer"])
         if request is not None and request.box is not None:
@@ -440,8 +442,8 @@ class Connection:
             done = int(fields["done"])
             later = []
             if self.welcome and incarnation > self._incoming.incarnation:
-                # What the former incarnation got out before it died may still be unread: its connection is another
-                # than this one's. It is not to be lost.
+                # Frames that the former process sent before it died may still be unread, because they are in another
+                # connection. They must not be lost.
                 for frame in self._line.waiting():
                     if incarnation_of(frame) < incarnation:
                         self._take(frame, late=True)
@@ -480,7 +482,7 @@ class Connection:
     def _number(self, kind: int, records: Sequence[bytes], timeout: float | None,
                 request: _Unanswered | None = None) -> int:
         sending = self._sending
-        if sending.mine:  # a destructor or a signal handler, in the middle of sending
+        if sending.mine:  # called by a destructor or a signal handler during a send
             sending.defer(_Frame(kind, records, request))
             return self._sent.sequence
         try:
@@ -497,7 +499,7 @@ class Connection:
                 sending.attend()
 
     def _append(self, kind: int, records: Sequence[bytes], timeout: float | None, request: _Unanswered | None) -> int:
-        """While holding `_sending`: the next frame."""
+        """While holding `_sending`: append and send the next frame."""
         line = self._line
         if self.down or line.closed:
             raise os_error(errno.ENETDOWN)
@@ -510,17 +512,17 @@ class Connection:
         return sequence
 
     def _send_deferred(self, frame: _Frame) -> bool:
-        """False where there is no room now: it stays queued, and goes before whatever is sent next."""
+        """False: there is no room now. The frame stays queued and precedes later ones."""
         try:
             self._append(*frame[:2], CLOSE_ROOM_S, frame.request)
         except TimeoutError:
             return False
         except OSError:
-            pass  # the stack is gone, and all sockets with it
+            pass  # the stack is gone, with all sockets
         return True
 
     def send_all(self, sends: list[tuple[int, bytes]]) -> None:
-        """Records of control that are to go."""
+        """Send control records."""
         for kind, record in sends:
             self._number(kind, (record,), CONNECT_TIMEOUT_S)
 
@@ -528,7 +530,8 @@ class Connection:
         return pack_frame(kind, self.id, INCARNATION, 0, [_encode(fields)])
 
     def _resume(self, done: int) -> None:
-        """Repeat what the service has not processed; requests that are no longer kept as frames are made anew."""
+        """Repeat the frames that the service has not processed; encode requests whose frames are no longer stored
+        again."""
         with self._sending.lock:
             first, frames = self._sent.after(done)
             self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
@@ -539,15 +542,15 @@ class Connection:
                 self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
     def credit(self, box: Description) -> None:
-        """Give receive buffer back that was consumed."""
+        """Return consumed receive buffer to the service."""
         octets, box.consumed = box.consumed, 0
         try:
             self._number(CREDIT, (CREDIT_RECORD.pack(box.handle, min(octets, CREDIT_TOTAL - 1)),), 0)
         except BlockingIOError:
-            box.consumed += octets  # the service is away: next time
+            box.consumed += octets  # the service is restarting: try again later
 
     def _tell_queued(self, boxes: list[Description]) -> None:
-        """Say how much is queued, where the service asks or has forgotten it."""
+        """Report how much is queued, because the service asks or has forgotten it."""
         records = []
         for box in boxes:
             box.consumed = 0
@@ -558,9 +561,9 @@ class Connection:
     # -- requests -----------------------------------------------------------------------------------------------
 
     def request(self, op: str, **fields: object) -> dict[str, Any]:
-        """Ask the service and wait for the answer; OSError where it is an error, TimeoutError where none comes."""
+        """Send a request and wait for the answer. OSError: the errno in the answer. TimeoutError: no answer."""
         if self._sending.mine:
-            raise os_error(errno.EDEADLK)  # a destructor or a signal handler in the middle of sending cannot wait
+            raise os_error(errno.EDEADLK)  # a destructor or a signal handler during a send cannot wait
         box = self.readers.new_box()
         number = self._ask(op, fields, box)
         try:
@@ -610,14 +613,14 @@ class Connection:
         return TimeoutError(errno.ETIMEDOUT, f"the usernet stack in {self.run_dir} did not answer {op!r}")
 
     def open_socket(self, kind: str, protocol: int = 0) -> Description:
-        """A new socket of the service. `protocol`: of a raw socket."""
+        """Open a socket. `protocol`: of a raw socket."""
         fields = {"protocol": protocol} if protocol else {}
         return self.boxes[self.request("socket", type=kind, segments=True, **fields)["handle"]]
 
     def release(self, box: Description, owner: int, descriptor: Descriptor | None) -> None:
-        """A duplicate of a socket is closed; with the last one the socket. Waits for no lock: see CombiningLock.
+        """Close one duplicate of a socket; with the last one, the socket. Waits for no lock: see CombiningLock.
 
-        A second time for the same `owner` does nothing, whichever thread or destructor comes first.
+        A second call for the same `owner` does nothing, whichever thread or destructor is first.
         """
         if descriptor is not None:
             box.descriptors.discard(descriptor)
@@ -627,7 +630,7 @@ class Connection:
         self._forget(box)
 
     def _forget(self, box: Description, reset: bool = False) -> None:
-        """Close a socket at the service. There is no answer to wait for: later requests come after it."""
+        """Close a socket at the service. No answer is awaited, because later requests are executed after it."""
         if self.boxes.pop(box.handle, None) is None or self.closed or self.down or sys.is_finalizing():
             return
         fields: dict[str, object] = {"linger": 0} if reset else {}
@@ -642,5 +645,5 @@ class Connection:
                 self._forget(unaccepted, reset=True)
 
     def descriptions(self) -> list[Description]:
-        """Of all sockets that are open."""
+        """All open sockets."""
         return list(self.boxes.values())

@@ -1,9 +1,9 @@
-"""Mailboxes, and how the threads of a process share the reading of one inbox.
+"""Mailboxes, and the sharing of one inbox by the threads of a process.
 
-There is no thread for it: whoever waits first becomes the *leader* and reads the inbox for all, the *followers* sleep
-until something is in their mailbox or the leader leaves. So a program with one thread waits for its pipe itself, with
-nothing between a datagram and its reader. Only where a program waits for descriptors, outside of this library, a
-thread of the connection's becomes the leader for good (`serve`).
+There is no thread for it. The first waiting thread becomes the *leader* and reads the inbox for all; the *followers*
+sleep until something is in their mailbox or the leader stops. So a program with one thread waits on its pipe directly,
+with no switch between a datagram and its reader. Only if a program waits for descriptors, outside of this library, a
+thread of the connection becomes the leader for good (`serve`).
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from usernet.client.combining import is_owned
 from usernet.client.readiness import Descriptor
 from usernet.errors import os_error, timed_out, would_block
 
-SLEEP_S_MAX = 1e6  # a lock cannot be waited for longer than some hundred years; who wakes sees that it is not over
+SLEEP_S_MAX = 1e6  # a lock cannot be waited for longer than some hundred years; a thread that wakes checks its deadline
 
 
 class Mailbox:
-    """What has come in for one socket, or for one request."""
+    """The received data for one socket or one request."""
 
     __slots__ = ("arrived", "descriptors", "ended", "error", "items", "sleepers")
 
     def __init__(self, lock: threading.RLock) -> None:
         self.items: deque[bytes] = deque()
         self.arrived = threading.Condition(lock)
-        self.sleepers = 0  # threads that wait for `arrived`
+        self.sleepers = 0  # number of threads that wait for `arrived`
         self.descriptors: set[Descriptor] = set()
         self.error = 0  # errno to raise once, as Linux's sk_err
-        self.ended = False  # nothing is waited for any more
+        self.ended = False  # no thread should wait any more
 
     def stirred(self) -> bool:
-        """Whether there is anything to be had without waiting."""
+        """True if something is available."""
         return bool(self.items or self.error or self.ended)
 
     def ready(self) -> bool:
@@ -44,12 +44,16 @@ class Mailbox:
 
 
 class Readers:
-    """`read(timeout)` takes one frame from the inbox and fills mailboxes; False: none came. One thread at a time."""
+    """`read(timeout)` takes one frame from the inbox and fills mailboxes; False: none arrived.
+
+    One thread at a time reads.
+    """
 
     def __init__(self, read: Callable[[float | None], bool]) -> None:
         self._read = read
-        self.reading = threading.RLock()  # held by the leader; never taken twice: it knows its owner
-        # Of all mailboxes' conditions; taken after `reading`, never before. A destructor may find its own thread in it.
+        self.reading = threading.RLock()  # held by the leader; never acquired twice by a thread
+        # For the conditions of all mailboxes; acquired after `reading`, never before. A destructor may find that its
+        # own thread holds it.
         self.lock = threading.RLock()
         self.served = False  # a thread leads for good; set before that thread waits for `reading`
         self._waiting: list[Mailbox] = []
@@ -59,9 +63,9 @@ class Readers:
         return Mailbox(self.lock)
 
     def wait(self, box: Mailbox, timeout: float | None, until: Callable[[], bool] | None = None) -> None:
-        """Return once `box` has something in it, or an error; TimeoutError, BlockingIOError for a timeout of 0.
+        """Return when `box` has something in it, or an error. TimeoutError; BlockingIOError for a timeout of 0.
 
-        `until`: another condition, of what changes only together with a `wake` of the box.
+        `until`: another condition, which changes only together with a `wake` of the box.
         """
         until = until or box.stirred
         deadline = None if timeout is None else monotonic() + timeout
@@ -76,23 +80,24 @@ class Readers:
             elif timeout == 0:
                 raise would_block()
             elif is_owned(self.reading):
-                raise os_error(errno.EDEADLK)  # a destructor or a signal handler of the thread that reads for all
+                raise os_error(errno.EDEADLK)  # a destructor or a signal handler of the leading thread
             else:
                 self._follow(box, deadline, until)
 
     def lead(self) -> bool:
-        """Become the leader, if there is none; `leave` follows."""
+        """Become the leader if there is none; `leave` follows."""
         return not is_owned(self.reading) and self.reading.acquire(blocking=False)
 
     def _led(self) -> bool:
-        """While holding `lock`: whether somebody reads."""
+        """While holding `lock`: True if there is a leader."""
         if self.served or not self.lead():
             return True
         self.reading.release()
         return False
 
     def serve(self, goes_on: Callable[[], bool], interval_s: float) -> None:
-        """Lead until `goes_on`, asked when nothing has come for `interval_s`, says no, or reading fails."""
+        """Lead until `goes_on` returns False, which is called when nothing has come for `interval_s`, or until reading
+        fails."""
         with self.reading:
             try:
                 while self._read(interval_s) or goes_on():
@@ -102,7 +107,7 @@ class Readers:
         self._pass_on()
 
     def leave(self) -> None:
-        """The leader goes; someone else may have to go on reading."""
+        """The leader stops; another thread may have to continue."""
         self.reading.release()
         self._pass_on()
 
@@ -112,7 +117,7 @@ class Readers:
                 self._appoint()
 
     def wake(self, box: Mailbox) -> None:
-        """Something was put into `box`."""
+        """Something was added to `box`."""
         if box.sleepers:
             with self.lock:
                 box.arrived.notify_all()
@@ -121,18 +126,18 @@ class Readers:
 
     @staticmethod
     def taken_from(box: Mailbox) -> None:
-        """Something was taken out of `box`: it may have nothing left to say."""
+        """Something was removed from `box`, which may be empty now."""
         for descriptor in tuple(box.descriptors):
             descriptor.update()
 
     def _follow(self, box: Mailbox, deadline: float | None, until: Callable[[], bool]) -> None:
-        """Sleep until there is something for us, or no leader."""
+        """Sleep until there is something in the mailbox, or no leader."""
         with self.lock:
             box.sleepers += 1
             self._waiting.append(box)
             try:
-                # Who would wake us fills the box before it looks at `sleepers`, and stops leading before it looks at
-                # `_waiting`; both were set before we look. So no wake-up is missed.
+                # A thread that wakes us fills the box before it reads `sleepers`, and stops leading before it reads
+                # `_waiting`; both were set before we check. So no wake-up is missed.
                 if not until() and self._led():
                     left = _left(deadline)
                     if left == 0:
@@ -142,7 +147,7 @@ class Readers:
                 box.sleepers -= 1
                 self._waiting.remove(box)
                 if not self._led():
-                    self._appoint()  # we may have been appointed, and may be leaving for good
+                    self._appoint()  # this thread may have been appointed, and is leaving for good
 
     def _appoint(self) -> None:
         if self._waiting:

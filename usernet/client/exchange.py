@@ -1,4 +1,4 @@
-"""Questions and answers in datagrams, with one peer: what asks name servers without the socket class, which asks us."""
+"""Datagrams to and from one peer, for queries to name servers without the socket class, which uses this module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Exchange:
     def __init__(self, stack: Stack, address: str, port: int) -> None:
         self._connection = stack.connection
         self._box = self._connection.open_socket("dgram")
-        self._box.owners[id(self)] = lambda: None  # no socket object has it
+        self._box.owners[id(self)] = lambda: None  # it belongs to no socket object
         try:
             reply = self._connection.request("connect", handle=self._box.handle, address=address, port=port)
         except BaseException:
@@ -25,11 +25,11 @@ class Exchange:
                                        _std.inet_aton(reply["source"]))
 
     def send(self, data: bytes, timeout_s: float) -> None:
-        """One datagram."""
+        """Send one datagram."""
         self._connection.send(SEND, (self._header + data,), timeout_s)
 
     def receive(self, timeout_s: float) -> bytes:
-        """The next datagram; TimeoutError where none comes in time, OSError for what ICMP said of the last one sent."""
+        """The next datagram. TimeoutError: none in time. OSError: an ICMP error about the last one sent."""
         box = self._box
         self._connection.readers.wait(box, timeout_s)
         if box.error:
@@ -38,7 +38,7 @@ class Exchange:
         return box.items.popleft()[DATAGRAM_HEADER.size :]
 
     def close(self) -> None:
-        """Give it back."""
+        """Close the socket."""
         self._connection.release(self._box, id(self), None)
 
     def __enter__(self) -> Exchange:

@@ -1,10 +1,10 @@
-"""Descriptors that select, poll, epoll and asyncio accept, for sockets that the kernel knows nothing of.
+"""Descriptors for select, poll, epoll and asyncio, for sockets that the kernel does not know.
 
-One eventfd a socket, made when `fileno()` is first called: its counter is above zero, and so it is readable, exactly as
-long as the socket has something to say. It is always writable; a send that finds no room says so itself.
+Each socket has an eventfd, created by the first call of `fileno()`. Its counter is above zero, so it is readable,
+exactly while the socket is readable. It is always writable; a send that finds no room reports this itself.
 
-For a stream it is one end of a pair of Unix sockets, because that can be unwritable, too, and hang up: an octet from
-the other end makes it readable, a message to the other end that fills the send buffer makes it unwritable.
+A stream has one end of a pair of Unix sockets, because that can also be unwritable and hang up: an octet from the other
+end makes it readable, a message to the other end that fills the send buffer makes it unwritable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from usernet.client.combining import is_owned
 
 
 def identity_of(number: int) -> str:
-    """What the kernel says that a descriptor is; empty: nothing. A stream's is its own, all eventfds' are equal."""
+    """The kernel's identification of a descriptor; empty: not open.
+
+    A stream's is unique, those of all eventfds are equal.
+    """
     try:
         return os.readlink(f"/proc/self/fd/{number}")
     except OSError:
@@ -26,7 +29,7 @@ def identity_of(number: int) -> str:
 
 
 class Descriptor:
-    """An eventfd that is readable while `ready` says so. `close` waits for nobody: a destructor may call it."""
+    """An eventfd that is readable while `ready` returns True. `close` never waits, because a destructor may call it."""
 
     __slots__ = ("_busy", "_changed", "_closing", "_ready", "_shown", "identity", "number")
 
@@ -40,15 +43,16 @@ class Descriptor:
         self._shown = False
         self._closing = False
         self._changed = False
-        self._busy = threading.RLock()  # never taken twice: it knows its owner
+        self._busy = threading.RLock()  # never acquired twice by a thread: it knows its owner
 
     def update(self) -> None:
-        """Return once the descriptor is as `ready` says."""
+        """Return when the descriptor corresponds to `ready`."""
         self._changed = True
         self._look_again(wait=True)
 
     def _look_again(self, wait: bool) -> None:
-        # Who finds it taken and does not wait has set `_changed` before; the holder looks at that after letting go.
+        # A thread that finds it held and does not wait has set `_changed` before; the holder checks that after
+        # releasing.
         busy = self._busy
         while self._changed and not is_owned(busy) and busy.acquire(wait):
             try:
@@ -75,29 +79,30 @@ class Descriptor:
             else:
                 os.eventfd_read(self.number)
         except BlockingIOError:
-            pass  # the program has read from it itself
+            pass  # the program has read from it
 
     def forget(self) -> None:
-        """The program has closed it itself: the number may stand for something else by now."""
+        """The program has closed it: the number may belong to another file by now."""
         self.number = -1
 
     def close(self) -> None:
-        """Give the number back."""
+        """Close the descriptor."""
         self._closing = self._changed = True
         self._look_again(wait=False)
 
     def abandon(self) -> None:
-        """In a forked child: close this process's number, whatever another thread did with it at the fork."""
+        """In a forked child: close the descriptor, whatever another thread was doing with it at the fork."""
         number, self.number = self.number, -1
         if number >= 0:
             os.close(number)
 
 
-FILLING = bytes(4096)  # more than a send buffer of the smallest size (Linux SOCK_MIN_SNDBUF) leaves free
+FILLING = bytes(4096)  # more than fits into the free part of the smallest send buffer (Linux SOCK_MIN_SNDBUF)
 
 
 class StreamDescriptor(Descriptor):
-    """As Descriptor, for a stream: `ready`, `writable`, `ended` (the peer's end was reached), `hung_up` (both ways)."""
+    """As Descriptor, for a stream: `ready`, `writable`, `ended` (the peer's end was reached), `hung_up` (in both
+    directions)."""
 
     __slots__ = ("_ended", "_hung_up", "_near", "_other", "_shown_end", "_shown_writable", "_writable")
 
@@ -124,7 +129,7 @@ class StreamDescriptor(Descriptor):
         try:
             self._show()
         except OSError:
-            pass  # hung up already, or the program has used it itself
+            pass  # hung up already, or the program has used it
 
     def _show(self) -> None:
         if self._shown_end:
@@ -149,7 +154,7 @@ class StreamDescriptor(Descriptor):
             self._other.close()
 
     def forget(self) -> None:
-        """The program has closed it itself."""
+        """The program has closed it."""
         self.number = -1
         self._near.detach()
         self._other.close()

@@ -1,6 +1,6 @@
-"""Which stack: one connection per process and stack, made when first needed.
+"""The connections of the process: one for each stack, opened when first needed.
 
-Owns the table of connections, and what becomes of them when the process forks or ends.
+Owns the table of connections, and handles a fork or the end of the process.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from usernet.pipe.run_dir import stack_name
 
 _connections: dict[Path, Connection] = {}
 _lock = threading.RLock()
-_all: list[Connection] = []  # that have sockets, perhaps: also of stacks that are gone
-_inherited: list[Connection] = []  # of the parent process: kept as they are, never touched
+_all: list[Connection] = []  # connections that may have sockets, also to stacks that are gone
+_inherited: list[Connection] = []  # of the parent process: kept but never used
 
 
 class Stack:
-    """A running stack, for a program that talks to several or wants to know its address.
+    """A running stack, for a program that uses several or needs to know the address.
 
-    `name` is what it was started as, `run_dir` where it keeps its sockets; with neither, the environment decides
-    (usernet.pipe.run_dir). ConnectionRefusedError where it does not run.
+    `name` is its name, `run_dir` its run directory; without both, the environment decides (usernet.pipe.run_dir).
+    ConnectionRefusedError: it does not run.
     """
 
     def __init__(self, name: str | None = None, run_dir: str | os.PathLike[str] | None = None) -> None:
@@ -36,7 +36,7 @@ class Stack:
 
     @property
     def connection(self) -> Connection:
-        """This process's connection to it; a new one after a fork, or after the stack was taken down and up again."""
+        """This process's connection to it; a new one after a fork, or after a restart of the stack."""
         with _lock:
             connection = _connections.get(self.run_dir)
             if connection is None or not connection.alive():
@@ -50,7 +50,7 @@ class Stack:
 
     @property
     def address(self) -> str:
-        """The stack's own IPv4 address."""
+        """The stack's IPv4 address."""
         return str(self.connection.welcome["address"])
 
     @property
@@ -60,7 +60,7 @@ class Stack:
 
     @property
     def name_servers(self) -> list[str]:
-        """The name servers that it was started with (`launcher.py up --dns`)."""
+        """The name servers of the stack (`launcher.py up --dns`)."""
         return list(self.connection.welcome.get("dns", ()))
 
     def list_sockets(self) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ class Stack:
                 return sockets
 
     def close(self) -> None:
-        """End this process's connection, and with it all sockets it has in this stack."""
+        """Close this process's connection and with it all of its sockets in this stack."""
         with _lock:
             connection = _connections.pop(self.run_dir, None)
         if connection is not None:
@@ -92,7 +92,7 @@ class Stack:
 
 
 def all_sockets() -> list[Any]:
-    """All sockets of this process that are open, whatever their stack."""
+    """All open sockets of this process, in any stack."""
     return [endpoint for connection in list(_all) for endpoint in _sockets_of(connection)]
 
 
@@ -102,7 +102,10 @@ def _sockets_of(connection: Connection) -> list[Any]:
 
 
 def _forked() -> None:
-    """In the child: connections and their threads are the parent's. Leave them alone; start afresh when asked."""
+    """In the child: connections and their threads belong to the parent.
+
+    Do not use them, and open new ones on demand.
+    """
     global _lock
     _lock = threading.RLock()
     _connections.clear()
@@ -114,7 +117,7 @@ def _forked() -> None:
 
 
 def _say_farewell_at_exit() -> None:
-    """A child of multiprocessing ends without atexit; it has a list of its own of what to do last."""
+    """A child of multiprocessing ends without atexit; it has its own list of finalizers."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.Finalize(None, _farewell, exitpriority=0)

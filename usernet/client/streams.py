@@ -1,9 +1,9 @@
-"""What the duplicates of a stream socket share, and the application's end of a stream (docs/decisions/streams.md).
+"""The shared state of the duplicates of a stream socket: the application's end of a stream (docs/decisions/streams.md).
 
-An offset counts the octets from the first one on, each way. What is written is kept here until tcp stores it (`taken`),
-and sent again from where tcp says that something is missing; what is received is here until the application takes it,
-and tcp keeps it as long, so what is missing here is asked for. Nothing in here waits or does I/O: the calls return what
-is to be sent as (kind, record).
+An offset counts octets from the first one on, in each direction. Written octets are kept until tcp has stored them
+(`taken`), and sent again if tcp reports a gap. Received octets are here until the application takes them, and tcp keeps
+them as long, so missing octets can be requested. Nothing here waits or does I/O: the methods return what to send as
+(kind, record).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from usernet.pipe.streams import (
 )
 
 RECORD_OCTETS = 64240  # 44 segments of 1460 octets: what one frame of the TAP carries
-READ_OCTETS = 32768  # a quarter of the receive buffer that a socket starts with (Linux net.ipv4.tcp_rmem)
-READ_OCTETS_MIN = 4096  # below, and with nothing left to read, tcp need not hear of it at once
+READ_OCTETS = 32768  # a quarter of the initial receive buffer (Linux net.ipv4.tcp_rmem)
+READ_OCTETS_MIN = 4096  # below this, and with nothing left to read, tcp need not know at once
 
 Sends = list[tuple[int, bytes]]
 
@@ -45,27 +45,27 @@ class StreamDescription(Description):
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
         super().__init__(lock, handle, receive_buffer)
-        self.taking, self.writing = threading.RLock(), threading.RLock()  # of those that read, of those that write
+        self.taking, self.writing = threading.RLock(), threading.RLock()  # for reading threads, for writing threads
         self.listening = False
-        self.listener: StreamDescription | None = None  # to which this connection came, until it may be accepted
+        self.listener: StreamDescription | None = None  # the listener of this connection, until it can be accepted
         self.backlog = 0
         self.incoming: deque[StreamDescription] = deque()  # connections that wait for accept
-        self.numbered = 0  # of the last connection that came in
-        self.accepted = 0  # connections that the application has taken
+        self.numbered = 0  # number of the last connection that arrived
+        self.accepted = 0  # number of connections that the application has accepted
         self.begin()
         self.connecting = False
 
     def begin(self) -> None:
         """A new connection is attempted."""
         self.connecting, self.established = True, False
-        self.attempted = False  # the outcome of the attempt was told to somebody
-        self.reset = 0  # errno: the connection is gone
+        self.attempted = False  # a call has reported the result of the attempt
+        self.reset = 0  # errno: the connection has ended
         self.items.clear()
         self.head = 0  # octets of items[0] that were taken
         self.have = self.read = self.read_said = 0
-        self.end: int | None = None  # where the peer's stream ends
+        self.end: int | None = None  # offset at which the peer's stream ends
         self.resume_asked = -1
-        self.urgent = 0  # offset behind the urgent octet
+        self.urgent = 0  # offset after the urgent octet
         self.written = self.taken = self.acked = self.limit = 0
         self.kept: deque[tuple[int, bytes]] = deque()  # (offset, octets) written that tcp may not have stored
         self.sent_end = self.finished = False
@@ -75,12 +75,12 @@ class StreamDescription(Description):
 
     @property
     def at_end(self) -> bool:
-        """All that the peer sent was read, or nothing more is to be read."""
+        """True if all octets of the peer were read, or no more can be read."""
         return not self.items and self.at_end_or_over
 
     @property
     def at_end_or_over(self) -> bool:
-        """Nothing more will come, whatever is still there."""
+        """True if no more octets will arrive."""
         return self.ended or bool(self.reset) or (self.end is not None and self.have >= self.end)
 
     def ready(self) -> bool:
@@ -90,19 +90,19 @@ class StreamDescription(Description):
         return bool(self.items or self.error) or self.at_end
 
     def writable(self) -> bool:
-        """At least a third of the send buffer is free, or writing fails at once."""
+        """True if at least a third of the send buffer is free, or writing fails at once."""
         if self.error or self.reset or self.shut_for_writing:
             return True
         return self.established and 3 * (self.limit - self.written) >= self.limit - self.acked > 0
 
     def hung_up(self) -> bool:
-        """Both ways are over."""
+        """True if both directions have ended."""
         return bool(self.reset) or (self.shut_for_writing and self.end is not None and self.have >= self.end)
 
     # -- from the service ---------------------------------------------------------------------------------------
 
     def take_stream(self, record: bytes) -> Sends:
-        """STREAM: octets that came."""
+        """STREAM: received octets."""
         _, flags, offset = STREAM_HEADER.unpack_from(record)
         octets = len(record) - STREAM_HEADER.size
         if flags & STREAM_URGENT:
@@ -123,7 +123,7 @@ class StreamDescription(Description):
         return []
 
     def take_room(self, record: bytes) -> Sends:
-        """ROOM: what tcp has, and how much more it takes."""
+        """ROOM: what tcp has stored, and how much more it accepts."""
         _, flags, taken, acked, limit = ROOM_RECORD.unpack(record)
         self.established = not self.reset
         self.taken, self.acked = max(self.taken, taken), max(self.acked, acked)
@@ -144,7 +144,7 @@ class StreamDescription(Description):
         return sends
 
     def take_reset(self, number: int) -> None:
-        """STREAM_RESET: the connection is gone, or was not to be had."""
+        """STREAM_RESET: the connection has ended, or could not be established."""
         if not self.reset:
             self.reset = self.error = number
             self.established = False
@@ -153,7 +153,10 @@ class StreamDescription(Description):
     # -- from the application -----------------------------------------------------------------------------------
 
     def write(self, data: memoryview, flags: int) -> tuple[int, bytes]:
-        """Take as much of `data` as one record and the room for it hold: (octets, the record). Under `writing`."""
+        """Accept as much of `data` as fits into one record and the room: (number of octets, record).
+
+        Holding `writing`.
+        """
         octets = bytes(data[: min(RECORD_OCTETS, self.limit - self.written)])
         offset = self.written
         self.written += len(octets)
@@ -163,7 +166,7 @@ class StreamDescription(Description):
         return len(octets), STREAM_HEADER.pack(self.handle, flags, offset) + octets
 
     def unwrite(self, octets: int) -> bool:
-        """The last record could not be sent: it was never written. False where others have written since."""
+        """The last record could not be sent: undo `write`. False: another thread has written since."""
         if not self.kept or len(self.kept[-1][1]) != octets or self.kept[-1][0] + octets != self.written:
             return False
         self.kept.pop()
@@ -179,7 +182,7 @@ class StreamDescription(Description):
         return [(STREAM, STREAM_HEADER.pack(self.handle, STREAM_END, self.written))]
 
     def take(self, count: int, peek: bool) -> bytes:
-        """Up to `count` of the octets that are there. Under `taking`."""
+        """Up to `count` of the available octets. Holding `taking`."""
         items, parts, left, head = self.items, [], count, self.head
         at = 0
         while left > 0 and at < len(items):
@@ -201,16 +204,16 @@ class StreamDescription(Description):
 
     @property
     def unread(self) -> int:
-        """Octets that are there to be read."""
+        """Number of octets that can be read."""
         return self.have - self.read
 
     def read_due(self) -> bool:
-        """Whether tcp should hear how far the stream was read."""
+        """True if tcp should be told how far the stream was read."""
         behind = self.read - self.read_said
         return behind >= READ_OCTETS or (behind >= READ_OCTETS_MIN and not self.items)
 
     def reading(self) -> bytes:
-        """The READ that says so."""
+        """The READ record for this."""
         self.read_said = self.read
         return READ_RECORD.pack(self.handle, 0, self.read, self.have)
 

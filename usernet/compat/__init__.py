@@ -1,1 +1,1 @@
-"""Programs that were written for the standard socket module."""
+"""Support for programs that use the standard socket module."""

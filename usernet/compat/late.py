@@ -1,4 +1,4 @@
-"""What has to be told of a stack's sockets once it is imported, and is not imported for their sake: ssl."""
+"""Modules that must be told about a stack's sockets after they are imported, without importing them: ssl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def watch() -> None:
-    """Contexts of ssl wrap a stack's sockets, whether ssl is imported already or comes later."""
+    """Make contexts of ssl wrap a stack's sockets, whether ssl is imported already or later."""
     if "ssl" in sys.modules:
         _install()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -24,10 +24,10 @@ def _install() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Sees the import of ssl, once."""
+    """A finder that notices the import of ssl, once."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Of ssl: the ordinary one, with a step more behind it."""
+        """The ordinary spec of ssl with an additional step after it."""
         if name != "ssl":
             return None
         sys.meta_path.remove(self)

@@ -1,9 +1,9 @@
-"""usernet in the place of the standard socket module, for a whole program that was not written for it.
+"""Replace the standard socket module by usernet for a whole unmodified program.
 
-The standard module and its class stay what they are, but an object of the class stands for a stack's socket where one
-of the Internet's is asked for, and the functions for names ask through the stack. All other families stay the kernel's:
-AF_UNIX, for one, which event loops and multiprocessing live on. Nothing of the Internet ever goes past the stack
-unseen: what it does not have fails, and what speaks to the kernel in other ways is named (usernet.compat.strays).
+The standard module and its class remain, but an object of the family AF_INET stands for a socket of a stack, and names
+are resolved through the stack. All other families remain the kernel's; AF_UNIX, for example, is needed by event loops
+and multiprocessing. Internet traffic never bypasses the stack unnoticed: unsupported calls fail, and code that uses the
+kernel in other ways is reported (usernet.compat.strays).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _NAMES = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "
 
 
 def patch(strict: bool = False) -> None:
-    """Put usernet in the place of `socket`. `strict`: what would use the kernel's network is refused, not only told."""
+    """Replace the `socket` module by usernet.
+
+    `strict`: code that would use the kernel's network is refused, not only reported.
+    """
     standard.replace_methods()
     _std.has_ipv6 = False
     for module in (_std, _socket):

@@ -1,7 +1,8 @@
-"""The standard module's socket class, made to stand for a stack's sockets too.
+"""The standard module's socket class, extended to sockets of a stack.
 
-A *stand-in* is an object of the standard class (or of one derived from it) that has no descriptor in the kernel: every
-call goes to a socket of the stack. Which one is kept here, by the object's identity, as the standard class has no room.
+A *stand-in* is an object of the standard class (or of a derived class) without a descriptor in the kernel: every call
+goes to a socket of the stack. A table here maps the object's identity to that socket, because the standard class has no
+room for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from usernet.sockets import descriptors, endpoint
 from usernet.sockets.base import BaseSocket, is_kernels
 
-Socket = _std.socket  # the class itself stays what it is, whatever becomes of its methods
+Socket = _std.socket  # the class itself is not replaced, only its methods
 
 _inner: dict[int, tuple[BaseSocket, weakref.ref[Any]]] = {}
 _PASSED_ON = (
@@ -29,7 +30,7 @@ _initialise = Socket.__init__
 
 
 def inner_of(sock: object) -> BaseSocket | None:
-    """The socket of the stack that `sock` is or stands for; None: a socket of the kernel's, or none at all."""
+    """The socket of the stack that `sock` is or stands for; None: a socket of the kernel, or no socket."""
     if isinstance(sock, BaseSocket):
         return sock
     found = _inner.get(id(sock))
@@ -37,21 +38,21 @@ def inner_of(sock: object) -> BaseSocket | None:
 
 
 def stand_in(cls: Any, inner: BaseSocket) -> Any:
-    """A new object of the standard class, or of a class derived from it, for a socket of the stack."""
+    """A new object of the standard class, or of a derived class, for a socket of the stack."""
     made = cls.__new__(cls)
     become(made, inner)
     return made
 
 
 def become(sock: Any, inner: BaseSocket) -> None:
-    """`sock`, an object of the standard class that has no descriptor, stands for `inner` from now on."""
+    """Make `sock`, an object of the standard class without a descriptor, stand for `inner`."""
     key = id(sock)
     _inner[key] = inner, weakref.ref(sock, lambda _: _inner.pop(key, None))
     sock._io_refs, sock._closed = 0, False
 
 
 def give_up(sock: Any) -> BaseSocket | None:
-    """Like detach: what `sock` stood for is another's from now on."""
+    """Like detach: `sock` no longer stands for its socket, which is returned."""
     inner = inner_of(sock)
     if inner is not None and _inner.pop(id(sock), None) is None:
         inner = inner._moved()  # it was a socket of the library's own class
@@ -143,14 +144,14 @@ def _repr(self: Any, standard: Callable[..., Any] = Socket.__repr__) -> Any:
 
 
 def fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:
-    """As the standard one: another object, of the standard class, for what the descriptor stands for."""
+    """As the standard function: another object, of the standard class, for the descriptor's socket."""
     made = descriptors.fromfd(fd, family, type, proto)
     return stand_in(Socket, made) if isinstance(made, BaseSocket) else made
 
 
 def _use_sendfile(self: Any, file: Any, offset: int = 0, count: int | None = None,
                   standard: Callable[..., Any] = Socket._sendfile_use_sendfile) -> int:  # type: ignore[attr-defined]
-    """sendfile(2) wants a descriptor of the kernel's: of what it would take, read and send."""
+    """sendfile(2) needs a descriptor of the kernel, so read and send instead."""
     if inner_of(self) is None:
         return int(standard(self, file, offset, count))
     self._check_sendfile_params(file, offset, count)
@@ -171,6 +172,6 @@ METHODS: dict[str, Any] = {
 
 
 def replace_methods() -> None:
-    """From now on the standard class makes a stack's sockets where the Internet's are asked for."""
+    """From now on the standard class makes sockets of a stack for the family AF_INET."""
     for name, method in {**METHODS, "__init__": _init}.items():
         setattr(Socket, name, method)

@@ -1,7 +1,7 @@
-"""What uses the kernel's network although the program runs over a stack: said once each, or refused.
+"""Code that uses the kernel's network although the program runs over a stack: reported once each, or refused.
 
-Python's own calls are seen by an audit hook (PEP 578): a socket of the Internet or of packets that was made past the
-standard class. Libraries in C that open their own sockets are known by name only.
+An audit hook (PEP 578) sees Python's own calls: a socket of the Internet or of packets that was not made by the
+standard class. Libraries in C that open their own sockets are known only by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _watching = False
 
 
 def watch(strict: bool) -> None:
-    """Begin; a hook cannot be taken away again."""
+    """Begin watching; an audit hook cannot be removed."""
     global _strict, _watching
     _strict = strict
     for name in [name for name in IN_C if name in sys.modules]:
@@ -45,7 +45,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _tell_import(name: str) -> None:
-    if name != "zmq" or "usernet.pipe.libzmq" not in sys.modules:  # else it is our own pipes that import it
+    if name != "zmq" or "usernet.pipe.libzmq" not in sys.modules:  # unless our own pipes import it
         _tell(name, IN_C[name])
 
 

@@ -1,7 +1,7 @@
-"""TLS over a stack's streams, with the standard ssl module.
+"""TLS over the streams of a stack, with the standard ssl module.
 
-OpenSSL wants a descriptor of the kernel's, or memory: here it gets memory (ssl.MemoryBIO), and what it wants to send
-and receive is carried between that and the stream. All else is the standard class's.
+OpenSSL needs a descriptor of the kernel, or memory buffers. Here it gets memory buffers (ssl.MemoryBIO), whose octets
+are copied from and to the stream. The rest is the standard class's.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _wrap_standard = ssl.SSLContext.wrap_socket
 
 
 class _Carried:
-    """In the place of OpenSSL's connection: calls it, and carries what it leaves in memory."""
+    """Replaces OpenSSL's connection: calls it, and transfers the octets of its memory buffers."""
 
     def __init__(self, connection: Any, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, stream: BaseSocket,
                  owner: Any) -> None:
         object.__setattr__(self, "_parts", (connection, incoming, outgoing, stream, owner))
         object.__setattr__(self, "_unsent", b"")
-        # One thread may read while another writes: OpenSSL is called by one at a time, and never waits in there; what
-        # it has written leaves in order.
+        # One thread may read while another writes. Only one at a time calls OpenSSL, which never waits; the octets that
+        # it has written leave in order.
         object.__setattr__(self, "_calling", threading.Lock())
         object.__setattr__(self, "_sending", threading.Lock())
 
@@ -46,7 +46,7 @@ class _Carried:
         try:
             self._send()
         except ssl.SSLWantWriteError:
-            pass  # it is written, and leaves before what is written next
+            pass  # they are in the buffer, and leave before later ones
         return written
 
     def do_handshake(self) -> None:
@@ -82,9 +82,9 @@ class _Carried:
                 return result
 
     def _send(self, wait: bool = True) -> None:
-        """Send what OpenSSL has written; SSLWantWriteError where that would wait.
+        """Send the octets that OpenSSL has written. SSLWantWriteError: this would block.
 
-        `wait`: for another thread that is sending; else it is left to that one, which looks again before it leaves.
+        `wait`: for another sending thread; otherwise that thread sends them, because it checks again before it stops.
         """
         outgoing = self._parts[2]
         while (self._unsent or outgoing.pending) and self._sending.acquire(wait):
@@ -109,14 +109,14 @@ class _Carried:
         try:
             self._send(wait=False)
         except (ssl.SSLWantWriteError, OSError):
-            pass  # with the next call, which says what is wrong
+            pass  # the next call reports the error
 
 
 Delegating = type("Delegating", (standard.Socket,), standard.METHODS)
 
 
 class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-type]
-    """An SSLSocket over a stack's stream."""
+    """An SSLSocket over a stream of a stack."""
 
     _connected: bool
     _sslobj: Any
@@ -124,7 +124,7 @@ class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-typ
     @classmethod
     def over(cls, sock: Any, context: ssl.SSLContext, server_side: bool, do_handshake_on_connect: bool,
              suppress_ragged_eofs: bool, server_hostname: str | None, session: Any) -> StackSSLSocket:
-        """As SSLContext.wrap_socket, which checks the same."""
+        """As SSLContext.wrap_socket, with the same checks."""
         if sock.type != _std.SOCK_STREAM:
             raise NotImplementedError("only stream sockets are supported")
         if server_side and server_hostname:
@@ -180,7 +180,7 @@ class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-typ
 
 def wrap_socket(self: ssl.SSLContext, sock: Any, server_side: bool = False, do_handshake_on_connect: bool = True,
                 suppress_ragged_eofs: bool = True, server_hostname: str | None = None, session: Any = None) -> Any:
-    """SSLContext.wrap_socket, for sockets of a stack and of the kernel."""
+    """SSLContext.wrap_socket for sockets of a stack and of the kernel."""
     arguments = server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname, session
     if standard.inner_of(sock) is None:
         return _wrap_standard(self, sock, *arguments)
@@ -188,5 +188,5 @@ def wrap_socket(self: ssl.SSLContext, sock: Any, server_side: bool = False, do_h
 
 
 def install() -> None:
-    """Contexts wrap a stack's sockets from now on."""
+    """From now on contexts wrap the sockets of a stack."""
     ssl.SSLContext.wrap_socket = wrap_socket  # type: ignore[method-assign, assignment]

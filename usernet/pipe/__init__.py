@@ -1,1 +1,1 @@
-"""Both ends of a pipe: frames, their numbering, the sockets that carry them. The layers of the stack use it too."""
+"""Both ends of a pipe: frames, their numbering, and the sockets. The layers of the stack use it, too."""

@@ -1,8 +1,8 @@
-"""What joins two processes: a PULL that listens, PUSHes that connect to it, and a poller that tells of both.
+"""The interface of pipes between processes: a PULL that listens, PUSHes that connect to it, and a poller for all.
 
-Two modules fill this contract, and understand each other: `direct`, plain Unix sockets that speak ZMTP in the process's
-own loop, and `libzmq`, the sockets of ZeroMQ by pyzmq (docs/decisions/pipes.md compares them). Each process chooses for
-itself, by `open_poller`; nothing outside of this package knows which it has.
+Two modules implement it and can be combined: `direct`, plain Unix sockets that speak ZMTP in the process's own loop,
+and `libzmq`, the sockets of ZeroMQ by pyzmq (docs/decisions/pipes.md compares them). Each process chooses by
+`open_poller`; code outside this package does not depend on the choice.
 """
 
 from __future__ import annotations
@@ -17,102 +17,102 @@ from typing import NamedTuple, Protocol
 
 IMPLEMENTATIONS = {"zmq": "usernet.pipe.libzmq", "direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
-DESCRIPTORS_RESERVED = 64  # of a process, for what is no connection that came to it
+DESCRIPTORS_RESERVED = 64  # descriptors of a process that are not for connections to it
 CONNECTIONS_MIN = 16
-STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): later it may do
-HANDSHAKE_S = 3.0  # who has connected and not introduced itself within is hung up on
+STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): it may work later
+HANDSHAKE_S = 3.0  # seconds after which a connection without handshake is closed
 
 
 class Trust(NamedTuple):
-    """Who may be at the other end, by user id (`run_dir.peer`); nothing is said to others, and nothing taken."""
+    """The users that may be at the other end (`run_dir.peer`); nothing is sent to others or accepted from them."""
 
-    owner: int  # listens where a PUSH connects
-    users: Container[int]  # connect to a PULL
+    owner: int  # the user that listens where a PUSH connects
+    users: Container[int]  # the users that may connect to a PULL
 
 
 class Pull(Protocol):
     """The reading end of all pipes to one process."""
 
-    pid: int  # who sent what `read` returned last, as the kernel says; 0: that cannot be told
+    pid: int  # the process that sent the messages of the last `read`, from the kernel; 0: unknown
 
     def read(self, descriptor: int) -> list[bytes] | None:
-        """The messages that a descriptor has, which the poller told of; None where the descriptor is none of ours."""
+        """The messages of a descriptor that the poller reported; None: the descriptor does not belong to this PULL."""
 
     def expire(self, now: float) -> None:
-        """To be called now and then, `now` in seconds of CLOCK_MONOTONIC: hang up on who does not introduce itself."""
+        """To be called regularly, `now` in seconds of CLOCK_MONOTONIC: close connections without a handshake."""
 
     def close(self) -> None:
-        """Hang up on everybody, and listen no more."""
+        """Close all connections and stop listening."""
 
 
 class Push(Protocol):
-    """The writing end of one pipe. One thread at a time. What waits here outlives the connection."""
+    """The writing end of one pipe, for one thread at a time. Waiting messages survive the connection."""
 
-    open: bool  # a message that is sent now leaves at once, as far as can be told
-    waiting: bool  # something that was taken has not left: `flush` should be called now and then
+    open: bool  # a message that is sent now will leave at once, as far as is known
+    waiting: bool  # an accepted message has not left: call `flush` regularly
 
     def send(self, message: bytes) -> bool:
-        """Take a message, without waiting; False where too many wait already."""
+        """Accept a message, without waiting. False: too many wait already."""
 
     def flush(self) -> None:
-        """Get out what waits, as far as there is room."""
+        """Send waiting messages, as far as there is room."""
 
     def hear(self) -> None:
-        """The poller told of a descriptor that is this one's."""
+        """The poller has reported a descriptor of this PUSH."""
 
     def await_room(self, timeout_s: float) -> None:
-        """Wait until something has happened to the pipe, at most so long."""
+        """Wait until something has happened to the pipe, at most `timeout` seconds."""
 
     def close(self) -> None:
-        """End the connection. What has left can be read."""
+        """Close the connection. Sent messages can still be read."""
 
 
 class Poller(Protocol):
-    """One epoll for all that a process waits for."""
+    """One epoll for all events of a process."""
 
     epoll: select.epoll
-    pushes: Mapping[int, Push]  # by the descriptors of which `hear` is to be told
+    pushes: Mapping[int, Push]  # {descriptor: the PUSH whose `hear` must be called}
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
              refused: Callable[[int], object]) -> Pull:
-        """Read what comes to a listening socket, which becomes this one's.
+        """Read from a listening socket, whose ownership passes to the result.
 
-        `refused` is called with 0 for each connection that is hung up on: of another user, of too many (there are no
-        more than the process has descriptors for), of what speaks no ZMTP, or sends a message that is too long; and
-        with an errno of STARVED where connections have to wait.
+        `refused` is called with 0 for each closed connection: another user, too many connections (there are no more
+        than the process has descriptors for), an invalid handshake, or a message that is too long; and with an errno of
+        STARVED if connections have to wait.
         """
 
     def push(self, path: str) -> Push:
-        """Write to whoever listens on the socket file `path`, now or later."""
+        """Write to the process that listens on the socket file `path`, now or later."""
 
     def close(self) -> None:
-        """Close its PULL and PUSHes, and the epoll. What has left can be read."""
+        """Close its PULL and PUSHes, and the epoll. Sent messages can still be read."""
 
 
 def bounded(connections_max: int, descriptors_each: int = 1) -> int:
-    """So many of them, or fewer where the process may not have the descriptors (getrlimit(2), RLIMIT_NOFILE)."""
+    """`number`, or fewer if the process cannot have as many descriptors (getrlimit(2), RLIMIT_NOFILE)."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(connections_max, max(CONNECTIONS_MIN, (limit - DESCRIPTORS_RESERVED) // descriptors_each))
 
 
 def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:
-    """Whether a process that connects has to be refused: `taken` of `places` are, by `pids`.
+    """True if a connecting process must be refused: `taken` of `places` are taken, by `pids`.
 
-    Once half of the places are taken one process may have a quarter of the rest, so that others find some.
+    Once half of the places are taken, one process gets at most a quarter of the rest, so that others find places.
     """
     free = places - taken
     if free > places // 2:
-        return False  # as a rule: they need not be counted
+        return False  # the usual case: they need not be counted
     return free <= 0 or sum(each == pid for each in pids) > free // 4
 
 
 def open_poller(implementation: str, trust: Trust | None = None) -> Poller:
-    """A poller of "zmq" or "direct". To be called after a fork, not before. Without `trust`: in our own user only."""
+    """A poller of kind "zmq" or "direct". To be called after a fork, not before. Without `trust`: only this user."""
     poller: Poller = importlib.import_module(IMPLEMENTATIONS[implementation]).Poller(
         trust or Trust(os.geteuid(), (os.geteuid(),)))
     return poller
 
 
 def preload(implementation: str) -> None:
-    """Import what `open_poller` needs, so that a fork finds it there."""
+    """Import the modules that `open_poller` needs, so that a fork has them already."""
     importlib.import_module(IMPLEMENTATIONS[implementation])

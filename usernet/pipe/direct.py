@@ -1,8 +1,8 @@
-"""PULL and PUSH sockets of ZeroMQ over ipc, without its thread (docs/decisions/pipes.md).
+"""PULL and PUSH sockets of ZeroMQ over ipc, without libzmq's thread (docs/decisions/pipes.md).
 
-A PULL listens on a descriptor that may be somebody else's too (a layer's is the keeper's), so who connects while nobody
-is there to accept waits for the next one. A PUSH connects at once, sends when the other end has said READY, and
-connects anew as soon as its peer is gone. What the kernel has taken dies with the peer: the journals have it.
+A PULL may listen on a descriptor that another process also holds (a layer's belongs to the keeper), so connections wait
+there for the next process. A PUSH connects at once, sends when the other end has sent READY, and reconnects when its
+peer ends. Messages in the kernel's buffers are lost with the peer; the journals have them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from usernet.pipe.contract import HANDSHAKE_S, STARVED, WAITING_MAX, Trust, boun
 from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
-CONNECT_INTERVAL_S = 0.005  # who waits and has nobody to connect to tries that often
-COMMAND_OCTETS_MAX = 1024  # of what a PULL says: READY
-MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an Enum costs an operator call
+CONNECT_INTERVAL_S = 0.005  # interval of connection attempts while messages wait and there is no listener
+COMMAND_OCTETS_MAX = 1024  # maximum length of the READY command from a PULL
+MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an int, because an operation on an Enum costs a call
 _IN, _IN_OUT = select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT
 
 
 class Poller:
-    """One epoll for all that a process waits for, and which PUSH a descriptor belongs to."""
+    """One epoll for all events of a process, and the PUSH of each descriptor."""
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
@@ -36,16 +36,16 @@ class Poller:
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
              refused: Callable[[int], object]) -> Pull:
-        """As the contract says."""
+        """See `contract`."""
         self._pull = Pull(listener_fd, self, message_octets_max, connections_max, refused)
         return self._pull
 
     def push(self, path: str) -> Push:
-        """As the contract says."""
+        """See `contract`."""
         return Push(path, self)
 
     def close(self) -> None:
-        """As the contract says."""
+        """See `contract`."""
         for push in list(self.pushes.values()):
             push.close()
         if self._pull is not None:
@@ -54,7 +54,7 @@ class Poller:
 
 
 class Pull:
-    """The reading end of all pipes to one process; `poller` tells of the listener and of every connection."""
+    """The reading end of all pipes to one process; `poller` reports the listener and every connection."""
 
     __slots__ = ("_accepted", "_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max",
                  "_opening", "_paused", "_readers", "_refused", "_users", "pid")
@@ -69,15 +69,15 @@ class Pull:
         self._connections_max = bounded(connections_max)
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader, int]] = {}
         self.pid = 0
-        self._accepted: dict[int, float] = {}  # descriptor -> when; of those that may not have said READY
+        self._accepted: dict[int, float] = {}  # {descriptor: time} of those that may not have sent READY
         self._opening = zmtp.opening(b"PULL")
         self._refused = refused
-        self._paused = False  # no connection can be taken in, for want of descriptors or memory
+        self._paused = False  # no connection can be accepted, for lack of descriptors or memory
         self._users = poller.trust.users
         self._epoll.register(listener_fd, _IN)
 
     def read(self, descriptor: int) -> list[bytes] | None:
-        """The messages that a descriptor has, which `poller` told of; None where it is none of ours."""
+        """The messages of a descriptor that `poller` reported; None: the descriptor does not belong to this PULL."""
         found = self._readers.get(descriptor)
         if found is None:
             if descriptor != self._listener_fd:
@@ -89,7 +89,7 @@ class Pull:
             octets = os.read(descriptor, READ_OCTETS)
         except BlockingIOError:
             return []
-        except OSError:  # reset: as the end
+        except OSError:  # reset: treated as the end
             octets = b""
         messages = reader.feed(octets)
         if not octets or reader.error:
@@ -112,19 +112,19 @@ class Pull:
                 try:
                     caller.send(self._opening, MSG_NOSIGNAL)
                 except OSError:
-                    pass  # gone again
+                    pass  # closed again
                 self._readers[caller.fileno()] = caller, zmtp.Reader(self._message_octets_max), pid
                 self._epoll.register(caller.fileno(), _IN)
                 self._accepted[caller.fileno()] = time.monotonic()
-        except OSError as error:  # EAGAIN: that was all
+        except OSError as error:  # EAGAIN: no more connections
             if error.errno in STARVED:
                 self._refused(error.errno)
-                if not self._paused:  # the listener stays readable: to be told only of new ones is not to spin
+                if not self._paused:  # the listener stays readable; reporting only new connections avoids a busy loop
                     self._paused = True
                     self._epoll.modify(self._listener_fd, _IN | select.EPOLLET)
 
     def expire(self, now: float) -> None:
-        """As the contract says."""
+        """See `contract`."""
         if self._paused:
             self._paused = False
             self._epoll.modify(self._listener_fd, _IN)
@@ -139,7 +139,7 @@ class Pull:
                 break
 
     def close(self) -> None:
-        """Hang up on everybody, and listen no more."""
+        """Close all connections and stop listening."""
         for descriptor in list(self._readers):
             self._drop(descriptor)
         self._epoll.unregister(self._listener_fd)
@@ -155,7 +155,7 @@ class Pull:
 class Push:
     """The writing end of one pipe, to the socket file `path`. One thread at a time.
 
-    A message that finds no room, or nobody who takes it, waits here, and outlives the connection.
+    A message without room or without a listener waits here and survives the connection.
     """
 
     __slots__ = ("_cut", "_full", "_path", "_poller", "_reader", "_socket", "_waiting", "_write", "open")
@@ -166,23 +166,23 @@ class Push:
         self._socket: socket.socket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         self._waiting: deque[bytes | memoryview] = deque()
-        self._cut = False  # the first of those is a rest: its beginning is out
-        self._full = False  # there was no room, and the poller has not told of any since
-        self.open = False  # the peer has said READY, nothing waits, and there may be room
+        self._cut = False  # the first of those is the rest of a message whose beginning was sent
+        self._full = False  # there was no room, and the poller has not reported any since
+        self.open = False  # the peer has sent READY, nothing waits, and there may be room
         self._connect()
 
     @property
     def waiting(self) -> bool:
-        """True while something that was taken is not out: `flush` should be called now and then."""
+        """True while an accepted message has not left: call `flush` regularly."""
         return bool(self._waiting)
 
     @property
     def ready(self) -> bool:
-        """True once the peer takes messages."""
+        """True after the peer's READY."""
         return self._reader.ready
 
     def await_room(self, timeout_s: float) -> None:
-        """As the contract says."""
+        """See `contract`."""
         if self._socket is None:
             time.sleep(min(timeout_s, CONNECT_INTERVAL_S))
             self.flush()
@@ -193,7 +193,7 @@ class Push:
             self.hear()
 
     def send(self, message: bytes) -> bool:
-        """Take a message, without waiting; False where too many wait already."""
+        """Accept a message, without waiting. False: too many wait already."""
         if not self.open:
             self.flush()
         if self.open:
@@ -215,7 +215,7 @@ class Push:
         return True
 
     def flush(self) -> None:
-        """Get out what waits, as far as there is room; connect where nobody was there to connect to."""
+        """Send waiting messages, as far as there is room; connect if there was no listener before."""
         if self.open:
             return
         if self._socket is None:
@@ -241,15 +241,15 @@ class Push:
             self._watch(_IN)
 
     def _block(self) -> None:
-        """No room: the poller shall tell when there is some. Trying meanwhile costs more than sending does."""
+        """No room: let the poller report it. An attempt meanwhile costs more than a send."""
         self.open = False
         if not self._full:
             self._full = True
             self._watch(_IN_OUT)
 
     def hear(self) -> None:
-        """The poller told of this socket: the peer says READY, or is gone, or has room again."""
-        assert self._socket is not None  # else nothing of it is in the poller
+        """The poller reported this socket: the peer has sent READY, or has closed the connection, or has room again."""
+        assert self._socket is not None  # otherwise its descriptor is not in the poller
         self._full = False
         try:
             octets = self._socket.recv(READ_OCTETS)
@@ -264,24 +264,24 @@ class Push:
         elif self._reader.ready:
             self._reconnect()
         else:
-            self.close()  # who hangs up at once is called again when there is something to say
+            self.close()  # if the peer closes at once, connect again only when there is something to send
 
     def _reconnect(self) -> None:
-        """To whoever listens there next."""
+        """Connect to the next listener."""
         self.close()
         self._connect()
 
     def _connect(self) -> None:
         try:
             connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError:  # no descriptor: later, as where nobody listens
+        except OSError:  # no descriptor: try later, as if there were no listener
             return
         try:
             connecting.connect(self._path)
             if peer(connecting)[1] != self._poller.trust.owner:
-                raise PermissionError  # nothing is said to a stranger
+                raise PermissionError  # send nothing to a foreign process
             connecting.send(zmtp.opening(b"PUSH"), MSG_NOSIGNAL)
-        except OSError:  # nobody listens, or too many wait to be accepted
+        except OSError:  # no listener, or its queue is full
             connecting.close()
             return
         self._socket, self._write = connecting, connecting.send
@@ -293,7 +293,7 @@ class Push:
             self._poller.epoll.modify(self._socket.fileno(), events)
 
     def close(self) -> None:
-        """End the connection. What the kernel has taken can be read; the rest of a message dies with its reader."""
+        """Close the connection. Octets in the kernel can be read; the rest of a partially sent message is lost."""
         self.open = self._full = False
         if self._cut:
             self._waiting.popleft()

@@ -1,6 +1,6 @@
-"""Frames: what one message on a pipe is (docs/app-protocol.md).
+"""Frames: the messages on a pipe (docs/app-protocol.md).
 
-A *frame* is one ZeroMQ message: a header, the lengths of its records, the records. All integers are little-endian.
+A *frame* is one ZeroMQ message: a header, the lengths of its records, and the records. All integers are little-endian.
 Applications and layers use the same frames.
 """
 
@@ -13,13 +13,13 @@ from typing import TypeVar
 
 import msgspec
 
-VERSION = 2  # of the application protocol; the first octet of each frame. Layers have the same
-HEADER = Struct("<BBHIQQ")  # version, kind, record count, sender's incarnation, sender's id, sequence number
+VERSION = 2  # of the application protocol; the first octet of each frame, also between layers
+HEADER = Struct("<BBHIQQ")  # version, kind, number of records, sender's incarnation, sender's id, sequence number
 HEADER_OCTETS = HEADER.size
-MAX_RECORDS = 256  # records that one frame may carry
-MAX_FRAME_OCTETS = 1 << 18  # longer frames are refused by the receiving socket
+MAX_RECORDS = 256  # maximum number of records in a frame
+MAX_FRAME_OCTETS = 1 << 18  # the receiving socket refuses longer frames
 
-_HEADER_AND_LENGTH = Struct("<BBHIQQI")  # and that of the first record
+_HEADER_AND_LENGTH = Struct("<BBHIQQI")  # with the length of the first record
 _LONE_RECORD = _HEADER_AND_LENGTH.size
 _lengths = [Struct(f"<{count}I") for count in range(MAX_RECORDS + 1)]
 
@@ -28,29 +28,29 @@ T = TypeVar("T")
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
-    """A function from the JSON of a record to `kind` that raises ValueError for anything else."""
+    """A function that decodes the JSON of a record to `kind`. It raises ValueError for anything else."""
     decode = msgspec.json.Decoder(kind).decode
 
     def checked(octets: bytes) -> T:
         try:
             return decode(octets)
-        except RecursionError as error:  # brackets nested deeper than Python's stack, in a field nobody asked for
+        except RecursionError as error:  # brackets nested deeper than Python's stack, in an unknown field
             raise ValueError("nested too deep") from error
 
     return checked
 
 
 def of_version(frame: bytes, version: int) -> bytes:
-    """The same frame with another version in it. What stands in greetings is the same in all versions."""
+    """The same frame with another version number. Greetings have the same format in all versions."""
     return bytes((version,)) + frame[1:]
 
 
 class FrameError(ValueError):
-    """The octets are not a frame of this protocol; the text says why."""
+    """The octets are not a valid frame; the text says why."""
 
 
 def pack_frame(kind: int, sender: int, incarnation: int, sequence: int, records: Sequence[bytes]) -> bytes:
-    """One frame out of 0 to MAX_RECORDS records."""
+    """Encode a frame with 0 to MAX_RECORDS records."""
     count = len(records)
     if count == 1:
         record = records[0]
@@ -60,15 +60,15 @@ def pack_frame(kind: int, sender: int, incarnation: int, sequence: int, records:
 
 
 def with_incarnation(frame: bytes, incarnation: int) -> bytes:
-    """The same frame from a later incarnation of its sender: repetitions must not look stale."""
+    """The same frame with a later incarnation of its sender, so that a repetition is not stale."""
     return frame[:4] + _lengths[1].pack(incarnation) + frame[8:]
 
 
 def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
-    """(kind, incarnation, sender, sequence, records) of a frame; FrameError for anything else."""
+    """(kind, incarnation, sender, sequence, records) of a frame. FrameError: not a valid frame."""
     try:
         version, kind, count, incarnation, sender, sequence, length = _HEADER_AND_LENGTH.unpack_from(frame)
-        if count == 1 and version == VERSION:  # a lone record: most frames while little is going on
+        if count == 1 and version == VERSION:  # a single record: most frames at low load
             record = frame[_LONE_RECORD:]
             if len(record) != length:
                 raise FrameError("record length does not match the frame")
@@ -83,7 +83,7 @@ def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
             raise FrameError(f"{count} records, at most {MAX_RECORDS}")
         lengths = _lengths[count].unpack_from(frame, HEADER_OCTETS)
     except StructError as error:
-        raise FrameError("shorter than its header says") from error
+        raise FrameError("shorter than its header requires") from error
     end = HEADER_OCTETS + 4 * count
     records = []
     for length in lengths:

@@ -1,13 +1,13 @@
 """PULL and PUSH sockets of ZeroMQ, by pyzmq (docs/decisions/pipes.md).
 
-libzmq reads and writes in a thread of its own, one a process. What it holds dies with the process; the journals have
-it. Calls into libzmq are what costs time here, so each is there for a reason:
+libzmq reads and writes in a thread of its own, one per process. Messages that it holds are lost with the process; the
+journals have them. Calls of libzmq are expensive, so each has a reason:
 
-- A descriptor of libzmq's (ZMQ_FD) says that something has happened, once: until there is nothing more to receive, and
-  libzmq was told so, it says nothing again. So after one receive, which brings all that there is while little is going
-  on, EVENTS is looked at, which is less than half the price of a receive that finds nothing; then it is received until
-  there is nothing, or `READ_MESSAGES` are there, and then an eventfd reminds us of the rest.
-- A send that finds no room does not look whether there is some by now: EVENTS does.
+- A descriptor of libzmq (ZMQ_FD) signals only once that something has happened. It signals again only after all
+  messages have been received and EVENTS has been read. So after one receive, which usually gets all, EVENTS is read, at
+  less than half the price of a receive that finds nothing. If there are more messages, they are received until there is
+  none, or up to `READ_MESSAGES`; then an eventfd reminds the loop of the rest.
+- A send without room does not check whether there is room by now; reading EVENTS does.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from collections.abc import Callable, Container, Iterable
 from typing import Any, cast
 
 import zmq
-from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower for what it can do beside
+from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower because of additional features
 
 from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust, bounded, has_enough
 from usernet.pipe.run_dir import peer
 
 READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
-SOCKETS_MAX = 4096  # of a process: clients of the socket service, and what stands between layers
-RECONNECT_MS = 1  # without a growing pause: who died is back in milliseconds
-CLOSE_LINGER_MS = 500  # for what was sent before a poller is closed
+SOCKETS_MAX = 4096  # per process: clients of the socket service, and pipes between layers
+RECONNECT_MS = 1  # without back-off: a crashed process is back within milliseconds
+CLOSE_LINGER_MS = 500  # for messages sent before a poller is closed
 _NOBLOCK, _EVENTS, _FD = int(zmq.NOBLOCK), int(zmq.EVENTS), int(zmq.FD)
 _POLLIN, _POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _IN = select.EPOLLIN
 _Get = Callable[[int], int]  # of an option that is an integer
 _WATCHED = (zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-_WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)  # errno of a handshake that failed; anything else is our refusal
+# errnos of a handshake that failed by itself; any other is our refusal
+_WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a descriptor or an errno)
 
 
 class Poller:
-    """One epoll for all that a process waits for, and which PUSH a descriptor belongs to."""
+    """One epoll for all events of a process, and the PUSH of each descriptor."""
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
@@ -53,38 +54,38 @@ class Poller:
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
              refused: Callable[[int], object]) -> Pull:
-        """As the contract says."""
+        """See `contract`."""
         pull = Pull(self._context, self.epoll, self.trust.users, listener_fd, message_octets_max, connections_max,
                     refused)
         self._sockets.add(pull)
         return pull
 
     def push(self, path: str) -> Push:
-        """As the contract says."""
+        """See `contract`."""
         push = Push(self._context, self, path)
         self._sockets.add(push)
         return push
 
     def forget(self, push: Push) -> None:
-        """It is closed."""
+        """A socket was closed."""
         self._sockets.discard(push)
 
     def close(self) -> None:
-        """As the contract says."""
+        """See `contract`."""
         for each in list(self._sockets):
             each.close(CLOSE_LINGER_MS)
-        self._context.term()  # waits for what lingers
+        self._context.term()  # waits for lingering messages
         self.epoll.close()
 
 
 class Pull:
     """The reading end of all pipes to one process.
 
-    libzmq has no limit on connections and counts no refusals; its monitor tells of each, and who is one too many is
-    hung up on by us. Where the users that may connect can be listed, libzmq itself refuses all others.
+    libzmq has no limit on connections and does not count refusals. Its monitor reports each connection, and connections
+    beyond the limit are closed here. If the permitted users can be listed, libzmq refuses all others itself.
     """
 
-    pid = 0  # messages of many are read at once
+    pid = 0  # the messages of one `read` may come from several processes
 
     __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_monitor", "_monitor_fd",
                  "_monitor_get", "_recv", "_refused", "_socket", "_users")
@@ -101,9 +102,9 @@ class Pull:
         for user in users if isinstance(users, Iterable) else ():
             pull.set(zmq.IPC_FILTER_UID, user)
         self._users = users
-        self._connections: dict[int, int] = {}  # descriptors, as libzmq knows them -> whose process
-        # Half of the descriptors are for those that libzmq takes in before we can hang up on them: where accept(2)
-        # finds none, libzmq ends the process (ipc_listener.cpp: errno_assert).
+        self._connections: dict[int, int] = {}  # {descriptor in libzmq: pid}
+        # Half of the descriptors are reserved for connections that libzmq accepts before they can be closed here: if
+        # accept(2) finds none, libzmq aborts the process (ipc_listener.cpp: errno_assert).
         self._connections_max = bounded(connections_max, 2)
         self._refused = refused
         monitor = f"inproc://monitor-{listener_fd}"
@@ -116,14 +117,14 @@ class Pull:
         self._fd = self._get(_FD)
         self._monitor_get = cast(_Get, self._monitor.get)
         self._monitor_fd = self._monitor_get(_FD)
-        self._monitor_get(_EVENTS)  # a descriptor tells of what comes after it was found that there was nothing
+        self._monitor_get(_EVENTS)  # a descriptor signals only what happens after EVENTS was read
         self._again_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = epoll
         for descriptor in (self._fd, self._monitor_fd, self._again_fd):
             epoll.register(descriptor, _IN)
 
     def read(self, descriptor: int) -> list[bytes] | None:
-        """As the contract says."""
+        """See `contract`."""
         if descriptor != self._fd:
             if descriptor == self._monitor_fd:
                 self._watch()
@@ -144,7 +145,7 @@ class Pull:
         return messages
 
     def _watch(self) -> None:
-        """What has become of connections."""
+        """Process the events of the monitor."""
         monitor = self._monitor
         while self._monitor_get(_EVENTS) & _POLLIN:
             event, value = _MONITOR_EVENT.unpack_from(monitor.recv(_NOBLOCK))
@@ -156,10 +157,10 @@ class Pull:
             elif event == zmq.EVENT_ACCEPT_FAILED:
                 self._refused(value)
             elif value not in _WENT_BY_ITSELF:
-                self._refused(0)  # of who was not let in (IPC_FILTER_UID) libzmq tells an errno of something earlier
+                self._refused(0)  # for a refused user (IPC_FILTER_UID) libzmq reports an unrelated errno
 
     def _accepted(self, descriptor: int) -> None:
-        """libzmq has taken in a connection; one that it should not have, we end: libzmq sees its end and closes it."""
+        """libzmq has accepted a connection. If it is not permitted, shut it down here; libzmq then closes it."""
         try:
             with socket.socket(fileno=os.dup(descriptor)) as connection:
                 pid, user = peer(connection)
@@ -170,13 +171,13 @@ class Pull:
                     self._refused(0)
                 connections[descriptor] = pid
         except OSError:
-            pass  # it is gone, and so may be the descriptor
+            pass  # it has ended, and its descriptor may be closed
 
     def expire(self, now: float) -> None:
-        """As the contract says: libzmq does it by itself (ZMQ_HANDSHAKE_IVL)."""
+        """See `contract`: libzmq does this itself (ZMQ_HANDSHAKE_IVL)."""
 
     def close(self, linger_ms: int = 0) -> None:
-        """As the contract says."""
+        """See `contract`."""
         for descriptor in (self._fd, self._monitor_fd, self._again_fd):
             self._epoll.unregister(descriptor)
         os.close(self._again_fd)
@@ -186,11 +187,11 @@ class Pull:
 
 
 class Push:
-    """The writing end of one pipe. What waits is in libzmq, for whoever it connects to next."""
+    """The writing end of one pipe. Waiting messages are in libzmq, for the next process that it connects to."""
 
     __slots__ = ("_fd", "_get", "_poller", "_send", "_socket", "_watched", "open")
 
-    waiting = False  # libzmq looks after what it has taken
+    waiting = False  # libzmq sends accepted messages by itself
 
     def __init__(self, context: zmq.Context[Any], poller: Poller, path: str) -> None:
         self._socket = push = Socket(context, int(zmq.PUSH))
@@ -206,7 +207,7 @@ class Push:
         self.open = True
 
     def send(self, message: bytes) -> bool:
-        """As the contract says."""
+        """See `contract`."""
         if not self.open:
             self.flush()
             if not self.open:
@@ -227,7 +228,7 @@ class Push:
         return False
 
     def flush(self) -> None:
-        """As the contract says."""
+        """See `contract`."""
         if not self.open and self._get(_EVENTS) & _POLLOUT:
             self.open = True
             self._unwatch()
@@ -235,7 +236,7 @@ class Push:
     hear = flush
 
     def await_room(self, timeout_s: float) -> None:
-        """As the contract says."""
+        """See `contract`."""
         self.flush()
         if not self.open:
             poll = select.poll()
@@ -250,7 +251,7 @@ class Push:
             self._poller.epoll.unregister(self._fd)
 
     def close(self, linger_ms: int = 0) -> None:
-        """As the contract says; what waits here is dropped, but for `linger_ms`."""
+        """See `contract`; waiting messages are dropped after `linger_ms`."""
         self.open = False
         self._unwatch()
         self._socket.close(linger_ms)

@@ -1,7 +1,8 @@
-"""The messages between an application and the socket service (docs/app-protocol.md): kinds of frame, and their records.
+"""The messages between an application and the socket service (docs/app-protocol.md): kinds of frames, and their
+records.
 
-All integers are little-endian; addresses are octets in network order, as many as their family has. A record's head says
-its family in its fifth octet, and has one layout for each.
+All integers are little-endian; addresses are octets in network order, with the width of their family. The fifth octet
+of a record's head is the family; each family has one layout.
 """
 
 from __future__ import annotations
@@ -10,44 +11,46 @@ import re
 from struct import Struct
 from typing import NamedTuple
 
-# Kinds of frame. Below 128: data, dropped and counted where a pipe is full. From 128: control, never dropped.
+# Kinds of frames. Below 128: data, dropped and counted if a pipe is full. From 128 on: control, never dropped.
 SEND = 1  # application -> sockets: datagrams to send (DATAGRAM_HEADER + payload)
 DATAGRAM = 2  # sockets -> application: datagrams received (DATAGRAM_HEADER + payload)
 SEND_SEGMENTS = 13  # application -> sockets: DATAGRAM_HEADER + SEGMENT_SIZE + payloads of that size, the last at most
-DATAGRAM_SEGMENTS = 14  # sockets -> application that asked for it: DATAGRAM_HEADER + SEGMENT_SIZE + payloads likewise
-DATAGRAM_OPTIONS = 21  # likewise: DATAGRAM_HEADER + an octet, so many of IP options + payload
+DATAGRAM_SEGMENTS = 14  # sockets -> application that asked for it: DATAGRAM_HEADER + SEGMENT_SIZE + payloads as above
+# the same with options: DATAGRAM_HEADER + an octet with the number of octets of IP options + options + payload
+DATAGRAM_OPTIONS = 21
 HELLO = 128  # both ways, first frame after a start: JSON Hello
 RESUME = 129  # both ways: JSON Resume; the next frames are repetitions from that sequence number on
 REQUEST = 130  # application -> sockets: JSON Request, answered by one REPLY
 REPLY = 131  # sockets -> application: JSON Reply
-CREDIT = 132  # both ways: octets of receive buffer, given back by the application or asked about (CREDIT_RECORD)
-SOCKET_ERROR = 133  # sockets -> application: an error for one socket (SocketError + the offending datagram's start)
-REFUSAL = 135  # sockets -> a process that said HELLO and is not let in: JSON Refusal, in a frame of its HELLO's version
+CREDIT = 132  # both ways: octets of receive buffer, returned by the application or asked for (CREDIT_RECORD)
+SOCKET_ERROR = 133  # sockets -> application: an error for one socket (SocketError + start of the offending datagram)
+REFUSAL = 135  # sockets -> a process whose HELLO is refused: JSON Refusal, in a frame of the HELLO's version
 BYE = 134  # application -> sockets, its last frame, no records: close all its sockets and forget it
 
 INBOX_NUMBER_END = 1 << 64
 _INBOX = re.compile("app-([1-9a-f][0-9a-f]{0,15})[.]sock")
 
-FAMILY_4, FAMILY_6 = 4, 6  # of addresses: IPv4, 4 octets; IPv6, 16
+FAMILY_4, FAMILY_6 = 4, 6  # families of addresses: IPv4, 4 octets; IPv6, 16
 
-# Of datagrams both ways: handle, family, flags, TTL (hop limit), TOS (traffic class), the peer's port, interface, the
-# peer's address, our own. SEND: port 0: the connected peer; TTL 0: the socket's; interface 0 and own address 0: the
-# route's. What came in can be answered with the same head, TTL and flags 0.
+# Of datagrams in both directions: handle, family, flags, TTL (hop limit), TOS (traffic class), the peer's port,
+# interface, the peer's address, the own address. SEND: port 0: the connected peer; TTL 0: the socket's; interface 0 and
+# own address 0: the route's. A received datagram can be answered with the same head, with TTL and flags 0.
 DATAGRAM_HEADER = Struct("<IBBBBHH4s4s")
 DATAGRAM_HEADER_6 = Struct("<IBBBBHH16s16s")
 # Handle, family, origin, type, code, port, interface, errno, info, destination, offender
 _ERROR_HEADER = Struct("<IBBBBHHII4s4s")
 _ERROR_HEADER_6 = Struct("<IBBBBHHII16s16s")
-SEGMENT_SIZE = Struct("<H")  # octets of payload in each datagram but perhaps the last, which is not empty
-SEGMENTS_MAX = 128  # datagrams in one such record (Linux UDP_MAX_SEGMENTS)
-CREDIT_RECORD = Struct("<II")  # handle, octets (with CREDIT_TOTAL: all that is queued now)
+SEGMENT_SIZE = Struct("<H")  # octets of payload in each datagram except perhaps the last, which is not empty
+SEGMENTS_MAX = 128  # maximum number of datagrams in such a record (Linux UDP_MAX_SEGMENTS)
+CREDIT_RECORD = Struct("<II")  # handle, octets (with CREDIT_TOTAL: the total that is queued now)
 ERROR_RECORD = Struct("<IIBBBBI4s4sH")  # handle, errno, origin, type, code, 0, info, offender, destination, port
 
-SEND_TOS_GIVEN = 1  # flag of a SEND's head: take TOS from there, not the socket's
-SEND_OPTIONS = 2  # likewise: before each payload stands an octet, so many of IP options, not the socket's
+SEND_TOS_GIVEN = 1  # flag in a SEND's head: use its TOS, not the socket's
+# flag in a SEND's head: an octet with the number of octets of IP options, and these, precede the payload
+SEND_OPTIONS = 2
 CREDIT_TOTAL = 1 << 31
-INTERFACE_INDEX = 2  # of the stack's one interface, in heads and to if_nametoindex: Linux gives 1 to the loopback
-DATAGRAM_OVERHEAD = 256  # octets of receive buffer that a queued datagram costs beside its payload
+INTERFACE_INDEX = 2  # index of the stack's only interface; Linux gives 1 to the loopback
+DATAGRAM_OVERHEAD = 256  # octets of receive buffer for a queued datagram, in addition to its payload
 
 
 def family_of(address: bytes) -> int:
@@ -57,27 +60,27 @@ def family_of(address: bytes) -> int:
 
 def datagram_header(handle: int, peer: bytes, port: int, own: bytes, ttl: int = 0, tos: int = 0, flags: int = 0,
                     interface: int = 0) -> bytes:
-    """The head of a SEND or DATAGRAM record, of the addresses' family: both 4 octets or both 16."""
+    """The head of a SEND or DATAGRAM record, of the family of both addresses: 4 or 16 octets."""
     family = family_of(peer)
     layout = DATAGRAM_HEADER if family == FAMILY_4 else DATAGRAM_HEADER_6
     return layout.pack(handle, family, flags, ttl, tos, port, interface, peer, own)
 
 
 class SocketError(NamedTuple):
-    """What stands before the start of the offending datagram in a SOCKET_ERROR record. Addresses are of one family."""
+    """The part of a SOCKET_ERROR record before the start of the offending datagram. Addresses are of one family."""
 
     handle: int
     errno: int
     origin: int  # SO_EE_ORIGIN_*
     icmp_type: int
     code: int
-    info: int  # MTU, pointer
-    offender: bytes  # said so; zeros: nobody
-    destination: bytes  # of the datagram
+    info: int  # MTU or pointer
+    offender: bytes  # the host that sent the error; zeros: none
+    destination: bytes  # destination of the datagram
     port: int
 
     def pack(self) -> bytes:
-        """Its octets."""
+        """The encoded octets."""
         family = family_of(self.destination)
         layout = _ERROR_HEADER if family == FAMILY_4 else _ERROR_HEADER_6
         return layout.pack(self.handle, family, self.origin, self.icmp_type, self.code, self.port, 0, self.errno,
@@ -85,23 +88,23 @@ class SocketError(NamedTuple):
 
     @classmethod
     def of(cls, record: bytes) -> SocketError:
-        """From a SOCKET_ERROR record; struct.error where it is too short to be one."""
+        """Decode a SOCKET_ERROR record. struct.error: it is too short."""
         layout = _ERROR_HEADER_6 if record[4:5] == b"\x06" else _ERROR_HEADER
         handle, _, origin, kind, code, port, _, number, info, destination, offender = layout.unpack_from(record)
         return cls(handle, number, origin, kind, code, info, offender, destination, port)
 
     @property
     def octets(self) -> int:
-        """How long its octets are: behind them starts the payload of the datagram."""
+        """The number of its octets; the payload of the datagram follows."""
         return (_ERROR_HEADER if len(self.destination) == 4 else _ERROR_HEADER_6).size
 
 
 def inbox_name(number: int) -> str:
-    """File name, in the run directory, of the socket on which an application receives: a number that it has drawn."""
+    """The file name of an application's inbox in the run directory, with a random number."""
     return f"app-{number:x}.sock"
 
 
 def inbox_number(name: str) -> int:
-    """The number in the file name of an inbox; 0: it is no such name."""
+    """The number in the file name of an inbox; 0: not such a name."""
     found = _INBOX.fullmatch(name)
     return int(found[1], 16) if found else 0

@@ -1,10 +1,10 @@
 """The numbering of frames on a pipe, the same between layers and for applications (docs/app-protocol.md).
 
-Frames are numbered from 1. The end that starts says HELLO with the number of the last frame that it processed; the
-other end answers RESUME with the number of the frame that follows, and repeats from there what it has kept.
-`Incoming` decides at the receiving end for each frame whether it is next, a repetition, ahead of its turn, or stale.
-What a sending end keeps is `ReplayBuffer`, in the memory of an application, or `bus.durable.journal.Journal`, in memory
-that outlives a layer. No sockets here, and no threads.
+Frames are numbered from 1. The end that starts sends HELLO with the number of the last frame that it processed. The
+other end answers RESUME with the number of the following frame, and repeats its stored frames from there. At the
+receiving end `Incoming` decides for each frame whether it is next, a repetition, early, or stale. The sending end
+stores frames in a `ReplayBuffer`, in the memory of an application, or in a `bus.durable.journal.Journal`, in memory
+that outlives a layer. No sockets and no threads here.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ import msgspec
 
 from usernet.pipe.frame import HEADER, VERSION, decoder
 
-REPLAY_FRAMES_MAX = 512  # more than a pipe holds, unread by a service that hangs
+REPLAY_FRAMES_MAX = 512  # more than a pipe holds while the service hangs
 REPLAY_OCTETS_MAX = 1 << 20
 
-SequenceNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as msgspec has it; no pipe ever gets there
+SequenceNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # msgspec's limit, which no pipe ever reaches
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """First frame after a start: how far the sender has processed the receiver's frames."""
+    """The first frame after a start: how far the sender has processed the receiver's frames."""
 
     done: SequenceNumber
     version: int = VERSION
-    inbox: str = ""  # of an application: the file name of its inbox
-    token: Annotated[str, msgspec.Meta(max_length=64)] = ""  # likewise: anything, which comes back in the answer
+    inbox: str = ""  # only from an application: the file name of its inbox
+    # only from an application: any text, which is returned in the answer
+    token: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a HELLO that is not accepted: Linux's errno, and for people why."""
+    """The answer to a refused HELLO: Linux's errno, and a text with the reason."""
 
     errno: int
     error: str
-    version: int = VERSION  # that the service speaks
-    token: str  # of the HELLO
+    version: int = VERSION  # the version that the service speaks
+    token: str  # the token of the HELLO
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """The next frame is number `first`; `done`: as in Hello."""
+    """The next frame is number `first`; `done` as in Hello."""
 
     first: SequenceNumber
     done: SequenceNumber = 0
@@ -54,15 +55,15 @@ decode_resume = decoder(Resume)
 
 
 class Verdict(Enum):
-    """What an Incoming says of a frame."""
+    """The verdict of an Incoming about a frame."""
 
     NEXT = "process it"
     REPEATED = "it was processed before"
-    EARLY = "it is ahead of its turn; the repetition that was announced brings it again"
-    STALE = "a former incarnation of the sender made it"
+    EARLY = "it is early; the announced repetition contains it again"
+    STALE = "it is from a former incarnation of the sender"
 
 
-NEXT, _REPEATED, _EARLY, _STALE = Verdict  # an attribute of an Enum is slow to reach
+NEXT, _REPEATED, _EARLY, _STALE = Verdict  # module constants, because access to an attribute of an Enum is slow
 
 
 class Incoming:
@@ -73,11 +74,11 @@ class Incoming:
     def __init__(self, done: int = 0) -> None:
         self.done = done
         self.incarnation = 0
-        self.lost = 0  # frames that a restart of the sender lost
-        self.awaiting = True  # a repetition is announced: what is ahead of its turn comes again
+        self.lost = 0  # number of frames lost in restarts of the sender
+        self.awaiting = True  # a repetition is announced: early frames come again
 
     def started(self, incarnation: int) -> bool:
-        """A HELLO came, and its RESUME follows. True where it is a new incarnation's."""
+        """A HELLO arrived, and its RESUME follows. True: it is from a new incarnation."""
         if incarnation < self.incarnation:
             return False
         self.awaiting = True
@@ -85,17 +86,17 @@ class Incoming:
         return later
 
     def resumed(self, incarnation: int, first: int) -> None:
-        """A RESUME came: the next frame is `first`, and what is missing below it is lost."""
+        """A RESUME arrived: the next frame is `first`, and missing frames before it are lost."""
         if incarnation >= self.incarnation:
             self.awaiting = False
             if first > self.done + 1:
                 self.skip_to(first - 1)
 
     def judge(self, incarnation: int, sequence: int) -> Verdict:
-        """Whether a frame is to be processed now; if so it counts as taken."""
+        """The verdict for a frame; if it is NEXT the frame counts as taken."""
         if incarnation != self.incarnation:
             if incarnation < self.incarnation:
-                return _STALE  # repeated by the present one
+                return _STALE  # repeated by the present incarnation
             self.incarnation = incarnation
         if sequence != self.done + 1:
             if sequence <= self.done:
@@ -107,28 +108,28 @@ class Incoming:
         return NEXT
 
     def judge_late(self, sequence: int) -> Verdict:
-        """As `judge`, for a frame that a former incarnation sent before its successor's HELLO was read."""
+        """As `judge`, for a frame that a former incarnation sent, read after its successor's HELLO."""
         if sequence != self.done + 1:
             return _STALE
         self.done = sequence
         return NEXT
 
     def skip_to(self, done: int) -> None:
-        """The frames up to number `done` that are missing will not come."""
+        """The missing frames up to number `done` will not come."""
         self.lost += done - self.done
         self.done = done
 
 
 class ReplayBuffer:
-    """The last frames sent, by their sequence numbers, which have no gaps."""
+    """The last sent frames, by their consecutive sequence numbers."""
 
     def __init__(self) -> None:
-        self.sequence = 0  # the number of the last frame
+        self.sequence = 0  # number of the last frame
         self._frames: deque[bytes] = deque()
         self._octets = 0
 
     def append(self, frame: bytes) -> None:
-        """`frame` is number `sequence + 1`."""
+        """Add frame number `sequence + 1`."""
         frames = self._frames
         frames.append(frame)
         self.sequence += 1
@@ -137,12 +138,12 @@ class ReplayBuffer:
             self._octets -= len(frames.popleft())
 
     def after(self, done: int) -> tuple[int, list[bytes]]:
-        """(number of the first, frames) of what is kept beyond number `done`."""
+        """(number of the first, frames) of the stored frames after number `done`."""
         oldest = self.sequence - len(self._frames) + 1
         first = min(max(done + 1, oldest), self.sequence + 1)
         return first, list(self._frames)[first - oldest :]
 
 
 def incarnation_of(frame: bytes) -> int:
-    """Of the frame's sender; 0 for what is no frame."""
+    """The incarnation of the frame's sender; 0: not a frame."""
     return HEADER.unpack_from(frame)[3] if len(frame) >= HEADER.size else 0

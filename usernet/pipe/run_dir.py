@@ -1,8 +1,7 @@
-"""Where a running stack is found: its run directory, which holds the sockets of its services.
+"""The run directory of a stack, which contains the sockets of its services.
 
-Whoever can write there, or put another directory in its place, could answer in the stack's stead. So nothing in it is
-used before `check` has looked at it and at the directory that it is in; and at the other end of a connection is who the
-kernel says (`peer`).
+A user who could write there, or replace the directory, could pose as the stack. So nothing in it is used before `check`
+has examined it and its parent, and the kernel identifies the process at the other end of a connection (`peer`).
 """
 
 from __future__ import annotations
@@ -18,33 +17,34 @@ import tempfile
 from pathlib import Path
 
 DEFAULT_NAME = "default"
-SERVICE_SOCKET = "sockets.sock"  # the inbox of the socket service, inside the run directory
-INBOXES = "sockets"  # the folder, in there, of the applications' inboxes: all that the service sees of the file system
+SERVICE_SOCKET = "sockets.sock"  # name of the inbox of the socket service in the run directory
+# name of the directory in it with the applications' inboxes, the only part of the file system that the service sees
+INBOXES = "sockets"
 _CREDENTIALS = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
 
 _NAME = re.compile(r"(?![.-])[A-Za-z0-9._-]{1,32}")
 
 
 def check_name(name: str) -> str:
-    """`name` itself, where it may name a stack; ValueError where not."""
+    """`name`, if it is a valid name for a stack. ValueError: it is not."""
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"not a name for a stack: {name!r} "
+            f"invalid name of a stack: {name!r} "
             "(1 to 32 letters, digits, '.', '_' and '-', not starting with '.' or '-')"
         )
     return name
 
 
 def stack_name(name: str | None = None) -> str:
-    """The name given, else $USERNET_NAME, else the default."""
+    """The given name, else $USERNET_NAME, else the default."""
     return check_name(name or os.environ.get("USERNET_NAME") or DEFAULT_NAME)
 
 
 def run_dir(name: str | None = None) -> Path:
     """The run directory of a stack.
 
-    Without a name $USERNET_DIR is that directory. Otherwise, and for a name that was asked for, it is
-    $XDG_RUNTIME_DIR/usernet/NAME, or a private directory in the system's temporary directory.
+    Without a name it is $USERNET_DIR. Otherwise, and for a given name, it is $XDG_RUNTIME_DIR/usernet/NAME, or a
+    private directory in the system's temporary directory.
     """
     directory = os.environ.get("USERNET_DIR")
     if directory and name is None:
@@ -63,20 +63,20 @@ def _anothers(directory: str) -> bool:
 
 
 class Untrusted(PermissionError):
-    """A directory, or who answers there, is not the user's own."""
+    """A directory, or the process that answers there, belongs to another user."""
 
 
 def check(path: Path, make: bool = False) -> int:
-    """A descriptor (O_PATH) of the run directory `path`, which is nobody's but ours. FileNotFoundError, Untrusted.
+    """A descriptor (O_PATH) of the run directory `path`, which only this user can access. FileNotFoundError, Untrusted.
 
-    `make`: make it, but not the one that it is in, if need be.
+    `make`: create it if necessary, but not its parent.
     """
     parent = _open(path.parent)
     try:
         status = os.fstat(parent)
         others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
         if status.st_uid not in (0, os.geteuid()) or others_write:
-            raise Untrusted(errno.EPERM, f"{path.parent} is not yours: others could put anything in the stack's place; "
+            raise Untrusted(errno.EPERM, f"{path.parent} is not yours, so another user could replace the stack; "
                             "set USERNET_DIR to a directory of yours")
         if make:
             with contextlib.suppress(FileExistsError):
@@ -87,7 +87,7 @@ def check(path: Path, make: bool = False) -> int:
     status = os.fstat(directory)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(directory)
-        raise Untrusted(errno.EPERM, f"{path} is not a directory of yours alone (mode 0700); "
+        raise Untrusted(errno.EPERM, f"{path} is not a directory of your own with mode 0700; "
                         "set USERNET_DIR to another")
     return directory
 
@@ -104,5 +104,5 @@ def _open(path: Path, name: str | None = None, parent: int | None = None) -> int
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of who listens at the other end of a connected Unix socket, or who connected: the kernel says it."""
+    """(pid, uid) of the process at the other end of a connected Unix socket, from the kernel."""
     return _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[:2]

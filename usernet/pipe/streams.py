@@ -1,7 +1,7 @@
-"""The records of streams (docs/decisions/streams.md): their kinds, what stands in them, and how those that wait merge.
+"""The records of streams (docs/decisions/streams.md): their kinds and formats, and how waiting records are merged.
 
-A third class of record beside data and control: never dropped, bounded by credit. Offsets are totals, so behind a full
-pipe a record may take the place of an older one of its kind and handle that has not left yet.
+Streams are a third class of record beside data and control: never dropped, bounded by credit. Offsets are totals, so
+behind a full pipe a record may replace an older one of its kind and handle.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import Struct
 
-STREAM_KIND_MIN, STREAM_KIND_END = 160, 192  # streams are from the one up to, not including, the other
+STREAM_KIND_MIN, STREAM_KIND_END = 160, 192  # stream kinds are from the first up to, but not including, the second
 
 STREAM = 160  # both ways: STREAM_HEADER + octets
-STREAM_HELD = 161  # both ways: STREAM_HEADER + length + a reference: the octets lie in shared memory
+STREAM_HELD = 161  # both ways: STREAM_HEADER + length + a reference to octets in shared memory
 READ = 162  # down: READ_RECORD
 ROOM = 163  # up: ROOM_RECORD
 ACCEPT = 164  # down: ACCEPT_RECORD
@@ -28,9 +28,10 @@ ACCEPT_RECORD = Struct("<IIQQ")  # listener, flags, connections stored, connecti
 ACCEPTED_HEADER = Struct("<IIQHHBxH")  # listener, handle, number, local port, peer's port, family, interface
 RESET_RECORD = Struct("<II")  # handle, errno
 INFO_HEADER = Struct("<IIQ")  # handle, 0, request
-# Upwards behind that: state, timer, 0, milliseconds to it, retransmissions, 0, octets unread, unacknowledged, unsent
+# Upwards followed by: state, timer, 0, milliseconds until it expires, retransmissions, 0, octets unread,
+# unacknowledged, unsent
 INFO_ANSWER = Struct("<BBHIIIQQQ")
-CLOSE_RECORD = Struct("<IiQQ")  # SOCKET_CLOSE to tcp: handle, linger (-1: none), octets written in all, octets taken
+CLOSE_RECORD = Struct("<IiQQ")  # SOCKET_CLOSE to tcp: handle, linger (-1: none), octets written, octets taken
 WRITTEN_UNKNOWN = (1 << 64) - 1  # in a CLOSE_RECORD: as many as tcp has taken
 
 STREAM_MORE = 1  # flags of STREAM and STREAM_HELD
@@ -39,7 +40,7 @@ STREAM_URGENT = 4
 RESUME = 1  # flag of READ, ROOM and ACCEPT: send again from `have`, from `taken`
 FINISHED = 2  # flag of ROOM: the peer has acknowledged our FIN
 
-TCP_HANDLE_MIN = 1 << 31  # handles from here on are tcp's to give
+TCP_HANDLE_MIN = 1 << 31  # tcp assigns handles from here on
 HANDLE_END = (1 << 32) - 1
 
 _HANDLE_AND_FLAGS = Struct("<II")
@@ -47,18 +48,18 @@ _HELD_HEAD = Struct("<IIQI")
 
 
 def is_stream(kind: int) -> bool:
-    """Whether records of this kind belong to streams."""
+    """True for the kinds of stream records."""
     return STREAM_KIND_MIN <= kind < STREAM_KIND_END
 
 
 def _latest(older: bytes, newer: bytes) -> bytes:
-    """Totals: the newer says all that the older said, but for what the older's flags asked."""
+    """Totals: the newer record replaces the older, but keeps the flags of both."""
     handle, flags = _HANDLE_AND_FLAGS.unpack_from(newer)
     return _HANDLE_AND_FLAGS.pack(handle, flags | _HANDLE_AND_FLAGS.unpack_from(older)[1]) + newer[8:]
 
 
 def _consecutive(older: bytes, newer: bytes) -> bytes | None:
-    """Descriptors of octets that follow each other in the same memory."""
+    """Descriptors of consecutive octets in the same memory."""
     handle, flags, offset, length = _HELD_HEAD.unpack_from(older)
     _, further, start, more = _HELD_HEAD.unpack_from(newer)
     head = _HELD_HEAD.size
@@ -67,7 +68,8 @@ def _consecutive(older: bytes, newer: bytes) -> bytes | None:
     return _HELD_HEAD.pack(handle, further, offset, length + more) + older[head:]
 
 
-# By kind: what an older and a newer record of one handle, neither of which has left, become; None: they stay two.
+# {kind: function that merges an older and a newer record of one handle, neither of which has left}; None: not
+# mergeable.
 MERGES: dict[int, Callable[[bytes, bytes], bytes | None]] = {
     READ: _latest,
     ROOM: _latest,
@@ -77,11 +79,11 @@ MERGES: dict[int, Callable[[bytes, bytes], bytes | None]] = {
 
 
 def accepted_addresses(record: bytes) -> tuple[bytes, bytes]:
-    """(our own, the peer's) address in an ACCEPTED record."""
+    """(own, peer's) address in an ACCEPTED record."""
     middle = (len(record) + ACCEPTED_HEADER.size) // 2
     return record[ACCEPTED_HEADER.size : middle], record[middle:]
 
 
 def handle_of(record: bytes) -> bytes:
-    """What records have to have in common to be merged."""
+    """The key that records to be merged have in common."""
     return record[:4]

@@ -27,7 +27,7 @@ _SHORT_HEADS = [bytes((0, length)) for length in range(SHORT_MAX + 1)]
 
 
 def opening(socket_type: bytes) -> bytes:
-    """What either end sends first: greeting and READY. `socket_type` is PUSH or PULL."""
+    """The first octets of either end: greeting and READY. `socket_type` is PUSH or PULL."""
     name = b"Socket-Type"
     body = _READY + bytes((len(name),)) + name + len(socket_type).to_bytes(4, "big") + socket_type
     return _GREETING + bytes((COMMAND, len(body))) + body
@@ -40,23 +40,23 @@ def message(octets: bytes) -> bytes:
 
 
 class Reader:
-    """What one peer sends, put together from octets as they come. Messages longer than `limit` octets are refused."""
+    """Decodes the octets of one peer, which arrive in any pieces. Messages longer than `limit` octets are refused."""
 
     __slots__ = ("_greeted", "_have", "_limit", "_need", "_parts", "error", "ready")
 
     def __init__(self, limit: int) -> None:
-        self.ready = False  # the peer has said READY: messages may be sent to it
-        self.error = ""  # why what came is not ZMTP as it is spoken here; from then on nothing is taken
+        self.ready = False  # the peer has sent READY: messages may be sent to it
+        self.error = ""  # the reason why the octets are not valid; from then on nothing is accepted
         self._limit = limit
         self._greeted = False
-        self._parts: list[bytes] = []  # of what is not whole yet: so many octets, of as many as are needed to go on
+        self._parts: list[bytes] = []  # octets of an incomplete frame, their number, and the number needed to continue
         self._have = self._need = 0
 
     def feed(self, octets: bytes) -> list[bytes]:
-        """The messages that are whole with these octets."""
+        """The messages that are complete with these octets."""
         parts = self._parts
         if not parts and self._greeted and len(octets) > 1 and not octets[0] and octets[1] == len(octets) - 2:
-            return [octets[2:]]  # one short message: most of what comes while little is going on
+            return [octets[2:]]  # one short message: the usual case at low load
         if parts:
             parts.append(octets)
             self._have += len(octets)
@@ -74,7 +74,7 @@ class Reader:
         return messages
 
     def _greeting(self, octets: bytes) -> int:
-        """Where the frames begin; 0 while it is not all there."""
+        """The offset of the first frame; 0: the greeting is incomplete."""
         length = len(octets)
         self._need = length + 1
         if octets[:1] != b"\xff" or (length >= _SIGNATURE_OCTETS and not octets[_SIGNATURE_OCTETS - 1] & 1):
@@ -89,7 +89,7 @@ class Reader:
         return 0
 
     def _messages(self, octets: bytes, start: int, messages: list[bytes]) -> int:
-        """Append the whole ones from `start` on; where the next begins."""
+        """Append the complete messages from `start` on; returns the offset of the rest."""
         end = len(octets)
         while end - start >= 2:
             flags = octets[start]

@@ -1,1 +1,1 @@
-"""The socket class and what stands behind it."""
+"""The socket class and its implementation."""

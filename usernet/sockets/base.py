@@ -1,4 +1,4 @@
-"""What all sockets have: the standard class's names, behaviour and errors; and those of datagram sockets."""
+"""The common part of all sockets, with the standard class's names, behaviour and errors; and datagram sockets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from usernet.sockets.unsupported import no_raw
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_KERNEL_SOCKET = _std.socket  # for what is not the Internet's: kept, as usernet.patch puts another in its place
+_KERNEL_SOCKET = _std.socket  # for other families; stored here because usernet.patch replaces its methods
 _INTERNET = (_std.AF_INET, _std.AF_INET6)
 KIND_MAX = 10  # linux/net.h: SOCK_PACKET
 PROTOCOL_MAX = 255  # one octet of the IP header
@@ -46,19 +46,19 @@ _PROTOCOLS: dict[int, tuple[int, ...]] = {
 _SIZE_SURE = 1 << 31  # a size below is one on every machine
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
-# As plain integers: operations on IntFlags are slow.
+# As plain integers, because operations on IntFlags are slow.
 _TRUNC, _CTRUNC, _ERRQUEUE = int(_std.MSG_TRUNC), int(_std.MSG_CTRUNC), int(_std.MSG_ERRQUEUE)
 
 Received = tuple[bytes, list[cmsg.Control], int, Address | None]
 
 
 def is_kernels(family: int, fileno: int | None) -> bool:
-    """Whether a socket is none of a stack's: of another family than the Internet's, or from a descriptor."""
+    """True for a socket of the kernel: of another family than AF_INET, or from a descriptor."""
     return fileno is not None or not (family == -1 or family in _INTERNET)
 
 
 def judged(bufsize: SupportsIndex, flags: SupportsIndex, caller: str) -> tuple[int, int]:
-    """Size and flags, with the standard module's errors."""
+    """Check size and flags, with the standard module's errors."""
     size, flags = as_size(bufsize), as_int(flags)
     if size < 0:
         raise ValueError(f"negative buffersize in {caller}")
@@ -67,7 +67,7 @@ def judged(bufsize: SupportsIndex, flags: SupportsIndex, caller: str) -> tuple[i
 
 def into(buffer: ReadableBuffer, nbytes: SupportsIndex, flags: SupportsIndex,
          caller: str) -> tuple[memoryview, int, int]:
-    """(the part of the buffer that is to be filled, its length, flags), with the standard module's errors."""
+    """(the part of the buffer to fill, its length, flags), with the standard module's errors."""
     view = memoryview(buffer)
     if view.readonly:
         raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
@@ -82,7 +82,7 @@ def into(buffer: ReadableBuffer, nbytes: SupportsIndex, flags: SupportsIndex,
 
 
 class BaseSocket(Settings):
-    """What all sockets have, and the behaviour of those for datagrams."""
+    """The common part of all sockets, and the behaviour of datagram sockets."""
 
     __slots__ = ("_closed", "_family", "_io_refs", "_proto", "_type")
 
@@ -91,7 +91,7 @@ class BaseSocket(Settings):
         stack: Stack | None = None,
     ) -> None:
         if fileno is not None:
-            return  # it was made before
+            return  # initialised before
         super().__init__()
         family = _std.AF_INET if family == -1 else family
         kind = _std.SOCK_STREAM if type == -1 else type & ~_FLAGS_IN_TYPE
@@ -109,7 +109,7 @@ class BaseSocket(Settings):
         self._family, self._type, self._proto = _std.AddressFamily(family), _std.SocketKind(kind), proto
         self._timeout = 0.0 if type != -1 and type & _std.SOCK_NONBLOCK else _std.getdefaulttimeout()
         self._closed = False
-        self._io_refs = 0  # files made of it that are open
+        self._io_refs = 0  # number of open files from makefile
         if kind == _std.SOCK_STREAM:
             self._open(stack or Stack(), STREAM)
         elif kind == _std.SOCK_RAW:
@@ -138,14 +138,15 @@ class BaseSocket(Settings):
     # -- names --------------------------------------------------------------------------------------------------
 
     def bind(self, address: Address) -> None:
-        """Take a local address and port; port 0: any that is free."""
+        """Bind to a local address and port; port 0: an ephemeral port."""
         octets, port = parse(address, "bind", self._resolving())
         reply = self._request("bind", address=_std.inet_ntoa(octets), port=port)
         self._box.local = reply["address"], reply["port"]
         self._box.destinations.clear()
 
     def connect(self, address: Address) -> None:
-        """Set the peer. ("0.0.0.0", 0) undoes that, as on BSD (there is no way to say AF_UNSPEC, as on Linux)."""
+        """Set the peer. ("0.0.0.0", 0) dissolves the connection, as on BSD (Python has no AF_UNSPEC address as on
+        Linux)."""
         octets, port = parse(address, "connect", self._resolving())
         if octets == ANY and port == 0:
             self.disconnect()
@@ -168,7 +169,7 @@ class BaseSocket(Settings):
         return 0
 
     def disconnect(self) -> None:
-        """Undo connect: receive from everyone again."""
+        """Dissolve the connection: receive from any peer again."""
         reply = self._request("connect", address="0.0.0.0", port=0)
         self._box.peer = None
         self._box.local = reply["address"], reply["port"]
@@ -180,7 +181,7 @@ class BaseSocket(Settings):
         return self._box.local
 
     def getpeername(self) -> Address:
-        """The connected peer; ENOTCONN without one."""
+        """The connected peer. ENOTCONN: there is none."""
         self._check_open()
         if self._box.peer is None:
             raise os_error(errno.ENOTCONN)
@@ -211,8 +212,8 @@ class BaseSocket(Settings):
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
         address: Address | None = None, /,
     ) -> int:
-        """Send one datagram out of several parts; ancillary data may set IP_TTL, IP_TOS, (IP_PKTINFO)
-        the source and (IP_RETOPTS) IP options."""
+        """Send one datagram from several buffers; ancillary data may set IP_TTL, IP_TOS, the source (IP_PKTINFO) and IP
+        options (IP_RETOPTS)."""
         data = b"".join(_octets(part) for part in buffers)
         steering = cmsg.steering(ancdata, self._kind == RAW) if ancdata else None
         return self._send(data, flags, _PEER if address is None else address, steering)
@@ -220,28 +221,28 @@ class BaseSocket(Settings):
     # -- receiving ----------------------------------------------------------------------------------------------
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """The next datagram, cut to `bufsize` octets."""
+        """The next datagram, truncated to `bufsize` octets."""
         if flags or bufsize.__class__ is not int or not 0 < bufsize < _SIZE_SURE:
             bufsize, flags = judged(bufsize, flags, "recv")
             if not bufsize:
-                return b""  # as the standard module: nothing is asked for, and nothing taken
+                return b""  # as in the standard module: nothing is received
         return self.receive_record(flags)[_HEADER : _HEADER + bufsize]
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
-        """The next datagram, cut to `bufsize` octets, and its sender."""
+        """The next datagram, truncated to `bufsize` octets, and its sender."""
         if flags or bufsize.__class__ is not int or not 0 <= bufsize < _SIZE_SURE:
             bufsize, flags = judged(bufsize, flags, "recvfrom")
         record = self.receive_record(flags)
         return record[_HEADER : _HEADER + bufsize], _sender(record)
 
     def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0) -> int:
-        """As recv, into a buffer. With MSG_TRUNC the result is the datagram's real length."""
+        """As recv, into a buffer. With MSG_TRUNC the result is the datagram's full length."""
         return self._receive_into(buffer, nbytes, flags, "recv_into")[0]
 
     def recvfrom_into(
         self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0
     ) -> tuple[int, Address | None]:
-        """As recvfrom, into a buffer. With MSG_TRUNC the result is the datagram's real length."""
+        """As recvfrom, into a buffer. With MSG_TRUNC the result is the datagram's full length."""
         length, record = self._receive_into(buffer, nbytes, flags, "recvfrom_into")
         return length, _sender(record)
 
@@ -257,7 +258,7 @@ class BaseSocket(Settings):
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
         """(data, ancillary data, flags, sender) of the next datagram; with MSG_ERRQUEUE, of the oldest error.
 
-        Ancillary data: what IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVOPTS and IP_RETOPTS ask for; IP_RECVERR of an
+        Ancillary data: according to IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVOPTS and IP_RETOPTS; IP_RECVERR for an
         error.
         """
         bufsize, ancbufsize, flags = as_size(bufsize), as_size(ancbufsize), as_int(flags)
@@ -270,7 +271,7 @@ class BaseSocket(Settings):
     def _receive_parts(
         self, bufsize: int, ancbufsize: int, flags: int
     ) -> tuple[int, bytes, list[cmsg.Control], int, Address | None]:
-        """The datagram's real length, and what recvmsg tells."""
+        """The datagram's full length, and the result of recvmsg."""
         record, controls, told = self._receive_message(flags)
         octets = max(0, len(record) - _HEADER)
         data = record[_HEADER : _HEADER + bufsize]
@@ -281,9 +282,9 @@ class BaseSocket(Settings):
     def recvmsg_into(
         self, buffers: Iterable[bytearray | memoryview], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[cmsg.Control], int, Address | None]:
-        """As recvmsg, the data into the buffers in turn; their number of octets comes first in the result.
+        """As recvmsg, into several buffers; the first result is the number of octets.
 
-        With MSG_TRUNC it is the datagram's real length.
+        With MSG_TRUNC it is the datagram's full length.
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         if any(view.readonly for view in views):
@@ -319,8 +320,8 @@ class BaseSocket(Settings):
     def fileno(self) -> int:
         """A descriptor for select, poll, epoll and asyncio, level-triggered; -1 once closed.
 
-        It is readable as long as a datagram or an error waits, and always writable. Nothing can be read from it or
-        written to it. Made by the first call, which also starts a thread that reads for the process.
+        It is readable while a datagram or an error is available, and always writable. It cannot be read or written. The
+        first call creates it and starts a thread that reads for the process.
         """
         if self._box is _CLOSED:
             return -1
@@ -333,7 +334,7 @@ class BaseSocket(Settings):
         return self._descriptor.number
 
     def _moved(self) -> Self:
-        """What this object was, as another object; this one is closed."""
+        """Move the socket to another object and close this one."""
         successor = self.dup()
         successor._descriptor, self._descriptor = self._descriptor, None
         self._closed = True
@@ -344,7 +345,7 @@ class BaseSocket(Settings):
         return Descriptor(self._box.ready)
 
     def detach(self) -> int:
-        """Close this object but not the socket: `socket(fileno=...)` in this process takes it up again."""
+        """Close this object but not the socket: `socket(fileno=...)` in this process opens it again."""
         number = self.fileno()
         if number >= 0:
             successor = self._moved()
@@ -353,7 +354,7 @@ class BaseSocket(Settings):
         return number
 
     def get_inheritable(self) -> bool:
-        """False: a new program cannot use it."""
+        """False: another program cannot use it."""
         self._check_open()
         return False
 
@@ -374,7 +375,7 @@ class BaseSocket(Settings):
     # -- the end ------------------------------------------------------------------------------------------------
 
     def shutdown(self, how: int) -> None:
-        """Linux's: ENOTCONN without a peer, and yet nothing is sent (EPIPE) or waited for (b"") any more."""
+        """As on Linux: ENOTCONN without a peer, but still sends fail (EPIPE) and receives return b""."""
         self._check_open()
         if how not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
@@ -387,22 +388,22 @@ class BaseSocket(Settings):
         self.getpeername()
 
     def close(self) -> None:
-        """Give back the port, unless files or duplicates need it; datagrams not yet read are gone."""
+        """Close the socket, unless files or duplicates need it; unread datagrams are lost."""
         self._closed = True
         if self._io_refs <= 0:
             self._close()
 
     def listen(self, backlog: int = 0) -> None:
-        """EOPNOTSUPP: not for datagrams."""
+        """EOPNOTSUPP for datagram sockets."""
         self._check_open()
         raise os_error(errno.EOPNOTSUPP)
 
     def accept(self) -> Any:
-        """EOPNOTSUPP: not for datagrams."""
+        """EOPNOTSUPP for datagram sockets."""
         self.listen()
 
     def sendfile(self, file: object, offset: int = 0, count: int | None = None) -> int:
-        """Not for datagrams."""
+        """ValueError for datagram sockets."""
         raise ValueError("only SOCK_STREAM type sockets are supported")
 
     def __enter__(self) -> Self:

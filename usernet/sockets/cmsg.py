@@ -28,9 +28,9 @@ IP_MSFILTER, MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE, MCAST_L
 MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_MSFILTER, IP_MULTICAST_ALL = range(46, 50)
 MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1
 SOL_UDP, UDP_CORK, UDP_SEGMENT = 17, 1, 103  # linux/udp.h
-SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only what came by ICMP has an offender
+SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only an error from ICMP has an offender
 
-# What recvmsg tells of a datagram, by the options that ask for it: bits of Description.ancillary.
+# Ancillary data that recvmsg returns for a datagram, by the options that request it: bits of Description.ancillary.
 WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4, IP_RECVOPTS: 8, IP_RETOPTS: 16}
 OPTIONS_WANTED = WANTED[IP_RECVOPTS] | WANTED[IP_RETOPTS]
 
@@ -46,7 +46,7 @@ Control = tuple[int, int, bytes]  # level, type, data
 
 
 class Steering(NamedTuple):
-    """What the ancillary data of sendmsg asks for."""
+    """The requests in the ancillary data of sendmsg."""
 
     ttl: int | None = None
     tos: int | None = None
@@ -55,7 +55,7 @@ class Steering(NamedTuple):
     options: bytes | None = None  # IP options instead of the socket's (IP_RETOPTS)
 
     def header(self, header: bytes) -> bytes:
-        """The head of a SEND with flags, TTL and TOS as asked for."""
+        """The head of a SEND with the requested flags, TTL and TOS."""
         flags, ttl, tos = header[5:8]
         ttl = ttl if self.ttl is None else self.ttl
         if self.tos is not None:
@@ -66,9 +66,9 @@ class Steering(NamedTuple):
 
 
 def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = False) -> Steering:
-    """From sendmsg's ancillary data; EINVAL for what Linux refuses (ip_cmsg_send), other levels are ignored.
+    """Decode sendmsg's ancillary data. EINVAL: refused by Linux (ip_cmsg_send); other levels are ignored.
 
-    `privileged`: of a raw socket, which may send any IP options. TypeError where an item is not (int, int, octets).
+    `privileged`: a raw socket, which may send any IP options. TypeError: an item is not (int, int, octets).
     """
     options = None
     ttl = tos = None
@@ -99,7 +99,7 @@ def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = Fal
 
 
 def item(given: object) -> tuple[int, int, bytes]:
-    """(level, type, octets); TypeError where it is something else."""
+    """(level, type, octets). TypeError: something else."""
     if not isinstance(given, tuple | list) or len(given) != 3:
         raise TypeError("[sendmsg() ancillary data items] must be 3-item sequences")
     level, kind, value = given
@@ -113,7 +113,7 @@ def _within(lowest: int, value: int) -> int:
 
 
 def told(wanted: int, record: bytes, local: bytes, raw: bool = False) -> list[Control]:
-    """What recvmsg tells of a datagram; `local`: the address of ours that it was for, which a group's is not.
+    """The ancillary data for a datagram; `local`: its own address, which is not that of a group.
 
     `raw`: its payload is a whole packet.
     """
@@ -131,13 +131,13 @@ def told(wanted: int, record: bytes, local: bytes, raw: bool = False) -> list[Co
 
 
 class WithOptions(bytes):
-    """A datagram received, as one without IP options; those that it had are beside it."""
+    """A received datagram without IP options, and its options."""
 
     options = b""
 
 
 def with_options(record: bytes) -> WithOptions | None:
-    """From a DATAGRAM_OPTIONS record; None: it is none."""
+    """Decode a DATAGRAM_OPTIONS record; None: malformed."""
     found = ip_options.split(record[DATAGRAM_HEADER.size :])
     if found is None:
         return None
@@ -147,7 +147,7 @@ def with_options(record: bytes) -> WithOptions | None:
 
 
 def options_of(record: bytes, raw: bool) -> bytes:
-    """The IP options that a datagram received had."""
+    """The IP options of a received datagram."""
     if raw:
         packet = record[DATAGRAM_HEADER.size :]
         return packet[_IP_HEADER_OCTETS : (packet[0] & 15) * 4] if packet else b""
@@ -155,7 +155,7 @@ def options_of(record: bytes, raw: bool) -> bytes:
 
 
 def _options_told(wanted: int, options: bytes) -> list[Control]:
-    """Linux's ip_cmsg_recv_opts and ip_cmsg_recv_retopts: nothing of a datagram that had none."""
+    """As Linux's ip_cmsg_recv_opts and ip_cmsg_recv_retopts: nothing for a datagram without options."""
     controls = []
     if options and wanted & WANTED[IP_RECVOPTS]:
         controls.append((_std.IPPROTO_IP, IP_RECVOPTS, options))
@@ -165,7 +165,7 @@ def _options_told(wanted: int, options: bytes) -> list[Control]:
 
 
 def error_told(record: bytes) -> list[Control]:
-    """What recvmsg with MSG_ERRQUEUE tells of a SOCKET_ERROR: struct sock_extended_err and the offender."""
+    """The ancillary data for a SOCKET_ERROR with MSG_ERRQUEUE: struct sock_extended_err and the offender."""
     error = SocketError.of(record)
     data = _EXTENDED_ERROR.pack(error.errno, error.origin, error.icmp_type, error.code, 0, error.info, 0)
     family = _std.AF_INET if error.origin == SO_EE_ORIGIN_ICMP else _std.AF_UNSPEC
@@ -174,13 +174,13 @@ def error_told(record: bytes) -> list[Control]:
 
 
 def error_as_datagram(record: bytes) -> bytes:
-    """A SOCKET_ERROR in the shape of a datagram: what comes back is what was sent, from where it was sent to."""
+    """A SOCKET_ERROR in the form of a datagram: the sent payload, with its destination as the sender."""
     error = SocketError.of(record)
     return datagram_header(error.handle, error.destination, error.port, bytes(4)) + record[error.octets :]
 
 
 def fit(controls: list[Control], room: int) -> tuple[list[Control], bool]:
-    """(what fits a control buffer of `room` octets, whether something was cut or left out), as put_cmsg in Linux."""
+    """(what fits into a control buffer of `room` octets, whether it was truncated), as put_cmsg in Linux."""
     fitting: list[Control] = []
     for level, kind, data in controls:
         if room < _CMSG_HEADER_OCTETS:

@@ -1,4 +1,4 @@
-"""Datagrams in pieces: MSG_MORE and UDP_CORK (udp(7)). What is held back is the application's side's alone."""
+"""Datagrams in pieces: MSG_MORE and UDP_CORK (udp(7)). Only the application holds them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from usernet.errors import os_error
 from usernet.sockets.cmsg import Steering
 
 MORE = int(_std.MSG_MORE)
-PAYLOAD_OCTETS_MAX = 65535 - 20 - 8  # RFC 791, RFC 768: of a datagram
+PAYLOAD_OCTETS_MAX = 65535 - 20 - 8  # RFC 791, RFC 768: maximum of a datagram
 
 
 class Piece(NamedTuple):
-    """What has been sent of a datagram that is not complete; address and steering are those of the first piece."""
+    """The first part of an incomplete datagram; address and steering are those of the first piece."""
 
     data: bytes
     address: object
@@ -23,13 +23,13 @@ class Piece(NamedTuple):
 
 
 def held(box: Description, piece: Piece, flags: int) -> Piece | None:
-    """The datagram that is complete with `piece`; None while there is more to come. Linux: udp_sendmsg."""
+    """The datagram that is complete with `piece`; None: incomplete. Linux: udp_sendmsg."""
     begun = box.begun
     if begun is not None:
         box.begun = None
         piece = begun._replace(data=begun.data + piece.data)
     if len(piece.data) > PAYLOAD_OCTETS_MAX:
-        raise os_error(errno.EMSGSIZE)  # and all of it is gone
+        raise os_error(errno.EMSGSIZE)  # and the whole datagram is dropped
     if flags & MORE or box.corked:
         box.begun = piece
         return None

@@ -1,7 +1,7 @@
-"""Sending and receiving: the part of a socket that every datagram passes.
+"""Sending and receiving datagrams: the data path of a socket.
 
-What has come in waits in the socket's description; what is to be said goes out as one record. The socket service is
-asked only where something is set up: the first datagram to a destination asks for source address and size limit.
+Received datagrams wait in the socket's description; a sent one is one record. The socket service is asked only for
+setup: the first datagram to a destination asks for source address and size limit.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from usernet.sockets.sockaddr import parse
 
 IP_HEADER_OCTETS = 20
 UDP_HEADER_OCTETS = 8
-SUPER_OCTETS_MAX = 65535 - IP_HEADER_OCTETS - UDP_HEADER_OCTETS  # UDP_SEGMENT: all datagrams together
-ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; all that a ping socket may send (icmp(7))
+SUPER_OCTETS_MAX = 65535 - IP_HEADER_OCTETS - UDP_HEADER_OCTETS  # UDP_SEGMENT: total of all datagrams
+ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; a ping socket may send nothing else (icmp(7))
 ICMP_HEADER_OCTETS = 8
 ANY = b"\0\0\0\0"
 FORKED = "this socket belongs to the parent process; make a new one after fork"
 
-PLAIN, PING, RAW, STREAM = "dgram", "ping", "raw", "stream"  # kinds of socket, as the service calls them
+PLAIN, PING, RAW, STREAM = "dgram", "ping", "raw", "stream"  # kinds of sockets in the application protocol
 _HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
 _HEADER = DATAGRAM_HEADER.size
 _SENDER = Struct("<8xH2x4s")  # of a DATAGRAM_HEADER the peer's port and address: a sixth faster than to unpack it all
 # As plain integers: an operation on an IntFlag takes half a microsecond, and every datagram needs some.
 _PEEK, _DONTWAIT = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT)
 _ERRQUEUE, _OOB = int(_std.MSG_ERRQUEUE), int(_std.MSG_OOB)
-_PEER = object()  # the key of the connected peer among the destinations
+_PEER = object()  # key of the connected peer among the destinations
 _CLOSED = Description(threading.RLock(), -1, 0)
 _CLOSED.error = errno.EBADF
 
@@ -60,7 +60,7 @@ Address = tuple[str, int]
 
 
 class Datagrams:
-    """A socket of the service, of one of the kinds that stand in `_HEADERS_OCTETS`."""
+    """A socket of the service, of one of the kinds in `_HEADERS_OCTETS`."""
 
     __slots__ = ("__weakref__", "_box", "_connection", "_descriptor", "_gone", "_kind", "_stack", "_timeout")
 
@@ -71,14 +71,14 @@ class Datagrams:
         self._timeout: float | None = None
 
     def _open(self, stack: Stack, kind: str, protocol: int = 0) -> None:
-        """A new socket. `protocol`: of a raw socket."""
+        """Open a new socket. `protocol`: of a raw socket."""
         self._stack = stack
         self._kind = kind
         self._connection: Connection = stack.connection
         self._own(self._connection.open_socket(kind, protocol))
 
     def _share(self, original: Datagrams) -> None:
-        """A duplicate of another's socket."""
+        """Become a duplicate of another object's socket."""
         box = original._box
         self._stack, self._kind, self._connection = original._stack, original._kind, original._connection
         self._own(box)
@@ -105,7 +105,7 @@ class Datagrams:
             self._raise_error(writing=True)
         if (box.begun is not None or box.corked or flags & MORE) and self._kind == PLAIN:
             if box.begun is None:
-                self._header(box, data, address, steering)  # what is wrong with the first piece is wrong at once
+                self._header(box, data, address, steering)  # errors of the first piece are raised at once
             whole = held(box, Piece(data, address, steering), flags)
             if whole is None:
                 return octets
@@ -128,7 +128,7 @@ class Datagrams:
 
     def _super_record(self, box: Description, data: bytes, segment: int, address: object,
                       steering: Steering | None) -> bytes:
-        """Many datagrams in one record, as UDP_SEGMENT asks for (udp(7))."""
+        """Many datagrams in one record, for UDP_SEGMENT (udp(7))."""
         if len(data) > SUPER_OCTETS_MAX:
             raise os_error(errno.EMSGSIZE)
         if len(data) > segment * SEGMENTS_MAX:
@@ -140,22 +140,22 @@ class Datagrams:
         return header + SEGMENT_SIZE.pack(segment) + data
 
     def _header(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
-        """The head of a SEND; the errors of Linux where it is not to be sent."""
+        """The head of a SEND. OSError as on Linux: it cannot be sent."""
         if box.stale:
             box.stale = False
             box.destinations.clear()
         key = (address, steering.source) if steering is not None and steering.source else address
         try:
             header, limit = box.destinations[key]
-        except (KeyError, TypeError):  # TypeError: cannot be hashed, so is no address either
+        except (KeyError, TypeError):  # TypeError: not hashable, so not an address
             header, limit = self._prepare(address, key, steering)
         octets = len(data)
         if steering is not None and steering.options is not None:
-            octets += len(steering.options) - box.options_octets  # whose room is not in the limit
+            octets += len(steering.options) - box.options_octets  # the limit does not include them
             if box.header_included:
                 raise os_error(errno.EINVAL)  # Linux, raw_sendmsg
         if octets > limit:
-            header, limit = self._prepare(address, key, steering)  # the way may carry more by now
+            header, limit = self._prepare(address, key, steering)  # the path may carry more by now
             if octets > limit:
                 self._too_long(box, header, limit)
         if self._kind != PLAIN and not self._may_send(data):
@@ -165,7 +165,7 @@ class Datagrams:
         return header
 
     def _may_send(self, data: bytes) -> bool:
-        """Whether data is what a ping socket may send, or a raw one where the data's header is the packet's."""
+        """True if a ping socket may send the data, or a raw one whose data contains the packet's header."""
         if self._kind == PING:
             return len(data) >= ICMP_HEADER_OCTETS and tuple(data[:2]) == ICMP_ECHO_REQUEST
         return not self._box.header_included or (
@@ -173,7 +173,7 @@ class Datagrams:
 
     @property
     def _overhead(self) -> int:
-        """Octets of headers that the stack puts before what is sent."""
+        """Octets of headers that the stack adds."""
         return 0 if self._box.header_included else _HEADERS_OCTETS[self._kind]
 
     def _transmit(self, kind: int, records: tuple[bytes, ...] | list[bytes], timeout: float | None) -> None:
@@ -211,9 +211,9 @@ class Datagrams:
         return self._remember(key, host, port, reply)
 
     def _specific_destination(self, record: bytes) -> bytes:
-        """The address of ours that a datagram was for: where its destination is a group, the one that would answer it.
+        """The specific own address for a datagram: if its destination is a group, the address that would answer.
 
-        RFC 1122 section 4.1.3.5: the specific-destination address, as Linux finds it (fib_compute_spec_dst).
+        RFC 1122 section 4.1.3.5: the specific-destination address, computed as on Linux (fib_compute_spec_dst).
         """
         destination: bytes
         _, _, _, _, _, port, _, source, destination = DATAGRAM_HEADER.unpack_from(record)
@@ -228,7 +228,7 @@ class Datagrams:
         return known[key]
 
     def _found_specific(self, source: bytes, port: int, destination: bytes) -> bytes | None:
-        for chosen in ({"source": _std.inet_ntoa(destination)}, {}):  # refused unless it is our own
+        for chosen in ({"source": _std.inet_ntoa(destination)}, {}):  # refused unless it is an own address
             try:
                 reply = self._request("prepare", address=_std.inet_ntoa(source), port=port or 1, **chosen)
             except OSError:
@@ -247,15 +247,15 @@ class Datagrams:
         return destination
 
     def _host(self, octets: bytes) -> str:
-        """0.0.0.0 as a destination is this host, as on Linux."""
+        """0.0.0.0 as a destination means this host, as on Linux."""
         return str(self._connection.welcome["address"]) if octets == ANY else _std.inet_ntoa(octets)
 
     def sendmany(self, datagrams: Iterable[tuple[bytes, Address | None]]) -> int:
         """Send many datagrams, each with its address (None: the peer), up to 64 in one message to the stack.
 
-        What goes to one address in datagrams of equal size travels through the stack in one piece, as with UDP_SEGMENT.
-        Returns how many were sent. As with sendmmsg(2) that is fewer than all where one could not be; its error is
-        raised only where it was the first. The timeout is for each message to the stack.
+        Consecutive datagrams of equal size to one address travel through the stack as one record, as with UDP_SEGMENT.
+        Returns the number sent. As with sendmmsg(2) that is fewer than all if one could not be sent; its error is
+        raised only if it was the first. The timeout is for each message to the stack.
         """
         box = self._box
         if box.error or box.shut_for_writing:
@@ -282,10 +282,10 @@ class Datagrams:
     # -- receiving ----------------------------------------------------------------------------------------------
 
     def receive_record(self, flags: int = 0) -> bytes:
-        """The next datagram with its DATAGRAM_HEADER, which also tells destination, TTL and TOS.
+        """The next datagram with its DATAGRAM_HEADER, which contains destination, TTL and TOS.
 
-        Empty where the socket was shut down for reading and nothing is left. With MSG_ERRQUEUE it is one that was
-        sent, as far as the error about it quotes it.
+        Empty if the socket was shut down for reading and nothing is left. With MSG_ERRQUEUE it is the sent datagram
+        that the oldest error quotes, as far as it is quoted.
         """
         if flags & _ERRQUEUE:
             return error_as_datagram(self._take_error())
@@ -305,7 +305,7 @@ class Datagrams:
             if box.ended:
                 self._connection.look()
                 if not items and timeout == 0:
-                    raise would_block()  # on Linux, too, only who would wait is told of the end
+                    raise would_block()  # as on Linux, only a blocking call gets the end
                 if not items:
                     return b""
             self._wait(box, timeout)
@@ -329,7 +329,7 @@ class Datagrams:
             raise would_block() from None  # socket(7): SO_RCVTIMEO fails with EAGAIN
 
     def recvmany(self, count: int, bufsize: int = 65535) -> list[tuple[bytes, Address]]:
-        """Wait for a datagram and take all that are there, at most `count`, each as recvfrom has it."""
+        """Wait for a datagram and return all that are available, at most `count`, each as from recvfrom."""
         if count < 1 or bufsize < 0:
             raise ValueError("recvmany takes a positive count and a bufsize that is not negative")
         record = self.receive_record()
@@ -353,9 +353,9 @@ class Datagrams:
         return [(record[_HEADER:end], _sender(record)) for record in records]  # type: ignore[misc]
 
     def _take_error(self) -> bytes:
-        """The oldest SOCKET_ERROR; EAGAIN where there is none: MSG_ERRQUEUE does not wait (recv(2)).
+        """The oldest SOCKET_ERROR. EAGAIN: there is none, because MSG_ERRQUEUE does not wait (recv(2)).
 
-        But the standard module does, where there is a timeout: until the socket has something to say.
+        But with a timeout the standard module waits until the socket has an error or a datagram.
         """
         self._check_open()
         box = self._box
@@ -386,7 +386,7 @@ class Datagrams:
             raise OSError(errno.EBADF, self._gone)
         number, box.error = box.error, 0
         if self._connection.down:
-            number = errno.ENETDOWN  # once and for all
+            number = errno.ENETDOWN  # permanent
         if number:
             self._connection.readers.taken_from(box)
             raise os_error(number)
@@ -415,7 +415,7 @@ class Datagrams:
 
 
 def as_int(value: SupportsIndex) -> int:
-    """A C int, as the standard module takes it."""
+    """An integer argument as the standard module converts it to a C int."""
     number = operator.index(value)
     if not -(1 << 31) <= number < 1 << 31:
         raise OverflowError(f"signed integer is {'greater than maximum' if number > 0 else 'less than minimum'}")
@@ -423,7 +423,7 @@ def as_int(value: SupportsIndex) -> int:
 
 
 def as_size(value: SupportsIndex) -> int:
-    """A C ssize_t, as the standard module takes it."""
+    """An integer argument as the standard module converts it to a C ssize_t."""
     number = operator.index(value)
     if not -(1 << 63) <= number < 1 << 63:
         raise OverflowError("Python int too large to convert to C ssize_t")

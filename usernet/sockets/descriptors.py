@@ -1,6 +1,6 @@
-"""Sockets by the number of their descriptor: what detach() left, and fromfd() finds.
+"""Sockets by the number of their descriptor: for detach(), fromfd() and so on.
 
-A descriptor only tells of readiness, so the number means a socket within this process only.
+A descriptor only signals readiness, so its number identifies a socket only within this process.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 from usernet.client.readiness import identity_of
 from usernet.client.stack import all_sockets
 
-# Kept, as usernet.patch puts others in their place.
+# Stored here because usernet.patch replaces them.
 _KERNEL_FROMFD, _KERNEL_CLOSE, _KERNEL_DUP = _std.fromfd, _std.close, _std.dup
-_detached: dict[int, Any] = {}  # sockets
+_detached: dict[int, Any] = {}  # {number: detached socket}
 
 
 def leave(number: int, endpoint: Any) -> None:
-    """`endpoint` is nobody's but its descriptor's."""
+    """`endpoint` now belongs only to its descriptor."""
     _detached[number] = endpoint
 
 
 def adopt(number: int) -> Any:
-    """What was left under this number; another object for a socket that somebody has; None where there is neither."""
+    """The socket detached under this number; or another object for a socket in use; None: neither."""
     found = _detached.pop(number, None)
     if found is not None and not _is_there(found, number):
         if found._descriptor is not None:
@@ -33,12 +33,12 @@ def adopt(number: int) -> Any:
 
 
 def fromfd(fd: int, family: int, type: int, proto: int = 0) -> Any:
-    """As the standard one: another socket object for what the descriptor stands for."""
+    """As the standard function: another socket object for the descriptor's socket."""
     return _duplicate(fd) or _KERNEL_FROMFD(fd, family, type, proto)
 
 
 def dup(fd: int) -> int:
-    """As the standard one: another descriptor for the same socket."""
+    """As the standard function: another descriptor for the same socket."""
     found = _duplicate(fd)
     if found is None:
         return _KERNEL_DUP(fd)
@@ -48,7 +48,7 @@ def dup(fd: int) -> int:
 
 
 def close(fd: int) -> None:
-    """As the standard one: for a descriptor that was detached."""
+    """As the standard function: close a detached descriptor."""
     found = _detached.pop(fd, None)
     if found is None:
         _KERNEL_CLOSE(fd)
@@ -62,6 +62,6 @@ def _duplicate(number: int) -> Any:
 
 
 def _is_there(endpoint: Any, number: int) -> bool:
-    """Whether the number is the socket's; not so after a fork, or where it was closed and the kernel gave it away."""
+    """True if the number is still the socket's: not after a fork, or after it was closed and reused."""
     descriptor = endpoint._descriptor
     return descriptor is not None and descriptor.number == number and descriptor.identity == identity_of(number)

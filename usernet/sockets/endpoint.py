@@ -1,4 +1,4 @@
-"""The socket class, which chooses the behaviour: streams, or datagrams, or a socket of the kernel's."""
+"""The socket class, which selects the behaviour: streams, datagrams, or a socket of the kernel."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ __all__ = ("_KERNEL_SOCKET", "Address", "is_kernels", "socket")
 class socket(BaseSocket):  # noqa: N801  (the standard module's name)
     """A TCP socket, UDP socket, ping socket (SOCK_DGRAM with IPPROTO_ICMP) or raw socket (SOCK_RAW).
 
-    `stack`: which stack, where not the default one.
+    `stack`: a stack other than the default one.
 
-    With a family that is not the Internet's, or a descriptor that is none of ours, the result is a standard socket of
-    the kernel.
+    With another family than AF_INET, or a descriptor of the kernel, the result is a standard socket of the kernel.
     """
 
     __slots__ = ()
 
     def __new__(cls, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None, **_: object) -> Any:
-        """A socket of the stack's, or of the kernel's."""
+        """A socket of the stack, or of the kernel."""
         detached = None if fileno is None else adopt(fileno)
         if detached is not None:
             return detached
@@ -42,7 +41,7 @@ class _StreamSocket(StreamBehaviour, socket):
 
 @lru_cache
 def _stream_class(cls: Any) -> Any:
-    """The class of the stream sockets that `cls`, which is `socket` or derived from it, makes."""
+    """The class for stream sockets of `cls`, which is `socket` or derived from it."""
     if issubclass(cls, StreamBehaviour):
         return cls
     return _StreamSocket if cls is socket else type(cls.__name__, (cls, _StreamSocket), {"__module__": cls.__module__})

@@ -1,4 +1,4 @@
-"""The interfaces of a stack, as if_nametoindex(3) and its kin have them: the loopback, and the one to the link."""
+"""The interfaces of a stack for if_nametoindex(3) and related functions: the loopback and the link."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NAMES = {1: "lo", INTERFACE_INDEX: "link"}
 
 
 def if_nameindex() -> list[tuple[int, str]]:
-    """(index, name) of each."""
+    """[(index, name)] of all interfaces."""
     return list(NAMES.items())
 
 
 def if_nametoindex(if_name: str | bytes) -> int:
-    """OSError where there is none."""
+    """The index of an interface. OSError: there is none."""
     wanted = os.fsdecode(if_name)
     for index, name in NAMES.items():
         if name == wanted:
@@ -25,7 +25,7 @@ def if_nametoindex(if_name: str | bytes) -> int:
 
 
 def if_indextoname(if_index: int) -> str:
-    """OSError (ENXIO) where there is none."""
+    """The name of an interface. OSError (ENXIO): there is none."""
     try:
         return NAMES[if_index]
     except KeyError:

@@ -1,6 +1,6 @@
-"""Socket options that concern the application's side only, and the shapes in which all of them are given and read.
+"""Socket options that only concern the application, and the formats in which all options are set and read.
 
-What the stack has to know of is asked of the socket service (layers/sockets/options.py).
+Options that concern the stack are requests to the socket service (layers/sockets/options.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from usernet.sockets.cmsg import IP_MSFILTER, IP_RECVERR, MCAST_MSFILTER, SOL_UD
 
 Key = tuple[int, int]  # level, name
 
-VALUE_OCTETS_MAX = 2048  # more than any structure that Linux takes; what is longer fares like what is cut to it
+VALUE_OCTETS_MAX = 2048  # more than any structure of Linux; the rest of a longer one is ignored
 IP_OPTIONS = (_std.IPPROTO_IP, cmsg.IP_OPTIONS)
 RECEIVED = {(_std.IPPROTO_IP, cmsg.IP_RECVOPTS), (_std.IPPROTO_IP, cmsg.IP_RETOPTS)}
-QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}  # read by asking with a structure
+# options that are read with a structure as the question
+QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}
 
-SECONDS_MAX = (1 << 63) // 1000 - 1  # from here on it is for ever (sock_set_timeout: MAX_SCHEDULE_TIMEOUT / HZ)
+SECONDS_MAX = (1 << 63) // 1000 - 1  # from here on it means for ever (sock_set_timeout: MAX_SCHEDULE_TIMEOUT / HZ)
 _TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
 _TIMEOUTS = {
     (_std.SOL_SOCKET, _std.SO_RCVTIMEO): "receive_timeout",
@@ -33,7 +34,7 @@ _TIMEOUTS = {
 _ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
 _SEGMENT = (SOL_UDP, UDP_SEGMENT)
 CORK = (SOL_UDP, UDP_CORK)
-_KEEPALIVE = (_std.SOL_SOCKET, _std.SO_KEEPALIVE)  # of datagrams: taken, and without effect, as on Linux
+_KEEPALIVE = (_std.SOL_SOCKET, _std.SO_KEEPALIVE)  # for datagram sockets it has no effect, as on Linux
 _ACCEPTCONN = (_std.SOL_SOCKET, _std.SO_ACCEPTCONN)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
@@ -44,7 +45,7 @@ _LINGER = Struct("@ii")  # struct linger: on, seconds
 
 
 def linger_seconds(value: int | bytes) -> int | None:
-    """SO_LINGER; None: off."""
+    """The seconds of SO_LINGER; None: off."""
     if isinstance(value, int) or len(value) < _LINGER.size:
         raise os_error(errno.EINVAL)
     on, seconds = _LINGER.unpack_from(value)
@@ -52,12 +53,12 @@ def linger_seconds(value: int | bytes) -> int | None:
 
 
 def linger_octets(seconds: int | None) -> bytes:
-    """As C programs have it."""
+    """The struct linger of a C program."""
     return _LINGER.pack(seconds is not None, seconds or 0)
 
 
 def change(box: Description, key: Key, value: int | bytes) -> bool:
-    """Set an option that is the application's side's own; False where it is the service's."""
+    """Set an option of the application; False: it is an option of the service."""
     if key in _ANCILLARY:
         bit = _ANCILLARY[key]
         box.ancillary = box.ancillary | bit if _integer(value) else box.ancillary & ~bit
@@ -74,15 +75,15 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
         box.keepalive = bool(_integer(value))
     elif key == _DEVICE:
         if isinstance(value, int) or value.rstrip(b"\0"):
-            raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has one interface, and no names "
-                          "for interfaces")
+            raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has only one interface, to "
+                          "which a socket cannot be bound")
     else:
         return False
     return True
 
 
 def read(box: Description, key: Key) -> bytes | None:
-    """The octets of such an option; None where it is the service's."""
+    """The octets of such an option; None: it is an option of the service."""
     if key in _ANCILLARY:
         return int(bool(box.ancillary & _ANCILLARY[key])).to_bytes(4, byteorder)
     if not isinstance(box, StreamDescription):
@@ -101,7 +102,7 @@ def read(box: Description, key: Key) -> bytes | None:
 
 
 def changed(box: Description, key: Key, value: int) -> None:
-    """The service has set an option, to `value`."""
+    """The service has set an option to `value`."""
     box.destinations.clear()
     if key == (_std.SOL_SOCKET, _std.SO_RCVBUF):
         box.set_buffer(value)
@@ -116,14 +117,14 @@ def changed(box: Description, key: Key, value: int) -> None:
 
 
 def _integer(value: int | bytes) -> int:
-    """The int of a C program, or for options of IP a single octet (ip_setsockopt in Linux)."""
+    """The int in the octets of a C program; for options of IP also a single octet (ip_setsockopt in Linux)."""
     if isinstance(value, int):
         return value
     return int.from_bytes(value[:4], byteorder, signed=True) if len(value) >= 4 else int(any(value[:1]))
 
 
 def _duration(value: int | bytes) -> float | None:
-    """Seconds; None for zero, which is for ever (sock_set_timeout in Linux)."""
+    """Seconds; None for zero, which means for ever (sock_set_timeout in Linux)."""
     if isinstance(value, int) or len(value) < _TIMEVAL.size:
         raise os_error(errno.EINVAL)
     seconds, microseconds = _TIMEVAL.unpack_from(value)

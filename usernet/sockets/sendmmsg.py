@@ -1,7 +1,7 @@
-"""What `sendmany` makes of many datagrams: records and frames for the socket service.
+"""The records and frames that `sendmany` makes of many datagrams.
 
-A *run* is what goes to one address in datagrams of equal size, of which the last may be shorter: one record, which
-costs the stack as much as one datagram does (SEND_SEGMENTS, Linux's UDP_SEGMENT).
+A *run* is consecutive datagrams of equal size to one address, of which the last may be shorter. It is one record, which
+costs the stack as much as one datagram (SEND_SEGMENTS, Linux's UDP_SEGMENT).
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from usernet.pipe.messages import SEGMENT_SIZE, SEGMENTS_MAX, SEND, SEND_SEGMENT
 
 FRAME_DATAGRAMS_MAX = 64
 FRAME_OCTETS_MAX = 1 << 17
-RUN_OCTETS_MAX = 65535 - 20 - 8  # RFC 791, RFC 768: what a packet carries beside its headers
+RUN_OCTETS_MAX = 65535 - 20 - 8  # RFC 791, RFC 768: maximum payload of a packet
 
 
 class Runs:
-    """Datagrams in order, by runs. `segmenting`: the service takes SEND_SEGMENTS."""
+    """Datagrams in order, by runs. `segmenting`: the service accepts SEND_SEGMENTS."""
 
     def __init__(self, segmenting: bool) -> None:
-        self._runs: list[tuple[bytes, list[bytes]]] = []  # head of a SEND, payloads
+        self._runs: list[tuple[bytes, list[bytes]]] = []  # (head of a SEND, payloads)
         self._most = SEGMENTS_MAX if segmenting else 1
         self._header = b""  # of the last run
         self._payloads: list[bytes] = []
         self._size = 0
-        self._room = 0  # datagrams of that size that it still takes
+        self._room = 0  # number of datagrams of that size that still fit
 
     def __bool__(self) -> bool:
         return bool(self._runs)
 
     def add(self, header: bytes, data: bytes) -> None:
-        """One more datagram."""
+        """Add one more datagram."""
         octets = len(data)
         if self._room and header == self._header and 0 < octets <= self._size:
             self._payloads.append(data)
-            self._room = self._room - 1 if octets == self._size else 0  # what is shorter is the last
+            self._room = self._room - 1 if octets == self._size else 0  # a shorter one is the last
             return
         self._header, self._payloads, self._size = header, [data], octets
         self._room = min(self._most, RUN_OCTETS_MAX // octets) - 1 if octets else 0
         self._runs.append((header, self._payloads))
 
     def frames(self) -> Iterator[tuple[int, list[bytes], int]]:
-        """(kind, records, how many datagrams they stand for), as much to a frame as goes in."""
+        """(kind, records, number of datagrams), with as much per frame as fits."""
         frame: list[bytes] = []
         frame_kind = octets = datagrams = 0
         for header, payloads in self._runs:

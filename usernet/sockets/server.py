@@ -1,4 +1,4 @@
-"""Clients and servers in one call, as the standard module has them for TCP; servers here for UDP, too."""
+"""create_connection and create_server as in the standard module, for TCP; create_server also for UDP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def create_connection(
     address: tuple[str | None, int], timeout: Any = _std._GLOBAL_DEFAULT_TIMEOUT,  # type: ignore[attr-defined]
     source_address: Address | None = None, *, all_errors: bool = False,
 ) -> Any:
-    """As the standard one: a stream socket that is connected to the first of a host's addresses that answers."""
+    """As the standard function: a stream socket connected to the first of a host's addresses that answers."""
     errors: list[OSError] = []
     for family, kind, protocol, _, found in getaddrinfo(*address, 0, _std.SOCK_STREAM):
         made = None
@@ -34,14 +34,14 @@ def create_connection(
             raise errors[0] if errors else OSError("getaddrinfo returns an empty list")
         raise ExceptionGroup("create_connection failed", errors)
     finally:
-        errors.clear()  # they refer to us by their traces
+        errors.clear()  # their tracebacks refer to this frame
 
 
 def create_server(
     address: Address, *, family: int = _std.AF_INET, backlog: int | None = None, reuse_port: bool = False,
     dualstack_ipv6: bool = False, type: int = _std.SOCK_STREAM,
 ) -> Any:
-    """A socket bound to `address`, listening; `type=SOCK_DGRAM` is beyond the standard module: a UDP server."""
+    """A socket bound to `address`, listening. `type=SOCK_DGRAM`, which the standard module lacks: a UDP server."""
     if dualstack_ipv6:
         raise ValueError("dualstack_ipv6 not supported on this platform")
     server = socket(family, type)

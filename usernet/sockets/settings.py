@@ -1,4 +1,4 @@
-"""Options and timeouts of sockets: some are kept on this side, the service is asked about the others."""
+"""Options and timeouts of sockets: some are kept by the application, others are requests to the service."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _TIMEOUT_LIMIT_S = 2**63 / 1e9  # the standard module counts nanoseconds
 
 
 class Settings(Datagrams):
-    """What can be set at a socket."""
+    """The settings of a socket."""
 
     __slots__ = ()
 
     def setsockopt(self, level: int, optname: int, value: int | bytes | None, optlen: int | None = None) -> None:
-        """Those of docs/library.md; ENOPROTOOPT for others."""
+        """Set an option of docs/library.md. ENOPROTOOPT: any other."""
         self._check_open()
         if value is None and optlen is not None:
             raise os_error(errno.EFAULT)
         if isinstance(value, SupportsIndex) and -(1 << 31) <= operator.index(value) < 1 << 31:
-            value = int(value)  # True is no number in the messages to the service
+            value = int(value)  # True is not a number in the messages to the service
         else:
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
         if (level, optname) == options.LINGER:
@@ -38,7 +38,7 @@ class Settings(Datagrams):
                 return
         if options.change(self._box, (level, optname), value):
             if (level, optname) == options.CORK and self._box.begun is not None:
-                self._send(b"", 0, _PEER)  # which is its end, unless it is corked still
+                self._send(b"", 0, _PEER)  # which completes the datagram, unless it is still corked
             if (level, optname) in options.RECEIVED and self._kind != RAW:  # a raw socket gets whole packets
                 wanted = int(bool(self._box.ancillary & cmsg.OPTIONS_WANTED))
                 self._request("setsockopt", level=level, name=cmsg.IP_RECVOPTS, value=wanted)
@@ -47,10 +47,10 @@ class Settings(Datagrams):
             options.changed(self._box, (level, optname), reply["value"])
 
     def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
-        """The option's value; as the octets of a C program where `buflen` says how many.
+        """The option's value as an integer; with `buflen`, as octets.
 
-        IP_MSFILTER and MCAST_MSFILTER want a structure that names the group; unlike the standard module's, this call
-        takes it in the place of `buflen`.
+        IP_MSFILTER and MCAST_MSFILTER need a structure that names the group; unlike in the standard module, it is
+        passed in the place of `buflen`.
         """
         self._check_open()
         if (level, optname) in options.QUESTIONS:
@@ -84,7 +84,7 @@ class Settings(Datagrams):
         return value
 
     def settimeout(self, value: float | None) -> None:
-        """Seconds that a call may take; 0: it does not wait, None: for ever."""
+        """Set the timeout of calls in seconds; 0: they do not wait, None: for ever."""
         if value is not None:
             value = value if isinstance(value, float) else float(operator.index(value))
             if math.isnan(value):
@@ -97,15 +97,15 @@ class Settings(Datagrams):
         self._timeout = value
 
     def gettimeout(self) -> float | None:
-        """As set by settimeout."""
+        """The value set by settimeout."""
         return self._timeout
 
     timeout = property(gettimeout, doc="As set by settimeout.")
 
     def setblocking(self, flag: bool) -> None:
-        """settimeout(None) or settimeout(0.0)."""
+        """The same as settimeout(None) or settimeout(0.0)."""
         self._timeout = None if flag else 0.0
 
     def getblocking(self) -> bool:
-        """False where the timeout is 0."""
+        """False if the timeout is 0."""
         return self._timeout != 0

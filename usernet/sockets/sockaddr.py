@@ -1,4 +1,4 @@
-"""The addresses that calls of a socket are given, with the standard module's errors."""
+"""Address arguments of a socket's methods, with the standard module's errors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from usernet.client.stack import Stack
 
 
 def resolve(host: str | bytes | bytearray, stack: Stack | None) -> bytes:
-    """The 4 octets of a host, its name asked of the name servers of `stack` (None: the default one); else gaierror."""
+    """The 4 octets of a host; names are resolved by the name servers of `stack` (None: the default one). gaierror."""
     octets = numeric(host)
     if octets is None:
-        from usernet.dns import addresses  # who uses numbers only does not load it
+        from usernet.dns import addresses  # not loaded by programs that use only numeric addresses
 
         octets = addresses(host if isinstance(host, str) else bytes(host).decode("ascii"), stack)[1][0]
     return octets

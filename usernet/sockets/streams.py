@@ -1,4 +1,4 @@
-"""Stream sockets: TCP, as tcp(7) and the standard module have it; BaseSocket has what is common to all."""
+"""Stream sockets: TCP, as in tcp(7) and the standard module; BaseSocket has the common part of all sockets."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class StreamBehaviour(BaseSocket):
         return box
 
     def _adopted(self, original: StreamBehaviour, box: StreamDescription) -> StreamBehaviour:
-        """This object is for `box`, a connection that came to the listener `original`."""
+        """Initialise this object for `box`, a connection of the listener `original`."""
         Datagrams.__init__(self)
         self._family, self._type, self._proto = original._family, original._type, original._proto
         self._timeout, self._closed, self._io_refs = _std.getdefaulttimeout(), False, 0
         if self._timeout is None and original._timeout == 0:
-            self._timeout = None  # Linux: what accept gives waits, whatever the listener does
+            self._timeout = None  # Linux: an accepted socket blocks, whatever the listener's mode
         self._stack, self._kind, self._connection = original._stack, original._kind, original._connection
         self._own(box)
         return self
@@ -53,7 +53,7 @@ class StreamBehaviour(BaseSocket):
     # -- waiting --------------------------------------------------------------------------------------------------
 
     def _await(self, until: Callable[[], bool], flags: int = 0, writing: bool = False) -> None:
-        """Wait for it; the errors of a socket whose time is over."""
+        """Wait for a condition. Raises the errors of a timeout."""
         if until():
             return
         box = self._stream
@@ -68,13 +68,13 @@ class StreamBehaviour(BaseSocket):
             raise would_block() from None
 
     def _changed(self, box: StreamDescription) -> None:
-        """Something was taken or written: its descriptors may have to say something else."""
+        """Octets were taken or written: update the descriptors."""
         self._connection.readers.taken_from(box)
 
     # -- names ----------------------------------------------------------------------------------------------------
 
     def connect(self, address: Address) -> None:
-        """Open a connection. BlockingIOError (EINPROGRESS) where the socket does not wait."""
+        """Open a connection. BlockingIOError (EINPROGRESS): the socket does not wait."""
         octets, port = parse(address, "connect", self._resolving())
         box = self._stream
         if box.listening or (box.established and not box.connecting):
@@ -87,7 +87,7 @@ class StreamBehaviour(BaseSocket):
         else:
             self._begin_connect(box, _std.inet_ntoa(octets), port)
             if self._timeout == 0:
-                raise os_error(errno.EINPROGRESS)  # whatever is known already, as on Linux
+                raise os_error(errno.EINPROGRESS)  # even if the result is known already, as on Linux
         self._await(lambda: box.established or bool(box.reset), writing=True)
         self._outcome(box)
 
@@ -112,7 +112,7 @@ class StreamBehaviour(BaseSocket):
         box.connecting = False
 
     def connect_ex(self, address: Address) -> int:
-        """As connect, but returns the errno; EAGAIN where the time is over."""
+        """As connect, but returns the errno; EAGAIN after a timeout."""
         try:
             self.connect(address)
         except TimeoutError as error:
@@ -129,14 +129,14 @@ class StreamBehaviour(BaseSocket):
         raise os_error(errno.EOPNOTSUPP)
 
     def getpeername(self) -> Address:
-        """The peer; ENOTCONN without a connection."""
+        """The peer. ENOTCONN: no connection."""
         box = self._stream
         if box.peer is None or not box.established:
             raise os_error(errno.ENOTCONN)
         return box.peer
 
     def listen(self, backlog: int = 128) -> None:
-        """Wait for connections; `backlog` of them at most wait for accept."""
+        """Listen for connections; at most `backlog` of them wait for accept."""
         box = self._stream
         backlog = max(0, min(as_int(backlog), 4096))  # Linux net.core.somaxconn
         reply = self._request("listen", backlog=backlog)
@@ -146,7 +146,7 @@ class StreamBehaviour(BaseSocket):
         self._changed(box)
 
     def accept(self) -> tuple[StreamBehaviour, Address]:
-        """(a new socket, the peer's address) of the next connection."""
+        """(a new socket, the peer's address) for the next connection."""
         listener = self._stream
         if not listener.listening:
             raise os_error(errno.EINVAL)
@@ -159,7 +159,7 @@ class StreamBehaviour(BaseSocket):
             except IndexError:
                 if listener.ended:
                     raise os_error(errno.EINVAL) from None
-                continue  # another thread was faster
+                continue  # another thread has accepted it
             break
         listener.accepted += 1
         self._connection.send_all(listener.granting())
@@ -170,11 +170,11 @@ class StreamBehaviour(BaseSocket):
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes, flags: int = 0) -> int:
-        """As much of `data` as there is room for, at least one octet; returns how much."""
+        """Send as much of `data` as there is room for, at least one octet; returns the number."""
         return self._send_octets(_view(data), as_int(flags))
 
     def sendall(self, data: bytes, flags: int = 0) -> None:
-        """All of it; the socket's timeout is for all of it, too."""
+        """Send all of it; the socket's timeout is for the whole call."""
         view, flags = _view(data), as_int(flags)
         deadline = None if self._timeout is None else monotonic() + self._timeout
         while True:
@@ -184,7 +184,7 @@ class StreamBehaviour(BaseSocket):
                 return
 
     def sendto(self, data: bytes, *arguments: Any) -> int:
-        """As send; an address is EISCONN."""
+        """As send; with an address EISCONN."""
         if len(arguments) not in (1, 2):
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
         parse(arguments[-1], "sendto", self._resolving())
@@ -194,7 +194,7 @@ class StreamBehaviour(BaseSocket):
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
         address: Address | None = None, /,
     ) -> int:
-        """As send, out of several parts. There is no ancillary data for streams."""
+        """As send, from several buffers. There is no ancillary data for streams."""
         if address is not None and not isinstance(address, tuple):
             raise TypeError(f"sendmsg(): AF_INET address must be tuple, not {type(address).__name__}")
         data = b"".join(_octets(part) for part in buffers)
@@ -204,7 +204,7 @@ class StreamBehaviour(BaseSocket):
         return self._send_octets(memoryview(data), as_int(flags))
 
     def sendmany(self, datagrams: object) -> int:
-        """Not for streams."""
+        """ValueError for stream sockets."""
         raise ValueError("only SOCK_DGRAM type sockets are supported")
 
     def _send_octets(self, view: memoryview, flags: int, deadline: float | None = None) -> int:
@@ -248,14 +248,14 @@ class StreamBehaviour(BaseSocket):
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Up to `bufsize` octets; none at the end of the stream."""
+        """Up to `bufsize` octets; empty at the end of the stream."""
         bufsize, flags = judged(bufsize, flags, "recv")
         if not bufsize:
             return b""
         return self._receive_octets(bufsize, flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
-        """As recv; there is no address in the result (None), as with the standard module."""
+        """As recv; the address in the result is None, as with the standard module."""
         bufsize, flags = judged(bufsize, flags, "recvfrom")
         return self._receive_octets(bufsize, flags), None
 
@@ -273,11 +273,11 @@ class StreamBehaviour(BaseSocket):
         return len(data), data, [], 0, None
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
-        """As recv: there is no ancillary data."""
+        """As recv, with no ancillary data."""
         return super().recvmsg(bufsize, ancbufsize, flags)
 
     def recvmany(self, count: int, bufsize: int = 65535) -> list[tuple[bytes, Address]]:
-        """Not for streams."""
+        """ValueError for stream sockets."""
         raise ValueError("only SOCK_DGRAM type sockets are supported")
 
     def _receive_octets(self, count: int, flags: int) -> bytes:
@@ -292,7 +292,7 @@ class StreamBehaviour(BaseSocket):
         got = 0
         while True:
             if peek:
-                self._connection.look()  # who looks again and again waits for more than is there
+                self._connection.look()  # a program that polls waits for more than is there
             with box.taking:
                 data = box.take(count - got, peek)
                 due = not peek and box.read_due()
@@ -305,7 +305,7 @@ class StreamBehaviour(BaseSocket):
             if got >= count or (parts and not flags & _WAITALL):
                 break
             if parts and peek:
-                parts.clear()  # all of it again, once more is there
+                parts.clear()  # all of it again, when more has arrived
                 got = 0
             if box.error or self._connection.down:
                 if parts:
@@ -324,7 +324,7 @@ class StreamBehaviour(BaseSocket):
     # -- the end --------------------------------------------------------------------------------------------------
 
     def shutdown(self, how: int) -> None:
-        """ENOTCONN without a connection."""
+        """Close one or both directions. ENOTCONN: no connection."""
         box = self._stream
         if as_int(how) not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
@@ -346,7 +346,7 @@ class StreamBehaviour(BaseSocket):
         super()._close()
 
     def _linger(self, box: StreamDescription, seconds: int) -> None:
-        """SO_LINGER: wait until the peer has acknowledged all of it; where that takes too long, the rest is lost."""
+        """SO_LINGER: wait until the peer has acknowledged everything; after the timeout the rest is lost."""
         try:
             with box.writing:
                 self._connection.send_all(box.end_writing())
@@ -362,7 +362,7 @@ class StreamBehaviour(BaseSocket):
     # -- options, descriptors -------------------------------------------------------------------------------------
 
     def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
-        """As of `socket`; TCP_INFO is a structure."""
+        """As for `socket`; TCP_INFO is a structure."""
         if (level, optname) == (_std.IPPROTO_TCP, TCP_INFO):
             self._check_open()
             told = self._connection.stream_info(self._box.handle)[INFO_ANSWER.size :]
@@ -376,7 +376,7 @@ class StreamBehaviour(BaseSocket):
         return StreamDescriptor(box.ready, box.writable, lambda: box.at_end and not box.listening, box.hung_up)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """As the standard one: by reading and sending."""
+        """As the standard method, by reading and sending."""
         return int(_KERNEL_SOCKET._sendfile_use_send(self, file, offset, count))  # type: ignore[attr-defined]
 
     _check_sendfile_params = _KERNEL_SOCKET._check_sendfile_params  # type: ignore[attr-defined]
