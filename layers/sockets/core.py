@@ -43,10 +43,11 @@ from usernet.pipe.streams import TCP_HANDLE_MIN
 
 KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys, from 1 on
 KEY_NEXT_HANDLE = 0xFFFFFFFF
-HANDLE_MAX = TCP_HANDLE_MIN - 1  # those above are tcp's to give
-HANDLES_RESERVED = 256  # per write of KEY_NEXT_HANDLE: a handle is never given twice, not even after a crash
+HANDLE_MAX = TCP_HANDLE_MIN - 1  # tcp assigns those above
+# reserved by each write of KEY_NEXT_HANDLE, because a handle is never reused, not even after a crash
+HANDLES_RESERVED = 256
 WAITING_AT_A_SOCKET_MAX = 64  # requests that may wait behind one under way on the same socket
-LIST_MAX = 256  # sockets in one answer to `list`
+LIST_MAX = 256  # sockets per answer to `list`
 
 _TRANSPORTS = {row.protocol: row for row in topology.ROWS if row.protocol is not None and row.sockets}
 _encode = msgspec.json.Encoder().encode
@@ -69,7 +70,7 @@ class Core:
         self._shares = Shares(SOCKETS_MAX)
         self._memberships = Shares(MEMBERSHIPS_MAX)
         self._waiting = Shares(WAITING_MAX)
-        self._in_use: dict[int, bool] = {}  # handle -> asked again; their EADDRINUSE waits for `clients_checked`
+        self._in_use: dict[int, bool] = {}  # {handle: asked again}; their EADDRINUSE is delayed until `clients_checked`
         self._next_handle = self._reserved = 1
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(self._entries, self._clients, counters)
@@ -394,7 +395,7 @@ class Core:
             entry = self._entries.get(listener)
             known = handle in self._entries
             if known and entry is None:
-                continue  # told again after its listener was closed: it is its application's already
+                continue  # repeated after its listener was closed: it belongs to its application already
             beyond = entry is not None and not known and not self._shares.allows(entry.client)
             if entry is None or entry.socket.stream is None or beyond:
                 self.counters[Counters.limit] += beyond

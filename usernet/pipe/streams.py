@@ -22,8 +22,8 @@ STREAM_INFO = 167  # both ways: INFO_HEADER; upwards then the answer
 
 STREAM_HEADER = Struct("<IIQ")  # handle, flags, offset of the first octet
 STREAM_LENGTH = Struct("<I")  # of a STREAM_HELD, in octets
-READ_RECORD = Struct("<IIQQ")  # handle, flags, octets that the application took, octets that its side holds
-ROOM_RECORD = Struct("<IIQQQ")  # handle, flags, octets that tcp stores, octets acknowledged, write up to here
+READ_RECORD = Struct("<IIQQ")  # handle, flags, octets that the application has taken, octets that its process holds
+ROOM_RECORD = Struct("<IIQQQ")  # handle, flags, octets stored by tcp, octets acknowledged, limit of writing
 ACCEPT_RECORD = Struct("<IIQQ")  # listener, flags, connections stored, connections that may be handed up
 ACCEPTED_HEADER = Struct("<IIQHHBxH")  # listener, handle, number, local port, peer's port, family, interface
 RESET_RECORD = Struct("<II")  # handle, errno
