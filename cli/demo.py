@@ -25,7 +25,8 @@ from usernet.ping import ping
 from usernet.stack import Stack
 
 TEXT = "show the stack at work, in ten seconds"
-ECHO_PORT = "5055"
+ECHO_PORT, HTTP_PORT = "5055", "8080"
+DOWNLOAD_OCTETS = 30_000_000
 STREAM_S = 3.0
 KILL_AFTER_S = 1.2
 PEER_TIMEOUT_S = 20.0
@@ -145,6 +146,9 @@ def _on_a_tap(stage: Stage) -> None:
         stage.act(f"kill -9 of a layer ({VICTIM}) in the middle of 200 messages a second")
         _kill_under_traffic(stage, view, peer("stream", address, ECHO_PORT, str(STREAM_S), inside=True))
 
+        stage.act("TCP: Python's own http.server on the stack, and kill -9 of tcp in the middle of a download")
+        _kill_under_download(stage, view, peers)
+
         stage.act("What is running now: `launcher.py status`")
         after = status.collect("demo")
         stage.say(status.table(after))
@@ -162,6 +166,34 @@ def _kill_under_traffic(stage: Stage, view: dict, traffic: subprocess.Popen) -> 
     stage.say(f"{VICTIM} is process {new['pid']} now; the application kept its socket and noticed nothing")
     _expect(stage, sent == answered and new["restarts"] == 1,
             f"{answered} of {sent} messages answered, the longest pause {gap_ms} ms")
+
+
+def _kill_under_download(stage: Stage, view: dict, peers: ExitStack) -> None:
+    """A program that knows nothing of usernet serves a file, the kernel's end fetches it, and tcp dies half way."""
+    folder, run_dir = Path(peers.enter_context(tempfile.TemporaryDirectory())), stack.run_dir(view["name"])
+    address = view["address"].partition("/")[0]
+    wanted, got = os.urandom(DOWNLOAD_OCTETS), folder / "got"
+    (folder / "file").write_bytes(wanted)
+    server = _application(["-m", "http.server", HTTP_PORT, "--bind", address, "--directory", str(folder)])
+    peers.callback(_end, server)
+    _wait_for_line(server)
+    url = f"http://{address}:{HTTP_PORT}/file"
+    fetch = ["curl", "-s", "-o", str(got), url] if shutil.which("curl") else [
+        sys.executable, "-c", "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])", url, str(got)]
+    fetching = subprocess.Popen(fetch, preexec_fn=lambda: sandbox.join(view["keeper"]))
+    peers.callback(_end, fetching)
+    while (got.stat().st_size if got.exists() else 0) < DOWNLOAD_OCTETS // 2 and fetching.poll() is None:
+        time.sleep(0.005)
+    killed = stack.query(run_dir, "sabotage", layer="tcp", fault="kill")["pid"]
+    stage.say(f"killed tcp [{killed}] after {got.stat().st_size / 1e6:.0f} of {DOWNLOAD_OCTETS / 1e6:.0f} MB")
+    try:
+        ended = fetching.wait(PEER_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise DemoFailed("the download did not end") from error
+    new = stack.query(run_dir, "status")["layers"]["tcp"]
+    stage.say(f"tcp is process {new['pid']} now; server and client kept their connection")
+    _expect(stage, ended == 0 and got.read_bytes() == wanted and new["restarts"] == 1,
+            f"{Path(fetch[0]).name} has all {DOWNLOAD_OCTETS / 1e6:.0f} MB, each octet as it was sent")
 
 
 def _on_a_wire(stage: Stage) -> None:
@@ -196,6 +228,13 @@ def _on_a_wire(stage: Stage) -> None:
         stage.act("What is running now: `launcher.py status`")
         after = status.collect("right")
         stage.say(status.table(after))
+
+
+def _application(command: list[str]) -> subprocess.Popen:
+    """Start a Python program whose sockets are the stack's, without any change to it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "USERNET_NAME": "demo", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([sys.executable, "-m", "usernet", *command], stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.DEVNULL, cwd=Path.cwd(), env=environment)
 
 
 def _peer(role: tuple[str, ...], sandbox_of: int | None) -> subprocess.Popen:
