@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import secrets
+import signal
 import socket as std
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,34 @@ def test_an_inbox_that_another_process_claims_first_is_still_its_owners(service)
         same, reply = owner.hears(REPLY, lambda fields: "handle" in fields)
         assert (same, reply["errno"]) == (number, 0)
         owner.say(BYE, number, 2)
+
+
+def test_an_answer_to_a_hello_that_the_service_did_not_give_is_none(service):
+    """Before it knows its id, the library knows the service by the token of its own HELLO."""
+    before = set(service.run_dir.glob("sockets/app-*.sock"))
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            connecting = pool.submit(Connection, service.run_dir, "test")
+            while not (inboxes := set(service.run_dir.glob("sockets/app-*.sock")) - before):
+                assert not connecting.done(), connecting.exception()
+            (inbox,) = inboxes
+            poller = open_poller("direct")
+            push = poller.push(str(inbox))
+            for number in (0, 5):
+                push.send(pack_frame(HELLO, number, 99, 0, [b'{"version": 2, "done": 0, "name": "forged"}']))
+                push.send(pack_frame(REFUSAL, number, 99, 0, [b'{"errno": 1, "error": "forged", "token": ""}']))
+            while push.waiting or not push.open:
+                push.await_room(0.05)
+            service.process.send_signal(signal.SIGCONT)
+            connection = connecting.result(PATIENCE_S)
+            poller.close()
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    assert (connection.welcome["name"], connection.id >= topology.CLIENT_ID_MIN) == ("test", True)
+    assert connection.malformed > 0
+    assert connection.request("list", after=0)["errno"] == 0
+    connection.close()
 
 
 @pytest.mark.parametrize(("octet", "version"), [(1, 1), (3, 3), (255, 255), (2, 1), (2, 3)])

@@ -24,8 +24,8 @@ REQUEST = 130  # application -> sockets: JSON Request, answered by one REPLY
 REPLY = 131  # sockets -> application: JSON Reply
 CREDIT = 132  # both ways: octets of receive buffer, returned by the application or asked for (CREDIT_RECORD)
 SOCKET_ERROR = 133  # sockets -> application: an error for one socket (SocketError + start of the offending datagram)
-REFUSAL = 135  # sockets -> a process whose HELLO is refused: JSON Refusal, in a frame of the HELLO's version
 BYE = 134  # application -> sockets, its last frame, no records: close all its sockets and forget it
+REFUSAL = 135  # sockets -> a process whose HELLO is refused: JSON Refusal, in a frame of the HELLO's version
 
 INBOX_NUMBER_END = 1 << 64
 _INBOX = re.compile("app-([1-9a-f][0-9a-f]{0,15})[.]sock")
@@ -43,7 +43,6 @@ _ERROR_HEADER_6 = Struct("<IBBBBHHII16s16s")
 SEGMENT_SIZE = Struct("<H")  # octets of payload in each datagram except perhaps the last, which is not empty
 SEGMENTS_MAX = 128  # maximum number of datagrams in such a record (Linux UDP_MAX_SEGMENTS)
 CREDIT_RECORD = Struct("<II")  # handle, octets (with CREDIT_TOTAL: the total that is queued now)
-ERROR_RECORD = Struct("<IIBBBBI4s4sH")  # handle, errno, origin, type, code, 0, info, offender, destination, port
 
 SEND_TOS_GIVEN = 1  # flag in a SEND's head: use its TOS, not the socket's
 # flag in a SEND's head: an octet with the number of octets of IP options, and these, precede the payload
