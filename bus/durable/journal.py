@@ -6,6 +6,11 @@ finished) or when this layer restarts (the last few, which may never have left t
 they have seen by their sequence numbers. The journal is a ring: new frames overwrite the oldest, and the consumer
 counts a gap that results from this.
 
+Much traffic to one consumer must not remove the few frames to another. So a frame that would be overwritten is written
+again instead (carried over) if all stored frames of its consumer need at most SHARE_OCTETS: at most CARRIES_MAX times,
+and while all carried frames together need at most a part of the ring (CARRIED_PART). CARRIES_MAX rounds of the ring are
+the time in which a consumer that is behind, or a producer that died, has to come back.
+
 A turn of the layer's loop is one transaction. Its frames are written, then a note of the frames that were its input,
 then one store of the head publishes all of it. So a crash at any moment leaves nothing of the turn, which is then
 repeated from its input, or all of it, and its input counts as done. Nothing is lost and nothing is sent twice.
@@ -33,6 +38,9 @@ _DONE_MARK = 0x646F6E65  # the mark of an entry without a frame, for further inp
 # as many single-packet frames as ip sends until a hang is noticed; a restarted layer reads them in 0.7 ms
 ENTRIES_MAX = 2048
 ENTRIES_AT_ONCE = 64  # if there are too many, this number of the oldest is removed
+SHARE_OCTETS = 1 << 14
+CARRIED_PART = 8  # an eighth
+CARRIES_MAX = 8
 _NOBODY = 0  # the consumer of an entry without a frame
 
 
@@ -49,14 +57,19 @@ class Journal:
     Positions count all octets ever written; the place in the ring is the remainder.
     """
 
-    __slots__ = ("_end", "_entries", "_free", "_last", "_need_max", "_ring", "_size", "_took", "_words", "done")
+    __slots__ = ("_carried", "_carried_octets", "_end", "_entries", "_free", "_last", "_need_max", "_rescued", "_ring",
+                 "_size", "_stored", "_took", "_words", "done")
 
     def __init__(self, store: layout.Memory) -> None:
         self._words = store.words
         self._ring = store.journal
         self._size = len(store.journal)
         self._need_max = self._size // 4
-        self._entries: deque[tuple[int, int, int, int]] = deque()  # (position, length, consumer, sequence number)
+        # (position, length, consumer, sequence number, times it was carried over)
+        self._entries: deque[tuple[int, int, int, int, int]] = deque()
+        self._stored: dict[int, list[int]] = {}  # {consumer: [the highest sequence number, octets of its entries]}
+        self._carried = self._carried_octets = 0  # entries that were carried over, or will be
+        self._rescued: list[tuple[int, int, bytes, int, int, int, int]] = []  # arguments of `write`, which follows
         # end of the written part; the head in the words is the end of the published part
         self._end = self._words[layout.JOURNAL_HEAD]
         self._free = 0  # up to this position no entry has to be removed
@@ -85,7 +98,8 @@ class Journal:
                 return
             if number:
                 self.done[sender] = number
-            self._entries.append((position, length, consumer, sequence))
+            self._entries.append((position, length, consumer, sequence, 0))
+            self._count(consumer, sequence, _ENTRY_OCTETS + length)
             position = end
         if not self._entries:
             self._words[layout.JOURNAL_TAIL] = head
@@ -93,6 +107,7 @@ class Journal:
     def _forget(self) -> None:
         """Damaged octets: start with an empty journal."""
         self._entries.clear()
+        self._stored.clear()
         self._words[layout.JOURNAL_TAIL] = self._words[layout.JOURNAL_HEAD]
 
     def publish(self, taken: Iterable[Taken]) -> None:
@@ -116,8 +131,11 @@ class Journal:
         return self._end - self._words[layout.JOURNAL_HEAD] > self._need_max
 
     def write(self, consumer: int, sequence: int, octets: bytes, sender: int = 0, number: int = 0,
-              mark: int = _MARK) -> None:
-        """Write a frame, which counts after `publish`. `sender`, `number`: the turn's input, if known already."""
+              mark: int = _MARK, carries: int = 0) -> None:
+        """Write a frame, which counts after `publish`. `sender`, `number`: the turn's input, if known already.
+
+        `carries`: how many times it was carried over.
+        """
         start, length = self._end, len(octets)
         need = _ENTRY_OCTETS + length
         if need > self._need_max:
@@ -129,8 +147,11 @@ class Journal:
         _pack_entry(self._ring, offset, mark, length, consumer, sequence, sender, number)
         self._last = offset
         self._took = number != 0
-        self._entries.append((start, length, consumer, sequence))
+        self._entries.append((start, length, consumer, sequence, carries))
         self._end = start + need
+        self._count(consumer, sequence, need)
+        while self._rescued and not carries:
+            self.write(*self._rescued.pop())
 
     def _make_room(self, need: int) -> int:
         """The position for an entry of this many octets; removes the oldest entries."""
@@ -139,18 +160,49 @@ class Journal:
         start = end if need <= room else end + room  # a frame is contiguous
         keep = ENTRIES_MAX if len(entries) < ENTRIES_MAX else ENTRIES_MAX - ENTRIES_AT_ONCE
         while entries and (len(entries) > keep or entries[0][0] + size < start + need):
-            entries.popleft()
+            self._remove_oldest()
         self._words[layout.JOURNAL_TAIL] = oldest = entries[0][0] if entries else start
         if start != end and room >= _ENTRY_OCTETS:
             _pack_entry(self._ring, end % size, _WRAP_MARK, 0, 0, 0, 0, 0)
         self._free = min(oldest + size, start - start % size + size)
         return start
 
+    def _count(self, consumer: int, sequence: int, octets: int) -> None:
+        stored = self._stored.get(consumer)
+        if stored is None:
+            self._stored[consumer] = [sequence, octets]
+        else:
+            if sequence > stored[0]:
+                stored[0] = sequence
+            stored[1] += octets
+
+    def _remove_oldest(self) -> None:
+        position, length, consumer, sequence, carries = self._entries.popleft()
+        need, stored = _ENTRY_OCTETS + length, self._stored[consumer]
+        if carries:
+            self._carried -= 1
+            self._carried_octets -= need
+        if (stored[1] <= SHARE_OCTETS and carries < CARRIES_MAX and consumer != _NOBODY
+                and self._carried < ENTRIES_MAX // CARRIED_PART
+                and self._carried_octets + need <= self._size // CARRIED_PART):
+            body = position % self._size + _ENTRY_OCTETS
+            frame = bytes(self._ring[body : body + length])
+            self._rescued.append((consumer, sequence, frame, 0, 0, _MARK, carries + 1))
+            self._carried += 1
+            self._carried_octets += need
+        stored[1] -= need
+        if not stored[1]:
+            del self._stored[consumer]
+
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
-        """The stored frames for `consumer` with a number above `after`, oldest first; only the last `at_most` of
-        them."""
-        found = [(sequence, position, length) for position, length, to, sequence in self._entries
-                 if to == consumer and sequence > after]
+        """The stored frames for `consumer` with a number above `after` and no gap up to its last one, oldest first;
+        only the last `at_most` of them."""
+        found = sorted((sequence, position, length) for position, length, to, sequence, _ in self._entries
+                       if to == consumer and sequence > after)
+        for place in range(len(found) - 1, 0, -1):
+            if found[place][0] != found[place - 1][0] + 1:
+                found = found[place:]
+                break
         if at_most is not None:
             found = found[-at_most:]
         frames = []
@@ -161,4 +213,4 @@ class Journal:
 
     def last_sequence(self, consumer: int) -> int:
         """The highest stored sequence number for `consumer`; 0: none is stored."""
-        return max((sequence for _, _, to, sequence in self._entries if to == consumer), default=0)
+        return self._stored[consumer][0] if consumer in self._stored else 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bus.durable import journal as journal_module
 from bus.durable import layout
-from bus.durable.journal import ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
+from bus.durable.journal import CARRIED_PART, CARRIES_MAX, ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
 
 RING = layout.JOURNAL_OCTETS
 ENTRY = 40  # octets that the ring spends on a frame beside it
@@ -56,17 +56,18 @@ def test_what_is_kept_is_the_newest_and_as_much_as_fits(appended):
     durable = Durable()
     try:
         journal = Journal(durable.map())
-        expected: list[tuple[int, int, bytes]] = []
-        for sequence, (consumer, octets) in enumerate(appended, 1):
-            octets_there = frame(sequence, octets)[:octets]
+        expected: dict[int, list[tuple[int, bytes]]] = {A: [], B: []}
+        for number, (consumer, octets) in enumerate(appended, 1):
+            sequence, octets_there = len(expected[consumer]) + 1, frame(number, octets)[:octets]
             append(journal, consumer, sequence, octets_there)
-            expected.append((consumer, sequence, octets_there))
+            expected[consumer].append((sequence, octets_there))
             for reader in (journal, Journal(durable.map())):
-                found = [(to, *entry) for to in (A, B) for entry in reader.frames(to, 0)]
-                found.sort(key=lambda entry: entry[1])
-                assert found == expected[len(expected) - len(found) :]
-                room = RING - sum(ENTRY + len(octets) for _, _, octets in found)
-                if len(found) < len(expected):  # nothing that would fit was thrown away, but for the end of the ring
+                found = {to: reader.frames(to, 0) for to in (A, B)}
+                for to in (A, B):
+                    assert found[to] == expected[to][len(expected[to]) - len(found[to]) :]
+                every = [octets for to in (A, B) for _, octets in found[to]]
+                room = RING - sum(ENTRY + len(octets) for octets in every)
+                if len(every) < number:  # nothing that would fit was thrown away, but for the end of the ring
                     assert room < 2 * (ENTRY + LARGEST)
     finally:
         durable.close()
@@ -122,9 +123,9 @@ def test_a_crash_at_any_line_of_a_turn_leaves_the_frame_whole_or_absent(before, 
         for sequence in range(1, before + 1):
             append(journal, A, sequence, frame(sequence, LARGEST)[:LARGEST])
         new = frame(99, octets)[:octets]
-        dies(line, (journal_module,), lambda: append(journal, A, 99, new))
+        dies(line, (journal_module,), lambda: append(journal, A, before + 1, new))
         found = Journal(durable.map()).frames(A, 0)
-        if found and found[-1][0] == 99:
+        if found and found[-1][0] == before + 1:
             assert found.pop()[1] == new
         assert found == [(number, frame(number, LARGEST)[:LARGEST])
                          for number in range(before - len(found) + 1, before + 1)]
@@ -148,8 +149,9 @@ def test_foreign_octets_in_the_ring_are_never_an_exception(frames, data):
         mapped.journal[at : at + len(junk)] = junk
         reader = Journal(durable.map())
         assert len(kept(reader)) <= len(frames)
-        append(reader, A, 100, b"goes on")
-        assert Journal(durable.map()).frames(A, 0)[-1] == (100, b"goes on")
+        number = reader.last_sequence(A) + 1
+        append(reader, A, number, b"goes on")
+        assert Journal(durable.map()).frames(A, 0)[-1] == (number, b"goes on")
     finally:
         durable.close()
 
@@ -210,3 +212,39 @@ def test_no_more_frames_are_kept_than_a_restarted_layer_reads_back_at_once(durab
     for sequence in range(1, ENTRIES_MAX + 4):
         append(journal, A, sequence, b"x")
     assert kept(journal) == kept(Journal(durable.map())) == list(range(ENTRIES_AT_ONCE + 1, ENTRIES_MAX + 4))
+
+
+@pytest.mark.parametrize("octets", [60, 1500, 1 << 16])
+def test_much_traffic_to_one_does_not_push_out_the_few_frames_to_others(durable: Durable, octets: int):
+    """As many rounds of the ring as a layer that hangs is away; the order of what is kept stays the same."""
+    journal = Journal(durable.map())
+    quiet = range(B + 1, B + 9)
+    for sequence in range(1, 11):
+        for consumer in quiet:
+            append(journal, consumer, sequence, b"%d to %d" % (sequence, consumer))
+    a_round = min(ENTRIES_MAX, RING // (ENTRY + octets))
+    for sequence in range(1, 4 * a_round):
+        append(journal, B, sequence, bytes(octets))
+    for reader in (journal, Journal(durable.map())):
+        for consumer in quiet:
+            assert reader.frames(consumer, 4) == [
+                (sequence, b"%d to %d" % (sequence, consumer)) for sequence in range(5, 11)]
+        assert kept(reader, B)[-1] == 4 * a_round - 1
+        assert len(kept(reader, B)) > a_round // 2
+
+
+def test_what_nobody_asks_for_is_not_carried_for_ever_and_takes_no_more_than_its_part(durable: Durable):
+    journal = Journal(durable.map())
+    many = range(B + 1, B + 2001)
+    for consumer in many:
+        append(journal, consumer, 1, bytes(1000))
+    for sequence in range(1, 3 * ENTRIES_MAX):
+        append(journal, B, sequence, bytes(60))
+    carried = [consumer for consumer in many if kept(journal, consumer)]
+    assert 0 < len(carried) * 1040 <= RING // CARRIED_PART
+    for sequence in range(3 * ENTRIES_MAX, (CARRIES_MAX + 5) * ENTRIES_MAX):
+        append(journal, B, sequence, bytes(60))
+    for reader in (journal, Journal(durable.map())):
+        assert [consumer for consumer in many if kept(reader, consumer)] == []
+        assert {each: reader.last_sequence(each) for each in many} == dict.fromkeys(many, 0)
+    assert len(kept(journal, B)) > ENTRIES_MAX // 2
