@@ -15,9 +15,13 @@ from bus.layer import CounterWords, Send, State
 from layers.ip import admin
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers
+from layers.ip.flows import Flows, Ways
 from layers.ip.groups import Groups
+from layers.ip.identification import Identifications
 from layers.ip.input import Input
+from layers.ip.neighbors import Neighbors
 from layers.ip.output import Output
+from layers.ip.resolution import Resolution
 from layers.ip.routing import Routing
 from packets.addresses import WIDTHS
 
@@ -33,8 +37,11 @@ class Core:
         self._groups = Groups(self._routing, state, counters, rng)
         self._uppers = Uppers(state)
         self._input = Input(self._routing, self._groups, self._uppers, counters, config.epoch)
-        self._output = Output(self._routing, self._groups, self._uppers, state, counters, rng, config.epoch,
-                              config.offload)
+        self._neighbors = Neighbors(state, counters)
+        self._flows = Flows(Ways(self._routing, self._groups, self._neighbors), self._uppers,
+                            Identifications(state, rng), counters, config.offload)
+        self._resolution = Resolution(self._routing, self._neighbors, self._flows, self._uppers, counters)
+        self._output = Output(self._flows, self._resolution, self._uppers, counters, config.epoch)
         self._paths_go_to = topology.routed(config.layers)
         self._routes_go_to = (*self._paths_go_to, topology.ARP)  # arp answers for the own addresses
         self._due: tuple[float | None, ...] = (None, None)  # the times from which `next_wake` was computed
@@ -43,7 +50,8 @@ class Core:
         """Restore the stored state; announce addresses and routes, and report the groups to routers."""
         self._routing.start()
         self._uppers.start()
-        self._output.start()
+        self._neighbors.start()
+        self._flows.start()
         reports = self._groups.start(now)
         self._set_wake()
         return self._tell_routes(*self._routes_go_to) + reports
@@ -60,7 +68,7 @@ class Core:
         if kind in (messages.NEIGHBOR, messages.UNREACHABLE):
             return self._arp_told(kind, records, now)
         if kind == messages.FORGET:
-            self._output.forget(records)
+            self._resolution.forget(records)
         elif kind == messages.PATH_MTU:
             return self._router_told(records, now)
         elif kind == messages.REDIRECT:
@@ -68,10 +76,10 @@ class Core:
         elif kind == messages.RAW_WANTED:
             for record in records:
                 self._uppers.want(record)
-            self._output.rerouted()
+            self._flows.clear()
         elif kind == messages.MEMBERSHIP:
             reports = self._groups.listen(records, now)
-            self._output.rerouted()
+            self._flows.clear()
             self._set_wake()
             return reports
         return []
@@ -80,7 +88,7 @@ class Core:
         """Expire fragments and path MTUs, and send due group reports."""
         sends = self._input.expire(now) + self._groups.expire(now)
         if self._routing.expire(now):
-            self._output.rerouted()
+            self._flows.clear()
             sends += self._tell_routes(*self._paths_go_to)
         self._set_wake()
         return sends
@@ -88,7 +96,7 @@ class Core:
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """Send the neighbour the routes; ask arp again for pending addresses."""
         sends = self._tell_routes(sender) if sender in self._routes_go_to else []
-        return sends + self._output.unresolved() if sender == topology.ARP else sends
+        return sends + self._resolution.unresolved() if sender == topology.ARP else sends
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
         """Execute a request about routes or addresses: see `admin`."""
@@ -97,16 +105,16 @@ class Core:
         if self._routing.chosen is chosen:
             return answer, []
         self._input.rerouted()
-        self._output.rerouted()
+        self._flows.clear()
         return answer, self._tell_routes(*self._routes_go_to)
 
     def _arp_told(self, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Records from arp about neighbours; some may be gateways that fail or are back."""
         announced = self._routing.announcement
         if kind == messages.NEIGHBOR:
-            sends = self._output.resolved(records, now)
+            sends = self._resolution.resolved(records, now)
         else:
-            sends = self._output.unreachable(records, now)
+            sends = self._resolution.unreachable(records, now)
         return sends if self._routing.announcement is announced else self._tell_routes(*self._paths_go_to) + sends
 
     def _router_told(self, records: list[bytes], now: float) -> list[Send]:
@@ -117,13 +125,13 @@ class Core:
                 self._counters[C.bad_announcement] += 1
                 continue
             told, quoted_octets = messages.PATH_MTU_HEAD.unpack_from(record)
-            if not self._output.sends_to(destination):  # the quoted packet may be forged
+            if not self._flows.sends_to(destination):  # the quoted packet may be forged
                 self._counters[C.path_mtu_refused] += 1
             elif self._routing.router_told(destination, told, quoted_octets, now):
                 news = True
         if not news:
             return []
-        self._output.rerouted()
+        self._flows.clear()
         self._set_wake()
         return self._tell_routes(*self._paths_go_to)
 
@@ -134,13 +142,13 @@ class Core:
             destination, gateway, teller = record[:width], record[width : 2 * width], record[2 * width :]
             if width not in WIDTHS or len(teller) != width:
                 self._counters[C.bad_announcement] += 1
-            elif not self._output.sends_to(destination):
+            elif not self._flows.sends_to(destination):
                 self._counters[C.redirect_refused] += 1
             else:
                 self._routing.redirect(destination, gateway, teller, now)
         if self._routing.announcement is announced:
             return []
-        self._output.rerouted()
+        self._flows.clear()
         self._set_wake()
         return self._tell_routes(*self._paths_go_to)
 

@@ -38,9 +38,9 @@ from layers.common.routes import configured
 from layers.ip import neighbors
 from layers.ip.core import Core
 from layers.ip.counters import Counters
+from layers.ip.flows import FLOWS_MAX
 from layers.ip.identification import BLOCK
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S
-from layers.ip.output import FLOWS_MAX
 
 ME, PEER, OTHER, GATEWAY, FAR = "10.0.0.2", "10.0.0.7", "10.0.0.8", "10.0.0.1", "198.51.100.7"
 LIMITED, DIRECTED, GROUP = "255.255.255.255", "10.0.0.255", "224.0.0.251"
@@ -491,7 +491,7 @@ def test_no_records_of_any_kind_do_any_harm_and_every_packet_is_accounted_for(ca
 def test_flows_are_remembered_up_to_a_bound(layer):
     header = [transmit(bytes(4), "127.0.0.1", ttl=ttl, tos=tos) for ttl in range(256) for tos in range(17)]
     assert len(layer.gives(topology.UDP, TRANSMIT, *header)) == len(header) > FLOWS_MAX
-    assert len(layer.core._output._flows) <= FLOWS_MAX
+    assert len(layer.core._flows.by_head) <= FLOWS_MAX
 
 
 def test_a_known_neighbour_is_still_known_after_a_crash_and_verified(layer):

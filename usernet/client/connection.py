@@ -17,25 +17,24 @@ a different one: sockets are not moved to it.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import secrets
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from socket import AF_INET, AF_INET6, inet_ntop
-from struct import error as StructError  # noqa: N812
 from time import monotonic
 from typing import Any, NamedTuple
 
 import msgspec
 
+from usernet.client.arrivals import Arrivals, queued
 from usernet.client.channel import Line, find
 from usernet.client.combining import CombiningLock
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
 from usernet.client.readiness import Descriptor
+from usernet.client.requests import Requests, Unanswered, decode, encode
 from usernet.client.streams import StreamDescription
 from usernet.errors import os_error, would_block
 from usernet.pipe.frame import MAX_RECORDS, VERSION, FrameError, pack_frame, unpack_frame
@@ -44,35 +43,24 @@ from usernet.pipe.messages import (
     CREDIT,
     CREDIT_RECORD,
     CREDIT_TOTAL,
-    DATAGRAM,
-    DATAGRAM_HEADER,
-    DATAGRAM_OPTIONS,
-    DATAGRAM_SEGMENTS,
-    FAMILY_4,
     HELLO,
     INBOX_NUMBER_END,
     REFUSAL,
     REPLY,
     REQUEST,
     RESUME,
-    SEGMENT_SIZE,
-    SOCKET_ERROR,
     inbox_name,
 )
 from usernet.pipe.numbering import NEXT, Incoming, ReplayBuffer, incarnation_of
 from usernet.pipe.run_dir import INBOXES
 from usernet.pipe.streams import (
     ACCEPTED,
-    ACCEPTED_HEADER,
     INFO_HEADER,
-    RESET_RECORD,
     ROOM,
     STREAM,
     STREAM_INFO,
     STREAM_RESET,
-    accepted_addresses,
 )
-from usernet.sockets.cmsg import with_options
 
 CONNECT_TIMEOUT_S = 5.0
 HELLO_INTERVAL_S = 0.5
@@ -88,20 +76,6 @@ STREAM_KINDS = frozenset((STREAM, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
 INCARNATION = 1  # an application's pipe is never restarted; after a fork there is a new one with a new id
 
 _from_bytes = int.from_bytes
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict).decode
-
-
-class _Unanswered:
-    """A pending request."""
-
-    __slots__ = ("box", "opens", "record", "sequence")
-
-    def __init__(self, record: bytes, box: Mailbox | None, opens: type[Description] | None) -> None:
-        self.record = record
-        self.box = box  # the mailbox of the waiting thread, if any
-        self.opens = opens  # the new socket whose handle the answer contains
-        self.sequence: int | None = None  # number of the frame that contains it; None: not sent yet
 
 
 class _Frame(NamedTuple):
@@ -109,7 +83,7 @@ class _Frame(NamedTuple):
 
     kind: int
     records: Sequence[bytes]
-    request: _Unanswered | None
+    request: Unanswered | None
 
 
 class Connection:
@@ -130,9 +104,8 @@ class Connection:
         self.readers = Readers(self._read)
         self._sending = CombiningLock(self._send_deferred)
         self.boxes: dict[int, Description] = {}  # {handle: socket}
-        self._requests: dict[int, _Unanswered] = {}
-        self._infos: dict[int, Mailbox] = {}  # {number of the question: mailbox} of STREAM_INFO
-        self._request_ids = itertools.count(1)
+        self._requests = Requests()
+        self._arrivals = Arrivals(self.readers, self.boxes, self._close_unwanted)
         self._incoming, self._sent = Incoming(), ReplayBuffer()
         self._looked = 0.0
         self._checked = monotonic()
@@ -203,7 +176,7 @@ class Connection:
         try:
             self.readers.wait(box, timeout)
         finally:
-            self._requests.pop(number, None)
+            self._requests.under_way.pop(number, None)
 
     # -- receiving: what begins with _ only while leading ----------------------------------------------------------
 
@@ -247,7 +220,7 @@ class Connection:
     def _lost(self) -> None:
         """The stack is gone: fail all waiting threads."""
         self.down = True
-        requests = [request.box for request in list(self._requests.values()) if request.box is not None]
+        requests = [request.box for request in list(self._requests.under_way.values()) if request.box is not None]
         for box in [*list(self.boxes.values()), *requests]:
             box.error = errno.ENETDOWN
             self.readers.wake(box)
@@ -280,10 +253,10 @@ class Connection:
                 if self.id or sequence:
                     self.malformed += 1  # not from the service
                 else:
-                    self._introduced(kind, number, incarnation, _decode(records[0]))
+                    self._introduced(kind, number, incarnation, decode(records[0]))
                 return
             if sequence == 0:
-                self._greeted(kind, incarnation, _decode(records[0]))
+                self._greeted(kind, incarnation, decode(records[0]))
                 return
             incoming = self._incoming
             verdict = incoming.judge_late(sequence) if late else incoming.judge(incarnation, sequence)
@@ -292,135 +265,25 @@ class Connection:
             return
         if verdict is not NEXT:
             return
-        boxes = self.boxes
-        if kind == DATAGRAM:
-            for record in records:
-                box = boxes.get(_from_bytes(record[:4], "little"))
-                if box is not None:
-                    box.items.append(record)
-                    if box.sleepers or box.descriptors:
-                        self.readers.wake(box)
-        elif kind == DATAGRAM_SEGMENTS:
-            for record in records:
-                self._take_segments(record)
-        elif kind == DATAGRAM_OPTIONS:
-            for record in records:
-                self._take_with_options(record)
-        elif kind == REPLY:
+        if kind == REPLY:
             for record in records:
                 self._replied(record)
-        elif kind == SOCKET_ERROR:
-            for record in records:
-                self._failed(record)
-        elif kind in STREAM_KINDS:
-            for record in records:
-                try:
-                    self._take_stream(kind, record)
-                except StructError:
-                    self.malformed += 1
-        elif kind == CREDIT:
-            for record in records:
-                box = boxes.get(CREDIT_RECORD.unpack(record)[0])
-                if box is not None:
-                    self._tell_queued([box])
-
-    def _take_segments(self, record: bytes) -> None:
-        """Many datagrams in one record: they are split into single records."""
-        box = self.boxes.get(_from_bytes(record[:4], "little"))
-        start = DATAGRAM_HEADER.size + SEGMENT_SIZE.size
-        size = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0] if len(record) > start else 0
-        if not size:
-            self.malformed += 1
-        elif box is not None:
-            header = record[: DATAGRAM_HEADER.size]
-            box.items.extend([header + record[at : at + size] for at in range(start, len(record), size)])
-            if box.sleepers or box.descriptors:
-                self.readers.wake(box)
-
-    def _take_with_options(self, record: bytes) -> None:
-        box = self.boxes.get(_from_bytes(record[:4], "little"))
-        made = with_options(record)
-        if made is None:
-            self.malformed += 1
-        elif box is not None:
-            box.items.append(made)
-            if box.sleepers or box.descriptors:
-                self.readers.wake(box)
-
-    def _take_stream(self, kind: int, record: bytes) -> None:
-        box = self.boxes.get(_from_bytes(record[:4], "little"))
-        if not isinstance(box, StreamDescription):
-            if kind == ACCEPTED:  # the listener was closed meanwhile
-                self._ask("close", {"handle": ACCEPTED_HEADER.unpack_from(record)[1], "linger": 0}, None)
-            return
-        sends: list[tuple[int, bytes]] = []
-        if kind == STREAM:
-            sends = box.take_stream(record)
-        elif kind == ROOM:
-            sends = box.take_room(record)
-            self._arrive(box)
-        elif kind == STREAM_RESET:
-            box.take_reset(RESET_RECORD.unpack(record)[1])
-            self._arrive(box)
-        elif kind == ACCEPTED:
-            self._take_accepted(box, record)
-        elif kind == STREAM_INFO:
-            asked = self._infos.get(INFO_HEADER.unpack_from(record)[2])
-            if asked is not None:
-                asked.items.append(record[INFO_HEADER.size :])
-                asked.ended = True
-                self.readers.wake(asked)
-        if box.sleepers or box.descriptors:
-            self.readers.wake(box)
-        for kind, record in sends:
-            self._number(kind, (record,), CONNECT_TIMEOUT_S)
-
-    def _take_accepted(self, listener: StreamDescription, record: bytes) -> None:
-        """A connection to a listener; the record may be a repetition."""
-        _, handle, number, port, peer_port, family, _ = ACCEPTED_HEADER.unpack_from(record)
-        if number <= listener.numbered:
-            return
-        listener.numbered = number
-        box = StreamDescription(self.readers.lock, handle, 0)
-        box.listener, box.linger = listener, listener.linger
-        family = AF_INET if family == FAMILY_4 else AF_INET6
-        local, peer = accepted_addresses(record)
-        box.local, box.peer = (inet_ntop(family, local), port), (inet_ntop(family, peer), peer_port)
-        self.boxes[handle] = box  # its first ROOM follows, and then it can be accepted
-
-    def _arrive(self, box: StreamDescription) -> None:
-        listener, box.listener = box.listener, None
-        if listener is not None:
-            listener.incoming.append(box)
-            self.readers.wake(listener)
+        else:
+            self.send_all(self._arrivals.take(kind, records))
 
     def stream_info(self, handle: int) -> bytes:
         """tcp's information about a connection: INFO_HEADER and struct tcp_info; empty if there is none."""
-        box, number = self.readers.new_box(), next(self._request_ids)
-        self._infos[number] = box
+        box, number = self.readers.new_box(), self._requests.next_number()
+        self._arrivals.infos[number] = box
         try:
             self.send(STREAM_INFO, (INFO_HEADER.pack(handle, 0, number),), REQUEST_TIMEOUT_S)
             self.readers.wait(box, REQUEST_TIMEOUT_S)
         finally:
-            del self._infos[number]
+            del self._arrivals.infos[number]
         return box.items.popleft() if box.items else b""
 
     def _replied(self, record: bytes) -> None:
-        reply = _decode(record)
-        request = self._requests.pop(reply["id"], None)
-        if request is not None and request.opens and not reply["errno"]:
-            # At once, because the first packets of a raw socket may follow, and another thread may read them.
-            handle = reply["handle"]
-            self.boxes[handle] = request.opens(self.readers.lock, handle, reply["receive_buffer"])
-        if request is not None and request.box is not None:
-            request.box.items.append(record)
-            self.readers.wake(request.box)
-
-    def _failed(self, record: bytes) -> None:
-        box = self.boxes.get(_from_bytes(record[:4], "little"))
-        if box is not None:
-            box.fail(record)
-            self.readers.wake(box)
+        self._requests.replied(record, self.boxes, self.readers)
 
     def _introduced(self, kind: int, number: int, incarnation: int, fields: dict[str, Any]) -> None:
         """The first answer to our HELLO."""
@@ -468,7 +331,7 @@ class Connection:
         for box in boxes:
             if isinstance(box, StreamDescription):
                 self.send_all(box.recovering())
-        for request in list(self._requests.values()):
+        for request in list(self._requests.under_way.values()):
             if request.sequence is not None:  # the same request gets the same answer
                 self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
@@ -480,7 +343,7 @@ class Connection:
         return self._number(kind, records, timeout)
 
     def _number(self, kind: int, records: Sequence[bytes], timeout: float | None,
-                request: _Unanswered | None = None) -> int:
+                request: Unanswered | None = None) -> int:
         sending = self._sending
         if sending.mine:  # called by a destructor or a signal handler during a send
             sending.defer(_Frame(kind, records, request))
@@ -498,7 +361,7 @@ class Connection:
             if sending.queue:
                 sending.attend()
 
-    def _append(self, kind: int, records: Sequence[bytes], timeout: float | None, request: _Unanswered | None) -> int:
+    def _append(self, kind: int, records: Sequence[bytes], timeout: float | None, request: Unanswered | None) -> int:
         """While holding `_sending`: append and send the next frame."""
         line = self._line
         if self.down or line.closed:
@@ -527,7 +390,7 @@ class Connection:
             self._number(kind, (record,), CONNECT_TIMEOUT_S)
 
     def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
-        return pack_frame(kind, self.id, INCARNATION, 0, [_encode(fields)])
+        return pack_frame(kind, self.id, INCARNATION, 0, [encode(fields)])
 
     def _resume(self, done: int) -> None:
         """Repeat the frames that the service has not processed; encode requests whose frames are no longer stored
@@ -537,7 +400,7 @@ class Connection:
             self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
             for frame in frames:
                 self._line.send(frame, CONNECT_TIMEOUT_S)
-        for request in list(self._requests.values()):
+        for request in list(self._requests.under_way.values()):
             if request.sequence is not None and request.sequence < first:
                 self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
@@ -550,11 +413,8 @@ class Connection:
             box.consumed += octets  # the service is restarting: try again later
 
     def _tell_queued(self, boxes: list[Description]) -> None:
-        """Report how much is queued, because the service asks or has forgotten it."""
-        records = []
-        for box in boxes:
-            box.consumed = 0
-            records.append(CREDIT_RECORD.pack(box.handle, min(box.queued(), CREDIT_TOTAL - 1) | CREDIT_TOTAL))
+        """Report how much is queued, because the service has forgotten it."""
+        records = [queued(box) for box in boxes]
         for start in range(0, len(records), MAX_RECORDS):
             self._number(CREDIT, records[start : start + MAX_RECORDS], CONNECT_TIMEOUT_S)
 
@@ -569,8 +429,8 @@ class Connection:
         try:
             self._await(box, op)
         finally:
-            self._requests.pop(number, None)
-        reply = _decode(box.items.popleft())
+            self._requests.under_way.pop(number, None)
+        reply = decode(box.items.popleft())
         if reply["errno"]:
             raise os_error(reply["errno"])
         return reply
@@ -587,25 +447,16 @@ class Connection:
                 raise self._no_answer(op)
 
     def _ask(self, op: str, fields: dict[str, object], box: Mailbox | None, timeout: float = REQUEST_TIMEOUT_S) -> int:
-        number, request = self._new_request(op, fields, box)
+        number, request = self._requests.new(op, fields, box)
         try:
             self.glance()
             self._number(REQUEST, (request.record,), timeout, request)
         except BaseException as error:
-            self._requests.pop(number, None)
+            self._requests.under_way.pop(number, None)
             if isinstance(error, TimeoutError):
                 raise self._no_answer(op) from None
             raise
         return number
-
-    def _new_request(self, op: str, fields: dict[str, object], box: Mailbox | None) -> tuple[int, _Unanswered]:
-        number = next(self._request_ids)
-        opens = None
-        if op == "socket":
-            opens = StreamDescription if fields["type"] == "stream" else Description
-        request = _Unanswered(_encode({"id": number, "op": op, **fields}), box, opens)
-        self._requests[number] = request
-        return number, request
 
     def _no_answer(self, op: str) -> OSError:
         if not self.alive():
@@ -636,13 +487,17 @@ class Connection:
         fields: dict[str, object] = {"linger": 0} if reset else {}
         if isinstance(box, StreamDescription):
             fields = {**box.closing(), **fields}
-        _, request = self._new_request("close", {"handle": box.handle, **fields}, None)
+        _, request = self._requests.new("close", {"handle": box.handle, **fields}, None)
         self._sending.defer(_Frame(REQUEST, (request.record,), request))
         if isinstance(box, StreamDescription) and box.listening:
             coming = [each for each in self.descriptions() if isinstance(each, StreamDescription)
                       and each.listener is box]
             for unaccepted in [*coming, *box.incoming]:
                 self._forget(unaccepted, reset=True)
+
+    def _close_unwanted(self, handle: int) -> None:
+        """Reset a connection whose listener was closed."""
+        self._ask("close", {"handle": handle, "linger": 0}, None)
 
     def descriptions(self) -> list[Description]:
         """All open sockets."""
