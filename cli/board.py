@@ -137,7 +137,7 @@ class Board:
     def _events(self) -> list[str]:
         with Client(self._folder) as client:
             lines = list(client.stream("events"))[-EVENTS_KEPT:]
-        return [printable(describe(msgspec.convert(line, Event)).partition("\n")[0]) for line in lines]
+        return [printable(describe(msgspec.convert(line, Event), date=False).partition("\n")[0]) for line in lines]
 
 
 def _open(status: dict[str, Any], layer: str, opened: str, closed: str) -> int:

@@ -25,7 +25,7 @@ LISTEN_BACKLOG = 16
 CLAIM_S = 3.0  # for the end of a keeper that has the name
 LINE_MAX_OCTETS = 1 << 16
 ANSWER_TIMEOUT_S = 30.0
-CHECK_S, STOPPED_CHECKS = 0.5, 3  # a keeper that is found stopped in this many checks in a row does not answer
+CHECK_S, STOPPED_CHECKS = 0.25, 3  # a keeper that is found stopped in this many checks in a row does not answer
 DESCRIPTORS_MAX = 16  # in one answer
 OUTPUT_MAX_OCTETS = 1 << 23  # a caller with more unread output is disconnected
 
@@ -124,17 +124,22 @@ class Client:
     def _line(self, timeout_s: float) -> bytes:
         """The next line; empty at the end. TimeoutError: no line in time, or the keeper is stopped."""
         deadline = time.monotonic() + timeout_s
-        stopped = 0
         while b"\n" not in self._input:
-            if self._readable.poll(CHECK_S * 1000):
-                try:
-                    octets = self._socket.recv(LINE_MAX_OCTETS)
-                except ConnectionResetError:  # what it said before was read
-                    octets = b""
-                if not octets:
-                    return b""
-                self._input += octets
-                continue
+            self._await(deadline, timeout_s)
+            try:
+                octets = self._socket.recv(LINE_MAX_OCTETS)
+            except ConnectionResetError:  # what it said before was read
+                octets = b""
+            if not octets:
+                return b""
+            self._input += octets
+        line, _, self._input = self._input.partition(b"\n")
+        return line
+
+    def _await(self, deadline: float, timeout_s: float) -> None:
+        """Wait until the keeper says something. TimeoutError."""
+        stopped = 0
+        while not self._readable.poll(CHECK_S * 1000):
             stopped = stopped + 1 if is_stopped(self.keeper) else 0
             if stopped >= STOPPED_CHECKS:
                 raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] is stopped and answers nothing: "
@@ -142,17 +147,14 @@ class Client:
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] did not answer within "
                                    f"{timeout_s:.0f} s; `down --force` ends the stack")
-        line, _, self._input = self._input.partition(b"\n")
-        return line
 
     def request_descriptors(self, op: str, **fields: object) -> tuple[Any, list[int]]:
         """The same for a request whose answer contains descriptors, which the caller must close."""
         self._ask(op, fields)
         line, descriptors = b"", list[int]()
+        deadline = time.monotonic() + self._timeout_s
         while not line.endswith(b"\n"):
-            if not self._readable.poll(self._timeout_s * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, f"the keeper [{self.keeper}] did not answer within "
-                                   f"{self._timeout_s:.0f} s")
+            self._await(deadline, self._timeout_s)
             octets, more, _, _ = socket.recv_fds(self._socket, LINE_MAX_OCTETS, DESCRIPTORS_MAX)
             descriptors += more
             line += octets

@@ -18,6 +18,7 @@ from supervisor import control
 from supervisor.events import Event, EventLog
 from supervisor.managed_layer import ManagedLayer
 from supervisor.taps import Taps
+from usernet.pipe.run_dir import peer
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
@@ -150,10 +151,20 @@ class ControlServer:
         else:
             answer(caller, request)
 
+    def _log(self, event: str, caller: control.Caller, what: str, layer: str = "") -> None:
+        """An event that tells who wanted what follows."""
+        pid, _ = peer(caller.connection)
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except OSError:
+            name = "it has ended"
+        self._keeper.events.add(event, layer=layer, detail=f"{what} by process {pid} ({name})")
+
     def _on_status(self, caller: control.Caller, request: dict[str, Any]) -> None:
         caller.answer(self._keeper.status(time.monotonic()))
 
     def _on_down(self, caller: control.Caller, request: dict[str, Any]) -> None:
+        self._log("down", caller, "asked for")
         self._wait_for_down.append(caller)
         self._keeper.stop()
 
@@ -171,6 +182,7 @@ class ControlServer:
                 caller.refuse("\n".join(problems)) if problems else caller.answer(sorted(outcome))
 
         for name in dict.fromkeys(names):
+            self._log("restart", caller, "asked for", name)
             self._keeper.renew(name, partial(done, name))
 
     def _on_sabotage(self, caller: control.Caller, request: dict[str, Any]) -> None:
@@ -180,6 +192,7 @@ class ControlServer:
             caller.refuse(f"sabotage {request.get('layer')} {fault}: layers that run are {', '.join(running)}; "
                           f"faults are {', '.join([*SIGNALS, *FAULTS])}")
             return
+        self._log("sabotage", caller, f"{fault}, ordered", layer.name)
         if fault in SIGNALS:
             signal.pidfd_send_signal(layer.process.pidfd, SIGNALS[fault])
         else:

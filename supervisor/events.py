@@ -47,9 +47,9 @@ class EventLog:
         self._followers.append(follower)
 
 
-def describe(event: Event) -> str:
-    """One line of text for an event; a traceback in `detail` follows on further lines."""
-    clock = datetime.fromtimestamp(event.at).strftime("%H:%M:%S.%f")[:-3]
+def describe(event: Event, date: bool = True) -> str:
+    """One line of text for an event, with or without the date; a traceback in `detail` follows on further lines."""
+    clock = datetime.fromtimestamp(event.at).strftime(f"{'%Y-%m-%d ' if date else ''}%H:%M:%S.%f")[:-3]
     who = f"{event.layer}[{event.pid}]" if event.pid else event.layer
     gap = f" after {event.gap_ms:.1f} ms" if event.gap_ms else ""
     head, _, rest = event.detail.partition("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -346,12 +347,12 @@ def test_events_tell_what_happened_in_order(new_stack) -> None:
     stack.run("sabotage", "udp", "kill")
     wait_for("udp to serve again", lambda: stack.serves(udp=2))
     told = [event for event in stack.events() if event.get("layer") == "udp"]
-    assert [event["event"] for event in told] == ["serves", "died", "serves"]
-    assert "SIGKILL" in told[1]["detail"]
-    assert told[2]["gap_ms"] > 0
+    assert [event["event"] for event in told] == ["serves", "sabotage", "died", "serves"]
+    assert "SIGKILL" in told[2]["detail"]
+    assert told[3]["gap_ms"] > 0
     stack.run("down")
     seen = [json.loads(line) for line in followed.stdout]
-    assert [event["event"] for event in seen if event.get("layer") == "udp"] == ["serves", "died", "serves"]
+    assert [event["event"] for event in seen if event.get("layer") == "udp"] == ["serves", "sabotage", "died", "serves"]
     assert followed.wait(PATIENCE_S) == 0
 
 
@@ -448,3 +449,36 @@ def test_an_ordinary_user_needs_no_privilege(tap) -> None:
             stack.end()
         finally:
             shutil.rmtree(folder)
+
+
+def test_events_tell_the_date_and_who_asked_for_what(new_stack) -> None:
+    stack = new_stack().up()
+    stack.run("restart", "udp")
+    stack.run("sabotage", "icmp", "raise")
+    wait_for("icmp", lambda: stack.serves(icmp=2))
+    asked = [(event["event"], event["layer"], event["detail"]) for event in stack.events()
+             if event["event"] in ("restart", "sabotage")]
+    assert [(event, layer) for event, layer, _ in asked] == [("restart", "udp"), ("sabotage", "icmp")]
+    assert re.fullmatch(r"asked for by process \d+ \(.+\)", asked[0][2])
+    assert re.fullmatch(r"raise, ordered by process \d+ \(.+\)", asked[1][2])
+    first = stack.run("events").stdout.splitlines()[0]
+    at = datetime.datetime.strptime(first[:23], "%Y-%m-%d %H:%M:%S.%f")
+    assert abs((datetime.datetime.now() - at).total_seconds()) < 3600
+
+
+@pytest.mark.parametrize("arguments", [
+    ["status"], ["events"], ["restart", "udp"], ["down"], ["up", "--detach"], ["list"], ["route", "list"],
+    ["capture", "udp"], ["impair", "list"], ["sabotage", "udp", "kill"],
+], ids=" ".join)
+def test_a_keeper_that_is_stopped_is_told_of_by_every_verb(new_stack, arguments: list[str]) -> None:
+    stack = new_stack().up()
+    keeper = stack.status()["keeper"]
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        done = stack.run(*arguments, status=None)
+        assert f"the keeper [{keeper}] is stopped" in done.stdout + done.stderr
+        assert done.returncode == (0 if arguments == ["list"] else 1)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    if arguments == ["down"]:
+        stack.check_gone()  # it heard of it
