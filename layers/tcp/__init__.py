@@ -1,1 +1,1 @@
-"""The TCP layer (RFC 9293)."""
+"""tcp: the Transmission Control Protocol (RFC 9293)."""

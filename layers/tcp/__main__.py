@@ -1,4 +1,4 @@
-"""tcp's shell: the core on the bus, its connections in durable memory."""
+"""The process of tcp, with its connections in durable memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layers.tcp.counters import Counters
 
 
 def main(spawned: SpawnArguments) -> None:
-    """Run until the keeper says stop."""
+    """Run until the keeper tells the process to stop."""
 
     def make(config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> Core:
         return Core(config, state, counters, rng, StreamMemory.of(spawned.memory_fd))

@@ -1,5 +1,4 @@
-"""What we acknowledge and when, and the window that we offer (RFC 9293 sections 3.8.6.2.2 and 3.8.6.3, RFC 5681
-section 4.2)."""
+"""When to acknowledge, and the receive window (RFC 9293 sections 3.8.6.2.2 and 3.8.6.3, RFC 5681 section 4.2)."""
 
 from __future__ import annotations
 
@@ -12,39 +11,39 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
 DELAY_S = 0.04  # Linux TCP_DELACK_MIN; RFC 9293 (MUST-58): below 0.5 s
-QUICK_ACKS = 16  # Linux TCP_MAX_QUICKACKS: so many segments at the start, and after a pause, are acknowledged at once
-IDLE_S = 0.2  # Linux: an RTO without text, and the next segments are acknowledged at once again
+QUICK_ACKS = 16  # Linux TCP_MAX_QUICKACKS: number of segments acknowledged at once at the start and after a pause
+IDLE_S = 0.2  # Linux: after an RTO without text the next segments are acknowledged at once again
 WINDOW_FIELD_MAX = 65535
-SPARE_OCTETS = 256  # of a ring, not offered: windows are rounded up by less than this
+SPARE_OCTETS = 256  # of a ring, not offered, because windows are rounded up by less than this
 OWN_SCALE = 7  # RFC 7323 section 2.3: enough for a ring of 4 MiB
 UNSCALED_LIMIT = RING_OCTETS_MIN - SPARE_OCTETS
 
 
 def limit_of(ring_octets: int) -> int:
-    """How many octets are promised of a ring of that size."""
+    """The number of octets that may be promised for a ring of that size."""
     return ring_octets - SPARE_OCTETS
 
 
 def initial_limit(conn: Connection) -> int:
-    """What a receive buffer starts with; SO_RCVBUF reports twice what it holds."""
+    """The initial limit of a receive buffer; SO_RCVBUF reports twice its size."""
     asked = conn.options.receive_buffer
     return min(max(asked // 2, 1), limit_of(RING_OCTETS_MAX)) if asked else limit_of(RING_OCTETS_MIN)
 
 
 def open_window(conn: Connection) -> None:
-    """The first promise, as the SYN carries it: unscaled."""
+    """The first window, in the SYN: unscaled."""
     conn.rcv_limit = conn.rcv_limit or initial_limit(conn)
     conn.advertised = max(conn.advertised, conn.rcv_nxt + min(offered(conn), WINDOW_FIELD_MAX))
 
 
 def unread(conn: Connection) -> int:
-    """Octets received in order that the application has not taken."""
+    """Number of octets received in order that the application has not taken."""
     end = conn.rcv_nxt if conn.fin_at is None else min(conn.rcv_nxt, conn.fin_at)
     return max(0, end - conn.read)
 
 
 def offered(conn: Connection) -> int:
-    """Octets from RCV.NXT on that may be promised, silly windows avoided: never less than was promised before."""
+    """Number of octets after RCV.NXT to promise, with silly window avoidance: never less than was promised before."""
     clamp = conn.options.window_clamp
     limit = min(conn.rcv_limit, clamp) if clamp else conn.rcv_limit
     right = conn.rcv_nxt + max(0, limit - unread(conn))
@@ -56,12 +55,12 @@ def offered(conn: Connection) -> int:
 
 
 def window_field(conn: Connection) -> int:
-    """What stands in the header of a segment that leaves now; from now on it is promised."""
+    """The window field of a segment that is sent now; from now on it is promised."""
     window = offered(conn)
     scale = conn.own_scale
-    field = (window + (1 << scale) - 1) >> scale  # up: an edge must not go back by rounding
+    field = (window + (1 << scale) - 1) >> scale  # rounded up: the right edge must not move back because of rounding
     if conn.rcv_nxt + (field << scale) > conn.read + size_for(conn.rcv_limit):
-        field = window >> scale  # but not beyond the ring: RFC 7323 section 2.4 lets rounding take this little back
+        field = window >> scale  # but not beyond the ring: RFC 7323 section 2.4 permits moving back by rounding
     field = min(field, WINDOW_FIELD_MAX)
     edge = conn.rcv_nxt + (field << scale)
     if edge > conn.advertised:
@@ -70,14 +69,14 @@ def window_field(conn: Connection) -> int:
 
 
 def due(engine: Engine, conn: Connection) -> bool:
-    """Whether an ACK leaves now; else the timer of a delayed one is set, where one is owed."""
+    """True if an ACK must be sent now; otherwise set the timer of a delayed ACK if one is owed."""
     if conn.ack_now:
         return True
     if not conn.ack_due:
         return False
     quick = conn.options.quickack
-    # RFC 9293 section 3.8.6.3 (SHLD-19): at least for every second full segment, counted in octets, for many may
-    # come as one
+    # RFC 9293 section 3.8.6.3 (SHLD-19): at least for every second full segment, counted in octets because many may
+    # arrive as one
     if conn.ack_due >= 2 * conn.peer_segment or quick:
         return True
     if quick is None and conn.quick > 0 and not conn.pingpong:
@@ -90,7 +89,7 @@ def due(engine: Engine, conn: Connection) -> bool:
 
 
 def left(conn: Connection) -> None:
-    """A segment with an ACK leaves: nothing is owed any more."""
+    """A segment with an ACK was sent: no ACK is owed any more."""
     conn.ack_now = False
     conn.ack_due = 0
     conn.delayed_at = None
@@ -98,7 +97,7 @@ def left(conn: Connection) -> None:
 
 
 def text_came(engine: Engine, conn: Connection, octets: int) -> None:
-    """For quick ACKs: the size of the peer's segments, and that there was a pause."""
+    """Text arrived: update the size of the peer's segments and the quick ACKs after a pause."""
     if engine.now - conn.last_text > IDLE_S:
         conn.quick, conn.pingpong = QUICK_ACKS, False
     conn.last_text = engine.now
@@ -107,15 +106,15 @@ def text_came(engine: Engine, conn: Connection, octets: int) -> None:
 
 
 def was_read(engine: Engine, conn: Connection, number: int) -> None:
-    """The application has taken everything before `number`: maybe the peer is to hear of the room."""
+    """The application has taken everything before `number`: decide whether to send a window update."""
     conn.read = number
     _tune(engine, conn)
     if conn.state not in RECEIVING:
             return
     before = conn.advertised - conn.rcv_nxt
     now = offered(conn)
-    # An update that opens a window of less than a segment leaves at once, any other when it is worth it; no delay of
-    # ACKs holds it back.
+    # An update that opens a window of less than a segment is sent at once, any other when it is large enough; it is not
+    # delayed.
     if now > before and (before < conn.mss or now - before >= min(2 * conn.mss, conn.rcv_limit // 2)):
         half_used = conn.rcv_limit - before >= conn.rcv_limit // 4 or before < conn.mss
         if half_used:
@@ -124,7 +123,7 @@ def was_read(engine: Engine, conn: Connection, number: int) -> None:
 
 
 def _tune(engine: Engine, conn: Connection) -> None:
-    """As Linux's dynamic right-sizing: a window read within a round trip is too small."""
+    """As Linux's dynamic right-sizing: a window that is read within a round trip is too small."""
     if conn.options.receive_buffer or conn.options.window_clamp or not conn.own_scale:
         return
     if conn.read - conn.measured_from >= conn.rcv_limit // 2:

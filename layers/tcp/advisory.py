@@ -1,6 +1,7 @@
-"""What a successor need not have, but starts better from: round trips and the congestion window, in 44 octets.
+"""Advice for a successor, which it does not need but starts better with: round trips and congestion window, in 44
+octets.
 
-They are written at most once a round trip and may be torn by a crash; so every number is checked when it is read.
+It is written at most once per round trip and may be torn by a crash, so every number is checked when it is read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from layers.tcp.retransmission import RTO_MAX_S
 if TYPE_CHECKING:
     from layers.tcp.recovery import Recovery
 
-# Whose it is; segments sent again; SRTT, RTTVAR, least round trip; what the congestion control saved
+# Checksum of the owner; retransmitted segments; SRTT, RTTVAR, minimum round trip; what the congestion control saved
 _STATE = Struct("<II3f6f")
 OCTETS = _STATE.size
 
@@ -29,7 +30,7 @@ def pack(recovery: Recovery) -> bytes:
 
 
 def unpack(recovery: Recovery, octets: bytes | memoryview) -> None:
-    """Take over what `pack` gave; numbers that cannot be, and those of another algorithm, are left out."""
+    """Restore what `pack` returned; impossible numbers, and those of another algorithm, are ignored."""
     timer, control = recovery.timer, recovery.control
     whose, recovery.retransmits, rtt_s, variance_s, least_s, *numbers = _STATE.unpack(octets)
     timer.rtt_s = clamp(rtt_s, 0.0, RTO_MAX_S, 0.0)

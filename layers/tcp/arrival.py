@@ -1,7 +1,7 @@
-"""SEGMENT ARRIVES (RFC 9293 section 3.10.7), in the RFC's own order.
+"""SEGMENT ARRIVES (RFC 9293 section 3.10.7), in the order of the RFC.
 
-What belongs to no connection is in `layers.tcp.listen` and `layers.tcp.reset`. Here is what a connection does with a
-segment: SYN-SENT (3.10.7.3), and all other states (3.10.7.4), step after step. A step returns False where the RFC says
+`layers.tcp.listen` and `layers.tcp.reset` handle segments without a connection. This module handles segments of a
+connection: SYN-SENT (3.10.7.3), and all other states (3.10.7.4), step by step. A step returns False where the RFC says
 "return".
 """
 
@@ -32,11 +32,11 @@ from packets.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
 if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
 
-PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: then the peer's clock may have gone round
+PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: after this time the peer's timestamp clock may have wrapped
 
 
 def arrives(engine: Engine, conn: Connection, arrival: Arrival) -> None:
-    """A segment of this connection."""
+    """Process a segment of this connection."""
     if conn.state == SYN_SENT:
         _syn_sent(engine, conn, arrival)
     else:
@@ -56,7 +56,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         return
     # Second, check the RST bit
     if flags & RST:
-        if ack is not None:  # else RFC 5961 section 3: it proves nothing
+        if ack is not None:  # otherwise RFC 5961 section 3: it proves nothing
             engine.counters[C.attempt_fails] += 1
             closing.abandon(engine, conn, errno.ECONNREFUSED)
         return
@@ -75,7 +75,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         conn.state = SYN_RECEIVED
         engine.send_syn(conn)
         if segment.payload:
-            conn.ack_now = True  # and it will come again: RFC 9293 lets text of a SYN wait until ESTABLISHED
+            conn.ack_now = True  # the text is sent again: RFC 9293 permits queueing text of a SYN until ESTABLISHED
         return
     _acknowledged(engine, conn, arrival, ack)
     conn.snd_wl2 = ack
@@ -96,7 +96,7 @@ def _established(engine: Engine, conn: Connection) -> None:
         listen.established(engine, conn)
     else:
         engine.room(conn, first=True)
-    if conn.end is not None:  # the application has closed already: the FIN follows what it wrote
+    if conn.end is not None:  # the application has closed already: the FIN follows the octets that it wrote
         conn.state = FIN_WAIT_1
     engine.touch(conn)
 
@@ -109,7 +109,7 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     flags, payload = segment.flags, segment.payload
     seq = from_wire(conn.irs, segment.sequence, conn.rcv_nxt)
     if flags & SYN and conn.state == SYN_RECEIVED and not seq:
-        if not flags & ACK:  # the same SYN again: so is the answer
+        if not flags & ACK:  # the same SYN again, so send the same answer
             engine.send_syn(conn)
             return
         seq, flags = 1, flags & ~SYN  # simultaneous open, figure 8: the SYN-ACK repeats the SYN
@@ -123,12 +123,13 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     if length:
         acceptable = seq < window_end and seq + length > conn.rcv_nxt
         if not acceptable and seq == conn.rcv_nxt == window_end:
-            # A zero-window probe: RFC 9293 section 3.4 (MUST-66): its ACK, URG and RST count, its text does not
+            # A zero-window probe: RFC 9293 section 3.4 (MUST-66): process its ACK, URG and RST, but not its text
             acceptable = True
     elif flags & RST:
         acceptable = conn.rcv_nxt <= seq < window_end or seq == conn.rcv_nxt
     else:
-        acceptable = conn.rcv_nxt <= seq <= window_end  # its end included: there stands who has filled the window
+        # including its end: the next number of a peer that has filled the window
+        acceptable = conn.rcv_nxt <= seq <= window_end
     if not acceptable:
         if flags & RST:
             engine.counters[C.blind_reset] += 1
@@ -200,14 +201,14 @@ def _timely(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> boo
 
 
 def _stamp(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None:
-    """RFC 7323 section 4.3: TS.Recent follows what stands at or before the last ACK that we sent."""
+    """RFC 7323 section 4.3: TS.Recent is updated by segments that start at or before the last sent ACK."""
     stamps = arrival.segment.options.timestamps
     if stamps is not None and conn.timestamps_ok and seq <= conn.last_ack_sent:
         conn.ts_recent, conn.ts_recent_at = stamps[0], engine.now
 
 
 def _marked(engine: Engine, conn: Connection, arrival: Arrival) -> None:
-    """RFC 3168 section 6.1: what routers say of congestion, to us (CE) and by the peer (ECE)."""
+    """RFC 3168 section 6.1: congestion marks of routers, to us (CE) and reported by the peer (ECE)."""
     flags = arrival.segment.flags
     if flags & CWR:
         conn.ecn_echo = False
@@ -227,12 +228,12 @@ def _reset(engine: Engine, conn: Connection) -> None:
         return
     if state in (ESTABLISHED, CLOSE_WAIT):
         engine.counters[C.established_resets] += 1
-    # Linux, tcp_reset: EPIPE where the peer has sent its FIN before
+    # Linux, tcp_reset: EPIPE if the peer has sent its FIN before
     closing.abandon(engine, conn, errno.EPIPE if state == CLOSE_WAIT else errno.ECONNRESET)
 
 
 def _ack(engine: Engine, conn: Connection, arrival: Arrival, seq: int, ack: int, length: int) -> bool:
-    """ESTABLISHED and later: what the ACK field says. False where the segment is done with."""
+    """ESTABLISHED and later: process the ACK field. False: the segment is finished."""
     if ack > conn.snd_nxt or ack < conn.snd_una - conn.window_max:  # RFC 5961 section 5.2
         engine.counters[C.unacceptable_ack] += 1
         if ack > conn.snd_nxt:
@@ -255,18 +256,18 @@ def _ack(engine: Engine, conn: Connection, arrival: Arrival, seq: int, ack: int,
         if ack > conn.snd_una or duplicate or segment.options.sack:
             _acknowledged(engine, conn, arrival, ack, duplicate)
     if conn.persist_at is not None and not segment.payload:
-        conn.probes_unanswered = 0  # RFC 9293 section 3.8.6.1: while the peer answers, the connection stays
+        conn.probes_unanswered = 0  # RFC 9293 section 3.8.6.1: while the peer answers, the connection stays open
     return _after_fin_acked(engine, conn) if conn.end is not None and conn.snd_una > conn.end else True
 
 
 def _acknowledged(engine: Engine, conn: Connection, arrival: Arrival, ack: int, duplicate: bool = False) -> None:
-    """The cumulative point, and what SACK says (RFC 2018)."""
+    """Process the cumulative acknowledgment and the SACK blocks (RFC 2018)."""
     options = arrival.segment.options
     now = engine.now
     echoed = None
     if conn.timestamps_ok and options.timestamps is not None and ack > conn.snd_una and options.timestamps[1]:
         ticks = (engine.timestamp(conn) - options.timestamps[1]) & 0xFFFFFFFF
-        if ticks < 1 << 22:  # RFC 7323 section 4: of more than an hour nothing is to be learnt
+        if ticks < 1 << 22:  # RFC 7323 section 4: an echo of more than an hour is not a valid sample
             echoed = ticks / 1000
     blocks: tuple[tuple[int, int], ...] = ()
     if options.sack and conn.sack_ok:
@@ -305,7 +306,7 @@ def _after_fin_acked(engine: Engine, conn: Connection) -> bool:
 
 
 def _urgent(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None:
-    """Sixth step; RFC 6093: the pointer is taken as Linux does, behind the urgent octet."""
+    """Sixth step; RFC 6093: the pointer is interpreted as on Linux, as the octet after the urgent one."""
     segment = arrival.segment
     if not segment.flags & URG or not segment.urgent or conn.state not in RECEIVING:
         return
@@ -317,14 +318,15 @@ def _urgent(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> Non
 
 def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, payload: bytes | memoryview,
                   fin: bool) -> None:
-    if conn.state not in RECEIVING:  # a FIN came before: there can be no more
+    if conn.state not in RECEIVING:  # after a FIN there can be no urgent data
         if seq + len(payload) + fin > conn.rcv_nxt or payload:
             conn.ack_now = True
             engine.touch(conn)
         return
     end = seq + len(payload)
     if conn.handle == ORPHAN and end > conn.rcv_nxt and conn.state in (FIN_WAIT_1, FIN_WAIT_2) and payload:
-        # Nobody is left to read it: RFC 9293 section 3.6.1 (SHLD-3), RFC 2525 section 2.17; Linux's TCPAbortOnData
+        # The application will not read it: RFC 9293 section 3.6.1 (SHLD-3), RFC 2525 section 2.17; Linux's
+        # TCPAbortOnData
         closing.abort(engine, conn)
         return
     if fin and end <= max(conn.advertised, conn.rcv_nxt) and conn.fin_at is None:
@@ -339,7 +341,7 @@ def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, 
 
 
 def _fin(engine: Engine, conn: Connection) -> None:
-    """Eighth step: all that came before the FIN is there."""
+    """Eighth step: all octets before the FIN have arrived."""
     conn.rcv_nxt += 1
     conn.out_of_order = None
     conn.ack_now = True

@@ -1,7 +1,7 @@
-"""What applications ask for (RFC 9293 section 3.10.1 to 3.10.6), as records of the socket service say it.
+"""The calls of applications (RFC 9293 sections 3.10.1 to 3.10.6), as records of the socket service.
 
 OPEN is a SOCKET_SET with `listen` or `connect`, SEND is STREAM, RECEIVE is READ, CLOSE is STREAM with STREAM_END or
-SOCKET_CLOSE, ABORT is SOCKET_CLOSE with linger 0. Every one may come twice: what was done is not done again.
+SOCKET_CLOSE, ABORT is SOCKET_CLOSE with linger 0. Each may be repeated: an effect that has happened is not repeated.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from layers.tcp.lookup import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flo
 from packets.addresses import ANY, LOOPBACK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
 
-TIME_WAIT_REUSE_S = 1.0  # Linux net.ipv4.tcp_tw_reuse: an own connection may follow one in TIME-WAIT after so long
-KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: how many were handed up, taken, may be
+# Linux net.ipv4.tcp_tw_reuse: an outgoing connection may replace one in TIME-WAIT after this time
+TIME_WAIT_REUSE_S = 1.0
+KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: numbers of connections passed up, taken, and permitted
 
 
 class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A socket as it was declared, and what became of it."""
+    """The declared socket, and its connection or listener."""
 
     declared: StreamState
     local: bytes = ANY
     port: int = 0
-    failed: int = 0  # errno of the connection that it had
+    failed: int = 0  # errno of its former connection
 
 
 class Paths(Protocol):
-    """What is known of routes."""
+    """The interface to the routes."""
 
     def is_local(self, address: bytes) -> bool:
-        """One of our own, or loopback."""
+        """True for an own or a loopback address."""
 
     def source_for(self, destination: bytes) -> bytes | None:
-        """The source address of a packet there; None: no route."""
+        """The source address for a destination; None: no route."""
 
     def is_group(self, address: bytes) -> bool:
-        """Broadcast or multicast."""
+        """True for a broadcast or multicast address."""
 
 
 _decode_socket = decoder(Socket)
 
 
 class Calls:
-    """Sockets by handle, in memory and in `state`."""
+    """The sockets by handle, in memory and in `state`."""
 
     def __init__(self, engine: Engine, state: MutableMapping[int, bytes], rng: random.Random, paths: Paths) -> None:
         self._engine = engine
@@ -67,7 +68,7 @@ class Calls:
     # -- OPEN and options -----------------------------------------------------------------------------------------
 
     def load(self, handle: int, stored: bytes) -> None:
-        """A socket that a former incarnation stored. ValueError where it makes no sense."""
+        """Restore a socket of a former process. ValueError: invalid."""
         socket = _decode_socket(stored)
         self.sockets[handle] = socket
         if socket.port:
@@ -80,7 +81,10 @@ class Calls:
                 listener.handed, listener.taken, listener.limit = map(int, credit)
 
     def set(self, wanted: StreamState) -> SocketReply | None:
-        """SOCKET_SET: make it so, and store it; or say why not. None where that cannot even be said."""
+        """SOCKET_SET: change the socket and store it, or refuse and return the reason.
+
+        None: the declaration is unusable.
+        """
         handle = wanted.handle
         if not in_range(wanted) or handle >= HANDLE_END:
             return None
@@ -106,7 +110,7 @@ class Calls:
             raise OSError(errno.ENOENT, "no such congestion control")  # tcp(7), TCP_CONGESTION
         local = wanted.local or (before.local if before is not None else ANY)
         if local and not self.paths.is_local(local):
-            raise OSError(errno.EADDRNOTAVAIL, "not an address of ours")
+            raise OSError(errno.EADDRNOTAVAIL, "not an address of this stack")
         conn = engine.lookup.by_handle.get(handle)
         fresh = bool(wanted.connect) and (before is None or before.declared.connect != wanted.connect)
         port = (before.port if before is not None else 0) or wanted.port
@@ -119,7 +123,7 @@ class Calls:
             if not port:
                 port = self._free_port()
             elif engine.lookup.ports.clashes(handle, port, claim):
-                raise OSError(errno.EADDRINUSE, "the port is taken")
+                raise OSError(errno.EADDRINUSE, "the port is in use")
         elif fresh and conn is not None:
             raise OSError(errno.EISCONN if conn.state not in (SYN_SENT, SYN_RECEIVED) else errno.EALREADY, "connected")
         if fresh:
@@ -164,18 +168,18 @@ class Calls:
             listener.options = declared
 
     def _connect(self, wanted: StreamState, local: bytes, port: int) -> tuple[bytes, int]:
-        """ACTIVE OPEN (RFC 9293 section 3.10.1): the SYN leaves at the end of this turn."""
+        """ACTIVE OPEN (RFC 9293 section 3.10.1): the SYN is sent at the end of this turn."""
         engine = self._engine
         peer = wanted.peer or local or LOOPBACK[WIDTH_OF_FAMILY[wanted.family]]  # Linux: 0.0.0.0 is this host
         if self.paths.is_group(peer):
-            raise OSError(errno.ENETUNREACH, "TCP has no groups")  # RFC 9293 section 3.9.2.3 (MUST-46)
+            raise OSError(errno.ENETUNREACH, "TCP does not support groups")  # RFC 9293 section 3.9.2.3 (MUST-46)
         source = local or self.paths.source_for(peer)
         if source is None:
             raise OSError(errno.ENETUNREACH, "no route to the peer")
         automatic = not port
         if port:
             if not self._available(Ends(source, port, peer, wanted.peer_port)):
-                raise OSError(errno.EADDRNOTAVAIL, "this connection exists")
+                raise OSError(errno.EADDRNOTAVAIL, "this connection exists already")
         else:
             port = self._port_towards(source, peer, wanted.peer_port)
         ends = Ends(source, port, peer, wanted.peer_port)
@@ -213,7 +217,7 @@ class Calls:
         raise OSError(errno.EADDRNOTAVAIL, "no ephemeral port is free")  # Linux: connect's EADDRNOTAVAIL
 
     def _adjust(self, conn: Connection, wanted: StreamState) -> None:
-        """Options of a connection that exists."""
+        """Change the options of an existing connection."""
         engine, before = self._engine, conn.options
         conn.options = wanted
         if wanted.keepalive != before.keepalive or wanted.keepidle != before.keepidle:
@@ -239,7 +243,7 @@ class Calls:
     # -- SEND, RECEIVE, CLOSE, ABORT ------------------------------------------------------------------------------
 
     def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
-        """STREAM: SEND, and with STREAM_END CLOSE of our way."""
+        """STREAM: SEND, and with STREAM_END CLOSE of the sending direction."""
         engine = self._engine
         conn = engine.lookup.by_handle.get(handle)
         if conn is None:
@@ -247,7 +251,7 @@ class Calls:
             return
         number = offset + 1
         if number > conn.written:
-            if conn.gap_told != conn.written:  # once for each gap: it is asked for again
+            if conn.gap_told != conn.written:  # once for each gap: ask for the octets again
                 conn.gap_told = conn.written
                 engine.counters[C.stream_gap] += 1
                 engine.room(conn, resume=True)
@@ -291,7 +295,7 @@ class Calls:
             self.resume(conn, max(have + 1, conn.read))
 
     def resume(self, conn: Connection, start: int) -> None:
-        """Say again everything from `start` on."""
+        """Send everything from `start` on up again."""
         engine = self._engine
         engine.told(conn, start)
         if conn.urgent:
@@ -300,7 +304,7 @@ class Calls:
             engine.ended(conn)
 
     def accept(self, handle: int, taken: int, limit: int) -> None:
-        """ACCEPT: so many connections may be handed up."""
+        """ACCEPT: the number of connections that may be passed up."""
         listener = self._engine.lookup.listeners.get(handle)
         if listener is not None:
             listen.credit(self._engine, listener, taken, limit)
@@ -330,14 +334,14 @@ class Calls:
             closing.abort(engine, conn)
             return
         if conn.state in (ESTABLISHED, SYN_RECEIVED) or conn.end is None:
-            # behind what is there: of what is on the way nobody is left to send it again
+            # after the stored octets: there is no application to send missing ones again
             closing.end_stream(engine, conn)
         closing.orphaned(engine, conn, taken + 1)
 
     # -- the socket service starts ----------------------------------------------------------------------------------
 
     def repeat(self) -> None:
-        """Say again everything that the socket service may have lost."""
+        """Repeat everything that the socket service may have lost."""
         engine = self._engine
         for listener in engine.lookup.listeners.values():
             for number, conn in listener.untaken.items():
@@ -351,7 +355,7 @@ class Calls:
                 self.resume(conn, conn.read)
 
     def resumed(self, conn: Connection) -> None:
-        """A connection of a former incarnation is here again."""
+        """A connection of a former process was restored."""
         lookup = self._engine.lookup
         options = conn.options
         lookup.ports.hold(conn.handle or conn, conn.ends.port, Claim(
@@ -365,7 +369,7 @@ class Calls:
             conn.keepalive_at = self._engine.now + options.keepidle
 
     def failed(self, handle: int, number: int) -> None:
-        """The connection of a socket is gone: remember why, until it is closed."""
+        """The connection of a socket has ended: remember the errno until the socket is closed."""
         socket = self.sockets.get(handle) or self._accepted(handle)
         if socket is not None:
             self.sockets[handle] = socket = msgspec.structs.replace(socket, failed=number)

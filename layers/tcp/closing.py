@@ -1,5 +1,5 @@
-"""How connections end (RFC 9293 section 3.6): FIN states' time-outs, TIME-WAIT, resets of ours, what applications
-left."""
+"""The end of connections (RFC 9293 section 3.6): timeouts of the FIN states, TIME-WAIT, aborts, orphans, black
+holes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
 
 TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes
-BLACK_HOLE_TIMEOUTS = 2  # RFC 4821, Linux tcp_mtu_probing = 1: after so many in a row a smaller segment is tried
+# RFC 4821, Linux tcp_mtu_probing = 1: after this many timeouts in a row a smaller segment is tried
+BLACK_HOLE_TIMEOUTS = 2
 BLACK_HOLE_MSS = 1024  # Linux tcp_base_mss
 MSS_MIN = 48  # Linux tcp_min_snd_mss
-LEAST_MSS = 512  # after as many again; what every path takes (RFC 1191 section 7.1 names 508)
+LEAST_MSS = 512  # after as many again: a size for every path (RFC 1191 section 7.1 names 508)
 
 
 def end_stream(engine: Engine, conn: Connection, number: int | None = None) -> None:
-    """CLOSE of our way (RFC 9293 section 3.10.4): the FIN follows the last octet written."""
+    """CLOSE of the sending direction (RFC 9293 section 3.10.4): the FIN follows the last written octet."""
     if conn.end is not None:
         return
     conn.end = conn.written if number is None else number
@@ -47,14 +48,14 @@ def end_stream(engine: Engine, conn: Connection, number: int | None = None) -> N
 
 
 def orphaned(engine: Engine, conn: Connection, read: int) -> None:
-    """The application has closed, or ended, having taken everything before `read`; the FIN is queued."""
+    """The application has closed or ended, and has taken everything before `read`; the FIN is queued."""
     state = conn.state
     if state in (SYN_SENT, CLOSED):  # RFC 9293 section 3.10.4: delete the TCB
         finish(engine, conn)
         return
     conn.read = max(conn.read, min(read, conn.rcv_nxt))
     if acknowledgment.unread(conn) and state in SYNCHRONIZED and state != TIME_WAIT:
-        abort(engine, conn)  # RFC 9293 section 3.6.1 (SHLD-3): data was received that nobody will read
+        abort(engine, conn)  # RFC 9293 section 3.6.1 (SHLD-3): received data will not be read
         return
     engine.disown(conn)
     if state == FIN_WAIT_2:
@@ -63,7 +64,7 @@ def orphaned(engine: Engine, conn: Connection, read: int) -> None:
 
 
 def abort(engine: Engine, conn: Connection, told: int = 0) -> None:
-    """ABORT (RFC 9293 section 3.10.5): <SEQ=SND.NXT><CTL=RST>, and the connection is gone."""
+    """ABORT (RFC 9293 section 3.10.5): send <SEQ=SND.NXT><CTL=RST> and delete the connection."""
     if (conn.state in SYNCHRONIZED and conn.state != TIME_WAIT) or conn.state == SYN_RECEIVED:
         engine.counters[C.resets_sent] += 1
         if conn.state in (ESTABLISHED, CLOSE_WAIT):
@@ -73,7 +74,7 @@ def abort(engine: Engine, conn: Connection, told: int = 0) -> None:
 
 
 def abandon(engine: Engine, conn: Connection, error: int, reset: bool = False) -> None:
-    """The connection is gone, for the reason `error` (an errno; 0: nobody need hear of it)."""
+    """Delete the connection, for the reason `error` (an errno; 0: not reported)."""
     if reset:
         abort(engine, conn, error)
         return
@@ -89,7 +90,7 @@ def finish(engine: Engine, conn: Connection) -> None:
 
 
 def keepalive_from_now(engine: Engine, conn: Connection) -> None:
-    """SO_KEEPALIVE, where it is set: the silence begins."""
+    """SO_KEEPALIVE, if it is set: start the idle time."""
     conn.keepalive_at = engine.now + conn.options.keepidle if conn.options.keepalive else None
     engine.timers.schedule(conn)
 
@@ -116,24 +117,25 @@ def enter_time_wait(engine: Engine, conn: Connection) -> None:
 
 
 def waited(engine: Engine, conn: Connection) -> None:
-    """`wait_until` has come: the end of TIME-WAIT or of an orphan's FIN-WAIT-2."""
+    """`wait_until` has come: the end of TIME-WAIT, or of an orphan's FIN-WAIT-2."""
     conn.wait_until = None
     if conn.state in (TIME_WAIT, FIN_WAIT_2):
         finish(engine, conn)
 
 
 def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> bool:
-    """What differs in TIME-WAIT; False where the ordinary steps are to go on."""
+    """The special cases of TIME-WAIT; False: continue with the ordinary steps."""
     segment = arrival.segment
     if segment.flags & RST:
-        return True  # RFC 1337 section 3, fix F1: ignore it, or TIME-WAIT is assassinated
+        return True  # RFC 1337 section 3, fix F1: ignore it, against TIME-WAIT assassination
     if segment.flags & SYN and not segment.flags & ACK:
         stamps = segment.options.timestamps
         if conn.timestamps_ok and stamps is not None:  # RFC 6191 section 2
             age = (stamps[0] - conn.ts_recent) & 0xFFFFFFFF
             newer = 0 < age < 1 << 31 or (age == 0 and seq >= conn.rcv_nxt)
         else:
-            newer = seq >= conn.rcv_nxt  # RFC 9293 section 3.6.1 (MAY-2): a larger sequence number than was used
+            # RFC 9293 section 3.6.1 (MAY-2): a larger sequence number than the last used one
+            newer = seq >= conn.rcv_nxt
         if newer and engine.lookup.listener(arrival.destination, segment.destination_port) is not None:
             engine.counters[C.time_wait_reused] += 1
             engine.predecessor = conn
@@ -143,7 +145,7 @@ def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> b
         engine.counters[C.outside_window] += 1
         engine.acknowledge(conn)
         return True
-    # the peer's FIN again: our last ACK was lost. RFC 9293: acknowledge it, restart the 2 MSL timeout
+    # the peer's FIN again: our last ACK was lost. RFC 9293: acknowledge it, and restart the 2 MSL timeout
     if segment.length:
         conn.wait_until = engine.now + TIME_WAIT_S
         engine.timers.schedule(conn)
@@ -151,7 +153,7 @@ def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> b
 
 
 def black_hole(engine: Engine, conn: Connection) -> None:
-    """RFC 4821 section 4.2, as Linux's tcp_mtu_probing: full segments vanish, and no ICMP says why: send smaller
+    """RFC 4821 section 4.2, as Linux's tcp_mtu_probing: full segments are lost without an ICMP error, so send smaller
     ones."""
     if conn.state not in SYNCHRONIZED or conn.backoffs < BLACK_HOLE_TIMEOUTS or conn.mss <= LEAST_MSS:
         return
@@ -162,7 +164,7 @@ def black_hole(engine: Engine, conn: Connection) -> None:
 
 
 def lower_mss(engine: Engine, conn: Connection, mss: int) -> None:
-    """The path takes less: segments from now on, and those under way again, are cut smaller (RFC 9293 3.9.2.2)."""
+    """The path MTU is smaller: split later segments, and those in flight, accordingly (RFC 9293 section 3.9.2.2)."""
     if mss >= conn.mss:
         return
     engine.counters[C.mtu_lowered] += 1

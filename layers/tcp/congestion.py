@@ -1,15 +1,14 @@
-"""Congestion control: how much may be in the network (RFC 5681), and the contract of an algorithm.
+"""Congestion control: how much may be in the network (RFC 5681), and the interface of an algorithm.
 
-An algorithm is a module `layers.tcp.congestion_NAME` with a class `Control` that extends CongestionControl;
-TCP_CONGESTION names it, and nobody else knows. It owns the congestion window: how it grows while all goes well, and
-what it is after a loss. What it is *during* recovery is PRR's (`layers.tcp.prr`), what is lost is the scoreboard's
-and RACK's.
+An algorithm is a module `layers.tcp.congestion_NAME` with a class `Control` that extends CongestionControl, selected by
+TCP_CONGESTION. It owns the congestion window: its growth without losses, and its value after a loss. During recovery
+PRR determines the window (`layers.tcp.prr`); the scoreboard and RACK determine what is lost.
 
-Slow start is the same for all: the window doubles in a round trip until `ssthresh`, or until HyStart++ sees the delay
-rise (`layers.tcp.hystart`). It grows only by acknowledgments of what was sent while the window was the limit (RFC
-7661 section 4.2: a window that was not used says nothing about the path), and decays while nothing is sent.
+Slow start is common: the window doubles per round trip until `ssthresh`, or until HyStart++ detects an increased delay
+(`layers.tcp.hystart`). The window grows only by acknowledgments of segments sent while it was the limit (RFC 7661
+section 4.2: an unused window says nothing about the path), and decays while nothing is sent.
 
-Octets (floats, so that small increments add up) and float seconds.
+Units: octets (floats, so that small increments add up) and float seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ INITIAL_SEGMENTS = 10  # RFC 6928 section 2
 INITIAL_OCTETS = 14600
 LOSS_WINDOW_SEGMENTS = 1  # RFC 5681 section 3.1: LW
 MINIMUM_SEGMENTS = 2  # RFC 5681 section 3.1 (equation 4)
-UNLIMITED = float(1 << 31)  # no threshold yet; also the largest window
+UNLIMITED = float(1 << 31)  # no threshold yet; also the maximum window
 DEFAULT = "cubic"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,14}")  # include/net/tcp.h of Linux: TCP_CA_NAME_MAX is 16, with the NUL
 
-# Why a window is reduced.
+# Reasons for a reduction of the window.
 LOSS, ECN, TIMEOUT = range(3)
 
 
@@ -38,11 +37,11 @@ def initial_window(mss: int) -> int:
 
 
 class CongestionControl:
-    """What an algorithm has and may override. `mss`: octets of a full segment's text."""
+    """The attributes of an algorithm, and the methods that it may override. `mss`: octets of a full segment's text."""
 
     name: ClassVar[str] = ""
-    beta: ClassVar[float] = 0.5  # what is left of the window after a loss
-    beta_ecn: ClassVar[float] = 0.5  # and after an ECN mark, which comes before a loss (RFC 8511)
+    beta: ClassVar[float] = 0.5  # share of the window that is left after a loss
+    beta_ecn: ClassVar[float] = 0.5  # the same after an ECN mark, which precedes a loss (RFC 8511)
 
     __slots__ = ("_undo", "cwnd", "hystart", "mss", "ssthresh")
 
@@ -59,16 +58,16 @@ class CongestionControl:
         return self.cwnd < self.ssthresh
 
     def acknowledged(self, octets: int, now: float, rtt_s: float, limited: bool) -> None:
-        """So many octets arrived, outside of a recovery.
+        """This many octets were delivered outside of a recovery.
 
-        `rtt_s` smoothed. `limited`: by something else than this window.
+        `rtt_s` is smoothed. `limited`: something else than this window was the limit.
         """
         if limited:
             self.unused(now)
             return
         if self.in_slow_start:
-            # RFC 5681 section 3.1, by octets (RFC 3465) and without its L: acknowledgments of 64 kB are the rule.
-            # RFC 9406: less, where the delay has risen.
+            # RFC 5681 section 3.1, by octets (RFC 3465) and without its limit L, because acknowledgments of 64 kB are
+            # common. RFC 9406: less if the delay has increased.
             grown = self.cwnd + octets / self.hystart.divisor
             if grown <= self.ssthresh:
                 self.cwnd = min(grown, UNLIMITED)
@@ -78,21 +77,21 @@ class CongestionControl:
         self.cwnd = min(self.avoid(octets, now, rtt_s), UNLIMITED)
 
     def avoid(self, octets: int, now: float, rtt_s: float) -> float:
-        """The window after so many more octets arrived in congestion avoidance."""
+        """The new window after this many octets were delivered in congestion avoidance."""
         raise NotImplementedError
 
     def round_trip(self, rtt_s: float, una: int, nxt: int) -> None:
-        """A round trip was measured: does the delay rise? (RFC 9406)"""
+        """A round trip was measured: check whether the delay increases (RFC 9406)."""
         if self.in_slow_start and self.hystart.sample(rtt_s, una, nxt):
             self.ssthresh = self.cwnd
 
     def unused(self, now: float) -> None:
-        """Acknowledgments come, but this window was not what limited the sender."""
+        """Octets were delivered, but this window was not the limit."""
 
     def reduce(self, used: float, cause: int, now: float) -> None:
-        """A loss, mark or time-out: set `ssthresh`.
+        """A loss, mark or timeout: set `ssthresh`.
 
-        `used`: what of the window was in use (RFC 7661 section 4.4.1).
+        `used`: the part of the window that was in use (RFC 7661 section 4.4.1).
         """
         self._undo = self.saved()
         beta = self.beta_ecn if cause == ECN else self.beta
@@ -108,7 +107,7 @@ class CongestionControl:
         self.cwnd = self.ssthresh
 
     def undo(self) -> None:
-        """The last reduction was for nothing (RFC 5682, 3522, 3708)."""
+        """The last reduction was spurious (RFC 5682, 3522, 3708): restore the window."""
         if self._undo:
             cwnd = self.cwnd
             self.restore(self._undo)
@@ -116,34 +115,35 @@ class CongestionControl:
             self._undo = ()
 
     def saved(self) -> tuple[float, ...]:
-        """At most six numbers, the window and the threshold first: for `restore`, and for a successor."""
+        """At most six numbers, the window and the threshold first, for `restore` and for a successor."""
         return self.cwnd, self.ssthresh
 
     def restore(self, saved: tuple[float, ...]) -> None:
-        """What `saved` was once; numbers that cannot be are put right."""
+        """Restore the result of `saved`; impossible numbers are corrected."""
         self.cwnd = clamp(saved[0], LOSS_WINDOW_SEGMENTS * self.mss, UNLIMITED, initial_window(self.mss))
         self.ssthresh = clamp(saved[1], MINIMUM_SEGMENTS * self.mss, UNLIMITED, UNLIMITED)
 
     def idle(self, seconds: float, rto_s: float) -> None:
-        """Nothing was sent for so long (RFC 5681 section 4.1): half for each RTO as on Linux, not below the initial."""
+        """Nothing was sent for this time (RFC 5681 section 4.1): halve the window for each RTO, as on Linux, not below
+        the initial window."""
         restart = min(self.cwnd, float(initial_window(self.mss)))
         if seconds > rto_s and self.cwnd > restart:
             self.ssthresh = max(self.ssthresh, 0.75 * self.cwnd)
             self.cwnd = max(restart, self.cwnd / 2.0 ** min(64.0, seconds // rto_s))
 
     def set_mss(self, mss: int, anew: bool) -> None:
-        """The size of a segment changed; `anew`: before anything was sent, so that the initial window follows it."""
+        """The segment size has changed; `anew`: before anything was sent, so the initial window changes, too."""
         self.mss = mss
         self.cwnd = float(initial_window(mss)) if anew else max(self.cwnd, float(mss))
 
 
 def clamp(value: float, least: float, most: float, otherwise: float) -> float:
-    """`value` within its range; `otherwise` where it is no number."""
+    """`value` limited to its range; `otherwise` if it is not a number."""
     return min(max(value, least), most) if value == value else otherwise
 
 
 def find(name: str) -> type[CongestionControl] | None:
-    """The algorithm of that name; None: there is none (TCP_CONGESTION: ENOENT)."""
+    """The algorithm with that name; None: there is none (TCP_CONGESTION: ENOENT)."""
     if not _NAME.fullmatch(name):
         return None
     module = f"layers.tcp.congestion_{name}"

@@ -1,10 +1,10 @@
 """CUBIC (RFC 9438): the window is a cubic function of the time since the last loss.
 
-It rises fast to where the loss was (W_max), lingers there, and then probes ever faster. So what a flow gets does not
-depend on its round trip, and a large window is refilled in seconds where Reno needs minutes. Where Reno would be
-faster (small windows, short round trips) the window is Reno's (W_est).
+It grows fast to the value of the last loss (W_max), stays near it, and then grows faster and faster. So the throughput
+of a flow depends less on its round trip, and a large window is restored in seconds instead of minutes as with Reno.
+Where Reno would be faster (small windows, short round trips) the window is Reno's (W_est).
 
-The RFC counts in segments; here are octets, so C is multiplied by the segment size.
+The RFC counts in segments; here the unit is octets, so C is multiplied by the segment size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from layers.tcp.congestion import TIMEOUT, UNLIMITED, CongestionControl, clamp
 
 C = 0.4  # RFC 9438 section 4.1, segments / s^3
 BETA = 0.7
-ALPHA = 3 * (1 - BETA) / (1 + BETA)  # RFC 9438 section 4.3: as friendly as Reno's 1 with a half
+ALPHA = 3 * (1 - BETA) / (1 + BETA)  # RFC 9438 section 4.3: the same average window as Reno
 
 
 class Control(CongestionControl):
@@ -29,13 +29,13 @@ class Control(CongestionControl):
 
     def __init__(self, mss: int) -> None:
         super().__init__(mss)
-        self._w_max = 0.0  # the window at the last loss, less by fast convergence; 0: none yet
-        self._prior = 0.0  # cwnd_prior: the window itself
+        self._w_max = 0.0  # the window at the last loss, reduced by fast convergence; 0: none yet
+        self._prior = 0.0  # cwnd_prior: the window before the loss
         self._epoch: float | None = None  # None: the curve begins with the next acknowledgment
         self._k_s = 0.0
         self._origin = 0.0
         self._friendly = 0.0  # W_est
-        self._last = 0.0  # the last acknowledgment
+        self._last = 0.0  # time of the last acknowledgment
 
     def avoid(self, octets: int, now: float, rtt_s: float) -> float:
         """RFC 9438 sections 4.2 to 4.5."""
@@ -45,7 +45,7 @@ class Control(CongestionControl):
         assert self._epoch is not None
         self._last = now
         elapsed_s = now - self._epoch
-        # Section 4.3: alpha is 1 once the Reno estimate is back at where the window was.
+        # Section 4.3: alpha is 1 when the Reno estimate has reached the window before the loss.
         alpha = ALPHA if self._friendly < self._prior else 1.0
         self._friendly += alpha * mss * octets / cwnd
         if self._cubic(elapsed_s) < self._friendly:
@@ -67,22 +67,23 @@ class Control(CongestionControl):
         return C * self.mss * (elapsed_s - self._k_s) ** 3 + self._origin
 
     def unused(self, now: float) -> None:
-        """Section 4.2: time in which the window was not the limit is none of the curve's (as in section 5.8)."""
+        """Section 4.2: time in which the window was not the limit does not count (as in section 5.8)."""
         if self._epoch is not None:
             self._epoch += max(0.0, now - self._last)
             self._last = now
 
     def idle(self, seconds: float, rto_s: float) -> None:
-        """The curve stands still as well."""
+        """This time does not count either."""
         super().idle(seconds, rto_s)
         if self._epoch is not None:
             self._epoch += seconds
             self._last += seconds
 
     def reduce(self, used: float, cause: int, now: float) -> None:
-        """Section 4.6; fast convergence (section 4.7): who had to give up more than the last time leaves room.
+        """Section 4.6; with fast convergence (section 4.7): a flow whose W_max decreases releases bandwidth to new
+        flows.
 
-        By a segment at least, as where windows are counted in segments: octets alone always differ.
+        The decrease must be at least one segment, as if windows were counted in segments.
         """
         super().reduce(used, cause, now)
         window = min(self.cwnd, used)
@@ -93,11 +94,11 @@ class Control(CongestionControl):
             self._w_max = 0.0  # section 4.8: K is 0, and W_max the window where congestion avoidance begins
 
     def saved(self) -> tuple[float, ...]:
-        """As of the base; the curve begins anew after `restore`, towards the same W_max."""
+        """As in the base class; the curve starts again after `restore`, towards the same W_max."""
         return (*super().saved(), self._w_max, self._prior)
 
     def restore(self, saved: tuple[float, ...]) -> None:
-        """Section 4.9: a curve that a spurious reduction interrupted begins anew at the window that it had."""
+        """Section 4.9: after a spurious reduction the curve starts again from the restored window."""
         super().restore(saved)
         self._w_max, self._prior = (clamp(value, 0.0, UNLIMITED, 0.0) for value in saved[2:4])
         self._epoch = None

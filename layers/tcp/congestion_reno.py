@@ -1,4 +1,4 @@
-"""NewReno's window (RFC 5681 section 3.1): a segment more each round trip, half after a loss."""
+"""NewReno (RFC 5681 section 3.1): the window grows by a segment per round trip, and is halved after a loss."""
 
 from __future__ import annotations
 

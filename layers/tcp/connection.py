@@ -56,13 +56,13 @@ STATE_NAMES = ("", "ESTABLISHED", "SYN-SENT", "SYN-RECEIVED", "FIN-WAIT-1", "FIN
 
 SYNCHRONIZED = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT})
 RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # text still comes
-SENDING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK})  # something of ours may be under way
+SENDING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK})  # segments of ours may be in flight
 
-ORPHAN = 0  # as a handle: nobody owns the connection any more
+ORPHAN = 0  # as a handle: the connection has no owner any more
 
 
 class Ends(NamedTuple):
-    """Addresses (octets) and ports of a connection, from where we stand."""
+    """Addresses (octets) and ports of a connection; the local end comes first."""
 
     local: bytes
     port: int
@@ -76,7 +76,7 @@ class Ends(NamedTuple):
 
 
 class Connection:
-    """One connection. Fields only; what happens to them is in the other modules."""
+    """One connection. It has only fields; the other modules contain the behaviour."""
 
     __slots__ = (
         "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
@@ -98,54 +98,54 @@ class Connection:
         self.options = options
         self.state = CLOSED
         self.slot = 0  # in durable memory; 0: none
-        self.stored: object = None  # what of its identity the slot has
-        self.listener = 0  # handle of the listener that it came to; 0: opened by us
-        self.accept_number = 0  # its number among those that the listener handed up; 0: not yet
-        self.adopted = True  # False: nobody above knows of it yet
+        self.stored: object = None  # the identity that is stored in the slot
+        self.listener = 0  # handle of its listener; 0: an outgoing connection
+        self.accept_number = 0  # its number among those that the listener passed up; 0: not passed up yet
+        self.adopted = True  # False: the socket service does not know it yet
         self.automatic = False  # its port was chosen by connect
         self.opened_at = 0.0
         # Send sequence variables (RFC 9293 section 3.3.1)
         self.iss = 0
         self.snd_una = 0
-        self.snd_nxt = 0  # the highest that was ever sent; retransmission does not take it back
+        self.snd_nxt = 0  # the highest that was ever sent; retransmission does not decrease it
         self.snd_window = 0  # octets
         self.snd_wl1 = 0
         self.snd_wl2 = 0
-        self.window_max = 0  # the largest that the peer ever offered
-        self.snd_urgent = 0  # number behind the urgent octet; 0: none
-        self.written = 1  # number behind the last octet that the application wrote and we store
-        self.end: int | None = None  # number of our FIN, once the application has closed its way
-        self.send_limit = 0  # octets that may be written and not acknowledged
+        self.window_max = 0  # the largest that the peer has offered
+        self.snd_urgent = 0  # number after the urgent octet; 0: none
+        self.written = 1  # number after the last octet that the application wrote and we have stored
+        self.end: int | None = None  # number of our FIN, after the application has closed the sending direction
+        self.send_limit = 0  # maximum of octets that are written but not acknowledged
         self.gap_told = 0  # `written` when the application was last asked to send again
         self.more = False  # the last octet written came with MSG_MORE
-        self.small_sent = 0  # number behind the last segment sent that was not full (Minshall)
+        self.small_sent = 0  # number after the last sent segment that was not full (Minshall)
         self.send_ring: Ring | None = None
         # Receive sequence variables
         self.irs = 0
         self.rcv_nxt = 0
-        self.advertised = 0  # the right edge of the window promised; it never goes back
-        self.rcv_limit = 0  # octets that the receive buffer shall hold
-        self.read = 1  # number behind the last octet that the application took
-        self.fin_at: int | None = None  # number of the peer's FIN, once seen
-        self.urgent = 0  # number behind the peer's urgent octet; 0: none
+        self.advertised = 0  # right edge of the promised window; it never moves back
+        self.rcv_limit = 0  # size of the receive buffer in octets
+        self.read = 1  # number after the last octet that the application has taken
+        self.fin_at: int | None = None  # number of the peer's FIN, if it has arrived
+        self.urgent = 0  # number after the peer's urgent octet; 0: none
         self.receive_ring: Ring | None = None
-        self.out_of_order: list[tuple[int, int]] | None = None  # ranges beyond RCV.NXT, ascending, that are in the ring
-        self.duplicate_sack: tuple[int, int] | None = None  # what came twice, for the next ACK (RFC 2883)
+        self.out_of_order: list[tuple[int, int]] | None = None  # ranges beyond RCV.NXT that are in the ring, ascending
+        self.duplicate_sack: tuple[int, int] | None = None  # repeated octets, for the next ACK (RFC 2883)
         self.recent_sack: list[tuple[int, int]] | None = None  # blocks to report, the latest first (RFC 2018 section 4)
         # What both ends agreed on
-        self.mss = 536  # the largest payload that we send, options not yet taken off
-        self.peer_mss = 536  # what the peer said
-        self.own_mss = 536  # what we say
-        self.path_mss = 536  # what the way there takes
-        self.peer_segment = 536  # the largest text that came in one segment
+        self.mss = 536  # maximum payload that we send, with options included
+        self.peer_mss = 536  # the MSS of the peer
+        self.own_mss = 536  # the MSS that we sent
+        self.path_mss = 536  # the maximum for the path
+        self.peer_segment = 536  # the largest text received in one segment
         self.scale_ok = False
         self.peer_scale = 0  # shift of windows that the peer sends
         self.own_scale = 0
         self.timestamps_ok = False
         self.sack_ok = False
         self.ecn_ok = False
-        self.ecn_echo = False  # our ACKs say that a segment was marked, until the peer has reduced its window
-        self.ecn_reduced = False  # the next new segment says that we have reduced ours (CWR)
+        self.ecn_echo = False  # our ACKs report a mark until the peer has reduced its window
+        self.ecn_reduced = False  # the next new segment reports that we have reduced our window (CWR)
         self.timestamp_offset = 0
         self.ts_recent = 0
         self.ts_recent_at = 0.0
@@ -154,27 +154,27 @@ class Connection:
         self.ack_due = 0  # octets received since the last ACK left
         self.last_ack_sent = 0
         self.delayed_at: float | None = None
-        self.quick = 16  # so many ACKs are not delayed
+        self.quick = 16  # number of ACKs that will not be delayed
         self.pingpong = False
-        # Timers: None, or when; `layers.tcp.timers` keeps the earliest
+        # Timers: None, or the time; `layers.tcp.timers` knows the earliest
         self.persist_at: float | None = None
         self.cork_at: float | None = None
         self.keepalive_at: float | None = None
         self.wait_until: float | None = None  # the end of TIME-WAIT, or of an orphan's FIN-WAIT-2
-        self.quiet_queued = False  # it stands in the queue of `layers.tcp.quiet`
+        self.quiet_queued = False  # it is in the queue of `layers.tcp.quiet`
         self.queued_at: float | None = None
         self.backoffs = 0
         self.keepalive_probes = 0
-        self.probe_count = 0  # zero-window probes since the window closed
+        self.probe_count = 0  # number of zero-window probes since the window closed
         self.probes_unanswered = 0
         self.last_heard = 0.0
         self.last_sent = 0.0  # text
         self.last_text = 0.0  # received
         self.measured_at = 0.0  # of the receive buffer's tuning
         self.measured_from = 1
-        self.last_progress = 0.0  # when something was last acknowledged, or nothing was in flight
+        self.last_progress = 0.0  # time of the last acknowledgment, or when nothing was in flight
         self.error_soft = 0  # errno of the last soft error
         self.challenge_at = 0.0
-        self.room_said = 0  # limit that the last ROOM gave
+        self.room_said = 0  # the limit in the last ROOM
         self.touched = False
         self.recovery: Recovery | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from hashlib import blake2s
 
 SLOT_S = 64
-SLOTS_VALID = 2  # a cookie is good for one to two minutes
+SLOTS_VALID = 2  # a cookie is valid for one to two minutes
 MSS_TABLE = (536, 1024, 1220, 1300, 1400, 1440, 1460, 8960)
 _NO_SCALE = 15
 _STAMP_BITS = 6
@@ -27,7 +27,7 @@ def make(secret: bytes, ends: bytes, peer_isn: int, mss: int, now: float) -> int
 
 
 def check(secret: bytes, ends: bytes, peer_isn: int, cookie: int, now: float) -> int:
-    """The MSS that a cookie of ours stands for; 0: it is none, or too old."""
+    """The MSS in a SYN cookie of ours; 0: not a valid cookie, or too old."""
     index = cookie >> 24 & 7
     current = int(now // SLOT_S)
     for slot in range(current, current - SLOTS_VALID, -1):
@@ -37,14 +37,14 @@ def check(secret: bytes, ends: bytes, peer_isn: int, cookie: int, now: float) ->
 
 
 def stamp(clock: int, scale: int | None, sack: bool) -> int:
-    """A timestamp near `clock`, never later, that carries the peer's window scale and whether it permits SACK."""
+    """A timestamp near `clock`, never later, that contains the peer's window scale and whether it permits SACK."""
     low = (_NO_SCALE if scale is None else scale) | sack << 4
     value = clock & 0xFFFFFFFF & -(1 << _STAMP_BITS) | low
     return value if value <= clock & 0xFFFFFFFF else (value - (1 << _STAMP_BITS)) & 0xFFFFFFFF
 
 
 def read_stamp(echoed: int) -> tuple[int | None, bool]:
-    """(window scale, SACK permitted) from a timestamp that `stamp` made."""
+    """(window scale, SACK permitted) in a timestamp of `stamp`."""
     scale = echoed & 15
     return None if scale == _NO_SCALE else scale, bool(echoed >> 4 & 1)
 

@@ -1,8 +1,8 @@
-"""The TCP layer: RFC 9293 and what grew around it, and, where they leave room, the behaviour of Linux.
+"""The TCP layer: RFC 9293 and its extensions and, where they leave room, the behaviour of Linux.
 
-Owns connections, listeners and their ports. Talks to ip (segments, routes), to icmp (errors about our segments) and to
-sockets (everything else: docs/decisions/streams.md). What a crash forgets: octets that came out of order, which their
-sender sends again. Here records become calls of the engine; `layers.tcp.engine` says how a turn goes.
+Owns connections, listeners and their ports. Talks to ip (segments, routes), to icmp (errors about sent segments) and to
+sockets (everything else: docs/decisions/streams.md). Forgets in a crash: octets that arrived out of order, which the
+peer sends again. This module translates records to calls of the engine; `layers.tcp.engine` describes a turn.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from layers.tcp.records import Paths, Records, arrival_of
 from packets.tcp import QUOTED
 from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, INFO_HEADER, READ_RECORD, STREAM_HEADER
 
-KEY_ROUTES = 0  # keys of `state`; sockets are kept by their handles
+KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys
 KEY_SECRET = 1 << 32
 KEY_HANDLES = (1 << 32) + 1
 
 
 class Core:
-    """See `bus.layer.Core`."""
+    """The core of tcp; see `bus.layer.Core`."""
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random,
                  memory: StreamMemory | None = None) -> None:
@@ -63,7 +63,7 @@ class Core:
         }
 
     def start(self, now: float) -> list[Send]:
-        """Take up routes, sockets and connections of the former incarnation."""
+        """Restore routes, sockets and connections of the former process."""
         self.engine.now = now
         for key in list(self._state):
             try:
@@ -79,7 +79,7 @@ class Core:
         return self._done()
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """Records of one kind, see the table of pipes."""
+        """Process records of one kind; see the table of pipes."""
         self.engine.now = now
         handler = self._handlers.get(kind)
         if handler is not None:
@@ -91,13 +91,13 @@ class Core:
         return self._done()
 
     def wake(self, now: float) -> list[Send]:
-        """Timers."""
+        """Process the timers."""
         self.engine.now = now
         self.engine.expire()
         return self._done()
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """The socket service hears again what it may have lost."""
+        """Repeat to the socket service what it may have lost."""
         self.engine.now = now
         if sender == topology.SOCKETS:
             self.calls.repeat()
@@ -108,7 +108,7 @@ class Core:
         self.engine.now = now
         try:
             if request.get("op") != "connection_list":
-                raise ValueError(f"tcp has no order {request.get('op')!r}; there is connection_list")
+                raise ValueError(f"tcp: unknown operation {request.get('op')!r}; the only operation is connection_list")
             answer = listing.page(self.engine, str(request.get("after", "")), bool(request.get("info")))
         except ValueError as error:
             answer = {"error": str(error)}
@@ -144,7 +144,7 @@ class Core:
         local = error.origin == ORIGIN_LOCAL
         if not icmp.error(self.engine, conn, error.icmp_type, error.code, error.info, sequence, local):
             return
-        self._records.sends += error.mtu_told(options)  # ip keeps what is known of paths, for all (RFC 1191 section 4)
+        self._records.sends += error.mtu_told(options)  # ip stores path MTUs for all layers (RFC 1191 section 4)
         if handle and options.receive_errors:  # ip(7), IP_RECVERR
             number = error.errno_for(options, True)
             self._records.sends.append(error.told(handle, number, int.from_bytes(port, "big"), quoted[:548]))

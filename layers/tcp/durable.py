@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
 LAYOUT = b"1"  # of a slot; to be raised whenever `_IDENTITY`, `_HOT` or the advice behind them changes
-HANDLES_RESERVED = 4096  # per write: a handle is never given twice, not even after a crash
-RESUMED_PER_S = 1000  # connections with something in flight ask one after the other what has become of it
+HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
+RESUMED_PER_S = 1000  # rate at which restored connections with data in flight send a segment
 _MASK_32 = 0xFFFFFFFF
 
 # Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
 _IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHxx")  # see `_identity`; 80 octets, cells 1 to 10
 # and what a turn changes, cells 11 to 25: native order, so that each is stored by one instruction
 _HOT = Struct("@10Q6IdQ")
-_ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and what congestion control knows; torn or old does no harm
+_ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn or old values do no harm
 _IDENTITY_AT, _HOT_AT, _ADVISORY_AT = 8, 88, 208
 assert _IDENTITY_AT + _IDENTITY.size <= _HOT_AT
 assert _HOT_AT + _HOT.size <= _ADVISORY_AT
@@ -50,7 +50,7 @@ _SCALE, _TIMESTAMPS, _SACK, _AUTOMATIC, _SHARE_ADDRESS, _SHARE_PORT, _ECN = 1, 2
 
 
 class Durable:
-    """`Rings` and `Cells` of the engine."""
+    """Implements `Rings` and `Cells` of the engine."""
 
     def __init__(self, memory: StreamMemory, state: State, key_handles: int) -> None:
         """`key_handles` and the next are this module's keys of `state`."""
@@ -59,7 +59,7 @@ class Durable:
         stored = state.get(key_handles)
         self._next_handle = self._reserved = int(stored) if stored else TCP_HANDLE_MIN
         self._slots = Slots(memory.slots)
-        if state.get(key_handles + 1) != LAYOUT:  # of other code: what it stored would be misread
+        if state.get(key_handles + 1) != LAYOUT:  # stored by other code, which would be misread
             for number in self._slots.used:
                 self._slots.free(number)
             state[key_handles + 1] = LAYOUT
@@ -102,7 +102,7 @@ class Durable:
         return self._arena.ring(reference) if reference else None
 
     def give(self, ring: Ring) -> None:
-        """See `Rings`. Free when the turn is stored: until then a slot may name it."""
+        """See `Rings`. It is free when the turn is stored: until then a slot may refer to it."""
         self._released.append(ring.reference)
 
     def settle(self, now: float) -> None:
@@ -160,7 +160,7 @@ class Durable:
     # -- a successor
 
     def restore(self, engine: Engine, calls: Calls) -> None:
-        """Take up what a former incarnation stored; some 10 us an idle connection."""
+        """Restore what a former process stored; about 10 us for an idle connection."""
         asking = 0
         for number in self._slots.used:
             conn = self._load(number, engine, calls)
@@ -232,7 +232,8 @@ class Durable:
         conn.rcv_limit, conn.send_limit = rcv_limit, send_limit
         conn.wait_until = wait or None
         conn.last_ack_sent = min(last_ack_sent, rcv_nxt)
-        conn.last_heard = conn.last_progress = conn.measured_at = conn.opened_at = now  # the silence was ours
+        # the pause was this layer's, not the peer's
+        conn.last_heard = conn.last_progress = conn.measured_at = conn.opened_at = now
         conn.measured_from = conn.read
         conn.small_sent = conn.snd_una
         conn.peer_segment = min(conn.mss, 536)
@@ -257,7 +258,7 @@ def _options_of(listener: int, flags: int, calls: Calls) -> StreamState:
 
 
 def _state_of(conn: Connection, stored: int) -> int:
-    """The state that follows from the numbers, which may be younger than what was published."""
+    """The state that follows from the numbers, which may be newer than the published one."""
     if stored == tcb.TIME_WAIT:
         return tcb.TIME_WAIT
     if not conn.snd_una:

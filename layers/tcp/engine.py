@@ -1,8 +1,9 @@
-"""The engine: what all modules of the layer share, and one turn of it.
+"""The engine: the state that all modules of the layer share, and one turn.
 
-A turn is a call of the core: segments, records or timers change connections, which are then *touched*; at its end each
-of those is flushed (`output.flush`), its cells are stored, and only then does what it sends leave
-(`layers.tcp.durable`). Pure: time is told, what is to be sent goes to `Below` and `Above`, which make records of it.
+A turn is a call of the core. Segments, records or timers change connections, which are then *touched*. At the end of
+the turn each touched connection is flushed (`output.flush`) and its cells are stored; only then its segments and
+records leave (`layers.tcp.durable`). Pure: the time is an argument; output goes to `Below` and `Above`, which make
+records of it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from layers.tcp.timers import Timers
 from packets.tcp import NO_OPTIONS, Segment
 
 TIME_WAIT_MAX = 16384  # connections in TIME-WAIT; beyond, the oldest ends (Linux: net.ipv4.tcp_max_tw_buckets)
-SEND_LIMIT = 1 << 18  # octets that an application may have written and the peer not acknowledged, to begin with
+SEND_LIMIT = 1 << 18  # initial limit of octets that are written but not acknowledged
 IP_AND_TCP_OCTETS = {4: 40, 16: 60}  # headers without options, by the octets of an address
 
 
 class Arrival(NamedTuple):
-    """A segment as it came."""
+    """A received segment."""
 
     source: bytes
     destination: bytes
@@ -39,24 +40,24 @@ class Arrival(NamedTuple):
 
 
 class Below(Protocol):
-    """What the engine wants of whoever is below: ip."""
+    """The interface to ip."""
 
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
                  capable: bool) -> None:
-        """Send a segment. `size`: it is to be cut into segments of so many octets of text; 0: it is one.
+        """Send a segment. `size`: split it into segments with this many octets of text; 0: do not split.
 
         `capable`: routers may mark it (RFC 3168: ECT).
         """
 
     def mtu(self, destination: bytes) -> int:
-        """What the way there is known to take, in octets of a packet."""
+        """The path MTU to a destination, in octets of a packet."""
 
     def super_octets(self, mss: int) -> int:
-        """The most text that one `transmit` may have."""
+        """The maximum text of one `transmit`."""
 
 
 class Above(Protocol):
-    """What the engine wants of whoever is above: the socket service."""
+    """The interface to the socket service."""
 
     def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
         """STREAM."""
@@ -72,50 +73,50 @@ class Above(Protocol):
 
 
 class Rings(Protocol):
-    """Where rings come from."""
+    """The interface to the memory for rings."""
 
     @property
     def may_grow(self) -> bool:
         """False while memory is scarce."""
 
     def take(self, octets: int) -> Ring | None:
-        """A ring of that size; None: there is no more memory."""
+        """A ring of that size; None: no memory."""
 
     def give(self, ring: Ring) -> None:
-        """It is not needed any more."""
+        """Return a ring."""
 
     @property
     def trim_at(self) -> float | None:
-        """When `trim` is to be called."""
+        """The time of the next `trim`."""
 
     def trim(self, now: float) -> None:
-        """Give memory that nobody took for a while back to the system."""
+        """Return memory that was free for a while to the system."""
 
 
 class Cells(Protocol):
-    """Where connections are stored: `layers.tcp.durable`."""
+    """The interface to the stored connections: `layers.tcp.durable`."""
 
     def born(self, conn: Connection) -> bool:
-        """Give it a slot; False: there is none."""
+        """Assign a slot; False: there is none."""
 
     def store(self, conn: Connection) -> None:
-        """Store what has changed of it, before anything of this turn leaves."""
+        """Store the changes of a connection, before any output of this turn leaves."""
 
     def advice(self, conn: Connection) -> memoryview | None:
-        """What its loss recovery stored last."""
+        """The stored state of its loss recovery."""
 
     def gone(self, conn: Connection) -> None:
-        """Its slot is free."""
+        """Free its slot."""
 
     def new_handle(self) -> int:
-        """A handle that was never given before."""
+        """A new handle."""
 
     def settle(self, now: float) -> None:
-        """All that was to be stored in this turn is."""
+        """Everything of this turn has been stored."""
 
 
 class Engine:
-    """See above. `now` is set by the core before every call."""
+    """The engine. The core sets `now` before every call."""
 
     def __init__(self, counters: CounterWords, below: Below, above: Above, rings: Rings, cells: Cells,
                  secret: bytes) -> None:
@@ -131,7 +132,7 @@ class Engine:
         self.quiet = Quiet()
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
-        self.predecessor: Connection | None = None  # in TIME-WAIT, whose place the next connection takes (RFC 6191)
+        self.predecessor: Connection | None = None  # in TIME-WAIT, replaced by the next connection (RFC 6191)
         self.remember_failure: Callable[[int, int], None] = lambda handle, number: None  # of `layers.tcp.calls`
         self._touched: list[Connection] = []
         self._time_waiting: dict[Connection, None] = {}  # the oldest first
@@ -139,7 +140,7 @@ class Engine:
     # -- turns ----------------------------------------------------------------------------------------------------
 
     def arrives(self, segment: Arrival) -> None:
-        """A segment whose checksum is right."""
+        """Process a segment with a valid checksum."""
         source, destination, parsed = segment[:3]
         flow = b"".join((source, destination, parsed.source_port.to_bytes(2, "big"),
                          parsed.destination_port.to_bytes(2, "big")))
@@ -154,7 +155,7 @@ class Engine:
             reset.answer(self, segment)
 
     def expire(self) -> None:
-        """Timers that are due."""
+        """Process the timers that are due."""
         for conn in self.timers.expired(self.now):
             probes.expired(self, conn)
             self.timers.schedule(conn)
@@ -165,7 +166,7 @@ class Engine:
 
     @property
     def next_due(self) -> float | None:
-        """When `expire` is to be called."""
+        """The time of the next `expire`."""
         due = self.timers.next_due
         at = self.quiet.next_due
         if at is not None and (due is None or at < due):
@@ -176,15 +177,15 @@ class Engine:
         return due
 
     def touch(self, conn: Connection) -> None:
-        """`conn` is to be flushed at the end of the turn."""
+        """Flush `conn` at the end of the turn."""
         if not conn.touched:
             conn.touched = True
             self._touched.append(conn)
 
     def flush(self) -> None:
-        """The end of the turn."""
+        """End the turn."""
         touched = self._touched
-        for conn in touched:  # it may grow meanwhile
+        for conn in touched:  # it may grow during the loop
             conn.touched = False
             output.flush(self, conn)
             if conn.slot:
@@ -196,7 +197,7 @@ class Engine:
     # -- connections ----------------------------------------------------------------------------------------------
 
     def new_connection(self, ends: Ends, handle: int, options: StreamState) -> Connection:
-        """A connection in CLOSED, with its numbers drawn."""
+        """A connection in CLOSED, with its initial sequence number chosen."""
         conn = Connection(ends, handle, options)
         conn.iss = isn.initial(self.secret, ends.octets, self.now)
         conn.timestamp_offset = isn.timestamp_offset(self.secret, ends.octets)
@@ -218,13 +219,13 @@ class Engine:
         return Recovery(conn.mss - (12 if conn.timestamps_ok else 0), conn.options.congestion, conn.sack_ok)
 
     def loss_recovery(self, conn: Connection) -> Recovery:
-        """That of a connection that may have been quiet (`layers.tcp.quiet`)."""
+        """The loss recovery of a connection, which may have been released (`layers.tcp.quiet`)."""
         if conn.recovery is None:
             conn.recovery = self.advised_recovery(conn)
         return conn.recovery
 
     def advised_recovery(self, conn: Connection) -> Recovery:
-        """A new one for a connection of which nothing is in flight, from what the slot says."""
+        """A new loss recovery for a connection with nothing in flight, from the advice in its slot."""
         recovery = self.new_recovery(conn)
         advice = self.cells.advice(conn)
         if advice is not None:
@@ -233,19 +234,19 @@ class Engine:
         return recovery
 
     def route_mss(self, peer: bytes, options: StreamState) -> int:
-        """What we tell the peer, and the most that we send: RFC 9293 section 3.7.1 (MUST-67)."""
+        """The MSS that we send, and the maximum that we use: RFC 9293 section 3.7.1 (MUST-67)."""
         mss = max(self.below.mtu(peer) - IP_AND_TCP_OCTETS[len(peer)] - len(options.ip_options), 88)
         return min(mss, options.maxseg) if options.maxseg else mss
 
     def remember(self, conn: Connection) -> None:
-        """From now on it gets its segments."""
+        """Add it to the look-up, so that it gets its segments."""
         self.lookup.add(conn)
         if not self.cells.born(conn):
             self.counters[C.no_memory] += 1
         self.touch(conn)
 
     def disown(self, conn: Connection) -> None:
-        """Nobody has its handle any more; it goes on alone, and keeps its port."""
+        """Its handle has no owner any more; it continues alone and keeps its port."""
         self.lookup.by_handle.pop(conn.handle, None)
         self.hold_port(conn)
         conn.handle = ORPHAN
@@ -257,7 +258,7 @@ class Engine:
             conn.ends.local, options.reuse_address, options.reuse_port, False, conn.automatic))
 
     def in_time_wait(self, conn: Connection) -> None:
-        """Nothing but its numbers is needed any more; unread octets stay until they are read."""
+        """Only its numbers are needed any more; unread octets stay until they are read."""
         waiting = self._time_waiting
         waiting[conn] = None
         if len(waiting) > TIME_WAIT_MAX:
@@ -270,7 +271,7 @@ class Engine:
         self.touch(conn)
 
     def forget(self, conn: Connection) -> None:
-        """The TCB is deleted."""
+        """Delete the TCB."""
         self._time_waiting.pop(conn, None)
         self.lookup.remove(conn)
         self.lookup.ports.release(conn, conn.ends.port)
@@ -287,7 +288,7 @@ class Engine:
             self.cells.gone(conn)
 
     def adopt(self, listener: Listener, conn: Connection) -> None:
-        """A connection is handed up: it gets a handle."""
+        """Pass a connection up: it gets a handle."""
         conn.handle = self.cells.new_handle()
         conn.adopted = True
         self.lookup.by_handle[conn.handle] = conn
@@ -299,14 +300,14 @@ class Engine:
     # -- to the application ---------------------------------------------------------------------------------------
 
     def received(self, conn: Connection, start: int, octets: bytes | memoryview | None) -> None:
-        """Octets in order from `start` to RCV.NXT; `octets` where they are at hand, else they are in the ring."""
+        """Octets arrived in order from `start` to RCV.NXT; `octets` if they are at hand, else they are in the ring."""
         acknowledgment.text_came(self, conn, conn.rcv_nxt - start)
         if conn.handle == ORPHAN:
             return
         self.told(conn, start, octets)
 
     def told(self, conn: Connection, start: int, octets: bytes | memoryview | None = None) -> None:
-        """STREAM from `start` on."""
+        """Send STREAM records from `start` on."""
         end = conn.rcv_nxt if conn.fin_at is None else min(conn.rcv_nxt, conn.fin_at)
         if octets is not None:
             self.above.stream(conn.handle, 0, start - 1, octets)
@@ -324,17 +325,17 @@ class Engine:
             self.above.stream(conn.handle, 2, conn.fin_at - 1, b"")
 
     def urgent(self, conn: Connection) -> None:
-        """The peer has set a mark."""
+        """The peer has set the urgent mark."""
         if conn.handle != ORPHAN:
             self.above.stream(conn.handle, 4, conn.urgent - 1, b"")
 
     def failed(self, conn: Connection, number: int) -> None:
-        """The connection is gone, and why."""
+        """The connection has ended with this errno."""
         self.remember_failure(conn.handle, number)
         self.above.reset(conn.handle, number)
 
     def room(self, conn: Connection, first: bool = False, finished: bool = False, resume: bool = False) -> None:
-        """ROOM, where there is something to say."""
+        """Send ROOM if it contains something new."""
         if conn.handle == ORPHAN:
             return
         limit = conn.snd_una + conn.send_limit
@@ -351,7 +352,7 @@ class Engine:
         self.above.room(conn.handle, (1 if resume else 0) | (2 if done else 0), conn.written - 1, acked - 1, limit - 1)
 
     def freed(self, conn: Connection) -> None:
-        """The peer has acknowledged more."""
+        """The peer has acknowledged more octets."""
         recovery = conn.recovery
         if (recovery is not None and not conn.options.send_buffer and 2 * recovery.cwnd > conn.send_limit
                 and conn.send_limit < RING_OCTETS_MAX and self.rings.may_grow):
@@ -361,7 +362,7 @@ class Engine:
     # -- from the application -------------------------------------------------------------------------------------
 
     def write(self, conn: Connection, number: int, octets: bytes | memoryview) -> bool:
-        """Octets to send, from `number` on, which is at most `written`; False: there is no memory."""
+        """Add octets to send from `number` on, which is at most `written`; False: no memory."""
         start = max(number, conn.written)
         fresh = octets[start - number :]
         if not fresh:
@@ -392,7 +393,7 @@ class Engine:
         return (int(self.now * 1000) + conn.timestamp_offset) & 0xFFFFFFFF
 
     def super_octets(self, mss: int) -> int:
-        """The most text that leaves in one piece."""
+        """The maximum text in one super-segment."""
         return self.below.super_octets(mss)
 
     def send_syn(self, conn: Connection) -> None:
@@ -401,13 +402,13 @@ class Engine:
         self.touch(conn)
 
     def acknowledge(self, conn: Connection) -> None:
-        """An ACK, now."""
+        """Send an ACK now."""
         output.acknowledge(self, conn)
         self.touch(conn)
 
     def transmit(self, conn: Connection, number: int, flags: int, window: int, options: bytes, payload: bytes,
                  size: int, capable: bool = False) -> None:
-        """A segment of a connection; numbers are relative, `window` is what stands in the header."""
+        """Send a segment of a connection; numbers are relative, `window` is the header field."""
         ends = conn.ends
         acknowledgment_number = to_wire(conn.irs, conn.rcv_nxt) if flags & 16 else 0
         urgent = min(conn.snd_urgent - number, 65535) if flags & 32 else 0
@@ -417,7 +418,7 @@ class Engine:
         self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable)
 
     def transmit_alone(self, arrived: Arrival, segment: Segment) -> None:
-        """An answer to a segment that belongs to no connection."""
+        """Answer a segment without a connection."""
         self.counters[C.segments_out] += 1
         self.below.transmit(arrived.destination, arrived.source, segment, 0, None, False)
 

@@ -1,8 +1,9 @@
-"""HyStart++ (RFC 9406): leave slow start before the queue overflows, when the delay rises.
+"""HyStart++ (RFC 9406): leave slow start when the delay increases, before the queue overflows.
 
-Slow start ends with a loss, and overshoots by up to a window. In each round trip the least delay is compared with
-that of the round before: where it rose by an eighth (4 to 16 ms) the window grows at a quarter of the pace (CSS) for
-five rounds; where it fell again that was jitter, and slow start goes on; else slow start is over.
+Otherwise slow start ends with a loss, after overshooting by up to a window. In each round trip the minimum delay is
+compared with that of the round before. If it has increased by an eighth (4 to 16 ms) the window grows at a quarter of
+the rate (CSS) for five rounds; if the delay then decreases, it was jitter, and slow start continues; otherwise slow
+start ends.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class HyStart:
     __slots__ = ("_baseline", "_before", "_least", "_over", "_rounds", "_samples", "_window_end", "divisor")
 
     def __init__(self) -> None:
-        self.divisor = 1  # growth is acknowledged octets by this
+        self.divisor = 1  # growth is the acknowledged octets divided by this
         self._over = False
         self._window_end = -1
         self._before = _INFINITE  # least round trip of the last round
@@ -32,7 +33,7 @@ class HyStart:
         self._rounds = 0  # of CSS
 
     def sample(self, rtt_s: float, una: int, nxt: int) -> bool:
-        """A round trip was measured; True where slow start is over."""
+        """A round trip was measured; True: slow start is over."""
         if self._over:
             return False
         if una > self._window_end:  # a round trip is over; section 4.2: windowEnd = SND.NXT
@@ -48,7 +49,7 @@ class HyStart:
         if self._samples < SAMPLES:
             return False
         if self.divisor > 1:
-            if self._least < self._baseline:  # it was no queue
+            if self._least < self._baseline:  # it was not caused by a queue
                 self.divisor, self._baseline = 1, _INFINITE
         elif self._before < _INFINITE:
             threshold_s = max(MIN_RTT_THRESHOLD_S, min(self._before / RTT_DIVISOR, MAX_RTT_THRESHOLD_S))
@@ -57,5 +58,5 @@ class HyStart:
         return False
 
     def end(self) -> None:
-        """Slow start was left; what comes later is standard slow start (section 4.3)."""
+        """Slow start has ended; later ones are standard slow start (section 4.3)."""
         self._over, self.divisor = True, 1

@@ -1,7 +1,7 @@
-"""What ICMP says of our segments (RFC 9293 section 3.9.2.2), judged as RFC 5927 says.
+"""ICMP errors about sent segments (RFC 9293 section 3.9.2.2), checked by RFC 5927.
 
-An error counts only where the segment that it quotes is in flight. A hard error ends a connection that is not yet
-established; later it is soft: remembered, and the reason that is told if the connection times out (RFC 5927 section 5).
+An error counts only if the segment that it quotes is in flight. A hard error ends a connection that is not established
+yet. Later it is soft: it is remembered, and reported if the connection times out (RFC 5927 section 5).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
 SOURCE_QUENCH, REDIRECT = 4, 5
-MTU_MIN = 68 + 484  # Linux net.ipv4.route.min_pmtu, 552: what says less is forged, or a link that nobody has
+MTU_MIN = 68 + 484  # Linux net.ipv4.route.min_pmtu, 552: an error with less is forged, or of an unrealistic link
 
 
 def error(engine: Engine, conn: Connection, icmp_type: int, code: int, mtu: int, sequence: int, local: bool) -> bool:
-    """An error about the segment with that sequence number (32 bits). False where it is not to be believed."""
+    """An error about the segment with that sequence number (32 bits). False: not plausible."""
     number = from_wire(conn.iss, sequence, conn.snd_una)
     if not conn.snd_una <= number < conn.snd_nxt and not local:
         engine.counters[C.error_forged] += 1
@@ -36,7 +36,7 @@ def error(engine: Engine, conn: Connection, icmp_type: int, code: int, mtu: int,
         return True
     reason, _ = errno_of(icmp_type, code)
     if conn.state == SYN_SENT or (conn.state == SYN_RECEIVED and not conn.listener):
-        # Linux, tcp_v4_err: any unreachable ends what is not yet established
+        # Linux, tcp_v4_err: any unreachable ends a connection that is not established yet
         engine.counters[C.attempt_fails] += 1
         closing.abandon(engine, conn, reason)
     else:
@@ -45,12 +45,12 @@ def error(engine: Engine, conn: Connection, icmp_type: int, code: int, mtu: int,
 
 
 def path_mtu(engine: Engine, conn: Connection, mtu: int) -> None:
-    """RFC 1191 section 6.4: send smaller segments from now on, and again what was too big."""
+    """RFC 1191 section 6.4: send smaller segments from now on, and retransmit those that were too big."""
     headers = 40 if len(conn.ends.peer) == 4 else 60
     known = engine.below.mtu(conn.ends.peer)
     if mtu < MTU_MIN:
         mtu = max(mtu, MTU_MIN)
-    if conn.options.mtu_discover in (0, 4, 5):  # ip(7): DONT, INTERFACE, OMIT believe no router
+    if conn.options.mtu_discover in (0, 4, 5):  # ip(7): DONT, INTERFACE, OMIT ignore routers
         return
     closing.lower_mss(engine, conn, min(mtu, known) - headers)
 

@@ -1,4 +1,4 @@
-"""What a connection looks like from outside: STREAM_INFO, and Linux's struct tcp_info (include/uapi/linux/tcp.h)."""
+"""The state of a connection for applications: STREAM_INFO, and Linux's struct tcp_info (include/uapi/linux/tcp.h)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Initial sequence numbers and timestamp offsets (RFC 6528, RFC 7323 section 5.4).
 
-ISN = M + F(addresses, ports, secret): M counts 4 us ticks of CLOCK_MONOTONIC, which go on over a restart of the layer;
-F is keyed BLAKE2s, its key kept in durable state. So nobody can guess a connection's numbers from those of another, and
-a connection that follows one with the same ends starts beyond it.
+ISN = M + F(addresses, ports, secret). M counts 4 us ticks of CLOCK_MONOTONIC, which continue over a restart of the
+layer. F is keyed BLAKE2s, with its key in durable state. So a connection's numbers cannot be derived from those of
+another, and a connection with the same ends as an earlier one starts beyond it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def initial(secret: bytes, ends: bytes, now: float) -> int:
 
 
 def timestamp_offset(secret: bytes, ends: bytes) -> int:
-    """What to add to the clock in a connection's timestamps, so that they do not tell how long the host is up."""
+    """An offset for the clock in a connection's timestamps, so that they do not reveal the host's uptime."""
     return _keyed(secret, ends, b"timestamp")
 
 

@@ -1,8 +1,8 @@
-"""Listening (RFC 9293 sections 3.5 and 3.10.7.2): SYN queue, accept queue, SYN cookies (RFC 4987), what SYNs agree on.
+"""Listening (RFC 9293 sections 3.5 and 3.10.7.2): SYN queue, accept queue, SYN cookies (RFC 4987), negotiation of
+options.
 
-The accept queue itself is the socket service's: it says by ACCEPT how many connections may be handed up. Where there
-are so many, as on Linux, new SYNs are dropped, and the last ACK of a handshake is ignored, so that its SYN-ACK comes
-again.
+The socket service has the accept queue: its ACCEPT records say how many connections may be passed up. If the queue is
+full, as on Linux, new SYNs are dropped, and the last ACK of a handshake is ignored, so that the peer sends it again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packets.tcp import ACK, CWR, ECE, FIN, MSS_DEFAULT, RST, SYN, Options, Segm
 if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
 
-SYN_QUEUE_MIN, SYN_QUEUE_MAX = 128, 1024  # half-open connections of a listener; beyond, cookies
+SYN_QUEUE_MIN, SYN_QUEUE_MAX = 128, 1024  # half-open connections of a listener; beyond this cookies are used
 
 
 class Listener:
@@ -32,19 +32,19 @@ class Listener:
         self.port = port
         self.options = options
         self.syn_queue: dict[Connection, None] = {}
-        self.untaken: dict[int, Connection] = {}  # handed up, by number; the socket service has not yet said it knows
+        self.untaken: dict[int, Connection] = {}  # passed up, by number; not yet confirmed by the socket service
         self.handed = 0
         self.taken = 0
         self.limit = max(options.listen, 0) + 1  # until the first ACCEPT
 
     @property
     def full(self) -> bool:
-        """No more can be handed up."""
+        """True if no more connections can be passed up."""
         return self.handed >= self.limit
 
 
 def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
-    """A segment to a listener that belongs to no connection: RFC 9293 section 3.10.7.2."""
+    """A segment to a listener without a connection: RFC 9293 section 3.10.7.2."""
     segment = arrival.segment
     # First, check for a RST
     if segment.flags & RST:
@@ -54,7 +54,7 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
         if segment.flags & SYN or not _cookie_returned(engine, listener, arrival):
             reset.answer(engine, arrival)
         return
-    # Third, check for a SYN (security: none here).  Fourth, other: drop; and a SYN with FIN, as Linux does
+    # Third, check for a SYN (security: none here). Fourth, other: drop, and also a SYN with FIN, as on Linux
     if segment.flags & (SYN | FIN) != SYN:
         engine.counters[C.listen_bad] += 1
         return
@@ -87,7 +87,7 @@ def _open(engine: Engine, listener: Listener, arrival: Arrival) -> Connection:
 
 
 def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
-    """What the peer's SYN and ours agree on (RFC 6691, 7323, 2018)."""
+    """The options on which the peer's SYN and ours agree (RFC 6691, 7323, 2018)."""
     options, own = segment.options, conn.options
     conn.peer_mss = options.mss or MSS_DEFAULT  # RFC 9293 section 3.7.1 (MUST-15)
     conn.mss = max(min(conn.peer_mss, conn.path_mss), closing.MSS_MIN)
@@ -98,7 +98,7 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
         conn.peer_scale = conn.own_scale = 0
     conn.sack_ok = options.sack_permitted and own.sack
     conn.timestamps_ok = options.timestamps is not None and own.timestamps
-    # RFC 3168 section 6.1.1: a SYN asks by ECE and CWR, a SYN-ACK agrees by ECE alone
+    # RFC 3168 section 6.1.1: a SYN requests ECN by ECE and CWR, a SYN-ACK agrees by ECE alone
     asked = segment.flags & (ECE | CWR)
     conn.ecn_ok = asked == ECE and own.ecn if segment.flags & ACK else asked == ECE | CWR
     if conn.timestamps_ok and options.timestamps is not None:
@@ -111,7 +111,7 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
 
 
 def may_establish(engine: Engine, conn: Connection, payload: bytes | memoryview) -> bool:
-    """Whether the ACK that ends the handshake is taken."""
+    """True if the ACK that completes the handshake is accepted."""
     listener = engine.lookup.listeners.get(conn.listener)
     if listener is None:
         return True
@@ -119,12 +119,12 @@ def may_establish(engine: Engine, conn: Connection, payload: bytes | memoryview)
         engine.counters[C.accept_waits] += 1
         return False
     defer = listener.options.defer_accept
-    # tcp(7), TCP_DEFER_ACCEPT: the application is woken when data comes, or the time is over
+    # tcp(7), TCP_DEFER_ACCEPT: the application is notified when data arrives, or after the timeout
     return bool(payload) or not defer or engine.now >= conn.opened_at + defer
 
 
 def established(engine: Engine, conn: Connection) -> None:
-    """The handshake is complete: hand the connection up."""
+    """The handshake is complete: pass the connection up."""
     listener = engine.lookup.listeners.get(conn.listener)
     if listener is None:
         closing.abort(engine, conn)
@@ -138,7 +138,7 @@ def established(engine: Engine, conn: Connection) -> None:
 
 
 def credit(engine: Engine, listener: Listener, taken: int, limit: int) -> None:
-    """ACCEPT: numbers up to `taken` are known above, up to `limit` may be handed up."""
+    """ACCEPT: connections up to number `taken` are stored by the service, up to `limit` may be passed up."""
     for number in [number for number in listener.untaken if number <= taken]:
         del listener.untaken[number]
     listener.taken = max(listener.taken, taken)
@@ -146,7 +146,7 @@ def credit(engine: Engine, listener: Listener, taken: int, limit: int) -> None:
 
 
 def close(engine: Engine, listener: Listener) -> None:
-    """RFC 9293 section 3.10.4: LISTEN is left; half-open connections go with it."""
+    """RFC 9293 section 3.10.4: leave LISTEN; half-open connections are deleted."""
     for conn in list(listener.syn_queue):
         closing.abort(engine, conn)
     listener.syn_queue.clear()
@@ -156,7 +156,7 @@ def close(engine: Engine, listener: Listener) -> None:
 
 
 def _send_cookie(engine: Engine, listener: Listener, arrival: Arrival) -> None:
-    """A SYN-ACK of which nothing is remembered: the ACK that answers it brings all that is needed."""
+    """A SYN-ACK without any state: the ACK that answers it contains everything."""
     segment, own = arrival.segment, listener.options
     options = segment.options
     engine.counters[C.cookies_sent] += 1
@@ -177,7 +177,7 @@ def _send_cookie(engine: Engine, listener: Listener, arrival: Arrival) -> None:
 
 
 def _cookie_returned(engine: Engine, listener: Listener, arrival: Arrival) -> bool:
-    """An ACK to a listener: if it brings back a cookie of ours, there is a connection. False: it is none of ours."""
+    """An ACK to a listener: if it contains a valid cookie, create the connection. False: no valid cookie."""
     segment = arrival.segment
     if engine.counters[C.cookies_sent] == 0:
         return False

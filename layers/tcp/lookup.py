@@ -1,4 +1,4 @@
-"""Who a segment is for, and who holds which port: connections by their ends, listeners by theirs, sockets by handle."""
+"""The look-up of a segment's connection or listener, and the claims on ports."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX = 32768, 60999  # Linux net.ipv4.ip_local
 
 
 def flow_of(ends: Ends) -> bytes:
-    """A connection's key: peer's address, ours, peer's port, ours; as they stand in a segment that comes."""
+    """The key of a connection: peer's address, own address, peer's port, own port, as in a received segment."""
     return b"".join((ends.peer, ends.local, ends.peer_port.to_bytes(2, "big"), ends.port.to_bytes(2, "big")))
 
 
 class Claim(NamedTuple):
-    """What a holder has of a port."""
+    """The claim of a holder on a port."""
 
     address: bytes  # ANY: all
     reuse_address: bool
     reuse_port: bool
     listening: bool
-    automatic: bool = False  # chosen by connect: may be shared with other peers
+    automatic: bool = False  # chosen by connect: may be shared with connections to other peers
 
 
 class Ports:
-    """Who holds which port. A holder is any object: a socket's handle, a connection that outlives it."""
+    """The holders of ports. A holder is any object: a socket's handle, or a connection that outlives it."""
 
     def __init__(self) -> None:
         self._claims: dict[int, dict[object, Claim]] = {}
@@ -48,26 +48,26 @@ class Ports:
         return False
 
     def free(self, port: int) -> bool:
-        """Nobody holds the port."""
+        """True if the port has no holder."""
         return port not in self._claims
 
     def sharable(self, port: int) -> bool:
-        """All that hold the port chose it by connecting."""
+        """True if all holders of the port got it by connecting."""
         return all(claim.automatic for claim in self._claims.get(port, {}).values())
 
     def hold(self, holder: object, port: int, claim: Claim) -> None:
-        """`holder` has `claim`, whether it clashes or not."""
+        """Set `claim` of `holder`, without checking conflicts."""
         self._claims.setdefault(port, {})[holder] = claim
 
     def release(self, holder: object, port: int) -> None:
-        """`holder` has nothing of this port."""
+        """Remove the claim of `holder` on this port."""
         claims = self._claims.get(port)
         if claims is not None and claims.pop(holder, None) is not None and not claims:
             del self._claims[port]
 
 
 class Lookup:
-    """All there is, and how to find it."""
+    """All connections and listeners."""
 
     def __init__(self) -> None:
         self.connections: dict[bytes, Connection] = {}
@@ -77,11 +77,11 @@ class Lookup:
         self._listening: dict[int, list[Listener]] = {}  # by port
 
     def add(self, conn: Connection) -> None:
-        """A connection from now on gets its segments."""
+        """Add a connection, so that it gets its segments."""
         self.connections[flow_of(conn.ends)] = conn
 
     def remove(self, conn: Connection) -> None:
-        """It does not any more."""
+        """Remove a connection."""
         flow = flow_of(conn.ends)
         if self.connections.get(flow) is conn:
             del self.connections[flow]
@@ -89,12 +89,12 @@ class Lookup:
             del self.by_handle[conn.handle]
 
     def add_listener(self, listener: Listener) -> None:
-        """From now on it gets SYNs."""
+        """Add a listener, so that it gets SYNs."""
         self.listeners[listener.handle] = listener
         self._listening.setdefault(listener.port, []).append(listener)
 
     def remove_listener(self, listener: Listener) -> None:
-        """It does not any more."""
+        """Remove a listener."""
         del self.listeners[listener.handle]
         at_port = self._listening[listener.port]
         at_port.remove(listener)
@@ -102,8 +102,8 @@ class Lookup:
             del self._listening[listener.port]
 
     def listener(self, address: bytes, port: int, flow: bytes = b"") -> Listener | None:
-        """The listener that a SYN is for: one at the address before one at any; SO_REUSEPORT: one of them by the
-        flow."""
+        """The listener for a SYN: one bound to the address before one bound to any; with SO_REUSEPORT one of the group,
+        by the flow."""
         candidates = self._listening.get(port)
         if not candidates:
             return None
@@ -113,5 +113,5 @@ class Lookup:
             return None
         group = [each for each in able if each.options.reuse_port]
         if len(group) > 1:
-            return group[crc32(flow) % len(group)]  # a hash that a restart does not change
+            return group[crc32(flow) % len(group)]  # a hash that is the same after a restart
         return able[-1]

@@ -1,6 +1,6 @@
-"""What may be sent now (RFC 9293 sections 3.7, 3.8.6): windows, Nagle, silly windows, super-segments, PSH and FIN.
+"""Output (RFC 9293 sections 3.7, 3.8.6): windows, Nagle, silly window avoidance, super-segments, PSH and FIN.
 
-`flush` is called once a turn for every connection of which something has changed.
+`flush` is called once per turn for every connection that has changed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Opti
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
-CORK_S = 0.2  # tcp(7): TCP_CORK and MSG_MORE hold a part segment back for so long
+CORK_S = 0.2  # tcp(7): maximum time that TCP_CORK and MSG_MORE hold back an incomplete segment
 
 
 def flush(engine: Engine, conn: Connection) -> None:
-    """Send what may be sent, and the ACK that is owed."""
+    """Send what may be sent, and the ACK if one is owed."""
     state = conn.state
     if state in (SYN_SENT, SYN_RECEIVED):
         lost = conn.recovery.lost() if conn.recovery is not None else None
@@ -38,7 +38,7 @@ def flush(engine: Engine, conn: Connection) -> None:
 
 
 def send_syn(engine: Engine, conn: Connection) -> None:
-    """The SYN of SYN-SENT, the SYN-ACK of SYN-RECEIVED: new or again."""
+    """Send the SYN of SYN-SENT, or the SYN-ACK of SYN-RECEIVED, for the first time or again."""
     options = conn.options
     answers = conn.state == SYN_RECEIVED
     offer = Options(
@@ -57,7 +57,9 @@ def send_syn(engine: Engine, conn: Connection) -> None:
     flags = SYN | ACK if answers else SYN
     if answers:
         flags |= ECE if conn.ecn_ok else 0
-    elif options.ecn and not conn.backoffs:  # RFC 3168 section 6.1.1.1: again without, the asking may be what is lost
+    # RFC 3168 section 6.1.1.1: without the request on a retransmission, because the request may be the cause of the
+    # loss
+    elif options.ecn and not conn.backoffs:
         flags |= ECE | CWR
     engine.transmit(conn, 0, flags, window, offer.pack(), b"", 0)
     engine.timers.schedule(conn)
@@ -73,7 +75,7 @@ def _options(engine: Engine, conn: Connection) -> bytes:
     if conn.timestamps_ok:
         stamps = (int(engine.now * 1000) + conn.timestamp_offset) & 0xFFFFFFFF, conn.ts_recent
     if conn.sack_ok and (conn.out_of_order or conn.duplicate_sack is not None):
-        most = SACK_BLOCKS_MAX - 1 if stamps else SACK_BLOCKS_MAX  # RFC 2018 section 3: what 40 octets hold
+        most = SACK_BLOCKS_MAX - 1 if stamps else SACK_BLOCKS_MAX  # RFC 2018 section 3: as many as fit into 40 octets
         wire = [((conn.irs + left) & 0xFFFFFFFF, (conn.irs + right) & 0xFFFFFFFF)
                 for left, right in reassembly.sack_blocks(conn)[:most]]
         return Options(timestamps=stamps, sack=tuple(wire)).pack()
@@ -81,7 +83,7 @@ def _options(engine: Engine, conn: Connection) -> bytes:
 
 
 def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, size: int = 0, new: bool = False) -> None:
-    """The segment with numbers [start, end); where our FIN is among them, with FIN. `size`: the medium is to cut it."""
+    """Send the segment with numbers [start, end), with FIN if that is among them. `size`: split it."""
     options = _options(engine, conn)
     text_end = end
     if conn.end is not None and end > conn.end >= start and end > start:
@@ -92,7 +94,7 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
         assert conn.send_ring is not None
         payload = conn.send_ring.read(start - 1, text_end - start)
         if text_end == conn.written:
-            flags |= PSH  # RFC 9293 section 3.9.1.2 (MUST-61): the last of what there is
+            flags |= PSH  # RFC 9293 section 3.9.1.2 (MUST-61): the last available octets
         if conn.snd_urgent > start:
             flags |= URG
     window = acknowledgment.window_field(conn)
@@ -101,7 +103,7 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
     if conn.ecn_ok:
         if conn.ecn_echo:
             flags |= ECE
-        if new and payload:  # RFC 3168 sections 6.1.2, 6.1.5: not what is sent again
+        if new and payload:  # RFC 3168 sections 6.1.2, 6.1.5: not on retransmissions
             capable = True
             if conn.ecn_reduced:
                 flags |= CWR
@@ -110,7 +112,7 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
 
 
 def _largest(engine: Engine, conn: Connection) -> int:
-    """The most text of one segment on the wire: RFC 6691, what options take is taken off."""
+    """The maximum text of one segment on the wire: RFC 6691, options are subtracted."""
     options = 12 if conn.timestamps_ok else 0
     if conn.sack_ok and conn.out_of_order:
         options += 4 + 8 * min(len(conn.recent_sack or ()), 3)
@@ -126,12 +128,12 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
         limit = conn.snd_una + conn.snd_window
         most = _largest(engine, conn)
         room = recovery.allowance(engine.now)
-        if start >= limit:  # RFC 9293 section 3.8.6 (SHLD-17): what is beyond a window that shrank waits for the probe
+        if start >= limit:  # RFC 9293 section 3.8.6 (SHLD-17): octets beyond a window that shrank wait for the probe
             _persist(engine, conn)
             return
         size = min(end - start, limit - start)
         if conn.end is not None and end > conn.end:
-            size = end - start  # the FIN rides along
+            size = end - start  # the FIN is in the same segment
         if room < min(size, most):
             return
         if size > most:
@@ -152,7 +154,7 @@ def _new(engine: Engine, conn: Connection) -> None:
     limit = conn.snd_una + conn.snd_window
     sent_text = False
     if conn.snd_una == conn.snd_nxt and conn.persist_at is None:
-        conn.last_progress = engine.now  # from here on the peer is waited for
+        conn.last_progress = engine.now  # from here on the time without an answer counts
     while conn.snd_nxt < final:
         start = conn.snd_nxt
         available, usable, room = final - start, limit - start, recovery.allowance(engine.now)
@@ -162,10 +164,10 @@ def _new(engine: Engine, conn: Connection) -> None:
                 break  # the congestion window
             size = room
         if size >= most:
-            # What remains behind whole segments leaves by itself, where Nagle lets it
+            # The rest after full segments is sent as a segment of its own, if Nagle permits it
             size = min(size, max(engine.super_octets(most), most)) // most * most
-        elif size < available:  # cut short by the window
-            # RFC 9293 section 3.8.6.2.1 (MUST-38): less than a segment only where it is half of the largest window
+        elif size < available:  # truncated by the window
+            # RFC 9293 section 3.8.6.2.1 (MUST-38): less than a segment only if it is half of the largest window
             if size <= 0 or size < conn.window_max // 2:
                 if conn.snd_una == conn.snd_nxt:
                     _persist(engine, conn)
@@ -182,7 +184,7 @@ def _new(engine: Engine, conn: Connection) -> None:
         sent_text = True
     if sent_text:
         if engine.now - conn.last_text < acknowledgment.DELAY_S:
-            conn.pingpong = True  # Linux: who answers soon carries the ACK with the answer
+            conn.pingpong = True  # Linux: an application that answers soon sends the ACK with its answer
         conn.last_sent = engine.now
         if options.notsent_lowat:
             engine.room(conn)
@@ -191,10 +193,10 @@ def _new(engine: Engine, conn: Connection) -> None:
 
 
 def _small_may_leave(engine: Engine, conn: Connection, size: int) -> bool:
-    """The last octets that there are, less than a segment: Nagle with Minshall's variant, corks (RFC 9293 3.7.4)."""
+    """The last available octets, less than a segment: Nagle with Minshall's variant, corks (RFC 9293 section 3.7.4)."""
     options = conn.options
     if conn.end is not None:
-        return True  # the FIN closes the stream: there is nothing to wait for
+        return True  # the FIN ends the stream: no more octets follow
     if options.cork or conn.more:
         if conn.cork_at is None:
             conn.cork_at = engine.now + CORK_S
@@ -202,11 +204,11 @@ def _small_may_leave(engine: Engine, conn: Connection, size: int) -> bool:
         return engine.now >= conn.cork_at
     if options.nodelay or conn.snd_urgent > conn.snd_nxt:
         return True
-    return conn.small_sent <= conn.snd_una  # no small segment is under way
+    return conn.small_sent <= conn.snd_una  # no small segment is in flight
 
 
 def _persist(engine: Engine, conn: Connection) -> None:
-    """The window is closed and nothing is under way that would be answered: ask for it (section 3.8.6.1)."""
+    """The window is closed, and no segment in flight would be answered: probe it (section 3.8.6.1)."""
     if conn.persist_at is None and conn.state != TIME_WAIT:
         assert conn.recovery is not None
         conn.persist_at = engine.now + conn.recovery.rto_s

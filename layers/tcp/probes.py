@@ -48,7 +48,7 @@ def _retransmission(engine: Engine, conn: Connection) -> None:
     recovery = conn.recovery
     assert recovery is not None
     if conn.state not in (SYN_SENT, SYN_RECEIVED) and conn.snd_window == 0 and conn.snd_una < conn.snd_nxt:
-        # What is in flight went beyond a window that has closed since: the peer drops it without fault of the path
+        # Octets in flight are beyond a window that has closed since: the peer drops them, which is not the path's fault
         recovery.window_closed(engine.now)
         conn.persist_at = min(conn.persist_at or engine.now, engine.now)
         return
@@ -77,7 +77,7 @@ def _given_up(engine: Engine, conn: Connection) -> bool:
 
 
 def _probe(engine: Engine, conn: Connection) -> None:
-    """One octet of new data beyond the window, again and again; the connection stays while the peer answers."""
+    """Send one octet of new data beyond the window repeatedly; the connection stays open while the peer answers."""
     recovery = conn.recovery
     assert recovery is not None
     limit = conn.snd_una + conn.snd_window
@@ -85,7 +85,7 @@ def _probe(engine: Engine, conn: Connection) -> None:
     conn.persist_at = None
     if conn.snd_una >= final or (limit > conn.snd_una and recovery.lost() is None and conn.snd_nxt < limit
                                  and not _silly(conn, final, limit)):
-        return  # it has opened: output goes on
+        return  # it has opened: continue with output
     options = conn.options
     if options.user_timeout and engine.now - conn.last_progress >= options.user_timeout / 1000:
         closing.abandon(engine, conn, errno.ETIMEDOUT)
@@ -106,7 +106,7 @@ def _probe(engine: Engine, conn: Connection) -> None:
 
 
 def _silly(conn: Connection, final: int, limit: int) -> bool:
-    """The window is open, but by less than is worth a segment."""
+    """The window is open, but by too little for a segment."""
     usable = limit - conn.snd_nxt
     return usable < min(final - conn.snd_nxt, conn.window_max // 2, conn.mss)
 
@@ -119,7 +119,7 @@ def _keepalive(engine: Engine, conn: Connection) -> None:
     busy = conn.snd_una < conn.snd_nxt or conn.snd_nxt < conn.written
     silent = engine.now - conn.last_heard
     if busy or (silent < options.keepidle and not conn.keepalive_probes):
-        # RFC 9293 section 3.8.4: only on an idle connection; what is under way has its own timer
+        # RFC 9293 section 3.8.4: only on an idle connection; segments in flight have their own timer
         conn.keepalive_at = max(conn.last_heard + options.keepidle, engine.now + (options.keepidle if busy else 0.001))
         engine.timers.schedule(conn)
         return

@@ -1,8 +1,8 @@
 """Proportional rate reduction (RFC 6937, as revised by RFC 9937): the window during a recovery.
 
-Acknowledgments go on clocking the sender while the window shrinks: of ten octets that arrive, seven are sent again
-(CUBIC), instead of none for half a round trip and then all. Where so much was lost that less is in the network than
-the new threshold allows, it is refilled at the pace of slow start, if acknowledgments show that no more is lost.
+Acknowledgments keep clocking the sender while the window shrinks: for ten delivered octets seven are sent (CUBIC),
+instead of none for half a round trip and then all. If the losses leave less in the network than the new threshold
+allows, it is refilled at the rate of slow start, as long as acknowledgments show no further loss.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ class ProportionalRateReduction:
         return max(pipe + max(0.0, send), float(mss))
 
     def sent(self, octets: int) -> None:
-        """So much has left since the recovery began, again or new."""
+        """This many octets were sent since the recovery began, new or again."""
         self._out += octets

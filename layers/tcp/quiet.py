@@ -1,10 +1,11 @@
-"""Connections that are quiet keep their slot and little else.
+"""Idle connections release memory and keep little more than their slot.
 
-A second after the last octet in either direction, where nothing waits to be sent, acknowledged or read, a connection's
-rings go back to the pool, and its loss recovery (1 kB) shrinks to the 44 octets that the slot has anyway. Both come
-again when they are needed. The pool gives pages back to the system when nobody took them for a while.
+One second after the last octet in either direction, if nothing waits to be sent, acknowledged or read, the rings of a
+connection return to the pool, and its loss recovery (1 kB) is reduced to the 44 octets of advice in the slot. Both are
+restored on demand. The pool returns unused pages to the system after a while.
 
-Connections stand in one queue in the order in which they became quiet; it is looked at when the first has waited.
+Connections are in a queue in the order in which they became idle; it is processed when the first has waited long
+enough.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ QUIET_S = 1.0
 
 
 class Quiet:
-    """The queue. Times are those of the engine."""
+    """The queue of idle connections. Times are those of the engine."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[float, Connection]] = deque()
 
     def consider(self, conn: Connection, now: float) -> None:
-        """`conn` was flushed: it may be quiet from now on."""
+        """`conn` was flushed: it may be idle from now on."""
         if not conn.quiet_queued and conn.recovery is not None and conn.recovery.freed:
             conn.quiet_queued = True
             self._waiting.append((now + QUIET_S, conn))
 
     @property
     def next_due(self) -> float | None:
-        """When `shrink` is to be called."""
+        """The time of the next `shrink`."""
         return self._waiting[0][0] if self._waiting else None
 
     def shrink(self, engine: Engine) -> None:
-        """Those who have waited give back what they do not need, or wait again."""
+        """Connections that have waited long enough release their memory, or wait again."""
         waiting, now = self._waiting, engine.now
         while waiting and waiting[0][0] <= now:
             conn = waiting.popleft()[1]

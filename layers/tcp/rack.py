@@ -1,23 +1,24 @@
-"""RACK-TLP (RFC 8985): loss is told by time, and the last segments of a flight are probed for.
+"""RACK-TLP (RFC 8985): losses are detected by time, and the tail of a flight is probed.
 
-RACK: a segment is lost if one that was sent *later* has arrived, and by then it had a round trip and a little more to
-arrive itself. That little more, the reordering window, is a quarter of the least round trip; it grows with each round
-in which the peer reports that something was sent again for nothing (D-SACK), and is given up where no reordering was
-ever seen. Retransmissions have a time of their own, so the loss of one is found like any other.
+RACK: a segment is lost if one that was sent *later* has arrived, and the segment itself had a round trip plus the
+reordering window to arrive. The reordering window is a quarter of the minimum round trip. It grows in each round in
+which the peer reports an unnecessary retransmission (D-SACK), and is zero while no reordering was ever seen.
+Retransmissions have their own transmission time, so their loss is detected likewise.
 
-TLP: where acknowledgments stop, nothing sent later can tell of a loss. Two round trips after the last transmission
-one segment is sent, new or the last one again; its acknowledgment tells what is missing, and spares the time-out.
+TLP: if acknowledgments stop, no later segment reveals a loss. Two round trips after the last transmission a segment is
+sent, a new one or the last one again. Its acknowledgment reveals the loss, which avoids the timeout.
 
-What arrives within one turn of the event loop has one time, and what is sent in one has too: reordering below a turn
-looks like none, and a round trip of 50 us is measured as 0 or as a turn. So the window is never below TURN_S, and it
-is three duplicates (RFC 6675), not a window of 0, that find a loss at once where no reordering was seen.
+All segments that arrive in one turn of the event loop have the same time, and so have all that are sent in one. So
+reordering within a turn is invisible, and a round trip of 50 us is measured as 0 or as a turn. Therefore the window is
+never below TURN_S, and three duplicates (RFC 6675), instead of a window of 0, detect a loss at once while no reordering
+was seen.
 """
 
 from __future__ import annotations
 
 from layers.tcp.scoreboard import IN_FLIGHT, Scoreboard
 
-TURN_S = 0.001  # how long a turn of the loop may take when it is busy
+TURN_S = 0.001  # maximum duration of a turn of a busy loop
 DSACK_ROUNDS_FORGET = 16  # RFC 8985 section 6.2 step 4: recoveries without D-SACK until the window is small again
 PROBE_MIN_S = 0.002
 DELAYED_ACK_MAX_S = 0.2  # RFC 8985 section 7.2: WCDelAckT
@@ -29,11 +30,11 @@ class Rack:
     __slots__ = ("_dsack_round", "_multiple", "_persist", "due", "end", "reordering_seen", "rtt_s", "sent_at")
 
     def __init__(self) -> None:
-        self.sent_at = 0.0  # RACK.xmit_ts: of what arrived, the segment sent last: when,
+        self.sent_at = 0.0  # RACK.xmit_ts: transmission time of the latest sent among the delivered segments,
         self.end = 0  # RACK.end_seq,
         self.rtt_s = 0.0  # RACK.rtt: its round trip
         self.reordering_seen = False
-        self.due: float | None = None  # when `detect` is to be asked again
+        self.due: float | None = None  # time of the next `detect`
         self._multiple = 1  # RACK.reo_wnd_mult
         self._persist = DSACK_ROUNDS_FORGET  # RACK.reo_wnd_persist
         self._dsack_round: int | None = None
@@ -46,8 +47,8 @@ class Rack:
         """
         if board.newest_sent_at:
             rtt_s = now - board.newest_sent_at
-            # Step 2: it may answer the original: an echo that is older, or a round trip shorter than any (by an eighth,
-            # as a lone probe finds shorter queues than a flight).
+            # Step 2: the acknowledgment may be of the original: an older timestamp echo, or a round trip shorter than
+            # any (by an eighth, because a single probe sees shorter queues than a flight).
             ambiguous = board.newest_again and (rtt_s < min_rtt_s * 0.875 or (
                 echoed_at is not None and echoed_at < board.newest_sent_at))
             if not ambiguous:
@@ -74,7 +75,7 @@ class Rack:
         return max(TURN_S, min(self._multiple * min_rtt_s / 4, rtt_s))
 
     def detect(self, board: Scoreboard, window_s: float, now: float) -> int:
-        """Step 5: mark what is lost; returns how many octets. `due` says when more may be."""
+        """Step 5: mark lost segments; returns the number of octets. `due` is the time of the next check."""
         self.due = None
         if not self.sent_at:
             return 0
@@ -82,7 +83,7 @@ class Rack:
         allowed_s = self.rtt_s + window_s
         for number, (sent_at, start, end) in enumerate(order):
             if sent_at > self.sent_at:
-                break  # so is all that follows
+                break  # all that follow are younger
             late_at = sent_at + allowed_s
             waiting = board.in_flight_since(sent_at, start, end)
             judged = [index for index in waiting if sent_at < self.sent_at or entries[index].end <= self.end]
@@ -98,9 +99,9 @@ class Rack:
         return octets
 
     def timed_out(self, board: Scoreboard, window_s: float, now: float) -> int:
-        """Section 6.3: the retransmission timer expired.
+        """Section 6.3: the retransmission timer has expired.
 
-        What had its round trip is lost, and the first in any case.
+        Segments that had their round trip are lost, and the first one in any case.
         """
         self.due = None
         late = [index for index, entry in enumerate(board.entries) if entry.state == IN_FLIGHT
@@ -119,20 +120,20 @@ class TailProbe:
 
     @staticmethod
     def timeout_s(rtt_s: float, flight: int, mss: int) -> float:
-        """PTO (section 7.2), from the last transmission or acknowledgment. `rtt_s` smoothed; 0: none measured."""
+        """PTO (section 7.2), from the last transmission or acknowledgment. `rtt_s` is smoothed; 0: not measured."""
         if not rtt_s:
             return 1.0
         timeout_s = max(2 * rtt_s, PROBE_MIN_S)
         return timeout_s + DELAYED_ACK_MAX_S if flight <= mss else timeout_s
 
     def sent(self, nxt: int, resent: bool) -> None:
-        """The probe has left: again a segment, or a new one."""
+        """The probe was sent: a retransmission or a new segment."""
         self.end, self._resent = nxt, resent
 
     def acknowledged(self, una: int, dsack: bool, repeated: bool) -> bool:
-        """Section 7.4.2: True where the probe repaired a loss that nobody saw: the window shall be reduced.
+        """Section 7.4.2: True if the probe repaired an undetected loss, so that the window must be reduced.
 
-        `repeated`: the acknowledgment says nothing new (no SACK block, same number).
+        `repeated`: the acknowledgment contains nothing new (no SACK block, same number).
         """
         if self.end is None or una < self.end:
             return False

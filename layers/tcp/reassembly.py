@@ -1,7 +1,8 @@
-"""Segment text (RFC 9293 section 3.10.7.4, seventh): every octet goes to its place in the ring, in order or not.
+"""Segment text (RFC 9293 section 3.10.7.4, seventh): every octet is written to its position in the ring, in order or
+not.
 
-So reassembly is a short list of ranges that are there beyond RCV.NXT. It is not durable: a restart forgets them, which
-is reneging, and legal (RFC 2018 section 8).
+So reassembly is a short list of ranges beyond RCV.NXT. It is not durable: a restart forgets these ranges, which is
+reneging and permitted (RFC 2018 section 8).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from layers.tcp.ring import size_for
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
-RANGES_MAX = 64  # beyond, what would make one more is not kept
+RANGES_MAX = 64  # more ranges are not stored
 SACK_BLOCKS_KEPT = 4
 
 
 def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview) -> None:
-    """Text whose segment overlaps the receive window, or is a probe of a closed one. Hands up what is in order."""
+    """Text of a segment that overlaps the receive window, or is a probe of a closed one. Passes up what is in order."""
     counters, nxt = engine.counters, conn.rcv_nxt
     end = seq + len(payload)
     limit = conn.advertised if conn.fin_at is None else min(conn.advertised, conn.fin_at)
@@ -65,7 +66,7 @@ def _acknowledge_now(engine: Engine, conn: Connection) -> None:
 
 
 def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
-    """A ring that reaches from the first octet not yet read to `end`."""
+    """A ring for the octets from the first unread one to `end`."""
     ring = conn.receive_ring
     wanted = size_for(conn.rcv_limit)
     if ring is not None and ring.size >= wanted:
@@ -73,7 +74,7 @@ def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
     larger = engine.rings.take(wanted)
     if larger is None:
         return ring is not None and end - conn.read <= ring.size
-    if ring is not None and larger.size <= ring.size:  # memory is scarce: what there is has to do
+    if ring is not None and larger.size <= ring.size:  # memory is scarce: use the present ring
         engine.rings.give(larger)
         return end - conn.read <= ring.size
     if ring is not None:
@@ -86,7 +87,7 @@ def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
 
 
 def _insert(conn: Connection, start: int, end: int) -> bool:
-    """Note that [start, end) is there; False where there are too many ranges. Keeps what SACK is to report."""
+    """Note that [start, end) has arrived; False: too many ranges. Updates the ranges for SACK."""
     ranges = conn.out_of_order or []
     known = next((each for each in ranges if each[0] <= start and end <= each[1]), None)
     if known is not None:
@@ -109,13 +110,13 @@ def _insert(conn: Connection, start: int, end: int) -> bool:
 
 
 def _report(conn: Connection, first: int, last: int) -> None:
-    """RFC 2018 section 4: the block with the latest arrival comes first, then the others that were reported before."""
+    """RFC 2018 section 4: the block with the latest arrival comes first, then those reported before."""
     blocks = [each for each in conn.recent_sack or () if each[1] < first or each[0] > last]
     conn.recent_sack = [(first, last), *blocks][:SACK_BLOCKS_KEPT]
 
 
 def _note_duplicate(conn: Connection, start: int, end: int) -> None:
-    """RFC 2883 section 4: of a segment that repeats something the first part that does is reported."""
+    """RFC 2883 section 4: of a segment with repeated octets, the first repeated range is reported."""
     if start < conn.rcv_nxt:
         duplicate(conn, start, min(end, conn.rcv_nxt))
         return
@@ -126,13 +127,13 @@ def _note_duplicate(conn: Connection, start: int, end: int) -> None:
 
 
 def duplicate(conn: Connection, start: int, end: int) -> None:
-    """RFC 2883: the next ACK reports these octets as come twice."""
+    """RFC 2883: the next ACK reports these octets as duplicates."""
     if conn.sack_ok and end > start:
         conn.duplicate_sack = start, end
 
 
 def _join(conn: Connection, end: int) -> None:
-    """RCV.NXT has come to `end`: over the ranges that it reaches."""
+    """RCV.NXT has reached `end`: continue over the ranges that it reaches."""
     rest = []
     for low, high in conn.out_of_order or ():
         if low <= end:
@@ -146,7 +147,7 @@ def _join(conn: Connection, end: int) -> None:
 
 
 def sack_blocks(conn: Connection) -> list[tuple[int, int]]:
-    """What the next ACK reports, relative, the most important first; takes the duplicate away."""
+    """The relative blocks for the next ACK, the most important first; removes the duplicate."""
     blocks = list(conn.recent_sack or ()) if conn.out_of_order else []
     if conn.duplicate_sack is not None:
         blocks.insert(0, conn.duplicate_sack)

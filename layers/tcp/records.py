@@ -1,7 +1,8 @@
-"""Between the engine and the pipes: packets of ip as arrivals, segments as what ip is to transmit, streams as records.
+"""Translation between the engine and the pipes: packets of ip to arrivals, segments to TRANSMIT records, stream
+records.
 
-The one module of the layer that knows how records look; what an `Arrival` is and what `Below` and `Above` are wanted
-for says `layers.tcp.engine`.
+This is the only module of the layer that knows the format of records; `layers.tcp.engine` defines `Arrival`, `Below`
+and `Above`.
 """
 
 from __future__ import annotations
@@ -31,34 +32,34 @@ from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
 from usernet.pipe.messages import family_of
 from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
 
-VIEW_OCTETS = 4096  # records of so many are looked at where they are; of shorter ones a copy is cheaper
+VIEW_OCTETS = 4096  # longer records are read in place; of shorter ones a copy is cheaper
 LOOPBACK_MTU = 65535
-SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: what an IP packet with all options has room for
+SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: the maximum in an IP packet with all options
 MTU_DISCOVER_WANT = 1
 ECN_MASK, ECT_0, CE = 3, 2, 3  # RFC 3168 section 5: the lowest bits of TOS
 
 
 class Paths:
-    """What tcp asks about routes."""
+    """The interface to the routes."""
 
     def __init__(self, config: StackConfig) -> None:
         self.table = RouteTable(configured(config))  # until ip announces them
         self._learnt: dict[bytes, int] = {}
 
     def is_local(self, address: bytes) -> bool:
-        """One of our own, or loopback."""
+        """True for an own or a loopback address."""
         return self.table.is_local(address)
 
     def source_for(self, destination: bytes) -> bytes | None:
-        """The source address of a packet there; None: no route."""
+        """The source address for a destination; None: no route."""
         return source_address.of_destination(self.table, destination)
 
     def is_group(self, address: bytes) -> bool:
-        """Broadcast or multicast."""
+        """True for a broadcast or multicast address."""
         return self.table.is_group(address)
 
     def mtu(self, destination: bytes) -> int:
-        """What the interface on the way takes."""
+        """The MTU of the interface on the route."""
         if self.table.is_local(destination):
             return LOOPBACK_MTU
         route = self.table.lookup(destination)
@@ -66,7 +67,7 @@ class Paths:
 
 
 class Records:
-    """`Below` and `Above` of the engine: what is to be sent collects in `sends`."""
+    """`Below` and `Above` of the engine: `sends` collects the output."""
 
     def __init__(self, config: StackConfig, paths: Paths) -> None:
         self.sends: list[Send] = []
@@ -80,8 +81,8 @@ class Records:
         return self._paths.mtu(destination)
 
     def super_octets(self, mss: int) -> int:
-        """See `Below`. ip cuts where the device does not."""
-        return max(SUPER_OCTETS, mss)  # on the loopback a segment may be longer than what a device cuts
+        """See `Below`. ip splits it if the device does not."""
+        return max(SUPER_OCTETS, mss)  # on the loopback a segment may be longer than a device's maximum
 
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
                  capable: bool) -> None:
@@ -121,7 +122,7 @@ class Records:
 
 
 def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
-    """The segment of a PACKET record; None, counted, where it is none, or goes to a group."""
+    """The segment in a PACKET record; None (counted): malformed, or to a group."""
     _, _, flags, header_octets, _, _, _, tos, source, destination = PACKET_HEAD.unpack_from(record)
     if flags & FLAG_GROUP:  # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
         counters[C.to_group] += 1
@@ -132,7 +133,7 @@ def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
     if segment is None:
         counters[C.packet_truncated] += 1
         return None
-    # RFC 9293 section 3.1 (MUST-2, MUST-3): the checksum is always there and always checked
+    # RFC 9293 section 3.1 (MUST-2, MUST-3): the checksum is mandatory and always verified
     if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
         return None

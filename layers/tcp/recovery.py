@@ -1,14 +1,14 @@
-"""Loss recovery and congestion control of one connection: the seam described in `layers.tcp.connection`.
+"""Loss recovery and congestion control of one connection: the interface described in `layers.tcp.connection`.
 
-The parts know nothing of each other: the scoreboard says what is in flight, RACK what of it is lost, the congestion
-control how much may be, PRR how to get there, the timer when to stop waiting, F-RTO and D-SACK whether all that was a
-mistake. Here are the states between them (Linux's names): OPEN, RECOVERY after a loss that acknowledgments told of,
-LOSS after a time-out. Both end when everything that was in flight at their beginning is acknowledged.
+Its parts are independent: the scoreboard knows what is in flight, RACK which of it is lost, congestion control how much
+may be in flight, PRR how to get there, the timer when to give up waiting, F-RTO and D-SACK whether a reduction was
+spurious. This module has the states between them (Linux's names): OPEN, RECOVERY after a loss that acknowledgments
+revealed, LOSS after a timeout. Both end when everything that was in flight at their beginning is acknowledged.
 
-Of a peer without SACK three duplicate acknowledgments tell of a loss, and a partial one of the next (RFC 5681, RFC
-6582); each stands for a segment that has arrived.
+Without SACK three duplicate acknowledgments indicate a loss, and a partial one indicates the next (RFC 5681, RFC 6582);
+each duplicate stands for a delivered segment.
 
-Numbers are relative, times float seconds, sizes octets.
+Numbers are relative, times are float seconds, sizes are octets.
 """
 
 from __future__ import annotations
@@ -35,34 +35,35 @@ class Recovery:
                  "_syn_expiries", "_tail", "_used", "board", "control", "mss", "retransmits", "sack", "timer")
 
     def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
-        algorithm = find(congestion) or find(DEFAULT)  # what a successor no longer has
+        algorithm = find(congestion) or find(DEFAULT)  # the successor's code may lack the algorithm
         assert algorithm is not None
         self.mss = mss
         self.sack = sack
         self.control: CongestionControl = algorithm(mss)
         self.timer = RetransmissionTimer()
         self.board = Scoreboard(mss)
-        self.retransmits = 0  # segments, ever
+        self.retransmits = 0  # number of retransmitted segments, in all
         self._rack = Rack()
         self._tail = TailProbe()
         self._doubt = Doubt()
         self._prr: ProportionalRateReduction | None = None
         self._state = OPEN
         self._point = 0  # the recovery ends when this is acknowledged
-        self._ecn_point = 0  # until this is acknowledged no mark counts
-        self._duplicates = 0  # of a peer without SACK
+        self._ecn_point = 0  # until this is acknowledged no ECN mark counts
+        self._duplicates = 0  # without SACK
         self._rto_at: float | None = None
         self._probe_from = 0.0  # the last acknowledgment, or transmission of something new
         self._probe_due = False  # a tail loss probe is to be sent
-        self._more = False  # when something new left last, more was there
+        self._more = False  # when the last new segment was sent, more was waiting
         self._last_sent = 0.0
-        self._full = 0  # what lies below was sent while the congestion window was the limit
+        self._full = 0  # octets below were sent while the congestion window was the limit
         self._round_end = 0
-        self._stored = 0  # the round trip in which `store` did something last
-        self._used = 0  # the most that was in flight in this round trip and the last
+        self._stored = 0  # the round trip in which `store` last wrote
+        self._used = 0  # maximum in flight in this round trip and the last
         self._syn_expiries = 0
-        self._asked = False  # the one segment has left
-        self._asking_until: float | None = None  # a successor learns what its predecessor's segments have come to
+        self._asked = False  # the single segment was sent
+        # after a restart, until this time the successor learns what has arrived
+        self._asking_until: float | None = None
 
     # -- to be read ------------------------------------------------------------------------------------------------
 
@@ -78,17 +79,17 @@ class Recovery:
 
     @property
     def min_rtt_s(self) -> float:
-        """The least round trip of the last minutes."""
+        """The minimum round trip of the last minutes."""
         return self.timer.min_rtt_s
 
     @property
     def rto_s(self) -> float:
-        """The time-out, backed off."""
+        """The timeout, including back-off."""
         return self.timer.rto_s
 
     @property
     def backoffs(self) -> int:
-        """How often it was doubled."""
+        """How often the timeout was doubled."""
         return self.timer.backoffs
 
     @property
@@ -120,7 +121,7 @@ class Recovery:
     # -- sending ---------------------------------------------------------------------------------------------------
 
     def lost(self) -> tuple[int, int] | None:
-        """The first range that is to be sent again."""
+        """The first range to retransmit."""
         if self._probe_due and not self._more:
             return self.board.last_in_flight()
         if self._doubt.frto.wants_new_data:
@@ -128,7 +129,7 @@ class Recovery:
         return self.board.next_lost()
 
     def allowance(self, now: float) -> int:
-        """Octets that may leave now."""
+        """Number of octets that may be sent now."""
         pipe = self.in_flight
         if not self.board.flight and self._last_sent:
             self.control.idle(now - self._last_sent, self.timer.base_s)  # RFC 5681 section 4.1
@@ -137,11 +138,11 @@ class Recovery:
             return 0 if self._asked else self.mss
         room = int(self.control.cwnd) - pipe
         if room < self.mss and (self._probe_due or not pipe):
-            return self.mss  # RFC 8985 section 7.3: a probe leaves whatever the window is
+            return self.mss  # RFC 8985 section 7.3: a probe is sent whatever the window
         return max(0, room)
 
     def sent(self, start: int, end: int, now: float, limited: bool) -> None:
-        """[start, end) leaves now."""
+        """[start, end) is sent now."""
         board = self.board
         again = start < board.nxt
         board.sent(start, end, now)
@@ -170,7 +171,7 @@ class Recovery:
 
     def acknowledged(self, una: int, sack: Sequence[tuple[int, int]], now: float, duplicate: bool,
                      echoed_s: float | None) -> None:
-        """A segment with an acceptable ACK."""
+        """A segment with an acceptable ACK arrived."""
         board, control = self.board, self.control
         before = board.una
         advanced = una > before
@@ -195,7 +196,7 @@ class Recovery:
             self._undo()
         lost = self._detect(before, highest, advanced, duplicate, echoed_at, now)
         if self._state == RECOVERY and not board.lost and not self._doubt.resent_at and not lost:
-            self._undo()  # what was taken for lost has arrived, before anything was sent again
+            self._undo()  # supposedly lost segments have arrived before anything was retransmitted
         if self._state != OPEN and una >= self._point:
             self._recovered()
         if lost and self._state == OPEN:
@@ -216,7 +217,7 @@ class Recovery:
             self._rto_at = now + self.timer.rto_s  # RFC 6298 section 5.3
 
     def _advanced(self, una: int, before: int, now: float, echoed_s: float | None) -> None:
-        """`acknowledged` in the usual case: nothing is missing, and more has arrived. Half as long as the whole."""
+        """The usual case of `acknowledged`: nothing is missing, and more was delivered. It takes half the time."""
         board, rack, control, timer = self.board, self._rack, self.control, self.timer
         board.advanced(una, now)
         rtt_s = board.rtt_s if board.rtt_s is not None else echoed_s
@@ -239,7 +240,8 @@ class Recovery:
             self._idle()
 
     def _validated(self, una: int) -> bool:
-        """RFC 7661 section 4.2: what is acknowledged was sent while the window was the limit, or half of it."""
+        """RFC 7661 section 4.2: True if the acknowledged octets were sent while the window was the limit, or half of
+        it."""
         if self._state == LOSS or una < self._full:
             return True
         return self.control.in_slow_start and self.control.cwnd < 2 * self._used  # as Linux
@@ -268,7 +270,7 @@ class Recovery:
 
     def _detect(self, before: int, highest: int, advanced: bool, duplicate: bool, echoed_at: float | None,
                 now: float) -> int:
-        """Mark what is lost; returns how many octets."""
+        """Mark lost segments; returns the number of octets."""
         board, rack = self.board, self._rack
         if self.sack:
             rack.acknowledged(board, highest, self.timer.min_rtt_s, echoed_at, now)
@@ -292,7 +294,7 @@ class Recovery:
     # -- states ----------------------------------------------------------------------------------------------------
 
     def _enter(self, state: int, cause: int, now: float, flight: int) -> None:
-        """Something is lost: the window is reduced, once until all that was in flight is acknowledged."""
+        """A loss: reduce the window, once until everything that was in flight is acknowledged."""
         board = self.board
         self.control.reduce(self._in_use(flight), cause, now)
         self._state, self._point = state, board.nxt
@@ -301,7 +303,7 @@ class Recovery:
         self._tail.end = None
 
     def _in_use(self, flight: int) -> float:
-        """What a reduction starts from: the window, or where it was not the limit, what was in flight."""
+        """The base of a reduction: the window or, if it was not the limit, the octets in flight."""
         return self.control.cwnd if self.board.una < self._full else max(self._used, flight)
 
     def _recovered(self) -> None:
@@ -312,14 +314,15 @@ class Recovery:
         self._state, self._prr, self._duplicates = OPEN, None, 0
 
     def congestion_experienced(self, now: float) -> None:
-        """RFC 3168 section 6.1.2: an ECE came: as a loss, at most once a round trip, but nothing is sent again."""
+        """RFC 3168 section 6.1.2: ECE arrived: reduce as for a loss, at most once per round trip, but retransmit
+        nothing."""
         if self._state == OPEN and self.board.una >= self._ecn_point:
             self.control.reduce(self._in_use(0), ECN, now)
             self.control.recovered()
             self._ecn_point = self.board.nxt
 
     def expire(self, now: float) -> bool:
-        """The deadline has come; True where it was the time-out."""
+        """The deadline has come; True: it was the timeout."""
         rack = self._rack
         timed_out = False
         probe_at = self._probe_at
@@ -350,7 +353,7 @@ class Recovery:
             return
         reneged = board.reneged
         if self._state == OPEN or (self._state == LOSS and first):
-            self._enter(LOSS, TIMEOUT, now, board.flight)  # RFC 5681 section 3.1: once for what is sent again
+            self._enter(LOSS, TIMEOUT, now, board.flight)  # RFC 5681 section 3.1: only once for retransmissions
         self._state, self._prr, self._point, self._duplicates = LOSS, None, board.nxt, 0
         control.timed_out()
         if first and not reneged:
@@ -382,7 +385,7 @@ class Recovery:
 
     @property
     def _probe_at(self) -> float | None:
-        """RFC 8985 section 7.2; where the time-out would be earlier the probe takes its place."""
+        """RFC 8985 section 7.2; if the timeout would be earlier, the probe replaces it."""
         board, at = self.board, self._rto_at
         if (self._state != OPEN or at is None or not self.sack or board.sacked or board.lost or self._probe_due
                 or self._tail.end is not None or not self.timer.rtt_s):
@@ -397,18 +400,18 @@ class Recovery:
     # -- the window, the path, a successor -------------------------------------------------------------------------
 
     def probe(self, start: int, end: int) -> None:
-        """[start, end) was sent beyond the peer's window: it is not in flight, and waits to be sent again."""
+        """[start, end) was sent beyond the peer's window: it is not in flight, and must be sent again."""
         self.board.sent(start, end, 0.0)
         self.board.lose(start, end)
         self._rto_at = None
 
     def window_closed(self, now: float) -> None:
-        """The time-out came while the window is closed: nobody's fault."""
+        """The timeout came while the window is closed, which is no sign of congestion."""
         self.board.mark_all_lost()
         self._rto_at = None
 
     def reduce_mss(self, mss: int) -> None:
-        """Segments are smaller from now on; what is in flight in larger ones is lost, without fault of the path."""
+        """Segments are smaller from now on; larger ones in flight are lost, which is no sign of congestion."""
         shrunk, self.mss = mss < self.mss, mss
         self.board.set_mss(mss)
         self.control.set_mss(mss, anew=self.board.nxt <= 1)
@@ -416,38 +419,38 @@ class Recovery:
             self.board.mark_all_lost()
 
     def store(self, memory: memoryview, at: int) -> None:
-        """What a successor starts from, once a round trip (`layers.tcp.advisory`)."""
+        """Store advice for a successor, once per round trip (`layers.tcp.advisory`)."""
         if self._stored != self._round_end:
             self._stored = self._round_end
             memory[at : at + advisory.OCTETS] = advisory.pack(self)
 
     def store_next(self) -> None:
-        """The next `store` is one, whatever the round trip."""
+        """The next `store` writes in any case."""
         self._stored = -1
 
     def load(self, octets: memoryview) -> None:
-        """What a predecessor stored."""
+        """Load the advice of a predecessor."""
         advisory.unpack(self, octets[: advisory.OCTETS])
 
     def use(self, congestion: str) -> None:
-        """TCP_CONGESTION: another algorithm goes on from the same window."""
+        """TCP_CONGESTION: another algorithm continues from the same window."""
         algorithm, former = find(congestion), self.control
         if algorithm is not None and algorithm.name != former.name:
             self.control = algorithm(self.mss)
             self.control.restore((former.cwnd, former.ssthresh, 0.0, 0.0))
 
     def restored(self, una: int, nxt: int, now: float, last_sent: float = 0.0) -> None:
-        """A successor: [una, nxt) was sent by its predecessor, nobody knows when.
+        """In a successor: [una, nxt) was sent by its predecessor, at an unknown time.
 
-        One segment from `una` asks what has arrived. For a round trip answers to what the predecessor sent may come as
-        well; what is not acknowledged by then is lost, without fault of the path.
+        One segment from `una` asks what has arrived. For a round trip, answers to the predecessor's segments may also
+        arrive; what is not acknowledged by then is lost, which is no sign of congestion.
         """
         self.board = board = Scoreboard(self.mss, una)
         self._point = self._round_end = self._stored = una
         self._last_sent = last_sent
         self._asked = False
         if nxt > una:
-            for _ in range(2):  # Karn: of this no round trip is measured
+            for _ in range(2):  # Karn: no round trip is measured for it
                 board.sent(una, nxt, max(1e-6, now - self.timer.base_s))
             board.mark_all_lost()
             rtt_s = self.timer.rtt_s

@@ -1,4 +1,4 @@
-"""Resets and challenge ACKs (RFC 9293 section 3.5.2, RFC 5961), and how many of them."""
+"""Resets and challenge ACKs (RFC 9293 section 3.5.2, RFC 5961), and their rate limits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Arrival, Engine
 
 CHALLENGES_PER_S = 100  # RFC 5961 section 7; of all connections. Linux: net.ipv4.tcp_challenge_ack_limit
-RESETS_PER_S = 1000  # Linux: net.ipv4.icmp_msgs_per_sec is what limits its resets; ours are limited alike
-OUT_OF_WINDOW_INTERVAL_S = 0.5  # Linux net.ipv4.tcp_invalid_ratelimit; of one connection, never of answers to data
+RESETS_PER_S = 1000  # Linux limits resets by net.ipv4.icmp_msgs_per_sec; the same limit here
+OUT_OF_WINDOW_INTERVAL_S = 0.5  # Linux net.ipv4.tcp_invalid_ratelimit; for each connection, never for answers to data
 
 
 class Allowance:
-    """So many a second, all at once if need be."""
+    """A number of events per second, which may all come at once."""
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
@@ -25,7 +25,7 @@ class Allowance:
         self._at = 0.0
 
     def take(self, now: float) -> bool:
-        """Whether one more is allowed."""
+        """True if one more is allowed."""
         self._left = min(self._per_s, self._left + (now - self._at) * self._per_s)
         self._at = now
         if self._left < 1:
@@ -35,17 +35,17 @@ class Allowance:
 
 
 def answer(engine: Engine, arrival: Arrival) -> None:
-    """A reset to a segment that belongs to no connection."""
+    """Send a reset to a segment without a connection."""
     segment = arrival.segment
-    if segment.flags & RST:  # RFC 9293 section 3.10.7.1: never answered, or two stacks would go on for ever
+    # RFC 9293 section 3.10.7.1: never answered; otherwise two stacks would answer each other for ever
+    if segment.flags & RST:
         engine.counters[C.reset_unanswered] += 1
         return
     engine.counters[C.no_port] += 1
     if not engine.resets.take(engine.now):
         engine.counters[C.reset_limited] += 1
         return
-    # RFC 9293 section 3.5.2, group 1: the sequence number is what the other end acknowledged; else 0, and we
-    # acknowledge
+    # RFC 9293 section 3.5.2, group 1: the sequence number is the other end's acknowledgment; without one 0, with an ACK
     if segment.flags & ACK:
         reset = Segment(segment.destination_port, segment.source_port, segment.acknowledgment, 0, RST, 0)
     else:
@@ -57,7 +57,7 @@ def answer(engine: Engine, arrival: Arrival) -> None:
 
 
 def unacceptable(engine: Engine, arrival: Arrival) -> None:
-    """RFC 9293 section 3.5.2, group 2: <SEQ=SEG.ACK><CTL=RST>, to an ACK that acknowledges what was never sent."""
+    """RFC 9293 section 3.5.2, group 2: <SEQ=SEG.ACK><CTL=RST>, to an ACK of octets that were never sent."""
     segment = arrival.segment
     if segment.flags & RST:
         return
@@ -67,7 +67,7 @@ def unacceptable(engine: Engine, arrival: Arrival) -> None:
 
 
 def challenge(engine: Engine, conn: Connection) -> None:
-    """A challenge ACK (RFC 5961 sections 3.2, 4.2, 5.2), if the limits let it."""
+    """Send a challenge ACK (RFC 5961 sections 3.2, 4.2, 5.2), if the limits permit it."""
     if engine.challenges.take(engine.now):
         engine.counters[C.challenges_sent] += 1
         engine.acknowledge(conn)
@@ -78,8 +78,9 @@ def challenge(engine: Engine, conn: Connection) -> None:
 def out_of_window(engine: Engine, conn: Connection, has_text: bool) -> None:
     """RFC 9293 section 3.10.7.4: an unacceptable segment is answered by an ACK.
 
-    One without text is not, where another was half a second ago, or two ends that disagree would answer each other for
-    ever. One with text always is: it may be a retransmission, and its sender waits for nothing else.
+    A segment without text is not answered if another was in the last half second, because two ends that disagree would
+    answer each other for ever. A segment with text always is, because it may be a retransmission whose sender waits for
+    the ACK.
     """
     if not has_text:
         if engine.now - conn.challenge_at < OUT_OF_WINDOW_INTERVAL_S:

@@ -1,14 +1,13 @@
-"""Round trips and the retransmission timer (RFC 6298, RFC 7323), and whether it was right to expire (F-RTO, RFC
-5682).
+"""Round trips and the retransmission timer (RFC 6298, RFC 7323), and spurious timeouts (F-RTO, RFC 5682).
 
-The timer is the last resort: it expires where no acknowledgment tells of a loss. So it has to be longer than any
-round trip that the path may take: the smoothed round trip time plus four times its mean deviation. Each expiry
-doubles it until the peer acknowledges something new. Samples of segments that were sent twice are no samples (Karn),
-unless the peer's timestamp echo says which of them it answers.
+The timer is the last resort: it expires if no acknowledgment reveals a loss. So it has to be longer than any round trip
+on the path: the smoothed round trip time plus four times its mean deviation. Each expiry doubles it until the peer
+acknowledges something new. Retransmitted segments give no samples (Karn), unless the peer's timestamp echo identifies
+the transmission.
 
-Where the round trip grew suddenly the timer expires though nothing was lost. F-RTO finds out by sending one segment
-again and then new data: if acknowledgments still advance over what was sent once only, the originals have arrived,
-and the congestion window may be restored. With timestamps the echo itself says so (Eifel, RFC 3522).
+If the round trip suddenly increases, the timer expires without a loss. F-RTO detects this by retransmitting one segment
+and then sending new data: if acknowledgments then cover segments that were sent only once, the originals have arrived,
+and the congestion window can be restored. With timestamps the echo itself shows this (Eifel, RFC 3522).
 
 Times are float seconds of a monotonic clock, numbers are relative sequence numbers.
 """
@@ -21,7 +20,7 @@ RTO_MIN_S = 0.2  # Linux's TCP_RTO_MIN; RFC 6298 section 2.4 says 1 s SHOULD
 RTO_MAX_S = 120.0  # Linux's TCP_RTO_MAX; RFC 6298 section 2.5: at least 60 s
 MIN_RTT_WINDOW_S = 300.0  # Linux's tcp_min_rtt_wlen
 
-R1 = 3  # expiries before the path is doubted (RFC 9293 section 3.8.3; Linux's tcp_retries1)
+R1 = 3  # expiries before the path is suspected (RFC 9293 section 3.8.3; Linux's tcp_retries1)
 R2 = 15  # expiries before the connection is given up (Linux's tcp_retries2)
 
 
@@ -40,7 +39,7 @@ class RetransmissionTimer:
         self.rto_s = RTO_INITIAL_S  # RTO
 
     def sample(self, rtt_s: float, now: float, per_round: int = 1) -> None:
-        """A round trip was measured, so the back-off ends. `per_round`: so many samples come in a round trip."""
+        """A round trip was measured, so the back-off ends. `per_round`: number of samples per round trip."""
         if rtt_s < 1e-6:
             rtt_s = 1e-6
         if rtt_s <= self.min_rtt_s or not self.min_rtt_s or now - self._min_at > MIN_RTT_WINDOW_S:
@@ -58,7 +57,8 @@ class RetransmissionTimer:
     def derive(self) -> None:
         """RFC 6298 section 2.3: RTO <- SRTT + max (G, K*RTTVAR).
 
-        The floor stands in G's place, as in Linux: a long path has room for the peer's delayed acknowledgments as well.
+        The minimum takes the place of G, as in Linux, so that a long path also has room for the peer's delayed
+        acknowledgments.
         """
         if self.rtt_s:
             variance_s = 4.0 * self.rtt_variance_s
@@ -87,10 +87,10 @@ class RetransmissionTimer:
 
 
 def gives_up_after_s(expiries: int, rto_s: float = RTO_MIN_S) -> float:
-    """Seconds that so many expiries take if the first comes after `rto_s`: what Linux makes of a number of retries.
+    """Seconds that this many expiries take if the first comes after `rto_s`: Linux's meaning of a number of retries.
 
-    As a time, so that a connection whose RTO is long is not given the longer (RFC 9293 section 3.8.3: R2 at least 100
-    s; 924.6 s for 15 from 200 ms; with 6 from 1 s, a SYN's 127 s).
+    As a time, so that a connection with a long RTO is not kept longer (RFC 9293 section 3.8.3: R2 at least 100 s; 924.6
+    s for 15 from 200 ms; with 6 from 1 s, a SYN's 127 s).
     """
     total = 0.0
     for expiry in range(expiries + 1):
@@ -98,17 +98,17 @@ def gives_up_after_s(expiries: int, rto_s: float = RTO_MIN_S) -> float:
     return total
 
 
-# What F-RTO says about an acknowledgment.
+# The verdicts of F-RTO about an acknowledgment.
 UNDECIDED, SPURIOUS, LOSS = range(3)
 
 
 class Frto:
-    """Was the time-out spurious? (RFC 5682 section 3, the version for SACK; without SACK it is section 2's.)"""
+    """F-RTO: was the timeout spurious? (RFC 5682 section 3, the version for SACK; without SACK that of section 2.)"""
 
     __slots__ = ("_resent_at", "_una", "recover", "step")
 
     def __init__(self) -> None:
-        self.step = 0  # of the RFC that the next acknowledgment belongs to; 0: no question is open
+        self.step = 0  # step of the RFC for the next acknowledgment; 0: not active
         self.recover = 0
         self._una = 0
         self._resent_at = 0.0
@@ -119,26 +119,27 @@ class Frto:
 
     @property
     def wants_new_data(self) -> bool:
-        """RFC 5682 step 2b: up to two segments of new data are to be sent, and nothing again."""
+        """RFC 5682 step 2b: send up to two segments of new data, and retransmit nothing."""
         return self.step == 3
 
     def acknowledged(self, una: int, sent_once: bool, duplicate: bool, echoes_at: float | None) -> int:
         """UNDECIDED, SPURIOUS or LOSS.
 
         `una`: the cumulative point. `sent_once`: the acknowledgment, cumulative or selective, is the first to cover
-        something that was sent once only. `duplicate`: it is one that says nothing new. `echoes_at`: when the segment
-        that its timestamp echoes was sent, as far as known.
+        octets that were sent only once. `duplicate`: it contains nothing new. `echoes_at`: when the segment of its
+        timestamp echo was sent, as far as known.
         """
         if not self.step:
             return UNDECIDED
         if echoes_at is not None and una > self._una and echoes_at < self._resent_at:
-            return self._decide(SPURIOUS)  # RFC 3522: it answers the original
+            return self._decide(SPURIOUS)  # RFC 3522: it acknowledges the original
         if self.step == 2:
             if duplicate or una <= self._una:
                 # RFC 5682 section 3.1 step 2a. A selective acknowledgment alone decides nothing yet.
                 return self._decide(LOSS) if duplicate else UNDECIDED
             if una >= self.recover:
-                return self._decide(LOSS)  # step 2b, first half: it all came, by the retransmission as far as is known
+                # step 2b, first half: everything has arrived, as far as is known by the retransmission
+                return self._decide(LOSS)
             self.step, self._una = 3, una  # step 2b: send new data
             return UNDECIDED
         if duplicate:
@@ -148,7 +149,7 @@ class Frto:
         return UNDECIDED
 
     def nothing_new_to_send(self) -> None:
-        """Step 2b cannot be done: section 2.1 says to recover in the usual way."""
+        """There is no data for step 2b: section 2.1 says to recover in the usual way."""
         self.step = 0
 
     def _decide(self, verdict: int) -> int:

@@ -1,4 +1,4 @@
-"""Sizes of rings; the rings themselves are `bus.durable.arena`'s."""
+"""Sizes of rings; the rings themselves are in `bus.durable.arena`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ RING_OCTETS_MIN = BLOCK_OCTETS
 
 
 def size_for(octets: int) -> int:
-    """The size of the smallest ring that holds so many octets, or of the largest."""
+    """The size of the smallest ring for this many octets; at most the largest."""
     return BLOCK_OCTETS << 2 * order_for(octets)
 
 

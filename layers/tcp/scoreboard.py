@@ -1,18 +1,18 @@
-"""The scoreboard: what was sent and not yet acknowledged, and what is known of it (RFC 2018, 2883, 6675).
+"""The scoreboard: the state of all octets that were sent and not acknowledged (RFC 2018, 2883, 6675).
 
-Everything from SND.UNA to SND.NXT is cut into entries without gaps, each in flight, selectively acknowledged (SACKED)
-or taken for lost (LOST). What lies side by side and is sacked, or lost, is one entry: so a window has as many entries
-as it has segments in flight plus holes, and a block that the peer repeats costs one look. A super-segment of 64 kB is
-one entry until an acknowledgment splits it. Sums of octets are kept, never counted: `pipe` of RFC 6675 is in flight.
+The range from SND.UNA to SND.NXT is divided into entries without gaps, each in flight, selectively acknowledged
+(SACKED) or supposed to be lost (LOST). Adjacent sacked, or lost, entries are merged, so a window has as many entries as
+it has segments in flight plus holes, and a repeated SACK block costs one look-up. A super-segment of 64 kB is one entry
+until an acknowledgment splits it. Sums of octets are maintained, not computed: `pipe` of RFC 6675 is what is in flight.
 
-In flight includes what was sent again: `sent_at` is the latest time, and `again` says that it was more than once
-(Karn). First transmissions are in the order of their numbers; so beyond the first entry that is younger than some
-time and was sent once, everything is younger.
+In flight includes retransmissions: `sent_at` is the latest time, and `again` means more than once (Karn). First
+transmissions are in the order of their numbers, so after the first entry that was sent once and is younger than some
+time, all are younger.
 
-Entries are bounded by what is in flight: where a peer sacks single octets, or an application sends such, the rest is
-coarser (a SACK is advice; it may be ignored).
+The number of entries is bounded by what is in flight: if a peer sacks single octets, or an application sends them, the
+rest is coarser (a SACK is advisory and may be ignored).
 
-Numbers are relative sequence numbers of octets, times float seconds.
+Numbers are relative sequence numbers of octets, times are float seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _start = attrgetter("start")
 
 
 class Entry:
-    """[start, end), what is known of it, when it was sent last and whether that was not the first time."""
+    """[start, end), its state, the time of its last transmission, and whether that was a retransmission."""
 
     __slots__ = ("again", "end", "sent_at", "start", "state")
 
@@ -41,31 +41,32 @@ class Entry:
 
 
 class Scoreboard:
-    """One connection's. After `acknowledged` its fields say what that acknowledgment was."""
+    """The scoreboard of one connection. After `acknowledged` its fields describe that acknowledgment."""
 
     __slots__ = ("_entries", "_judged", "_lost_from", "_mss", "_top", "delivered", "dsack", "first_sent_once", "lost",
                  "newest_again", "newest_end", "newest_sent_at", "nxt", "order", "rtt_s", "sacked", "una")
 
     def __init__(self, mss: int, una: int = 0) -> None:
         self._entries: list[Entry] = []
-        # Transmissions in the order of time: when, [start, end). What came of them since is in the entries
+        # Transmissions in the order of time: (time, start, end). The entries contain their present state
         self.order: list[tuple[float, int, int]] = []
         self._mss = mss
         self._lost_from = una  # nothing below is lost
-        self._judged = una  # what was sent once and lies below was judged by what is sacked above it
-        self._top = una  # highest number that was selectively acknowledged, and not given up
+        self._judged = una  # octets that were sent once below this were judged by the sacked ones above
+        self._top = una  # the highest selectively acknowledged number that was not reneged
         self.una = una
         self.nxt = una
         self.sacked = 0  # octets
         self.lost = 0
         # Of the last acknowledgment:
-        self.delivered = 0  # octets that it is the first to cover
+        self.delivered = 0  # octets that it covers first
         self.rtt_s: float | None = None  # of the youngest segment that it covers and that was sent once
-        self.newest_sent_at = 0.0  # of what it is the first to cover, the youngest: when sent last (0: none), its end,
+        # of the octets that it covers first, the youngest: time of the last transmission (0: none), its end,
+        self.newest_sent_at = 0.0
         self.newest_end = 0
         self.newest_again = False  # whether it was sent again
-        self.first_sent_once: int | None = None  # the lowest end of what it covers first and that was sent once
-        self.dsack: tuple[int, int] | None = None  # what the peer has received twice (RFC 2883)
+        self.first_sent_once: int | None = None  # the lowest end of octets that it covers first and that were sent once
+        self.dsack: tuple[int, int] | None = None  # octets that the peer has received twice (RFC 2883)
 
     @property
     def pipe(self) -> int:
@@ -79,21 +80,21 @@ class Scoreboard:
 
     @property
     def resent(self) -> int:
-        """Octets in flight that were sent again (Linux's retrans_out); counted when it is asked for."""
+        """Octets in flight that were retransmitted (Linux's retrans_out); computed on request."""
         return sum(entry.end - entry.start for entry in self._entries if entry.again and entry.state == IN_FLIGHT)
 
     @property
     def top(self) -> int:
-        """Behind the highest number that was selectively acknowledged; UNA where none is."""
+        """The number after the highest selectively acknowledged one; UNA if there is none."""
         return max(self._top, self.una)
 
     @property
     def entries(self) -> list[Entry]:
-        """To be read only, in the order of numbers."""
+        """The entries in the order of numbers; read only."""
         return self._entries
 
     def sent(self, start: int, end: int, now: float) -> None:
-        """[start, end) has left, for the first time (start is `nxt`) or again."""
+        """[start, end) was sent, for the first time (start is `nxt`) or again."""
         entries = self._entries
         if start < self.nxt:
             self._sent_again(max(start, self.una), min(end, self.nxt), now)
@@ -132,7 +133,7 @@ class Scoreboard:
         if blocks:
             self._take_blocks(list(blocks))
         if self.newest_sent_at and not self.newest_again:
-            self.rtt_s = now - self.newest_sent_at  # RFC 6298 section 3: never of what was sent twice
+            self.rtt_s = now - self.newest_sent_at  # RFC 6298 section 3: never for retransmitted octets
 
     def _advance(self, una: int) -> None:
         entries = self._entries
@@ -150,7 +151,7 @@ class Scoreboard:
         self.una = una
 
     def advanced(self, una: int, now: float) -> None:
-        """`acknowledged` where there are no blocks, and nothing is sacked or lost: the usual case."""
+        """The usual case of `acknowledged`: no blocks, and nothing is sacked or lost."""
         entries = self._entries
         done = 0
         newest: Entry | None = None
@@ -179,7 +180,7 @@ class Scoreboard:
             self.rtt_s = now - newest.sent_at
 
     def _deliver(self, entry: Entry) -> None:
-        """The octets of an entry are known to have arrived; it leaves the sums of what it was."""
+        """The octets of an entry have arrived: remove it from the sums of its state."""
         octets = entry.end - entry.start
         if entry.state == SACKED:
             self.sacked -= octets
@@ -200,7 +201,7 @@ class Scoreboard:
             self.dsack = (start, end)
         for start, end in blocks:
             start = max(start, self.una)
-            if start < end <= self.nxt:  # RFC 2018 section 3: of what was never sent nothing can have arrived
+            if start < end <= self.nxt:  # RFC 2018 section 3: octets that were never sent cannot have arrived
                 self._sack(start, end)
 
     def _sack(self, start: int, end: int) -> None:
@@ -218,7 +219,7 @@ class Scoreboard:
         self._merge(first, last, SACKED)
 
     def _merge(self, first: int, last: int, state: int) -> None:
-        """Entries first to last - 1 become one of `state`, with their neighbours of that state."""
+        """Entries first to last - 1 become one entry of `state`, merged with their neighbours of that state."""
         entries = self._entries
         self.sacked -= sum(entry.end - entry.start for entry in entries[first:last] if entry.state == SACKED)
         octets = entries[last - 1].end - entries[first].start
@@ -235,13 +236,15 @@ class Scoreboard:
         whole.state = state
         for entry in entries[first + 1 : last]:
             whole.again |= entry.again
-            whole.sent_at = min(whole.sent_at, entry.sent_at)  # rather too old: nothing is lost by being younger
+            # the older time, because too old does less harm than too young
+            whole.sent_at = min(whole.sent_at, entry.sent_at)
         del entries[first + 1 : last]
 
     def _cut(self, start: int, end: int, coarse: bool = False) -> tuple[int, int]:
-        """Entries so that [start, end) is whole ones: the first's index, and that behind the last.
+        """Split entries so that [start, end) consists of whole ones; returns the first index and the one after the
+        last.
 
-        `coarse`: split none, but leave out what does not fill its entry.
+        `coarse`: split none, but leave out partial entries.
         """
         entries = self._entries
         first = bisect_right(entries, start, key=_start) - 1
@@ -263,7 +266,7 @@ class Scoreboard:
         entry.end = at
 
     def forget_order(self) -> None:
-        """Of what was sent first, leave out what is acknowledged."""
+        """Remove acknowledged transmissions from the start of the list."""
         order, una, done = self.order, self.una, 0
         for _, _, end in order:
             if end > una:
@@ -272,7 +275,7 @@ class Scoreboard:
         del order[:done]
 
     def in_flight_since(self, sent_at: float, start: int, end: int) -> list[int]:
-        """Indices of the entries of a transmission that are still in flight, and were not sent again since."""
+        """Indices of the entries of a transmission that are still in flight and were not retransmitted since."""
         entries = self._entries
         index = max(0, bisect_right(entries, start, key=_start) - 1)
         found = []
@@ -286,7 +289,7 @@ class Scoreboard:
     # -- what is lost ----------------------------------------------------------------------------------------------
 
     def mark_lost(self, first: int, last: int) -> int:
-        """Entries first to last - 1 are taken for lost, those that are in flight; returns how many octets."""
+        """Mark those of entries first to last - 1 that are in flight as lost; returns the number of octets."""
         entries = self._entries
         before = self.lost
         index = last
@@ -302,7 +305,7 @@ class Scoreboard:
         return self.lost - before
 
     def lose(self, start: int, end: int) -> None:
-        """[start, end) is taken for lost, as far as it is in flight."""
+        """Mark the part of [start, end) that is in flight as lost."""
         start, end = max(start, self.una), min(end, self.nxt)
         if start < end:
             self.mark_lost(*self._cut(start, end))
@@ -310,7 +313,7 @@ class Scoreboard:
     def mark_lost_by_sack(self) -> int:
         """RFC 6675 section 4, IsLost(): in flight, sent once, and 3 blocks or more than 2 * MSS are sacked above it.
 
-        What was sent again is RACK's to judge (its loss cannot be told by numbers). Returns how many octets.
+        RACK judges retransmissions (numbers do not reveal their loss). Returns the number of octets.
         """
         entries = self._entries
         ranges = octets = 0
@@ -337,7 +340,7 @@ class Scoreboard:
         return self.lost - before
 
     def mark_first_lost(self) -> int:
-        """The first segment is lost: three duplicate ACKs, or a partial one, of a peer without SACK (RFC 6582)."""
+        """The first segment is lost: three duplicate ACKs, or a partial ACK, from a peer without SACK (RFC 6582)."""
         if not self._entries or self._entries[0].state != IN_FLIGHT:
             return 0
         if self._entries[0].end - self.una > self._mss:
@@ -345,11 +348,11 @@ class Scoreboard:
         return self.mark_lost(0, 1)
 
     def mark_all_lost(self) -> int:
-        """The retransmission timer expired. Returns how many octets."""
+        """The retransmission timer has expired. Returns the number of octets."""
         return self.mark_lost(0, len(self._entries))
 
     def renege(self) -> None:
-        """RFC 2018 section 8: the time-out expired, and nothing that was sacked is relied upon: all is lost."""
+        """RFC 2018 section 8: after a timeout SACK information is discarded: everything is lost."""
         for entry in self._entries:
             if entry.state == SACKED:
                 entry.state, entry.again = IN_FLIGHT, True
@@ -359,11 +362,11 @@ class Scoreboard:
 
     @property
     def reneged(self) -> bool:
-        """Whether the peer sacked what it says cumulatively that it lacks."""
+        """True if the peer sacked octets that its cumulative acknowledgment says are missing."""
         return bool(self._entries) and self._entries[0].state == SACKED
 
     def forget_losses(self) -> None:
-        """The losses were none (an undo): what was taken for lost and not sent again is in flight."""
+        """The losses were spurious (an undo): lost octets that were not retransmitted are in flight."""
         for entry in self._entries:
             if entry.state == LOST:
                 entry.state = IN_FLIGHT
@@ -372,7 +375,7 @@ class Scoreboard:
                             if entry.state == IN_FLIGHT)
 
     def next_lost(self) -> tuple[int, int] | None:
-        """RFC 6675 section 4, NextSeg() rule 1: the first range that is lost and was not sent again since; None."""
+        """RFC 6675 section 4, NextSeg() rule 1: the first range that is lost and was not retransmitted since; None."""
         if not self.lost:
             return None
         entries = self._entries

@@ -1,7 +1,7 @@
-"""Timers: each connection has a few deadlines; one heap knows the earliest of each, lazily.
+"""Timers: each connection has several deadlines; one heap has the earliest of each, lazily.
 
-A connection stands in the heap under a time that is never later than its earliest deadline; when that time comes its
-deadlines are looked at anew. So putting a deadline off, which is what nearly always happens, costs nothing.
+A connection is in the heap with a time that is never later than its earliest deadline; when that time comes, its
+deadlines are checked again. So postponing a deadline, which is the usual case, costs nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from layers.tcp.connection import Connection
 
 
 class Timers:
-    """When to look at which connection next."""
+    """The times at which connections must be checked."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Connection]] = []
@@ -28,14 +28,14 @@ class Timers:
 
     @property
     def next_due(self) -> float | None:
-        """When `expired` may have something."""
+        """The time of the next `expired`."""
         heap = self._heap
         while heap and heap[0][2].queued_at != heap[0][0]:
             heappop(heap)
         return heap[0][0] if heap else None
 
     def expired(self, now: float) -> list[Connection]:
-        """The connections of which a deadline has come."""
+        """The connections with a deadline that has come."""
         ready = []
         while (due := self.next_due) is not None and due <= now:
             conn = heappop(self._heap)[2]
@@ -49,7 +49,7 @@ class Timers:
 
 
 def earliest(conn: Connection) -> float | None:
-    """The earliest deadline of a connection. Written out: it is asked for after every turn."""
+    """The earliest deadline of a connection. Written without a loop, because it is needed after every turn."""
     recovery = conn.recovery
     due = recovery.deadline if recovery is not None else None
     at = conn.delayed_at
