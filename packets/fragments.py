@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ class Fragment(NamedTuple):
     ecn: int  # RFC 3168 section 5: 0 to 3
     header: bytes
     data: bytes
+    whole: Callable[[bytes, Sequence[bytes], bool], bytes | None]  # makes the packet, as `whole` does for IPv4
 
 
 def parse(packet: bytes) -> Fragment:
@@ -36,7 +37,7 @@ def parse(packet: bytes) -> Fragment:
     key = source + destination + _KEY_END.pack(protocol, number)
     start, more = (field & FRAGMENT_OFFSET) << 3, bool(field & MORE_FRAGMENTS)
     return Fragment(source, key, start, more, LENGTH_MAX - HEADER_OCTETS, tos & CONGESTION, packet[:header_octets],
-                    packet[header_octets:])
+                    packet[header_octets:], whole)
 
 
 def whole(first_header: bytes, pieces: Sequence[bytes], congested: bool) -> bytes | None:

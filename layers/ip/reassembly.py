@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from bus.layer import CounterWords
 from layers.ip.counters import Counters as C
-from packets.fragments import Fragment, whole
+from packets.fragments import Fragment
 
 # Linux: net.ipv4.ipfrag_time. RFC 1122 section 3.3.2 asks for 60 to 120 s, which dates from slower networks. On fast
 # ones identification numbers repeat within seconds (RFC 4963), and the longer fragments wait, the more likely they are
@@ -114,7 +114,7 @@ class Reassembly:
         """Add a fragment; returns the whole packet if nothing is missing."""
         counters = self._counters
         counters[C.fragments_in] += 1
-        address, key, start, more, room, ecn, header, data = fragment
+        address, key, start, more, room, ecn, header, data, _ = fragment
         if not data or (more and len(data) & 7):
             counters[C.fragment_malformed] += 1
             return None
@@ -139,7 +139,7 @@ class Reassembly:
             datagram.first_header = header
         if datagram.octets == datagram.end:
             self._remove(datagram)
-            return self._whole(datagram)
+            return self._whole(datagram, fragment)
         self._charge(datagram, len(data) + PIECE_COST)
         self._make_room(address)
         return None
@@ -163,9 +163,9 @@ class Reassembly:
     def __len__(self) -> int:
         return len(self._datagrams)
 
-    def _whole(self, datagram: Datagram) -> bytes | None:
+    def _whole(self, datagram: Datagram, fragment: Fragment) -> bytes | None:
         ecn = datagram.ecn
-        packet = whole(datagram.first_header, datagram.pieces, congested=bool(ecn & _CE))
+        packet = fragment.whole(datagram.first_header, datagram.pieces, bool(ecn & _CE))
         if packet is None:
             self._counters[C.fragment_beyond] += 1
             return None

@@ -191,8 +191,7 @@ class Output:
             destination, port = socket.peer, declared.peer_port
         if is_unspecified(destination):  # Linux: 0.0.0.0 is this host
             destination = socket.address or LOOPBACK[len(destination)]
-        # not specified; or no longer an own address, which the application does not know yet
-        if not self._routes.is_local(source):
+        if any(source) and not self._routes.is_local(source):  # no longer: the application does not know it yet
             source = ANY
         source = source_address.of_packet(self._routes, destination, source, socket.address,
                                           declared.multicast_interface)

@@ -13,7 +13,7 @@ from layers.ip import reassembly
 from layers.ip.counters import Counters
 from layers.ip.reassembly import OCTETS_MAX, SOURCE_OCTETS_MAX, SOURCES_MAX, TIMEOUT_S, Reassembly
 from packets.checksum import verifies
-from packets.fragments import parse
+from packets.fragments import Fragment, parse
 
 HOST, FLOODER = "10.0.0.1", "10.0.0.66"
 
@@ -143,6 +143,22 @@ def test_options_in_the_first_fragment_can_make_a_packet_too_long(bench):
     assert bench.add(65504, b"1" * 11, False) is None
     assert bench.dropped() == {"fragment_beyond": 1}
     assert bench.empty()
+
+
+def test_rfc8200_4_5_nothing_here_is_of_ipv4_alone(bench):
+    source, other = bytes(15) + b"\1", bytes(15) + b"\2"
+    made = []
+
+    def piece(start, data, more, sender=source):
+        return Fragment(sender, sender + b"number", start, more, 65535, 0, b"header", data, lambda *parts: bytes(
+            made.append(parts) or b"whole"))
+
+    assert bench.reassembly.add(piece(8, B, False), 0.0) is None
+    assert bench.reassembly.add(piece(0, A[:8], True, other), 0.0) is None
+    assert bench.reassembly.add(piece(0, A[:8], True), 0.0) == b"whole"
+    assert made == [(b"header", [A[:8], B], False)]
+    assert len(bench.reassembly) == 1
+    assert bench.reassembly.expire(TIMEOUT_S) == [b"header" + A[:8]]
 
 
 def test_the_header_is_that_of_the_first_fragment(bench):
