@@ -219,5 +219,7 @@ class Output:
         added = flow_sum(source, destination, 0, 0) if partial else flow_sum(source, destination, socket.port, port)
         return headers, added, partial
 
-    def _refuse_send(self, counter: int) -> None:
+    def _refuse_send(self, counter: int) -> Path | None:
+        """Count a SEND that is dropped. Returns None, as what there is instead of a path."""
         self._counters[counter] += 1
+        return None
