@@ -157,24 +157,26 @@ class Output:
         """Send a datagram with its own options (RFC 1122 section 4.1.4), which precede its payload."""
         options, payload = split(data) or (b"", None)
         if payload is None:
-            return self._refuse_send(Counters.send_malformed)
+            self._refuse_send(Counters.send_malformed)
+            return
         try:
             options = checked(options, privileged=False)
         except OSError as error:
             handle, _, _, _, _, port, _, to, _ = DATAGRAM_HEADER.unpack(header)
             sends.append(refused(handle, error.errno or errno.EINVAL, to, port, payload))
-            return self._refuse_send(Counters.send_bad_options)
+            self._refuse_send(Counters.send_bad_options)
+            return
         path = self._new_path(header, options, payload, sends)
         if path is None:
-            return None
+            return
         headers, initial, partial = path
         length = len(payload) + HEADER_OCTETS
         if length > PAYLOAD_OCTETS_MAX + HEADER_OCTETS - len(options):
-            return self._refuse_send(Counters.send_too_long)
+            self._refuse_send(Counters.send_too_long)
+            return
         total = (initial + length) % 65535 if partial else checksum(payload, initial + 2 * length)
         sends.append((IP, TRANSMIT, headers + LENGTH_CHECKSUM.pack(length, total or 0xFFFF) + payload))
         self._counters[Counters.packets_out] += 1
-        return None
 
     def _new_path(self, header: bytes, options: bytes | None, data: bytes, refusals: list[Send]) -> Path | None:
         """`options`: those to send instead of the socket's; `data`: the payload to quote in an error."""
