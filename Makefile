@@ -43,6 +43,9 @@ $(VENV)/.runtime: requirements.txt $(if $(shell $(BIN)/python -c 'import sys; sy
 	@$(BIN)/python -c 'import site; open(site.getsitepackages()[0] + "/usernet.pth", "w").write("$(CURDIR)\n")'
 	@printf '#!/bin/sh\nhere=$$(dirname "$$(readlink -f "$$0")")\nexec "$$here/python" "$$here/../../launcher.py" "$$@"\n' \
 	  > $(BIN)/usernet && chmod +x $(BIN)/usernet
+	@mkdir -p $(VENV)/share/man/man1 $(VENV)/share/bash-completion/completions
+	@ln -sf $(CURDIR)/docs/usernet.1 $(VENV)/share/man/man1/
+	@$(BIN)/usernet completion > $(VENV)/share/bash-completion/completions/usernet
 	@touch $@
 
 .PHONY: moved

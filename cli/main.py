@@ -77,13 +77,24 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     _common(top)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for name in [only] if only else sorted(names()):
-        module = verb_module(name)
-        assert module is not None
-        added = verbs.add_parser(name, help=module.TEXT, description=module.TEXT, allow_abbrev=False)
-        _common(added, default=argparse.SUPPRESS)
-        module.arguments(added)
-        added.set_defaults(run=module.run)
+        _add_verb(verbs, name)
     return top
+
+
+def verb_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every verb."""
+    verbs = Parser(prog="usernet").add_subparsers()
+    return {name: _add_verb(verbs, name) for name in sorted(names())}
+
+
+def _add_verb(verbs: argparse._SubParsersAction[Parser], name: str) -> argparse.ArgumentParser:
+    module = verb_module(name)
+    assert module is not None
+    added = verbs.add_parser(name, help=module.TEXT, description=module.TEXT, allow_abbrev=False)
+    _common(added, default=argparse.SUPPRESS)
+    module.arguments(added)
+    added.set_defaults(run=module.run)
+    return added
 
 
 def _common(to: argparse.ArgumentParser, default: object = None) -> None:

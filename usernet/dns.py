@@ -77,9 +77,17 @@ def lookup(
         asked, kind = name, kind or "A"
     else:
         asked, kind = (name, kind) if kind else (address.reverse_pointer, "PTR")
+    if kind == "A" and _is_localhost(asked):  # RFC 6761 section 6.3: no server is asked for these two
+        return [(asked, "A", LOCALHOST)]
+    if kind == "PTR" and name == LOCALHOST:
+        return [(asked, "PTR", "localhost")]
     answer = _ask(asked, kind, stack, servers)
     return [(str(records.name).rstrip("."), _type_name(records.rdtype), str(record))
             for records in answer.response.answer for record in records]
+
+
+def _is_localhost(name: str) -> bool:
+    return name.lower().rstrip(".").rpartition(".")[2] == "localhost"
 
 
 def is_type(kind: str) -> bool:

@@ -432,3 +432,12 @@ def test_nc_says_that_nobody_listens(stack: Stack) -> None:
         port = peer.getsockname()[1]
     failed = stack.run("nc", "-u", "-w", 5, KERNEL, port, input="hello\n", status=1)
     assert failed.stderr == f"launcher.py: nc: {KERNEL} port {port}: Connection refused\n"
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("localhost", "localhost has address 127.0.0.1"),
+    ("printer.localhost", "printer.localhost has address 127.0.0.1"),
+    ("127.0.0.1", "1.0.0.127.in-addr.arpa domain name pointer localhost"),
+])
+def test_rfc6761_6_3_host_asks_no_server_for_localhost(stack: Stack, name: str, said: str) -> None:
+    assert stack.run("host", name).stdout.splitlines() == [said]
