@@ -35,7 +35,7 @@ class Core(Protocol):
 
     @property
     def next_wake(self) -> float | None:
-        """When `wake` is to be called; None: not by itself."""
+        """The time at which `wake` is to be called; None: never."""
 
     def start(self, now: float) -> list[Send]:
         """Called once, after `state` was restored and before anything is received."""
@@ -47,8 +47,10 @@ class Core(Protocol):
         """Called when `next_wake` has come."""
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
-        """A neighbour has started, for the first time or again; the frames that it missed have been repeated
-        already. Also called when frames of the neighbour were lost, unless the core has `frames_lost`."""
+        """A neighbour has started, for the first time or again; the frames that it missed have been repeated already.
+
+        Also called when frames of the neighbour were lost, unless the core has `frames_lost`.
+        """
 
 
 @runtime_checkable
@@ -74,14 +76,14 @@ class ClientCore(Core, Protocol):
         """A client has sent HELLO to this process or to an earlier one; `pid` in `hello` comes from the kernel."""
 
     def frames_lost(self, sender: int, now: float) -> list[Send]:
-        """Frames of a neighbour or client are lost: it no longer kept all that this layer had missed."""
+        """Frames of a neighbour or client are lost, because it had not stored all that this layer missed."""
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """The client's process has ended."""
 
     @property
     def contested(self) -> bool:
-        """Whether something was refused that a client may hold whose end is not known yet: look who lives."""
+        """True if a request was refused because of a client that may have ended: check the clients."""
 
     def clients_checked(self, now: float) -> list[Send]:
-        """Who has ended has left by now; called while `contested`."""
+        """All ended clients have left by now; called while `contested`."""

@@ -74,13 +74,13 @@ REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: ad
 RESOLVE = 140  # an address to resolve
 NEIGHBOR = 141  # address + MAC (6 octets) of a neighbour
 UNREACHABLE = 142  # an address that did not answer
-ROUTES = 143  # MessagePack Routes: the addresses and routes as they are now
-SOCKET_SET = 144  # MessagePack SocketState: this is how the socket shall be (idempotent)
-SOCKET_REPLY = 145  # MessagePack SocketReply: what became of it
+ROUTES = 143  # MessagePack Routes: the present addresses and routes
+SOCKET_SET = 144  # MessagePack SocketState: the desired state of a socket (idempotent)
+SOCKET_REPLY = 145  # MessagePack SocketReply: the result
 SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
 FORGET = 147  # an address whose entry is no longer valid; resolve it again
 NOTICES = 148  # MessagePack list of Notice: all that hold now
-MEMBERSHIP = 150  # MessagePack Membership: the multicast groups of a socket as they shall be (idempotent)
+MEMBERSHIP = 150  # MessagePack Membership: the desired multicast groups of a socket (idempotent)
 RAW_WANTED = 149  # protocol numbers, one octet each: raw wants copies of their packets from now on
 
 CONTROL_KIND_MIN = 128
@@ -151,7 +151,7 @@ PACKET_OUT_HEAD = Struct("!BBBBH6s")
 # Segment size, interface, family, flags, protocol, TTL, TOS, octets of IP options, source (0: the route's),
 # destination.
 TRANSMIT_HEAD = Struct("!HBBHBBBB4s4s")
-TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments the packet the packet the packet
+TRANSMIT_DONT_FRAGMENT = 1  # set DF, unless ip itself fragments it
 TRANSMIT_BROADCAST = 2  # the sender is permitted to broadcast (SO_BROADCAST)
 TRANSMIT_MAY_FRAGMENT = 4  # ip fragments a packet that is too long; otherwise that is a local error
 TRANSMIT_IGNORE_PATH_MTU = 8  # only the MTU of the interface counts, not the path MTU
@@ -183,7 +183,7 @@ ORIGIN_ICMP = 2  # ip(7): SO_EE_ORIGIN_ICMP
 
 
 class Route(msgspec.Struct, frozen=True, array_like=True):
-    """One route. `gateway` ANY: the destination is on the link. `source` ANY, of a chosen route: ip finds one."""
+    """One route. `gateway` ANY: the destination is on the link. `source` ANY in a configured route: ip selects one."""
 
     network: bytes
     prefix: int
@@ -194,13 +194,13 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """What ip tells its upper neighbours: own addresses (address, prefix length) and routes, of all families."""
+    """The own addresses (address, prefix length) and routes of all families, from ip to the layers above."""
 
     addresses: list[tuple[bytes, int]]
     routes: list[Route]
 
 
-Address = Annotated[bytes, msgspec.Meta(max_length=16)]  # of either width, or ANY
+Address = Annotated[bytes, msgspec.Meta(max_length=16)]  # an address of either width, or ANY
 
 
 class SourceFilter(msgspec.Struct, frozen=True, array_like=True):
@@ -228,7 +228,7 @@ class Membership(msgspec.Struct, frozen=True):
 
 
 class SocketState(msgspec.Struct, frozen=True, kw_only=True):
-    """How a socket shall be, as sockets tells it to a transport. Its addresses are ANY or of its family.
+    """The desired state of a socket, from sockets to a transport. Its addresses are ANY or of its family.
 
     `request` is returned in the reply. The same record may be sent repeatedly.
     """
@@ -251,7 +251,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
     receive_errors: bool = False
     ip_options: Annotated[bytes, msgspec.Meta(max_length=40)] = b""  # whole words (IP_OPTIONS)
     receive_options: bool = False  # the application gets the options of datagrams (DATAGRAM_OPTIONS)
-    multicast_interface: Address = ANY  # source of multicasts, where the socket has none of its own
+    multicast_interface: Address = ANY  # source of multicasts if the socket has no address
     multicast_loop: bool = True
     multicast_all: bool = True  # receive packets to groups of other sockets, too (ip(7), IP_MULTICAST_ALL)
     groups: tuple[SourceFilter, ...] = ()
@@ -268,7 +268,7 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def in_range(socket: SocketState) -> bool:
-    """Whether its numbers and addresses fit the packed records that they go into. Handles start at 1."""
+    """True if its numbers and addresses fit into the packed records. Handles start at 1."""
     width = WIDTH_OF_FAMILY[socket.family]
     for address in (socket.local, socket.peer, socket.multicast_interface):
         if address and (len(address) != width or is_unspecified(address)):
@@ -304,13 +304,13 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
-    """A function from a record of control to `kind` that raises ValueError for anything else."""
+    """A function that decodes a control record to `kind`. It raises ValueError for anything else."""
     decode = msgspec.msgpack.Decoder(kind).decode
 
     def checked(octets: bytes) -> T:
         try:
             return decode(octets)
-        except RecursionError as error:  # nested deeper than Python's stack, in a field nobody asked for
+        except RecursionError as error:  # nested deeper than Python's stack, in an unknown field
             raise ValueError("nested too deep") from error
 
     return checked

@@ -14,8 +14,8 @@ from cli.tools import stack_of
 TEXT = "show the sockets of all applications: addresses, owners, queues, drops; TCP's states and timers"
 
 ANSWER_S = 0.05  # applications report in batches what they have read; the service asks them when the list is requested
-STATES = {"ESTABLISHED": "ESTAB", "SYN-RECEIVED": "SYN-RECV", "CLOSED": "UNCONN"}  # as ss(8) has them
-MICROSECONDS = ("rto", "ato", "rcv_rtt", "min_rtt")  # in struct tcp_info; here milliseconds, as ss(8)
+STATES = {"ESTABLISHED": "ESTAB", "SYN-RECEIVED": "SYN-RECV", "CLOSED": "UNCONN"}  # the names of ss(8)
+MICROSECONDS = ("rto", "ato", "rcv_rtt", "min_rtt")  # in struct tcp_info; shown in milliseconds, as ss(8)
 SEGMENTS = {"snd_mss": "mss", "rcv_mss": "rcvmss", "advmss": "advmss", "pmtu": "pmtu", "snd_cwnd": "cwnd",
             "snd_ssthresh": "ssthresh"}
 COUNTS = ("bytes_sent", "bytes_acked", "bytes_received", "unacked", "sacked", "lost", "retrans", "total_retrans",
@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def connections(name: str | None, info: bool) -> list[dict[str, Any]]:
-    """All that tcp has: with an owner's handle, or 0. tcp gives them a page at a time."""
+    """All connections of tcp, with the owner's handle, or 0. tcp returns them in pages."""
     found: list[dict[str, Any]] = []
     more = True
     while more:
@@ -66,7 +66,7 @@ def connections(name: str | None, info: bool) -> list[dict[str, Any]]:
 
 
 def with_connections(listed: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One list of both: what the socket service knows of each socket, and tcp of each connection."""
+    """One list of the sockets of the socket service and the connections of tcp."""
     by_handle = {each["handle"]: each for each in found if each["handle"]}
     sockets = []
     for each in listed:
@@ -74,7 +74,7 @@ def with_connections(listed: list[dict[str, Any]], found: list[dict[str, Any]]) 
         state = of_tcp.get("state", "ESTABLISHED" if each["peer"] and each["type"] != "stream" else "CLOSED")
         sockets.append({"recv_q": each["queued"], "send_q": 0, **each, **of_tcp, "state": STATES.get(state, state),
                         "process": process_name(each["pid"])})
-    # Without an owner: TIME-WAIT, orphans, connections that nobody has accepted yet.
+    # Without an owner: TIME-WAIT, orphans, connections that were not accepted yet.
     sockets += [{"type": "stream", "drops": 0, "queued": each["recv_q"], **each, "pid": 0, "process": "",
                  "state": STATES.get(each["state"], each["state"])}
                 for each in (*by_handle.values(), *(each for each in found if not each["handle"]))]
@@ -105,12 +105,12 @@ def table(sockets: list[dict[str, Any]]) -> str:
 
 
 def timer(running_: dict[str, Any] | None) -> str:
-    """As ss(8) with -o: which one runs, until when, how many times it has expired."""
+    """As ss(8) with -o: the running timer, the time until it expires, and the number of expiries."""
     return f" timer:({running_['name']},{running_['due_ms']}ms,{running_['backoffs']})" if running_ else ""
 
 
 def details(info: dict[str, Any]) -> str:
-    """As ss(8) with -i: times in milliseconds, all else in segments or octets as struct tcp_info has it."""
+    """As ss(8) with -i: times in milliseconds, the rest in segments or octets as in struct tcp_info."""
     options, scales = info.get("options", 0), info.get("wscale", 0)
     words = [name for bit, name in OPTIONS if options & bit] + [info["congestion"]]
     if options & 4:  # TCPI_OPT_WSCALE

@@ -22,7 +22,7 @@ from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
 LISTEN_BACKLOG = 16
-CLAIM_S = 3.0  # for the end of a keeper that has the name
+CLAIM_S = 3.0  # to wait for the end of a keeper that has the name
 LINE_MAX_OCTETS = 1 << 16
 ANSWER_TIMEOUT_S = 30.0
 CHECK_S, STOPPED_CHECKS = 0.25, 3  # a keeper that is found stopped in this many checks in a row does not answer
@@ -52,14 +52,14 @@ class Client:
         self._input = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
-        self._readable = select.poll()  # not select(2), which ends at descriptor 1023
+        self._readable = select.poll()  # not select(2), which supports descriptors only up to 1023
         self._readable.register(self._socket, select.POLLIN)
         try:
             try:
                 self._connect_in(run_dir)
             except (FileNotFoundError, ConnectionRefusedError, Untrusted) as error:
                 try:
-                    self._socket.connect(abstract_name(run_dir))  # the directory, or what was in it, was removed
+                    self._socket.connect(abstract_name(run_dir))  # the directory, or its contents, were removed
                 except OSError:
                     raise error from None
             self.keeper, uid = peer(self._socket)  # the pid from the kernel, not from the answer
@@ -119,7 +119,7 @@ class Client:
         try:
             self._socket.sendall(msgspec.json.encode({"op": op, **fields}) + b"\n")
         except BrokenPipeError:
-            pass  # it has hung up, and may have said why
+            pass  # the keeper has closed the connection, perhaps after sending the reason
 
     def _line(self, timeout_s: float) -> bytes:
         """The next line; empty at the end. TimeoutError: no line in time, or the keeper is stopped."""
@@ -128,7 +128,7 @@ class Client:
             self._await(deadline, timeout_s)
             try:
                 octets = self._socket.recv(LINE_MAX_OCTETS)
-            except ConnectionResetError:  # what it said before was read
+            except ConnectionResetError:  # everything before was read
                 octets = b""
             if not octets:
                 return b""
@@ -137,7 +137,7 @@ class Client:
         return line
 
     def _await(self, deadline: float, timeout_s: float) -> None:
-        """Wait until the keeper says something. TimeoutError."""
+        """Wait until the keeper sends something. TimeoutError."""
         stopped = 0
         while not self._readable.poll(CHECK_S * 1000):
             stopped = stopped + 1 if is_stopped(self.keeper) else 0
@@ -268,9 +268,10 @@ class Caller:
 
 
 def abstract_name(run_dir: Path | str) -> str:
-    """The name of the keeper's abstract socket (unix(7)), which nobody can remove and which ends with the keeper.
+    """The name of the keeper's abstract socket (unix(7)), which cannot be removed and ends with the keeper.
 
-    One keeper can have it: it is a lock, too. File systems differ between mount namespaces, so that is in the name.
+    Only one keeper can have it, so it is also a lock. It contains the mount namespace, because file systems differ
+    between those.
     """
     return f"\0usernet:{os.geteuid()}:{os.stat('/proc/self/ns/mnt').st_ino}:{os.path.abspath(run_dir)}"
 
@@ -278,7 +279,7 @@ def abstract_name(run_dir: Path | str) -> str:
 def claim(run_dir: Path) -> socket.socket | None:
     """The abstract listening socket of a new keeper. BlockingIOError: another keeper has it.
 
-    None: a process of another user has taken the name. To be called in the network namespace of those who ask for it.
+    None: a process of another user has taken the name. To be called in the network namespace of the callers.
     """
     front = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     deadline = time.monotonic() + CLAIM_S
@@ -299,7 +300,7 @@ def claim(run_dir: Path) -> socket.socket | None:
                     raise BlockingIOError(errno.EAGAIN, f"a keeper has {run_dir}")
                 break
             except ConnectionRefusedError:
-                pass  # it is just starting or ending, or somebody's who does not listen
+                pass  # it is just starting or ending, or a process that does not listen
         if time.monotonic() > deadline:
             break
         time.sleep(0.005)
@@ -308,7 +309,8 @@ def claim(run_dir: Path) -> socket.socket | None:
 
 
 def claimed() -> Iterator[Path]:
-    """The run directories of this user's keepers, whether they still exist or not (proc(5), /proc/net/unix)."""
+    """The run directories of this user's keepers, whether these directories still exist or not (proc(5),
+    /proc/net/unix)."""
     prefix = f"@{abstract_name('/')[1:-1]}"
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines():
         name = line.rpartition(" ")[2]

@@ -56,17 +56,18 @@ class ControlServer:
     def __init__(self, keeper: Stack, run_dir: Path, front: socket.socket | None) -> None:
         self._keeper = keeper
         self._listener = control.listen(run_dir)
-        self._front = front  # the abstract socket, for callers who do not find the other
+        self._front = front  # the abstract socket, for callers without access to the other
         self._wait_for_down: list[control.Caller] = []
         self._callers: set[control.Caller] = set()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # for a caller for whom there is no other
+        # a reserved descriptor, to answer a caller when there is no other
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._next_starved_told = 0.0
         keeper.watch(self._listener, partial(self._accept, self._listener))
         if front is not None:
             keeper.watch(front, partial(self._accept, front))
 
     def listen_again(self, run_dir: Path) -> None:
-        """In a new run directory."""
+        """Listen in a new run directory, too."""
         self._keeper.selector.unregister(self._listener)
         self._listener.close()
         self._listener = control.listen(run_dir)
@@ -99,16 +100,19 @@ class ControlServer:
         self._keeper.watch(caller, partial(self._serve, caller))
 
     def _starved(self, error: OSError, listener: socket.socket) -> None:
-        """No descriptor for a caller: the one that is kept for that tells it so. Where there is none, it waits."""
+        """No descriptor for a caller: use the reserved one to tell the caller.
+
+        Without a reserved one the caller waits.
+        """
         now = time.monotonic()
         if now >= self._next_starved_told:
             self._next_starved_told = now + STARVED_TOLD_S
-            self._keeper.events.add("starved", detail=f"the keeper cannot hear who calls: {error.strerror}")
+            self._keeper.events.add("starved", detail=f"the keeper cannot accept callers: {error.strerror}")
         try:
             os.close(self._spare)
             caller = control.accept(listener)
             if caller is not None:
-                caller.refuse(f"the keeper cannot hear you: {error.strerror}")
+                caller.refuse(f"the keeper cannot accept this caller: {error.strerror}")
                 caller.connection.close()
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -152,7 +156,7 @@ class ControlServer:
             answer(caller, request)
 
     def _log(self, event: str, caller: control.Caller, what: str, layer: str = "") -> None:
-        """An event that tells who wanted what follows."""
+        """Add an event with the caller that requested what follows."""
         pid, _ = peer(caller.connection)
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()

@@ -1,10 +1,10 @@
 """Clients: processes that are not layers and communicate with one (applications, with the socket service).
 
-A client has an inbox `app-<number>.sock` where its layer looks for those, and introduces itself by HELLO, which names
-it. Who it is, the kernel says: the credentials of the process that listens on that inbox, not the message. The layer
-draws an id for it, which it is told through its inbox and nobody else knows: all frames between them carry it, so that
-no other process can speak in its name, or in the layer's to it. It goes with BYE; where it does not, its end is seen on
-a pidfd. Identity and positions in both pipes are in durable cells, so a client outlives the layer that serves it.
+A client has an inbox `app-<number>.sock` in a directory of its layer, and introduces itself by HELLO, which names the
+inbox. The kernel identifies it: by the credentials of the process that listens on that inbox, not by the message. The
+layer draws an id and sends it to the inbox, so that only the client knows it. All frames in both directions contain the
+id, so no other process can send frames as the client, or as the layer. A client leaves by BYE; otherwise a pidfd shows
+its end. Its identity and the positions in both pipes are in durable cells, so a client outlives the layer's process.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_INFO
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers of its sockets are the actual limit
 # a single record that kills the layer is a defect of the layer; a process that sends another is disconnected
 OFFENCES_MAX = 2
-REFUSALS_MAX = 8  # that are on their way at a time; who is not told now says HELLO again
-REFUSAL_CHECKS = 10  # calls of `ended` for which a refusal may take to leave
-DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection that came from it
+REFUSALS_MAX = 8  # maximum of refusals being sent; a client that gets none sends HELLO again
+REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
+DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})
 
 
@@ -65,16 +65,16 @@ class Clients:
         self._words = pipes.turn.words
         self._incarnation = self._words[layout.INCARNATION]
         self._counters = pipes.turn.memory.bus_counters
-        self._refusals: list[tuple[Push, int]] = []  # on their way, and for how many checks they have been
+        self._refusals: list[tuple[Push, int]] = []  # (PUSH, number of checks) of the refusals being sent
         self._ends = select.epoll()
         self._most = bounded(layout.CLIENTS_MAX, DESCRIPTORS_A_CLIENT)
         self.by_number: dict[int, Client] = {}
         self.departed: list[int] = []  # clients of the former process that have ended meanwhile
-        self.ending = False  # the process of some client has ended, and what it sent may not have been read
+        self.ending = False  # the process of a client has ended, and its last frames may not have been read
 
     @property
     def is_contested(self) -> bool:
-        """Whether the core has to hear that all who have ended have left, and can."""
+        """True if the core waits for `clients_checked`, and all ended clients have left."""
         return self.core.contested and not self.ending
 
     def restore(self) -> None:
@@ -96,14 +96,14 @@ class Clients:
             self.departed.append(number)
 
     def admit(self, hello: Hello, version: int, sender: int) -> Client | None:
-        """A process said HELLO in a frame of `version`. None where it is not let in.
+        """A process sent HELLO in a frame of `version`. None: it is refused.
 
-        It is told why, where it is a process of ours and listens on its inbox. `sender`: the process that said so; 0:
-        unknown.
+        It gets the reason if it is a process of this user and listens on its inbox. `sender`: the process that sent
+        HELLO; 0: unknown.
         """
         number = inbox_number(hello.inbox)
         known = next((client for client in self.by_number.values() if client.inbox_number == number), None)
-        if known is not None:  # it is told its id again, until it uses it; to others than itself that is no use
+        if known is not None:  # repeat its id until it uses it; only the client itself can read it
             return None if known.inbox.incarnation else known
         inbox = self._folder / hello.inbox
         if not number or inbox.is_symlink():
@@ -133,7 +133,7 @@ class Clients:
         return self._attach(drawn, number, place, pid, pidfd)
 
     def _objection(self, pid: int, place: int | None, hello: Hello, version: int) -> Refusal | None:
-        """Why the process is not let in; None: it is."""
+        """The reason for refusing the process; None: it is accepted."""
         if version != VERSION or hello.version != VERSION:
             said = version if version != VERSION else hello.version
             number, error = errno.EPROTONOSUPPORT, (
@@ -142,13 +142,14 @@ class Clients:
             number, error = errno.EUSERS, (
                 f"this stack has {len(self.by_number)} applications and no room for another one of process {pid}")
         elif self.is_barred(pid):
-            number, error = errno.ECONNABORTED, f"process {pid} is cut off: what it sent has killed the socket service"
+            number, error = errno.ECONNABORTED, f"process {pid} was disconnected, because its records have killed the "
+                "socket service"
         else:
             return None
         return Refusal(errno=number, error=error, token=hello.token)
 
     def _turn_away(self, inbox: Path, refusal: Refusal, version: int) -> None:
-        """Tell a process why it is not let in, in a frame of its version."""
+        """Send a process a refusal, in a frame of its version."""
         self._counters[C.bus_turned_away] += 1
         if len(self._refusals) < REFUSALS_MAX:
             push = self._pipes.poller.push(str(inbox))

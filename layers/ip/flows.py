@@ -1,7 +1,7 @@
-"""Flows: the common part of all packets with the same TRANSMIT_HEAD, and the way that they take.
+"""Flows: the common part of all packets with the same TRANSMIT_HEAD, and their way out.
 
-A flow is made once; from then on a packet costs a look-up and a header. Forgotten in a crash, and at every change of
-routes, groups or path MTUs.
+A flow is created once; then each packet costs a look-up and a header. Flows are forgotten in a crash, and at every
+change of routes, groups or path MTUs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from packets.ip_options import OCTETS_MAX as OPTIONS_OCTETS_MAX
 from packets.offload import CHECKSUM_AT
 
 FLOWS_MAX = 4096
-NOBODY = Neighbor(b"")  # the next hop of packets that are only looped back
+LOOPED_ONLY = Neighbor(b"")  # the next hop of packets that are only looped back
 BROADCAST_MAC = b"\xff" * 6
 HEAD_OCTETS = TRANSMIT_HEAD.size
 GROWTH_OCTETS = ipv4.HEADER_OCTETS - HEAD_OCTETS  # octets that a packet is longer than its TRANSMIT record
@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
 
 class Ways:
-    """What routes, groups and neighbours say of a destination."""
+    """The ways to destinations, by routes, groups and neighbours."""
 
     def __init__(self, routing: Routing, groups: Groups, neighbors: Neighbors) -> None:
         self._routing = routing
@@ -66,7 +66,7 @@ class Ways:
         return self._routing.table
 
     def to(self, to: bytes, source: bytes, flags: int) -> Way | None:
-        """The way to a destination outside the host; its `neighbor` None: not permitted. None: there is no route."""
+        """The way to a destination outside the host; its `neighbor` None: not permitted. None: no route."""
         routing = self._routing
         route = routing.table.lookup(to)
         mtu_octets = route.mtu if route is not None else routing.mtu_octets
@@ -163,7 +163,7 @@ class Flows:
         return destination in self._destinations
 
     def clear(self) -> None:
-        """Routes, groups or the protocols for raw have changed: find the ways anew."""
+        """Routes, groups or the protocols for raw have changed: clear the flows."""
         self.by_head.clear()
 
     def new(self, head: bytes, record: bytes, sends: list[Send]) -> Flow | None:
@@ -205,7 +205,7 @@ class Flows:
                 if not way.loops:
                     self._counters[C.no_lifetime] += 1
                     return None
-                way = way._replace(neighbor=NOBODY)
+                way = way._replace(neighbor=LOOPED_ONLY)
             # Packets on a path whose MTU is below the minimum do not have DF set: see path_mtu.Path.
             dont_fragment = dont_fragment and not (way.capped and flags & messages.TRANSMIT_MAY_FRAGMENT)
         template = ipv4.header_template(source, destination, protocol, ttl, tos, dont_fragment)

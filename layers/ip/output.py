@@ -14,7 +14,7 @@ from bus.layer import CounterWords, Send
 from bus.messages import PACKET, PACKET_HEAD, PACKET_OUT, PACKET_OUT_HEAD
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers, copy_of
-from layers.ip.flows import GROWTH_OCTETS, HEAD_OCTETS, NOBODY, Flow, Flows, out_record
+from layers.ip.flows import GROWTH_OCTETS, HEAD_OCTETS, LOOPED_ONLY, Flow, Flows, out_record
 from layers.ip.local_errors import FRAGMENTATION_NEEDED, PROTOCOL_UNREACHABLE, UNREACHABLE, complaint, local_error
 from layers.ip.options import examine
 from layers.ip.records import record_of
@@ -152,7 +152,7 @@ class Output:
             return 0
         if flow.loops:
             self._loop(flow, built, sends)
-        if flow.neighbor is None or flow.neighbor is NOBODY:
+        if flow.neighbor is None or flow.neighbor is LOOPED_ONLY:
             return 0
         if not too_long:
             return self._hand_over(flow, built, now, sends)
@@ -179,7 +179,7 @@ class Output:
                 counters[C.bad_crafted] += 1
                 return 0
             self._loop(flow, built, sends)
-        if flow.neighbor is None or flow.neighbor is NOBODY:
+        if flow.neighbor is None or flow.neighbor is LOOPED_ONLY:
             return 0
         return self._hand_over(flow, built, now, sends)
 

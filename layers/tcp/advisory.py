@@ -16,7 +16,8 @@ from layers.tcp.retransmission import RTO_MAX_S
 if TYPE_CHECKING:
     from layers.tcp.recovery import Recovery
 
-# Checksum of the owner; retransmitted segments; SRTT, RTTVAR, minimum round trip; what the congestion control saved
+# CRC of the algorithm's name; retransmitted segments; SRTT, RTTVAR, minimum round trip; what the congestion control
+# saved
 _STATE = Struct("<II3f6f")
 OCTETS = _STATE.size
 

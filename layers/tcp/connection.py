@@ -1,42 +1,42 @@
-"""The transmission control block (RFC 9293 section 3.3.1): what a connection is, field by field.
+"""The transmission control block (RFC 9293 section 3.3.1): the fields of a connection.
 
 All sequence numbers are relative and unbounded (`layers.tcp.sequence`): 0 is the SYN, n + 1 is the octet at stream
-offset n. `written`, `end`, `read` and the like are such numbers too, so that they compare with SND.UNA and RCV.NXT as
-they are. Times are seconds of CLOCK_MONOTONIC.
+offset n. `written`, `end`, `read` and so on are also such numbers, so they can be compared with SND.UNA and RCV.NXT.
+Times are seconds of CLOCK_MONOTONIC.
 
-The seam to loss recovery and congestion control
-------------------------------------------------
-The engine touches nothing of them but `connection.recovery`, an object with these calls (`layers.tcp.recovery`
-composes it of scoreboard, RACK, RTO and a congestion controller; those may be exchanged and nobody else knows):
+The interface to loss recovery and congestion control
+-----------------------------------------------------
+The engine uses only `connection.recovery`, an object with these methods and attributes. `layers.tcp.recovery` composes
+it of scoreboard, RACK, retransmission timer and congestion control, which can be exchanged without changing the engine:
 
     sent(start, end, now, limited)
-        Numbers [start, end) leave now, new or again (SYN and FIN count one each). `limited`: the application or the
-        peer's window, not the congestion window, was the limit.
+        Numbers [start, end) are sent now, for the first time or again (SYN and FIN count one each). `limited`: the
+        application or the peer's window was the limit, not the congestion window.
     acknowledged(una, sack, now, duplicate, echoed_s)
-        A segment with an acceptable ACK came: the cumulative point (may be unchanged), SACK blocks as relative numbers,
-        whether it counts as a duplicate ACK (RFC 5681 section 2), the round trip that its timestamp says, or None.
+        A segment with an acceptable ACK arrived: the cumulative acknowledgment (may be unchanged), SACK blocks as
+        relative numbers, whether it is a duplicate ACK (RFC 5681 section 2), the round trip by its timestamp, or None.
     lost() -> (start, end) | None
-        The first range that is to be sent again, ahead of new data.
+        The first range to retransmit, before new data.
     allowance(now) -> int
-        Octets that may leave now (cwnd less what is in flight, or what PRR grants); at least a segment's where nothing
-        is in flight.
+        Number of octets that may be sent now (cwnd minus what is in flight, or what PRR permits); at least a segment
+        if nothing is in flight.
     deadline: float | None
-        When `expire` is due: RTO, TLP or RACK's reordering timer. None: nothing is in flight.
+        The time of the next `expire`: RTO, TLP or RACK's reordering timer. None: nothing is in flight.
     expire(now) -> bool
-        The deadline has come: mark what is lost, back off; True where it was an RTO.
+        The deadline has come: mark what is lost, back off. True: it was an RTO.
     probe(start, end)
         [start, end) is beyond the peer's window: the persist timer sends it. Not in flight; lost; no deadline.
     window_closed(now)
         The RTO came while the peer's window is closed: everything is lost, no congestion signal, no deadline.
     reduce_mss(mss)
-        The size of a segment's text, options taken off; where it is less than before, longer ranges are lost.
+        The new size of a segment's text, without options; if it is smaller than before, longer ranges are lost.
     store(memory, at), load(octets), restored(una, nxt, now)
-        48 octets of advice for a successor, which may be torn or old; and that successor takes over: what is in flight
-        is unknown, and lost.
+        48 octets of advice for a successor, which may be torn or old; `restored` is called in the successor, for which
+        the state of octets in flight is unknown, and which therefore treats them as lost.
     freed, in_flight, rtt_s, rtt_variance_s, rto_s, backoffs, cwnd, ssthresh, retransmits
-        To be read, for TCP_INFO and for the slot.
+        Values for TCP_INFO and for the slot.
 
-Everything is octets and float seconds.
+Sizes are octets, times are float seconds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from bus.streams import StreamState
     from layers.tcp.recovery import Recovery
 
-# States, with Linux's numbers (include/net/tcp_states.h). SYN_RECEIVED covers both ways into it: `listener` tells them.
+# States, with Linux's numbers (include/net/tcp_states.h). SYN_RECEIVED covers both ways into it, which `listener`
+# distinguishes.
 (ESTABLISHED, SYN_SENT, SYN_RECEIVED, FIN_WAIT_1, FIN_WAIT_2, TIME_WAIT, CLOSED, CLOSE_WAIT, LAST_ACK, LISTEN,
  CLOSING) = range(1, 12)
 STATE_NAMES = ("", "ESTABLISHED", "SYN-SENT", "SYN-RECEIVED", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSED",

@@ -1,4 +1,4 @@
-"""`connection_list`: all connections and listeners of the stack, a page at a time, for `launcher.py ss`."""
+"""`connection_list`: all connections and listeners of the stack, in pages, for `launcher.py ss`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
     from layers.tcp.listen import Listener
 
-PAGE = 48  # connections in one answer, which is a line of at most 64 KiB
-TIMER_NAMES = ("", "on", "keepalive", "timewait", "persist")  # ss(8), by the numbers of `layers.tcp.info`
+PAGE = 48  # connections per answer, which is a line of at most 64 KiB
+TIMER_NAMES = ("", "on", "keepalive", "timewait", "persist")  # ss(8), indexed by the numbers of `layers.tcp.info`
 
 
 def page(engine: Engine, after: str, with_info: bool) -> dict[str, object]:
     """The connections and listeners whose `key` is above `after`, in the order of their keys.
 
-    {"connections": [...], "more": whether there are others}. ValueError where `after` is no key.
+    {"connections": [...], "more": whether there are others}. ValueError: `after` is not a key.
     """
     above = bytes.fromhex(after)
     lookup = engine.lookup

@@ -22,7 +22,7 @@ from packets.addresses import ANY, LOOPBACK, UNSPECIFIED, is_multicast
 from packets.udp import PORTS, PORTS_OCTETS
 
 FLOWS_MAX = 1 << 15  # flows whose receiver is cached (5 MB); then the cache is cleared
-NOBODY = 0  # no socket has this handle
+NO_SOCKET = 0  # no socket has this handle
 
 _PORT_OCTETS = 2
 _ANY_PORT = bytes(_PORT_OCTETS)
@@ -67,16 +67,16 @@ class SocketTable:
     def __init__(self, ports: Ports, state: State) -> None:
         self._state = state
         self.sockets: dict[int, Socket] = {}
-        self.flows: dict[bytes, int] = {}  # cache: {flow: handle}, never NOBODY
+        self.flows: dict[bytes, int] = {}  # cache: {flow: handle}, never NO_SOCKET
         self._ports = ports
         self._index: dict[bytes, dict[int, Socket]] = {}  # {key: {handle: socket}}, first bound first
         self._at_port: dict[int, dict[int, Socket]] = {}
         self._next_order = 0
 
-    # ------------------------------------------------------------------ who a datagram is for
+    # ------------------------------------------------------------------ look-up of a receiver
 
     def find(self, flow: bytes) -> int:
-        """The handle of the socket for a datagram to an own address, or NOBODY."""
+        """The handle of the socket for a datagram to an own address, or NO_SOCKET."""
         addresses, port = flow[:-PORTS_OCTETS], flow[-_PORT_OCTETS:]
         width = len(addresses) >> 1
         zero, local = UNSPECIFIED[width], addresses[width:]
@@ -88,7 +88,7 @@ class SocketTable:
             or index.get(zero + zero + _ANY_PORT + port)
         )
         if not bucket:
-            return NOBODY
+            return NO_SOCKET
         handle = _one_of(bucket, flow)
         if len(self.flows) >= FLOWS_MAX:
             self.flows.clear()

@@ -95,7 +95,7 @@ def test_a_keeper_without_descriptors_tells_who_calls_and_restarts_layers_all_th
             before = spent_s(keeper)
             for _ in range(3):
                 refused = stack.run("status", status=1)
-                assert "cannot hear you: Too many open files" in refused.stderr
+                assert "cannot accept this caller: Too many open files" in refused.stderr
             assert spent_s(keeper) - before < BUSY
     finally:
         resource.prlimit(keeper, resource.RLIMIT_NOFILE, former)
