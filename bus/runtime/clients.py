@@ -142,8 +142,8 @@ class Clients:
             number, error = errno.EUSERS, (
                 f"this stack has {len(self.by_number)} applications and no room for another one of process {pid}")
         elif self.is_barred(pid):
-            number, error = errno.ECONNABORTED, f"process {pid} was disconnected, because its records have killed the "
-                "socket service"
+            number = errno.ECONNABORTED
+            error = f"process {pid} was disconnected, because its records have killed the socket service"
         else:
             return None
         return Refusal(errno=number, error=error, token=hello.token)
