@@ -19,7 +19,7 @@ LENGTH_MAX = 65535
 PROTOCOL_AT = 9
 TTL, PROTOCOL = 5, 6  # indices in the result of HEADER.unpack
 SOURCE, DESTINATION, ADDRESSES = slice(12, 16), slice(16, 20), slice(12, 20)
-VERSION_TO_LENGTH, FRAGMENT_TO_PROTOCOL = slice(0, 4), slice(6, 10)
+LENGTH, VERSION_TO_LENGTH, FRAGMENT_TO_PROTOCOL = slice(2, 4), slice(0, 4), slice(6, 10)
 TTL_DEFAULT = 64  # RFC 1700; Linux: net.ipv4.ip_default_ttl
 ICMP, IGMP, TCP, UDP = 1, 2, 6, 17
 

@@ -8,7 +8,7 @@ from bus.durable import layout
 from bus.durable.rx_log import BLANK, OCTETS_MAX, RxLog
 from bus.layer import CounterWords
 from layers.link.counters import Counters as C
-from packets import ethernet, vnet
+from packets import ethernet, ipv4, vnet
 
 FRAME_OCTETS_MAX = 65536 + 64
 LONE_READS = 4  # after this many reads with one frame each, no second read is tried
@@ -67,7 +67,7 @@ class Tap:
         start = self._head + ethernet.HEADER_OCTETS
         kind = bytes(octets[start - 2 : start])
         if kind == ethernet.TYPE_IPV4:
-            return start + int.from_bytes(octets[start + 2 : start + 4], "big")  # RFC 791 section 3.1: total length
+            return start + int.from_bytes(octets[start:][ipv4.LENGTH], "big")
         if kind == ethernet.TYPE_ARP:
             return start + ethernet.ARP_OCTETS
         octets_said = int.from_bytes(kind, "big")

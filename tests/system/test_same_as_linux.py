@@ -94,7 +94,7 @@ CASES = {
 
 def ours(frames: list[bytes]) -> list:
     stack = Stack(ME, MAC)
-    group = (SourceFilter(int.from_bytes(bytes(map(int, GROUP.split("."))), "big")),)
+    group = (SourceFilter(bytes(map(int, GROUP.split(".")))),)
     stack.joins(1, *group)
     stack.declares(1, bind=True, port=7, groups=group)
     stack.hears(asks(1))
