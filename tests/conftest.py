@@ -8,6 +8,6 @@ from tests.ledger.verdict import Verdict
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where there are workers, the one whom they report to."""
+    """The process that xdist's workers report to, if there are any."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Verdict())

@@ -247,7 +247,7 @@ class Member:
             self._narrow.error("a datagram longer than the path carries was taken, with DF", now)
 
     def _explore(self, now: float) -> None:
-        """A far host that nobody has spoken to: its path MTU is answer enough."""
+        """A far host without earlier traffic: its path MTU is the answer."""
         number = self._paths.next(now)
         endpoint = self._socket()
         endpoint.setsockopt(self._usernet.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)

@@ -1,4 +1,4 @@
-"""What else may be killed, stopped, starved or poisoned, and who notices."""
+"""Other processes that are killed, stopped, starved or poisoned, and how this is noticed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lost(load: Load, since: float) -> dict[str, int]:
 
 
 def still_there(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended a second later. Who has, but is not yet reaped (by init), has ended."""
+    """Those that have not ended a second later. A process that init has not reaped yet has ended."""
     deadline = time.monotonic() + 1.0
     while alive := [process for process in processes if process.is_running()
                     and process.status() != psutil.STATUS_ZOMBIE]:

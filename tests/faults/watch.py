@@ -78,7 +78,7 @@ class Watch:
 
 
 def _private(process: psutil.Process) -> int:
-    """Octets that nobody shares; mapped books and durable memory are not among them."""
+    """Octets of private memory; mapped records and durable memory are not included."""
     private = 0
     for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Anonymous:"):

@@ -246,7 +246,7 @@ def test_name_servers_are_addresses(stack: Stack, servers: str) -> None:
 # -- tools -------------------------------------------------------------------------------------------------------------
 
 
-def test_ss_shows_whose_sockets_there_are(stack: Stack) -> None:
+def test_ss_shows_the_owner_of_each_socket(stack: Stack) -> None:
     with stack.bound() as app, stack.kernel.udp() as peer:
         app.connect(peer.getsockname())
         (mine,) = [each for each in json.loads(stack.run("ss", "--json").stdout) if each["pid"] == os.getpid()]
@@ -405,7 +405,7 @@ def test_nc_over_tcp_listens_and_connects_and_ends_with_the_other_end(stack: Sta
         assert client.wait(5) == 0
 
 
-def test_tools_say_whom_they_could_not_reach(stack: Stack) -> None:
+def test_tools_name_the_host_that_they_could_not_reach(stack: Stack) -> None:
     for arguments, text in [
         (("ping", "no.example"), "ping: no.example: Name or service not known"),
         (("traceroute", "no.example"), "traceroute: no.example: Name or service not known"),
@@ -427,7 +427,7 @@ def test_nc_broadcasts_where_it_is_told_to(stack: Stack) -> None:
         assert peer.recvfrom(100)[0] == b"to all\n"
 
 
-def test_nc_says_that_nobody_listens(stack: Stack) -> None:
+def test_nc_reports_a_closed_port(stack: Stack) -> None:
     with stack.kernel.udp() as peer:
         port = peer.getsockname()[1]
     failed = stack.run("nc", "-u", "-w", 5, KERNEL, port, input="hello\n", status=1)

@@ -38,7 +38,7 @@ def arp_of(stack: Stack, **fields: object) -> Callable[[bytes], bool]:
 
 
 def claim(mac: str, operation: int = 1) -> bytes:
-    """Somebody at `mac` says that the stack's address is its own."""
+    """A host at `mac` claims the stack's address."""
     return bytes(Ether(src=mac, dst=BROADCAST) / ARP(op=operation, hwsrc=mac, psrc=STACK, hwdst=ZERO, pdst=STACK))
 
 
@@ -89,7 +89,7 @@ def test_rfc5227_2_1_1_duplicate_address_detection_finds_the_stack(stack: Stack,
     assert stack.status()["conflicts"] == []
 
 
-def test_rfc5227_2_1_1_duplicate_address_detection_of_a_free_address_finds_nobody(arping) -> None:
+def test_rfc5227_2_1_1_duplicate_address_detection_of_a_free_address_gets_no_reply(arping) -> None:
     arping("-D", "-c", 1, "-w", 1, NOBODY)
 
 

@@ -1,4 +1,4 @@
-"""Out of descriptors (RLIMIT_NOFILE): nobody dies of it, nobody spins, and it is said."""
+"""Out of descriptors (RLIMIT_NOFILE): no process dies or spins, and it is reported."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import psutil
 
 from .peers import LAYERS, Stack, wait_for
 
-LIMIT = 1024  # what a session has where nobody has raised it
+LIMIT = 1024  # the usual limit of a session
 BURST = 500
 BUSY = 0.2  # of a core
 
 
 def callers(stack: Stack, layer: str, count: int) -> Iterator[socket.socket]:
-    """Connections of nobody that a layer knows, one after the other as there is room for them to wait."""
+    """Connections of unknown clients, one after the other as there is room for them to wait."""
     for _ in range(count):
         caller = socket.socket(socket.AF_UNIX)
         caller.setblocking(False)
@@ -79,7 +79,7 @@ def test_a_service_without_descriptors_waits_says_so_and_serves_once_it_has_some
     assert stack.pids()["sockets"] == pid
 
 
-def test_a_keeper_without_descriptors_tells_who_calls_and_restarts_layers_all_the_same(new_stack) -> None:
+def test_a_keeper_without_descriptors_tells_callers_and_still_restarts_layers(new_stack) -> None:
     stack = new_stack().up()
     status = stack.status()
     keeper = status["keeper"]

@@ -118,7 +118,7 @@ def drain(app) -> None:
                 raise
 
 
-def test_twenty_thousand_mutated_frames_kill_nobody(stack: Stack, quiet) -> None:
+def test_twenty_thousand_mutated_frames_kill_no_layer(stack: Stack, quiet) -> None:
     before = stack.status()
     with stack.bound() as app, stack.kernel.packet() as cable:
         app.connect((KERNEL, 9))  # so that errors about what it sent would be told

@@ -50,7 +50,7 @@ class Gateways(Stack):
         self.serve(address)
 
     def serve(self, address: str) -> None:
-        """Say its name to whoever asks."""
+        """Answer each datagram with its name."""
         there = ["nsenter", "-t", self.machines[address], "-n"]
         server = self.popen("exec", "--", *there, sys.executable, "-c", NAMES, address)
         assert server.stdout.readline() == "ready\n"
@@ -86,7 +86,7 @@ def test_rfc1122_3_3_1_5_another_default_gateway_serves_while_the_first_is_silen
         app.send(b"who are you?")
         assert app.recv(64).decode() == FIRST
         stack.execute("ip", "link", "set", stack.port(FIRST), "down")
-        stack.run("neighbor", "flush")  # else it takes half a minute until somebody asks
+        stack.run("neighbor", "flush")  # otherwise it would take half a minute until ip asks
         for _ in range(3):
             app.send(b"who are you?")  # a connected socket would be told of an error
             assert app.recv(64).decode() == SECOND
@@ -101,7 +101,7 @@ def test_rfc1122_3_3_1_5_another_default_gateway_serves_while_the_first_is_silen
 
 
 def redirecting(stack: Gateways) -> None:
-    """The first gateway has to send what is for FAR through the second, and says so to whoever sent it."""
+    """The first gateway forwards packets for FAR through the second, and sends the sender a redirect."""
     stack.on(FIRST, "ip", "address", "del", f"{FAR}/32", "dev", "lo")
     stack.on(FIRST, "ip", "route", "add", FAR, "via", SECOND)
     stack.on(FIRST, "sh", "-c", "cd /proc/sys/net/ipv4; echo 1 > ip_forward; echo 1 > conf/all/send_redirects")

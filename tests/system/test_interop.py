@@ -134,7 +134,7 @@ def test_rfc1122_3_2_2_nmap_finds_its_datagram_quoted_to_the_octet(stack: Stack)
 
 
 def hping(stack: Stack, *arguments: object) -> str:
-    """Two packets; status 1 says that nobody answered."""
+    """Two packets; status 1 means that there was no answer."""
     return says(stack, "hping3", "-n", "-c", 2, "-i", "u20000", *arguments, STACK, status=None)
 
 

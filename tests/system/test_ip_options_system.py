@@ -31,7 +31,7 @@ def stack(home, tap) -> Iterator[Stack]:
 
 @pytest.fixture(params=["from the stack", "from the kernel"])
 def pair(stack: Stack, request) -> Iterator[tuple]:
-    """(sender, receiver who wants to know of options, sender's address, receiver's)."""
+    """(sender, receiver that asks for options, sender's address, receiver's)."""
     with stack.kernel.udp() as peer, stack.bound() as app:
         sender, receiver = (app, peer) if request.param == "from the stack" else (peer, app)
         for option in (IP_RECVOPTS, IP_RETOPTS):
@@ -49,7 +49,7 @@ def told(receiver, payload: bytes) -> dict[int, bytes]:
 
 
 def addresses(sender) -> bytes:
-    """Whom a recorded route has passed: both ends."""
+    """The hosts in a recorded route: both ends."""
     ends = [sender.getsockname()[0], KERNEL if sender.getsockname()[0] == STACK else STACK]
     return b"".join(map(socket.inet_aton, ends))
 

@@ -331,7 +331,7 @@ def test_rfc1191_a_path_mtu_is_learnt_told_to_sockets_and_kept_over_a_kill(route
             kill_ip(routed)
 
 
-def test_rfc1191_who_does_not_insist_has_its_datagrams_fragmented(routed: Stack) -> None:
+def test_rfc1191_without_df_datagrams_are_fragmented(routed: Stack) -> None:
     """The first is lost where the MTU is not known yet; a sender that goes on does not hang."""
     with routed.socket(timeout_s=0.3) as app:
         app.bind(("0.0.0.0", 0))
@@ -373,7 +373,7 @@ def too_big(app, to: tuple[str, int], mtu: int) -> bytes:
     return bytes(ICMP(type=3, code=4, nexthopmtu=mtu) / quoted)
 
 
-def test_rfc8201_4_only_who_has_sent_to_a_destination_is_told_its_mtu(new_stack) -> None:
+def test_rfc8201_4_an_mtu_is_accepted_only_for_destinations_in_use(new_stack) -> None:
     stack = new_stack().up()
     far = ("198.51.100.7", 7)
     with stack.socket() as app, stack.kernel.socket(kind=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP) as router:

@@ -168,7 +168,7 @@ def test_arping_is_answered_with_our_mac(stack: Stack) -> None:
     assert "Received 2 response" in output
 
 
-def test_nobody_answers_for_another_address(stack: Stack) -> None:
+def test_another_address_is_not_answered(stack: Stack) -> None:
     require_program("arping")
     output = stack.execute("arping", "-c", 1, "-w", 1, "-I", TAP, NOBODY, status=1).stdout
     assert "Received 0 response" in output

@@ -179,7 +179,7 @@ def test_mtu_and_mac_are_kept_over_restarts(new_stack) -> None:
     assert link["mtu"] == 900
 
 
-def test_rfc1122_3_2_1_7_a_ttl_of_ones_own_is_everybodys(new_stack) -> None:
+def test_rfc1122_3_2_1_7_the_default_ttl_applies_to_all_sockets(new_stack) -> None:
     stack = new_stack()
     config = stack.home / "ttl.toml"
     config.write_text("ttl = 7\n")
@@ -451,7 +451,7 @@ def test_an_ordinary_user_needs_no_privilege(tap) -> None:
             shutil.rmtree(folder)
 
 
-def test_events_tell_the_date_and_who_asked_for_what(new_stack) -> None:
+def test_events_contain_the_date_and_the_caller_of_each_request(new_stack) -> None:
     stack = new_stack().up()
     stack.run("restart", "udp")
     stack.run("sabotage", "icmp", "raise")

@@ -117,7 +117,7 @@ def test_udp_is_copied_to_every_raw_socket_and_still_delivered(stack: Stack, raw
             assert bytes(whole) == bytes(heard)
 
 
-def test_rfc1122_3_2_2_1_protocol_unreachable_only_while_nobody_listens(stack: Stack, raw) -> None:
+def test_rfc1122_3_2_2_1_protocol_unreachable_only_without_a_raw_socket(stack: Stack, raw) -> None:
     with kernel_raw(stack) as mouth, stack.kernel.packet() as cable:
         mouth.sendto(b"anybody?", (STACK, 0))
 
@@ -277,7 +277,7 @@ def test_rfc1122_3_2_2_8_a_timestamp_request_is_answered_with_the_time_of_day(st
     assert (now_ms - reply[ICMP].ts_rx) % 86_400_000 < 20_000
 
 
-def test_rfc1122_3_2_2_8_a_timestamp_reply_reaches_who_asked(stack: Stack, raw) -> None:
+def test_rfc1122_3_2_2_8_a_timestamp_reply_reaches_the_socket_that_asked(stack: Stack, raw) -> None:
     endpoint = raw(socket.IPPROTO_ICMP)
     endpoint.settimeout(PATIENCE_S)
     endpoint.sendto(bytes(ICMP(type=13, id=78, seq=2, ts_ori=123)), (KERNEL, 0))

@@ -1,4 +1,4 @@
-"""Code put into a layer of a running stack tries what an intruder would try; and who a stack's processes are."""
+"""Code put into a layer of a running stack tries what an intruder would try; and the users of a stack's processes."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_an_intruder_in_udp_gets_nowhere(intruded, home, name):
 
 
 def check_rights(stack: Stack, owner: int) -> None:
-    """Nobody in it is root, or may do more than its list."""
+    """No process in it is root, or may do more than its list."""
     layers = stack.status()["layers"]
     for name, layer in layers.items():
         rights = layer["may"]
@@ -168,7 +168,7 @@ def test_the_keeper_has_what_it_needs_to_start_and_end_layers(intruded):
     assert not found["new_privileges"]
 
 
-def test_the_keeper_holds_nothing_of_whoever_started_it(new_stack):
+def test_the_keeper_inherits_no_descriptor_of_its_caller(new_stack):
     """A shell's flock, for one, is not held on."""
     stack = new_stack()
     with open(stack.home / "flock", "w") as held:

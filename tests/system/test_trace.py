@@ -1,4 +1,4 @@
-"""`trace`: each layer and pipe of a packet's way, with times; who dropped it."""
+"""`trace`: each layer and pipe on a packet's way, with times, and the layer that dropped it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_datagram_up_and_another_down(stack):
         assert all(end in text for end in ends)
 
 
-def test_a_dropped_packet_says_by_whom_and_why(stack):
+def test_a_dropped_packet_is_shown_with_its_layer_and_counter(stack):
     def send_nonsense():
         with stack.kernel.packet() as cable:
             mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))

@@ -183,7 +183,7 @@ def test_rfc1122_4_1_3_5_the_specific_destination_is_an_address_of_the_receivers
 
 
 def test_without_a_gateway_another_network_is_unreachable(home, new_stack) -> None:
-    """On a wire nobody is the gateway."""
+    """On a wire there is no gateway."""
     lonely = new_stack().up("--wire", f"w-{os.getpid()}")
     with lonely.socket() as app, raises(errno.ENETUNREACH):
         app.sendto(b"far away", ("192.0.2.1", 9))
@@ -448,7 +448,7 @@ context.destroy(linger=300)
         assert app.recv(100) == b"unharmed"
 
 
-def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
+def test_nonsense_from_an_application_harms_no_other_process(stack: Stack) -> None:
     """Frames of any octets, requests that are none, records that are too long, sent by a raw ZeroMQ client."""
     rng = random.Random(7)
     incarnations = stack.incarnations()
@@ -496,7 +496,7 @@ def test_nonsense_from_an_application_harms_nobody(stack: Stack) -> None:
         context.destroy(linger=0)
 
 
-def test_nonsense_on_the_control_socket_harms_nobody(stack: Stack) -> None:
+def test_nonsense_on_the_control_socket_does_no_harm(stack: Stack) -> None:
     rng = random.Random(8)
     keeper = stack.status()["keeper"]
     lines = [b"", b"[]", b"{}", b"null", b'{"op": 5}', b'{"op": []}', b'{"op": "restart"}', b'{"op": "down"',
@@ -510,7 +510,7 @@ def test_nonsense_on_the_control_socket_harms_nobody(stack: Stack) -> None:
             answers = caller.makefile("rb")
             while b'"keeper"' not in (answer := answers.readline()):
                 assert b'"error"' in answer, (line, answer)
-    with socket.socket(socket.AF_UNIX) as caller:  # a line without end: hung up on
+    with socket.socket(socket.AF_UNIX) as caller:  # a line without end: the connection is closed
         caller.settimeout(PATIENCE_S)
         caller.connect(str(stack.run_dir / "control.sock"))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):

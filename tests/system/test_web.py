@@ -1,4 +1,4 @@
-"""`web`: the page in a real browser, and what it answers to whom."""
+"""`web`: the page in a real browser, and which requests it answers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_state_pipes_and_orders(stack, page):
     assert page.ask("layer/..%2f..%2fcli")[0] in (400, 404)
 
 
-def test_nobody_else_gets_anything(page):
+def test_requests_without_the_token_get_nothing(page):
     port = page.base.rsplit(":", 1)[1].rstrip("/")
     assert page.ask("state", query="")[0] == 403
     assert page.ask("state", query="token=wrong")[0] == 403

@@ -263,7 +263,7 @@ def test_wire_on_which_all_were_killed_at_once_is_usable_again(lab):
     assert len(list(lab.wire_dir.glob("port-*.sock"))) == 2
 
 
-def test_any_octets_on_the_wire_are_counted_and_kill_nobody(lab):
+def test_any_octets_on_the_wire_are_counted_and_kill_no_process(lab):
     lab.up(2, 3)
     lab.ping(2, 3)
     switch, rng = lab.switch(), random.Random(1)

@@ -1,4 +1,4 @@
-"""TCP judged by event lists that nobody here wrote, from the other end of the cable.
+"""TCP tested by event lists of another project, from the other end of the link.
 
 A case says what an application calls, which segments come in and which must go out. The runner makes the calls at the
 subject's sockets and is the subject's peer itself: it reads and writes raw Ethernet frames, and no other TCP has a part

@@ -115,7 +115,7 @@ def test_growing_moves_the_octets_to_their_new_place():
     assert (arena.used, arena.grow(large, MB4, 0, 0)) == (KB256, 0)
 
 
-def test_what_nobody_took_for_seconds_goes_back_to_the_system():
+def test_memory_that_was_free_for_seconds_is_returned_to_the_system():
     arena = Arena(mapping())
     kept, idle = arena.allocate(1), arena.allocate(1)
     for reference in (kept, idle):

@@ -91,7 +91,7 @@ def test_a_request_from_outside_the_network_is_answered_but_not_learnt(host):
 # Merging
 
 
-def test_rfc826_merge_updates_a_known_sender_whomever_the_packet_is_for(host):
+def test_rfc826_merge_updates_a_known_sender_whatever_the_target(host):
     host.learn()
     assert host.hears(request(OTHER_MAC, PEER, OTHER)) == [told(PEER, OTHER_MAC)]
     assert host.knows() == OTHER_MAC
@@ -105,7 +105,7 @@ def test_gratuitous_arp_updates_but_does_not_add(host):
     assert host.hears(request(OTHER_MAC, PEER, PEER)) == [told(PEER, OTHER_MAC)]
 
 
-def test_a_reply_nobody_asked_for_updates_but_does_not_add(host):
+def test_an_unsolicited_reply_updates_but_does_not_add(host):
     assert host.hears(reply(PEER_MAC, PEER)) == []
     assert host.knows() is None
     host.learn()
@@ -319,7 +319,7 @@ def test_a_restart_keeps_the_age_of_neighbours(host):
     assert len(again.stored) == 1
 
 
-def test_a_restarted_ip_is_told_the_neighbours_and_nobody_else_is(host):
+def test_only_a_restarted_ip_is_told_the_neighbours(host):
     host.learn()
     assert host.core.neighbor_started(IP, host.now) == [told()]
     assert host.core.neighbor_started(LINK, host.now) == []
@@ -348,7 +348,7 @@ def test_stored_neighbours_that_cannot_be_are_deleted(mac, confirmed):
 @given(st.dictionaries(
     st.integers(0, 2**64 - 1) | st.integers(STORED, STORED + 9),
     st.binary(max_size=20) | st.binary(min_size=14, max_size=14).map((b"\4" + ip4(PEER)).__add__)))
-def test_stored_records_that_make_no_sense_are_deleted(state):
+def test_invalid_stored_records_are_deleted(state):
     host = Host(state=dict(state))
     assert len(host.announced) == len(host.stored)
 

@@ -211,7 +211,7 @@ def test_a_conflict_is_over_when_the_rival_was_silent_for_long(host):
     assert notices(host.hears(request(PEER_MAC, OUR, OUR))) == [conflict()]
 
 
-def test_a_conflict_that_ended_while_nobody_ran_is_over_at_once(host):
+def test_a_conflict_that_ended_while_arp_was_down_is_over_at_once(host):
     host.hears(request(PEER_MAC, OUR, OUR))
     host.now += acd.CONFLICT_OVER_S + 1
     host.boots()
@@ -295,7 +295,7 @@ def test_loopback_addresses_are_on_no_link(host):
 
 @pytest.mark.parametrize("record", [b"", b"[]", b"{", encode(Routes([(-1, 24)], [])), encode(Routes([(1, 33)], [])),
                                     encode(Routes([(1 << 32, 24)], []))])
-def test_an_announcement_of_addresses_that_makes_no_sense_is_counted_and_changes_nothing(host, record):
+def test_an_invalid_announcement_of_addresses_is_counted_and_changes_nothing(host, record):
     assert host.core.receive(IP, ROUTES, [record], host.now) == []
     assert host.counted("routes_malformed") == 1
     assert kind_of(host.hears(request(PEER_MAC, PEER, OUR))[-1]) == "reply"

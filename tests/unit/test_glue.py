@@ -213,7 +213,7 @@ def accounted(stack: Stack, arrived: int) -> None:
 def test_stacks_on_a_hostile_cable_still_converse_and_account_for_everything(seed, share):
     cable = Cable(Stack(ME, MY_MAC, seed=1), Stack(PEER, PEER_MAC, seed=2), bad := BadCable(seed, share))
     open_echo(cable)
-    cable.one.declares(2, bind=True, peer=PEER, peer_port=4)  # where nobody listens
+    cable.one.declares(2, bind=True, peer=PEER, peer_port=4)  # a closed port
     answered = refused = 0
     for number in range(120):
         answered += echo(cable, b"%d" % number + b"." * (number * 12 % 1400))

@@ -101,7 +101,7 @@ def of_pipes(kind: str) -> bool:
     return os.environ["USERNET_PIPES"] == kind
 
 
-def test_nobody_speaks_in_anothers_name(service):
+def test_no_process_can_send_frames_as_another(service):
     connection = Connection(service.run_dir, "test")
     box = connection.open_socket("dgram")
     number = inbox_number(connection.inbox_path.name)
@@ -253,7 +253,7 @@ def test_an_inbox_that_is_a_symbolic_link_is_refused(service):
             elsewhere.accept()
 
 
-def test_who_sends_a_second_record_that_kills_is_not_heard_any_more():
+def test_a_process_that_sends_a_second_record_that_kills_is_disconnected():
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)
     config = StackConfig(name="t", run_dir="/nowhere", address=1, prefix=24, mac=bytes(6))
@@ -268,7 +268,7 @@ def test_who_sends_a_second_record_that_kills_is_not_heard_any_more():
     os.close(memory_fd)
 
 
-def test_a_request_that_is_longer_than_the_line_is_refused_and_kills_nobody(tmp_path):
+def test_a_request_that_is_too_long_is_refused_and_kills_no_process(tmp_path):
     resources = Resources("arp", tmp_path)
     answers: list[dict] = []
     assert resources.ask({"op": "x" * 70_000}, answers.append) == ""
@@ -287,7 +287,7 @@ def run_dir():
 
 
 @pytest.mark.parametrize("kind", ["direct", "zmq"])
-def test_who_is_not_let_in_is_told_why(kind, run_dir, monkeypatch):
+def test_a_refused_client_is_told_the_reason(kind, run_dir, monkeypatch):
     monkeypatch.setenv("USERNET_PIPES", kind)
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)

@@ -497,7 +497,7 @@ def test_an_error_about_an_echo_request_goes_to_its_socket(host, icmp_type, code
     ({"peer": address(FAR)}, 11, 0, 0), ({"peer": address(FAR)}, 3, 4, 1),
     ({"peer": address(FAR), "mtu_discover": 0}, 3, 4, 0),
     ({"receive_errors": True, "mtu_discover": 0}, 3, 4, 0)])
-def test_who_hears_of_an_error_is_as_in_linux(host, declared, icmp_type, code, told):
+def test_errors_are_reported_to_sockets_as_on_linux(host, declared, icmp_type, code, told):
     host.declares(bind=True, port=77, **declared)
     assert len(ping_error(host, icmp_type, code)) == told
     assert host.counted("error_ignored") == 1 - told
@@ -562,7 +562,7 @@ def test_the_longest_message_fits(host):
     assert transmitted(host.sends(bytes(ICMP(type=8)) + bytes(65507))[0])[1].type == 8
 
 
-def test_messages_to_send_of_nobody_or_of_no_shape_are_counted(host):
+def test_malformed_messages_to_send_and_those_of_unknown_sockets_are_counted(host):
     assert host.sends(ICMP(type=8), handle=5) == []
     assert host.gives(topology.SOCKETS, messages.SEND, b"", bytes(DATAGRAM_HEADER.size - 1)) == []
     assert (host.counted("send_no_socket"), host.counted("send_malformed")) == (1, 2)
@@ -675,7 +675,7 @@ def test_a_socket_is_stored_before_it_is_answered_for():
         Host(state=Watched()).declares(bind=True)
 
 
-def test_routes_that_make_no_sense_are_ignored(host):
+def test_invalid_routes_are_ignored(host):
     bad = messages.Routes([(address(OUR), 99)], [])
     assert host.gives(topology.IP, messages.ROUTES, b"", b"{", b'{"addresses": 1}', messages.encode(bad)) == []
     assert host.counted("control_malformed") == 4
@@ -686,7 +686,7 @@ def test_routes_that_make_no_sense_are_ignored(host):
 @given(st.dictionaries(st.integers(0, 5), st.binary(max_size=40) | st.builds(
     lambda handle, port: msgspec.json.encode(SocketState(handle=handle, request=0, port=port, bind=True)),
     st.integers(0, 5), st.integers(-1, 3))))
-def test_stored_records_that_make_no_sense_are_deleted(state):
+def test_invalid_stored_records_are_deleted(state):
     host = Host(state=dict(state))
     assert len(host.state) == len(state) - host.counted("state_unreadable")
     kept = [msgspec.json.decode(value)["port"] for key, value in host.state.items() if key]

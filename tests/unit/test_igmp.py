@@ -251,7 +251,7 @@ def test_a_membership_is_answered_once_it_is_stored_and_the_same_again_is_answer
     encode({"handle": 1 << 32, "groups": []}), encode({"handle": 1, "groups": [[0xE0000009, True, []]]}),
     encode({"handle": 1, "groups": [[bytes(17), True, []]]}), b"\x82\xa6handle\1\xa6groups" + b"\x91" * 100_000,
 ])  # fmt: skip
-def test_memberships_that_make_no_sense_are_counted_and_change_nothing(host, record):
+def test_invalid_memberships_are_counted_and_change_nothing(host, record):
     host.joins(1, (ONE, True))
     host.sent()
     stored = dict(host.state)
@@ -433,7 +433,7 @@ def test_a_flood_of_queries_about_sources_does_not_pile_up(host):
     assert host.reports() == [(IS_EX, ONE)]
 
 
-def test_rfc3376_5_2_who_left_before_the_answer_was_due_does_not_answer(host):
+def test_rfc3376_5_2_a_group_that_was_left_before_the_answer_was_due_is_not_reported(host):
     settled(host, (ONE, True), (TWO, True))
     host.hears(query(ONE, response=127))
     host.joins(1, (TWO, True))

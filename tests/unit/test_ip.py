@@ -1,4 +1,4 @@
-"""The IP core: what it takes, what it sends and whom it asks on the way."""
+"""The IP core: received packets, sent packets and requests to arp."""
 
 from __future__ import annotations
 
@@ -409,7 +409,7 @@ def test_announcements_that_do_not_parse_are_counted(layer, kind):
     assert layer.dropped() == {"bad_announcement": 4}
 
 
-def test_news_of_a_neighbour_that_nobody_asked_for_are_no_error(layer):
+def test_unsolicited_records_about_a_neighbour_are_no_error(layer):
     assert layer.gives(ARP, UNREACHABLE, octets(OTHER)) == []
     assert layer.counted() == {}
 
@@ -417,7 +417,7 @@ def test_news_of_a_neighbour_that_nobody_asked_for_are_no_error(layer):
 # -- routes ----------------------------------------------------------------------------------------------------------
 
 
-def test_addresses_and_routes_are_told_at_the_start_and_to_whoever_starts(layer):
+def test_addresses_and_routes_are_sent_at_the_start_and_to_each_neighbour_that_starts(layer):
     hearers = {pipe.consumer for pipe in topology.PIPES if pipe.producer == "ip" and ROUTES in pipe.kinds}
     hearers &= set(layer.config.layers)
     assert {"icmp", "udp", "sockets"} <= hearers

@@ -1,4 +1,4 @@
-"""Several default gateways: which one serves, when it fails and when it is back; and to whom it redirects."""
+"""Several default gateways: which one is used, when it fails and when it is back; and redirects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATHS_GO_TO = topology.routed(topology.ALWAYS)
 
 
 class Host(Layer):
-    """Default routes by GATEWAY, SECOND, THIRD, in this order. It answers nobody's questions by itself."""
+    """Default routes by GATEWAY, SECOND, THIRD, in this order. It answers no requests by itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ def test_a_redirect_ages(sender):
     {"destination": ME}, {"destination": "10.0.0.77"}, {"destination": "10.0.0.77", "by": "0.0.0.0"},
 ])  # fmt: skip
 def test_rfc1122_3_2_2_2_a_redirect_that_no_gateway_of_ours_may_send_is_discarded(sender, forged):
-    """By who is not the gateway of now, to who is on no network of ours, about whom we do not send to."""
+    """Redirects that are not from the present gateway, to a host on no own network, or about an unused destination."""
     redirect(sender, **forged)
     assert hop(sender) == 1
     assert sender.counted()["redirect_refused"] == 1
@@ -268,7 +268,7 @@ def test_redirects_are_bounded_in_number_and_in_time(sender):
 
 
 @pytest.mark.parametrize("stored", [b"", b"[[1]]", b"\xff", b"{}"])
-def test_stored_redirects_that_make_no_sense_are_counted_and_forgotten(host, stored):
+def test_invalid_stored_redirects_are_counted_and_deleted(host, stored):
     host.state[REDIRECTS_KEY] = stored
     host.crash()
     assert host.counted()["state_unreadable"] == 1

@@ -254,7 +254,7 @@ def test_an_order_that_comes_again_because_ip_died_over_it_is_done_once_and_no_e
     ({"op": "address_del", "address": "10.0.0.2/16"}, "not an address"),
     ({"op": "reboot"}, "reboot"), ({}, "op"),
 ])  # fmt: skip
-def test_orders_that_make_no_sense_are_refused_in_a_sentence_and_change_nothing(layer, order, why):
+def test_invalid_requests_are_refused_in_a_sentence_and_change_nothing(layer, order, why):
     error = layer.refuses(order.pop("op", None), **order)
     assert why in error
     assert "\n" not in error
@@ -377,7 +377,7 @@ def test_the_modes_of_path_mtu_discovery_as_in_ip_7(layer, mode, short, long):
 
 @pytest.mark.parametrize(("mode", "lengths"), [
     (DONT, [1396, 124]), (WANT, [1396, 124]), (DO, None), (PROBE, [1500]), (INTERFACE, [1500]), (OMIT, [1500])])
-def test_who_heeds_a_path_mtu_and_who_ignores_it(layer, mode, lengths):
+def test_each_mode_heeds_or_ignores_a_path_mtu(layer, mode, lengths):
     layer.sends()
     layer.router_says(1400)
     if lengths is not None:

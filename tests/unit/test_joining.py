@@ -57,7 +57,7 @@ def wire(record: bytes) -> list[bytes]:
 
 
 def essence(packet: bytes) -> tuple[bytes, ...]:
-    """Of a packet, what nobody may change: all but identification, and the checksum over it."""
+    """The part of a packet that must not change: all but identification and checksum."""
     return packet[:4], packet[6:10], packet[12:]
 
 

@@ -233,7 +233,7 @@ def test_much_traffic_to_one_does_not_push_out_the_few_frames_to_others(durable:
         assert len(kept(reader, B)) > a_round // 2
 
 
-def test_what_nobody_asks_for_is_not_carried_for_ever_and_takes_no_more_than_its_part(durable: Durable):
+def test_frames_without_a_reader_are_not_carried_for_ever_and_take_no_more_than_their_part(durable: Durable):
     journal = Journal(durable.map())
     many = range(B + 1, B + 2001)
     for consumer in many:

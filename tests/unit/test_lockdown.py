@@ -206,7 +206,7 @@ def test_libzmq_has_its_threads(attempt):
     assert attempt(code, threads=False) == "killed"
 
 
-def test_nobody_of_its_user_traces_it(held):
+def test_no_process_of_its_user_can_trace_it(held):
     with held("""
             os.write(1, b"%d\\n" % os.getuid())
             os.read(connected.fileno(), 1)

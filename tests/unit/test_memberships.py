@@ -40,7 +40,7 @@ MADE = {topology.IP: (Ip, IpCounters), topology.UDP: (Udp, UdpCounters), topolog
 
 
 class Bench:
-    """Three layers. `lost`: consumers to whom nothing comes. `out`: what goes to everybody else."""
+    """Three layers. `lost`: consumers that get nothing. `out`: what goes to all others."""
 
     def __init__(self) -> None:
         self.states = {number: {} for number in MADE}
@@ -101,13 +101,13 @@ class Bench:
         return self.request("getsockopt", handle=handle, level=0, name=name)[0]["value"]
 
     def heard(self, group: str = ONE, source: str = PEER) -> list[int]:
-        """Whom a datagram from outside reaches."""
+        """The sockets that a datagram from outside reaches."""
         packet = from_link(IP(src=source, dst=group) / UDP(sport=9, dport=PORT) / Raw(b"payload"), GROUP)
         self.run(topology.IP, self.cores[topology.IP].receive(topology.LINK, messages.PACKET, [packet], 0.0))
         return [DATAGRAM_HEADER.unpack_from(record)[0] for record in self.take(APP, messages.DATAGRAM)]
 
     def sends(self, handle: int, group: str = ONE) -> tuple[list[int], list[IP]]:
-        """(who hears a copy of it, the packets that leave)."""
+        """(sockets that get a copy of it, the packets that leave)."""
         self.take(topology.LINK, messages.PACKET_OUT)
         record = datagram_header(handle, IPv4Address(group).packed, PORT, bytes(4), 0, 0, 0) + b"payload"
         self.run(topology.SOCKETS, self.cores[topology.SOCKETS].receive(APP, messages.SEND, [record], 0.0))
@@ -214,7 +214,8 @@ def test_each_socket_has_its_own_filter_though_the_host_takes_what_any_of_them_w
     assert (bench.heard(source=PEER), bench.heard(source=OTHER)) == ([one], [two])
 
 
-# -- who hears what ----------------------------------------------------------------------------------------------------
+# -- receivers of datagrams
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_ip_multicast_all_is_on_unless_a_socket_turns_it_off(bench):

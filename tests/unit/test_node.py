@@ -174,7 +174,7 @@ def test_a_death_at_any_line_repeats_nothing_and_costs_one_frame_on_its_way_out_
     assert DOWN_FRAMES * RECORDS - len(written) <= deaths
 
 
-def test_nothing_is_lost_where_nobody_dies(link):
+def test_nothing_is_lost_without_a_crash(link):
     send_up(link)
     link.live()
     assert link.written() == list(range(DOWN_FRAMES * RECORDS))

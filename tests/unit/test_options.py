@@ -118,7 +118,7 @@ def test_a_config_file_has_the_names_of_the_options(tmp_path):
     (b'[stack]\naddress = "10.0.0.2/24"', "no option 'stack'"),
     (b"\xff", "can't decode"),
 ])  # fmt: skip
-def test_a_config_file_that_makes_no_sense_is_refused_with_the_reason(tmp_path, text, reason):
+def test_an_invalid_config_file_is_refused_with_the_reason(tmp_path, text, reason):
     path = tmp_path / "stack.toml"
     path.write_bytes(text)
     with pytest.raises(UsageError) as refusal:

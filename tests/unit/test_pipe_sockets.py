@@ -156,11 +156,11 @@ def test_messages_wait_for_a_reader_and_no_more_than_so_many(ends):
 
 
 @pairs
-def test_who_waits_does_not_spin(ends):
+def test_a_waiting_push_does_not_spin(ends):
     near, far = ends
     push = near.push(far.path)
     push.send(b"waits")
-    assert near.poller.epoll.poll(0) == []  # nobody accepts
+    assert near.poller.epoll.poll(0) == []  # the listener accepts nothing
     far.serve()
     until(lambda: far.taken, near, far)
     until(lambda: near.poller.epoll.poll(0) == [], far)  # there is room: no news
@@ -217,7 +217,7 @@ def test_a_burst_longer_than_one_look_is_read_without_another_event(ends):
 
 
 @pairs
-def test_who_speaks_no_zmtp_harms_nobody(ends):
+def test_a_peer_without_zmtp_does_no_harm(ends):
     near, far = ends
     far.serve()
     with socket.socket(socket.AF_UNIX) as stranger:
@@ -242,7 +242,7 @@ def _hung_up(stranger: socket.socket) -> bool:
 
 
 @each
-def test_who_says_nothing_is_hung_up_on_in_time_and_counted(stack, tmp_path, kind):
+def test_a_silent_connection_is_closed_in_time_and_counted(stack, tmp_path, kind):
     far = End(stack, str(tmp_path / "b"), kind)
     far.serve()
     with socket.socket(socket.AF_UNIX) as stranger:
@@ -261,7 +261,7 @@ def test_who_says_nothing_is_hung_up_on_in_time_and_counted(stack, tmp_path, kin
 
 
 @pairs
-def test_part_of_a_message_holds_up_nobody_else(ends):
+def test_part_of_a_message_delays_no_other_connection(ends):
     near, far = ends
     far.serve()
     with socket.socket(socket.AF_UNIX) as stranger:
@@ -286,7 +286,7 @@ def test_a_message_that_is_too_long_ends_the_connection(stack, tmp_path, kind):
     assert far.taken == []
 
 
-def test_without_a_descriptor_who_connects_waits_and_nobody_spins(stack, tmp_path):
+def test_without_a_descriptor_connections_wait_and_no_process_spins(stack, tmp_path):
     near, far = End(stack, str(tmp_path / "a"), "direct"), End(stack, str(tmp_path / "b"), "direct")
     far.serve()
     push = near.push(far.path)

@@ -246,7 +246,7 @@ def test_any_number_that_a_sender_may_claim_can_be_counted_and_kept(durable):
     b'{"done": %d, "first": %d}' % (1 << 64, 1 << 64), b'{"done": 1, "first": 1, "x": ' + b"[" * 100_000, b"\xff",
 ])  # fmt: skip
 @pytest.mark.parametrize("decode", [decode_hello, decode_resume])
-def test_greetings_that_make_no_sense_are_a_value_error(decode, octets):
+def test_invalid_greetings_are_a_value_error(decode, octets):
     with pytest.raises(ValueError):
         decode(octets)
 

@@ -1,4 +1,4 @@
-"""What is set aside of people's traffic is nobody else's, and does not fill the disk."""
+"""Poison records, which are private traffic, are readable only by the user, and do not fill the disk."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_an_endless_loop_is_hung_within_the_promise_on_a_share_of_a_processor_to
     assert process.now - process.beat < PROMISE_S
 
 
-def test_who_is_taken_for_an_endless_loop_again_and_again_gets_more_time_each_time_until_it_has_served():
+def test_a_layer_repeatedly_killed_for_an_endless_loop_gets_more_time_until_it_has_served():
     restarts = Restarts()
     allowed = []
     for _ in range(8):

@@ -148,7 +148,7 @@ def test_a_raw_socket_gets_whole_packets_with_their_headers(host):
     assert host.received() == [(1, PEER, packet())]
 
 
-def test_every_socket_of_the_protocol_gets_a_copy_and_nobody_else(host):
+def test_only_the_sockets_of_the_protocol_get_a_copy(host):
     host.declares(1)
     host.declares(2)
     host.declares(3, protocol=OSPF)
@@ -164,7 +164,7 @@ def test_what_a_transport_gets_it_gets_beside_the_copy(host):
     assert host.received() == [(1, PEER, bytes(datagram))]
 
 
-def test_rfc1122_3_2_2_1_protocol_unreachable_only_while_nobody_listens(host):
+def test_rfc1122_3_2_2_1_protocol_unreachable_only_without_a_raw_socket(host):
     complaint = [(topology.ICMP, messages.REPORT_ERROR)]
     assert host.hears(packet()) == complaint
     host.declares()
@@ -411,7 +411,7 @@ OURS = packet(source=ME, destination=FAR)
     ({"receive_errors": True, "local": "10.0.0.255"}, 3, 1, 0), ({"peer": FAR}, 12, 0, errno.EPROTO),
     ({"peer": FAR}, 3, 4, errno.EMSGSIZE), ({"peer": FAR, "mtu_discover": 0}, 3, 4, 0),
     ({"receive_errors": True, "mtu_discover": 0}, 3, 4, errno.EMSGSIZE)])
-def test_errors_reach_whom_linux_tells(host, state, icmp_type, code, number):
+def test_errors_reach_the_same_sockets_as_on_linux(host, state, icmp_type, code, number):
     host.declares(**state)
     host.give(topology.ICMP, messages.ICMP_ERROR, error_about(OURS, icmp_type, code))
     assert host.errors() == ([(1, number, b"payload!")] if number else [])
@@ -462,7 +462,7 @@ def test_sockets_are_bounded(host):
 
 @pytest.mark.parametrize("state", [
     {"handle": 0}, {"handle": 1 << 32}, {"protocol": 0}, {"protocol": 256}, {"ttl": 256}])
-def test_declarations_that_make_no_sense_are_counted(host, state):
+def test_invalid_declarations_are_counted(host, state):
     wanted = {"handle": 1, "request": 1, "protocol": 1} | state
     host.give(topology.SOCKETS, messages.SOCKET_SET, messages.encode(SocketState(**wanted)), b"{}", b"[")
     assert host.told == []
@@ -496,7 +496,7 @@ def test_without_raw_ip_tells_it_nothing():
 @given(st.dictionaries(st.integers(0, 5), st.binary(max_size=40) | st.builds(
     lambda handle, protocol: messages.encode(SocketState(handle=handle, request=0, protocol=protocol)),
     st.integers(0, 5), st.integers(-1, 300))))
-def test_stored_records_that_make_no_sense_are_deleted(state):
+def test_invalid_stored_records_are_deleted(state):
     stored = dict(state)
     counts = Counters.new()
     core = Core(CONFIG, stored, counts, random.Random(1))

@@ -112,7 +112,7 @@ def test_rfc5722_4_a_contradiction_spoils_the_whole_packet_until_its_time_is_ove
     assert bench.add(16, B, True) is None
     assert bench.add(0, A, True) is None
     assert bench.dropped() == {"fragment_spoilt": 3}
-    assert bench.reassembly.expire(TIMEOUT_S) == []  # nobody is told
+    assert bench.reassembly.expire(TIMEOUT_S) == []  # no error is sent
     assert bench.empty()
     for piece in ((0, A, True), (16, B, True)):
         assert bench.add(*piece, now=TIMEOUT_S) is None

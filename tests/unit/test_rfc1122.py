@@ -232,13 +232,13 @@ def test_rfc1122_3_3_1_1_without_a_gateway_the_network_is_still_there():
     assert answers(stack, echo())[0][ICMP].type == 0
 
 
-def test_rfc1122_3_3_1_4_nobody_is_asked_whether_the_gateway_lives_while_nothing_is_sent(stack):
+def test_rfc1122_3_3_1_4_the_gateway_is_not_verified_while_nothing_is_sent(stack):
     connected(stack)
     stack.passes(3600.0)
     assert stack.sent() == []
 
 
-def test_rfc1122_3_3_1_4_nobody_is_asked_while_the_gateway_shows_that_it_lives(stack):
+def test_rfc1122_3_3_1_4_the_gateway_is_not_verified_while_its_packets_arrive(stack):
     connected(stack)
     for _ in range(100):
         stack.passes(1.0)
@@ -279,7 +279,7 @@ def test_rfc1122_3_3_1_5_the_next_default_gateway_serves_while_the_first_is_sile
     assert switched < 40  # ip asks after 30 s, arp makes sure for another 5
     assert set(used[:switched]) == {PEER_MAC}
     assert set(used[switched:]) == {NEXT_MAC}
-    assert len(used) == 90  # none was lost, and nobody was told of an error
+    assert len(used) == 90  # none was lost, and no error was reported
     assert stack.errors() == []
 
 
@@ -334,7 +334,7 @@ def test_rfc1122_3_2_2_2_redirects_that_quote_nothing_of_ours_are_discarded():
         "error_unknown_code": 1, "error_bad_quote": 1, "error_not_ours": 1, "error_about_group": 1}
 
 
-def test_rfc1122_3_3_1_4_nobody_asks_for_a_dead_gateway_while_nothing_is_sent():
+def test_rfc1122_3_3_1_4_a_dead_gateway_is_not_tried_while_nothing_is_sent():
     stack = two_gateways()
     silence(stack)
     stack.passes(20.0)

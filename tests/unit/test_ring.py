@@ -14,7 +14,7 @@ from bus.runtime import ring
 
 
 def pair(octets: int = 4096) -> tuple[ring.RingWriter, ring.RingReader]:
-    memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE + octets))  # shared with whoever is forked
+    memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE + octets))  # shared with forked processes
     return ring.RingWriter(memory, 1), ring.RingReader(memory)
 
 

@@ -98,7 +98,7 @@ def test_broadcasts_and_multicasts_need_no_route():
     Routes([], [Route(bytes(4), 0, b"", bytes(5), 1500)]), Routes([], [Route(bytes(4), -1, b"", b"", 1500)]),
     Routes([], [Route(bytes(16), 129, b"", b"", 1500)]), Routes([], [Route(bytes(15) + b"\1", 127, b"", b"", 1500)]),
 ])  # fmt: skip
-def test_what_makes_no_sense_is_refused(announced):
+def test_invalid_announcements_are_refused(announced):
     with pytest.raises(ValueError):
         RouteTable(announced)
 

@@ -22,13 +22,13 @@ CONFIGURED, GATEWAY = IPv4Interface("10.0.0.2/24"), IPv4Address("10.0.0.1")
 INTERFACES = [CONFIGURED, *map(IPv4Interface, ("10.0.0.5/24", "10.1.0.2/16", "192.168.7.1/31", "172.16.0.9/32"))]
 NETWORKS = list(map(IPv4Network, ("10.9.0.0/16", "0.0.0.0/0", "10.9.8.0/24", "10.9.8.7/32", "10.0.0.0/24")))
 GATEWAYS = [*map(IPv4Address, ("10.0.0.1", "10.0.0.9", "10.1.0.1", "192.168.7.0", "198.51.100.1")), None]
-SOURCES = [None] * 5 + [interface.ip for interface in INTERFACES]  # most often nobody says
+SOURCES = [None] * 5 + [interface.ip for interface in INTERFACES]  # usually not given
 DESTINATIONS = list(map(IPv4Address, (
     "10.0.0.1", "10.0.0.77", "10.1.2.3", "10.9.8.7", "10.9.8.9", "10.9.1.1", "192.168.7.0", "8.8.8.8", "0.0.0.1")))
 
 
 class Way(NamedTuple):
-    """A route that somebody chose."""
+    """A configured route."""
 
     network: IPv4Network
     gateway: IPv4Address | None

@@ -110,8 +110,8 @@ def test_two_keepers_do_not_hold_it_at_once(folder, monkeypatch):
 
 
 @as_root
-def test_a_race_for_the_name_is_won_by_nobody(folder):
-    """A stranger who may rename the directory above swaps it for a link to the victim's, again and again."""
+def test_a_race_for_the_name_gains_nothing(folder):
+    """A user who may rename the parent directory repeatedly replaces it by a link to the victim's."""
     victim = folder / "victim"
     (victim / "default").mkdir(mode=0o700, parents=True)
     precious = [victim / "default" / name for name in ("udp.sock", "letter", "sockets")]
@@ -167,7 +167,7 @@ while True:
 
 @as_root
 @pytest.mark.parametrize("whose", ["the stranger's directory", "a socket in ours"])
-def test_nothing_is_said_to_a_stranger_who_answers_as_the_keeper(folder, whose):
+def test_nothing_is_sent_to_a_foreign_process_that_answers_as_the_keeper(folder, whose):
     place = folder / "usernet-0" / "default"
     place.mkdir(parents=True)
     os.chown(place.parent, STRANGER, STRANGER)

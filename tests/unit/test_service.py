@@ -187,7 +187,7 @@ def test_a_planned_restart_loads_first_then_stops_then_goes_on_with_the_new_code
     assert (layer.processes, layer.former) == ({Role.PROCESS: "new", Role.SPARE: "new"}, None)
 
 
-def test_who_asks_while_a_restart_is_under_way_is_answered_with_it():
+def test_a_request_during_a_restart_is_answered_by_that_restart():
     layer = Layer().up()
     layer.happens(Event.RENEW)
     assert layer.happens(Event.RENEW) == []

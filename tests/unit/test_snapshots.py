@@ -107,7 +107,7 @@ def test_code_that_does_not_compile_is_refused_and_named(checkout, text):
     lambda path: path.write_bytes(b"#" * (FILE_OCTETS_MAX + 1)),
     lambda path: path.write_text("x = " + "1+" * 20_000 + "1\n"), lambda path: path.symlink_to("nowhere"),
 ], ids=["fifo", "directory", "too long", "too deep", "dangling link"])
-def test_a_file_that_is_no_source_is_an_error_and_holds_nobody_up(checkout, make):
+def test_a_file_that_is_no_source_is_an_error_and_blocks_nothing(checkout, make):
     make(checkout.root / "layers/toy/odd.py")
     with pytest.raises((OSError, ValueError, RecursionError, MemoryError)):
         taken()

@@ -109,7 +109,7 @@ def test_handles_count_from_one(bench):
     assert [bench.open(), bench.open(BOB), bench.open()] == [1, 2, 3]
 
 
-def test_a_port_in_use_is_refused_only_once_it_is_known_who_has_ended(bench):
+def test_a_port_in_use_is_refused_only_after_ended_clients_are_known(bench):
     bench.bound(5055, ALICE)
     other = bench.open(BOB)
     bench.unchecked = True
@@ -123,7 +123,7 @@ def test_a_port_in_use_is_refused_only_once_it_is_known_who_has_ended(bench):
     assert (reply["id"], reply["errno"], reply["port"]) == (77, 0, 5055)
 
 
-def test_who_leaves_while_its_refusal_waits_is_forgotten(bench):
+def test_a_client_that_leaves_while_its_refusal_waits_is_forgotten(bench):
     bench.bound(5055, ALICE)
     other = bench.open(BOB)
     bench.unchecked = True
@@ -359,7 +359,7 @@ def test_a_total_sets_the_books_right(bench):
     assert bench.ask("list")["sockets"][0]["queued"] == 7
 
 
-def test_who_asks_for_the_list_has_the_applications_asked_what_they_have_queued(bench):
+def test_a_request_for_the_list_asks_the_applications_what_they_have_queued(bench):
     handle, idle = bench.bound(5055), bench.bound(5056)
     bench.give(topology.UDP, messages.DATAGRAM, datagram(handle, bytes(100)))
     assert [each["queued"] for each in bench.ask("list", BOB)["sockets"]] == [356, 0]

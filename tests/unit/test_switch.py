@@ -1,4 +1,4 @@
-"""The switch's core: who gets a frame, what is learnt and forgotten, and how much of it."""
+"""The switch's core: the ports that get a frame, what is learnt and forgotten, and the limits."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_port_that_invents_addresses_displaces_only_its_own():
     assert set(switch.forward(A, [frame(invented[10], MAC_A)], 2.0)) == {X}
 
 
-def test_lone_port_talks_to_nobody():
+def test_frames_of_a_single_port_go_nowhere():
     switch, _ = joined(A)
     assert switch.forward(A, [frame(BROADCAST, MAC_A)], 0.0) == {}
 

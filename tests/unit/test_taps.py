@@ -1,4 +1,5 @@
-"""bus.runtime.taps around a core: what is seen, held, dropped and counted; nobody watching is the plain core."""
+"""bus.runtime.taps around a core: what is seen, held, dropped and counted; without watchers the plain core is
+called."""
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ def impair(number: int = 1, sent: bool = True, peer: int = topology.UDP, flow: s
     return ImpairmentRequest(number, peer, sent, Settings(**settings), flow)
 
 
-def test_nobody_watching_is_the_plain_core():
+def test_without_watchers_the_plain_core_is_called():
     bench = Bench()
     assert bench.taps.core is bench.core
     bench.ask(CaptureRequest(1, 0))

@@ -324,7 +324,7 @@ PEERS = st.sampled_from(((None, 0), (PEER, 7), (PEER, 8), (OTHER, 7), (PEER, 0))
 
 @given(st.lists(st.tuples(st.integers(1, 5), LOCALS, PEERS, st.booleans()), max_size=10))
 @settings(max_examples=150, deadline=None)
-def test_the_receiver_is_who_scores_highest_on_linux(steps):
+def test_the_receiver_is_the_socket_with_the_highest_score_on_linux(steps):
     udp = Layer()
     sockets: dict[int, tuple] = {}  # handle -> (where it receives, peer, peer's port), last placed last
     for handle, local, (peer, peer_port), closed in steps:
@@ -719,7 +719,7 @@ UNREACH_HOST, UNREACH_PORT, TOO_BIG, EXPIRED, BAD_PARAMETER = (3, 1), (3, 3), (3
     ({"receive_errors": True}, UNREACH_PORT, ORIGIN_ICMP, errno.ECONNREFUSED),
     ({"receive_errors": True}, EXPIRED, ORIGIN_ICMP, errno.EHOSTUNREACH),
 ])  # fmt: skip
-def test_who_is_told_what_as_linux_udp_err(udp, fields, error, origin, number):
+def test_errors_are_reported_as_by_linux_udp_err(udp, fields, error, origin, number):
     udp.bind(3, **fields)
     sends = udp.icmp_error(packet(ME, 5000, PEER, 7), *error, origin=origin)
     told = [record for to, _, record in sends if to == SOCKETS]
@@ -788,7 +788,7 @@ def test_state_that_cannot_be_read_is_dropped_and_counted():
     udp.bind(1)
 
 
-def test_routes_that_make_no_sense_are_counted_and_the_old_stay(udp):
+def test_invalid_routes_are_counted_and_the_old_stay(udp):
     for record in (b"", encode(Routes([(bytes(5), 24)], [])), encode(Routes([], [Route(bytes(4), 99, b"", b"", 0)]))):
         assert udp.core.receive(IP, ROUTES, [record], 0.0) == []
     assert udp.count("control_malformed") == 3

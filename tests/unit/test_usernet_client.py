@@ -278,7 +278,7 @@ def test_more_than_a_packet_can_hold_is_too_long(pair):
     assert len(first.recv(1 << 16)) == 65507
 
 
-def test_anybody_is_this_host(pair):
+def test_the_unspecified_address_is_this_host(pair):
     first, second = pair
     second.sendto(b"hello", ("0.0.0.0", first.getsockname()[1]))
     assert first.recv(10) == b"hello"

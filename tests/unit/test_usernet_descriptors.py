@@ -127,7 +127,7 @@ def test_a_number_of_the_kernels_is_the_kernels():
         assert other.getsockname() == endpoint.getsockname()
 
 
-def test_a_number_that_was_closed_behind_our_back_belongs_to_whoever_has_it_now():
+def test_a_number_closed_without_the_library_belongs_to_its_new_owner():
     number = bound(usernet).detach()
     with bound(std) as theirs:
         os.dup2(theirs.fileno(), number)  # which closes it before

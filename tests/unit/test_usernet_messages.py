@@ -499,7 +499,7 @@ def test_shutdown_with_nonsense():
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_shutdown_wakes_who_is_blocked(leads):
+def test_shutdown_wakes_blocked_calls(leads):
     with bound(usernet) as endpoint, bound(usernet) as other:
         endpoint.connect(other.getsockname())
         endpoint.settimeout(30)

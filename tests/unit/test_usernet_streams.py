@@ -358,7 +358,7 @@ def test_what_tcp_says_of_a_connection(own_pair):
     assert first.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, 1) == b"\x01", "ESTABLISHED"
 
 
-def test_sockets_that_nobody_accepted_are_reset(service):
+def test_connections_that_were_not_accepted_are_reset(service):
     server = usernet.create_server(("127.0.0.1", 0))
     with usernet.create_connection(server.getsockname(), timeout=PATIENCE_S) as first:
         server.close()

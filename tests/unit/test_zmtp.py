@@ -47,7 +47,7 @@ def test_any_octets_are_messages_or_an_error(octets, cuts, after_greeting):
     (b"\xff" + bytes(8) + b"\x7f\x01", "a version before 3.0"),
     (zmtp.opening(b"PUSH").replace(b"NULL", b"PLAIN\0"[:4]), "a security mechanism other than NULL"),
 ])
-def test_who_speaks_something_else_is_refused(octets, says):
+def test_anything_but_zmtp_is_refused(octets, says):
     reader = zmtp.Reader(LIMIT)
     assert reader.feed(octets) == []
     assert reader.error == says

@@ -309,7 +309,7 @@ def test_keepalive_probes_an_idle_connection_and_ends_a_dead_one():
     assert peer.hears()[-1].startswith("R")
 
 
-def test_rfc5482_the_user_timeout_ends_a_connection_whose_octets_nobody_acknowledges():
+def test_rfc5482_the_user_timeout_ends_a_connection_with_unacknowledged_octets():
     peer = Peer()
     handle = peer.connects(user_timeout=5000)
     peer.passes(100)
@@ -391,7 +391,7 @@ def test_a_port_with_a_connection_in_time_wait_needs_so_reuseaddr(reuse):
     assert peer.host.set(6, port=80, bind=True, listen=1, reuse_address=reuse) == expected
 
 
-def test_a_segment_to_nobody_is_reset_by_its_own_numbers():
+def test_a_segment_without_a_connection_is_reset_by_its_own_numbers():
     host = Host(B)
     host.arrive(A, Segment(1, 2, ISN, 77, ACK, 0, payload=b"x"))
     host.arrive(A, Segment(1, 2, ISN, 0, SYN, 0))
