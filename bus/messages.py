@@ -24,6 +24,7 @@ from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     CREDIT_RECORD,
     CREDIT_TOTAL,
     DATAGRAM,
+    DATAGRAM_COST,
     DATAGRAM_HEADER,
     DATAGRAM_HEADER_6,
     DATAGRAM_OPTIONS,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 from cli import stack
 from cli.main import OK
-from supervisor.options import UsageError
+from supervisor.options import MAC, UsageError
 
 TEXT = "arp's neighbour table: list, add ADDRESS MAC, del ADDRESS, flush"
 OPERANDS = {"list": (), "add": ("ADDRESS", "MAC"), "del": ("ADDRESS",), "flush": ()}
-_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _checked(operand: str, text: str) -> str:
     if operand == "MAC":
-        if not _MAC.fullmatch(text.lower()):
+        if not MAC.fullmatch(text.lower()):
             raise UsageError(f"neighbor: '{text}' is not a MAC address like 02:00:00:00:00:02")
         return text.lower()
     try:

@@ -20,10 +20,10 @@ import msgspec
 
 from bus.config import STACK_USERS
 from supervisor import landlock, seccomp
+from supervisor.sandbox import CLONE_NEWUSER
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8  # linux/prctl.h
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
-CLONE_NEWUSER = 0x10000000
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 CAP_CHOWN, CAP_DAC_OVERRIDE = 0, 1
 CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_NICE = 5, 6, 7, 8, 18, 23

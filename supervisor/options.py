@@ -20,7 +20,7 @@ MTU_MIN, MTU_MAX = 68, 65521  # octets. RFC 791: every host forwards 68; 65535 m
 TTL_MAX = 255  # RFC 791 section 3.1: an octet
 DEFAULT_ADDRESS = "10.0.0.2/24"
 MODES = ("compact", "spread", "auto")
-_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 TAP_NAME_MAX = 15  # netdevice(7): IFNAMSIZ without the closing zero
 _TAP = re.compile(rf"(?!\.{{1,2}}$)[!-.0-9;-~]{{1,{TAP_NAME_MAX}}}")  # no '/', ':' or blank
 _WIRE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -102,7 +102,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if not self.mac:
             drawn = random.SystemRandom().randbytes(6)
             return bytes([drawn[0] & 0xFC | 0x02]) + drawn[1:]
-        if not _MAC.fullmatch(self.mac.lower()):
+        if not MAC.fullmatch(self.mac.lower()):
             raise UsageError(f"--mac {self.mac}: expected an address like 02:00:00:00:00:02")
         octets = bytes.fromhex(self.mac.replace(":", ""))
         if octets[0] & 1 or not any(octets):

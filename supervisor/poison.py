@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bus import messages
+from packets import vnet
 from packets.offload import completed
 
 LINKTYPE_ETHERNET, LINKTYPE_RAW, LINKTYPE_USER0 = 1, 101, 147  # tcpdump.org/linktypes.html
@@ -17,7 +18,6 @@ _FILE_HEADER = struct.Struct("=IHHiIII")  # pcap-savefile(5)
 _PACKET_HEADER = struct.Struct("=IIII")
 _LINKTYPES = {messages.ETHERNET: LINKTYPE_ETHERNET, messages.PACKET: LINKTYPE_RAW}
 CAPTURES_MAX = 64  # per stack; the oldest is removed
-VNET_HEADER_OCTETS = 10  # precedes a frame on a TAP with offload
 
 
 def state_dir(stack: str) -> Path:
@@ -35,7 +35,7 @@ def write_poison(stack: str, layer: str, message: dict[str, Any], offload: bool 
         old.unlink(missing_ok=True)
     record = base64.b64decode(message["record"])
     if offload and message["kind"] == messages.ETHERNET:
-        record = record[VNET_HEADER_OCTETS:]
+        record = record[vnet.HEADER_OCTETS :]
     elif message["kind"] == messages.PACKET and len(record) >= messages.PACKET_HEAD.size:
         _, _, flags, _, _, protocol, *_ = messages.PACKET_HEAD.unpack_from(record)
         record = record[messages.PACKET_HEAD.size :]

@@ -16,12 +16,12 @@ import struct
 from pathlib import Path
 
 from bus.config import CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION
+from packets import vnet
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8  # linux/if_tun.h
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-VNET_HEADER_OCTETS = 10  # struct virtio_net_hdr
 # Requests of TUNSETOFFLOAD, best first. UDP segmentation exists since Linux 6.2 and needs both of its flags.
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x20, 0x40
 OFFLOADS = (
@@ -119,7 +119,7 @@ def open_tap(name: str, offload: bool = False) -> tuple[int, tuple[str, ...]]:
 
 
 def _ask_offload(descriptor: int) -> tuple[str, ...]:
-    fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_OCTETS))
+    fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", vnet.HEADER_OCTETS))
     for flags, offload in OFFLOADS:
         try:
             fcntl.ioctl(descriptor, TUNSETOFFLOAD, flags)

@@ -25,12 +25,13 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Iterable
 
+from bus.durable.layout import PAGE
+
 BLOCK_OCTETS = 1 << 16
 ORDERS = 4  # 64 kB * 4 ** order
 RING_OCTETS_MAX = BLOCK_OCTETS * 4 ** (ORDERS - 1)
 IDLE_S = 3.0  # seconds after which a free piece is returned to the system
 POISON = 0xDD
-_PAGE = 4096
 _ORDER_BITS = 8
 _BLOCK_BITS = 16
 _ORDER_MASK = (1 << _ORDER_BITS) - 1
@@ -46,7 +47,7 @@ def octets_for(data_octets: int) -> int:
 
 
 def _table_octets(blocks: int) -> int:
-    return -(-8 * blocks // _PAGE) * _PAGE
+    return -(-8 * blocks // PAGE) * PAGE
 
 
 def order_for(octets: int) -> int:

@@ -138,7 +138,8 @@ class Outbox:
     def send_alone(self, taken: Inbox) -> bool:
         """End a turn with input from one inbox and output to this outbox only; False: the three steps are needed.
 
-        The result is the same as that of the three steps. It saves a twentieth of the time of a ping and of an echo.
+        The result is the same as that of the three steps. It takes 2.1 instead of 2.8 us: 2 % of the processor
+        time of an echo with libzmq's sockets, 4 % of its latency with direct pipes.
         """
         records = self._records
         if self.waits or self._fresh or not records or not self.socket.open:

@@ -11,8 +11,6 @@ from layers.link.counters import Counters as C
 from packets import ethernet, ipv4, vnet
 
 FRAME_OCTETS_MAX = 65536 + 64
-LONE_READS = 4  # after this many reads with one frame each, no second read is tried
-LOOK_AGAIN = 16  # except in one of so many reads
 # A batch ends with one of these. Larger batches cost less per frame, but the layers on the other core wait meanwhile
 # (docs/decisions/placement.md has the figures).
 BATCH_FRAMES = 48
@@ -32,24 +30,18 @@ class Tap:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._counters = counters
-        self._lone = 0  # consecutive reads with one frame each
 
     def fileno(self) -> int:
         """Readable when the kernel has sent a frame."""
         return self._descriptor
 
     def read(self, batch: RxLog) -> list[bytes]:
-        """The frames that the kernel has queued, at most a batch.
-
-        A read that finds no second frame costs as much as the first; at low load the poll reports the next frame soon
-        enough.
-        """
+        """The frames that the kernel has queued, at most a batch."""
         descriptor, read, octets, ends, words = self._descriptor, os.readv, batch.octets, batch.ends, batch.words
         frames: list[bytes] = []
         start = count = 0
         try:
-            most = 1 if self._lone >= LONE_READS and self._lone % LOOK_AGAIN else BATCH_FRAMES
-            while count < most and start < BATCH_OCTETS:
+            while count < BATCH_FRAMES and start < BATCH_OCTETS:
                 end = start + read(descriptor, (octets[start:] if start else octets,))
                 octets[end : end + len(BLANK)] = BLANK
                 ends[count] = end
@@ -59,7 +51,6 @@ class Tap:
                 start = end
         except OSError:
             pass  # EAGAIN: no more frames; EIO, EBADFD: the interface is down at the moment
-        self._lone = self._lone + 1 if count == 1 else 0
         return frames
 
     def length(self, octets: memoryview) -> int:

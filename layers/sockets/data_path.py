@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from bus import messages, topology
 from bus.layer import CounterWords, Send
-from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE
+from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_COST, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE
 from layers.sockets.counters import Counters
 from layers.sockets.tables import Entry
 from packets.ip_options import split
-
-DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # octets of receive buffer, in addition to the record's length
 
 _from_bytes = int.from_bytes
 

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from usernet.client.dispatcher import Mailbox
-from usernet.pipe.messages import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENTS_MAX, SocketError
+from usernet.pipe.messages import DATAGRAM_COST, DATAGRAM_OVERHEAD, SEGMENTS_MAX, SocketError
 
-DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # octets of receive buffer, in addition to the record's length
 ERRORS_MAX = 256  # errors stored for MSG_ERRQUEUE; on Linux they count in the receive buffer
 DESTINATIONS_MAX = 8192  # known destinations of a socket; then it asks again
 UNNAMED = ("0.0.0.0", 0)

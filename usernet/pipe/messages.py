@@ -50,6 +50,7 @@ SEND_OPTIONS = 2
 CREDIT_TOTAL = 1 << 31
 INTERFACE_INDEX = 2  # index of the stack's only interface; Linux gives 1 to the loopback
 DATAGRAM_OVERHEAD = 256  # octets of receive buffer for a queued datagram, in addition to its payload
+DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # likewise, in addition to the length of its record
 
 
 def family_of(address: bytes) -> int:

@@ -40,7 +40,7 @@ _PKTINFO = Struct("=i4s4s")  # struct in_pktinfo: interface, local address, head
 _EXTENDED_ERROR = Struct("=IBBBBII")  # struct sock_extended_err: errno, origin, type, code, pad, info, data
 _OFFENDER = Struct("=H2x4s8x")  # struct sockaddr_in
 _CMSG_HEADER_OCTETS = 16
-_IP_HEADER_OCTETS = 20
+IP_HEADER_OCTETS = 20
 
 Control = tuple[int, int, bytes]  # level, type, data
 
@@ -150,7 +150,7 @@ def options_of(record: bytes, raw: bool) -> bytes:
     """The IP options of a received datagram."""
     if raw:
         packet = record[DATAGRAM_HEADER.size :]
-        return packet[_IP_HEADER_OCTETS : (packet[0] & 15) * 4] if packet else b""
+        return packet[IP_HEADER_OCTETS : (packet[0] & 15) * 4] if packet else b""
     return record.options if isinstance(record, WithOptions) else b""
 
 

@@ -18,11 +18,12 @@ from struct import Struct
 from typing import Any, SupportsIndex
 
 from usernet.client.connection import Connection
-from usernet.client.description import DATAGRAM_COST, DESTINATIONS_MAX, Description
+from usernet.client.description import DESTINATIONS_MAX, Description
 from usernet.client.readiness import Descriptor
 from usernet.client.stack import Stack
 from usernet.errors import os_error, would_block
 from usernet.pipe.messages import (
+    DATAGRAM_COST,
     DATAGRAM_HEADER,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
@@ -31,13 +32,12 @@ from usernet.pipe.messages import (
     SocketError,
     datagram_header,
 )
-from usernet.sockets.cmsg import SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
+from usernet.sockets.cmsg import IP_HEADER_OCTETS, SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
 from usernet.sockets.cork import MORE, Piece, held
 from usernet.sockets.ip_options import before
 from usernet.sockets.sendmmsg import Runs
 from usernet.sockets.sockaddr import parse
 
-IP_HEADER_OCTETS = 20
 UDP_HEADER_OCTETS = 8
 SUPER_OCTETS_MAX = 65535 - IP_HEADER_OCTETS - UDP_HEADER_OCTETS  # UDP_SEGMENT: total of all datagrams
 ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; a ping socket may send nothing else (icmp(7))
