@@ -1,6 +1,6 @@
-# `make demo` and `make test` do all the set-up; everything goes into .venv.
-# The distribution's Python where it will do: its build is optimised by profile, which a hand-made one seldom is, and the
-# whole stack gains a sixth (docs/performance.md). `make PYTHON=... demo` takes another.
+# `make demo` and `make test` install everything into .venv first.
+# The distribution's Python if it is new enough: it is built with profile-guided optimisation, which makes the whole stack
+# a sixth faster (docs/performance.md). `make PYTHON=... demo` uses another.
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
   'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py
 	USERNET_PIPES=zmq $(BIN)/python -m pytest -n 3 tests/unit/test_usernet_client.py
 
-# Strangers' programs and suites over the stack, and over the kernel as the control: long tables.
+# Foreign programs and test suites over the stack, and over the kernel for comparison; long tables.
 interop: $(VENV)/.interop
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/interop tests/cpython tests/badnet
 
@@ -32,7 +32,7 @@ bench: $(VENV)/.dev
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults
 
-# A checkout that was moved, or a Python that is gone, takes its .venv with it: it is made anew.
+# The .venv of a moved checkout, or of a removed Python, does not work any more and is created again.
 $(VENV)/.runtime: requirements.txt $(if $(shell $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' \
   2>/dev/null && echo here),,moved)
 	@$(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \

@@ -1,8 +1,8 @@
-"""A UDP echo server that needs pyzmq and nothing of usernet: docs/app-protocol.md, spoken by hand.
+"""A UDP echo server that needs only pyzmq and nothing of usernet: an implementation of docs/app-protocol.md.
 
-    python examples/zeromq_echo.py ADDRESS:PORT        (with a stack running)
+python examples/zeromq_echo.py ADDRESS:PORT        (with a stack running)
 
-It goes on when the socket service is killed, for both ends number their frames and keep the last of them.
+It continues after the socket service is killed, because both ends number their frames and keep the last of them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import zmq
 SEND, DATAGRAM, HELLO, RESUME, REQUEST, REPLY, CREDIT, REFUSAL = 1, 2, 128, 129, 130, 131, 132, 135
 VERSION = 2  # of the protocol
 FRAME = struct.Struct("<BBHIQQ")  # version, kind, count of records, incarnation, id, sequence number
-# Handle, family, flags, TTL, TOS, port, interface, the peer's address, our own: of what comes and of what goes
+# Handle, family, flags, TTL, TOS, port, interface, the peer's address, the own address: of received and sent datagrams
 DATAGRAM_HEADER = struct.Struct("<IBBBBHH4s4s")
 DATAGRAM_OVERHEAD, CREDIT_BATCH, CREDIT_TOTAL = 256, 100_000, 1 << 31
 
 
 def run_dir() -> str:
-    """Where the stack's sockets are."""
+    """The run directory of the stack."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     base = f"{base}/usernet" if base else f"{tempfile.gettempdir()}/usernet-{os.getuid()}"
     return os.environ.get("USERNET_DIR") or f"{base}/{os.environ.get('USERNET_NAME', 'default')}"
 
 
 class Application:
-    """Two ZeroMQ sockets, and how far each side has come."""
+    """Two ZeroMQ sockets, and the positions of both sides."""
 
     def __init__(self, directory: str) -> None:
-        self.id = 0  # that the service gives us
+        self.id = 0  # assigned by the service
         name = f"app-{1 + secrets.randbelow((1 << 64) - 1):x}.sock"
         context = zmq.Context()
         self.inbox, self.outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -51,7 +51,7 @@ class Application:
         self.unanswered: dict[int, dict] = {}
         self.answers: dict[int, dict] = {}
         self.requests = 0
-        self.handle = 0  # of our one socket
+        self.handle = 0  # handle of the socket
         self.greet(HELLO, {"version": VERSION, "inbox": name, "done": 0})
         while not self.incarnation:
             self.receive()
@@ -68,7 +68,7 @@ class Application:
         self.outbox.send(self.kept[-1][1])
 
     def request(self, op: str, **fields: object) -> dict:
-        """Ask, and wait for the answer; datagrams that come meanwhile are dropped."""
+        """Send a request and wait for the answer; datagrams that arrive meanwhile are dropped."""
         self.requests += 1
         number = self.requests
         self.unanswered[number] = {"id": number, "op": op, **fields}
@@ -81,7 +81,7 @@ class Application:
         return answer
 
     def receive(self) -> list[bytes]:
-        """Wait for a frame; the DATAGRAM records that it brings."""
+        """Wait for a frame; returns the DATAGRAM records in it."""
         frame = self.inbox.recv()
         _, kind, count, incarnation, number, sequence = FRAME.unpack_from(frame)
         records, at = [], FRAME.size + 4 * count
@@ -96,7 +96,8 @@ class Application:
             return []
         if sequence == 0:
             self.greeted(kind, incarnation, json.loads(records[0]))
-        elif sequence == self.done + 1 or (sequence > self.done and self.resumed):  # else repeated, or too early
+        # otherwise a repetition, or too early
+        elif sequence == self.done + 1 or (sequence > self.done and self.resumed):
             self.done = sequence
             if kind == DATAGRAM:
                 return records
@@ -106,7 +107,7 @@ class Application:
         return []
 
     def greeted(self, kind: int, incarnation: int, fields: dict) -> None:
-        """The service has started; or says where it goes on."""
+        """The service has sent HELLO or RESUME."""
         self.resumed = kind == RESUME
         if self.resumed:
             self.done = max(self.done, fields["first"] - 1)
@@ -116,9 +117,9 @@ class Application:
             self.greet(RESUME, {"first": kept[0][0] if kept else self.sent + 1, "done": self.done})
             for _, frame in kept:
                 self.outbox.send(frame)
-            for request in list(self.unanswered.values()):  # executed once, however often it is sent
+            for request in list(self.unanswered.values()):  # executed once, even if sent repeatedly
                 self.send(REQUEST, json.dumps(request).encode())
-            self.send(CREDIT, struct.pack("<II", self.handle, CREDIT_TOTAL))  # nothing of ours is queued
+            self.send(CREDIT, struct.pack("<II", self.handle, CREDIT_TOTAL))  # nothing is queued here
 
 
 def main(local: str) -> None:

@@ -1,4 +1,4 @@
-"""Fragments of IPv4 packets: a packet cut into them, and one read for putting it together (RFC 791 section 3.2)."""
+"""Fragments of IPv4 packets: splitting a packet, and decoding fragments for reassembly (RFC 791 section 3.2)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Fragment(NamedTuple):
     """A fragment as reassembly sees it, the same for every family."""
 
     source: bytes
-    key: bytes  # that all fragments of a datagram have in common, and no other's: with the source, all that is in it
-    start: int  # where its data belongs, in octets
+    key: bytes  # what all fragments of a datagram have in common: with the source, it identifies the datagram
+    start: int  # offset of its data, in octets
     more: bool  # it is not the last
-    room: int  # octets of data that a datagram can have at most
+    room: int  # maximum octets of data of a datagram
     ecn: int  # RFC 3168 section 5: 0 to 3
     header: bytes
     data: bytes
@@ -30,7 +30,7 @@ class Fragment(NamedTuple):
 
 
 def parse(packet: bytes) -> Fragment:
-    """A fragment whose header is sound; what is behind its total length is cut already."""
+    """Decode a fragment with a valid header; octets beyond its total length have been removed."""
     version, tos, _, number, field, _, protocol, _, source, destination = HEADER.unpack_from(packet)
     header_octets = (version & 15) << 2
     # RFC 791 section 2.3: source, destination, protocol, identification
@@ -41,7 +41,7 @@ def parse(packet: bytes) -> Fragment:
 
 
 def whole(first_header: bytes, pieces: Sequence[bytes], congested: bool) -> bytes | None:
-    """The packet of these pieces, under the header of its first fragment; None where it is too long for one."""
+    """The packet of these pieces, with the header of its first fragment; None: too long for a packet."""
     total = len(first_header) + sum(map(len, pieces))
     if total > LENGTH_MAX:  # the first fragment's header was longer than that of the last
         return None
@@ -53,7 +53,7 @@ def whole(first_header: bytes, pieces: Sequence[bytes], congested: bool) -> byte
 def split(packet: bytes, mtu_octets: int) -> list[bytes]:
     """The fragments of a whole packet, in order; none is longer than `mtu_octets`, of which 68 always suffice.
 
-    DF is not set in them. The first carries all options of the packet, the others those that are to be copied.
+    DF is not set in them. The first contains all options of the packet, the others those with the copied flag.
     """
     header_octets = (packet[0] & 15) * 4
     first, payload = packet[:header_octets], packet[header_octets:]
@@ -79,7 +79,7 @@ def _later_header(first: bytes) -> bytes:
 
 
 def _header(model: bytes, payload_octets: int, field: int) -> bytes:
-    """`model` with this length and this flags and offset, and the checksum that follows."""
+    """`model` with this length, flags and offset, and the resulting checksum."""
     start, _, identification, _, ttl_protocol, _ = _START.unpack_from(model)
     total = len(model) + payload_octets
     rest = model[_START.size :]

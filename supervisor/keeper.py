@@ -67,8 +67,8 @@ class Keeper:
         self._options = options
         self._held = held
         self._front = front
-        self._run_dir_trouble = ""  # why it could not be made anew
-        self._lost: set[str] = set()  # layers that have to be restarted for it
+        self._run_dir_trouble = ""  # the reason why it could not be created again
+        self._lost: set[str] = set()  # layers that must be restarted because of this
         self._next_run_dir_check = 0.0
         self.events = EventLog()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
@@ -158,7 +158,7 @@ class Keeper:
                     why = [event.detail for event in self.events.all() if event.layer == layer.name and event.detail]
                     told = why[-1].strip() if why else "no process"
                     if (last := told.splitlines()[-1]).startswith(("OSError: ", "MemoryError")):
-                        told = last  # the machine's fault: a traceback would not help
+                        told = last  # a failure of the machine, for which a traceback does not help
                     self._boot_failure = f"{layer.name} does not start: {told}"
                     self.stop()
                     return
@@ -248,10 +248,10 @@ class Keeper:
         self._held.show(inbox, "link")
 
     def _check_run_dir(self) -> None:
-        """Mend the run directory where files of it were removed: a stack without them cannot be reached.
+        """Repair the run directory if files of it were removed, because the stack cannot be reached without them.
 
-        A name is given back. A socket without any is made anew, and so is the directory; the layers concerned are
-        restarted for it. To an application whose inbox was removed the stack is gone (ENETDOWN).
+        A removed name is linked again. A socket without any name is created again, and so is the directory; the layers
+        concerned are restarted. For an application whose inbox was removed the stack is gone (ENETDOWN).
         """
         gone = self._held.is_gone()
         lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend())

@@ -44,16 +44,16 @@ class Held:
         self.here = Path(f"/proc/self/fd/{descriptor}")  # a short path that stays valid if the directory is renamed
 
     def is_gone(self) -> bool:
-        """True: the directory was removed, or another one has its name."""
+        """True if the directory was removed, or another one has its name."""
         try:
             return not os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self.descriptor))
         except (FileNotFoundError, NotADirectoryError):
             return True
 
     def mend(self) -> set[str]:
-        """Give the layers' sockets the names back that were removed, and the directory its lock.
+        """Restore removed names of the layers' sockets, and the lock of the directory.
 
-        The layers whose socket or root directory no longer exists.
+        Returns the layers whose socket or root directory no longer exists.
         """
         self._mend_lock()
         lost = {layer for layer in self._names if not (self.here / layer).is_dir()}

@@ -224,7 +224,7 @@ class EventLoop:
         if inbox is None:
             self._meet(kind, records, VERSION, now)
             return
-        if inbox.pid and self._pull.pid not in (inbox.pid, 0):  # somebody else's id
+        if inbox.pid and self._pull.pid not in (inbox.pid, 0):  # the id of another process
             counters[C.bus_foreign] += 1
             return
         if sequence == 0:
@@ -360,7 +360,8 @@ class EventLoop:
         self._dispatch(clients.core.client_joined(client.number, {"pid": client.pid}, now))
 
     def _meet_another_version(self, frame: bytes, now: float) -> None:
-        """A frame that is none, or of another version of the protocol: then a HELLO looks the same, and is answered."""
+        """A frame that cannot be decoded, or of another version of the protocol: a HELLO has the same form and is
+        answered."""
         if self._clients is not None and frame[1:2] == _HELLO and frame[0] != VERSION:
             try:
                 kind, _, _, sequence, records = unpack_frame(of_version(frame, VERSION))

@@ -28,10 +28,10 @@ from usernet.pipe.streams import is_stream
 
 PACK_RECORDS = 64  # records per frame
 PACK_OCTETS = 1 << 16
-# data records behind a full pipe: a third of a second of steady traffic, until the successor of a hung layer serves.
-BACKLOG_RECORDS = 1024
+# Data records behind a full pipe: a third of a second of steady traffic, until the successor of a hung layer serves.
 # Beyond this the newest is dropped.
-# frames of the journal that a starting producer repeats at once; it repeats more when the consumer answers
+BACKLOG_RECORDS = 1024
+# Frames of the journal that a starting producer repeats at once; it repeats more when the consumer answers.
 REPEAT_AT_START = 16
 
 assert PACK_RECORDS <= MAX_RECORDS

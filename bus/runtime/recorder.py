@@ -80,7 +80,7 @@ class RecordingCore:
 
 
 class RecordingManagedCore(RecordingCore):
-    """Likewise, of a core that can be managed."""
+    """The same for a core that can be managed."""
 
     _core: ManagedCore
 
@@ -90,7 +90,7 @@ class RecordingManagedCore(RecordingCore):
 
 
 class RecordingClientCore(RecordingCore):
-    """Likewise, of a core that serves clients."""
+    """The same for a core that serves clients."""
 
     _core: ClientCore
 
@@ -121,7 +121,7 @@ class RecordingClientCore(RecordingCore):
 
 
 def recorded(core: Core, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool]) -> Core:
-    """The core, with a recording of it begun; the core itself where there is no room even for what it starts from."""
+    """The core with a recording started; the core itself if there is no room even for its initial state."""
     written = put(encode(("start", start)))
     for at in range(0, len(state), SNAPSHOT_ITEMS):
         written = written and put(encode(("state", state[at : at + SNAPSHOT_ITEMS])))

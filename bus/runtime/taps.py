@@ -335,7 +335,7 @@ class TappedCore:
 
 
 class TappedManagedCore(TappedCore):
-    """Likewise, of a core that can be managed."""
+    """The same for a core that can be managed."""
 
     _core: ManagedCore
 
@@ -346,13 +346,13 @@ class TappedManagedCore(TappedCore):
 
 
 class TappedClientCore(TappedCore):
-    """Likewise, of a core that serves clients."""
+    """The same for a core that serves clients."""
 
     _core: ClientCore
 
     @property
     def contested(self) -> bool:
-        """The core's."""
+        """That of the core."""
         return self._core.contested
 
     def welcome(self, client: int) -> dict[str, object]:

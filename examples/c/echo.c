@@ -1,9 +1,9 @@
-/* A UDP echo server in C, with libzmq and nothing else: docs/app-protocol.md, spoken by hand.
+/* A UDP echo server in C, with libzmq and nothing else: an implementation of docs/app-protocol.md.
  *
  *     cc -O2 -o echo echo.c -lzmq && ./echo ADDRESS PORT        (with a stack running)
  *
- * It goes on when the socket service is killed, for both ends number their frames and keep the last of them.
- * All integers of the protocol are little-endian, and so is what this program is written for.
+ * It continues after the socket service is killed, because both ends number their frames and keep the last of them.
+ * All integers of the protocol are little-endian, and so must be the machine.
  */
 
 #include <errno.h>
@@ -89,7 +89,7 @@ static void greeted(int kind, uint32_t of, const char *json)
     uint64_t last = sent;
     for (; next <= last; next++)
         transmit(kept[next % KEPT].octets, kept[next % KEPT].length);
-    uint32_t credit[2] = {handle, 1u << 31}; /* nothing of ours is queued */
+    uint32_t credit[2] = {handle, 1u << 31}; /* nothing is queued here */
     if (handle)
         send_frame(CREDIT, credit, sizeof credit);
 }

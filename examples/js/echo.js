@@ -27,18 +27,18 @@ function runDir() {
 class Client {
   constructor(dir) {
     this.dir = dir;
-    this.id = 0n; // that the service gives us
+    this.id = 0n; // assigned by the service
     this.inboxName = `app-${(randomBytes(8).readBigUInt64LE() | 1n).toString(16)}.sock`;
     this.inbox = new zmq.Pull({ receiveHighWaterMark: 0 });
     this.outbox = new zmq.Push({ linger: 0, sendHighWaterMark: 64, reconnectInterval: 1, reconnectMaxInterval: 5 });
     this.sequence = 0; // of the last frame sent
     this.journal = []; // [sequence, frame], to repeat after a restart of the service
-    this.done = 0; // last frame processed of the service's
+    this.done = 0; // last processed frame of the service
     this.incarnation = 0;
     this.awaiting = true; // a repetition is announced
-    this.requests = new Map(); // id -> {record, resolve, reject}: what is unanswered
+    this.requests = new Map(); // id -> {record, resolve, reject} of unanswered requests
     this.lastRequest = 0;
-    this.queue = Promise.resolve(); // zeromq.js takes one send at a time
+    this.queue = Promise.resolve(); // zeromq.js permits one send at a time
   }
 
   async start() {
@@ -190,7 +190,7 @@ async function main() {
       if (prepared.size >= 1024) prepared.clear();
       prepared.add(peer);
     }
-    const answer = Buffer.from(record); // its head says whom to answer, and from which address
+    const answer = Buffer.from(record); // its head contains the destination and source of the answer
     answer.fill(0, 5, 8); // flags, TTL, TOS: the socket's
     client.send(SEND, answer);
   };

@@ -325,7 +325,7 @@ class Connection:
                 self._take(frame)
 
     def _recover(self) -> None:
-        """Frames of the service are lost: ask again for all that is not a datagram."""
+        """Frames of the service are lost: ask again for everything except datagrams."""
         boxes = list(self.boxes.values())
         self._tell_queued([box for box in boxes if not isinstance(box, StreamDescription)])
         for box in boxes:

@@ -218,8 +218,10 @@ class StreamDescription(Description):
         return READ_RECORD.pack(self.handle, 0, self.read, self.have)
 
     def granting(self, flags: int = 0) -> Sends:
-        """The ACCEPT that says how many connections may be handed up; RESUME: and that those after `numbered` shall
-        be handed up again."""
+        """The ACCEPT with the number of connections that may be passed up.
+
+        RESUME: those after `numbered` are to be passed up again.
+        """
         record = ACCEPT_RECORD.pack(self.handle, flags, self.numbered, self.accepted + self.backlog + 1)
         return [(ACCEPT, record)]
 
