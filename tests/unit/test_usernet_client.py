@@ -278,10 +278,15 @@ def test_more_than_a_packet_can_hold_is_too_long(pair):
     assert len(first.recv(1 << 16)) == 65507
 
 
-def test_the_unspecified_address_is_this_host(pair):
-    first, second = pair
-    second.sendto(b"hello", ("0.0.0.0", first.getsockname()[1]))
-    assert first.recv(10) == b"hello"
+def test_the_unspecified_address_is_this_host_by_the_bound_address_or_loopback(pair):
+    first, _ = pair
+    first.sendto(b"hello", ("0.0.0.0", first.getsockname()[1]))
+    assert first.recvfrom(10) == (b"hello", first.getsockname())
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as anywhere:
+        anywhere.bind(("", 0))
+        anywhere.settimeout(5)
+        anywhere.sendto(b"hello", ("0.0.0.0", anywhere.getsockname()[1]))
+        assert anywhere.recvfrom(10) == (b"hello", ("127.0.0.1", anywhere.getsockname()[1]))
 
 
 def test_a_slow_reader_loses_what_does_not_fit_and_nothing_after(pair):

@@ -247,8 +247,11 @@ class Datagrams:
         return destination
 
     def _host(self, octets: bytes) -> str:
-        """0.0.0.0 as a destination means this host, as on Linux."""
-        return str(self._connection.welcome["address"]) if octets == ANY else _std.inet_ntoa(octets)
+        """0.0.0.0 as a destination means this host, as on Linux: the bound address, else 127.0.0.1."""
+        if octets != ANY:
+            return _std.inet_ntoa(octets)
+        local = self._box.local[0]
+        return "127.0.0.1" if local == "0.0.0.0" else local
 
     def sendmany(self, datagrams: Iterable[tuple[bytes, Address | None]]) -> int:
         """Send many datagrams, each with its address (None: the peer), up to 64 in one message to the stack.
