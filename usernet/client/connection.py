@@ -24,20 +24,20 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from usernet.client.arrivals import Arrivals, queued
 from usernet.client.channel import Line, find
-from usernet.client.combining import CombiningLock
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
 from usernet.client.readiness import Descriptor
-from usernet.client.requests import Requests, Unanswered, decode, encode
+from usernet.client.requests import Requests, decode
+from usernet.client.sender import Frame, Sender
 from usernet.client.streams import StreamDescription
-from usernet.errors import os_error, would_block
-from usernet.pipe.frame import MAX_RECORDS, VERSION, FrameError, pack_frame, unpack_frame
+from usernet.errors import os_error
+from usernet.pipe.frame import MAX_RECORDS, VERSION, FrameError, unpack_frame
 from usernet.pipe.messages import (
     BYE,
     CREDIT,
@@ -51,15 +51,11 @@ from usernet.pipe.messages import (
     RESUME,
     inbox_name,
 )
-from usernet.pipe.numbering import NEXT, Incoming, ReplayBuffer, incarnation_of
+from usernet.pipe.numbering import NEXT, Incoming, incarnation_of
 from usernet.pipe.run_dir import INBOXES
 from usernet.pipe.streams import (
-    ACCEPTED,
     INFO_HEADER,
-    ROOM,
-    STREAM,
     STREAM_INFO,
-    STREAM_RESET,
 )
 
 CONNECT_TIMEOUT_S = 5.0
@@ -69,23 +65,7 @@ LOOK_INTERVAL_S = 0.005  # a process that only sends checks its inbox at this in
 # at its end, a process waits this long until its last frames are taken: a service that hangs is replaced
 FAREWELL_S = 0.7
 ALIVE_INTERVAL_S = 0.5  # interval of checking that the stack still exists, while waiting or sending
-# time that a close waits for room in the pipe while the service restarts; after that its frame goes with the next one
-CLOSE_ROOM_S = 0.2
 HANDLE_MAX = 0xFFFFFFFF
-STREAM_KINDS = frozenset((STREAM, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
-INCARNATION = 1  # an application's pipe is never restarted; after a fork there is a new one with a new id
-
-_from_bytes = int.from_bytes
-
-
-class _Frame(NamedTuple):
-    """A frame that waits for the lock of sending. `request`: the request in it, if any."""
-
-    kind: int
-    records: Sequence[bytes]
-    request: Unanswered | None
-
-
 class Connection:
     """See the module's docstring. ConnectionRefusedError or TimeoutError: no stack."""
 
@@ -95,21 +75,20 @@ class Connection:
         self.pid = os.getpid()
         self.welcome: dict[str, Any] = {}
         self.malformed = 0  # frames from the service that cannot be decoded
-        self.down = False  # the stack is gone
         directory = find(run_dir, name)
-        self.id = 0  # assigned by the service: a secret between the two
         self._token = secrets.token_hex(16)  # only the answer to our HELLO contains it
         self._refusal: dict[str, Any] = {}  # the refusal of the service
         self.inbox_path = run_dir / INBOXES / inbox_name(1 + secrets.randbelow(INBOX_NUMBER_END - 1))
         self.readers = Readers(self._read)
-        self._sending = CombiningLock(self._send_deferred)
+        self._sender = Sender()
+        self._sending, self._number, self._unnumbered = self._sender.lock, self._sender.number, self._sender.unnumbered
         self.boxes: dict[int, Description] = {}  # {handle: socket}
         self._requests = Requests()
         self._arrivals = Arrivals(self.readers, self.boxes, self._close_unwanted)
-        self._incoming, self._sent = Incoming(), ReplayBuffer()
+        self._incoming = Incoming()
         self._looked = 0.0
         self._checked = monotonic()
-        self._line = Line(directory, self.inbox_path, self._sending)
+        self._line = self._sender.line = Line(directory, self.inbox_path, self._sending)
         try:
             self._greet()
         except BaseException:
@@ -134,6 +113,16 @@ class Connection:
                 if self._refusal:
                     raise OSError(self._refusal["errno"], f"the usernet stack {self.name!r} in {self.run_dir}: "
                                   f"{self._refusal['error']}")
+
+    @property
+    def id(self) -> int:
+        """Assigned by the service: a secret between the two."""
+        return self._sender.id
+
+    @property
+    def down(self) -> bool:
+        """True if the stack is gone."""
+        return self._sender.down
 
     @property
     def closed(self) -> bool:
@@ -219,7 +208,7 @@ class Connection:
 
     def _lost(self) -> None:
         """The stack is gone: fail all waiting threads."""
-        self.down = True
+        self._sender.down = True
         requests = [request.box for request in list(self._requests.under_way.values()) if request.box is not None]
         for box in [*list(self.boxes.values()), *requests]:
             box.error = errno.ENETDOWN
@@ -249,8 +238,8 @@ class Connection:
     def _take(self, frame: bytes, late: bool = False) -> None:
         try:
             kind, incarnation, number, sequence, records = unpack_frame(frame)
-            if number != self.id or not number:
-                if self.id or sequence:
+            if number != self._sender.id or not number:
+                if self._sender.id or sequence:
                     self.malformed += 1  # not from the service
                 else:
                     self._introduced(kind, number, incarnation, decode(records[0]))
@@ -290,7 +279,7 @@ class Connection:
         if fields.get("token") != self._token:
             self.malformed += 1
         elif kind == HELLO and number:
-            self.id = number
+            self._sender.id = number
             self._greeted(kind, incarnation, fields)
         elif kind == REFUSAL:
             self._refusal = fields
@@ -342,61 +331,16 @@ class Connection:
         self.glance()
         return self._number(kind, records, timeout)
 
-    def _number(self, kind: int, records: Sequence[bytes], timeout: float | None,
-                request: Unanswered | None = None) -> int:
-        sending = self._sending
-        if sending.mine:  # called by a destructor or a signal handler during a send
-            sending.defer(_Frame(kind, records, request))
-            return self._sent.sequence
-        try:
-            with sending.lock:
-                if sending.queue:
-                    sending.work()
-                return self._append(kind, records, timeout, request)
-        except TimeoutError:
-            if timeout == 0:
-                raise would_block() from None
-            raise
-        finally:
-            if sending.queue:
-                sending.attend()
-
-    def _append(self, kind: int, records: Sequence[bytes], timeout: float | None, request: Unanswered | None) -> int:
-        """While holding `_sending`: append and send the next frame."""
-        line = self._line
-        if self.down or line.closed:
-            raise os_error(errno.ENETDOWN)
-        sequence = self._sent.sequence + 1
-        frame = pack_frame(kind, self.id, INCARNATION, sequence, records)
-        line.send(frame, timeout)
-        self._sent.append(frame)
-        if request is not None:
-            request.sequence = sequence
-        return sequence
-
-    def _send_deferred(self, frame: _Frame) -> bool:
-        """False: there is no room now. The frame stays queued and precedes later ones."""
-        try:
-            self._append(*frame[:2], CLOSE_ROOM_S, frame.request)
-        except TimeoutError:
-            return False
-        except OSError:
-            pass  # the stack is gone, with all sockets
-        return True
-
     def send_all(self, sends: list[tuple[int, bytes]]) -> None:
         """Send control records."""
         for kind, record in sends:
             self._number(kind, (record,), CONNECT_TIMEOUT_S)
 
-    def _unnumbered(self, kind: int, fields: dict[str, object]) -> bytes:
-        return pack_frame(kind, self.id, INCARNATION, 0, [encode(fields)])
-
     def _resume(self, done: int) -> None:
         """Repeat the frames that the service has not processed; encode requests whose frames are no longer stored
         again."""
         with self._sending.lock:
-            first, frames = self._sent.after(done)
+            first, frames = self._sender.sent.after(done)
             self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
             for frame in frames:
                 self._line.send(frame, CONNECT_TIMEOUT_S)
@@ -488,7 +432,7 @@ class Connection:
         if isinstance(box, StreamDescription):
             fields = {**box.closing(), **fields}
         _, request = self._requests.new("close", {"handle": box.handle, **fields}, None)
-        self._sending.defer(_Frame(REQUEST, (request.record,), request))
+        self._sending.defer(Frame(REQUEST, (request.record,), request))
         if isinstance(box, StreamDescription) and box.listening:
             coming = [each for each in self.descriptions() if isinstance(each, StreamDescription)
                       and each.listener is box]
