@@ -94,6 +94,7 @@ class PipeCounters(CounterSet):
     bus_impaired_corrupted = Event("Records in which an impairment flipped a bit.")
     bus_impaired_reordered = Event("Records that an impairment sent before delayed ones.")
     bus_turned_away = Event("HELLOs of applications that were not let in; each was told why.")
+    bus_cut_off = Event("Applications disconnected because they did not read the answers to their requests.")
     bus_refused = Event("Connections closed because of another user, too many connections, or an invalid ZMTP "
                         "handshake.")
     bus_starved = Event("Times that connections had to wait because of missing descriptors or memory.")

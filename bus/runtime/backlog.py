@@ -11,15 +11,26 @@ from typing import Any
 from usernet.pipe.streams import MERGES, handle_of, is_stream
 
 BACKLOG_OCTETS = 1 << 22  # of data
+ENTRY_OCTETS = 128  # of memory for a record that waits, beside its own octets
 _Entry = list[Any]  # [kind, record]: a list, because a record may be replaced in place
 
 
+class Pool:
+    """The memory of several backlogs together. None gets more than is free for all others."""
+
+    __slots__ = ("free",)
+
+    def __init__(self, octets: int) -> None:
+        self.free = octets
+
+
 class Backlog:
-    """Records, oldest first. At most `records_max` of data; credit bounds the streams."""
+    """Records, oldest first. At most `records_max` of data, within `pool`; credit bounds the streams."""
 
-    __slots__ = ("_data", "_entries", "_mergeable", "_octets", "_records_max")
+    __slots__ = ("_data", "_entries", "_mergeable", "_octets", "_pool", "_records_max")
 
-    def __init__(self, records_max: int) -> None:
+    def __init__(self, records_max: int, pool: Pool | None = None) -> None:
+        self._pool = Pool(2 * (BACKLOG_OCTETS + records_max * ENTRY_OCTETS)) if pool is None else pool
         self._entries: deque[_Entry] = deque()
         self._records_max = records_max
         self._data = self._octets = 0  # number and octets of data records
@@ -31,10 +42,14 @@ class Backlog:
 
     def add_data(self, kind: int, records: list[bytes]) -> int:
         """Append as many of the records as fit; returns their number."""
-        before = self._data
+        before, pool = self._data, self._pool
         for record in records:
             if self._data >= self._records_max or self._octets + len(record) > BACKLOG_OCTETS:
                 break
+            octets = len(record) + ENTRY_OCTETS
+            if self._octets + self._data * ENTRY_OCTETS + octets > pool.free:
+                break
+            pool.free -= octets
             self._entries.append([kind, record])
             self._data += 1
             self._octets += len(record)
@@ -70,4 +85,14 @@ class Backlog:
             return kind, records, 0
         self._data -= len(records)
         self._octets -= octets
+        self._pool.free += octets + len(records) * ENTRY_OCTETS
         return kind, records, len(records)
+
+    def discard(self) -> int:
+        """Forget everything; returns the number of data records."""
+        self._pool.free += self._octets + self._data * ENTRY_OCTETS
+        data = self._data
+        self._entries.clear()
+        self._mergeable.clear()
+        self._data = self._octets = 0
+        return data

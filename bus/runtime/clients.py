@@ -21,6 +21,7 @@ from bus.config import StackConfig
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.layer import ClientCore
+from bus.runtime.backlog import Backlog, Pool
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
@@ -32,6 +33,9 @@ from usernet.pipe.numbering import Hello, Refusal, encode
 from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_INFO
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers of its sockets are the actual limit
+BACKLOGS_OCTETS = 1 << 25  # of memory for such records to all clients
+UNREAD_OCTETS_MAX = 1 << 22  # of replies and other control that a client does not read; beyond, it is cut off
+UNREAD_OCTETS_ALL = 1 << 25  # of all clients; beyond, the one with the most is cut off
 # a single record that kills the layer is a defect of the layer; a process that sends another is disconnected
 OFFENCES_MAX = 2
 REFUSALS_MAX = 8  # maximum of refusals being sent; a client that gets none sends HELLO again
@@ -66,6 +70,7 @@ class Clients:
         self._incarnation = self._words[layout.INCARNATION]
         self._counters = pipes.turn.memory.bus_counters
         self._refusals: list[tuple[Push, int]] = []  # (PUSH, number of checks) of the refusals being sent
+        self._backlogs = Pool(BACKLOGS_OCTETS)
         self._ends = select.epoll()
         self._most = bounded(layout.CLIENTS_MAX, DESCRIPTORS_A_CLIENT)
         self.by_number: dict[int, Client] = {}
@@ -205,7 +210,7 @@ class Clients:
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
         pipes = self._pipes
         outbox = pipes.connect(str(self._folder / inbox_name(inbox_number)), number, number, cell + layout.CLIENT_SENT,
-                               BACKLOG_RECORDS)
+                               Backlog(BACKLOG_RECORDS, self._backlogs))
         inbox = pipes.inboxes[number] = pipes.inbox(number, CLIENT_KINDS, cell + layout.CLIENT_DONE, pid)
         client = Client(number, inbox_number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client
@@ -230,6 +235,21 @@ class Clients:
                 continue
             self.dismiss(client)
             numbers.append(client.number)
+        return numbers + self._cut_off()
+
+    def _cut_off(self) -> list[int]:
+        """Dismiss clients that ask and do not read the answers: control is not dropped, so they would fill the
+        memory."""
+        unread = {client: client.outbox.unread_octets for client in self.by_number.values() if client.outbox.blocked}
+        total = sum(unread.values())
+        numbers = []
+        for client, octets in sorted(unread.items(), key=lambda each: -each[1]):
+            if octets <= UNREAD_OCTETS_MAX and total <= UNREAD_OCTETS_ALL:
+                break
+            self._counters[C.bus_cut_off] += 1
+            self.dismiss(client)
+            numbers.append(client.number)
+            total -= octets
         return numbers
 
     def dismiss(self, client: Client) -> None:

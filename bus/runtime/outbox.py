@@ -6,8 +6,9 @@ repeats the end of its own journal at once, because its predecessor may have die
 consumer's answer shows that it needs earlier frames, the producer repeats more.
 
 What happens to a record behind a full pipe depends on its class (`bus.messages`). Data is dropped, the newest first,
-and counted. Control is never dropped, and is journaled at once. A stream record is never dropped and replaces an older
-one of its kind and handle if possible (`usernet.pipe.streams`).
+and counted; so are errors about datagrams, which anybody's traffic may cause. Other control is never dropped, and is
+journaled at once. A stream record is never dropped and replaces an older one of its kind and handle if possible
+(`usernet.pipe.streams`).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Outbox:
                  "_touched", "_words", "consumer", "sequence", "socket", "waits")
 
     def __init__(self, socket: Push, sender: int, consumer: int, cell: int, turn: Turn,
-                 backlog_records: int | None = None) -> None:
+                 backlog: Backlog | None = None) -> None:
         self.socket = socket
         self.consumer = consumer
         self._send = socket.send
@@ -72,7 +73,7 @@ class Outbox:
         self._frames: deque[bytes] = deque()  # sealed and published frames that wait for room in the socket
         self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published
         # Data and streams that wait behind those frames, to leave in larger frames.
-        self._backlog = Backlog(BACKLOG_RECORDS if backlog_records is None else backlog_records)
+        self._backlog = Backlog(BACKLOG_RECORDS) if backlog is None else backlog
         # first number of the repetition at the start, until the consumer answers
         self._repeated_from: int | None = None
         self._kind = 0
@@ -83,6 +84,17 @@ class Outbox:
     def blocked(self) -> bool:
         """True while more waits than the socket accepts."""
         return bool(self._frames or self._backlog)
+
+    @property
+    def unread_octets(self) -> int:
+        """Octets of the frames that wait for room: control, and what was queued before it."""
+        return sum(map(len, self._frames))
+
+    def close(self) -> None:
+        """Close the socket; what waits is dropped."""
+        dropped = self._backlog.discard()
+        self._words[layout.WAITING] -= dropped
+        self.socket.close()
 
     @property
     def fresh(self) -> bool:
@@ -123,7 +135,7 @@ class Outbox:
     def _seal_pack(self, kind: int, records: list[bytes]) -> None:
         if not self._frames:
             self._seal_frame(kind, records)
-        elif kind < messages.CONTROL_KIND_MIN:
+        elif kind < messages.CONTROL_KIND_MIN or kind == messages.SOCKET_ERROR:
             kept = self._backlog.add_data(kind, records)
             self._words[layout.WAITING] += kept
             self._counters[C.bus_pipe_full] += len(records) - kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bus.runtime.backlog import Backlog
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.turn import Turn
@@ -21,9 +22,9 @@ class Pipes:
         """The inbox for frames of `sender`, with the position in which a former process left it; not added yet."""
         return Inbox(sender, kinds, self.turn.memory, done_cell, self.turn.journal.done.get(sender, 0), pid)
 
-    def connect(self, path: str, sender: int, consumer: int, cell: int, backlog_records: int | None = None) -> Outbox:
+    def connect(self, path: str, sender: int, consumer: int, cell: int, backlog: Backlog | None = None) -> Outbox:
         """Add the outbox to `consumer`, which listens at `path`. `sender`: the number for its frames."""
-        outbox = Outbox(self.poller.push(path), sender, consumer, cell, self.turn, backlog_records)
+        outbox = Outbox(self.poller.push(path), sender, consumer, cell, self.turn, backlog)
         self.outboxes[consumer] = outbox
         return outbox
 
@@ -32,4 +33,4 @@ class Pipes:
         outbox, turn = self.outboxes.pop(number), self.turn
         turn.touched[:] = [each for each in turn.touched if each is not outbox]
         turn.taken.discard(self.inboxes.pop(number))
-        outbox.socket.close()
+        outbox.close()

@@ -326,3 +326,25 @@ def test_a_refused_client_is_told_the_reason(kind, run_dir, monkeypatch):
         assert not clients._refusals
     poller.close()
     os.close(memory_fd)
+
+
+def test_who_asks_and_never_reads_is_cut_off_and_others_are_served(service):
+    with Stranger(service.run_dir) as greedy:
+        greedy.say(HELLO, 0, 0, greedy.hello())
+        number, _ = greedy.hears(HELLO, lambda fields: fields.get("token") == "mine")
+        greedy.say(RESUME, number, 0, b'{"first": 1, "done": 0}')
+        inbox = service.run_dir / "sockets" / greedy.inbox_name
+        requests = [b'{"id": %d, "op": "socket", "type": "dgram"}' % asked for asked in range(1, 257)]
+        greedy.say(REQUEST, number, 1, *requests)
+        sequence, deadline = 1, time.monotonic() + PATIENCE_S
+        while inbox.exists():  # a list of 256 sockets is 30 kB
+            assert time.monotonic() < deadline, "it was not cut off"
+            again = pack_frame(REQUEST, number, 1, sequence + 1, [b'{"id": 1, "op": "list", "after": 0}'] * 16)
+            if greedy.push.send(again):
+                sequence += 1
+            else:
+                greedy.push.await_room(0.05)
+        connection = Connection(service.run_dir, "test")
+        assert connection.open_socket("dgram").handle > 256
+        assert connection.request("list", after=0)["sockets"][0]["handle"] > 256  # those of the other are closed
+        connection.close()

@@ -570,3 +570,25 @@ def test_foreign_frames_do_not_confuse_the_repetition(durable):
     successor.outbox.greet({"done": 0})
     successor.ends_turn()
     assert successor.queue.frames[1] == pack_frame(DATA, topology.IP, 9, 1, [b"x"])
+
+
+def test_errors_about_datagrams_behind_a_full_pipe_are_bounded_and_counted_as_data_is(durable):
+    producer = Producer(durable, room=0)
+    for _ in range(outbox.BACKLOG_RECORDS + 12):
+        producer.puts(messages.SOCKET_ERROR, bytes(40))
+        producer.ends_turn()
+    assert producer.counted("bus_pipe_full") == 12 - 1
+    assert producer.outbox.unread_octets < 200
+
+
+def test_no_backlog_takes_more_of_a_pool_than_is_left_for_all_others():
+    pool = backlog.Pool(1000 * (100 + backlog.ENTRY_OCTETS))
+    backlogs = [backlog.Backlog(1 << 16, pool) for _ in range(3)]
+    assert [each.add_data(DATA, [bytes(100)] * 2000) for each in backlogs] == [500, 250, 125]
+    kind, records, data = backlogs[0].pop(64, 1 << 16)
+    assert (kind, len(records), data) == (DATA, 64, 64)
+    assert backlogs[1].discard() == 250
+    assert backlogs[2].add_data(DATA, [bytes(100)] * 2000) == 157  # it has 282 then, as many as are free
+    assert backlogs[0].discard() == 500 - 64
+    backlogs[2].discard()
+    assert pool.free == 1000 * (100 + backlog.ENTRY_OCTETS)
