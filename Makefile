@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test interop lint bench faults clean
+.PHONY: demo test interop lint bench faults soak clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python launcher.py demo
@@ -31,6 +31,11 @@ bench: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults
+
+# An hour of mixed load; `make soak MINUTES=10` for less.
+MINUTES := 60
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 # The .venv of a moved checkout, or of a removed Python, does not work any more and is created again.
 $(VENV)/.runtime: requirements.txt $(if $(shell $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' \
