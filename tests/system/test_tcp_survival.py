@@ -84,7 +84,8 @@ def test_streams_both_ways_outlive_a_sigkill_of_a_layer(stack: Stack, layer: str
     wait_for("the layer to serve", lambda: stack.serves(**{layer: before["incarnation"] + 1}))
 
 
-def test_streams_outlive_two_layers_that_die_at_once(stack: Stack) -> None:
+@pytest.mark.parametrize("again", range(6))  # what is lost with both is another thing each time
+def test_streams_outlive_two_layers_that_die_at_once(stack: Stack, again: int) -> None:
     def fault() -> None:
         pids = stack.pids()
         for layer in ("tcp", "sockets"):
