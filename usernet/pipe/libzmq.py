@@ -38,6 +38,7 @@ _WATCHED = (zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTE
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 # errnos of a handshake that failed by itself; any other is our refusal
 _WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # accept(2)
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a descriptor or an errno)
 
 
@@ -155,9 +156,10 @@ class Pull:
             elif event == zmq.EVENT_DISCONNECTED:
                 self._connections.pop(value, None)
             elif event == zmq.EVENT_ACCEPT_FAILED:
-                self._refused(value)
+                # Of a process that is not let in (IPC_FILTER_UID) libzmq tells the errno of something earlier.
+                self._refused(value if value in _SHORTAGES else 0)
             elif value not in _WENT_BY_ITSELF:
-                self._refused(0)  # for a refused user (IPC_FILTER_UID) libzmq reports an unrelated errno
+                self._refused(0)
 
     def _accepted(self, descriptor: int) -> None:
         """libzmq has accepted a connection. If it is not permitted, shut it down here; libzmq then closes it."""
