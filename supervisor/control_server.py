@@ -124,7 +124,7 @@ class ControlServer:
         caller.connection.close()
         self._keeper.taps.hung_up(caller)
 
-    def _mind(self, caller: control.Caller) -> None:
+    def _watch_caller(self, caller: control.Caller) -> None:
         """Also wait for writability while output is queued."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if caller.output else 0)
         if caller.connection.fileno() >= 0:
@@ -142,7 +142,7 @@ class ControlServer:
         if requests is None:
             self._hang_up(caller)
         else:
-            self._mind(caller)
+            self._watch_caller(caller)
 
     def _answer(self, caller: control.Caller, request: dict[str, Any]) -> None:
         answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
@@ -249,7 +249,7 @@ class ControlServer:
 
         def follow(event: Event) -> bool:
             heard = caller.send(event)
-            self._mind(caller)
+            self._watch_caller(caller)
             return heard
 
         self._keeper.events.follow(follow)

@@ -124,7 +124,7 @@ class Clients:
         if place is None or objection is not None:
             os.close(pidfd)
             if objection is not None:
-                self._turn_away(inbox, objection, version)
+                self._refuse(inbox, objection, version)
             return None
         drawn = 0
         while not drawn or drawn in self._pipes.inboxes:
@@ -153,7 +153,7 @@ class Clients:
             return None
         return Refusal(errno=number, error=error, token=hello.token)
 
-    def _turn_away(self, inbox: Path, refusal: Refusal, version: int) -> None:
+    def _refuse(self, inbox: Path, refusal: Refusal, version: int) -> None:
         """Send a process a refusal, in a frame of its version."""
         self._counters[C.bus_turned_away] += 1
         if len(self._refusals) < REFUSALS_MAX:

@@ -151,7 +151,7 @@ class EventLoop:
                     os.read(tick_fd, TICK_OCTETS)
                     self._pull.expire(now)
                 elif descriptor == control_fd:
-                    if not self._obey(self._control.hear(), now):
+                    if not self._handle_message(self._control.hear(), now):
                         return
                     core = self._core
             if device is not None and device_due and not held:
@@ -218,11 +218,11 @@ class EventLoop:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
             counters[C.bus_malformed] += 1
-            self._meet_another_version(frame, now)
+            self._undecodable(frame, now)
             return
         inbox = self._inboxes.get(sender)
         if inbox is None:
-            self._meet(kind, records, VERSION, now)
+            self._unknown_sender(kind, records, VERSION, now)
             return
         if inbox.pid and self._pull.pid not in (inbox.pid, 0):  # the id of another process
             counters[C.bus_foreign] += 1
@@ -237,7 +237,7 @@ class EventLoop:
         if kind not in inbox.kinds:
             counters[C.bus_foreign] += 1
         elif kind == BYE:
-            self._part(inbox, now)
+            self._client_left(inbox, now)
         else:
             self._give(inbox, kind, records, now)
 
@@ -288,7 +288,7 @@ class EventLoop:
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
-            if self._suspect.found and inbox.pid and self._bar(inbox, now):
+            if self._suspect.found and inbox.pid and self._record_set_aside(inbox, now):
                 return
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
@@ -311,7 +311,7 @@ class EventLoop:
         else:
             self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, frames, now))
 
-    def _obey(self, word: str, now: float) -> bool:
+    def _handle_message(self, word: str, now: float) -> bool:
         """Carry out a message of the keeper; False: stop, or the keeper has ended."""
         if word.startswith("{"):
             try:
@@ -348,7 +348,7 @@ class EventLoop:
 
     # -- neighbours and clients ----------------------------------------------------------------------------------
 
-    def _meet(self, kind: int, records: list[bytes], version: int, now: float) -> None:
+    def _unknown_sender(self, kind: int, records: list[bytes], version: int, now: float) -> None:
         """A frame of an unknown sender: a new client if it is a HELLO, otherwise foreign."""
         clients = self._clients
         hello = _parsed(decode_hello, records) if clients is not None and kind == HELLO else None
@@ -359,7 +359,7 @@ class EventLoop:
         client.outbox.greet({**_welcome(clients.core, client.number, 0), "token": hello.token})
         self._dispatch(clients.core.client_joined(client.number, {"pid": client.pid}, now))
 
-    def _meet_another_version(self, frame: bytes, now: float) -> None:
+    def _undecodable(self, frame: bytes, now: float) -> None:
         """A frame that cannot be decoded, or of another version of the protocol: a HELLO has the same form and is
         answered."""
         if self._clients is not None and frame[1:2] == _HELLO and frame[0] != VERSION:
@@ -368,7 +368,7 @@ class EventLoop:
             except FrameError:
                 return
             if sequence == 0:
-                self._meet(kind, records, frame[0], now)
+                self._unknown_sender(kind, records, frame[0], now)
 
     def _greeted(self, inbox: Inbox, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
         if incarnation < inbox.incarnation:
@@ -389,13 +389,13 @@ class EventLoop:
         else:
             self._counters[C.bus_malformed] += 1
 
-    def _part(self, inbox: Inbox, now: float) -> None:
+    def _client_left(self, inbox: Inbox, now: float) -> None:
         """A client has sent BYE."""
         assert self._clients is not None  # only clients may send BYE
         self._dispatch(self._clients.core.client_left(inbox.sender, now))
         self._clients.dismiss(self._clients.by_number[inbox.sender])
 
-    def _bar(self, inbox: Inbox, now: float) -> bool:
+    def _record_set_aside(self, inbox: Inbox, now: float) -> bool:
         """A record of a client was set aside. True: it was not the first, and the client is disconnected."""
         clients, pid = self._clients, inbox.pid
         assert clients is not None  # only clients have a pid
@@ -403,7 +403,7 @@ class EventLoop:
         barred = clients.is_barred(pid)
         self._control.tell("offence", pid=pid, barred=barred)
         if barred:
-            self._part(inbox, now)
+            self._client_left(inbox, now)
             self._words[layout.IN_HAND_SENDER] = 0
         return barred
 

@@ -45,7 +45,7 @@ class Stack:
                 connection = _connections[self.run_dir] = Connection(self.run_dir, self.name)
                 _all[:] = [each for each in _all if each.boxes or not each.closed]
                 _all.append(connection)
-                _say_farewell_at_exit()
+                _close_at_exit()
             return connection
 
     @property
@@ -116,7 +116,7 @@ def _forked() -> None:
     _all.clear()
 
 
-def _say_farewell_at_exit() -> None:
+def _close_at_exit() -> None:
     """A child of multiprocessing ends without atexit; it has its own list of finalizers."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
