@@ -23,7 +23,7 @@ from typing import Any, cast
 import zmq
 from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower because of additional features
 
-from usernet.pipe.contract import HANDSHAKE_S, WAITING_MAX, Trust, bounded, has_enough
+from usernet.pipe.contract import HANDSHAKE_S, STARVED, WAITING_MAX, Trust, bounded, has_enough
 from usernet.pipe.run_dir import peer
 
 READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
@@ -38,7 +38,6 @@ _WATCHED = (zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTE
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 # errnos of a handshake that failed by itself; any other is our refusal
 _WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # accept(2)
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a descriptor or an errno)
 
 
@@ -157,7 +156,7 @@ class Pull:
                 self._connections.pop(value, None)
             elif event == zmq.EVENT_ACCEPT_FAILED:
                 # Of a process that is not let in (IPC_FILTER_UID) libzmq tells the errno of something earlier.
-                self._refused(value if value in _SHORTAGES else 0)
+                self._refused(value if value in STARVED else 0)
             elif value not in _WENT_BY_ITSELF:
                 self._refused(0)
 
