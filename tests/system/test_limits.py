@@ -1,91 +1,112 @@
-"""Starts that cannot succeed: one line that names the path or the limit, and nothing is left behind."""
+"""Applications that take all that there is: each gets its share, and what all have together survives crashes."""
 
 from __future__ import annotations
 
+import errno
 import os
-import resource
-import subprocess
-from collections.abc import Iterator
+import signal
+import sys
+
+from layers.sockets.limits import SOCKETS_MAX
+
+from .peers import ROOT, Stack, wait_for
+
+HOGS = 5
+# Opens sockets until that is refused, and binds each. Prints how many, and the errno.
+HOG = """
+import json, os, secrets, socket, sys, time
 from pathlib import Path
+from usernet.pipe.contract import Trust, open_poller
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, pack_frame, unpack_frame
+from usernet.pipe.messages import HELLO, REPLY, REQUEST, RESUME, inbox_name
 
-import pytest
-
-from .conftest import require_root, unique_name
-from .peers import Stack
-
-OTHER_USER = 65534
-
-
-def refused(stack: Stack, *flags: object, **options) -> str:
-    done = stack.run("up", "--detach", *flags, status=1, **options)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("launcher.py: ")
-    assert not stack.processes()
-    return line
-
-
-@pytest.fixture
-def small(home: Path) -> Iterator[Path]:
-    """A place for a file system of its own."""
-    require_root()
-    place = home / unique_name()
-    place.mkdir()
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+run_dir, address = Path(sys.argv[1]), sys.argv[2]
+inbox = inbox_name(1 + secrets.randbelow(1 << 63))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(str(run_dir / "sockets" / inbox))
+listener.listen()
+service = (run_dir / "sockets").stat().st_uid
+poller = open_poller("direct", Trust(os.geteuid(), {os.geteuid(), service}))
+pull = poller.pull(listener.detach(), MAX_FRAME_OCTETS, 16, lambda _: None)
+push = poller.push(str(run_dir / "sockets.sock"))
+sequence, replies, token = 0, [], ""
 
 
-def mounted(home: Path, place: Path, options: str) -> Stack:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
-    stack = Stack(home, unique_name())
-    stack.env["XDG_RUNTIME_DIR"] = str(place)
-    return stack
+def hear():
+    global number, token
+    for descriptor, _ in poller.epoll.poll(0.1):
+        if descriptor in poller.pushes:
+            poller.pushes[descriptor].hear()
+        for frame in pull.read(descriptor) or ():
+            kind, _, to, _, records = unpack_frame(frame)
+            if kind == HELLO:
+                number, token = to, json.loads(records[0]).get("token", token)
+            elif kind == REPLY:
+                replies.extend(map(json.loads, records))
+    push.flush()
 
 
-@pytest.mark.parametrize(("limit", "value", "said"), [
-    (resource.RLIMIT_NOFILE, 100, "`ulimit -n` is 100; a stack needs 256"),
-    (resource.RLIMIT_NPROC, 20, "`ulimit -u` is 20; a stack needs 64"),
-    (resource.RLIMIT_AS, 600_000 << 10, "`ulimit -v` is 600000; a stack needs "),
-    (resource.RLIMIT_FSIZE, 1000 << 10, "`ulimit -f` is 1000; a stack needs "),
-])
-def test_a_limit_that_is_too_small_is_named(home, limit: int, value: int, said: str) -> None:
-    stack = Stack(home, unique_name())
-    assert said in refused(stack, preexec_fn=lambda: resource.setrlimit(limit, (value, value)))
-    assert not stack.run_dir.exists()
+def ask(requests):
+    "The answers to so many at once."
+    global sequence
+    replies.clear()
+    sequence += 1
+    frame = pack_frame(REQUEST, number, 1, sequence, [json.dumps(each).encode() for each in requests])
+    while not push.send(frame):
+        hear()
+    while len(replies) < len(requests):
+        hear()
+    return sorted(replies, key=lambda each: each["id"])
 
 
-def test_a_read_only_directory_is_named(home, small) -> None:
-    stack = mounted(home, small, "ro")
-    assert refused(stack).endswith(f"Read-only file system: {small}/usernet")
+push.send(pack_frame(HELLO, 0, 1, 0, [json.dumps({"version": VERSION, "inbox": inbox, "done": 0,
+                                                  "token": "mine"}).encode()]))
+while token != "mine":
+    hear()
+push.send(pack_frame(RESUME, number, 1, 0, [b'{"first": 1, "done": 0}']))
+bound = asked = refusal = 0
+while not refusal:
+    opened = ask([{"id": asked + each, "op": "socket", "type": "dgram"} for each in range(1, 65)])
+    asked += 64
+    refusal = next((each["errno"] for each in opened if each["errno"]), 0)
+    handles = [each["handle"] for each in opened if not each["errno"]]
+    if handles:
+        answers = ask([{"id": asked + place, "op": "bind", "handle": handle, "address": address,
+                        "port": 1024 + bound + place} for place, handle in enumerate(handles, 1)])
+        asked += 64
+        assert all(each["errno"] == 0 for each in answers), answers
+        bound += len(handles)
+print(bound, refusal, flush=True)
+while True:
+    hear()
+"""
 
 
-@pytest.mark.parametrize("inodes", [2, 3, 4, 8, 20])
-def test_a_file_system_without_inodes_is_named_and_left_as_it_was(home, small, inodes: int) -> None:
-    stack = mounted(home, small, f"nr_inodes={inodes}")
-    line = refused(stack)
-    assert "No space left on device (or no inode): " in line
-    assert str(small) in line
-    assert list(small.iterdir()) == []
+def echoes(stack: Stack) -> bool:
+    """Whether an application that comes now can have a socket, and use it."""
+    with stack.bound() as app:
+        app.sendto(b"to itself", app.getsockname())
+        return app.recv(100) == b"to itself"
 
 
-def test_a_missing_directory_is_named_and_not_made(home) -> None:
-    stack = Stack(home, unique_name())
-    missing = home / "nobody" / "made" / "this"
-    stack.env["XDG_RUNTIME_DIR"] = str(missing)
-    assert refused(stack).endswith(f"No such file or directory: {missing}/usernet")
-    assert not (home / "nobody").exists()
-
-
-def test_another_users_runtime_directory_is_not_used_and_not_written_to(new_stack, home) -> None:
-    """`sudo -E` keeps the variable of the user who became root."""
-    require_root()
-    stack = new_stack()
-    theirs, ours = home / "theirs", home / "ours"
-    for place in (theirs, ours):
-        place.mkdir(mode=0o700)
-    os.chown(theirs, OTHER_USER, OTHER_USER)
-    stack.env |= {"XDG_RUNTIME_DIR": str(theirs), "TMPDIR": str(ours)}
-    stack.run_dir = ours / f"usernet-{os.geteuid()}" / stack.name
-    stack.up()
-    assert stack.status()["run_dir"] == str(stack.run_dir)
-    stack.run("down")
-    assert list(theirs.iterdir()) == list(ours.iterdir()) == []
+def test_applications_that_open_sockets_for_ever_get_emfile_and_a_crash_loses_none(new_stack) -> None:
+    stack = new_stack().up()
+    free, told = SOCKETS_MAX, []
+    for number in range(1, HOGS + 1):
+        hog = stack.spawn([sys.executable, "-c", HOG, str(stack.run_dir), f"127.0.0.{number}"],
+                          env=stack.env | {"PYTHONPATH": str(ROOT)})
+        told.append(tuple(map(int, hog.stdout.readline().split())))
+        assert told[-1] == (free // 2, errno.EMFILE)
+        free -= free // 2
+    assert echoes(stack)
+    for layer in ("sockets", "udp", "sockets", "udp"):
+        pid, incarnation = stack.pids()[layer], stack.incarnations()[layer]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(layer, lambda: stack.serves(**{layer: incarnation + 1}))  # noqa: B023
+        assert echoes(stack)
+    hung = [event["detail"] for event in stack.events() if "it hung" in event.get("detail", "")]
+    assert not hung, hung
+    found = stack.counters("sockets")
+    assert found["state_unreadable"] == found["bus_state_damaged"] == 0
+    assert found["sockets_opened"] - found["sockets_closed"] == sum(count for count, _ in told)
+    assert {stack.incarnations()[layer] for layer in ("sockets", "udp")} == {3}
