@@ -100,7 +100,7 @@ def test_in_the_debugger(stack, tmp_path):
 
 
 def test_bad_arguments(stack, tmp_path):
-    assert "tcp's connections" in stack.run("record", "tcp", status=2).stderr
+    assert "tcp cannot be recorded" in stack.run("record", "tcp", status=2).stderr
     assert "no layer 'xx'" in stack.run("record", "xx", status=2).stderr
     assert "more than zero" in stack.run("record", "ip", "--seconds", "-1", status=2).stderr
     (tmp_path / "no.rec").write_bytes(b"something")
