@@ -192,7 +192,7 @@ class EventLoop:
         if self._device is not None:
             self._work_off(self._device, batch, now)
         self._turn.end()
-        gc.freeze()  # the restored state is never collected: with 65,536 sockets that takes 0.1 s at a time
+        gc.freeze()  # a collection need not look at the restored state, which may be that of 65,536 sockets
         self._memory.beat[0] = time.monotonic()  # else the time of restoring would look like a hang
         self._control.tell("ready")
 
