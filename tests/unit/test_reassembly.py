@@ -227,7 +227,7 @@ def test_invented_sources_are_bounded_in_number(bench):
 
 
 class AgainstAModel(RuleBasedStateMachine):
-    """The model: for each packet a dict of single octets; two fragments contradict where an octet comes twice."""
+    """The model: for each packet a dict of single octets, of which the first to arrive stays."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,25 +255,32 @@ class AgainstAModel(RuleBasedStateMachine):
     def expected(self, number: int, start: int, data: bytes, more: bool) -> bytes | None:
         if not data or (more and len(data) % 8):
             return None
-        packet = self.model.setdefault(
-            number, {"since": self.now, "octets": {}, "seen": set(), "end": None, "spoilt": False})
-        if packet["spoilt"] or (start, data, more) in packet["seen"]:
-            return None
-        packet["seen"].add((start, data, more))
-        places = range(start, start + len(data))
-        if any(place in packet["octets"] for place in places):
+        packet = self.model.setdefault(number, {"since": self.now, "octets": {}, "end": None, "spoilt": False})
+        octets, places = packet["octets"], range(start, start + len(data))
+        if packet["spoilt"] or self.contradicts(packet, places, more):
             packet["spoilt"] = True
-        packet["octets"].update(zip(places, data, strict=True))
+            return None
+        for place, octet in zip(places, data, strict=True):
+            octets.setdefault(place, octet)  # Linux, inet_frag_queue_insert: what is there already stays
         if not more:
-            packet["spoilt"] |= packet["end"] is not None
             packet["end"] = places.stop
         end = packet["end"]
-        packet["spoilt"] |= end is not None and max(packet["octets"]) >= end
-        if packet["spoilt"] or end is None or len(packet["octets"]) < end:
+        if end is None or len(octets) < end:
             return None
         del self.model[number]
         whole = bytes(packet["octets"][place] for place in range(end))
         return bytes(IP(src=HOST, dst="10.0.0.2", proto=17, id=number) / Raw(whole))
+
+    @staticmethod
+    def contradicts(packet: dict, places: range, more: bool) -> bool:
+        """A fragment beyond the end, another end, or one that overlaps others without being contained in them."""
+        octets, end = packet["octets"], packet["end"]
+        if end is not None and (places.stop > end or (not more and places.stop != end)):
+            return True
+        if not more and any(place >= places.stop for place in octets):
+            return True
+        known = [place in octets for place in places]
+        return any(known) and not all(known)
 
     @invariant()
     def the_books_balance(self):
