@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ipaddress
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,10 +104,14 @@ def run(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _say(given, "stopping")
-        with contextlib.suppress(NotRunning):  # the stack has ended already
-            stack.stop(folder)
+        _stop(given, folder)
         return OK
+
+
+def _stop(given: argparse.Namespace, folder: Path) -> None:
+    _say(given, "stopping")
+    with contextlib.suppress(NotRunning):  # the stack has ended already
+        stack.stop(folder)
 
 
 def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], folder: Path) -> int:
@@ -178,13 +183,26 @@ def _free_address(wire: str) -> str:
 
 
 def _follow(given: argparse.Namespace, folder: Path) -> None:
+    """Print events until the stack has ended; the first SIGINT or SIGTERM stops it."""
+    stopping = threading.Thread(target=_stop, args=(given, folder))
+
+    def on_signal(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stopping.start()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
     _say(given, "Ctrl-C stops it; `up` in another terminal shows its events too")
     with Client(folder) as client:
         for line in client.stream("events", follow=True):
             as_json = given.log_format == "json"
             text = msgspec.json.encode(line).decode() if as_json else describe(msgspec.convert(line, Event))
             print(printable(text), flush=True)
-    _say(given, "the stack has ended")
+    if stopping.ident is None:
+        _say(given, "the stack has ended")
+    else:
+        stopping.join()
 
 
 def _say(given: argparse.Namespace, text: str) -> None:
