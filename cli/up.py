@@ -34,7 +34,7 @@ _FLAGS: dict[str, dict[str, Any]] = {  # arguments, by the name of their field i
     "gateway": {"metavar": "G", "help": "the default gateway and kernel's end (default: the first other host of the "
                 "network)"},
     "mac": {"metavar": "M", "help": "the stack's MAC address (default: random)"},
-    "mtu": {"type": int, "metavar": "N", "help": "MTU in MTU in octets (default 1500)"},
+    "mtu": {"type": int, "metavar": "N", "help": "MTU in octets (default 1500)"},
     "ttl": {"type": int, "metavar": "N", "help": "default time to live of sent packets (default 64)"},
     "tap": {"metavar": "DEV", "help": "name of the TAP interface (default tap0)"},
     "wire": {"metavar": "W", "help": "join this virtual wire instead of a TAP; needs no kernel feature"},
@@ -114,6 +114,14 @@ def _stop(given: argparse.Namespace, folder: Path) -> None:
         stack.stop(folder)
 
 
+def _stop_apart(given: argparse.Namespace, folder: Path, failures: list[Exception]) -> None:
+    """As `_stop`, in a thread of its own: why it failed is for the main thread to report."""
+    try:
+        _stop(given, folder)
+    except Exception as error:
+        failures.append(error)
+
+
 def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], folder: Path) -> int:
     started = time.monotonic()
     while (status := _running(folder)) is None or status["state"] == "starting":
@@ -184,7 +192,8 @@ def _free_address(wire: str) -> str:
 
 def _follow(given: argparse.Namespace, folder: Path) -> None:
     """Print events until the stack has ended; the first SIGINT or SIGTERM stops it."""
-    stopping = threading.Thread(target=_stop, args=(given, folder))
+    failures: list[Exception] = []
+    stopping = threading.Thread(target=_stop_apart, args=(given, folder, failures))
 
     def on_signal(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -203,6 +212,8 @@ def _follow(given: argparse.Namespace, folder: Path) -> None:
         _say(given, "the stack has ended")
     else:
         stopping.join()
+    if failures:
+        raise failures[0]
 
 
 def _say(given: argparse.Namespace, text: str) -> None:
