@@ -25,6 +25,7 @@ from usernet.pipe.streams import (
     accepted_addresses,
 )
 
+ACCEPTED_MAX = 4097  # per listener: the largest backlog (Linux net.core.somaxconn), and one
 _READ_ALL = (1 << 63) - 1  # the application's position is unknown, so unread octets do not cause a reset
 
 _from_bytes = int.from_bytes
@@ -86,7 +87,10 @@ class Streams:
 
     def remember(self, listener: int, number: int, record: bytes) -> None:
         """An ACCEPTED is passed up; frames on their way to an application may be lost."""
-        self._accepted.setdefault(listener, {})[number] = record
+        records = self._accepted.setdefault(listener, {})
+        records[number] = record
+        if len(records) > ACCEPTED_MAX:  # an application that never says what it has taken
+            del records[next(iter(records))]
 
     def forget(self, listener: int) -> None:
         """The listener is closed."""

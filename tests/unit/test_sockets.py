@@ -784,3 +784,13 @@ def test_connections_that_were_handed_up_are_handed_up_again_to_an_application_t
     assert accept(0, 1) == []
     assert accept(RESUME, 1) == records[1:]
     assert accept(RESUME, 3) == []
+
+
+def test_an_application_that_never_says_what_it_accepted_costs_bounded_memory(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.streams.ACCEPTED_MAX", 2)
+    listener = bench.open(type="stream")
+    records = [ACCEPTED_HEADER.pack(listener, TCP_HANDLE_MIN + number, number, 80, 5000 + number, messages.FAMILY_4, 0)
+               + bytes([10, 0, 0, 2, 10, 0, 0, 1]) for number in (1, 2, 3)]
+    bench.give(topology.TCP, messages.ACCEPTED, *records)
+    sends = bench.give(ALICE, messages.ACCEPT, ACCEPT_RECORD.pack(listener, RESUME, 0, 9))
+    assert [record for to, kind, record in sends if (to, kind) == (ALICE, messages.ACCEPTED)] == records[1:]
