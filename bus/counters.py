@@ -98,3 +98,4 @@ class PipeCounters(CounterSet):
     bus_refused = Event("Connections closed because of another user, too many connections, or an invalid ZMTP "
                         "handshake.")
     bus_starved = Event("Times that connections had to wait because of missing descriptors or memory.")
+    bus_held_gone = Drop("Records that refer to octets in shared memory which are not there any more.")

@@ -53,6 +53,23 @@ class Core(Protocol):
         """
 
 
+class Octets(Protocol):
+    """How a core gets octets that lie in shared memory (`bus.durable.held.Holdings`)."""
+
+    def pieces(self, record: bytes) -> tuple[bytes, tuple[memoryview, ...]] | None:
+        """(what precedes the reference, the octets in one or two pieces); None (counted): they are gone."""
+
+    def inline(self, kind: int, record: bytes) -> tuple[int, bytes] | None:
+        """The (kind, record) with the octets themselves; None (counted): they are gone."""
+
+
+@runtime_checkable
+class HoldingCore(Core, Protocol):
+    """A core that gets records with references to shared memory."""
+
+    held: Octets  # set before `start`
+
+
 @runtime_checkable
 class ManagedCore(Core, Protocol):
     """A core that accepts requests of the command line (`launcher.py route`, `neighbor`, ...)."""

@@ -68,6 +68,9 @@ REPORT_ERROR = 9  # REPORT_HEAD + a PACKET record with at most QUOTE_OCTETS of p
 ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet that an ICMP error quotes, from its IP header on
 ETHERNET = 11  # a whole Ethernet frame, between link and the switch of a wire
 PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not forward a packet without fragmenting it
+TRANSMIT_HELD = 40  # these: as TRANSMIT, PACKET_OUT, ETHERNET with a reference in place of the payload
+PACKET_OUT_HELD = 41  # (bus.durable.held)
+ETHERNET_HELD = 42  # to the device
 REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: addresses of one width
 
 # Control (from 128 on): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped, bounded by credit;
@@ -85,6 +88,8 @@ MEMBERSHIP = 150  # MessagePack Membership: the desired multicast groups of a so
 RAW_WANTED = 149  # protocol numbers, one octet each: raw wants copies of their packets from now on
 
 CONTROL_KIND_MIN = 128
+HELD_OF = {TRANSMIT_HELD: TRANSMIT, PACKET_OUT_HELD: PACKET_OUT, ETHERNET_HELD: ETHERNET}  # {kind: without reference}
+PACKET_HELD_MAX = 65535  # octets that a reference may name: no packet is longer
 STRUCTURED = frozenset({ROUTES, SOCKET_SET, SOCKET_REPLY, NOTICES, MEMBERSHIP})  # MessagePack
 KIND_NAMES = {
     SEND: "SEND",
@@ -108,6 +113,9 @@ KIND_NAMES = {
     ICMP_ERROR: "ICMP_ERROR",
     ETHERNET: "ETHERNET",
     PATH_MTU: "PATH_MTU",
+    TRANSMIT_HELD: "TRANSMIT_HELD",
+    PACKET_OUT_HELD: "PACKET_OUT_HELD",
+    ETHERNET_HELD: "ETHERNET_HELD",
     REDIRECT: "REDIRECT",
     RESOLVE: "RESOLVE",
     NEIGHBOR: "NEIGHBOR",

@@ -23,6 +23,7 @@ from bus.messages import (
     NEIGHBOR,
     PACKET,
     PACKET_OUT,
+    PACKET_OUT_HELD,
     PATH_MTU,
     RAW_WANTED,
     READ,
@@ -41,6 +42,7 @@ from bus.messages import (
     STREAM_INFO,
     STREAM_RESET,
     TRANSMIT,
+    TRANSMIT_HELD,
     UNREACHABLE,
 )
 
@@ -120,7 +122,8 @@ _STATED = (
           NEIGHBOR, UNREACHABLE, FORGET),
     _pipe("ip", "arp", "addresses to resolve or to verify again, each of which arp answers; the stack's own addresses",
           RESOLVE, ROUTES),
-    _pipe("ip", "link", "IPv4 packets to send, with the link address of their next hop", PACKET_OUT),
+    _pipe("ip", "link", "IPv4 packets to send, with the link address of their next hop", PACKET_OUT,
+          PACKET_OUT_HELD),
     _pipe("ip", "icmp", "verified ICMP packets without padding; local errors; packets to send an ICMP error about",
           *_TRANSPORT_IN, REPORT_ERROR),
     _pipe("ip", "udp", "verified UDP packets without padding; local errors", *_TRANSPORT_IN),
@@ -139,6 +142,7 @@ _STATED = (
     _pipe("sockets", "icmp", "the desired state of ping sockets; messages to send", *_SERVICE_IN),
     _pipe("sockets", "udp", "the desired state of UDP sockets; datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
     _pipe("ip", "tcp", "verified TCP packets without padding; local errors", *_TRANSPORT_IN),
+    _pipe("tcp", "ip", "segments of tcp to send; path MTUs from routers", TRANSMIT, TRANSMIT_HELD, PATH_MTU),
     _pipe("tcp", "icmp", "only the greeting of tcp at its start, which icmp answers"),
     _pipe("tcp", "sockets", "stream data; the state of connections; replies about TCP sockets", STREAM, ROOM, ACCEPTED,
           STREAM_RESET, STREAM_INFO, SOCKET_REPLY, SOCKET_ERROR),

@@ -47,7 +47,7 @@ def become(title: str, keeper_pid: int, keep_fds: Iterable[int]) -> None:
 
 
 def run_layer(layer: str, code: Code, config_json: bytes, lock: Lock | None, run_dir_fd: int, memory_fd: int,
-              listener_fd: int, device_fd: int, line: socket.socket) -> NoReturn:
+              listener_fd: int, device_fd: int, shared_fds: tuple[int, ...], line: socket.socket) -> NoReturn:
     """Import the layer from `code` and run it. An exception is reported to the keeper and ends the process."""
     status = 1
     try:
@@ -60,7 +60,7 @@ def run_layer(layer: str, code: Code, config_json: bytes, lock: Lock | None, run
         try:
             main = importlib.import_module(f"layers.{layer}.__main__").main
             main(process.SpawnArguments(layer, config, memory_fd, listener_fd, control, device_fd,
-                                        partial(_lock, lock, run_dir_fd)))
+                                        shared_fds, lock=partial(_lock, lock, run_dir_fd)))
             status = 0
         except Exception:
             control.tell("crashed", traceback=traceback.format_exc(limit=-12)[-3000:])

@@ -42,6 +42,7 @@ from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.resources import Resources
 from supervisor.run_dir import Held, take
 from supervisor.service import Event, State
+from supervisor.shared_memory import SharedMemory
 from supervisor.snapshots import Code, fingerprint, packages_of
 from supervisor.switch_service import Wire
 from supervisor.taps import Taps
@@ -85,6 +86,7 @@ class Keeper:
             pipes=options.implementation(), dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
             owner=os.geteuid(), sysctl=options.settings())
+        self._shared = SharedMemory()
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
         self.taps = Taps(self.layers)
         self._locks = Locks(options, held, self._config)
@@ -202,16 +204,17 @@ class Keeper:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             device_fd = self._device_fd if layer.name == "link" else -1
-            held = layer.resources
+            held, shared_fds = layer.resources, self._shared.of(layer.name)
             pid = os.fork()
             if pid == 0:
                 try:
                     listener_fd = held.listener.fileno()
                     keep = [held.memory_fd, listener_fd, theirs.fileno(), device_fd, code.descriptor,
-                            self._held.descriptor]
+                            self._held.descriptor, *shared_fds]
                     child.become(f"usernet {self._options.name}: {layer.name}", self._pid, keep)
                     child.run_layer(layer.name, code, self._locks.config(layer.name), self._locks.lock(layer.name),
-                                    self._held.descriptor, held.memory_fd, listener_fd, device_fd, theirs)
+                                    self._held.descriptor, held.memory_fd, listener_fd, device_fd, shared_fds,
+                                    theirs)
                 finally:
                     os._exit(1)
             ours.setblocking(False)

@@ -8,10 +8,12 @@ import resource
 from pathlib import Path
 
 from bus.durable.layout import STREAMS_OCTETS, TOTAL_OCTETS
+from bus.durable.stream_memory import ARENA_OCTETS
 from supervisor.errors import BootError
 
 KIB = 1024
-_MEMORY_OCTETS = TOTAL_OCTETS + STREAMS_OCTETS  # of one layer's durable memory; most of it is only address space
+# of one layer's durable memory, and of the memory that tcp shares; most of it is only address space
+_MEMORY_OCTETS = TOTAL_OCTETS + STREAMS_OCTETS + ARENA_OCTETS
 # {limit: (the shell's option, its unit, what a stack needs, whether the hard limit counts, as the keeper raises to it)}
 _NEEDED = {
     resource.RLIMIT_NOFILE: ("-n", 1, 256, True),  # the keeper has 10 for each layer, and one for each caller

@@ -68,7 +68,7 @@ _TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
 TAPS_MAX = 8  # maximum number of captures and meters
 TAP_OCTETS = 1 << 23  # for records that a capture has not read yet; uses memory only during a capture
 TOTAL_OCTETS = _TAPS_AT + TAPS_MAX * TAP_OCTETS
-STREAMS_OCTETS = 1 << 29  # beyond the rest: address space for bus.durable.stream_memory
+STREAMS_OCTETS = 1 << 24  # beyond the rest: address space for the slots of bus.durable.stream_memory
 assert _WORDS_OCTETS % PAGE == 0
 
 

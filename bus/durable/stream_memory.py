@@ -1,5 +1,5 @@
-"""Memory for streams, after the rest of a layer's durable memory: slots for connections, and an arena for their
-octets."""
+"""Memory for streams: slots for connections, after the rest of the layer's durable memory, and an arena for their
+octets, which other layers map for reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bus.durable.slots import SLOT_OCTETS
 
 SLOTS_OCTETS = 65536 * SLOT_OCTETS
 ARENA_OCTETS = octets_for(1 << 28)
-assert SLOTS_OCTETS + ARENA_OCTETS <= STREAMS_OCTETS
+assert SLOTS_OCTETS <= STREAMS_OCTETS
 
 
 class StreamMemory(NamedTuple):
@@ -20,12 +20,13 @@ class StreamMemory(NamedTuple):
 
     slots: memoryview
     arena: mmap.mmap
+    shared: bool = False  # True: the layers below map the arena, too
 
     @classmethod
-    def of(cls, descriptor: int) -> StreamMemory:
-        """In the durable memory that the keeper created (`bus.durable.layout.create`)."""
+    def of(cls, descriptor: int, arena: int, shared: bool = True) -> StreamMemory:
+        """In the durable memory and in the arena that the keeper created (`supervisor.shared_memory`)."""
         return cls(memoryview(mmap.mmap(descriptor, SLOTS_OCTETS, offset=TOTAL_OCTETS)),
-                   mmap.mmap(descriptor, ARENA_OCTETS, offset=TOTAL_OCTETS + SLOTS_OCTETS))
+                   mmap.mmap(arena, ARENA_OCTETS), shared)
 
     @classmethod
     def volatile(cls) -> StreamMemory:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from bus.durable import layout
+from bus.durable.held import NO_HOLDINGS, Holdings
 from bus.durable.rx_log import RxLog
 from bus.runtime.inbox import Inbox
 
@@ -28,6 +30,9 @@ class Device(Protocol):
     def write(self, frame: bytes) -> None:
         """Send one frame, at once or at `flush`; drop it if the device is full."""
 
+    def write_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """The same for a frame in several parts."""
+
     def flush(self) -> None:
         """Send the frames of this turn."""
 
@@ -40,10 +45,11 @@ class DeviceEnd:
     without this count, and none with it. It costs 0.6 us per frame.
     """
 
-    def __init__(self, device: Device, durable: layout.Memory, inbox: Inbox) -> None:
+    def __init__(self, device: Device, durable: layout.Memory, inbox: Inbox, held: Holdings = NO_HOLDINGS) -> None:
         self.device = device
         self.inbox = inbox  # of the batches
         self.read_at = 0.0  # when the last batch was read
+        self._held = held
         self._words = durable.words
         self._batch = RxLog(durable)
         self._written_cell = layout.WRITTEN  # for the sender of the frame being processed
@@ -81,13 +87,24 @@ class DeviceEnd:
 
     def write(self, frame: bytes) -> None:
         """Write one frame to the device, unless the former process did so before it died during the same work."""
+        if self._is_new():
+            self.device.write(frame)
+
+    def write_held(self, record: bytes) -> None:
+        """The same for an ETHERNET_HELD record."""
+        if self._is_new():
+            found = self._held.pieces(record)
+            if found is not None:
+                self.device.write_parts((found[0], *found[1]))
+
+    def _is_new(self) -> bool:
         if self._to_skip:
             self._to_skip -= 1
-            return
+            return False
         if self.device.writes_through:
             # before the write: a SIGKILL during a system call takes effect at its end
             self._words[self._written_cell] += 1
-        self.device.write(frame)
+        return True
 
     def flush(self) -> None:
         """The turn ends: send what the device has held back; the batch is processed."""

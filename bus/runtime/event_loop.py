@@ -76,7 +76,7 @@ class EventLoop:
         self._writes_through = device is not None and device.writes_through
         if device is not None:
             batches = self._pipes.inbox(topology.DEVICE, frozenset(), layout.DONE + topology.DEVICE)
-            self._device = DeviceEnd(device, durable, batches)
+            self._device = DeviceEnd(device, durable, batches, spawned.held)
             self._turn.flush = self._device.flush
         self._clients = Clients(core, config, self._pipes) if isinstance(core, ClientCore) else None
         self._next_client_check = 0.0
@@ -345,7 +345,10 @@ class EventLoop:
             if outbox is not None:
                 outbox.enqueue(kind, record)
             elif consumer == topology.DEVICE and self._device is not None:
-                self._device.write(record)
+                if kind == messages.ETHERNET_HELD:
+                    self._device.write_held(record)
+                else:
+                    self._device.write(record)
             elif consumer == topology.KEEPER:
                 self._control.tell("notices", notices=decode_notices(record))
 

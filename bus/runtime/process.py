@@ -14,8 +14,9 @@ import msgspec
 from bus.config import StackConfig, encode
 from bus.counters import CounterSet
 from bus.durable import layout
+from bus.durable.held import Holdings
 from bus.durable.key_value_log import KeyValueLog
-from bus.layer import Core, CounterWords, State
+from bus.layer import Core, CounterWords, HoldingCore, State
 from bus.runtime.device import Device
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.recorder import Start, recorded
@@ -55,15 +56,19 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     # SystemRandom uses the kernel's random numbers, because ports, identification numbers and so on must not be
     # predictable (RFC 6056, RFC 7739). A recorded layer uses a seed instead, so that it can be replayed.
     rng = random.Random(seed) if is_recorded else random.SystemRandom()
+    spawned.held = held = Holdings(spawned.shared_fds, durable.bus_counters)
+    spawned.refers = not is_recorded
     core = make_core(spawned.config, state, durable.counters, rng)
+    if isinstance(core, HoldingCore):
+        core.held = held
     for each in taps_asked.captures:
         if each.record:
             writer = RingWriter(durable.tap(each.slot, True), each.number)
             start = Start(spawned.layer, int(incarnation), f"{make_core.__module__}:{make_core.__qualname__}",
                           encode(spawned.config), seed, bool(spawned.config.offload))
-            core = recorded(core, start, found, partial(_put, writer, int(incarnation)))
+            core = recorded(core, start, found, partial(_put, writer, int(incarnation)), held)
     drops = [index for index, counter in enumerate(counters.declared.values()) if counter.role == "drop"]
-    taps = Taps(core, durable, drops, bool(spawned.config.offload))
+    taps = Taps(core, durable, drops, bool(spawned.config.offload), held)
     taps.apply(taps_asked, time.monotonic())
     device = make_device(spawned) if make_device is not None else None
     # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer (and libzmq's thread in it)

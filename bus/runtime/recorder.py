@@ -15,7 +15,9 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
+from bus.durable.held import NO_HOLDINGS, Holdings
 from bus.layer import ClientCore, Core, ManagedCore, Send
+from bus.messages import HELD_OF
 
 SNAPSHOT_ITEMS = 1000  # items of state per entry
 
@@ -42,8 +44,9 @@ class Start(msgspec.Struct):
 class RecordingCore:
     """A core whose calls are recorded."""
 
-    def __init__(self, core: Core, put: Callable[[bytes], bool]) -> None:
+    def __init__(self, core: Core, put: Callable[[bytes], bool], held: Holdings = NO_HOLDINGS) -> None:
         self._core = core
+        self._held = held
         self._put = put  # returns False if there is no room
         self._recording = True
 
@@ -58,6 +61,8 @@ class RecordingCore:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """See `bus.layer.Core`."""
+        if kind in HELD_OF:  # a recording contains the octets themselves
+            kind, records = self._held.inlined(kind, records)
         return self._call(self._core.receive, sender, kind, records, now)
 
     def wake(self, now: float) -> list[Send]:
@@ -120,7 +125,8 @@ class RecordingClientCore(RecordingCore):
         return self._call(self._core.clients_checked, now)
 
 
-def recorded(core: Core, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool]) -> Core:
+def recorded(core: Core, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool],
+             held: Holdings = NO_HOLDINGS) -> Core:
     """The core with a recording started; the core itself if there is no room even for its initial state."""
     written = put(encode(("start", start)))
     for at in range(0, len(state), SNAPSHOT_ITEMS):
@@ -128,5 +134,5 @@ def recorded(core: Core, start: Start, state: list[tuple[int, bytes]], put: Call
     if not written:
         return core
     if isinstance(core, ClientCore):
-        return RecordingClientCore(core, put)
-    return RecordingManagedCore(core, put) if isinstance(core, ManagedCore) else RecordingCore(core, put)
+        return RecordingClientCore(core, put, held)
+    return RecordingManagedCore(core, put, held) if isinstance(core, ManagedCore) else RecordingCore(core, put, held)

@@ -24,8 +24,9 @@ import msgspec
 from bus import topology, views
 from bus.counters import PipeCounters as C
 from bus.durable import layout
+from bus.durable.held import NO_HOLDINGS, Holdings
 from bus.layer import ClientCore, Core, ManagedCore, Send
-from bus.messages import CONTROL_KIND_MIN
+from bus.messages import CONTROL_KIND_MIN, HELD_OF
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
 from bus.runtime.ring import DROPPED, IN, OUT, RECORDS_MAX, RingWriter
@@ -74,13 +75,15 @@ class TapRequests(msgspec.Struct, frozen=True):
 class Taps:
     """The taps of one layer's core. `core` is the one to call at present."""
 
-    def __init__(self, core: Core, durable: layout.Memory, drop_counters: Iterable[int], with_vnet: bool) -> None:
+    def __init__(self, core: Core, durable: layout.Memory, drop_counters: Iterable[int], with_vnet: bool,
+                 held: Holdings = NO_HOLDINGS) -> None:
         self.plain = core
         self.core = core
         self.counters = durable.counters
         self.bus_counters = durable.bus_counters
         self.drop_counters = tuple(drop_counters)
         self.incarnation = durable.words[layout.INCARNATION]
+        self.held = held  # where octets lie that records only refer to
         self.with_vnet = with_vnet  # ETHERNET records start with a virtio_net_hdr
         self._memory = durable.tap  # the memory of a ring
         self._rings: dict[int, RingWriter] = {}  # {number of the capture: writer}
@@ -203,6 +206,8 @@ class TappedCore:
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """See `bus.layer.Core`."""
+        if kind in HELD_OF:
+            kind, records = self._taps.held.inlined(kind, records)
         disturbers = self._on_way_in.get(_peer(sender))
         if disturbers is None:
             return self._give(sender, kind, records, now)
@@ -291,6 +296,10 @@ class TappedCore:
                 self.show_drop(item, index)
 
     def _out(self, sends: list[Send], now: float) -> list[Send]:
+        if any(send[1] in HELD_OF for send in sends):  # whoever watches sees the octets
+            inline = self._taps.held.inline
+            sends = [(consumer, *found) for consumer, kind, record in sends
+                     if (found := inline(kind, record)) is not None]
         if not self._on_way_out or not sends:
             return self.leaving(sends)
         leaving: list[Send] = []

@@ -11,7 +11,8 @@ import random
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.layer import CounterWords, Send, State
+from bus.durable.held import NO_HOLDINGS
+from bus.layer import CounterWords, Octets, Send, State
 from layers.ip import admin
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers
@@ -30,6 +31,7 @@ class Core:
     """The core of ip; see bus.layer.ManagedCore."""
 
     next_wake: float | None = None
+    held: Octets = NO_HOLDINGS
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         self._counters = counters
@@ -60,6 +62,8 @@ class Core:
         """Process packets from link, segments from the transports, and answers from arp."""
         if kind == messages.TRANSMIT:
             return self._output.transmit(records, now)
+        if kind == messages.TRANSMIT_HELD:
+            return self._output.transmit_held(records, self.held, now)
         if kind == messages.PACKET:
             sends = self._input.deliver(records, now)
             if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:

@@ -10,7 +10,8 @@ from struct import Struct
 
 from bus import messages, topology
 from bus.config import SEGMENTATION_OF
-from bus.layer import CounterWords, Send
+from bus.durable.held import REFERENCE_OCTETS, held_octets
+from bus.layer import CounterWords, Octets, Send
 from bus.messages import PACKET, PACKET_HEAD, PACKET_OUT, PACKET_OUT_HEAD
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers, copy_of
@@ -119,6 +120,41 @@ class Output:
         if neighbor.mac is not flow.mac:
             flow.set_mac(neighbor.mac)  # type: ignore[arg-type]  # looked at above
         sends.append((topology.LINK, PACKET_OUT, b"".join((flow.start[:-2], header, segment))))
+        self._counters[C.packets_out] += count
+        return True
+
+    def transmit_held(self, records: list[bytes], held: Octets, now: float) -> list[Send]:
+        """Process TRANSMIT_HELD records: link gets the reference, unless something here must see the payload."""
+        sends: list[Send] = []
+        for record in records:
+            head = record[:HEAD_OCTETS]
+            flow = self._flows.by_head.get(head) or self._flows.new(head, record, sends)
+            if flow is None or self._pass_held(flow, record, now, sends):
+                continue
+            inline = held.inline(messages.TRANSMIT_HELD, record)
+            if inline is not None:
+                sends += self.transmit([inline[1]], now)
+        return sends
+
+    def _pass_held(self, flow: Flow, record: bytes, now: float, sends: list[Send]) -> bool:
+        """Pass a reference to link; False: the payload is needed here. As `_transmit_whole` for a device that splits
+        it."""
+        neighbor, header_octets = flow.neighbor, len(record) - HEAD_OCTETS - REFERENCE_OCTETS
+        if neighbor is None or neighbor.mac is None or not flow.partial or not flow.size or header_octets <= 0:
+            return False
+        length = ipv4.HEADER_OCTETS + header_octets + held_octets(record)
+        if (ipv4.HEADER_OCTETS + header_octets + flow.size > flow.whole_octets or length > ipv4.LENGTH_MAX
+                or SEGMENTATION_OF.get(flow.protocol) not in self._flows.offload):
+            return False
+        count = -(-held_octets(record) // flow.size)
+        identification = 0 if flow.dont_fragment else flow.series.run(count, now)
+        header = ipv4.finish_header(flow.template, flow.template_sum, length, identification)
+        if now > neighbor.ask_again_at:
+            self._resolution.ask(flow, b"", now, sends)
+        if neighbor.mac is not flow.mac:
+            flow.set_mac(neighbor.mac)
+        sends.append((topology.LINK, messages.PACKET_OUT_HELD,
+                      b"".join((flow.start[:-2], header, record[HEAD_OCTETS:]))))
         self._counters[C.packets_out] += count
         return True
 

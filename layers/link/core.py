@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from bus import messages, topology
 from bus.config import StackConfig
+from bus.durable.held import REFERENCE_OCTETS
 from bus.layer import CounterWords, Send, State
 from bus.messages import FAMILY_4, FLAG_CHECKSUM_KNOWN, FLAG_CHECKSUM_PARTIAL, FLAG_GROUP, PACKET_OUT_HEAD
 from layers.link import heads
@@ -65,6 +66,8 @@ class Core:
             return self._up(records)
         if kind == messages.PACKET_OUT:
             return self._down(records)
+        if kind == messages.PACKET_OUT_HELD:
+            return self._down_held(records)
         if kind == messages.ARP_OUT:
             return self._down_arp(records)
         self._counters[C.bad_request] += len(records)
@@ -164,6 +167,20 @@ class Core:
             payload = ethernet.pad(record[start:]) if pads else record[start:]
             sends.append((topology.DEVICE, messages.ETHERNET, before + record[_MAC] + tail + payload))
         counters[C.frames_out] += len(sends)
+        return sends
+
+    def _down_held(self, records: list[bytes]) -> list[Send]:
+        """PACKET_OUT_HELD: super-packets, only with offload, with the payload in shared memory."""
+        start, tail = PACKET_OUT_HEAD.size, self._mac + ethernet.TYPE_IPV4
+        sends: list[Send] = []
+        for record in records:
+            kind = record[_KIND]
+            before = self._vnets.get(kind) or self._vnet(kind, record)
+            if not before or len(record) <= start + REFERENCE_OCTETS or not (kind[4] or kind[5]):
+                self._counters[C.bad_request] += 1
+                continue
+            sends.append((topology.DEVICE, messages.ETHERNET_HELD, before + record[_MAC] + tail + record[start:]))
+        self._counters[C.frames_out] += len(sends)
         return sends
 
     def _vnet(self, kind: bytes, record: bytes) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from bus.durable import layout
 from bus.durable.rx_log import BLANK, OCTETS_MAX, RxLog
@@ -69,6 +70,13 @@ class Tap:
         try:
             os.write(self._descriptor, frame)
         except OSError:  # EIO: the interface is down; EINVAL: shorter than a header
+            self._counters[C.device_refused] += 1
+
+    def write_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Write one frame in several parts."""
+        try:
+            os.writev(self._descriptor, parts)
+        except OSError:
             self._counters[C.device_refused] += 1
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from bus.config import StackConfig
@@ -66,6 +67,10 @@ class Wire:
             self.flush()
         self._frames.append(frame)
         self._octets += len(frame)
+
+    def write_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Add one frame in several parts."""
+        self.write(b"".join(parts))
 
     def flush(self) -> None:
         """Send the message, or drop it if the switch is restarting or slow and the pipe to it is full."""

@@ -12,11 +12,13 @@ Not stored, because the peer or the application says it again: octets beyond a g
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from bus.durable.arena import IDLE_S, Arena
+from bus.durable.held import STREAM_ARENA, Held
 from bus.durable.slots import SLOT_OCTETS, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 LAYOUT = b"1"  # of a slot; to be raised whenever `_IDENTITY`, `_HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
+LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
 RESUMED_PER_S = 1000  # rate at which restored connections with data in flight send a segment
 _MASK_32 = 0xFFFFFFFF
 
@@ -64,7 +67,9 @@ class Durable:
                 self._slots.free(number)
             state[key_handles + 1] = LAYOUT
         self._memory = memory.slots
+        self._shared = memory.shared
         self._released: list[int] = []
+        self._leaving: deque[tuple[float, int]] = deque()  # (time at which it is free, reference) of released rings
         self.trim_at: float | None = None  # see `Rings`
         self._arena = Arena(memory.arena, self._named())
 
@@ -97,9 +102,16 @@ class Durable:
     def take(self, octets: int) -> Ring | None:
         """See `Rings`."""
         reference = self._arena.allocate(octets)
+        if not reference and self._leaving:
+            self._free_left(self._leaving[-1][0])
+            reference = self._arena.allocate(octets)
         if not reference and octets > RING_OCTETS_MIN:
             reference = self._arena.allocate(RING_OCTETS_MIN)
         return self._arena.ring(reference) if reference else None
+
+    def held(self, ring: Ring, offset: int, length: int) -> Held | None:
+        """See `Rings`."""
+        return Held(ring.reference, offset, length, STREAM_ARENA) if self._shared else None
 
     def give(self, ring: Ring) -> None:
         """See `Rings`. It is free when the turn is stored: until then a slot may refer to it."""
@@ -108,15 +120,25 @@ class Durable:
     def settle(self, now: float) -> None:
         """The turn is stored."""
         if self._released:
-            for reference in self._released:
-                self._arena.free(reference, now)
+            # references to them may be on their way to link
+            free_at = now + LEAVING_S if self._shared else now
+            self._leaving += [(free_at, reference) for reference in self._released]
             self._released.clear()
-            if self.trim_at is None:
-                self.trim_at = now + IDLE_S
+            self._free_left(now)
+            due = self._leaving[0][0] if self._leaving else now + IDLE_S
+            self.trim_at = due if self.trim_at is None else min(self.trim_at, due)
+
+    def _free_left(self, now: float) -> None:
+        leaving = self._leaving
+        while leaving and leaving[0][0] <= now:
+            self._arena.free(leaving.popleft()[1], now)
 
     def trim(self, now: float) -> None:
         """See `Rings`."""
-        self.trim_at = self._arena.trim(now)
+        self._free_left(now)
+        due = self._arena.trim(now)
+        leaving = self._leaving
+        self.trim_at = leaving[0][0] if leaving and (due is None or leaving[0][0] < due) else due
 
     # -- cells
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from bus.durable.held import Held
 from bus.layer import CounterWords
 from bus.streams import StreamState
 from layers.tcp import acknowledgment, arrival, closing, isn, listen, output, probes, reset
@@ -43,8 +44,10 @@ class Below(Protocol):
     """The interface to ip."""
 
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
-                 capable: bool) -> None:
+                 capable: bool, held: Held | None = None) -> None:
         """Send a segment. `size`: split it into segments with this many octets of text; 0: do not split.
+
+        `held`: its text, if it is not in the segment.
 
         `capable`: routers may mark it (RFC 3168: ECT).
         """
@@ -84,6 +87,9 @@ class Rings(Protocol):
 
     def give(self, ring: Ring) -> None:
         """Return a ring."""
+
+    def held(self, ring: Ring, offset: int, length: int) -> Held | None:
+        """A reference to octets in a ring; None: the layers below cannot follow it."""
 
     @property
     def trim_at(self) -> float | None:
@@ -407,7 +413,7 @@ class Engine:
         self.touch(conn)
 
     def transmit(self, conn: Connection, number: int, flags: int, window: int, options: bytes, payload: bytes,
-                 size: int, capable: bool = False) -> None:
+                 size: int, capable: bool = False, held: Held | None = None) -> None:
         """Send a segment of a connection; numbers are relative, `window` is the header field."""
         ends = conn.ends
         acknowledgment_number = to_wire(conn.irs, conn.rcv_nxt) if flags & 16 else 0
@@ -415,7 +421,10 @@ class Engine:
         segment = Segment(ends.port, ends.peer_port, to_wire(conn.iss, number), acknowledgment_number, flags, window,
                           urgent, NO_OPTIONS, payload, options)
         self.counters[C.segments_out] += 1
-        self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable)
+        if held is None:
+            self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable)
+        else:
+            self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable, held)
 
     def transmit_alone(self, arrived: Arrival, segment: Segment) -> None:
         """Answer a segment without a connection."""

@@ -15,6 +15,7 @@ from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Opti
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
+HELD_OCTETS_MIN = 4096  # text of a super-segment from which on only a reference to it is sent
 CORK_S = 0.2  # tcp(7): maximum time that TCP_CORK and MSG_MORE hold back an incomplete segment
 
 
@@ -89,10 +90,13 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
     if conn.end is not None and end > conn.end >= start and end > start:
         flags |= FIN
         text_end = conn.end
-    payload = b""
-    if text_end > start:
+    payload, held, has_text = b"", None, text_end > start
+    if has_text:
         assert conn.send_ring is not None
-        payload = conn.send_ring.read(start - 1, text_end - start)
+        if size and text_end - start >= HELD_OCTETS_MIN:
+            held = engine.rings.held(conn.send_ring, start - 1, text_end - start)
+        if held is None:
+            payload = conn.send_ring.read(start - 1, text_end - start)
         if text_end == conn.written:
             flags |= PSH  # RFC 9293 section 3.9.1.2 (MUST-61): the last available octets
         if conn.snd_urgent > start:
@@ -103,12 +107,12 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
     if conn.ecn_ok:
         if conn.ecn_echo:
             flags |= ECE
-        if new and payload:  # RFC 3168 sections 6.1.2, 6.1.5: not on retransmissions
+        if new and has_text:  # RFC 3168 sections 6.1.2, 6.1.5: not on retransmissions
             capable = True
             if conn.ecn_reduced:
                 flags |= CWR
                 conn.ecn_reduced = False
-    engine.transmit(conn, start, flags, window, options, payload, size, capable)
+    engine.transmit(conn, start, flags, window, options, payload, size, capable, held)
 
 
 def _largest(engine: Engine, conn: Connection) -> int:

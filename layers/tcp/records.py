@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bus import messages, topology
 from bus.config import StackConfig
+from bus.durable.held import Held
 from bus.layer import CounterWords, Send
 from bus.messages import (
     FAMILY_4,
@@ -85,7 +86,7 @@ class Records:
         return max(SUPER_OCTETS, mss)  # on the loopback a segment may be longer than a device's maximum
 
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
-                 capable: bool) -> None:
+                 capable: bool, held: Held | None = None) -> None:
         """See `Below`. The checksum is partial: ip or the device completes it."""
         ttl, tos, ip_options, flags = self._ttl, 0, b"", TRANSMIT_OF_MTU_DISCOVER[MTU_DISCOVER_WANT]
         if options is not None:
@@ -96,6 +97,11 @@ class Records:
         family = FAMILY_4 if len(destination) == 4 else FAMILY_6
         head = TRANSMIT_HEAD.pack(size, 0, family, flags | TRANSMIT_PARTIAL, PROTOCOL, ttl, tos, len(ip_options),
                                   source, destination)
+        if held is not None:
+            header, tcp_options, _ = segment.parts(pseudo_sum(source, destination, held.length))
+            record = b"".join((head, ip_options, header, tcp_options, held.pack()))
+            self.sends.append((topology.IP, messages.TRANSMIT_HELD, record))
+            return
         parts = segment.parts(pseudo_sum(source, destination, 0))
         self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, *parts))))
 
