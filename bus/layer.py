@@ -83,6 +83,14 @@ class ManagedCore(Core, Protocol):
 
 
 @runtime_checkable
+class PoisonCore(Core, Protocol):
+    """A core that wants to know which of its records were set aside (`bus.runtime.poison`)."""
+
+    def record_set_aside(self, sender: int, kind: int, record: bytes, now: float) -> list[Send]:
+        """A record that killed the layer twice was not passed to `receive`. Called each time that it comes."""
+
+
+@runtime_checkable
 class ClientCore(Core, Protocol):
     """A core that also serves clients: processes that are not layers and may come and go (applications)."""
 

@@ -21,7 +21,7 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.counters import PipeCounters as C
 from bus.durable import layout
-from bus.layer import ClientCore, Core, ManagedCore, Send
+from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
 from bus.messages import decode_notices
 from bus.runtime import sabotage
 from bus.runtime.clients import Clients
@@ -291,6 +291,9 @@ class EventLoop:
         if self._suspect.watching:
             for record in self._suspect.sift(sender, sequence, kind, records):
                 self._dispatch(self._core.receive(sender, kind, [record], now))
+            if isinstance(self._core, PoisonCore):
+                for record in self._suspect.dropped:
+                    self._dispatch(self._core.record_set_aside(sender, kind, record, now))
             if self._suspect.found and inbox.pid and self._record_set_aside(inbox, now):
                 return
         else:

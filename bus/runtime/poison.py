@@ -25,6 +25,7 @@ class PoisonFilter:
         self._counters = durable.bus_counters
         self._control = control
         self.found = False  # a record of the present frame has just been set aside
+        self.dropped: list[bytes] = []  # records of the present frame that were set aside, now or earlier
         self.watching = False  # False: nothing is suspected, so records need not be processed one by one
 
     def inherit(self, done: dict[int, int]) -> None:
@@ -56,6 +57,7 @@ class PoisonFilter:
         """Yield the records one by one, without those set aside, and note each as being processed."""
         words = self._words
         self.found = False
+        self.dropped = []
         related = words[layout.SUSPECT_DEATHS] and words[layout.SUSPECT_SENDER] == sender
         suspected = related and words[layout.SUSPECT_SEQUENCE] == sequence
         for number, record in enumerate(records, 1):
@@ -65,6 +67,7 @@ class PoisonFilter:
                 words[layout.SUSPECT_RECORD] = 0
             if self._known(digest):
                 self._counters[C.bus_poison] += 1
+                self.dropped.append(record)
                 continue
             words[layout.IN_HAND_RECORD] = number
             yield record

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from bus.durable.held import NO_HOLDINGS, Holdings
-from bus.layer import ClientCore, Core, ManagedCore, Send
+from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
 from bus.messages import HELD_OF
 
 SNAPSHOT_ITEMS = 1000  # items of state per entry
@@ -72,6 +72,12 @@ class RecordingCore:
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """See `bus.layer.Core`."""
         return self._call(self._core.neighbor_started, sender, now)
+
+    def record_set_aside(self, sender: int, kind: int, record: bytes, now: float) -> list[Send]:
+        """See `bus.layer.PoisonCore`."""
+        if not isinstance(self._core, PoisonCore):
+            return []
+        return self._call(self._core.record_set_aside, sender, kind, record, now)
 
     def _call(self, call: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
         self._write(("call", call.__name__, arguments))

@@ -25,7 +25,7 @@ from bus import topology, views
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.durable.held import NO_HOLDINGS, Holdings
-from bus.layer import ClientCore, Core, ManagedCore, Send
+from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
 from bus.messages import CONTROL_KIND_MIN, HELD_OF
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
@@ -237,6 +237,12 @@ class TappedCore:
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """See `bus.layer.Core`."""
         return self._out(self._core.neighbor_started(sender, now), now)
+
+    def record_set_aside(self, sender: int, kind: int, record: bytes, now: float) -> list[Send]:
+        """See `bus.layer.PoisonCore`."""
+        if not isinstance(self._core, PoisonCore):
+            return []
+        return self._out(self._core.record_set_aside(sender, kind, record, now), now)
 
 
     # -- on the way ----------------------------------------------------------------------------------------------

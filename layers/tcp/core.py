@@ -25,13 +25,15 @@ from layers.tcp.counters import Counters as C
 from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
+from layers.tcp.poison import PoisonSegments
 from layers.tcp.records import Paths, Records, arrival_of
 from packets.tcp import QUOTED
 from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, INFO_HEADER, READ_RECORD, STREAM_HEADER
 
 KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys
 KEY_SECRET = 1 << 32
-KEY_HANDLES = (1 << 32) + 1
+KEY_HANDLES = (1 << 32) + 1  # and the next
+KEY_POISON = (1 << 32) + 3
 
 
 class Core:
@@ -50,6 +52,7 @@ class Core:
         self._durable = Durable(memory or StreamMemory.volatile(), state, KEY_HANDLES)
         self.engine = Engine(counters, self._records, self._records, self._durable, self._durable, secret)
         self.calls = Calls(self.engine, state, rng, self._paths)
+        self._poison = PoisonSegments(self.engine, state, KEY_POISON)
         self._handlers: dict[int, Callable[[bytes], None]] = {
             messages.PACKET: self._packet,
             messages.ICMP_ERROR: self._icmp_error,
@@ -114,6 +117,13 @@ class Core:
             answer = {"error": str(error)}
         return answer, []
 
+    def record_set_aside(self, sender: int, kind: int, record: bytes, now: float) -> list[Send]:
+        """See `bus.layer.PoisonCore`: a segment that killed this layer."""
+        self.engine.now = now
+        if kind == messages.PACKET:
+            self._poison.set_aside(record)
+        return self._done()
+
     def _done(self) -> list[Send]:
         self.engine.flush()
         self.next_wake = self.engine.next_due
@@ -124,6 +134,8 @@ class Core:
 
     def _packet(self, record: bytes) -> None:
         self.counters[C.segments_in] += 1
+        if self._poison.known and self._poison.comes_again(record):
+            return
         arrival = arrival_of(record, self.counters)
         if arrival is not None:
             self.engine.arrives(arrival)

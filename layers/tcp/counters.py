@@ -32,6 +32,7 @@ class Counters(TransportCounters):
     mtu_lowered = Event("Connections whose segment size was reduced because of the path.")
     errors_in = Event("ICMP errors about sent segments.")
     resumed = Event("Connections restored from a former process.")
+    poison_resets = Event("Connections reset because a segment that had killed this layer came again.")
     accept_waits = Event("Handshakes that wait because the accept queue is full [TcpExtListenOverflows].")
 
     packet_truncated = Drop("Packets shorter than a TCP header [TcpInErrs].")

@@ -6,14 +6,17 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from .peers import KERNEL, STACK, Stack, wait_for
+from .conftest import end_all, unique_name
+from .peers import KERNEL, STACK, Stack, copy_product, wait_for
 
 OCTETS = 12_000_000
 KILL_AFTER = 2_000_000
+POISON = b"POISONOUS SEGMENT"
 BLOCK = bytes(i * 7 % 251 for i in range(251)) * 300
 
 
@@ -132,3 +135,44 @@ def test_what_a_process_sent_before_it_ended_arrives_then_fin(stack: Stack) -> N
                 received += octets
         assert received == bytes(range(250)) * 4000
         assert program.wait(30) == 0
+
+
+@pytest.fixture
+def poisoned(home: Path, tap: None) -> Iterator[Stack]:
+    """A stack in a checkout of its own, whose tcp dies of a segment with POISON."""
+    checkout = copy_product(home / "checkout-poisoned")
+    arrival = checkout / "layers" / "tcp" / "arrival.py"
+    text, line = arrival.read_text(), "    flags, payload = segment.flags, segment.payload\n"
+    assert text.count(line) == 1
+    arrival.write_text(text.replace(line, f"{line}    if {POISON!r} in bytes(payload):\n"
+                                          "        raise RuntimeError('poisoned')\n"))
+    stack = Stack(home, unique_name(), checkout)
+    stack.env["PYTHONPATH"] = str(checkout)
+    try:
+        yield stack.up()
+    finally:
+        end_all([stack])
+
+
+def test_a_segment_that_kills_tcp_costs_its_own_connection_only(poisoned: Stack) -> None:
+    ours, kernel = connected(poisoned)
+    others = [connected(poisoned) for _ in range(5)]
+    before = poisoned.ask()["tcp"]
+    kernel.sendall(b"before ")
+    assert ours.recv(100) == b"before "
+    kernel.sendall(POISON)
+    with pytest.raises(ConnectionResetError):
+        ours.recv(100)
+    with pytest.raises(ConnectionResetError):
+        kernel.recv(100)
+    for our_end, kernel_end in others:
+        kernel_end.sendall(b"still there?")
+        assert our_end.recv(100) == b"still there?"
+        our_end.sendall(b"yes")
+        assert kernel_end.recv(100) == b"yes"
+    died = [event for event in poisoned.events() if event["event"] == "died"]
+    assert [event["layer"] for event in died] == ["tcp", "tcp"]
+    assert poisoned.ask()["tcp"]["counters"]["poison_resets"] == 1
+    assert poisoned.serves(tcp=before["incarnation"] + 2)
+    for sock in (ours, kernel, *(each for pair in others for each in pair)):
+        sock.close()
