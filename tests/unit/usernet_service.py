@@ -7,6 +7,7 @@ does, so the process can be killed and started again.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from layers.udp.counters import Counters as UdpCounters
 
 ADDRESS = "10.0.0.2"
 REPOSITORY = Path(__file__).resolve().parents[2]
+STACKS = "stacks"  # file in the run directory for Python's stacks, at SIGUSR1
 
 
 def config(run_dir: str = "", dns: list[str] | None = None) -> StackConfig:
@@ -183,6 +186,23 @@ class Service:
         self.kill()
         self.start()
 
+    def report(self) -> str:
+        """What the process is doing, for the report of a failed test: Python's stacks and what its threads wait for."""
+        if self.process.poll() is not None:
+            return f"the service has ended: {self.process.returncode}"
+        self.process.send_signal(signal.SIGUSR1)
+        process = Path(f"/proc/{self.process.pid}")
+        threads = [" ".join((task / name).read_text().strip() for name in ("comm", "wchan", "syscall"))
+                   for task in (process / "task").iterdir()]
+        state = (process / "stat").read_text().split()[2:15]
+        sockets = subprocess.run(["ss", "-xpe"], capture_output=True, text=True, check=False).stdout
+        ours = [line for line in sockets.splitlines() if f"pid={self.process.pid}," in line]
+        deadline = time.monotonic() + 1
+        while not (stacks := (self.run_dir / STACKS).read_text()) and time.monotonic() < deadline:
+            time.sleep(0.01)  # it is stopped, or inside of libzmq, if none come
+        return "\n".join([*threads, f"stat {state}", f"{len(os.listdir(process / 'fd'))} descriptors", *ours[-40:],
+                          stacks])
+
     def down(self) -> None:
         if self.process.poll() is None:
             self.kill()
@@ -193,6 +213,8 @@ class Service:
 
 def main(run_dir: str, dns: str, *numbers: str) -> None:
     incarnation, memory_fd, listener_fd, line = map(int, numbers)
+    stacks = open(f"{run_dir}/{STACKS}", "w")  # noqa: SIM115  (open as long as the process)
+    faulthandler.register(signal.SIGUSR1, stacks)
     durable = layout.Memory(memory_fd)
     durable.words[layout.INCARNATION] = incarnation
     state = KeyValueLog(durable)
