@@ -68,6 +68,7 @@ REPORT_ERROR = 9  # REPORT_HEAD + a PACKET record with at most QUOTE_OCTETS of p
 ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet that an ICMP error quotes, from its IP header on
 ETHERNET = 11  # a whole Ethernet frame, between link and the switch of a wire
 PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not forward a packet without fragmenting it
+NEGATIVE_ADVICE = 13  # a destination whose answers stay out (RFC 1122 section 3.3.1.4): is its gateway alive?
 TRANSMIT_HELD = 40  # these: as TRANSMIT, PACKET_OUT, ETHERNET with a reference in place of the payload
 PACKET_OUT_HELD = 41  # (bus.durable.held)
 ETHERNET_HELD = 42  # to the device
@@ -113,6 +114,7 @@ KIND_NAMES = {
     ICMP_ERROR: "ICMP_ERROR",
     ETHERNET: "ETHERNET",
     PATH_MTU: "PATH_MTU",
+    NEGATIVE_ADVICE: "NEGATIVE_ADVICE",
     TRANSMIT_HELD: "TRANSMIT_HELD",
     PACKET_OUT_HELD: "PACKET_OUT_HELD",
     ETHERNET_HELD: "ETHERNET_HELD",

@@ -77,6 +77,8 @@ class Core:
             return self._router_told(records, now)
         elif kind == messages.REDIRECT:
             return self._redirected(records, now)
+        elif kind == messages.NEGATIVE_ADVICE:
+            return self._advised(records, now)
         elif kind == messages.RAW_WANTED:
             for record in records:
                 self._uppers.want(record)
@@ -155,6 +157,16 @@ class Core:
         self._flows.clear()
         self._set_wake()
         return self._tell_routes(*self._paths_go_to)
+
+    def _advised(self, records: list[bytes], now: float) -> list[Send]:
+        sends: list[Send] = []
+        for destination in dict.fromkeys(records):
+            if len(destination) not in WIDTHS:
+                self._counters[C.bad_announcement] += 1
+            else:
+                self._counters[C.advised] += 1
+                self._resolution.doubted(destination, now, sends)
+        return list(dict.fromkeys(sends))
 
     def _tell_routes(self, *neighbors: int) -> list[Send]:
         return [(neighbor, messages.ROUTES, self._routing.announcement) for neighbor in neighbors]

@@ -49,6 +49,7 @@ class Counters(CounterSet):
     gateway_failed = Event("Gateways that stopped answering arp; other gateways are used instead, if there are any.")
     gateway_back = Event("Gateways that answered again.")
     rerouted = Event("Packets that waited for a dead gateway and left through another.")
+    advised = Event("Destinations of which a transport reported that answers stay out.")
     redirected = Event("Destinations that the gateway redirected to another gateway.")
     redirect_expired = Event("Redirects deleted because of their age or because the new gateway does not answer.")
     redirect_refused = Drop("Redirects that are not from the gateway, to an invalid gateway, or about an unused "

@@ -49,6 +49,13 @@ class Resolution:
         due = self._routing.gateways.due(now)
         sends += [(topology.ARP, messages.RESOLVE, gateway) for gateway in due]
 
+    def doubted(self, destination: bytes, now: float, sends: list[Send]) -> None:
+        """RFC 1122 section 3.3.1.4: negative advice of a transport: have arp verify the next hop, which may be dead."""
+        route = self._routing.table.lookup(destination)
+        neighbor = self._neighbors.find(route.gateway or destination) if route is not None else None
+        if neighbor is not None:
+            self._resolve(neighbor, now, sends)
+
     def _keep(self, neighbor: Neighbor, built: bytes) -> None:
         """Let a packet wait; the latest are kept."""
         waiting = neighbor.waiting

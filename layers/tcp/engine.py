@@ -58,6 +58,9 @@ class Below(Protocol):
     def super_octets(self, mss: int) -> int:
         """The maximum text of one `transmit`."""
 
+    def advise(self, destination: bytes) -> None:
+        """RFC 9293 section 3.8.3 (MUST-20): nothing that was sent there is answered, the gateway may be dead."""
+
 
 class Above(Protocol):
     """The interface to the socket service."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
 PROBE_S_MAX = 120.0  # Linux TCP_RTO_MAX
+RETRIES_1 = 3  # Linux net.ipv4.tcp_retries1: RFC 9293 section 3.8.3 R1 (SHLD-10)
 RETRIES_2 = 15  # Linux net.ipv4.tcp_retries2: RFC 9293 section 3.8.3 R2, at least 100 s
 ORPHAN_RETRIES = 8  # Linux net.ipv4.tcp_orphan_retries (0 means 8)
 SYNACK_RETRIES = 5  # Linux net.ipv4.tcp_synack_retries
@@ -62,6 +63,8 @@ def _retransmission(engine: Engine, conn: Connection) -> None:
             engine.counters[C.attempt_fails] += 1
         closing.abandon(engine, conn, error)
         return
+    if conn.backoffs >= RETRIES_1:
+        engine.below.advise(conn.ends.peer)
     closing.black_hole(engine, conn)
 
 

@@ -105,6 +105,11 @@ class Records:
         parts = segment.parts(pseudo_sum(source, destination, 0))
         self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, *parts))))
 
+    def advise(self, destination: bytes) -> None:
+        """See `Below`."""
+        if not self._paths.is_local(destination):
+            self.sends.append((topology.IP, messages.NEGATIVE_ADVICE, destination))
+
     # -- above
 
     def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:

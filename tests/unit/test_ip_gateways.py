@@ -279,3 +279,16 @@ def test_invalid_stored_redirects_are_counted_and_deleted(host, stored):
 def test_redirects_that_do_not_parse_are_counted(sender, record):
     assert sender.core.receive(topology.ICMP, messages.REDIRECT, [record], sender.now) == []
     assert sender.counted()["bad_announcement"] == 1
+
+
+def test_rfc1122_3_3_1_4_negative_advice_of_a_transport_has_the_gateway_verified(host):
+    host.lives(GATEWAY)
+    host.lives(SECOND)
+    host.send(b"one")
+    advice = [octets(FAR)] * 3
+    assert host.hear(host.core.receive(topology.TCP, messages.NEGATIVE_ADVICE, advice, host.now)) == [asks(GATEWAY)]
+    host.fails(GATEWAY)
+    assert through(host.send(b"two")) == [(3, b"two")]
+    assert host.counted()["advised"] == 1
+    host.core.receive(topology.TCP, messages.NEGATIVE_ADVICE, [b"ill"], host.now)
+    assert host.counted()["bad_announcement"] == 1

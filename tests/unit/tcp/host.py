@@ -58,6 +58,7 @@ class Host:
         self.state = {} if state is None else state
         self.sent: list[tuple[bytes, bytes, Segment, int]] = []
         self._turn: list[tuple] = []  # what this turn brings: it counts when the turn is over
+        self.advised: list[bytes] = []
         self.applications = defaultdict(Application) if applications is None else applications
         self.accepted_handles: list[tuple[int, int]] = []
         self.again: list[int] = []
@@ -92,6 +93,9 @@ class Host:
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: object,
                  capable: bool) -> None:
         self._turn.append((self.sent.append, (source, destination, segment, size)))
+
+    def advise(self, destination: bytes) -> None:
+        self.advised.append(destination)
 
     # Above
     def stream(self, *record: object) -> None:

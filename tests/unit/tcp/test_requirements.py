@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import struct
 
 from bus import messages, topology
 from bus.config import StackConfig
@@ -12,9 +13,10 @@ from bus.streams import StreamState
 from layers.tcp import icmp, info
 from layers.tcp.core import Core
 from layers.tcp.counters import Counters
-from packets.tcp import SYN, Options, Segment, parse
+from packets.tcp import ACK, SYN, Options, Segment, parse
 from tests.unit.tcp.host import A, B, Host
 from tests.unit.tcp.peer import Peer
+from usernet.pipe.streams import STREAM_HEADER
 
 
 def core() -> Core:
@@ -241,6 +243,23 @@ def test_must_55_56_source_quench_and_time_exceeded_end_nothing():
     peer.host.do(lambda host: icmp.error(host.engine, conn, 3, 1, 0, quoted, False))
     peer.passes(30)
     assert peer.host.applications[handle].error == errno.EHOSTUNREACH
+
+
+def test_must_47_shld_20_soft_errors_are_reported_where_the_application_wants_them():
+    for wanted in (True, False):
+        made = core()
+        _, (syn,) = declared(made, handle=1, peer=A, peer_port=9, connect=1, receive_errors=wanted)
+        head = TRANSMIT_HEAD.size
+        port, isn = int.from_bytes(syn[head : head + 2], "big"), int.from_bytes(syn[head + 4 : head + 8], "big")
+        answer = Segment(9, port, 7, (isn + 1) & 0xFFFFFFFF, SYN | ACK, 1000)
+        made.receive(topology.IP, messages.PACKET, [packet(answer)], 1000.0)
+        text = STREAM_HEADER.pack(1, 0, 0) + b"in flight"
+        made.receive(topology.SOCKETS, messages.STREAM, [text], 1000.0)
+        unreachable = messages.ERROR_HEAD.pack(3, 1, 2, 4, 0, 49, 6, 20, A, B, A) + bytes(20) + struct.pack(
+            "!HHI", port, 9, (isn + 1) & 0xFFFFFFFF)
+        told = made.receive(topology.ICMP, messages.ICMP_ERROR, [unreachable], 1000.0)
+        assert [kind for _, kind, _ in told if kind != messages.TRANSMIT] == [messages.SOCKET_ERROR] * wanted
+        assert made.engine.lookup.by_handle[1].error_soft == errno.EHOSTUNREACH
 
 
 def test_tcp_info_has_linuxs_layout():

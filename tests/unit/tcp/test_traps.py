@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from layers.tcp import isn
+from layers.tcp import info, isn
 from layers.tcp.counters import Counters
 from packets.tcp import ACK, RST, SYN, Options, Segment
 from tests.unit.tcp.host import A, B, Host
@@ -330,6 +330,30 @@ def test_a_connection_is_given_up_after_a_quarter_of_an_hour_and_a_syn_after_two
     assert peer.host.applications[handle].error == errno.ETIMEDOUT
     peer.host.set(9, peer=A, peer_port=1, connect=1)
     peer.passes(100)
+    assert peer.host.applications[9].error is None
+    peer.passes(60)
+    assert peer.host.applications[9].error == errno.ETIMEDOUT
+
+
+def test_rfc9293_3_8_3_ip_is_told_after_three_retransmissions_and_applications_can_see_it():
+    peer = Peer()
+    handle = peer.connects()
+    peer.write(handle, b"lost")
+    while peer.host.conn(handle).backoffs < 3:
+        assert peer.host.advised == []
+        peer.passes(0.1)
+    assert peer.host.advised == [A]
+    told = info.tcp_info(peer.host.engine, peer.host.conn(handle))
+    assert (told[2], told[4]) == (3, 3)  # tcpi_retransmits, tcpi_backoff
+    while peer.host.conn(handle).backoffs < 5:
+        peer.passes(0.1)
+    assert peer.host.advised == [A, A, A]
+
+
+def test_rfc9293_3_8_3_a_syn_is_sent_for_three_minutes_where_tcp_syncnt_says_so():
+    peer = Peer()
+    peer.host.set(9, peer=A, peer_port=1, connect=1, syncnt=7)
+    peer.passes(200)
     assert peer.host.applications[9].error is None
     peer.passes(60)
     assert peer.host.applications[9].error == errno.ETIMEDOUT
