@@ -17,17 +17,17 @@ SEGMENTATION_OF = {UDP: UDP_SEGMENTATION, TCP: TCP_SEGMENTATION}  # by protocol
 
 
 class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One stack's settings. Addresses are 32-bit integers; `gateway` 0: none."""
+    """One stack's settings. Addresses are octets in network order; their number says the family."""
 
     name: str
     run_dir: str  # directory with the sockets that this layer connects to
     owner: int = 0  # the user who owns the stack; the keeper and the applications run as this user
     # the users that may connect to this layer: the owner, and the users of the layers that send to it
     users: tuple[int, ...] = ()
-    address: int
+    address: bytes
     prefix: int
     mac: bytes
-    gateway: int = 0
+    gateway: bytes = b""  # empty: none
     mtu: int = 1500
     ttl: int = TTL_DEFAULT  # of packets whose sender does not choose a TTL (RFC 1122 section 3.2.1.7)
     accept_redirects: bool = False  # accept redirects from gateways (RFC 1122 section 3.2.2.2)

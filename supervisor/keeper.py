@@ -80,7 +80,7 @@ class Keeper:
         self._started = time.monotonic()
         interface = options.interface()
         self._config = StackConfig(
-            name=options.name, run_dir=str(held.path), address=int(interface.ip), prefix=interface.network.prefixlen,
+            name=options.name, run_dir=str(held.path), address=interface.ip.packed, prefix=interface.network.prefixlen,
             mac=options.mac_octets(), gateway=options.gateway_address(), mtu=options.mtu, ttl=options.ttl,
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
             pipes=options.implementation(), dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),

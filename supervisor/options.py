@@ -91,11 +91,11 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                              f"{interface.network}")
         return gateway
 
-    def gateway_address(self) -> int:
-        """The default gateway as an integer; 0: none. On a TAP the kernel's end is the default gateway."""
+    def gateway_address(self) -> bytes:
+        """The default gateway; empty: none. On a TAP the kernel's end is the default gateway."""
         if self.gateway:
-            return int(self._gateway())
-        return 0 if self.wire else int(self.kernel_end().ip)
+            return self._gateway().packed
+        return b"" if self.wire else self.kernel_end().ip.packed
 
     def mac_octets(self) -> bytes:
         """The given MAC address, or a random, locally administered one."""

@@ -24,7 +24,6 @@ from layers.arp.acd import Claims
 from layers.arp.counters import Counters
 from layers.arp.tables import ORDER_KEY, Neighbors
 from layers.common.rate_limit import TokenBucket
-from layers.common.routes import address_of
 from packets import arp
 from packets.addresses import IPV4_OCTETS
 
@@ -48,7 +47,7 @@ class Core:
         self.counters = counters
         self._mac = config.mac
         self._state = state
-        self._configured = address_of(config), config.prefix
+        self._configured = config.address, config.prefix
         self._claims = Claims(config.mac, state, counters, rng)
         self._neighbors = Neighbors(state)
         # {address: (time of the next step, MACs still to be asked, whether the address is unknown)} of pending

@@ -13,7 +13,6 @@ from bus.config import StackConfig
 from bus.messages import Route, Routes
 from packets.addresses import (
     ANY,
-    IPV4_OCTETS,
     LIMITED_BROADCAST,
     LOOPBACK_BROADCAST,
     UNSPECIFIED,
@@ -29,22 +28,12 @@ from packets.addresses import (
 CACHE_ENTRIES_MAX = 4096  # destinations whose route is cached; then the cache is cleared
 
 
-def address_of(config: StackConfig) -> bytes:
-    """The configured address of a stack."""
-    return config.address.to_bytes(IPV4_OCTETS, "big")
-
-
-def gateway_of(config: StackConfig) -> bytes:
-    """The configured gateway of a stack; ANY: none."""
-    return config.gateway.to_bytes(IPV4_OCTETS, "big") if config.gateway else ANY
-
-
 def configured(config: StackConfig) -> Routes:
     """The configured addresses and routes of a stack."""
-    address, gateway = address_of(config), gateway_of(config)
+    address, gateway = config.address, config.gateway
     routes = [Route(network(address, config.prefix), config.prefix, ANY, address, config.mtu)]
     if gateway:
-        routes.append(Route(UNSPECIFIED[IPV4_OCTETS], 0, gateway, address, config.mtu))
+        routes.append(Route(UNSPECIFIED[len(gateway)], 0, gateway, address, config.mtu))
     return Routes([(address, config.prefix)], routes)
 
 

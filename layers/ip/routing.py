@@ -16,7 +16,7 @@ from bus.layer import CounterWords, State
 from bus.messages import Route, Routes
 from layers.common import source_address
 from layers.common.rate_limit import TokenBucket
-from layers.common.routes import RouteTable, address_of, connected, gateway_of, links_of
+from layers.common.routes import RouteTable, connected, links_of
 from layers.ip.counters import Counters as C
 from layers.ip.gateways import Gateways
 from layers.ip.path_mtu import Paths
@@ -43,9 +43,9 @@ _decode = messages.decoder(_Stored)
 
 def configured(config: StackConfig) -> Routes:
     """The configuration of a stack at its boot, as if the user had set it."""
-    address, gateway = address_of(config), gateway_of(config)
+    gateway = config.gateway
     routes = [Route(UNSPECIFIED[len(gateway)], 0, gateway, ANY, 0)] if gateway else []
-    return Routes([(address, config.prefix)], routes)
+    return Routes([(config.address, config.prefix)], routes)
 
 
 def effective(chosen: Routes, mtu_octets: int, dead: Container[bytes] = ()) -> Routes:

@@ -22,7 +22,7 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
 from bus.sysctl import stream_defaults
-from layers.common.routes import RouteTable, address_of, configured
+from layers.common.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
 from layers.sockets.data_path import Traffic, question
@@ -148,7 +148,7 @@ class Core:
     def welcome(self, client: int) -> dict[str, object]:
         """What an application may need before its first request."""
         config = self._config
-        return {"name": config.name, "address": text_of(address_of(config)), "mtu": config.mtu, "dns": config.dns,
+        return {"name": config.name, "address": text_of(config.address), "mtu": config.mtu, "dns": config.dns,
                 "segments": True}
 
     def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:

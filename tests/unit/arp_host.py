@@ -52,8 +52,7 @@ class Host:
                  new: bool = False, seed: int = 1) -> None:
         self.state = {} if state is None else state
         self.now = now
-        address = int.from_bytes(ip4(OUR), "big")
-        self.config = StackConfig(name="t", run_dir="", address=address, prefix=prefix, mac=OUR_MAC)
+        self.config = StackConfig(name="t", run_dir="", address=ip4(OUR), prefix=prefix, mac=OUR_MAC)
         if not new:
             self.state.setdefault(acd.OWN_KEY, probed(prefix))
         self.boots(seed)

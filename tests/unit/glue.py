@@ -39,10 +39,10 @@ def ip4(address: str) -> bytes:
 class Stack:
     """One stack. `frames` has what it sent to the device, `told` what it told the socket service."""
 
-    def __init__(self, address: str, mac: str, gateway: str = "0.0.0.0", seed: int = 0, **settings) -> None:
-        self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(address)), prefix=24, mtu=1500,
-                                  gateway=int(IPv4Address(gateway)), mac=bytes.fromhex(mac.replace(":", "")),
-                                  **settings)
+    def __init__(self, address: str, mac: str, gateway: str = "", seed: int = 0, **settings) -> None:
+        self.config = StackConfig(name="t", run_dir="", address=IPv4Address(address).packed, prefix=24, mtu=1500,
+                                  gateway=IPv4Address(gateway).packed if gateway else b"",
+                                  mac=bytes.fromhex(mac.replace(":", "")), **settings)
         self.address, self.mac = address, mac
         self.now = 1000.0
         self.frames: list[bytes] = []

@@ -256,7 +256,7 @@ def test_an_inbox_that_is_a_symbolic_link_is_refused(service):
 def test_a_process_that_sends_a_second_record_that_kills_is_disconnected():
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)
-    config = StackConfig(name="t", run_dir="/nowhere", address=1, prefix=24, mac=bytes(6))
+    config = StackConfig(name="t", run_dir="/nowhere", address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6))
     clients = Clients(None, config, Pipes(open_poller("direct"), Turn(durable)))
     clients.offended(1000)
     assert not clients.is_barred(1000)
@@ -291,8 +291,8 @@ def test_a_refused_client_is_told_the_reason(kind, run_dir, monkeypatch):
     monkeypatch.setenv("USERNET_PIPES", kind)
     memory_fd = layout.create("test")
     durable = layout.Memory(memory_fd)
-    config = StackConfig(name="t", run_dir=str(run_dir / "sockets"), address=1, prefix=24, mac=bytes(6),
-                         owner=os.geteuid())
+    config = StackConfig(name="t", run_dir=str(run_dir / "sockets"), address=bytes((10, 0, 0, 2)), prefix=24,
+                         mac=bytes(6), owner=os.geteuid())
     poller = open_poller(kind)
     clients = Clients(None, config, Pipes(poller, Turn(durable)))
 

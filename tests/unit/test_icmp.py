@@ -52,8 +52,8 @@ class Host:
         self.counts = Counters.new()
         self.now = 1000.0
         config = StackConfig(
-            name="t", run_dir="", address=int(ipaddress.IPv4Address(OUR)), prefix=24, mac=bytes(6),
-            gateway=int(ipaddress.IPv4Address(PEER)), mtu=mtu, **settings)
+            name="t", run_dir="", address=ipaddress.IPv4Address(OUR).packed, prefix=24, mac=bytes(6),
+            gateway=ipaddress.IPv4Address(PEER).packed, mtu=mtu, **settings)
         self.core = icmp.Core(config, self.state, self.counts, random.Random(1))
         assert self.core.start(self.now) == []
 

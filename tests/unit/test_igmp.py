@@ -53,7 +53,7 @@ class Host:
     """An ip layer, driven by what sockets and link would send it."""
 
     def __init__(self) -> None:
-        self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6))
+        self.config = StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=bytes(6))
         self.state: dict[int, bytes] = {}
         self.counters = Counters.new()
         self.now = 1000.0

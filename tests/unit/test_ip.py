@@ -53,8 +53,8 @@ class Layer:
     """An IP layer; a crash takes all of it but `state` and `counters`."""
 
     def __init__(self, gateway: str = GATEWAY, mtu: int = 1500, seed: int = 1) -> None:
-        self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6), mtu=mtu,
-                                  gateway=int(IPv4Address(gateway)))
+        self.config = StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=bytes(6),
+                                  mtu=mtu, gateway=IPv4Address(gateway).packed if gateway else b"")
         self.state: dict[int, bytes] = {}
         self.counters = Counters.new()
         self.now = 0.0

@@ -34,7 +34,7 @@ TIME = (1000500).to_bytes(4, "big")  # RFC 791: milliseconds since midnight UT
 
 class Layer:
     def __init__(self) -> None:
-        config = StackConfig(name="t", run_dir="", address=int.from_bytes(ME, "big"), prefix=24, mac=MAC,
+        config = StackConfig(name="t", run_dir="", address=ME, prefix=24, mac=MAC,
                              epoch=MIDNIGHT)
         self.counters = Counters.new()
         self.core = Core(config, {}, self.counters, random.Random(1))

@@ -265,7 +265,7 @@ def test_a_ping_socket_sends_and_is_told_options(stack):
 
 class RawLayer:
     def __init__(self, **fields) -> None:
-        config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6))
+        config = StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=bytes(6))
         self.core = Raws(config, {}, RawCounters.new(), random.Random(1))
         self.core.start(0.0)
         state = SocketState(handle=1, request=1, protocol=253, **fields)

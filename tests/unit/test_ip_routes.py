@@ -44,8 +44,8 @@ def octets(address: str) -> bytes:
 
 class Layer:
     def __init__(self, gateway: str = GATEWAY, mtu: int = 1500) -> None:
-        self.config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=MAC, mtu=mtu,
-                                  gateway=int(IPv4Address(gateway)))
+        self.config = StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=MAC, mtu=mtu,
+                                  gateway=IPv4Address(gateway).packed if gateway else b"")
         self.state: dict[int, bytes] = {}
         self.counters = Counters.new()
         self.now = 1000.0
@@ -195,7 +195,7 @@ def test_the_route_with_the_lowest_metric_is_taken_and_deleted_first(layer):
 
 def test_rfc1122_3_3_1_2_there_may_be_several_default_gateways_with_a_preference_each():
     """RFC 1122 section 3.3.1.6 (3)."""
-    layer = Layer(gateway="0.0.0.0")
+    layer = Layer(gateway="")
     for metric, gateway in ((30, "10.0.0.30"), (10, "10.0.0.10"), (20, "10.0.0.20")):
         layer.accepts("route_add", destination="0.0.0.0/0", gateway=gateway, metric=metric)
     for serving in ("10.0.0.10", "10.0.0.20", "10.0.0.30"):

@@ -30,7 +30,7 @@ SNAP_IPV4 = bytes.fromhex("aaaa030000000800")
 
 def link(wire: str = "", mtu: int = 1500) -> tuple[Core, list[int]]:
     counters = C.new()
-    config = StackConfig(name="t", run_dir="/", address=0x0A000002, prefix=24, mac=MAC, mtu=mtu, wire=wire)
+    config = StackConfig(name="t", run_dir="/", address=bytes((10, 0, 0, 2)), prefix=24, mac=MAC, mtu=mtu, wire=wire)
     return Core(config, {}, counters, random.Random(1)), counters
 
 

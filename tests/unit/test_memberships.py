@@ -30,7 +30,7 @@ from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 
 APP = topology.CLIENT_ID_MIN + 1
-CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
+CONFIG = StackConfig(name="test", run_dir="", address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6))
 ME, PEER, OTHER = "10.0.0.2", "10.0.0.7", "10.0.0.8"
 ONE, TWO = "239.1.1.1", "239.1.1.2"
 PORT = 5000

@@ -85,8 +85,8 @@ class Link:
         durable = self._durable.map()
         durable.words[layout.INCARNATION] = self.incarnation
         durable.words[layout.BLAMELESS] = 1
-        config = StackConfig(name="t", run_dir=str(self._folder), address=0x0A000002, prefix=24, mac=bytes(6), mtu=1500,
-                             cookie=COOKIE)
+        config = StackConfig(name="t", run_dir=str(self._folder), address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6),
+                             mtu=1500, cookie=COOKIE)
         spawned = SpawnArguments("link", config, -1, os.dup(self._listener.fileno()), Control(self._keeper[0]))
         self.node = EventLoop(spawned, Relay(), durable, Tap(self._near.fileno(), Counters.new()))
 

@@ -65,8 +65,8 @@ class Service:
         self._listener.bind(f"{folder}/{len(os.listdir(folder))}.sock")
         self._listener.listen()
         self._keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._config = StackConfig(name="t", run_dir=f"{folder}/nobody", address=0x0A000002, prefix=24, mac=bytes(6),
-                                   mtu=1500, cookie=COOKIE)
+        self._config = StackConfig(name="t", run_dir=f"{folder}/nobody", address=bytes((10, 0, 0, 2)), prefix=24,
+                                   mac=bytes(6), mtu=1500, cookie=COOKIE)
         self.core = Recorder()
         self.node: EventLoop | None = None
         self.born()

@@ -59,7 +59,7 @@ SIZES = st.integers(1, 1472).flatmap(lambda size: st.tuples(st.just(size), st.in
 
 
 def config(*kinds: str, mtu: int = 1500) -> StackConfig:
-    return StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=MAC, mtu=mtu, offload=kinds)
+    return StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=MAC, mtu=mtu, offload=kinds)
 
 
 def octets(address: str) -> bytes:

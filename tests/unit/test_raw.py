@@ -35,8 +35,8 @@ def ip4(address: str) -> bytes:
     return IPv4Address(address).packed
 
 
-CONFIG = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6), mtu=1500,
-                     gateway=int(IPv4Address(PEER)), layers=tuple(topology.LAYERS))
+CONFIG = StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=bytes(6), mtu=1500,
+                     gateway=IPv4Address(PEER).packed, layers=tuple(topology.LAYERS))
 
 
 class Host:
@@ -487,7 +487,7 @@ def test_a_crash_loses_no_socket_and_no_complaint_is_made_of_what_it_listens_to(
 
 
 def test_without_raw_ip_tells_it_nothing():
-    config = StackConfig(name="t", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6))
+    config = StackConfig(name="t", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=bytes(6))
     assert "raw" not in config.layers
     sends = Ip(config, {}, IpCounters.new(), random.Random(1)).start(0.0)
     assert topology.RAW not in {consumer for consumer, _, _ in sends}

@@ -104,7 +104,8 @@ def test_invalid_announcements_are_refused(announced):
 
 
 def test_the_table_that_a_stack_starts_with():
-    config = StackConfig(name="t", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6), gateway=0x0A000001)
+    config = StackConfig(name="t", run_dir="", address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6),
+                         gateway=bytes((10, 0, 0, 1)))
     announced = configured(config)
     assert decode_routes(encode(announced)) == announced
     table = RouteTable(announced)

@@ -59,8 +59,8 @@ class RoutesAgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
-        config = StackConfig(name="t", run_dir="", address=int(CONFIGURED.ip), prefix=24, mac=b"\x02" * 6, mtu=MTU,
-                             gateway=int(GATEWAY))
+        config = StackConfig(name="t", run_dir="", address=CONFIGURED.ip.packed, prefix=24, mac=b"\x02" * 6, mtu=MTU,
+                             gateway=GATEWAY.packed)
         self.core = Core(config, self.state, Counters.new(), random.Random(1))
         self.core.start(0.0)
 

@@ -33,7 +33,7 @@ from usernet.pipe.streams import (
 )
 
 ALICE, BOB = topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 2
-CONFIG = StackConfig(name="test", run_dir="", address=0x0A000002, prefix=24, mac=bytes(6))
+CONFIG = StackConfig(name="test", run_dir="", address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6))
 
 
 class Bench:

@@ -58,7 +58,7 @@ def octets(text: str) -> bytes:
 
 
 ME, ALIAS, PEER, OTHER, FAR = "10.0.0.2", "10.0.0.3", "10.0.0.1", "10.0.0.7", "8.8.8.8"
-CONFIG = StackConfig(name="test", run_dir="", address=int(IPv4Address(ME)), prefix=24, mac=bytes(6))
+CONFIG = StackConfig(name="test", run_dir="", address=IPv4Address(ME).packed, prefix=24, mac=bytes(6))
 ANNOUNCED = Routes([(address(ME), 24), (address(ALIAS), 24)], [Route(address("10.0.0.0"), 24, b"", address(ME), 1500)])
 
 

@@ -46,7 +46,7 @@ STACKS = "stacks"  # file in the run directory for Python's stacks, at SIGUSR1
 
 
 def config(run_dir: str = "", dns: list[str] | None = None) -> StackConfig:
-    return StackConfig(name="test", run_dir=run_dir, address=0x0A000002, prefix=24, mac=bytes(6),
+    return StackConfig(name="test", run_dir=run_dir, address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6),
                        dns=dns or [], pipes=os.environ.get("USERNET_PIPES") or "zmq")
 
 

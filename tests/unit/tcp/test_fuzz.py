@@ -34,7 +34,7 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        config = StackConfig(name="t", run_dir="", address=int.from_bytes(B, "big"), prefix=24, mac=bytes(6))
+        config = StackConfig(name="t", run_dir="", address=B, prefix=24, mac=bytes(6))
         self.core = Core(config, {}, Counters.new(), random.Random(seed))
         self.now = 1000.0
         self.core.start(self.now)

@@ -36,7 +36,7 @@ class Stack:
             self.arrives(Segment(port, PORT, ISS + 1, answer.sequence + 1, ACK, 60_000))
 
     def _born(self) -> Core:
-        config = StackConfig(name="t", run_dir="", address=int.from_bytes(B, "big"), prefix=24, mac=bytes(6))
+        config = StackConfig(name="t", run_dir="", address=B, prefix=24, mac=bytes(6))
         core = Core(config, self.state, Counters.new(), random.Random(1))
         core.start(NOW)
         return core

@@ -20,7 +20,7 @@ from usernet.pipe.streams import STREAM_HEADER
 
 
 def core() -> Core:
-    config = StackConfig(name="t", run_dir="", address=int.from_bytes(B, "big"), prefix=24, mac=bytes(6))
+    config = StackConfig(name="t", run_dir="", address=B, prefix=24, mac=bytes(6))
     made = Core(config, {}, Counters.new(), random.Random(1))
     made.start(1000.0)
     return made
