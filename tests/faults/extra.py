@@ -3,7 +3,7 @@
 fragments   datagrams of 4,000 to 20,000 octets, there and back, asked by either end
 groups      numbered datagrams to a group that the other end has joined, each way; a router's question who is in it
 paths       a far host behind the kernel's end, over a link of a smaller MTU: DF up to that MTU, fragments beyond; and
-            hosts there that nobody has spoken to yet, whose path MTU is still to be learnt
+            hosts there that have had no traffic yet, whose path MTU is still to be learnt
 
 Roles: `far` is the far host, `router` the kernel's end of all this, `member` the application of the stack.
 """

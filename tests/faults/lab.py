@@ -138,7 +138,7 @@ class Load:
         for role in ROLES:
             self.processes[role] = lab.start("tests.faults.load", role, str(self.folder), ADDRESS,
                                              inside=role in INSIDE, apart=role == "far")
-            self.board.wait_ready()  # there is an echo, before anybody asks it
+            self.board.wait_ready()  # the echo server runs before the first client
             if role == "far":
                 lab.lead_far(int(_written(self.folder / extra.NAMESPACE)))
         _written(self.folder / extra.MEMBER_READY)

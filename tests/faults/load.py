@@ -261,7 +261,7 @@ def echo(folder: Path, address: str, board: Switchboard) -> None:
 
 
 def client(folder: Path, address: str, board: Switchboard) -> None:
-    """Numbered datagrams to the kernel's echo; on request, to neighbours that nobody has asked for yet."""
+    """Numbered datagrams to the kernel's echo; on request, to neighbours that are not resolved yet."""
     import usernet
 
     book, fresh = Book(folder, "app-to-kernel"), Book(folder, "fresh", ordered=False)

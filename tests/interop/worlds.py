@@ -73,7 +73,7 @@ class World:
         """Until a program on the kernel's end listens there."""
         deadline = time.monotonic() + READY_S
         while f":{port} " not in self.on_kernel("ss", "-Htln"):
-            assert time.monotonic() < deadline, f"nobody listens on port {port} of the kernel"
+            assert time.monotonic() < deadline, f"no socket of the kernel listens on port {port}"
             time.sleep(0.05)
 
     def _start(self, command: list[str], **options) -> subprocess.Popen:

@@ -70,7 +70,7 @@ def faults(row: Row) -> list[str]:
     if row.level.upper() not in LEVELS:
         found.append(f"{row.level!r} is no level")
     if row.state == "met" and not row.tests:
-        found.append("it is met, says who?")
+        found.append("it is met, but no test shows it")
     if row.state == "not met" and row.tests:
         found.append("it is not met: what does its test show?")
     if row.state == "not met" and row.level.upper() != "MAY" and not row.remark:

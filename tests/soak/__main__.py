@@ -106,7 +106,7 @@ def main() -> int:
                 command = [sys.executable, str(ROOT / "launcher.py"), "exec", "--name", lab.name, "--", *command]
             load[role] = subprocess.Popen(command, env=lab.environment, cwd=ROOT, stdin=subprocess.PIPE, text=True)
             lab.processes.append(load[role])
-            time.sleep(1)  # a server is there before anybody asks it
+            time.sleep(1)  # the servers start before the clients
         end = time.monotonic() + options.minutes * 60
         while time.monotonic() < end and not any(process.poll() is not None for process in load.values()):
             samples.append(sample(lab))

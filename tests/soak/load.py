@@ -5,7 +5,7 @@ asker    on the kernel's end: asks the stack's server
 client   an application of the stack: asks the kernel's echoes, and opens and closes sockets that do nothing
 echo     on the kernel's end: echoes over UDP and TCP
 
-Who asks has a few datagrams under way at a time, and one TCP connection after the other, short and long ones. It prints
+A client has a few datagrams under way at a time, and one TCP connection after the other, short and long ones. It prints
 how many were answered, and ends with status 1 at the first octet that is not what it sent, or where nothing is answered
 for PATIENCE_S.
 """

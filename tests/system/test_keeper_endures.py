@@ -114,7 +114,7 @@ def ask(stack: Stack, octets: bytes) -> bytes:
     b'{"op": "status", "x": ' + b'{"a": ' * NESTED + b"1" + b"}" * NESTED + b"}",
     b'{"op": "manage", "layer": "arp", "request": ' + b"[" * NESTED + b"]" * NESTED + b"}",
     b"\xff\xfe", b"[]", b"null", b'{"op": 7}', b'{"op": "restart", "layers": 5}', b'{"op": "capture", "pipes": {}}'])
-def test_a_request_that_is_nested_deep_or_none_is_answered(enduring, nested):
+def test_a_deeply_nested_or_invalid_request_is_answered(enduring, nested):
     answer = json.loads(ask(enduring, nested + b"\n"))
     assert "error" in answer or "ok" in answer
 

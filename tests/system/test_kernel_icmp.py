@@ -196,7 +196,7 @@ def test_a_gratuitous_announcement_moves_the_neighbour(stack: Stack, cable, anno
         assert delivered.dst == first
         cable.send(bytes(Ether(src=second, dst="ff:ff:ff:ff:ff:ff")
                          / ARP(op=announcement, hwsrc=second, psrc=address, hwdst="00:00:00:00:00:00", pdst=address)))
-        for attempt in range(1000):  # the announcement is worked off by arp, the datagram by others: who is first?
+        for attempt in range(1000):  # arp processes the announcement, other layers the datagram: either may be first
             payload = f"to the second {attempt}.".encode()
             app.sendto(payload, (address, 7))
             delivered = Ether(next_frame(cable, lambda frame, payload=payload: payload in frame))

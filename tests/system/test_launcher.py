@@ -251,7 +251,7 @@ def test_a_verb_without_a_stack_says_how_to_start_one(home, arguments: list[str]
 
 
 @pytest.mark.parametrize("arguments", [["fly"], ["up", "--fast"], ["restart"], [], ["up", "--mtu", "x"]], ids=" ".join)
-def test_a_command_line_that_is_none_has_status_2(home, arguments: list[str]) -> None:
+def test_an_invalid_command_line_has_status_2(home, arguments: list[str]) -> None:
     line = one_line(Stack(home, unique_name()).run(*arguments, status=2))
     assert "argument" in line
 
@@ -318,7 +318,7 @@ def test_restart_of_one_layer_leaves_the_others_alone(new_stack) -> None:
     assert pings(stack)
 
 
-def test_restart_all_and_of_a_layer_that_is_none(new_stack) -> None:
+def test_restart_of_all_layers_and_of_an_unknown_layer(new_stack) -> None:
     stack = new_stack().up()
     stack.run("restart", "all")
     assert set(stack.incarnations().values()) == {2}

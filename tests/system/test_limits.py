@@ -89,7 +89,7 @@ def echoes(stack: Stack) -> bool:
         return app.recv(100) == b"to itself"
 
 
-def test_applications_that_open_sockets_for_ever_get_emfile_and_a_crash_loses_none(new_stack) -> None:
+def test_applications_that_open_sockets_for_ever_get_emfile_and_a_crash_loses_no_socket(new_stack) -> None:
     stack = new_stack().up()
     free, told = SOCKETS_MAX, []
     for number in range(1, HOGS + 1):

@@ -65,7 +65,7 @@ def test_what_sendto_returned_for_arrives_even_if_the_program_ends_in_the_next_l
         assert sorted(int(receiver.recv(10)) for _ in range(ENDS)) == list(range(ENDS))
 
 
-def test_a_kind_that_is_none_is_named_with_those_that_are(stack: Stack) -> None:
+def test_an_unknown_kind_is_named_with_the_known_ones(stack: Stack) -> None:
     refused = stack.run("up", "--pipes", "carrier-pigeon", status=None)
     assert "--pipes carrier-pigeon: zmq or direct" in refused.stderr
     done = subprocess.run([sys.executable, "-c", "import usernet; usernet.socket(type=usernet.SOCK_DGRAM)"],

@@ -78,7 +78,7 @@ def kernel_raw(stack: Stack, protocol: int = EXPERIMENT) -> socket.socket:
 # -- consent -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_owners_consent_there_is_none(new_stack) -> None:
+def test_a_raw_socket_needs_the_option_of_the_owner(new_stack) -> None:
     plain = new_stack().up()
     with pytest.raises(PermissionError, match="--allow-raw"):
         plain.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -231,7 +231,7 @@ def test_raw7_the_same_as_linux(stack: Stack, raw, step: str, protocol: int) -> 
 
 
 @pytest.mark.parametrize("option", [(0, socket.IP_HDRINCL), (SOL_RAW, ICMP_FILTER)])
-def test_a_udp_socket_has_none_of_the_options(stack: Stack, option: tuple[int, int]) -> None:
+def test_a_udp_socket_has_no_raw_socket_options(stack: Stack, option: tuple[int, int]) -> None:
     with stack.socket() as endpoint, pytest.raises(OSError, match="Protocol not available"):
         endpoint.setsockopt(*option, bytes(4))
 
@@ -428,7 +428,7 @@ def test_as_linux_what_is_bound_to_an_address_that_has_gone_is_unreachable_until
                 made.connect((peer, 9))
         app.sendto(message, (KERNEL, 9))
         change("del")
-        assert wait_for("the news", lambda: failure(app, message)) == errno.ENETUNREACH  # who only sends hears it soon
+        assert wait_for("the news", lambda: failure(app, message)) == errno.ENETUNREACH  # a sender without a reading thread gets the error soon
         assert outcomes(app, NOBODY) == outcomes(other, NOBODY) == ["ENETUNREACH"] * 3
         assert (app.getsockname()[0], other.getsockname()[0]) == (ours, theirs)
         change("add")

@@ -1,7 +1,7 @@
 """The other end of the subject's cable: a station in raw Ethernet frames, without a TCP of its own.
 
 It answers ARP for every address of the network but the subject's, so that each case has a peer's address to itself, and
-hands what comes to that address to who judges the case. A cable is anything with `send`, `receive` and `close`.
+hands what comes to that address to the judge of the case. A cable is anything with `send`, `receive` and `close`.
 """
 
 from __future__ import annotations

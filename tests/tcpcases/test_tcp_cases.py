@@ -1,4 +1,4 @@
-"""Every case against the kernel's TCP and the stack's; and against the judge itself, who must be able to say no."""
+"""Every case against the kernel's TCP and the stack's; and against the judge itself, which must be able to object."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class Cable:
 
     def __init__(self, one: Stack, other: Stack, impair: Impairment = lambda frames: frames) -> None:
         self.one, self.other, self.impair = one, other, impair
-        self.carried = {one.address: 0, other.address: 0}  # frames that arrived, by who got them
+        self.carried = {one.address: 0, other.address: 0}  # frames that arrived, by receiver
 
     def run(self) -> None:
         """Carry frames until there are none."""

@@ -178,7 +178,7 @@ class ArenaAgainstAModel(RuleBasedStateMachine):
         self.arena = Arena(self.mapped, poison=True)
         self.cells: dict[int, int] = {}  # durable: what the slots name
         self.content: dict[int, tuple[int, bytes]] = {}  # stream -> offset, octets
-        self.gone: list[int] = []  # references that nobody may read any more
+        self.gone: list[int] = []  # references that no process may read any more
         self.streams = 0
         self.now = 0.0
 

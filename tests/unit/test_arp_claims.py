@@ -269,7 +269,7 @@ def test_requests_come_from_our_address_in_the_neighbours_network(host):
     assert sources == [OUR, SECOND, OUR]
 
 
-def test_without_any_address_a_request_comes_from_none(host):
+def test_a_host_without_an_address_sends_requests_from_0_0_0_0(host):
     host.owns()
     assert ARP(host.resolves(PEER)[0][2][6:]).psrc == "0.0.0.0"
 

@@ -130,12 +130,12 @@ class NeighborsAgainstAModel(RuleBasedStateMachine):
     def drop(self, address: str) -> None:
         self.permanent.pop(address, None)
         self.learnt.pop(address, None)
-        self.asked.pop(address, None)  # who deletes by hand lets it be asked for at once
+        self.asked.pop(address, None)  # after a deletion by hand it may be asked for at once
         if address in self.quests:
             self.quests[address].left = BROADCAST_TRIES
 
     def quests_end(self, end: float) -> list[str]:
-        """Who did not answer until `end`, and is forgotten."""
+        """The neighbours that did not answer until `end`, and are forgotten."""
         lost = []
         for address, quest in list(self.quests.items()):
             while quest.due <= end and quest.left >= 0:

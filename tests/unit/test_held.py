@@ -1,4 +1,4 @@
-"""References to octets in shared memory: what is refused, and that whoever must see the octets gets them."""
+"""References to octets in shared memory: what is refused, and that all code that must see the octets gets them."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_no_process_can_send_frames_as_another(service):
 
 
 def test_an_inbox_that_another_process_claims_first_is_still_its_owners(service):
-    """A HELLO that names it brings the one who said it nothing, and its owner the same as ever."""
+    """A process that names the inbox of another in its HELLO gets no answer; the owner of the inbox gets it."""
     with Stranger(service.run_dir) as owner:
         forge(service, owner.inbox_name, 0, 1, listening=owner.listen)
         owner.say(HELLO, 0, 0, owner.hello())
@@ -135,7 +135,7 @@ def test_an_inbox_that_another_process_claims_first_is_still_its_owners(service)
         owner.say(BYE, number, 2)
 
 
-def test_an_answer_to_a_hello_that_the_service_did_not_give_is_none(service):
+def test_a_forged_answer_to_a_hello_is_ignored(service):
     """Before it knows its id, the library knows the service by the token of its own HELLO."""
     before = set(service.run_dir.glob("sockets/app-*.sock"))
     service.process.send_signal(signal.SIGSTOP)
@@ -328,7 +328,7 @@ def test_a_refused_client_is_told_the_reason(kind, run_dir, monkeypatch):
     os.close(memory_fd)
 
 
-def test_who_asks_and_never_reads_is_cut_off_and_others_are_served(service):
+def test_an_application_that_asks_and_never_reads_is_cut_off_and_others_are_served(service):
     with Stranger(service.run_dir) as greedy:
         greedy.say(HELLO, 0, 0, greedy.hello())
         number, _ = greedy.hears(HELLO, lambda fields: fields.get("token") == "mine")

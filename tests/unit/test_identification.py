@@ -135,7 +135,7 @@ def test_a_run_has_no_gaps():
 
 
 @pytest.mark.parametrize("stored", [b"", b"xy", bytes(17)])
-def test_a_secret_that_is_none_is_drawn_anew(stored):
+def test_an_invalid_secret_is_drawn_anew(stored):
     state = {SECRET_KEY: stored}
     table(state)
     assert len(state[SECRET_KEY]) == 16

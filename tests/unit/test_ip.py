@@ -244,7 +244,7 @@ def test_what_is_longer_than_any_packet_is_dropped(layer, to):
 
 @pytest.mark.parametrize("octets_more", [0, 60_000])
 def test_without_a_route_the_network_is_unreachable(octets_more):
-    layer = Layer(gateway="0.0.0.0")
+    layer = Layer(gateway="")
     for _ in range(2):
         (send,) = layer.sends(FAR, bytes(8 + octets_more))
         consumer, error, _, quoted = error_of(send)

@@ -155,7 +155,7 @@ def test_our_address_and_the_time_are_recorded_as_a_host_on_the_way_would(stack)
     ((route, _), (stamp, _), (full, _)) = sent(stack)
     assert route == bytes((7, 11, 8)) + ip4(ME) + bytes(5)
     assert stamp == bytes((68, 12, 13, 1)) + ip4(ME) + pack("!I", int(stack.now * 1000))
-    assert full == bytes((68, 8, 9, 0)) + bytes(4)  # who finds no room counts that; we are no such host
+    assert full == bytes((68, 8, 9, 0)) + bytes(4)  # a host that finds no room counts that; the sender does not
 
 
 @pytest.mark.parametrize(("options", "number"), [

@@ -468,7 +468,7 @@ def test_a_forged_mtu_slows_us_down_to_552_and_a_true_one_does_not_stop_us(layer
     layer.router_says(told)
     assert layer.sent(size=400) == [(420, False)]
     assert [length for length, _ in layer.sent(size=1000)] == [548, 492]
-    assert layer.sent(size=400, mode=DO) == [(420, True)]  # who insists gets what it wants
+    assert layer.sent(size=400, mode=DO) == [(420, True)]  # DO sends the packet whole in any case
     layer.told.clear()
     layer.router_says(told)
     assert layer.told == {}

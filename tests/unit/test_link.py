@@ -142,7 +142,7 @@ def test_rfc894_frame_is_what_scapy_makes_and_padded_on_a_wire_only(sender, kind
     assert counters[C.frames_out] == 1
 
 
-def test_packet_that_needs_no_padding_gets_none():
+def test_a_packet_that_needs_no_padding_is_not_padded():
     core, _ = link("lab")
     [(_, _, frame)] = core.receive(topology.IP, messages.PACKET_OUT, [out(PEER, bytes(47))], 0.0)
     assert len(frame) == 61
@@ -238,7 +238,7 @@ def test_a_frame_that_was_read_and_not_counted_is_found_after_a_death(durable, m
 
 
 @given(st.binary(max_size=40))
-def test_any_octets_have_a_length_or_none(octets):
+def test_any_octets_have_a_length_or_are_refused(octets):
     tap, kernel, _ = socket_as_tap()
     assert tap.length(memoryview(octets)) >= 0
     os.close(tap.fileno())

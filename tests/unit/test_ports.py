@@ -68,7 +68,7 @@ def test_rfc6056_3_1_ephemeral_ports_are_spread_and_follow_the_given_randomness(
     assert max(chosen) - min(chosen) > EPHEMERAL_PORTS * 0.9
 
 
-def test_rfc6056_3_3_1_every_free_port_is_found_and_then_none():
+def test_rfc6056_3_3_1_every_free_port_is_found_before_the_search_fails():
     table = ports()
     for holder in range(1, EPHEMERAL_PORTS):
         table.hold(holder, Claim(ANY, EPHEMERAL_PORT_MIN + holder, SHARE_ADDRESS))

@@ -190,7 +190,7 @@ def test_nothing_is_sent_to_a_foreign_process_that_answers_as_the_keeper(folder,
         assert "status" not in stranger.stdout.read()
 
 
-def test_where_there_is_no_stack_none_is_running(folder):
+def test_a_directory_without_a_stack_is_reported_as_not_running(folder):
     with pytest.raises(NotRunning):
         Client(folder / "nobody")
 

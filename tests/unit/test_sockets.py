@@ -421,7 +421,7 @@ def test_list_comes_in_pages(bench):
         (b" " * REQUEST_OCTETS_MAX + b'{"id":5,"op":"list"}', 0, errno.EPROTO),
     ],
 )
-def test_requests_that_are_none_are_refused(bench, octets, number, error):
+def test_invalid_requests_are_refused(bench, octets, number, error):
     ((_, kind, record),) = bench.give(ALICE, messages.REQUEST, octets)
     assert (kind, json.loads(record)) == (messages.REPLY, {"id": number, "errno": error})
 
@@ -610,7 +610,7 @@ def test_a_raw_socket_asked_for_again_after_a_crash_is_the_same(raw_bench, answe
     assert [reply["handle"] for reply in again] == [asked.handle]
 
 
-def test_a_raw_socket_that_raw_refuses_is_none(raw_bench):
+def test_a_raw_socket_that_raw_refuses_is_not_opened(raw_bench):
     raw_bench.send_request("socket", type="raw", protocol=253)
     assert [reply["errno"] for reply in raw_bench.answers(raw_bench.asked(), errno.ENOBUFS)] == [errno.ENOBUFS]
     assert raw_bench.ask("list")["sockets"] == []
@@ -669,7 +669,7 @@ def test_a_connection_that_tcp_tells_of_again_outlives_its_listener(bench):
     assert bench.out == []
     other = ACCEPTED_HEADER.pack(listener, handle + 1, 2, 80, 4243, 4, 2) + told[-8:]
     bench.give(topology.TCP, messages.ACCEPTED, other)
-    assert [send[:2] for send in bench.out] == [(topology.TCP, messages.SOCKET_CLOSE)], "one that nobody takes"
+    assert [send[:2] for send in bench.out] == [(topology.TCP, messages.SOCKET_CLOSE)], "one without an owner"
 
 
 def test_what_is_of_ipv6_is_a_family_that_the_stack_does_not_have(bench):

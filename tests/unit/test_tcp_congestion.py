@@ -250,7 +250,7 @@ def test_rfc9438_4_9_2_a_spurious_reduction_goes_on_towards_the_former_w_max():
     assert made.saved()[2] == 1000 * MSS
 
 
-def test_rfc9438_5_8_time_without_use_is_none_of_the_curve():
+def test_rfc9438_5_8_idle_time_does_not_count_in_the_curve():
     used, rested = after_loss(1000), after_loss(1000)
     for turn in range(10):
         a_round(used, turn / 10, 0.1)

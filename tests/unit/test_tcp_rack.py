@@ -109,7 +109,7 @@ def test_rfc8985_6_2_step_4_the_window_is_not_above_a_smoothed_round_trip():
     assert rack.window_s(RTT_S, RTT_S, False) == RTT_S
 
 
-def test_rfc8985_6_2_step_2_an_answer_to_the_original_is_none_to_the_retransmission():
+def test_rfc8985_6_2_step_2_an_answer_to_the_original_is_not_one_to_the_retransmission():
     sender = Sender()
     sender.board.sent(0, 100, 10.15)
     sender.acknowledged(10.16, 100)  # 10 ms are no round trip here

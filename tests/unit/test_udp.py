@@ -157,7 +157,7 @@ def test_payloads_of_any_length(udp, payload):
     assert record[DATAGRAM_HEADER.size :] == payload
 
 
-def test_rfc768_a_source_port_of_zero_is_none_and_no_fault(udp):
+def test_rfc768_a_source_port_of_zero_means_no_port_and_is_accepted(udp):
     udp.bind(3)
     ((_, _, record),) = udp.packets(packet(sport=0))
     assert record == datagram_header(3, octets(PEER), 0, octets(ME), 64, 0, 0, INTERFACE_INDEX) + b"payload"
@@ -187,12 +187,12 @@ def test_rfc1122_4_1_3_4_a_bad_checksum_is_dropped_silently(udp):
     udp.bind(3)
     damaged = packet()[:-1] + b"?"
     assert udp.packets(damaged) == []
-    # No error either for a damaged datagram to a closed port: who knows whose it was.
+    # No error either for a damaged datagram to a closed port: its sender is not certain.
     assert udp.packets(packet(dport=1, chksum=0x1234)) == []
     assert udp.count("bad_checksum") == 2
 
 
-def test_rfc768_a_checksum_of_zero_is_none(udp):
+def test_rfc768_a_checksum_of_zero_means_no_checksum(udp):
     udp.bind(3)
     assert udp.heard_by(chksum=0) == [3]
 
@@ -591,7 +591,7 @@ def test_a_connected_socket_leaves_its_other_addresses_to_others_as_on_linux(udp
     udp.bind(1, peer=PEER, peer_port=7)
     udp.bind(2, "127.0.0.1")
     assert udp.set(3, bind=True, port=5000).errno == errno.EADDRINUSE
-    assert udp.set(1, bind=True, port=5000).errno == 0  # dissolved: nobody asks whether 0.0.0.0 clashes with 2 now
+    assert udp.set(1, bind=True, port=5000).errno == 0  # dissolved: 0.0.0.0 is not compared with 2 again
 
 
 def test_connecting_again_moves_the_socket(udp):
@@ -655,7 +655,7 @@ def test_a_socket_of_a_family_that_is_not_there_is_refused(udp):
     encode({"handle": 1, "request": -1}), encode({"handle": 1, "request": 1, "local": bytes(17)}),
     encode({"handle": 1, "request": 1, "local": 0x0A000002}), encode({"handle": 1, "request": 1, "family": 5}),
 ])  # fmt: skip
-def test_declarations_that_are_none_are_counted(udp, record):
+def test_invalid_declarations_are_counted(udp, record):
     assert udp.core.receive(SOCKETS, SOCKET_SET, [record], 0.0) == []
     assert udp.count("control_malformed") == 1
 

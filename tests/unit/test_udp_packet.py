@@ -59,6 +59,6 @@ def test_what_is_not_the_start_of_a_packet_is_no_quotation():
 
 
 @given(st.binary(max_size=80))
-def test_any_octets_are_a_quotation_or_none(octets):
+def test_any_octets_are_parsed_as_a_quotation_or_refused(octets):
     result = quoted(octets)
     assert result is None or result.header_octets + 8 <= len(octets)

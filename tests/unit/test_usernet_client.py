@@ -390,7 +390,7 @@ def test_list_sockets(pair):
 
 
 def test_each_thread_gets_its_own(service):
-    """Every thread echoes to itself; whoever leads hands the others theirs."""
+    """Every thread echoes to itself; the leading thread hands the others their datagrams."""
     failures = []
 
     def echo():

@@ -106,6 +106,6 @@ def test_run_dir_follows_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["..", ".x", "-x", "a/b", "a" * 33, "ü", "a\n", "a b"])
-def test_names_that_are_none(name):
+def test_invalid_names(name):
     with pytest.raises(ValueError, match="invalid name of a stack"):
         run_dir.run_dir(name)

@@ -46,7 +46,7 @@ def test_what_is_packed_is_read_back(port, number, flags, payload, options):
 @pytest.mark.parametrize(("octets", "options"), [
     (b"\x02\x04\x05\xb4", Options(1460)),
     (b"\x01\x02\x04\x05\xb4", Options(1460)),  # MUST-64: whatever the alignment
-    (b"\xfd\x06abcd\x02\x04\x05\xb4", Options(1460)),  # MUST-6: one that nobody knows
+    (b"\xfd\x06abcd\x02\x04\x05\xb4", Options(1460)),  # MUST-6: an unknown option
     (b"\x02\x04\x05\xb4\xfd", Options(1460)),  # MUST-7: a length that is not there
     (b"\x02\x04\x05\xb4\xfd\x00", Options(1460)),
     (b"\x02\x04\x05\xb4\xfd\x01", Options(1460)),
@@ -60,7 +60,7 @@ def test_rfc9293_3_2_options_whatever_their_octets(octets, options):
     assert parse_options(octets) == options
 
 
-def test_a_header_longer_than_its_segment_is_none():
+def test_a_header_longer_than_its_segment_is_refused():
     assert parse(Segment(1, 2, 3, 4, PSH, 5).pack()[:19]) is None
     assert parse(b"\0" * 12 + b"\xf0" + b"\0" * 7) is None
     assert parse(b"\0" * 12 + b"\x40" + b"\0" * 7) is None

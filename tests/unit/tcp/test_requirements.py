@@ -51,14 +51,14 @@ def test_must_3_a_segment_with_a_wrong_checksum_is_dropped():
     assert len(made.receive(topology.IP, messages.PACKET, [packet(syn)], 1000.0)) == 1
 
 
-def test_must_5_7_options_come_in_any_segment_and_none_of_them_raises():
+def test_must_5_7_options_are_accepted_in_any_segment_and_never_raise():
     peer = Peer()
     handle = peer.connects()
     assert peer.says(".", 1, 1, b"x", options=Options(mss=9, window_scale=3)) == [". 1(0) ack 2"]
     assert peer.host.conn(handle).mss == 1000
 
 
-def test_must_14_15_65_67_the_mss_is_told_in_syns_only_and_536_where_the_peer_says_none():
+def test_must_14_15_65_67_the_mss_is_sent_in_syns_only_and_is_536_without_the_option():
     peer = Peer().listens()
     peer.says("S", 0)
     assert [segment.options.mss for segment in peer.heard] == [1460]
