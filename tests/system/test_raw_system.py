@@ -428,7 +428,8 @@ def test_as_linux_what_is_bound_to_an_address_that_has_gone_is_unreachable_until
                 made.connect((peer, 9))
         app.sendto(message, (KERNEL, 9))
         change("del")
-        assert wait_for("the news", lambda: failure(app, message)) == errno.ENETUNREACH  # a sender without a reading thread gets the error soon
+        # a sender without a reading thread gets the error soon
+        assert wait_for("the news", lambda: failure(app, message)) == errno.ENETUNREACH
         assert outcomes(app, NOBODY) == outcomes(other, NOBODY) == ["ENETUNREACH"] * 3
         assert (app.getsockname()[0], other.getsockname()[0]) == (ours, theirs)
         change("add")
