@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, closing, listen, reassembly, reset
+from layers.tcp import acknowledgment, closing, history, listen, reassembly, reset
 from layers.tcp.connection import (
     CLOSE_WAIT,
     CLOSING,
@@ -52,11 +52,13 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     ack = from_wire(conn.iss, segment.acknowledgment, conn.snd_una) if flags & ACK else None
     # First, check the ACK bit
     if ack is not None and not conn.snd_una < ack <= conn.snd_nxt:
+        engine.history.note(engine.now, conn, history.SENT_BAD_ACK)
         reset.unacceptable(engine, arrival)
         return
     # Second, check the RST bit
     if flags & RST:
         if ack is not None:  # otherwise RFC 5961 section 3: it proves nothing
+            engine.history.note(engine.now, conn, history.SENT_RESET)
             engine.counters[C.attempt_fails] += 1
             closing.abandon(engine, conn, errno.ECONNREFUSED)
         return
@@ -73,6 +75,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     acknowledgment.open_window(conn)
     if ack is None:  # simultaneous open: our SYN again, with an ACK
         conn.state = SYN_RECEIVED
+        engine.history.note(engine.now, conn, history.SENT_SYN)
         engine.send_syn(conn)
         if segment.payload:
             conn.ack_now = True  # the text is sent again: RFC 9293 permits queueing text of a SYN until ESTABLISHED
@@ -80,6 +83,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     _acknowledged(engine, conn, arrival, ack)
     conn.snd_wl2 = ack
     _established(engine, conn)
+    engine.history.note(engine.now, conn, history.SENT_ESTABLISHED)
     conn.ack_now = True
     # Sixth to eighth: URG, text and FIN of the SYN itself
     if segment.payload or flags & FIN:
@@ -110,6 +114,7 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     seq = from_wire(conn.irs, segment.sequence, conn.rcv_nxt)
     if flags & SYN and conn.state == SYN_RECEIVED and not seq:
         if not flags & ACK:  # the same SYN again, so send the same answer
+            engine.history.note(engine.now, conn, history.SYN_AGAIN)
             engine.send_syn(conn)
             return
         seq, flags = 1, flags & ~SYN  # simultaneous open, figure 8: the SYN-ACK repeats the SYN
@@ -131,6 +136,7 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         # including its end: the next number of a peer that has filled the window
         acceptable = conn.rcv_nxt <= seq <= window_end
     if not acceptable:
+        engine.history.note(engine.now, conn, history.OUTSIDE, seq - conn.rcv_nxt)
         if flags & RST:
             engine.counters[C.blind_reset] += 1
             return
@@ -148,29 +154,36 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     if flags & RST:
         if seq != conn.rcv_nxt:  # RFC 5961 section 3.2
             engine.counters[C.blind_reset] += 1
+            engine.history.note(engine.now, conn, history.BLIND_RESET, seq - conn.rcv_nxt)
             reset.challenge(engine, conn)
         else:
+            engine.history.note(engine.now, conn, history.RESET)
             _reset(engine, conn)
         return
     # Third, check security: none here.  Fourth, check the SYN bit
     if flags & SYN:  # RFC 5961 section 4.2
         engine.counters[C.unexpected_syn] += 1
+        engine.history.note(engine.now, conn, history.CHALLENGED_SYN)
         reset.challenge(engine, conn)
         return
     # Fifth, check the ACK field
     if not flags & ACK:
         engine.counters[C.no_ack] += 1
+        engine.history.note(engine.now, conn, history.NO_ACK)
         return
     ack = from_wire(conn.iss, segment.acknowledgment, conn.snd_una)
     if conn.state == SYN_RECEIVED:
         if not conn.snd_una < ack <= conn.snd_nxt:
+            engine.history.note(engine.now, conn, history.BAD_ACK, ack - conn.snd_una)
             reset.unacceptable(engine, arrival)
             return
         if not listen.may_establish(engine, conn, payload):
+            engine.history.note(engine.now, conn, history.ACCEPT_WAITS)
             return
         conn.snd_wl1, conn.snd_wl2 = seq, ack
         _acknowledged(engine, conn, arrival, ack)
         _established(engine, conn)
+        engine.history.note(engine.now, conn, history.ESTABLISHED_BY_ACK)
         conn.snd_window = segment.window << conn.peer_scale
         conn.window_max = max(conn.window_max, conn.snd_window)
     elif not _ack(engine, conn, arrival, seq, ack, length):
@@ -192,6 +205,7 @@ def _timely(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> boo
         return True  # absence is tolerated, as Linux does; resets: section 5.2
     if (stamps[0] - conn.ts_recent) & 0x80000000 and engine.now - conn.ts_recent_at < PAWS_IDLE_S:
         engine.counters[C.old_timestamp] += 1
+        engine.history.note(engine.now, conn, history.OLD_TIMESTAMP)
         length = arrival.segment.length
         if length and seq < conn.rcv_nxt:
             reassembly.duplicate(conn, seq, seq + length)
@@ -216,6 +230,7 @@ def _marked(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         conn.ecn_echo = conn.ack_now = True
         engine.touch(conn)
     if flags & ECE and conn.recovery is not None:
+        engine.history.note(engine.now, conn, history.CONGESTION)
         conn.recovery.congestion_experienced(engine.now)
         conn.ecn_reduced = True
 
@@ -236,6 +251,7 @@ def _ack(engine: Engine, conn: Connection, arrival: Arrival, seq: int, ack: int,
     """ESTABLISHED and later: process the ACK field. False: the segment is finished."""
     if ack > conn.snd_nxt or ack < conn.snd_una - conn.window_max:  # RFC 5961 section 5.2
         engine.counters[C.unacceptable_ack] += 1
+        engine.history.note(engine.now, conn, history.BAD_ACK, ack - conn.snd_una)
         if ack > conn.snd_nxt:
             engine.acknowledge(conn)  # "send an ACK, drop the segment, and return"
         else:
@@ -248,6 +264,9 @@ def _ack(engine: Engine, conn: Connection, arrival: Arrival, seq: int, ack: int,
         duplicate = (ack == conn.snd_una and not length and window == conn.snd_window and ack < conn.snd_nxt)
         if conn.snd_wl1 < seq or (conn.snd_wl1 == seq and conn.snd_wl2 <= ack):
             if window != conn.snd_window:
+                if not window or not conn.snd_window:
+                    engine.history.note(engine.now, conn, history.WINDOW_OPENED if window else history.WINDOW_CLOSED,
+                                        window)
                 engine.touch(conn)
             conn.snd_window = window
             conn.snd_wl1, conn.snd_wl2 = seq, ack
@@ -292,13 +311,16 @@ def _after_fin_acked(engine: Engine, conn: Connection) -> bool:
     state = conn.state
     if state == FIN_WAIT_1:
         conn.state = FIN_WAIT_2
+        engine.history.note(engine.now, conn, history.FIN_ACKED)
         engine.room(conn, finished=True)
         closing.fin_wait_2(engine, conn)
     elif state == CLOSING:
+        engine.history.note(engine.now, conn, history.FIN_ACKED_LAST)
         engine.room(conn, finished=True)
         closing.enter_time_wait(engine, conn)
         return False
     elif state == LAST_ACK:
+        engine.history.note(engine.now, conn, history.FIN_ACKED_LAST)
         engine.room(conn, finished=True)
         closing.finish(engine, conn)
         return False
@@ -327,6 +349,7 @@ def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, 
     if conn.handle == ORPHAN and end > conn.rcv_nxt and conn.state in (FIN_WAIT_1, FIN_WAIT_2) and payload:
         # The application will not read it: RFC 9293 section 3.6.1 (SHLD-3), RFC 2525 section 2.17; Linux's
         # TCPAbortOnData
+        engine.history.note(engine.now, conn, history.UNREAD)
         closing.abort(engine, conn)
         return
     if fin and end <= max(conn.advertised, conn.rcv_nxt) and conn.fin_at is None:
@@ -348,6 +371,7 @@ def _fin(engine: Engine, conn: Connection) -> None:
     engine.touch(conn)
     engine.ended(conn)
     state = conn.state
+    engine.history.note(engine.now, conn, history.FIN_CAME)
     if state == ESTABLISHED:
         conn.state = CLOSE_WAIT
     elif state == FIN_WAIT_1:

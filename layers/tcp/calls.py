@@ -15,7 +15,7 @@ import msgspec
 
 from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, congestion, listen
+from layers.tcp import acknowledgment, closing, congestion, history, listen
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Engine
@@ -193,6 +193,7 @@ class Calls:
         engine.counters[C.active_opens] += 1
         engine.lookup.by_handle[wanted.handle] = conn
         engine.remember(conn)
+        engine.history.note(engine.now, conn, history.OPENED)
         engine.send_syn(conn)
         return source, port
 

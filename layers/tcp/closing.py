@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment
+from layers.tcp import acknowledgment, history
 from layers.tcp.connection import (
     CLOSE_WAIT,
     CLOSED,
@@ -44,6 +44,7 @@ def end_stream(engine: Engine, conn: Connection, number: int | None = None) -> N
         conn.state = FIN_WAIT_1
     elif conn.state == CLOSE_WAIT:
         conn.state = LAST_ACK
+    engine.history.note(engine.now, conn, history.CLOSED_BY_USER)
     engine.touch(conn)
 
 
@@ -55,6 +56,7 @@ def orphaned(engine: Engine, conn: Connection, read: int) -> None:
         return
     conn.read = max(conn.read, min(read, conn.rcv_nxt))
     if acknowledgment.unread(conn) and state in SYNCHRONIZED and state != TIME_WAIT:
+        engine.history.note(engine.now, conn, history.UNREAD)
         abort(engine, conn)  # RFC 9293 section 3.6.1 (SHLD-3): received data will not be read
         return
     engine.disown(conn)
@@ -67,6 +69,7 @@ def abort(engine: Engine, conn: Connection, told: int = 0) -> None:
     """ABORT (RFC 9293 section 3.10.5): send <SEQ=SND.NXT><CTL=RST> and delete the connection."""
     if (conn.state in SYNCHRONIZED and conn.state != TIME_WAIT) or conn.state == SYN_RECEIVED:
         engine.counters[C.resets_sent] += 1
+        engine.history.note(engine.now, conn, history.ABORTED)
         if conn.state in (ESTABLISHED, CLOSE_WAIT):
             engine.counters[C.established_resets] += 1
         engine.transmit(conn, conn.snd_nxt, RST | ACK, 0, b"", b"", 0)
@@ -79,6 +82,7 @@ def abandon(engine: Engine, conn: Connection, error: int, reset: bool = False) -
         abort(engine, conn, error)
         return
     if error and conn.handle != ORPHAN and conn.adopted:
+        engine.history.note(engine.now, conn, history.FAILED, error)
         engine.failed(conn, error)
     finish(engine, conn)
 
@@ -110,6 +114,7 @@ def fin_wait_2(engine: Engine, conn: Connection) -> None:
 def enter_time_wait(engine: Engine, conn: Connection) -> None:
     """RFC 9293 section 3.10.7.4: start the time-wait timer, turn off the other timers."""
     conn.state = TIME_WAIT
+    engine.history.note(engine.now, conn, history.IN_TIME_WAIT)
     conn.delayed_at = conn.persist_at = conn.keepalive_at = conn.cork_at = None
     conn.wait_until = engine.now + TIME_WAIT_S
     engine.in_time_wait(conn)
@@ -120,6 +125,7 @@ def waited(engine: Engine, conn: Connection) -> None:
     """`wait_until` has come: the end of TIME-WAIT, or of an orphan's FIN-WAIT-2."""
     conn.wait_until = None
     if conn.state in (TIME_WAIT, FIN_WAIT_2):
+        engine.history.note(engine.now, conn, history.WAITED)
         finish(engine, conn)
 
 
@@ -138,11 +144,13 @@ def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> b
             newer = seq >= conn.rcv_nxt
         if newer and engine.lookup.listener(arrival.destination, segment.destination_port) is not None:
             engine.counters[C.time_wait_reused] += 1
+            engine.history.note(engine.now, conn, history.REUSED)
             engine.predecessor = conn
             finish(engine, conn)
             engine.arrives(arrival)
             return True
         engine.counters[C.outside_window] += 1
+        engine.history.note(engine.now, conn, history.OUTSIDE, seq - conn.rcv_nxt)
         engine.acknowledge(conn)
         return True
     # the peer's FIN again: our last ACK was lost. RFC 9293: acknowledge it, and restart the 2 MSL timeout
@@ -169,6 +177,7 @@ def lower_mss(engine: Engine, conn: Connection, mss: int) -> None:
         return
     engine.counters[C.mtu_lowered] += 1
     conn.mss = max(mss, MSS_MIN)
+    engine.history.note(engine.now, conn, history.SMALLER_MSS, conn.mss)
     if conn.recovery is not None:
         conn.recovery.reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))
     engine.touch(conn)

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable
 from struct import error as StructError  # noqa: N812
 
+import msgspec
+
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable.stream_memory import StreamMemory
@@ -107,12 +109,20 @@ class Core:
         return self._done()
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
-        """connection_list, with `after` (a key, in hex) and `info` (true: struct tcp_info, too)."""
+        """connection_list, with `after` (a key, in hex) and `info` (true: struct tcp_info, too); connection_events,
+        with `after` (a number) and `ends` (up to two pairs of address and port; see `layers.tcp.history`).
+        """
         self.engine.now = now
         try:
-            if request.get("op") != "connection_list":
-                raise ValueError(f"tcp: unknown operation {request.get('op')!r}; the only operation is connection_list")
-            answer = listing.page(self.engine, str(request.get("after", "")), bool(request.get("info")))
+            match request.get("op"):
+                case "connection_list":
+                    answer = listing.page(self.engine, str(request.get("after", "")), bool(request.get("info")))
+                case "connection_events":
+                    ends = msgspec.convert(request.get("ends"), list[tuple[str, int]])
+                    answer = self.engine.history.page(ends[:2], msgspec.convert(request.get("after"), int))
+                case other:
+                    raise ValueError(f"tcp: unknown operation {other!r}; the operations are connection_list and "
+                                     "connection_events")
         except ValueError as error:
             answer = {"error": str(error)}
         return answer, []

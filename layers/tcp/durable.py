@@ -24,6 +24,7 @@ from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
 from bus.streams import StreamState
 from layers.tcp import connection as tcb
+from layers.tcp import history
 from layers.tcp.acknowledgment import RING_OCTETS_MIN
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
@@ -190,6 +191,7 @@ class Durable:
                 self._slots.free(number)
                 continue
             engine.counters[C.resumed] += 1
+            engine.history.note(engine.now, conn, history.RESTORED)
             owes = conn.snd_una < conn.written + (conn.end is not None) or conn.last_ack_sent < conn.rcv_nxt
             if conn.state != tcb.TIME_WAIT and owes:
                 # What is owed and what is in flight: one segment each, spread. No time-out, no smaller window: what

@@ -17,6 +17,7 @@ from bus.streams import StreamState
 from layers.tcp import acknowledgment, arrival, closing, isn, listen, output, probes, reset
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
+from layers.tcp.history import History
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim, Lookup
 from layers.tcp.quiet import Quiet
@@ -138,6 +139,7 @@ class Engine:
         self.secret = secret
         self.lookup = Lookup()
         self.timers = Timers()
+        self.history = History()
         self.quiet = Quiet()
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)

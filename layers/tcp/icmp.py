@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layers.common.icmp_errors import errno_of
-from layers.tcp import closing
+from layers.tcp import closing, history
 from layers.tcp.connection import SYN_RECEIVED, SYN_SENT, Connection
 from layers.tcp.counters import Counters as C
 from layers.tcp.sequence import from_wire
@@ -27,6 +27,7 @@ def error(engine: Engine, conn: Connection, icmp_type: int, code: int, mtu: int,
     number = from_wire(conn.iss, sequence, conn.snd_una)
     if not conn.snd_una <= number < conn.snd_nxt and not local:
         engine.counters[C.error_forged] += 1
+        engine.history.note(engine.now, conn, history.ICMP_FORGED)
         return False
     if icmp_type in (SOURCE_QUENCH, REDIRECT):
         return True  # RFC 6633: SHOULD be discarded silently
@@ -38,9 +39,11 @@ def error(engine: Engine, conn: Connection, icmp_type: int, code: int, mtu: int,
     if conn.state == SYN_SENT or (conn.state == SYN_RECEIVED and not conn.listener):
         # Linux, tcp_v4_err: any unreachable ends a connection that is not established yet
         engine.counters[C.attempt_fails] += 1
+        engine.history.note(engine.now, conn, history.ICMP_HARD, reason)
         closing.abandon(engine, conn, reason)
     else:
         conn.error_soft = reason
+        engine.history.note(engine.now, conn, history.ICMP_SOFT, reason)
     return True
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, cookies, reset
-from layers.tcp.connection import SYN_RECEIVED, Connection, Ends
+from layers.tcp import acknowledgment, closing, cookies, history, reset
+from layers.tcp.connection import LISTEN, SYN_RECEIVED, Connection, Ends
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, CWR, ECE, FIN, MSS_DEFAULT, RST, SYN, Options, Segment
 
@@ -60,6 +60,7 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
         return
     if listener.full:
         engine.counters[C.listen_dropped] += 1
+        engine.history.note_alone(engine.now, _ends(arrival), LISTEN, history.LISTEN_FULL)
         return
     if len(listener.syn_queue) >= min(max(listener.options.listen, SYN_QUEUE_MIN), SYN_QUEUE_MAX):
         _send_cookie(engine, listener, arrival)
@@ -71,19 +72,23 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
     conn.snd_window = conn.window_max = segment.window
     acknowledgment.open_window(conn)
     listener.syn_queue[conn] = None
+    engine.history.note(engine.now, conn, history.LISTEN_SYN)
     engine.remember(conn)
     engine.send_syn(conn)
 
 
 def _open(engine: Engine, listener: Listener, arrival: Arrival) -> Connection:
-    segment = arrival.segment
-    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
-    conn = engine.new_connection(ends, 0, listener.options)
+    conn = engine.new_connection(_ends(arrival), 0, listener.options)
     conn.listener = listener.handle
     conn.adopted = False
     conn.state = SYN_RECEIVED
     conn.opened_at = engine.now
     return conn
+
+
+def _ends(arrival: Arrival) -> Ends:
+    segment = arrival.segment
+    return Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
 
 
 def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
@@ -160,7 +165,8 @@ def _send_cookie(engine: Engine, listener: Listener, arrival: Arrival) -> None:
     segment, own = arrival.segment, listener.options
     options = segment.options
     engine.counters[C.cookies_sent] += 1
-    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
+    ends = _ends(arrival)
+    engine.history.note_alone(engine.now, ends, LISTEN, history.COOKIE_SENT)
     isn = cookies.make(engine.secret, ends.octets, segment.sequence, options.mss or MSS_DEFAULT, engine.now)
     stamps = None
     scale = None
@@ -181,7 +187,7 @@ def _cookie_returned(engine: Engine, listener: Listener, arrival: Arrival) -> bo
     segment = arrival.segment
     if engine.counters[C.cookies_sent] == 0:
         return False
-    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
+    ends = _ends(arrival)
     isn, irs = (segment.acknowledgment - 1) & 0xFFFFFFFF, (segment.sequence - 1) & 0xFFFFFFFF
     mss = cookies.check(engine.secret, ends.octets, irs, isn, engine.now)
     if not mss:
@@ -195,6 +201,7 @@ def _cookie_returned(engine: Engine, listener: Listener, arrival: Arrival) -> bo
     scale, sack = cookies.read_stamp(stamps[1]) if stamps is not None else (None, False)
     conn = _open(engine, listener, arrival)
     conn.iss, conn.irs = isn, irs
+    engine.history.note(engine.now, conn, history.COOKIE_CAME)
     conn.snd_nxt = conn.rcv_nxt = conn.last_ack_sent = 1
     conn.timestamp_offset = 0
     as_if = segment._replace(sequence=irs, flags=SYN, options=Options(mss, scale, sack, stamps), payload=b"")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, reassembly
+from layers.tcp import acknowledgment, history, reassembly
 from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options, timestamps_alone
@@ -144,6 +144,7 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
             size = min(size, room, max(engine.super_octets(most), most)) // most * most or most
         finish = start + size
         engine.counters[C.retransmitted] += 1
+        engine.history.note(engine.now, conn, history.RETRANSMITTED, max(start - 1, 0))
         recovery.sent(start, finish, engine.now, False)
         emit(engine, conn, start, finish, ACK, most if size > most else 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from layers.tcp import closing, output
+from layers.tcp import closing, history, output
 from layers.tcp.connection import CLOSED, ORPHAN, SYN_RECEIVED, SYN_SENT, Connection
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK
@@ -57,8 +57,10 @@ def _retransmission(engine: Engine, conn: Connection) -> None:
         return
     engine.counters[C.timeouts] += 1
     conn.backoffs += 1
+    engine.history.note(engine.now, conn, history.TIMED_OUT, conn.backoffs)
     if _given_up(engine, conn):
         error = conn.error_soft or errno.ETIMEDOUT
+        engine.history.note(engine.now, conn, history.GAVE_UP, conn.backoffs)
         if conn.state in (SYN_SENT, SYN_RECEIVED):
             engine.counters[C.attempt_fails] += 1
         closing.abandon(engine, conn, error)
@@ -91,9 +93,11 @@ def _probe(engine: Engine, conn: Connection) -> None:
         return  # it has opened: continue with output
     options = conn.options
     if options.user_timeout and engine.now - conn.last_progress >= options.user_timeout / 1000:
+        engine.history.note(engine.now, conn, history.PROBES_UNANSWERED, conn.probes_unanswered)
         closing.abandon(engine, conn, errno.ETIMEDOUT)
         return
     if (conn.handle == ORPHAN and conn.probe_count >= ORPHAN_RETRIES) or conn.probes_unanswered > RETRIES_2:
+        engine.history.note(engine.now, conn, history.PROBES_UNANSWERED, conn.probes_unanswered)
         closing.abandon(engine, conn, conn.error_soft or errno.ETIMEDOUT)
         return
     start = conn.snd_una
@@ -103,6 +107,7 @@ def _probe(engine: Engine, conn: Connection) -> None:
     conn.snd_nxt = max(conn.snd_nxt, end)
     output.emit(engine, conn, start, end, ACK)
     conn.probe_count += 1
+    engine.history.note(engine.now, conn, history.PROBED, conn.probe_count)
     conn.probes_unanswered += 1
     wait = min(recovery.rto_s * (1 << min(conn.probe_count, 10)), PROBE_S_MAX)
     conn.persist_at = engine.now + wait
@@ -131,11 +136,13 @@ def _keepalive(engine: Engine, conn: Connection) -> None:
     else:
         dead = conn.keepalive_probes >= options.keepcnt
     if dead:
+        engine.history.note(engine.now, conn, history.NOT_ALIVE, conn.keepalive_probes)
         closing.abandon(engine, conn, conn.error_soft or errno.ETIMEDOUT, reset=True)
         return
     # RFC 9293 section 3.8.4: SEG.SEQ = SND.NXT - 1, no text: the peer has to answer that it is outside the window
     engine.counters[C.keepalives_sent] += 1
     conn.keepalive_probes += 1
+    engine.history.note(engine.now, conn, history.KEPT_ALIVE, conn.keepalive_probes)
     output.emit(engine, conn, conn.snd_nxt - 1, conn.snd_nxt - 1, ACK)
     conn.keepalive_at = engine.now + options.keepintvl
     engine.timers.schedule(conn)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layers.tcp import history
 from layers.tcp.connection import Connection
 from layers.tcp.counters import Counters as C
 from layers.tcp.ring import size_for
@@ -46,6 +47,7 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
     assert conn.receive_ring is not None
     if start > nxt:
         counters[C.out_of_order] += 1
+        engine.history.note(engine.now, conn, history.OUT_OF_ORDER, start - nxt)
         if _insert(conn, start, end):
             conn.receive_ring.write(start - 1, payload)
         _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: at once

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp.connection import Connection
+from layers.tcp import history
+from layers.tcp.connection import CLOSED, Connection, Ends
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, FIN, RST, SYN, Segment
 
@@ -45,6 +46,8 @@ def answer(engine: Engine, arrival: Arrival) -> None:
     if not engine.resets.take(engine.now):
         engine.counters[C.reset_limited] += 1
         return
+    ends = Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
+    engine.history.note_alone(engine.now, ends, CLOSED, history.REFUSED_NO_PORT)
     # RFC 9293 section 3.5.2, group 1: the sequence number is the other end's acknowledgment; without one 0, with an ACK
     if segment.flags & ACK:
         reset = Segment(segment.destination_port, segment.source_port, segment.acknowledgment, 0, RST, 0)

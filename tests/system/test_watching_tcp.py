@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import socket
 import subprocess
 import threading
@@ -76,3 +77,22 @@ def test_a_transfer_comes_whole_through_a_bad_network(stack):
     counters = stack.counters("link")
     assert counters["bus_impaired_lost"] > 0
     assert counters["bus_impaired_duplicated"] > 0
+
+
+def test_why_tells_the_clauses_that_a_connection_took(stack):
+    port = transfer(stack)
+    said = stack.run("why", f"{KERNEL}:{port}").stdout.splitlines()
+    assert said[0].endswith(f" - {KERNEL}:{port}")
+    assert said[1].endswith("SYN-SENT     OPEN: sent a SYN [RFC 9293 section 3.10.1]")
+    assert said[2].endswith("ESTABLISHED  the SYN-ACK arrived; sent an ACK [RFC 9293 section 3.10.7.3, fourth]")
+    with stack.socket(socket.SOCK_STREAM) as refused, contextlib.suppress(ConnectionRefusedError):
+        refused.connect((KERNEL, 9))
+    events = [json.loads(line) for line in stack.run("why", f"{KERNEL}:9", "--json").stdout.splitlines()]
+    assert [event["clause"] for event in events] == [
+        "RFC 9293 section 3.10.1", "RFC 9293 section 3.10.7.3, second", "RFC 9293 section 3.10.8"]
+    last = stack.run("why", f"{KERNEL}:9", "--count", 1).stdout.splitlines()
+    assert len(last) == 2
+    assert "no events" in stack.run("why", f"{KERNEL}:2", status=1).stdout
+    for wrong in ("x", "1-2-3", "10.0.0.1:99999"):
+        assert "expected a port, ADDRESS" in stack.run("why", wrong, status=2).stderr
+    assert "more than zero" in stack.run("why", "--count", 0, status=2).stderr
