@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp.connection import RECEIVING, Connection
+from layers.tcp.connection import ORPHAN, RECEIVING, Connection
 from layers.tcp.ring import RING_OCTETS_MAX, RING_OCTETS_MIN, size_for
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def was_read(engine: Engine, conn: Connection, number: int) -> None:
     conn.read = number
     _tune(engine, conn)
     if conn.state not in RECEIVING:
-            return
+        release_ring(engine, conn)
+        return
     before = conn.advertised - conn.rcv_nxt
     now = offered(conn)
     # An update that opens a window of less than a segment is sent at once, any other when it is large enough; it is not
@@ -120,6 +121,16 @@ def was_read(engine: Engine, conn: Connection, number: int) -> None:
         if half_used:
             conn.ack_now = True
             engine.touch(conn)
+
+
+def release_ring(engine: Engine, conn: Connection) -> None:
+    """Give the receive ring back if no text can come any more and none is left to read, or nobody will read it."""
+    if conn.receive_ring is None or conn.fin_at is None or conn.rcv_nxt <= conn.fin_at:
+        return
+    if conn.handle == ORPHAN or not unread(conn):
+        engine.rings.give(conn.receive_ring)
+        conn.receive_ring = None
+        engine.touch(conn)
 
 
 def _tune(engine: Engine, conn: Connection) -> None:

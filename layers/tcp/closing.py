@@ -60,6 +60,7 @@ def orphaned(engine: Engine, conn: Connection, read: int) -> None:
         abort(engine, conn)  # RFC 9293 section 3.6.1 (SHLD-3): received data will not be read
         return
     engine.disown(conn)
+    acknowledgment.release_ring(engine, conn)
     if state == FIN_WAIT_2:
         fin_wait_2(engine, conn)
     engine.touch(conn)

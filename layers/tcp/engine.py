@@ -279,6 +279,7 @@ class Engine:
         if conn.send_ring is not None:
             self.rings.give(conn.send_ring)
             conn.send_ring = None
+        acknowledgment.release_ring(self, conn)
         self.touch(conn)
 
     def forget(self, conn: Connection) -> None:

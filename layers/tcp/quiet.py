@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from layers.tcp.acknowledgment import unread
 from layers.tcp.connection import CLOSED, TIME_WAIT, Connection
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Quiet:
             if conn.send_ring is not None:
                 engine.rings.give(conn.send_ring)
                 conn.send_ring = None
-            if conn.receive_ring is not None and not conn.out_of_order and conn.read >= conn.rcv_nxt:
+            if conn.receive_ring is not None and not conn.out_of_order and not unread(conn):
                 engine.rings.give(conn.receive_ring)
                 conn.receive_ring = None
             if conn.slot:

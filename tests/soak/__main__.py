@@ -58,7 +58,7 @@ def durable(keeper: int) -> tuple[int, int]:
             continue
         seen.add(status.st_ino)
         octets += status.st_blocks * 512
-        if status.st_size > layout.TOTAL_OCTETS:
+        if status.st_size == layout.TOTAL_OCTETS + layout.STREAMS_OCTETS:  # a layer's, not the rings of tcp
             with open(entry, "rb") as memory:
                 memory.seek(8 * layout.JOURNAL_TAIL)
                 tail, head = (int.from_bytes(memory.read(8), sys.byteorder) for _ in range(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
+from layers.tcp.connection import TIME_WAIT
 from layers.tcp.quiet import QUIET_S
 from tests.unit.tcp.host import pair
 from tests.unit.tcp.test_streams import octets
@@ -94,3 +95,39 @@ def test_memory_goes_back_to_the_system_and_then_nothing_wakes_the_layer():
     world.run(5, lambda: len(b.applications[right].received) == 10_000)
     world.run(10)
     assert (a.engine.next_due, b.engine.next_due) == (None, None)
+
+
+def test_time_wait_keeps_no_ring_once_everything_was_read():
+    """A minute of short connections would else hold 64 kB each."""
+    world, a, b, left, right = pair()
+    a.write(left, octets(1000), end=True)
+    b.write(right, octets(3000), end=True)
+    assert world.run(5, lambda: a.conn(left).state == TIME_WAIT)
+    world.run(QUIET_S / 2)
+    assert (a.applications[left].ended, a.conn(left).receive_ring, a.durable.used_octets) == (True, None, 0)
+
+
+def test_time_wait_keeps_what_is_unread_until_it_is_read():
+    world, a, b, left, right = pair()
+    a.write(left, octets(1000), end=True)
+    b.write(right, octets(3000), end=True)
+    world.run(5, reading=False)
+    conn = a.conn(left)
+    assert conn.state == TIME_WAIT
+    assert conn.receive_ring is not None
+    assert a.applications[left].received == octets(3000)
+    a.take(left)
+    world.run(QUIET_S / 2)
+    assert (conn.receive_ring, a.durable.used_octets) == (None, 0)
+
+
+def test_time_wait_without_a_reader_keeps_no_ring():
+    world, a, b, left, right = pair()
+    a.write(left, octets(1000), end=True)
+    b.write(right, octets(3000), end=True)
+    world.run(5, reading=False)
+    conn = a.conn(left)
+    assert conn.receive_ring is not None
+    a.close(left)
+    world.run(1)
+    assert (conn.receive_ring, a.durable.used_octets) == (None, 0)
