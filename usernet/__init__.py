@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from usernet.sockets.descriptors import close, fromfd  # type: ignore[assignment]  # noqa: F401
     from usernet.sockets.endpoint import socket  # noqa: F401
+    from usernet.sockets.ioctl import ioctl as ioctl
     from usernet.stack import Stack as Stack
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _OWN = {  # {name: its module}; empty: the name is a module
     "dup": "usernet.sockets.descriptors",
     **dict.fromkeys(("if_nameindex", "if_nametoindex", "if_indextoname"), "usernet.sockets.interfaces"),
     "fromfd": "usernet.sockets.descriptors",
+    "ioctl": "usernet.sockets.ioctl",
     "Stack": "usernet.stack",
     "getaddrinfo": "usernet.dns",
     "gethostbyaddr": "usernet.dns",

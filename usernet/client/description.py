@@ -26,8 +26,8 @@ class Description(Mailbox):
 
     __slots__ = (
         "ancillary", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
-        "header_included", "keep_errors", "keepalive", "linger", "local", "options_octets", "owners", "peer",
-        "receive_timeout", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
+        "header_included", "keep_errors", "keepalive", "linger", "local", "low_water", "oob_inline", "options_octets",
+        "owners", "peer", "receive_timeout", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
     )  # fmt: skip
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -56,6 +56,8 @@ class Description(Mailbox):
         self.shut_for_writing = False
         self.keepalive = False  # SO_KEEPALIVE of a datagram socket
         self.linger: int | None = None  # SO_LINGER, seconds
+        self.oob_inline = False  # SO_OOBINLINE
+        self.low_water = 1  # SO_RCVLOWAT, octets; without effect on datagrams, as on Linux
         self.set_buffer(receive_buffer)
 
     def set_buffer(self, octets: int) -> None:

@@ -4,7 +4,8 @@ Each socket has an eventfd, created by the first call of `fileno()`. Its counter
 exactly while the socket is readable. It is always writable; a send that finds no room reports this itself.
 
 A stream has one end of a pair of Unix sockets, because that can also be unwritable and hang up: an octet from the other
-end makes it readable, a message to the other end that fills the send buffer makes it unwritable.
+end makes it readable, a message to the other end that fills the send buffer makes it unwritable, and an octet out of
+band has EPOLLPRI. That octet also makes it readable, unlike on Linux, until a call has found nothing to read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from usernet.client.combining import is_owned
 
@@ -102,20 +104,22 @@ FILLING = bytes(4096)  # more than fits into the free part of the smallest send 
 
 class StreamDescriptor(Descriptor):
     """As Descriptor, for a stream: `ready`, `writable`, `ended` (the peer's end was reached), `hung_up` (in both
-    directions)."""
+    directions), `urgent` (an urgent octet can be read)."""
 
-    __slots__ = ("_ended", "_hung_up", "_near", "_other", "_shown_end", "_shown_writable", "_writable")
+    __slots__ = ("_ended", "_hung_up", "_near", "_other", "_shown_end", "_shown_urgent", "_shown_writable", "_urgent",
+                 "_writable")
 
     def __init__(self, ready: Callable[[], bool], writable: Callable[[], bool], ended: Callable[[], bool],
-                 hung_up: Callable[[], bool]) -> None:
+                 hung_up: Callable[[], bool], urgent: Callable[[], bool]) -> None:
         near, self._other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in (near, self._other):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         self._near = near
         self._writable, self._ended, self._hung_up = writable, ended, hung_up
+        self._urgent = urgent
         self._shown_writable = True
-        self._shown_end = False
+        self._shown_end = self._shown_urgent = False
         self._begin(near.fileno(), ready)
 
     def _apply(self) -> None:
@@ -132,6 +136,8 @@ class StreamDescriptor(Descriptor):
             pass  # hung up already, or the program has used it
 
     def _show(self) -> None:
+        if self._urgent() is not self._shown_urgent and not self._shown_end:
+            self._show_urgent()
         if self._shown_end:
             pass
         elif self._ended():
@@ -152,6 +158,17 @@ class StreamDescriptor(Descriptor):
                 self._near.send(FILLING)
         if hung_up:
             self._other.close()
+
+    def _show_urgent(self) -> None:
+        """Both octets anew: the one that is readable cannot be read past the urgent one."""
+        if self._shown_urgent:
+            with suppress(OSError):
+                self._near.recv(1, socket.MSG_OOB)
+        with suppress(BlockingIOError):
+            self._near.recv(2)
+        self._shown_urgent, self._shown = not self._shown_urgent, False
+        if self._shown_urgent:
+            self._other.send(b"u", socket.MSG_OOB)
 
     def forget(self) -> None:
         """The program has closed it."""

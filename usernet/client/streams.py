@@ -40,7 +40,7 @@ class StreamDescription(Description):
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "end", "established", "finished", "have", "head",
         "incoming", "kept", "limit", "listener", "listening", "numbered", "read", "read_said", "reset",
-        "resume_asked", "sent_end", "taken", "taking", "urgent", "writing", "written",
+        "resume_asked", "sent_end", "taken", "taking", "urgent", "urgent_hidden", "urgent_taken", "writing", "written",
     )  # fmt: skip
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -65,7 +65,9 @@ class StreamDescription(Description):
         self.have = self.read = self.read_said = 0
         self.end: int | None = None  # offset at which the peer's stream ends
         self.resume_asked = -1
-        self.urgent = 0  # offset after the urgent octet
+        self.urgent = 0  # offset after the urgent octet: the mark is before it; from `read` on there is none
+        self.urgent_taken = False  # MSG_OOB has returned it
+        self.urgent_hidden = False  # a call that found only this octet does not find it again
         self.written = self.taken = self.acked = self.limit = 0
         self.kept: deque[tuple[int, bytes]] = deque()  # (offset, octets) written that tcp may not have stored
         self.sent_end = self.finished = False
@@ -76,7 +78,7 @@ class StreamDescription(Description):
     @property
     def at_end(self) -> bool:
         """True if all octets of the peer were read, or no more can be read."""
-        return not self.items and self.at_end_or_over
+        return self.at_end_or_over and not self.unread
 
     @property
     def at_end_or_over(self) -> bool:
@@ -87,7 +89,16 @@ class StreamDescription(Description):
         """Readable in the sense of poll."""
         if self.listening:
             return bool(self.incoming or self.error or self.ended)
-        return bool(self.items or self.error) or self.at_end
+        return self.unread >= self.low_water or bool(self.error) or self.at_end_or_over
+
+    def urgent_waits(self) -> bool:
+        """An urgent octet that MSG_OOB has not returned: EPOLLPRI."""
+        return self.read < self.urgent <= self.have and not self.urgent_taken and not self.urgent_hidden
+
+    @property
+    def at_mark(self) -> bool:
+        """SIOCATMARK: the next octet is the urgent one."""
+        return self.urgent > 0 and self.read == self.urgent - 1
 
     def writable(self) -> bool:
         """True if at least a third of the send buffer is free, or writing fails at once."""
@@ -106,7 +117,7 @@ class StreamDescription(Description):
         _, flags, offset = STREAM_HEADER.unpack_from(record)
         octets = len(record) - STREAM_HEADER.size
         if flags & STREAM_URGENT:
-            self.urgent = offset + octets
+            self._urge(offset + octets)
             if not octets:
                 return []
         if offset > self.have:
@@ -121,6 +132,15 @@ class StreamDescription(Description):
         if flags & STREAM_END and offset + octets <= self.have:
             self.end = offset + octets
         return []
+
+    def _urge(self, mark: int) -> None:
+        """A new urgent mark (Linux, tcp_check_urg); the former urgent octet is lost if it is the next."""
+        if mark <= self.urgent or mark <= self.read:
+            return
+        with self.taking:
+            if self.at_mark and not self.oob_inline and self.read < self.have:
+                self._take(1, peek=False)
+            self.urgent, self.urgent_taken, self.urgent_hidden = mark, False, False
 
     def take_room(self, record: bytes) -> Sends:
         """ROOM: what tcp has stored, and how much more it accepts."""
@@ -182,7 +202,33 @@ class StreamDescription(Description):
         return [(STREAM, STREAM_HEADER.pack(self.handle, STREAM_END, self.written))]
 
     def take(self, count: int, peek: bool) -> bytes:
-        """Up to `count` of the available octets. Holding `taking`."""
+        """Up to `count` of the available octets, not beyond the urgent mark. Holding `taking`."""
+        if self.urgent <= self.read:
+            return self._take(count, peek)
+        mark = self.urgent - 1
+        if self.read < mark:
+            return self._take(min(count, mark - self.read), peek)
+        if self.oob_inline:
+            return self._take(count, peek)
+        if self.have <= self.urgent:  # nothing, or only the urgent octet, which is not in line
+            self.urgent_hidden = True
+            return b""
+        if peek:
+            return self._take(count + 1, peek)[1:]
+        self._take(1, peek)
+        return self._take(count, peek)
+
+    def take_urgent(self, peek: bool) -> bytes:
+        """The urgent octet for MSG_OOB; empty: it has not arrived. Holding `taking`."""
+        left = self.urgent - 1 - self.read + self.head
+        for item in self.items:
+            if left < len(item):
+                self.urgent_taken = self.urgent_taken or not peek
+                return item[left : left + 1]
+            left -= len(item)
+        return b""
+
+    def _take(self, count: int, peek: bool) -> bytes:
         items, parts, left, head = self.items, [], count, self.head
         at = 0
         while left > 0 and at < len(items):
@@ -204,7 +250,10 @@ class StreamDescription(Description):
 
     @property
     def unread(self) -> int:
-        """Number of octets that can be read."""
+        """Number of octets that can be read: those before the urgent mark, or those after it."""
+        if self.urgent > self.read and not self.oob_inline:
+            mark = self.urgent - 1
+            return min(mark, self.have) - self.read if self.read < mark else max(0, self.have - self.urgent)
         return self.have - self.read
 
     def read_due(self) -> bool:

@@ -9,11 +9,12 @@ kernel in other ways is reported (usernet.compat.strays).
 from __future__ import annotations
 
 import _socket
+import fcntl
 import socket as _std
 
 from usernet import dns
 from usernet.compat import standard, strays, tls
-from usernet.sockets import descriptors, interfaces
+from usernet.sockets import descriptors, interfaces, ioctl
 
 _NAMES = ("getaddrinfo", "gethostbyaddr", "gethostbyname", "gethostbyname_ex", "getnameinfo")
 
@@ -35,5 +36,6 @@ def patch(strict: bool = False) -> None:
         setattr(_std, name, getattr(descriptors, name))
     for name in ("if_nameindex", "if_nametoindex", "if_indextoname"):
         setattr(_std, name, getattr(interfaces, name))
+    fcntl.ioctl = ioctl.ioctl
     tls.install()
     strays.watch(strict)

@@ -24,7 +24,7 @@ def leave(number: int, endpoint: Any) -> None:
 def adopt(number: int) -> Any:
     """The socket detached under this number; or another object for a socket in use; None: neither."""
     found = _detached.pop(number, None)
-    if found is not None and not _is_there(found, number):
+    if found is not None and not is_number_of(found, number):
         if found._descriptor is not None:
             found._descriptor.forget()
         found.close()
@@ -57,11 +57,11 @@ def close(fd: int) -> None:
 
 
 def _duplicate(number: int) -> Any:
-    found = next((each for each in all_sockets() if _is_there(each, number)), None)
+    found = next((each for each in all_sockets() if is_number_of(each, number)), None)
     return None if found is None else found.dup()
 
 
-def _is_there(endpoint: Any, number: int) -> bool:
+def is_number_of(endpoint: Any, number: int) -> bool:
     """True if the number is still the socket's: not after a fork, or after it was closed and reused."""
     descriptor = endpoint._descriptor
     return descriptor is not None and descriptor.number == number and descriptor.identity == identity_of(number)

@@ -35,6 +35,9 @@ _ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
 _SEGMENT = (SOL_UDP, UDP_SEGMENT)
 CORK = (SOL_UDP, UDP_CORK)
 _KEEPALIVE = (_std.SOL_SOCKET, _std.SO_KEEPALIVE)  # for datagram sockets it has no effect, as on Linux
+_OOBINLINE = (_std.SOL_SOCKET, _std.SO_OOBINLINE)
+RCVLOWAT = (_std.SOL_SOCKET, _std.SO_RCVLOWAT)
+LOW_WATER_MAX = 1 << 20  # Linux: half of the largest buffer; here a quarter of it
 _ACCEPTCONN = (_std.SOL_SOCKET, _std.SO_ACCEPTCONN)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
@@ -73,6 +76,11 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
         box.corked = bool(_integer(value))
     elif key == _KEEPALIVE and not isinstance(box, StreamDescription):
         box.keepalive = bool(_integer(value))
+    elif key == _OOBINLINE:
+        box.oob_inline = bool(_integer(value))
+    elif key == RCVLOWAT:
+        octets = _integer(value)
+        box.low_water = min(octets, LOW_WATER_MAX) or 1 if octets >= 0 else LOW_WATER_MAX
     elif key == _DEVICE:
         if isinstance(value, int) or value.rstrip(b"\0"):
             raise OSError(errno.ENODEV, f"{os.strerror(errno.ENODEV)}: a usernet stack has only one interface, to "
@@ -93,6 +101,10 @@ def read(box: Description, key: Key) -> bytes | None:
             return bytes(4)
     if key == _SEGMENT:
         return box.segment_octets.to_bytes(4, byteorder)
+    if key == _OOBINLINE:
+        return int(box.oob_inline).to_bytes(4, byteorder)
+    if key == RCVLOWAT:
+        return box.low_water.to_bytes(4, byteorder)
     if key == CORK:
         return int(box.corked).to_bytes(4, byteorder)
     if key in _TIMEOUTS:

@@ -39,12 +39,20 @@ class Settings(Datagrams):
         if options.change(self._box, (level, optname), value):
             if (level, optname) == options.CORK and self._box.begun is not None:
                 self._send(b"", 0, _PEER)  # which completes the datagram, unless it is still corked
+            if (level, optname) == options.RCVLOWAT and self._kind == STREAM:
+                self._make_room(self._box.low_water)
             if (level, optname) in options.RECEIVED and self._kind != RAW:  # a raw socket gets whole packets
                 wanted = int(bool(self._box.ancillary & cmsg.OPTIONS_WANTED))
                 self._request("setsockopt", level=level, name=cmsg.IP_RECVOPTS, value=wanted)
         else:
             reply = self._request("setsockopt", level=level, name=optname, value=value)
             options.changed(self._box, (level, optname), reply["value"])
+
+    def _make_room(self, octets: int) -> None:
+        """Linux, tcp_set_rcvlowat: the buffer must hold more than must be there before a call returns."""
+        key = _std.SOL_SOCKET, _std.SO_RCVBUF
+        if 4 * octets > self._request("getsockopt", level=key[0], name=key[1])["value"]:
+            self._request("setsockopt", level=key[0], name=key[1], value=2 * octets)
 
     def getsockopt(self, level: int, optname: int, buflen: int | bytes = 0) -> int | bytes:
         """The option's value as an integer; with `buflen`, as octets.

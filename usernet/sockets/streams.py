@@ -270,7 +270,7 @@ class StreamBehaviour(BaseSocket):
 
     def _receive_parts(self, bufsize: int, ancbufsize: int, flags: int) -> tuple[int, bytes, list[Any], int, None]:
         data = self._receive_octets(bufsize, flags)
-        return len(data), data, [], 0, None
+        return len(data), data, [], flags & _OOB, None
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
         """As recv, with no ancillary data."""
@@ -283,11 +283,12 @@ class StreamBehaviour(BaseSocket):
     def _receive_octets(self, count: int, flags: int) -> bytes:
         box = self._stream
         if flags & (_OOB | _ERRQUEUE):
-            raise would_block() if flags & _ERRQUEUE else os_error(errno.EINVAL)
+            return self._receive_urgent(box, flags)
         if box.listening or not (box.established or box.connecting or box.reset or box.peer):
             raise os_error(errno.ENOTCONN)
         peek = bool(flags & _PEEK)
-        wanted = count if peek and flags & _WAITALL else 1
+        enough = count if flags & _WAITALL else min(box.low_water, count)  # Linux, sock_rcvlowat
+        wanted = enough if peek else 1
         parts: list[bytes] = []
         got = 0
         while True:
@@ -298,12 +299,15 @@ class StreamBehaviour(BaseSocket):
                 due = not peek and box.read_due()
             if due:
                 self._connection.send_all([(READ, box.reading())])
-            if data:
+            if data or box.urgent_hidden:
                 self._changed(box)
+            if data:
                 got += len(data)
                 parts.append(data)
-            if got >= count or (parts and not flags & _WAITALL):
+            if got >= enough:
                 break
+            if parts and box.urgent and box.urgent - 1 == box.read + got * peek:
+                break  # Linux: a call never returns octets from both sides of the urgent mark
             if parts and peek:
                 parts.clear()  # all of it again, when more has arrived
                 got = 0
@@ -320,6 +324,20 @@ class StreamBehaviour(BaseSocket):
                     break
                 raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _receive_urgent(self, box: StreamDescription, flags: int) -> bytes:
+        """MSG_OOB (Linux, tcp_recv_urg): never waits."""
+        if flags & _ERRQUEUE:
+            raise would_block()
+        self._connection.look()
+        with box.taking:
+            if box.oob_inline or box.urgent <= box.read or box.urgent_taken:
+                raise os_error(errno.EINVAL)
+            octet = box.take_urgent(bool(flags & _PEEK))
+        if not octet and not box.at_end_or_over:
+            raise would_block()
+        self._changed(box)
+        return octet
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -373,7 +391,8 @@ class StreamBehaviour(BaseSocket):
 
     def _new_descriptor(self) -> Descriptor:
         box = self._stream
-        return StreamDescriptor(box.ready, box.writable, lambda: box.at_end and not box.listening, box.hung_up)
+        return StreamDescriptor(box.ready, box.writable, lambda: box.at_end and not box.listening, box.hung_up,
+                                box.urgent_waits)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """As the standard method, by reading and sending."""
