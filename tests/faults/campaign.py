@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from typing import NamedTuple
@@ -15,6 +18,9 @@ from tests.faults.watch import Watch
 RECOVERY_TIMEOUT_S = 15.0
 SETTLED_NUMBERS = 20  # of each flow, all answered, before the next fault
 SETTLE_TIMEOUT_S = 1.0
+CONTROL_S = 0.15  # before each incident: what the machine alone does to the load
+BUSY = "import time; until = time.monotonic() + 5\nwhile time.monotonic() < until: pass"
+BUSY_PER_PROCESSOR = 2
 UNDER_WAY_S = 0.02  # what was sent so shortly before a fault may be lost by it
 CELL_OF = {"burst": Switchboard.BURSTS, "resolution": Switchboard.RESOLUTIONS, "fragments": Switchboard.FRAGMENTS,
            "groups": Switchboard.GROUPS, "paths": Switchboard.PATHS}  # what the load is told to bring the moment about
@@ -28,6 +34,8 @@ class Done(NamedTuple):
     resumed: float  # the load went on (idle), or the same as `began`
     recovered: bool
     events: list[dict]  # the keeper's
+    quiet_from: float = 0.0  # from then on there was no fault, until it began
+    timeouts: int = 0  # of the peer, until it began
 
 
 class Campaign:
@@ -49,10 +57,25 @@ class Campaign:
             if time.monotonic() > until or (done and not done[-1].recovered):
                 break
             self._wait_until_well(incident)
-            done.append(self._hit(incident))
+            neighbours = self._busy_neighbours() if incident.moment == "busy" else []
+            try:
+                quiet_from = time.monotonic()
+                time.sleep(CONTROL_S)
+                timeouts = self._load.timeouts()
+                done.append(self._hit(incident)._replace(quiet_from=quiet_from, timeouts=timeouts))
+            finally:
+                for neighbour in neighbours:
+                    neighbour.kill()
+                    neighbour.wait()
             if self._watch:
                 self._watch.sample()
         return done
+
+    @staticmethod
+    def _busy_neighbours() -> list[subprocess.Popen]:
+        """Processes that want all processors; they end by themselves, too."""
+        count = BUSY_PER_PROCESSOR * (os.cpu_count() or 1)
+        return [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
 
     def quiet(self, seconds: float) -> tuple[float, float]:
         """No fault: the control. Returns when it began and ended."""
@@ -68,7 +91,8 @@ class Campaign:
 
         So is some of what was sent since: each incident has a time of its own.
         """
-        for layer, deaths in Counter(fault.layer for fault in incident.faults).items():
+        # SIGKILLs from outside are no reason for a pause
+        for layer, deaths in Counter(fault.layer for fault in incident.faults if fault.kind != "kill").items():
             stable_at = self._served.get(layer, 0.0) + STABLE_S
             if self._deaths[layer] + deaths > AT_ONCE:
                 time.sleep(max(0.0, stable_at - time.monotonic()))

@@ -89,6 +89,7 @@ class Switchboard:
     """What the campaign tells the load, and whether the load is there: single cells in a file."""
 
     PAUSE, BURSTS, RESOLUTIONS, STOP, READY, FRAGMENTS, GROUPS, PATHS = range(8)
+    ROLES_READY = 16  # the first of the cells of `tests.faults.streams`
 
     def __init__(self, folder: Path) -> None:
         path = folder / "switchboard"
@@ -96,10 +97,10 @@ class Switchboard:
             file.truncate(8 * CELLS)
             self.cells = memoryview(mmap.mmap(file.fileno(), 8 * CELLS)).cast("Q")
 
-    def wait_ready(self, timeout_s: float = 15.0) -> None:
-        """Until the echo is bound."""
+    def wait_ready(self, timeout_s: float = 15.0, cell: int = READY) -> None:
+        """Until the echo is bound, or another process of the load has set its cell."""
         deadline = time.monotonic() + timeout_s
-        while not self.cells[self.READY]:
+        while not self.cells[cell]:
             if time.monotonic() > deadline:
                 raise TimeoutError("the load did not start")
             time.sleep(0.01)

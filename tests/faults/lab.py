@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.control import Client, NotRunning
-from tests.faults import extra
+from tests.faults import extra, schedule
 from tests.faults.flows import Book, Switchboard
 from tests.faults.load import FRESH_NETWORK
 
@@ -117,24 +117,41 @@ class Lab:
         return self.ask("status")
 
     def start(self, module: str, *arguments: str, inside: bool = False, apart: bool = False,
-              pipe: bool = False) -> subprocess.Popen:
-        """Run `python -m MODULE` as an application, or on the kernel's end, or in a network namespace made there."""
+              pipe: bool = False, name: str = "") -> subprocess.Popen:
+        """Run `python -m MODULE` as an application, or on the kernel's end, or in a network namespace made there.
+
+        `name`: as an application of the stack with this name.
+        """
         command = [*(("unshare", "-n") if apart else ()), sys.executable, "-m", module, *arguments]
         if inside:
             command = [sys.executable, str(self.checkout / "launcher.py"), "exec", "--name", self.name, "--", *command]
-        process = subprocess.Popen(command, env=self.environment, cwd=self.checkout, text=True,
+        environment = {**self.environment, "USERNET_NAME": name or self.name}
+        process = subprocess.Popen(command, env=environment, cwd=self.checkout, text=True,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if pipe else None)
         self.processes.append(process)
         return process
 
 
 class Load:
-    """The four load processes of a lab, their books and their switchboard."""
+    """The load of datagrams: the processes of a lab, their books and their switchboard."""
+
+    flows: tuple[str, ...] = FLOWS
+    applications: tuple[str, ...] = ("echo", "client", "churn", "member")  # of the stack
+    moments = schedule.MOMENTS
+    timeouts_at_end = 0
 
     def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.processes: dict[str, subprocess.Popen] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="load-", dir=lab.folder))
         self.board = Switchboard(self.folder)
-        self.processes = {}
+        self.start()
+        if not self.wait_answering(time.monotonic() + 0.1):
+            raise TimeoutError("the load is not answered")
+
+    def start(self) -> None:
+        """Start the processes, one after the other."""
+        lab = self.lab
         for role in ROLES:
             self.processes[role] = lab.start("tests.faults.load", role, str(self.folder), ADDRESS,
                                              inside=role in INSIDE, apart=role == "far")
@@ -144,8 +161,10 @@ class Load:
         _written(self.folder / extra.MEMBER_READY)
         self.books = {name: Book(self.folder, name) for name in (*FLOWS, "echo", "cable")}
         self.steady = [self.books[name] for name in STEADY_FLOWS]
-        if not self.wait_answering(time.monotonic() + 0.1):
-            raise TimeoutError("the load is not answered")
+
+    def timeouts(self) -> int:
+        """Retransmission timeouts of the peer, if it has such."""
+        return 0
 
     def wait_answering(self, then: float, timeout_s: float = 10.0) -> bool:
         """Until each steady flow has an answer to something sent after `then`; False where that takes too long."""
@@ -158,6 +177,7 @@ class Load:
 
     def stop(self) -> None:
         """End it; the books stay."""
+        self.timeouts_at_end = self.timeouts()
         self.board.cells[Switchboard.PAUSE] = 1
         time.sleep(0.3)  # what is under way arrives
         self.board.cells[Switchboard.STOP] = 1

@@ -14,10 +14,11 @@ HANGS = ("stop", "loop", "sleep", "memory")
 
 # Moments. The load is steady but for `idle`. `fragments`: large datagrams are being cut and put together, both ways;
 # `groups`: a router asks who is in which group, while others are joined and left; `paths`: a router tells of a narrower
-# way; `recovery`: a second layer is hit while the first one comes back; `again`: the same layer is hit as soon as its
-# successor is there.
+# way; `busy`: processes that belong to nobody want the processors, too; `recovery`: a second layer is hit while the
+# first one comes back; `again`: the same layer is hit as soon as its successor is there.
 MOMENTS = {"steady": 30, "burst": 18, "resolution": 10, "fragments": 10, "groups": 7, "paths": 5, "idle": 6,
-           "recovery": 7, "two": 5, "again": 3, "all": 1}
+           "busy": 4, "recovery": 7, "two": 5, "again": 3, "all": 1}
+STREAM_MOMENTS = {"steady": 60, "recovery": 14, "two": 12, "again": 8, "busy": 4, "all": 2}  # with a load of streams
 LATER_MAX_S = {"burst": 0.003, "resolution": 0.004, "fragments": 0.006, "groups": 0.02, "paths": 0.006,
                "recovery": 0.012, "again": 0.012}
 
@@ -37,7 +38,7 @@ class Incident(NamedTuple):
     later_s: float
 
 
-def drawn(seed: int, per_layer: int) -> list[Incident]:
+def drawn(seed: int, per_layer: int, moments: dict[str, int] = MOMENTS) -> list[Incident]:
     """Incidents until each layer has had `per_layer` faults. Layers take turns, so that each can recover meanwhile."""
     random = Random(seed)
     turns = random.sample(LAYERS, len(LAYERS))
@@ -49,7 +50,7 @@ def drawn(seed: int, per_layer: int) -> list[Incident]:
         turn += 1
         if had[layer] >= per_layer:
             continue
-        incident = _draw(random, layer)
+        incident = _draw(random, layer, moments)
         had.update(fault.layer for fault in incident.faults)
         incidents.append(incident)
     return incidents
@@ -60,8 +61,8 @@ def every(kinds: tuple[str, ...], moment: str = "steady") -> list[Incident]:
     return [Incident(moment, (Fault(kind, layer),), 0.0) for kind in kinds for layer in LAYERS]
 
 
-def _draw(random: Random, layer: str) -> Incident:
-    moment = _weighted(random, MOMENTS)
+def _draw(random: Random, layer: str, moments: dict[str, int]) -> Incident:
+    moment = _weighted(random, moments)
     later_s = random.uniform(0, LATER_MAX_S.get(moment, 0.0))
     if moment == "all":
         return Incident(moment, tuple(Fault("kill", each) for each in random.sample(LAYERS, len(LAYERS))), later_s)

@@ -11,8 +11,10 @@ import pytest
 
 from tests.faults import schedule, verdict
 from tests.faults.campaign import Campaign
+from tests.faults.flows import ANSWERS
 from tests.faults.lab import Lab, Load
 from tests.faults.schedule import Fault, Incident
+from tests.faults.stream_load import StreamLoad, WireLab
 from tests.faults.verdict import Verdict
 from tests.faults.watch import Watch
 
@@ -24,7 +26,7 @@ def carried_out(lab: Lab, load: Load, incidents: list[Incident]) -> list[Verdict
     done = Campaign(lab, load, watch).run(incidents)
     time.sleep(0.3)
     load.stop()
-    verdicts = verdict.judge(done, load.books, time.monotonic())
+    verdicts = verdict.judge(done, load, time.monotonic())
     assert len(verdicts) == len(incidents)
     assert not [each for each in verdicts if not each.recovered]
     assert not [text for each in verdicts for text in each.errors]
@@ -54,6 +56,19 @@ def test_every_moment(lab, load):
              if all(fault.kind == "kill" for fault in incident.faults)}
     assert set(drawn) == set(schedule.MOMENTS)
     carried_out(lab, load, list(drawn.values()))
+
+
+@pytest.mark.parametrize("kind_of_lab", [Lab, WireLab])
+def test_streams_outlive_a_sigkill_of_each_layer(sandbox, kind_of_lab):
+    with kind_of_lab() as lab:
+        load = StreamLoad(lab)
+        done = Campaign(lab, load).run(schedule.every(("kill",)))
+        load.stop()
+        verdicts = verdict.judge(done, load, time.monotonic())
+        assert [text for each in verdicts for text in each.errors] == []
+        assert [(each.layers, each.recovered, each.lost) for each in verdicts if not each.transparent] == []
+        assert len(verdicts) == len(schedule.LAYERS)
+        assert min(load.books[name].cells[ANSWERS] for name in load.flows) > 0
 
 
 def test_a_seed_repeats_its_schedule():

@@ -11,7 +11,8 @@ import msgspec
 
 from tests.faults.campaign import UNDER_WAY_S, Done
 from tests.faults.flows import COUNT, Book
-from tests.faults.lab import FLOWS, STEADY_FLOWS
+from tests.faults.lab import Load
+from tests.faults.streams import ENDED, WRONG
 
 GAP_WINDOW_S = 3.0
 CONTROL_WINDOW_S = 0.15  # a piece of a quiet time, to compare with
@@ -27,6 +28,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     moment: str
     lost: dict[str, int]
     gap_ms: float  # the longest pause between answers, of any steady flow
+    control_ms: float = 0.0  # the longest such pause just before the fault
     away_ms: float  # the keeper's figure: from death, or the last sign of life, to serving again
     duplicated: int = 0
     reordered: int = 0
@@ -34,6 +36,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     notes: list[str] = []  # of what was duplicated or out of order
     arp_packets: int = 0
     recovered: bool = True
+    timeouts: int = 0  # retransmission timeouts of the peer
 
     @property
     def lost_total(self) -> int:
@@ -46,22 +49,30 @@ class Verdict(msgspec.Struct, kw_only=True):
         return self.recovered and not (self.lost_total or self.duplicated or self.reordered or self.errors)
 
 
-def judge(done: list[Done], books: dict[str, Book], end: float) -> list[Verdict]:
-    """A verdict per incident. Whatever happens from shortly before one to shortly before the next is put down to it."""
+def judge(done: list[Done], load: Load, end: float) -> list[Verdict]:
+    """A verdict per incident, once the load has been stopped.
+
+    Whatever happens from shortly before one to shortly before the next is put down to it; all later errors to the last.
+    """
+    books, timeouts = load.books, load.timeouts_at_end
     oddities = [(when, kind, f"{name}: {what}") for name, book in books.items() for when, kind, what in book.oddities()]
     verdicts = []
-    for each, following in zip(done, [*(later.began for later in done[1:]), end], strict=True):
+    followers = [*((later.began, later.timeouts) for later in done[1:]), (end, timeouts)]
+    for each, (following, timeouts_after) in zip(done, followers, strict=True):
         start, stop = each.began - UNDER_WAY_S, following - UNDER_WAY_S
         odd: dict[str, list[str]] = defaultdict(list)
         for when, kind, text in oddities:
-            if start <= when < stop:
+            if start <= when < stop or (kind == "error" and each is done[-1] and when >= stop):
                 odd[kind].append(text)
         verdicts.append(Verdict(
             layers=[fault.layer for fault in each.incident.faults],
             kinds=[fault.kind for fault in each.incident.faults],
             moment=each.incident.moment,
-            lost={name: lost(books[name], start, stop) for name in FLOWS},
-            gap_ms=round(1000 * max(gap(books[name], each, stop) for name in STEADY_FLOWS), 1),
+            lost={name: lost(books[name], start, stop) for name in load.flows},
+            gap_ms=round(1000 * max(gap(book, each, stop) for book in load.steady), 1),
+            control_ms=round(1000 * max(_longest(book, each.quiet_from, each.began, each.began)
+                                        for book in load.steady), 1),
+            timeouts=timeouts_after - each.timeouts,
             away_ms=max((event.get("gap_ms", 0.0) for event in each.events if event["event"] == "serves"), default=0.0),
             duplicated=len(odd["duplicated"]), reordered=len(odd["reordered"]), errors=odd["error"],
             notes=[f"{kind} {text}" for kind in ("duplicated", "reordered") for text in odd[kind]][:NOTES_MAX],
@@ -69,8 +80,9 @@ def judge(done: list[Done], books: dict[str, Book], end: float) -> list[Verdict]
     return verdicts
 
 
-def controls(began: float, ended: float, books: dict[str, Book]) -> list[Verdict]:
+def controls(began: float, ended: float, load: Load) -> list[Verdict]:
     """A quiet time, cut into windows and judged like incidents."""
+    books = load.books
     verdicts = []
     start = began
     while start + CONTROL_WINDOW_S <= ended:
@@ -78,8 +90,8 @@ def controls(began: float, ended: float, books: dict[str, Book]) -> list[Verdict
         odd = [(kind, f"{name}: {what}") for name, book in books.items() for when, kind, what in book.oddities()
                if start <= when < stop]
         verdicts.append(Verdict(
-            layers=[], kinds=[], moment="none", lost={name: lost(books[name], start, stop) for name in FLOWS},
-            gap_ms=round(1000 * max(_longest(books[name], start, stop) for name in STEADY_FLOWS), 1), away_ms=0.0,
+            layers=[], kinds=[], moment="none", lost={name: lost(books[name], start, stop) for name in load.flows},
+            gap_ms=round(1000 * max(_longest(book, start, stop) for book in load.steady), 1), away_ms=0.0,
             duplicated=sum(kind == "duplicated" for kind, _ in odd),
             reordered=sum(kind == "reordered" for kind, _ in odd),
             errors=[text for kind, text in odd if kind == "error"], arp_packets=sum(kind == "arp" for kind, _ in odd)))
@@ -105,10 +117,11 @@ def gap(book: Book, done: Done, stop: float) -> float:
     return min(arrivals) - sent[first] if arrivals else stop - done.began
 
 
-def _longest(book: Book, start: float, stop: float) -> float:
+def _longest(book: Book, start: float, stop: float, until: float = float("inf")) -> float:
+    """Between answers to what was sent until `stop`, those after `until` left out."""
     sent = book.sent[: book.cells[COUNT]]
     first, last = bisect_left(sent, start - 0.5), bisect_left(sent, stop)
-    arrivals = sorted(when for when in book.answered[first:last] if when)
+    arrivals = sorted(when for when in book.answered[first:last] if when and when <= until)
     before = [when for when in arrivals if when <= start][-1:] or [start]
     return max((later - earlier for earlier, later in pairwise([*before, *(w for w in arrivals if w > start)])),
                default=stop - start)
@@ -128,6 +141,10 @@ class Sum(msgspec.Struct, kw_only=True):
     transparent: int
     lost: tuple[float, float, float]  # p50, p95, max
     gap_ms: tuple[float, float, float]  # p50, p99, max
+    control_ms: tuple[float, float]  # p50, p99
+    without_timeout: int  # incidents during which the peer had no retransmission timeout
+    octets_wrong: int  # how often
+    ended: int  # connections
     duplicated: int
     reordered: int
     errors: int
@@ -137,9 +154,14 @@ def summed(what: str, verdicts: Sequence[Verdict]) -> Sum:
     """One line of a table."""
     losses = [verdict.lost_total for verdict in verdicts]
     gaps = [verdict.gap_ms for verdict in verdicts]
+    control = [verdict.control_ms for verdict in verdicts]
+    texts = [text.partition(": ")[2] for verdict in verdicts for text in verdict.errors]
     return Sum(
         what=what, faults=len(verdicts), transparent=sum(verdict.transparent for verdict in verdicts),
         lost=(percentile(losses, 50), percentile(losses, 95), max(losses, default=0)),
         gap_ms=(percentile(gaps, 50), percentile(gaps, 99), max(gaps, default=0.0)),
+        control_ms=(percentile(control, 50), percentile(control, 99)),
+        without_timeout=sum(not verdict.timeouts for verdict in verdicts),
+        octets_wrong=sum(text.startswith(WRONG) for text in texts), ended=sum(text.startswith(ENDED) for text in texts),
         duplicated=sum(verdict.duplicated for verdict in verdicts),
         reordered=sum(verdict.reordered for verdict in verdicts), errors=sum(len(v.errors) for v in verdicts))

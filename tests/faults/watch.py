@@ -52,7 +52,7 @@ class Watch:
             "run directory: files": len(os.listdir(status["run_dir"])),
             "/dev/shm: files": len(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.exists() else 0,
         }
-        for role in ("echo", "client", "churn", "member"):
+        for role in self._load.applications:
             process = psutil.Process(self._load.processes[role].pid)
             found[f"application {role}: octets"] = _private(process)
             found[f"application {role}: descriptors"] = process.num_fds()
