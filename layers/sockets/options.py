@@ -129,7 +129,7 @@ _OF_STREAMS: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (IPPROTO_TCP, 7): ("syncnt", _between(1, 127)),
     (IPPROTO_TCP, 8): ("linger2", lambda value: -1 if value < 0 else min(value, 120) or 60),
     (IPPROTO_TCP, 9): ("defer_accept", _clamped(32767)),
-    (IPPROTO_TCP, 10): ("window_clamp", _clamped(1 << 30)),
+    (IPPROTO_TCP, 10): ("window_clamp", lambda value: value and max(RECEIVE_BUFFER_MIN // 2, min(value, 1 << 30))),
     (IPPROTO_TCP, 12): ("quickack", bool),
     (IPPROTO_TCP, 18): ("user_timeout", _between(0, (1 << 31) - 1)),
     (IPPROTO_TCP, 25): ("notsent_lowat", _clamped(1 << 30)),

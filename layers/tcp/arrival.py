@@ -37,6 +37,11 @@ PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: after this time the peer's tim
 
 def arrives(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     """Process a segment of this connection."""
+    octets = len(arrival.segment.payload)
+    segments = 1 if octets <= conn.own_mss else -(-octets // (conn.own_mss - 12 * conn.timestamps_ok))
+    conn.segments_in += segments
+    if octets:
+        conn.data_segments_in += segments
     if conn.state == SYN_SENT:
         _syn_sent(engine, conn, arrival)
     else:

@@ -81,14 +81,14 @@ class Connection:
 
     __slots__ = (
         "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
-        "cork_at", "delayed_at", "duplicate_sack", "ecn_echo", "ecn_ok",
-        "ecn_reduced", "end", "ends", "error_soft", "fin_at",
-        "gap_told", "handle", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
-        "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
-        "opened_at", "options", "out_of_order", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
-        "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
-        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said",
-        "sack_ok", "scale_ok", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
+        "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack", "ecn_echo", "ecn_ok",
+        "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "irs", "iss", "keepalive_at",
+        "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent", "last_text", "listener",
+        "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at", "options", "out_of_order",
+        "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale", "peer_segment", "persist_at",
+        "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick", "quiet_queued", "rcv_limit", "rcv_nxt",
+        "read", "receive_ring", "recent_sack", "recovery", "room_said", "sack_ok", "scale_ok", "segments_in",
+        "segments_out", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
         "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "timestamp_offset", "timestamps_ok", "touched",
         "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
     )
@@ -133,6 +133,10 @@ class Connection:
         self.out_of_order: list[tuple[int, int]] | None = None  # ranges beyond RCV.NXT that are in the ring, ascending
         self.duplicate_sack: tuple[int, int] | None = None  # repeated octets, for the next ACK (RFC 2883)
         self.recent_sack: list[tuple[int, int]] | None = None  # blocks to report, the latest first (RFC 2018 section 4)
+        # For TCP_INFO (RFC 4898)
+        self.segments_in = self.data_segments_in = self.segments_out = self.data_segments_out = 0
+        self.octets_resent = 0
+        self.out_of_order_in = 0  # segments that arrived beyond a gap
         # What both ends agreed on
         self.mss = 536  # maximum payload that we send, with options included
         self.peer_mss = 536  # the MSS of the peer

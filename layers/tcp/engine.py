@@ -354,7 +354,8 @@ class Engine:
         if conn.options.notsent_lowat:
             limit = min(limit, conn.snd_nxt + conn.options.notsent_lowat)
         limit = max(limit, conn.room_said)
-        if not (first or finished or resume) and limit - conn.room_said < conn.send_limit // 4:
+        least = min(conn.send_limit // 4, conn.options.notsent_lowat // 2 or conn.send_limit)
+        if not (first or finished or resume) and limit - conn.room_said < least:
             everything = conn.snd_una >= conn.written
             if not everything or conn.room_said - conn.written > conn.send_limit // 2:
                 return

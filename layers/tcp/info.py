@@ -62,13 +62,14 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     def ago(at: float) -> int:
         return max(0, int((now - at) * 1000)) if at else 0
 
-    rtt, variance, cwnd, ssthresh, rto, backoffs, again = 0.0, 0.0, 0, _UNLIMITED, 0.0, 0, 0
+    rtt, variance, cwnd, ssthresh, rto, backoffs, again, rate, reordered = 0.0, 0.0, 0, _UNLIMITED, 0.0, 0, 0, 0, 0
     state, least_us, unacked, sacked, lost, resent = CA_OPEN, 0xFFFFFFFF, 0, 0, 0, 0
     if recovery is not None:
         rtt, variance, cwnd = recovery.rtt_s, recovery.rtt_variance_s, max(1, recovery.cwnd // mss)
         ssthresh = min(_UNLIMITED, recovery.ssthresh // mss) if recovery.ssthresh < UNLIMITED else _UNLIMITED
         rto, backoffs, again = recovery.rto_s, recovery.backoffs, recovery.retransmits
         state = recovery.congestion_state
+        rate, reordered = int(recovery.delivery_rate), int(recovery.reordering_seen)
         if recovery.min_rtt_s:
             least_us = int(recovery.min_rtt_s * 1e6)
         board = recovery.board
@@ -83,13 +84,13 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
         unacked, sacked, lost, resent, 0,
         ago(conn.last_sent), 0, ago(conn.last_text), ago(conn.last_heard),
         conn.path_mss + 40, max(0, conn.advertised - conn.rcv_nxt), int(rtt * 1e6), int(variance * 1e6),
-        ssthresh, cwnd, conn.own_mss, 3,
+        ssthresh, cwnd, conn.own_mss - (12 if conn.timestamps_ok else 0), 3,
         0, conn.rcv_limit, again,
         0, 0, acked, received,
-        0, 0, unsent, least_us, 0, 0,
-        0, 0, 0, 0, 0, 0,
-        max(conn.snd_nxt - 1, 0), 0,
-        0, 0, 0, min(conn.snd_window, 0xFFFFFFFF))
+        conn.segments_out, conn.segments_in, unsent, least_us, conn.data_segments_in, conn.data_segments_out,
+        rate, 0, 0, 0, -(-acked // mss) + sacked, 0,
+        max(conn.snd_nxt - 1, 0) + conn.octets_resent, conn.octets_resent,
+        0, reordered, conn.out_of_order_in, min(conn.snd_window, 0xFFFFFFFF))
 
 
 

@@ -62,6 +62,7 @@ def send_syn(engine: Engine, conn: Connection) -> None:
     # loss
     elif options.ecn and not conn.backoffs:
         flags |= ECE | CWR
+    conn.segments_out += 1
     engine.transmit(conn, 0, flags, window, offer.pack(), b"", 0)
     engine.timers.schedule(conn)
 
@@ -91,7 +92,10 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
         flags |= FIN
         text_end = conn.end
     payload, held, has_text = b"", None, text_end > start
+    segments = -(-(text_end - start) // size) if size else 1
+    conn.segments_out += segments
     if has_text:
+        conn.data_segments_out += segments
         assert conn.send_ring is not None
         if size and text_end - start >= HELD_OCTETS_MIN:
             held = engine.rings.held(conn.send_ring, start - 1, text_end - start)
@@ -145,6 +149,7 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
         finish = start + size
         engine.counters[C.retransmitted] += 1
         engine.history.note(engine.now, conn, history.RETRANSMITTED, max(start - 1, 0))
+        conn.octets_resent += size
         recovery.sent(start, finish, engine.now, False)
         emit(engine, conn, start, finish, ACK, most if size > most else 0)
 

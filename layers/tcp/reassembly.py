@@ -47,6 +47,7 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
     assert conn.receive_ring is not None
     if start > nxt:
         counters[C.out_of_order] += 1
+        conn.out_of_order_in += 1
         engine.history.note(engine.now, conn, history.OUT_OF_ORDER, start - nxt)
         if _insert(conn, start, end):
             conn.receive_ring.write(start - 1, payload)

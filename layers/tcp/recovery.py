@@ -31,8 +31,9 @@ class Recovery:
     """One connection's. `sack`: the peer sends SACK blocks."""
 
     __slots__ = ("_asked", "_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more",
-                 "_point", "_probe_due", "_probe_from", "_prr", "_rack", "_round_end", "_rto_at", "_state", "_stored",
-                 "_syn_expiries", "_tail", "_used", "board", "control", "mss", "retransmits", "sack", "timer")
+                 "_point", "_probe_due", "_probe_from", "_prr", "_rack", "_round_at", "_round_end", "_round_from",
+                 "_rto_at", "_state", "_stored", "_syn_expiries", "_tail", "_used", "board", "control",
+                 "delivery_rate", "mss", "retransmits", "sack", "timer")
 
     def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
         algorithm = find(congestion) or find(DEFAULT)  # the successor's code may lack the algorithm
@@ -57,7 +58,9 @@ class Recovery:
         self._more = False  # when the last new segment was sent, more was waiting
         self._last_sent = 0.0
         self._full = 0  # octets below were sent while the congestion window was the limit
-        self._round_end = 0
+        self._round_end = self._round_from = 0
+        self._round_at = 0.0  # when the round trip began, with `_round_from` acknowledged
+        self.delivery_rate = 0.0  # octets acknowledged per second of the last round trip
         self._stored = 0  # the round trip in which `store` last wrote
         self._used = 0  # maximum in flight in this round trip and the last
         self._syn_expiries = 0
@@ -107,6 +110,11 @@ class Recovery:
         """Octets in the network, as far as known (RFC 6675: pipe)."""
         pipe = self.board.pipe
         return pipe if self.sack else max(0, pipe - self._duplicates * self.mss)
+
+    @property
+    def reordering_seen(self) -> bool:
+        """Segments were late and not lost."""
+        return self._rack.reordering_seen
 
     @property
     def congestion_state(self) -> int:
@@ -165,6 +173,8 @@ class Recovery:
             self._tail.sent(board.nxt, again)
             self._rto_at = now + self.timer.rto_s  # RFC 8985 section 7.3
         elif self._rto_at is None or again:
+            if self._rto_at is None:  # after a pause
+                self._round_from, self._round_at = board.una, now
             self._rto_at = now + self.timer.rto_s  # RFC 6298 section 5.1
 
     # -- acknowledgments -------------------------------------------------------------------------------------------
@@ -190,7 +200,7 @@ class Recovery:
         if before and self._syn_expiries:
             self._syn_expiries = 0
         if una > self._round_end:
-            self._round_end, self._used = board.nxt, max(board.flight, self._used // 2)
+            self._next_round(una, now)
         echoed_at = now - echoed_s - TICK_S if echoed_s is not None else None
         if self._doubt.mistaken(board, advanced, duplicate, echoed_at, self._state != OPEN):
             self._undo()
@@ -231,13 +241,19 @@ class Recovery:
             rack.sent_at, rack.end, rack.rtt_s = board.newest_sent_at, board.newest_end, now - board.newest_sent_at
         self._duplicates = 0
         if una > self._round_end:
-            self._round_end, self._used = board.nxt, max(flight, self._used // 2)
+            self._next_round(una, now)
         control.acknowledged(board.delivered, now, timer.rtt_s, limited=not self._validated(before))
         self._probe_from = now
         if flight:
             self._rto_at = now + timer.rto_s
         else:
             self._idle()
+
+    def _next_round(self, una: int, now: float) -> None:
+        self._round_end, self._used = self.board.nxt, max(self.board.nxt - una, self._used // 2)
+        if now > self._round_at:
+            self.delivery_rate = (una - self._round_from) / (now - self._round_at)
+        self._round_from, self._round_at = una, now
 
     def _validated(self, una: int) -> bool:
         """RFC 7661 section 4.2: True if the acknowledged octets were sent while the window was the limit, or half of

@@ -104,22 +104,22 @@ FILLING = bytes(4096)  # more than fits into the free part of the smallest send 
 
 class StreamDescriptor(Descriptor):
     """As Descriptor, for a stream: `ready`, `writable`, `ended` (the peer's end was reached), `hung_up` (in both
-    directions), `urgent` (an urgent octet can be read)."""
+    directions), `urgent` (an urgent octet can be read), `failed` (an error that no call has reported)."""
 
-    __slots__ = ("_ended", "_hung_up", "_near", "_other", "_shown_end", "_shown_urgent", "_shown_writable", "_urgent",
-                 "_writable")
+    __slots__ = ("_ended", "_failed", "_hung_up", "_near", "_other", "_shown_end", "_shown_error", "_shown_urgent",
+                 "_shown_writable", "_urgent", "_writable")
 
     def __init__(self, ready: Callable[[], bool], writable: Callable[[], bool], ended: Callable[[], bool],
-                 hung_up: Callable[[], bool], urgent: Callable[[], bool]) -> None:
+                 hung_up: Callable[[], bool], urgent: Callable[[], bool], failed: Callable[[], bool]) -> None:
         near, self._other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in (near, self._other):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         self._near = near
         self._writable, self._ended, self._hung_up = writable, ended, hung_up
-        self._urgent = urgent
+        self._urgent, self._failed = urgent, failed
         self._shown_writable = True
-        self._shown_end = self._shown_urgent = False
+        self._shown_end = self._shown_urgent = self._shown_error = False
         self._begin(near.fileno(), ready)
 
     def _apply(self) -> None:
@@ -157,7 +157,13 @@ class StreamDescriptor(Descriptor):
             else:
                 self._near.send(FILLING)
         if hung_up:
+            if self._other.fileno() >= 0 and self._failed():
+                self._near.send(b"e")  # a Unix socket has EPOLLERR if its peer was closed with something unread
+                self._shown_error = True
             self._other.close()
+            if self._shown_error and not self._failed():
+                self._shown_error = False
+                self._near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def _show_urgent(self) -> None:
         """Both octets anew: the one that is readable cannot be read past the urgent one."""

@@ -40,7 +40,8 @@ class StreamDescription(Description):
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "end", "established", "finished", "have", "head",
         "incoming", "kept", "limit", "listener", "listening", "numbered", "read", "read_said", "reset",
-        "resume_asked", "sent_end", "taken", "taking", "urgent", "urgent_hidden", "urgent_taken", "writing", "written",
+        "resume_asked", "sent_end", "taken", "taking", "unsent_low", "urgent", "urgent_hidden", "urgent_taken",
+        "writing", "written",
     )  # fmt: skip
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -54,6 +55,7 @@ class StreamDescription(Description):
         self.accepted = 0  # number of connections that the application has accepted
         self.begin()
         self.connecting = False
+        self.unsent_low = 0  # TCP_NOTSENT_LOWAT
 
     def begin(self) -> None:
         """A new connection is attempted."""
@@ -83,7 +85,7 @@ class StreamDescription(Description):
     @property
     def at_end_or_over(self) -> bool:
         """True if no more octets will arrive."""
-        return self.ended or bool(self.reset) or (self.end is not None and self.have >= self.end)
+        return self.ended or bool(self.reset) or self._end_came
 
     def ready(self) -> bool:
         """Readable in the sense of poll."""
@@ -104,11 +106,27 @@ class StreamDescription(Description):
         """True if at least a third of the send buffer is free, or writing fails at once."""
         if self.error or self.reset or self.shut_for_writing:
             return True
-        return self.established and 3 * (self.limit - self.written) >= self.limit - self.acked > 0
+        room = self.limit - self.written
+        if self.unsent_low:
+            return self.established and 2 * room >= self.unsent_low
+        return self.established and 3 * room >= self.limit - self.acked > 0
 
     def hung_up(self) -> bool:
         """True if both directions have ended."""
-        return bool(self.reset) or (self.shut_for_writing and self.end is not None and self.have >= self.end)
+        return bool(self.reset) or (self.shut_for_writing and (self.ended or self._end_came))
+
+    def failed(self) -> bool:
+        """True if the connection has ended by an error that no call has reported: EPOLLERR."""
+        return bool(self.reset and self.error)
+
+    @property
+    def over(self) -> bool:
+        """True if both ends have closed and know it: Linux has no connection any more."""
+        return bool(self.reset) or (self.finished and self._end_came)
+
+    @property
+    def _end_came(self) -> bool:
+        return self.end is not None and self.have >= self.end
 
     # -- from the service ---------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ _KEEPALIVE = (_std.SOL_SOCKET, _std.SO_KEEPALIVE)  # for datagram sockets it has
 _OOBINLINE = (_std.SOL_SOCKET, _std.SO_OOBINLINE)
 RCVLOWAT = (_std.SOL_SOCKET, _std.SO_RCVLOWAT)
 LOW_WATER_MAX = 1 << 20  # Linux: half of the largest buffer; here a quarter of it
+NOTSENT_LOWAT = (_std.IPPROTO_TCP, 25)  # TCP_NOTSENT_LOWAT
 _ACCEPTCONN = (_std.SOL_SOCKET, _std.SO_ACCEPTCONN)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
@@ -118,6 +119,8 @@ def changed(box: Description, key: Key, value: int) -> None:
     box.destinations.clear()
     if key == (_std.SOL_SOCKET, _std.SO_RCVBUF):
         box.set_buffer(value)
+    elif key == NOTSENT_LOWAT and isinstance(box, StreamDescription):
+        box.unsent_low = value
     elif key == (_std.IPPROTO_IP, _std.IP_HDRINCL):
         box.header_included = bool(value)
     elif key == IP_OPTIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket as _std
+import struct
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,7 @@ class StreamBehaviour(BaseSocket):
     def _outcome(box: StreamDescription) -> None:
         box.attempted = True
         if box.reset:
-            number, box.error = box.reset, 0
+            number, box.error = box.error or errno.ECONNABORTED, 0  # Linux: the reason was reported already
             box.connecting, box.peer = False, None
             raise os_error(number)
         box.connecting = False
@@ -131,7 +132,7 @@ class StreamBehaviour(BaseSocket):
     def getpeername(self) -> Address:
         """The peer. ENOTCONN: no connection."""
         box = self._stream
-        if box.peer is None or not box.established:
+        if box.peer is None or not box.established or box.over:
             raise os_error(errno.ENOTCONN)
         return box.peer
 
@@ -284,7 +285,7 @@ class StreamBehaviour(BaseSocket):
         box = self._stream
         if flags & (_OOB | _ERRQUEUE):
             return self._receive_urgent(box, flags)
-        if box.listening or not (box.established or box.connecting or box.reset or box.peer):
+        if box.listening or not (box.established or box.connecting or box.peer or box.error):
             raise os_error(errno.ENOTCONN)
         peek = bool(flags & _PEEK)
         enough = count if flags & _WAITALL else min(box.low_water, count)  # Linux, sock_rcvlowat
@@ -346,7 +347,7 @@ class StreamBehaviour(BaseSocket):
         box = self._stream
         if as_int(how) not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
-        if not (box.established or box.listening) or box.reset:
+        if not (box.established or box.listening) or box.over:
             raise os_error(errno.ENOTCONN)
         if how != _std.SHUT_WR:
             box.ended = True
@@ -385,14 +386,23 @@ class StreamBehaviour(BaseSocket):
             self._check_open()
             told = self._connection.stream_info(self._box.handle)[INFO_ANSWER.size :]
             if not told:  # no connection: Linux says CLOSE, or LISTEN
-                told = bytes((10 if self._stream.listening else 7,)) + bytes(231)
+                told = self._unconnected_info(self._stream)
             return told[:buflen] if isinstance(buflen, int) and buflen else int.from_bytes(told[:4], "little")
         return super().getsockopt(level, optname, buflen)
+
+    @staticmethod
+    def _unconnected_info(box: StreamDescription) -> bytes:
+        """struct tcp_info without a connection: the state and, of a listener, how many wait and how many may."""
+        info = bytearray(232)
+        info[0] = 10 if box.listening else 7
+        if box.listening:
+            struct.pack_into("=2I", info, 24, len(box.incoming), box.backlog)  # tcpi_unacked, tcpi_sacked
+        return bytes(info)
 
     def _new_descriptor(self) -> Descriptor:
         box = self._stream
         return StreamDescriptor(box.ready, box.writable, lambda: box.at_end and not box.listening, box.hung_up,
-                                box.urgent_waits)
+                                box.urgent_waits, box.failed)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """As the standard method, by reading and sending."""

@@ -79,3 +79,23 @@ def test_the_list_of_connections_comes_in_pages(monkeypatch):
     second = listing.page(b.engine, first["connections"][0]["key"], False)
     assert not second["more"]
     assert [*first["connections"], *second["connections"]] == everything["connections"]
+
+
+def test_what_was_counted():
+    world, a, b, left, right = pair(0.01, lambda source, segment, lost=[1]: (
+        [] if segment.payload and source[-1] == 1 and lost and lost.pop() else [0.01]))
+    a.write(left, octets(100_000))
+    assert world.run(5, lambda: len(b.applications[right].received) == 100_000)
+    world.run(0.1)
+    sender, receiver = named(tcp_info(a.engine, a.conn(left))), named(tcp_info(b.engine, b.conn(right)))
+    mss = sender["snd_mss"]
+    segments = -(-100_000 // mss)
+    assert sender["bytes_retrans"] == mss
+    assert sender["bytes_sent"] == 100_000 + mss
+    assert sender["data_segs_out"] == segments + 1
+    assert receiver["data_segs_in"] == segments
+    assert receiver["rcv_ooopack"] > 0
+    assert sender["delivered"] == segments
+    assert sender["segs_in"] == receiver["segs_out"]
+    assert sender["advmss"] == mss == 1448
+    assert 0.2 * 100_000 / 0.02 < sender["delivery_rate"] < 100_000 / 0.02

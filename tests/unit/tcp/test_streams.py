@@ -193,3 +193,24 @@ def test_an_end_by_error_is_told_again():
     application.error = 0
     a.do(lambda host: host.calls.read(left, RESUME, 0, 0))
     assert application.error == errno.ECONNRESET
+
+
+@pytest.mark.parametrize("lowat", [0, 16384])
+def test_tcp_notsent_lowat_keeps_little_unsent_and_does_not_slow_the_stream(lowat):
+    world, a, b, left, right = pair(0.01, a_options={"notsent_lowat": lowat})
+    application, data, most = a.applications[left], octets(2_000_000), 0
+    begun = world.now
+
+    def writes_what_it_may():
+        nonlocal most
+        start, limit = len(application.written), application.limit
+        if start < min(limit, len(data)):
+            a.write(left, data[start:limit])
+            conn = a.conn(left)
+            most = max(most, conn.written - conn.snd_nxt)
+        return len(b.applications[right].received) == len(data)
+
+    assert world.run(60, writes_what_it_may)
+    assert b.applications[right].received == data
+    assert most <= (lowat or len(data))
+    assert world.now - begun < 1.5  # fewer than 75 round trips of 20 ms: 40 windows of 64 kB, and slow start

@@ -1,0 +1,106 @@
+"""What a program sees of a connection's states and ends: the same with the kernel's sockets and with a stack's."""
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import errno
+import select
+import socket as std
+import struct
+
+from test_usernet_streams import events, module, outcome, pair, service, shared, until  # noqa: F401
+
+IN, OUT, ERR, HUP, RDHUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP, select.POLLRDHUP
+INFO = struct.Struct("=8B24I4Q6I4Q2I2Q4I")  # struct tcp_info up to tcpi_snd_wnd
+
+
+def seen(endpoint, wanted):
+    """Wait until poll shows this; what it shows."""
+    until(lambda: events(endpoint, 0, IN | OUT | RDHUP) == [wanted])
+
+
+def info(endpoint):
+    return INFO.unpack(endpoint.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, INFO.size))
+
+
+def test_a_reset_is_an_error_until_a_call_has_reported_it(pair):
+    first, second = pair
+    first.sendall(b"unread")
+    until(lambda: second.recv(6, std.MSG_PEEK) == b"unread")
+    second.close()
+    seen(first, IN | OUT | ERR | HUP | RDHUP)
+    assert first.getsockopt(std.SOL_SOCKET, std.SO_ERROR) == errno.ECONNRESET
+    seen(first, IN | OUT | HUP | RDHUP)
+    assert outcome(first.send, b"x") == ("BrokenPipeError", errno.EPIPE)
+    assert first.recv(1) == b""
+
+
+def test_what_was_sent_to_a_closed_connection_is_an_error(pair):
+    first, second = pair
+    second.close()
+    seen(first, IN | OUT | RDHUP)
+    first.send(b"x")
+    seen(first, IN | OUT | ERR | HUP | RDHUP)
+    assert outcome(first.send, b"x") == ("BrokenPipeError", errno.EPIPE)
+    seen(first, IN | OUT | HUP | RDHUP)
+
+
+def test_both_directions_shut_by_the_own_end_hang_up(pair):
+    first, second = pair
+    first.shutdown(std.SHUT_RDWR)
+    seen(first, IN | OUT | HUP | RDHUP)
+    seen(second, IN | OUT | RDHUP)
+
+
+def test_a_connection_that_both_ends_have_closed_is_none_any_more(pair):
+    first, second = pair
+    first.shutdown(std.SHUT_WR)
+    assert second.recv(1) == b""
+    second.shutdown(std.SHUT_WR)
+    assert first.recv(1) == b""
+    until(lambda: outcome(first.shutdown, std.SHUT_WR) == outcome(second.shutdown, std.SHUT_RDWR)
+          == ("OSError", errno.ENOTCONN))
+    assert outcome(first.getpeername) == ("OSError", errno.ENOTCONN)
+
+
+def test_after_a_refusal_there_is_no_connection(module):
+    with module.socket() as bound, module.socket() as blocking, module.socket() as endpoint:
+        bound.bind(("127.0.0.1", 0))
+        assert blocking.connect_ex(bound.getsockname()) == errno.ECONNREFUSED
+        assert outcome(blocking.recv, 1) == ("OSError", errno.ENOTCONN)
+        assert outcome(blocking.send, b"x") == ("BrokenPipeError", errno.EPIPE)
+        endpoint.setblocking(False)
+        assert endpoint.connect_ex(bound.getsockname()) == errno.EINPROGRESS
+        seen(endpoint, IN | OUT | ERR | HUP | RDHUP)
+        assert endpoint.getsockopt(std.SOL_SOCKET, std.SO_ERROR) == errno.ECONNREFUSED
+        assert endpoint.connect_ex(bound.getsockname()) == errno.ECONNABORTED  # which SO_ERROR has told
+
+
+def test_the_smallest_window_clamp(module):
+    with module.socket() as endpoint:
+        for value, read in ((0, 0), (1, 1152), (5000, 5000)):
+            endpoint.setsockopt(std.IPPROTO_TCP, std.TCP_WINDOW_CLAMP, value)
+            assert endpoint.getsockopt(std.IPPROTO_TCP, std.TCP_WINDOW_CLAMP) == read
+
+
+def test_tcp_info_of_a_listener_says_how_many_wait(module):
+    with module.create_server(("127.0.0.1", 0), backlog=3) as server:
+        assert (info(server)[0], info(server)[12:14]) == (10, (0, 3))
+        with module.create_connection(server.getsockname()):
+            until(lambda: info(server)[12:14] == (1, 3))
+
+
+def test_tcp_info_counts_segments_and_octets(pair):
+    first, second = pair
+    first.sendall(b"x" * 5000)
+    assert len(second.recv(5000, std.MSG_WAITALL)) == 5000
+    until(lambda: info(first)[12] == 0)  # tcpi_unacked
+    one, other = info(first), info(second)
+    assert one[0] == other[0] == 1  # TCP_ESTABLISHED
+    assert 5000 <= one[34] <= 5001  # tcpi_bytes_acked; Linux counts the SYN
+    assert (one[48], one[49], other[35]) == (5000, 0, 5000)  # tcpi_bytes_sent, _bytes_retrans, _bytes_received
+    assert one[36] >= 1  # tcpi_segs_out
+    assert one[37] >= 1  # tcpi_segs_in
+    assert (one[40], one[41]) == (0, 1)  # tcpi_data_segs_in, _data_segs_out
+    assert (other[40], other[41]) == (1, 0)
+    assert one[46] >= 1  # tcpi_delivered
