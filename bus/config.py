@@ -37,6 +37,7 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     tap: str = "tap0"
     dns: list[str] = []  # name servers, for applications
     offload: tuple[str, ...] = ()  # kinds of offload that the device supports
+    record_crashes: bool = False  # keep the last calls of each core for a recording after a crash
     pipes: str = "direct"  # the kind of pipes (usernet.pipe.contract.IMPLEMENTATIONS)
     layers: tuple[str, ...] = topology.ALWAYS  # the booted layers
     sysctl: dict[str, int] = {}  # settings by Linux's names (bus.sysctl)

@@ -13,15 +13,15 @@ import random
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bus import messages, topology
+from bus.runtime.crash_log import LENGTH, MAGIC
 from bus.runtime.recorder import Start
-from cli.record import LENGTH, MAGIC
 from supervisor.options import UsageError
 
 TEXT = "repeat the calls of a recorded layer and report which results differ"
@@ -83,6 +83,7 @@ class Run(msgspec.Struct):
     start: Start
     state: list[tuple[int, bytes]]
     calls: list[Call]
+    core: bytes = b""  # pickled at a checkpoint; empty: the run begins with the process
 
 
 def read(path: Path) -> list[Run]:
@@ -91,6 +92,7 @@ def read(path: Path) -> list[Run]:
     if not octets.startswith(MAGIC):
         raise ValueError(f"{path}: not a recording")
     runs: list[Run] = []
+    passed = False  # the present checkpoint is in the middle of a run
     at = len(MAGIC)
     while at + LENGTH.size <= len(octets):
         (length,) = LENGTH.unpack_from(octets, at)
@@ -101,8 +103,15 @@ def read(path: Path) -> list[Run]:
         kind, *fields = msgspec.msgpack.decode(entry)
         if kind == "start":
             runs.append(Run(msgspec.convert(fields[0], Start), [], []))
+            passed = False
+        elif kind == "checkpoint":
+            start, core, whole = msgspec.convert(fields[0], Start), fields[1], fields[2]
+            passed = whole and bool(runs) and runs[-1].start.incarnation == start.incarnation
+            if not passed:
+                runs.append(Run(start, [], [], core))
         elif kind == "state":
-            runs[-1].state += [(key, value) for key, value in fields[0]]
+            if not passed:
+                runs[-1].state += [(key, value) for key, value in fields[0]]
         elif kind == "call":
             runs[-1].calls.append(Call(len(runs[-1].calls) + 1, *fields))
         else:
@@ -115,14 +124,22 @@ def _plain(value: Any) -> Any:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
 
 
-def replay(run: Run, break_at: int | None = None) -> Iterator[tuple[Call, list[Any]]]:
+def replay(run: Run, break_at: int | None = None,
+           begins: Callable[[Call], object] = lambda call: None) -> Iterator[tuple[Call, list[Any]]]:
     """Create the core and repeat the calls. Yields (call, new result) for each call whose result differs."""
     module, _, name = run.start.make.partition(":")
     config = importlib.import_module("bus.config").decode(run.start.config)
     counters = importlib.import_module(f"layers.{run.start.layer}.counters").Counters.new()
+    for number, value in enumerate(run.start.counters[: len(counters)]):
+        counters[number] = value
     state = ReplayedState(run.state)
-    core = getattr(importlib.import_module(module), name)(config, state, counters, random.Random(run.start.seed))
+    if run.core:
+        parts = {"counters": counters, "state": state, "held": importlib.import_module("bus.durable.held").NO_HOLDINGS}
+        core = importlib.import_module("bus.runtime.recorder").unpickled(run.core, parts)
+    else:
+        core = getattr(importlib.import_module(module), name)(config, state, counters, random.Random(run.start.seed))
     for call in run.calls:
+        begins(call)
         if call.number == break_at:
             print(f"{call.describe()}\ns steps into the call; `core`, `call` and `state` are defined")
             pdb.set_trace()
@@ -171,11 +188,14 @@ def run(given: argparse.Namespace) -> int:
         _take_code_from(Path(given.diff))
     status = 0
     for number, each in enumerate(runs, 1):
-        title = f"run {number}: {each.start.layer}, incarnation {each.start.incarnation}, {len(each.calls)} calls"
+        title = (f"run {number}: {each.start.layer}, incarnation {each.start.incarnation}, {len(each.calls)} calls"
+                 + (" from a checkpoint" if each.core else ""))
+        called: list[Call] = []
         try:
-            found = list(replay(each, given.break_at))
+            found = list(replay(each, given.break_at, called.append))
         except Exception:
-            print(f"{title}: the core raised")
+            last = called[-1].describe() if called else "its creation"
+            print(f"{title}: the core raised in {last}")
             traceback.print_exc(limit=-8)
             if given.pdb:
                 pdb.post_mortem()

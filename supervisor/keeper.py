@@ -30,6 +30,7 @@ from bus.counters import PipeCounters
 from supervisor import child, lockdown
 from supervisor.cleanup import CleanupProcess
 from supervisor.control_server import ControlServer
+from supervisor.crashes import write_recording
 from supervisor.errors import BootError
 from supervisor.events import EventLog
 from supervisor.layer_process import LayerMessage, Process
@@ -85,7 +86,7 @@ class Keeper:
             wire=options.wire, wire_inbox=str(self._wire.inbox) if self._wire else "", tap=options.tap,
             pipes=options.implementation(), dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
-            owner=os.geteuid(), sysctl=options.settings())
+            owner=os.geteuid(), sysctl=options.settings(), record_crashes=options.record_crashes)
         self._shared = SharedMemory()
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
         self.taps = Taps(self.layers)
@@ -241,6 +242,19 @@ class Keeper:
             return str(write_poison(self._options.name, layer, record, bool(self._config.offload)))
         except OSError as error:
             return f"not in a file ({error.strerror}: {error.filename}); base64 {message.record[:2000]}"
+
+    def keep_recording(self, layer: str, incarnation: int) -> str:
+        """Store the last calls of a process that has crashed in a file.
+
+        Returns its path, or text about the failure; empty: nothing was recorded.
+        """
+        if not self._config.record_crashes:
+            return ""
+        try:
+            path = write_recording(self._options.name, layer, incarnation, self.layers[layer].resources.memory_fd)
+        except OSError as error:
+            return f"not in a file ({error.strerror}: {error.filename})"
+        return str(path or "")
 
     # -- watching ------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,9 @@ class Host(Protocol):
     def taps_of(self, layer: str) -> str:
         """The requests for the taps of a layer, as JSON."""
 
+    def keep_recording(self, layer: str, incarnation: int) -> str:
+        """Store the last calls of a crashed process in a file. Returns its path; empty: nothing was recorded."""
+
     def keep_poison(self, layer: str, message: LayerMessage) -> str:
         """Store a poison record in a file. Returns its path, or text about the failure."""
 
@@ -225,8 +228,12 @@ class ManagedLayer:
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         death = Death(process.why or how_it_ended(status), from_outside=killed and not process.why)
         if role is Role.PROCESS:
-            self._last = process.pid
+            self._last, incarnation = process.pid, self.service.incarnation
+            crashed = status != 0 and not death.from_outside and self.state is not State.STOPPING
             self.happens(Event.DIED, death)
+            recording = self._host.keep_recording(self.name, incarnation) if crashed else ""
+            if recording:
+                self._log("recorded", f"the last calls before the crash: {recording}", 0.0, False)
         elif role is Role.SUCCESSOR:
             self.happens(Event.SUCCESSOR_DIED, death)
         else:

@@ -47,6 +47,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     pipes: str = ""  # empty: $USERNET_PIPES, else zmq
     reload: bool = False
     no_offload: bool = False
+    record_crashes: bool = False
     allow_raw: bool = False
     accept_redirects: bool = False
     unlocked: bool = False

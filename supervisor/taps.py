@@ -29,6 +29,7 @@ class Watched(msgspec.Struct, frozen=True):
     drops: bool = False
     meter: bool = False
     record: bool = False
+    every: int = 0
 
 
 class Impaired(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,7 +74,7 @@ class Taps:
         self._number += 1
         self._captures[caller] = {
             layer: CaptureRequest(self._number, slot, watched.taken, watched.sent, watched.drops, watched.meter,
-                                  watched.record)
+                                  watched.record, watched.every)
             for layer, watched in asked.items()}
         memories = [self._layers[layer].resources.memory_fd for layer in asked]
         anew = {layer for layer, watched in asked.items() if watched.record}

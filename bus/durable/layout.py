@@ -6,6 +6,7 @@ layer.
    scratch   the frames from the device that are being processed (bus.durable.rx_log)
    store     records by key, for the layer's core (bus.durable.key_value_log)
    taps      rings of records that a capture reads (bus.runtime.ring)
+   crashes   the last calls of the core, if they are recorded (bus.runtime.crash_log)
 
 A SIGKILL can arrive between any two machine instructions. One instruction writes an aligned 64-bit cell, so a cell is
 never torn; everything longer is written first and then published by a cell.
@@ -67,7 +68,9 @@ _STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
 _TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
 TAPS_MAX = 8  # maximum number of captures and meters
 TAP_OCTETS = 1 << 23  # for records that a capture has not read yet; uses memory only during a capture
-TOTAL_OCTETS = _TAPS_AT + TAPS_MAX * TAP_OCTETS
+_CRASHES_AT = _TAPS_AT + TAPS_MAX * TAP_OCTETS
+CRASH_LOGS = 2  # of a process and of its predecessor (bus.runtime.crash_log)
+TOTAL_OCTETS = _CRASHES_AT + CRASH_LOGS * TAP_OCTETS
 STREAMS_OCTETS = 1 << 24  # beyond the rest: address space for the slots of bus.durable.stream_memory
 assert _WORDS_OCTETS % PAGE == 0
 
@@ -116,6 +119,11 @@ class Memory:
         except OSError:
             pass  # before Linux 5.14
         return memoryview(self._map)[start : start + TAP_OCTETS]
+
+
+def crash_log_of(incarnation: int) -> int:
+    """The number of the crash log of a process, for `tap` and `map_tap`."""
+    return TAPS_MAX + incarnation % CRASH_LOGS
 
 
 def map_tap(descriptor: int, number: int) -> mmap.mmap:

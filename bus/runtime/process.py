@@ -7,30 +7,60 @@ import os
 import random
 import time
 from collections.abc import Callable
-from functools import partial
 
 import msgspec
 
+from bus import topology
 from bus.config import StackConfig, encode
 from bus.counters import CounterSet
 from bus.durable import layout
 from bus.durable.held import Holdings
 from bus.durable.key_value_log import KeyValueLog
 from bus.layer import Core, CounterWords, HoldingCore, State
+from bus.runtime.crash_log import CrashLog
 from bus.runtime.device import Device
 from bus.runtime.event_loop import EventLoop
-from bus.runtime.recorder import Start, recorded
+from bus.runtime.recorder import Origin, Start, recorded
 from bus.runtime.ring import RECORDING, RingWriter
 from bus.runtime.spawn import SpawnArguments as SpawnArguments
 from bus.runtime.taps import TapRequests, Taps
 
 GC_THRESHOLD = 20_000  # number of new objects between collections; hardly any object here is in a cycle
 
+RECORDED = frozenset(topology.LAYERS) - {"tcp"}  # tcp's connections are in memory that a recording does not contain
+
 CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]
 
 
-def _put(writer: RingWriter, incarnation: int, octets: bytes) -> bool:
-    return writer.put(time.monotonic_ns(), RECORDING, 0, 0, [octets], incarnation)
+class _Ring:
+    """The ring of `launcher.py record`, as a sink for the recorder."""
+
+    def __init__(self, writer: RingWriter, incarnation: int, every: int) -> None:
+        self._writer = writer
+        self._incarnation = incarnation
+        self.every = every
+        self.most = layout.TAP_OCTETS // 4
+
+    def put(self, octets: bytes) -> bool:
+        """See `bus.runtime.recorder.Sink`."""
+        return self._writer.put(time.monotonic_ns(), RECORDING, 0, 0, [octets], self._incarnation)
+
+    def turn(self) -> None:
+        """See `bus.runtime.recorder.Sink`."""
+
+
+def _recorded(core: Core, spawned: SpawnArguments, durable: layout.Memory, origin: Origin, requests: TapRequests,
+              found: list[tuple[int, bytes]]) -> Core:
+    """The core with all recordings of it that were asked for."""
+    incarnation = origin.start.incarnation
+    if spawned.config.record_crashes:
+        log = CrashLog(durable.tap(layout.crash_log_of(incarnation), False))
+        core = recorded(core, origin, found, log, spawned.held)
+    for each in requests.captures:
+        if each.record:
+            ring = _Ring(RingWriter(durable.tap(each.slot, True), each.number), incarnation, each.every)
+            core = recorded(core, origin, found, ring, spawned.held)
+    return core
 
 
 def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterSet],
@@ -51,7 +81,8 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
     taps_asked = msgspec.json.decode(asked, type=TapRequests)
-    is_recorded = any(each.record for each in taps_asked.captures)
+    is_recorded = spawned.layer in RECORDED and (
+        spawned.config.record_crashes or any(each.record for each in taps_asked.captures))
     seed, found = os.urandom(32), list(state.items()) if is_recorded else []
     # SystemRandom uses the kernel's random numbers, because ports, identification numbers and so on must not be
     # predictable (RFC 6056, RFC 7739). A recorded layer uses a seed instead, so that it can be replayed.
@@ -61,12 +92,12 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     core = make_core(spawned.config, state, durable.counters, rng)
     if isinstance(core, HoldingCore):
         core.held = held
-    for each in taps_asked.captures:
-        if each.record:
-            writer = RingWriter(durable.tap(each.slot, True), each.number)
-            start = Start(spawned.layer, int(incarnation), f"{make_core.__module__}:{make_core.__qualname__}",
-                          encode(spawned.config), seed, bool(spawned.config.offload))
-            core = recorded(core, start, found, partial(_put, writer, int(incarnation)), held)
+    if is_recorded:
+        start = Start(spawned.layer, int(incarnation), f"{make_core.__module__}:{make_core.__qualname__}",
+                      encode(spawned.config), seed, bool(spawned.config.offload),
+                      list(durable.counters[: len(counters.declared)]))
+        parts = {"counters": durable.counters, "state": state, "held": held}
+        core = _recorded(core, spawned, durable, Origin(start, state, parts), taps_asked, found)
     drops = [index for index, counter in enumerate(counters.declared.values()) if counter.role == "drop"]
     taps = Taps(core, durable, drops, bool(spawned.config.offload), held)
     taps.apply(taps_asked, time.monotonic())

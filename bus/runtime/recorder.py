@@ -1,17 +1,21 @@
 """The recorder: records the initial state of a core, each call and its result, so that `replay` can repeat them.
 
 Since a core is pure, this is sufficient. A recording begins with a process: it contains the durable state, the
-configuration and the seed of the random numbers. It is written into a ring whose reader writes it to a file
-(`launcher.py record`). If the ring is full the recording ends, because it is useless after a missing call. Entries are
+configuration and the seed of the random numbers. So that the beginning of a long recording can be dropped, it contains
+*checkpoints*: the core itself, pickled between two calls. Two things take the entries: a ring whose reader writes them
+to a file (`launcher.py record`), and the crash log, which keeps the last ones (`bus.runtime.crash_log`). Entries are
 msgpack:
 
-   ["start", Start]            ["call", name, arguments]            ["result", returned value, next_wake]
+   ["start", Start]   ["state", items]   ["call", name, arguments]   ["result", returned value, next_wake]
+   ["checkpoint", Start, the pickled core, True if no call is missing before it]; its state follows
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+import io
+import pickle
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
@@ -20,6 +24,14 @@ from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
 from bus.messages import HELD_OF
 
 SNAPSHOT_ITEMS = 1000  # items of state per entry
+CHECKPOINT_ITEMS_MAX = 10_000  # items of state; beyond, a checkpoint would take too long between two calls
+_PICKLED = ("bus", "layers", "packets", "usernet")  # packages whose classes may be in a pickled core
+_PICKLED_TOO = {("builtins", "getattr"), ("builtins", "set"), ("builtins", "frozenset"), ("builtins", "bytearray"),
+                ("builtins", "range"), ("builtins", "slice"), ("msgspec._utils", "rebuild"),
+                ("collections", "deque"), ("collections", "OrderedDict"),
+                ("collections", "defaultdict"), ("collections", "Counter"), ("random", "Random"),
+                ("functools", "partial"), ("ipaddress", "IPv4Address"), ("ipaddress", "IPv4Network"),
+                ("ipaddress", "IPv4Interface")}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,16 +51,92 @@ class Start(msgspec.Struct):
     config: bytes  # bus.config as JSON
     seed: bytes
     offload: bool
+    counters: list[int] = []  # the layer's own, in their order
+
+
+class Sink(Protocol):
+    """What takes the entries of a recording."""
+
+    every: int  # octets of entries between two checkpoints; 0: none
+    most: int  # octets of a checkpoint
+
+    def put(self, octets: bytes) -> bool:
+        """Take an entry; False: there is no room."""
+
+    def turn(self) -> None:
+        """A checkpoint follows."""
+
+
+class Origin(NamedTuple):
+    """What a recording says about its core, apart from its calls."""
+
+    start: Start
+    state: MutableMapping[int, bytes]
+    parts: Mapping[str, object]  # what the core refers to but what is not part of it, by name
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a core without the parts that it was given."""
+
+    def __init__(self, file: io.BytesIO, parts: Mapping[str, object]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._names = {id(part): name for name, part in parts.items()}
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """The name of a part."""
+        return self._names.get(id(obj))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives a pickled core other parts; refuses what no core consists of."""
+
+    def __init__(self, octets: bytes, parts: Mapping[str, object]) -> None:
+        super().__init__(io.BytesIO(octets))
+        self._parts = parts
+
+    def persistent_load(self, pid: Any) -> object:
+        """The part with this name."""
+        return self._parts[pid]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of this project, or one of a few others."""
+        found = None
+        if module.partition(".")[0] in _PICKLED:
+            found = super().find_class(module, name)
+            if str(getattr(found, "__module__", "")).partition(".")[0] not in _PICKLED:
+                found = None  # what one of our modules has imported
+        elif (module, name) in _PICKLED_TOO:
+            found = super().find_class(module, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"{module}.{name} is not a part of a core")
+        return found
+
+
+def pickled(core: Core, parts: Mapping[str, object]) -> bytes:
+    """A core, without its parts. TypeError, AttributeError, pickle.PicklingError: it cannot be pickled."""
+    file = io.BytesIO()
+    _Pickler(file, parts).dump(core)
+    return file.getvalue()
+
+
+def unpickled(octets: bytes, parts: Mapping[str, object]) -> Core:
+    """The core with other parts. pickle.UnpicklingError and others: not a pickled core."""
+    core: Core = _Unpickler(octets, parts).load()
+    return core
 
 
 class RecordingCore:
     """A core whose calls are recorded."""
 
-    def __init__(self, core: Core, put: Callable[[bytes], bool], held: Holdings = NO_HOLDINGS) -> None:
+    def __init__(self, core: Core, sink: Sink, origin: Origin, held: Holdings = NO_HOLDINGS) -> None:
         self._core = core
+        self._plain: Core = core._plain if isinstance(core, RecordingCore) else core
         self._held = held
-        self._put = put  # returns False if there is no room
+        self._sink = sink
+        self._origin = origin
         self._recording = True
+        self._whole = True  # no call is missing since the last checkpoint
+        self._since = 0  # octets since the last checkpoint
 
     @property
     def next_wake(self) -> float | None:
@@ -80,14 +168,42 @@ class RecordingCore:
         return self._call(self._core.record_set_aside, sender, kind, record, now)
 
     def _call(self, call: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
+        if self._sink.every and self._recording and self._since >= self._sink.every:
+            self._checkpoint()
         self._write(("call", call.__name__, arguments))
         result = call(*arguments, **named)
         self._write(("result", result, self._core.next_wake))
         return result
 
     def _write(self, entry: tuple[object, ...]) -> None:
-        if self._recording:
-            self._recording = self._put(encode(entry))
+        if not self._recording or not self._whole:
+            return
+        octets = encode(entry)
+        self._since += len(octets)
+        if not self._sink.put(octets):
+            if self._sink.every:  # go on with a checkpoint before the next call
+                self._whole, self._since = False, self._sink.every
+            else:
+                self._recording = False
+
+    def _checkpoint(self) -> None:
+        """Write the core as it is between two calls; the recording ends if it is too large for that."""
+        start, state, parts = self._origin
+        self._recording = False
+        if len(state) > CHECKPOINT_ITEMS_MAX:
+            return
+        items = list(state.items())
+        try:
+            octets = pickled(self._plain, parts)
+        except (TypeError, AttributeError, pickle.PicklingError):
+            return
+        if len(octets) + sum(len(value) + 16 for _, value in items) > self._sink.most:
+            return
+        counters = list(parts["counters"])[: len(start.counters)]  # type: ignore[call-overload]
+        self._sink.turn()
+        now = msgspec.structs.replace(start, counters=counters)
+        self._recording = _begin(self._sink, ("checkpoint", now, octets, self._whole), items)
+        self._whole, self._since = True, 0
 
 
 class RecordingManagedCore(RecordingCore):
@@ -131,14 +247,19 @@ class RecordingClientCore(RecordingCore):
         return self._call(self._core.clients_checked, now)
 
 
-def recorded(core: Core, start: Start, state: list[tuple[int, bytes]], put: Callable[[bytes], bool],
-             held: Holdings = NO_HOLDINGS) -> Core:
-    """The core with a recording started; the core itself if there is no room even for its initial state."""
-    written = put(encode(("start", start)))
+def _begin(sink: Sink, entry: tuple[object, ...], state: list[tuple[int, bytes]]) -> bool:
+    """Write the entry and the state; False: there is no room."""
+    written = sink.put(encode(entry))
     for at in range(0, len(state), SNAPSHOT_ITEMS):
-        written = written and put(encode(("state", state[at : at + SNAPSHOT_ITEMS])))
-    if not written:
+        written = written and sink.put(encode(("state", state[at : at + SNAPSHOT_ITEMS])))
+    return written
+
+
+def recorded(core: Core, origin: Origin, state: list[tuple[int, bytes]], sink: Sink,
+             held: Holdings = NO_HOLDINGS) -> Core:
+    """The core with a recording started; the core itself if there is no room even for its initial `state`."""
+    if not _begin(sink, ("start", origin.start), state):
         return core
-    if isinstance(core, ClientCore):
-        return RecordingClientCore(core, put, held)
-    return RecordingManagedCore(core, put, held) if isinstance(core, ManagedCore) else RecordingCore(core, put, held)
+    kind = (RecordingClientCore if isinstance(core, ClientCore)
+            else RecordingManagedCore if isinstance(core, ManagedCore) else RecordingCore)
+    return kind(core, sink, origin, held)

@@ -53,6 +53,7 @@ class CaptureRequest(msgspec.Struct, frozen=True):
     drops: bool = False  # show for each dropped record which counter counted it
     meter: bool = False  # only count, for all peers (bus.runtime.meter)
     record: bool = False  # record all calls of the core from the process's start on (bus.runtime.recorder)
+    every: int = 0  # octets of the recording between two checkpoints; 0: none
 
 
 class ImpairmentRequest(msgspec.Struct, frozen=True):

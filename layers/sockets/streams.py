@@ -6,6 +6,7 @@ No octets are kept here: what a restart loses, the ends ask each other for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from struct import error as StructError  # noqa: N812
 
 from bus import messages, topology
@@ -43,32 +44,30 @@ class Streams:
 
     def from_client(self, kind: int) -> Handler:
         """A handler for records of an application about its stream sockets."""
+        return partial(self._from_client, kind)
 
-        def handle(client: int, records: list[bytes]) -> list[Send]:
-            consumers = self._clients.get(client, {})
-            sends = [(topology.TCP, kind, record) for record in records
-                     if consumers.get(_from_bytes(record[:4], "little")) == topology.TCP]
-            self.counters[Counters.streamed_down] += len(sends)
-            self.counters[Counters.send_foreign] += len(records) - len(sends)
-            return sends
-
-        return handle
+    def _from_client(self, kind: int, client: int, records: list[bytes]) -> list[Send]:
+        consumers = self._clients.get(client, {})
+        sends = [(topology.TCP, kind, record) for record in records
+                 if consumers.get(_from_bytes(record[:4], "little")) == topology.TCP]
+        self.counters[Counters.streamed_down] += len(sends)
+        self.counters[Counters.send_foreign] += len(records) - len(sends)
+        return sends
 
     def from_tcp(self, kind: int) -> Handler:
         """A handler for records of tcp."""
+        return partial(self._from_tcp, kind)
 
-        def handle(sender: int, records: list[bytes]) -> list[Send]:
-            entries = self._entries
-            sends = []
-            for record in records:
-                entry = entries.get(_from_bytes(record[:4], "little"))
-                if entry is not None:
-                    sends.append((entry.client, kind, record))
-            self.counters[Counters.streamed_up] += len(sends)
-            self.counters[Counters.closed] += len(records) - len(sends)
-            return sends
-
-        return handle
+    def _from_tcp(self, kind: int, sender: int, records: list[bytes]) -> list[Send]:
+        entries = self._entries
+        sends = []
+        for record in records:
+            entry = entries.get(_from_bytes(record[:4], "little"))
+            if entry is not None:
+                sends.append((entry.client, kind, record))
+        self.counters[Counters.streamed_up] += len(sends)
+        self.counters[Counters.closed] += len(records) - len(sends)
+        return sends
 
     def accept(self, client: int, records: list[bytes]) -> list[Send]:
         """ACCEPT: the application determines how many connections may be passed up, the service how many are stored."""

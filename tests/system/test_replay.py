@@ -99,6 +99,80 @@ def test_in_the_debugger(stack, tmp_path):
     assert "(Pdb) 42" in done.stdout
 
 
+def test_the_last_calls_of_a_long_recording(stack, tmp_path):
+    path = tmp_path / "link.rec"
+    recorder = stack.popen("record", "link", "--ring", "1MB", "-w", path, stderr=subprocess.PIPE)
+    assert "recording" in recorder.stderr.readline()
+    for _ in range(3):
+        stack.execute("ping", "-q", "-c", 600, "-i", 0, "-f", "-s", 1400, STACK)
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(PATIENCE_S) == 0, recorder.stderr.read()
+    assert 400_000 < path.stat().st_size < 1_200_000
+    done = stack.run("replay", path).stdout
+    assert "from a checkpoint: all results as recorded" in done
+    assert "at least 1MB" in stack.run("record", "link", "--ring", "3", status=2).stderr
+
+
+@pytest.fixture
+def crashing(new_stack, home, tmp_path) -> Stack:
+    """A stack that records crashes, and whose udp dies of b"poison"."""
+    checkout = copy_product(tmp_path / "crashing")
+    core = checkout / "layers/udp/core.py"
+    text, line = core.read_text(), "            if len(record) < shortest:\n"
+    assert text.count(line) == 1
+    core.write_text(text.replace(line, f"            if b'poison' in record:\n"
+                                       f"                raise RuntimeError('poisoned')\n{line}"))
+    stack = new_stack(checkout=checkout)
+    stack.env["PYTHONPATH"] = str(checkout)
+    stack.env["XDG_STATE_HOME"] = str(tmp_path / "state")
+    return stack.up("--record-crashes")
+
+
+def test_a_crash_leaves_a_recording_whose_replay_shows_the_crash(crashing, tmp_path):
+    stack = crashing
+    with stack.bound() as app, stack.kernel.udp() as peer:
+        peer.sendto(b"harmless", app.getsockname())
+        assert app.recv(100) == b"harmless"
+        peer.sendto(b"poison", app.getsockname())
+        wait_for("poison", lambda: [event for event in stack.events() if event["event"] == "poison"])
+        peer.sendto(b"harmless", app.getsockname())
+        assert app.recv(100) == b"harmless"
+    recorded = [event["detail"].split(": ")[1] for event in stack.events() if event["event"] == "recorded"]
+    assert len(recorded) == 2  # it was set aside after the second death
+    for path in recorded:
+        assert Path(path).stat().st_mode & 0o777 == 0o600
+        done = stack.run("replay", path, status=1)
+        assert "the core raised in call " in done.stdout
+        assert ": receive 1 PACKET from ip" in done.stdout
+        assert "RuntimeError: poisoned" in done.stderr
+        assert "all results as recorded" in stack.run("replay", path, "--diff", ROOT).stdout
+    debugged = stack.run("replay", recorded[0], "--pdb", status=1, input="p record[-6:]\nq\n").stdout
+    assert "b'poison'" in debugged
+    test = tmp_path / "test_crash.py"
+    stack.run("replay", recorded[0], "--as-test", test)
+    for checkout, status in ((ROOT, 0), (stack.checkout, 1)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, test]
+        ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(checkout)}, text=True,
+                             capture_output=True, check=False)
+        assert ran.returncode == status, ran.stdout + ran.stderr
+
+
+def test_planned_restarts_and_kills_from_outside_leave_no_recording(new_stack, tmp_path):
+    stack = new_stack()
+    stack.env["XDG_STATE_HOME"] = str(tmp_path / "state")
+    stack.up("--record-crashes")
+    os.kill(stack.pids()["udp"], signal.SIGKILL)
+    wait_for("udp", lambda: stack.serves(udp=2))
+    stack.run("restart", "udp", "tcp")
+    stack.run("sabotage", "tcp", "raise")  # tcp is not recorded
+    wait_for("tcp", lambda: stack.serves(tcp=3))
+    stack.run("sabotage", "ip", "raise")  # outside of its core
+    wait_for("ip", lambda: stack.serves(ip=2))
+    (event,) = [event for event in stack.events() if event["event"] == "recorded"]
+    assert event["layer"] == "ip"
+    assert "all results as recorded" in stack.run("replay", event["detail"].split(": ")[1]).stdout
+
+
 def test_bad_arguments(stack, tmp_path):
     assert "tcp cannot be recorded" in stack.run("record", "tcp", status=2).stderr
     assert "no layer 'xx'" in stack.run("record", "xx", status=2).stderr
