@@ -408,3 +408,15 @@ def test_what_is_asked_for_again_once_records_of_the_service_are_lost(service):
                 assert asked == (READ, READ_RECORD.pack(first._box.handle, RESUME, 2, 6))
         (granted,) = server._box.recovering()
         assert granted == (ACCEPT, ACCEPT_RECORD.pack(server._box.handle, RESUME, 1, 1 + 3 + 1))
+
+
+def test_reset_behind_a_fin_leaves_the_end_of_the_stream(pair):
+    first, second = pair
+    first.shutdown(std.SHUT_WR)
+    assert second.recv(1) == b""
+    second.sendall(b"unread")
+    until(lambda: first.recv(10, std.MSG_PEEK) == b"unread")
+    first.close()
+    assert events(second, wanted=select.POLLERR | select.POLLHUP)
+    assert second.recv(1) == b""
+    assert outcome(second.send, b"x") == ("BrokenPipeError", errno.EPIPE)

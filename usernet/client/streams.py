@@ -85,7 +85,7 @@ class StreamDescription(Description):
     @property
     def at_end_or_over(self) -> bool:
         """True if no more octets will arrive."""
-        return self.ended or bool(self.reset) or self._end_came
+        return self.ended or bool(self.reset) or self.end_came
 
     def ready(self) -> bool:
         """Readable in the sense of poll."""
@@ -113,7 +113,7 @@ class StreamDescription(Description):
 
     def hung_up(self) -> bool:
         """True if both directions have ended."""
-        return bool(self.reset) or (self.shut_for_writing and (self.ended or self._end_came))
+        return bool(self.reset) or (self.shut_for_writing and (self.ended or self.end_came))
 
     def failed(self) -> bool:
         """True if the connection has ended by an error that no call has reported: EPOLLERR."""
@@ -122,10 +122,11 @@ class StreamDescription(Description):
     @property
     def over(self) -> bool:
         """True if both ends have closed and know it: Linux has no connection any more."""
-        return bool(self.reset) or (self.finished and self._end_came)
+        return bool(self.reset) or (self.finished and self.end_came)
 
     @property
-    def _end_came(self) -> bool:
+    def end_came(self) -> bool:
+        """True if the peer's FIN has arrived, and all octets before it."""
         return self.end is not None and self.have >= self.end
 
     # -- from the service ---------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """TLS over the streams of a stack, with the standard ssl module.
 
 OpenSSL needs a descriptor of the kernel, or memory buffers. Here it gets memory buffers (ssl.MemoryBIO), whose octets
-are copied from and to the stream. The rest is the standard class's.
+are copied from and to the stream, a record at a time, as OpenSSL reads a descriptor: what it has not asked for stays in
+the stream, where select sees it. The rest is the standard class's.
 """
 
 from __future__ import annotations
 
+import errno
 import socket as _std
 import ssl
 import threading
@@ -14,7 +16,8 @@ from typing import Any
 from usernet.compat import standard
 from usernet.sockets.base import BaseSocket
 
-READ_OCTETS = 65536
+RECORD_HEADER_OCTETS = 5  # RFC 8446 section 5.1: type, version (2), length of the rest (2)
+_INCOMPLETE = "The operation did not complete"
 
 _wrap_standard = ssl.SSLContext.wrap_socket
 
@@ -26,6 +29,8 @@ class _Carried:
                  owner: Any) -> None:
         object.__setattr__(self, "_parts", (connection, incoming, outgoing, stream, owner))
         object.__setattr__(self, "_unsent", b"")
+        object.__setattr__(self, "_header", b"")  # of the record that arrives
+        object.__setattr__(self, "_rest", 0)  # octets of it that have not arrived, once its header has
         # One thread may read while another writes. Only one at a time calls OpenSSL, which never waits; the octets that
         # it has written leave in order.
         object.__setattr__(self, "_calling", threading.Lock())
@@ -66,11 +71,12 @@ class _Carried:
             except ssl.SSLWantReadError:
                 self._try_to_send()
                 try:
-                    data = stream.recv(READ_OCTETS)
+                    data = stream.recv(self._rest or RECORD_HEADER_OCTETS - len(self._header))
                 except BlockingIOError:
-                    raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "The operation did not complete") from None
+                    raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, f"{_INCOMPLETE} (read)") from None
                 with self._calling:
                     if data:
+                        self._follow(data)
                         incoming.write(data)
                     else:
                         incoming.write_eof()
@@ -80,6 +86,18 @@ class _Carried:
             else:
                 self._try_to_send()
                 return result
+
+    def _follow(self, data: bytes) -> None:
+        """Where in its record the stream is after `data`."""
+        header, rest = self._header, self._rest
+        if rest:
+            rest -= len(data)
+        else:
+            header += data
+            if len(header) == RECORD_HEADER_OCTETS:
+                header, rest = b"", int.from_bytes(header[3:])
+        object.__setattr__(self, "_header", header)
+        object.__setattr__(self, "_rest", rest)
 
     def _send(self, wait: bool = True) -> None:
         """Send the octets that OpenSSL has written. SSLWantWriteError: this would block.
@@ -101,7 +119,7 @@ class _Carried:
                 sent = self._parts[3].send(data)
                 data = data[sent:]
         except BlockingIOError:
-            raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, "The operation did not complete") from None
+            raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, f"{_INCOMPLETE} (write)") from None
         finally:
             object.__setattr__(self, "_unsent", data)
 
@@ -140,38 +158,59 @@ class StackSSLSocket(ssl.SSLSocket, Delegating):  # type: ignore[misc, valid-typ
         made.server_hostname = context._encode_hostname(server_hostname)  # type: ignore[attr-defined]
         made.do_handshake_on_connect = do_handshake_on_connect
         made.suppress_ragged_eofs = suppress_ragged_eofs
+        made._connected = False
         try:
             made.getpeername()
             made._connected = True
-        except OSError:
-            made._connected = False
-        if made._connected:
-            try:
-                made._begin()
-            except BaseException:
+            made._begin()
+            if do_handshake_on_connect:
+                if made.gettimeout() == 0.0:
+                    raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
+                made.do_handshake()
+        except OSError as error:
+            if made._connected or error.errno != errno.ENOTCONN:
                 made.close()
                 raise
+            made._refuse_what_came_before()
+        except ValueError:
+            made.close()
+            raise
         return made
 
+    def _refuse_what_came_before(self) -> None:
+        """Octets of a connection that has ended did not come through TLS: CVE-2023-40217."""
+        try:
+            if not standard.inner_of(self).recv(1, _std.MSG_DONTWAIT):  # type: ignore[union-attr]
+                return
+        except OSError:
+            return
+        self.close()
+        refused = ssl.SSLError(errno.ENOTCONN, "Closed before TLS handshake with data in recv buffer.")
+        refused.reason, refused.library = refused.args[1], None  # type: ignore[assignment]
+        raise refused
+
     def _begin(self) -> None:
-        if self.gettimeout() == 0.0 and self.do_handshake_on_connect:
-            raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         connection = self._context._wrap_bio(
             incoming, outgoing, self.server_side, self.server_hostname, owner=self, session=self._session)
         self._sslobj = _Carried(connection, incoming, outgoing, standard.inner_of(self), self)  # type: ignore
-        if self.do_handshake_on_connect:
-            self.do_handshake()
 
     def _real_connect(self, addr: Any, connect_ex: bool) -> Any:
-        if self.server_side or self._connected or self._sslobj is not None:
+        if self.server_side:
+            raise ValueError("can't connect in server-side mode")
+        if self._connected or self._sslobj is not None:
             raise ValueError("attempt to connect already-connected SSLSocket!")
-        result = _std.socket.connect_ex(self, addr) if connect_ex else None
-        if not connect_ex:
-            standard.inner_of(self).connect(addr)  # type: ignore[union-attr]
-        if not result:
-            self._connected = True
-            self._begin()
+        self._begin()
+        inner = standard.inner_of(self)
+        try:
+            result = (inner.connect_ex if connect_ex else inner.connect)(addr)  # type: ignore[union-attr]
+            if not result:
+                self._connected = True
+                if self.do_handshake_on_connect:
+                    self.do_handshake()
+        except (OSError, ValueError):
+            self._sslobj = None
+            raise
         return result
 
     def _create(self, *_: Any, **__: Any) -> Any:

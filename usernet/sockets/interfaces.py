@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 
 from usernet.pipe.messages import INTERFACE_INDEX
@@ -27,6 +28,6 @@ def if_nametoindex(if_name: str | bytes) -> int:
 def if_indextoname(if_index: int) -> str:
     """The name of an interface. OSError (ENXIO): there is none."""
     try:
-        return NAMES[if_index]
+        return NAMES[operator.index(if_index)]
     except KeyError:
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO)) from None

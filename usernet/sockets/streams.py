@@ -132,6 +132,7 @@ class StreamBehaviour(BaseSocket):
     def getpeername(self) -> Address:
         """The peer. ENOTCONN: no connection."""
         box = self._stream
+        self._connection.look()
         if box.peer is None or not box.established or box.over:
             raise os_error(errno.ENOTCONN)
         return box.peer
@@ -312,6 +313,8 @@ class StreamBehaviour(BaseSocket):
             if parts and peek:
                 parts.clear()  # all of it again, when more has arrived
                 got = 0
+            if box.end_came and not box.unread:
+                break  # Linux tcp_recvmsg_locked: SOCK_DONE comes before an error
             if box.error or self._connection.down:
                 if parts:
                     break
