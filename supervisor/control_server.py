@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bus.durable import layout
 from bus.runtime.sabotage import FAULTS
 from supervisor import control
-from supervisor.events import Event, EventLog
+from supervisor.events import KEEPER, Event, EventLog
 from supervisor.managed_layer import ManagedLayer
 from supervisor.taps import Taps
 from usernet.pipe.run_dir import peer
@@ -148,7 +148,7 @@ class ControlServer:
         answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
                    "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage,
                    "capture": self._on_capture, "impair": self._on_impair, "clear": self._on_clear,
-                   "impairments": self._on_impairments}
+                   "impairments": self._on_impairments, "levels": self._on_levels}
         answer = answers.get(str(request.get("op")))
         if answer is None:
             caller.refuse(f"unknown request {request.get('op')!r}; the requests are {', '.join(answers)}")
@@ -239,6 +239,20 @@ class ControlServer:
 
     def _on_impairments(self, caller: control.Caller, request: dict[str, Any]) -> None:
         caller.answer(self._keeper.taps.listing())
+
+    def _on_levels(self, caller: control.Caller, request: dict[str, Any]) -> None:
+        """Change levels of the event log ({layer or "keeper": level} in `set`); answered with all of them."""
+        events, sources = self._keeper.events, [KEEPER, *self._keeper.layers]
+        wanted = request.get("set", {})
+        try:
+            if not isinstance(wanted, dict) or not set(wanted) <= set(sources):
+                raise ValueError(f"expected {', '.join(sources)}")
+            for source, level in wanted.items():
+                events.set_level(source, str(level))
+        except ValueError as error:
+            caller.refuse(f"log: {error}")
+            return
+        caller.answer({source: events.level(source) for source in sources})
 
     def _on_events(self, caller: control.Caller, request: dict[str, Any]) -> None:
         for event in self._keeper.events.all():

@@ -1,4 +1,9 @@
-"""The event log of a stack, kept by the keeper and sent to followers."""
+"""The event log of a stack, kept by the keeper and sent to followers.
+
+Each event has a level, and the log has a level for each layer and for the keeper, which can be changed while the stack
+runs (`launcher.py log`): events that are less urgent than it are not added. At the level "debug" a layer's event log
+also reports, once a second, what the layer has dropped.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,12 @@ from typing import Any
 import msgspec
 
 KEPT_MAX = 5000
+LEVELS = ("error", "warning", "info", "debug")  # from the most urgent one
+DEFAULT_LEVEL = "info"
+KEEPER = "keeper"  # instead of a layer: events about the stack as a whole
+_LEVEL_OF = {"died": "error", "failed": "error", "poison": "error", "trouble": "error", "no process": "warning",
+             "offence": "warning", "refused": "warning", "rolled back": "warning", "run directory": "warning",
+             "starved": "warning", "unlocked": "warning", "dropped": "debug"}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -23,6 +34,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     incarnation: int = 0
     detail: str = ""
     gap_ms: float = 0.0
+    level: str = DEFAULT_LEVEL
 
 
 class EventLog:
@@ -31,10 +43,24 @@ class EventLog:
     def __init__(self) -> None:
         self._kept: deque[Event] = deque(maxlen=KEPT_MAX)
         self._followers: list[Callable[[Event], bool]] = []
+        self._levels: dict[str, str] = {}  # by layer or KEEPER, where it is not the default
+
+    def level(self, source: str) -> str:
+        """The level of a layer or of KEEPER."""
+        return self._levels.get(source, DEFAULT_LEVEL)
+
+    def set_level(self, source: str, level: str) -> None:
+        """Set it. ValueError: there is no such level."""
+        if level not in LEVELS:
+            raise ValueError(f"level {level!r}: expected {', '.join(LEVELS)}")
+        self._levels[source] = level
 
     def add(self, event: str, **fields: Any) -> None:
-        """Add an event with the present time."""
-        entry = Event(at=time.time(), event=event, **fields)
+        """Add an event with the present time, unless the level of its layer excludes it."""
+        level = _LEVEL_OF.get(event, DEFAULT_LEVEL)
+        if LEVELS.index(level) > LEVELS.index(self.level(fields.get("layer") or KEEPER)):
+            return
+        entry = Event(at=time.time(), event=event, level=level, **fields)
         self._kept.append(entry)
         self._followers = [follower for follower in self._followers if follower(entry)]
 

@@ -38,6 +38,8 @@ from supervisor.service import (
 )
 from supervisor.snapshots import Booted, Code, Snapshot, with_source
 
+DROPS_LOGGED_S = 1.0  # the interval of the events about dropped packets
+
 
 class Host(Protocol):
     """The interface of the keeper for its layers."""
@@ -72,6 +74,7 @@ class ManagedLayer:
         self._code: Code = Booted(name)
         self._former: Code | None = None  # kept while the new code is on probation
         self._waiting: list[Callable[[str], None]] = []  # callbacks of restart requests, called with "" or the error
+        self._drops: tuple[float, dict[str, int]] | None = None  # when drops were last logged, and their counters
         self._last = 0  # the pid of the process that ended last
 
     @property
@@ -244,6 +247,7 @@ class ManagedLayer:
         due = self.service.next_time
         if due is not None and now >= due:
             self.happens(Event.TIME)
+        self._log_drops(now)
         process = self.process
         if process is None or self.state not in (State.STARTING, State.UP):
             return
@@ -260,6 +264,22 @@ class ManagedLayer:
                 policy.looped(served_s)
             self.happens(Event.HUNG, beat, f"it hung: no life sign for {(now - beat) * 1000:.0f} ms "
                          f"(state {found.state})")
+
+    def _log_drops(self, now: float) -> None:
+        """At the level "debug": once a second, what the layer has dropped since then."""
+        if self._host.events.level(self.name) != "debug":
+            self._drops = None
+            return
+        if self._drops is not None and now < self._drops[0] + DROPS_LOGGED_S:
+            return
+        counted = {name: value for name, value in self.resources.counter_values().items()
+                   if self.resources.counters[name] == "drop"}
+        before = self._drops[1] if self._drops else counted
+        self._drops = now, counted
+        dropped = [f"{value - before.get(name, 0)} {name}" for name, value in counted.items()
+                   if value > before.get(name, 0)]
+        if dropped:
+            self._log("dropped", ", ".join(dropped), 0.0, True)
 
     def status(self, now: float) -> dict[str, Any]:
         """The part of `status` for this layer, without what the kernel reports about its process."""
