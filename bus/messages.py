@@ -55,6 +55,7 @@ from usernet.pipe.streams import (
     STREAM,
     STREAM_HELD,
     STREAM_INFO,
+    STREAM_MEMORY,
     STREAM_RESET,
 )
 
@@ -138,6 +139,7 @@ KIND_NAMES = {
     ACCEPTED: "ACCEPTED",
     STREAM_RESET: "STREAM_RESET",
     STREAM_INFO: "STREAM_INFO",
+    STREAM_MEMORY: "STREAM_MEMORY",
 }
 
 # Heads of packets, in network byte order, so that one Struct reads a head and a protocol header together. These are the

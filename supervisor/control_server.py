@@ -17,6 +17,7 @@ from bus.runtime.sabotage import FAULTS
 from supervisor import control
 from supervisor.events import KEEPER, Event, EventLog
 from supervisor.managed_layer import ManagedLayer
+from supervisor.shared_memory import SharedMemory
 from supervisor.taps import Taps
 from usernet.pipe.run_dir import peer
 
@@ -36,6 +37,7 @@ class Stack(Protocol):
     selector: selectors.BaseSelector
     layers: dict[str, ManagedLayer]
     taps: Taps
+    shared: SharedMemory
 
     def watch(self, source: FileDescriptorLike, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `source` is readable."""
@@ -148,7 +150,7 @@ class ControlServer:
         answers = {"status": self._on_status, "down": self._on_down, "restart": self._on_restart,
                    "events": self._on_events, "sabotage": self._on_sabotage, "manage": self._on_manage,
                    "capture": self._on_capture, "impair": self._on_impair, "clear": self._on_clear,
-                   "impairments": self._on_impairments, "levels": self._on_levels}
+                   "impairments": self._on_impairments, "levels": self._on_levels, "memory": self._on_memory}
         answer = answers.get(str(request.get("op")))
         if answer is None:
             caller.refuse(f"unknown request {request.get('op')!r}; the requests are {', '.join(answers)}")
@@ -253,6 +255,15 @@ class ControlServer:
             caller.refuse(f"log: {error}")
             return
         caller.answer({source: events.level(source) for source in sources})
+
+    def _on_memory(self, caller: control.Caller, request: dict[str, Any]) -> None:
+        """The memory of an application, for the process that asks."""
+        try:
+            number, descriptor = self._keeper.shared.lend(peer(caller.connection)[0])
+        except OSError as error:
+            caller.refuse(f"memory: {error.strerror}")
+        else:
+            caller.answer_with([descriptor], {"number": number})
 
     def _on_events(self, caller: control.Caller, request: dict[str, Any]) -> None:
         for event in self._keeper.events.all():

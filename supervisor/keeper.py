@@ -88,6 +88,7 @@ class Keeper:
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
             owner=os.geteuid(), sysctl=options.settings(), record_crashes=options.record_crashes)
         self._shared = SharedMemory()
+        self.shared = SharedMemory()
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
         self.taps = Taps(self.layers)
         self._locks = Locks(options, held, self._config)
@@ -205,7 +206,7 @@ class Keeper:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             device_fd = self._device_fd if layer.name == "link" else -1
-            held, shared_fds = layer.resources, self._shared.of(layer.name)
+            held, shared_fds = layer.resources, self.shared.of(layer.name)
             pid = os.fork()
             if pid == 0:
                 try:

@@ -16,7 +16,7 @@ KIB = 1024
 _MEMORY_OCTETS = TOTAL_OCTETS + STREAMS_OCTETS + ARENA_OCTETS
 # {limit: (the shell's option, its unit, what a stack needs, whether the hard limit counts, as the keeper raises to it)}
 _NEEDED = {
-    resource.RLIMIT_NOFILE: ("-n", 1, 256, True),  # the keeper has 10 for each layer, and one for each caller
+    resource.RLIMIT_NOFILE: ("-n", 1, 352, True),  # the keeper has 10 for each layer, 3 for each application
     resource.RLIMIT_NPROC: ("-u", 1, 64, False),  # a layer is a process, its spare, and two threads of libzmq
     resource.RLIMIT_AS: ("-v", KIB, _MEMORY_OCTETS + (1 << 28), False),
     resource.RLIMIT_FSIZE: ("-f", KIB, _MEMORY_OCTETS, False),  # a memfd is a file

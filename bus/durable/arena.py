@@ -1,17 +1,12 @@
 """The arena: rings for the octets of streams, in memory that outlives its owner and that other processes map for
 reading.
 
-A ring has 64 kB, 256 kB, 1 MiB or 4 MiB. The octet at offset n of a stream is at position n modulo the size. So a
-reader needs only the offsets, and writing an octet twice writes the same value to the same position.
+`usernet.pipe.rings` has the format of the memory.
 
 Rings are allocated by a buddy system with a factor of four: a free piece is quartered until it fits, and free pieces
 are merged when a larger one is needed. The piece that was freed last is allocated first, because writing 64 kB into
 untouched pages costs 280 us, and into warm ones 7 us. Pieces that were free for a while are returned to the system
 (MADV_REMOVE), so the memory in use is little more than that of the rings.
-
-The *reference* of a ring is a 64-bit number, generation << 24 | first block << 8 | order + 1, never 0 and never reused.
-A table of cells at the start of the arena contains the valid references. A reader checks it before and after copying,
-and so detects that a ring was given to another stream meanwhile.
 
 Only the owner's process knows what is free. A successor derives it from the references in its slots. So the order of
 stores is: `allocate`, then the slot's cell; and the slot's cell, then `free`. A crash in between leaves a ring without
@@ -25,29 +20,24 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from bus.durable.layout import PAGE
+from usernet.pipe.rings import (
+    BLOCK_BITS,
+    BLOCK_MASK,
+    BLOCK_OCTETS,
+    ORDER_BITS,
+    ORDER_MASK,
+    ORDERS,
+    RING_OCTETS_MAX,
+    Ring,
+    Rings,
+    octets_for,
+    ring_octets,
+)
 
-BLOCK_OCTETS = 1 << 16
-ORDERS = 4  # 64 kB * 4 ** order
-RING_OCTETS_MAX = BLOCK_OCTETS * 4 ** (ORDERS - 1)
 IDLE_S = 3.0  # seconds after which a free piece is returned to the system
 POISON = 0xDD
-_ORDER_BITS = 8
-_BLOCK_BITS = 16
-_ORDER_MASK = (1 << _ORDER_BITS) - 1
-_BLOCK_MASK = (1 << _BLOCK_BITS) - 1
-_GENERATION_SHIFT = _ORDER_BITS + _BLOCK_BITS
-_GENERATION_MASK = (1 << 64 - _GENERATION_SHIFT) - 1
-BLOCKS_MAX = 1 << _BLOCK_BITS
-
-
-def octets_for(data_octets: int) -> int:
-    """The length of a mapping for this many octets of rings (a multiple of BLOCK_OCTETS)."""
-    return _table_octets(data_octets // BLOCK_OCTETS) + data_octets
-
-
-def _table_octets(blocks: int) -> int:
-    return -(-8 * blocks // PAGE) * PAGE
+_GENERATION_SHIFT = ORDER_BITS + BLOCK_BITS
+_GENERATION_MASK = (1 << 32) - 1  # so that a reference has 56 bits
 
 
 def order_for(octets: int) -> int:
@@ -58,87 +48,6 @@ def order_for(octets: int) -> int:
     return order
 
 
-def ring_octets(reference: int) -> int:
-    """The size of the ring with this reference."""
-    return BLOCK_OCTETS << 2 * ((reference & _ORDER_MASK) - 1)
-
-
-class Ring:
-    """A view of a ring's memory. `reference` identifies it."""
-
-    __slots__ = ("_mask", "memory", "reference", "size")
-
-    def __init__(self, memory: memoryview, reference: int = 0) -> None:
-        self.memory = memory
-        self.reference = reference
-        self.size = len(memory)
-        self._mask = self.size - 1
-
-    def write(self, offset: int, octets: bytes | memoryview) -> None:
-        """Write octets at their position; at most `size` of them."""
-        at, length = offset & self._mask, len(octets)
-        end = at + length
-        if end <= self.size:
-            self.memory[at:end] = octets
-        else:
-            head = self.size - at
-            self.memory[at:] = octets[:head]
-            self.memory[: length - head] = octets[head:]
-
-    def read(self, offset: int, length: int) -> bytes:
-        """A copy of octets at their position; at most `size` of them."""
-        at = offset & self._mask
-        end = at + length
-        if end <= self.size:
-            return bytes(self.memory[at:end])
-        return b"".join((self.memory[at:], self.memory[: end - self.size]))
-
-    def pieces(self, offset: int, length: int) -> tuple[memoryview, ...]:
-        """The same octets without a copy, in one or two pieces, for writev(2)."""
-        at = offset & self._mask
-        end = at + length
-        if end <= self.size:
-            return (self.memory[at:end],)
-        return self.memory[at:], self.memory[: end - self.size]
-
-    def copy_to(self, other: Ring, start: int, end: int) -> None:
-        """Copy the octets at offsets [start, end) into another ring; at most `size` of either."""
-        for piece in self.pieces(start, end - start):
-            other.write(start, piece)
-            start += len(piece)
-
-
-class Rings:
-    """An arena as its readers see it: link, the socket service, an application."""
-
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self._mapping = mapping
-        self.blocks = min(len(mapping) // BLOCK_OCTETS, BLOCKS_MAX)
-        while octets_for(self.blocks * BLOCK_OCTETS) > len(mapping):
-            self.blocks -= 1
-        self._data_at = _table_octets(self.blocks)
-        view = memoryview(mapping)
-        self.cells = view[: 8 * self.blocks].cast("Q")
-        self._data = view[self._data_at : self._data_at + self.blocks * BLOCK_OCTETS]
-
-    def good(self, reference: int) -> bool:
-        """True if the reference is valid; to be checked again after copying."""
-        block = reference >> _ORDER_BITS & _BLOCK_MASK
-        return block < self.blocks and self.cells[block] == reference and self._fits(reference)
-
-    def ring(self, reference: int) -> Ring | None:
-        """The ring with this reference; None: the memory belongs to another stream or to none, or there is no such
-        position."""
-        if not self.good(reference):
-            return None
-        at = (reference >> _ORDER_BITS & _BLOCK_MASK) * BLOCK_OCTETS
-        return Ring(self._data[at : at + ring_octets(reference)], reference)
-
-    def _fits(self, reference: int) -> bool:
-        block, order = reference >> _ORDER_BITS & _BLOCK_MASK, (reference & _ORDER_MASK) - 1
-        return 0 <= order < ORDERS and block & 4**order - 1 == 0 and block + 4**order <= self.blocks
-
-
 class Arena(Rings):
     """An arena as its only owner sees it.
 
@@ -147,8 +56,8 @@ class Arena(Rings):
     """
 
     def __init__(self, mapping: mmap.mmap, named: Iterable[int] = (), limit: int | None = None, now: float = 0.0,
-                 poison: bool = False) -> None:
-        super().__init__(mapping)
+                 poison: bool = False, blocks: int = 0) -> None:
+        super().__init__(mapping, blocks)
         self.limit = self.blocks * BLOCK_OCTETS if limit is None else limit
         self.used = 0  # octets of rings in use
         self.refused: list[int] = []
@@ -162,9 +71,9 @@ class Arena(Rings):
 
     def _adopt(self, named: Iterable[int]) -> None:
         end = 0
-        for reference in sorted(named, key=lambda reference: reference >> _ORDER_BITS & _BLOCK_MASK):
-            block = reference >> _ORDER_BITS & _BLOCK_MASK
-            if not self._fits(reference) or block < end:
+        for reference in sorted(named, key=lambda reference: reference >> ORDER_BITS & BLOCK_MASK):
+            block = reference >> ORDER_BITS & BLOCK_MASK
+            if not self.fits(reference) or block < end:
                 self.refused.append(reference)
                 continue
             self._in_use[block] = reference
@@ -173,7 +82,7 @@ class Arena(Rings):
             end = block + size // BLOCK_OCTETS
         heads = self.cells.tolist()
         for block, head in enumerate(heads):
-            good = self._in_use.get(block, head & ~_ORDER_MASK)
+            good = self._in_use.get(block, head & ~ORDER_MASK)
             if good != head:
                 self.cells[block] = good
 
@@ -211,10 +120,18 @@ class Arena(Rings):
             if block is None:
                 return 0
         generation = (self.cells[block] >> _GENERATION_SHIFT) + 1 & _GENERATION_MASK
-        reference: int = generation << _GENERATION_SHIFT | block << _ORDER_BITS | order + 1
+        reference: int = generation << _GENERATION_SHIFT | block << ORDER_BITS | order + 1
         self.cells[block] = self._in_use[block] = reference
         self.used += size
         return reference
+
+    def ring(self, reference: int) -> Ring | None:
+        """The ring with this reference; None: it is not allocated. The cells, which others may damage, do not count."""
+        block = reference >> ORDER_BITS & BLOCK_MASK
+        if self._in_use.get(block) != reference:
+            return None
+        at = block * BLOCK_OCTETS
+        return Ring(self._data[at : at + ring_octets(reference)], reference)
 
     def _take(self, order: int) -> int | None:
         for larger in range(order, ORDERS):
@@ -242,17 +159,17 @@ class Arena(Rings):
 
         KeyError: it is not allocated, which is a defect of the owner.
         """
-        block = reference >> _ORDER_BITS & _BLOCK_MASK
+        block = reference >> ORDER_BITS & BLOCK_MASK
         if self._in_use.get(block) != reference:
             raise KeyError(f"no ring {reference:#x}")
         del self._in_use[block]
-        self.cells[block] = reference & ~_ORDER_MASK
+        self.cells[block] = reference & ~ORDER_MASK
         size = ring_octets(reference)
         if self._poison:
             at = block * BLOCK_OCTETS
             self._data[at : at + size] = bytes([POISON]) * size
         self.used -= size
-        self._free[(reference & _ORDER_MASK) - 1][block] = now
+        self._free[(reference & ORDER_MASK) - 1][block] = now
 
     def grow(self, reference: int, octets: int, start: int, end: int) -> int:
         """A ring for `octets` with the octets of another one at offsets [start, end); 0: no room.
@@ -287,3 +204,7 @@ class Arena(Rings):
                 elif due is None or freed + IDLE_S < due:
                     due = freed + IDLE_S
         return due
+
+
+__all__ = ["BLOCK_OCTETS", "IDLE_S", "ORDERS", "POISON", "RING_OCTETS_MAX", "Arena", "Ring", "Rings", "octets_for",
+           "order_for", "ring_octets"]

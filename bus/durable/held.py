@@ -23,6 +23,8 @@ from bus.layer import CounterWords
 from bus.messages import HELD_OF, PACKET_HELD_MAX
 
 STREAM_ARENA = 0  # the number of the memory with the rings of tcp
+APPLICATION_MIN = 2  # the numbers of the applications' memories begin here (usernet.pipe.rings.ApplicationRings)
+APPLICATIONS_MAX = 32  # further applications send and receive their octets in records
 REFERENCE = Struct("!QQII")  # the ring's reference, position of the first octet in its stream, octets, memory
 REFERENCE_OCTETS = REFERENCE.size
 

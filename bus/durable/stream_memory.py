@@ -7,8 +7,10 @@ import mmap
 from typing import NamedTuple
 
 from bus.durable.arena import octets_for
+from bus.durable.held import APPLICATION_MIN, STREAM_ARENA
 from bus.durable.layout import STREAMS_OCTETS, TOTAL_OCTETS
 from bus.durable.slots import SLOT_OCTETS
+from usernet.pipe.rings import APPLICATION_OCTETS
 
 SLOTS_OCTETS = 65536 * SLOT_OCTETS
 ARENA_OCTETS = octets_for(1 << 28)
@@ -21,12 +23,22 @@ class StreamMemory(NamedTuple):
     slots: memoryview
     arena: mmap.mmap
     shared: bool = False  # True: the layers below map the arena, too
+    descriptors: tuple[int, ...] = ()  # of all memories by number (bus.durable.held)
 
     @classmethod
-    def of(cls, descriptor: int, arena: int, shared: bool = True) -> StreamMemory:
-        """In the durable memory and in the arena that the keeper created (`supervisor.shared_memory`)."""
+    def of(cls, descriptor: int, shared: tuple[int, ...], refers: bool = True) -> StreamMemory:
+        """In the durable memory and the others that the keeper created (`supervisor.shared_memory`).
+
+        `refers`: the layers below get references.
+        """
         return cls(memoryview(mmap.mmap(descriptor, SLOTS_OCTETS, offset=TOTAL_OCTETS)),
-                   mmap.mmap(arena, ARENA_OCTETS), shared)
+                   mmap.mmap(shared[STREAM_ARENA], ARENA_OCTETS), refers, shared)
+
+    def application(self, number: int) -> mmap.mmap | None:
+        """The memory of an application; None: there is no such number."""
+        if not APPLICATION_MIN <= number < len(self.descriptors):
+            return None
+        return mmap.mmap(self.descriptors[number], APPLICATION_OCTETS)
 
     @classmethod
     def volatile(cls) -> StreamMemory:

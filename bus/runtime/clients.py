@@ -30,7 +30,7 @@ from usernet.pipe.contract import Push, bounded
 from usernet.pipe.frame import VERSION, of_version, pack_frame
 from usernet.pipe.messages import BYE, CREDIT, REFUSAL, REQUEST, SEND, SEND_SEGMENTS, inbox_name, inbox_number
 from usernet.pipe.numbering import Hello, Refusal, encode
-from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_INFO
+from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_HELD, STREAM_INFO, STREAM_MEMORY
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers of its sockets are the actual limit
 BACKLOGS_OCTETS = 1 << 25  # of memory for such records to all clients
@@ -41,7 +41,8 @@ OFFENCES_MAX = 2
 REFUSALS_MAX = 8  # maximum of refusals being sent; a client that gets none sends HELLO again
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
 DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
-CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, READ, ACCEPT, STREAM_INFO})
+CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
+                          ACCEPT, STREAM_INFO})
 
 
 @dataclass(eq=False, slots=True)

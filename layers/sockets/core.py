@@ -81,6 +81,8 @@ class Core:
             messages.CREDIT: traffic.credit,
             messages.REQUEST: self._request,
             messages.STREAM: streams.from_client(messages.STREAM),
+            messages.STREAM_HELD: streams.from_client(messages.STREAM_HELD),
+            messages.STREAM_MEMORY: streams.from_client(messages.STREAM_MEMORY),
             messages.READ: streams.from_client(messages.READ),
             messages.STREAM_INFO: streams.from_client(messages.STREAM_INFO),
             messages.ACCEPT: streams.accept,
@@ -94,7 +96,7 @@ class Core:
             messages.ROUTES: self._rerouted,
             messages.ACCEPTED: self._accepted,
             **{kind: streams.from_tcp(kind) for kind in (
-                messages.STREAM, messages.ROOM, messages.STREAM_RESET, messages.STREAM_INFO)},
+                messages.STREAM, messages.STREAM_HELD, messages.ROOM, messages.STREAM_RESET, messages.STREAM_INFO)},
         }
 
     # -- the bus's calls ----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 from bus.config import StackConfig
-from bus.durable.held import STREAM_ARENA
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import CounterWords, State
 from bus.runtime.process import SpawnArguments, serve
@@ -18,7 +17,7 @@ def main(spawned: SpawnArguments) -> None:
     """Run until the keeper tells the process to stop."""
 
     def make(config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> Core:
-        return Core(config, state, counters, rng, StreamMemory.of(spawned.memory_fd, spawned.shared_fds[STREAM_ARENA],
-                                                                    spawned.refers))
+        memory = StreamMemory.of(spawned.memory_fd, spawned.shared_fds, spawned.refers)
+        return Core(config, state, counters, rng, memory)
 
     serve(spawned, make, Counters)

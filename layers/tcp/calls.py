@@ -22,6 +22,7 @@ from layers.tcp.engine import Engine
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
 from packets.addresses import ANY, LOOPBACK
+from usernet.pipe.rings import REFERENCE_MASK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
 
 # Linux net.ipv4.tcp_tw_reuse: an outgoing connection may replace one in TIME-WAIT after this time
@@ -245,29 +246,51 @@ class Calls:
 
     def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
         """STREAM: SEND, and with STREAM_END CLOSE of the sending direction."""
+        self._send(handle, flags, offset, len(octets), octets, 0)
+
+    def stream_held(self, handle: int, flags: int, offset: int, length: int, reference: int) -> None:
+        """STREAM_HELD: the same with octets that the application has written into the ring."""
+        self._send(handle, flags, offset, length, None, reference)
+
+    def memory(self, handle: int, home: int, token: int) -> None:
+        """STREAM_MEMORY: the application offers its memory for the octets of a connection."""
+        engine = self._engine
+        conn = engine.lookup.by_handle.get(handle)
+        if conn is None or conn.state in (SYN_SENT, SYN_RECEIVED):
+            engine.counters[C.stream_no_socket] += 1
+        elif not engine.rings.lends(home, token):
+            engine.counters[C.memory_refused] += 1
+        else:
+            engine.lend(conn, home)
+
+    def _send(self, handle: int, flags: int, offset: int, length: int, octets: bytes | memoryview | None,
+              reference: int) -> None:
         engine = self._engine
         conn = engine.lookup.by_handle.get(handle)
         if conn is None:
             engine.counters[C.stream_no_socket] += 1
             return
         number = offset + 1
-        if number > conn.written:
+        ring = conn.send_ring
+        elsewhere = octets is None and (ring is None or ring.home == 0 or ring.reference & REFERENCE_MASK != reference)
+        if number > conn.written or elsewhere:
             if conn.gap_told != conn.written:  # once for each gap: ask for the octets again
                 conn.gap_told = conn.written
                 engine.counters[C.stream_gap] += 1
                 engine.room(conn, resume=True)
             return
-        limit = conn.end if conn.end is not None else max(conn.room_said, conn.snd_una + conn.send_limit)
-        if number + len(octets) > limit:
+        limit = conn.end if conn.end is not None else max(conn.room_said, conn.snd_una + conn.buffer_octets)
+        if number + length > limit:
             engine.counters[C.stream_over] += 1
-            octets = octets[: max(0, limit - number)]
+            length = max(0, limit - number)
             flags &= ~STREAM_END
-        if not engine.write(conn, number, octets):
+        if not (engine.written_in_ring(conn, number, length) if octets is None
+                else engine.write(conn, number, octets[:length])):
             engine.counters[C.no_memory] += 1
             engine.room(conn, resume=True)
             return
-        end = number + len(octets)
-        if flags & STREAM_URGENT and octets:
+        end = number + length
+        if flags & STREAM_URGENT and length:
             conn.snd_urgent = max(conn.snd_urgent, end)
         if end == conn.written:
             conn.more = bool(flags & STREAM_MORE)
@@ -327,6 +350,7 @@ class Calls:
             self._close(conn, linger, end, taken)
         if port:
             engine.lookup.ports.release(handle, port)
+        engine.rings.closed(handle)
         return socket is not None or conn is not None
 
     def _close(self, conn: Connection, linger: int, end: int, taken: int) -> None:
@@ -335,6 +359,11 @@ class Calls:
             closing.abort(engine, conn)
             return
         if conn.state in (ESTABLISHED, SYN_RECEIVED) or conn.end is None:
+            ring = conn.send_ring
+            if ring is not None and ring.home and conn.end is None:
+                # what it wrote counts as sent, even if no record about it has arrived
+                final = min(engine.rings.written(ring) + 1, conn.room_said)
+                engine.written_in_ring(conn, conn.written, max(0, final - conn.written))
             # after the stored octets: there is no application to send missing ones again
             closing.end_stream(engine, conn)
         closing.orphaned(engine, conn, taken + 1)

@@ -82,13 +82,14 @@ class Connection:
     __slots__ = (
         "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
         "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack", "ecn_echo", "ecn_ok",
-        "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "irs", "iss", "keepalive_at",
-        "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent", "last_text", "listener",
-        "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at", "options", "out_of_order",
-        "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale", "peer_segment", "persist_at",
-        "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick", "quiet_queued", "rcv_limit", "rcv_nxt",
-        "read", "receive_ring", "recent_sack", "recovery", "room_said", "sack_ok", "scale_ok", "segments_in",
-        "segments_out", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
+        "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "home", "irs", "iss",
+        "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent", "last_text",
+        "listener", "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at", "options",
+        "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
+        "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
+        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said",
+        "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring", "slot", "small_sent",
+        "snd_nxt", "snd_una", "snd_urgent",
         "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "timestamp_offset", "timestamps_ok", "touched",
         "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
     )
@@ -103,6 +104,7 @@ class Connection:
         self.listener = 0  # handle of its listener; 0: an outgoing connection
         self.accept_number = 0  # its number among those that the listener passed up; 0: not passed up yet
         self.adopted = True  # False: the socket service does not know it yet
+        self.home = 0  # number of the memory of its application; 0: none, its octets travel in records
         self.automatic = False  # its port was chosen by connect
         self.opened_at = 0.0
         # Send sequence variables (RFC 9293 section 3.3.1)
@@ -183,3 +185,9 @@ class Connection:
         self.room_said = 0  # the limit in the last ROOM
         self.touched = False
         self.recovery: Recovery | None = None
+
+    @property
+    def buffer_octets(self) -> int:
+        """How many octets the application may have written that are not acknowledged."""
+        ring = self.send_ring
+        return min(self.send_limit, ring.size) if ring is not None and ring.home else self.send_limit

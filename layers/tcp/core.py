@@ -30,7 +30,15 @@ from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.poison import PoisonSegments
 from layers.tcp.records import Paths, Records, arrival_of
 from packets.tcp import QUOTED
-from usernet.pipe.streams import ACCEPT_RECORD, CLOSE_RECORD, INFO_HEADER, READ_RECORD, STREAM_HEADER
+from usernet.pipe.streams import (
+    ACCEPT_RECORD,
+    CLOSE_RECORD,
+    HELD_RECORD,
+    INFO_HEADER,
+    MEMORY_RECORD,
+    READ_RECORD,
+    STREAM_HEADER,
+)
 
 KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys
 KEY_SECRET = 1 << 32
@@ -62,6 +70,8 @@ class Core:
             messages.SOCKET_SET: self._set,
             messages.SOCKET_CLOSE: self._close,
             messages.STREAM: self._stream,
+            messages.STREAM_HELD: self._stream_held,
+            messages.STREAM_MEMORY: self._memory,
             messages.READ: self._read,
             messages.ACCEPT: self._accept,
             messages.STREAM_INFO: self._info,
@@ -200,6 +210,12 @@ class Core:
     def _stream(self, record: bytes) -> None:
         handle, flags, offset = STREAM_HEADER.unpack_from(record)
         self.calls.stream(handle, flags, offset, memoryview(record)[STREAM_HEADER.size :])
+
+    def _stream_held(self, record: bytes) -> None:
+        self.calls.stream_held(*HELD_RECORD.unpack(record))
+
+    def _memory(self, record: bytes) -> None:
+        self.calls.memory(*MEMORY_RECORD.unpack(record))
 
     def _read(self, record: bytes) -> None:
         self.calls.read(*READ_RECORD.unpack(record))

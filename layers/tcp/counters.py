@@ -54,6 +54,7 @@ class Counters(TransportCounters):
     stream_no_socket = Drop("Stream records for a handle without a connection.")
     stream_malformed = Drop("Stream records that cannot be decoded.")
     stream_gap = Drop("Octets to send after a gap, which were requested again.")
+    memory_refused = Drop("Offers of a memory that is not the application's.")
     stream_over = Drop("Octets to send beyond the limit or after the end.")
     error_malformed = Drop("ICMP errors that do not quote enough of a segment.")
     error_no_connection = Drop("ICMP errors about a segment without a connection.")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.durable.arena import IDLE_S, Arena
 from bus.durable.held import STREAM_ARENA, Held
+from bus.durable.lent import Lent
 from bus.durable.slots import SLOT_OCTETS, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
@@ -29,20 +30,21 @@ from layers.tcp.acknowledgment import RING_OCTETS_MIN
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.ring import Ring
+from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
 if TYPE_CHECKING:
     from layers.tcp.calls import Calls
     from layers.tcp.engine import Engine
 
-LAYOUT = b"1"  # of a slot; to be raised whenever `_IDENTITY`, `_HOT` or the advice behind them changes
+LAYOUT = b"2"  # of a slot; to be raised whenever `_IDENTITY`, `_HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
 LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
 RESUMED_PER_S = 1000  # rate at which restored connections with data in flight send a segment
 _MASK_32 = 0xFFFFFFFF
 
 # Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
-_IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHxx")  # see `_identity`; 80 octets, cells 1 to 10
+_IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBx")  # see `_identity`; 80 octets, cells 1 to 10
 # and what a turn changes, cells 11 to 25: native order, so that each is stored by one instruction
 _HOT = Struct("@10Q6IdQ")
 _ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn or old values do no harm
@@ -72,12 +74,48 @@ class Durable:
         self._released: list[int] = []
         self._leaving: deque[tuple[float, int]] = deque()  # (time at which it is free, reference) of released rings
         self.trim_at: float | None = None  # see `Rings`
-        self._arena = Arena(memory.arena, self._named())
+        self._streams = memory
+        self._arena = Arena(memory.arena, self._named(STREAM_ARENA))
+        self._lent: dict[int, Lent | None] = {}  # the applications' memories, once they are needed
+        self._kept: dict[int, list[int]] = {}  # {handle: rings that its application may still read}
 
-    def _named(self) -> Iterable[int]:
+    def _named(self, home: int) -> Iterable[int]:
         for number in self._slots.used:
-            yield from (reference for reference in _HOT.unpack_from(self._memory, number * SLOT_OCTETS + _HOT_AT)[:2]
-                        if reference)
+            yield from (reference & REFERENCE_MASK
+                        for reference in _HOT.unpack_from(self._memory, number * SLOT_OCTETS + _HOT_AT)[:2]
+                        if reference and reference >> HOME_SHIFT == home)
+
+    def _lent_by(self, home: int) -> Lent | None:
+        if home not in self._lent:
+            mapping = self._streams.application(home)
+            self._lent[home] = Lent(mapping, home, self._named(home)) if mapping is not None else None
+        return self._lent[home]
+
+    def lends(self, home: int, token: int) -> bool:
+        """See `Rings`."""
+        lent = self._lent_by(home) if self._shared else None
+        return lent is not None and token != 0 and lent.rings.facts[TOKEN] == token
+
+    def written(self, ring: Ring) -> int:
+        """See `Rings`."""
+        lent = self._lent_by(ring.home)
+        return lent.rings.written[block_of(ring.reference)] if lent is not None else 0
+
+    def keep(self, handle: int, ring: Ring) -> None:
+        """See `Rings`."""
+        self._kept.setdefault(handle, []).append(ring.reference)
+
+    def closed(self, handle: int) -> None:
+        """See `Rings`."""
+        self._released += self._kept.pop(handle, ())
+
+    def _ring(self, reference: int) -> Ring | None:
+        """The ring that a slot names."""
+        home = reference >> HOME_SHIFT
+        if home == STREAM_ARENA:
+            return self._arena.ring(reference)
+        lent = self._lent_by(home)
+        return lent.ring(reference) if lent is not None else None
 
     def new_handle(self) -> int:
         """See `Cells`."""
@@ -100,8 +138,11 @@ class Durable:
         """Of rings."""
         return self._arena.used
 
-    def take(self, octets: int) -> Ring | None:
+    def take(self, octets: int, home: int = STREAM_ARENA) -> Ring | None:
         """See `Rings`."""
+        if home != STREAM_ARENA:
+            lent = self._lent_by(home)
+            return lent.take(octets) if lent is not None else None
         reference = self._arena.allocate(octets)
         if not reference and self._leaving:
             self._free_left(self._leaving[-1][0])
@@ -112,7 +153,7 @@ class Durable:
 
     def held(self, ring: Ring, offset: int, length: int) -> Held | None:
         """See `Rings`."""
-        return Held(ring.reference, offset, length, STREAM_ARENA) if self._shared else None
+        return Held(ring.reference & REFERENCE_MASK, offset, length, ring.home) if self._shared else None
 
     def give(self, ring: Ring) -> None:
         """See `Rings`. It is free when the turn is stored: until then a slot may refer to it."""
@@ -124,6 +165,10 @@ class Durable:
             # references to them may be on their way to link
             free_at = now + LEAVING_S if self._shared else now
             self._leaving += [(free_at, reference) for reference in self._released]
+            for reference in self._released:
+                lent = self._lent_by(reference >> HOME_SHIFT) if reference >> HOME_SHIFT else None
+                if lent is not None:
+                    lent.retire(reference & REFERENCE_MASK)
             self._released.clear()
             self._free_left(now)
             due = self._leaving[0][0] if self._leaving else now + IDLE_S
@@ -132,12 +177,19 @@ class Durable:
     def _free_left(self, now: float) -> None:
         leaving = self._leaving
         while leaving and leaving[0][0] <= now:
-            self._arena.free(leaving.popleft()[1], now)
+            reference = leaving.popleft()[1]
+            home = reference >> HOME_SHIFT
+            lent = self._lent_by(home) if home != STREAM_ARENA else None
+            if lent is not None:
+                lent.free(reference & REFERENCE_MASK, now)
+            else:
+                self._arena.free(reference, now)
 
     def trim(self, now: float) -> None:
         """See `Rings`."""
         self._free_left(now)
-        due = self._arena.trim(now)
+        dues = [lent.arena.trim(now) for lent in self._lent.values() if lent is not None]
+        due = min((at for at in (self._arena.trim(now), *dues) if at is not None), default=None)
         leaving = self._leaving
         self.trim_at = leaving[0][0] if leaving and (due is None or leaving[0][0] < due) else due
 
@@ -161,7 +213,7 @@ class Durable:
             conn.snd_una, conn.rcv_nxt, 0 if fin_at is None else fin_at + 1, conn.advertised, conn.read,
             conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, conn.snd_window, conn.window_max, conn.rcv_limit,
             conn.send_limit, wait or 0.0, conn.last_ack_sent)  # a window is less than 2**30 (RFC 7323 section 2.3)
-        identity = conn.state, conn.handle, conn.accept_number, conn.mss
+        identity = conn.state, conn.handle, conn.accept_number, conn.mss, conn.home
         if identity != conn.stored:
             conn.stored = identity
             _IDENTITY.pack_into(self._memory, at + _IDENTITY_AT, *_identity(conn))
@@ -203,7 +255,7 @@ class Durable:
     def _load(self, number: int, engine: Engine, calls: Calls) -> Connection | None:
         at, memory = number * SLOT_OCTETS, self._memory
         (handle, listener, accept_number, port, peer_port, octets, flags, peer_scale, own_scale, local, peer, iss, irs,
-         offset, mss, peer_mss, own_mss, path_mss) = _IDENTITY.unpack_from(memory, at + _IDENTITY_AT)
+         offset, mss, peer_mss, own_mss, path_mss, home) = _IDENTITY.unpack_from(memory, at + _IDENTITY_AT)
         hot = _HOT.unpack_from(memory, at + _HOT_AT)
         state = self._slots.state(number)
         if octets not in (4, 16) or not 0 < state < 12 or peer_scale > 14 or own_scale > 14:
@@ -218,6 +270,7 @@ class Durable:
         conn.scale_ok, conn.timestamps_ok = bool(flags & _SCALE), bool(flags & _TIMESTAMPS)
         conn.sack_ok, conn.automatic = bool(flags & _SACK), bool(flags & _AUTOMATIC)
         conn.ecn_ok = bool(flags & _ECN)
+        conn.home = home if self._lent_by(home) is not None else STREAM_ARENA
         self._load_hot(conn, hot, engine.now)
         conn.state = _state_of(conn, state)
         conn.stored = None
@@ -227,7 +280,7 @@ class Durable:
             conn.recovery.restored(conn.snd_una, conn.snd_nxt, engine.now)
         if conn.state == tcb.TIME_WAIT:
             engine.in_time_wait(conn)
-        conn.room_said = conn.snd_una + conn.send_limit
+        conn.room_said = conn.snd_una + conn.buffer_octets
         engine.lookup.add(conn)
         if handle != ORPHAN:
             engine.lookup.by_handle[handle] = conn
@@ -240,8 +293,8 @@ class Durable:
     def _load_hot(self, conn: Connection, hot: tuple[Any, ...], now: float) -> None:
         (send, receive, written, end, snd_nxt, snd_una, rcv_nxt, fin_at, advertised, read, ts_recent, ts_recent_at,
          snd_window, window_max, rcv_limit, send_limit, wait, last_ack_sent) = hot
-        conn.send_ring = self._arena.ring(send) if send else None
-        conn.receive_ring = self._arena.ring(receive) if receive else None
+        conn.send_ring = self._ring(send) if send else None
+        conn.receive_ring = self._ring(receive) if receive else None
         conn.written = max(written, 1)
         conn.end = end - 1 if end else None
         final = conn.written + (conn.end is not None)
@@ -269,7 +322,7 @@ def _identity(conn: Connection) -> tuple[Any, ...]:
              | conn.automatic * _AUTOMATIC | options.reuse_address * _SHARE_ADDRESS | options.reuse_port * _SHARE_PORT)
     return (conn.handle, conn.listener, conn.accept_number, ends.port, ends.peer_port, len(ends.local), flags,
             conn.peer_scale, conn.own_scale, ends.local, ends.peer, conn.iss, conn.irs, conn.timestamp_offset,
-            conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss)
+            conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss, conn.home)
 
 
 def _options_of(listener: int, flags: int, calls: Calls) -> StreamState:

@@ -28,6 +28,8 @@ from layers.tcp.timers import Timers
 from packets.tcp import NO_OPTIONS, Segment
 
 TIME_WAIT_MAX = 16384  # connections in TIME-WAIT; beyond, the oldest ends (Linux: net.ipv4.tcp_max_tw_buckets)
+SEND_RING_OCTETS = 1 << 20  # of a ring in the memory of an application, which does not grow
+HELD_OCTETS_MIN = 2048  # shorter text goes to the application in the record
 SEND_LIMIT = 1 << 18  # initial limit of octets that are written but not acknowledged
 IP_AND_TCP_OCTETS = {4: 40, 16: 60}  # headers without options, by the octets of an address
 
@@ -69,8 +71,11 @@ class Above(Protocol):
     def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
         """STREAM."""
 
-    def room(self, handle: int, flags: int, taken: int, acked: int, limit: int) -> None:
-        """ROOM."""
+    def stream_held(self, handle: int, flags: int, offset: int, length: int, ring: Ring) -> None:
+        """STREAM_HELD."""
+
+    def room(self, handle: int, flags: int, taken: int, acked: int, limit: int, ring: Ring | None = None) -> None:
+        """ROOM. `ring`: for what the application writes."""
 
     def accepted(self, listener: int, handle: int, number: int, ends: Ends) -> None:
         """ACCEPTED."""
@@ -86,8 +91,20 @@ class Rings(Protocol):
     def may_grow(self) -> bool:
         """False while memory is scarce."""
 
-    def take(self, octets: int) -> Ring | None:
-        """A ring of that size; None: no memory."""
+    def take(self, octets: int, home: int = 0) -> Ring | None:
+        """A ring of that size; `home`: in the memory of that application, perhaps smaller. None: no memory."""
+
+    def lends(self, home: int, token: int) -> bool:
+        """True if there is the memory of an application with this number, and the token in it is this one."""
+
+    def written(self, ring: Ring) -> int:
+        """The octets of its stream that the application says it has written, for a ring in its memory."""
+
+    def keep(self, handle: int, ring: Ring) -> None:
+        """Its connection is gone; the application may read it until `closed`."""
+
+    def closed(self, handle: int) -> None:
+        """Return the rings that were kept for it."""
 
     def give(self, ring: Ring) -> None:
         """Return a ring."""
@@ -290,9 +307,13 @@ class Engine:
         listener = self.lookup.listeners.get(conn.listener)
         if listener is not None:
             listener.syn_queue.pop(conn, None)
-        for ring in (conn.send_ring, conn.receive_ring):
-            if ring is not None:
-                self.rings.give(ring)
+        if conn.send_ring is not None:
+            self.rings.give(conn.send_ring)
+        if conn.receive_ring is not None:
+            if conn.receive_ring.home and conn.handle != ORPHAN:  # what is unread may be read after the end
+                self.rings.keep(conn.handle, conn.receive_ring)
+            else:
+                self.rings.give(conn.receive_ring)
         conn.send_ring = conn.receive_ring = None
         conn.recovery = None
         conn.delayed_at = conn.persist_at = conn.keepalive_at = conn.cork_at = conn.wait_until = None
@@ -318,13 +339,16 @@ class Engine:
             return
         self.told(conn, start, octets)
 
-    def told(self, conn: Connection, start: int, octets: bytes | memoryview | None = None) -> None:
-        """Send STREAM records from `start` on."""
+    def told(self, conn: Connection, start: int, octets: bytes | memoryview | None = None, moved: bool = False) -> None:
+        """Send STREAM records from `start` on. `moved`: they are in another ring now."""
         end = conn.rcv_nxt if conn.fin_at is None else min(conn.rcv_nxt, conn.fin_at)
+        ring = conn.receive_ring
+        if ring is not None and ring.home and (moved or end - start >= HELD_OCTETS_MIN):
+            self.above.stream_held(conn.handle, 0, start - 1, end - start, ring)
+            return
         if octets is not None:
             self.above.stream(conn.handle, 0, start - 1, octets)
             return
-        ring = conn.receive_ring
         while start < end and ring is not None:
             size = min(end - start, 1 << 16)
             self.above.stream(conn.handle, 0, start - 1, ring.read(start - 1, size))
@@ -350,29 +374,64 @@ class Engine:
         """Send ROOM if it contains something new."""
         if conn.handle == ORPHAN:
             return
-        limit = conn.snd_una + conn.send_limit
+        ring = conn.send_ring if conn.send_ring is not None and conn.send_ring.home else None
+        buffer_octets = conn.buffer_octets
+        limit = conn.snd_una + buffer_octets
         if conn.options.notsent_lowat:
             limit = min(limit, conn.snd_nxt + conn.options.notsent_lowat)
         limit = max(limit, conn.room_said)
-        least = min(conn.send_limit // 4, conn.options.notsent_lowat // 2 or conn.send_limit)
+        least = min(buffer_octets // 4, conn.options.notsent_lowat // 2 or buffer_octets)
         if not (first or finished or resume) and limit - conn.room_said < least:
             everything = conn.snd_una >= conn.written
-            if not everything or conn.room_said - conn.written > conn.send_limit // 2:
+            if not everything or conn.room_said - conn.written > buffer_octets // 2:
                 return
         conn.room_said = limit
         acked = min(max(conn.snd_una, 1), conn.written)
         done = conn.end is not None and conn.snd_una > conn.end
-        self.above.room(conn.handle, (1 if resume else 0) | (2 if done else 0), conn.written - 1, acked - 1, limit - 1)
+        flags = (1 if resume else 0) | (2 if done else 0)
+        if ring is None:
+            self.above.room(conn.handle, flags, conn.written - 1, acked - 1, limit - 1)
+        else:
+            self.above.room(conn.handle, flags, conn.written - 1, acked - 1, limit - 1, ring)
 
     def freed(self, conn: Connection) -> None:
         """The peer has acknowledged more octets."""
         recovery = conn.recovery
         if (recovery is not None and not conn.options.send_buffer and 2 * recovery.cwnd > conn.send_limit
-                and conn.send_limit < RING_OCTETS_MAX and self.rings.may_grow):
+                and conn.send_limit == conn.buffer_octets < RING_OCTETS_MAX and self.rings.may_grow):
             conn.send_limit = min(conn.send_limit * 4, RING_OCTETS_MAX)
         self.room(conn)
 
     # -- from the application -------------------------------------------------------------------------------------
+
+    def lend(self, conn: Connection, home: int) -> None:
+        """The application's memory is used from now on for what it sends and receives, as far as there is room."""
+        conn.home = home
+        old = conn.send_ring
+        if old is not None and old.home:
+            return
+        ring = self.rings.take(SEND_RING_OCTETS, home)
+        if ring is None or conn.room_said - max(conn.snd_una, 1) > ring.size:
+            if ring is not None:
+                self.rings.give(ring)
+            return
+        if old is not None:
+            old.copy_to(ring, max(conn.snd_una, 1) - 1, conn.written - 1)
+            self.rings.give(old)
+        conn.send_ring = ring
+        if not conn.options.send_buffer:
+            conn.send_limit = ring.size
+        self.touch(conn)
+        self.room(conn, first=True)
+
+    def written_in_ring(self, conn: Connection, number: int, length: int) -> bool:
+        """The application has written octets from `number` on into the ring; False: there is no such room."""
+        ring = conn.send_ring
+        if ring is None or not ring.home or number + length - max(conn.snd_una, 1) > ring.size:
+            return False
+        conn.written = max(conn.written, number + length)
+        self.touch(conn)
+        return True
 
     def write(self, conn: Connection, number: int, octets: bytes | memoryview) -> bool:
         """Add octets to send from `number` on, which is at most `written`; False: no memory."""
@@ -382,6 +441,8 @@ class Engine:
             return True
         needed = start + len(fresh) - conn.snd_una
         ring = conn.send_ring
+        if ring is not None and ring.home and ring.size < needed:
+            return False
         if ring is None or ring.size < needed:
             larger = self.rings.take(size_for(needed))
             if larger is None:

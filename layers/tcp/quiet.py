@@ -52,7 +52,7 @@ class Quiet:
             if max(conn.last_sent, conn.last_text) + QUIET_S > now:
                 self.consider(conn, now)
                 continue
-            if conn.send_ring is not None:
+            if conn.send_ring is not None and not conn.send_ring.home:  # the application may write into its own
                 engine.rings.give(conn.send_ring)
                 conn.send_ring = None
             if conn.receive_ring is not None and not conn.out_of_order and not unread(conn):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp import history
+from layers.tcp import acknowledgment, history
 from layers.tcp.connection import Connection
 from layers.tcp.counters import Counters as C
 from layers.tcp.ring import size_for
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
+    from layers.tcp.ring import Ring
 
 RANGES_MAX = 64  # more ranges are not stored
 SACK_BLOCKS_KEPT = 4
@@ -72,12 +73,18 @@ def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
     """A ring for the octets from the first unread one to `end`."""
     ring = conn.receive_ring
     wanted = size_for(conn.rcv_limit)
-    if ring is not None and ring.size >= wanted:
+    moves = conn.home != 0 and (ring is None or ring.home == 0)  # into the memory of the application
+    if ring is not None and ring.size >= wanted and not moves:
         return end - conn.read <= ring.size
-    larger = engine.rings.take(wanted)
+    larger = _lent(engine, conn, ring, wanted) if conn.home else None
+    if larger is None:
+        if ring is not None and ring.home:
+            return end - conn.read <= ring.size
+        moves = False
+        larger = engine.rings.take(wanted)
     if larger is None:
         return ring is not None and end - conn.read <= ring.size
-    if ring is not None and larger.size <= ring.size:  # memory is scarce: use the present ring
+    if ring is not None and larger.size <= ring.size and not moves:  # memory is scarce: use the present ring
         engine.rings.give(larger)
         return end - conn.read <= ring.size
     if ring is not None:
@@ -86,7 +93,24 @@ def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
             ring.copy_to(larger, first - 1, last - 1)
         engine.rings.give(ring)
     conn.receive_ring = larger
+    if larger.home and ring is not None and conn.rcv_nxt > conn.read:
+        engine.told(conn, conn.read, moved=True)
     return end - conn.read <= larger.size
+
+
+def _lent(engine: Engine, conn: Connection, ring: Ring | None, wanted: int) -> Ring | None:
+    """A ring in the memory of the application; None: none that is better than `ring`."""
+    larger = engine.rings.take(wanted, conn.home)
+    least = 0 if ring is None else ring.size + (ring.home > 0)
+    if larger is not None and larger.size < least:
+        engine.rings.give(larger)
+        larger = None
+    if larger is None and (ring is None or not ring.home):
+        conn.home = 0  # its octets travel in records
+    elif larger is None or larger.size < wanted:  # do not try it for every segment
+        size = larger.size if larger is not None else ring.size if ring is not None else wanted
+        conn.rcv_limit = min(conn.rcv_limit, acknowledgment.limit_of(size))
+    return larger
 
 
 def _insert(conn: Connection, start: int, end: int) -> bool:

@@ -31,7 +31,15 @@ from layers.tcp.engine import Arrival
 from packets.checksum import verifies
 from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
 from usernet.pipe.messages import family_of
-from usernet.pipe.streams import ACCEPTED_HEADER, RESET_RECORD, ROOM_RECORD, STREAM_HEADER
+from usernet.pipe.rings import REFERENCE_MASK, Ring
+from usernet.pipe.streams import (
+    ACCEPTED_HEADER,
+    HELD_RECORD,
+    RESET_RECORD,
+    ROOM_OF_RING,
+    ROOM_RECORD,
+    STREAM_HEADER,
+)
 
 VIEW_OCTETS = 4096  # longer records are read in place; of shorter ones a copy is cheaper
 LOOPBACK_MTU = 65535
@@ -117,8 +125,17 @@ class Records:
         head = STREAM_HEADER.pack(handle, flags, offset)
         self.sends.append((topology.SOCKETS, messages.STREAM, b"".join((head, octets)) if octets else head))
 
-    def room(self, handle: int, flags: int, taken: int, acked: int, limit: int) -> None:
+    def stream_held(self, handle: int, flags: int, offset: int, length: int, ring: Ring) -> None:
         """See `Above`."""
+        record = HELD_RECORD.pack(handle, flags, offset, length, ring.reference & REFERENCE_MASK)
+        self.sends.append((topology.SOCKETS, messages.STREAM_HELD, record))
+
+    def room(self, handle: int, flags: int, taken: int, acked: int, limit: int, ring: Ring | None = None) -> None:
+        """See `Above`."""
+        if ring is not None:
+            record = ROOM_OF_RING.pack(handle, flags, taken, acked, limit, ring.reference & REFERENCE_MASK)
+            self.sends.append((topology.SOCKETS, messages.ROOM, record))
+            return
         self.sends.append((topology.SOCKETS, messages.ROOM, ROOM_RECORD.pack(handle, flags, taken, acked, limit)))
 
     def accepted(self, listener: int, handle: int, number: int, ends: Ends) -> None:

@@ -112,7 +112,8 @@ def test_a_layer_speaks_of_all_its_kinds_and_of_no_others(layer):
     mentioned = set().union(*map(names_of, modules)) & kinds
     allowed = {messages.KIND_NAMES[kind] for pipe in topology.PIPES if layer in (pipe.producer, pipe.consumer)
                for kind in pipe.kinds}
-    streams = {"STREAM", "READ", "ROOM", "ACCEPT", "ACCEPTED", "STREAM_RESET", "STREAM_INFO"}  # to come
+    streams = {"STREAM", "READ", "ROOM", "ACCEPT", "ACCEPTED", "STREAM_RESET", "STREAM_INFO", "STREAM_HELD",
+               "STREAM_MEMORY"}  # to come
     beyond = {"link": {"ETHERNET", "ETHERNET_HELD", "HELLO"},
               "sockets": {"REQUEST", "REPLY", "CREDIT"} | streams}.get(layer, set())
     beyond |= {"NOTICES"}

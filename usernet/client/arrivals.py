@@ -31,13 +31,14 @@ from usernet.pipe.streams import (
     RESET_RECORD,
     ROOM,
     STREAM,
+    STREAM_HELD,
     STREAM_INFO,
     STREAM_RESET,
     accepted_addresses,
 )
 from usernet.sockets.cmsg import with_options
 
-STREAM_KINDS = frozenset((STREAM, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
+STREAM_KINDS = frozenset((STREAM, STREAM_HELD, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
 
 _from_bytes = int.from_bytes
 
@@ -121,6 +122,8 @@ class Arrivals:
         sends: list[tuple[int, bytes]] = []
         if kind == STREAM:
             sends = box.take_stream(record)
+        elif kind == STREAM_HELD:
+            sends = box.take_held(record)
         elif kind == ROOM:
             sends = box.take_room(record)
             self._arrive(box)

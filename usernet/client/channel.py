@@ -71,7 +71,7 @@ class Line:
     def __init__(self, directory: int, inbox_path: Path, sending: CombiningLock[Any]) -> None:
         self.inbox_path = inbox_path
         self._directory = directory
-        here = f"/proc/self/fd/{directory}"  # valid even if the directory is renamed; and short enough for unix(7)
+        here = self.directory  # short enough for unix(7)
         self.closed = False
         self._sending = sending
         self._received: deque[bytes] = deque()
@@ -94,6 +94,11 @@ class Line:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.epoll.register(self._wake, select.EPOLLIN)
         self._outbox = self._poller.push(f"{here}/{SERVICE_SOCKET}")
+
+    @property
+    def directory(self) -> str:
+        """A path of the run directory that is valid even if it is renamed."""
+        return f"/proc/self/fd/{self._directory}"
 
     def alive(self) -> bool:
         """False after the stack was stopped: the inbox was removed with its run directory."""

@@ -32,6 +32,7 @@ from usernet.client.arrivals import Arrivals, queued
 from usernet.client.channel import Line, find
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
+from usernet.client.memory import Memory
 from usernet.client.readiness import Descriptor
 from usernet.client.requests import Requests, decode
 from usernet.client.sender import Frame, Sender
@@ -56,6 +57,7 @@ from usernet.pipe.run_dir import INBOXES
 from usernet.pipe.streams import (
     INFO_HEADER,
     STREAM_INFO,
+    STREAM_MEMORY,
 )
 
 CONNECT_TIMEOUT_S = 5.0
@@ -86,6 +88,8 @@ class Connection:
         self._requests = Requests()
         self._arrivals = Arrivals(self.readers, self.boxes, self._close_unwanted)
         self._incoming = Incoming()
+        self._memory: Memory | None = None
+        self._memory_refused = False
         self._looked = 0.0
         self._checked = monotonic()
         self._line = self._sender.line = Line(directory, self.inbox_path, self._sending)
@@ -406,6 +410,18 @@ class Connection:
         if not self.alive():
             return OSError(errno.ENETDOWN, f"the usernet stack in {self.run_dir} was taken down")
         return TimeoutError(errno.ETIMEDOUT, f"the usernet stack in {self.run_dir} did not answer {op!r}")
+
+    def share(self, box: StreamDescription) -> None:
+        """Offer tcp the memory of this process for the octets of a stream, if the stack has one for it."""
+        box.offered = True
+        if self._memory is None and not self._memory_refused:
+            try:
+                self._memory = Memory(self._line.directory)
+            except OSError:
+                self._memory_refused = True  # the octets travel in records
+        if self._memory is not None:
+            box.memory = self._memory
+            self.send_all([(STREAM_MEMORY, self._memory.offer(box.handle))])
 
     def open_socket(self, kind: str, protocol: int = 0) -> Description:
         """Open a socket. `protocol`: of a raw socket."""

@@ -4,6 +4,9 @@ An offset counts octets from the first one on, in each direction. Written octets
 (`taken`), and sent again if tcp reports a gap. Received octets are here until the application takes them, and tcp keeps
 them as long, so missing octets can be requested. Nothing here waits or does I/O: the methods return what to send as
 (kind, record).
+
+With a memory that is shared with the stack (`usernet.client.memory`), written octets are in a ring of it from the first
+on that tcp may not have stored, and the records only say how far it was written; received octets are in another ring.
 """
 
 from __future__ import annotations
@@ -12,17 +15,22 @@ import threading
 from collections import deque
 
 from usernet.client.description import Description
+from usernet.client.memory import Memory
+from usernet.pipe.rings import Ring
 from usernet.pipe.streams import (
     ACCEPT,
     ACCEPT_RECORD,
     FINISHED,
+    HELD_RECORD,
     READ,
     READ_RECORD,
     RESUME,
+    ROOM_OF_RING,
     ROOM_RECORD,
     STREAM,
     STREAM_END,
     STREAM_HEADER,
+    STREAM_HELD,
     STREAM_MORE,
     STREAM_URGENT,
 )
@@ -31,7 +39,24 @@ RECORD_OCTETS = 64240  # 44 segments of 1460 octets: what one frame of the TAP c
 READ_OCTETS = 32768  # a quarter of the initial receive buffer (Linux net.ipv4.tcp_rmem)
 READ_OCTETS_MIN = 4096  # below this, and with nothing left to read, tcp need not know at once
 
+HELD_OCTETS = 1 << 18  # written into the ring at a time, so that tcp begins to send meanwhile
+OFFER_OCTETS = 1 << 14  # from a call that sends so much on, the octets of a stream are in shared memory
+OFFER_AFTER_OCTETS = 1 << 16  # the same when so much has been received
+
 Sends = list[tuple[int, bytes]]
+
+
+class Piece:
+    """Octets that arrived and are in the ring."""
+
+    __slots__ = ("length", "offset")
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.offset = offset
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
 
 
 class StreamDescription(Description):
@@ -39,9 +64,9 @@ class StreamDescription(Description):
 
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "end", "established", "finished", "have", "head",
-        "incoming", "kept", "limit", "listener", "listening", "numbered", "read", "read_said", "reset",
-        "resume_asked", "sent_end", "taken", "taking", "unsent_low", "urgent", "urgent_hidden", "urgent_taken",
-        "writing", "written",
+        "incoming", "kept", "limit", "listener", "listening", "memory", "moved", "numbered", "offered", "read",
+        "read_said", "receive_ring", "reset", "resume_asked", "send_reference", "send_ring", "sent_end", "taken",
+        "taking", "unsent_low", "urgent", "urgent_hidden", "urgent_taken", "writing", "written",
     )  # fmt: skip
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -71,6 +96,12 @@ class StreamDescription(Description):
         self.urgent_taken = False  # MSG_OOB has returned it
         self.urgent_hidden = False  # a call that found only this octet does not find it again
         self.written = self.taken = self.acked = self.limit = 0
+        self.memory: Memory | None = None
+        self.offered = False  # tcp was offered the memory, or there is none
+        self.send_reference = 0  # of the ring that tcp has named; 0: octets to send travel in records
+        self.send_ring: Ring | None = None  # that ring, from the next write on
+        self.receive_ring: Ring | None = None  # where the pieces in `items` are
+        self.moved = False  # they have been moved to a ring that tcp is about to name
         self.kept: deque[tuple[int, bytes]] = deque()  # (offset, octets) written that tcp may not have stored
         self.sent_end = self.finished = False
         self.shut_for_writing = self.ended = False
@@ -140,10 +171,7 @@ class StreamDescription(Description):
             if not octets:
                 return []
         if offset > self.have:
-            if self.resume_asked == self.have:
-                return []
-            self.resume_asked = self.have
-            return [(READ, READ_RECORD.pack(self.handle, RESUME, self.read, self.have))]
+            return self._missing()
         known = self.have - offset
         if octets > known:
             self.items.append(record[STREAM_HEADER.size + known :])
@@ -161,9 +189,32 @@ class StreamDescription(Description):
                 self._take(1, peek=False)
             self.urgent, self.urgent_taken, self.urgent_hidden = mark, False, False
 
+    def take_held(self, record: bytes) -> Sends:
+        """STREAM_HELD: received octets in the ring. All that was not taken yet is in this ring now."""
+        _, _, offset, length, reference = HELD_RECORD.unpack(record)
+        ring = self.receive_ring
+        if self.memory is not None and (ring is None or ring.reference != reference):
+            ring = self.receive_ring = self.memory.ring(reference)
+        self.moved = ring is None
+        if offset > self.have:
+            return self._missing()
+        if offset + length > self.have:
+            self.items.append(Piece(self.have, offset + length - self.have))  # type: ignore[arg-type]
+            self.have = offset + length
+        return []
+
+    def _missing(self) -> Sends:
+        if self.resume_asked == self.have:
+            return []
+        self.resume_asked = self.have
+        return [(READ, READ_RECORD.pack(self.handle, RESUME, self.read, self.have))]
+
     def take_room(self, record: bytes) -> Sends:
         """ROOM: what tcp has stored, and how much more it accepts."""
-        _, flags, taken, acked, limit = ROOM_RECORD.unpack(record)
+        if len(record) == ROOM_OF_RING.size:
+            _, flags, taken, acked, limit, self.send_reference = ROOM_OF_RING.unpack(record)
+        else:
+            _, flags, taken, acked, limit = ROOM_RECORD.unpack(record)
         self.established = not self.reset
         self.taken, self.acked = max(self.taken, taken), max(self.acked, acked)
         self.limit = max(self.limit, limit)
@@ -175,6 +226,9 @@ class StreamDescription(Description):
 
     def _resume(self, taken: int) -> Sends:
         sends = [(READ, READ_RECORD.pack(self.handle, 0, self.read, self.have))]
+        ring = self.send_ring
+        if ring is not None and taken < self.written:
+            sends.append((STREAM_HELD, HELD_RECORD.pack(self.handle, 0, taken, self.written - taken, ring.reference)))
         for offset, octets in list(self.kept):
             if offset + len(octets) > taken:
                 sends.append((STREAM, STREAM_HEADER.pack(self.handle, 0, offset) + octets))
@@ -191,21 +245,52 @@ class StreamDescription(Description):
 
     # -- from the application -----------------------------------------------------------------------------------
 
-    def write(self, data: memoryview, flags: int) -> tuple[int, bytes]:
-        """Accept as much of `data` as fits into one record and the room: (number of octets, record).
+    def write(self, data: memoryview, flags: int) -> tuple[int, int, bytes]:
+        """Accept as much of `data` as fits into one record and the room: (number of octets, kind, record).
 
         Holding `writing`.
         """
+        if self.send_reference:
+            ring = self._adopted(self.send_reference)
+            if ring is not None:
+                return self._write_held(ring, data, flags)
         octets = bytes(data[: min(RECORD_OCTETS, self.limit - self.written)])
         offset = self.written
         self.written += len(octets)
         self.kept.append((offset, octets))
         if len(octets) < len(data):
             flags = flags & ~STREAM_URGENT | STREAM_MORE
-        return len(octets), STREAM_HEADER.pack(self.handle, flags, offset) + octets
+        return len(octets), STREAM, STREAM_HEADER.pack(self.handle, flags, offset) + octets
+
+    def _adopted(self, reference: int) -> Ring | None:
+        """The ring for octets to send; what tcp may not have stored is copied into it first."""
+        ring, memory = self.send_ring, self.memory
+        if ring is None and memory is not None:
+            ring = memory.ring(reference)
+            if ring is not None:
+                for offset, octets in list(self.kept):
+                    ring.write(offset, octets)
+                self.send_ring = ring
+                self.kept.clear()
+        # a ring that tcp has freed is not used for another stream at once, so there is time to write
+        return ring if ring is not None and memory is not None and memory.good(reference) else None
+
+    def _write_held(self, ring: Ring, data: memoryview, flags: int) -> tuple[int, int, bytes]:
+        assert self.memory is not None
+        count, offset = min(len(data), self.limit - self.written, HELD_OCTETS), self.written
+        ring.write(offset, data[:count])
+        self.written += count
+        self.memory.wrote(ring.reference, self.written)
+        if count < len(data):
+            flags = flags & ~STREAM_URGENT | STREAM_MORE
+        return count, STREAM_HELD, HELD_RECORD.pack(self.handle, flags, offset, count, ring.reference)
 
     def unwrite(self, octets: int) -> bool:
         """The last record could not be sent: undo `write`. False: another thread has written since."""
+        if self.send_ring is not None and self.memory is not None:
+            self.written -= octets
+            self.memory.wrote(self.send_ring.reference, self.written)
+            return True
         if not self.kept or len(self.kept[-1][1]) != octets or self.kept[-1][0] + octets != self.written:
             return False
         self.kept.pop()
@@ -243,16 +328,25 @@ class StreamDescription(Description):
         for item in self.items:
             if left < len(item):
                 self.urgent_taken = self.urgent_taken or not peek
+                if isinstance(item, Piece):
+                    ring = self.receive_ring
+                    return ring.read(item.offset + left, 1) if ring is not None else b""
                 return item[left : left + 1]
             left -= len(item)
         return b""
 
     def _take(self, count: int, peek: bool) -> bytes:
-        items, parts, left, head = self.items, [], count, self.head
-        at = 0
+        """Octets on either side of the urgent mark; none, with `moved` set: they are being moved."""
+        items, parts, left, head = self.items, list[bytes](), count, self.head
+        at, ring = 0, self.receive_ring
         while left > 0 and at < len(items):
             first = items[at]
-            part = first[head : head + left] if head or left < len(first) else first
+            if isinstance(first, Piece):
+                if ring is None:
+                    return self._lost()
+                part = ring.read(first.offset + head, min(left, first.length - head))
+            else:
+                part = first[head : head + left] if head or left < len(first) else first
             parts.append(part)
             left -= len(part)
             if head + len(part) < len(first):
@@ -260,12 +354,23 @@ class StreamDescription(Description):
                 break
             head = 0
             at += 1
+        if ring is not None and self.memory is not None and not self.memory.good(ring.reference):
+            return self._lost()
         if not peek:
             for _ in range(at):
                 items.popleft()
             self.head = head
             self.read += count - left
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _lost(self) -> bytes:
+        """The ring of the received octets is used for something else: tcp will name another, or has ended."""
+        if self.reset:
+            self.items.clear()
+            self.head, self.read = 0, self.have
+        else:
+            self.moved = True
+        return b""
 
     @property
     def unread(self) -> int:

@@ -12,18 +12,21 @@ from struct import Struct
 STREAM_KIND_MIN, STREAM_KIND_END = 160, 192  # stream kinds are from the first up to, but not including, the second
 
 STREAM = 160  # both ways: STREAM_HEADER + octets
-STREAM_HELD = 161  # both ways: STREAM_HEADER + length + a reference to octets in shared memory
+STREAM_HELD = 161  # both ways: HELD_RECORD, for octets in the memory of the application (usernet.pipe.rings)
 READ = 162  # down: READ_RECORD
-ROOM = 163  # up: ROOM_RECORD
+ROOM = 163  # up: ROOM_RECORD, or ROOM_OF_RING
 ACCEPT = 164  # down: ACCEPT_RECORD
 ACCEPTED = 165  # up: ACCEPTED_HEADER + local address + peer's address
 STREAM_RESET = 166  # up: RESET_RECORD
+STREAM_MEMORY = 168  # down: MEMORY_RECORD
 STREAM_INFO = 167  # both ways: INFO_HEADER; upwards then the answer
 
 STREAM_HEADER = Struct("<IIQ")  # handle, flags, offset of the first octet
-STREAM_LENGTH = Struct("<I")  # of a STREAM_HELD, in octets
+HELD_RECORD = Struct("<IIQIQ")  # STREAM_HELD: as STREAM_HEADER, length, the ring's reference
 READ_RECORD = Struct("<IIQQ")  # handle, flags, octets that the application has taken, octets that its process holds
 ROOM_RECORD = Struct("<IIQQQ")  # handle, flags, octets stored by tcp, octets acknowledged, limit of writing
+ROOM_OF_RING = Struct("<IIQQQQ")  # the same, and the reference of the ring for octets to send
+MEMORY_RECORD = Struct("<IIQ")  # handle, number of the application's memory, its token
 ACCEPT_RECORD = Struct("<IIQQ")  # listener, flags, connections stored, connections that may be handed up
 ACCEPTED_HEADER = Struct("<IIQHHBxH")  # listener, handle, number, local port, peer's port, family, interface
 RESET_RECORD = Struct("<II")  # handle, errno

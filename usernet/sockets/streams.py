@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor, StreamDescriptor
-from usernet.client.streams import StreamDescription
+from usernet.client.streams import OFFER_AFTER_OCTETS, OFFER_OCTETS, StreamDescription
 from usernet.errors import os_error, timed_out, would_block
-from usernet.pipe.streams import INFO_ANSWER, READ, STREAM, STREAM_MORE, STREAM_URGENT
+from usernet.pipe.streams import INFO_ANSWER, READ, STREAM_MORE, STREAM_URGENT
 from usernet.sockets import cmsg
 from usernet.sockets.base import _KERNEL_SOCKET, BaseSocket, Received, into, judged
 from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, _octets, as_int
@@ -216,11 +216,13 @@ class StreamBehaviour(BaseSocket):
             self._check_writable(box)
             if not view:
                 return 0
+            if len(view) >= OFFER_OCTETS and box.established and not box.offered:
+                self._connection.share(box)
             with box.writing:
                 if box.established and box.limit > box.written:
                     asked = (STREAM_MORE if flags & _MORE else 0) | (STREAM_URGENT if flags & _OOB else 0)
-                    octets, record = box.write(view, asked)
-                    self._send_record(box, octets, record, timeout)
+                    octets, kind, record = box.write(view, asked)
+                    self._send_record(box, octets, kind, record, timeout)
                     self._changed(box)
                     return octets
             if deadline is not None and timeout != 0:
@@ -234,9 +236,10 @@ class StreamBehaviour(BaseSocket):
             raise timed_out()
         self._connection.readers.wait(box, left, box.writable)
 
-    def _send_record(self, box: StreamDescription, octets: int, record: bytes, timeout: float | None) -> None:
+    def _send_record(self, box: StreamDescription, octets: int, kind: int, record: bytes,
+                     timeout: float | None) -> None:
         try:
-            self._connection.send(STREAM, (record,), timeout)
+            self._connection.send(kind, (record,), timeout)
         except BaseException:
             box.unwrite(octets)
             raise
@@ -301,6 +304,8 @@ class StreamBehaviour(BaseSocket):
                 due = not peek and box.read_due()
             if due:
                 self._connection.send_all([(READ, box.reading())])
+            if box.have >= OFFER_AFTER_OCTETS and not box.offered and box.established:
+                self._connection.share(box)
             if data or box.urgent_hidden:
                 self._changed(box)
             if data:
@@ -322,7 +327,8 @@ class StreamBehaviour(BaseSocket):
             if box.at_end:
                 break
             try:
-                self._await(lambda: box.unread >= wanted or bool(box.error) or box.at_end_or_over, flags)
+                self._await(lambda: (box.unread >= wanted and not box.moved) or bool(box.error) or (
+                    box.at_end_or_over and not box.moved), flags)
             except OSError:
                 if parts:
                     break

@@ -153,7 +153,7 @@ class Host:
 
     def successor(self, seed: int) -> Host:
         """A host that takes over after this one's death: same memory, same applications."""
-        heir = Host(self.address, self.path_mtu, seed, self.memory, self.state, self.applications, self.super)
+        heir = type(self)(self.address, self.path_mtu, seed, self.memory, self.state, self.applications, self.super)
         heir.sent, heir.accepted_handles, heir.again = self.sent, self.accepted_handles, self.again
         heir.engine.now = self.engine.now
         for handle, stored in [(key, value) for key, value in self.state.items() if key < KEY_SECRET]:

@@ -1,0 +1,82 @@
+"""The memory that this process shares with one stack, for the octets of its streams (usernet.pipe.rings).
+
+The keeper creates it and sends its descriptor over the control socket, on request. A stack without this, or without a
+free memory, sends and receives the octets in records.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import mmap
+import os
+import socket
+import struct
+
+from usernet.pipe.rings import APPLICATION_OCTETS, TOKEN, ApplicationRings, Ring, block_of
+from usernet.pipe.run_dir import peer
+from usernet.pipe.streams import MEMORY_RECORD
+
+CONTROL_SOCKET = "control.sock"  # in the run directory
+ANSWER_TIMEOUT_S = 2.0
+ANSWER_OCTETS = 4096
+
+
+class Memory:
+    """The rings of this process. OSError: the stack has none for it."""
+
+    def __init__(self, directory: str) -> None:
+        """`directory`: a path of the run directory."""
+        self.number, descriptor = _lent(f"{directory}/{CONTROL_SOCKET}")
+        try:
+            self._rings = ApplicationRings(mmap.mmap(descriptor, APPLICATION_OCTETS))
+        except ValueError as error:
+            raise OSError(str(error)) from error
+        finally:
+            os.close(descriptor)
+
+    def offer(self, handle: int) -> bytes:
+        """The STREAM_MEMORY record that offers it for the octets of a stream."""
+        return MEMORY_RECORD.pack(handle, self.number, self._rings.facts[TOKEN])
+
+    def ring(self, reference: int) -> Ring | None:
+        """The ring with this reference; None: its memory is used for something else."""
+        return self._rings.ring(reference)
+
+    def good(self, reference: int) -> bool:
+        """True if the ring is still that of this reference: to be checked after copying."""
+        return self._rings.good(reference)
+
+    def wrote(self, reference: int, total: int) -> None:
+        """Say in the memory how many octets of its stream were written, so that they count even if this process ends
+        before the record about them has arrived."""
+        self._rings.written[block_of(reference)] = total
+
+
+def _lent(path: str) -> tuple[int, int]:
+    """(number, descriptor) of the memory for this process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(ANSWER_TIMEOUT_S)
+        line.connect(path)
+        if peer(line)[1] != os.geteuid():
+            raise PermissionError(f"the process that answers at {path} belongs to another user")
+        line.sendall(b'{"op": "memory"}\n')
+        answer, found = b"", array.array("i")
+        try:
+            while not answer.endswith(b"\n"):
+                octets, ancillary, _, _ = line.recvmsg(ANSWER_OCTETS, socket.CMSG_SPACE(found.itemsize))
+                for level, kind, data in ancillary:
+                    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                        found.frombytes(data[: len(data) - len(data) % found.itemsize])
+                if not octets:
+                    break
+                answer += octets
+            number = json.loads(answer)["ok"]["number"]
+            if len(found) != 1 or not isinstance(number, int):
+                raise ValueError("no descriptor")
+            return number, found.pop()
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise OSError(f"the keeper has no memory for this process: {answer!r}") from error
+        finally:
+            for descriptor in found:
+                os.close(descriptor)
