@@ -87,7 +87,6 @@ class Keeper:
             pipes=options.implementation(), dns=options.name_servers(), cookie=draw_cookie(), layers=options.layers(),
             accept_redirects=options.accept_redirects, offload=offload, epoch=time.time() - time.monotonic(),
             owner=os.geteuid(), sysctl=options.settings(), record_crashes=options.record_crashes)
-        self._shared = SharedMemory()
         self.shared = SharedMemory()
         self.layers = {name: ManagedLayer(name, Resources(name, held.here), self) for name in self._config.layers}
         self.taps = Taps(self.layers)
