@@ -58,12 +58,15 @@ POISON_MAX = 16
 WRITTEN_SHIFT = 16  # the number of that frame is shifted by this; below it is the number of its written records
 
 JOURNAL_OCTETS = 1 << 20
+# Of a layer that streams pass: what applications and peers send while its neighbour is away. Closes and other control
+# follow the octets in the same journal, so these must not push them out.
+STREAMS_JOURNAL_OCTETS = 1 << 23
 SCRATCH_OCTETS = 1 << 17
 STORE_ARENA_OCTETS = 1 << 26  # of address space; a page uses memory only after it is written
 
 _WORDS_OCTETS = 8 * WORDS
 _JOURNAL_AT = _WORDS_OCTETS
-_SCRATCH_AT = _JOURNAL_AT + JOURNAL_OCTETS
+_SCRATCH_AT = _JOURNAL_AT + STREAMS_JOURNAL_OCTETS
 _STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
 _TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
 TAPS_MAX = 8  # maximum number of captures and meters
@@ -89,16 +92,16 @@ def _beat(view: memoryview) -> memoryview[float]:
 
 
 class Memory:
-    """A mapping of one durable memory."""
+    """A mapping of one durable memory. Every process of a layer uses the same number of octets for the journal."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, journal_octets: int = JOURNAL_OCTETS) -> None:
         self._map = mmap.mmap(descriptor, TOTAL_OCTETS)
         view = memoryview(self._map)
         self.words = view[:_WORDS_OCTETS].cast("Q")
         self.beat = _beat(view)
         self.bus_counters = self.words[BUS_COUNTERS : BUS_COUNTERS + BUS_COUNTERS_MAX]
         self.counters = self.words[COUNTERS : COUNTERS + COUNTERS_MAX]
-        self.journal = view[_JOURNAL_AT:_SCRATCH_AT]
+        self.journal = view[_JOURNAL_AT : _JOURNAL_AT + journal_octets]
         self.scratch = view[_SCRATCH_AT:_STORE_AT]
         self.arenas = (
             view[_STORE_AT : _STORE_AT + STORE_ARENA_OCTETS],

@@ -22,7 +22,7 @@ from bus.runtime.backlog import Backlog
 from bus.runtime.inbox import Inbox
 from bus.runtime.turn import Turn
 from usernet.pipe.contract import Push
-from usernet.pipe.frame import MAX_RECORDS, pack_frame, with_incarnation
+from usernet.pipe.frame import MAX_RECORDS, kind_of, pack_frame, with_incarnation
 from usernet.pipe.messages import HELLO, RESUME
 from usernet.pipe.numbering import Resume, encode
 from usernet.pipe.streams import is_stream
@@ -34,6 +34,8 @@ PACK_OCTETS = 1 << 16
 BACKLOG_RECORDS = 1024
 # Frames of the journal that a starting producer repeats at once; it repeats more when the consumer answers.
 REPEAT_AT_START = 16
+
+MANY_OCTETS = 1 << 21
 
 assert PACK_RECORDS <= MAX_RECORDS
 
@@ -87,8 +89,11 @@ class Outbox:
 
     @property
     def unread_octets(self) -> int:
-        """Octets of the frames that wait for room: control, and what was queued before it."""
-        return sum(map(len, self._frames))
+        """Octets of the frames that wait for room; if they are many, without streams, which credit bounds."""
+        octets = sum(map(len, self._frames))
+        if octets > MANY_OCTETS:
+            octets -= sum(len(frame) for frame in self._frames if is_stream(kind_of(frame)))
+        return octets
 
     def close(self) -> None:
         """Close the socket; what waits is dropped."""

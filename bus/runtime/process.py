@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bus import topology
+from bus import messages, topology
 from bus.config import StackConfig, encode
 from bus.counters import CounterSet
 from bus.durable import layout
@@ -77,7 +77,10 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     if word != "go":
         return
     incarnation, _, asked = rest.partition(" ")
-    durable = layout.Memory(spawned.memory_fd)
+    has_streams = any(messages.STREAM in kinds for kinds in
+                      topology.inputs(spawned.layer, spawned.config.layers).values())
+    durable = layout.Memory(spawned.memory_fd,
+                            layout.STREAMS_JOURNAL_OCTETS if has_streams else layout.JOURNAL_OCTETS)
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
     taps_asked = msgspec.json.decode(asked, type=TapRequests)

@@ -125,6 +125,8 @@ class Calls:
                 port = self._free_port()
             elif engine.lookup.ports.clashes(handle, port, claim):
                 raise OSError(errno.EADDRINUSE, "the port is in use")
+        elif fresh and conn is not None and self._began(conn, wanted, before):
+            fresh, local, port = False, conn.ends.local, conn.ends.port
         elif fresh and conn is not None:
             raise OSError(errno.EISCONN if conn.state not in (SYN_SENT, SYN_RECEIVED) else errno.EALREADY, "connected")
         if fresh:
@@ -137,6 +139,12 @@ class Calls:
         if conn is not None:
             self._adjust(conn, wanted)
         return socket
+
+    @staticmethod
+    def _began(conn: Connection, wanted: StreamState, before: Socket | None) -> bool:
+        """True if the turn of this very connect stored the connection and was then cut short by a SIGKILL."""
+        return (not conn.listener and conn.ends.peer_port == wanted.peer_port and wanted.peer in (b"", conn.ends.peer)
+                and (before is None or not before.declared.connect or before.failed != 0))
 
     def _hold(self, socket: Socket, automatic: bool = False) -> None:
         declared = socket.declared

@@ -182,7 +182,7 @@ class Load:
         time.sleep(0.3)  # what is under way arrives
         self.board.cells[Switchboard.STOP] = 1
         for role, process in self.processes.items():
-            if process.wait(timeout=10):
+            if process.wait(timeout=40):
                 raise RuntimeError(f"load process {role} ended with status {process.returncode}")
 
 

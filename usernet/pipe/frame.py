@@ -45,6 +45,11 @@ def of_version(frame: bytes, version: int) -> bytes:
     return bytes((version,)) + frame[1:]
 
 
+def kind_of(frame: bytes) -> int:
+    """The kind of the records in a frame that `pack_frame` made."""
+    return frame[1]
+
+
 class FrameError(ValueError):
     """The octets are not a valid frame; the text says why."""
 

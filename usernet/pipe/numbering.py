@@ -18,7 +18,7 @@ import msgspec
 from usernet.pipe.frame import HEADER, VERSION, decoder
 
 REPLAY_FRAMES_MAX = 512  # more than a pipe holds while the service hangs
-REPLAY_OCTETS_MAX = 1 << 20
+REPLAY_OCTETS_MAX = 1 << 22  # what a stream may send while the service is away
 
 SequenceNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # msgspec's limit, which no pipe ever reaches
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import sys
 from pathlib import Path
 
 import pytest
 
+from bus.streams import StreamState
 from tests.unit.tcp.host import KEY_HANDLES, A, B, Death, Host, World, pair
 from tests.unit.tcp.test_hostile_link import hostile
 from tests.unit.tcp.test_streams import octets
@@ -111,3 +113,22 @@ def test_slots_of_code_with_another_layout_are_not_misread():
     assert not heir.engine.lookup.connections
     assert heir.state_of(left) == "CLOSED"
     assert heir.set(2, peer=B, peer_port=80, connect=1) == 0
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_connect_whose_turn_was_cut_short_after_the_connection_was_stored_is_not_refused(bound):
+    host = Host(A)
+    if bound:
+        assert host.set(5, port=4000, bind=True) == 0
+    before = host.state.get(5)
+    wanted = {"peer": B, "peer_port": 80, "connect": 1, "port": 4000 if bound else 0}
+    host.calls.set(StreamState(handle=5, request=2, **wanted))
+    if before is None:
+        del host.state[5]
+    else:
+        host.state[5] = before
+    heir = host.successor(9)
+    assert heir.set(5, request=2, **wanted) == 0
+    assert len(heir.engine.lookup.connections) == 1
+    assert heir.state_of(5) == "SYN-SENT"
+    assert heir.set(5, request=3, **{**wanted, "connect": 2}) == errno.EALREADY
