@@ -807,8 +807,8 @@ def test_credit_is_batched(pair, monkeypatch):
     first, second = pair
     kinds = []
     connection = first._connection
-    number = connection._number
-    monkeypatch.setattr(connection, "_number", lambda kind, *rest: (kinds.append(kind), number(kind, *rest))[1])
+    send = connection.send
+    monkeypatch.setattr(connection, "send", lambda kind, *rest: (kinds.append(kind), send(kind, *rest))[1])
     for _ in range(200):
         second.sendto(bytes(64), first.getsockname())
         first.recv(100)

@@ -12,15 +12,16 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Callable
-from operator import methodcaller
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from usernet.errors import os_error
 
 Work = TypeVar("Work")
 
-# True if the calling thread holds it. RLock has had this method since Python 3.2; threading.Condition uses it.
-is_owned: Callable[[threading.RLock], bool] = methodcaller("_is_owned")
+# A function that returns True if the calling thread holds the lock: a method of RLock since Python 3.2, which
+# threading.Condition uses.
+owned_by_caller: Callable[[threading.RLock], Callable[[], bool]] = attrgetter("_is_owned")
 
 
 class CombiningLock(Generic[Work]):
@@ -30,22 +31,19 @@ class CombiningLock(Generic[Work]):
     manager in Python, an interrupt between acquiring and returning would leave it locked.)
     """
 
-    __slots__ = ("_do", "lock", "queue")
+    __slots__ = ("_do", "lock", "mine", "queue")
 
     def __init__(self, do: Callable[[Work], bool]) -> None:
         self._do = do
         # never acquired twice by a thread: it knows its owner from the moment it is acquired
         self.lock = threading.RLock()
+        # True if the calling thread holds it: then the caller is a destructor or a signal handler
+        self.mine = owned_by_caller(self.lock)
         self.queue: deque[Work] = deque()
-
-    @property
-    def mine(self) -> bool:
-        """True if the calling thread holds it: then the caller is a destructor or a signal handler."""
-        return is_owned(self.lock)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """As threading.Lock. EDEADLK: the caller would wait for itself."""
-        if self.mine:
+        if self.mine():
             if blocking:
                 raise os_error(errno.EDEADLK)
             return False

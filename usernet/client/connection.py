@@ -21,7 +21,6 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -83,7 +82,8 @@ class Connection:
         self.inbox_path = run_dir / INBOXES / inbox_name(1 + secrets.randbelow(INBOX_NUMBER_END - 1))
         self.readers = Readers(self._read)
         self._sender = Sender()
-        self._sending, self._number, self._unnumbered = self._sender.lock, self._sender.number, self._sender.unnumbered
+        self._sending, self._unnumbered = self._sender.lock, self._sender.unnumbered
+        self.send = self._sender.send  # after `glance`
         self.boxes: dict[int, Description] = {}  # {handle: socket}
         self._requests = Requests()
         self._arrivals = Arrivals(self.readers, self.boxes, self._close_unwanted)
@@ -148,7 +148,7 @@ class Connection:
         if self.welcome and self.alive():
             try:
                 self._await_service(linger_s)
-                self._number(BYE, (), max(0.0, deadline - monotonic()))
+                self.send(BYE, (), max(0.0, deadline - monotonic()))
             except OSError:
                 pass  # the service is restarting: it will find the inbox removed
         self._line.close()
@@ -193,7 +193,7 @@ class Connection:
 
     def _read(self, timeout: float | None) -> bool:
         """Wait for a frame and process it; False: none arrived. None: for ever, 0: do not wait."""
-        if self.down:
+        if self._sender.down:
             raise os_error(errno.ENETDOWN)
         frame = self._line.receive(ALIVE_INTERVAL_S if timeout is None or timeout > ALIVE_INTERVAL_S else timeout)
         if frame is None:
@@ -262,13 +262,16 @@ class Connection:
             for record in records:
                 self._replied(record)
         else:
-            self.send_all(self._arrivals.take(kind, records))
+            sends = self._arrivals.take(kind, records)
+            if sends:
+                self.send_all(sends)
 
     def stream_info(self, handle: int) -> bytes:
         """tcp's information about a connection: INFO_HEADER and struct tcp_info; empty if there is none."""
         box, number = self.readers.new_box(), self._requests.next_number()
         self._arrivals.infos[number] = box
         try:
+            self.glance()
             self.send(STREAM_INFO, (INFO_HEADER.pack(handle, 0, number),), REQUEST_TIMEOUT_S)
             self.readers.wait(box, REQUEST_TIMEOUT_S)
         finally:
@@ -326,19 +329,14 @@ class Connection:
                 self.send_all(box.recovering())
         for request in list(self._requests.under_way.values()):
             if request.sequence is not None:  # the same request gets the same answer
-                self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
+                self.send(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
     # -- sending ------------------------------------------------------------------------------------------------
-
-    def send(self, kind: int, records: Sequence[bytes], timeout: float | None) -> int:
-        """Send one frame; returns its number. Blocks while the pipe is full, at most for `timeout`."""
-        self.glance()
-        return self._number(kind, records, timeout)
 
     def send_all(self, sends: list[tuple[int, bytes]]) -> None:
         """Send control records."""
         for kind, record in sends:
-            self._number(kind, (record,), CONNECT_TIMEOUT_S)
+            self.send(kind, (record,), CONNECT_TIMEOUT_S)
 
     def _resume(self, done: int) -> None:
         """Repeat the frames that the service has not processed; encode requests whose frames are no longer stored
@@ -350,13 +348,13 @@ class Connection:
                 self._line.send(frame, CONNECT_TIMEOUT_S)
         for request in list(self._requests.under_way.values()):
             if request.sequence is not None and request.sequence < first:
-                self._number(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
+                self.send(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
 
     def credit(self, box: Description) -> None:
         """Return consumed receive buffer to the service."""
         octets, box.consumed = box.consumed, 0
         try:
-            self._number(CREDIT, (CREDIT_RECORD.pack(box.handle, min(octets, CREDIT_TOTAL - 1)),), 0)
+            self.send(CREDIT, (CREDIT_RECORD.pack(box.handle, min(octets, CREDIT_TOTAL - 1)),), 0)
         except BlockingIOError:
             box.consumed += octets  # the service is restarting: try again later
 
@@ -364,13 +362,13 @@ class Connection:
         """Report how much is queued, because the service has forgotten it."""
         records = [queued(box) for box in boxes]
         for start in range(0, len(records), MAX_RECORDS):
-            self._number(CREDIT, records[start : start + MAX_RECORDS], CONNECT_TIMEOUT_S)
+            self.send(CREDIT, records[start : start + MAX_RECORDS], CONNECT_TIMEOUT_S)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
     def request(self, op: str, **fields: object) -> dict[str, Any]:
         """Send a request and wait for the answer. OSError: the errno in the answer. TimeoutError: no answer."""
-        if self._sending.mine:
+        if self._sending.mine():
             raise os_error(errno.EDEADLK)  # a destructor or a signal handler during a send cannot wait
         box = self.readers.new_box()
         number = self._ask(op, fields, box)
@@ -398,7 +396,7 @@ class Connection:
         number, request = self._requests.new(op, fields, box)
         try:
             self.glance()
-            self._number(REQUEST, (request.record,), timeout, request)
+            self.send(REQUEST, (request.record,), timeout, request)
         except BaseException as error:
             self._requests.under_way.pop(number, None)
             if isinstance(error, TimeoutError):

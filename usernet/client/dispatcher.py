@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from usernet.client.combining import is_owned
+from usernet.client.combining import owned_by_caller
 from usernet.client.readiness import Descriptor
 from usernet.errors import os_error, timed_out, would_block
 
@@ -52,6 +52,7 @@ class Readers:
     def __init__(self, read: Callable[[float | None], bool]) -> None:
         self._read = read
         self.reading = threading.RLock()  # held by the leader; never acquired twice by a thread
+        self.leads = owned_by_caller(self.reading)
         # For the conditions of all mailboxes; acquired after `reading`, never before. A destructor may find that its
         # own thread holds it.
         self.lock = threading.RLock()
@@ -72,21 +73,23 @@ class Readers:
         while not until():
             if not self.served and self.lead():
                 try:
-                    while not (until() or self.served):
+                    while not self.served:
+                        if until():
+                            return
                         if not self._read(_left(deadline)) and deadline is not None and monotonic() >= deadline:
                             raise would_block() if timeout == 0 else timed_out()
                 finally:
                     self.leave()
             elif timeout == 0:
                 raise would_block()
-            elif is_owned(self.reading):
+            elif self.leads():
                 raise os_error(errno.EDEADLK)  # a destructor or a signal handler of the leading thread
             else:
                 self._follow(box, deadline, until)
 
     def lead(self) -> bool:
         """Become the leader if there is none; `leave` follows."""
-        return not is_owned(self.reading) and self.reading.acquire(blocking=False)
+        return not self.leads() and self.reading.acquire(blocking=False)
 
     def _led(self) -> bool:
         """While holding `lock`: True if there is a leader."""

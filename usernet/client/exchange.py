@@ -26,6 +26,7 @@ class Exchange:
 
     def send(self, data: bytes, timeout_s: float) -> None:
         """Send one datagram."""
+        self._connection.glance()
         self._connection.send(SEND, (self._header + data,), timeout_s)
 
     def receive(self, timeout_s: float) -> bytes:

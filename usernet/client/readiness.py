@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from usernet.client.combining import is_owned
+from usernet.client.combining import owned_by_caller
 
 
 def identity_of(number: int) -> str:
@@ -55,8 +55,8 @@ class Descriptor:
     def _look_again(self, wait: bool) -> None:
         # A thread that finds it held and does not wait has set `_changed` before; the holder checks that after
         # releasing.
-        busy = self._busy
-        while self._changed and not is_owned(busy) and busy.acquire(wait):
+        busy, mine = self._busy, owned_by_caller(self._busy)
+        while self._changed and not mine() and busy.acquire(wait):
             try:
                 while self._changed:
                     self._changed = False

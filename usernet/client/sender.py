@@ -41,11 +41,11 @@ class Sender:
         self.lock = CombiningLock(self._send_deferred)
         self.sent = ReplayBuffer()
 
-    def number(self, kind: int, records: Sequence[bytes], timeout: float | None,
-               request: Unanswered | None = None) -> int:
+    def send(self, kind: int, records: Sequence[bytes], timeout: float | None,
+             request: Unanswered | None = None) -> int:
         """Send one frame with the next number; returns it. Blocks while the pipe is full, at most for `timeout`."""
         sending = self.lock
-        if sending.mine:  # called by a destructor or a signal handler during a send
+        if sending.mine():  # called by a destructor or a signal handler during a send
             sending.defer(Frame(kind, records, request))
             return self.sent.sequence
         try:

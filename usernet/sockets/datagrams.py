@@ -261,6 +261,8 @@ class Datagrams:
         raised only if it was the first. The timeout is for each message to the stack.
         """
         box = self._box
+        if box is not _CLOSED:
+            self._connection.glance()
         if box.error or box.shut_for_writing:
             self._raise_error(writing=True)
         runs = Runs(segmenting=self._kind == PLAIN and bool(self._connection.welcome.get("segments")))
@@ -293,11 +295,11 @@ class Datagrams:
         if flags & _ERRQUEUE:
             return error_as_datagram(self._take_error())
         box = self._box
-        if box is not _CLOSED:
+        items = box.items
+        if items:  # otherwise the call reads anyway
             self._connection.glance()
         if box.error:
             self._raise_error()
-        items = box.items
         while True:
             try:
                 record = items[0] if flags & _PEEK else items.popleft()

@@ -239,6 +239,7 @@ class StreamBehaviour(BaseSocket):
     def _send_record(self, box: StreamDescription, octets: int, kind: int, record: bytes,
                      timeout: float | None) -> None:
         try:
+            self._connection.glance()
             self._connection.send(kind, (record,), timeout)
         except BaseException:
             box.unwrite(octets)
