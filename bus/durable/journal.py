@@ -18,7 +18,7 @@ repeated from its input, or all of it, and its input counts as done. Nothing is 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from struct import Struct
 from typing import Protocol
@@ -58,7 +58,7 @@ class Journal:
     """
 
     __slots__ = ("_carried", "_carried_octets", "_end", "_entries", "_free", "_last", "_need_max", "_rescued", "_ring",
-                 "_size", "_stored", "_took", "_words", "done")
+                 "_size", "_stored_octets", "_took", "_words", "done", "sent")
 
     def __init__(self, store: layout.Memory) -> None:
         self._words = store.words
@@ -67,7 +67,7 @@ class Journal:
         self._need_max = self._size // 4
         # (position, length, consumer, sequence number, times it was carried over)
         self._entries: deque[tuple[int, int, int, int, int]] = deque()
-        self._stored: dict[int, list[int]] = {}  # {consumer: [the highest sequence number, octets of its entries]}
+        self._stored_octets: defaultdict[int, int] = defaultdict(int)  # {consumer: octets of its entries}
         self._carried = self._carried_octets = 0  # entries that were carried over, or will be
         self._rescued: list[tuple[int, int, bytes, int, int, int, int]] = []  # arguments of `write`, which follows
         # end of the written part; the head in the words is the end of the published part
@@ -75,7 +75,9 @@ class Journal:
         self._free = 0  # up to this position no entry has to be removed
         self._last = 0  # offset of the newest entry
         self._took = False  # True if an entry of this turn contains its input already
-        self.done: dict[int, int] = {}  # {sender: number of its last frame} of the turns in the journal
+        # as found at the start, of the turns in the journal:
+        self.done: dict[int, int] = {}  # {sender: number of its last frame}
+        self.sent: dict[int, int] = {}  # {consumer: number of the last frame to it}
         self._load()
 
     def _load(self) -> None:
@@ -99,7 +101,8 @@ class Journal:
             if number:
                 self.done[sender] = number
             self._entries.append((position, length, consumer, sequence, 0))
-            self._count(consumer, sequence, _ENTRY_OCTETS + length)
+            self.sent[consumer] = max(sequence, self.sent.get(consumer, 0))  # one that was carried over is older
+            self._stored_octets[consumer] += _ENTRY_OCTETS + length
             position = end
         if not self._entries:
             self._words[layout.JOURNAL_TAIL] = head
@@ -107,7 +110,8 @@ class Journal:
     def _forget(self) -> None:
         """Damaged octets: start with an empty journal."""
         self._entries.clear()
-        self._stored.clear()
+        self._stored_octets.clear()
+        self.sent.clear()
         self._words[layout.JOURNAL_TAIL] = self._words[layout.JOURNAL_HEAD]
 
     def publish(self, taken: Iterable[Taken]) -> None:
@@ -149,7 +153,7 @@ class Journal:
         self._took = number != 0
         self._entries.append((start, length, consumer, sequence, carries))
         self._end = start + need
-        self._count(consumer, sequence, need)
+        self._stored_octets[consumer] += need
         while self._rescued and not carries:
             self.write(*self._rescued.pop())
 
@@ -167,22 +171,17 @@ class Journal:
         self._free = min(oldest + size, start - start % size + size)
         return start
 
-    def _count(self, consumer: int, sequence: int, octets: int) -> None:
-        stored = self._stored.get(consumer)
-        if stored is None:
-            self._stored[consumer] = [sequence, octets]
-        else:
-            if sequence > stored[0]:
-                stored[0] = sequence
-            stored[1] += octets
-
     def _remove_oldest(self) -> None:
         position, length, consumer, sequence, carries = self._entries.popleft()
-        need, stored = _ENTRY_OCTETS + length, self._stored[consumer]
+        need, stored = _ENTRY_OCTETS + length, self._stored_octets[consumer]
+        if stored > need:
+            self._stored_octets[consumer] = stored - need
+        else:
+            del self._stored_octets[consumer]
         if carries:
             self._carried -= 1
             self._carried_octets -= need
-        if (stored[1] <= SHARE_OCTETS and carries < CARRIES_MAX and consumer != _NOBODY
+        if (stored <= SHARE_OCTETS and carries < CARRIES_MAX and consumer != _NOBODY
                 and self._carried < ENTRIES_MAX // CARRIED_PART
                 and self._carried_octets + need <= self._size // CARRIED_PART):
             body = position % self._size + _ENTRY_OCTETS
@@ -190,9 +189,6 @@ class Journal:
             self._rescued.append((consumer, sequence, frame, 0, 0, _MARK, carries + 1))
             self._carried += 1
             self._carried_octets += need
-        stored[1] -= need
-        if not stored[1]:
-            del self._stored[consumer]
 
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
         """The stored frames for `consumer` with a number above `after` and no gap up to its last one, oldest first;
@@ -210,7 +206,3 @@ class Journal:
             body = position % self._size + _ENTRY_OCTETS
             frames.append((sequence, bytes(self._ring[body : body + length])))
         return frames
-
-    def last_sequence(self, consumer: int) -> int:
-        """The highest stored sequence number for `consumer`; 0: none is stored."""
-        return self._stored[consumer][0] if consumer in self._stored else 0

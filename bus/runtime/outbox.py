@@ -70,7 +70,7 @@ class Outbox:
         self._cell = cell
         self._touched = turn.touched
         self._incarnation = self._words[layout.INCARNATION]
-        self.sequence = max(self._words[cell], turn.journal.last_sequence(consumer))
+        self.sequence = max(self._words[cell], turn.journal.sent.get(consumer, 0))
         self.waits = False  # True while something has not left yet
         self._frames: deque[bytes] = deque()  # sealed and published frames that wait for room in the socket
         self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published
