@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import psutil
 
+from bus.durable import layout
 from bus.runtime import meter
 from cli.impair import describe as describe_impairment
+from cli.pipes import Pipe
 from cli.query import query
 from cli.watching import Measured, Meters
 from supervisor.control import Client, Refused, printable
@@ -46,7 +48,10 @@ class PipeRow(msgspec.Struct):
     records_s: float = 0.0
     mbit_s: float = 0.0
     records: int = 0
-    impaired: str = ""  # in tc's words; empty: not impaired; empty: not impaired
+    impaired: str = ""  # in tc's words; empty: not impaired
+    waiting: int = 0  # records that wait for room
+    drops: int = 0  # records that found no room, or that an impairment dropped
+    drops_s: float = 0.0
 
 
 class Snapshot(msgspec.Struct):
@@ -102,7 +107,7 @@ class Board:
             status["state"], status["uptime_s"], status["cores"],
             [self._layer(name, row, former, seconds, measured, former_measured, cpu, former_cpu)
              for name, row in status["layers"].items()],
-            _pipes(measured, former_measured, seconds, impaired),
+            _pipes(measured, former_measured, seconds, impaired, status, former),
             len(list(self._folder.glob("**/app-*.sock"))),
             _open(status, "sockets", "sockets_opened", "sockets_closed"),
             _open(status, "tcp", "connections_opened", "connections_closed"),
@@ -151,12 +156,21 @@ def _drops(row: dict[str, Any]) -> int:
         row["bus"][name] for name in ("bus_pipe_full", "bus_lost", "bus_impaired_lost", "bus_impaired_full"))
 
 
-def _pipes(measured: Measured | None, former: Measured | None, seconds: float, impaired: dict[str, str]
-           ) -> list[PipeRow]:
+def _queue(pipe: Pipe, status: dict[str, Any]) -> tuple[int, int]:
+    """(records of a pipe that wait, those that were dropped since the boot)."""
+    row = status["layers"].get(pipe.layer, {"pipes": {}})
+    waiting, dropped, dropped_in = row["pipes"].get(str(layout.pipe_cell(pipe.peer)), (0, 0, 0))
+    return (waiting, dropped) if pipe.sent else (0, dropped_in)
+
+
+def _pipes(measured: Measured | None, former: Measured | None, seconds: float, impaired: dict[str, str],
+           status: dict[str, Any], then: dict[str, Any]) -> list[PipeRow]:
     rows = []
     for pipe, flow in (measured.flows if measured else {}).items():
         before = former.flows.get(pipe, flow) if former else meter.Flow(0, 0)
+        waiting, drops = _queue(pipe, status)
         rows.append(PipeRow(pipe.name, pipe.producer, pipe.consumer, (flow.records - before.records) / seconds,
                             (flow.octets - before.octets) * 8 / seconds / 1e6, flow.records,
-                            impaired.get(pipe.name, "")))
+                            impaired.get(pipe.name, ""), waiting, drops,
+                            max(0.0, (drops - _queue(pipe, then)[1]) / seconds)))
     return rows

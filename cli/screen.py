@@ -26,7 +26,7 @@ from supervisor.control import NotRunning, Refused
 from supervisor.options import UsageError
 
 HELP = """\
-up, down    select a layer              s   sort pipes by rate or name, layers by drops
+up, down    select a layer              s   sort pipes by rate, name or drops
 r           restart the layer           i   impair: a pipe or flow and parameters, as in
 k           kill it (SIGKILL)               device --delay 20ms --loss 1%; or --clear
 p, space    pause this screen           +,- refresh less or more often
@@ -109,22 +109,25 @@ def _layers(snapshot: Snapshot, view: View) -> Table:
 def _pipes(snapshot: Snapshot, view: View, lines: int, width: int) -> Table:
     """The pipes, in as many columns as fit."""
     pipes = [pipe for pipe in snapshot.pipes if pipe.records or pipe.impaired] or snapshot.pipes
-    if view.sort != "name":
+    if view.sort == "drops":
+        pipes = sorted(pipes, key=lambda pipe: -pipe.drops)
+    elif view.sort == "rate":
         pipes = sorted(pipes, key=lambda pipe: -pipe.records_s)
-    columns = max(1, width // 38)
+    columns = max(1, width // 40)
     rows = max(1, lines - 1)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for _ in range(columns):
-        table.add_column("pipe", width=13, no_wrap=True)
-        table.add_column("in/s", justify="right", width=7, no_wrap=True)
-        table.add_column("Mbit/s", justify="right", width=9, no_wrap=True)
+        table.add_column("pipe", width=12, no_wrap=True)
+        for name, octets in (("/s", 5), ("Mbit/s", 6), ("queue", 5), ("drops", 6)):
+            table.add_column(name, justify="right", width=octets, no_wrap=True)
     shown = pipes[: rows * columns]
     rows = -(-len(shown) // columns)
     for row in range(rows):
         cells: list[RenderableType] = []
         for pipe in shown[row::rows]:
             cells += [Text(pipe.name, _YELLOW if pipe.impaired else ""), _number(pipe.records_s),
-                      f"{pipe.mbit_s:.2f}" if pipe.mbit_s else "."]
+                      f"{pipe.mbit_s:.{0 if pipe.mbit_s >= 1000 else 2}f}" if pipe.mbit_s else ".",
+                      _number(pipe.waiting), Text(_number(pipe.drops), _RED if pipe.drops_s else "")]
         table.add_row(*cells)
     return table
 

@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between two updates "
                         "(default %(default)s)")
     parser.add_argument("--sort", choices=("rate", "name", "drops"), default="rate", help="sort pipes by rate "
-                        "(default) or name, or layers by drops")
+                        "(default), name or drops, and layers by drops")
 
 
 def run(given: argparse.Namespace) -> int:

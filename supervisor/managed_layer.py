@@ -290,6 +290,7 @@ class ManagedLayer:
             "uptime_s": round(now - service.ready_at, 3) if process and service.ready_at is not None else 0.0,
             "counters": self.resources.counter_values(), "roles": self.resources.counters,
             "bus": self.resources.bus_counter_values(),
-            "waiting": self.resources.words.words[layout.WAITING], "notices": self.resources.standing_notices(),
+            "waiting": self.resources.words.words[layout.WAITING], "pipes": self.resources.pipe_values(),
+            "notices": self.resources.standing_notices(),
             "lock": self.resources.lock or {"missing": ["it was started with --unlocked"]},
         }

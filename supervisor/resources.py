@@ -54,6 +54,17 @@ class Resources:
         """The layer's own counters by name."""
         return dict(zip(self.counters, self.words.counters, strict=False))
 
+    def pipe_values(self) -> dict[str, list[int]]:
+        """Of each pipe where something waits or was dropped: [waiting, dropped, dropped on the way in].
+
+        The key is the place of the other end (`bus.durable.layout.pipe_cell`).
+        """
+        words = self.words.words
+        found = {str(cell): [words[first + cell] for first in (layout.PIPE_WAITING, layout.PIPE_DROPPED,
+                                                               layout.PIPE_DROPPED_IN)]
+                 for cell in range(layout.PIPE_CELLS)}
+        return {cell: values for cell, values in found.items() if any(values)}
+
     def bus_counter_values(self) -> dict[str, int]:
         """The bus's counters for the layer."""
         return dict(zip(PipeCounters.declared, self.words.bus_counters, strict=False))

@@ -45,7 +45,12 @@ BUS_COUNTERS = 64  # bus.counters.PipeCounters
 BUS_COUNTERS_MAX = 48
 WRITTEN = 112  # + layer id: the frames written to the device for the last frame from there (WRITTEN_SHIFT)
 COUNTERS = 128  # the layer's own
-COUNTERS_MAX = 376
+COUNTERS_MAX = 320
+# + pipe_cell(id): records of that pipe, from where they came or where they go
+PIPE_WAITING = 448  # wait for room, of those in WAITING
+PIPE_DROPPED = 465  # found no room, or were dropped by an impairment on the way out
+PIPE_DROPPED_IN = 482  # dropped by an impairment on the way in
+PIPE_CELLS = 17
 CLIENTS = 512  # + CLIENT_WORDS * place: see the CLIENT_ offsets
 CLIENT_WORDS = 8
 CLIENTS_MAX = 1984
@@ -72,8 +77,8 @@ _TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
 TAPS_MAX = 8  # maximum number of captures and meters
 TAP_OCTETS = 1 << 23  # for records that a capture has not read yet; uses memory only during a capture
 _CRASHES_AT = _TAPS_AT + TAPS_MAX * TAP_OCTETS
-CRASH_LOGS = 2  # of a process and of its predecessor (bus.runtime.crash_log)
-TOTAL_OCTETS = _CRASHES_AT + CRASH_LOGS * TAP_OCTETS
+CRASH_LOGS_MAX = 2  # of a process and of its predecessor (bus.runtime.crash_log)
+TOTAL_OCTETS = _CRASHES_AT + CRASH_LOGS_MAX * TAP_OCTETS
 STREAMS_OCTETS = 1 << 24  # beyond the rest: address space for the slots of bus.durable.stream_memory
 assert _WORDS_OCTETS % PAGE == 0
 
@@ -124,9 +129,14 @@ class Memory:
         return memoryview(self._map)[start : start + TAP_OCTETS]
 
 
+def pipe_cell(peer: int) -> int:
+    """The place of a pipe in PIPE_WAITING and so on: that of its other end; all applications have one place."""
+    return min(peer, PIPE_CELLS - 1)
+
+
 def crash_log_of(incarnation: int) -> int:
     """The number of the crash log of a process, for `tap` and `map_tap`."""
-    return TAPS_MAX + incarnation % CRASH_LOGS
+    return TAPS_MAX + incarnation % CRASH_LOGS_MAX
 
 
 def map_tap(descriptor: int, number: int) -> mmap.mmap:

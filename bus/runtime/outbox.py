@@ -44,6 +44,9 @@ def inherit(durable: layout.Memory) -> None:
     """At a start: count the data records that were lost in the backlogs of the former process."""
     durable.bus_counters[C.bus_pipe_full] += durable.words[layout.WAITING]
     durable.words[layout.WAITING] = 0
+    for cell in range(layout.PIPE_WAITING, layout.PIPE_DROPPED):
+        durable.words[cell + layout.PIPE_DROPPED - layout.PIPE_WAITING] += durable.words[cell]
+        durable.words[cell] = 0
 
 
 class Outbox:
@@ -98,8 +101,16 @@ class Outbox:
     def close(self) -> None:
         """Close the socket; what waits is dropped."""
         dropped = self._backlog.discard()
-        self._words[layout.WAITING] -= dropped
+        self._wait(-dropped)
         self.socket.close()
+
+    def _wait(self, more: int, dropped: int = 0) -> None:
+        """So many data records more wait for room, and so many found none."""
+        words, cell = self._words, layout.pipe_cell(self.consumer)
+        words[layout.WAITING] += more
+        words[layout.PIPE_WAITING + cell] += more
+        words[layout.PIPE_DROPPED + cell] += dropped
+        self._counters[C.bus_pipe_full] += dropped
 
     @property
     def fresh(self) -> bool:
@@ -142,8 +153,7 @@ class Outbox:
             self._seal_frame(kind, records)
         elif kind < messages.CONTROL_KIND_MIN or kind == messages.SOCKET_ERROR:
             kept = self._backlog.add_data(kind, records)
-            self._words[layout.WAITING] += kept
-            self._counters[C.bus_pipe_full] += len(records) - kept
+            self._wait(kept, len(records) - kept)
         elif is_stream(kind):
             self._backlog.add_stream(kind, records)
         else:
@@ -212,7 +222,7 @@ class Outbox:
     def _seal_backlog(self) -> None:
         """Make a frame of the oldest records of the backlog."""
         kind, records, data = self._backlog.pop(PACK_RECORDS, PACK_OCTETS)
-        self._words[layout.WAITING] -= data
+        self._wait(-data)
         self._seal_frame(kind, records)
 
     def greet(self, fields: dict[str, object]) -> None:

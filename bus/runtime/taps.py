@@ -80,6 +80,7 @@ class Taps:
                  held: Holdings = NO_HOLDINGS) -> None:
         self.plain = core
         self.core = core
+        self.words = durable.words
         self.counters = durable.counters
         self.bus_counters = durable.bus_counters
         self.drop_counters = tuple(drop_counters)
@@ -141,8 +142,11 @@ class _Disturber:
     def _note(self, item: Send, what: str) -> None:
         counter = _COUNTERS[what]
         self._taps.bus_counters[counter] += 1
-        if what in _DROPS and self.core is not None:
-            self.core.show_drop(item, BUS_COUNTER + counter)
+        if what in _DROPS:
+            first = layout.PIPE_DROPPED if self.request.sent else layout.PIPE_DROPPED_IN
+            self._taps.words[first + layout.pipe_cell(item[0])] += 1
+            if self.core is not None:
+                self.core.show_drop(item, BUS_COUNTER + counter)
 
     def offered(self, items: Iterable[Send], now: float) -> list[Send]:
         """The records that leave at once: of these, and of those held."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -106,6 +108,31 @@ def test_once_and_without_a_terminal(stack):
         assert "usernet" in done.stdout
         assert "\x1b" not in done.stdout
         assert " sockets " in done.stdout
+
+
+def test_queues_and_drops_of_each_pipe(stack):
+    stack.run("impair", "device:link", "--loss", "100%")
+    try:
+        stack.execute("ping", "-c", 3, "-i", 0.05, "-W", 0.2, STACK, status=None)
+    finally:
+        stack.run("impair", "--clear")
+    stack.execute("ping", "-c", 3, "-i", 0.05, STACK)
+    shown = stack.run("top", "--once", "--interval", "0.2", "--sort", "drops").stdout.splitlines()
+    (titles,) = (line.split() for line in shown if line.startswith("pipe"))
+    assert titles[:5] == ["pipe", "/s", "Mbit/s", "queue", "drops"]
+    first = shown[shown.index(next(line for line in shown if line.startswith("pipe"))) + 1].split()
+    assert first[0] == "device:link"
+    lost = stack.counters("link")["bus_impaired_lost"]
+    assert lost >= 1
+    assert float(first[4]) == lost
+    stopped = stack.pids()["udp"]
+    os.kill(stopped, signal.SIGSTOP)  # until the keeper replaces it, ip's records for it wait
+    with stack.kernel.udp() as peer:
+        for _ in range(200):
+            peer.sendto(b"x", (STACK, 9))
+    wait_for("udp", lambda: stack.pids()["udp"] != stopped and stack.serves())
+    os.kill(stack.pids()["udp"], 0)
+    assert stack.status()["layers"]["ip"]["pipes"].get("5", [0])[0] == 0  # nothing waits any more
 
 
 def test_without_colour(new_stack):

@@ -73,7 +73,11 @@ def test_ids_and_counters_have_their_cells_to_themselves():
     assert layout.DONE + top < layout.SENT
     assert layout.SENT + top < layout.BUS_COUNTERS
     assert layout.BUS_COUNTERS + layout.BUS_COUNTERS_MAX <= layout.COUNTERS
-    assert layout.COUNTERS + layout.COUNTERS_MAX <= layout.CLIENTS
+    assert layout.COUNTERS + layout.COUNTERS_MAX <= layout.PIPE_WAITING
+    assert top + 1 < layout.PIPE_CELLS == layout.PIPE_DROPPED - layout.PIPE_WAITING
+    assert layout.PIPE_CELLS == layout.PIPE_DROPPED_IN - layout.PIPE_DROPPED
+    assert layout.PIPE_DROPPED_IN + layout.PIPE_CELLS <= layout.OFFENDERS
+    assert layout.OFFENDERS + layout.OFFENDERS_MAX <= layout.CLIENTS
     assert len(PipeCounters.declared) <= layout.BUS_COUNTERS_MAX
     single = [value for name, value in vars(layout).items()
               if name.isupper() and isinstance(value, int) and 0 < value < layout.POISON

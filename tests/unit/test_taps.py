@@ -261,10 +261,17 @@ def test_of_a_core_with_clients_what_it_sends_for_them_is_seen_too():
 
 @pytest.mark.parametrize("core", [Relay, Doorman])
 def test_a_recording_core_has_the_calls_of_the_core_that_it_is_around(core):
+    class Sink:
+        every = most = 0
+
+        def put(self, octets: bytes) -> bool:
+            written.append(msgspec.msgpack.decode(octets))
+            return True
+
     plain, written = core(), []
     plain.neighbor_started = lambda sender, now: []
-    around = recorder.recorded(plain, recorder.Start("udp", 1, "", b"{}", b"", False), [],
-                               lambda octets: bool(written.append(msgspec.msgpack.decode(octets))) or True)
+    origin = recorder.Origin(recorder.Start("udp", 1, "", b"{}", b"", False), {}, {})
+    around = recorder.recorded(plain, origin, [], Sink())
     assert isinstance(around, ClientCore) == isinstance(plain, ClientCore)
     assert not isinstance(around, ManagedCore)
     around.receive(topology.LINK, m.PACKET, [b"record"], 1.0)
