@@ -112,11 +112,12 @@ class Rack:
 class TailProbe:
     """TLP of one connection."""
 
-    __slots__ = ("_resent", "end")
+    __slots__ = ("_resent", "end", "measured")
 
     def __init__(self) -> None:
         self.end: int | None = None  # TLP.end_seq: SND.NXT when the probe was sent; None: no probe is out
         self._resent = False  # TLP.is_retrans
+        self.measured = True  # section 7.3: a round trip was measured since the last probe, or there was none
 
     @staticmethod
     def timeout_s(rtt_s: float, flight: int, mss: int) -> float:
@@ -128,7 +129,7 @@ class TailProbe:
 
     def sent(self, nxt: int, resent: bool) -> None:
         """The probe was sent: a retransmission or a new segment."""
-        self.end, self._resent = nxt, resent
+        self.end, self._resent, self.measured = nxt, resent, False
 
     def acknowledged(self, una: int, dsack: bool, repeated: bool) -> bool:
         """Section 7.4.2: True if the probe repaired an undetected loss, so that the window must be reduced.

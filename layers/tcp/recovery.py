@@ -235,6 +235,7 @@ class Recovery:
         if rtt_s is not None:
             per_round = flight // (2 * self.mss)
             timer.sample(rtt_s, now, per_round if per_round > 1 else 1)
+            self._tail.measured = True
             if control.cwnd < control.ssthresh:
                 control.round_trip(rtt_s, una, board.nxt)
         if board.newest_sent_at and not board.newest_again:
@@ -273,6 +274,7 @@ class Recovery:
 
     def _measure(self, rtt_s: float, now: float) -> None:
         board = self.board
+        self._tail.measured = True
         self.timer.sample(rtt_s, now, max(1, board.flight // (2 * self.mss)))
         self.control.round_trip(rtt_s, board.una, board.nxt)
 
@@ -404,7 +406,7 @@ class Recovery:
         """RFC 8985 section 7.2; if the timeout would be earlier, the probe replaces it."""
         board, at = self.board, self._rto_at
         if (self._state != OPEN or at is None or not self.sack or board.sacked or board.lost or self._probe_due
-                or self._tail.end is not None or not self.timer.rtt_s):
+                or self._tail.end is not None or not self._tail.measured or not self.timer.rtt_s):
             return None
         probe_at = self._probe_from + self._tail.timeout_s(self.timer.rtt_s, board.nxt - board.una, self.mss)
         return probe_at if probe_at < at else at

@@ -75,6 +75,27 @@ def test_rfc8985_7_the_last_segments_are_probed_for_and_no_time_out_is_needed():
         assert it.timeouts == 0, lose
 
 
+def test_rfc8985_7_3_there_is_one_probe_and_none_before_a_round_trip_was_measured_again():
+    it = flow(10)
+    it.run()
+    recovery, now = it.recovery, it.clock.now
+    una = it.una
+    recovery.sent(una, una + MSS, now, True)
+    expiry = recovery.deadline
+    assert expiry < now + recovery.rto_s + 1e-9
+    assert not recovery.expire(expiry)  # a probe, not the time-out
+    assert recovery.lost() == (una, una + MSS)
+    assert recovery.allowance(expiry) >= MSS
+    recovery.sent(una, una + MSS, expiry, True)
+    assert recovery.deadline == pytest.approx(expiry + recovery.rto_s)  # no second probe: the time-out, anew
+    recovery.acknowledged(una + MSS, (), expiry + RTT_S, False, None)  # of which of both is open (Karn)
+    recovery.sent(una + MSS, una + 2 * MSS, expiry + RTT_S, True)
+    assert recovery.deadline == pytest.approx(expiry + RTT_S + recovery.rto_s)
+    recovery.acknowledged(una + 2 * MSS, (), expiry + 2 * RTT_S, False, None)
+    recovery.sent(una + 2 * MSS, una + 4 * MSS, expiry + 2 * RTT_S, True)
+    assert recovery.deadline < expiry + 2 * RTT_S + recovery.rto_s
+
+
 def test_rfc8985_3_2_a_retransmission_that_is_lost_is_sent_again_without_a_time_out():
     it = flow(1000, 150)
     resent = []

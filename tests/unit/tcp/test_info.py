@@ -98,4 +98,4 @@ def test_what_was_counted():
     assert sender["delivered"] == segments
     assert sender["segs_in"] == receiver["segs_out"]
     assert sender["advmss"] == mss == 1448
-    assert 0.2 * 100_000 / 0.02 < sender["delivery_rate"] < 100_000 / 0.02
+    assert 10 * mss / 0.02 / 2 < sender["delivery_rate"] < 100_000 / 0.02
