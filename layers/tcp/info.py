@@ -62,14 +62,15 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     def ago(at: float) -> int:
         return max(0, int((now - at) * 1000)) if at else 0
 
-    rtt, variance, cwnd, ssthresh, rto, backoffs, again, rate, reordered = 0.0, 0.0, 0, _UNLIMITED, 0.0, 0, 0, 0, 0
+    rtt, variance, cwnd, ssthresh, rto, backoffs, again = 0.0, 0.0, 0, _UNLIMITED, 0.0, 0, 0
+    rate, pace, reordered = 0, 0, 0
     state, least_us, unacked, sacked, lost, resent = CA_OPEN, 0xFFFFFFFF, 0, 0, 0, 0
     if recovery is not None:
         rtt, variance, cwnd = recovery.rtt_s, recovery.rtt_variance_s, max(1, recovery.cwnd // mss)
         ssthresh = min(_UNLIMITED, recovery.ssthresh // mss) if recovery.ssthresh < UNLIMITED else _UNLIMITED
         rto, backoffs, again = recovery.rto_s, recovery.backoffs, recovery.retransmits
         state = recovery.congestion_state
-        rate, reordered = int(recovery.delivery_rate), int(recovery.reordering_seen)
+        rate, pace, reordered = int(recovery.delivery_rate), int(recovery.pacing.rate), int(recovery.reordering_seen)
         if recovery.min_rtt_s:
             least_us = int(recovery.min_rtt_s * 1e6)
         board = recovery.board
@@ -86,7 +87,7 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
         conn.path_mss + 40, max(0, conn.advertised - conn.rcv_nxt), int(rtt * 1e6), int(variance * 1e6),
         ssthresh, cwnd, conn.own_mss - (12 if conn.timestamps_ok else 0), 3,
         0, conn.rcv_limit, again,
-        0, 0, acked, received,
+        pace, 0, acked, received,
         conn.segments_out, conn.segments_in, unsent, least_us, conn.data_segments_in, conn.data_segments_out,
         rate, 0, 0, 0, -(-acked // mss) + sacked, 0,
         max(conn.snd_nxt - 1, 0) + conn.octets_resent, conn.octets_resent,

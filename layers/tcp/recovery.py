@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layers.tcp import advisory
-from layers.tcp.congestion import DEFAULT, ECN, LOSS_WINDOW_SEGMENTS, TIMEOUT, CongestionControl, find
+from layers.tcp.congestion import DEFAULT, ECN, LOSS_WINDOW_SEGMENTS, TIMEOUT, CongestionControl, find, initial_window
 from layers.tcp.congestion import LOSS as BY_LOSS
+from layers.tcp.pacing import Pacing
 from layers.tcp.prr import ProportionalRateReduction
 from layers.tcp.rack import Rack, TailProbe
 from layers.tcp.retransmission import RTO_MIN_S, RetransmissionTimer
@@ -33,7 +34,7 @@ class Recovery:
     __slots__ = ("_asked", "_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more",
                  "_point", "_probe_due", "_probe_from", "_prr", "_rack", "_round_at", "_round_end", "_round_from",
                  "_rto_at", "_state", "_stored", "_syn_expiries", "_tail", "_used", "board", "control",
-                 "delivery_rate", "mss", "retransmits", "sack", "timer")
+                 "delivery_rate", "mss", "pacing", "retransmits", "sack", "timer")
 
     def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
         algorithm = find(congestion) or find(DEFAULT)  # the successor's code may lack the algorithm
@@ -44,6 +45,7 @@ class Recovery:
         self.timer = RetransmissionTimer()
         self.board = Scoreboard(mss)
         self.retransmits = 0  # number of retransmitted segments, in all
+        self.pacing = Pacing()
         self._rack = Rack()
         self._tail = TailProbe()
         self._doubt = Doubt()
@@ -147,7 +149,12 @@ class Recovery:
         room = int(self.control.cwnd) - pipe
         if room < self.mss and (self._probe_due or not pipe):
             return self.mss  # RFC 8985 section 7.3: a probe is sent whatever the window
-        return max(0, room)
+        if self._state != OPEN or room <= 0:
+            return max(0, room)
+        control = self.control
+        if not pipe:
+            self.pacing.starts(initial_window(self.mss))
+        return self.pacing.allowance(room, control.cwnd, control.in_slow_start, self.timer.rtt_s, self.mss, now)
 
     def sent(self, start: int, end: int, now: float, limited: bool) -> None:
         """[start, end) is sent now."""
@@ -155,6 +162,7 @@ class Recovery:
         again = start < board.nxt
         board.sent(start, end, now)
         self._last_sent = self._probe_from = now
+        self.pacing.sent(end - start, now)
         if self._prr is not None:
             self._prr.sent(end - start)
         if again:
@@ -341,6 +349,7 @@ class Recovery:
 
     def expire(self, now: float) -> bool:
         """The deadline has come; True: it was the timeout."""
+        self.pacing.due = None
         rack = self._rack
         timed_out = False
         probe_at = self._probe_at
@@ -398,6 +407,8 @@ class Recovery:
         probe_at = self._probe_at
         if probe_at is not None and (at is None or probe_at < at):
             at = probe_at
+        if (due := self.pacing.due) is not None and (at is None or due < at):
+            at = due
         due = self._rack.due if self._asking_until is None else self._asking_until
         return due if due is not None and (at is None or due < at) else at
 
@@ -413,7 +424,7 @@ class Recovery:
 
     def _idle(self) -> None:
         """Nothing is in flight."""
-        self._rto_at = self._rack.due = self._asking_until = None
+        self._rto_at = self._rack.due = self._asking_until = self.pacing.due = None
 
     # -- the window, the path, a successor -------------------------------------------------------------------------
 

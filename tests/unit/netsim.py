@@ -258,6 +258,8 @@ _OTHERS: tuple[tuple[str, Path, dict[str, Any]], ...] = (
     ("5 % twice, 20 ms", Path(duplicate=0.05), {}),
     ("10 Mbit/s, queue of 1000, 20 ms", Path(rate_bits=1e7), {}),
     ("10 Mbit/s, queue of 4, 20 ms", Path(rate_bits=1e7, queue=4), {}),
+    ("queue of 20, 20 ms", Path(queue=20), {}),
+    ("queue of 20, 100 ms", Path(rtt_s=0.1, queue=20), {}),
     ("window of 64 kB, 100 ms", Path(rtt_s=0.1), {"window": 65535}),
     ("no SACK, 1 % lost, 20 ms", Path(loss=0.01), {"sack": False}),
     ("no timestamps, 1 % lost, 20 ms", Path(loss=0.01), {"timestamps": False}),
