@@ -1,48 +1,23 @@
-"""Wireshark's expert analysis of a capture: what it finds wrong with the TCP in it.
-
-A stack whose segments are right, on a cable that loses nothing, gives it nothing to find; what a test provokes by loss
-or by a reader that sleeps, it names.
-"""
+"""A capture of what passes between a program and the kernel's end; tests/system/expert.py judges it."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.system import expert
 from tests.system.conftest import require_program
 
 from .worlds import World
 
-# Wireshark's words for what it finds, and ours for a kind of them. Everything else (SYN, FIN, window updates) is its
-# report of what a connection does.
-KINDS = {
-    "malformed": r"Malformed|Bogus|exceeds|is too short|is too long",
-    "checksum": r"[Bb]ad checksum|[Cc]hecksum.*(incorrect|bad)",
-    "retransmission": r"[Rr]etransmission",
-    "out of order": r"[Oo]ut-[Oo]f-[Oo]rder",
-    "lost": r"[Pp]revious segment",
-    "duplicate ACK": r"Duplicate ACK",
-    "zero window": r"[Zz]ero ?[Ww]indow",
-    "window full": r"window specified by the receiver is now completely full|[Ww]indow [Ff]ull",
-    "unseen": r"ACKed segment that wasn't captured|ACKed unseen segment",
-}
-
 
 def findings(capture: Path, only: str = "tcp") -> Counter[str]:
-    """How often each kind was found, of KINDS, in the frames of that display filter."""
-    done = subprocess.run(
-        [require_program("tshark"), "-r", str(capture), "-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE",
-         "--disable-protocol", "http", "-Y", f"_ws.expert and {only}", "-T", "fields", "-e", "_ws.expert.message"],
-        capture_output=True, text=True, check=True)
-    found: Counter[str] = Counter()
-    for line in done.stdout.splitlines():
-        found.update(kind for kind, pattern in KINDS.items() if re.search(pattern, line))
-    return found
+    """How often each kind was found, in the frames of that display filter."""
+    return expert.counted(expert.findings(require_program("tshark"), capture, only))
 
 
 @contextlib.contextmanager

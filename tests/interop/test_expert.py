@@ -48,7 +48,7 @@ def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_
     serve(world, "http_server.py", world.subject_address, PORT, small.parent)
     nft = program("nft")
     world.on_kernel(nft, "add table ip lossy; add chain ip lossy input { type filter hook input priority 0; }; "
-                         f"add rule ip lossy input tcp sport {PORT} numgen random mod 100 < 20 drop")
+                         f"add rule ip lossy input tcp sport {PORT} numgen random mod 100 < 5 drop")
     try:
         with captured(world, tmp_path / "pcap"):
             world.on_kernel(program("curl"), "-sSf", "-o", small.parent / "back",
@@ -59,13 +59,10 @@ def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_
 
 
 def _check(world: World, capture: Path, provoked: set[str]) -> None:
-    """Nothing but what was provoked, and a probe or two; some more of the kernel, which does not wait for a process.
-
-    Sums that the cable leaves to its other end (CHECKSUM_PARTIAL) are no fault.
-    """
+    """Nothing but what was provoked, and a probe or two; some more of the kernel, which does not wait for a process."""
     subject = findings(capture, f"ip.src == {world.subject_address}")
     kernel = findings(capture, f"ip.src == {world.kernel_address}")
     for found in subject, kernel:
-        assert set(found) - provoked - {"checksum"} - PROBED == set(), found
+        assert set(found) - provoked - PROBED == set(), found
     assert subject["retransmission"] + kernel["duplicate ACK"] <= 3, (subject, kernel)
     assert kernel["retransmission"] + subject["duplicate ACK"] <= 10, (subject, kernel)

@@ -11,11 +11,13 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from . import expert
 from .peers import ROOT, Stack
 
 
@@ -91,6 +93,36 @@ def stack(home: Path, tap: None) -> Iterator[Stack]:
         yield booted.up()
     finally:
         end_all([booted])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def judged(request: pytest.FixtureRequest) -> Iterator[list[expert.Ran]]:
+    """Captures the TAPs of a module of TCP, and has Wireshark's experts judge them at its end."""
+    ran: list[expert.Ran] = []
+    mark = request.node.get_closest_marker("tcp")
+    if mark is None:
+        yield ran
+        return
+    require_program("tcpdump")
+    captures = Path(tempfile.mkdtemp(prefix="un", dir="/tmp"))
+    captures.chmod(0o777)  # tcpdump gives up root
+    Stack.captures = captures, mark.kwargs.get("snaplen", 0)
+    try:
+        yield ran
+        unprovoked = expert.objections(require_program("tshark"), sorted(captures.iterdir()), ran)
+        assert not unprovoked, "the experts object:\n" + "\n".join(unprovoked)
+    finally:
+        Stack.captures = None
+        shutil.rmtree(captures, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def noted(request: pytest.FixtureRequest, judged: list[expert.Ran]) -> Iterator[None]:
+    """Notes for the experts when a test ran, and what it provokes."""
+    begun = time.time()
+    yield
+    provokes = {kind for mark in request.node.iter_markers("provokes") for kind in mark.args}
+    judged.append(expert.Ran(request.node.name, begun, time.time(), frozenset(provokes)))
 
 
 @pytest.fixture

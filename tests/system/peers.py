@@ -73,6 +73,9 @@ def titled(prefix: str) -> dict[int, str]:
 class Stack:
     """One stack, booted by the launcher. `checkout`: whose launcher; `home`: for its run and state directories."""
 
+    # Where every stack keeps what passes its TAP, if anywhere, and how many octets of a frame (tests/system/expert.py).
+    captures: tuple[Path, int] | None = None
+
     def __init__(self, home: Path, name: str, checkout: Path = ROOT) -> None:
         self.home, self.name, self.checkout = home, name, checkout
         self.run_dir = home / "usernet" / name
@@ -116,7 +119,18 @@ class Stack:
     def up(self, *flags: object) -> Stack:
         """Boot it."""
         self.run("up", "--detach", *flags)
+        if self.captures is not None and "--wire" not in flags:
+            self._capture(*self.captures)
         return self
+
+    def _capture(self, directory: Path, snaplen: int) -> None:
+        dump = self.popen("exec", "--", "tcpdump", "-i", TAP, "-U", "-B", "65536", "-s", snaplen,
+                          "-w", directory / f"{self.name}.pcap", "tcp")
+        said = ""
+        while "listening on" not in said:
+            line = dump.stdout.readline()
+            assert line, said
+            said += line
 
     def execute(self, *command: object, **options) -> subprocess.CompletedProcess:
         """Run a command on the kernel's end of the cable."""

@@ -12,6 +12,7 @@ import pytest
 from .peers import KERNEL, PATIENCE_S, STACK, Stack, wait_for
 
 OCTETS = 4 << 20
+pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]  # bulk, as fast as it goes
 
 
 def exchange(near: socket.socket, far: socket.socket, half_way) -> None:
@@ -44,6 +45,7 @@ def exchange(near: socket.socket, far: socket.socket, half_way) -> None:
     assert received == {0: data, 1: data}
 
 
+@pytest.mark.provokes("retransmission", "out of order")
 @pytest.mark.parametrize("layer", ["link", "ip", "tcp", "sockets"])
 def test_every_octet_once_and_in_order_over_a_sigkill(stack: Stack, layer: str) -> None:
     before = stack.ask()[layer]

@@ -14,6 +14,8 @@ import pytest
 from .conftest import end_all, unique_name
 from .peers import KERNEL, STACK, Stack, copy_product, wait_for
 
+pytestmark = [pytest.mark.tcp(snaplen=128), pytest.mark.provokes("window full", "retransmission", "out of order")]
+
 OCTETS = 12_000_000
 KILL_AFTER = 2_000_000
 POISON = b"POISONOUS SEGMENT"

@@ -10,8 +10,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from .peers import KERNEL, PATIENCE_S, Stack
 from .test_watching import capturing, fields
+
+pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]
 
 OCTETS = 300_000
 
@@ -68,6 +72,7 @@ def test_segments_on_every_pipe_with_their_checksums(stack, tmp_path):
         assert not subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.provokes("retransmission", "out of order")
 def test_a_transfer_comes_whole_through_a_bad_network(stack):
     stack.run("impair", "device", "--loss", "2%", "--delay", "5ms", "2ms", "--duplicate", "1%", "--seed", "3")
     try:

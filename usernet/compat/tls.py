@@ -11,6 +11,7 @@ import errno
 import socket as _std
 import ssl
 import threading
+import weakref
 from typing import Any
 
 from usernet.compat import standard
@@ -27,7 +28,8 @@ class _Carried:
 
     def __init__(self, connection: Any, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, stream: BaseSocket,
                  owner: Any) -> None:
-        object.__setattr__(self, "_parts", (connection, incoming, outgoing, stream, owner))
+        # A reference to the owner would be a cycle, and an unclosed socket would stay until the garbage is collected.
+        object.__setattr__(self, "_parts", (connection, incoming, outgoing, stream, weakref.ref(owner)))
         object.__setattr__(self, "_unsent", b"")
         object.__setattr__(self, "_header", b"")  # of the record that arrives
         object.__setattr__(self, "_rest", 0)  # octets of it that have not arrived, once its header has
@@ -60,7 +62,7 @@ class _Carried:
 
     def shutdown(self) -> Any:
         self._carry(self._parts[0].shutdown)
-        return self._parts[4]
+        return self._parts[4]()
 
     def _carry(self, call: Any, *arguments: Any) -> Any:
         _, incoming, _, stream, _ = self._parts
