@@ -59,6 +59,9 @@ class Octets(Protocol):
     def pieces(self, record: bytes) -> tuple[bytes, tuple[memoryview, ...]] | None:
         """(what precedes the reference, the octets in one or two pieces); None (counted): they are gone."""
 
+    def intact(self, record: bytes) -> bool:
+        """True if what `pieces` returned for a record about a frame was not overwritten since."""
+
     def inline(self, kind: int, record: bytes) -> tuple[int, bytes] | None:
         """The (kind, record) with the octets themselves; None (counted): they are gone."""
 

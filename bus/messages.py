@@ -70,9 +70,10 @@ ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet that an ICMP error quote
 ETHERNET = 11  # a whole Ethernet frame, between link and the switch of a wire
 PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not forward a packet without fragmenting it
 NEGATIVE_ADVICE = 21  # a destination whose answers stay out (RFC 1122 section 3.3.1.4): is its gateway alive?
-TRANSMIT_HELD = 40  # these: as TRANSMIT, PACKET_OUT, ETHERNET with a reference in place of the payload
+TRANSMIT_HELD = 40  # these: as TRANSMIT, PACKET_OUT, ETHERNET, PACKET with a reference in place of the payload
 PACKET_OUT_HELD = 41  # (bus.durable.held)
-ETHERNET_HELD = 42  # to the device
+ETHERNET_HELD = 42  # from and to the device
+PACKET_HELD = 43
 REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: addresses of one width
 
 # Control (from 128 on): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped, bounded by credit;
@@ -90,7 +91,8 @@ MEMBERSHIP = 150  # MessagePack Membership: the desired multicast groups of a so
 RAW_WANTED = 149  # protocol numbers, one octet each: raw wants copies of their packets from now on
 
 CONTROL_KIND_MIN = 128
-HELD_OF = {TRANSMIT_HELD: TRANSMIT, PACKET_OUT_HELD: PACKET_OUT, ETHERNET_HELD: ETHERNET}  # {kind: without reference}
+# {kind: the same without reference}
+HELD_OF = {TRANSMIT_HELD: TRANSMIT, PACKET_OUT_HELD: PACKET_OUT, ETHERNET_HELD: ETHERNET, PACKET_HELD: PACKET}
 PACKET_HELD_MAX = 65535  # octets that a reference may name: no packet is longer
 STRUCTURED = frozenset({ROUTES, SOCKET_SET, SOCKET_REPLY, NOTICES, MEMBERSHIP})  # MessagePack
 KIND_NAMES = {
@@ -119,6 +121,7 @@ KIND_NAMES = {
     TRANSMIT_HELD: "TRANSMIT_HELD",
     PACKET_OUT_HELD: "PACKET_OUT_HELD",
     ETHERNET_HELD: "ETHERNET_HELD",
+    PACKET_HELD: "PACKET_HELD",
     REDIRECT: "REDIRECT",
     RESOLVE: "RESOLVE",
     NEIGHBOR: "NEIGHBOR",

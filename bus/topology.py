@@ -23,6 +23,7 @@ from bus.messages import (
     NEGATIVE_ADVICE,
     NEIGHBOR,
     PACKET,
+    PACKET_HELD,
     PACKET_OUT,
     PACKET_OUT_HELD,
     PATH_MTU,
@@ -119,7 +120,7 @@ _SERVICE_OUT = (DATAGRAM, SOCKET_ERROR, SOCKET_REPLY)
 
 _STATED = (
     _pipe("link", "arp", "received ARP packets", ARP_IN),
-    _pipe("link", "ip", "received IPv4 packets, still with the padding of their frame", PACKET),
+    _pipe("link", "ip", "received IPv4 packets, still with the padding of their frame", PACKET, PACKET_HELD),
     _pipe("arp", "link", "ARP packets to send", ARP_OUT),
     _pipe("arp", "ip", "the link address of a neighbour, or that there is none: on request and at every change",
           NEIGHBOR, UNREACHABLE, FORGET),
@@ -144,7 +145,7 @@ _STATED = (
           MEMBERSHIP),
     _pipe("sockets", "icmp", "the desired state of ping sockets; messages to send", *_SERVICE_IN),
     _pipe("sockets", "udp", "the desired state of UDP sockets; datagrams to send", *_SERVICE_IN, SEND_SEGMENTS),
-    _pipe("ip", "tcp", "verified TCP packets without padding; local errors", *_TRANSPORT_IN),
+    _pipe("ip", "tcp", "verified TCP packets without padding; local errors", *_TRANSPORT_IN, PACKET_HELD),
     _pipe("tcp", "ip", "segments of tcp to send; path MTUs from routers; destinations that do not answer", TRANSMIT,
           TRANSMIT_HELD, PATH_MTU, NEGATIVE_ADVICE),
     _pipe("tcp", "icmp", "only the greeting of tcp at its start, which icmp answers"),

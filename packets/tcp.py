@@ -119,7 +119,7 @@ class Segment(NamedTuple):
         return text + (f" ack {self.acknowledgment}" if self.flags & ACK else "") + f" win {self.window}"
 
 
-def header_octets(segment: bytes) -> int:
+def header_octets(segment: bytes | memoryview) -> int:
     """The header length of a segment of at least HEADER_OCTETS by its data offset field."""
     return segment[12] >> 4 << 2
 

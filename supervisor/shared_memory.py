@@ -14,13 +14,14 @@ import os
 import secrets
 import select
 
+from bus.durable.frames import FRAMES_OCTETS
 from bus.durable.held import APPLICATION_MIN, APPLICATIONS_MAX
 from bus.durable.stream_memory import ARENA_OCTETS
-from usernet.pipe.rings import APPLICATION_OCTETS, BLOCK_OCTETS, FACTS_AT, IN_USE, RINGS_AT, TOKEN
+from usernet.pipe.rings import APPLICATION_OCTETS, FACTS_AT, IN_USE, RINGS_AT, TOKEN
 
 READERS = frozenset({"link", "ip", "tcp"})  # layers that meet references
 # the owner and the length of each memory, by its number
-_MEMORIES = (("tcp", ARENA_OCTETS), ("link", BLOCK_OCTETS)) + APPLICATIONS_MAX * (("tcp", APPLICATION_OCTETS),)
+_MEMORIES = (("tcp", ARENA_OCTETS), ("link", FRAMES_OCTETS)) + APPLICATIONS_MAX * (("tcp", APPLICATION_OCTETS),)
 assert len(_MEMORIES) == APPLICATION_MIN + APPLICATIONS_MAX
 
 

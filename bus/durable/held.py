@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 from bus.counters import PipeCounters as C
 from bus.durable.arena import Rings
+from bus.durable.frames import FRAMES_OCTETS, Frames
 from bus.layer import CounterWords
 from bus.messages import HELD_OF, PACKET_HELD_MAX
 
 STREAM_ARENA = 0  # the number of the memory with the rings of tcp
+FRAMES = 1  # that of the memory into which link reads frames (bus.durable.frames)
 APPLICATION_MIN = 2  # the numbers of the applications' memories begin here (usernet.pipe.rings.ApplicationRings)
 APPLICATIONS_MAX = 32  # further applications send and receive their octets in records
 REFERENCE = Struct("!QQII")  # the ring's reference, position of the first octet in its stream, octets, memory
@@ -57,6 +59,7 @@ class Holdings:
         self._descriptors = descriptors
         self._counters = counters
         self._rings: dict[int, Rings] = {}
+        self._frames: Frames | None = None
 
     def _memory(self, number: int) -> Rings | None:
         rings = self._rings.get(number)
@@ -66,6 +69,20 @@ class Holdings:
             rings = self._rings[number] = Rings(mmap.mmap(descriptor, octets, prot=mmap.PROT_READ))
         return rings
 
+    @property
+    def frames(self) -> Frames | None:
+        """The memory of frames."""
+        if self._frames is None and len(self._descriptors) > FRAMES:
+            descriptor = self._descriptors[FRAMES]
+            if os.lseek(descriptor, 0, os.SEEK_END) == FRAMES_OCTETS:
+                self._frames = Frames(mmap.mmap(descriptor, FRAMES_OCTETS, prot=mmap.PROT_READ))
+        return self._frames
+
+    def intact(self, record: bytes) -> bool:
+        """True if what `pieces` returned for a record about a frame was not overwritten since."""
+        _, position, _, number = REFERENCE.unpack_from(record, len(record) - REFERENCE_OCTETS)
+        return number != FRAMES or (self.frames is not None and self.frames.good(position))
+
     def pieces(self, record: bytes) -> tuple[bytes, tuple[memoryview, ...]] | None:
         """(what precedes the reference, the octets in one or two pieces); None (counted): they are not there any more.
 
@@ -74,6 +91,11 @@ class Holdings:
         at = len(record) - REFERENCE_OCTETS
         if at >= 0:
             reference, offset, length, number = REFERENCE.unpack_from(record, at)
+            if number == FRAMES and self.frames is not None:
+                octets = self.frames.octets(offset, length)
+                if octets is not None and 0 < length <= PACKET_HELD_MAX:
+                    return record[:at], (octets,)
+                number = len(self._descriptors)
             rings = self._memory(number)
             ring = rings.ring(reference) if rings is not None else None
             if ring is not None and 0 < length <= min(ring.size, PACKET_HELD_MAX):

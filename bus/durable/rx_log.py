@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from bus.durable import layout
+from bus.durable.frames import Windows
 
 FRAMES_MAX = 256  # as many as a message of a wire may carry (usernet.pipe.frame.MAX_RECORDS)
 _ENDS_OCTETS = 8 * FRAMES_MAX
@@ -23,19 +24,25 @@ BLANK = b"\xff" * 12
 
 
 class RxLog:
-    """One batch of frames.
+    """One batch of frames. `windows`: where to read them, so that records may refer to them (`bus.durable.frames`).
 
     A device that fills it reads frame n behind frame n - 1 into `octets`, writes BLANK behind it, then the end of the
     frame into `ends[n]`, then n + 1 into `words[memory.BATCH_FRAMES]`.
     """
 
-    def __init__(self, durable: layout.Memory) -> None:
+    def __init__(self, durable: layout.Memory, windows: Windows | None = None) -> None:
         self.words = durable.words
         self.ends = durable.scratch[:_ENDS_OCTETS].cast("Q")
-        self.octets = durable.scratch[_ENDS_OCTETS:]
+        self.windows = windows
+        self.octets = durable.scratch[_ENDS_OCTETS:] if windows is None else windows.window()
+        self.held: list[int] = []  # which frames of the batch are ETHERNET_HELD records, ascending
 
     def open(self, number: int) -> None:
         """Start batch `number`."""
+        if self.windows is not None and self.windows.open():
+            self.octets = self.windows.window()
+        if self.held:
+            self.held = []
         self.octets[: len(BLANK)] = BLANK
         self.words[layout.BATCH_NUMBER] = number
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from bus import messages
 from bus.durable import layout
+from bus.durable.frames import Windows
 from bus.durable.held import NO_HOLDINGS, Holdings
 from bus.durable.rx_log import RxLog
 from bus.runtime.inbox import Inbox
@@ -45,13 +47,14 @@ class DeviceEnd:
     without this count, and none with it. It costs 0.6 us per frame.
     """
 
-    def __init__(self, device: Device, durable: layout.Memory, inbox: Inbox, held: Holdings = NO_HOLDINGS) -> None:
+    def __init__(self, device: Device, durable: layout.Memory, inbox: Inbox, held: Holdings = NO_HOLDINGS,
+                 windows: Windows | None = None) -> None:
         self.device = device
         self.inbox = inbox  # of the batches
         self.read_at = 0.0  # when the last batch was read
         self._held = held
         self._words = durable.words
-        self._batch = RxLog(durable)
+        self._batch = RxLog(durable, windows)
         self._written_cell = layout.WRITTEN  # for the sender of the frame being processed
         self._to_skip = 0  # number of writes for this frame that the former process has done
 
@@ -63,6 +66,20 @@ class DeviceEnd:
             self.read_at = now
             self.inbox.done += 1
         return frames
+
+    def runs(self, frames: list[bytes]) -> list[tuple[int, list[bytes]]]:
+        """[(kind, frames)] of a batch, in order: ETHERNET, or ETHERNET_HELD for those that are only referred to."""
+        held = self._batch.held
+        if not held:
+            return [(messages.ETHERNET, frames)]
+        runs: list[tuple[int, list[bytes]]] = []
+        for number, frame in enumerate(frames):
+            kind = messages.ETHERNET_HELD if number in held else messages.ETHERNET
+            if runs and runs[-1][0] == kind:
+                runs[-1][1].append(frame)
+            else:
+                runs.append((kind, [frame]))
+        return runs
 
     def left(self) -> list[bytes]:
         """The frames that the former process had read from the device but not processed."""

@@ -76,7 +76,7 @@ class EventLoop:
         self._writes_through = device is not None and device.writes_through
         if device is not None:
             batches = self._pipes.inbox(topology.DEVICE, frozenset(), layout.DONE + topology.DEVICE)
-            self._device = DeviceEnd(device, durable, batches, spawned.held)
+            self._device = DeviceEnd(device, durable, batches, spawned.held, spawned.windows)
             self._turn.flush = self._device.flush
         self._clients = Clients(core, config, self._pipes) if isinstance(core, ClientCore) else None
         self._next_client_check = 0.0
@@ -311,11 +311,12 @@ class EventLoop:
         if not frames:
             return
         self._turn.taken.add(device.inbox)
-        if self._suspect.watching:
-            for frame in self._suspect.sift(topology.DEVICE, 0, messages.ETHERNET, frames):
-                self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, [frame], now))
-        else:
-            self._dispatch(self._core.receive(topology.DEVICE, messages.ETHERNET, frames, now))
+        for kind, run in device.runs(frames):
+            if self._suspect.watching:
+                for frame in self._suspect.sift(topology.DEVICE, 0, kind, run):
+                    self._dispatch(self._core.receive(topology.DEVICE, kind, [frame], now))
+            else:
+                self._dispatch(self._core.receive(topology.DEVICE, kind, run, now))
 
     def _handle_message(self, word: str, now: float) -> bool:
         """Carry out a message of the keeper; False: stop, or the keeper has ended."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bus.config import StackConfig
+from bus.durable.frames import Windows
 from bus.durable.held import NO_HOLDINGS, Holdings
 from bus.runtime.control import Control
 
@@ -26,6 +27,7 @@ class SpawnArguments:
     device_fd: int = -1
     shared_fds: tuple[int, ...] = ()  # of the memories for payload (bus.durable.held), by number
     held: Holdings = NO_HOLDINGS  # these memories, once the layer serves
+    windows: Windows | None = None  # of link, if its device can read frames into shared memory
     refers: bool = True  # False: the layer sends no references, because its calls are recorded
     # applies the restrictions; returns (the run directory from then on, the result)
     lock: Callable[[], tuple[str, object]] = _unlocked

@@ -64,6 +64,8 @@ class Core:
             return self._output.transmit(records, now)
         if kind == messages.TRANSMIT_HELD:
             return self._output.transmit_held(records, self.held, now)
+        if kind == messages.PACKET_HELD:
+            return self._input.deliver_held(records, self.held, now)
         if kind == messages.PACKET:
             sends = self._input.deliver(records, now)
             if self._input.next_expiry != self._due[0] or self._groups.next_due != self._due[1]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from struct import Struct
 
-from bus.layer import CounterWords, Send
-from bus.messages import FAMILY_4, FLAG_CHECKED, FLAG_GROUP, PACKET, PACKET_HEAD
+from bus.durable.held import REFERENCE_OCTETS, held_octets
+from bus.layer import CounterWords, Octets, Send
+from bus.messages import FAMILY_4, FLAG_CHECKED, FLAG_GROUP, PACKET, PACKET_HEAD, PACKET_HELD
+from bus.topology import TCP
 from layers.ip.counters import Counters as C
 from layers.ip.demux import Uppers, copy_of
 from layers.ip.groups import Groups
@@ -129,6 +131,36 @@ class Input:
                 counters[C.packets_in] += (payload - 1) // size
             sends.append((upper, PACKET, record))
         return sends
+
+    def deliver_held(self, records: list[bytes], held: Octets, now: float) -> list[Send]:
+        """Process PACKET_HELD records from link: tcp gets the reference, unless something here must see the text."""
+        sends: list[Send] = []
+        for record in records:
+            if self._pass_held(record, sends):
+                continue
+            inline = held.inline(PACKET_HELD, record)
+            if inline is not None:
+                sends += self.deliver([inline[1]], now)
+        return sends
+
+    def _pass_held(self, record: bytes, sends: list[Send]) -> bool:
+        """Pass a reference to tcp; False: the packet is not an ordinary one for tcp."""
+        header_octets = len(record) - _START - REFERENCE_OCTETS
+        if header_octets < ipv4.HEADER_OCTETS:
+            return False
+        interface, flags, size, version, tos, total, _, fragment, ttl, protocol, _, source, destination = (
+            _HEADS.unpack_from(record))
+        text_octets = held_octets(record)
+        if (version != ipv4.VERSION_4_NO_OPTIONS or not size or flags & FLAG_GROUP or fragment & ipv4.FRAGMENT_MASK
+                or total != header_octets + text_octets or destination not in self._routing.own
+                or source not in self._sources or self._uppers.sole.get(protocol) != TCP
+                or not verifies(record[_START:_END])):
+            return False
+        head = PACKET_HEAD.pack(interface, FAMILY_4, flags, ipv4.HEADER_OCTETS, size, protocol, ttl, tos, source,
+                                destination)
+        self._counters[C.packets_in] += -(-text_octets // size)
+        sends.append((TCP, PACKET_HELD, head + record[_START:]))
+        return True
 
     def _deliver_otherwise(self, record: bytes, flags: int, protocol: int, now: float, sends: list[Send]) -> None:
         """Deliver a packet that also concerns a layer other than its transport."""

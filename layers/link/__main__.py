@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+
+from bus.config import TCP_SEGMENTATION
+from bus.durable.frames import FRAMES_OCTETS, Windows
+from bus.durable.held import FRAMES
 from bus.durable.layout import Words
 from bus.runtime.device import Device
 from bus.runtime.process import SpawnArguments, serve
@@ -16,6 +21,8 @@ def device(spawned: SpawnArguments) -> Device:
     counters = Words(spawned.memory_fd).counters
     if spawned.config.wire:
         return Wire(spawned.config, spawned.device_fd, counters)
+    if spawned.refers and TCP_SEGMENTATION in spawned.config.offload:
+        spawned.windows = Windows(mmap.mmap(spawned.shared_fds[FRAMES], FRAMES_OCTETS))
     return Tap(spawned.device_fd, counters, bool(spawned.config.offload))
 
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.durable.held import REFERENCE_OCTETS
-from bus.layer import CounterWords, Send, State
+from bus.durable.held import NO_HOLDINGS, REFERENCE_OCTETS
+from bus.layer import CounterWords, Octets, Send, State
 from bus.messages import FAMILY_4, FLAG_CHECKSUM_KNOWN, FLAG_CHECKSUM_PARTIAL, FLAG_GROUP, PACKET_OUT_HEAD
 from layers.link import heads
 from layers.link.counters import Counters as C
@@ -32,6 +32,7 @@ class Core:
     """The core of link; it has no state except the configuration."""
 
     next_wake: float | None = None
+    held: Octets = NO_HOLDINGS
 
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         self._mac = config.mac
@@ -63,7 +64,7 @@ class Core:
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Process frames from the device, or packets from arp and ip."""
         if sender == topology.DEVICE:
-            return self._up(records)
+            return self._up_held(records) if kind == messages.ETHERNET_HELD else self._up(records)
         if kind == messages.PACKET_OUT:
             return self._down(records)
         if kind == messages.PACKET_OUT_HELD:
@@ -117,6 +118,23 @@ class Core:
                 self._up_ieee802(ethertype, frame[rest], group, sends)
         if joiner is not None:
             joiner.flush(sends)
+        return sends
+
+    def _up_held(self, records: list[bytes]) -> list[Send]:
+        """ETHERNET_HELD: super-packets of TCP without their text; the others are processed like any frame."""
+        to, origin, kind_of_packet, rest = self._parts
+        sends: list[Send] = []
+        for record in records:
+            flags, gso, _, size, _, offset = vnet.HEADER.unpack_from(record)
+            if (record[to] == self._mac and record[origin] != self._mac and record[kind_of_packet] == ethernet.TYPE_IPV4
+                    and vnet.is_super(flags, gso, size, offset)):
+                self._counters[C.frames_in] += 1
+                head = heads.head(FLAG_CHECKSUM_PARTIAL, size)
+                sends.append((topology.IP, messages.PACKET_HELD, head + record[rest]))
+                continue
+            inline = self.held.inline(messages.ETHERNET_HELD, record)
+            if inline is not None:
+                sends += self._up([inline[1]])
         return sends
 
     def _up_ieee802(self, ethertype: bytes, content: bytes, group: bool, sends: list[Send]) -> None:

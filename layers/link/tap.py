@@ -6,18 +6,23 @@ import os
 from collections.abc import Sequence
 
 from bus.durable import layout
+from bus.durable.frames import WINDOW
+from bus.durable.held import FRAMES, Held
 from bus.durable.rx_log import BLANK, OCTETS_MAX, RxLog
 from bus.layer import CounterWords
 from layers.link.counters import Counters as C
-from packets import ethernet, ipv4, vnet
+from packets import ethernet, ipv4, tcp, vnet
 
 FRAME_OCTETS_MAX = 65536 + 64
 # A batch ends with one of these. Larger batches cost less per frame, but the layers on the other core wait meanwhile
 # (docs/decisions/placement.md has the figures).
 BATCH_FRAMES = 48
 BATCH_OCTETS = 45_000
+BATCH_OCTETS_HELD = 200_000  # with segments whose text is not copied further
+HELD_OCTETS_MIN = 8192  # a longer super-packet of TCP is passed on as a reference to its text
 
 assert BATCH_OCTETS + FRAME_OCTETS_MAX <= OCTETS_MAX
+assert BATCH_OCTETS_HELD + FRAME_OCTETS_MAX + len(BLANK) <= WINDOW
 
 
 class Tap:
@@ -41,14 +46,21 @@ class Tap:
         descriptor, read, octets, ends, words = self._descriptor, os.readv, batch.octets, batch.ends, batch.words
         frames: list[bytes] = []
         start = count = 0
+        most, windows = BATCH_OCTETS, batch.windows
         try:
-            while count < BATCH_FRAMES and start < BATCH_OCTETS:
+            while count < BATCH_FRAMES and start < most:
                 end = start + read(descriptor, (octets[start:] if start else octets,))
                 octets[end : end + len(BLANK)] = BLANK
                 ends[count] = end
                 count += 1
                 words[layout.BATCH_FRAMES] = count
-                frames.append(bytes(octets[start:end]))
+                if windows is not None and end - start > HELD_OCTETS_MIN and (head := _head_of_segment(octets, start)):
+                    reference = Held(0, windows.keep(start + head, end), end - start - head, FRAMES)
+                    frames.append(bytes(octets[start : start + head]) + reference.pack())
+                    batch.held.append(count - 1)
+                    most = min(most + end - start, BATCH_OCTETS_HELD)
+                else:
+                    frames.append(bytes(octets[start:end]))
                 start = end
         except OSError:
             pass  # EAGAIN: no more frames; EIO, EBADFD: the interface is down at the moment
@@ -81,3 +93,14 @@ class Tap:
 
     def flush(self) -> None:
         """Nothing to do: `write` sends at once."""
+
+
+_IP_AT = vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS
+_TCP_AT = _IP_AT + ipv4.HEADER_OCTETS
+
+
+def _head_of_segment(octets: memoryview, start: int) -> int:
+    """The octets before the text of a super-packet of TCP without IP options; 0: the frame is something else."""
+    if octets[start + 1] != vnet.GSO_TCPV4 or octets[start + _IP_AT] != ipv4.VERSION_4_NO_OPTIONS:
+        return 0
+    return _TCP_AT + tcp.header_octets(octets[start + _TCP_AT : start + _TCP_AT + tcp.HEADER_OCTETS])

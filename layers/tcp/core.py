@@ -15,8 +15,9 @@ import msgspec
 
 from bus import messages, topology
 from bus.config import StackConfig
+from bus.durable.held import NO_HOLDINGS
 from bus.durable.stream_memory import StreamMemory
-from bus.layer import CounterWords, Send, State
+from bus.layer import CounterWords, Octets, Send, State
 from bus.messages import ERROR_HEAD, ORIGIN_LOCAL, decode_routes, encode
 from bus.streams import decode_stream_state
 from layers.common.routes import RouteTable
@@ -49,6 +50,8 @@ KEY_POISON = (1 << 32) + 3
 class Core:
     """The core of tcp; see `bus.layer.Core`."""
 
+    held: Octets = NO_HOLDINGS
+
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random,
                  memory: StreamMemory | None = None) -> None:
         self.next_wake: float | None = None
@@ -65,6 +68,7 @@ class Core:
         self._poison = PoisonSegments(self.engine, state, KEY_POISON)
         self._handlers: dict[int, Callable[[bytes], None]] = {
             messages.PACKET: self._packet,
+            messages.PACKET_HELD: self._packet_held,
             messages.ICMP_ERROR: self._icmp_error,
             messages.ROUTES: self._routes,
             messages.SOCKET_SET: self._set,
@@ -159,6 +163,16 @@ class Core:
         arrival = arrival_of(record, self.counters)
         if arrival is not None:
             self.engine.arrives(arrival)
+
+    def _packet_held(self, record: bytes) -> None:
+        """A segment whose text is where link has read it."""
+        self.counters[C.segments_in] += 1
+        found = self.held.pieces(record)
+        arrival = arrival_of(found[0], self.counters, found[1][0]) if found is not None else None
+        if arrival is not None:
+            self.engine.text_intact = lambda: self.held.intact(record)
+            self.engine.arrives(arrival)
+            self.engine.text_intact = None
 
     def _icmp_error(self, record: bytes) -> None:
         self.counters[C.errors_in] += 1

@@ -48,6 +48,7 @@ class Counters(TransportCounters):
     no_ack = Drop("Segments of a connection without ACK.")
     listen_dropped = Drop("SYNs dropped because a queue is full [TcpExtListenDrops].")
     listen_bad = Drop("Segments to a listener that are neither a SYN, without FIN, nor an answer to a SYN cookie.")
+    text_overwritten = Drop("Segments whose text link had overwritten before it was copied.")
     no_memory = Drop("Octets dropped for lack of memory.")
     beyond_window = Drop("Octets beyond the receive window [TcpExtTCPZeroWindowDrop].")
     reset_limited = Drop("Resets and challenge ACKs not sent because of the rate limit [TcpExtTCPACKSkippedChallenge].")

@@ -162,6 +162,8 @@ class Engine:
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.predecessor: Connection | None = None  # in TIME-WAIT, replaced by the next connection (RFC 6191)
         self.remember_failure: Callable[[int, int], None] = lambda handle, number: None  # of `layers.tcp.calls`
+        # of a segment whose text is elsewhere: whether it is still there
+        self.text_intact: Callable[[], bool] | None = None
         self._touched: list[Connection] = []
         self._time_waiting: dict[Connection, None] = {}  # the oldest first
 

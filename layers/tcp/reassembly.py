@@ -50,18 +50,31 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
         counters[C.out_of_order] += 1
         conn.out_of_order_in += 1
         engine.history.note(engine.now, conn, history.OUT_OF_ORDER, start - nxt)
-        if _insert(conn, start, end):
-            conn.receive_ring.write(start - 1, payload)
+        conn.receive_ring.write(start - 1, payload)
+        if _overwritten(engine, conn):
+            return
+        _insert(conn, start, end)
         _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: at once
         return
     conn.receive_ring.write(start - 1, payload)
+    if _overwritten(engine, conn):
+        return
     conn.rcv_nxt = end
     conn.ack_due += end - start
     if conn.out_of_order:
         _join(conn, end)
         _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: what fills a gap, at once
-    engine.received(conn, start, payload if conn.rcv_nxt == end else None)
+    engine.received(conn, start, payload if conn.rcv_nxt == end and engine.text_intact is None else None)
     engine.touch(conn)
+
+
+def _overwritten(engine: Engine, conn: Connection) -> bool:
+    """True (counted) if the text was overwritten while it was copied; nobody has been told of the octets yet."""
+    if engine.text_intact is None or engine.text_intact():
+        return False
+    engine.counters[C.text_overwritten] += 1
+    conn.out_of_order = conn.recent_sack = None  # what was there may be damaged, and may be forgotten (RFC 2018)
+    return True
 
 
 def _acknowledge_now(engine: Engine, conn: Connection) -> None:

@@ -149,8 +149,8 @@ class Records:
         self.sends.append((topology.SOCKETS, messages.STREAM_RESET, RESET_RECORD.pack(handle, number)))
 
 
-def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
-    """The segment in a PACKET record; None (counted): malformed, or to a group."""
+def arrival_of(record: bytes, counters: CounterWords, text: memoryview | None = None) -> Arrival | None:
+    """The segment in a PACKET record, or with its `text` elsewhere; None (counted): malformed, or to a group."""
     _, _, flags, header_octets, _, _, _, tos, source, destination = PACKET_HEAD.unpack_from(record)
     if flags & FLAG_GROUP:  # RFC 9293 section 3.9.2.3 (MUST-57): silently discarded
         counters[C.to_group] += 1
@@ -158,9 +158,11 @@ def arrival_of(record: bytes, counters: CounterWords) -> Arrival | None:
     start = PACKET_HEAD.size + header_octets
     octets = record[start:] if len(record) < VIEW_OCTETS else memoryview(record)[start:]
     segment = parse(octets)
-    if segment is None:
+    if segment is None or (text is not None and (segment.payload or not flags & FLAG_CHECKED)):
         counters[C.packet_truncated] += 1
         return None
+    if text is not None:
+        segment = segment._replace(payload=text)
     # RFC 9293 section 3.1 (MUST-2, MUST-3): the checksum is mandatory and always verified
     if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
