@@ -110,7 +110,7 @@ class Board:
             _pipes(measured, former_measured, seconds, impaired, status, former),
             len(list(self._folder.glob("**/app-*.sock"))),
             _open(status, "sockets", "sockets_opened", "sockets_closed"),
-            _open(status, "tcp", "connections_opened", "connections_closed"),
+            self._connections(status),
             [describe_impairment(one) for one in status["impairments"]], self._events())
 
     def _cpu(self, status: dict[str, Any]) -> dict[int, float]:
@@ -138,6 +138,15 @@ class Board:
             made.records_s = records / seconds
             made.us_record = (reading.time_ns - then.time_ns) / records / 1000 if records else 0.0
         return made
+
+    def _connections(self, status: dict[str, Any]) -> int:
+        """The number of connections of tcp; 0 while it does not serve."""
+        if status["layers"].get("tcp", {"state": ""})["state"] != "up":
+            return 0
+        with contextlib.suppress(Refused):
+            answer = query(self._folder, "manage", layer="tcp", request={"op": "connection_count"})
+            return int(answer["connections"])
+        return 0
 
     def _events(self) -> list[str]:
         with Client(self._folder) as client:

@@ -22,7 +22,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import msgspec
 from bottle import Bottle, HTTPResponse, request
 
-from cli import impair, restart, stack
+from cli import connections, impair, restart, stack, why
 from cli.board import Board
 from cli.capture import line, packets
 from cli.counters import counts
@@ -35,6 +35,7 @@ from usernet.pipe.run_dir import run_dir
 PAGE = Path(__file__).with_name("page.html")
 LAYERS = Path(__file__).parent.parent / "layers"
 PACKETS_SHOWN, WATCH_S = 30, 1.0
+PLOTTED_S, EVENTS_SHOWN = 2.0, 12  # of a connection
 _HEADERS = {"Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
             "connect-src 'self'; frame-ancestors 'none'", "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
@@ -52,7 +53,8 @@ class Pages:
         self.application = app = Bottle()
         for method, path, call in (("GET", "/", self._page), ("GET", "/state", self._state),
                                    ("GET", "/layer/<layer>", self._layer), ("GET", "/pipe/<pipe>", self._pipe),
-                                   ("POST", "/do", self._do)):
+                                   ("GET", "/connections", self._connections),
+                                   ("GET", "/connection/<connection>", self._connection), ("POST", "/do", self._do)):
             app.route(path, method, self._guarded(call))
 
     def _guarded(self, call: Callable[..., HTTPResponse]) -> Callable[..., HTTPResponse]:
@@ -102,6 +104,14 @@ class Pages:
                 seen += [line(packet) for records in batch for packet in packets(records, watch.with_vnet, True)]
             timer.cancel()
         return _json(200, {"packets": seen[-PACKETS_SHOWN:]})
+
+    def _connections(self) -> HTTPResponse:
+        return _json(200, {"connections": connections.listed(self._name)})
+
+    def _connection(self, connection: str) -> HTTPResponse:
+        answer = connections.plot(self._name, connection, PLOTTED_S)
+        answer["events"] = why.lines(why.events(self._name, why.ends(connection))[-EVENTS_SHOWN:])
+        return _json(200, answer)
 
     def _do(self) -> HTTPResponse:
         order = request.json if isinstance(request.json, dict) else {}

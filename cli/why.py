@@ -58,6 +58,12 @@ def events(name: str | None, wanted: list[tuple[str, int]]) -> list[dict[str, An
     return found
 
 
+def lines(found: list[dict[str, Any]]) -> list[str]:
+    """One line of text for each event."""
+    return [f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}.{int(event['time'] % 1 * 1e6):06} "
+            f"{event['state']:<12} {event['event']} [{event['clause']}]" for event in found]
+
+
 def run(given: argparse.Namespace) -> int:
     """Print the events, connection by connection; returns 1 if there are none."""
     if given.count is not None and given.count <= 0:
@@ -72,10 +78,7 @@ def run(given: argparse.Namespace) -> int:
             print("\n".join(map(json.dumps, shown)))
             continue
         print(title)
-        for event in shown:
-            clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-            print(f"  {clock}.{int(event['time'] % 1 * 1e6):06} {event['state']:<12} {event['event']} "
-                  f"[{event['clause']}]")
+        print("\n".join("  " + line for line in lines(shown)))
     if not flows:
         print("no events of such a connection; tcp keeps the last few thousand, of its present process")
     return 0 if flows else 1

@@ -124,7 +124,8 @@ class Core:
 
     def manage(self, request: dict[str, object], now: float) -> tuple[dict[str, object], list[Send]]:
         """connection_list, with `after` (a key, in hex) and `info` (true: struct tcp_info, too); connection_events,
-        with `after` (a number) and `ends` (up to two pairs of address and port; see `layers.tcp.history`).
+        with `after` (a number) and `ends` (up to two pairs of address and port; see `layers.tcp.history`);
+        connection_count.
         """
         self.engine.now = now
         try:
@@ -134,9 +135,11 @@ class Core:
                 case "connection_events":
                     ends = msgspec.convert(request.get("ends"), list[tuple[str, int]])
                     answer = self.engine.history.page(ends[:2], msgspec.convert(request.get("after"), int))
+                case "connection_count":
+                    answer = {"connections": len(self.engine.lookup.connections)}
                 case other:
-                    raise ValueError(f"tcp: unknown operation {other!r}; the operations are connection_list and "
-                                     "connection_events")
+                    raise ValueError(f"tcp: unknown operation {other!r}; the operations are connection_list, "
+                                     "connection_events and connection_count")
         except ValueError as error:
             answer = {"error": str(error)}
         return answer, []

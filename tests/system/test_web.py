@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from .conftest import require_program, unavailable
-from .peers import PATIENCE_S, STACK, Stack, wait_for
+from .peers import KERNEL, PATIENCE_S, STACK, Stack, wait_for
 
 
 class Page:
@@ -57,7 +60,7 @@ def browser() -> str:
 def seen_by_browser(url: str, tmp_path) -> str:
     """The document after its scripts have run for some seconds."""
     command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
-               "--virtual-time-budget=4000", "--dump-dom", url]
+               "--virtual-time-budget=6000", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
@@ -70,6 +73,52 @@ def test_in_a_browser(stack, page, tmp_path):
     assert "<td>packets_in</td>" in document
     assert "kill ip" in document
     assert "# ip" in document  # its README
+
+
+@pytest.fixture
+def flowing(stack) -> Iterator[str]:
+    """A connection on which octets flow; its name."""
+    with stack.kernel.socket(kind=socket.SOCK_STREAM) as listener, stack.socket(socket.SOCK_STREAM) as ours:
+        listener.bind((KERNEL, 0))
+        listener.listen()
+        ours.connect(listener.getsockname())
+        theirs, peer = listener.accept()
+        ended = threading.Event()
+
+        def send() -> None:
+            while not ended.wait(0.01):
+                ours.sendall(bytes(3000))
+                theirs.recv(1 << 20)
+
+        with theirs:
+            sender = threading.Thread(target=send)
+            sender.start()
+            yield "{}:{}-{}:{}".format(*peer, *listener.getsockname())
+            ended.set()
+            sender.join(PATIENCE_S)
+
+
+def test_a_connection_with_its_plots(stack, page, flowing, tmp_path):
+    status, found = page.ask("connections")
+    assert status == 200
+    assert flowing in [one["name"] for one in found["connections"]]
+    assert page.ask("state")[1]["connections"] == 1
+    status, found = page.ask(f"connection/{flowing}")
+    assert (status, found["state"]) == (200, "ESTABLISHED")
+    text = [each for each in found["segments"] if each[1] and each[3]]
+    numbers = [each[2] for each in text]
+    assert len(numbers) > 10
+    assert all((later - former) & 0xFFFFFFFF < 1 << 20 for former, later in itertools.pairwise(numbers))
+    answers = [each for each in found["segments"] if not each[1]]
+    assert min(each[6] for each in answers) > 1 << 14  # the kernel's window, scaled
+    assert all(one["snd_cwnd"] >= 1 and one["rtt"] > 0 for one in found["info"])
+    assert "[RFC 9293 section 3.10.1]" in found["events"][0]
+    document = seen_by_browser(f"{page.url}#connection={flowing}", tmp_path)
+    assert f"connection {flowing}, ESTABLISHED" in document
+    assert document.count('class="segment"') > 10
+    assert 'class="edge"' in document
+    assert "rtt: " in document
+    assert page.ask("connection/10.0.0.2:1-10.0.0.1:2")[0] == 400
 
 
 def test_state_pipes_and_orders(stack, page):
