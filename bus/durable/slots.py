@@ -51,6 +51,11 @@ class Slots:
     def _heads(self, ever: int) -> list[int]:
         return self.cells[self.width : (ever + 1) * self.width : self.width].tolist()
 
+    def column(self, cell: int) -> list[int]:
+        """This cell of all slots from 1 on that were ever used, including free ones."""
+        end = (self.cells[_EVER_USED] + 1) * self.width
+        return self.cells[self.width + cell : end : self.width].tolist()
+
     def allocate(self) -> int:
         """The number of a free slot, 1 to `count`; 0: none is left. It stays free for a successor until `publish`.
 

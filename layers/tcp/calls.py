@@ -388,9 +388,13 @@ class Calls:
             if socket.failed:
                 engine.above.reset(handle, socket.failed)
         for conn in list(engine.lookup.by_handle.values()):
-            if conn.state not in (SYN_SENT, SYN_RECEIVED):
-                engine.room(conn, resume=True)
-                self.resume(conn, conn.read)
+            self.repeat_state(conn)
+
+    def repeat_state(self, conn: Connection) -> None:
+        """Repeat the state of one connection."""
+        if conn.state not in (SYN_SENT, SYN_RECEIVED):
+            self._engine.room(conn, resume=True)
+            self.resume(conn, conn.read)
 
     def resumed(self, conn: Connection) -> None:
         """A connection of a former process was restored."""

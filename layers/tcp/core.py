@@ -119,6 +119,7 @@ class Core:
         """Repeat to the socket service what it may have lost."""
         self.engine.now = now
         if sender == topology.SOCKETS:
+            self.engine.wake_all()
             self.calls.repeat()
         return self._done()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bus.durable.arena import IDLE_S, Arena
 from bus.durable.held import STREAM_ARENA, Held
 from bus.durable.lent import Lent
-from bus.durable.slots import SLOT_OCTETS, Slots
+from bus.durable.slots import SLOT_OCTETS, STATE_MASK, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
 from bus.streams import StreamState
@@ -29,6 +29,7 @@ from layers.tcp import history
 from layers.tcp.acknowledgment import RING_OCTETS_MIN
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
+from layers.tcp.dormant import Dormant
 from layers.tcp.ring import Ring
 from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
@@ -49,6 +50,11 @@ _IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBx")  # see `_identity`; 80 octets, c
 _HOT = Struct("@10Q6IdQ")
 _ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn or old values do no harm
 _IDENTITY_AT, _HOT_AT, _ADVISORY_AT = 8, 88, 208
+_ENDS = Struct("@IIQHHBBBB16s16s")  # the first fields of `_IDENTITY`
+_PORTS = Struct("!HH")
+# head, send ring, receive ring, `written`, `end`, SND.UNA, RCV.NXT, `fin_at`, `read`, `wait_until`, `last_ack_sent`
+_RING_CELLS = (0, 11, 12)
+_DORMANT_CELLS = (0, 11, 12, 13, 14, 16, 17, 18, 20, 24, 25)
 assert _IDENTITY_AT + _IDENTITY.size <= _HOT_AT
 assert _HOT_AT + _HOT.size <= _ADVISORY_AT
 assert _ADVISORY_AT + _ADVISORY_OCTETS == SLOT_OCTETS
@@ -80,10 +86,11 @@ class Durable:
         self._kept: dict[int, list[int]] = {}  # {handle: rings that its application may still read}
 
     def _named(self, home: int) -> Iterable[int]:
-        for number in self._slots.used:
-            yield from (reference & REFERENCE_MASK
-                        for reference in _HOT.unpack_from(self._memory, number * SLOT_OCTETS + _HOT_AT)[:2]
-                        if reference and reference >> HOME_SHIFT == home)
+        for head, send, receive in zip(*map(self._slots.column, _RING_CELLS), strict=True):
+            if head & STATE_MASK:
+                for reference in (send, receive):
+                    if reference and reference >> HOME_SHIFT == home:
+                        yield reference & REFERENCE_MASK
 
     def _lent_by(self, home: int) -> Lent | None:
         if home not in self._lent:
@@ -235,9 +242,9 @@ class Durable:
     # -- a successor
 
     def restore(self, engine: Engine, calls: Calls) -> None:
-        """Restore what a former process stored; about 10 us for an idle connection."""
+        """Restore what a former process stored; about 10 us for a connection, 2 us for one that may wait."""
         asking = 0
-        for number in self._slots.used:
+        for number in self._not_dormant(engine, calls):
             conn = self._load(number, engine, calls)
             if conn is None:
                 self._slots.free(number)
@@ -251,6 +258,51 @@ class Durable:
                 conn.delayed_at = engine.now + asking / RESUMED_PER_S
                 asking += 1
             engine.timers.schedule(conn)
+
+    def _not_dormant(self, engine: Engine, calls: Calls) -> list[int]:
+        """Let the connections wait that owe nothing (`layers.tcp.dormant`); returns the numbers of the others."""
+        listeners, memory = engine.lookup.listeners, self._memory
+        by_flow: dict[bytes, int] = {}
+        by_handle: dict[int, int] = {}
+        ports: set[int] = set()
+        others = []
+        columns = (self._slots.column(cell) for cell in _DORMANT_CELLS)
+        for number, (head, send, receive, written, end, una, rcv_nxt, fin_at, read, wait, acked) in enumerate(
+                zip(*columns, strict=True), 1):
+            state = head & STATE_MASK
+            if not state:
+                continue
+            may_wait = not (send or receive) and (
+                state == tcb.TIME_WAIT or (state == tcb.ESTABLISHED and una == written and rcv_nxt == acked == read
+                                           and not (end or fin_at or wait)))
+            if may_wait:
+                handle, listener, accept_number, port, peer_port, octets, _, _, _, local, peer = _ENDS.unpack_from(
+                    memory, number * SLOT_OCTETS + _IDENTITY_AT)
+                known = listeners.get(listener)
+                may_wait = octets in (4, 16) and (known is None or accept_number <= known.taken) and (
+                    handle != ORPHAN or state == tcb.TIME_WAIT)
+            if not may_wait:
+                others.append(number)
+                continue
+            by_flow[b"".join((peer[:octets], local[:octets], _PORTS.pack(peer_port, port)))] = number
+            ports.add(port)
+            if handle:
+                by_handle[handle] = number
+
+        def wake(number: int) -> None:
+            conn = self._load(number, engine, calls)
+            if conn is None:
+                self._slots.free(number)
+                return
+            engine.counters[C.resumed] += 1
+            engine.history.note(engine.now, conn, history.RESTORED)
+            engine.timers.schedule(conn)
+            if conn.handle != ORPHAN:
+                calls.repeat_state(conn)
+
+        if by_flow:
+            engine.dormant = Dormant(engine.lookup, by_flow, by_handle, ports, wake)
+        return others
 
     def _load(self, number: int, engine: Engine, calls: Calls) -> Connection | None:
         at, memory = number * SLOT_OCTETS, self._memory

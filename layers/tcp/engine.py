@@ -17,6 +17,7 @@ from bus.streams import StreamState
 from layers.tcp import acknowledgment, arrival, closing, isn, listen, output, probes, reset
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
+from layers.tcp.dormant import Dormant
 from layers.tcp.history import History
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim, Lookup
@@ -158,6 +159,7 @@ class Engine:
         self.timers = Timers()
         self.history = History()
         self.quiet = Quiet()
+        self.dormant: Dormant | None = None  # connections of a former process that have no TCB yet
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.predecessor: Connection | None = None  # in TIME-WAIT, replaced by the next connection (RFC 6191)
@@ -190,6 +192,8 @@ class Engine:
             probes.expired(self, conn)
             self.timers.schedule(conn)
         self.quiet.shrink(self)
+        if self.dormant is not None:
+            self.dormant.wake_some(self.now)
         trim_at = self.rings.trim_at
         if trim_at is not None and trim_at <= self.now:
             self.rings.trim(self.now)
@@ -201,10 +205,19 @@ class Engine:
         at = self.quiet.next_due
         if at is not None and (due is None or at < due):
             due = at
+        if self.dormant is not None:
+            at = self.dormant.next_due
+            if at is not None and (due is None or at < due):
+                due = at
         at = self.rings.trim_at
         if at is not None and (due is None or at < due):
             due = at
         return due
+
+    def wake_all(self) -> None:
+        """Make the TCBs of all connections."""
+        if self.dormant is not None:
+            self.dormant.wake_all()
 
     def touch(self, conn: Connection) -> None:
         """Flush `conn` at the end of the turn."""

@@ -23,6 +23,7 @@ def page(engine: Engine, after: str, with_info: bool) -> dict[str, object]:
     {"connections": [...], "more": whether there are others}. ValueError: `after` is not a key.
     """
     above = bytes.fromhex(after)
+    engine.wake_all()
     lookup = engine.lookup
     keyed: dict[bytes, Connection | Listener] = {
         b"L%08x" % listener.handle: listener for listener in lookup.listeners.values()}

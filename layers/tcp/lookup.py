@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -31,9 +32,13 @@ class Ports:
 
     def __init__(self) -> None:
         self._claims: dict[int, dict[object, Claim]] = {}
+        self.dormant: set[int] = set()  # ports of dormant connections, whose claims are unknown until `wake`
+        self.wake: Callable[[], None] = lambda: None
 
     def clashes(self, holder: object, port: int, wanted: Claim) -> bool:
         """Linux, inet_csk_bind_conflict."""
+        if port in self.dormant:
+            self.wake()
         for other, claim in self._claims.get(port, {}).items():
             if other == holder or (wanted.address and claim.address and wanted.address != claim.address):
                 continue
@@ -49,11 +54,11 @@ class Ports:
 
     def free(self, port: int) -> bool:
         """True if the port has no holder."""
-        return port not in self._claims
+        return port not in self._claims and port not in self.dormant
 
     def sharable(self, port: int) -> bool:
         """True if all holders of the port got it by connecting."""
-        return all(claim.automatic for claim in self._claims.get(port, {}).values())
+        return port not in self.dormant and all(claim.automatic for claim in self._claims.get(port, {}).values())
 
     def hold(self, holder: object, port: int, claim: Claim) -> None:
         """Set `claim` of `holder`, without checking conflicts."""

@@ -132,3 +132,27 @@ def test_a_connect_whose_turn_was_cut_short_after_the_connection_was_stored_is_n
     assert len(heir.engine.lookup.connections) == 1
     assert heir.state_of(5) == "SYN-SENT"
     assert heir.set(5, request=3, **{**wanted, "connect": 2}) == errno.EALREADY
+
+
+@pytest.mark.parametrize("asks_for_port", [False, True])
+def test_connections_that_owe_nothing_are_made_when_they_are_asked_for_or_a_few_at_a_time(asks_for_port):
+    world, a, b, left, _ = pair()
+    lefts = [left]
+    for handle in range(100, 220):
+        assert a.set(handle, peer=B, peer_port=80, connect=1) == 0
+        lefts.append(handle)
+    assert world.run(5, lambda: all(a.applications[handle].established for handle in lefts))
+    world.run(2)
+    port = a.conn(lefts[50]).ends.port
+    world.hosts[A] = a = a.successor(9)
+    a.world = world
+    assert len(a.engine.lookup.connections) == 0
+    a.write(lefts[7], b"still there?")
+    assert world.run(0.03, lambda: any(app.received == b"still there?" for app in b.applications.values()))
+    assert 0 < len(a.engine.lookup.connections) < len(lefts)
+    if asks_for_port:
+        assert a.set(400, port=port, bind=True) == errno.EADDRINUSE
+    world.run(3)
+    assert type(a.engine.lookup.connections) is type(a.engine.lookup.by_handle) is dict
+    assert len(a.engine.lookup.connections) == len(lefts)
+    assert a.engine.dormant.next_due is None
