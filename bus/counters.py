@@ -95,7 +95,7 @@ class PipeCounters(CounterSet):
     bus_impaired_reordered = Event("Records that an impairment sent before delayed ones.")
     bus_turned_away = Event("HELLOs of applications that were not let in; each was told why.")
     bus_cut_off = Event("Applications disconnected because they did not read the answers to their requests.")
-    bus_refused = Event("Connections closed because of another user, too many connections, or an invalid ZMTP "
-                        "handshake.")
+    bus_refused = Event("Connections closed because of another user, too many connections, an invalid ZMTP "
+                        "handshake, or too much memory for what they had sent and was not processed.")
     bus_starved = Event("Times that connections had to wait because of missing descriptors or memory.")
     bus_held_gone = Drop("Records that refer to octets in shared memory which are not there any more.")

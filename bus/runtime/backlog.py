@@ -1,6 +1,8 @@
 """The backlog: records that wait behind a full pipe in the producer's memory, in order.
 
-Data is bounded, streams are merged.
+Data is bounded, streams are merged. The first octets of a record name its flow: of a datagram from or to a socket, the
+handle of the socket. When data has no room, the newest record of the flow with the most makes room for one of a flow
+that has less, so a socket that sends too much loses its own datagrams and not those of others.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from usernet.pipe.streams import MERGES, handle_of, is_stream
 
 BACKLOG_OCTETS = 1 << 22  # of data
 ENTRY_OCTETS = 128  # of memory for a record that waits, beside its own octets
+FLOW_OCTETS = 4
 _Entry = list[Any]  # [kind, record]: a list, because a record may be replaced in place
 
 
@@ -27,13 +30,15 @@ class Pool:
 class Backlog:
     """Records, oldest first. At most `records_max` of data, within `pool`; credit bounds the streams."""
 
-    __slots__ = ("_data", "_entries", "_mergeable", "_octets", "_pool", "_records_max")
+    __slots__ = ("_data", "_entries", "_flows", "_largest", "_mergeable", "_octets", "_pool", "_records_max")
 
     def __init__(self, records_max: int, pool: Pool | None = None) -> None:
         self._pool = Pool(2 * (BACKLOG_OCTETS + records_max * ENTRY_OCTETS)) if pool is None else pool
         self._entries: deque[_Entry] = deque()
         self._records_max = records_max
         self._data = self._octets = 0  # number and octets of data records
+        self._flows: dict[bytes, int] = {}  # {flow: octets of memory for its data}
+        self._largest = b""  # the flow with the most, as far as is known without comparing all
         # {(kind, handle): the entry that a newer record may be merged with}
         self._mergeable: dict[tuple[int, bytes], _Entry] = {}
 
@@ -41,19 +46,54 @@ class Backlog:
         return len(self._entries)
 
     def add_data(self, kind: int, records: list[bytes]) -> int:
-        """Append as many of the records as fit; returns their number."""
-        before, pool = self._data, self._pool
+        """Append as many of the records as fit; returns how many more there are now, which is less than that if others
+        had to make room."""
+        before, pool, flows = self._data, self._pool, self._flows
         for record in records:
-            if self._data >= self._records_max or self._octets + len(record) > BACKLOG_OCTETS:
-                break
-            octets = len(record) + ENTRY_OCTETS
-            if self._octets + self._data * ENTRY_OCTETS + octets > pool.free:
-                break
-            pool.free -= octets
-            self._entries.append([kind, record])
-            self._data += 1
-            self._octets += len(record)
+            octets, flow = len(record) + ENTRY_OCTETS, record[:FLOW_OCTETS]
+            while not self._has_room(octets):
+                if not self._make_room(flows.get(flow, 0) + octets):
+                    break
+            else:
+                pool.free -= octets
+                self._entries.append([kind, record])
+                self._data += 1
+                self._octets += len(record)
+                flows[flow] = now = flows.get(flow, 0) + octets
+                if now > flows.get(self._largest, 0):
+                    self._largest = flow
         return self._data - before
+
+    def _has_room(self, octets: int) -> bool:
+        return (self._data < self._records_max and self._octets + octets - ENTRY_OCTETS <= BACKLOG_OCTETS
+                and self._octets + self._data * ENTRY_OCTETS + octets <= self._pool.free)
+
+    def _make_room(self, octets: int) -> bool:
+        """Drop the newest record of the largest flow, if another one would still be smaller with `octets` of memory."""
+        if self._largest not in self._flows and self._flows:
+            self._largest = max(self._flows, key=self._flows.__getitem__)
+        largest, entries = self._largest, self._entries
+        if octets >= self._flows.get(largest, 0):
+            return False
+        for place in range(len(entries) - 1, -1, -1):
+            kind, record = entries[place]
+            if record[:FLOW_OCTETS] == largest and not is_stream(kind):
+                del entries[place]
+                self._leave(record)
+                return True
+        return False
+
+    def _leave(self, record: bytes) -> None:
+        """A data record is not here any more."""
+        octets, flow = len(record) + ENTRY_OCTETS, record[:FLOW_OCTETS]
+        self._data -= 1
+        self._octets -= len(record)
+        self._pool.free += octets
+        left = self._flows[flow] - octets
+        if left:
+            self._flows[flow] = left
+        else:
+            del self._flows[flow]
 
     def add_stream(self, kind: int, records: list[bytes]) -> None:
         """Append all of the records, or merge them with older ones of their kind and handle."""
@@ -83,9 +123,8 @@ class Backlog:
                 del self._mergeable[key]
         if is_stream(kind):
             return kind, records, 0
-        self._data -= len(records)
-        self._octets -= octets
-        self._pool.free += octets + len(records) * ENTRY_OCTETS
+        for record in records:
+            self._leave(record)
         return kind, records, len(records)
 
     def discard(self) -> int:
@@ -94,5 +133,6 @@ class Backlog:
         data = self._data
         self._entries.clear()
         self._mergeable.clear()
+        self._flows.clear()
         self._data = self._octets = 0
         return data

@@ -66,7 +66,7 @@ class EventLoop:
         self._counters = durable.bus_counters
         self._control = spawned.control
         self._next_starved_told = 0.0
-        self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)))
+        self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)), spawned.statm_fd)
         self._pull = self._poller.pull(spawned.listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
         self._turn = Turn(durable)
         self._cookie = config.cookie

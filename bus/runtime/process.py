@@ -69,6 +69,7 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
 
     The restrictions of a layer apply before it serves, so all code that it will ever need is imported before.
     """
+    spawned.statm_fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     run_dir, report = spawned.lock()
     if run_dir:
         spawned.config = msgspec.structs.replace(spawned.config, run_dir=run_dir)

@@ -31,3 +31,4 @@ class SpawnArguments:
     refers: bool = True  # False: the layer sends no references, because its calls are recorded
     # applies the restrictions; returns (the run directory from then on, the result)
     lock: Callable[[], tuple[str, object]] = _unlocked
+    statm_fd: int = -1  # of /proc/self/statm, opened before no file can be opened any more

@@ -21,6 +21,7 @@ DESCRIPTORS_RESERVED = 64  # descriptors of a process that are not for connectio
 CONNECTIONS_MIN = 16
 STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): it may work later
 HANDSHAKE_S = 3.0  # seconds after which a connection without handshake is closed
+INCOMPLETE_OCTETS_ALL = 1 << 25  # of memory for incomplete frames of all connections; beyond, the largest are closed
 
 
 class Trust(NamedTuple):
@@ -78,8 +79,8 @@ class Poller(Protocol):
         """Read from a listening socket, whose ownership passes to the result.
 
         `refused` is called with 0 for each closed connection: another user, too many connections (there are no more
-        than the process has descriptors for), an invalid handshake, or a message that is too long; and with an errno of
-        STARVED if connections have to wait.
+        than the process has descriptors for), an invalid handshake, a message that is too long, or too much memory for
+        what has not been read; and with an errno of STARVED if connections have to wait.
         """
 
     def push(self, path: str) -> Push:
@@ -106,10 +107,13 @@ def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:
     return free <= 0 or sum(each == pid for each in pids) > free // 4
 
 
-def open_poller(implementation: str, trust: Trust | None = None) -> Poller:
-    """A poller of kind "zmq" or "direct". To be called after a fork, not before. Without `trust`: only this user."""
+def open_poller(implementation: str, trust: Trust | None = None, statm_fd: int = -1) -> Poller:
+    """A poller of kind "zmq" or "direct". To be called after a fork, not before. Without `trust`: only this user.
+
+    `statm_fd`: this process's /proc/self/statm. With it, a PULL of libzmq closes connections before memory runs out.
+    """
     poller: Poller = importlib.import_module(IMPLEMENTATIONS[implementation]).Poller(
-        trust or Trust(os.geteuid(), (os.geteuid(),)))
+        trust or Trust(os.geteuid(), (os.geteuid(),)), statm_fd)
     return poller
 
 

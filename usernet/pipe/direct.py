@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from usernet.pipe import zmtp
-from usernet.pipe.contract import HANDSHAKE_S, STARVED, WAITING_MAX, Trust, bounded, has_enough
+from usernet.pipe.contract import HANDSHAKE_S, INCOMPLETE_OCTETS_ALL, STARVED, WAITING_MAX, Trust, bounded, has_enough
 from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
@@ -28,7 +28,8 @@ _IN, _IN_OUT = select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT
 class Poller:
     """One epoll for all events of a process, and the PUSH of each descriptor."""
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, trust: Trust, statm_fd: int = -1) -> None:
+        """`statm_fd` is not needed here."""
         self.trust = trust
         self.epoll = select.epoll()
         self.pushes: dict[int, Push] = {}
@@ -56,8 +57,8 @@ class Poller:
 class Pull:
     """The reading end of all pipes to one process; `poller` reports the listener and every connection."""
 
-    __slots__ = ("_accepted", "_connections_max", "_epoll", "_listener", "_listener_fd", "_message_octets_max",
-                 "_opening", "_paused", "_readers", "_refused", "_users", "pid")
+    __slots__ = ("_accepted", "_connections_max", "_epoll", "_held", "_held_octets", "_listener", "_listener_fd",
+                 "_message_octets_max", "_opening", "_paused", "_readers", "_refused", "_users", "pid")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[int], object]) -> None:
@@ -69,6 +70,8 @@ class Pull:
         self._connections_max = bounded(connections_max)
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader, int]] = {}
         self.pid = 0
+        self._held: dict[int, int] = {}  # {descriptor: octets of memory for an incomplete frame}
+        self._held_octets = 0  # of all
         self._accepted: dict[int, float] = {}  # {descriptor: time} of those that may not have sent READY
         self._opening = zmtp.opening(b"PULL")
         self._refused = refused
@@ -96,7 +99,25 @@ class Pull:
             self._drop(descriptor)
             if reader.error:
                 self._refused(0)
+        elif reader.parts or descriptor in self._held:
+            self._hold(descriptor, reader.held)
         return messages
+
+    def _hold(self, descriptor: int, octets: int) -> None:
+        """A connection's incomplete frame has this many octets. If all have too many, one connection is closed: of the
+        process with the most the one with the most."""
+        self._held_octets += octets - self._held.pop(descriptor, 0)
+        if octets:
+            self._held[descriptor] = octets
+        if self._held_octets > INCOMPLETE_OCTETS_ALL:
+            by_pid: dict[int, int] = {}
+            for each, held in self._held.items():
+                pid = self._readers[each][2]
+                by_pid[pid] = by_pid.get(pid, 0) + held
+            greediest = max(by_pid, key=by_pid.__getitem__)
+            self._drop(max((each for each in self._held if self._readers[each][2] == greediest),
+                           key=self._held.__getitem__))
+            self._refused(0)
 
     def _accept(self) -> None:
         try:
@@ -148,6 +169,7 @@ class Pull:
     def _drop(self, descriptor: int) -> None:
         caller, _, _ = self._readers.pop(descriptor)
         self._accepted.pop(descriptor, None)
+        self._held_octets -= self._held.pop(descriptor, 0)
         self._epoll.unregister(descriptor)
         caller.close()
 

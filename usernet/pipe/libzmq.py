@@ -13,10 +13,13 @@ journals have them. Calls of libzmq are expensive, so each has a reason:
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import resource
 import select
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from typing import Any, cast
 
@@ -26,6 +29,10 @@ from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower
 from usernet.pipe.contract import HANDSHAKE_S, STARVED, WAITING_MAX, Trust, bounded, has_enough
 from usernet.pipe.run_dir import peer
 
+# Of the memory that the process may have (RLIMIT_DATA): beyond this part, connections are closed. What libzmq has
+# received of them, complete or not, is in its own memory, up to WAITING_MAX messages for each connection.
+MEMORY_PART = 0.75
+CONNECTIONS_SPARED = 4  # a process with so many is not to blame
 READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
 SOCKETS_MAX = 4096  # per process: clients of the socket service, and pipes between layers
 RECONNECT_MS = 1  # without back-off: a crashed process is back within milliseconds
@@ -38,14 +45,16 @@ _WATCHED = (zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTE
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 # errnos of a handshake that failed by itself; any other is our refusal
 _WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)
+STATM_OCTETS, DATA = 256, 5  # proc(5), /proc/PID/statm: pages of data are its sixth number
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a descriptor or an errno)
 
 
 class Poller:
     """One epoll for all events of a process, and the PUSH of each descriptor."""
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, trust: Trust, statm_fd: int = -1) -> None:
         self.trust = trust
+        self._statm_fd = statm_fd
         self.epoll = select.epoll()
         self.pushes: dict[int, Push] = {}
         self._context = zmq.Context()
@@ -56,7 +65,7 @@ class Poller:
              refused: Callable[[int], object]) -> Pull:
         """See `contract`."""
         pull = Pull(self._context, self.epoll, self.trust.users, listener_fd, message_octets_max, connections_max,
-                    refused)
+                    refused, self._statm_fd)
         self._sockets.add(pull)
         return pull
 
@@ -87,11 +96,12 @@ class Pull:
 
     pid = 0  # the messages of one `read` may come from several processes
 
-    __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_monitor", "_monitor_fd",
-                 "_monitor_get", "_recv", "_refused", "_socket", "_users")
+    __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_memory_max", "_monitor",
+                 "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_users")
 
     def __init__(self, context: zmq.Context[Any], epoll: select.epoll, users: Container[int], listener_fd: int,
-                 message_octets_max: int, connections_max: int, refused: Callable[[int], object]) -> None:
+                 message_octets_max: int, connections_max: int, refused: Callable[[int], object],
+                 statm_fd: int = -1) -> None:
         os.set_blocking(listener_fd, False)
         with socket.socket(fileno=os.dup(listener_fd)) as listener:
             path = listener.getsockname()
@@ -107,6 +117,9 @@ class Pull:
         # accept(2) finds none, libzmq aborts the process (ipc_listener.cpp: errno_assert).
         self._connections_max = bounded(connections_max, 2)
         self._refused = refused
+        most, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        self._memory_max = most * MEMORY_PART
+        self._statm_fd = statm_fd if most != resource.RLIM_INFINITY else -1
         monitor = f"inproc://monitor-{listener_fd}"
         pull.monitor(monitor, _WATCHED)
         self._monitor = Socket(context, int(zmq.PAIR))
@@ -175,7 +188,28 @@ class Pull:
             pass  # it has ended, and its descriptor may be closed
 
     def expire(self, now: float) -> None:
-        """See `contract`: libzmq does this itself (ZMQ_HANDSHAKE_IVL)."""
+        """See `contract`: libzmq closes connections without a handshake itself (ZMQ_HANDSHAKE_IVL).
+
+        If there is little memory left, all connections of the process with the most are closed.
+        """
+        if self._statm_fd < 0:
+            return
+        os.lseek(self._statm_fd, 0, os.SEEK_SET)
+        octets = int(os.read(self._statm_fd, STATM_OCTETS).split()[DATA]) * mmap.PAGESIZE
+        if octets <= self._memory_max:
+            return
+        pid, connections = Counter(self._connections.values()).most_common(1)[0]
+        if connections > CONNECTIONS_SPARED:
+            for descriptor in [each for each, owner in self._connections.items() if owner == pid]:
+                self._shut(descriptor)
+
+    def _shut(self, descriptor: int) -> None:
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+                self._refused(0)
+        except OSError:
+            pass  # it has ended
 
     def close(self, linger_ms: int = 0) -> None:
         """See `contract`."""

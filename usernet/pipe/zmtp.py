@@ -14,6 +14,7 @@ from struct import Struct
 
 MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
 SHORT_MAX = 255
+PART_OCTETS = 64  # of memory for each piece of an incomplete frame, beside its octets
 
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 _SIGNATURE_OCTETS = len(_SIGNATURE)
@@ -42,19 +43,24 @@ def message(octets: bytes) -> bytes:
 class Reader:
     """Decodes the octets of one peer, which arrive in any pieces. Messages longer than `limit` octets are refused."""
 
-    __slots__ = ("_greeted", "_have", "_limit", "_need", "_parts", "error", "ready")
+    __slots__ = ("_greeted", "_have", "_limit", "_need", "error", "parts", "ready")
 
     def __init__(self, limit: int) -> None:
         self.ready = False  # the peer has sent READY: messages may be sent to it
         self.error = ""  # the reason why the octets are not valid; from then on nothing is accepted
         self._limit = limit
         self._greeted = False
-        self._parts: list[bytes] = []  # octets of an incomplete frame, their number, and the number needed to continue
+        self.parts: list[bytes] = []  # octets of an incomplete frame, their number, and the number needed to continue
         self._have = self._need = 0
+
+    @property
+    def held(self) -> int:
+        """Octets of memory for the incomplete frame."""
+        return self._have + PART_OCTETS * len(self.parts) if self.parts else 0
 
     def feed(self, octets: bytes) -> list[bytes]:
         """The messages that are complete with these octets."""
-        parts = self._parts
+        parts = self.parts
         if not parts and self._greeted and len(octets) > 1 and not octets[0] and octets[1] == len(octets) - 2:
             return [octets[2:]]  # one short message: the usual case at low load
         if parts:
