@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from usernet.pipe.messages import CREDIT
 from usernet.pipe.streams import MERGES, handle_of, is_stream
 
 BACKLOG_OCTETS = 1 << 22  # of data
 ENTRY_OCTETS = 128  # of memory for a record that waits, beside its own octets
 FLOW_OCTETS = 4
 _Entry = list[Any]  # [kind, record]: a list, because a record may be replaced in place
+
+
+def is_kept(kind: int) -> bool:
+    """True for records that are never dropped here, because something else bounds them: streams, by credit, and
+    questions for credit, of which there is one a socket and which a successor asks anew."""
+    return is_stream(kind) or kind == CREDIT
 
 
 class Pool:
@@ -77,7 +84,7 @@ class Backlog:
             return False
         for place in range(len(entries) - 1, -1, -1):
             kind, record = entries[place]
-            if record[:FLOW_OCTETS] == largest and not is_stream(kind):
+            if record[:FLOW_OCTETS] == largest and not is_kept(kind):
                 del entries[place]
                 self._leave(record)
                 return True
@@ -95,7 +102,7 @@ class Backlog:
         else:
             del self._flows[flow]
 
-    def add_stream(self, kind: int, records: list[bytes]) -> None:
+    def add_kept(self, kind: int, records: list[bytes]) -> None:
         """Append all of the records, or merge them with older ones of their kind and handle."""
         merge = MERGES.get(kind)
         for record in records:
@@ -121,7 +128,7 @@ class Backlog:
             octets += len(entry[1])
             if kind in MERGES and self._mergeable.get(key := (kind, handle_of(entry[1]))) is entry:
                 del self._mergeable[key]
-        if is_stream(kind):
+        if is_kept(kind):
             return kind, records, 0
         for record in records:
             self._leave(record)

@@ -33,6 +33,7 @@ from usernet.pipe.numbering import Hello, Refusal, encode
 from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_HELD, STREAM_INFO, STREAM_MEMORY
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers of its sockets are the actual limit
+WAITING_MAX = 8  # frames in the pipe to a client, of 64 kB and more each: 100 that do not read have 60 MB
 BACKLOGS_OCTETS = 1 << 25  # of memory for such records to all clients
 UNREAD_OCTETS_MAX = 1 << 22  # of replies and other control that a client does not read; beyond, it is cut off
 UNREAD_OCTETS_ALL = 1 << 25  # of all clients; beyond, the one with the most is cut off
@@ -211,7 +212,7 @@ class Clients:
         cell = layout.CLIENTS + layout.CLIENT_WORDS * place
         pipes = self._pipes
         outbox = pipes.connect(str(self._folder / inbox_name(inbox_number)), number, number, cell + layout.CLIENT_SENT,
-                               Backlog(BACKLOG_RECORDS, self._backlogs))
+                               Backlog(BACKLOG_RECORDS, self._backlogs), WAITING_MAX)
         inbox = pipes.inboxes[number] = pipes.inbox(number, CLIENT_KINDS, cell + layout.CLIENT_DONE, pid)
         client = Client(number, inbox_number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client

@@ -18,7 +18,7 @@ from collections import deque
 from bus import messages
 from bus.counters import PipeCounters as C
 from bus.durable import layout
-from bus.runtime.backlog import Backlog
+from bus.runtime.backlog import Backlog, is_kept
 from bus.runtime.inbox import Inbox
 from bus.runtime.turn import Turn
 from usernet.pipe.contract import Push
@@ -154,8 +154,8 @@ class Outbox:
         elif kind < messages.CONTROL_KIND_MIN or kind == messages.SOCKET_ERROR:
             kept = self._backlog.add_data(kind, records)
             self._wait(kept, len(records) - kept)
-        elif is_stream(kind):
-            self._backlog.add_stream(kind, records)
+        elif is_kept(kind):
+            self._backlog.add_kept(kind, records)
         else:
             # Control must not be lost with this process: it is written to the journal now, after everything that waits.
             while self._backlog:

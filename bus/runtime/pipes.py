@@ -6,7 +6,7 @@ from bus.runtime.backlog import Backlog
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.turn import Turn
-from usernet.pipe.contract import Poller
+from usernet.pipe.contract import WAITING_MAX, Poller
 
 
 class Pipes:
@@ -22,9 +22,10 @@ class Pipes:
         """The inbox for frames of `sender`, with the position in which a former process left it; not added yet."""
         return Inbox(sender, kinds, self.turn.memory, done_cell, self.turn.journal.done.get(sender, 0), pid)
 
-    def connect(self, path: str, sender: int, consumer: int, cell: int, backlog: Backlog | None = None) -> Outbox:
+    def connect(self, path: str, sender: int, consumer: int, cell: int, backlog: Backlog | None = None,
+                waiting_max: int = WAITING_MAX) -> Outbox:
         """Add the outbox to `consumer`, which listens at `path`. `sender`: the number for its frames."""
-        outbox = Outbox(self.poller.push(path), sender, consumer, cell, self.turn, backlog)
+        outbox = Outbox(self.poller.push(path, waiting_max), sender, consumer, cell, self.turn, backlog)
         self.outboxes[consumer] = outbox
         return outbox
 

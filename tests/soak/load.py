@@ -23,7 +23,7 @@ from typing import Any
 UDP_PORT, TCP_PORT = 5201, 5202
 STACK, KERNEL = "10.0.0.2", "10.0.0.1"
 WINDOW = 8  # datagrams under way at a time
-SILENCE_S, PATIENCE_S = 2.0, 20.0
+SILENCE_S, PATIENCE_S = 2.0, 60.0
 PAUSE_S = 0.01  # between two windows, and two connections: half of a core is left for others
 SIZES = (1, 64, 1472, 9000)  # octets of a datagram: the last is fragmented
 LENGTHS = (1, 1000, 100_000, 2_000_000)  # octets of a connection, each way

@@ -83,7 +83,7 @@ class Poller(Protocol):
         what has not been read; and with an errno of STARVED if connections have to wait.
         """
 
-    def push(self, path: str) -> Push:
+    def push(self, path: str, waiting_max: int = WAITING_MAX) -> Push:
         """Write to the process that listens on the socket file `path`, now or later."""
 
     def close(self) -> None:

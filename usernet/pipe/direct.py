@@ -41,9 +41,9 @@ class Poller:
         self._pull = Pull(listener_fd, self, message_octets_max, connections_max, refused)
         return self._pull
 
-    def push(self, path: str) -> Push:
+    def push(self, path: str, waiting_max: int = WAITING_MAX) -> Push:
         """See `contract`."""
-        return Push(path, self)
+        return Push(path, self, waiting_max)
 
     def close(self) -> None:
         """See `contract`."""
@@ -180,10 +180,12 @@ class Push:
     A message without room or without a listener waits here and survives the connection.
     """
 
-    __slots__ = ("_cut", "_full", "_path", "_poller", "_reader", "_socket", "_waiting", "_write", "open")
+    __slots__ = ("_cut", "_full", "_path", "_poller", "_reader", "_socket", "_waiting",
+                 "_waiting_max", "_write", "open")
 
-    def __init__(self, path: str, poller: Poller) -> None:
+    def __init__(self, path: str, poller: Poller, waiting_max: int) -> None:
         self._path = path
+        self._waiting_max = waiting_max
         self._poller = poller
         self._socket: socket.socket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
@@ -231,7 +233,7 @@ class Push:
                 self._block()
             except OSError:  # EPIPE, ECONNRESET
                 self._reconnect()
-        if len(self._waiting) >= WAITING_MAX:
+        if len(self._waiting) >= self._waiting_max:
             return False
         self._waiting.append(zmtp.message(message))
         return True

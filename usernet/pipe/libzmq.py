@@ -69,9 +69,9 @@ class Poller:
         self._sockets.add(pull)
         return pull
 
-    def push(self, path: str) -> Push:
+    def push(self, path: str, waiting_max: int = WAITING_MAX) -> Push:
         """See `contract`."""
-        push = Push(self._context, self, path)
+        push = Push(self._context, self, path, waiting_max)
         self._sockets.add(push)
         return push
 
@@ -228,9 +228,9 @@ class Push:
 
     waiting = False  # libzmq sends accepted messages by itself
 
-    def __init__(self, context: zmq.Context[Any], poller: Poller, path: str) -> None:
+    def __init__(self, context: zmq.Context[Any], poller: Poller, path: str, waiting_max: int) -> None:
         self._socket = push = Socket(context, int(zmq.PUSH))
-        for option, value in ((zmq.SNDHWM, WAITING_MAX), (zmq.IMMEDIATE, 0), (zmq.RECONNECT_IVL, RECONNECT_MS),
+        for option, value in ((zmq.SNDHWM, waiting_max), (zmq.IMMEDIATE, 0), (zmq.RECONNECT_IVL, RECONNECT_MS),
                               (zmq.RECONNECT_IVL_MAX, 0), (zmq.LINGER, 0)):
             push.set(option, value)
         push.connect(f"ipc://{path}")
