@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from supervisor.control import Client
 from supervisor.policy import AT_ONCE, STABLE_S
 from tests.faults.flows import Book, Switchboard
 from tests.faults.lab import LAYERS, Follower, Lab, Load
@@ -36,6 +41,7 @@ class Done(NamedTuple):
     events: list[dict]  # the keeper's
     quiet_from: float = 0.0  # from then on there was no fault, until it began
     timeouts: int = 0  # of the peer, until it began
+    ended: float = float("inf")  # all was well again
 
 
 class Campaign:
@@ -57,25 +63,37 @@ class Campaign:
             if time.monotonic() > until or (done and not done[-1].recovered):
                 break
             self._wait_until_well(incident)
-            neighbours = self._busy_neighbours() if incident.moment == "busy" else []
-            try:
+            with self._hardship(incident):
                 quiet_from = time.monotonic()
                 time.sleep(CONTROL_S)
                 timeouts = self._load.timeouts()
                 done.append(self._hit(incident)._replace(quiet_from=quiet_from, timeouts=timeouts))
-            finally:
-                for neighbour in neighbours:
-                    neighbour.kill()
-                    neighbour.wait()
             if self._watch:
                 self._watch.sample()
         return done
 
-    @staticmethod
-    def _busy_neighbours() -> list[subprocess.Popen]:
-        """Processes that want all processors; they end by themselves, too."""
-        count = BUSY_PER_PROCESSOR * (os.cpu_count() or 1)
-        return [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    @contextlib.contextmanager
+    def _hardship(self, incident: Incident) -> Iterator[None]:
+        """What makes this moment hard, from before its control to its recovery."""
+        if incident.moment == "busy":  # processes that want all processors; they end by themselves, too
+            count = BUSY_PER_PROCESSOR * (os.cpu_count() or 1)
+            neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+            try:
+                yield
+            finally:
+                for neighbour in neighbours:
+                    neighbour.kill()
+                    neighbour.wait()
+        elif incident.moment == "descriptors":  # the keeper gets no further ones (EMFILE)
+            keeper = self._lab.status()["keeper"]
+            former = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+            resource.prlimit(keeper, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{keeper}/fd")), former[1]))
+            try:
+                yield
+            finally:
+                resource.prlimit(keeper, resource.RLIMIT_NOFILE, former)
+        else:
+            yield
 
     def quiet(self, seconds: float) -> tuple[float, float]:
         """No fault: the control. Returns when it began and ended."""
@@ -109,6 +127,8 @@ class Campaign:
         if incident.moment == "idle":
             board[Switchboard.PAUSE] = 1
             time.sleep(0.03)
+        elif incident.moment == "restart":  # a planned one, of the layer that is hit
+            threading.Thread(target=self._restart, args=(incident.faults[0].layer,), daemon=True).start()
         elif incident.moment in CELL_OF:
             board[CELL_OF[incident.moment]] += 1
         if len(incident.faults) == 1:
@@ -122,7 +142,12 @@ class Campaign:
         resumed = time.monotonic() if incident.moment == "idle" else began
         board[Switchboard.PAUSE] = 0
         recovered = self._wait_recovered(incident, start)
-        return Done(incident, began, resumed, recovered, self._follower.events[start:])
+        return Done(incident, began, resumed, recovered, self._follower.events[start:], ended=time.monotonic())
+
+    def _restart(self, layer: str) -> None:
+        """Whether it succeeds depends on what is hit in the middle of it; the layer serves afterwards in any case."""
+        with contextlib.suppress(OSError, RuntimeError), Client(self._lab.run_dir) as client:
+            client.request("restart", layers=[layer])
 
     def _commit(self, fault: Fault, unlike: int) -> int:
         """Returns the pid that was hit; waits until there is one other than `unlike`."""
@@ -140,6 +165,8 @@ class Campaign:
     def _wait_recovered(self, incident: Incident, start: int) -> bool:
         """Every layer that was hit serves again, and every steady flow has an answer to something sent after that."""
         wanted = {fault.layer: 0 for fault in incident.faults}
+        if incident.moment == "restart":
+            return self._wait_up(incident.faults[0].layer)
 
         def served(events: list[dict]) -> float:
             deaths = dict.fromkeys(wanted, 0)
@@ -168,6 +195,19 @@ class Campaign:
                 self._served[layer] = serves
         self._recovered_at = time.monotonic()
         return True
+
+    def _wait_up(self, layer: str) -> bool:
+        """The layer serves, and does not wait for a successor; the steady flows are answered."""
+        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            before = self._lab.status()["layers"][layer]
+            if before["state"] == "up" and self._load.wait_answering(time.monotonic(), 2.0):
+                after = self._lab.status()["layers"][layer]
+                if (after["state"], after["incarnation"]) == ("up", before["incarnation"]):
+                    self._served[layer] = self._recovered_at = time.monotonic()
+                    return True
+            time.sleep(0.002)
+        return False
 
 
 def _settled(book: Book, since: float) -> bool:

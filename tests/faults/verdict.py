@@ -107,8 +107,11 @@ def lost(book: Book, start: float, stop: float) -> int:
 
 
 def gap(book: Book, done: Done, stop: float) -> float:
-    """The longest pause between answers that ended after the fault; in an idle moment: to the first answer after it."""
-    stop = min(stop, done.began + GAP_WINDOW_S)
+    """The longest pause between answers from the fault until all was well, a time like that of the control.
+
+    In an idle moment: to the first answer after it.
+    """
+    stop = min(stop, done.began + GAP_WINDOW_S, done.ended)
     if done.incident.moment != "idle":
         return _longest(book, done.began, stop)
     sent = book.sent[: book.cells[COUNT]]
