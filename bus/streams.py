@@ -34,6 +34,8 @@ class StreamState(SocketState, frozen=True, kw_only=True):
     defer_accept: Seconds = 0
     window_clamp: Octets = 0
     notsent_lowat: Octets = 0
+    # RFC 7413: how many connections of a listener may wait for the end of a handshake; of a connection: not 0
+    fast_open: Octets = 0
     congestion: str = "cubic"
     window_scaling: bool = True
     timestamps: bool = True

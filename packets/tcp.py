@@ -37,6 +37,7 @@ MSS_DEFAULT = 536  # RFC 9293 section 3.7.1 (MUST-15): the MSS of a peer that se
 WINDOW_SCALE_MAX = 14  # RFC 7323 section 2.3
 
 _END, _NO_OPERATION, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
+_FAST_OPEN = 34  # RFC 7413 section 4.1.1
 _MSS_OPTION = Struct("!BBH")
 _SCALE_OPTION = Struct("!BBBB")  # after one no-operation, as is usual
 _TIMESTAMPS_OPTION = Struct("!BBBBII")  # RFC 7323 appendix A: after two no-operations
@@ -58,6 +59,7 @@ class Options(NamedTuple):
     sack_permitted: bool = False
     timestamps: tuple[int, int] | None = None  # value, echo reply (RFC 7323 section 3.2)
     sack: tuple[tuple[int, int], ...] = ()  # (first octet of a block, octet after its last) (RFC 2018 section 3)
+    cookie: bytes | None = None  # of Fast Open, 4 to 16 octets; empty: a request (RFC 7413 section 4.1.1)
 
     def pack(self) -> bytes:
         """The octets, padded to whole words. At most 40 if `sack` has no more blocks than fit."""
@@ -73,6 +75,9 @@ class Options(NamedTuple):
         if self.sack:
             parts.append(bytes((_NO_OPERATION, _NO_OPERATION, _SACK, 2 + 8 * len(self.sack))))
             parts += [_STAMPS.pack(left, right) for left, right in self.sack]
+        if self.cookie is not None:
+            parts.append(bytes((_NO_OPERATION,)) * (-(2 + len(self.cookie)) % 4))
+            parts.append(bytes((_FAST_OPEN, 2 + len(self.cookie))) + self.cookie)
         return b"".join(parts)
 
 
@@ -146,7 +151,7 @@ def parse(octets: bytes | memoryview) -> Segment | None:
 
 def parse_options(octets: bytes) -> Options:
     """Decode the options of a header; a malformed option ends the decoding (RFC 9293 section 3.2, MUST-7)."""
-    mss = scale = timestamps = None
+    mss = scale = timestamps = cookie = None
     permitted = False
     sack: Sequence[tuple[int, int]] = ()
     at, end = 0, len(octets)
@@ -171,8 +176,10 @@ def parse_options(octets: bytes) -> Options:
             timestamps = _STAMPS.unpack(body)
         elif kind == _SACK and length > 2 and not (length - 2) % 8:
             sack = tuple(_STAMPS.iter_unpack(body))
+        elif kind == _FAST_OPEN and (length == 2 or (6 <= length <= 18 and not length % 2)):
+            cookie = body
         at += length
-    return Options(mss, scale, permitted, timestamps, tuple(sack))
+    return Options(mss, scale, permitted, timestamps, tuple(sack), cookie)
 
 
 def timestamps_alone(value: int, echo: int) -> bytes:

@@ -136,7 +136,7 @@ def _connect_stream(socket: Socket, stream: StreamOptions, peer: bytes, request:
         raise Refused(errno.EISCONN)  # Linux, inet_stream_connect: the state is LISTEN
     return replace(socket, bound=True, local=socket.named, port=socket.port if socket.bound_by else 0,
                    peer=peer or socket.named or LOOPBACK[IPV4_OCTETS], peer_port=request.port,
-                   stream=replace(stream, connect=request.id))
+                   stream=replace(stream, connect=request.id, fast_open=int(request.fast_open)))
 
 
 def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcome:
@@ -152,7 +152,7 @@ def accepted(listener: Socket, stream: StreamOptions, handle: int, ends: Ends) -
     """A connection to a listener: the listener's options, its own ends (local address and port, peer's)."""
     local, port, peer, peer_port = ends
     return replace(listener, created_by=-handle, bound=True, bound_by=0, named=local, local=local, port=port, peer=peer,
-                   peer_port=peer_port, stream=replace(stream, listen=-1, connect=0))
+                   peer_port=peer_port, stream=replace(stream, listen=-1, connect=0, fast_open=0))
 
 
 def prepare(socket: Socket, request: requests.Prepare, network: Network) -> Outcome:

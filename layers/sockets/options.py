@@ -101,6 +101,7 @@ SO_KEEPALIVE = 9
 SO_LINGER = 13
 SO_ACCEPTCONN = 30
 TCP_CONGESTION = 13
+SOMAXCONN = 4096  # Linux net.core.somaxconn
 TCP_BUFFER_MAX = 4 << 20  # Linux net.core.rmem_max, wmem_max, as of 6.x: the maximum, before doubling
 TCP_SEND_BUFFER_DEFAULT, TCP_RECEIVE_BUFFER_DEFAULT = 16384, 131072  # Linux net.ipv4.tcp_wmem, tcp_rmem
 CONGESTION_OCTETS_MAX = 16  # Linux TCP_CA_NAME_MAX
@@ -132,6 +133,7 @@ _OF_STREAMS: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (IPPROTO_TCP, 10): ("window_clamp", lambda value: value and max(RECEIVE_BUFFER_MIN // 2, min(value, 1 << 30))),
     (IPPROTO_TCP, 12): ("quickack", bool),
     (IPPROTO_TCP, 18): ("user_timeout", _between(0, (1 << 31) - 1)),
+    (IPPROTO_TCP, 23): ("fast_open", lambda value: min(_between(0, (1 << 31) - 1)(value), SOMAXCONN)),
     (IPPROTO_TCP, 25): ("notsent_lowat", _clamped(1 << 30)),
 }
 _UNSET = {"send_buffer": TCP_SEND_BUFFER_DEFAULT, "receive_buffer": TCP_RECEIVE_BUFFER_DEFAULT, "maxseg": 536,

@@ -61,6 +61,7 @@ class Connect(OnSocket, frozen=True, tag="connect"):
 
     address: str
     port: Port
+    fast_open: bool = False  # of a stream: its first octets may leave with the SYN (RFC 7413)
 
 
 class Listen(OnSocket, frozen=True, tag="listen"):

@@ -50,6 +50,7 @@ class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     timestamps: bool = True
     sack: bool = True
     ecn: bool = False
+    fast_open: int = 0
 
 
 class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

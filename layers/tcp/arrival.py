@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, closing, history, listen, reassembly, reset
+from layers.tcp import acknowledgment, closing, fast_open, history, listen, reassembly, reset
 from layers.tcp.connection import (
     CLOSE_WAIT,
     CLOSING,
@@ -86,6 +86,9 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
             conn.ack_now = True  # the text is sent again: RFC 9293 permits queueing text of a SYN until ESTABLISHED
         return
     _acknowledged(engine, conn, arrival, ack)
+    if conn.options.fast_open:
+        fast_open.answered(engine, conn, segment, ack)
+    conn.cookie = None
     conn.snd_wl2 = ack
     _established(engine, conn)
     engine.history.note(engine.now, conn, history.SENT_ESTABLISHED)
@@ -244,7 +247,8 @@ def _reset(engine: Engine, conn: Connection) -> None:
     state = conn.state
     if state == SYN_RECEIVED:
         engine.counters[C.attempt_fails] += 1
-        closing.abandon(engine, conn, 0 if conn.listener else errno.ECONNREFUSED)
+        refused = errno.ECONNRESET if conn.accept_number else errno.ECONNREFUSED
+        closing.abandon(engine, conn, refused if conn.accept_number or not conn.listener else 0)
         return
     if state in (ESTABLISHED, CLOSE_WAIT):
         engine.counters[C.established_resets] += 1

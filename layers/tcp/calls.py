@@ -15,7 +15,7 @@ import msgspec
 
 from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, congestion, history, listen
+from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Engine
@@ -121,9 +121,11 @@ class Calls:
         if bind and conn is None:
             listening = wanted.listen >= 0
             claim = Claim(local, wanted.reuse_address, wanted.reuse_port, listening)
+            bound = before is not None and before.port == port and before.local == local and (
+                before.declared.listen >= 0) == listening
             if not port:
                 port = self._free_port()
-            elif engine.lookup.ports.clashes(handle, port, claim):
+            elif not bound and engine.lookup.ports.clashes(handle, port, claim):
                 raise OSError(errno.EADDRINUSE, "the port is in use")
         elif fresh and conn is not None and self._began(conn, wanted, before):
             fresh, local, port = False, conn.ends.local, conn.ends.port
@@ -203,7 +205,8 @@ class Calls:
         engine.lookup.by_handle[wanted.handle] = conn
         engine.remember(conn)
         engine.history.note(engine.now, conn, history.OPENED)
-        engine.send_syn(conn)
+        if not wanted.fast_open or not fast_open.begins(engine, conn):
+            engine.send_syn(conn)
         return source, port
 
     def _available(self, ends: Ends) -> bool:

@@ -81,17 +81,16 @@ class Connection:
 
     __slots__ = (
         "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
-        "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack", "ecn_echo", "ecn_ok",
-        "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "home", "irs", "iss",
+        "cookie", "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack", "ecn_echo",
+        "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "home", "irs", "iss",
         "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent", "last_text",
         "listener", "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at", "options",
-        "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
-        "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
-        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said",
-        "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring", "slot", "small_sent",
-        "snd_nxt", "snd_una", "snd_urgent",
-        "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "timestamp_offset", "timestamps_ok", "touched",
-        "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
+        "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale", "peer_segment",
+        "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick", "quiet_queued", "rcv_limit",
+        "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said", "sack_ok", "scale_ok", "segments_in",
+        "segments_out", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
+        "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "syn_held", "syn_octets", "timestamp_offset",
+        "timestamps_ok", "touched", "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
     )
 
     def __init__(self, ends: Ends, handle: int, options: StreamState) -> None:
@@ -139,6 +138,10 @@ class Connection:
         self.segments_in = self.data_segments_in = self.segments_out = self.data_segments_out = 0
         self.octets_resent = 0
         self.out_of_order_in = 0  # segments that arrived beyond a gap
+        # Fast Open (`layers.tcp.fast_open`)
+        self.cookie: bytes | None = None  # for our SYN or SYN-ACK; empty: a request
+        self.syn_held = False  # the SYN waits for the first text
+        self.syn_octets = 0  # of text in a SYN, ours or the peer's, that its receiver took
         # What both ends agreed on
         self.mss = 536  # maximum payload that we send, with options included
         self.peer_mss = 536  # the MSS of the peer

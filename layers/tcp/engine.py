@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from bus.durable.held import Held
 from bus.layer import CounterWords
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, arrival, closing, isn, listen, output, probes, reset
+from layers.tcp import acknowledgment, arrival, closing, fast_open, isn, listen, output, probes, reset
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant
@@ -162,6 +162,7 @@ class Engine:
         self.dormant: Dormant | None = None  # connections of a former process that have no TCB yet
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
+        self.fast_open = fast_open.Cookies()
         self.predecessor: Connection | None = None  # in TIME-WAIT, replaced by the next connection (RFC 6191)
         self.remember_failure: Callable[[int, int], None] = lambda handle, number: None  # of `layers.tcp.calls`
         # of a segment whose text is elsewhere: whether it is still there

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, cookies, history, reset
+from layers.tcp import acknowledgment, closing, cookies, fast_open, history, reassembly, reset
 from layers.tcp.connection import LISTEN, SYN_RECEIVED, Connection, Ends
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, CWR, ECE, FIN, MSS_DEFAULT, RST, SYN, Options, Segment
@@ -74,6 +74,10 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
     listener.syn_queue[conn] = None
     engine.history.note(engine.now, conn, history.LISTEN_SYN)
     engine.remember(conn)
+    if listener.options.fast_open and fast_open.takes_text(engine, listener, conn, segment):
+        hand_up(engine, listener, conn)
+        reassembly.text(engine, conn, 1, segment.payload)
+        conn.syn_octets = conn.rcv_nxt - 1
     engine.send_syn(conn)
 
 
@@ -118,7 +122,7 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
 def may_establish(engine: Engine, conn: Connection, payload: bytes | memoryview) -> bool:
     """True if the ACK that completes the handshake is accepted."""
     listener = engine.lookup.listeners.get(conn.listener)
-    if listener is None:
+    if listener is None or conn.accept_number:  # it was passed up already
         return True
     if listener.full:
         engine.counters[C.accept_waits] += 1
@@ -131,10 +135,19 @@ def may_establish(engine: Engine, conn: Connection, payload: bytes | memoryview)
 def established(engine: Engine, conn: Connection) -> None:
     """The handshake is complete: pass the connection up."""
     listener = engine.lookup.listeners.get(conn.listener)
+    conn.cookie = None
+    if listener is not None:
+        listener.syn_queue.pop(conn, None)
+    if conn.accept_number:  # by Fast Open it was passed up before
+        return
     if listener is None:
         closing.abort(engine, conn)
         return
-    listener.syn_queue.pop(conn, None)
+    hand_up(engine, listener, conn)
+
+
+def hand_up(engine: Engine, listener: Listener, conn: Connection) -> None:
+    """Pass a connection up."""
     engine.counters[C.passive_opens] += 1
     listener.handed += 1
     conn.accept_number = listener.handed
@@ -152,7 +165,7 @@ def credit(engine: Engine, listener: Listener, taken: int, limit: int) -> None:
 
 def close(engine: Engine, listener: Listener) -> None:
     """RFC 9293 section 3.10.4: leave LISTEN; half-open connections are deleted."""
-    for conn in list(listener.syn_queue):
+    for conn in [conn for conn in listener.syn_queue if not conn.accept_number]:
         closing.abort(engine, conn)
     listener.syn_queue.clear()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, history, reassembly
+from layers.tcp import acknowledgment, fast_open, history, reassembly
 from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options, timestamps_alone
@@ -23,10 +23,20 @@ def flush(engine: Engine, conn: Connection) -> None:
     """Send what may be sent, and the ACK if one is owed."""
     state = conn.state
     if state in (SYN_SENT, SYN_RECEIVED):
-        lost = conn.recovery.lost() if conn.recovery is not None else None
-        if lost is not None:
+        lost = engine.loss_recovery(conn).lost()
+        if conn.syn_held:
+            if conn.written > 1 or conn.end is not None:
+                conn.syn_held = False
+                send_syn(engine, conn)
+        elif lost is not None and not lost[0]:
             engine.counters[C.retransmitted] += 1
+            fast_open.timed_out(engine, conn)
             send_syn(engine, conn)
+        elif not conn.snd_nxt:
+            send_syn(engine, conn)  # the former process died before it had text for it
+        elif conn.accept_number:
+            _new(engine, conn)  # RFC 7413 section 4.2.1: before the handshake is complete
+            engine.timers.schedule(conn)
         return
     if state in (CLOSED, LISTEN):
         return
@@ -47,14 +57,21 @@ def send_syn(engine: Engine, conn: Connection) -> None:
         window_scale=conn.own_scale if (options.window_scaling if not answers else conn.scale_ok) else None,
         sack_permitted=options.sack if not answers else conn.sack_ok,
         timestamps=(engine.timestamp(conn), conn.ts_recent) if (
-            options.timestamps if not answers else conn.timestamps_ok) else None)
+            options.timestamps if not answers else conn.timestamps_ok) else None,
+        cookie=conn.cookie)
+    if conn.cookie is not None and not fast_open.fits(offer):
+        offer, conn.cookie = offer._replace(cookie=None), None
+    text = fast_open.text(engine, conn, offer) if conn.cookie and not answers else b""
     # RFC 7323 section 2.2: the window of a SYN is not scaled
     window = min(max(conn.advertised - conn.rcv_nxt, acknowledgment.offered(conn)), acknowledgment.WINDOW_FIELD_MAX)
     conn.advertised = max(conn.advertised, conn.rcv_nxt + window)
     if conn.recovery is not None:
         conn.recovery.sent(0, 1, engine.now, True)
-    conn.snd_nxt = max(conn.snd_nxt, 1)
-    conn.last_ack_sent = conn.rcv_nxt
+        if text:
+            conn.recovery.sent(1, 1 + len(text), engine.now, True)
+    conn.syn_octets = max(conn.syn_octets, len(text))
+    conn.snd_nxt = max(conn.snd_nxt, 1 + len(text))
+    acknowledgment.left(conn)
     flags = SYN | ACK if answers else SYN
     if answers:
         flags |= ECE if conn.ecn_ok else 0
@@ -63,7 +80,7 @@ def send_syn(engine: Engine, conn: Connection) -> None:
     elif options.ecn and not conn.backoffs:
         flags |= ECE | CWR
     conn.segments_out += 1
-    engine.transmit(conn, 0, flags, window, offer.pack(), b"", 0)
+    engine.transmit(conn, 0, flags, window, offer.pack(), text, 0)
     engine.timers.schedule(conn)
 
 
@@ -155,7 +172,7 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
 
 
 def _new(engine: Engine, conn: Connection) -> None:
-    final = conn.written + (conn.end is not None)
+    final = conn.written + (conn.end is not None and conn.state != SYN_RECEIVED)
     if conn.snd_nxt >= final:
         return
     recovery = engine.loss_recovery(conn)

@@ -63,10 +63,11 @@ class StreamDescription(Description):
     """See the module's docstring."""
 
     __slots__ = (
-        "accepted", "acked", "attempted", "backlog", "connecting", "end", "established", "finished", "have", "head",
-        "incoming", "kept", "limit", "listener", "listening", "memory", "moved", "numbered", "offered", "read",
-        "read_said", "receive_ring", "reset", "resume_asked", "send_reference", "send_ring", "sent_end", "taken",
-        "taking", "unsent_low", "urgent", "urgent_hidden", "urgent_taken", "writing", "written",
+        "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "end", "established", "fast_connect",
+        "finished", "have", "head", "incoming", "kept", "limit", "listener", "listening", "memory", "moved",
+        "numbered", "offered", "read", "read_said", "receive_ring", "reset", "resume_asked", "send_reference",
+        "send_ring", "sent_end", "taken", "taking", "unsent_low", "urgent", "urgent_hidden", "urgent_taken", "writing",
+        "written",
     )  # fmt: skip
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -81,6 +82,8 @@ class StreamDescription(Description):
         self.begin()
         self.connecting = False
         self.unsent_low = 0  # TCP_NOTSENT_LOWAT
+        self.fast_connect = False  # TCP_FASTOPEN_CONNECT
+        self.deferred: tuple[str, int] | None = None  # the peer of a connect that waits for the first octets
 
     def begin(self) -> None:
         """A new connection is attempted."""
@@ -135,7 +138,7 @@ class StreamDescription(Description):
 
     def writable(self) -> bool:
         """True if at least a third of the send buffer is free, or writing fails at once."""
-        if self.error or self.reset or self.shut_for_writing:
+        if self.error or self.reset or self.shut_for_writing or self.deferred is not None:
             return True
         room = self.limit - self.written
         if self.unsent_low:

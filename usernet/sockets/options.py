@@ -38,6 +38,7 @@ _KEEPALIVE = (_std.SOL_SOCKET, _std.SO_KEEPALIVE)  # for datagram sockets it has
 _OOBINLINE = (_std.SOL_SOCKET, _std.SO_OOBINLINE)
 RCVLOWAT = (_std.SOL_SOCKET, _std.SO_RCVLOWAT)
 LOW_WATER_MAX = 1 << 20  # Linux: half of the largest buffer; here a quarter of it
+FASTOPEN_CONNECT = (_std.IPPROTO_TCP, 30)  # TCP_FASTOPEN_CONNECT
 NOTSENT_LOWAT = (_std.IPPROTO_TCP, 25)  # TCP_NOTSENT_LOWAT
 _ACCEPTCONN = (_std.SOL_SOCKET, _std.SO_ACCEPTCONN)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
@@ -79,6 +80,10 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
         box.keepalive = bool(_integer(value))
     elif key == _OOBINLINE:
         box.oob_inline = bool(_integer(value))
+    elif key == FASTOPEN_CONNECT and isinstance(box, StreamDescription):
+        if _integer(value) not in (0, 1):
+            raise os_error(errno.EINVAL)
+        box.fast_connect = bool(_integer(value))
     elif key == RCVLOWAT:
         octets = _integer(value)
         box.low_water = min(octets, LOW_WATER_MAX) or 1 if octets >= 0 else LOW_WATER_MAX
@@ -104,6 +109,8 @@ def read(box: Description, key: Key) -> bytes | None:
         return box.segment_octets.to_bytes(4, byteorder)
     if key == _OOBINLINE:
         return int(box.oob_inline).to_bytes(4, byteorder)
+    if key == FASTOPEN_CONNECT and isinstance(box, StreamDescription):
+        return int(box.fast_connect).to_bytes(4, byteorder)
     if key == RCVLOWAT:
         return box.low_water.to_bytes(4, byteorder)
     if key == CORK:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TCP_INFO = 11  # linux/tcp.h
 _PEEK, _DONTWAIT, _WAITALL = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT), int(_std.MSG_WAITALL)
+_FASTOPEN = 0x20000000  # linux/socket.h: MSG_FASTOPEN
+FAST_OPEN_OCTETS = 1400  # of a first SYN at most: less than a segment, and tcp has room for it
 _TRUNC, _OOB, _ERRQUEUE, _MORE = int(_std.MSG_TRUNC), int(_std.MSG_OOB), int(_std.MSG_ERRQUEUE), int(_std.MSG_MORE)
 
 
@@ -86,16 +88,23 @@ class StreamBehaviour(BaseSocket):
             if self._timeout == 0 and not box.established:
                 raise os_error(errno.EALREADY)
         else:
+            if box.fast_connect and not box.connecting:
+                if box.deferred is not None:
+                    raise os_error(errno.EISCONN)
+                box.deferred = _std.inet_ntoa(octets), port
+                self._changed(box)
+                return
             self._begin_connect(box, _std.inet_ntoa(octets), port)
             if self._timeout == 0:
                 raise os_error(errno.EINPROGRESS)  # even if the result is known already, as on Linux
         self._await(lambda: box.established or bool(box.reset), writing=True)
         self._outcome(box)
 
-    def _begin_connect(self, box: StreamDescription, host: str, port: int) -> None:
+    def _begin_connect(self, box: StreamDescription, host: str, port: int, **how: bool) -> None:
         box.begin()
+        box.deferred = None
         try:
-            reply = self._request("connect", address=host, port=port)
+            reply = self._request("connect", address=host, port=port, **how)
         except BaseException:
             box.connecting = False
             raise
@@ -186,11 +195,14 @@ class StreamBehaviour(BaseSocket):
                 return
 
     def sendto(self, data: bytes, *arguments: Any) -> int:
-        """As send; with an address EISCONN."""
+        """As send. With MSG_FASTOPEN: connect to the address, and send with the SYN where the peer permits it."""
         if len(arguments) not in (1, 2):
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
-        parse(arguments[-1], "sendto", self._resolving())
-        return self._send_octets(_view(data), as_int(arguments[0]) if len(arguments) == 2 else 0)
+        octets, port = parse(arguments[-1], "sendto", self._resolving())
+        flags = as_int(arguments[0]) if len(arguments) == 2 else 0
+        if flags & _FASTOPEN:
+            return self._send_opening(_view(data), flags, (_std.inet_ntoa(octets), port))
+        return self._send_octets(_view(data), flags)
 
     def sendmsg(
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
@@ -203,7 +215,29 @@ class StreamBehaviour(BaseSocket):
         for level, _, _ in [cmsg.item(each) for each in ancdata]:
             if level == _std.SOL_SOCKET:
                 raise os_error(errno.EINVAL)  # Linux sock_cmsg_send; other levels are ignored
-        return self._send_octets(memoryview(data), as_int(flags))
+        flags = as_int(flags)
+        if flags & _FASTOPEN and address is not None:
+            octets, port = parse(address, "sendmsg", self._resolving())
+            return self._send_opening(memoryview(data), flags, (_std.inet_ntoa(octets), port))
+        return self._send_octets(memoryview(data), flags)
+
+    def _send_opening(self, view: memoryview, flags: int, peer: tuple[str, int]) -> int:
+        """Connect with Fast Open (RFC 7413): the first octets go to tcp before the connection is established."""
+        box = self._stream
+        if box.listening or box.established or (box.connecting and not box.reset):
+            raise os_error(errno.EISCONN if not box.connecting else errno.EALREADY)
+        if not view:
+            return 0
+        with box.writing:
+            self._begin_connect(box, *peer, fast_open=True)
+            box.limit = max(box.limit, FAST_OPEN_OCTETS)
+            octets, kind, record = box.write(view, STREAM_MORE if flags & _MORE else 0)
+            self._send_record(box, octets, kind, record, self._timeout)
+        self._changed(box)
+        if self._timeout != 0 and not flags & _DONTWAIT:
+            self._await(lambda: box.established or bool(box.reset), writing=True)
+            self._outcome(box)
+        return octets
 
     def sendmany(self, datagrams: object) -> int:
         """ValueError for stream sockets."""
@@ -212,6 +246,8 @@ class StreamBehaviour(BaseSocket):
     def _send_octets(self, view: memoryview, flags: int, deadline: float | None = None) -> int:
         box = self._stream
         timeout = 0.0 if flags & _DONTWAIT else self._timeout
+        if box.deferred is not None and view:
+            return self._send_opening(view, flags, box.deferred)
         while True:
             self._check_writable(box)
             if not view:
