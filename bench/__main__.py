@@ -11,7 +11,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from bench import goals, sockperf, stack
+from bench import goals, sockperf, stack, watching
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,6 +48,8 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
         found += goals.scale(options[-2:])
         found.append(goals.restart(bench))
         found += goals.kernels_own(bench)
+    _say("watched")
+    found += watching.goals(options)
     _say("throughput without offload")
     with stack.booted(*options, "--no-offload") as plain:
         found += goals.throughput(in_bulk, goals.one_way(plain))
