@@ -20,8 +20,8 @@ import select
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import zmq
 from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower because of additional features
@@ -54,24 +54,23 @@ class Poller:
 
     def __init__(self, trust: Trust, statm_fd: int = -1) -> None:
         self.trust = trust
-        self._statm_fd = statm_fd
+        self.statm_fd = statm_fd
         self.epoll = select.epoll()
         self.pushes: dict[int, Push] = {}
-        self._context = zmq.Context()
-        self._context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
+        self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self._sockets: set[Pull | Push] = set()
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
              refused: Callable[[int], object]) -> Pull:
         """See `contract`."""
-        pull = Pull(self._context, self.epoll, self.trust.users, listener_fd, message_octets_max, connections_max,
-                    refused, self._statm_fd)
+        pull = Pull(listener_fd, self, message_octets_max, connections_max, refused)
         self._sockets.add(pull)
         return pull
 
     def push(self, path: str, waiting_max: int = WAITING_MAX) -> Push:
         """See `contract`."""
-        push = Push(self._context, self, path, waiting_max)
+        push = Push(path, self, waiting_max)
         self._sockets.add(push)
         return push
 
@@ -83,7 +82,7 @@ class Poller:
         """See `contract`."""
         for each in list(self._sockets):
             each.close(CLOSE_LINGER_MS)
-        self._context.term()  # waits for lingering messages
+        self.context.term()  # waits for lingering messages
         self.epoll.close()
 
 
@@ -99,19 +98,18 @@ class Pull:
     __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_memory_max", "_monitor",
                  "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_users")
 
-    def __init__(self, context: zmq.Context[Any], epoll: select.epoll, users: Container[int], listener_fd: int,
-                 message_octets_max: int, connections_max: int, refused: Callable[[int], object],
-                 statm_fd: int = -1) -> None:
+    def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
+                 refused: Callable[[int], object]) -> None:
         os.set_blocking(listener_fd, False)
         with socket.socket(fileno=os.dup(listener_fd)) as listener:
             path = listener.getsockname()
-        self._socket = pull = Socket(context, int(zmq.PULL))
+        self._socket = pull = Socket(poller.context, int(zmq.PULL))
         for option, value in ((zmq.USE_FD, listener_fd), (zmq.RCVHWM, WAITING_MAX),
                               (zmq.MAXMSGSIZE, message_octets_max), (zmq.HANDSHAKE_IVL, int(HANDSHAKE_S * 1000))):
             pull.set(option, value)
+        self._users = users = poller.trust.users
         for user in users if isinstance(users, Iterable) else ():
             pull.set(zmq.IPC_FILTER_UID, user)
-        self._users = users
         self._connections: dict[int, int] = {}  # {descriptor in libzmq: pid}
         # Half of the descriptors are reserved for connections that libzmq accepts before they can be closed here: if
         # accept(2) finds none, libzmq aborts the process (ipc_listener.cpp: errno_assert).
@@ -119,10 +117,10 @@ class Pull:
         self._refused = refused
         most, _ = resource.getrlimit(resource.RLIMIT_DATA)
         self._memory_max = most * MEMORY_PART
-        self._statm_fd = statm_fd if most != resource.RLIM_INFINITY else -1
+        self._statm_fd = poller.statm_fd if most != resource.RLIM_INFINITY else -1
         monitor = f"inproc://monitor-{listener_fd}"
         pull.monitor(monitor, _WATCHED)
-        self._monitor = Socket(context, int(zmq.PAIR))
+        self._monitor = Socket(poller.context, int(zmq.PAIR))
         self._monitor.connect(monitor)
         pull.bind(f"ipc://{path}")
         self._recv = pull.recv
@@ -132,9 +130,9 @@ class Pull:
         self._monitor_fd = self._monitor_get(_FD)
         self._monitor_get(_EVENTS)  # a descriptor signals only what happens after EVENTS was read
         self._again_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = epoll
+        self._epoll = poller.epoll
         for descriptor in (self._fd, self._monitor_fd, self._again_fd):
-            epoll.register(descriptor, _IN)
+            self._epoll.register(descriptor, _IN)
 
     def read(self, descriptor: int) -> list[bytes] | None:
         """See `contract`."""
@@ -228,8 +226,8 @@ class Push:
 
     waiting = False  # libzmq sends accepted messages by itself
 
-    def __init__(self, context: zmq.Context[Any], poller: Poller, path: str, waiting_max: int) -> None:
-        self._socket = push = Socket(context, int(zmq.PUSH))
+    def __init__(self, path: str, poller: Poller, waiting_max: int) -> None:
+        self._socket = push = Socket(poller.context, int(zmq.PUSH))
         for option, value in ((zmq.SNDHWM, waiting_max), (zmq.IMMEDIATE, 0), (zmq.RECONNECT_IVL, RECONNECT_MS),
                               (zmq.RECONNECT_IVL_MAX, 0), (zmq.LINGER, 0)):
             push.set(option, value)
