@@ -25,7 +25,7 @@ FIELDS = (  # as linux/tcp.h names them, without tcpi_
     "segs_out", "segs_in", "notsent_bytes", "min_rtt", "data_segs_in", "data_segs_out",
     "delivery_rate", "busy_time", "rwnd_limited", "sndbuf_limited", "delivered", "delivered_ce",
     "bytes_sent", "bytes_retrans", "dsack_dups", "reord_seen", "rcv_ooopack", "snd_wnd")
-OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE, OPTION_SYN_DATA = 1, 2, 4, 32
+OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE, OPTION_ECN, OPTION_SYN_DATA = 1, 2, 4, 8, 32
 NO_TIMER, RETRANSMIT, KEEPALIVE, WAITING, PERSIST = range(5)
 CA_OPEN = 0  # TCP_CA_Open
 _UNLIMITED = 0x7FFFFFFF
@@ -56,7 +56,7 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     if recovery is None and conn.state in SENDING:
         recovery = engine.advised_recovery(conn)
     options = (conn.timestamps_ok * OPTION_TIMESTAMPS | conn.sack_ok * OPTION_SACK | conn.scale_ok * OPTION_SCALE
-               | (conn.syn_octets > 0) * OPTION_SYN_DATA)
+               | conn.ecn_ok * OPTION_ECN | (conn.syn_octets > 0) * OPTION_SYN_DATA)
     mss = conn.mss - (12 if conn.timestamps_ok else 0)
     now = engine.now
 

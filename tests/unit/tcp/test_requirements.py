@@ -13,7 +13,7 @@ from bus.streams import StreamState
 from layers.tcp import icmp, info
 from layers.tcp.core import Core
 from layers.tcp.counters import Counters
-from packets.tcp import ACK, SYN, Options, Segment, parse
+from packets.tcp import ACK, CWR, ECE, SYN, Options, Segment, parse
 from tests.unit.tcp.host import A, B, Host
 from tests.unit.tcp.peer import Peer
 from usernet.pipe.streams import STREAM_HEADER
@@ -223,6 +223,18 @@ def test_rfc3168_ecn_is_agreed_on_marks_are_echoed_and_reduce_the_window_once():
     assert before // 2 <= peer.host.conn(handle).recovery.cwnd < before
     peer.hears()
     assert "PW. 8001(5) ack 3" in [line.replace("P.W", "PW.") for line in peer.write(handle, b"after")]
+
+
+def test_rfc9768_3_1_2_a_syn_that_asks_for_accurate_ecn_gets_the_ecn_of_rfc_3168():
+    made = core()
+    declared(made, handle=5, port=80, bind=True, listen=5)
+    syn = bytearray(Segment(9, 80, 7, 0, SYN | ECE | CWR, 1000, options=Options(mss=1000)).pack())
+    syn[12] |= 1  # AE, the ninth flag
+    record = PACKET_HEAD.pack(1, 4, 2, 20, 0, 6, 64, 0, A, B) + bytes(20) + bytes(syn)
+    ((_, _, sent),) = made.receive(topology.IP, messages.PACKET, [record], 1000.0)
+    answer = parse(sent[TRANSMIT_HEAD.size :])
+    assert answer.flags == SYN | ACK | ECE
+    assert sent[TRANSMIT_HEAD.size + 12] & 1 == 0
 
 
 def test_a_syn_that_asks_for_ecn_is_sent_where_the_socket_wants_it():
