@@ -258,8 +258,8 @@ class ManagedLayer:
             return
         found = sample(process.pid)
         served_s = beat - (ready_at if ready_at is not None else beat)
-        if found is not None and process.watch.hung(now, found, used, serving=ready_at is not None,
-                                                    patience=policy.patience(served_s)):
+        serving = ready_at is not None and not self.resources.words.words[layout.TELLING]
+        if found is not None and process.watch.hung(now, found, used, serving, policy.patience(served_s)):
             if found.state == "R":
                 policy.looped(served_s)
             self.happens(Event.HUNG, beat, f"it hung: no life sign for {(now - beat) * 1000:.0f} ms "

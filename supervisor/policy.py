@@ -20,7 +20,7 @@ SUSPECT_AFTER_S = 0.18  # a life sign is due every 0.1 s
 HUNG_AFTER_S = 0.12  # of its own time, without waiting for a processor, once suspected
 LOOP_S = 0.05  # of processor time since its last life sign; a turn of a healthy layer takes less
 PATIENCE_MAX = 32  # multiple of that, for a layer that was repeatedly killed for an endless loop
-STARTING_S = 2.0  # instead of both, while it restores its state
+STARTING_S = 4.0  # instead of both, while it restores its state, or tells it all to a neighbour that has started
 
 
 class Restarts:

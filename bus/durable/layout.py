@@ -22,6 +22,7 @@ PAGE = 4096
 _MADV_POPULATE_WRITE = 23  # linux/mman.h
 
 # Indices of the words.
+TELLING = 0  # 1: a neighbour has started and is told what it has to know, which may take as long as restoring it
 INCARNATION = 1  # of the process that maps it now
 BEAT = 2  # a double: the time of the loop's last turn, in seconds of CLOCK_MONOTONIC
 IN_HAND_SENDER = 3  # sender of the frame being processed; 0: none

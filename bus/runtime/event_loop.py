@@ -175,6 +175,7 @@ class EventLoop:
     def _start(self) -> None:
         now = time.monotonic()
         self._memory.beat[0] = now
+        self._words[layout.TELLING] = 0
         batch = self._device.left() if self._device is not None else []
         self._suspect.inherit(self._turn.journal.done)
         inherit(self._memory)
@@ -388,16 +389,25 @@ class EventLoop:
             inbox.started(incarnation)
             self._outboxes[inbox.sender].resume(hello.done, inbox.done)
             if inbox.sender < topology.CLIENT_ID_MIN:
-                self._dispatch(self._core.neighbor_started(inbox.sender, now))
+                self._tell_all(inbox.sender, now)
         elif kind == RESUME and (resume := _parsed(decode_resume, records)) is not None:
             is_lossy = resume.first > inbox.done + 1
             inbox.resumed(incarnation, resume.first)
             self._outboxes[inbox.sender].answered(resume.done, inbox.done)
-            if is_lossy:
-                self._dispatch(self._core.frames_lost(inbox.sender, now) if isinstance(self._core, ClientCore)
-                               else self._core.neighbor_started(inbox.sender, now))
+            if is_lossy and isinstance(self._core, ClientCore):
+                self._dispatch(self._core.frames_lost(inbox.sender, now))
+            elif is_lossy:
+                self._tell_all(inbox.sender, now)
         else:
             self._counters[C.bus_malformed] += 1
+
+    def _tell_all(self, sender: int, now: float) -> None:
+        """A neighbour has started: tell it everything again. This is no hang, however much it is."""
+        self._words[layout.TELLING] = 1
+        self._dispatch(self._core.neighbor_started(sender, now))
+        self._turn.end()
+        self._memory.beat[0] = time.monotonic()
+        self._words[layout.TELLING] = 0
 
     def _client_left(self, inbox: Inbox, now: float) -> None:
         """A client has sent BYE."""

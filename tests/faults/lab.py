@@ -62,7 +62,7 @@ class Lab:
                 if stream:
                     stream.close()
         with contextlib.suppress(subprocess.SubprocessError, OSError):
-            self.launcher("down", check=False)
+            self.launcher("down", check=False, timeout=120)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def launcher(self, *arguments: str, check: bool = True, timeout: float = 30) -> str:

@@ -16,6 +16,7 @@ from supervisor.policy import (
     RETRY_MAX_S,
     RETRY_S,
     STABLE_S,
+    STARTING_S,
     SUSPECT_AFTER_S,
     Restarts,
     Sample,
@@ -196,4 +197,4 @@ def test_a_layer_that_reads_back_its_state_may_take_longer_unless_it_is_stopped(
         watch = Watch()
         assert not watch.hung(0.0, Sample(state, 0.0), 0.0, serving=False)
         assert watch.hung(1.0, Sample(state, 0.0), 1.0, serving=False) is verdict
-        assert watch.hung(2.5, Sample(state, 0.0), 2.5, serving=False)
+        assert watch.hung(0.5 + STARTING_S, Sample(state, 0.0), 0.5 + STARTING_S, serving=False)
