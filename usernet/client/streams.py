@@ -341,10 +341,11 @@ class StreamDescription(Description):
     def _take(self, count: int, peek: bool) -> bytes:
         """Octets on either side of the urgent mark; none, with `moved` set: they are being moved."""
         items, parts, left, head = self.items, list[bytes](), count, self.head
-        at, ring = 0, self.receive_ring
+        at, ring, held = 0, self.receive_ring, False
         while left > 0 and at < len(items):
             first = items[at]
             if isinstance(first, Piece):
+                held = True
                 if ring is None:
                     return self._lost()
                 part = ring.read(first.offset + head, min(left, first.length - head))
@@ -357,7 +358,7 @@ class StreamDescription(Description):
                 break
             head = 0
             at += 1
-        if ring is not None and self.memory is not None and not self.memory.good(ring.reference):
+        if held and ring is not None and self.memory is not None and not self.memory.good(ring.reference):
             return self._lost()
         if not peek:
             for _ in range(at):
