@@ -66,6 +66,13 @@ def test_applications_and_layers_speak_of_the_same_kinds():
         assert getattr(messages, name) == getattr(application, name)
 
 
+def test_kinds_have_numbers_of_their_own():
+    source = ast.parse((ROOT / "bus" / "messages.py").read_text())
+    (names,) = (node.value for node in ast.walk(source) if isinstance(node, ast.Assign | ast.AnnAssign)
+                and "KIND_NAMES" in ast.unparse(node).partition("=")[0])
+    assert len(names.keys) == len(messages.KIND_NAMES)
+
+
 def test_ids_and_counters_have_their_cells_to_themselves():
     top = max(topology.LAYERS.values())
     assert topology.DEVICE not in topology.LAYERS.values()
