@@ -11,7 +11,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from bench import goals, sockperf, stack, watching
+from bench import goals, sockperf, stack, streams, watching
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +44,8 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
             floor = goals.middle(bare)
             found += [*goals.latency(alone, floor, limits), *by_sockperf, *at_home]
             found += [*goals.rate(short, long, many, floor, limits), *flooded]
+        _say("streams")
+        found += streams.bulk(bench)
         _say("scale")
         found += goals.scale(options[-2:])
         found.append(goals.restart(bench))

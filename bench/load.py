@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from statistics import median, quantiles
 
 import usernet
-from bench import stack
+from bench import stack, stream_load
 from packets.checksum import checksum
 from supervisor import sandbox
 
@@ -334,7 +334,7 @@ if __name__ == "__main__":
     roles = {"ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
              "kernel-echo": kernel_echo, "echo-many": echo_many, "sockperf-echo": sockperf_echo, "peers": peers,
              "veth": veth, "applications": applications, "idle-sockets": idle_sockets,
-             "pour": pour, "kernel-pour": kernel_pour, "sink": sink, "kernel-sink": kernel_sink}
+             "pour": pour, "kernel-pour": kernel_pour, "sink": sink, "kernel-sink": kernel_sink, **stream_load.ROLES}
     result = roles[sys.argv[1]](*sys.argv[2:])
     if result is not None:
         print(json.dumps(result))
