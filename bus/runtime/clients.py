@@ -28,7 +28,17 @@ from bus.runtime.peers import listener
 from bus.runtime.pipes import Pipes
 from usernet.pipe.contract import Push, bounded
 from usernet.pipe.frame import VERSION, of_version, pack_frame
-from usernet.pipe.messages import BYE, CREDIT, REFUSAL, REQUEST, SEND, SEND_SEGMENTS, inbox_name, inbox_number
+from usernet.pipe.messages import (
+    BYE,
+    CREDIT,
+    REFUSAL,
+    REQUEST,
+    SEND,
+    SEND_SEGMENTS,
+    WANT,
+    inbox_name,
+    inbox_number,
+)
 from usernet.pipe.numbering import Hello, Refusal, encode
 from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_HELD, STREAM_INFO, STREAM_MEMORY
 
@@ -42,7 +52,7 @@ OFFENCES_MAX = 2
 REFUSALS_MAX = 8  # maximum of refusals being sent; a client that gets none sends HELLO again
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
 DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
-CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
+CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, WANT, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
                           ACCEPT, STREAM_INFO})
 
 

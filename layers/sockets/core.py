@@ -29,6 +29,7 @@ from layers.sockets.data_path import Traffic, question
 from layers.sockets.limits import MEMBERSHIPS_MAX, SOCKETS_MAX, WAITING_MAX, Shares
 from layers.sockets.operations import OPERATIONS, Network, accepted, described_by, text_of
 from layers.sockets.requests import Refused, Request
+from layers.sockets.sharing import SharedSockets
 from layers.sockets.streams import Streams, accepted_ends, closing, resuming
 from layers.sockets.tables import (
     Answer,
@@ -39,6 +40,7 @@ from layers.sockets.tables import (
     decode_socket,
     encode_socket,
 )
+from usernet.pipe.messages import WANT
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
 KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys, from 1 on
@@ -75,6 +77,8 @@ class Core:
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(self._entries, self._clients, counters)
         self._streams_in_between = streams = Streams(self._entries, self._clients, counters)
+        self._shared = SharedSockets(self._entries, self._clients, self._created, state, self._shares,
+                                     self._memberships, streams, counters)
         self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
             messages.SEND_SEGMENTS: traffic.send_segments,
@@ -86,6 +90,7 @@ class Core:
             messages.READ: streams.from_client(messages.READ),
             messages.STREAM_INFO: streams.from_client(messages.STREAM_INFO),
             messages.ACCEPT: streams.accept,
+            WANT: self._shared.want,
         }
         self._from_layer: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.DATAGRAM: traffic.deliver,
@@ -109,6 +114,7 @@ class Core:
             except ValueError:
                 self.counters[Counters.state_unreadable] += 1
                 del self._state[key]
+        self._shared.restore()
         return []
 
     def _restore(self, key: int, stored: bytes) -> None:
@@ -164,14 +170,15 @@ class Core:
         self.counters[Counters.streams_resumed] += 1
         if sender != topology.TCP:
             return [resuming(handle) for handle, consumer in self._clients.get(sender, {}).items()
-                    if consumer == topology.TCP]
+                    if consumer == topology.TCP and self._entries[handle].client == sender]
         return [resuming(handle) for handle, entry in self._entries.items() if entry.consumer == topology.TCP]
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """Close the sockets of the ended process."""
         sends: list[Send] = []
-        for handle in list(self._clients.get(client, ())):
-            sends += self._remove(self._entries[handle])
+        for handle in sorted(self._clients.get(client, ())):  # a listener before its connections
+            if handle in self._clients[client]:
+                sends += self._release(client, self._entries[handle])
         self._clients.pop(client, None)
         self._pids.pop(client, None)
         return sends
@@ -212,30 +219,37 @@ class Core:
                 return self._open(client, request)
             if isinstance(request, requests.List):
                 return self._list(client, request)
+            if isinstance(request, requests.Share):
+                granted, sends = self._shared.share(client, request)
+                return [*sends, _reply(client, request.id, {"shared": granted})]
             assert isinstance(request, requests.OnSocket)
             entry = self._entries.get(request.handle)
-            if entry is not None and entry.client != client:
+            if entry is not None and request.handle not in self._clients.get(client, ()):
                 raise Refused(errno.EBADF)
             if isinstance(request, requests.Close):
                 return self._close(client, request, entry)
             if entry is None:
                 raise Refused(errno.EBADF)
+            if isinstance(request, requests.Take):
+                return [*self._shared.take(client, entry), _reply(client, request.id, {})]
+            if isinstance(request, requests.GiveBack):
+                return [*self._shared.give_back(client, entry, request), _reply(client, request.id, {})]
             if entry.pending is not None:
-                return self._postpone(entry, entry.pending, request)
+                return self._postpone(client, entry, entry.pending, request)
             changed, answer = OPERATIONS[type(request)](entry.socket, request, self._network)
-            return self._change(entry, request, changed, answer)
+            return self._change(client, entry, request, changed, answer)
         except Refused as refused:
             return [self._refusal(client, request.id, refused.errno)]
 
-    def _postpone(self, entry: Entry, pending: Pending, request: Request) -> list[Send]:
+    def _postpone(self, client: int, entry: Entry, pending: Pending, request: Request) -> list[Send]:
         """Requests on one socket are executed in order; one that is already waiting was only sent again."""
-        under_way = {pending.request, *(waiting.id for waiting in entry.waiting)}
-        if request.id not in under_way:
-            if len(entry.waiting) >= WAITING_AT_A_SOCKET_MAX or not self._waiting.allows(entry.client):
+        under_way = {(pending.client, pending.request), *((each, waiting.id) for each, waiting in entry.waiting)}
+        if (client, request.id) not in under_way:
+            if len(entry.waiting) >= WAITING_AT_A_SOCKET_MAX or not self._waiting.allows(client):
                 self.counters[Counters.limit] += 1
                 raise Refused(errno.ENOBUFS)
-            entry.waiting.append(request)
-            self._waiting.take(entry.client)
+            entry.waiting.append((client, request))
+            self._waiting.take(client)
         return []
 
     def _open(self, client: int, request: requests.Open) -> list[Send]:
@@ -258,7 +272,7 @@ class Core:
         if entry.pending is not None:
             return []  # the request was sent again
         # A raw socket receives from the start, so raw has to know it before the application does.
-        return self._change(entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
+        return self._change(client, entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
 
     def _take_handle(self) -> int:
         handle = self._next_handle
@@ -279,7 +293,7 @@ class Core:
             if request.handle:
                 sends.append((topology.IP, messages.MEMBERSHIP, _membership(request.handle)))
         else:
-            sends = self._remove(entry, request)
+            sends = self._release(client, entry, request)
         return [*sends, _reply(client, request.id, {})]
 
     def _list(self, client: int, request: requests.List) -> list[Send]:
@@ -291,7 +305,7 @@ class Core:
 
     # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
 
-    def _change(self, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
+    def _change(self, client: int, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
         members = _members(changed) - _members(entry.socket)
         if members > 0 and not self._memberships.allows(entry.client, members):
             self.counters[Counters.limit] += 1
@@ -300,16 +314,16 @@ class Core:
         if not changed.bound or wanted == entry.socket.state(entry.handle, request.id):
             if changed != entry.socket:
                 self._commit(entry, changed)
-            return self._tell_ip(entry, request.id, answer)
-        entry.pending = Pending(request.id, messages.encode(wanted), changed, answer)
+            return self._tell_ip(client, entry, request.id, answer)
+        entry.pending = Pending(request.id, client, messages.encode(wanted), changed, answer)
         return [(entry.consumer, messages.SOCKET_SET, entry.pending.record)]
 
-    def _tell_ip(self, entry: Entry, request: int, answer: Answer) -> list[Send]:
+    def _tell_ip(self, client: int, entry: Entry, request: int, answer: Answer) -> list[Send]:
         """The request is stored: answer it; if it was about groups, after ip accepts them."""
         if entry.socket.grouped_by != request:
-            return [_reply(entry.client, request, answer(entry.socket))]
+            return [_reply(client, request, answer(entry.socket))]
         record = _membership(entry.handle, entry.socket, request)
-        entry.pending = Pending(request, record, entry.socket, answer, of_ip=True)
+        entry.pending = Pending(request, client, record, entry.socket, answer, of_ip=True)
         return [(topology.IP, messages.MEMBERSHIP, record)]
 
     def _commit(self, entry: Entry, changed: Socket) -> None:
@@ -338,15 +352,15 @@ class Core:
             self._in_use.pop(reply.handle, None)
             entry.pending = None
             if reply.errno:
-                sends.append(self._refusal(entry.client, pending.request, reply.errno))
+                sends.append(self._refusal(pending.client, pending.request, reply.errno))
                 if not entry.socket.bound and entry.socket.raw:  # the application never got it
                     sends += self._remove(entry)
                     continue
             elif of_ip:
-                sends.append(_reply(entry.client, pending.request, pending.answer(entry.socket)))
+                sends.append(_reply(pending.client, pending.request, pending.answer(entry.socket)))
             else:
                 self._commit(entry, msgspec.structs.replace(pending.changed, local=reply.local, port=reply.port))
-                sends += self._tell_ip(entry, pending.request, pending.answer)
+                sends += self._tell_ip(pending.client, entry, pending.request, pending.answer)
             sends += self._proceed(entry)
         return sends
 
@@ -354,8 +368,9 @@ class Core:
         """Execute the requests that waited behind the one just answered."""
         sends: list[Send] = []
         while entry.waiting and entry.pending is None:
-            self._waiting.take(entry.client, -1)
-            sends += self._execute(entry.client, entry.waiting.pop(0))
+            client, request = entry.waiting.pop(0)
+            self._waiting.take(client, -1)
+            sends += self._execute(client, request)
         return sends
 
     def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:
@@ -372,8 +387,8 @@ class Core:
 
     def _outdate(self) -> list[Send]:
         """Own addresses were removed: applications must ask again for the sources of destinations."""
-        return [(entry.client, messages.SOCKET_ERROR, _no_error(entry.handle))
-                for entry in self._entries.values() if entry.socket.bound]
+        return [(client, messages.SOCKET_ERROR, _no_error(entry.handle)) for entry in self._entries.values()
+                if entry.socket.bound for client in (entry.client, *entry.socket.sharers)]
 
     # -- the table of sockets -----------------------------------------------------------------------------------
 
@@ -407,13 +422,24 @@ class Core:
                 if number <= entry.accepted:
                     continue  # repeated after it was accepted and closed
                 socket = accepted(entry.socket, entry.socket.stream, handle, ends)
+                if entry.sharing is not None:
+                    socket = msgspec.structs.replace(socket, sharers=(), unclaimed=record)
                 self._state[handle] = encode_socket(socket)
                 self._add(handle, socket)
                 self.counters[Counters.sockets_opened] += 1
             entry.accepted = max(entry.accepted, number)
-            self._streams_in_between.remember(listener, number, record)
-            sends.append((entry.client, messages.ACCEPTED, record))
+            if entry.sharing is None:
+                self._streams_in_between.remember(listener, number, record)
+                sends.append((entry.client, messages.ACCEPTED, record))
+            elif not known:
+                entry.sharing.connections.append(handle)
+                sends += self._shared.hand_out(entry)
         return sends
+
+    def _release(self, client: int, entry: Entry, request: requests.Close | None = None) -> list[Send]:
+        """One of its owners has closed it; with the last one it is removed."""
+        sends = self._shared.release(client, entry)
+        return self._remove(entry, request) if sends is None else sends
 
     def _remove(self, entry: Entry, request: requests.Close | None = None) -> list[Send]:
         socket = entry.socket
@@ -427,14 +453,15 @@ class Core:
         self.counters[Counters.sockets_closed] += 1
         self._shares.take(entry.client, -1)
         self._memberships.take(entry.client, -_members(socket))
-        self._waiting.take(entry.client, -len(entry.waiting))
-        unanswered = [waiting.id for waiting in entry.waiting]
+        unanswered = [(client, waiting.id) for client, waiting in entry.waiting]
+        for client, _ in unanswered:
+            self._waiting.take(client, -1)
         if entry.pending is not None:
-            unanswered.insert(0, entry.pending.request)
+            unanswered.insert(0, (entry.pending.client, entry.pending.request))
         return [
             (entry.consumer, messages.SOCKET_CLOSE, record),
             *([(topology.IP, messages.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
-            *(self._refusal(entry.client, number, errno.EBADF) for number in unanswered),
+            *(self._refusal(client, number, errno.EBADF) for client, number in unanswered),
         ]
 
     def _refusal(self, client: int, request: int, number: int) -> Send:

@@ -24,6 +24,7 @@ class Counters(CounterSet):
     closed = Drop("Datagrams and errors for a closed socket.")
     request_garbled = Drop("Requests that are too long, not JSON or without an id.")
     credit_foreign = Drop("Credits that are malformed or for a socket that the application does not own.")
+    want_foreign = Drop("Requests for the next datagram or connection at a socket that the application does not own.")
     streams_resumed = Event("Losses of frames on a pipe after which streams were asked for again.")
     kind_unknown = Drop("Records of a kind that is unknown or not allowed from that sender.")
     routes_refused = Drop("Invalid route announcements; the former routes stay in use.")

@@ -9,7 +9,7 @@ from bus import messages, topology
 from bus.layer import CounterWords, Send
 from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_COST, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE
 from layers.sockets.counters import Counters
-from layers.sockets.tables import Entry
+from layers.sockets.tables import Entry, Sharing
 from packets.ip_options import split
 
 _from_bytes = int.from_bytes
@@ -30,7 +30,7 @@ class Traffic:
         kind = messages.SEND
         for record in records:
             consumer = consumers.get(_from_bytes(record[:4], "little"))
-            if consumer is not None:
+            if consumer:
                 sends.append((consumer, kind, record))
         self.counters[Counters.sent] += len(sends)
         self.counters[Counters.send_foreign] += len(records) - len(sends)
@@ -59,6 +59,9 @@ class Traffic:
             if entry is None:
                 self.counters[Counters.closed] += 1
                 continue
+            if entry.sharing is not None:
+                self._hold(entry, entry.sharing, kind, record, len(record) + DATAGRAM_COST, sends)
+                continue
             outstanding = entry.outstanding
             used = outstanding + len(record) + DATAGRAM_COST
             if used > entry.limit and outstanding:  # an empty buffer accepts a datagram of any size, as on Linux
@@ -78,6 +81,10 @@ class Traffic:
             found = split(record[DATAGRAM_HEADER.size :])
             if entry is None or found is None:
                 self.counters[Counters.closed] += 1
+                continue
+            if entry.sharing is not None:
+                cost = DATAGRAM_OVERHEAD + len(found[1])
+                self._hold(entry, entry.sharing, messages.DATAGRAM_OPTIONS, record, cost, sends)
                 continue
             used = entry.outstanding + DATAGRAM_OVERHEAD + len(found[1])
             if used > entry.limit and entry.outstanding:
@@ -99,7 +106,7 @@ class Traffic:
                 self.counters[Counters.closed] += count
                 continue
             (size,) = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)
-            if not entry.socket.segments:
+            if not entry.socket.segments or entry.sharing is not None:
                 header = record[: DATAGRAM_HEADER.size]
                 cut = [header + record[at : at + size] for at in range(start, len(record), size)]
                 sends += self.deliver(sender, cut)
@@ -119,6 +126,20 @@ class Traffic:
                 self._overflow(entry, sends, count - fitting)
         return sends
 
+    def _hold(self, entry: Entry, sharing: Sharing, kind: int, record: bytes, cost: int, sends: list[Send]) -> None:
+        """A datagram for several processes: it goes to the one that has waited longest, else it waits."""
+        if sharing.readers:
+            client = next(iter(sharing.readers))
+            del sharing.readers[client]
+            self.counters[Counters.delivered] += 1
+            sends.append((client, kind, record))
+        elif entry.outstanding and entry.outstanding + cost > entry.limit:
+            self.counters[Counters.buffer_full] += 1
+            entry.drops += 1
+        else:
+            entry.outstanding += cost
+            sharing.datagrams.append((kind, record, cost))
+
     def _overflow(self, entry: Entry, sends: list[Send], count: int = 1) -> None:
         self.counters[Counters.buffer_full] += count
         entry.drops += count
@@ -133,6 +154,8 @@ class Traffic:
             if len(record) == CREDIT_RECORD.size:
                 handle, octets = CREDIT_RECORD.unpack(record)
                 entry = self._entries.get(handle)
+                if entry is not None and entry.sharing is not None:
+                    continue  # only what waits here counts
                 if entry is not None and entry.client == client:
                     if octets & CREDIT_TOTAL:
                         entry.outstanding = octets & ~CREDIT_TOTAL
@@ -151,7 +174,8 @@ class Traffic:
             if entry is None:
                 self.counters[Counters.closed] += 1
             else:
-                sends.append((entry.client, messages.SOCKET_ERROR, record))
+                readers = entry.sharing.readers if entry.sharing is not None else None
+                sends.append((next(iter(readers)) if readers else entry.client, messages.SOCKET_ERROR, record))
         self.counters[Counters.errors] += len(sends)
         return sends
 

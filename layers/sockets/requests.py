@@ -11,6 +11,7 @@ import msgspec
 from packets.addresses import ANY, is_unspecified
 
 REQUEST_OCTETS_MAX = 4096
+SHARE_MAX = 256  # sockets in a request
 REQUEST_ID_MAX = 1 << 53  # JSON numbers of every language are exact below it
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -111,6 +112,23 @@ class Close(OnSocket, frozen=True, tag="close"):
     read: Total = -1  # number of octets that the application has taken; -1: all
 
 
+class Share(Request, frozen=True, tag="share"):
+    """After a fork: become an owner of sockets of the parent."""
+
+    owner: RequestId  # id of the parent's connection
+    handles: Annotated[list[Number], msgspec.Meta(max_length=SHARE_MAX)]
+
+
+class Take(OnSocket, frozen=True, tag="take"):
+    """A shared connection now belongs to this process."""
+
+
+class GiveBack(OnSocket, frozen=True, tag="giveback"):
+    """Connections to a listener, now shared, that arrived before the fork and were not accepted."""
+
+    connections: Annotated[list[Number], msgspec.Meta(max_length=SHARE_MAX)]
+
+
 class List(Request, frozen=True, tag="list"):
     """Sockets of all applications whose handle is greater than `after`."""
 
@@ -122,10 +140,12 @@ class _Envelope(msgspec.Struct):
     op: str
 
 
-_OPERATIONS = (Open, Bind, Connect, Listen, Prepare, SetOption, GetOption, GetName, GetPeer, Close, List)
+_OPERATIONS = (Open, Bind, Connect, Listen, Prepare, SetOption, GetOption, GetName, GetPeer, Close, Share, Take,
+               GiveBack, List)
 _KNOWN = {operation.__struct_config__.tag for operation in _OPERATIONS}
 _decode = msgspec.json.Decoder(
-    Open | Bind | Connect | Listen | Prepare | SetOption | GetOption | GetName | GetPeer | Close | List
+    Open | Bind | Connect | Listen | Prepare | SetOption | GetOption | GetName | GetPeer | Close | Share | Take
+    | GiveBack | List
 ).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 

@@ -14,8 +14,9 @@ from bus.layer import CounterWords, Send
 from layers.sockets.counters import Counters
 from layers.sockets.operations import Ends
 from layers.sockets.requests import Close
-from layers.sockets.tables import Entry
+from layers.sockets.tables import Entry, Socket
 from packets.addresses import WIDTHS
+from usernet.pipe.messages import INTERFACE_INDEX, family_of
 from usernet.pipe.streams import (
     ACCEPT_RECORD,
     ACCEPTED_HEADER,
@@ -63,8 +64,10 @@ class Streams:
         sends = []
         for record in records:
             entry = entries.get(_from_bytes(record[:4], "little"))
-            if entry is not None:
+            if entry is not None and not entry.socket.unclaimed:
                 sends.append((entry.client, kind, record))
+            elif entry is not None and kind == messages.STREAM_RESET:
+                self._reset_unclaimed(entry, record)
         self.counters[Counters.streamed_up] += len(sends)
         self.counters[Counters.closed] += len(records) - len(sends)
         return sends
@@ -76,13 +79,21 @@ class Streams:
             listener, flags, taken, limit = (
                 ACCEPT_RECORD.unpack(record) if len(record) == ACCEPT_RECORD.size else (0, 0, 0, 0))
             entry = self._entries.get(listener)
-            if entry is None or entry.client != client or entry.consumer != topology.TCP:
+            if entry is None or listener not in self._clients.get(client, ()) or entry.consumer != topology.TCP:
                 self.counters[Counters.send_foreign] += 1
+            elif entry.sharing is not None:  # the service itself determines the number
+                sends += self._accepted_since(listener, taken, client) if flags & RESUME else []
             else:
                 stored = ACCEPT_RECORD.pack(listener, 0, entry.accepted, limit)
                 sends.append((topology.TCP, messages.ACCEPT, stored))
                 sends += self._accepted_since(listener, taken, client if flags & RESUME else 0)
         return sends
+
+    def _reset_unclaimed(self, entry: Entry, record: bytes) -> None:
+        """A connection to a shared listener has ended before a process had it: that process is told."""
+        listener = self._entries.get(ACCEPTED_HEADER.unpack_from(entry.socket.unclaimed)[0])
+        if listener is not None and listener.sharing is not None:
+            listener.sharing.resets[entry.handle] = record
 
     def remember(self, listener: int, number: int, record: bytes) -> None:
         """An ACCEPTED is passed up; frames on their way to an application may be lost."""
@@ -91,18 +102,36 @@ class Streams:
         if len(records) > ACCEPTED_MAX:  # an application that never says what it has taken
             del records[next(iter(records))]
 
+    def accepted_record(self, listener: int, handle: int, socket: Socket) -> bytes:
+        """The ACCEPTED of a connection."""
+        for record in self._accepted.get(listener, {}).values():
+            if ACCEPTED_HEADER.unpack_from(record)[1] == handle:
+                return record
+        header = ACCEPTED_HEADER.pack(listener, handle, 0, socket.port, socket.peer_port, family_of(socket.peer),
+                                      INTERFACE_INDEX)
+        return header + socket.local + socket.peer
+
     def forget(self, listener: int) -> None:
         """The listener is closed."""
         self._accepted.pop(listener, None)
 
     def _accepted_since(self, listener: int, taken: int, client: int) -> list[Send]:
-        """Forget what the application has, and repeat the rest to `client`, if not 0."""
+        """Forget what the application has, and repeat the rest to `client`, if not 0.
+
+        Of a shared listener, nothing is forgotten, and each process gets what is its own.
+        """
+        entry = self._entries[listener]
         records = self._accepted.pop(listener, None)
         if records is None:
             return []
         later = {number: record for number, record in records.items() if number > taken}
-        if later:
-            self._accepted[listener] = later
+        kept = records if entry.sharing is not None else later
+        if kept:
+            self._accepted[listener] = kept
+        if entry.sharing is not None:
+            theirs = self._clients.get(client, {})
+            later = {number: record for number, record in later.items()
+                     if ACCEPTED_HEADER.unpack_from(record)[1] in theirs}
         return [(client, messages.ACCEPTED, record) for record in later.values()] if client else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -89,6 +90,13 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     ip_options: bytes = b""  # sent with its datagrams, padded as on Linux
     receive_options: bool = False  # its application gets received IP options
     stream: StreamOptions | None = None
+    sharers: tuple[int, ...] = ()  # further clients that own it (layers.sockets.sharing)
+    unclaimed: bytes = b""  # of a connection to a shared listener: its ACCEPTED, until a process has it
+
+    @property
+    def is_listener(self) -> bool:
+        """True after `listen`."""
+        return self.stream is not None and self.stream.listen >= 0
 
     def state(self, handle: int, request: int) -> SocketState:
         """The desired state for the transport."""
@@ -138,10 +146,23 @@ class Pending(NamedTuple):
     """A change that waits for the reply of the transport, or, for groups, then of ip."""
 
     request: int
+    client: int  # that has asked
     record: bytes  # the SOCKET_SET or MEMBERSHIP, to be repeated to a layer that restarted
     changed: Socket
     answer: Answer
     of_ip: bool = False
+
+
+class Sharing:
+    """What waits at a socket with several owners, and which of them wait."""
+
+    __slots__ = ("connections", "datagrams", "readers", "resets")
+
+    def __init__(self) -> None:
+        self.datagrams: deque[tuple[int, bytes, int]] = deque()  # (kind, record, octets of receive buffer)
+        self.connections: deque[int] = deque()  # of a listener: handles
+        self.resets: dict[int, bytes] = {}  # STREAM_RESET of connections among them
+        self.readers: dict[int, None] = {}  # clients that wait, the first one first
 
 
 class Entry:
@@ -156,6 +177,7 @@ class Entry:
         "limit",
         "outstanding",
         "pending",
+        "sharing",
         "socket",
         "told",
         "waiting",
@@ -173,7 +195,14 @@ class Entry:
         self.drops = 0
         self.told = False  # the application has been told that its buffer is full
         self.pending: Pending | None = None
-        self.waiting: list[Request] = []  # usually empty; an empty deque would use as much memory as the rest
+        # (client, request), usually empty; an empty deque would use as much memory as the rest
+        self.waiting: list[tuple[int, Request]] = []
+        self.sharing: Sharing | None = None  # it has several owners
+
+    @property
+    def is_connection(self) -> bool:
+        """True for a stream socket that does not listen."""
+        return self.socket.stream is not None and self.socket.stream.listen < 0
 
 
 encode_socket = msgspec.msgpack.Encoder().encode

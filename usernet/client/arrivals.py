@@ -5,6 +5,7 @@ Only the leader (`usernet.client.dispatcher`) calls this, one thread at a time. 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import error as StructError  # noqa: N812
@@ -22,7 +23,14 @@ from usernet.pipe.messages import (
     DATAGRAM_SEGMENTS,
     FAMILY_4,
     SEGMENT_SIZE,
+    SHARED,
+    SHARED_RECORD,
+    SHARED_RETURNED,
+    SHARED_TAKEN,
     SOCKET_ERROR,
+    WANT,
+    WANT_RECORD,
+    WANT_WAITS,
 )
 from usernet.pipe.streams import (
     ACCEPTED,
@@ -85,10 +93,39 @@ class Arrivals:
                     sends += self._stream(kind, record)
                 except StructError:
                     self.malformed += 1
+        elif kind == SHARED:
+            for record in records:
+                sends += self._owned(*SHARED_RECORD.unpack(record))
         elif kind == CREDIT:  # the service asks
             asked = [boxes.get(CREDIT_RECORD.unpack(record)[0]) for record in records]
             sends += [(CREDIT, queued(box)) for box in asked if box is not None]
         return sends
+
+    def _owned(self, handle: int, owners: int, state: int, accepted: int) -> list[tuple[int, bytes]]:
+        """SHARED: the number of the processes that own a socket."""
+        box = self.boxes.get(handle)
+        if box is None:
+            return []
+        box.shared = owners > 1
+        if isinstance(box, StreamDescription) and not box.listening:
+            if state == SHARED_TAKEN:
+                box.error = errno.EBUSY
+            elif state == SHARED_RETURNED:
+                box.drift()
+        elif box.shared:
+            return self.wanted(box)
+        elif isinstance(box, StreamDescription) and not box.shared:
+            coming = sum(isinstance(each, StreamDescription) and each.listener is box
+                         for each in list(self.boxes.values()))
+            box.accepted = accepted - len(box.incoming) - coming
+            return box.granting()
+        self.readers.wake(box)
+        return []
+
+    @staticmethod
+    def wanted(box: Description) -> list[tuple[int, bytes]]:
+        """Of a shared socket: WANT, if a thread or a descriptor waits."""
+        return [(WANT, WANT_RECORD.pack(box.handle, WANT_WAITS))] if box.waiters or box.descriptors else []
 
     def _segments(self, record: bytes) -> None:
         """Many datagrams in one record: they are split into single records."""
@@ -145,9 +182,9 @@ class Arrivals:
     def _accepted(self, listener: StreamDescription, record: bytes) -> None:
         """A connection to a listener; the record may be a repetition."""
         _, handle, number, port, peer_port, family, _ = ACCEPTED_HEADER.unpack_from(record)
-        if number <= listener.numbered:
+        if handle in self.boxes if listener.shared else number <= listener.numbered:
             return
-        listener.numbered = number
+        listener.numbered = max(listener.numbered, number)
         box = StreamDescription(self.readers.lock, handle, 0)
         box.listener, box.linger = listener, listener.linger
         box.oob_inline, box.low_water, box.unsent_low = listener.oob_inline, listener.low_water, listener.unsent_low

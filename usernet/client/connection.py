@@ -315,7 +315,9 @@ class Connection:
                 boxes = list(self.boxes.values())
                 self._tell_queued([box for box in boxes if not isinstance(box, StreamDescription)])
                 for listener in boxes:
-                    if isinstance(listener, StreamDescription) and listener.listening:
+                    if listener.shared:
+                        self.send_all(self._arrivals.wanted(listener))
+                    elif isinstance(listener, StreamDescription) and listener.listening:
                         self.send_all(listener.granting())
             for frame in later:
                 self._take(frame)
@@ -411,6 +413,8 @@ class Connection:
 
     def share(self, box: StreamDescription) -> None:
         """Offer tcp the memory of this process for the octets of a stream, if the stack has one for it."""
+        if box.shared:
+            return  # another process could not read them
         box.offered = True
         if self._memory is None and not self._memory_refused:
             try:

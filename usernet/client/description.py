@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from usernet.client.dispatcher import Mailbox
 from usernet.pipe.messages import DATAGRAM_COST, DATAGRAM_OVERHEAD, SEGMENTS_MAX, SocketError
@@ -27,8 +27,15 @@ class Description(Mailbox):
     __slots__ = (
         "ancillary", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
         "header_included", "keep_errors", "keepalive", "linger", "local", "low_water", "oob_inline", "options_octets",
-        "owners", "peer", "receive_timeout", "segment_octets", "send_timeout", "shut_for_writing", "specific", "stale",
+        "owners", "peer", "receive_timeout", "segment_octets", "send_timeout", "shared", "shut_for_writing", "specific",
+        "stale", "waiters",
     )  # fmt: skip
+
+    _INHERITED: ClassVar[tuple[str, ...]] = (
+        "ancillary", "corked", "credit_due", "header_included", "keep_errors", "keepalive", "linger", "local",
+        "low_water", "oob_inline", "options_octets", "peer", "receive_timeout", "segment_octets", "send_timeout",
+        "shut_for_writing",
+    )
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
         super().__init__(lock)
@@ -58,7 +65,18 @@ class Description(Mailbox):
         self.linger: int | None = None  # SO_LINGER, seconds
         self.oob_inline = False  # SO_OOBINLINE
         self.low_water = 1  # SO_RCVLOWAT, octets; without effect on datagrams, as on Linux
+        self.shared = False  # several processes own it (usernet.client.sharing)
+        self.waiters: set[int] = set()  # threads that wait for a datagram or a connection
         self.set_buffer(receive_buffer)
+
+    def inherited(self, lock: threading.RLock) -> Self:
+        """In a forked child: the same socket, with nothing queued and no thread at it. What waits stays with the
+        parent."""
+        copy = type(self)(lock, self.handle, 0)
+        for name in self._INHERITED:
+            setattr(copy, name, getattr(self, name))
+        copy.shared = True
+        return copy
 
     def set_buffer(self, octets: int) -> None:
         """Set the size; credit is returned in large steps, but before the largest record might not fit an empty

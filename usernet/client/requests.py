@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 
 import msgspec
 
@@ -31,7 +32,8 @@ class Requests:
 
     def __init__(self) -> None:
         self.under_way: dict[int, Unanswered] = {}
-        self._numbers = itertools.count(1)
+        # Random, because requests of several processes may concern the same socket (after a fork).
+        self._numbers = itertools.count(1 + secrets.randbelow(1 << 48))
 
     def next_number(self) -> int:
         """A new number for a request or a question."""

@@ -6,6 +6,7 @@ Owns the table of connections, and handles a fork or the end of the process.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from usernet.client.connection import Connection
+from usernet.client.sharing import Fork, sockets_of
 from usernet.pipe.run_dir import run_dir as default_run_dir
 from usernet.pipe.run_dir import stack_name
 
@@ -20,6 +22,8 @@ _connections: dict[Path, Connection] = {}
 _lock = threading.RLock()
 _all: list[Connection] = []  # connections that may have sockets, also to stacks that are gone
 _inherited: list[Connection] = []  # of the parent process: kept but never used
+_forking = threading.Lock()  # held during a fork
+_forks: list[Fork] = []  # the one under way
 
 
 class Stack:
@@ -97,23 +101,39 @@ def all_sockets() -> list[Any]:
 
 
 def _sockets_of(connection: Connection) -> list[Any]:
-    found = [reference() for box in connection.descriptions() for reference in list(box.owners.values())]
-    return [endpoint for endpoint in found if endpoint is not None]
+    return [endpoint for _, objects in sockets_of(connection) for endpoint in objects]
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    _forks[:] = [Fork(list(_all))]
+
+
+def _after_fork() -> None:
+    try:
+        _forks.pop().in_parent()
+    finally:
+        _forking.release()
 
 
 def _forked() -> None:
-    """In the child: connections and their threads belong to the parent.
-
-    Do not use them, and open new ones on demand.
-    """
-    global _lock
-    _lock = threading.RLock()
+    """In the child: connections and their threads belong to the parent. Open new ones for the inherited sockets."""
+    global _lock, _forking
+    _lock, _forking = threading.RLock(), threading.Lock()
     _connections.clear()
-    for connection in _all:
-        _inherited.append(connection)
-        for socket in _sockets_of(connection):
-            socket.disown()
+    _inherited.extend(_all)
     _all.clear()
+    _forks.pop().in_child(_reopen)
+    for connection in _inherited:
+        for socket in _sockets_of(connection):
+            socket.disown(os.strerror(errno.EBADF))
+
+
+def _reopen(former: Connection) -> Connection:
+    connection = _connections[former.run_dir] = Connection(former.run_dir, former.name)
+    _all.append(connection)
+    _close_at_exit()
+    return connection
 
 
 def _close_at_exit() -> None:
@@ -128,5 +148,5 @@ def _farewell() -> None:
         connection.close()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_forked)
 atexit.register(_farewell)

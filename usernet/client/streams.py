@@ -11,8 +11,10 @@ on that tcp may not have stored, and the records only say how far it was written
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
+from typing import ClassVar, Self
 
 from usernet.client.description import Description
 from usernet.client.memory import Memory
@@ -63,12 +65,18 @@ class StreamDescription(Description):
     """See the module's docstring."""
 
     __slots__ = (
-        "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "end", "established", "fast_connect",
-        "finished", "have", "head", "incoming", "kept", "limit", "listener", "listening", "memory", "moved",
-        "numbered", "offered", "read", "read_said", "receive_ring", "reset", "resume_asked", "send_reference",
-        "send_ring", "sent_end", "taken", "taking", "unsent_low", "urgent", "urgent_hidden", "urgent_taken", "writing",
-        "written",
+        "accepted", "acked", "adrift", "attempted", "backlog", "connecting", "deferred", "end", "established",
+        "fast_connect", "finished", "have", "head", "incoming", "kept", "limit", "listener", "listening", "memory",
+        "moved", "numbered", "offered", "read", "read_said", "receive_ring", "reset", "resume_asked", "send_reference",
+        "send_ring", "sent_end", "taken", "taking", "told", "unsent_low", "urgent", "urgent_hidden", "urgent_taken",
+        "writing", "written",
     )  # fmt: skip
+
+    _INHERITED: ClassVar[tuple[str, ...]] = (
+        *Description._INHERITED, "accepted", "acked", "attempted", "backlog", "connecting", "end", "established",
+        "finished", "limit", "listening", "memory", "numbered", "offered", "read", "read_said", "reset",
+        "send_reference", "sent_end", "taken", "unsent_low", "urgent", "urgent_taken", "written",
+    )
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
         super().__init__(lock, handle, receive_buffer)
@@ -108,6 +116,29 @@ class StreamDescription(Description):
         self.kept: deque[tuple[int, bytes]] = deque()  # (offset, octets) written that tcp may not have stored
         self.sent_end = self.finished = False
         self.shut_for_writing = self.ended = False
+        # The positions in both directions are not known, because another process has used it: a ROOM with RESUME tells
+        # the one of writing, and the STREAM after it the one of reading.
+        self.adrift = self.told = False
+
+    def inherited(self, lock: threading.RLock) -> Self:
+        """As Description.inherited; what was received and not read comes again once the connection is taken."""
+        copy = super().inherited(lock)
+        copy.have = copy.read
+        copy.end = None
+        return copy
+
+    def drift(self) -> None:
+        """The connection belongs to this process again: its positions follow."""
+        self.items.clear()
+        self.head = 0
+        self.resume_asked = -1
+        self.have = self.read
+        self.end = None
+        self.send_ring = self.receive_ring = None  # the other process may have had others since
+        self.moved = False
+        self.adrift, self.told = True, False
+        if self.error == errno.EBUSY:
+            self.error = 0
 
     # -- readiness ----------------------------------------------------------------------------------------------
 
@@ -173,6 +204,8 @@ class StreamDescription(Description):
             self._urge(offset + octets)
             if not octets:
                 return []
+        if not self._placed(offset):
+            return []
         if offset > self.have:
             return self._missing()
         known = self.have - offset
@@ -199,12 +232,23 @@ class StreamDescription(Description):
         if self.memory is not None and (ring is None or ring.reference != reference):
             ring = self.receive_ring = self.memory.ring(reference)
         self.moved = ring is None
+        if not self._placed(offset):
+            return []
         if offset > self.have:
             return self._missing()
         if offset + length > self.have:
             self.items.append(Piece(self.have, offset + length - self.have))  # type: ignore[arg-type]
             self.have = offset + length
         return []
+
+    def _placed(self, offset: int) -> bool:
+        """False: the record is from before tcp was asked for the position."""
+        if self.adrift:
+            if not self.told:
+                return False
+            self.adrift = False
+            self.have = self.read = self.read_said = offset
+        return True
 
     def _missing(self) -> Sends:
         if self.resume_asked == self.have:
@@ -221,6 +265,8 @@ class StreamDescription(Description):
         self.established = not self.reset
         self.taken, self.acked = max(self.taken, taken), max(self.acked, acked)
         self.limit = max(self.limit, limit)
+        self.written = max(self.written, self.taken)
+        self.told = self.told or bool(flags & RESUME)
         self.finished = self.finished or bool(flags & FINISHED)
         kept = self.kept
         while kept and kept[0][0] + len(kept[0][1]) <= self.taken:
@@ -410,6 +456,6 @@ class StreamDescription(Description):
 
     def closing(self) -> dict[str, object]:
         """The fields of the request that closes it."""
-        if self.listening or self.connecting:
+        if self.listening or self.connecting or self.shared or self.adrift:
             return {}
         return {"linger": 0 if self.linger == 0 else -1, "end": self.written, "read": self.read}

@@ -26,6 +26,8 @@ CREDIT = 132  # both ways: octets of receive buffer, returned by the application
 SOCKET_ERROR = 133  # sockets -> application: an error for one socket (SocketError + start of the offending datagram)
 BYE = 134  # application -> sockets, its last frame, no records: close all its sockets and forget it
 REFUSAL = 135  # sockets -> a process whose HELLO is refused: JSON Refusal, in a frame of the HELLO's version
+WANT = 136  # application -> sockets: a process reads from a socket that it shares (WANT_RECORD)
+SHARED = 137  # sockets -> application: the number of processes that own a socket has changed (SHARED_RECORD)
 
 INBOX_NUMBER_END = 1 << 64
 _INBOX = re.compile("app-([1-9a-f][0-9a-f]{0,15})[.]sock")
@@ -48,6 +50,12 @@ SEND_TOS_GIVEN = 1  # flag in a SEND's head: use its TOS, not the socket's
 # flag in a SEND's head: an octet with the number of octets of IP options, and these, precede the payload
 SEND_OPTIONS = 2
 CREDIT_TOTAL = 1 << 31
+WANT_RECORD = Struct("<II")  # handle, flags; no flag: no longer
+WANT_NOW = 1  # flags of WANT: one datagram or connection, if one is there
+WANT_WAITS = 2  # and otherwise the next one that arrives
+SHARED_RECORD = Struct("<IIIQ")  # handle, number of owners, state, of a listener: connections handed up so far
+SHARED_TAKEN = 1  # state of a connection: another process has taken it
+SHARED_RETURNED = 2  # it belongs to this process: its position in both directions follows
 INTERFACE_INDEX = 2  # index of the stack's only interface; Linux gives 1 to the loopback
 DATAGRAM_OVERHEAD = 256  # octets of receive buffer for a queued datagram, in addition to its payload
 DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # likewise, in addition to the length of its record

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor
+from usernet.client.sharing import want_next
 from usernet.client.stack import Stack
 from usernet.errors import os_error
 from usernet.sockets import cmsg
@@ -331,6 +332,8 @@ class BaseSocket(Settings):
             box.descriptors.add(self._descriptor)
             self._descriptor.update()
             self._connection.serve_descriptors()
+            if box.shared:
+                self._watched()
         return self._descriptor.number
 
     def _moved(self) -> Self:
@@ -340,6 +343,10 @@ class BaseSocket(Settings):
         self._closed = True
         self._close()
         return successor
+
+    def _watched(self) -> None:
+        """A shared socket has a descriptor now, which shows what belongs to this process."""
+        want_next(self._connection, self._box)
 
     def _new_descriptor(self) -> Descriptor:
         return Descriptor(self._box.ready)

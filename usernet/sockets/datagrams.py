@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex
 from usernet.client.connection import Connection
 from usernet.client.description import DESTINATIONS_MAX, Description
 from usernet.client.readiness import Descriptor
+from usernet.client.sharing import waiting, want_next
 from usernet.client.stack import Stack
 from usernet.errors import os_error, would_block
 from usernet.pipe.messages import (
@@ -43,7 +44,6 @@ SUPER_OCTETS_MAX = 65535 - IP_HEADER_OCTETS - UDP_HEADER_OCTETS  # UDP_SEGMENT: 
 ICMP_ECHO_REQUEST = (8, 0)  # RFC 792: type and code; a ping socket may send nothing else (icmp(7))
 ICMP_HEADER_OCTETS = 8
 ANY = b"\0\0\0\0"
-FORKED = "this socket belongs to the parent process; make a new one after fork"
 
 PLAIN, PING, RAW, STREAM = "dgram", "ping", "raw", "stream"  # kinds of sockets in the application protocol
 _HEADERS_OCTETS = {PLAIN: IP_HEADER_OCTETS + UDP_HEADER_OCTETS, PING: IP_HEADER_OCTETS, RAW: IP_HEADER_OCTETS}
@@ -313,7 +313,8 @@ class Datagrams:
                     raise would_block()  # as on Linux, only a blocking call gets the end
                 if not items:
                     return b""
-            self._wait(box, timeout)
+            with waiting(self._connection, box, lambda: items, timeout == 0):
+                self._wait(box, timeout)
             if box.error:
                 self._raise_error()
         if not flags & _PEEK:
@@ -322,6 +323,8 @@ class Datagrams:
                 self._connection.credit(box)
             if box.descriptors and not items:
                 self._connection.readers.taken_from(box)
+            if box.shared and not items:
+                want_next(self._connection, box)
         return record
 
     def _wait(self, box: Description, timeout: float | None) -> None:
@@ -404,9 +407,20 @@ class Datagrams:
         if box is not _CLOSED:
             self._connection.release(box, id(self), descriptor)
 
-    def disown(self) -> None:
+    def disown(self, reason: str) -> None:
         """In a forked child: the socket stays with the parent."""
-        self._box, self._gone = _CLOSED, FORKED
+        self._box.owners.pop(id(self), None)
+        self._box, self._gone = _CLOSED, reason
+        self._abandon()
+
+    def inherit(self, connection: Connection, box: Description) -> None:
+        """In a forked child: the same socket, by the child's own connection."""
+        self._box.owners.pop(id(self), None)
+        self._connection = connection
+        self._own(box)
+        self._abandon()
+
+    def _abandon(self) -> None:
         if self._descriptor is not None:
             self._descriptor.abandon()
             self._descriptor = None

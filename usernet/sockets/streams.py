@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from usernet.client.connection import REQUEST_TIMEOUT_S
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor, StreamDescriptor
+from usernet.client.sharing import waiting, want_next
 from usernet.client.streams import OFFER_AFTER_OCTETS, OFFER_OCTETS, StreamDescription
 from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.streams import INFO_ANSWER, READ, STREAM_MORE, STREAM_URGENT
@@ -40,6 +42,15 @@ class StreamBehaviour(BaseSocket):
         if box is _CLOSED:
             self._raise_error()
         assert isinstance(box, StreamDescription)
+        return box
+
+    def _taken(self) -> StreamDescription:
+        """The stream; if it is shared after a fork, it belongs to this process from now on, until another takes it."""
+        box = self._stream
+        if box.shared and not box.listening:
+            self._request("take")
+        if box.adrift and not box.told and box.established:
+            self._connection.readers.wait(box, REQUEST_TIMEOUT_S, lambda: box.told or bool(box.reset))
         return box
 
     def _adopted(self, original: StreamBehaviour, box: StreamDescription) -> StreamBehaviour:
@@ -79,7 +90,7 @@ class StreamBehaviour(BaseSocket):
     def connect(self, address: Address) -> None:
         """Open a connection. BlockingIOError (EINPROGRESS): the socket does not wait."""
         octets, port = parse(address, "connect", self._resolving())
-        box = self._stream
+        box = self._taken()
         if box.listening or (box.established and not box.connecting):
             raise os_error(errno.EISCONN)
         if box.connecting and box.reset and not box.attempted:
@@ -153,7 +164,8 @@ class StreamBehaviour(BaseSocket):
         reply = self._request("listen", backlog=backlog)
         box.local = reply["address"], reply["port"]
         box.listening, box.backlog = True, backlog
-        self._connection.send_all(box.granting())
+        if not box.shared:
+            self._connection.send_all(box.granting())
         self._changed(box)
 
     def accept(self) -> tuple[StreamBehaviour, Address]:
@@ -162,7 +174,8 @@ class StreamBehaviour(BaseSocket):
         if not listener.listening:
             raise os_error(errno.EINVAL)
         while True:
-            self._await(lambda: bool(listener.incoming or listener.error or listener.ended))
+            with waiting(self._connection, listener, lambda: listener.incoming, self._timeout == 0):
+                self._await(lambda: bool(listener.incoming or listener.error or listener.ended))
             if listener.error:
                 self._raise_error()
             try:
@@ -173,7 +186,10 @@ class StreamBehaviour(BaseSocket):
                 continue  # another thread has accepted it
             break
         listener.accepted += 1
-        self._connection.send_all(listener.granting())
+        if not listener.shared:
+            self._connection.send_all(listener.granting())
+        elif not listener.incoming:
+            want_next(self._connection, listener)
         self._changed(listener)
         made: StreamBehaviour = Datagrams.__new__(self.__class__)
         return made._adopted(self, box), box.peer or UNNAMED
@@ -244,7 +260,7 @@ class StreamBehaviour(BaseSocket):
         raise ValueError("only SOCK_DGRAM type sockets are supported")
 
     def _send_octets(self, view: memoryview, flags: int, deadline: float | None = None) -> int:
-        box = self._stream
+        box = self._taken()
         timeout = 0.0 if flags & _DONTWAIT else self._timeout
         if box.deferred is not None and view:
             return self._send_opening(view, flags, box.deferred)
@@ -323,7 +339,7 @@ class StreamBehaviour(BaseSocket):
         raise ValueError("only SOCK_DGRAM type sockets are supported")
 
     def _receive_octets(self, count: int, flags: int) -> bytes:
-        box = self._stream
+        box = self._taken()
         if flags & (_OOB | _ERRQUEUE):
             return self._receive_urgent(box, flags)
         if box.listening or not (box.established or box.connecting or box.peer or box.error):
@@ -338,7 +354,7 @@ class StreamBehaviour(BaseSocket):
                 self._connection.look()  # a program that polls waits for more than is there
             with box.taking:
                 data = box.take(count - got, peek)
-                due = not peek and box.read_due()
+                due = not peek and (box.read_due() or (box.shared and bool(data)))
             if due:
                 self._connection.send_all([(READ, box.reading())])
             if box.have >= OFFER_AFTER_OCTETS and not box.offered and box.established:
@@ -390,7 +406,7 @@ class StreamBehaviour(BaseSocket):
 
     def shutdown(self, how: int) -> None:
         """Close one or both directions. ENOTCONN: no connection."""
-        box = self._stream
+        box = self._taken()
         if as_int(how) not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
         if not (box.established or box.listening) or box.over:
@@ -444,6 +460,12 @@ class StreamBehaviour(BaseSocket):
         if box.listening:
             struct.pack_into("=2I", info, 24, len(box.incoming), box.backlog)  # tcpi_unacked, tcpi_sacked
         return bytes(info)
+
+    def _watched(self) -> None:
+        if self._stream.listening:
+            super()._watched()
+        else:
+            self._taken()
 
     def _new_descriptor(self) -> Descriptor:
         box = self._stream

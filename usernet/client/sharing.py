@@ -1,0 +1,172 @@
+"""Sockets over fork(2) (docs/decisions/fork.md): the child opens its own connection and becomes an owner of each.
+
+The child knows the id of its parent's connection, which is secret to all others, and names it in its request. fork
+returns in the parent after this, so that the parent may close the sockets, or end, at once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from usernet.client.connection import Connection
+from usernet.client.description import Description
+from usernet.client.streams import StreamDescription
+from usernet.pipe.messages import WANT, WANT_NOW, WANT_RECORD, WANT_WAITS
+from usernet.pipe.streams import READ
+
+FORK_S = 5.0  # fork waits at most this long in the parent for the child
+SHARE_MAX = 256  # sockets in a request
+
+Sockets = list[tuple[Description, list[Any]]]  # descriptions, and the socket objects of each
+
+
+def sockets_of(connection: Connection) -> Sockets:
+    """The sockets that the program has open."""
+    found = []
+    for box in connection.descriptions():
+        objects = [endpoint for reference in list(box.owners.values()) if (endpoint := reference()) is not None]
+        if objects:
+            found.append((box, objects))
+    return found
+
+
+# -- around a fork ----------------------------------------------------------------------------------------------------
+
+
+class Fork:
+    """One call of fork in the parent: `connections` are those with open sockets."""
+
+    def __init__(self, connections: list[Connection]) -> None:
+        self._connections = [each for each in connections
+                             if not each.closed and not each.down and sockets_of(each)]
+        self._pipe: tuple[int, int] | None = os.pipe() if self._connections else None
+        self._listeners = [(each, box) for each in self._connections for box, _ in sockets_of(each)
+                           if isinstance(box, StreamDescription) and box.listening and not box.shared]
+        for connection in self._connections:
+            with suppress(OSError):
+                self._settle(connection)
+
+    @staticmethod
+    def _settle(connection: Connection) -> None:
+        """The stack knows exactly how far each connection was read: the child continues there."""
+        for box, _ in sockets_of(connection):
+            if isinstance(box, StreamDescription) and box.established and box.read != box.read_said:
+                connection.send_all([(READ, box.reading())])
+        connection.request("list", after=0xFFFFFFFF)  # all earlier records have arrived when it is answered
+
+    def in_parent(self) -> None:
+        """Wait until the child owns the sockets too, or has ended."""
+        if self._pipe is None:
+            return
+        reading, writing = self._pipe
+        os.close(writing)
+        poll = select.poll()
+        poll.register(reading, select.POLLIN)
+        poll.poll(FORK_S * 1000)
+        os.close(reading)
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.request("list", after=0xFFFFFFFF)  # so this process knows that they are shared
+        for connection, box in self._listeners:
+            with suppress(OSError):
+                _give_back(connection, box)
+
+    def in_child(self, reopen: Callable[[Connection], Connection]) -> None:
+        """Become an owner of the sockets. `reopen`: another connection to the same stack."""
+        if self._pipe is None:
+            return
+        reading, writing = self._pipe
+        os.close(reading)
+        for former in self._connections:
+            inherited = sockets_of(former)
+            try:
+                connection = reopen(former)
+                shared = _share(connection, former, [box.handle for box, _ in inherited])
+            except OSError as error:
+                for _, objects in inherited:
+                    for each in objects:
+                        each.disown(f"not inherited over fork: {error}")
+                continue
+            for box, objects in inherited:
+                if box.handle not in shared:
+                    for each in objects:
+                        each.disown("not inherited over fork: it was closed, or the stack has no room for more sockets")
+                    continue
+                copy = connection.boxes[box.handle]
+                for each in objects:
+                    each.inherit(connection, copy)
+        os.close(writing)
+
+
+def _give_back(connection: Connection, listener: StreamDescription) -> None:
+    """Connections that have not been accepted are for any of the processes."""
+    if not listener.shared:
+        return
+    waiting: list[Description] = []
+    with suppress(IndexError):
+        while True:
+            waiting.append(listener.incoming.popleft())
+    for box in connection.descriptions():
+        if isinstance(box, StreamDescription) and box.listener is listener:
+            box.listener = None
+            waiting.append(box)
+    for box in waiting:
+        connection.boxes.pop(box.handle, None)
+    for start in range(0, len(waiting), SHARE_MAX):
+        connection.request("giveback", handle=listener.handle,
+                           connections=[box.handle for box in waiting[start : start + SHARE_MAX]])
+
+
+def _share(connection: Connection, former: Connection, handles: list[int]) -> set[int]:
+    """The handles of which this process is an owner now; their descriptions are in `connection.boxes`."""
+    for handle in handles:  # before the answer, because SHARED comes first
+        box = former.boxes[handle]
+        connection.boxes[handle] = box.inherited(connection.readers.lock)
+    shared: set[int] = set()
+    for start in range(0, len(handles), SHARE_MAX):
+        reply = connection.request("share", owner=former.id, handles=handles[start : start + SHARE_MAX])
+        shared.update(handle for handle, _ in reply["shared"])
+    for handle in set(handles) - shared:
+        del connection.boxes[handle]
+    return shared
+
+
+# -- reading from a shared socket -------------------------------------------------------------------------------------
+
+
+def _want(connection: Connection, box: Description, flags: int) -> None:
+    connection.send_all([(WANT, WANT_RECORD.pack(box.handle, flags))])
+
+
+@contextmanager
+def waiting(connection: Connection, box: Description, arrived: Callable[[], object], at_once: bool) -> Iterator[None]:
+    """Around waiting for a datagram or for a connection: if the socket is shared, ask for it.
+
+    `at_once`: the caller does not wait; all that is there has `arrived` when this begins.
+    """
+    me = threading.get_ident()
+    box.waiters.add(me)
+    try:
+        if box.shared and not arrived():
+            _want(connection, box, WANT_NOW if at_once else WANT_WAITS)
+            if at_once:
+                connection.request("getsockname", handle=box.handle)
+        try:
+            yield
+        except OSError:
+            if box.shared and not box.descriptors and not box.waiters - {me} and not at_once:
+                _want(connection, box, 0)
+            raise
+    finally:
+        box.waiters.discard(me)
+
+
+def want_next(connection: Connection, box: Description) -> None:
+    """Something was taken from a shared socket and nothing is left: ask for more if a thread or a descriptor waits."""
+    if box.waiters or box.descriptors:
+        _want(connection, box, WANT_WAITS)
