@@ -14,7 +14,7 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults --ignore tests/interop --ignore tests/cpython --ignore tests/badnet tests
 	$(BIN)/python -m pytest tests/faults
-	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py
+	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py tests/system/test_rights.py
 	USERNET_PIPES=zmq $(BIN)/python -m pytest -n 3 tests/unit/test_usernet_client.py
 
 # Foreign programs and test suites over the stack, and over the kernel for comparison; long tables.
