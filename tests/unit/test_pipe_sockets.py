@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
-from usernet.pipe import zmtp
+from usernet.pipe import libzmq, zmtp
 from usernet.pipe.contract import HANDSHAKE_S, IMPLEMENTATIONS, WAITING_MAX, Pull, Push, Trust, open_poller
 
 OCTETS_MAX = 1 << 18
@@ -327,6 +327,28 @@ def test_one_process_has_so_many_connections_and_no_more(stack, tmp_path, kind):
     push = again.push(far.path)
     push.send(b"instead")
     until(lambda: far.taken[-1] == b"instead", again, far)
+
+
+def test_connections_that_arrive_while_it_is_made_are_seen_and_so_are_all_later_ones(stack, tmp_path, monkeypatch):
+    """Else libzmq's thread waits for ever once its monitor is full of events that no one reads."""
+    end = End(stack, str(tmp_path / "p"), "zmq")
+    first = stack.enter_context(socket.socket(socket.AF_UNIX))
+    first.connect(end.path)
+    first.settimeout(PATIENCE_S)
+
+    class Late(libzmq.Socket):
+        """`bind` returns after libzmq has accepted the connection that waits, and has reported it."""
+
+        def bind(self, address):
+            super().bind(address)
+            assert first.recv(64)
+
+    monkeypatch.setattr(libzmq, "Socket", Late)
+    end.serve(1)
+    assert end.refused == []
+    later = stack.enter_context(socket.socket(socket.AF_UNIX))
+    later.connect(end.path)
+    until(lambda: end.refused == [0], end)
 
 
 @each

@@ -128,11 +128,13 @@ class Pull:
         self._fd = self._get(_FD)
         self._monitor_get = cast(_Get, self._monitor.get)
         self._monitor_fd = self._monitor_get(_FD)
-        self._monitor_get(_EVENTS)  # a descriptor signals only what happens after EVENTS was read
         self._again_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = poller.epoll
         for descriptor in (self._fd, self._monitor_fd, self._again_fd):
             self._epoll.register(descriptor, _IN)
+        # The descriptor of the monitor signals the next event only if there was none when EVENTS was read, and
+        # connections may have arrived already.
+        self._watch()
 
     def read(self, descriptor: int) -> list[bytes] | None:
         """See `contract`."""
@@ -174,7 +176,7 @@ class Pull:
     def _accepted(self, descriptor: int) -> None:
         """libzmq has accepted a connection. If it is not permitted, shut it down here; libzmq then closes it."""
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(descriptor)) as connection:
                 pid, user = peer(connection)
                 connections = self._connections
                 if user not in self._users or has_enough(pid, self._connections_max, len(connections),
@@ -203,7 +205,7 @@ class Pull:
 
     def _shut(self, descriptor: int) -> None:
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(descriptor)) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
                 self._refused(0)
         except OSError:
