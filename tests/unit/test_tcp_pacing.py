@@ -32,6 +32,22 @@ def test_a_window_leaves_over_the_round_trip_and_not_at_once():
     assert now - NOW == pytest.approx(RTT_S / pacing.RATIO, rel=0.15)
 
 
+def test_a_timer_that_comes_late_is_made_up_for():
+    it, now, sent = Pacing(), NOW, 0
+    for _ in range(10):
+        while burst := allowed(it, now):
+            it.sent(burst, now)
+            sent += burst
+        now = it.due + 0.005  # the loop was busy
+    assert sent == pytest.approx(it.rate * (now - 0.005 - NOW), rel=0.1)
+
+
+def test_a_pause_of_the_application_is_not_made_up_for():
+    it = Pacing()
+    it.sent(allowed(it, NOW), NOW)
+    assert allowed(it, NOW + 10) <= max(2 * MSS, it.rate * TURN_S)
+
+
 def test_slow_start_is_twice_as_fast_as_its_window():
     it = Pacing()
     allowed(it, NOW, slow_start=True)
