@@ -48,7 +48,7 @@ def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_
     serve(world, "http_server.py", world.subject_address, PORT, small.parent)
     nft = program("nft")
     world.on_kernel(nft, "add table ip lossy; add chain ip lossy input { type filter hook input priority 0; }; "
-                         f"add rule ip lossy input tcp sport {PORT} numgen random mod 100 < 5 drop")
+                         f"add rule ip lossy input tcp sport {PORT} numgen inc mod 10 0 drop")
     try:
         with captured(world, tmp_path / "pcap"):
             world.on_kernel(program("curl"), "-sSf", "-o", small.parent / "back",
