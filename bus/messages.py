@@ -34,6 +34,7 @@ from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     FAMILY_6,
     HELLO,
     INTERFACE_INDEX,
+    LOOPBACK_INDEX,
     REPLY,
     REQUEST,
     RESUME,
@@ -281,6 +282,11 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True):
             if joined.group == group:
                 return joined.allows(source)
         return self.multicast_all
+
+
+def arrived_on(flags: int) -> int:
+    """The index of the interface on which a packet with these flags arrived, as Linux says it (IP_PKTINFO)."""
+    return LOOPBACK_INDEX if flags & (FLAG_LOOPED | FLAG_GROUP) == FLAG_LOOPED else INTERFACE_INDEX
 
 
 def in_range(socket: SocketState) -> bool:

@@ -22,9 +22,8 @@ import time
 from pathlib import Path
 
 from bus import topology
-from usernet.pipe.run_dir import INBOXES, Untrusted, check
+from usernet.pipe.run_dir import INBOXES, PARENTS, Untrusted, check
 
-PARENTS = ("usernet", f"usernet-{os.geteuid()}")  # usernet.pipe.run_dir.run_dir
 LOCK, MARK = "lock", b"usernet run directory\n"
 WAIT_S = 3.0  # for the cleanup process of an earlier stack to finish
 ROOT_MODE, INBOXES_MODE, SOCKET_MODE = 0o711, 0o777, 0o666

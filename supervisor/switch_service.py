@@ -30,6 +30,7 @@ from supervisor.layer_process import sample, used_s
 from supervisor.policy import Watch
 from supervisor.resources import LISTEN_BACKLOG
 from switch import process as switch
+from usernet.pipe.run_dir import PARENTS
 
 PORT_NUMBER_BITS = 48
 START_PAUSE_S = 1.0  # minimum time between two switches that this stack starts, because one may fail at once
@@ -154,6 +155,8 @@ class Wire:
         """The switch's lock: it needs only the wire's directory, which it removes with the last port."""
         folders = {str(self._directory): landlock.READ_DIR | landlock.REMOVE_FILE,
                    str(self._directory.parent.parent): landlock.REMOVE_DIR}
+        if self._directory.parent.parent.name in PARENTS:  # empty after the last stack
+            folders[str(self._directory.parent.parent.parent)] = landlock.REMOVE_DIR
         return lockdown.Lock(kind="switch", root=None, folders=folders, uid=os.geteuid(), clients=True,
                              threads=self._pipes == "zmq")
 

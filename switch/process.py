@@ -35,6 +35,7 @@ from switch.core import Switch
 from switch.counters import Counters as C
 from usernet.pipe.contract import Push, Trust, bounded, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
+from usernet.pipe.run_dir import PARENTS
 
 PORTS_MAX = 256
 DESCRIPTORS_A_PORT = 4  # a pidfd, a PUSH and its connection, the connection that came from it
@@ -103,6 +104,8 @@ class Process:
         try:
             self._directory.rmdir()
             self._directory.parent.rmdir()
+            if self._directory.parent.parent.name in PARENTS:
+                self._directory.parent.parent.rmdir()
         except OSError:
             pass  # ENOTEMPTY: another stack uses it now
 

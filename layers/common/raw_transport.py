@@ -18,6 +18,7 @@ from bus.messages import (
     DATAGRAM_HEADER,
     FAMILY_4,
     INTERFACE_INDEX,
+    LOOPBACK_INDEX,
     SEND_OPTIONS,
     SEND_TOS_GIVEN,
     TRANSMIT_HEAD,
@@ -170,7 +171,7 @@ class DirectTransport(Transport[SocketsT]):
             if socket is None:
                 counters[DirectCounters.send_no_socket] += 1
                 continue
-            if family != FAMILY_4 or interface not in (0, INTERFACE_INDEX):
+            if family != FAMILY_4 or interface not in (0, LOOPBACK_INDEX, INTERFACE_INDEX):
                 counters[DirectCounters.send_misplaced] += 1
                 sends.append(misplaced(record))
                 continue

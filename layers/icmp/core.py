@@ -22,11 +22,11 @@ from bus.messages import (
     FLAG_GROUP,
     FLAG_LOOPED,
     ICMP_ERROR,
-    INTERFACE_INDEX,
     PACKET_HEAD,
     REPORT_HEAD,
     TRANSMIT_HEAD,
     SocketState,
+    arrived_on,
     datagram_header,
 )
 from bus.topology import IP, RAW, SOCKETS, transports
@@ -169,7 +169,7 @@ class Core(DirectTransport[PingSockets]):
             return
         self.counters[Counters.replies_delivered] += 1
         header = datagram_header(socket.handle, packet.source, 0, packet.destination, packet.ttl, packet.tos, 0,
-                                 INTERFACE_INDEX)
+                                 arrived_on(packet.flags))
         if options and socket.receive_options:
             sends.append((SOCKETS, messages.DATAGRAM_OPTIONS, header + before(options, message)))
             return

@@ -15,7 +15,7 @@ import random
 from bus import messages
 from bus.config import StackConfig
 from bus.layer import CounterWords, Send, State
-from bus.messages import ERROR_HEAD, INTERFACE_INDEX, PACKET_HEAD, SocketState, datagram_header
+from bus.messages import ERROR_HEAD, PACKET_HEAD, SocketState, arrived_on, datagram_header
 from bus.topology import IP, SOCKETS
 from layers.common.raw_transport import DirectTransport, Header
 from layers.common.transport import IcmpError
@@ -64,7 +64,7 @@ class Core(DirectTransport[RawSockets]):
             if len(record) < PACKET_HEAD.size + ipv4.HEADER_OCTETS:
                 counters[Counters.malformed] += 1
                 continue
-            _, _, _, header_octets, _, protocol, ttl, tos, source, destination = PACKET_HEAD.unpack_from(record)
+            _, _, flags, header_octets, _, protocol, ttl, tos, source, destination = PACKET_HEAD.unpack_from(record)
             packet = record[PACKET_HEAD.size :]
             before = delivered
             for listener in listeners.get(protocol, _NOBODY).values():
@@ -74,7 +74,7 @@ class Core(DirectTransport[RawSockets]):
                         listener.icmp_filter, packet[header_octets:]):
                     continue
                 header = datagram_header(listener.socket.handle, source, 0, destination, ttl, tos, 0,
-                                         INTERFACE_INDEX)
+                                         arrived_on(flags))
                 sends.append((SOCKETS, messages.DATAGRAM, header + packet))
                 delivered += 1
             counters[Counters.unwanted] += delivered == before

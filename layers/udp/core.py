@@ -25,8 +25,10 @@ from bus.messages import (
     FLAG_CHECKED,
     FLAG_CHECKSUM_PARTIAL,
     FLAG_GROUP,
+    FLAG_LOOPED,
     ICMP_ERROR,
     INTERFACE_INDEX,
+    LOOPBACK_INDEX,
     PACKET,
     PACKET_HEAD,
     QUOTE_OCTETS,
@@ -120,6 +122,7 @@ class Core(Transport[SocketTable]):
                 counters[Counters.bad_checksum] += 1
                 continue
             flow = addresses + ports
+            interface = INTERFACE_INDEX
             if flags & FLAG_GROUP:
                 handles = self._receivers(addresses, ports)
                 if not handles:
@@ -130,8 +133,10 @@ class Core(Transport[SocketTable]):
                     sends.append(self._closed_port(record, flags, size))
                     continue
                 handles = [handle]
+                if flags & FLAG_LOOPED:
+                    interface = LOOPBACK_INDEX
             for handle in handles:
-                head = pack(handle, FAMILY_4, 0, ttl, tos, ports[0] << 8 | ports[1], INTERFACE_INDEX, addresses)
+                head = pack(handle, FAMILY_4, 0, ttl, tos, ports[0] << 8 | ports[1], interface, addresses)
                 delivered += 1
                 if size:
                     segments = b"".join((head, SEGMENT_SIZE.pack(size), record[start:]))

@@ -15,6 +15,7 @@ from bus.messages import (
     DATAGRAM_HEADER,
     FAMILY_4,
     INTERFACE_INDEX,
+    LOOPBACK_INDEX,
     SEGMENT_SIZE,
     SEGMENTS_MAX,
     SEND,
@@ -139,7 +140,7 @@ class Output:
         if len(header) < DATAGRAM_HEADER.size:
             return self._refuse_send(Counters.send_malformed)
         _, family, _, _, _, _, interface, _, _ = DATAGRAM_HEADER.unpack(header)
-        if family != FAMILY_4 or interface not in (0, INTERFACE_INDEX):
+        if family != FAMILY_4 or interface not in (0, LOOPBACK_INDEX, INTERFACE_INDEX):
             sends.append(misplaced(record))
             return self._refuse_send(Counters.send_misplaced)
         data = record[DATAGRAM_HEADER.size :]

@@ -217,7 +217,7 @@ def test_killed_switch_is_started_again_exactly_once(lab):
         assert switch != former
         eventually(lambda: {lab.status(n)["switch"]["pid"] for n in (2, 3, 4)} == {switch})  # noqa: B023
     lab.down(2, 3, 4)
-    eventually(lambda: not lab.wire_dir.parent.exists(), within_s=1.0)
+    eventually(lambda: not lab.wire_dir.parent.parent.exists(), within_s=1.0)
 
 
 def test_switch_that_hangs_is_replaced(lab):
@@ -248,7 +248,7 @@ def test_killed_keeper_of_the_last_stack_leaves_nothing(lab):
     lab.up(2)
     lab.switch()
     lab.kill_keeper(2)
-    eventually(lambda: not lab.switches() and not lab.wire_dir.parent.exists(), within_s=1.0)
+    eventually(lambda: not lab.switches() and not lab.wire_dir.parent.parent.exists(), within_s=1.0)
 
 
 def test_wire_on_which_all_were_killed_at_once_is_usable_again(lab):

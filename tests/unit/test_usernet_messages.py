@@ -651,3 +651,18 @@ def test_taking_many_waits_for_one_and_gives_the_credit_back():
         (mine,) = [each for each in usernet.Stack().list_sockets() if each["local"] == list(endpoint.getsockname())]
         assert mine["drops"] == 0
         assert mine["queued"] < endpoint._box.credit_due + 1000 + DATAGRAM_OVERHEAD
+
+
+def test_the_interface_in_pktinfo_is_the_loopback_for_what_comes_from_this_host():
+    with (usernet.socket(std.AF_INET, std.SOCK_DGRAM) as first, usernet.socket(std.AF_INET, std.SOCK_DGRAM) as second):
+        first.settimeout(5)
+        first.setsockopt(IP, IP_PKTINFO, 1)
+        first.bind(("", 0))
+        for host in (ADDRESS, "127.0.0.1"):
+            name = host, first.getsockname()[1]
+            second.sendto(b"x", name)
+            _, ((_, _, data),), _, _ = first.recvmsg(10, 100)
+            index = int.from_bytes(data[:4], "little")
+            assert (index, usernet.if_indextoname(index)) == (usernet.if_nametoindex("lo"), "lo")
+            second.sendmsg([b"y"], [(IP, IP_PKTINFO, data)], 0, name)
+            assert first.recv(10) == b"y"

@@ -56,7 +56,8 @@ WANT_WAITS = 2  # and otherwise the next one that arrives
 SHARED_RECORD = Struct("<IIIQ")  # handle, number of owners, state, of a listener: connections handed up so far
 SHARED_TAKEN = 1  # state of a connection: another process has taken it
 SHARED_RETURNED = 2  # it belongs to this process: its position in both directions follows
-INTERFACE_INDEX = 2  # index of the stack's only interface; Linux gives 1 to the loopback
+LOOPBACK_INDEX = 1  # index of the loopback, as on Linux: of datagrams from the stack itself, except to groups
+INTERFACE_INDEX = 2  # index of the stack's only other interface
 DATAGRAM_OVERHEAD = 256  # octets of receive buffer for a queued datagram, in addition to its payload
 DATAGRAM_COST = DATAGRAM_OVERHEAD - DATAGRAM_HEADER.size  # likewise, in addition to the length of its record
 

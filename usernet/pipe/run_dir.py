@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 DEFAULT_NAME = "default"
+PARENTS = ("usernet", f"usernet-{os.geteuid()}")  # names of the directory of all stacks: see `run_dir`
 SERVICE_SOCKET = "sockets.sock"  # name of the inbox of the socket service in the run directory
 # name of the directory in it with the applications' inboxes, the only part of the file system that the service sees
 INBOXES = "sockets"

@@ -13,6 +13,7 @@ from usernet.errors import os_error
 from usernet.pipe.messages import (
     DATAGRAM_HEADER,
     INTERFACE_INDEX,
+    LOOPBACK_INDEX,
     SEND_OPTIONS,
     SEND_TOS_GIVEN,
     SocketError,
@@ -88,7 +89,7 @@ def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = Fal
             tos = _within(0, data[0] if len(data) == 1 else _INT.unpack(data)[0])
         elif kind == IP_PKTINFO and len(data) == _PKTINFO.size:
             interface, local, _ = _PKTINFO.unpack(data)
-            if interface not in (0, INTERFACE_INDEX):
+            if interface not in (0, LOOPBACK_INDEX, INTERFACE_INDEX):
                 raise os_error(errno.ENODEV)
             source = local if any(local) else b""
         elif kind == IP_RETOPTS:

@@ -6,9 +6,9 @@ import errno
 import operator
 import os
 
-from usernet.pipe.messages import INTERFACE_INDEX
+from usernet.pipe.messages import INTERFACE_INDEX, LOOPBACK_INDEX
 
-NAMES = {1: "lo", INTERFACE_INDEX: "link"}
+NAMES = {LOOPBACK_INDEX: "lo", INTERFACE_INDEX: "link"}
 
 
 def if_nameindex() -> list[tuple[int, str]]:
