@@ -11,7 +11,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from bench import goals, sockperf, stack, streams, watching
+from bench import connections, goals, sockperf, stack, streams, watching
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,6 +46,8 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
             found += [*goals.rate(short, long, many, floor, limits), *flooded]
         _say("streams")
         found += streams.bulk(bench)
+        _say("TCP connections")
+        found += connections.small(bench, short, floor.eight.p50_us)
         _say("scale")
         found += goals.scale(options[-2:])
         found.append(goals.restart(bench))

@@ -192,6 +192,12 @@ def echo_many(address: str, port: str) -> None:
 def veth() -> dict:
     """The kernel's own echo, through a veth pair into another network namespace, for scale and to test the load
     generators."""
+    return across_veth(kernel_echo, lambda address, port: {**lone(address, port, "64", "2000"),
+                                                           **window(address, port, "64", "64", "1")})
+
+
+def across_veth(serve: Callable[[str, str], None], ask: Callable[[str, str], dict]) -> dict:
+    """Serve in another network namespace, behind a veth pair, and ask from this one."""
     ready, go = os.pipe(), os.pipe()
     server = os.fork()
     if server == 0:
@@ -201,15 +207,14 @@ def veth() -> dict:
         os.read(go[0], 1)
         subprocess.run(["ip", "-batch", "-"], input=f"address add {FAR}/24 dev b1\nlink set b1 up\n", text=True)
         sys.stdout = os.fdopen(ready[1], "w")
-        kernel_echo(FAR, str(VETH_PORT))
+        serve(FAR, str(VETH_PORT))
     try:
         os.read(ready[0], 1)
         commands = f"link add b0 type veth peer name b1 netns {server}\naddress add {NEAR}/24 dev b0\nlink set b0 up\n"
         subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
         os.write(go[1], b"x")
         os.read(ready[0], 16)
-        lone_at = lone(FAR, str(VETH_PORT), "64", "2000")
-        return {**lone_at, **window(FAR, str(VETH_PORT), "64", "64", "1")}
+        return ask(FAR, str(VETH_PORT))
     finally:
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)
@@ -331,7 +336,10 @@ def applications(count: str, first_port: str) -> None:
 
 
 if __name__ == "__main__":
-    roles = {"ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
+    from bench import connection_load
+
+    roles = {**connection_load.ROLES,
+             "ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
              "kernel-echo": kernel_echo, "echo-many": echo_many, "sockperf-echo": sockperf_echo, "peers": peers,
              "veth": veth, "applications": applications, "idle-sockets": idle_sockets,
              "pour": pour, "kernel-pour": kernel_pour, "sink": sink, "kernel-sink": kernel_sink, **stream_load.ROLES}

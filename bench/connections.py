@@ -1,0 +1,84 @@
+"""The goals for TCP connections with little traffic: round trips, short and idle connections, a flood of SYNs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+from bench import stack
+from bench.goals import FEW, IN_FLIGHT, Goal, median_of
+
+PORT = 5057
+AT_A_TIME = 32
+SECONDS = 2.0
+IDLE = 10_000
+FLOOD_FACTOR = 10  # SYNs for each connection that is served
+QUIET_S = 3.0  # until idle connections have released their memory
+
+
+def small(bench: stack.Bench, udp_per_s: float, chain_us: float) -> list[Goal]:
+    """All of them, with the UDP echo's rate and the latency of a bare 8-hop chain of the same run."""
+    with bench.during("tcp-echo", "0.0.0.0", PORT):
+        at, _ = median_of(lambda: bench.run("tcp-lone", stack.ADDRESS, PORT), "p50", FEW)
+        many, _ = median_of(lambda: _many(bench), "per_s", FEW)
+        short, cpu_us = _short(bench)
+        return [
+            Goal("TCP request and response, 64 octets, p50", f"{at:.0f} us", at,
+                 f"{chain_us:.0f} us, 8 hops: {at / chain_us:.2f}", "<= 1.7 x", at <= 1.7 * chain_us),
+            Goal(f"the same, {IN_FLIGHT} connections", f"{many:.0f} /s", many,
+                 f"{udp_per_s:.0f} /s, UDP echo: {many / udp_per_s:.2f}", ">= 0.5 x", many >= 0.5 * udp_per_s),
+            *_against_the_kernel(bench, short, cpu_us),
+            *_flooded(bench, short),
+            *_idle(bench),
+        ]
+
+
+def _many(bench: stack.Bench) -> dict[str, float]:
+    return bench.run("tcp-many", stack.ADDRESS, PORT, IN_FLIGHT, SECONDS)
+
+
+def _cpu_us(bench: stack.Bench, run: Callable[[], dict[str, float]], count: str) -> tuple[dict[str, float], float]:
+    """The result, and microseconds of processor time of the stack for each that it counts."""
+    before = stack.cpu_s(bench)
+    result = run()
+    return result, (stack.cpu_s(bench) - before) * 1e6 / result[count]
+
+
+def _short(bench: stack.Bench) -> tuple[float, float]:
+    runs = [_cpu_us(bench, lambda: bench.run("tcp-short", stack.ADDRESS, PORT, AT_A_TIME, SECONDS), "count")
+            for _ in range(FEW)]
+    return median(result["per_s"] for result, _ in runs), median(cpu_us for _, cpu_us in runs)
+
+
+def _against_the_kernel(bench: stack.Bench, short: float, cpu_us: float) -> list[Goal]:
+    kernels, _ = median_of(lambda: bench.run("veth-short", AT_A_TIME, SECONDS), "per_s", FEW)
+    return [Goal(f"connect, request, answer, close, {AT_A_TIME} at a time", f"{short:.0f} /s", short,
+                 f"{kernels:.0f} /s, the kernel through a veth pair: {short / kernels:.2f}", ">= 0.2 x",
+                 short >= 0.2 * kernels),
+            Goal("processor time of the stack for one of these", f"{cpu_us:.0f} us", cpu_us, "", "<= 250 us",
+                 cpu_us <= 250)]
+
+
+def _flooded(bench: stack.Bench, short: float) -> list[Goal]:
+    """A flood of SYNs to the same port beside established connections."""
+    calm = _many(bench)["per_s"]
+    with bench.during("syn-flood", stack.KERNEL, stack.ADDRESS, PORT, FLOOD_FACTOR * short, 4 * SECONDS, inside=True):
+        flooded = _many(bench)["per_s"]
+    return [Goal(f"{IN_FLIGHT} connections beside {FLOOD_FACTOR * short:.0f} SYNs/s", f"{flooded:.0f} /s", flooded,
+                 f"{calm:.0f} /s without: {flooded / calm:.2f}", ">= 0.8 x", flooded >= 0.8 * calm)]
+
+
+def _idle(bench: stack.Bench) -> list[Goal]:
+    def cost_us() -> float:
+        return _cpu_us(bench, lambda: {**_many(bench), "seconds": SECONDS}, "per_s")[1] / SECONDS
+
+    few_us, before = cost_us(), stack.pss_bytes(bench)
+    with bench.during("tcp-idle", stack.ADDRESS, PORT, IDLE, inside=True):
+        time.sleep(QUIET_S)
+        each = (stack.pss_bytes(bench) - before) / IDLE
+        many_us = cost_us()
+    return [Goal("memory (PSS) of an idle TCP connection", f"{each:.0f} octets", each, f"of {IDLE}", "<= 1200 octets",
+                 each <= 1200),
+            Goal(f"processor time of a TCP echo beside {IDLE} connections", f"{many_us:.0f} us", many_us,
+                 f"{few_us:.0f} us without: {many_us / few_us:.2f}", "<= 1.1 x", many_us <= 1.1 * few_us)]
