@@ -26,7 +26,7 @@ zmq or direct: what joins an application to the stack
 run directory, with the sockets of a stack; without the variable in the directory for temporary files
 .TP
 .I $XDG_STATE_HOME/usernet/NAME
-records that crashed a layer twice
+records that crashed a layer twice, and with \-\-record\-crashes recordings of crashes
 .SH SEE ALSO
 docs/commands.md in the repository;
 .BR ip (8),
