@@ -110,7 +110,8 @@ def test_once_and_without_a_terminal(stack):
         assert " sockets " in done.stdout
 
 
-def test_queues_and_drops_of_each_pipe(stack):
+def test_queues_and_drops_of_each_pipe(new_stack):
+    stack = new_stack().up()
     stack.run("impair", "device:link", "--loss", "100%")
     try:
         stack.execute("ping", "-c", 3, "-i", 0.05, "-W", 0.2, STACK, status=None)

@@ -761,7 +761,7 @@ def test_a_ping_socket_whose_address_has_gone_sends_nothing_until_it_is_back(hos
 def test_a_message_of_a_family_or_over_an_interface_that_is_not_there_is_refused(host):
     host.declares(bind=True, port=77)
     for record, number in ((datagram_header(1, bytes(16), 0, bytes(16)), errno.EAFNOSUPPORT),
-                           (datagram_header(1, ip4(PEER), 0, bytes(4), interface=1), errno.ENODEV)):
+                           (datagram_header(1, ip4(PEER), 0, bytes(4), interface=3), errno.ENODEV)):
         ((consumer, kind, answer),) = host.gives(topology.SOCKETS, messages.SEND, record + bytes(ICMP() / b"data"))
         assert (consumer, kind, SocketError.of(answer).errno) == (topology.SOCKETS, messages.SOCKET_ERROR, number)
     assert host.counted("send_misplaced") == 2

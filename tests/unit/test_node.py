@@ -5,6 +5,7 @@ The TAP is a socket pair. A SIGKILL between the line that counts a write and the
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -129,6 +130,14 @@ class Link:
         for each in self._keeper:
             each.close()
         self._durable.close()
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """A loop that starts excludes all objects from garbage collection, also dead loops and their descriptors."""
+    yield
+    gc.unfreeze()
+    gc.collect()
 
 
 @pytest.fixture
