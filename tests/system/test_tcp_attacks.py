@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from tests.tcpcases.octets import parse_tcp
 
 from .attacker import Attacker, mutated, processor_s, resident
-from .peers import KERNEL, STACK, Stack, wait_for
+from .peers import KERNEL, PATIENCE_S, STACK, Stack, wait_for
 from .test_tcp_survival import connected
 
 MEGABYTE = 1 << 20
@@ -171,21 +172,37 @@ def test_tiny_segments_out_of_order_are_put_together(stack: Stack, unharmed) -> 
             attacker.send([attacker.segment(4001, port, "R", 4002 + len(octets))])
 
 
+ATTACKED = """import socket, sys, usernet
+with usernet.socket(usernet.AF_INET, usernet.SOCK_STREAM) as listener:
+    listener.bind(("%s", 0))
+    listener.listen(4096)
+    print(listener.getsockname()[1], flush=True)
+    held = [listener.accept()[0] for _ in range(%d)]
+    for each in held:
+        each.setblocking(False)
+        each.send(bytes(16_384))
+    print("sent", flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("window", [0, 1000], ids=["sockstress", "slow readers"])
-def test_connections_that_do_not_read_cost_others_nothing(stack: Stack, unharmed, quiet, window: int) -> None:
+def test_connections_that_do_not_read_cost_other_applications_nothing(stack: Stack, unharmed, quiet, window: int
+                                                                      ) -> None:
     """2,000 connections whose peer holds its window shut, or opens it a little; 16 kB wait for each."""
     usual = cost_s(stack)
     ports = range(10_000, 10_000 + SLOW_READERS)
-    with Attacker(stack) as attacker, listening(stack) as (listener, port), contextlib.ExitStack() as accepted:
+    attacked = stack.application(ATTACKED % (STACK, SLOW_READERS), stdin=subprocess.PIPE)
+    port = int(attacked.stdout.readline())
+    with Attacker(stack) as attacker:
         answers = attacker.open(port, ports, window, **OPTIONS)
-        held = [accepted.enter_context(listener.accept()[0]) for _ in ports]
-        for each in held:
-            each.setblocking(False)
-            each.send(bytes(16_384))
+        assert attacked.stdout.readline() == "sent\n"
         wait_for("probes to become rare", lambda: busy(stack) <= BUSY_MAX, 60)
         assert cost_s(stack) <= usual * DEARER_MAX
         attacker.send(attacker.segment(each, port, "R", each + 1, answers[each].seq + 1) for each in ports)
+    attacked.stdin.close()
+    assert attacked.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.timeout(300)
