@@ -21,6 +21,7 @@ CONNECTIONS = 1000
 STOPPED, SOCKETS_EACH, ROUNDS = 100, 4, 8  # 30,000 octets for each socket in each round: more than its buffer
 STOPPED_OCTETS = 3 * MEMORY_LIMIT_OCTETS // 4
 ROUND_TRIPS = 50
+RESEND_S, LOST_MAX = 5.0, 2
 WINDOW = 10
 KILLS = 12
 
@@ -163,11 +164,17 @@ def program(stack: Stack, code: str, *arguments: object):
 
 
 def is_served(stack: Stack) -> None:
-    """An application that comes now gets every answer."""
+    """An application that comes now gets its answers. In a flood the pipes between layers may drop a datagram."""
+    number = lost = 0
     with stack.bound() as app:
-        for number in range(ROUND_TRIPS):
+        app.settimeout(RESEND_S)
+        while number < ROUND_TRIPS:
             app.sendto(b"%d" % number, app.getsockname())
-            assert app.recv(100) == b"%d" % number
+            try:
+                number += app.recv(100) == b"%d" % number
+            except TimeoutError:
+                lost += 1
+                assert lost <= LOST_MAX
 
 
 def most_octets(pid: int) -> int:
