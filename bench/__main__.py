@@ -49,6 +49,7 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
         _say("TCP connections")
         found += connections.small(bench, short, floor.eight.p50_us)
         _say("scale")
+        found += connections.idle(options[-2:])
         found += goals.scale(options[-2:])
         found.append(goals.restart(bench))
         found += goals.kernels_own(bench)

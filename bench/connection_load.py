@@ -60,8 +60,9 @@ def serve(net: ModuleType, address: str, port: str) -> None:
                     continue
             except BlockingIOError:
                 continue
-            except OSError:
-                pass  # a connection that was reset has ended
+            except OSError:  # a connection that was reset has ended; the listener goes on
+                if sock is listener:
+                    continue
             selector.unregister(sock)
             sock.close()
 
