@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
-    """Measure every goal for one kind of pipes; takes about three minutes."""
+    """Measure every goal for one kind of pipes; takes about five minutes."""
     options, limits = [*options, "--pipes", pipes], goals.LIMITS[pipes]
     _say(f"{pipes}: floor: bare pyzmq chains")
     bare, at_home = [goals.floors()], goals.chains_at_home()

@@ -2,7 +2,7 @@
 
 A held record is a record of another kind whose payload was replaced by a reference, always at its end. Every process
 that meets such records maps the memories in which octets can lie, for reading; only the owner of a memory may write.
-Whoever must see the octets gets them by `Holdings.inline`, which returns the record of the other kind.
+Code that must see the octets gets them by `Holdings.inline`, which returns the record of the other kind.
 
 A reference names a memory, a ring in it and a position in the stream of that ring. The ring's own reference contains a
 generation, so a record that refers to memory which was used for something else meanwhile is found out, and counted as

@@ -307,7 +307,7 @@ class TappedCore:
                 self.show_drop(item, index)
 
     def _out(self, sends: list[Send], now: float) -> list[Send]:
-        if any(send[1] in HELD_OF for send in sends):  # whoever watches sees the octets
+        if any(send[1] in HELD_OF for send in sends):  # a tap sees the octets
             inline = self._taps.held.inline
             sends = [(consumer, *found) for consumer, kind, record in sends
                      if (found := inline(kind, record)) is not None]

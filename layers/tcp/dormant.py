@@ -71,7 +71,7 @@ class Dormant:
                 self._end()
 
     def wake_all(self) -> None:
-        """Wake all: somebody wants to see every connection."""
+        """Wake all, for a look at every connection."""
         while self._numbers:
             self._make(self._numbers.pop())
         if self.next_due is not None:

@@ -1,8 +1,8 @@
 """Segments that killed this layer, and the end of the connection whose peer sends such a segment again.
 
-The bus drops a record that has killed the layer twice (`bus.runtime.poison`). A peer retransmits what nobody
-acknowledged, with other timestamps and perhaps together with more octets, so the retransmission is another record and
-would kill the layer again. It is recognized by its octets of sequence space, from the fixed part of its header alone,
+The bus drops a record that has killed the layer twice (`bus.runtime.poison`). A peer retransmits what was
+not acknowledged, with other timestamps and perhaps together with more octets, so the retransmission is another record
+and would kill the layer again. It is recognized by its octets of sequence space, from the fixed part of its header alone,
 because anything that is done with the rest may be what kills. The connection could never get past these octets, so it
 is reset, both ways. All other connections live. A segment outside the receive window resets nothing (RFC 5961).
 
