@@ -2,9 +2,9 @@
 
 The bus drops a record that has killed the layer twice (`bus.runtime.poison`). A peer retransmits what was
 not acknowledged, with other timestamps and perhaps together with more octets, so the retransmission is another record
-and would kill the layer again. It is recognized by its octets of sequence space, from the fixed part of its header alone,
-because anything that is done with the rest may be what kills. The connection could never get past these octets, so it
-is reset, both ways. All other connections live. A segment outside the receive window resets nothing (RFC 5961).
+and would kill the layer again. It is recognized by its octets of sequence space, from the fixed part of its header
+alone, because anything that is done with the rest may be what kills. The connection could never get past these octets,
+so it is reset, both ways. All other connections live. A segment outside the receive window resets nothing (RFC 5961).
 
 Owns one key of the layer's state, so the segments are known after a restart.
 """
