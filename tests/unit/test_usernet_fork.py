@@ -52,8 +52,10 @@ def child(work: Callable[[], object]) -> int:
     except BaseException as error:
         os.write(2, f"in the child: {error!r}\n".encode())
     finally:
-        usernet.Stack().close()
-        os._exit(status)
+        try:
+            usernet.Stack().close()
+        finally:
+            os._exit(status)
 
 
 def ended(*pids: int) -> None:

@@ -106,6 +106,7 @@ class Arrivals:
         box = self.boxes.get(handle)
         if box is None:
             return []
+        became_shared = owners > 1 and not box.shared
         box.shared = owners > 1
         if isinstance(box, StreamDescription) and not box.listening:
             if state == SHARED_TAKEN:
@@ -113,8 +114,9 @@ class Arrivals:
             elif state == SHARED_RETURNED:
                 box.drift()
         elif box.shared:
-            return self.wanted(box)
-        elif isinstance(box, StreamDescription) and not box.shared:
+            # Who waits has asked already if the socket was shared before; a second question would be answered, too.
+            return self.wanted(box) if became_shared else []
+        elif isinstance(box, StreamDescription):
             coming = sum(isinstance(each, StreamDescription) and each.listener is box
                          for each in list(self.boxes.values()))
             box.accepted = accepted - len(box.incoming) - coming
