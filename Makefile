@@ -6,13 +6,18 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test interop interop-quick lint bench faults soak clean
+.PHONY: demo test test-long interop interop-quick lint bench faults soak clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python launcher.py demo
 
+# Pure cores in memory, real processes, the Linux kernel as peer: less than eight minutes on two cores.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --ignore tests/faults --ignore tests/interop --ignore tests/cpython --ignore tests/badnet tests
+	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/unit tests/system
+
+# What CI runs, too: the long table of TCP cases, the fault campaign, and what depends on the kind of pipes with the other.
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/tcpcases
 	$(BIN)/python -m pytest tests/faults
 	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py tests/system/test_rights.py
 	USERNET_PIPES=zmq $(BIN)/python -m pytest -n 3 tests/unit/test_usernet_client.py
