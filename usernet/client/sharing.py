@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sized
+from contextlib import suppress
 from typing import Any
 
 from usernet.client.connection import Connection
@@ -143,27 +143,39 @@ def _want(connection: Connection, box: Description, flags: int) -> None:
     connection.send_all([(WANT, WANT_RECORD.pack(box.handle, flags))])
 
 
-@contextmanager
-def waiting(connection: Connection, box: Description, arrived: Callable[[], object], at_once: bool) -> Iterator[None]:
-    """Around waiting for a datagram or for a connection: if the socket is shared, ask for it.
+class Waiting:
+    """Around waiting for a datagram or for a connection, in `arrived`: if the socket is shared, ask for it.
 
-    `at_once`: the caller does not wait; all that is there has `arrived` when this begins.
+    `at_once`: the caller does not wait; all that is there has arrived when this begins. It is no generator with
+    `contextmanager`, because each blocking `recv` needs it.
     """
-    me = threading.get_ident()
-    box.waiters.add(me)
-    try:
-        if box.shared and not arrived():
-            _want(connection, box, WANT_NOW if at_once else WANT_WAITS)
-            if at_once:
-                connection.request("getsockname", handle=box.handle)
+
+    __slots__ = ("_arrived", "_at_once", "_box", "_connection", "_me")
+
+    def __init__(self, connection: Connection, box: Description, arrived: Sized, at_once: bool) -> None:
+        self._connection, self._box, self._arrived, self._at_once = connection, box, arrived, at_once
+        self._me = threading.get_ident()
+
+    def __enter__(self) -> None:
+        box = self._box
+        box.waiters.add(self._me)
+        if box.shared and not self._arrived:
+            try:
+                _want(self._connection, box, WANT_NOW if self._at_once else WANT_WAITS)
+                if self._at_once:
+                    self._connection.request("getsockname", handle=box.handle)
+            except BaseException:
+                box.waiters.discard(self._me)
+                raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        box = self._box
         try:
-            yield
-        except OSError:
-            if box.shared and not box.descriptors and not box.waiters - {me} and not at_once:
-                _want(connection, box, 0)
-            raise
-    finally:
-        box.waiters.discard(me)
+            if (box.shared and isinstance(error, OSError) and not box.descriptors and not box.waiters - {self._me}
+                    and not self._at_once):
+                _want(self._connection, box, 0)
+        finally:
+            box.waiters.discard(self._me)
 
 
 def want_next(connection: Connection, box: Description) -> None:

@@ -20,7 +20,7 @@ from typing import Any, SupportsIndex
 from usernet.client.connection import Connection
 from usernet.client.description import DESTINATIONS_MAX, Description
 from usernet.client.readiness import Descriptor
-from usernet.client.sharing import waiting, want_next
+from usernet.client.sharing import Waiting, want_next
 from usernet.client.stack import Stack
 from usernet.errors import os_error, would_block
 from usernet.pipe.messages import (
@@ -313,7 +313,7 @@ class Datagrams:
                     raise would_block()  # as on Linux, only a blocking call gets the end
                 if not items:
                     return b""
-            with waiting(self._connection, box, lambda: items, timeout == 0):
+            with Waiting(self._connection, box, items, timeout == 0):
                 self._wait(box, timeout)
             if box.error:
                 self._raise_error()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from usernet.client.connection import REQUEST_TIMEOUT_S
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor, StreamDescriptor
-from usernet.client.sharing import waiting, want_next
+from usernet.client.sharing import Waiting, want_next
 from usernet.client.streams import OFFER_AFTER_OCTETS, OFFER_OCTETS, StreamDescription
 from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.streams import INFO_ANSWER, READ, STREAM_MORE, STREAM_URGENT
@@ -174,7 +174,7 @@ class StreamBehaviour(BaseSocket):
         if not listener.listening:
             raise os_error(errno.EINVAL)
         while True:
-            with waiting(self._connection, listener, lambda: listener.incoming, self._timeout == 0):
+            with Waiting(self._connection, listener, listener.incoming, self._timeout == 0):
                 self._await(lambda: bool(listener.incoming or listener.error or listener.ended))
             if listener.error:
                 self._raise_error()
