@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
-from struct import error as StructError  # noqa: N812
 
 import msgspec
 
@@ -26,33 +25,27 @@ from layers.common.routes import RouteTable, configured
 from layers.sockets import requests
 from layers.sockets.counters import Counters
 from layers.sockets.data_path import Traffic, question
-from layers.sockets.limits import MEMBERSHIPS_MAX, SOCKETS_MAX, WAITING_MAX, Shares
-from layers.sockets.operations import OPERATIONS, Network, accepted, described_by, text_of
-from layers.sockets.requests import Refused, Request
-from layers.sockets.sharing import SharedSockets
-from layers.sockets.streams import Streams, accepted_ends, closing, resuming
-from layers.sockets.tables import (
+from layers.sockets.entry import (
     Answer,
     Entry,
     Pending,
     Socket,
     StreamOptions,
-    decode_socket,
-    encode_socket,
 )
+from layers.sockets.limits import WAITING_MAX, Shares
+from layers.sockets.listeners import Listeners
+from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
+from layers.sockets.replies import membership, no_error, refusal, reply, summary
+from layers.sockets.requests import Refused, Request
+from layers.sockets.sharing import SharedSockets
+from layers.sockets.streams import Streams, closing, resuming
+from layers.sockets.table import Table, members
 from usernet.pipe.messages import WANT
-from usernet.pipe.streams import TCP_HANDLE_MIN
 
-KEY_ROUTES = 0  # keys of `state`; sockets have their handles as keys, from 1 on
-KEY_NEXT_HANDLE = 0xFFFFFFFF
-HANDLE_MAX = TCP_HANDLE_MIN - 1  # tcp assigns those above
-# reserved by each write of KEY_NEXT_HANDLE, because a handle is never reused, not even after a crash
-HANDLES_RESERVED = 256
+KEY_ROUTES = 0  # of `state`; the other keys are those of `layers.sockets.table`
 WAITING_AT_A_SOCKET_MAX = 64  # requests that may wait behind one under way on the same socket
 LIST_MAX = 256  # sockets per answer to `list`
 
-_TRANSPORTS = {row.protocol: row for row in topology.ROWS if row.protocol is not None and row.sockets}
-_encode = msgspec.json.Encoder().encode
 
 
 class Core:
@@ -65,20 +58,15 @@ class Core:
         self._streams = StreamOptions(**stream_defaults(config.sysctl))  # type: ignore[arg-type]
         self._state = state
         self._network = Network(RouteTable(configured(config)), config.mtu, config.ttl)  # until ip announces its routes
-        self._entries: dict[int, Entry] = {}
-        self._clients: dict[int, dict[int, int]] = {}  # {client: {handle: its transport}}
-        self._created: dict[tuple[int, int], int] = {}  # {(client, request id): the handle that it created}
+        self._table = table = Table(state)
         self._pids: dict[int, int] = {}
-        self._shares = Shares(SOCKETS_MAX)
-        self._memberships = Shares(MEMBERSHIPS_MAX)
         self._waiting = Shares(WAITING_MAX)
         self._in_use: dict[int, bool] = {}  # {handle: asked again}; their EADDRINUSE is delayed until `clients_checked`
-        self._next_handle = self._reserved = 1
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
-        traffic = Traffic(self._entries, self._clients, counters)
-        self._streams_in_between = streams = Streams(self._entries, self._clients, counters)
-        self._shared = SharedSockets(self._entries, self._clients, self._created, state, self._shares,
-                                     self._memberships, streams, counters)
+        traffic = Traffic(table, counters)
+        self._streams_in_between = streams = Streams(table, counters)
+        self._listeners = Listeners(table, streams, counters)
+        self._shared = SharedSockets(table, self._listeners, counters)
         self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
             messages.SEND_SEGMENTS: traffic.send_segments,
@@ -99,7 +87,7 @@ class Core:
             messages.SOCKET_ERROR: traffic.report,
             messages.SOCKET_REPLY: self._answered,
             messages.ROUTES: self._rerouted,
-            messages.ACCEPTED: self._accepted,
+            messages.ACCEPTED: self._listeners.accepted,
             **{kind: streams.from_tcp(kind) for kind in (
                 messages.STREAM, messages.STREAM_HELD, messages.ROOM, messages.STREAM_RESET, messages.STREAM_INFO)},
         }
@@ -115,15 +103,14 @@ class Core:
                 self.counters[Counters.state_unreadable] += 1
                 del self._state[key]
         self._shared.restore()
+        self._listeners.restore()
         return []
 
     def _restore(self, key: int, stored: bytes) -> None:
         if key == KEY_ROUTES:
             self._network = Network(RouteTable(messages.decode_routes(stored)), self._config.mtu, self._config.ttl)
-        elif key == KEY_NEXT_HANDLE:
-            self._next_handle = self._reserved = int(stored)
         else:
-            self._add(key, decode_socket(stored))
+            self._table.restore(key, stored)
 
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Process records of one kind from an application or a layer below."""
@@ -143,13 +130,13 @@ class Core:
         if sender == topology.IP:
             return [
                 (sender, messages.MEMBERSHIP, entry.pending.record if entry.pending and entry.pending.of_ip
-                 else _membership(entry.handle, entry.socket))
-                for entry in self._entries.values()
+                 else membership(entry.handle, entry.socket))
+                for entry in self._table.entries.values()
                 if entry.socket.groups or (entry.pending and entry.pending.of_ip)
             ]
         return [
             (sender, messages.SOCKET_SET, entry.pending.record)
-            for entry in self._entries.values()
+            for entry in self._table.entries.values()
             if entry.pending is not None and entry.consumer == sender and not entry.pending.of_ip
         ]
 
@@ -169,17 +156,19 @@ class Core:
         """Of an application or of tcp: its streams are resumed. Datagrams may be lost, and requests are repeated."""
         self.counters[Counters.streams_resumed] += 1
         if sender != topology.TCP:
-            return [resuming(handle) for handle, consumer in self._clients.get(sender, {}).items()
-                    if consumer == topology.TCP and self._entries[handle].client == sender]
-        return [resuming(handle) for handle, entry in self._entries.items() if entry.consumer == topology.TCP]
+            return [resuming(handle) for handle, consumer in self._table.clients.get(sender, {}).items()
+                    if consumer == topology.TCP and self._table.entries[handle].client == sender]
+        return [resuming(handle) for handle, entry in self._table.entries.items() if entry.consumer == topology.TCP]
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """Close the sockets of the ended process."""
         sends: list[Send] = []
-        for handle in sorted(self._clients.get(client, ())):  # a listener before its connections
-            if handle in self._clients[client]:
-                sends += self._release(client, self._entries[handle])
-        self._clients.pop(client, None)
+        clients = self._table.clients
+        # Connections before their listener: those that were not accepted stay with its other owners.
+        for handle in sorted(clients.get(client, ()), reverse=True):
+            if handle in clients[client]:
+                sends += self._release(client, self._table.entries[handle])
+        clients.pop(client, None)
         self._pids.pop(client, None)
         return sends
 
@@ -192,9 +181,9 @@ class Core:
         """Ask again for addresses that were in use: on Linux the end of a process frees them at once."""
         sends: list[Send] = []
         for handle, asked_again in self._in_use.items():
-            pending = self._entries[handle].pending
+            pending = self._table.entries[handle].pending
             if not asked_again and pending is not None:
-                sends.append((self._entries[handle].consumer, messages.SOCKET_SET, pending.record))
+                sends.append((self._table.entries[handle].consumer, messages.SOCKET_SET, pending.record))
             self._in_use[handle] = True
         return sends
 
@@ -221,19 +210,19 @@ class Core:
                 return self._list(client, request)
             if isinstance(request, requests.Share):
                 granted, sends = self._shared.share(client, request)
-                return [*sends, _reply(client, request.id, {"shared": granted})]
+                return [*sends, reply(client, request.id, {"shared": granted})]
             assert isinstance(request, requests.OnSocket)
-            entry = self._entries.get(request.handle)
-            if entry is not None and request.handle not in self._clients.get(client, ()):
+            entry = self._table.entries.get(request.handle)
+            if entry is not None and self._table.owned(client, request.handle) is None:
                 raise Refused(errno.EBADF)
             if isinstance(request, requests.Close):
                 return self._close(client, request, entry)
             if entry is None:
                 raise Refused(errno.EBADF)
             if isinstance(request, requests.Take):
-                return [*self._shared.take(client, entry), _reply(client, request.id, {})]
+                return [*self._shared.take(client, entry), reply(client, request.id, {})]
             if isinstance(request, requests.GiveBack):
-                return [*self._shared.give_back(client, entry, request), _reply(client, request.id, {})]
+                return [*self._listeners.give_back(client, entry, request), reply(client, request.id, {})]
             if entry.pending is not None:
                 return self._postpone(client, entry, entry.pending, request)
             changed, answer = OPERATIONS[type(request)](entry.socket, request, self._network)
@@ -253,36 +242,24 @@ class Core:
         return []
 
     def _open(self, client: int, request: requests.Open) -> list[Send]:
-        handle = self._created.get((client, request.id))
-        if handle is None:
-            if not self._shares.allows(client):
+        table = self._table
+        entry = table.created(client, request.id)
+        if entry is None:
+            if not table.shares.allows(client):
                 self.counters[Counters.limit] += 1
                 raise Refused(errno.EMFILE)
             described = described_by(request, self._config.layers, self._streams)
-            handle = self._take_handle()
-            socket = Socket(client=client, pid=self._pids.get(client, 0), created_by=request.id,
-                            ttl=self._config.ttl, segments=request.segments, **described)
-            self._state[handle] = encode_socket(socket)
-            self._add(handle, socket)
+            entry = table.open(table.new_handle(), Socket(
+                client=client, pid=self._pids.get(client, 0), created_by=request.id, ttl=self._config.ttl,
+                segments=request.segments, **described))
             self.counters[Counters.sockets_opened] += 1
-        entry = self._entries[handle]
-        answer: dict[str, object] = {"handle": handle, "receive_buffer": entry.limit}
+        answer: dict[str, object] = {"handle": entry.handle, "receive_buffer": entry.limit}
         if not entry.socket.raw:
-            return [_reply(client, request.id, answer)]
+            return [reply(client, request.id, answer)]
         if entry.pending is not None:
             return []  # the request was sent again
         # A raw socket receives from the start, so raw has to know it before the application does.
         return self._change(client, entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
-
-    def _take_handle(self) -> int:
-        handle = self._next_handle
-        if handle > HANDLE_MAX:
-            raise Refused(errno.ENFILE)
-        if handle >= self._reserved:
-            self._reserved = handle + HANDLES_RESERVED
-            self._state[KEY_NEXT_HANDLE] = b"%d" % self._reserved
-        self._next_handle = handle + 1
-        return handle
 
     def _close(self, client: int, request: requests.Close, entry: Entry | None) -> list[Send]:
         if entry is None:
@@ -291,29 +268,29 @@ class Core:
             sends = [(consumer, messages.SOCKET_CLOSE, closing(request.handle, request)
                       if consumer == topology.TCP else record) for consumer in self._transports]
             if request.handle:
-                sends.append((topology.IP, messages.MEMBERSHIP, _membership(request.handle)))
+                sends.append((topology.IP, messages.MEMBERSHIP, membership(request.handle)))
         else:
             sends = self._release(client, entry, request)
-        return [*sends, _reply(client, request.id, {})]
+        return [*sends, reply(client, request.id, {})]
 
     def _list(self, client: int, request: requests.List) -> list[Send]:
         """The amounts queued are as the applications last reported them."""
-        handles = sorted(handle for handle in self._entries if handle > request.after)
-        page = [self._entries[handle] for handle in handles[:LIST_MAX]]
-        answer = {"sockets": [_summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
-        return [_reply(client, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]
+        handles = sorted(handle for handle in self._table.entries if handle > request.after)
+        page = [self._table.entries[handle] for handle in handles[:LIST_MAX]]
+        answer = {"sockets": [summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
+        return [reply(client, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]
 
     # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
 
     def _change(self, client: int, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
-        members = _members(changed) - _members(entry.socket)
-        if members > 0 and not self._memberships.allows(entry.client, members):
+        more = members(changed) - members(entry.socket)
+        if more > 0 and not self._table.memberships.allows(entry.client, more):
             self.counters[Counters.limit] += 1
             raise Refused(errno.ENOBUFS)
         wanted = changed.state(entry.handle, request.id)
         if not changed.bound or wanted == entry.socket.state(entry.handle, request.id):
             if changed != entry.socket:
-                self._commit(entry, changed)
+                self._table.change(entry, changed)
             return self._tell_ip(client, entry, request.id, answer)
         entry.pending = Pending(request.id, client, messages.encode(wanted), changed, answer)
         return [(entry.consumer, messages.SOCKET_SET, entry.pending.record)]
@@ -321,45 +298,39 @@ class Core:
     def _tell_ip(self, client: int, entry: Entry, request: int, answer: Answer) -> list[Send]:
         """The request is stored: answer it; if it was about groups, after ip accepts them."""
         if entry.socket.grouped_by != request:
-            return [_reply(client, request, answer(entry.socket))]
-        record = _membership(entry.handle, entry.socket, request)
+            return [reply(client, request, answer(entry.socket))]
+        record = membership(entry.handle, entry.socket, request)
         entry.pending = Pending(request, client, record, entry.socket, answer, of_ip=True)
         return [(topology.IP, messages.MEMBERSHIP, record)]
-
-    def _commit(self, entry: Entry, changed: Socket) -> None:
-        self._state[entry.handle] = encode_socket(changed)
-        self._memberships.take(entry.client, _members(changed) - _members(entry.socket))
-        entry.socket = changed
-        entry.limit = changed.receive_buffer
 
     def _answered(self, sender: int, records: list[bytes]) -> list[Send]:
         sends: list[Send] = []
         for record in records:
             try:
-                reply = messages.decode_socket_reply(record)
+                said = messages.decode_socket_reply(record)
             except ValueError:
                 self.counters[Counters.answer_garbled] += 1
                 continue
-            entry = self._entries.get(reply.handle)
+            entry = self._table.entries.get(said.handle)
             pending = entry.pending if entry is not None else None
             of_ip = sender == topology.IP
-            if entry is None or pending is None or pending.request != reply.request or pending.of_ip != of_ip:
+            if entry is None or pending is None or pending.request != said.request or pending.of_ip != of_ip:
                 self.counters[Counters.answers_unasked] += 1
                 continue
-            if reply.errno == errno.EADDRINUSE and not self._in_use.get(reply.handle):
-                self._in_use[reply.handle] = False
+            if said.errno == errno.EADDRINUSE and not self._in_use.get(said.handle):
+                self._in_use[said.handle] = False
                 continue
-            self._in_use.pop(reply.handle, None)
+            self._in_use.pop(said.handle, None)
             entry.pending = None
-            if reply.errno:
-                sends.append(self._refusal(pending.client, pending.request, reply.errno))
+            if said.errno:
+                sends.append(self._refusal(pending.client, pending.request, said.errno))
                 if not entry.socket.bound and entry.socket.raw:  # the application never got it
                     sends += self._remove(entry)
                     continue
             elif of_ip:
-                sends.append(_reply(pending.client, pending.request, pending.answer(entry.socket)))
+                sends.append(reply(pending.client, pending.request, pending.answer(entry.socket)))
             else:
-                self._commit(entry, msgspec.structs.replace(pending.changed, local=reply.local, port=reply.port))
+                self._table.change(entry, msgspec.structs.replace(pending.changed, local=said.local, port=said.port))
                 sends += self._tell_ip(pending.client, entry, pending.request, pending.answer)
             sends += self._proceed(entry)
         return sends
@@ -387,54 +358,10 @@ class Core:
 
     def _outdate(self) -> list[Send]:
         """Own addresses were removed: applications must ask again for the sources of destinations."""
-        return [(client, messages.SOCKET_ERROR, _no_error(entry.handle)) for entry in self._entries.values()
+        return [(client, messages.SOCKET_ERROR, no_error(entry.handle)) for entry in self._table.entries.values()
                 if entry.socket.bound for client in (entry.client, *entry.socket.sharers)]
 
-    # -- the table of sockets -----------------------------------------------------------------------------------
-
-    def _add(self, handle: int, socket: Socket) -> None:
-        consumer = topology.RAW if socket.raw else _TRANSPORTS[socket.protocol].id
-        self._entries[handle] = Entry(handle, socket, consumer)
-        self._clients.setdefault(socket.client, {})[handle] = consumer
-        self._shares.take(socket.client)
-        self._memberships.take(socket.client, _members(socket))
-        self._created[socket.client, socket.created_by] = handle
-
-    def _accepted(self, sender: int, records: list[bytes]) -> list[Send]:
-        """Connections to listeners: stored first, then passed to the application."""
-        sends: list[Send] = []
-        for record in records:
-            try:
-                listener, handle, number, ends = accepted_ends(record)
-            except StructError:
-                self.counters[Counters.answer_garbled] += 1
-                continue
-            entry = self._entries.get(listener)
-            known = handle in self._entries
-            if known and entry is None:
-                continue  # repeated after its listener was closed: it belongs to its application already
-            beyond = entry is not None and not known and not self._shares.allows(entry.client)
-            if entry is None or entry.socket.stream is None or beyond:
-                self.counters[Counters.limit] += beyond
-                sends.append((topology.TCP, messages.SOCKET_CLOSE, closing(handle, reset=True)))
-                continue
-            if not known:
-                if number <= entry.accepted:
-                    continue  # repeated after it was accepted and closed
-                socket = accepted(entry.socket, entry.socket.stream, handle, ends)
-                if entry.sharing is not None:
-                    socket = msgspec.structs.replace(socket, sharers=(), unclaimed=record)
-                self._state[handle] = encode_socket(socket)
-                self._add(handle, socket)
-                self.counters[Counters.sockets_opened] += 1
-            entry.accepted = max(entry.accepted, number)
-            if entry.sharing is None:
-                self._streams_in_between.remember(listener, number, record)
-                sends.append((entry.client, messages.ACCEPTED, record))
-            elif not known:
-                entry.sharing.connections.append(handle)
-                sends += self._shared.hand_out(entry)
-        return sends
+    # -- closing --------------------------------------------------------------------------------------------------
 
     def _release(self, client: int, entry: Entry, request: requests.Close | None = None) -> list[Send]:
         """One of its owners has closed it; with the last one it is removed."""
@@ -448,11 +375,8 @@ class Core:
             record = closing(entry.handle, request, reset=request is None and socket.stream.linger == 0)
         self._in_use.pop(entry.handle, None)
         self._streams_in_between.forget(entry.handle)
-        del self._entries[entry.handle], self._clients[entry.client][entry.handle]
-        del self._created[entry.client, socket.created_by], self._state[entry.handle]
+        self._table.remove(entry)
         self.counters[Counters.sockets_closed] += 1
-        self._shares.take(entry.client, -1)
-        self._memberships.take(entry.client, -_members(socket))
         unanswered = [(client, waiting.id) for client, waiting in entry.waiting]
         for client, _ in unanswered:
             self._waiting.take(client, -1)
@@ -460,42 +384,10 @@ class Core:
             unanswered.insert(0, (entry.pending.client, entry.pending.request))
         return [
             (entry.consumer, messages.SOCKET_CLOSE, record),
-            *([(topology.IP, messages.MEMBERSHIP, _membership(entry.handle))] if socket.groups else ()),
+            *([(topology.IP, messages.MEMBERSHIP, membership(entry.handle))] if socket.groups else ()),
             *(self._refusal(client, number, errno.EBADF) for client, number in unanswered),
         ]
 
     def _refusal(self, client: int, request: int, number: int) -> Send:
         self.counters[Counters.refused] += 1
-        return client, messages.REPLY, _encode({"id": request, "errno": number})
-
-
-def _reply(client: int, request: int, fields: dict[str, object]) -> Send:
-    return client, messages.REPLY, _encode({"id": request, "errno": 0, **fields})
-
-
-def _members(socket: Socket) -> int:
-    """How many groups and sources its memberships are."""
-    return sum(1 + len(group.sources) for group in socket.groups)
-
-
-def _no_error(handle: int) -> bytes:
-    """A SOCKET_ERROR with errno 0, which says that the results of `prepare` are no longer valid."""
-    return messages.SocketError(handle, 0, messages.ORIGIN_LOCAL, 0, 0, 0, bytes(4), bytes(4), 0).pack()
-
-
-def _membership(handle: int, socket: Socket | None = None, request: int = 0) -> bytes:
-    """MEMBERSHIP for ip: the groups of a socket; none for a closed one."""
-    return messages.encode(messages.Membership(handle, socket.groups if socket else (), request))
-
-
-def _summary(entry: Entry) -> dict[str, object]:
-    socket = entry.socket
-    return {
-        "handle": entry.handle,
-        "type": "raw" if socket.raw else _TRANSPORTS[socket.protocol].sockets,
-        "pid": socket.pid,
-        "local": [text_of(socket.local), socket.port],
-        "peer": [text_of(socket.peer), socket.peer_port] if socket.peer else None,
-        "queued": entry.outstanding,
-        "drops": entry.drops,
-    }
+        return refusal(client, request, number)

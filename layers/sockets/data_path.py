@@ -9,18 +9,19 @@ from bus import messages, topology
 from bus.layer import CounterWords, Send
 from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_COST, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE
 from layers.sockets.counters import Counters
-from layers.sockets.tables import Entry, Sharing
+from layers.sockets.entry import Entry, Sharing
+from layers.sockets.table import Table
 from packets.ip_options import split
 
 _from_bytes = int.from_bytes
 
 
 class Traffic:
-    """The records between applications and transports; the core's tables contain the owners."""
+    """The records between applications and transports; the table contains the owners."""
 
-    def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
-        self._entries = entries
-        self._clients = clients
+    def __init__(self, table: Table, counters: CounterWords) -> None:
+        self._entries = table.entries
+        self._clients = table.clients
         self.counters = counters
 
     def send(self, client: int, records: list[bytes]) -> list[Send]:

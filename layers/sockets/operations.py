@@ -22,8 +22,7 @@ from bus.messages import (
 from layers.common import source_address
 from layers.common.routes import RouteTable
 from layers.sockets import groups, options, requests
-from layers.sockets.requests import Refused, Request
-from layers.sockets.tables import (
+from layers.sockets.entry import (
     ICMP_PROTOCOL,
     RAW_PROTOCOL,
     TCP_PROTOCOL,
@@ -32,6 +31,7 @@ from layers.sockets.tables import (
     Socket,
     StreamOptions,
 )
+from layers.sockets.requests import Refused, Request
 from packets.addresses import ANY, IPV4_OCTETS, LIMITED_BROADCAST, LOOPBACK, UNSPECIFIED
 
 Outcome = tuple[Socket, Answer]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from sys import byteorder
 
 from bus.messages import MTU_DISCOVER_MAX
+from layers.sockets.entry import ICMP_PROTOCOL, Socket
 from layers.sockets.requests import Refused
-from layers.sockets.tables import ICMP_PROTOCOL, Socket
 from packets.addresses import IPV4_OCTETS, UNSPECIFIED
 from packets.ip_options import checked
 

@@ -12,9 +12,10 @@ from struct import error as StructError  # noqa: N812
 from bus import messages, topology
 from bus.layer import CounterWords, Send
 from layers.sockets.counters import Counters
+from layers.sockets.entry import Entry, Socket
 from layers.sockets.operations import Ends
 from layers.sockets.requests import Close
-from layers.sockets.tables import Entry, Socket
+from layers.sockets.table import Table
 from packets.addresses import WIDTHS
 from usernet.pipe.messages import INTERFACE_INDEX, family_of
 from usernet.pipe.streams import (
@@ -35,11 +36,11 @@ Handler = Callable[[int, list[bytes]], list[Send]]
 
 
 class Streams:
-    """The stream records between applications and tcp; the core's tables contain the owners."""
+    """The stream records between applications and tcp; the table contains the owners."""
 
-    def __init__(self, entries: dict[int, Entry], clients: dict[int, dict[int, int]], counters: CounterWords) -> None:
-        self._entries = entries
-        self._clients = clients
+    def __init__(self, table: Table, counters: CounterWords) -> None:
+        self._entries = table.entries
+        self._clients = table.clients
         self._accepted: dict[int, dict[int, bytes]] = {}  # by listener and number: ACCEPTED records
         self.counters = counters
 
@@ -64,7 +65,7 @@ class Streams:
         sends = []
         for record in records:
             entry = entries.get(_from_bytes(record[:4], "little"))
-            if entry is not None and not entry.socket.unclaimed:
+            if entry is not None and (not entry.socket.unclaimed or entry.socket.offered):
                 sends.append((entry.client, kind, record))
             elif entry is not None and kind == messages.STREAM_RESET:
                 self._reset_unclaimed(entry, record)

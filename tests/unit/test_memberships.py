@@ -350,7 +350,7 @@ def test_whatever_options_are_set_every_request_is_answered_and_ip_and_udp_agree
     handle = bench.open()
     for name, value in steps:
         assert bench.set(handle, name, value) >= 0
-    groups = bench.cores[topology.SOCKETS]._entries[handle].socket.groups
+    groups = bench.cores[topology.SOCKETS]._table.entries[handle].socket.groups
     assert bench.cores[topology.UDP]._sockets.sockets[handle].declared.groups == groups
     stored = [decode_membership(record) for key, record in bench.states[topology.IP].items() if key >> 32 == 2]
     assert [membership.groups for membership in stored] == ([groups] if groups else [])

@@ -41,7 +41,7 @@ from layers.link.core import Core as Link
 from layers.link.counters import Counters as LinkCounters
 from layers.sockets.core import Core as Sockets
 from layers.sockets.counters import Counters as SocketsCounters
-from layers.sockets.tables import RECEIVE_BUFFER_DEFAULT
+from layers.sockets.entry import RECEIVE_BUFFER_DEFAULT
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from packets import offload

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, SocketError, SocketState, datagram_header
-from layers.sockets.core import HANDLES_RESERVED, LIST_MAX, Core
+from layers.sockets.core import LIST_MAX, Core
 from layers.sockets.counters import Counters
 from layers.sockets.limits import SOCKETS_MAX
 from layers.sockets.requests import REQUEST_OCTETS_MAX
+from layers.sockets.table import HANDLES_RESERVED
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from usernet.pipe import streams
+from usernet.pipe.messages import WANT, WANT_ACCEPTED, WANT_RECORD, WANT_WAITS
 from usernet.pipe.streams import (
     ACCEPT_RECORD,
     ACCEPTED_HEADER,
@@ -525,6 +527,44 @@ def test_what_is_accepted_is_stored_before_it_is_told(bench):
     assert bench.give(BOB, messages.ACCEPT, credit, b"") == []
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_connection_to_a_shared_listener_belongs_to_a_process_once_it_is_accepted(bench, crashes):
+    listener = listening(bench)
+    assert bench.ask("share", BOB, owner=ALICE, handles=[listener])["shared"]
+    record = accepted(listener, 1, CHILD)
+    assert bench.give(topology.TCP, messages.ACCEPTED, record) == []  # no process waits
+    bench.give(BOB, WANT, WANT_RECORD.pack(listener, WANT_WAITS))
+    assert (BOB, messages.ACCEPTED, record) in bench.out
+    if crashes:
+        bench.crash()
+    bench.give(ALICE, WANT, WANT_RECORD.pack(listener, WANT_WAITS))
+    assert bench.out == []  # not for two processes
+    octets = streams.STREAM_HEADER.pack(CHILD, 0, 0) + b"x"
+    assert bench.give(topology.TCP, messages.STREAM, octets) == [(BOB, messages.STREAM, octets)]
+
+    bench.out = []
+    bench.settle(bench.core.client_left(BOB, 0.0))  # before it has accepted: for the process that waits
+    assert (ALICE, messages.ACCEPTED, record) in bench.out
+    bench.out = []
+    bench.settle(bench.core.client_left(ALICE, 0.0))  # the last owner
+    closed = {int.from_bytes(told[:4], "little") for _, kind, told in bench.out if kind == messages.SOCKET_CLOSE}
+    assert closed == {listener, CHILD}
+
+
+def test_an_accepted_connection_ends_with_its_process(bench):
+    listener = listening(bench)
+    bench.ask("share", BOB, owner=ALICE, handles=[listener])
+    bench.give(BOB, WANT, WANT_RECORD.pack(listener, WANT_WAITS))
+    assert (BOB, messages.ACCEPTED, accepted(listener, 1, CHILD)) in bench.give(
+        topology.TCP, messages.ACCEPTED, accepted(listener, 1, CHILD))
+    bench.give(BOB, WANT, WANT_RECORD.pack(CHILD, WANT_ACCEPTED))
+    bench.crash()
+    bench.out = []
+    bench.settle(bench.core.client_left(BOB, 0.0))
+    (closed,) = [record for _, kind, record in bench.out if kind == messages.SOCKET_CLOSE]
+    assert int.from_bytes(closed[:4], "little") == CHILD
+
+
 def test_a_connection_to_a_listener_that_is_gone_is_reset_unless_it_was_told_before(bench):
     listener = listening(bench)
     bench.give(topology.TCP, messages.ACCEPTED, accepted(listener, 1, CHILD))
@@ -695,7 +735,7 @@ def fill(bench, client, most=SOCKETS_MAX + 1):
 
 
 def test_applications_that_open_sockets_for_ever_leave_some_for_the_next_and_all_are_read_back(bench, monkeypatch):
-    monkeypatch.setattr("layers.sockets.core.SOCKETS_MAX", 1024)
+    monkeypatch.setattr("layers.sockets.table.SOCKETS_MAX", 1024)
     bench.crash()
     opened = [fill(bench, ALICE + number) for number in range(5)]
     assert opened == [(512, errno.EMFILE), (256, errno.EMFILE), (128, errno.EMFILE), (64, errno.EMFILE),
@@ -709,7 +749,7 @@ def test_applications_that_open_sockets_for_ever_leave_some_for_the_next_and_all
 
 
 def test_connections_to_a_listener_count_among_its_applications_sockets(bench, monkeypatch):
-    monkeypatch.setattr("layers.sockets.core.SOCKETS_MAX", 8)
+    monkeypatch.setattr("layers.sockets.table.SOCKETS_MAX", 8)
     bench.crash()
     listener = bench.ask("socket", type="stream")["handle"]
     assert fill(bench, ALICE) == (3, errno.EMFILE)
@@ -720,7 +760,7 @@ def test_connections_to_a_listener_count_among_its_applications_sockets(bench, m
 
 
 def test_memberships_are_limited_in_all_and_given_back(bench, monkeypatch):
-    monkeypatch.setattr("layers.sockets.core.MEMBERSHIPS_MAX", 8)
+    monkeypatch.setattr("layers.sockets.table.MEMBERSHIPS_MAX", 8)
     bench.crash()
 
     def join(handle, client, last, name=std.IP_ADD_MEMBERSHIP):

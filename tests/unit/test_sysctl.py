@@ -7,7 +7,7 @@ from msgspec.structs import fields
 
 from bus.streams import StreamState
 from bus.sysctl import SETTINGS, parsed, stream_defaults
-from layers.sockets.tables import StreamOptions
+from layers.sockets.entry import StreamOptions
 from supervisor.options import Options, UsageError
 
 

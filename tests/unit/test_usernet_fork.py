@@ -396,6 +396,46 @@ def test_a_listener_whose_processes_end_one_after_the_other(service):
         usernet.create_connection(name, PATIENCE_S)
 
 
+def test_a_connection_that_a_process_got_but_did_not_accept_goes_to_another_when_it_ends(service):
+    with usernet.create_server((ADDRESS, 0)) as server:
+        server.settimeout(PATIENCE_S)
+        got, told = os.pipe()
+
+        def wait_without_accepting() -> None:
+            assert select.select([server], [], [], PATIENCE_S)[0]  # so it asks for a connection, and gets it
+            os.write(told, b".")
+            signal.pause()
+
+        pid = child(wait_without_accepting)
+        with usernet.create_connection(server.getsockname(), PATIENCE_S) as client:
+            assert os.read(got, 1) == b"."
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"hello")
+                assert client.recv(10) == b"hello"
+
+
+def test_a_connection_that_a_process_has_accepted_ends_with_it(service):
+    with usernet.create_server((ADDRESS, 0)) as server:
+        server.settimeout(PATIENCE_S)
+        got, told = os.pipe()
+        holding: list[usernet.socket] = []
+
+        def accept() -> None:
+            holding.append(server.accept()[0])
+            os.write(told, b".")
+            signal.pause()
+
+        pid = child(accept)
+        with usernet.create_connection(server.getsockname(), PATIENCE_S) as client:
+            assert os.read(got, 1) == b"."
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            assert client.recv(10) == b""
+
+
 def pair() -> tuple[usernet.socket, usernet.socket]:
     with usernet.create_server((ADDRESS, 0)) as server:
         first = usernet.create_connection(server.getsockname(), PATIENCE_S)

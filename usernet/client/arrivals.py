@@ -188,7 +188,7 @@ class Arrivals:
             return
         listener.numbered = max(listener.numbered, number)
         box = StreamDescription(self.readers.lock, handle, 0)
-        box.listener, box.linger = listener, listener.linger
+        box.listener, box.linger, box.unclaimed = listener, listener.linger, listener.shared
         box.oob_inline, box.low_water, box.unsent_low = listener.oob_inline, listener.low_water, listener.unsent_low
         family = AF_INET if family == FAMILY_4 else AF_INET6
         local, peer = accepted_addresses(record)

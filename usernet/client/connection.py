@@ -449,13 +449,13 @@ class Connection:
         fields: dict[str, object] = {"linger": 0} if reset else {}
         if isinstance(box, StreamDescription):
             fields = {**box.closing(), **fields}
-        _, request = self._requests.new("close", {"handle": box.handle, **fields}, None)
-        self._sending.defer(Frame(REQUEST, (request.record,), request))
-        if isinstance(box, StreamDescription) and box.listening:
+        if isinstance(box, StreamDescription) and box.listening:  # first, so that they stay if it has other owners
             coming = [each for each in self.descriptions() if isinstance(each, StreamDescription)
                       and each.listener is box]
             for unaccepted in [*coming, *box.incoming]:
                 self._forget(unaccepted, reset=True)
+        _, request = self._requests.new("close", {"handle": box.handle, **fields}, None)
+        self._sending.defer(Frame(REQUEST, (request.record,), request))
 
     def _close_unwanted(self, handle: int) -> None:
         """Reset a connection whose listener was closed."""

@@ -16,7 +16,7 @@ from typing import Any
 from usernet.client.connection import Connection
 from usernet.client.description import Description
 from usernet.client.streams import StreamDescription
-from usernet.pipe.messages import WANT, WANT_NOW, WANT_RECORD, WANT_WAITS
+from usernet.pipe.messages import WANT, WANT_ACCEPTED, WANT_NOW, WANT_RECORD, WANT_WAITS
 from usernet.pipe.streams import READ
 
 FORK_S = 5.0  # fork waits at most this long in the parent for the child
@@ -182,3 +182,9 @@ def want_next(connection: Connection, box: Description) -> None:
     """Something was taken from a shared socket and nothing is left: ask for more if a thread or a descriptor waits."""
     if box.waiters or box.descriptors:
         _want(connection, box, WANT_WAITS)
+
+
+def claim(connection: Connection, box: StreamDescription) -> None:
+    """accept returns a connection to a shared listener: until now it would have gone to another process at our end."""
+    box.unclaimed = False
+    _want(connection, box, WANT_ACCEPTED)

@@ -68,8 +68,8 @@ class StreamDescription(Description):
         "accepted", "acked", "adrift", "attempted", "backlog", "connecting", "deferred", "end", "established",
         "fast_connect", "finished", "have", "head", "incoming", "kept", "limit", "listener", "listening", "memory",
         "moved", "numbered", "offered", "read", "read_said", "receive_ring", "reset", "resume_asked", "send_reference",
-        "send_ring", "sent_end", "taken", "taking", "told", "unsent_low", "urgent", "urgent_hidden", "urgent_taken",
-        "writing", "written",
+        "send_ring", "sent_end", "taken", "taking", "told", "unclaimed", "unsent_low", "urgent", "urgent_hidden",
+        "urgent_taken", "writing", "written",
     )  # fmt: skip
 
     _INHERITED: ClassVar[tuple[str, ...]] = (
@@ -83,6 +83,7 @@ class StreamDescription(Description):
         self.taking, self.writing = threading.RLock(), threading.RLock()  # for reading threads, for writing threads
         self.listening = False
         self.listener: StreamDescription | None = None  # the listener of this connection, until it can be accepted
+        self.unclaimed = False  # of a shared listener: the service does not know that it was accepted
         self.backlog = 0
         self.incoming: deque[StreamDescription] = deque()  # connections that wait for accept
         self.numbered = 0  # number of the last connection that arrived

@@ -53,6 +53,7 @@ CREDIT_TOTAL = 1 << 31
 WANT_RECORD = Struct("<II")  # handle, flags; no flag: no longer
 WANT_NOW = 1  # flags of WANT: one datagram or connection, if one is there
 WANT_WAITS = 2  # and otherwise the next one that arrives
+WANT_ACCEPTED = 4  # of a connection to a shared listener: this process has accepted it
 SHARED_RECORD = Struct("<IIIQ")  # handle, number of owners, state, of a listener: connections handed up so far
 SHARED_TAKEN = 1  # state of a connection: another process has taken it
 SHARED_RETURNED = 2  # it belongs to this process: its position in both directions follows

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from usernet.client.connection import REQUEST_TIMEOUT_S
 from usernet.client.description import UNNAMED
 from usernet.client.readiness import Descriptor, StreamDescriptor
-from usernet.client.sharing import Waiting, want_next
+from usernet.client.sharing import Waiting, claim, want_next
 from usernet.client.streams import OFFER_AFTER_OCTETS, OFFER_OCTETS, StreamDescription
 from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.streams import INFO_ANSWER, READ, STREAM_MORE, STREAM_URGENT
@@ -186,6 +186,8 @@ class StreamBehaviour(BaseSocket):
                 continue  # another thread has accepted it
             break
         listener.accepted += 1
+        if box.unclaimed:
+            claim(self._connection, box)
         if not listener.shared:
             self._connection.send_all(listener.granting())
         elif not listener.incoming:

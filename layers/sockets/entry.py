@@ -91,7 +91,13 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     receive_options: bool = False  # its application gets received IP options
     stream: StreamOptions | None = None
     sharers: tuple[int, ...] = ()  # further clients that own it (layers.sockets.sharing)
-    unclaimed: bytes = b""  # of a connection to a shared listener: its ACCEPTED, until a process has it
+    unclaimed: bytes = b""  # of a connection to a shared listener: its ACCEPTED, until a process has accepted it
+    offered: bool = False  # of such a connection: its process has got it
+
+    @property
+    def waits(self) -> bool:
+        """True for a connection to a shared listener that no process has got."""
+        return bool(self.unclaimed) and not self.offered
 
     @property
     def is_listener(self) -> bool:
