@@ -69,16 +69,17 @@ class Layer(NamedTuple):
     routes: bool = False  # ip sends it addresses and routes
     upper: bool = False  # part of the half that moves to a second core under load
     optional: bool = False  # booted only on request; without the layer its pipes do not exist either
+    references: bool = False  # reads or writes payload in shared memory, to which records refer (bus.durable.held)
 
 
 # From the bottom to the top, which is the order of boot; a stack stops in the reverse order.
 ROWS = (
-    Layer("link", 1),
+    Layer("link", 1, references=True),
     Layer("arp", 2),
-    Layer("ip", 3),
+    Layer("ip", 3, references=True),
     Layer("icmp", 4, protocol=1, sockets="ping", routes=True),
     Layer("udp", 5, protocol=17, sockets="dgram", routes=True, upper=True),
-    Layer("tcp", 6, protocol=6, sockets="stream", routes=True, upper=True),
+    Layer("tcp", 6, protocol=6, sockets="stream", routes=True, upper=True, references=True),
     Layer("raw", 8, sockets="raw", routes=True, upper=True, optional=True),
     Layer("sockets", 7, routes=True, upper=True),
 )
@@ -86,6 +87,7 @@ LAYERS = {row.name: row.id for row in ROWS}
 NAMES = {row.id: row.name for row in ROWS}
 OPTIONAL = frozenset(row.name for row in ROWS if row.optional)
 ALWAYS = tuple(row.name for row in ROWS if not row.optional)
+REFERENCES = frozenset(row.name for row in ROWS if row.references)
 UPPER_HALF = frozenset(row.name for row in ROWS if row.upper)
 LINK, ARP, IP, ICMP, UDP, TCP, RAW, SOCKETS = map(
     LAYERS.__getitem__, ("link", "arp", "ip", "icmp", "udp", "tcp", "raw", "sockets"))

@@ -14,12 +14,12 @@ import os
 import secrets
 import select
 
+from bus import topology
 from bus.durable.frames import FRAMES_OCTETS
 from bus.durable.held import APPLICATION_MIN, APPLICATIONS_MAX
 from bus.durable.stream_memory import ARENA_OCTETS
 from usernet.pipe.rings import APPLICATION_OCTETS, FACTS_AT, IN_USE, RINGS_AT, TOKEN
 
-READERS = frozenset({"link", "ip", "tcp"})  # layers that meet references
 # the owner and the length of each memory, by its number
 _MEMORIES = (("tcp", ARENA_OCTETS), ("link", FRAMES_OCTETS)) + APPLICATIONS_MAX * (("tcp", APPLICATION_OCTETS),)
 assert len(_MEMORIES) == APPLICATION_MIN + APPLICATIONS_MAX
@@ -43,7 +43,7 @@ class SharedMemory:
 
     def of(self, layer: str) -> tuple[int, ...]:
         """The descriptors for a layer, by the numbers of the memories; empty for a layer that meets no references."""
-        if layer not in READERS:
+        if layer not in topology.REFERENCES:
             return ()
         return tuple(writable if owner == layer else readable
                      for (owner, _), writable, readable in zip(_MEMORIES, self._writable, self._readable, strict=True))

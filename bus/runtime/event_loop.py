@@ -391,8 +391,7 @@ class EventLoop:
             if inbox.sender < topology.CLIENT_ID_MIN:
                 self._tell_all(inbox.sender, now)
         elif kind == RESUME and (resume := _parsed(decode_resume, records)) is not None:
-            is_lossy = resume.first > inbox.done + 1
-            inbox.resumed(incarnation, resume.first)
+            is_lossy = inbox.resumed(incarnation, resume.first)
             self._outboxes[inbox.sender].answered(resume.done, inbox.done)
             if is_lossy and isinstance(self._core, ClientCore):
                 self._dispatch(self._core.frames_lost(inbox.sender, now))

@@ -100,13 +100,12 @@ class History:
 
     def note(self, now: float, conn: Connection, event: Event, number: int = 0) -> None:
         """An event of a connection."""
-        self._count += 1
-        self._events.append(Noted(now, conn.ends, conn.state, event, number))
+        self.note_alone(now, conn.ends, conn.state, event, number)
 
-    def note_alone(self, now: float, ends: Ends, state: int, event: Event) -> None:
+    def note_alone(self, now: float, ends: Ends, state: int, event: Event, number: int = 0) -> None:
         """An event without a connection."""
         self._count += 1
-        self._events.append(Noted(now, ends, state, event, 0))
+        self._events.append(Noted(now, ends, state, event, number))
 
     def page(self, ends: Sequence[tuple[str, int]], after: int) -> dict[str, object]:
         """Events with a number above `after` whose ends are these: (address, port) each, "" and 0 match any.

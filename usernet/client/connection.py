@@ -293,9 +293,7 @@ class Connection:
 
     def _greeted(self, kind: int, incarnation: int, fields: dict[str, Any]) -> None:
         if kind == RESUME:
-            lost = self._incoming.lost
-            self._incoming.resumed(incarnation, int(fields["first"]))
-            if self._incoming.lost > lost:
+            if self._incoming.resumed(incarnation, int(fields["first"])):
                 self._recover()
         elif kind == HELLO and incarnation >= self._incoming.incarnation:
             done = int(fields["done"])

@@ -85,12 +85,14 @@ class Incoming:
         later, self.incarnation = incarnation > self.incarnation, incarnation
         return later
 
-    def resumed(self, incarnation: int, first: int) -> None:
-        """A RESUME arrived: the next frame is `first`, and missing frames before it are lost."""
+    def resumed(self, incarnation: int, first: int) -> bool:
+        """A RESUME arrived: the next frame is `first`. True: frames before it are missing, and lost."""
+        is_lossy = incarnation >= self.incarnation and first > self.done + 1
         if incarnation >= self.incarnation:
             self.awaiting = False
-            if first > self.done + 1:
-                self.skip_to(first - 1)
+        if is_lossy:
+            self.skip_to(first - 1)
+        return is_lossy
 
     def judge(self, incarnation: int, sequence: int) -> Verdict:
         """The verdict for a frame; if it is NEXT the frame counts as taken."""
