@@ -30,7 +30,8 @@ from layers.tcp.sequence import from_wire
 from packets.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
 
 if TYPE_CHECKING:
-    from layers.tcp.engine import Arrival, Engine
+    from layers.tcp.engine import Engine
+    from layers.tcp.interfaces import Arrival
 
 PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: after this time the peer's timestamp clock may have wrapped
 

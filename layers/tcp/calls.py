@@ -15,7 +15,7 @@ import msgspec
 
 from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen
+from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen, writing
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Engine
@@ -272,7 +272,7 @@ class Calls:
         elif not engine.rings.lends(home, token):
             engine.counters[C.memory_refused] += 1
         else:
-            engine.lend(conn, home)
+            writing.lend(engine, conn, home)
 
     def _send(self, handle: int, flags: int, offset: int, length: int, octets: bytes | memoryview | None,
               reference: int) -> None:
@@ -295,8 +295,8 @@ class Calls:
             engine.counters[C.stream_over] += 1
             length = max(0, limit - number)
             flags &= ~STREAM_END
-        if not (engine.written_in_ring(conn, number, length) if octets is None
-                else engine.write(conn, number, octets[:length])):
+        if not (writing.written_in_ring(engine, conn, number, length) if octets is None
+                else writing.write(engine, conn, number, octets[:length])):
             engine.counters[C.no_memory] += 1
             engine.room(conn, resume=True)
             return
@@ -374,7 +374,7 @@ class Calls:
             if ring is not None and ring.home and conn.end is None:
                 # what it wrote counts as sent, even if no record about it has arrived
                 final = min(engine.rings.written(ring) + 1, conn.room_said)
-                engine.written_in_ring(conn, conn.written, max(0, final - conn.written))
+                writing.written_in_ring(engine, conn, conn.written, max(0, final - conn.written))
             # after the stored octets: there is no application to send missing ones again
             closing.end_stream(engine, conn)
         closing.orphaned(engine, conn, taken + 1)

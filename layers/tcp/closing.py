@@ -24,7 +24,8 @@ from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, RST, SYN
 
 if TYPE_CHECKING:
-    from layers.tcp.engine import Arrival, Engine
+    from layers.tcp.engine import Engine
+    from layers.tcp.interfaces import Arrival
 
 TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes
 # RFC 4821, Linux tcp_mtu_probing = 1: after this many timeouts in a row a smaller segment is tried

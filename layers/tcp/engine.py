@@ -3,13 +3,12 @@
 A turn is a call of the core. Segments, records or timers change connections, which are then *touched*. At the end of
 the turn each touched connection is flushed (`output.flush`) and its cells are stored; only then its segments and
 records leave (`layers.tcp.durable`). Pure: the time is an argument; output goes to `Below` and `Above`, which make
-records of it.
+records of it (`layers.tcp.interfaces`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
 
 from bus.durable.held import Held
 from bus.layer import CounterWords
@@ -19,128 +18,20 @@ from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant
 from layers.tcp.history import History
+from layers.tcp.interfaces import Above, Arrival, Below, Cells, Rings
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim, Lookup
 from layers.tcp.quiet import Quiet
 from layers.tcp.recovery import Recovery
-from layers.tcp.ring import RING_OCTETS_MAX, Ring, size_for
+from layers.tcp.ring import RING_OCTETS_MAX
 from layers.tcp.sequence import to_wire
 from layers.tcp.timers import Timers
 from packets.tcp import NO_OPTIONS, Segment
 
 TIME_WAIT_MAX = 16384  # connections in TIME-WAIT; beyond, the oldest ends (Linux: net.ipv4.tcp_max_tw_buckets)
-SEND_RING_OCTETS = 1 << 20  # of a ring in the memory of an application, which does not grow
 HELD_OCTETS_MIN = 2048  # shorter text goes to the application in the record
 SEND_LIMIT = 1 << 18  # initial limit of octets that are written but not acknowledged
 IP_AND_TCP_OCTETS = {4: 40, 16: 60}  # headers without options, by the octets of an address
-
-
-class Arrival(NamedTuple):
-    """A received segment."""
-
-    source: bytes
-    destination: bytes
-    segment: Segment
-    congested: bool = False  # it was marked on its way (RFC 3168: CE)
-
-
-class Below(Protocol):
-    """The interface to ip."""
-
-    def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
-                 capable: bool, held: Held | None = None) -> None:
-        """Send a segment. `size`: split it into segments with this many octets of text; 0: do not split.
-
-        `held`: its text, if it is not in the segment.
-
-        `capable`: routers may mark it (RFC 3168: ECT).
-        """
-
-    def mtu(self, destination: bytes) -> int:
-        """The path MTU to a destination, in octets of a packet."""
-
-    def super_octets(self, mss: int) -> int:
-        """The maximum text of one `transmit`."""
-
-    def advise(self, destination: bytes) -> None:
-        """RFC 9293 section 3.8.3 (MUST-20): nothing that was sent there is answered, the gateway may be dead."""
-
-
-class Above(Protocol):
-    """The interface to the socket service."""
-
-    def stream(self, handle: int, flags: int, offset: int, octets: bytes | memoryview) -> None:
-        """STREAM."""
-
-    def stream_held(self, handle: int, flags: int, offset: int, length: int, ring: Ring) -> None:
-        """STREAM_HELD."""
-
-    def room(self, handle: int, flags: int, taken: int, acked: int, limit: int, ring: Ring | None = None) -> None:
-        """ROOM. `ring`: for what the application writes."""
-
-    def accepted(self, listener: int, handle: int, number: int, ends: Ends) -> None:
-        """ACCEPTED."""
-
-    def reset(self, handle: int, number: int) -> None:
-        """STREAM_RESET."""
-
-
-class Rings(Protocol):
-    """The interface to the memory for rings."""
-
-    @property
-    def may_grow(self) -> bool:
-        """False while memory is scarce."""
-
-    def take(self, octets: int, home: int = 0) -> Ring | None:
-        """A ring of that size; `home`: in the memory of that application, perhaps smaller. None: no memory."""
-
-    def lends(self, home: int, token: int) -> bool:
-        """True if there is the memory of an application with this number, and the token in it is this one."""
-
-    def written(self, ring: Ring) -> int:
-        """The octets of its stream that the application says it has written, for a ring in its memory."""
-
-    def keep(self, handle: int, ring: Ring) -> None:
-        """Its connection is gone; the application may read it until `closed`."""
-
-    def closed(self, handle: int) -> None:
-        """Return the rings that were kept for it."""
-
-    def give(self, ring: Ring) -> None:
-        """Return a ring."""
-
-    def held(self, ring: Ring, offset: int, length: int) -> Held | None:
-        """A reference to octets in a ring; None: the layers below cannot follow it."""
-
-    @property
-    def trim_at(self) -> float | None:
-        """The time of the next `trim`."""
-
-    def trim(self, now: float) -> None:
-        """Return memory that was free for a while to the system."""
-
-
-class Cells(Protocol):
-    """The interface to the stored connections: `layers.tcp.durable`."""
-
-    def born(self, conn: Connection) -> bool:
-        """Assign a slot; False: there is none."""
-
-    def store(self, conn: Connection) -> None:
-        """Store the changes of a connection, before any output of this turn leaves."""
-
-    def advice(self, conn: Connection) -> memoryview | None:
-        """The stored state of its loss recovery."""
-
-    def gone(self, conn: Connection) -> None:
-        """Free its slot."""
-
-    def new_handle(self) -> int:
-        """A new handle."""
-
-    def settle(self, now: float) -> None:
-        """Everything of this turn has been stored."""
 
 
 class Engine:
@@ -417,64 +308,6 @@ class Engine:
                 and conn.send_limit == conn.buffer_octets < RING_OCTETS_MAX and self.rings.may_grow):
             conn.send_limit = min(conn.send_limit * 4, RING_OCTETS_MAX)
         self.room(conn)
-
-    # -- from the application -------------------------------------------------------------------------------------
-
-    def lend(self, conn: Connection, home: int) -> None:
-        """The application's memory is used from now on for what it sends and receives, as far as there is room."""
-        conn.home = home
-        old = conn.send_ring
-        if old is not None and old.home:
-            return
-        ring = self.rings.take(SEND_RING_OCTETS, home)
-        if ring is None or conn.room_said - max(conn.snd_una, 1) > ring.size:
-            if ring is not None:
-                self.rings.give(ring)
-            return
-        if old is not None:
-            old.copy_to(ring, max(conn.snd_una, 1) - 1, conn.written - 1)
-            self.rings.give(old)
-        conn.send_ring = ring
-        if not conn.options.send_buffer:
-            conn.send_limit = ring.size
-        self.touch(conn)
-        self.room(conn, first=True)
-
-    def written_in_ring(self, conn: Connection, number: int, length: int) -> bool:
-        """The application has written octets from `number` on into the ring; False: there is no such room."""
-        ring = conn.send_ring
-        if ring is None or not ring.home or number + length - max(conn.snd_una, 1) > ring.size:
-            return False
-        conn.written = max(conn.written, number + length)
-        self.touch(conn)
-        return True
-
-    def write(self, conn: Connection, number: int, octets: bytes | memoryview) -> bool:
-        """Add octets to send from `number` on, which is at most `written`; False: no memory."""
-        start = max(number, conn.written)
-        fresh = octets[start - number :]
-        if not fresh:
-            return True
-        needed = start + len(fresh) - conn.snd_una
-        ring = conn.send_ring
-        if ring is not None and ring.home and ring.size < needed:
-            return False
-        if ring is None or ring.size < needed:
-            larger = self.rings.take(size_for(needed))
-            if larger is None:
-                return False
-            if larger.size < needed:
-                self.rings.give(larger)
-                return False
-            if ring is not None:
-                first = max(conn.snd_una, 1)
-                ring.copy_to(larger, first - 1, conn.written - 1)
-                self.rings.give(ring)
-            conn.send_ring = ring = larger
-        ring.write(start - 1, fresh)
-        conn.written = start + len(fresh)
-        self.touch(conn)
-        return True
 
     # -- to the network -------------------------------------------------------------------------------------------
 

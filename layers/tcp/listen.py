@@ -16,7 +16,8 @@ from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, CWR, ECE, FIN, MSS_DEFAULT, RST, SYN, Options, Segment
 
 if TYPE_CHECKING:
-    from layers.tcp.engine import Arrival, Engine
+    from layers.tcp.engine import Engine
+    from layers.tcp.interfaces import Arrival
 
 SYN_QUEUE_MIN, SYN_QUEUE_MAX = 128, 1024  # half-open connections of a listener; beyond this cookies are used
 

@@ -20,7 +20,8 @@ from bus.messages import PACKET_HEAD
 from layers.tcp import closing, reset
 from layers.tcp.connection import SYN_SENT, Connection
 from layers.tcp.counters import Counters as C
-from layers.tcp.engine import Arrival, Engine
+from layers.tcp.engine import Engine
+from layers.tcp.interfaces import Arrival
 from layers.tcp.sequence import MODULUS_MASK, from_wire
 from packets.tcp import FIN, HEADER, SYN, Segment
 

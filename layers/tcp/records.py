@@ -1,8 +1,8 @@
 """Translation between the engine and the pipes: packets of ip to arrivals, segments to TRANSMIT records, stream
 records.
 
-This is the only module of the layer that knows the format of records; `layers.tcp.engine` defines `Arrival`, `Below`
-and `Above`.
+This is the only module of the layer that knows the format of records; `layers.tcp.interfaces` defines `Arrival`,
+`Below` and `Above`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from layers.common import source_address
 from layers.common.routes import RouteTable, configured
 from layers.tcp.connection import Ends
 from layers.tcp.counters import Counters as C
-from layers.tcp.engine import Arrival
+from layers.tcp.interfaces import Arrival
 from packets.checksum import verifies
 from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
 from usernet.pipe.messages import family_of

@@ -10,7 +10,8 @@ from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, FIN, RST, SYN, Segment
 
 if TYPE_CHECKING:
-    from layers.tcp.engine import Arrival, Engine
+    from layers.tcp.engine import Engine
+    from layers.tcp.interfaces import Arrival
 
 CHALLENGES_PER_S = 100  # RFC 5961 section 7; of all connections. Linux: net.ipv4.tcp_challenge_ack_limit
 RESETS_PER_S = 1000  # Linux limits resets by net.ipv4.icmp_msgs_per_sec; the same limit here

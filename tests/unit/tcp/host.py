@@ -19,7 +19,8 @@ from layers.tcp.calls import Calls
 from layers.tcp.connection import Connection
 from layers.tcp.counters import Counters
 from layers.tcp.durable import Durable
-from layers.tcp.engine import Arrival, Engine
+from layers.tcp.engine import Engine
+from layers.tcp.interfaces import Arrival
 from packets.tcp import Segment, parse
 from usernet.pipe.streams import STREAM_END, WRITTEN_UNKNOWN
 

@@ -205,7 +205,7 @@ def test_must_66_a_closed_window_still_takes_resets_urgent_marks_and_acks():
 
 
 def test_rfc3168_ecn_is_agreed_on_marks_are_echoed_and_reduce_the_window_once():
-    from layers.tcp.engine import Arrival
+    from layers.tcp.interfaces import Arrival
 
     peer = Peer().listens()
     assert peer.says("SEW", 0, options=Options(mss=1000)) == ["S.E 0(0) ack 1"]
