@@ -83,7 +83,9 @@ class Taps:
         self.words = durable.words
         self.counters = durable.counters
         self.bus_counters = durable.bus_counters
-        self.drop_counters = tuple(drop_counters)
+        self.drop_counters = tuple(sorted(drop_counters))
+        runs = groupby(enumerate(self.drop_counters), lambda each: each[1] - each[0])  # of consecutive counters
+        self._drop_words = [durable.counters[run[0][1] : run[-1][1] + 1] for run in (list(run) for _, run in runs)]
         self.incarnation = durable.words[layout.INCARNATION]
         self.held = held  # where octets lie that records only refer to
         self.with_vnet = with_vnet  # ETHERNET records start with a virtio_net_hdr
@@ -91,6 +93,10 @@ class Taps:
         self._rings: dict[int, RingWriter] = {}  # {number of the capture: writer}
         self._meters: dict[int, Meter] = {}
         self._disturbers: dict[int, _Disturber] = {}
+
+    def drops(self) -> bytes:
+        """The words of the counters of drops: compared after each record, so in one call."""
+        return b"".join(self._drop_words)
 
     def apply(self, octets: Any, now: float) -> list[Send]:
         """Apply exactly these requests; returns packets that ended impairments had held."""
@@ -188,6 +194,7 @@ class TappedCore:
         self._captures = captures
         self._meters = meters
         self._shows_drops = [ring for ring, asked in captures if asked.drops]
+        self._drops = taps.drops
         self._dropped, self._dropped_at = self._drops(), float("-inf")
         self._disturbers = disturbers
         self._on_way_in: dict[int, list[_Disturber]] = {}
@@ -296,21 +303,21 @@ class TappedCore:
                 self._dropped_at = now
         return sends
 
-    def _drops(self) -> list[int]:
-        return list(map(self._taps.counters.__getitem__, self._taps.drop_counters))
-
     def _show_dropped(self, item: Send) -> None:
         """Show a dropped record with each counter that has increased."""
         before, self._dropped = self._dropped, self._drops()
-        for index, was, is_now in zip(self._taps.drop_counters, before, self._dropped, strict=True):
+        words = (memoryview(octets).cast("Q") for octets in (before, self._dropped))
+        for index, was, is_now in zip(self._taps.drop_counters, *words, strict=True):
             if is_now > was:
                 self.show_drop(item, index)
 
     def _out(self, sends: list[Send], now: float) -> list[Send]:
-        if any(send[1] in HELD_OF for send in sends):  # a tap sees the octets
-            inline = self._taps.held.inline
-            sends = [(consumer, *found) for consumer, kind, record in sends
-                     if (found := inline(kind, record)) is not None]
+        for _, kind, _ in sends:
+            if kind in HELD_OF:  # a tap sees the octets
+                inline = self._taps.held.inline
+                sends = [(consumer, *found) for consumer, kind, record in sends
+                         if (found := inline(kind, record)) is not None]
+                break
         if not self._on_way_out or not sends:
             return self.leaving(sends)
         leaving: list[Send] = []
