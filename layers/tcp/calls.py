@@ -21,6 +21,7 @@ from layers.tcp.counters import Counters as C
 from layers.tcp.engine import Engine
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
+from layers.tcp.repetition import Repetition
 from packets.addresses import ANY, LOOPBACK
 from usernet.pipe.rings import REFERENCE_MASK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
@@ -65,6 +66,7 @@ class Calls:
         self.paths = paths
         self.sockets: dict[int, Socket] = {}
         engine.remember_failure = self.failed
+        engine.repetition = Repetition(self._repeat)
 
     # -- OPEN and options -----------------------------------------------------------------------------------------
 
@@ -73,7 +75,7 @@ class Calls:
         socket = _decode_socket(stored)
         self.sockets[handle] = socket
         if socket.port:
-            self._hold(socket)
+            self._hold(socket, automatic=bool(socket.declared.connect) and not socket.declared.bind)
         if socket.declared.listen >= 0:
             listener = Listener(handle, socket.local, socket.port, socket.declared)
             self._engine.lookup.add_listener(listener)
@@ -313,6 +315,8 @@ class Calls:
     def read(self, handle: int, flags: int, taken: int, have: int) -> None:
         """READ: RECEIVE."""
         engine = self._engine
+        if not flags & RESUME and engine.dormant is not None and handle in engine.dormant.by_handle:
+            return  # nothing is unread
         conn = engine.lookup.by_handle.get(handle)
         if conn is None:
             socket = self.sockets.get(handle) if flags & RESUME else None
@@ -390,7 +394,19 @@ class Calls:
         for handle, socket in self.sockets.items():
             if socket.failed:
                 engine.above.reset(handle, socket.failed)
-        for conn in list(engine.lookup.by_handle.values()):
+        dormant = engine.dormant
+        handles = (*engine.lookup.by_handle, *(dormant.by_handle if dormant is not None else ()))
+        engine.repetition.begin(handles, engine.now)
+
+    def _repeat(self, handle: int) -> None:
+        """Repeat the state of one connection, which need not be woken for it unless it has an option."""
+        engine, dormant = self._engine, self._engine.dormant
+        number = dormant.by_handle.get(handle) if dormant is not None else None
+        socket = self.sockets.get(handle)
+        if dormant is not None and number is not None and not (socket and socket.declared.notsent_lowat):
+            written, una, limit = dormant.slots.room_of(number)
+            engine.above.room(handle, 1, written - 1, min(max(una, 1), written) - 1, limit - 1)
+        elif (conn := engine.lookup.by_handle.get(handle)) is not None:
             self.repeat_state(conn)
 
     def repeat_state(self, conn: Connection) -> None:

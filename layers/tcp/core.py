@@ -30,6 +30,7 @@ from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.poison import PoisonSegments
 from layers.tcp.records import Paths, Records, arrival_of
+from layers.tcp.successor import Successor
 from packets.tcp import QUOTED
 from usernet.pipe.streams import (
     ACCEPT_RECORD,
@@ -93,7 +94,7 @@ class Core:
             except ValueError:
                 self.counters[C.state_unreadable] += 1
                 del self._state[key]
-        self._durable.restore(self.engine, self.calls)
+        Successor(self._durable, self.engine, self.calls).restore()
         self.calls.repeat()
         return self._done()
 
@@ -119,7 +120,6 @@ class Core:
         """Repeat to the socket service what it may have lost."""
         self.engine.now = now
         if sender == topology.SOCKETS:
-            self.engine.wake_all()
             self.calls.repeat()
         return self._done()
 
@@ -137,7 +137,7 @@ class Core:
                     ends = msgspec.convert(request.get("ends"), list[tuple[str, int]])
                     answer = self.engine.history.page(ends[:2], msgspec.convert(request.get("after"), int))
                 case "connection_count":
-                    answer = {"connections": len(self.engine.lookup.connections)}
+                    answer = {"connections": listing.count(self.engine)}
                 case other:
                     raise ValueError(f"tcp: unknown operation {other!r}; the operations are connection_list, "
                                      "connection_events and connection_count")

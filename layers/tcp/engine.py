@@ -23,6 +23,7 @@ from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim, Lookup
 from layers.tcp.quiet import Quiet
 from layers.tcp.recovery import Recovery
+from layers.tcp.repetition import Repetition
 from layers.tcp.ring import RING_OCTETS_MAX
 from layers.tcp.sequence import to_wire
 from layers.tcp.timers import Timers
@@ -51,6 +52,7 @@ class Engine:
         self.history = History()
         self.quiet = Quiet()
         self.dormant: Dormant | None = None  # connections of a former process that have no TCB yet
+        self.repetition = Repetition(lambda handle: None)  # `layers.tcp.calls` says what is repeated
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.fast_open = fast_open.Cookies()
@@ -68,8 +70,11 @@ class Engine:
         source, destination, parsed = segment[:3]
         flow = b"".join((source, destination, parsed.source_port.to_bytes(2, "big"),
                          parsed.destination_port.to_bytes(2, "big")))
-        conn = self.lookup.connections.get(flow)
-        if conn is not None:
+        try:
+            conn = self.lookup.connections[flow]
+        except KeyError:
+            pass
+        else:
             arrival.arrives(self, conn, segment)
             return
         listener = self.lookup.listener(destination, parsed.destination_port, flow)
@@ -86,6 +91,7 @@ class Engine:
         self.quiet.shrink(self)
         if self.dormant is not None:
             self.dormant.wake_some(self.now)
+        self.repetition.go_on(self.now)
         trim_at = self.rings.trim_at
         if trim_at is not None and trim_at <= self.now:
             self.rings.trim(self.now)
@@ -93,23 +99,9 @@ class Engine:
     @property
     def next_due(self) -> float | None:
         """The time of the next `expire`."""
-        due = self.timers.next_due
-        at = self.quiet.next_due
-        if at is not None and (due is None or at < due):
-            due = at
-        if self.dormant is not None:
-            at = self.dormant.next_due
-            if at is not None and (due is None or at < due):
-                due = at
-        at = self.rings.trim_at
-        if at is not None and (due is None or at < due):
-            due = at
-        return due
-
-    def wake_all(self) -> None:
-        """Make the TCBs of all connections."""
-        if self.dormant is not None:
-            self.dormant.wake_all()
+        dormant_due = self.dormant.next_due if self.dormant is not None else None
+        dues = (self.timers.next_due, self.quiet.next_due, self.rings.trim_at, self.repetition.next_due, dormant_due)
+        return min((due for due in dues if due is not None), default=None)
 
     def touch(self, conn: Connection) -> None:
         """Flush `conn` at the end of the turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,26 @@ def page(engine: Engine, after: str, with_info: bool) -> dict[str, object]:
     {"connections": [...], "more": whether there are others}. ValueError: `after` is not a key.
     """
     above = bytes.fromhex(after)
-    engine.wake_all()
-    lookup = engine.lookup
-    keyed: dict[bytes, Connection | Listener] = {
+    lookup, dormant = engine.lookup, engine.dormant
+    keyed: dict[bytes, Connection | Listener | int] = {
         b"L%08x" % listener.handle: listener for listener in lookup.listeners.values()}
     keyed.update((b"C" + flow, conn) for flow, conn in lookup.connections.items())
-    keys = sorted(key for key in keyed if key > above)
-    return {"connections": [{"key": key.hex(), **_described(engine, keyed[key], with_info)} for key in keys[:PAGE]],
-            "more": len(keys) > PAGE}
+    if dormant is not None:
+        keyed.update((b"C" + flow, number) for flow, number in dormant.by_flow.items())
+    keys = nsmallest(PAGE + 1, (key for key in keyed if key > above))
+    found = []
+    for key in keys[:PAGE]:
+        each = keyed[key]
+        shown = dormant.slots.view(each) if isinstance(each, int) and dormant is not None else each
+        if shown is not None and not isinstance(shown, int):
+            found.append({"key": key.hex(), **_described(engine, shown, with_info)})
+    return {"connections": found, "more": len(keys) > PAGE}
+
+
+def count(engine: Engine) -> int:
+    """The number of connections."""
+    dormant = engine.dormant
+    return len(engine.lookup.connections) + (len(dormant.by_flow) if dormant is not None else 0)
 
 
 def _described(engine: Engine, each: Connection | Listener, with_info: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -32,14 +31,13 @@ class Ports:
 
     def __init__(self) -> None:
         self._claims: dict[int, dict[object, Claim]] = {}
-        self.dormant: set[int] = set()  # ports of dormant connections, whose claims are unknown until `wake`
-        self.wake: Callable[[], None] = lambda: None
+        # {claim: {port: number of dormant connections}} (`layers.tcp.dormant`); there are few different claims
+        self._dormant: dict[Claim, dict[int, int]] = {}
 
     def clashes(self, holder: object, port: int, wanted: Claim) -> bool:
         """Linux, inet_csk_bind_conflict."""
-        if port in self.dormant:
-            self.wake()
-        for other, claim in self._claims.get(port, {}).items():
+        for other, claim in (*self._claims.get(port, {}).items(),
+                             *((None, claim) for claim in self._asleep(port))):
             if other == holder or (wanted.address and claim.address and wanted.address != claim.address):
                 continue
             if wanted.reuse_port and claim.reuse_port:
@@ -54,11 +52,27 @@ class Ports:
 
     def free(self, port: int) -> bool:
         """True if the port has no holder."""
-        return port not in self._claims and port not in self.dormant
+        return port not in self._claims and not self._asleep(port)
 
     def sharable(self, port: int) -> bool:
         """True if all holders of the port got it by connecting."""
-        return port not in self.dormant and all(claim.automatic for claim in self._claims.get(port, {}).values())
+        return all(claim.automatic for claim in (*self._claims.get(port, {}).values(), *self._asleep(port)))
+
+    def _asleep(self, port: int) -> list[Claim]:
+        """The claims of dormant connections."""
+        return [claim for claim, ports in self._dormant.items() if port in ports]
+
+    def sleeps(self, port: int, claim: Claim) -> None:
+        """A dormant connection has this claim."""
+        ports = self._dormant.setdefault(claim, {})
+        ports[port] = ports.get(port, 0) + 1
+
+    def wakes(self, port: int, claim: Claim) -> None:
+        """It is dormant no more."""
+        ports = self._dormant[claim]
+        ports[port] -= 1
+        if not ports[port]:
+            del ports[port]
 
     def hold(self, holder: object, port: int, claim: Claim) -> None:
         """Set `claim` of `holder`, without checking conflicts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 from bus.durable import layout
 from layers.tcp.connection import Ends
@@ -16,6 +17,7 @@ from .peers import Stack, wait_for
 CONNECTIONS = 65_000  # of 65,535 slots
 PORTS = 60_000
 PATIENCE_S = 60.0
+MEMORY_OCTETS = 120 << 20  # of 256 MiB that the process of a layer may use
 
 
 def slots_of(count: int) -> bytes:
@@ -38,6 +40,12 @@ def memory_of(stack: Stack, layer: str) -> int:
     return os.open(f"{folder}/{name}", os.O_RDWR)
 
 
+def data_octets(pid: int) -> int:
+    """What counts against RLIMIT_DATA."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return 1024 * int(status["VmData"].split()[0])
+
+
 def test_tcp_restarts_with_65000_connections_and_tells_a_new_socket_service_of_them(new_stack) -> None:
     """Neither is taken for a hang."""
     require_root()
@@ -53,5 +61,6 @@ def test_tcp_restarts_with_65000_connections_and_tells_a_new_socket_service_of_t
         with stack.bound() as app:
             app.sendto(b"to itself", app.getsockname())
             assert app.recv(100) == b"to itself"
+        assert data_octets(stack.pids()["tcp"]) < MEMORY_OCTETS
     assert not [event["detail"] for event in stack.events() if "it hung" in event.get("detail", "")]
     assert (stack.incarnations()["tcp"], stack.incarnations()["sockets"]) == (2, 2), stack.events()

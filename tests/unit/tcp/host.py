@@ -21,6 +21,7 @@ from layers.tcp.counters import Counters
 from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.interfaces import Arrival
+from layers.tcp.successor import Successor
 from packets.tcp import Segment, parse
 from usernet.pipe.streams import STREAM_END, WRITTEN_UNKNOWN
 
@@ -159,7 +160,7 @@ class Host:
         heir.engine.now = self.engine.now
         for handle, stored in [(key, value) for key, value in self.state.items() if key < KEY_SECRET]:
             heir.calls.load(handle, stored)
-        heir.durable.restore(heir.engine, heir.calls)
+        Successor(heir.durable, heir.engine, heir.calls).restore()
         heir.calls.repeat()
         heir.done()
         return heir
@@ -189,8 +190,11 @@ class Host:
             self.do(lambda host, what=what: host.calls.stream(*what))
 
     def rewrite(self, handle: int) -> None:
-        """Everything that tcp has not taken, again."""
+        """Everything that tcp has not taken, and how much was read: as the library answers a ROOM with RESUME."""
         application = self.applications[handle]
+        self.do(lambda host: host.calls.read(handle, 0, application.read, len(application.received)))
+        if application.taken == len(application.written) and application.end is None:
+            return
         what = (handle, STREAM_END if application.end is not None else 0, application.taken,
                 bytes(application.written[application.taken :]))
         self.do(lambda host: host.calls.stream(*what))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bus.streams import StreamState
+from layers.tcp import listing
+from layers.tcp.counters import Counters as C
 from tests.unit.tcp.host import KEY_HANDLES, A, B, Death, Host, World, pair
 from tests.unit.tcp.test_hostile_link import hostile
 from tests.unit.tcp.test_streams import octets
@@ -135,24 +137,84 @@ def test_a_connect_whose_turn_was_cut_short_after_the_connection_was_stored_is_n
 
 
 @pytest.mark.parametrize("asks_for_port", [False, True])
-def test_connections_that_owe_nothing_are_made_when_they_are_asked_for_or_a_few_at_a_time(asks_for_port):
+def test_connections_that_owe_nothing_are_made_when_they_are_asked_for(asks_for_port):
     world, a, b, left, _ = pair()
     lefts = [left]
-    for handle in range(100, 220):
+    for handle in range(100, 115):
         assert a.set(handle, peer=B, peer_port=80, connect=1) == 0
         lefts.append(handle)
     assert world.run(5, lambda: all(a.applications[handle].established for handle in lefts))
     world.run(2)
-    port = a.conn(lefts[50]).ends.port
+    ends = a.conn(lefts[9]).ends
     world.hosts[A] = a = a.successor(9)
     a.world = world
     assert len(a.engine.lookup.connections) == 0
     a.write(lefts[7], b"still there?")
     assert world.run(0.03, lambda: any(app.received == b"still there?" for app in b.applications.values()))
-    assert 0 < len(a.engine.lookup.connections) < len(lefts)
+    assert len(a.engine.lookup.connections) == 1
     if asks_for_port:
-        assert a.set(400, port=port, bind=True) == errno.EADDRINUSE
-    world.run(3)
+        assert a.set(400, port=ends.port, bind=True) == errno.EADDRINUSE
+        assert a.engine.lookup.ports.sharable(ends.port)  # by a connection to another peer, as it was chosen by connect
+        assert not a.engine.lookup.ports.free(ends.port)
+    world.run(30)
+    assert len(a.engine.lookup.connections) == 1
+    assert listing.count(a.engine) == len(lefts)
+    for each in lefts:
+        a.write(each, b"all of you")
+    assert world.run(1, lambda: sum(b"all of you" in app.received for app in b.applications.values()) == len(lefts))
     assert type(a.engine.lookup.connections) is type(a.engine.lookup.by_handle) is dict
-    assert len(a.engine.lookup.connections) == len(lefts)
-    assert a.engine.dormant.next_due is None
+
+
+def test_all_connections_are_listed_while_they_are_dormant():
+    world, a, _, left, _ = pair()
+    for handle in range(100, 115):
+        assert a.set(handle, peer=B, peer_port=80, connect=1) == 0
+    assert world.run(5, lambda: all(a.applications[handle].established for handle in range(100, 115)))
+    world.run(2)
+    world.hosts[A] = a = a.successor(9)
+    a.world = world
+    found, after = [], ""
+    while True:
+        answer = listing.page(a.engine, after, True)
+        found += answer["connections"]
+        if not answer["more"]:
+            break
+        after = found[-1]["key"]
+    assert {each["handle"] for each in found} == {left, *range(100, 115)}
+    assert all(each["state"] == "ESTABLISHED" and each["info"]["snd_cwnd"] > 0 for each in found)
+    assert len(a.engine.lookup.connections) == 0
+
+
+@pytest.mark.parametrize("keepalive", [False, True])
+def test_a_dormant_connection_with_keep_alive_is_woken_for_it(keepalive):
+    world, a, _, left, _ = pair()
+    if keepalive:
+        assert a.set(left, peer=B, peer_port=80, connect=1, keepalive=True, keepidle=5) == 0
+    world.run(2)
+    world.hosts[A] = a = a.successor(9)
+    a.world = world
+    before = a.counters[C.segments_out]
+    world.run(6)
+    assert (a.counters[C.segments_out] > before) == keepalive
+
+
+def test_a_new_socket_service_is_told_of_all_connections_in_portions(monkeypatch):
+    monkeypatch.setattr("layers.tcp.repetition.AT_ONCE", 3)
+    monkeypatch.setattr("layers.tcp.repetition.THEN", 3)
+    world, a, _, left, _ = pair()
+    lefts = {left, *range(100, 115)}
+    for handle in lefts - {left}:
+        assert a.set(handle, peer=B, peer_port=80, connect=1) == 0
+    assert world.run(5, lambda: all(a.applications[handle].established for handle in lefts))
+    world.run(2)
+    world.hosts[A] = a = a.successor(9)
+    a.world = world
+    a.write(left, b"awake")
+    world.run(1)
+    told = []
+    a.engine.above.room = lambda handle, flags, *rest: told.append(handle)
+    a.calls.repeat()
+    assert len(told) == 3
+    world.run(1)
+    assert set(told) == lefts
+    assert len(a.engine.lookup.connections) == 1
