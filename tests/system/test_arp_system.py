@@ -285,7 +285,7 @@ def test_the_list_is_longer_than_one_answer(own: Stack) -> None:
     (["add", "10.0.0.255", ABSENT_MAC], 1, "is not the address of a single host"),
     (["del", NOBODY], 1, f"no neighbour {NOBODY} is known"),
 ])
-def test_what_cannot_be_done_is_one_line_on_standard_error(stack: Stack, words: list, status: int, text: str) -> None:
+def test_an_impossible_order_is_one_line_on_standard_error(stack: Stack, words: list, status: int, text: str) -> None:
     done = stack.run("neighbor", *words, status=status)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

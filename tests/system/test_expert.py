@@ -43,7 +43,7 @@ ACK = (STACK, 500, "A", b"", {"ack": 104})
     pytest.param([(KERNEL, 100, "PA", b"text", {"chksum": 0x1421})], None, id="partial checksum"),
     pytest.param([(KERNEL, 100, "PA", b"text", {"dataofs": 4})], "malformed", id="malformed"),
 ])
-def test_what_is_objected_to(tmp_path: Path, segments: list, kind: str | None) -> None:
+def test_the_experts_objections_are_found(tmp_path: Path, segments: list, kind: str | None) -> None:
     tshark = require_program("tshark")
     capture = tmp_path / "pcap"
     wrpcap(str(capture), frames(*segments))

@@ -229,7 +229,7 @@ def test_a_hundred_stopped_applications_with_full_buffers(booted):
 
 
 @pytest.mark.parametrize("kind", ["errors", "replies"])
-def test_who_reads_neither_errors_nor_replies(booted, kind):
+def test_an_application_that_reads_neither_errors_nor_replies_is_bounded(booted, kind):
     pid = booted.pids()["sockets"]
     deaf = program(booted, DEAF, booted.run_dir, kind, "127.0.0.1")
     assert deaf.stdout.readline() == "asks\n"

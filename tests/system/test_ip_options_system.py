@@ -146,7 +146,7 @@ def test_ip_7_what_linux_refuses_is_refused(stack: Stack, options) -> None:
 
 
 @pytest.mark.parametrize("options", [UNKNOWN, b"\x88\x04\0\7", b"\x83\x07\x04\x7f\0\0\1"])
-def test_what_needs_cap_net_raw_on_linux_is_refused(stack: Stack, options: bytes) -> None:
+def test_options_that_need_cap_net_raw_on_linux_are_refused(stack: Stack, options: bytes) -> None:
     with stack.bound() as app:
         for attempt in (lambda: app.setsockopt(IP, IP_OPTIONS, options),
                         lambda: app.sendmsg([b"x"], [(IP, IP_RETOPTS, options)], 0, (KERNEL, 9))):

@@ -96,7 +96,7 @@ def test_ip_7_mtu_discover_decides_what_is_too_long(stack: Stack) -> None:
             assert failure.value.errno == errno.EMSGSIZE
 
 
-def test_what_tracepath_sends_is_answered(stack: Stack) -> None:
+def test_tracepath_gets_answers(stack: Stack) -> None:
     """DF, the MTU's full length, to a closed port; and beyond the MTU, where the kernel itself says no."""
     with stack.kernel.udp() as probe:
         probe.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PROBE)

@@ -124,7 +124,7 @@ def test_sigkill_of_the_keeper_ends_everything_within_a_second_and_up_works_agai
     assert pings(stack)
 
 
-def test_what_a_dead_stack_left_is_no_obstacle(new_stack) -> None:
+def test_files_of_a_dead_stack_are_no_obstacle(new_stack) -> None:
     """Socket files that belong to no stack do not prevent a boot: even the cleanup process may have been killed."""
     stack = new_stack()
     stack.run_dir.mkdir(mode=0o700, parents=True)

@@ -55,7 +55,7 @@ def test_a_stack_of_either_kind_serves_a_library_of_either_kind(new_stack, pipes
     assert (done.stdout, done.stderr) == ("b'through the stack'\n", "")
 
 
-def test_what_sendto_returned_for_arrives_even_if_the_program_ends_in_the_next_line(stack: Stack) -> None:
+def test_datagrams_arrive_even_if_the_program_ends_in_the_line_after_sendto(stack: Stack) -> None:
     """Why the library's pipes are direct where nothing else is asked for: through libzmq's thread most are lost."""
     with usernet.Stack(stack.name, stack.run_dir) as here, here.socket(type=usernet.SOCK_DGRAM) as receiver:
         receiver.bind((STACK, 0))

@@ -210,7 +210,7 @@ def test_a_restart_loads_the_code_as_it_is_on_disk(new_stack, checkout: Path) ->
     assert sign.exists()
 
 
-def test_what_the_bus_shares_with_applications_is_loaded_anew_too(new_stack, checkout: Path) -> None:
+def test_a_restart_also_loads_modules_that_the_bus_shares_with_applications(new_stack, checkout: Path) -> None:
     stack = new_stack(checkout).up()
     log = stack.home / f"{stack.name}-loaded"
     append(checkout / "usernet" / "pipe" / "frame.py",

@@ -99,7 +99,7 @@ def test_layers_that_die_with_references_under_way(stack: Stack, layers: tuple[s
     wait_for("all layers to serve", stack.serves)
 
 
-def test_what_was_written_arrives_though_its_application_and_sockets_die_before_it_was_told(stack: Stack) -> None:
+def test_octets_in_the_ring_arrive_though_the_application_and_sockets_die_before_tcp_is_told(stack: Stack) -> None:
     with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((KERNEL, 0))
         listener.listen()

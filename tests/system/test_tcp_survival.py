@@ -118,7 +118,7 @@ def test_a_restart_of_tcp_during_a_transfer(stack: Stack) -> None:
     both_ways(stack, lambda: stack.run("restart", "tcp"))
 
 
-def test_what_a_process_sent_before_it_ended_arrives_then_fin(stack: Stack) -> None:
+def test_octets_that_a_process_sent_before_its_end_arrive_then_fin(stack: Stack) -> None:
     with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((KERNEL, 0))
         listener.listen()

@@ -130,7 +130,7 @@ def test_a_neighbour_that_does_not_answer_is_no_route_to_host(stack: Stack) -> N
             app.recv(100)
 
 
-def test_what_does_not_fit_the_mtu_is_refused_where_it_must_not_be_fragmented(stack: Stack) -> None:
+def test_a_datagram_larger_than_the_mtu_is_refused_if_it_must_not_be_fragmented(stack: Stack) -> None:
     with stack.bound() as app, raises(errno.EMSGSIZE):
         app.setsockopt(socket.IPPROTO_IP, 10, 2)  # ip(7): IP_MTU_DISCOVER, IP_PMTUDISC_DO
         app.sendto(bytes(MTU_PAYLOAD + 1), (KERNEL, 9))

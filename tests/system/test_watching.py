@@ -100,7 +100,7 @@ def test_super_packets_are_shown_as_their_packets(stack, tmp_path):
         assert [row[1] for row in rows if row[0] == pipe] == ["1008"] * 5, pipe
 
 
-def test_what_layers_say_to_each_other(stack):
+def test_control_records_between_layers_are_shown(stack):
     stack.run("neighbor", "flush")
     with capturing(stack, "ip:arp", "arp:ip", "--control") as capture:
         assert received(stack.run("ping", "-c", 1, "-W", 10, KERNEL).stdout) == 1

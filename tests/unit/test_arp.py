@@ -152,7 +152,7 @@ def test_our_own_packets_that_come_back_are_dropped(host):
     (request(PEER_MAC, PEER, OUR)[:5] + b"\x10" + request(PEER_MAC, PEER, OUR)[6:], "not_ethernet_ipv4"),
     (arp_packet(3, PEER_MAC, PEER, OUR), "unknown_operation"),
 ])
-def test_what_is_not_arp_for_ipv4_over_ethernet_is_counted(host, octets, counter):
+def test_packets_other_than_arp_for_ipv4_over_ethernet_are_counted(host, octets, counter):
     assert host.hears(octets) == []
     assert host.counted(counter) == 1
     assert host.counted("received") == 1
@@ -289,7 +289,7 @@ def test_rfc1122_2_3_2_1_seeing_the_sender_restarts_the_timeout(host):
 
 
 @pytest.mark.parametrize("address", [OUR, "10.0.0.255", "10.0.0.0", "224.0.0.1", "255.255.255.255", "0.0.0.0"])
-def test_what_is_no_neighbour_is_unreachable_at_once(host, address):
+def test_an_address_that_no_neighbour_can_have_is_unreachable_at_once(host, address):
     assert host.resolves(address) == [unreachable(address)]
     assert host.core.next_wake is None
 

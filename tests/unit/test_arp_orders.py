@@ -230,7 +230,7 @@ def test_a_flush_spares_the_permanent_neighbours(host):
     ("list", {"after": 7.5}, "7.5"),
     ("polish", {}, "neighbor_polish"),
 ])
-def test_what_cannot_be_is_refused_with_the_reason_and_changes_nothing(host, order, fields, text):
+def test_an_impossible_order_is_refused_with_the_reason_and_changes_nothing(host, order, fields, text):
     answer, sends = host.manage(order, **fields)
     assert text in answer["error"]
     assert (sends, host.stored) == ([], {})

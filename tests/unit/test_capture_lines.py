@@ -25,7 +25,7 @@ def test_ip_options_are_no_addresses():
     assert '"ip_options":"07030400"' in said(messages.SOCKET_SET, declared)
 
 
-def test_what_is_no_record_is_shown_in_hexadecimal():
+def test_octets_that_are_no_record_are_shown_in_hexadecimal():
     for octets in (b"\xc1", b"\x91" * 5000, b"", b"\x81\x90", bytes(OCTETS_MAX)):
         assert said(messages.ROUTES, octets).startswith("ROUTES")
     assert said(messages.NEIGHBOR, b"\1\2") == "NEIGHBOR 0102"

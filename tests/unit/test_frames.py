@@ -99,7 +99,7 @@ def test_a_large_segment_is_referred_to_and_the_rest_is_copied(lab: Lab) -> None
 @pytest.mark.parametrize("change", [
     lambda octets: octets[:1] + b"\5" + octets[2:],  # of UDP
     lambda octets: octets[:24] + b"\x46" + octets[25:]])  # with IP options
-def test_what_is_not_a_plain_segment_of_tcp_is_copied(lab: Lab, change) -> None:
+def test_frames_other_than_plain_segments_of_tcp_are_copied(lab: Lab, change) -> None:
     found = lab.read(change(frame()))
     assert found == [change(frame())]
     assert not lab.log.held

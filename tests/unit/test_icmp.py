@@ -549,7 +549,7 @@ def test_a_connected_ping_socket_sends_to_its_peer(host):
     ({"bind": False}, bytes(ICMP(type=8)), {}, errno.EINVAL),
     ({}, bytes(ICMP(type=8)) + bytes(65508), {}, errno.EMSGSIZE),
 ])
-def test_what_may_not_be_sent_is_told_with_the_errno_of_linux(host, declared, message, keywords, expected):
+def test_a_ping_that_may_not_be_sent_fails_with_the_errno_of_linux(host, declared, message, keywords, expected):
     host.declares(**{"bind": True, **declared})
     ((consumer, kind, record),) = host.sends(message, **keywords)
     assert (consumer, kind) == (topology.SOCKETS, messages.SOCKET_ERROR)

@@ -236,7 +236,7 @@ def test_rfc1191_what_is_longer_than_the_mtu_is_told_to_its_sender_with_the_mtu(
 
 
 @pytest.mark.parametrize("to", [PEER, ME])
-def test_what_is_longer_than_any_packet_is_dropped(layer, to):
+def test_a_record_longer_than_any_packet_is_dropped(layer, to):
     layer.sends(to)
     assert layer.sends(to, bytes(65516)) == []
     assert layer.dropped() == {"over_length": 1}

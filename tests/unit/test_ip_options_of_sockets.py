@@ -83,7 +83,7 @@ PIECES = st.lists(st.sampled_from([b"\1", ROUTE[:11], STAMP, b"\x94\x04\0\0", b"
 
 
 @given(st.binary(max_size=44) | PIECES, st.booleans())
-def test_what_may_be_sent_is_whole_words_and_may_be_sent_again(options, privileged):
+def test_accepted_options_are_whole_words_and_are_accepted_again(options, privileged):
     made = outcome(options, privileged)
     if isinstance(made, str):
         assert len(made) % 8 == 0
@@ -174,7 +174,7 @@ def test_options_that_may_not_be_sent_are_told_to_the_socket(stack, options, num
 
 
 @pytest.mark.parametrize("data", [b"", b"\x04\x01\x01\x01", b"\x03\x01\x01\x01x", b"\x2c" + bytes(60)])
-def test_what_has_no_options_where_it_says_so_is_dropped(stack, data):
+def test_a_record_without_the_options_that_it_announces_is_dropped(stack, data):
     stack.declares(1, bind=True, port=PORT)
     send(stack, data)
     assert stack.sent() == []

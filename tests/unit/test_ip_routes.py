@@ -146,7 +146,7 @@ CONNECTED = ("10.0.0.0/24", "", ME, 0, 1500, "connected")
 DEFAULT = ("0.0.0.0/0", GATEWAY, ME, 0, 1500, "chosen")
 
 
-def test_what_a_stack_starts_with(layer):
+def test_a_stack_starts_with_the_configured_routes(layer):
     assert layer.routes() == [CONNECTED, DEFAULT]
     assert layer.addresses() == [f"{ME}/24"]
     assert ROUTES_KEY not in layer.state  # nothing was chosen: another configuration may come
@@ -514,7 +514,7 @@ def test_rfc1191_6_3_after_ten_minutes_the_path_may_have_changed(layer):
     assert layer.routes() == [CONNECTED, DEFAULT]
 
 
-def test_what_a_router_keeps_saying_does_not_age(layer):
+def test_a_route_that_a_router_confirms_does_not_age(layer):
     layer.sends()
     layer.router_says(1400)
     layer.passes(AGE_LIMIT_S - 10)

@@ -77,7 +77,7 @@ def test_a_frame_that_is_alone_goes_up_as_it_is():
     assert up([only, other]) == [lone(only), lone(other)]
 
 
-def test_what_differs_is_not_joined():
+def test_datagrams_with_different_heads_are_not_joined():
     base = frame(b"data", 1)
     for fields in ({"ttl": 3}, {"tos": 4}, {"flags": "DF"}, {"sport": 10}, {"options": IPOption_NOP()}):
         other = frame(b"data", 2, **fields)

@@ -52,7 +52,7 @@ def test_frames_come_back_by_consumer_and_number(durable: Durable):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, LARGEST)), min_size=1, max_size=40))
-def test_what_is_kept_is_the_newest_and_as_much_as_fits(appended):
+def test_the_journal_keeps_the_newest_frames_that_fit(appended):
     durable = Durable()
     try:
         journal = Journal(durable.map())
@@ -191,7 +191,7 @@ def test_a_turn_that_sends_nothing_leaves_no_note(durable: Durable):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 60_000), st.booleans()), min_size=1, max_size=60))
-def test_what_a_turn_took_and_what_it_sent_are_known_together(turns):
+def test_input_and_output_of_a_turn_are_published_together(turns):
     durable = Durable()
     try:
         journal = Journal(durable.map())

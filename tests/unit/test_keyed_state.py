@@ -13,7 +13,7 @@ PUT = st.tuples(st.just("put"), KEYS, st.binary(max_size=3))
 
 
 @given(st.lists(PUT | st.tuples(st.just("discard"), KEYS, st.none()) | st.just(("restart", b"", None)), max_size=40))
-def test_what_was_put_last_is_there_after_a_restart(steps):
+def test_the_last_stored_value_is_there_after_a_restart(steps):
     state, model = {7: b"of others", BASE + (1 << 32): b"too"}, {}
     kept = KeyedState(state, BASE)
     for step, key, value in steps:
@@ -32,7 +32,7 @@ def test_what_was_put_last_is_there_after_a_restart(steps):
 
 
 @given(st.dictionaries(st.integers(BASE, BASE + 9), st.binary(max_size=6), max_size=9))
-def test_what_is_no_record_is_deleted(state):
+def test_an_item_that_is_no_record_is_deleted(state):
     found = KeyedState(state, BASE).load()
     assert len(found) == len(state)
     assert all(key and KeyedState(state, BASE).load()[key] == value for key, value in found.items())

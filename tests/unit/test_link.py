@@ -149,7 +149,7 @@ def test_a_packet_that_needs_no_padding_is_not_padded():
 
 
 @pytest.mark.parametrize("record", [b"", PEER, out(PEER, b""), out(PEER, bytes(1501)), b"\1\6\0\0\0\0" + PEER + b"6"])
-def test_what_is_no_packet_to_send_is_counted(record):
+def test_a_record_that_is_no_packet_to_send_is_counted(record):
     core, counters = link()
     sends = core.receive(topology.IP, messages.PACKET_OUT, [record, out(PEER, bytes(1500))], 0.0)
     assert sends[0][2][14:] == bytes(1500)

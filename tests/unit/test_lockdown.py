@@ -230,7 +230,7 @@ def test_the_kernel_says_what_a_process_may(held, user):
     assert found == {"capabilities": 0, "new_privileges": False, "seccomp": True}
 
 
-def test_what_is_not_to_be_had_is_told():
+def test_the_report_names_restrictions_that_the_kernel_lacks():
     child = """
 import os
 from supervisor import lockdown, seccomp

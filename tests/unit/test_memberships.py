@@ -159,7 +159,7 @@ def test_a_group_is_joined_on_the_one_interface_however_it_is_named(bench, value
     (MULTICAST_IF, mreq(index=5), errno.EADDRNOTAVAIL),
     (MULTICAST_IF, std.inet_aton(PEER), errno.EADDRNOTAVAIL), (ALL, 2, errno.EINVAL), (TTL, 256, errno.EINVAL),
 ])  # fmt: skip
-def test_what_is_refused_is_refused_with_linuxs_errno_and_changes_nothing(bench, name, value, number):
+def test_a_refused_option_has_linuxs_errno_and_changes_nothing(bench, name, value, number):
     handle = bench.open()
     stored = dict(bench.states[topology.SOCKETS])
     assert bench.set(handle, name, value) == number

@@ -138,7 +138,7 @@ def test_runs_come_to_the_same_as_one_frame_after_the_other(drawn):
     assert outcomes[0] == outcomes[1]
 
 
-def test_what_one_application_sent_goes_to_the_core_in_one_piece(tmp_path):
+def test_frames_of_one_application_go_to_the_core_in_one_call(tmp_path):
     service = Service(str(tmp_path))
     try:
         first, second = CLIENTS

@@ -32,7 +32,7 @@ def test_a_notice_begins_once_however_often_it_is_told_and_keeps_its_time(servic
         {"event": "conflict", "detail": "a claims b", "since": 100.0, "address": "b", "mac": "a"}]
 
 
-def test_what_is_told_no_longer_is_over(service):
+def test_a_notice_that_is_not_repeated_is_over(service):
     service.notice(told(FIRST, SECOND), 100.0)
     assert service.notice(told(SECOND), 200.0) == ([], [FIRST])
     assert service.notice(told(), 300.0) == ([], [SECOND])
@@ -47,7 +47,7 @@ def test_each_question_has_a_number_that_its_core_knows_it_by(service):
         (1, {"op": "route_del", "order": 1}), (2, {"op": "route_del", "order": 2})]
 
 
-def test_what_comes_back_begins_anew(service):
+def test_a_notice_that_comes_back_begins_anew(service):
     service.notice(told(FIRST), 100.0)
     service.notice(told(), 200.0)
     assert service.notice(told(FIRST), 300.0) == ([FIRST], [])

@@ -253,7 +253,7 @@ def test_a_super_packet_goes_up_in_one_piece_however_long(link):
     VIRTIO.pack(1, 0, 0, 0, 34, 600), VIRTIO.pack(1, 0, 0, 0, 3, 6), VIRTIO.pack(1, 0, 0, 0, 65535, 65535),
     VIRTIO.pack(1, 1, 0, 1000, 34, 6), VIRTIO.pack(1, 4, 0, 1000, 34, 16),
     VIRTIO.pack(0, 1, 0, 1000, 34, 16), VIRTIO.pack(1, 5, 0, 0, 34, 6), VIRTIO.pack(0, 5, 0, 100, 34, 6)])
-def test_what_no_packet_can_be_is_dropped_and_counted(link, header):
+def test_an_impossible_super_packet_is_dropped_and_counted(link, header):
     assert link.up(framed(header, datagram(b"data"))) == []
     assert link.counters[LinkCounters.bad_offload] == 1
 
@@ -318,12 +318,12 @@ class IpLayer:
 
 
 @pytest.mark.parametrize("flags", [0, KNOWN, FLAG_PARTIAL])
-def test_what_is_known_of_a_checksum_is_passed_on(flags):
+def test_the_state_of_a_checksum_is_passed_on(flags):
     ip, packet = IpLayer(), partial(datagram(b"data"))
     assert ip.up(packet, flags) == [(topology.UDP, messages.PACKET, up(packet, flags))]
 
 
-def test_what_was_said_of_a_fragment_is_not_said_of_the_packet():
+def test_a_verified_checksum_of_a_fragment_does_not_count_for_the_packet():
     ip, whole = IpLayer(), bytes(IP(src=PEER, dst=ME, id=5) / UDP(sport=9, dport=7) / Raw(bytes(100)))
     first, last = (bytes(each) for each in IP(whole).fragment(64))
     assert ip.up(first, KNOWN) == []
@@ -388,7 +388,7 @@ def test_a_packet_that_waits_or_is_fragmented_has_its_whole_checksum():
     assert whole == datagram(payload, ME, PEER)[20:]
 
 
-def test_what_stays_in_the_host_is_neither_summed_nor_verified():
+def test_checksums_of_local_packets_are_neither_computed_nor_verified():
     flags = LOOPED | FLAG_PARTIAL
     record = up(partial(datagram(b"data", ME, ME)), flags)
     assert IpLayer().down(b"data", to=ME) == [(topology.UDP, messages.PACKET, record)]

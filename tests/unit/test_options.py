@@ -47,7 +47,7 @@ CORE = min(os.sched_getaffinity(0))
     ({"wire": "w" * 33}, "at most 32"),
     ({"wire": "lab", "host": True}, "cannot be combined"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_with_the_reason(given, text):
+def test_impossible_options_are_refused_with_the_reason(given, text):
     with pytest.raises(UsageError) as refusal:
         Options(**given).check()
     assert text in str(refusal.value)
@@ -64,7 +64,7 @@ def test_what_cannot_be_is_refused_with_the_reason(given, text):
     {"ttl": 255},
     {"host": True, "cores": str(CORE)},
 ])  # fmt: skip
-def test_what_can_be_is_not(given):
+def test_possible_options_are_accepted(given):
     Options(**given).check()
 
 

@@ -152,7 +152,7 @@ def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durabl
     assert max(len(frame) for _, _, frame in sent) == outbox.PACK_RECORDS
 
 
-def test_what_waits_behind_a_full_pipe_is_bounded_in_octets_too(durable):
+def test_the_octets_of_records_behind_a_full_pipe_are_bounded_too(durable):
     producer = Producer(durable, room=1)
     large, fit = bytes(60_000), backlog.BACKLOG_OCTETS // 60_000
     for _ in range(fit + 5):
@@ -523,7 +523,7 @@ def test_a_producer_that_restarts_repeats_as_much_as_its_consumer_needs(ends):
     assert consumer.counted("bus_lost") == 0
 
 
-def test_what_the_consumer_had_it_does_not_get_again(ends):
+def test_a_consumer_gets_no_frame_twice(ends):
     producer, consumer = ends
     for _ in range(6):
         producer.turn([], [CONTROL])
@@ -535,7 +535,7 @@ def test_what_the_consumer_had_it_does_not_get_again(ends):
     assert producer.counted("bus_replayed") == 6  # unasked, and not a second time
 
 
-def test_what_the_journal_no_longer_holds_is_counted_as_lost(durable):
+def test_frames_that_the_journal_no_longer_has_are_counted_as_lost(durable):
     producer, end = Producer(durable), new_inbox(durable)
     for number in range(40):
         producer.puts(CONTROL, NUMBER.pack(number) + bytes(60_000))

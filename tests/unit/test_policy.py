@@ -178,7 +178,7 @@ def test_a_sleeper_is_not_blamed_for_what_it_waited_for_a_processor():
     assert process.passes(0.3, "S")
 
 
-def test_what_it_did_before_it_was_suspected_does_not_count():
+def test_processor_time_before_the_suspicion_does_not_count():
     process = Process()
     process.passes(100, "R", ran=1.0, beats=True)
     assert not process.passes(SUSPECT_AFTER_S + TICK_S, "R", ran=1.0)

@@ -26,7 +26,7 @@ FRAMES = st.builds(pack_frame, OCTET, U64, U32, U64, RECORDS)
 
 
 @given(OCTET, U64, U32, U64, RECORDS)
-def test_what_is_packed_comes_back(kind, sender, incarnation, sequence, records):
+def test_a_packed_record_is_unpacked_again(kind, sender, incarnation, sequence, records):
     frame = pack_frame(kind, sender, incarnation, sequence, records)
     assert unpack_frame(frame) == (kind, incarnation, sender, sequence, records)
 

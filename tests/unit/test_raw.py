@@ -156,7 +156,7 @@ def test_only_the_sockets_of_the_protocol_get_a_copy(host):
     assert [handle for handle, _, _ in host.received()] == [1, 2]
 
 
-def test_what_a_transport_gets_it_gets_beside_the_copy(host):
+def test_a_transport_gets_its_packet_beside_the_copy_for_raw(host):
     datagram = IP(src=PEER, dst=ME) / UDP(sport=1, dport=2) / b"data"
     assert host.hears(datagram) == [(topology.UDP, messages.PACKET)]
     host.declares(protocol=17)
@@ -352,7 +352,7 @@ def test_ip7_hdrincl_a_packet_is_never_fragmented(host):
 
 
 @pytest.mark.parametrize("to", [ME, "127.0.0.1"])
-def test_what_is_sent_to_ourselves_comes_back(host, to):
+def test_a_raw_packet_to_an_own_address_comes_back(host, to):
     host.declares()
     assert host.sends(b"payload!", to) == []
     assert [(handle, IP(data).dst, bytes(IP(data).payload)) for handle, _, data in host.received()] == [
@@ -370,7 +370,7 @@ def test_a_crafted_packet_to_ourselves_comes_back_where_its_header_says_so_too(h
     assert host.ip_counts[IpCounters.bad_crafted] == 2
 
 
-def test_what_a_transport_sends_to_ourselves_is_copied(host):
+def test_a_transports_packet_to_an_own_address_is_copied(host):
     host.declares(protocol=1)
     echo = bytes(ICMP(type=8) / b"data")
     host.give_ip(topology.ICMP, messages.TRANSMIT, transmit(bytes(4), ME, 1) + echo)
@@ -382,7 +382,7 @@ def test_what_a_transport_sends_to_ourselves_is_copied(host):
 @pytest.mark.parametrize(("data", "to", "source", "number"), [
     (bytes(65516), PEER, "0.0.0.0", errno.EMSGSIZE), (b"data", "0.0.0.0", "0.0.0.0", errno.EDESTADDRREQ),
     (b"data", PEER, OTHER, errno.ENETUNREACH)])
-def test_what_linux_refuses_is_refused(host, data, to, source, number):
+def test_requests_that_linux_refuses_are_refused(host, data, to, source, number):
     host.declares()
     assert host.sends(data, to, source=source) == []
     assert host.errors() == [(1, number, data)]

@@ -125,7 +125,7 @@ def test_rfc5722_4_a_contradiction_spoils_the_whole_packet_until_its_time_is_ove
     (65528, b"12345678", False, "fragment_beyond"), (65512, b"1234", False, "fragment_beyond"),  # ping of death
     (65528, b"12345678", True, "fragment_beyond"),
 ])  # fmt: skip
-def test_what_cannot_be_a_fragment_of_any_packet_is_counted_and_does_no_harm(bench, start, data, more, counter):
+def test_an_impossible_fragment_is_counted_and_does_no_harm(bench, start, data, more, counter):
     bench.add(0, A, True)
     assert bench.add(start, data, more) is None
     assert bench.dropped() == {counter: 1}

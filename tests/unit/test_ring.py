@@ -24,7 +24,7 @@ def put(writer: ring.RingWriter, number: int, octets: bytes) -> None:
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(-1, 900), max_size=60))
-def test_what_is_read_is_what_was_written_in_order_or_is_counted(steps):
+def test_entries_are_read_in_order_or_counted_as_lost(steps):
     """A step is a record's size, or -1: the reader reads."""
     writer, reader = pair()
     read, written = [], 0

@@ -42,7 +42,7 @@ def test_ones_own_is_taken_and_leaves_nothing(folder):
     assert not list((folder / "own").iterdir())
 
 
-def test_what_others_can_read_is_refused(folder):
+def test_a_directory_that_others_can_read_is_refused(folder):
     (folder / "open").mkdir(mode=0o755)
     with pytest.raises(Untrusted, match="not a directory of your own"):
         take(folder / "open")
@@ -195,5 +195,5 @@ def test_a_directory_without_a_stack_is_reported_as_not_running(folder):
         Client(folder / "nobody")
 
 
-def test_what_others_wrote_does_nothing_to_a_terminal():
+def test_text_of_other_users_is_printed_escaped():
     assert printable("a\nb\x1b[2J\x07\x9bä") == "a\nb\\x1b[2J\\x07\\x9bä"

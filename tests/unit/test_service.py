@@ -142,7 +142,7 @@ def test_a_death_is_answered_by_the_spare_and_costs_no_fork():
 
 
 @pytest.mark.parametrize(("death", "may_be"), [(CRASH, True), (KILL, False)])
-def test_what_was_in_hand_at_a_kill_from_outside_is_not_to_blame(death, may_be):
+def test_a_record_in_hand_at_a_kill_from_outside_is_not_suspected(death, may_be):
     assert Blame(may_be) in Layer().up().dies(death)
 
 

@@ -513,7 +513,7 @@ def test_streams_pass_unchanged_between_owner_and_tcp(bench):
     assert bench.give(topology.TCP, messages.STREAM, record) == [(ALICE, messages.STREAM, record)]
 
 
-def test_what_is_accepted_is_stored_before_it_is_told(bench):
+def test_an_accepted_connection_is_stored_before_the_application_is_told(bench):
     listener = listening(bench)
     record = accepted(listener, 1, CHILD)
     assert bench.give(topology.TCP, messages.ACCEPTED, record) == [(ALICE, messages.ACCEPTED, record)]
@@ -712,7 +712,7 @@ def test_a_connection_that_tcp_tells_of_again_outlives_its_listener(bench):
     assert [send[:2] for send in bench.out] == [(topology.TCP, messages.SOCKET_CLOSE)], "one without an owner"
 
 
-def test_what_is_of_ipv6_is_a_family_that_the_stack_does_not_have(bench):
+def test_requests_with_ipv6_addresses_are_eafnosupport(bench):
     assert bench.ask("socket", type="dgram", family=6)["errno"] == errno.EAFNOSUPPORT
     assert bench.ask("socket", type="dgram", family=5)["errno"] == errno.EINVAL
     handle = bench.open()

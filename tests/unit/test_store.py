@@ -104,7 +104,7 @@ def test_damaged_octets_are_seen_and_end_the_reading_there(values, data):
 
 @given(st.binary(min_size=1, max_size=64))
 @settings(max_examples=30, deadline=None)
-def test_what_lies_beyond_the_published_part_does_not_count(junk):
+def test_octets_beyond_the_published_part_do_not_count(junk):
     durable = Durable()
     try:
         mapped = durable.map()

@@ -87,7 +87,7 @@ def test_behind_a_full_pipe_the_latest_total_of_each_handle_takes_the_place_of_t
     assert producer.sent() == [read(1, 9_999), read(2, 19_998)]
 
 
-def test_what_an_older_record_asked_for_is_not_forgotten(producer):
+def test_a_merged_record_keeps_the_flags_of_the_older_one(producer):
     producer.says(read(1, 5, RESUME))
     producer.says(read(1, 6))
     producer.says((ROOM, ROOM_RECORD.pack(1, streams.FINISHED, 1, 1, 9)), (ROOM, ROOM_RECORD.pack(1, RESUME, 2, 2, 9)))

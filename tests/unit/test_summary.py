@@ -60,7 +60,7 @@ def test_fragments_say_which_part():
     assert summary.ipv4(later) == "IP 10.0.0.1 > 10.0.0.2: UDP (frag 5:4@1480)"
 
 
-def test_what_is_cut_short_says_so():
+def test_the_summary_of_a_truncated_packet_says_so():
     whole = bytes(IPV4 / UDP(sport=1, dport=2) / b"hello")
     assert summary.ipv4(whole[:-2]).endswith("UDP, length 5 [2 octets missing]")
     assert summary.ethernet(b"abc") == "[|ether] 3 octets"

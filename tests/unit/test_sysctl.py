@@ -33,6 +33,6 @@ def test_values_become_fields():
     ("net.ipv4.tcp_keepalive_probes=128", "1 to 127"),
     ("net.ipv4.tcp_keepalive_probes=many", "1 to 127"),
 ])
-def test_what_is_refused_says_why(given: str, text: str):
+def test_a_refused_value_is_refused_with_the_reason(given: str, text: str):
     with pytest.raises(UsageError, match=f"--sysctl {given}: .*{text}"):
         Options(sysctl=[given]).check()

@@ -170,7 +170,7 @@ def test_a_flow_alone_is_disturbed():
     assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0) == [(topology.UDP, m.PACKET, OTHER)]
 
 
-def test_what_an_impairment_drops_a_capture_shows():
+def test_a_capture_shows_packets_that_an_impairment_drops():
     bench = Bench()
     bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.UDP}), drops=True), impair(drop_nth=2))
     bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0)
@@ -180,7 +180,7 @@ def test_what_an_impairment_drops_a_capture_shows():
     assert sent.records == [PACKET]
 
 
-def test_what_is_asked_again_goes_on_undisturbed_and_what_ends_lets_go():
+def test_a_repeated_impairment_continues_and_an_ended_one_releases_its_packets():
     bench = Bench()
     bench.ask(impair(delay=5.0))
     bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
@@ -192,7 +192,7 @@ def test_what_is_asked_again_goes_on_undisturbed_and_what_ends_lets_go():
     assert bench.ask() == [(topology.UDP, m.PACKET, OTHER)]
 
 
-def test_what_was_held_on_the_way_in_is_given_when_the_impairment_ends():
+def test_packets_held_on_the_way_in_are_released_when_the_impairment_ends():
     bench = Bench()
     bench.ask(impair(sent=False, peer=topology.LINK, delay=5.0))
     bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)

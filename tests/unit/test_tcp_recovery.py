@@ -289,7 +289,7 @@ def test_a_window_probe_is_neither_in_flight_nor_a_loss_of_the_path():
     assert (recovery.freed, recovery.ssthresh > 1 << 30, recovery.rto_s < 0.3) == (True, True, True)
 
 
-def test_what_is_saved_is_what_a_successor_starts_from():
+def test_a_successor_starts_from_the_stored_advice():
     it = flow(2000, 1000)
     it.run()
     saved = advisory.pack(it.recovery)
@@ -348,7 +348,7 @@ def test_an_algorithm_that_a_successor_has_not_is_the_default():
     assert recovery.control.name == "cubic"
 
 
-def test_what_is_stored_is_stored_once_a_round_trip():
+def test_advice_is_stored_once_a_round_trip():
     it, memory, writes = flow(1000), memoryview(bytearray(100)), []
 
     def store(it: Flow) -> None:

@@ -139,7 +139,7 @@ def test_rfc2018_8_reneging_after_a_time_out_nothing_that_was_sacked_is_relied_u
     assert (board.sacked, board.lost, board.next_lost(), board.top) == (0, 800, (200, 1000), 200)
 
 
-def test_what_was_taken_for_lost_and_was_not_is_in_flight_again():
+def test_segments_wrongly_marked_lost_are_in_flight_again():
     board = flight()
     board.mark_all_lost()
     board.sent(0, 100, 2.0)

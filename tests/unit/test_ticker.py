@@ -29,7 +29,7 @@ def test_it_expires_again_and_again():
         os.close(descriptor)
 
 
-def test_what_the_kernel_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_an_interval_that_the_kernel_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(time, "CLOCK_MONOTONIC", -99)
     with pytest.raises(OSError, match="Invalid argument"):
         ticker(INTERVAL_S)

@@ -387,7 +387,7 @@ def test_port_0_is_the_connected_peer_and_any_other_an_address_of_its_own(udp):
     assert segment[2:4] == (11).to_bytes(2, "big")
 
 
-def test_what_cannot_be_sent_is_counted(udp):
+def test_records_that_cannot_be_sent_are_counted(udp):
     udp.bind(3)
     udp.set(4)
     assert udp.send(3, port=0) == []

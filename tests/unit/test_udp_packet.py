@@ -51,7 +51,7 @@ def test_rfc792_a_quotation_of_header_and_8_octets_is_enough():
     assert quoted(with_options[: header_octets + 7]) is None
 
 
-def test_what_is_not_the_start_of_a_packet_is_no_quotation():
+def test_octets_that_do_not_begin_a_packet_are_no_quotation():
     assert quoted(packet(frag=1)) is None
     assert quoted(packet(flags="MF")) is not None
     assert quoted(b"\x65" + packet()[1:]) is None

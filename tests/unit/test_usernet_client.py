@@ -362,7 +362,7 @@ def test_udp_in_the_shape_of_rust(service):
             udp.bind(text)
 
 
-def test_what_is_not_there_says_so(pair):
+def test_sockets_cannot_be_inheritable(pair):
     first, _ = pair
     with pytest.raises(io.UnsupportedOperation):
         first.set_inheritable(True)
@@ -486,7 +486,7 @@ def test_nothing_is_lost_when_the_service_is_killed(service, pair):
     assert list(dict.fromkeys(got)) == sent  # at least once, in order
 
 
-def test_what_is_sent_without_waiting_while_the_service_is_away_leaves_when_it_is_back(service, pair):
+def test_datagrams_sent_without_waiting_during_a_restart_leave_after_it(service, pair):
     first, second = pair
     address = first.getsockname()
     second.connect(address)
@@ -505,7 +505,7 @@ def test_what_is_sent_without_waiting_while_the_service_is_away_leaves_when_it_i
     assert [first.recv(100) for _ in range(kept)] == [b"%d" % number for number in range(kept)]
 
 
-def test_what_waits_unread_outlives_the_service(service, pair, monkeypatch):
+def test_unread_datagrams_outlive_the_service(service, pair, monkeypatch):
     """The dead service's connection and its successor's are read in turns; what the dead one sent still counts."""
     first, second = pair
     monkeypatch.setattr("usernet.client.connection.LOOK_INTERVAL_S", 1e9)
@@ -627,7 +627,7 @@ def test_fork(service):
     assert output == ["from the child 0", "mine still"]
 
 
-def test_what_comes_right_behind_the_answer_to_socket_is_not_lost(service, monkeypatch):
+def test_packets_right_behind_the_answer_to_socket_are_not_lost(service, monkeypatch):
     """A raw socket hears from its first moment on, and the thread that reads need not be the one that asked."""
     connection = usernet.Stack().connection
     answered = connection._replied

@@ -67,7 +67,7 @@ def test_a_detached_socket_lives_on_under_its_number():
     assert same(what)[4] == b"still here"
 
 
-def test_what_came_while_it_was_detached_is_not_lost():
+def test_datagrams_that_arrive_while_it_is_detached_are_not_lost():
     def what(module):
         endpoint = bound(module)
         name, number = endpoint.getsockname(), endpoint.detach()

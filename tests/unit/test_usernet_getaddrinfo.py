@@ -43,5 +43,5 @@ def test_as_glibc(arguments):
 
 @pytest.mark.parametrize("arguments", [(1, 80), ("10.0.0.1", 1.5), ("10.0.0.1", object()), ("10.0.0.1", 1 << 70),
                                        ("10.0.0.1\0b", 80), ("10.0.0.1", "8\0")])
-def test_what_is_no_argument(arguments):
+def test_impossible_arguments_fail_as_with_the_standard_function(arguments):
     assert outcome(usernet.getaddrinfo, *arguments) == outcome(std.getaddrinfo, *arguments)

@@ -580,7 +580,7 @@ def test_files_keep_a_socket_open():
     assert same(what) == (5, True)
 
 
-def test_what_is_not_for_datagrams():
+def test_sendfile_and_get_inheritable_behave_as_on_linux():
     def what(endpoint):
         with open(os.devnull, "rb") as file:
             return endpoint.sendfile(file)

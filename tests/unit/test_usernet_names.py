@@ -132,7 +132,7 @@ def test_addresses_for_datagrams_as_in_the_standard_module(arguments):
 @pytest.mark.parametrize(("arguments", "number"), [
     (("10.0.0.2", 53, std.AF_INET6), std.EAI_FAMILY), (("10.0.0.2", 53, 0, std.SOCK_RAW), std.EAI_SERVICE),
 ])
-def test_what_a_stack_does_not_have(arguments, number):
+def test_a_name_that_the_stack_cannot_resolve_fails_with_the_errno_of_glibc(arguments, number):
     with pytest.raises(std.gaierror) as failure:
         usernet.getaddrinfo(*arguments)
     assert failure.value.errno == number

@@ -172,7 +172,7 @@ def test_dnspython_asks_through_the_stack(start):
         """)).splitlines() == [*["192.0.2.7"] * 3, "192.0.2.7 ('192.0.2.7', 5)"]
 
 
-def test_what_is_not_the_internets_stays_the_kernels(start):
+def test_families_other_than_the_internets_stay_the_kernels(start):
     assert output(start("""
         import multiprocessing, socket, ssl, threading
         from socket import *
@@ -403,7 +403,7 @@ STRAYS = """
 """
 
 
-def test_what_goes_past_the_stack_is_told_or_refused(start, tmp_path):
+def test_programs_that_go_past_the_stack_are_warned_or_refused(start, tmp_path):
     process = start(STRAYS)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, err) == ("made\n", "usernet: a socket of AF_INET uses the kernel's network, not the stack: "

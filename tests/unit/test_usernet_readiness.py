@@ -67,7 +67,7 @@ def test_readable_as_long_as_something_is_queued(pair):
         first.recv(10)
 
 
-def test_what_was_queued_before_the_first_fileno_counts(pair):
+def test_datagrams_queued_before_the_first_fileno_count(pair):
     first, second = pair
     second.sendto(b"early", first.getsockname())
     first.settimeout(PATIENCE_S)

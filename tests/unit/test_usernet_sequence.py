@@ -36,7 +36,7 @@ def test_ahead_of_its_turn_waits_for_the_repetition():
     assert incoming.lost == 0
 
 
-def test_what_can_no_longer_be_repeated_is_lost_and_counted():
+def test_frames_that_cannot_be_repeated_are_counted_as_lost():
     incoming = resumed()
     incoming.started(2)
     incoming.resumed(2, 11)

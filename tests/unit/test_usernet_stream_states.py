@@ -35,7 +35,7 @@ def test_a_reset_is_an_error_until_a_call_has_reported_it(pair):
     assert first.recv(1) == b""
 
 
-def test_what_was_sent_to_a_closed_connection_is_an_error(pair):
+def test_sending_to_a_closed_connection_is_an_error(pair):
     first, second = pair
     second.close()
     seen(first, IN | OUT | RDHUP)

@@ -237,7 +237,7 @@ def test_half_close(pair):
     assert first.recv(5, std.MSG_WAITALL) == b"still"
 
 
-def test_what_poll_says_of_an_end(pair):
+def test_poll_reports_the_end_of_a_stream(pair):
     first, second = pair
     wanted = select.POLLIN | select.POLLOUT | select.POLLRDHUP
     assert events(second, 0, wanted) == [select.POLLOUT]
@@ -353,7 +353,7 @@ def own_pair(service):
         yield first, second
 
 
-def test_what_tcp_says_of_a_connection(own_pair):
+def test_tcp_info_of_a_connection(own_pair):
     first, _ = own_pair
     assert first.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, 1) == b"\x01", "ESTABLISHED"
 
@@ -396,7 +396,7 @@ def test_the_end_of_a_process_delivers_what_was_sent(service):
             assert len(b"".join(iter(lambda: accepted.recv(1 << 16), b""))) == 100_000
 
 
-def test_what_is_asked_for_again_once_records_of_the_service_are_lost(service):
+def test_streams_are_asked_for_again_after_records_of_the_service_were_lost(service):
     with usernet.create_server(("127.0.0.1", 0), backlog=3) as server:
         with usernet.create_connection(server.getsockname(), timeout=PATIENCE_S) as first:
             second, _ = server.accept()

@@ -73,7 +73,7 @@ def test_the_packet_of_a_record(kind, record):
     assert well_formed(packet) == b"hello"
 
 
-def test_what_applications_say_is_shown_as_a_packet():
+def test_datagrams_of_applications_are_shown_as_packets():
     send = m.datagram_header(4, B, 53, A, 64, 0, 0) + b"hello"
     (packet,) = views.packets_of(m.SEND, send, False, 17)
     assert (IP(packet).dst, IP(packet)[UDP].dport, bytes(IP(packet)[UDP].payload)) == ("10.0.0.2", 53, b"hello")

@@ -32,6 +32,6 @@ def test_no_other_files_and_no_nonsense_are_read(tmp_path):
         assert with_source(told, "udp") == told.rstrip("\n")
 
 
-def test_what_has_its_lines_is_left_as_it_is():
+def test_a_traceback_with_source_lines_is_left_as_it_is():
     told = f'  File "{ROOT}/layers/udp/core.py", line 3, in x\n    as it was\nE'
     assert with_source(told, "udp") == told

@@ -59,7 +59,7 @@ def test_anything_but_zmtp_is_refused(octets, says):
     (b"\x01\x01x", "a message of several parts"),
     (b"\x80\x00", "a flag that ZMTP does not have"),
 ])
-def test_what_no_pipe_carries_is_refused(octets, says):
+def test_messages_that_no_pipe_carries_are_refused(octets, says):
     reader = greeted()
     assert reader.feed(zmtp.message(b"one before") + octets + zmtp.message(b"one after")) == [b"one before"]
     assert reader.error == says

@@ -16,7 +16,7 @@ def words(info: bytes, at: int, count: int = 1) -> tuple[int, ...]:
     return struct.unpack_from(f"={count}I", info, at)
 
 
-def test_what_is_sacked_lost_and_sent_again():
+def test_tcp_info_shows_segments_sacked_lost_and_sent_again():
     lose = {10, 12}
     count = [0]
 
@@ -81,7 +81,7 @@ def test_the_list_of_connections_comes_in_pages(monkeypatch):
     assert [*first["connections"], *second["connections"]] == everything["connections"]
 
 
-def test_what_was_counted():
+def test_tcp_info_shows_the_counts_of_segments():
     world, a, b, left, right = pair(0.01, lambda source, segment, lost=[1]: (
         [] if segment.payload and source[-1] == 1 and lost and lost.pop() else [0.01]))
     a.write(left, octets(100_000))

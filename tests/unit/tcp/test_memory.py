@@ -186,7 +186,7 @@ def test_no_more_is_taken_than_was_permitted(world: World, offset: int, length: 
 
 
 @pytest.mark.parametrize("head", [3000, 0, 1 << 63, (1 << 64) - 1])
-def test_what_was_written_counts_when_the_application_dies(world: World, head: int) -> None:
+def test_octets_in_the_ring_are_sent_when_the_application_dies(world: World, head: int) -> None:
     host = world.hosts[A]
     offer(host)
     host.put(7, TEXT[:2000])

@@ -37,7 +37,7 @@ def test_no_octets_raise(octets):
        st.builds(Options, st.none() | st.integers(0, 65535), st.none() | st.integers(0, 14), st.booleans(),
                  st.none() | st.tuples(st.integers(0, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF)), st.just(()),
                  st.sampled_from([None, b"", b"1234", b"12345678"])))
-def test_what_is_packed_is_read_back(port, number, flags, payload, options):
+def test_a_packed_segment_is_read_back(port, number, flags, payload, options):
     segment = Segment(port, port, number, number, flags, port, port, options, payload)
     octets = segment.pack()
     assert len(octets) % 4 == len(payload) % 4

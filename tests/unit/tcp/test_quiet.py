@@ -46,7 +46,7 @@ def test_a_quiet_connection_goes_on_where_it_was_both_ways():
     assert a.applications[left].received == b"".join(octets(30_000, turn + 7) for turn in range(3))
 
 
-def test_what_is_unread_or_out_of_order_keeps_its_ring():
+def test_unread_octets_and_octets_beyond_a_gap_keep_their_ring():
     world, a, b, left, right = pair()
     a.write(left, octets(1000))
     world.run(1, reading=False)

@@ -390,7 +390,7 @@ def test_rfc5927_an_error_counts_only_if_what_it_quotes_is_in_flight():
     assert peer.host.state_of(handle) == "ESTABLISHED", "a hard error is soft once established"
 
 
-def test_what_is_sent_again_is_the_same_octets():
+def test_a_retransmission_has_the_same_octets():
     peer = Peer()
     handle = peer.connects()
     peer.host.write(handle, bytes(range(250)) * 8)
