@@ -124,7 +124,7 @@ def was_read(engine: Engine, conn: Connection, number: int) -> None:
 
 
 def release_ring(engine: Engine, conn: Connection) -> None:
-    """Give the receive ring back if no text can come any more and none is left to read, or nobody will read it."""
+    """Give the receive ring back if no text can come any more and none is left that the application will read."""
     if conn.receive_ring is None or conn.fin_at is None or conn.rcv_nxt <= conn.fin_at:
         return
     if conn.handle == ORPHAN or not unread(conn):

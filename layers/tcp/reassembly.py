@@ -69,7 +69,7 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
 
 
 def _overwritten(engine: Engine, conn: Connection) -> bool:
-    """True (counted) if the text was overwritten while it was copied; nobody has been told of the octets yet."""
+    """True (counted) if the text was overwritten while it was copied; the application does not know of it yet."""
     if engine.text_intact is None or engine.text_intact():
         return False
     engine.counters[C.text_overwritten] += 1

@@ -175,7 +175,7 @@ def test_hping_is_told_the_time(stack: Stack) -> None:
     (("-1", "-a", "10.0.0.255"), "ip", "bad_source"),
     (("-1", "-x", "-g", 65528, "-d", 64), "ip", "fragment_beyond"),
 ], ids=["ICMP checksum", "UDP checksum", "source route", "address mask", "source", "ping of death"])  # fmt: skip
-def test_packets_of_hping_without_an_answer_are_counted(stack: Stack, arguments: tuple, layer: str, counter: str) -> None:
+def test_unanswered_packets_of_hping_are_counted(stack: Stack, arguments: tuple, layer: str, counter: str) -> None:
     before = stack.counters(layer)[counter]
     assert "0 packets received" in hping(stack, *arguments)
     wait_for(counter, lambda: stack.counters(layer)[counter] == before + 2)
