@@ -23,7 +23,7 @@ from bus.runtime.event_loop import EventLoop
 from bus.runtime.recorder import Origin, Start, recorded
 from bus.runtime.ring import RECORDING, RingWriter
 from bus.runtime.spawn import SpawnArguments as SpawnArguments
-from bus.runtime.taps import TapRequests, Taps
+from bus.runtime.taps import TapRequests, Taps, decode_requests
 
 GC_THRESHOLD = 20_000  # number of new objects between collections; hardly any object here is in a cycle
 
@@ -84,7 +84,7 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
                             layout.STREAMS_JOURNAL_OCTETS if has_streams else layout.JOURNAL_OCTETS)
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
-    taps_asked = msgspec.json.decode(asked, type=TapRequests)
+    taps_asked = decode_requests(asked)
     is_recorded = spawned.layer in RECORDED and (
         spawned.config.record_crashes or any(each.record for each in taps_asked.captures))
     seed, found = os.urandom(32), list(state.items()) if is_recorded else []

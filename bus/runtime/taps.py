@@ -73,6 +73,10 @@ class TapRequests(msgspec.Struct, frozen=True):
     impairments: tuple[ImpairmentRequest, ...] = ()
 
 
+# Made here, in the keeper: a decoder that each process made for itself would cost 2 ms of a restart.
+decode_requests = msgspec.json.Decoder(TapRequests).decode
+
+
 class Taps:
     """The taps of one layer's core. `core` is the one to call at present."""
 
