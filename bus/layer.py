@@ -11,8 +11,11 @@ sequence of integers indexed by the names of the layer's CounterSet.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, MutableMapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from bus.durable.stream_memory import Piece
 
 Send = tuple[int, int, bytes]  # (consumer's id, kind, record); the bus packs consecutive records into frames
 # A core reports conditions of interest to the user by NOTICES to topology.KEEPER: all that hold, at every change and at
@@ -83,6 +86,21 @@ class ManagedCore(Core, Protocol):
         If the layer dies during a request, the request is repeated with the same number, above zero, as its "order". An
         effect that has happened is then not repeated, and it is not an error that nothing is left to do.
         """
+
+
+@runtime_checkable
+class StreamCore(Core, Protocol):
+    """A core with streams in memory beside `state` (`bus.durable.stream_memory`), for recordings."""
+
+    def memory_pieces(self) -> Iterable[Piece]:
+        """What a core needs to go on from here as from `state`; between two calls."""
+
+    def memories(self) -> dict[int, object]:
+        """{number: mapped memory} in which those pieces are."""
+
+    def with_octets(self, kind: int, records: list[bytes]) -> list[tuple[int, list[bytes]]]:
+        """(kind, records) that do the same as these, but contain the octets that an application has written into its
+        memory, which a recording does not contain."""
 
 
 @runtime_checkable

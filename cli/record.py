@@ -46,9 +46,6 @@ def run(given: argparse.Namespace) -> int:
         layers = client.request("status")["layers"]
         if given.layer not in layers:
             raise UsageError(f"record: no layer {given.layer!r}; the layers are {', '.join(layers)}")
-        if given.layer == "tcp":
-            raise UsageError("record: tcp cannot be recorded, because its connections are in memory that a recording "
-                             "does not contain")
         with open(path, "wb", buffering=0) as out:
             file = LastOnes(out, ring_octets) if ring_octets else Everything(out)
             return _write(client, given.layer, file, path, given.seconds or float("inf"))

@@ -84,6 +84,7 @@ class Run(msgspec.Struct):
     state: list[tuple[int, bytes]]
     calls: list[Call]
     core: bytes = b""  # pickled at a checkpoint; empty: the run begins with the process
+    memory: list[list[Any]] = []  # pieces of the memory of streams
 
 
 def read(path: Path) -> list[Run]:
@@ -112,6 +113,9 @@ def read(path: Path) -> list[Run]:
         elif kind == "state":
             if not passed:
                 runs[-1].state += [(key, value) for key, value in fields[0]]
+        elif kind == "memory":
+            if not passed:
+                runs[-1].memory.append(fields)
         elif kind == "call":
             runs[-1].calls.append(Call(len(runs[-1].calls) + 1, *fields))
         else:
@@ -135,9 +139,13 @@ def replay(run: Run, break_at: int | None = None,
     state = ReplayedState(run.state)
     if run.core:
         parts = {"counters": counters, "state": state, "held": importlib.import_module("bus.durable.held").NO_HOLDINGS}
+        if run.memory:
+            parts |= {f"memory {number}": each for number, each in _stream_memory(run).mappings.items()}
         core = importlib.import_module("bus.runtime.recorder").unpickled(run.core, parts)
     else:
-        core = getattr(importlib.import_module(module), name)(config, state, counters, random.Random(run.start.seed))
+        make = getattr(importlib.import_module(module), name)
+        more = [_stream_memory(run)] if run.memory else []
+        core = make(config, state, counters, random.Random(run.start.seed), *more)
     for call in run.calls:
         begins(call)
         if call.number == break_at:
@@ -146,6 +154,11 @@ def replay(run: Run, break_at: int | None = None,
         result = _plain([getattr(core, call.name)(*call.arguments), core.next_wake])
         if call.result is not None and result != call.result:
             yield call, result
+
+
+def _stream_memory(run: Run) -> Any:
+    module = importlib.import_module("bus.durable.stream_memory")
+    return module.StreamMemory.volatile([module.Piece(*fields) for fields in run.memory])
 
 
 def differences(path: Path) -> list[str]:

@@ -49,7 +49,7 @@ _FLAGS: dict[str, dict[str, Any]] = {  # arguments, by the name of their field i
                   "protocol"},
     "accept_redirects": {"action": "store_true", "help": "accept redirects of a gateway to another gateway"},
     "no_offload": {"action": "store_true", "help": "no checksum and segmentation offload on the TAP"},
-    "record_crashes": {"action": "store_true", "help": "record the last calls of each layer but tcp; a crash leaves a "
+    "record_crashes": {"action": "store_true", "help": "record the last calls of each layer; a crash leaves a "
                        "recording for replay"},
     "sysctl": {"action": "append", "metavar": "NAME=VALUE", "help": "set a default of TCP by its name on Linux, such "
                "as net.ipv4.tcp_sack=0; can be repeated"},

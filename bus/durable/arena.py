@@ -199,7 +199,7 @@ class Arena(Rings):
                 if freed is None:
                     continue
                 if freed + IDLE_S <= now:
-                    self._mapping.madvise(mmap.MADV_REMOVE, self._data_at + block * BLOCK_OCTETS, size)
+                    self._mapping.madvise(mmap.MADV_REMOVE, self.data_at + block * BLOCK_OCTETS, size)
                     free[block] = None
                 elif due is None or freed + IDLE_S < due:
                     due = freed + IDLE_S

@@ -18,6 +18,8 @@ _HEAD = Struct("<QQ")  # number of the half (0: empty), valid octets after this 
 class CrashLog:
     """The writer: a `bus.runtime.recorder.Sink`."""
 
+    patience_s = 0.0
+
     def __init__(self, memory: memoryview) -> None:
         half = len(memory) // 2
         self._halves = (memory[:half], memory[half:])

@@ -27,13 +27,13 @@ from bus.runtime.taps import TapRequests, Taps, decode_requests
 
 GC_THRESHOLD = 20_000  # number of new objects between collections; hardly any object here is in a cycle
 
-RECORDED = frozenset(topology.LAYERS) - {"tcp"}  # tcp's connections are in memory that a recording does not contain
-
 CoreMaker = Callable[[StackConfig, State, CounterWords, random.Random], Core]
 
 
 class _Ring:
     """The ring of `launcher.py record`, as a sink for the recorder."""
+
+    patience_s = 2.0
 
     def __init__(self, writer: RingWriter, incarnation: int, every: int) -> None:
         self._writer = writer
@@ -85,8 +85,7 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
     taps_asked = decode_requests(asked)
-    is_recorded = spawned.layer in RECORDED and (
-        spawned.config.record_crashes or any(each.record for each in taps_asked.captures))
+    is_recorded = spawned.config.record_crashes or any(each.record for each in taps_asked.captures)
     seed, found = os.urandom(32), list(state.items()) if is_recorded else []
     # SystemRandom uses the kernel's random numbers, because ports, identification numbers and so on must not be
     # predictable (RFC 6056, RFC 7739). A recorded layer uses a seed instead, so that it can be replayed.
@@ -97,7 +96,7 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     if isinstance(core, HoldingCore):
         core.held = held
     if is_recorded:
-        start = Start(spawned.layer, int(incarnation), f"{make_core.__module__}:{make_core.__qualname__}",
+        start = Start(spawned.layer, int(incarnation), f"{type(core).__module__}:{type(core).__qualname__}",
                       encode(spawned.config), seed, bool(spawned.config.offload),
                       list(durable.counters[: len(counters.declared)]))
         parts = {"counters": durable.counters, "state": state, "held": held}

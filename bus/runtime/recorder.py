@@ -6,30 +6,36 @@ configuration and the seed of the random numbers. So that the beginning of a lon
 to a file (`launcher.py record`), and the crash log, which keeps the last ones (`bus.runtime.crash_log`). Entries are
 msgpack:
 
-   ["start", Start]   ["state", items]   ["call", name, arguments]   ["result", returned value, next_wake]
-   ["checkpoint", Start, the pickled core, True if no call is missing before it]; its state follows
+   ["start", Start]   ["state", items]   ["memory", number, at, octets] (bus.durable.stream_memory.Piece)
+   ["call", name, arguments]   ["result", returned value, next_wake]
+   ["checkpoint", Start, the pickled core, True if no call is missing before it]; its state and memory follow
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
 import pickle
-from collections.abc import Callable, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from bus.durable.held import NO_HOLDINGS, Holdings
-from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
+from bus.durable.stream_memory import Piece
+from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send, StreamCore
 from bus.messages import HELD_OF
 
 SNAPSHOT_ITEMS = 1000  # items of state per entry
+WAIT_S = 0.002  # between two looks for room
 CHECKPOINT_ITEMS_MAX = 10_000  # items of state; beyond, a checkpoint would take too long between two calls
 _PICKLED = ("bus", "layers", "packets", "usernet")  # packages whose classes may be in a pickled core
 _PICKLED_TOO = {("builtins", "getattr"), ("builtins", "set"), ("builtins", "frozenset"), ("builtins", "bytearray"),
                 ("builtins", "range"), ("builtins", "slice"), ("msgspec._utils", "rebuild"),
                 ("collections", "deque"), ("collections", "OrderedDict"),
-                ("collections", "defaultdict"), ("collections", "Counter"), ("random", "Random"),
+                ("collections", "defaultdict"), ("collections", "Counter"), ("itertools", "count"),
+                ("random", "Random"),
                 ("functools", "partial"), ("ipaddress", "IPv4Address"), ("ipaddress", "IPv4Network"),
                 ("ipaddress", "IPv4Interface")}
 
@@ -58,6 +64,7 @@ class Sink(Protocol):
     """What takes the entries of a recording."""
 
     every: int  # octets of entries between two checkpoints; 0: none
+    patience_s: float  # for which the initial memory may wait for room
     most: int  # octets of a checkpoint
 
     def put(self, octets: bytes) -> bool:
@@ -75,8 +82,18 @@ class Origin(NamedTuple):
     parts: Mapping[str, object]  # what the core refers to but what is not part of it, by name
 
 
+def _view(memory: Any, at: int, octets: int, form: str) -> memoryview:
+    """A view of a part of a memory."""
+    view = memoryview(memory)[at : at + octets]
+    return view.cast("Q") if form == "Q" else view
+
+
+def _address(memory: Any) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
 class _Pickler(pickle.Pickler):
-    """Pickles a core without the parts that it was given."""
+    """Pickles a core without the parts that it was given; views of memories among them are their places there."""
 
     def __init__(self, file: io.BytesIO, parts: Mapping[str, object]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -85,6 +102,12 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> str | None:
         """The name of a part."""
         return self._names.get(id(obj))
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Of a view of a memory."""
+        if type(obj) is memoryview and id(obj.obj) in self._names:
+            return _view, (obj.obj, _address(obj) - _address(obj.obj), obj.nbytes, obj.format)
+        return NotImplemented
 
 
 class _Unpickler(pickle.Unpickler):
@@ -119,6 +142,12 @@ def pickled(core: Core, parts: Mapping[str, object]) -> bytes:
     return file.getvalue()
 
 
+def memories_of(core: Core) -> dict[str, object]:
+    """The memories of streams, as parts."""
+    memories = core.memories() if isinstance(core, StreamCore) else {}
+    return {f"memory {number}": each for number, each in memories.items()}
+
+
 def unpickled(octets: bytes, parts: Mapping[str, object]) -> Core:
     """The core with other parts. pickle.UnpicklingError and others: not a pickled core."""
     core: Core = _Unpickler(octets, parts).load()
@@ -137,6 +166,7 @@ class RecordingCore:
         self._recording = True
         self._whole = True  # no call is missing since the last checkpoint
         self._since = 0  # octets since the last checkpoint
+        self._streams = self._plain if isinstance(self._plain, StreamCore) else None
 
     @property
     def next_wake(self) -> float | None:
@@ -151,7 +181,10 @@ class RecordingCore:
         """See `bus.layer.Core`."""
         if kind in HELD_OF:  # a recording contains the octets themselves
             kind, records = self._held.inlined(kind, records)
-        return self._call(self._core.receive, sender, kind, records, now)
+        if self._streams is None:
+            return self._call(self._core.receive, sender, kind, records, now)
+        return [send for each in self._streams.with_octets(kind, records)
+                for send in self._call(self._core.receive, sender, *each, now)]
 
     def wake(self, now: float) -> list[Send]:
         """See `bus.layer.Core`."""
@@ -193,16 +226,19 @@ class RecordingCore:
         if len(state) > CHECKPOINT_ITEMS_MAX:
             return
         items = list(state.items())
+        pieces = [] if self._streams is None else list(self._streams.memory_pieces())
         try:
-            octets = pickled(self._plain, parts)
-        except (TypeError, AttributeError, pickle.PicklingError):
+            octets = pickled(self._plain, {**parts, **memories_of(self._plain)})
+        except (TypeError, AttributeError, ValueError, pickle.PicklingError):
             return
-        if len(octets) + sum(len(value) + 16 for _, value in items) > self._sink.most:
+        size = len(octets) + sum(len(value) + 16 for _, value in items) + sum(len(each.octets) + 16 for each in pieces)
+        if size > self._sink.most:
             return
         counters = list(parts["counters"])[: len(start.counters)]  # type: ignore[call-overload]
         self._sink.turn()
         now = msgspec.structs.replace(start, counters=counters)
-        self._recording = _begin(self._sink, ("checkpoint", now, octets, self._whole), items)
+        self._recording = _begin(self._sink, ("checkpoint", now, octets, self._whole), items) and all(
+            self._sink.put(encode(("memory", *each))) for each in pieces)
         self._whole, self._since = True, 0
 
 
@@ -255,10 +291,24 @@ def _begin(sink: Sink, entry: tuple[object, ...], state: list[tuple[int, bytes]]
     return written
 
 
+def _add_memory(sink: Sink, pieces: Iterable[Piece]) -> bool:
+    """Write the memory of streams; its size may be many times the room, so it waits for the reader."""
+    deadline = time.monotonic() + sink.patience_s
+    for piece in pieces:
+        octets = encode(("memory", *piece))
+        while not sink.put(octets):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(WAIT_S)
+    return True
+
+
 def recorded(core: Core, origin: Origin, state: list[tuple[int, bytes]], sink: Sink,
              held: Holdings = NO_HOLDINGS) -> Core:
     """The core with a recording started; the core itself if there is no room even for its initial `state`."""
     if not _begin(sink, ("start", origin.start), state):
+        return core
+    if isinstance(core, StreamCore) and not _add_memory(sink, core.memory_pieces()):
         return core
     kind = (RecordingClientCore if isinstance(core, ClientCore)
             else RecordingManagedCore if isinstance(core, ManagedCore) else RecordingCore)

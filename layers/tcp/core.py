@@ -8,7 +8,7 @@ peer sends again. This module translates records to calls of the engine; `layers
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import error as StructError  # noqa: N812
 
 import msgspec
@@ -16,13 +16,13 @@ import msgspec
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable.held import NO_HOLDINGS
-from bus.durable.stream_memory import StreamMemory
+from bus.durable.stream_memory import Piece, StreamMemory
 from bus.layer import CounterWords, Octets, Send, State
 from bus.messages import ERROR_HEAD, ORIGIN_LOCAL, decode_routes, encode
 from bus.streams import decode_stream_state
 from layers.common.routes import RouteTable
 from layers.common.transport import IcmpError
-from layers.tcp import icmp, info, listing
+from layers.tcp import icmp, info, listing, recording
 from layers.tcp.calls import Calls
 from layers.tcp.counters import Counters as C
 from layers.tcp.durable import Durable
@@ -144,6 +144,18 @@ class Core:
         except ValueError as error:
             answer = {"error": str(error)}
         return answer, []
+
+    def memory_pieces(self) -> Iterable[Piece]:
+        """See bus.layer.StreamCore."""
+        return recording.pieces(self._durable, self.engine, Successor(self._durable, self.engine, self.calls))
+
+    def memories(self) -> dict[int, object]:
+        """See bus.layer.StreamCore."""
+        return self._durable.streams.mappings
+
+    def with_octets(self, kind: int, records: list[bytes]) -> list[tuple[int, list[bytes]]]:
+        """See bus.layer.StreamCore."""
+        return recording.with_octets(self.engine, kind, records)
 
     def record_set_aside(self, sender: int, kind: int, record: bytes, now: float) -> list[Send]:
         """See `bus.layer.PoisonCore`: a segment that killed this layer."""

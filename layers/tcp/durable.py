@@ -26,7 +26,7 @@ from bus.layer import State
 from layers.tcp.acknowledgment import RING_OCTETS_MIN
 from layers.tcp.connection import Connection
 from layers.tcp.ring import Ring
-from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, TOKEN, block_of
+from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, RINGS_AT, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Durable:
         self._released: list[int] = []
         self._leaving: deque[tuple[float, int]] = deque()  # (time at which it is free, reference) of released rings
         self.trim_at: float | None = None  # see `Rings`
-        self._streams = memory
+        self.streams = memory
         self._arena = Arena(memory.arena, self._named(STREAM_ARENA))
         self._lent: dict[int, Lent | None] = {}  # the applications' memories, once they are needed
         self._kept: dict[int, list[int]] = {}  # {handle: rings that its application may still read}
@@ -85,9 +85,13 @@ class Durable:
     def lent_by(self, home: int) -> Lent | None:
         """The memory of an application that a ring's reference names."""
         if home not in self._lent:
-            mapping = self._streams.application(home)
+            mapping = self.streams.application(home)
             self._lent[home] = Lent(mapping, home, self._named(home)) if mapping is not None else None
         return self._lent[home]
+
+    def rings_at(self, home: int) -> int:
+        """Where the rings begin in a memory of rings, after their table."""
+        return RINGS_AT if home != STREAM_ARENA else self._arena.data_at
 
     def lends(self, home: int, token: int) -> bool:
         """See `Rings`."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,17 +47,81 @@ def traffic(stack: Stack) -> None:
             peer.recv(10)
 
 
-@pytest.mark.parametrize("layer", ["link", "arp", "ip", "icmp", "udp", "sockets"])
+@contextlib.contextmanager
+def connected(stack: Stack) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """(a socket of the stack, one of the kernel), connected by the kernel."""
+    with stack.socket(socket.SOCK_STREAM) as server, stack.kernel.socket(kind=socket.SOCK_STREAM) as far:
+        server.bind((STACK, 0))
+        server.listen()
+        far.settimeout(PATIENCE_S)
+        far.connect(server.getsockname())
+        near, _ = server.accept()
+        with near:
+            near.settimeout(PATIENCE_S)
+            yield near, far
+
+
+def send(sender: socket.socket, receiver: socket.socket, octets: int) -> None:
+    """Octets of one direction, compared."""
+    data, received = random.Random(octets).randbytes(octets), bytearray()
+    thread = threading.Thread(target=sender.sendall, args=(data,), daemon=True)
+    thread.start()
+    while len(received) < octets:
+        received += receiver.recv(1 << 16)
+    thread.join(PATIENCE_S)
+    assert received == data
+
+
+@pytest.mark.parametrize("layer", ["link", "arp", "ip", "icmp", "udp", "tcp", "sockets"])
 def test_a_layers_core_does_the_same_again(stack, tmp_path, layer):
     path = tmp_path / f"{layer}.rec"
     with recording(stack, layer, path):
         traffic(stack)
+        with connected(stack) as (near, far):
+            send(near, far, 100_000)
+            send(far, near, 100_000)
         stack.run("neighbor", "list")
     done = stack.run("replay", path)
     assert f"run 1: {layer}, incarnation " in done.stdout
     assert "all results as recorded" in done.stdout
     calls = int(done.stdout.split(" calls:")[0].split()[-1])
     assert calls >= 3
+
+
+def test_tcp_does_the_same_again_from_the_middle_of_transfers(stack, tmp_path):
+    """Octets are in the memory of the application, unread, unsent and unacknowledged when the recording begins."""
+    path = tmp_path / "tcp.rec"
+    with connected(stack) as (near, far):
+        send(near, far, 1 << 20)
+        send(far, near, 1 << 20)  # now its octets are in the memory that it shares with tcp
+        near.sendall(bytes(200_000))
+        far.sendall(bytes(200_000))
+        with recording(stack, "tcp", path):
+            for end in (far, near):
+                left = 200_000
+                while left:
+                    left -= len(end.recv(min(left, 1 << 16)))
+            send(near, far, 300_000)
+            send(far, near, 300_000)
+            before = stack.ask()["tcp"]
+            os.kill(before["pid"], signal.SIGKILL)
+            wait_for("tcp", lambda: stack.serves(tcp=before["incarnation"] + 1))
+            send(near, far, 300_000)
+    done = stack.run("replay", path)
+    assert done.stdout.count("all results as recorded") == 2, done.stdout
+
+
+def test_another_initial_window_makes_a_difference_in_a_recording_of_tcp(stack, tmp_path):
+    path = tmp_path / "tcp.rec"
+    with recording(stack, "tcp", path), connected(stack) as (near, far):
+        send(near, far, 100_000)
+    other = copy_product(tmp_path / "other")
+    congestion = other / "layers/tcp/congestion.py"
+    text = congestion.read_text()
+    assert text.count("INITIAL_SEGMENTS = 10") == 1
+    congestion.write_text(text.replace("INITIAL_SEGMENTS = 10", "INITIAL_SEGMENTS = 2"))
+    done = stack.run("replay", path, "--diff", other, status=1)
+    assert "to ip: TRANSMIT" in done.stdout
 
 
 def test_each_process_is_a_run(new_stack, tmp_path):
@@ -113,6 +180,21 @@ def test_the_last_calls_of_a_long_recording(stack, tmp_path):
     assert "at least 1MB" in stack.run("record", "link", "--ring", "3", status=2).stderr
 
 
+def test_the_last_calls_of_a_long_recording_of_tcp(stack, tmp_path):
+    path = tmp_path / "tcp.rec"
+    recorder = stack.popen("record", "tcp", "--ring", "1MB", "-w", path, stderr=subprocess.PIPE)
+    assert "recording" in recorder.stderr.readline()
+    with connected(stack) as (near, far):
+        for _ in range(40):
+            send(near, far, 40_000)
+            send(far, near, 40_000)
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(PATIENCE_S) == 0, recorder.stderr.read()
+    assert 400_000 < path.stat().st_size < 1_500_000
+    done = stack.run("replay", path).stdout
+    assert "from a checkpoint: all results as recorded" in done
+
+
 @pytest.fixture
 def crashing(new_stack, home, tmp_path) -> Stack:
     """A stack that records crashes, and whose udp dies of b"poison"."""
@@ -157,6 +239,27 @@ def test_a_crash_leaves_a_recording_whose_replay_shows_the_crash(crashing, tmp_p
         assert ran.returncode == status, ran.stdout + ran.stderr
 
 
+def test_a_crash_of_tcp_leaves_a_recording(new_stack, tmp_path):
+    checkout = copy_product(tmp_path / "crashing")
+    core = checkout / "layers/tcp/core.py"
+    text, line = core.read_text(), "        self.counters[C.segments_in] += 1\n"
+    assert text.count(line) == 2
+    dies = "        if b'poison' in record:\n            raise RuntimeError('poisoned')\n"
+    core.write_text(text.replace(line, dies + line))
+    stack = new_stack(checkout=checkout)
+    stack.env["PYTHONPATH"] = str(checkout)
+    stack.env["XDG_STATE_HOME"] = str(tmp_path / "state")
+    stack.up("--record-crashes")
+    with connected(stack) as (near, far):
+        send(far, near, 3000)
+        far.sendall(b"poison")
+        wait_for("recording", lambda: [event for event in stack.events() if event["event"] == "recorded"])
+    path = next(event["detail"].split(": ")[1] for event in stack.events() if event["event"] == "recorded")
+    done = stack.run("replay", path, status=1)
+    assert "RuntimeError: poisoned" in done.stderr
+    assert "all results as recorded" in stack.run("replay", path, "--diff", ROOT).stdout
+
+
 def test_planned_restarts_and_kills_from_outside_leave_no_recording(new_stack, tmp_path):
     stack = new_stack()
     stack.env["XDG_STATE_HOME"] = str(tmp_path / "state")
@@ -164,7 +267,7 @@ def test_planned_restarts_and_kills_from_outside_leave_no_recording(new_stack, t
     os.kill(stack.pids()["udp"], signal.SIGKILL)
     wait_for("udp", lambda: stack.serves(udp=2))
     stack.run("restart", "udp", "tcp")
-    stack.run("sabotage", "tcp", "raise")  # tcp is not recorded
+    os.kill(stack.pids()["tcp"], signal.SIGKILL)
     wait_for("tcp", lambda: stack.serves(tcp=3))
     stack.run("sabotage", "ip", "raise")  # outside of its core
     wait_for("ip", lambda: stack.serves(ip=2))
@@ -174,7 +277,6 @@ def test_planned_restarts_and_kills_from_outside_leave_no_recording(new_stack, t
 
 
 def test_bad_arguments(stack, tmp_path):
-    assert "tcp cannot be recorded" in stack.run("record", "tcp", status=2).stderr
     assert "no layer 'xx'" in stack.run("record", "xx", status=2).stderr
     assert "more than zero" in stack.run("record", "ip", "--seconds", "-1", status=2).stderr
     (tmp_path / "no.rec").write_bytes(b"something")

@@ -105,10 +105,10 @@ class Rings:
         self.blocks = blocks or min(len(mapping) // BLOCK_OCTETS, BLOCKS_MAX)
         while octets_for(self.blocks * BLOCK_OCTETS) > len(mapping):
             self.blocks -= 1
-        self._data_at = _table_octets(self.blocks)
+        self.data_at = _table_octets(self.blocks)
         view = memoryview(mapping)
         self.cells = view[: 8 * self.blocks].cast("Q")
-        self._data = view[self._data_at : self._data_at + self.blocks * BLOCK_OCTETS]
+        self._data = view[self.data_at : self.data_at + self.blocks * BLOCK_OCTETS]
 
     def good(self, reference: int) -> bool:
         """True if the reference is valid; to be checked again after copying."""

@@ -92,7 +92,8 @@ def memory() -> Iterator[StreamMemory]:
         os.ftruncate(descriptor, length)
     for home, token in TOKEN_OF.items():
         ApplicationRings(mmap.mmap(descriptors[home], APPLICATION_OCTETS)).facts[TOKEN] = token
-    yield StreamMemory(memoryview(mmap.mmap(-1, SLOTS_OCTETS)), mmap.mmap(descriptors[0], octets[0]), True, descriptors)
+    yield StreamMemory(memoryview(mmap.mmap(-1, SLOTS_OCTETS)), mmap.mmap(descriptors[0], octets[0]), {}, True,
+                       descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
 
