@@ -199,7 +199,8 @@ def test_connections_that_do_not_read_cost_other_applications_nothing(stack: Sta
         answers = attacker.open(port, ports, window, **OPTIONS)
         assert attacked.stdout.readline() == "sent\n"
         wait_for("probes to become rare", lambda: busy(stack) <= BUSY_MAX, 60)
-        assert cost_s(stack) <= usual * DEARER_MAX
+        # Once is enough: what shares the caches and the core of a machine can only add to it.
+        wait_for("a transfer as cheap as usual", lambda: cost_s(stack) <= usual * DEARER_MAX, 60)
         attacker.send(attacker.segment(each, port, "R", each + 1, answers[each].seq + 1) for each in ports)
     attacked.stdin.close()
     assert attacked.wait(PATIENCE_S) == 0
