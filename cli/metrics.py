@@ -12,9 +12,8 @@ PORT = 9417
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="TCP port (TCP port (default %(default)s; "
-                        "0: any free port) "
-                        "free port)")
+    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="TCP port (default %(default)s; "
+                        "0: any free port)")
 
 
 def run(given: argparse.Namespace) -> int:

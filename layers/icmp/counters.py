@@ -23,10 +23,11 @@ class Counters(DirectCounters):
     sends = Event("Echo requests of ping sockets.")
 
     malformed = Drop("Packets shorter than an ICMP header.")
-    bad_checksum = Drop("Messages with a wrong ICMP checksum.")
-    to_group = Drop("Messages to a broadcast or multicast address, which are not answered, as on Linux.")
+    bad_checksum = Drop("Messages with a wrong ICMP checksum (RFC 792).")
+    to_group = Drop("Messages to a broadcast or multicast address, which are not answered, as on Linux (RFC 1122 "
+                    "section 3.2.2.6).")
     reply_no_socket = Drop("Echo replies whose identifier is not that of a ping socket.")
-    unknown_type = Drop("Messages of an unknown type.")
+    unknown_type = Drop("Messages of an unknown type (RFC 1122 section 3.2.2).")
     source_quench = Drop("Source quench messages, which are deprecated (RFC 6633) and ignored.")
     redirect = Drop("Redirects, which are ignored without `up --accept-redirects`.")
     router_discovery = Drop("Router advertisements and solicitations (RFC 1256), which are ignored, as on Linux.")
@@ -36,16 +37,19 @@ class Counters(DirectCounters):
     timestamp_reply = Drop("Timestamp replies; only raw sockets send requests, and they get a copy of the reply.")
 
     error_unknown_code = Drop("Destination unreachable with a code above 15, or redirects with a code above 3.")
-    error_bad_quote = Drop("Errors that do not quote an IP header and 8 octets of payload.")
+    error_bad_quote = Drop("Errors that do not quote an IP header and 8 octets of payload (RFC 1122 section 3.2.2).")
     error_not_ours = Drop("Errors about a packet whose source is not an own address.")
-    error_about_group = Drop("Errors about a packet to a broadcast or multicast address, which are forbidden.")
+    error_about_group = Drop("Errors about a packet to a broadcast or multicast address, which are forbidden (RFC 1122 "
+                             "section 3.2.2).")
     error_no_transport = Drop("Errors about a packet of a protocol without a layer.")
     error_no_socket = Drop("Errors about an ICMP message whose ping socket does not exist.")
     error_ignored = Drop("Errors that are not reported to this ping socket, as on Linux.")
 
     report_malformed = Drop("Invalid requests to send an error.")
     report_about_icmp = Drop("Errors not sent about an ICMP message that is not a query (RFC 1122 section 3.2.2).")
-    report_to_group = Drop("Errors not sent about a packet whose destination is not an own address.")
-    report_from_group = Drop("Errors not sent to a source that is not a single host.")
-    report_fragment = Drop("Errors not sent about a fragment other than the first.")
-    report_limited = Drop("Errors not sent because of the rate limit for this host or for all.")
+    report_to_group = Drop("Errors not sent about a packet whose destination is not an own address (RFC 1122 section "
+                           "3.2.2).")
+    report_from_group = Drop("Errors not sent to a source that is not a single host (RFC 1122 section 3.2.2).")
+    report_fragment = Drop("Errors not sent about a fragment other than the first (RFC 1122 section 3.2.2).")
+    report_limited = Drop("Errors not sent because of the rate limit for this host or for all (RFC 1812 section "
+                          "4.3.2.8).")

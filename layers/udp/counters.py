@@ -18,10 +18,10 @@ class Counters(TransportCounters):
     report_port_unreachable = Event("Packets to a closed port, passed to icmp for an error.")
 
     packet_truncated = Drop("Packets shorter than a UDP header.")
-    bad_length = Drop("Packets whose UDP length is below 8 or more than the packet contains.")
-    bad_checksum = Drop("Packets with a wrong UDP checksum.")
-    no_port = Drop("Packets to a port without a socket.")
-    no_port_group = Drop("Broadcast or multicast datagrams without a matching socket.")
+    bad_length = Drop("Packets whose UDP length is below 8 or more than the packet contains (RFC 768).")
+    bad_checksum = Drop("Packets with a wrong UDP checksum (RFC 1122 section 4.1.3.4).")
+    no_port = Drop("Packets to a port without a socket (RFC 1122 section 4.1.3.1).")
+    no_port_group = Drop("Broadcast or multicast datagrams without a matching socket (RFC 1122 section 3.2.2).")
 
     send_malformed = Drop("Datagrams to send that are shorter than their header.")
     send_misplaced = Drop("Datagrams to send of an unsupported family or interface, refused with an error to the "

@@ -12,6 +12,8 @@ import urllib.request
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
+from cli.watching import sentence
+
 from .peers import KERNEL, PATIENCE_S, ROOT, STACK, received, wait_for
 
 N = 7
@@ -126,7 +128,8 @@ def test_metrics_for_prometheus(new_stack):
     assert gained(f'usernet_pipe_octets_total{{pipe="link:ip",{label}}}') >= 5 * 84
     assert gained(f'usernet_layer_record_seconds_count{{layer="icmp",{label}}}') >= 5
     with urllib.request.urlopen(url) as answer:
-        assert "# HELP usernet_ip_bad_version_total Packets whose version is not 4." in answer.read().decode()
+        told = answer.read().decode()
+        assert f"# HELP usernet_ip_bad_version_total {sentence('ip', 'bad_version')}" in told
     os.kill(stack.pids()["ip"], signal.SIGKILL)
     wait_for("ip", lambda: stack.serves(ip=2))
     assert scraped(url)[f'usernet_layer_restarts_total{{layer="ip",{label}}}'] == 1
