@@ -111,7 +111,7 @@ def test_tcp_does_the_same_again_from_the_middle_of_transfers(stack, tmp_path):
     assert done.stdout.count("all results as recorded") == 2, done.stdout
 
 
-def test_another_initial_window_makes_a_difference_in_a_recording_of_tcp(stack, tmp_path):
+def test_another_initial_window_makes_a_difference_in_a_recording_of_tcp_which_becomes_a_test(stack, tmp_path):
     path = tmp_path / "tcp.rec"
     with recording(stack, "tcp", path), connected(stack) as (near, far):
         send(near, far, 100_000)
@@ -122,6 +122,15 @@ def test_another_initial_window_makes_a_difference_in_a_recording_of_tcp(stack, 
     congestion.write_text(text.replace("INITIAL_SEGMENTS = 10", "INITIAL_SEGMENTS = 2"))
     done = stack.run("replay", path, "--diff", other, status=1)
     assert "to ip: TRANSMIT" in done.stdout
+    assert "(Pdb) 42" in stack.run("replay", path, "--break-at", 2, input="p call.number + 40\nc\n").stdout
+
+    test = tmp_path / "test_tcp_again.py"
+    stack.run("replay", path, "--as-test", test)
+    for checkout, status in ((ROOT, 0), (other, 1)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, test]
+        ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(checkout)}, text=True,
+                             capture_output=True, check=False)
+        assert ran.returncode == status, ran.stdout + ran.stderr
 
 
 def test_each_process_is_a_run(new_stack, tmp_path):
