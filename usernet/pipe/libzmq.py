@@ -45,6 +45,7 @@ _WATCHED = (zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTE
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 # errnos of a handshake that failed by itself; any other is our refusal
 _WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)
+LOOK_S = 0.4  # between two looks at the memory, which cost as much as the rest of an idle turn
 STATM_OCTETS, DATA = 256, 5  # proc(5), /proc/PID/statm: pages of data are its sixth number
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a descriptor or an errno)
 
@@ -95,8 +96,8 @@ class Pull:
 
     pid = 0  # the messages of one `read` may come from several processes
 
-    __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_memory_max", "_monitor",
-                 "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_users")
+    __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_looked_at", "_memory_max",
+                 "_monitor", "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_users")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[int], object]) -> None:
@@ -118,6 +119,7 @@ class Pull:
         most, _ = resource.getrlimit(resource.RLIMIT_DATA)
         self._memory_max = most * MEMORY_PART
         self._statm_fd = poller.statm_fd if most != resource.RLIM_INFINITY else -1
+        self._looked_at = 0.0
         monitor = f"inproc://monitor-{listener_fd}"
         pull.monitor(monitor, _WATCHED)
         self._monitor = Socket(poller.context, int(zmq.PAIR))
@@ -192,8 +194,9 @@ class Pull:
 
         If there is little memory left, all connections of the process with the most are closed.
         """
-        if self._statm_fd < 0:
+        if self._statm_fd < 0 or now < self._looked_at + LOOK_S:
             return
+        self._looked_at = now
         os.lseek(self._statm_fd, 0, os.SEEK_SET)
         octets = int(os.read(self._statm_fd, STATM_OCTETS).split()[DATA]) * mmap.PAGESIZE
         if octets <= self._memory_max:
