@@ -102,7 +102,7 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
         parts = {"counters": durable.counters, "state": state, "held": held}
         core = _recorded(core, spawned, durable, Origin(start, state, parts), taps_asked, found)
     drops = [index for index, counter in enumerate(counters.declared.values()) if counter.role == "drop"]
-    taps = Taps(core, durable, drops, bool(spawned.config.offload), held)
+    taps = Taps(core, durable, drops, bool(spawned.config.offload), held, time.monotonic)
     taps.apply(taps_asked, time.monotonic())
     device = make_device(spawned) if make_device is not None else None
     # sched(7): a SCHED_BATCH process does not preempt another when it wakes. So a layer (and libzmq's thread in it)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -81,8 +81,11 @@ class Taps:
     """The taps of one layer's core. `core` is the one to call at present."""
 
     def __init__(self, core: Core, durable: layout.Memory, drop_counters: Iterable[int], with_vnet: bool,
-                 held: Holdings = NO_HOLDINGS) -> None:
+                 held: Holdings = NO_HOLDINGS, clock: Callable[[], float] | None = None) -> None:
+        """`clock`: the time of a turn is that of its begin, and a packet that arrived later must not be held too
+        short."""
         self.plain = core
+        self.clock = clock
         self.core = core
         self.words = durable.words
         self.counters = durable.counters
@@ -245,6 +248,8 @@ class TappedCore:
         if disturbers is None:
             return self._give(sender, kind, records, now)
         items: list[Send] = [(sender, kind, record) for record in records]
+        if self._taps.clock is not None:
+            now = self._taps.clock()
         for disturber in disturbers:
             items = disturber.offered(items, now)
         return self.taken_in(items, now)
@@ -342,6 +347,8 @@ class TappedCore:
         if not self._on_way_out or not sends:
             return self.leaving(sends)
         leaving: list[Send] = []
+        if self._taps.clock is not None:
+            now = self._taps.clock()
         for consumer, run in groupby(sends, itemgetter(0)):
             items: list[Send] = list(run)
             for disturber in self._on_way_out.get(_peer(consumer), ()):
