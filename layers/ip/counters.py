@@ -27,9 +27,9 @@ class Counters(CounterSet):
     fragment_malformed = Drop("Fragments without data, or not a multiple of 8 octets long and not the last (RFC 791 "
                               "section 3.2).")
     fragment_beyond = Drop("Fragments that extend beyond the 65,535 octets of a packet (RFC 791 section 3.2).")
-    fragment_repeated = Drop("Repeated fragments (RFC 791 section 3.2).")
+    fragment_repeated = Drop("Repeated fragments.")
     fragment_spoilt = Drop("Fragments that contradict others of their packet, and further fragments of such packets "
-                           "(RFC 791 section 3.2).")
+                           "(as Linux; RFC 5722).")
     reassembly_ecn = Drop("Packets with ECN in some fragments and not in others (RFC 3168 section 5.3).")
     reassembly_timeout = Drop("Packets that were incomplete at the timeout, answered by an error if the first fragment "
                               "had arrived (RFC 1122 section 3.3.2).")
