@@ -197,6 +197,9 @@ def run(given: argparse.Namespace) -> int:
         raise UsageError(f"replay: {error}") from error
     if given.as_test:
         return _write_test(path, Path(given.as_test), runs)
+    most = max((len(each.calls) for each in runs), default=0)
+    if given.break_at is not None and not 1 <= given.break_at <= most:
+        raise UsageError(f"--break-at {given.break_at}: the calls have the numbers 1 to {most}")
     if given.diff:
         _take_code_from(Path(given.diff))
     status = 0

@@ -291,3 +291,8 @@ def test_bad_arguments(stack, tmp_path):
     (tmp_path / "no.rec").write_bytes(b"something")
     assert "not a recording" in stack.run("replay", tmp_path / "no.rec", status=2).stderr
     assert "No such file" in stack.run("replay", tmp_path / "none.rec", status=2).stderr
+    path = tmp_path / "icmp.rec"
+    with recording(stack, "icmp", path):
+        traffic(stack)
+    refused = stack.run("replay", path, "--break-at", 0, status=2).stderr
+    assert "--break-at 0: the calls have the numbers 1 to " in refused
