@@ -42,7 +42,7 @@ def packets_of(kind: int, record: bytes, with_vnet: bool, protocol: int = 0) -> 
     if view is None:
         return []
     try:
-        cut = [settle(*piece, with_vnet)[1] for piece in pieces(kind, record, with_vnet)]
+        cut = [completed(*piece, with_vnet)[1] for piece in pieces(kind, record, with_vnet)]
         if kind == m.ETHERNET and with_vnet:
             return [piece[vnet.HEADER_OCTETS :] for piece in cut if len(piece) > vnet.HEADER_OCTETS]
         return [view(piece, protocol) for piece in cut]
@@ -183,7 +183,7 @@ _CUTTERS: dict[int, Callable[[bytes], Records]] = {
     m.DATAGRAM_SEGMENTS: _cut_datagram, m.ETHERNET: _cut_frame}
 
 
-def settle(kind: int, record: bytes, with_vnet: bool) -> tuple[int, bytes]:
+def completed(kind: int, record: bytes, with_vnet: bool) -> tuple[int, bytes]:
     """The record with its checksum complete, and the flag in its head set; not for super-packets. Never raises."""
     try:
         if kind == m.PACKET and record[2] & m.FLAG_CHECKED:
@@ -215,7 +215,7 @@ _PACKET_AT = {m.PACKET: _PACKET_OCTETS, m.PACKET_OUT: _OUT_OCTETS, m.ARP_OUT: 6,
 
 def corrupted(kind: int, record: bytes, with_vnet: bool, rng: random.Random) -> tuple[int, bytes]:
     """The record with one bit of its packet flipped, at a position that a checksum protects."""
-    kind, record = settle(kind, record, with_vnet)
+    kind, record = completed(kind, record, with_vnet)
     at = vnet.HEADER_OCTETS if kind == m.ETHERNET and with_vnet else _PACKET_AT.get(kind, 0)
     if len(record) <= at:
         return kind, record

@@ -123,7 +123,7 @@ class Pages:
         elif action == "impair":
             _impair(self._name, str(order.get("words", "")))
         else:
-            raise ValueError("unknown action; the actions are kill, restart and impair")
+            raise ValueError(f"unknown action {action!r}; the actions are kill, restart and impair")
         return _json(200, {})
 
 

@@ -135,7 +135,7 @@ class _Parser:
         word = self._take() or ""
         try:
             if what == "host" and "/" in word:
-                raise ValueError("a host has no prefix length")
+                raise ValueError(f"host {word}: a host has no prefix length")
             network = ipaddress.IPv4Network(word)
         except ValueError as error:
             raise FilterError(f"{self._text!r}: {error}") from error

@@ -167,7 +167,7 @@ class ManagedLayer:
 
     def _serves(self) -> None:
         process = self.processes[Role.PROCESS]
-        self._host.placement.settle(process.pid, self.name)
+        self._host.placement.assign(process.pid, self.name)
         for question in self.resources.questions.values():  # its predecessor may have died before it answered them
             process.tell(question.text())
 

@@ -93,7 +93,7 @@ class Placement:
             return {self._annex}
         return {self._home}
 
-    def settle(self, pid: int, layer: str) -> None:
+    def assign(self, pid: int, layer: str) -> None:
         """A layer serves: pin all its threads to its core. While it starts it may run anywhere."""
         cores = self.cores(layer)
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
@@ -125,7 +125,7 @@ class Placement:
             self._annex = other
         if decision:
             for layer, pid in pids.items():
-                self.settle(pid, layer)
+                self.assign(pid, layer)
         return bool(decision)
 
     def _busy(self, elapsed_s: float) -> dict[int, float]:

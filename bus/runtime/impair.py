@@ -52,7 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.distribution not in ("uniform", "normal"):
             raise ValueError(f"no distribution {self.distribution!r}: must be uniform or normal")
         if len(self.gemodel) not in (0, 4):
-            raise ValueError("gemodel needs four shares")
+            raise ValueError(f"gemodel {self.gemodel}: needs four shares")
         if self.reorder and not self.delay:
             raise ValueError("reorder needs a delay for the others to wait")  # the message of tc
 

@@ -50,7 +50,7 @@ class SharedSockets:
     def share(self, client: int, request: Share) -> tuple[list[list[int]], list[Send]]:
         """Make `client` an owner of its parent's sockets: ([handle, receive buffer] of each, what to send).
 
-        Only who knows the id of the parent's connection can ask: the parent, and what it has forked.
+        Only a process that knows the id of the parent's connection can ask: the parent, and what it has forked.
         """
         table = self._table
         if request.owner not in table.clients or request.owner == client:

@@ -161,7 +161,7 @@ class Durable:
         """See `Rings`. It is free when the turn is stored: until then a slot may refer to it."""
         self._released.append(ring.reference)
 
-    def settle(self, now: float) -> None:
+    def turn_stored(self, now: float) -> None:
         """The turn is stored."""
         if self._released:
             # references to them may be on their way to link

@@ -119,7 +119,7 @@ class Engine:
                 self.cells.store(conn)
             self.quiet.consider(conn, self.now)
         touched.clear()
-        self.cells.settle(self.now)
+        self.cells.turn_stored(self.now)
 
     # -- connections ----------------------------------------------------------------------------------------------
 

@@ -115,5 +115,5 @@ class Cells(Protocol):
     def new_handle(self) -> int:
         """A new handle."""
 
-    def settle(self, now: float) -> None:
+    def turn_stored(self, now: float) -> None:
         """Everything of this turn has been stored."""

@@ -34,7 +34,7 @@ class Doubt:
             self._resent_octets += octets
 
     def end(self) -> None:
-        """The question is settled."""
+        """It is known whether the reduction was spurious."""
         self.una, self.frto.step = None, 0
 
     def mistaken(self, board: Scoreboard, advanced: bool, duplicate: bool, echoes_at: float | None,

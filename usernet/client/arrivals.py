@@ -114,7 +114,7 @@ class Arrivals:
             elif state == SHARED_RETURNED:
                 box.drift()
         elif box.shared:
-            # Who waits has asked already if the socket was shared before; a second question would be answered, too.
+            # If it was shared before, a waiting thread has asked already, and a second question would be answered, too.
             return self.wanted(box) if became_shared else []
         elif isinstance(box, StreamDescription):
             coming = sum(isinstance(each, StreamDescription) and each.listener is box

@@ -339,7 +339,7 @@ class Datagrams:
     def recvmany(self, count: int, bufsize: int = 65535) -> list[tuple[bytes, Address]]:
         """Wait for a datagram and return all that are available, at most `count`, each as from recvfrom."""
         if count < 1 or bufsize < 0:
-            raise ValueError("recvmany takes a positive count and a bufsize that is not negative")
+            raise ValueError(f"recvmany({count}, {bufsize}): the count must be positive, and bufsize not negative")
         record = self.receive_record()
         box = self._box
         items = box.items
