@@ -39,7 +39,6 @@ from supervisor.managed_layer import ManagedLayer
 from supervisor.options import Options
 from supervisor.placement import Placement
 from supervisor.poison import write_poison
-from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.resources import Resources
 from supervisor.run_dir import Held, take
 from supervisor.service import Event, State
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
 TICK_S = 0.2
+CHECK_S = 0.25
 WIRE_TICK_S = 0.05  # between two checks of the switch of a wire
 CLOSE_TICK_S = 0.01  # while a layer's life sign is late
 RELOAD_CHECK_S = 0.5
@@ -71,7 +71,7 @@ class Keeper:
         self._front = front
         self._run_dir_trouble = ""  # the reason why it could not be created again
         self._lost: set[str] = set()  # layers that must be restarted because of this
-        self._next_run_dir_check = 0.0
+        self._due = self._next_check = self._next_run_dir_check = 0.0  # times of CLOCK_MONOTONIC
         self.events = EventLog()
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._wire = Wire(options.wire_dir(), self.selector, self._on_wire, options.implementation(),
@@ -126,7 +126,7 @@ class Keeper:
         for layer in self.layers.values():
             layer.happens(Event.START)
         while not (self._stopping and all(layer.state is State.DOWN for layer in self.layers.values())):
-            for key, _ in self.selector.select(self._timeout_s()):
+            for key, _ in self.selector.select(max(CLOSE_TICK_S, self._due - time.monotonic())):
                 self._contained(key.data)
             self._contained(self._tick)
             if not self._booted:
@@ -182,17 +182,6 @@ class Keeper:
             self._stopping = True
             for layer in reversed(self.layers.values()):
                 layer.happens(Event.STOP)
-
-    def _timeout_s(self) -> float:
-        """Seconds until the next action: a delayed start, or a closer check of a late life sign."""
-        now = time.monotonic()
-        due = [now + (WIRE_TICK_S if self._wire else TICK_S)]
-        for layer in self.layers.values():
-            if layer.service.next_time is not None:
-                due.append(layer.service.next_time)
-            if layer.process:
-                due.append(max(layer.resources.beat, layer.process.started) + SUSPECT_AFTER_S)
-        return max(CLOSE_TICK_S, min(due) - now)
 
     def watch(self, source: FileDescriptorLike, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `source` is readable."""
@@ -301,11 +290,25 @@ class Keeper:
         self.events.add("wire", detail=detail)
 
     def _tick(self) -> None:
+        """To be called after everything that happened, and at `_due`: a delayed start, or a closer check of a late life
+        sign."""
         now = time.monotonic()
+        self._due = now  # if one of the calls raises
+        due = now + TICK_S
         if self._wire:
             self._wire.tend(now)
+            due = now + WIRE_TICK_S
         for layer in self.layers.values():
-            layer.look_after(now)
+            due = min(due, layer.look_after(now))
+        if now >= self._next_check:
+            self._next_check = now + CHECK_S
+            self._check(now)
+        self._due = due
+
+    def _check(self, now: float) -> None:
+        """What need not be looked at for every event."""
+        for layer in self.layers.values():
+            layer.log_drops(now)
         if self._booted and not self._stopping and now >= self._next_run_dir_check:
             self._next_run_dir_check = now + RUN_DIR_CHECK_S
             self._check_run_dir()

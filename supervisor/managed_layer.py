@@ -16,6 +16,7 @@ from supervisor.events import EventLog
 from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample, used_s
 from supervisor.limits import explain
 from supervisor.placement import Placement
+from supervisor.policy import SUSPECT_AFTER_S
 from supervisor.resources import Resources
 from supervisor.service import (
     Action,
@@ -38,6 +39,7 @@ from supervisor.service import (
 )
 from supervisor.snapshots import Booted, Code, Snapshot, with_source
 
+NEVER = float("inf")
 DROPS_LOGGED_S = 1.0  # the interval of the events about dropped packets
 
 
@@ -242,30 +244,35 @@ class ManagedLayer:
         else:
             self.happens(Event.SPARE_DIED)
 
-    def look_after(self, now: float) -> None:
-        """To be called often: handle deadlines, and detect a process that hangs."""
-        due = self.service.next_time
+    def look_after(self, now: float) -> float:
+        """Handle deadlines, and detect a process that hangs. Returns the time of the next call, at the latest."""
+        service = self.service
+        due = service.next_time
         if due is not None and now >= due:
             self.happens(Event.TIME)
-        self._log_drops(now)
-        process = self.process
-        if process is None or self.state not in (State.STARTING, State.UP):
-            return
+            due = service.next_time
+        process = self.processes.get(Role.PROCESS)
+        if process is not None:
+            beat = max(self.resources.words.beat[0], process.started)
+            if process.watch.suspicious(now, beat, used_s(process.pid)) and service.state in (State.STARTING, State.UP):
+                self._judge(process, beat, now)
+            due = beat + SUSPECT_AFTER_S if due is None else min(due, beat + SUSPECT_AFTER_S)
+        return NEVER if due is None else due
+
+    def _judge(self, process: Process, beat: float, now: float) -> None:
+        """Look closely at a process whose life sign is late."""
         ready_at, policy = self.service.ready_at, self.service.policy
-        beat = max(self.resources.beat, process.started)
-        used = used_s(process.pid)
-        if not process.watch.suspicious(now, beat, used):
-            return
         found = sample(process.pid)
         served_s = beat - (ready_at if ready_at is not None else beat)
         serving = ready_at is not None and not self.resources.words.words[layout.TELLING]
+        used = used_s(process.pid)
         if found is not None and process.watch.hung(now, found, used, serving, policy.patience(served_s)):
             if found.state == "R":
                 policy.looped(served_s)
             self.happens(Event.HUNG, beat, f"it hung: no life sign for {(now - beat) * 1000:.0f} ms "
                          f"(state {found.state})")
 
-    def _log_drops(self, now: float) -> None:
+    def log_drops(self, now: float) -> None:
         """At the level "debug": once a second, what the layer has dropped since then."""
         if self._host.events.level(self.name) != "debug":
             self._drops = None

@@ -26,6 +26,7 @@ from usernet.pipe.run_dir import INBOXES, PARENTS, Untrusted, check
 
 LOCK, MARK = "lock", b"usernet run directory\n"
 WAIT_S = 3.0  # for the cleanup process of an earlier stack to finish
+CLOCK_TICK_NS = 100_000_000  # more than a tick of any kernel's clock, in which files get their times
 ROOT_MODE, INBOXES_MODE, SOCKET_MODE = 0o711, 0o777, 0o666
 _SOCKET = re.compile(r"([a-z0-9]+|app-[0-9a-f]{1,16})\.sock(\.new)?")
 
@@ -38,6 +39,8 @@ class Held:
         self.descriptor = descriptor
         self.lock_fd = lock_fd
         self._names: dict[str, list[str]] = {}  # {layer: the names of its socket}
+        self._folders: list[str] = []  # the directory and the root directories
+        self._mended_at: tuple[int, ...] = ()  # when these were changed last, at a check that found everything
         self._open_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=descriptor)
         fcntl.flock(self._open_fd, fcntl.LOCK_SH)  # systemd-tmpfiles does not clean up a directory with a lock on it
         self.here = Path(f"/proc/self/fd/{descriptor}")  # a short path that stays valid if the directory is renamed
@@ -54,6 +57,9 @@ class Held:
 
         Returns the layers whose socket or root directory no longer exists.
         """
+        changed_at = self._changed_at()
+        if changed_at and changed_at == self._mended_at:
+            return set()
         self._mend_lock()
         lost = {layer for layer in self._names if not (self.here / layer).is_dir()}
         for layer, names in self._names.items():
@@ -64,7 +70,17 @@ class Held:
             for name in set(names) - set(left):
                 if (self.here / name).parent.is_dir():
                     os.link(self.here / left[0], self.here / name, follow_symlinks=False)
+        self._mended_at = () if lost else changed_at
         return lost
+
+    def _changed_at(self) -> tuple[int, ...]:
+        """When names were last added to or removed from the directories, in nanoseconds; empty: they may change again
+        within the same tick of the clock, or one of them is gone."""
+        try:
+            found = tuple(os.stat(folder).st_mtime_ns for folder in self._folders)
+        except OSError:
+            return ()
+        return found if time.time_ns() - max(found, default=0) > CLOCK_TICK_NS else ()
 
     def _mend_lock(self) -> None:
         if not os.path.lexists(self.here / LOCK):
@@ -76,6 +92,7 @@ class Held:
 
     def make_roots(self, users: dict[str, int]) -> None:
         """Make a root directory for each layer when all inboxes exist; `users`: {layer: its user}."""
+        self._folders = [str(self.here), *(str(self.here / layer) for layer in users)]
         for layer, user in users.items():
             folder = self.here / layer
             if not folder.is_dir():

@@ -8,6 +8,7 @@ import time
 
 TICK_OCTETS = 8  # to be read after it has expired
 TFD_CLOEXEC, TFD_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
+TFD_TIMER_ABSTIME = 1  # linux/timerfd.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -20,11 +21,19 @@ class _Itimerspec(ctypes.Structure):
 
 
 def ticker(interval_s: float) -> int:
-    """The descriptor of a timer that expires every `interval_s` seconds, close-on-exec. OSError: the system refuses."""
+    """The descriptor of a timer that expires at all multiples of `interval_s` seconds of CLOCK_MONOTONIC, so the timers
+    of several processes expire together, close-on-exec. OSError: the system refuses.
+    """
     descriptor = _checked(_libc.timerfd_create(time.CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK))
-    interval = _Timespec(*divmod(int(interval_s * 1e9), 10**9))
-    _checked(_libc.timerfd_settime(descriptor, 0, ctypes.byref(_Itimerspec(interval, interval)), None))
+    interval_ns = int(interval_s * 1e9)
+    first_ns = (time.monotonic_ns() // interval_ns + 1) * interval_ns
+    setting = _Itimerspec(_timespec(interval_ns), _timespec(first_ns))
+    _checked(_libc.timerfd_settime(descriptor, TFD_TIMER_ABSTIME, ctypes.byref(setting), None))
     return descriptor
+
+
+def _timespec(nanoseconds: int) -> _Timespec:
+    return _Timespec(*divmod(nanoseconds, 10**9))
 
 
 def _checked(result: int) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 LAYOUT = b"2"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
 LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
+KEY_KEPT = 1 << 33  # and the handle: key of `state` for the rings that are kept for it
 _MASK_32 = 0xFFFFFFFF
+_REFERENCES = Struct("=Q")
 
 # Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
 IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBx")  # see `_identity`; 80 octets, cells 1 to 10
@@ -71,16 +74,34 @@ class Durable:
         self._leaving: deque[tuple[float, int]] = deque()  # (time at which it is free, reference) of released rings
         self.trim_at: float | None = None  # see `Rings`
         self.streams = memory
+        self._kept = self._load_kept()  # {handle: rings that its application may still read}
         self._arena = Arena(memory.arena, self._named(STREAM_ARENA))
         self._lent: dict[int, Lent | None] = {}  # the applications' memories, once they are needed
-        self._kept: dict[int, list[int]] = {}  # {handle: rings that its application may still read}
+
+    def _in_slots(self) -> Iterable[int]:
+        for head, *references in zip(*map(self.slots.column, _RING_CELLS), strict=True):
+            if head & STATE_MASK:
+                yield from references
 
     def _named(self, home: int) -> Iterable[int]:
-        for head, send, receive in zip(*map(self.slots.column, _RING_CELLS), strict=True):
-            if head & STATE_MASK:
-                for reference in (send, receive):
-                    if reference and reference >> HOME_SHIFT == home:
-                        yield reference & REFERENCE_MASK
+        for reference in chain(self._in_slots(), *self._kept.values()):
+            if reference and reference >> HOME_SHIFT == home:
+                yield reference & REFERENCE_MASK
+
+    def _load_kept(self) -> dict[int, list[int]]:
+        """Rings that a former process kept, but for those that a connection still has: it did not end that turn."""
+        keys = [key for key in self._state if KEY_KEPT <= key <= KEY_KEPT + _MASK_32]
+        in_slots = set(self._in_slots()) if keys else set()
+        kept = {}
+        for key in keys:
+            stored = self._state[key]
+            whole = stored[: len(stored) // _REFERENCES.size * _REFERENCES.size]
+            references = [each for (each,) in _REFERENCES.iter_unpack(whole) if each not in in_slots]
+            if references:
+                kept[key - KEY_KEPT] = references
+            else:
+                del self._state[key]
+        return kept
 
     def lent_by(self, home: int) -> Lent | None:
         """The memory of an application that a ring's reference names."""
@@ -105,11 +126,16 @@ class Durable:
 
     def keep(self, handle: int, ring: Ring) -> None:
         """See `Rings`."""
-        self._kept.setdefault(handle, []).append(ring.reference)
+        references = self._kept.setdefault(handle, [])
+        references.append(ring.reference)
+        self._state[KEY_KEPT + handle] = b"".join(map(_REFERENCES.pack, references))
 
     def closed(self, handle: int) -> None:
         """See `Rings`."""
-        self._released += self._kept.pop(handle, ())
+        references = self._kept.pop(handle, None)
+        if references is not None:
+            self._released += [each for each in references if self.ring(each) is not None]
+            del self._state[KEY_KEPT + handle]
 
     def ring(self, reference: int) -> Ring | None:
         """The ring that a slot names."""

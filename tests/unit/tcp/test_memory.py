@@ -13,6 +13,7 @@ from bus.durable.held import APPLICATION_MIN, Held, Holdings
 from bus.durable.stream_memory import SLOTS_OCTETS, StreamMemory
 from bus.messages import TRANSMIT_HELD
 from layers.tcp.counters import Counters as C
+from layers.tcp.durable import KEY_KEPT
 from packets.tcp import Segment
 from tests.unit.tcp.host import A, B, Host, World
 from usernet.pipe.rings import (
@@ -235,7 +236,8 @@ def test_received_octets_are_in_the_ring_until_they_are_read(world: World) -> No
     assert bytes(host.applications[7].received) == TEXT[:150_000]
 
 
-def test_unread_octets_stay_after_a_reset_until_the_socket_is_closed(world: World) -> None:
+@pytest.mark.parametrize("crash", [False, True], ids=["", "over a crash"])
+def test_unread_octets_stay_after_a_reset_until_the_socket_is_closed(world: World, crash: bool) -> None:
     host, far = world.hosts[A], world.hosts[B]
     offer(host)
     handle = far.accepted_handles[0][1]
@@ -245,10 +247,20 @@ def test_unread_octets_stay_after_a_reset_until_the_socket_is_closed(world: Worl
     far.close(handle, linger=0)
     assert world.run(5.0, until=lambda: host.applications[7].error != 0, reading=False)
     world.run(10.0, reading=False)
+    if crash:
+        heir = world.hosts[A] = host.successor(5)
+        heir.world, host = world, heir
+        assert heir.set(8, connect=1, peer=B, peer_port=80) == 0
+        assert world.run(5.0, until=lambda: heir.applications[8].established, reading=False)
+        heir.do(lambda each: each.calls.memory(8, HOME, TOKEN_OF[HOME]))  # a ring for others must be another one
     ring = host.mine.ring(reference)
     assert ring is not None
     assert ring.read(0, 20_000) == TEXT[:20_000]
+    assert not crash or host.reference != reference
     host.close(7)
     assert host.mine.ring(reference) is None
+    if crash:
+        host.close(8, linger=0)
+    assert not [key for key in host.state if key >= KEY_KEPT]
     world.run(10.0, reading=False)
     assert host.mine.facts[IN_USE] == 0
