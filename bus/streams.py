@@ -40,7 +40,7 @@ class StreamState(SocketState, frozen=True, kw_only=True):
     window_scaling: bool = True
     timestamps: bool = True
     sack: bool = True
-    ecn: bool = False  # requested when it connects; a peer that requests it gets it (Linux net.ipv4.tcp_ecn 1 and 2)
+    ecn: Annotated[int, msgspec.Meta(ge=0, le=5)] = 2  # Linux net.ipv4.tcp_ecn (layers.tcp.ecn)
 
 
 decode_stream_state = decoder(StreamState)

@@ -18,14 +18,14 @@ SETTINGS = {
     "net.ipv4.tcp_timestamps": Setting("timestamps", 0, 1),
     "net.ipv4.tcp_window_scaling": Setting("window_scaling", 0, 1),
     "net.ipv4.tcp_sack": Setting("sack", 0, 1),
-    "net.ipv4.tcp_ecn": Setting("ecn", 1, 2),  # 1: request ECN; 2: accept it
+    "net.ipv4.tcp_ecn": Setting("ecn", 0, 5),  # see `layers.tcp.ecn`
     "net.ipv4.tcp_keepalive_time": Setting("keepidle", 1, 32767),
     "net.ipv4.tcp_keepalive_intvl": Setting("keepintvl", 1, 32767),
     "net.ipv4.tcp_keepalive_probes": Setting("keepcnt", 1, 127),
     "net.ipv4.tcp_syn_retries": Setting("syncnt", 1, 127),
     "net.ipv4.tcp_fin_timeout": Setting("linger2", 1, 120),
 }
-_YES = {"timestamps": 1, "window_scaling": 1, "sack": 1, "ecn": 1}  # the value that sets the field to true
+_YES = {"timestamps": 1, "window_scaling": 1, "sack": 1}  # the value that sets the field to true
 
 
 def parsed(given: Iterable[str]) -> dict[str, int]:

@@ -30,8 +30,8 @@ CHECKSUM_AT = 16
 OPTIONS_OCTETS_MAX = 40
 HEADER_OCTETS_MAX = HEADER_OCTETS + OPTIONS_OCTETS_MAX
 
-FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
-FLAG_LETTERS = "FSRP.UEW"  # as tcpdump writes them
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR, AE = 1, 2, 4, 8, 16, 32, 64, 128, 256  # AE: RFC 9768
+FLAG_LETTERS = "FSRP.UEWe"  # as tcpdump writes them
 
 MSS_DEFAULT = 536  # RFC 9293 section 3.7.1 (MUST-15): the MSS of a peer that sends no option
 WINDOW_SCALE_MAX = 14  # RFC 7323 section 2.3
@@ -114,8 +114,8 @@ class Segment(NamedTuple):
             options = unpacked.pack()
         header_octets = HEADER_OCTETS + len(options)
         total = 0 if pseudo is None else (pseudo + header_octets + len(payload)) % 65535 or 65535
-        header = HEADER.pack(source, destination, sequence, acknowledgment, header_octets << 2, flags, window, total,
-                             urgent)
+        header = HEADER.pack(source, destination, sequence, acknowledgment, header_octets << 2 | flags >> 8,
+                             flags & 255, window, total, urgent)
         return header, options, payload
 
     def __str__(self) -> str:
@@ -137,6 +137,8 @@ def parse(octets: bytes | memoryview) -> Segment | None:
     if len(octets) < HEADER_OCTETS:
         return None
     source, destination, sequence, acknowledgment, offset, flags, window, _, urgent = HEADER.unpack_from(octets)
+    if offset & 1:
+        flags |= AE
     start = offset >> 4 << 2
     if start == HEADER_OCTETS:
         options = NO_OPTIONS

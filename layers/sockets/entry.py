@@ -50,7 +50,7 @@ class StreamOptions(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     window_scaling: bool = True  # the stack has defaults for these four (bus.sysctl)
     timestamps: bool = True
     sack: bool = True
-    ecn: bool = False
+    ecn: int = 2
     fast_open: int = 0
 
 

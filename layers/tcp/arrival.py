@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, closing, fast_open, history, listen, reassembly, reset
+from layers.tcp import acknowledgment, closing, ecn, fast_open, history, listen, reassembly, reset
 from layers.tcp.connection import (
     CLOSE_WAIT,
     CLOSING,
@@ -27,7 +27,7 @@ from layers.tcp.connection import (
 )
 from layers.tcp.counters import Counters as C
 from layers.tcp.sequence import from_wire
-from packets.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
+from packets.tcp import ACK, FIN, RST, SYN, URG
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -38,15 +38,21 @@ PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: after this time the peer's tim
 
 def arrives(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     """Process a segment of this connection."""
-    octets = len(arrival.segment.payload)
-    segments = 1 if octets <= conn.own_mss else -(-octets // (conn.own_mss - 12 * conn.timestamps_ok))
+    payload = arrival.segment.payload
+    segments = _segments(conn, payload)
     conn.segments_in += segments
-    if octets:
+    if payload:
         conn.data_segments_in += segments
     if conn.state == SYN_SENT:
         _syn_sent(engine, conn, arrival)
     else:
         _otherwise(engine, conn, arrival)
+
+
+def _segments(conn: Connection, payload: bytes | memoryview) -> int:
+    """How many segments on the wire a segment was that the kernel has joined."""
+    octets = len(payload)
+    return 1 if octets <= conn.own_mss else -(-octets // (conn.own_mss - 12 * conn.timestamps_ok))
 
 
 # -- 3.10.7.3: SYN-SENT ---------------------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         return
     conn.irs = segment.sequence
     conn.rcv_nxt = conn.advertised = conn.last_ack_sent = 1
-    listen.negotiate(engine, conn, segment)
+    listen.negotiate(engine, conn, segment, arrival.ecn)
     conn.last_heard = engine.now
     # The window of a SYN is never scaled (RFC 7323 section 2.2)
     conn.snd_window = conn.window_max = segment.window
@@ -181,6 +187,7 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         engine.history.note(engine.now, conn, history.NO_ACK)
         return
     ack = from_wire(conn.iss, segment.acknowledgment, conn.snd_una)
+    progress = conn.accurate is not None and ecn.is_progress(conn, arrival, seq, ack)
     if conn.state == SYN_RECEIVED:
         if not conn.snd_una < ack <= conn.snd_nxt:
             engine.history.note(engine.now, conn, history.BAD_ACK, ack - conn.snd_una)
@@ -190,6 +197,8 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
             engine.history.note(engine.now, conn, history.ACCEPT_WAITS)
             return
         conn.snd_wl1, conn.snd_wl2 = seq, ack
+        ecn.handshake_acknowledged(conn, flags)
+        progress = False
         _acknowledged(engine, conn, arrival, ack)
         _established(engine, conn)
         engine.history.note(engine.now, conn, history.ESTABLISHED_BY_ACK)
@@ -198,8 +207,8 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     elif not _ack(engine, conn, arrival, seq, ack, length):
         return
     _stamp(engine, conn, arrival, seq)
-    if conn.ecn_ok:
-        _marked(engine, conn, arrival)
+    if conn.ecn_ok or conn.accurate is not None:
+        ecn.arrived(engine, conn, arrival, _segments(conn, payload), progress)
     # Sixth, check the URG bit
     _urgent(engine, conn, arrival, seq)
     # Seventh, process the segment text; eighth, check the FIN bit
@@ -228,20 +237,6 @@ def _stamp(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None
     stamps = arrival.segment.options.timestamps
     if stamps is not None and conn.timestamps_ok and seq <= conn.last_ack_sent:
         conn.ts_recent, conn.ts_recent_at = stamps[0], engine.now
-
-
-def _marked(engine: Engine, conn: Connection, arrival: Arrival) -> None:
-    """RFC 3168 section 6.1: congestion marks of routers, to us (CE) and reported by the peer (ECE)."""
-    flags = arrival.segment.flags
-    if flags & CWR:
-        conn.ecn_echo = False
-    if arrival.congested and arrival.segment.payload:
-        conn.ecn_echo = conn.ack_now = True
-        engine.touch(conn)
-    if flags & ECE and conn.recovery is not None:
-        engine.history.note(engine.now, conn, history.CONGESTION)
-        conn.recovery.congestion_experienced(engine.now)
-        conn.ecn_reduced = True
 
 
 def _reset(engine: Engine, conn: Connection) -> None:

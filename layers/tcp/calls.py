@@ -404,8 +404,10 @@ class Calls:
         number = dormant.by_handle.get(handle) if dormant is not None else None
         socket = self.sockets.get(handle)
         if dormant is not None and number is not None and not (socket and socket.declared.notsent_lowat):
-            written, una, limit = dormant.slots.room_of(number)
-            engine.above.room(handle, 1, written - 1, min(max(una, 1), written) - 1, limit - 1)
+            written, una, limit, finished, fin_at = dormant.slots.told_of(number)
+            engine.above.room(handle, 1 | finished << 1, written - 1, min(max(una, 1), written) - 1, limit - 1)
+            if fin_at:
+                engine.above.stream(handle, STREAM_END, fin_at - 1, b"")
         elif (conn := engine.lookup.by_handle.get(handle)) is not None:
             self.repeat_state(conn)
 

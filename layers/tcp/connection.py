@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from bus.durable.arena import Ring
     from bus.streams import StreamState
+    from layers.tcp.ecn import AccurateEcn
     from layers.tcp.recovery import Recovery
 
 # States, with Linux's numbers (include/net/tcp_states.h). SYN_RECEIVED covers both ways into it, which `listener`
@@ -80,17 +81,18 @@ class Connection:
     """One connection. It has only fields; the other modules contain the behaviour."""
 
     __slots__ = (
-        "accept_number", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs", "challenge_at",
-        "cookie", "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack", "ecn_echo",
-        "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "home", "irs", "iss",
-        "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent", "last_text",
-        "listener", "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at", "options",
-        "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale", "peer_segment",
-        "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick", "quiet_queued", "rcv_limit",
-        "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said", "sack_ok", "scale_ok", "segments_in",
-        "segments_out", "send_limit", "send_ring", "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent",
-        "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "syn_held", "syn_octets", "timestamp_offset",
-        "timestamps_ok", "touched", "ts_recent", "ts_recent_at", "urgent", "wait_until", "window_max", "written",
+        "accept_number", "accurate", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs",
+        "challenge_at", "cookie", "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack",
+        "ecn_echo", "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "home",
+        "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent",
+        "last_text", "listener", "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at",
+        "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
+        "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
+        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said",
+        "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring", "slot", "small_sent",
+        "snd_nxt", "snd_una", "snd_urgent", "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "syn_held",
+        "syn_octets", "timestamp_offset", "timestamps_ok", "touched", "ts_recent", "ts_recent_at", "urgent",
+        "wait_until", "window_max", "written",
     )
 
     def __init__(self, ends: Ends, handle: int, options: StreamState) -> None:
@@ -153,7 +155,8 @@ class Connection:
         self.own_scale = 0
         self.timestamps_ok = False
         self.sack_ok = False
-        self.ecn_ok = False
+        self.ecn_ok = False  # explicit congestion notification of RFC 3168
+        self.accurate: AccurateEcn | None = None  # that of RFC 9768
         self.ecn_echo = False  # our ACKs report a mark until the peer has reduced its window
         self.ecn_reduced = False  # the next new segment reports that we have reduced our window (CWR)
         self.timestamp_offset = 0

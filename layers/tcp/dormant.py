@@ -28,14 +28,24 @@ class Identity(NamedTuple):
     claim: Claim
 
 
+class Told(NamedTuple):
+    """What an application is told of a connection that owes nothing."""
+
+    written: int
+    una: int  # SND.UNA
+    limit: int  # of what it may write
+    finished: bool  # our FIN is acknowledged
+    fin_at: int  # number of the peer's FIN, if that was reached; 0: not
+
+
 class Sleepers(Protocol):
     """What dormant connections have in their slots."""
 
     def identify(self, number: int) -> Identity:
         """The identity of the connection in a slot."""
 
-    def room_of(self, number: int) -> tuple[int, int, int]:
-        """(`written`, SND.UNA, limit of what the application may write)."""
+    def told_of(self, number: int) -> Told:
+        """What the application of the connection in a slot knows of it."""
 
     def view(self, number: int) -> Connection | None:
         """The connection in a slot, which is not added to the look-ups; None: the slot is damaged."""

@@ -33,7 +33,7 @@ from usernet.pipe.streams import TCP_HANDLE_MIN
 if TYPE_CHECKING:
     pass
 
-LAYOUT = b"2"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
+LAYOUT = b"3"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
 LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
 KEY_KEPT = 1 << 33  # and the handle: key of `state` for the rings that are kept for it
@@ -41,7 +41,7 @@ _MASK_32 = 0xFFFFFFFF
 _REFERENCES = Struct("=Q")
 
 # Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
-IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBx")  # see `_identity`; 80 octets, cells 1 to 10
+IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBB")  # see `_identity`; 80 octets, cells 1 to 10
 # and what a turn changes, cells 11 to 25: native order, so that each is stored by one instruction
 HOT = Struct("@10Q6IdQ")
 ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn or old values do no harm
@@ -51,7 +51,7 @@ _RING_CELLS = (0, 11, 12)
 assert IDENTITY_AT + IDENTITY.size <= HOT_AT
 assert HOT_AT + HOT.size <= ADVISORY_AT
 assert ADVISORY_AT + ADVISORY_OCTETS == SLOT_OCTETS
-SCALE, TIMESTAMPS, SACK, AUTOMATIC, SHARE_ADDRESS, SHARE_PORT, ECN = 1, 2, 4, 8, 16, 32, 64
+SCALE, TIMESTAMPS, SACK, AUTOMATIC, SHARE_ADDRESS, SHARE_PORT, ECN, ACCURATE_ECN = 1, 2, 4, 8, 16, 32, 64, 128
 
 
 class Durable:
@@ -241,7 +241,9 @@ class Durable:
             conn.snd_una, conn.rcv_nxt, 0 if fin_at is None else fin_at + 1, conn.advertised, conn.read,
             conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, conn.snd_window, conn.window_max, conn.rcv_limit,
             conn.send_limit, wait or 0.0, conn.last_ack_sent)  # a window is less than 2**30 (RFC 7323 section 2.3)
-        identity = conn.state, conn.handle, conn.accept_number, conn.mss, conn.home
+        accurate = conn.accurate
+        identity = (conn.state, conn.handle, conn.accept_number, conn.mss, conn.home,
+                    accurate.octet if accurate is not None else -1)
         if identity != conn.stored:
             conn.stored = identity
             IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
@@ -264,7 +266,9 @@ class Durable:
 def _identity(conn: Connection) -> tuple[Any, ...]:
     ends, options = conn.ends, conn.options
     flags = (conn.scale_ok * SCALE | conn.timestamps_ok * TIMESTAMPS | conn.sack_ok * SACK | conn.ecn_ok * ECN
-             | conn.automatic * AUTOMATIC | options.reuse_address * SHARE_ADDRESS | options.reuse_port * SHARE_PORT)
+             | (conn.accurate is not None) * ACCURATE_ECN | conn.automatic * AUTOMATIC
+             | options.reuse_address * SHARE_ADDRESS | options.reuse_port * SHARE_PORT)
     return (conn.handle, conn.listener, conn.accept_number, ends.port, ends.peer_port, len(ends.local), flags,
             conn.peer_scale, conn.own_scale, ends.local, ends.peer, conn.iss, conn.irs, conn.timestamp_offset,
-            conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss, conn.home)
+            conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss, conn.home,
+            conn.accurate.octet if conn.accurate is not None else 0)

@@ -59,6 +59,7 @@ FIN_ACKED_LAST = _arrives("fifth, CLOSING and LAST-ACK", "our FIN is acknowledge
 OUT_OF_ORDER = _arrives("seventh", "text arrived {0} octets after a gap; sent a duplicate ACK (RFC 5681 section 4.2)")
 UNREAD = Event("RFC 9293 section 3.6.1 (SHLD-3)", "text arrived or was left that the application will not read")
 FIN_CAME = _arrives("eighth", "the peer's FIN was reached")
+MARKED = Event("RFC 9768 section 3.2.2", "the peer has received {0} marked packets")
 CONGESTION = Event("RFC 3168 section 6.1.2", "the peer reports a congestion mark (ECE)")
 CLOSED_BY_USER = Event("RFC 9293 section 3.10.4", "CLOSE: a FIN follows the octets written so far")
 ABORTED = Event("RFC 9293 section 3.10.5", "ABORT: sent a reset")

@@ -56,7 +56,7 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
     if recovery is None and conn.state in SENDING:
         recovery = engine.advised_recovery(conn)
     options = (conn.timestamps_ok * OPTION_TIMESTAMPS | conn.sack_ok * OPTION_SACK | conn.scale_ok * OPTION_SCALE
-               | conn.ecn_ok * OPTION_ECN | (conn.syn_octets > 0) * OPTION_SYN_DATA)
+               | (conn.ecn_ok or conn.accurate is not None) * OPTION_ECN | (conn.syn_octets > 0) * OPTION_SYN_DATA)
     mss = conn.mss - (12 if conn.timestamps_ok else 0)
     now = engine.now
 
@@ -90,7 +90,8 @@ def tcp_info(engine: Engine, conn: Connection) -> bytes:
         0, conn.rcv_limit, again,
         pace, 0, acked, received,
         conn.segments_out, conn.segments_in, unsent, least_us, conn.data_segments_in, conn.data_segments_out,
-        rate, 0, 0, 0, -(-acked // mss) + sacked, 0,
+        rate, 0, 0, 0, -(-acked // mss) + sacked,
+        conn.accurate.delivered_marked if conn.accurate is not None else 0,
         max(conn.snd_nxt - 1, 0) + conn.octets_resent, conn.octets_resent,
         0, reordered, conn.out_of_order_in, min(conn.snd_window, 0xFFFFFFFF))
 

@@ -17,7 +17,7 @@ class Arrival(NamedTuple):
     source: bytes
     destination: bytes
     segment: Segment
-    congested: bool = False  # it was marked on its way (RFC 3168: CE)
+    ecn: int = 0  # the ECN field of its packet (RFC 3168 section 5)
 
 
 class Below(Protocol):

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, cookies, fast_open, history, reassembly, reset
+from layers.tcp import acknowledgment, closing, cookies, ecn, fast_open, history, reassembly, reset
 from layers.tcp.connection import LISTEN, SYN_RECEIVED, Connection, Ends
 from layers.tcp.counters import Counters as C
-from packets.tcp import ACK, CWR, ECE, FIN, MSS_DEFAULT, RST, SYN, Options, Segment
+from packets.tcp import ACK, FIN, MSS_DEFAULT, RST, SYN, Options, Segment
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -69,7 +69,7 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
     conn = _open(engine, listener, arrival)
     conn.irs = segment.sequence
     conn.rcv_nxt = conn.last_ack_sent = 1
-    negotiate(engine, conn, segment)
+    negotiate(engine, conn, segment, arrival.ecn)
     conn.snd_window = conn.window_max = segment.window
     acknowledgment.open_window(conn)
     listener.syn_queue[conn] = None
@@ -96,8 +96,9 @@ def _ends(arrival: Arrival) -> Ends:
     return Ends(arrival.destination, segment.destination_port, arrival.source, segment.source_port)
 
 
-def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
-    """The options on which the peer's SYN and ours agree (RFC 6691, 7323, 2018)."""
+def negotiate(engine: Engine, conn: Connection, segment: Segment, field: int = ecn.NOT_ECT) -> None:
+    """What the peer's SYN and ours agree on (RFC 6691, 7323, 2018, 3168, 9768); `field` is the ECN field of its
+    packet."""
     options, own = segment.options, conn.options
     conn.peer_mss = options.mss or MSS_DEFAULT  # RFC 9293 section 3.7.1 (MUST-15)
     conn.mss = max(min(conn.peer_mss, conn.path_mss), closing.MSS_MIN)
@@ -108,9 +109,7 @@ def negotiate(engine: Engine, conn: Connection, segment: Segment) -> None:
         conn.peer_scale = conn.own_scale = 0
     conn.sack_ok = options.sack_permitted and own.sack
     conn.timestamps_ok = options.timestamps is not None and own.timestamps
-    # RFC 3168 section 6.1.1: a SYN requests ECN by ECE and CWR, a SYN-ACK agrees by ECE alone
-    asked = segment.flags & (ECE | CWR)
-    conn.ecn_ok = asked == ECE and own.ecn if segment.flags & ACK else asked == ECE | CWR
+    (ecn.answered if segment.flags & ACK else ecn.asked)(conn, segment.flags, field)
     if conn.timestamps_ok and options.timestamps is not None:
         conn.ts_recent, conn.ts_recent_at = options.timestamps[0], engine.now
     conn.peer_segment = min(conn.mss, MSS_DEFAULT)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, fast_open, history, reassembly
+from layers.tcp import acknowledgment, ecn, fast_open, history, reassembly
 from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options, timestamps_alone
@@ -72,13 +72,7 @@ def send_syn(engine: Engine, conn: Connection) -> None:
     conn.syn_octets = max(conn.syn_octets, len(text))
     conn.snd_nxt = max(conn.snd_nxt, 1 + len(text))
     acknowledgment.left(conn)
-    flags = SYN | ACK if answers else SYN
-    if answers:
-        flags |= ECE if conn.ecn_ok else 0
-    # RFC 3168 section 6.1.1.1: without the request on a retransmission, because the request may be the cause of the
-    # loss
-    elif options.ecn and not conn.backoffs:
-        flags |= ECE | CWR
+    flags = SYN | ACK | ecn.agreement(conn) if answers else SYN | ecn.request(conn)
     conn.segments_out += 1
     engine.transmit(conn, 0, flags, window, offer.pack(), text, 0)
     engine.timers.schedule(conn)
@@ -133,6 +127,9 @@ def emit(engine: Engine, conn: Connection, start: int, end: int, flags: int, siz
             if conn.ecn_reduced:
                 flags |= CWR
                 conn.ecn_reduced = False
+    elif conn.accurate is not None:
+        flags |= conn.accurate.sent()
+        capable = new and has_text and conn.accurate.capable
     engine.transmit(conn, start, flags, window, options, payload, size, capable, held)
 
 
@@ -142,6 +139,13 @@ def _largest(engine: Engine, conn: Connection) -> int:
     if conn.sack_ok and conn.out_of_order:
         options += 4 + 8 * min(len(conn.recent_sack or ()), 3)
     return max(1, conn.mss - options)
+
+
+def _at_once(engine: Engine, conn: Connection, most: int) -> int:
+    """The maximum text of a super-segment, whose segments have `most`."""
+    if conn.accurate is not None and conn.accurate.field & CWR:
+        return most  # who splits it clears CWR in all but the first segment, as RFC 3168 wants it
+    return max(engine.super_octets(most), most)
 
 
 def _retransmit(engine: Engine, conn: Connection) -> None:
@@ -162,7 +166,7 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
         if room < min(size, most):
             return
         if size > most:
-            size = min(size, room, max(engine.super_octets(most), most)) // most * most or most
+            size = min(size, room, _at_once(engine, conn, most)) // most * most or most
         finish = start + size
         engine.counters[C.retransmitted] += 1
         engine.history.note(engine.now, conn, history.RETRANSMITTED, max(start - 1, 0))
@@ -192,7 +196,7 @@ def _new(engine: Engine, conn: Connection) -> None:
             size = room
         if size >= most:
             # The rest after full segments is sent as a segment of its own, if Nagle permits it
-            size = min(size, max(engine.super_octets(most), most)) // most * most
+            size = min(size, _at_once(engine, conn, most)) // most * most
         elif size < available:  # truncated by the window
             # RFC 9293 section 3.8.6.2.1 (MUST-38): less than a segment only if it is half of the largest window
             if size <= 0 or size < conn.window_max // 2:

@@ -27,6 +27,7 @@ from layers.common import source_address
 from layers.common.routes import RouteTable, configured
 from layers.tcp.connection import Ends
 from layers.tcp.counters import Counters as C
+from layers.tcp.ecn import ECT_0
 from layers.tcp.interfaces import Arrival
 from packets.checksum import verifies
 from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
@@ -45,7 +46,7 @@ VIEW_OCTETS = 4096  # longer records are read in place; of shorter ones a copy i
 LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: the maximum in an IP packet with all options
 MTU_DISCOVER_WANT = 1
-ECN_MASK, ECT_0, CE = 3, 2, 3  # RFC 3168 section 5: the lowest bits of TOS
+ECN_MASK = 3  # RFC 3168 section 5: the lowest bits of TOS
 
 
 class Paths:
@@ -167,4 +168,4 @@ def arrival_of(record: bytes, counters: CounterWords, text: memoryview | None = 
     if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
         return None
-    return Arrival(source, destination, segment, tos & ECN_MASK == CE)
+    return Arrival(source, destination, segment, tos & ECN_MASK)

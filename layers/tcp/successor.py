@@ -12,8 +12,9 @@ from layers.tcp import connection as tcb
 from layers.tcp import history
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
-from layers.tcp.dormant import Dormant, Identity
+from layers.tcp.dormant import Dormant, Identity, Told
 from layers.tcp.durable import (
+    ACCURATE_ECN,
     ADVISORY_AT,
     AUTOMATIC,
     ECN,
@@ -29,6 +30,7 @@ from layers.tcp.durable import (
     TIMESTAMPS,
     Durable,
 )
+from layers.tcp.ecn import AccurateEcn
 from layers.tcp.lookup import Claim
 
 if TYPE_CHECKING:
@@ -111,10 +113,11 @@ class Successor:
                 local, bool(flags & SHARE_ADDRESS), bool(flags & SHARE_PORT), False, bool(flags & AUTOMATIC))
         return Identity(peer[:octets] + local + _PORTS.pack(peer_port, port), handle, port, claim)
 
-    def room_of(self, number: int) -> tuple[int, int, int]:
+    def told_of(self, number: int) -> Told:
         """See `Sleepers`."""
         hot = HOT.unpack_from(self._durable.memory, number * SLOT_OCTETS + HOT_AT)
-        return hot[2], hot[5], hot[5] + hot[15]
+        written, end, una, rcv_nxt, fin_at, limit = hot[2], hot[3], hot[5], hot[6], hot[7], hot[15]
+        return Told(written, una, una + limit, bool(end) and una >= end, fin_at - 1 if 0 < fin_at <= rcv_nxt else 0)
 
     def wake(self, number: int) -> None:
         """See `Sleepers`."""
@@ -151,7 +154,7 @@ class Successor:
         """See `Sleepers`."""
         at, memory = number * SLOT_OCTETS, self._durable.memory
         (handle, listener, accept_number, port, peer_port, octets, flags, peer_scale, own_scale, local, peer, iss, irs,
-         offset, mss, peer_mss, own_mss, path_mss, home) = IDENTITY.unpack_from(memory, at + IDENTITY_AT)
+         offset, mss, peer_mss, own_mss, path_mss, home, accurate) = IDENTITY.unpack_from(memory, at + IDENTITY_AT)
         hot = HOT.unpack_from(memory, at + HOT_AT)
         state = self._durable.slots.state(number)
         if octets not in (4, 16) or not 0 < state < 12 or peer_scale > 14 or own_scale > 14:
@@ -166,6 +169,7 @@ class Successor:
         conn.scale_ok, conn.timestamps_ok = bool(flags & SCALE), bool(flags & TIMESTAMPS)
         conn.sack_ok, conn.automatic = bool(flags & SACK), bool(flags & AUTOMATIC)
         conn.ecn_ok = bool(flags & ECN)
+        conn.accurate = AccurateEcn.restored(accurate) if flags & ACCURATE_ECN else None
         conn.home = home if self._durable.lent_by(home) is not None else STREAM_ARENA
         self._load_hot(conn, hot, self._engine.now)
         conn.state = _state_of(conn, state)

@@ -1,12 +1,15 @@
-"""Explicit congestion notification (RFC 3168) is agreed on with the kernel, also where that asks for accurate ECN."""
+"""Explicit congestion notification: RFC 3168 with the kernel, also where that asks for accurate feedback; accurate
+feedback (RFC 9768) with a peer of scapy's segments, because kernels that have it are rare."""
 
 from __future__ import annotations
 
 import socket
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import ARP, Ether
 
-from .peers import PATIENCE_S, STACK, Stack
+from .peers import PATIENCE_S, STACK, Stack, next_frame
 
 ECN = 8  # TCPI_OPT_ECN in tcpi_options (linux/tcp.h)
 SETTING = "/proc/sys/net/ipv4/tcp_ecn"
@@ -30,3 +33,43 @@ def test_the_kernel_asks_for_it(stack: Stack, setting: int, agreed: int) -> None
                 for endpoint in (client, accepted):
                     options = endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
                     assert options & ECN == agreed
+
+
+PEER, PEER_MAC, PEER_PORT = "10.0.0.9", "02:00:00:00:00:09", 4242
+CE = 3
+
+
+def test_a_peer_with_accurate_feedback_learns_of_each_mark(new_stack) -> None:
+    stack = new_stack().up("--sysctl", "net.ipv4.tcp_ecn=3")
+    mac = stack.status()["mac"]
+    with stack.socket(socket.SOCK_STREAM) as server, stack.kernel.packet() as cable:
+        server.bind((STACK, 0))
+        server.listen()
+        port = server.getsockname()[1]
+
+        def says(flags: str, seq: int, ack: int = 0, text: bytes = b"", tos: int = 0) -> None:
+            cable.send(bytes(Ether(src=PEER_MAC, dst=mac) / IP(src=PEER, dst=STACK, tos=tos)
+                             / TCP(sport=PEER_PORT, dport=port, flags=flags, seq=seq, ack=ack, window=65535) / text))
+
+        def hears() -> TCP:
+            found = Ether(next_frame(cable, lambda frame: TCP in Ether(frame) and Ether(frame)[TCP].dport == PEER_PORT))
+            return found[TCP]
+
+        cable.send(bytes(Ether(src=PEER_MAC, dst=mac)
+                         / ARP(op=1, hwsrc=PEER_MAC, psrc=PEER, hwdst=mac, pdst=STACK)))  # it knows the peer now
+        says("SECN", 100)
+        answer = hears()
+        assert str(answer.flags) == "SAC"
+        number = answer.seq + 1
+        says("AC", 101, number)
+        accepted, _ = server.accept()
+        with accepted:
+            for count, flags in enumerate(("ACN", "AECN", "A", "AE")):  # 6, 7, 0, 1
+                says("PAEN", 101 + count, number, b"m", tos=CE)
+                while (heard := hears()).ack != 102 + count:
+                    pass
+                assert str(heard.flags) == flags
+            accepted.settimeout(PATIENCE_S)
+            assert accepted.recv(4, socket.MSG_WAITALL) == b"mmmm"
+            options = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
+            assert options & ECN

@@ -20,8 +20,8 @@ def test_settings_are_fields_of_a_stream_socket_with_linux_defaults():
 def test_values_become_fields():
     given = ["net.ipv4.tcp_sack=0", "net.ipv4.tcp_timestamps = 1", "net.ipv4.tcp_ecn=1",
              "net.ipv4.tcp_keepalive_time=15"]
-    assert stream_defaults(parsed(given)) == {"sack": False, "timestamps": True, "ecn": True, "keepidle": 15}
-    assert stream_defaults(parsed(["net.ipv4.tcp_ecn=2"])) == {"ecn": False}
+    assert stream_defaults(parsed(given)) == {"sack": False, "timestamps": True, "ecn": 1, "keepidle": 15}
+    assert stream_defaults(parsed(["net.ipv4.tcp_ecn=2"])) == {"ecn": 2}
     assert parsed([]) == {}
 
 

@@ -19,6 +19,7 @@ from layers.tcp.calls import Calls
 from layers.tcp.connection import Connection
 from layers.tcp.counters import Counters
 from layers.tcp.durable import Durable
+from layers.tcp.ecn import CE, ECT_0, NOT_ECT
 from layers.tcp.engine import Engine
 from layers.tcp.interfaces import Arrival
 from layers.tcp.successor import Successor
@@ -58,7 +59,7 @@ class Host:
         self.path_mtu = peer_mtu
         self.super = super_octets
         self.state = {} if state is None else state
-        self.sent: list[tuple[bytes, bytes, Segment, int]] = []
+        self.sent: list[tuple[bytes, bytes, Segment, int, bool]] = []  # the last: routers may mark it
         self._turn: list[tuple] = []  # what this turn brings: it counts when the turn is over
         self.advised: list[bytes] = []
         self.applications = defaultdict(Application) if applications is None else applications
@@ -94,7 +95,7 @@ class Host:
 
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: object,
                  capable: bool) -> None:
-        self._turn.append((self.sent.append, (source, destination, segment, size)))
+        self._turn.append((self.sent.append, (source, destination, segment, size, capable)))
 
     def advise(self, destination: bytes) -> None:
         self.advised.append(destination)
@@ -215,10 +216,10 @@ class Host:
         conn = self.engine.lookup.by_handle.get(handle)
         return tcb.STATE_NAMES[conn.state] if conn is not None else "CLOSED"
 
-    def arrive(self, source: bytes, segment: Segment) -> None:
+    def arrive(self, source: bytes, segment: Segment, ecn: int = 0) -> None:
         parsed = parse(segment.pack())
         assert parsed is not None
-        self.do(lambda host: host.engine.arrives(Arrival(source, host.address, parsed)))
+        self.do(lambda host: host.engine.arrives(Arrival(source, host.address, parsed, ecn)))
 
     def expire(self) -> None:
         due = self.engine.next_due
@@ -227,7 +228,7 @@ class Host:
 
     def out(self) -> list[Segment]:
         sent, self.sent = self.sent, []
-        return [segment for _, _, segment, _ in sent]
+        return [segment for _, _, segment, _, _ in sent]
 
 
 def split(segment: Segment, size: int) -> list[Segment]:
@@ -256,7 +257,8 @@ class World:
         self.now = 1000.0
         self.delay = delay
         self.fate = fate
-        self._wire: list[tuple[float, int, bytes, bytes, Segment]] = []
+        self._wire: list[tuple[float, int, bytes, bytes, Segment, int]] = []
+        self.marks: Callable[[Segment], bool] = lambda segment: False  # a router marks it, if it may
         self._tie = count()
         self.log: list[tuple[float, bytes, Segment]] = []
         self.mortal: AbstractContextManager[object] | None = None
@@ -283,12 +285,15 @@ class World:
     def collect(self) -> None:
         for host in self.hosts.values():
             sent, host.sent = host.sent, []
-            for source, destination, whole, size in sent:
+            for source, destination, whole, size, capable in sent:
                 for segment in split(whole, size):
                     self.log.append((self.now, source, segment))
                     delays = [self.delay] if self.fate is None else self.fate(source, segment)
+                    field = ECT_0 if capable else NOT_ECT
+                    if capable and self.marks(segment):
+                        field = CE
                     for delay in delays:
-                        heappush(self._wire, (self.now + delay, next(self._tie), source, destination, segment))
+                        heappush(self._wire, (self.now + delay, next(self._tie), source, destination, segment, field))
 
     def step(self, until: float) -> bool:
         """The next thing that happens; False: nothing before `until`."""
@@ -305,9 +310,9 @@ class World:
         for host in self.hosts.values():
             host.at(self.now)
         while self._wire and self._wire[0][0] <= self.now:
-            _, _, source, destination, segment = heappop(self._wire)
+            _, _, source, destination, segment, field = heappop(self._wire)
             if destination in self.hosts:
-                self.hosts[destination].arrive(source, segment)
+                self.hosts[destination].arrive(source, segment, field)
         for host in list(self.hosts.values()):
             host.expire()
         return True

@@ -46,13 +46,13 @@ class Peer:
     # -- segments
 
     def says(self, flags: str, seq: int, ack: int | None = None, text: bytes = b"", window: int = 65535,
-             options: Options | None = None, urgent: int = 0) -> list[str]:
+             options: Options | None = None, urgent: int = 0, ecn: int = 0) -> list[str]:
         """A segment comes in; what goes out at once."""
         bits = sum(1 << FLAG_LETTERS.index(flag) for flag in flags)
         segment = Segment(self.port, self.host_port, (ISN + seq) & 0xFFFFFFFF,
                           ((self.isn or 0) + ack) & 0xFFFFFFFF if ack is not None else 0, bits, window, urgent,
                           options or Options(), text)
-        self.host.arrive(A, segment)
+        self.host.arrive(A, segment, ecn)
         return [self.text(each) for each in self._hear()]
 
     def hears(self) -> list[str]:

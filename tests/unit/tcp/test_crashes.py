@@ -185,6 +185,20 @@ def test_all_connections_are_listed_while_they_are_dormant():
     assert len(a.engine.lookup.connections) == 0
 
 
+def test_a_dormant_connection_in_time_wait_tells_its_application_again_how_it_ended():
+    world, a, b, left, right = pair()
+    a.write(left, b"x", end=True)
+    assert world.run(10, lambda: b.applications[right].ended)
+    b.write(right, b"y", end=True)
+    assert world.run(10, lambda: a.state_of(left) == "TIME-WAIT" and a.applications[left].read == 1)
+    application = a.applications[left]
+    application.ended = application.finished = False  # the process died before it told it
+    heir = a.successor(1)
+    assert left in heir.engine.dormant.by_handle
+    assert application.ended
+    assert application.finished
+
+
 @pytest.mark.parametrize("keepalive", [False, True])
 def test_a_dormant_connection_with_keep_alive_is_woken_for_it(keepalive):
     world, a, _, left, _ = pair()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.unit.tcp.host import pair
 from tests.unit.tcp.test_streams import octets
 
-OPTIONS = st.fixed_dictionaries({name: st.booleans() for name in ("window_scaling", "timestamps", "sack", "nodelay")})
+OPTIONS = st.fixed_dictionaries({
+    **{name: st.booleans() for name in ("window_scaling", "timestamps", "sack", "nodelay")}, "ecn": st.integers(0, 5)})
 
 
 def hostile(seed: int, loss: float, repeat: float, jitter: float, delay: float):
@@ -31,11 +32,13 @@ def hostile(seed: int, loss: float, repeat: float, jitter: float, delay: float):
 @given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0, 0.01, 0.1, 0.2]), repeat=st.sampled_from([0, 0.2]),
        jitter=st.sampled_from([0, 0.001, 0.1]), delay=st.sampled_from([0.0001, 0.02]), there=st.integers(0, 120_000),
        back=st.integers(0, 60_000), a_options=OPTIONS, b_options=OPTIONS,
-       super_octets=st.sampled_from([0, 64_000]))
+       super_octets=st.sampled_from([0, 64_000]), marked=st.sampled_from([0, 0.1, 1]))
 def test_the_stream_in_is_the_stream_out(seed, loss, repeat, jitter, delay, there, back, a_options, b_options,
-                                         super_octets):
+                                         super_octets, marked):
     world, a, b, left, right = pair(delay, hostile(seed, loss, repeat, jitter, delay), a_options=a_options,
                                     b_options=b_options, super_octets=super_octets)
+    rng = random.Random(seed)
+    world.marks = lambda segment: rng.random() < marked
     a.write(left, octets(there), end=True)
     b.write(right, octets(back, 3), end=True)
 

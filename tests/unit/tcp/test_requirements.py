@@ -212,7 +212,7 @@ def test_rfc3168_ecn_is_agreed_on_marks_are_echoed_and_reduce_the_window_once():
     peer.says(".", 1, 1)
     handle = peer.host.accepted_handles[-1][1]
     marked = Segment(peer.port, 80, (0xFFFFFF00 + 1) & 0xFFFFFFFF, (peer.isn + 1) & 0xFFFFFFFF, 16, 65535, payload=b"m")
-    peer.host.do(lambda host: host.engine.arrives(Arrival(A, B, marked, True)))
+    peer.host.do(lambda host: host.engine.arrives(Arrival(A, B, marked, 3)))
     assert peer.hears()[-1] == ".E 1(0) ack 2"
     assert peer.says("W.", 2, 1, b"n") == [". 1(0) ack 3"]
     peer.write(handle, b"e" * 8000)
@@ -239,7 +239,7 @@ def test_rfc9768_3_1_2_a_syn_that_asks_for_accurate_ecn_gets_the_ecn_of_rfc_3168
 
 def test_a_syn_that_asks_for_ecn_is_sent_where_the_socket_wants_it():
     peer = Peer()
-    peer.host.set(9, peer=A, peer_port=1, connect=1, ecn=True)
+    peer.host.set(9, peer=A, peer_port=1, connect=1, ecn=1)
     assert peer.hears() == ["SEW 0(0)"]
 
 

@@ -201,7 +201,7 @@ def test_options_take_their_room_from_the_text_also_of_super_segments():
     peer = Peer(Host(B, super_octets=64_000))
     handle = peer.connects(Options(mss=1000, timestamps=(100, 0), sack_permitted=True))
     peer.host.write(handle, b"z" * 50_000)
-    for _, _, segment, size in peer.host.sent:
+    for _, _, segment, size, _ in peer.host.sent:
         if len(segment.payload) > 988:
             assert size == 988
             assert len(segment.payload) % 988 == 0
