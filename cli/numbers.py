@@ -25,16 +25,17 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def seconds(least: float = 0.0, above: bool = False) -> Callable[[str], float]:
-    """A type for argparse: seconds, finite, from `least` on; with `above`, more than `least`."""
-    allowed = f"above {least:g}" if above else f"{least:g} or more"
+def seconds(least: float = 0.0, most: float = SECONDS_MAX, above: bool = False) -> Callable[[str], float]:
+    """A type for argparse: seconds, finite, from `least` to `most`; with `above`, more than `least`."""
+    bounded = f"{least:g} to {most:g}" if most < SECONDS_MAX else f"{least:g} or more"
+    allowed = f"above {least:g}" if above else bounded
 
     def convert(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number) or number < least or (above and number == least) or number > SECONDS_MAX:
+        if not least <= number <= most or (above and number == least):  # also refuses what is not a number
             raise argparse.ArgumentTypeError(f"{text!r}: must be a number of seconds, {allowed}")
         return number
 

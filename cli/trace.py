@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import heapq
 import ipaddress
 import signal
 import sys
 from collections.abc import Iterator
+from itertools import count
 from zlib import crc32
 
 import msgspec
 
 from bus import messages, topology, views
 from bus.runtime import ring
+from cli.numbers import seconds, whole
 from cli.pipes import APP, DEVICE, Pipe, all_pipes
 from cli.watching import Seen, Watch, sentence
 from packets import ethernet, ipv4, pcapng, summary
@@ -22,15 +25,21 @@ from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
 TEXT = "follow packets through the stack: times in each layer and pipe, drops and why"
-_OVER_NS = 100_000_000  # a packet that was not seen for this time has reached its end
+# A packet that was not seen for this time has reached its end.
+_OVER_NS = 500_000_000
+# The same for a packet in a pipe, whose consumer may be restarting, and in layers that hold packets: while arp asks for
+# an address (three requests, one a second), or for an impairment of the device.
+_HELD_NS = 6_000_000_000
+_HOLDING = ("link", "ip")
 _UDP_OCTETS = 8
+_RETURNS = (messages.ICMP_ERROR, messages.REPORT_ERROR)  # with these a packet goes back, as part of an error about it
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("flow", metavar="ADDRESS|FLOW", help="10.0.0.1, or an expression like 'udp port 53'")
-    parser.add_argument("--count", type=int, metavar="N", help="stop after N packets")
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
+    parser.add_argument("--count", type=whole(1), metavar="N", help="stop after N packets")
+    parser.add_argument("--seconds", type=seconds(above=True), metavar="S", help="stop after S seconds")
 
 
 class Step(msgspec.Struct):
@@ -42,6 +51,14 @@ class Step(msgspec.Struct):
     kind: int
     dropped: str = ""  # name of the counter
     layer: str = ""
+    error: str = ""  # type and code of an ICMP error
+
+    @property
+    def over_ns(self) -> int:
+        """The time when the packet has reached its end, unless another step follows until then."""
+        ended = self.dropped or (self.pipe.consumer in (DEVICE, APP) and not self.arrived)
+        held = not ended and (not self.arrived or self.pipe.consumer in _HOLDING)
+        return self.when_ns + (_HELD_NS if held else _OVER_NS)
 
 
 class Journey(msgspec.Struct):
@@ -64,6 +81,8 @@ class Tracer:
         self._test = test
         self._with_vnet = with_vnet
         self._open: dict[tuple[int, int], list[Journey]] = {}
+        self._due: list[tuple[int, int, Journey]] = []  # a heap: the time when a journey may be over, number, journey
+        self._numbers = count()
 
     def see(self, seen: Seen) -> None:
         """Process records at one end of a pipe."""
@@ -73,29 +92,35 @@ class Tracer:
             for octets in views.packets_of(seen.kind, record, self._with_vnet, seen.pipe.protocol):
                 packet = octets[ethernet.HEADER_OCTETS :] if views.is_frame(seen.kind) else octets
                 if len(packet) >= ipv4.HEADER_OCTETS and seen.kind not in (messages.ARP_IN, messages.ARP_OUT):
-                    self._see(seen, packet)
+                    self._see(seen, packet, f"type {record[0]}, code {record[1]}" if seen.kind in _RETURNS else "")
 
-    def _see(self, seen: Seen, packet: bytes) -> None:
+    def _see(self, seen: Seen, packet: bytes, error: str) -> None:
         start = (packet[0] & 15) * 4
         payload = packet[start : int.from_bytes(packet[2:4], "big")]
         key = packet[9], crc32(payload[_UDP_OCTETS:])
         arrived = seen.direction != ring.OUT
-        step = Step(seen.when_ns, seen.pipe, arrived, seen.kind, seen.counter, seen.layer)
+        step = Step(seen.when_ns, seen.pipe, arrived, seen.kind, seen.counter, seen.layer, error)
         journeys = self._open.setdefault(key, [])
         wanted, line = self._test(packet), summary.ipv4(packet)
         for journey in reversed(journeys):
             if _leads_to(journey.steps[-1], step):
                 journey.steps.append(step)
                 journey.wanted |= wanted
-                if seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET:
+                if seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET or seen.kind == messages.TRANSMIT:
                     journey.line = line
                 return
         journeys.append(Journey(key, line, [step], wanted))
+        heapq.heappush(self._due, (step.over_ns, next(self._numbers), journeys[-1]))
 
     def over(self, now_ns: int) -> Iterator[Journey]:
         """The finished journeys that match the filter, in order of time."""
-        ended = [journey for journeys in self._open.values() for journey in journeys
-                 if journey.steps[-1].when_ns < now_ns - _OVER_NS]
+        ended = []
+        while self._due and self._due[0][0] < now_ns:
+            _, number, journey = heapq.heappop(self._due)
+            if journey.steps[-1].over_ns < now_ns:
+                ended.append(journey)
+            else:
+                heapq.heappush(self._due, (journey.steps[-1].over_ns, number, journey))
         for journey in sorted(ended, key=lambda journey: journey.steps[0].when_ns):
             journeys = self._open[journey.key]
             journeys.remove(journey)
@@ -111,8 +136,9 @@ def _leads_to(last: Step, step: Step) -> bool:
         return False
     if last.pipe == step.pipe:
         return bool(step.dropped) or (step.arrived and not last.arrived)
-    onward = last.pipe.consumer == step.pipe.producer and last.pipe.producer != step.pipe.consumer
-    return onward and not step.arrived
+    back = last.pipe.producer == step.pipe.consumer
+    onward = last.pipe.consumer == step.pipe.producer and back <= (step.kind in _RETURNS)
+    return onward and (not step.arrived or (bool(step.dropped) and step.layer == step.pipe.producer))
 
 
 def describe(journey: Journey) -> str:
@@ -120,7 +146,7 @@ def describe(journey: Journey) -> str:
     steps, origin = journey.steps, journey.steps[0].pipe.producer
     lines = [journey.line, *([f"  from {origin}"] if origin in (DEVICE, APP) else [])]
     for step, following in zip(steps, [*steps[1:], None], strict=True):
-        name = messages.KIND_NAMES.get(step.kind, str(step.kind))
+        name = messages.KIND_NAMES.get(step.kind, str(step.kind)) + (f", {step.error}" if step.error else "")
         if step.dropped:
             lines.append(f"  dropped by {step.layer}: {step.dropped}: {sentence(step.layer, step.dropped)}")
             break
@@ -147,9 +173,6 @@ def _test(text: str) -> Test:
 
 def run(given: argparse.Namespace) -> int:
     """Follow packets until the count is reached, Ctrl-C is pressed, or the stack ends."""
-    for option, value in (("--count", given.count), ("--seconds", given.seconds)):
-        if value is not None and value <= 0:
-            raise UsageError(f"{option} {value}: must be more than zero")
     test, left = _test(given.flow), given.count or -1
     with Client(run_dir(given.name)) as client:
         pipes = all_pipes([name for name in client.request("status")["layers"] if name in topology.LAYERS])

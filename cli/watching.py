@@ -166,14 +166,13 @@ class Watch:
 
     def _seen(self, layer: str, entry: ring.Entry) -> Seen:
         counter = ""
-        if entry.direction == ring.DROPPED:
+        direction = ring.DROPPED if entry.direction == ring.UNSENT else entry.direction
+        if direction == ring.DROPPED:
             names = self._counters[layer]
             index = entry.counter - BUS_COUNTER
             counter = list(PipeCounters.declared)[index] if index >= 0 else names[entry.counter]
-        pipe = pipe_of(entry.peer, layer, entry.direction == ring.OUT)
-        if entry.direction == ring.DROPPED and pipe not in self._pipes:
-            pipe = pipe_of(entry.peer, layer, sent=True)  # dropped by an impairment before it was sent
-        return Seen(entry.when_ns + self._offset_ns, pipe, layer, entry.incarnation, entry.direction, entry.kind,
+        pipe = pipe_of(entry.peer, layer, entry.direction in (ring.OUT, ring.UNSENT))
+        return Seen(entry.when_ns + self._offset_ns, pipe, layer, entry.incarnation, direction, entry.kind,
                     entry.records, counter)
 
 

@@ -23,8 +23,9 @@ _LONE_ENTRY = Struct("<IHBBIIqQI")  # the same, with the length of its only reco
 _LENGTHS = [Struct(f"<{count}I") for count in range(257)]
 RECORDS_MAX = 256  # per entry
 
-IN, OUT, DROPPED, RECORDING = range(4)  # directions: received from `peer`, sent to `peer`, received from `peer` and
-# dropped; the last is not a direction: see bus.runtime.recorder
+# Directions: received from `peer`; sent to `peer`; received from `peer` and dropped; not a direction, but a recording
+# (bus.runtime.recorder); dropped by an impairment before it was sent to `peer`.
+IN, OUT, DROPPED, RECORDING, UNSENT = range(5)
 
 
 class Entry(NamedTuple):
@@ -35,7 +36,7 @@ class Entry(NamedTuple):
     peer: int
     kind: int
     records: list[bytes]
-    counter: int  # of DROPPED records: index of the counter with the reason
+    counter: int  # of DROPPED and UNSENT records: index of the counter with the reason
     incarnation: int
 
 

@@ -29,7 +29,7 @@ from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
 from bus.messages import CONTROL_KIND_MIN, HELD_OF
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
-from bus.runtime.ring import DROPPED, IN, OUT, RECORDS_MAX, RingWriter
+from bus.runtime.ring import DROPPED, IN, OUT, RECORDS_MAX, UNSENT, RingWriter
 from packets.filter import Test, compile_filter
 
 APPLICATIONS = topology.CLIENT_ID_MIN  # as peer: any application
@@ -159,7 +159,7 @@ class _Disturber:
             first = layout.PIPE_DROPPED if self.request.sent else layout.PIPE_DROPPED_IN
             self._taps.words[first + layout.pipe_cell(item[0])] += 1
             if self.core is not None:
-                self.core.show_drop(item, BUS_COUNTER + counter)
+                self.core.show_drop(item, BUS_COUNTER + counter, UNSENT if self.request.sent else DROPPED)
 
     def offered(self, items: Iterable[Send], now: float) -> list[Send]:
         """The records that leave at once: of these, and of those held."""
@@ -382,11 +382,11 @@ class TappedCore:
         for at in range(0, len(records), RECORDS_MAX):
             self._show(ring, direction, peer, kind, records[at : at + RECORDS_MAX])
 
-    def show_drop(self, item: Send, counter: int) -> None:
+    def show_drop(self, item: Send, counter: int, direction: int = DROPPED) -> None:
         """Show a dropped record to the captures that want drops."""
         peer, kind, record = item
         for ring in self._shows_drops:
-            ring.put(time.monotonic_ns(), DROPPED, peer, kind, [record], self._taps.incarnation, counter)
+            ring.put(time.monotonic_ns(), direction, peer, kind, [record], self._taps.incarnation, counter)
 
 
 class TappedManagedCore(TappedCore):

@@ -10,7 +10,7 @@ class Counters(CounterSet):
     packets_out = Out("Packets passed to link.")
     copied = Event("Packets copied to raw, received or looped back.")
     looped = Event("Packets to an own address, delivered without link.")
-    truncated = Drop("Packets shorter than a header or than their total length.")
+    truncated = Drop("Packets shorter than a header or than their total length (RFC 791 section 3.1).")
     bad_version = Drop("Packets whose version is not 4 (RFC 1122 section 3.2.1.1).")
     bad_header_length = Drop("Packets whose header length is below 5 words or beyond the packet (RFC 791 section 3.1).")
     bad_header_checksum = Drop("Packets with a wrong header checksum (RFC 1122 section 3.2.1.2).")
@@ -31,8 +31,8 @@ class Counters(CounterSet):
     fragment_spoilt = Drop("Fragments that contradict others of their packet, and further fragments of such packets "
                            "(as Linux; RFC 5722).")
     reassembly_ecn = Drop("Packets with ECN in some fragments and not in others (RFC 3168 section 5.3).")
-    reassembly_timeout = Drop("Packets that were incomplete at the timeout, answered by an error if the first fragment "
-                              "had arrived (RFC 1122 section 3.3.2).")
+    reassembly_timeout = Drop("Packets that were incomplete at the timeout, answered by an error if the first "
+                              "fragment had arrived (RFC 1122 section 3.3.2).")
     reassembly_evicted = Drop("Packets whose fragments were dropped because their source, or all sources, had too "
                               "many.")
 
@@ -43,8 +43,9 @@ class Counters(CounterSet):
     bad_transmit = Drop("Requests to send without a head, or with a source that is not an own address.")
     bad_crafted = Drop("Packets to send with an invalid IP header, or one that cannot be looped back.")
     over_mtu = Drop("Packets to send that are longer than the MTU and must not be fragmented (RFC 1191 section 3).")
-    over_length = Drop("Packets to send that are longer than 65,535 octets.")
-    neighbor_queue_full = Drop("Packets dropped while waiting for a neighbour's address, because newer ones arrived.")
+    over_length = Drop("Packets to send that are longer than 65,535 octets (RFC 791 section 3.1).")
+    neighbor_queue_full = Drop("Packets dropped while waiting for a neighbour's address, because newer ones arrived "
+                               "(RFC 1122 section 2.3.2.2).")
     neighbor_unreachable = Drop("Packets to send to a neighbour that does not answer.")
     bad_announcement = Drop("Records from arp that cannot be decoded.")
 
@@ -65,7 +66,8 @@ class Counters(CounterSet):
     igmp_in = Event("IGMP messages from the network.")
     igmp_out = Event("IGMP reports and leave messages sent.")
     igmp_malformed = Drop("IGMP messages that are too short or have a wrong checksum (RFC 3376 section 4).")
-    igmp_not_for_hosts = Drop("IGMP messages that concern routers only.")
-    other_group = Drop("Packets to a multicast group, or from a source, that no socket has joined.")
+    igmp_not_for_hosts = Drop("IGMP messages that concern routers only, or of an unknown type (RFC 3376 section 4).")
+    other_group = Drop("Packets to a multicast group, or from a source, that no socket has joined (RFC 1112 section "
+                       "7.2, RFC 3376 section 3).")
     bad_membership = Drop("Memberships from sockets that cannot be decoded or contain an invalid group.")
     state_unreadable = Drop("Stored records that could not be read at a start.")

@@ -78,7 +78,7 @@ NOT_ALIVE = Event("RFC 9293 section 3.8.4", "gave up after {0} unanswered keep-a
 ICMP_HARD = Event("RFC 9293 section 3.9.2.2, RFC 1122 section 4.2.3.9", "an ICMP error arrived before the connection "
                   "was established (errno {0})")
 ICMP_SOFT = Event("RFC 5927 section 5", "an ICMP error arrived (errno {0}): remembered, the connection goes on")
-ICMP_FORGED = Event("RFC 5927 section 4", "ignored an ICMP error about octets that are not in flight")
+ICMP_FORGED = Event("RFC 5927 section 4.1", "ignored an ICMP error about octets that are not in flight")
 RESTORED = Event("docs/recovery.md", "tcp was restarted and restored this connection")
 
 

@@ -17,7 +17,7 @@ class Counters(TransportCounters):
     errors_told = Event("ICMP errors reported to a socket.")
     report_port_unreachable = Event("Packets to a closed port, passed to icmp for an error.")
 
-    packet_truncated = Drop("Packets shorter than a UDP header.")
+    packet_truncated = Drop("Packets shorter than a UDP header (RFC 768).")
     bad_length = Drop("Packets whose UDP length is below 8 or more than the packet contains (RFC 768).")
     bad_checksum = Drop("Packets with a wrong UDP checksum (RFC 1122 section 4.1.3.4).")
     no_port = Drop("Packets to a port without a socket (RFC 1122 section 4.1.3.1).")
@@ -34,6 +34,6 @@ class Counters(TransportCounters):
                          "socket.")
     send_too_long = Drop("Datagrams to send that are too long for an IPv4 packet.")
 
-    error_malformed = Drop("ICMP errors that do not quote enough of a UDP packet.")
-    error_no_socket = Drop("ICMP errors about a datagram whose socket does not exist.")
+    error_malformed = Drop("ICMP errors that do not quote enough of a UDP packet (RFC 1122 section 3.2.2).")
+    error_no_socket = Drop("ICMP errors about a datagram whose socket does not exist (RFC 1122 section 4.1.3.3).")
     error_ignored = Drop("ICMP errors that are not reported to this socket, as on Linux.")

@@ -23,7 +23,7 @@ class Attacker:
         self.stack, self.address = stack, IPv4Address(address)
         self.cable = stack.kernel.packet()
         self.mac = self.cable.getsockname()[4]
-        self._stack_mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))
+        self.stack_mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))
         stack.run("neighbor", "add", address, self.mac.hex(":"))
 
     def __enter__(self) -> Attacker:
@@ -38,7 +38,7 @@ class Attacker:
         """A frame with a segment to the stack."""
         made = Tcp(source or self.address, TARGET, source_port, port, flags, seq % (1 << 32), ack % (1 << 32), window,
                    payload, options)
-        return ethernet(self._stack_mac, self.mac, IPV4, tcp(made))
+        return ethernet(self.stack_mac, self.mac, IPV4, tcp(made))
 
     def send(self, frames: Iterable[bytes]) -> int:
         """Send them no faster than link takes them; how many."""

@@ -175,9 +175,14 @@ def test_a_capture_shows_packets_that_an_impairment_drops():
     bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.UDP}), drops=True), impair(drop_nth=2))
     bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0)
     dropped, sent = bench.entries()
-    assert (dropped.direction, dropped.records) == (ring.DROPPED, [OTHER])
+    assert (dropped.direction, dropped.peer, dropped.records) == (ring.UNSENT, topology.UDP, [OTHER])
     assert dropped.counter == BUS_COUNTER + PipeCounters.bus_impaired_lost
     assert sent.records == [PACKET]
+    bench.ask(CaptureRequest(2, 0, frozenset({topology.LINK}), drops=True),
+              impair(sent=False, peer=topology.LINK, loss=1.0))
+    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    (dropped,) = bench.entries()
+    assert (dropped.direction, dropped.peer, dropped.records) == (ring.DROPPED, topology.LINK, [PACKET])
 
 
 def test_a_repeated_impairment_continues_and_an_ended_one_releases_its_packets():
