@@ -9,10 +9,13 @@ import signal
 import sys
 import time
 from collections import deque
-from io import RawIOBase
+from io import FileIO
 
 from bus.runtime import ring
 from bus.runtime.crash_log import LENGTH, MAGIC
+from cli.failures import naming
+from cli.main import program
+from cli.numbers import seconds
 from cli.watching import open_taps
 from supervisor.control import Client
 from supervisor.options import UsageError
@@ -33,13 +36,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", dest="file", metavar="FILE", help="default LAYER.rec")
     parser.add_argument("--ring", metavar="SIZE", help="keep only the last calls, about SIZE of them, such as 64MB, "
                         "and write them at the end")
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds (default: Ctrl-C stops)")
+    parser.add_argument("--seconds", type=seconds(above=True), metavar="S", help="stop after S seconds "
+                        "(default: Ctrl-C stops)")
 
 
 def run(given: argparse.Namespace) -> int:
     """Record until the time is over, Ctrl-C is pressed, or the stack ends."""
-    if given.seconds is not None and given.seconds <= 0:
-        raise UsageError(f"--seconds {given.seconds}: must be more than zero")
     ring_octets = _octets(given.ring) if given.ring else 0
     path = given.file or f"{given.layer}.rec"
     with Client(run_dir(given.name)) as client:
@@ -60,17 +62,19 @@ def _octets(text: str) -> int:
 
 
 class Everything:
-    """A file with all entries of a recording."""
+    """A file with all entries of a recording. OSError, with the file's name: it cannot be written."""
 
     every = 0
 
-    def __init__(self, out: RawIOBase) -> None:
+    def __init__(self, out: FileIO) -> None:
         self._out = out
+        self._path = str(out.name)
         self._write(MAGIC)
 
     def _write(self, octets: bytes) -> None:
-        while octets:
-            octets = octets[self._out.write(octets) :]
+        with naming(self._path):
+            while octets:
+                octets = octets[self._out.write(octets) :]
 
     def add(self, entry: bytes) -> int:
         """Add an entry; returns the number of calls by which the file has grown."""
@@ -84,7 +88,7 @@ class Everything:
 class LastOnes(Everything):
     """The last entries, in memory until the end: whole stretches, each from a process's start or a checkpoint on."""
 
-    def __init__(self, out: RawIOBase, octets: int) -> None:
+    def __init__(self, out: FileIO, octets: int) -> None:
         super().__init__(out)
         self._limit = octets
         self.every = octets // 8
@@ -126,7 +130,7 @@ def _write(client: Client, layer: str, file: Everything, path: str, seconds: flo
                 calls += file.add(octets)
     file.close()
     if reader.lost:
-        print(f"launcher.py: this process could not keep up; {path} ends with call {calls}", file=sys.stderr)
+        print(f"{program()}: this process could not keep up; {path} ends with call {calls}", file=sys.stderr)
         return 1
     print(f"{calls} calls in {path}", file=sys.stderr)
     return 0

@@ -7,13 +7,14 @@ the core from that state and repeats the calls; a result that differs from the r
 from __future__ import annotations
 
 import argparse
+import bdb
 import importlib
 import pdb
 import random
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ import msgspec
 from bus import messages, topology
 from bus.runtime.crash_log import LENGTH, MAGIC
 from bus.runtime.recorder import Start
+from cli.numbers import whole
 from supervisor.options import UsageError
 
 TEXT = "repeat the calls of a recorded layer and report which results differ"
 _OWN = ("bus", "layers", "packets", "usernet")  # packages that --diff loads from the other checkout
 _DIFFERENCES_SHOWN = 5
-_TEST = '''"""Made by `launcher.py replay --as-test`: the {layer} layer does what it did when it was recorded."""
+_MADE = '"""Made by `launcher.py replay --as-test`: '
+_TEST = _MADE + '''the {layer} layer does what it did when it was recorded."""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def test_{layer}_does_again_what_{name}_recorded():
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--break-at", type=int, metavar="N", help="stop in the debugger before call N (from 1)")
+    parser.add_argument("--break-at", type=whole(1), metavar="N", help="stop in the debugger before call N (from 1)")
     parser.add_argument("--pdb", action="store_true", help="start the debugger where the core raises an exception")
     parser.add_argument("--diff", metavar="DIR", help="use the code of the checkout in this directory")
     parser.add_argument("--as-test", metavar="FILE", help="write a pytest test that repeats this replay")
@@ -88,20 +91,33 @@ class Run(msgspec.Struct):
 
 
 def read(path: Path) -> list[Run]:
-    """The runs of a recording. ValueError: not a recording."""
+    """The runs of a recording, at least one. OSError. ValueError: not a recording, or a damaged or an empty one."""
     octets = path.read_bytes()
     if not octets.startswith(MAGIC):
         raise ValueError(f"{path}: not a recording")
-    runs: list[Run] = []
-    passed = False  # the present checkpoint is in the middle of a run
+    try:
+        runs = _runs(_entries(octets))
+    except (LookupError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{path}: the recording is damaged: {error}") from error
+    if not runs:
+        raise ValueError(f"{path}: the recording is empty")
+    return runs
+
+
+def _entries(octets: bytes) -> Iterator[list[Any]]:
+    """The complete entries of a recording; the last one may be incomplete, because the disk was full."""
     at = len(MAGIC)
     while at + LENGTH.size <= len(octets):
         (length,) = LENGTH.unpack_from(octets, at)
-        entry = octets[at + LENGTH.size : at + LENGTH.size + length]
         at += LENGTH.size + length
-        if len(entry) < length:
-            break  # incomplete because the disk was full
-        kind, *fields = msgspec.msgpack.decode(entry)
+        if at <= len(octets):
+            yield msgspec.msgpack.decode(octets[at - length : at], type=list[Any])
+
+
+def _runs(entries: Iterable[list[Any]]) -> list[Run]:
+    runs: list[Run] = []
+    passed = False  # the present checkpoint is in the middle of a run
+    for kind, *fields in entries:
         if kind == "start":
             runs.append(Run(msgspec.convert(fields[0], Start), [], []))
             passed = False
@@ -189,16 +205,20 @@ def _send(send: Any) -> str:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Replay all runs; returns 1 if a result differs or the core raises."""
+    """Replay all runs; returns 1 if a result differs, the core raises, or the user leaves the debugger before."""
     path = Path(given.file)
     try:
         runs = read(path)
-    except (OSError, ValueError, msgspec.DecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"replay: {path}: {error.strerror}") from error
+    except ValueError as error:
         raise UsageError(f"replay: {error}") from error
     if given.as_test:
+        if given.break_at is not None or given.pdb or given.diff:
+            raise UsageError("--as-test cannot be combined with --break-at, --pdb or --diff")
         return _write_test(path, Path(given.as_test), runs)
-    most = max((len(each.calls) for each in runs), default=0)
-    if given.break_at is not None and not 1 <= given.break_at <= most:
+    most = max(len(each.calls) for each in runs)
+    if given.break_at is not None and given.break_at > most:
         raise UsageError(f"--break-at {given.break_at}: the calls have the numbers 1 to {most}")
     if given.diff:
         _take_code_from(Path(given.diff))
@@ -209,6 +229,9 @@ def run(given: argparse.Namespace) -> int:
         called: list[Call] = []
         try:
             found = list(replay(each, given.break_at, called.append))
+        except bdb.BdbQuit:
+            print(f"{title}: the debugger was left in {called[-1].describe()}")
+            return 1
         except Exception:
             last = called[-1].describe() if called else "its creation"
             print(f"{title}: the core raised in {last}")
@@ -225,7 +248,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _take_code_from(directory: Path) -> None:
-    if not (directory / "layers").is_dir():
+    if not all((directory / package / "__init__.py").is_file() for package in _OWN):
         raise UsageError(f"--diff {directory}: not a checkout of usernet")
     sys.path.insert(0, str(directory.resolve()))
     for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
@@ -233,11 +256,15 @@ def _take_code_from(directory: Path) -> None:
 
 
 def _write_test(recording: Path, test: Path, runs: list[Run]) -> int:
-    """Write the test, and a copy of the recording next to it."""
-    if not runs or not test.name.startswith("test_") or test.suffix != ".py":
-        raise UsageError(f"--as-test {test}: must be a path like tests/unit/test_NAME.py, and the recording must not "
-                         "be empty")
+    """Write the test, and a copy of the recording next to it. UsageError: another file has one of these names."""
+    if not test.name.startswith("test_") or test.suffix != ".py":
+        raise UsageError(f"--as-test {test}: must be a path like tests/unit/test_NAME.py")
     beside = test.with_suffix(".rec")
+    if test.exists():
+        if not test.read_text(errors="replace").startswith(_MADE):
+            raise UsageError(f"--as-test {test}: exists, and replay did not make it")
+    elif beside.exists() and beside.resolve() != recording.resolve():
+        raise UsageError(f"--as-test {test}: {beside} exists, which this recording would replace")
     name = "".join(letter if letter.isalnum() else "_" for letter in recording.stem)
     if beside.resolve() != recording.resolve():
         shutil.copyfile(recording, beside)

@@ -43,6 +43,29 @@ def require_root() -> None:
         unavailable("needs root")
 
 
+class SmallDisk:
+    """A file system of 64 kB that only the commands on it see: each gets a mount namespace of its own."""
+
+    _SCRIPT = 'mount -t tmpfs -o size=64k none "$1" || exit 99; "${@:3}"; status=$?; cp "$1"/* "$2"; exit $status'
+
+    def __init__(self, directory: Path) -> None:
+        self.path, self.afterwards = directory / "small", directory / "afterwards"
+        self.path.mkdir()
+        self.afterwards.mkdir()
+
+    def running(self, command: list[str]) -> list[str]:
+        """The command on the disk at `path`; the files that it leaves there come to `afterwards`."""
+        return [require_program("unshare"), "--mount", "--propagation", "private", "bash", "-c", self._SCRIPT, "bash",
+                str(self.path), str(self.afterwards), *command]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> SmallDisk:
+    """For tests of programs that write files."""
+    require_root()
+    return SmallDisk(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """A short directory (socket paths are limited), which no stack may leave anything in."""

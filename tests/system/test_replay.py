@@ -47,6 +47,15 @@ def traffic(stack: Stack) -> None:
             peer.recv(10)
 
 
+@pytest.fixture
+def recorded(stack: Stack, tmp_path: Path) -> Path:
+    """A recording of icmp."""
+    path = tmp_path / "icmp.rec"
+    with recording(stack, "icmp", path):
+        traffic(stack)
+    return path
+
+
 @contextlib.contextmanager
 def connected(stack: Stack) -> Iterator[tuple[socket.socket, socket.socket]]:
     """(a socket of the stack, one of the kernel), connected by the kernel."""
@@ -250,11 +259,11 @@ def test_a_crash_leaves_a_recording_whose_replay_shows_the_crash(crashing, tmp_p
 
 def test_a_crash_of_tcp_leaves_a_recording(new_stack, tmp_path):
     checkout = copy_product(tmp_path / "crashing")
-    core = checkout / "layers/tcp/core.py"
-    text, line = core.read_text(), "        self.counters[C.segments_in] += 1\n"
-    assert text.count(line) == 2
-    dies = "        if b'poison' in record:\n            raise RuntimeError('poisoned')\n"
-    core.write_text(text.replace(line, dies + line))
+    arrival = checkout / "layers/tcp/arrival.py"
+    text, line = arrival.read_text(), "    flags, payload = segment.flags, segment.payload\n"
+    assert text.count(line) == 1
+    dies = "    if b'poison' in bytes(payload):\n        raise RuntimeError('poisoned')\n"
+    arrival.write_text(text.replace(line, line + dies))
     stack = new_stack(checkout=checkout)
     stack.env["PYTHONPATH"] = str(checkout)
     stack.env["XDG_STATE_HOME"] = str(tmp_path / "state")
@@ -262,11 +271,25 @@ def test_a_crash_of_tcp_leaves_a_recording(new_stack, tmp_path):
     with connected(stack) as (near, far):
         send(far, near, 3000)
         far.sendall(b"poison")
-        wait_for("recording", lambda: [event for event in stack.events() if event["event"] == "recorded"])
-    path = next(event["detail"].split(": ")[1] for event in stack.events() if event["event"] == "recorded")
-    done = stack.run("replay", path, status=1)
-    assert "RuntimeError: poisoned" in done.stderr
-    assert "all results as recorded" in stack.run("replay", path, "--diff", ROOT).stdout
+        wait_for("the segment to be set aside",
+                 lambda: [event for event in stack.events() if event["event"] == "poison"])
+    recorded = [event["detail"].split(": ")[1] for event in stack.events() if event["event"] == "recorded"]
+    assert len(recorded) == 2  # it was set aside after the second death
+    for path in recorded:
+        done = stack.run("replay", path, status=1)
+        assert "the core raised in call " in done.stdout
+        assert "RuntimeError: poisoned" in done.stderr
+        assert "all results as recorded" in stack.run("replay", path, "--diff", ROOT).stdout
+        debugged = stack.run("replay", path, "--pdb", status=1, input="p bytes(payload)\np engine\nq\n").stdout
+        assert "(Pdb) b'poison'" in debugged
+        assert "(Pdb) <layers.tcp.engine.Engine object" in debugged
+    test = tmp_path / "test_crash_of_tcp.py"
+    stack.run("replay", recorded[0], "--as-test", test)
+    for code, status in ((ROOT, 0), (checkout, 1)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, test]
+        ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(code)}, text=True,
+                             capture_output=True, check=False)
+        assert ran.returncode == status, ran.stdout + ran.stderr
 
 
 def test_planned_restarts_and_kills_from_outside_leave_no_recording(new_stack, tmp_path):
@@ -285,14 +308,74 @@ def test_planned_restarts_and_kills_from_outside_leave_no_recording(new_stack, t
     assert "all results as recorded" in stack.run("replay", event["detail"].split(": ")[1]).stdout
 
 
-def test_bad_arguments(stack, tmp_path):
+def test_bad_arguments_of_record(stack, tmp_path):
     assert "no layer 'xx'" in stack.run("record", "xx", status=2).stderr
-    assert "more than zero" in stack.run("record", "ip", "--seconds", "-1", status=2).stderr
-    (tmp_path / "no.rec").write_bytes(b"something")
-    assert "not a recording" in stack.run("replay", tmp_path / "no.rec", status=2).stderr
-    assert "No such file" in stack.run("replay", tmp_path / "none.rec", status=2).stderr
-    path = tmp_path / "icmp.rec"
-    with recording(stack, "icmp", path):
-        traffic(stack)
-    refused = stack.run("replay", path, "--break-at", 0, status=2).stderr
-    assert "--break-at 0: the calls have the numbers 1 to " in refused
+    refused = stack.run("record", "ip", "--seconds", "-1", status=2).stderr
+    assert refused == "launcher.py: record: argument --seconds: '-1': must be a number of seconds, above 0\n"
+    before = stack.incarnations()["ip"]
+    for path, reason in (("/nowhere/ip.rec", "No such file or directory"), (tmp_path, "Is a directory"),
+                         ("/proc/version", "Permission denied")):
+        refused = stack.run("record", "ip", "-w", path, status=1).stderr
+        assert refused in {f"launcher.py: {text}: {path}\n" for text in (reason, "Input/output error")}
+    assert stack.incarnations()["ip"] == before  # it was not restarted in vain
+    said = stack.run("record", "ip", "-w", "/dev/full", status=1).stderr.splitlines()
+    assert said[-1] == "launcher.py: No space left on device: /dev/full"
+    assert stack.incarnations()["ip"] == before
+
+
+def refused(stack: Stack, *arguments: object) -> str:
+    """The one line with which `replay` refuses its arguments."""
+    done = stack.run("replay", *arguments, status=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("launcher.py: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_files_that_are_no_recording(stack, recorded, tmp_path):
+    whole = recorded.read_bytes()
+    start = 24 + int.from_bytes(whole[20:24], "little")  # the length of the first entry, and the entry
+    for name, octets, reason in (
+            ("other", b"something", "not a recording"), ("none", None, "No such file or directory"),
+            ("empty", whole[:20], "the recording is empty"), ("begun", whole[:30], "the recording is empty"),
+            ("spoilt", whole[:20] + (9).to_bytes(4, "little") + bytes(9), "the recording is damaged: "),
+            ("headless", whole[:20] + whole[start:], "the recording is damaged: ")):
+        path = tmp_path / f"{name}.rec"
+        if octets is not None:
+            path.write_bytes(octets)
+        assert f"replay: {path}: {reason}" in refused(stack, path)
+    assert f"{tmp_path}: Is a directory" in refused(stack, tmp_path)
+
+
+def test_calls_that_there_are_not_and_code_that_is_none(stack, recorded, tmp_path):
+    assert "argument --break-at: '0': must be a whole number, 1 or more" in refused(stack, recorded, "--break-at", 0)
+    assert "--break-at 99999: the calls have the numbers 1 to " in refused(stack, recorded, "--break-at", 99999)
+    (tmp_path / "half/layers").mkdir(parents=True)
+    for directory in ("/nowhere", tmp_path, recorded, tmp_path / "half"):
+        assert f"--diff {directory}: not a checkout of usernet" in refused(stack, recorded, "--diff", directory)
+
+
+def test_a_test_replaces_only_a_test_that_replay_made(stack, recorded, tmp_path):
+    for name in ("again.py", "test_again", "test_again.txt"):
+        assert f"--as-test {tmp_path / name}: must be a path like" in refused(stack, recorded, "--as-test",
+                                                                            tmp_path / name)
+    test = tmp_path / "test_again.py"
+    assert "cannot be combined" in refused(stack, recorded, "--as-test", test, "--break-at", 1)
+    assert "No such file or directory" in stack.run("replay", recorded, "--as-test", "/nowhere/test_again.py",
+                                                    status=1).stderr
+    assert not test.exists()
+    for _ in range(2):
+        stack.run("replay", recorded, "--as-test", test)
+    assert test.with_suffix(".rec").read_bytes() == recorded.read_bytes()
+    test.unlink()
+    assert f"{test.with_suffix('.rec')} exists" in refused(stack, recorded, "--as-test", test)
+    test.write_text("def test_of_somebody(): ...\n")
+    assert f"--as-test {test}: exists, and replay did not make it" in refused(stack, recorded, "--as-test", test)
+    assert test.read_text() == "def test_of_somebody(): ...\n"
+
+
+def test_leaving_the_debugger_is_not_taken_for_a_crash(stack, recorded):
+    for script in ("q\n", ""):
+        done = stack.run("replay", recorded, "--break-at", 2, input=script, status=1)
+        assert "the debugger was left in call 2: " in done.stdout
+        assert done.stderr == ""

@@ -12,8 +12,6 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from supervisor.control import SOCKET_NAME, abstract_name
 
 from .conftest import require_root
@@ -103,22 +101,14 @@ def test_the_stack_goes_down_under_a_recording_and_under_the_other_watchers(new_
         assert "no stack is running" in done.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    require_root()
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], check=True)
-    yield small
-    subprocess.run(["umount", small], check=True)
-
-
 def test_a_disk_that_fills_up_while_something_is_recorded(stack, small_disk):
-    recorder = stack.popen("record", "link", "-w", small_disk / "link.rec", stderr=subprocess.PIPE)
+    path = small_disk.path / "link.rec"
+    recorder = stack.spawn(small_disk.running(stack.command("record", "link", "-w", path)), stderr=subprocess.PIPE)
     assert "recording link" in recorder.stderr.readline()
     stack.execute("ping", "-c", 100, "-i", 0.01, "-s", 1400, "-W", 10, STACK)
     _, said = recorder.communicate(timeout=PATIENCE_S)
     assert recorder.returncode == 1
-    assert "No space left on device" in said
-    assert "all results as recorded" in stack.run("replay", small_disk / "link.rec").stdout  # what there is of it
+    assert said.endswith(f"launcher.py: No space left on device: {path}\n")
+    assert not path.exists()  # nobody else has seen the disk
+    assert "all results as recorded" in stack.run("replay", small_disk.afterwards / "link.rec").stdout  # what there is
     traffic(stack)  # and the stack has not noticed
