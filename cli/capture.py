@@ -20,6 +20,8 @@ import msgspec
 from bus import messages, views
 from bus.runtime import ring
 from cli.capture_filter import capture_filter
+from cli.main import program
+from cli.numbers import seconds, whole
 from cli.pipes import DEVICE, Pipe, chosen
 from cli.watching import Seen, Watch, sentence
 from packets import pcapng, summary
@@ -43,13 +45,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         "wireshark -k -i -")
     parser.add_argument("--filter", default="", metavar="EXPR", help="only packets that match this expression "
                         "of pcap-filter(7)")
-    parser.add_argument("--count", type=int, metavar="N", help="stop after N packets")
-    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
+    parser.add_argument("--count", type=whole(1), metavar="N", help="stop after N packets")
+    parser.add_argument("--seconds", type=seconds(above=True), metavar="S", help="stop after S seconds")
     parser.add_argument("--control", action="store_true", help="also show the records between layers that are not "
                         "packets")
     parser.add_argument("--rotate", metavar="SIZE", help="with -w: start a new file after this size or time: 10MB, "
                         "60s, 5min")
-    parser.add_argument("--files", type=int, metavar="N", help="with --rotate: keep the last N files")
+    parser.add_argument("--files", type=whole(1), metavar="N", help="with --rotate: keep the last N files")
 
 
 class Packet(NamedTuple):
@@ -227,9 +229,6 @@ def run(given: argparse.Namespace) -> int:
     """Capture until the count or the time is reached, Ctrl-C is pressed, or the stack ends."""
     if (given.rotate and given.file in (None, "-")) or (given.files and not given.rotate):
         raise UsageError("--rotate needs -w FILE, and --files needs --rotate")
-    for option, value in (("--count", given.count), ("--seconds", given.seconds), ("--files", given.files)):
-        if value is not None and value <= 0:
-            raise UsageError(f"{option} {value}: must be more than zero")
     with Client(run_dir(given.name)) as client:
         layers = client.request("status")["layers"]
     pipes = chosen(given.pipes, layers)
@@ -253,7 +252,7 @@ def run(given: argparse.Namespace) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except OSError as error:
-            problem = (f"launcher.py: {given.file or 'standard output'}: {error.strerror}; "
+            problem = (f"{program()}: {given.file or 'standard output'}: {error.strerror}; "
                        "the packets written so far are complete")
         if out and not problem:
             out.close(watch.lost)

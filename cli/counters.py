@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from bus.counters import PipeCounters
+from cli.numbers import seconds
 from cli.query import query
 from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
@@ -36,9 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layer", nargs="?", metavar="LAYER", help="only this layer (default: all)")
     parser.add_argument("--all", action="store_true", help="also show counters that are zero")
     parser.add_argument("--json", action="store_true", help="print one JSON object: layer, counter, value")
-    parser.add_argument("--watch", nargs="?", type=float, const=1.0, metavar="S", help="repeat every S seconds "
-                        "(default "
-                        "1) and show the increase")
+    parser.add_argument("--watch", nargs="?", type=seconds(0.05, 3600), const=1.0, metavar="S", help="repeat "
+                        "every S seconds (default 1) and show the increase")
 
 
 class Count(NamedTuple):
@@ -90,8 +90,6 @@ def table(found: list[Count], former: list[Count] | None, zeros: bool) -> str:
 
 def run(given: argparse.Namespace) -> int:
     """Print the counters once, or repeatedly."""
-    if given.watch is not None and not 0.05 <= given.watch <= 3600:
-        raise UsageError(f"--watch {given.watch}: must be 0.05 to 3600 seconds")
     folder, former = run_dir(given.name), None
     while True:
         found = counts(query(folder, "status"), given.layer)

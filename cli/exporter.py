@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 
 from bus.runtime.meter import Reading
 from cli.counters import counts
+from cli.failures import naming
 from cli.query import query
 from cli.watching import Meters
 from supervisor.control import NotRunning, Refused
@@ -118,11 +119,12 @@ def _histogram(reading: Reading) -> tuple[list[tuple[str, float]], float]:
 
 
 def serve(name: str | None, port: int) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C. OSError: the port is not available."""
     registry = CollectorRegistry()
     registry.register(Exporter(name))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # also for the threads
-    server, thread = start_http_server(port, "127.0.0.1", registry)
+    with naming(f"127.0.0.1:{port} (--port 0 takes any free port)"):
+        server, thread = start_http_server(port, "127.0.0.1", registry)
     print(f"metrics at http://127.0.0.1:{server.server_port}/metrics; Ctrl-C ends it", flush=True)
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
     server.shutdown()

@@ -25,11 +25,11 @@ _WORDS = {
     "distribution": ("NAME", "of the jitter: uniform (default) or normal"),
     "duplicate": ("SHARE", "share of packets that are sent twice"),
     "reorder": ("SHARE", "share of packets that are sent at once, before those delayed by --delay"),
-    "gap": ("N", "with --reorder: only every N-th packet packet"),
+    "gap": ("N", "with --reorder: only every N-th packet"),
     "corrupt": ("SHARE", "share of packets in which one bit is flipped"),
     "rate": ("RATE", "10mbit, 64kbit, 1mbps (octets)"),
     "queue": ("N", "maximum number of delayed packets (default 1000)"),
-    "drop_nth": ("N", "lose every N-th packet packet"),
+    "drop_nth": ("N", "lose every N-th packet"),
     "seed": ("N", "seed of the random numbers, to repeat a run"),
 }
 
@@ -62,8 +62,8 @@ def run(given: argparse.Namespace) -> int:
     layers = query(folder, "status")["layers"]
     pipes, flow = _target(given.target, given.flow, layers)
     if given.clear:
-        for one in query(folder, "clear", pipes=[pipe.name for pipe in pipes] if given.target else [], flow=flow):
-            print(f"cleared: {describe(one)}")
+        cleared = query(folder, "clear", pipes=[pipe.name for pipe in pipes] if given.target else [], flow=flow)
+        print("\n".join(f"cleared: {describe(one)}" for one in cleared) or "nothing was impaired")
         return 0
     if wanted:
         query(folder, "impair", impairments=asked(pipes, flow or "", _settings(given.profile, words, pipes)))

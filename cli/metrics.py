@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from supervisor.options import UsageError
+from cli.numbers import whole
 
 TEXT = "serve counters, traffic on pipes and times to Prometheus, on 127.0.0.1"
 PORT = 9417
@@ -12,15 +12,13 @@ PORT = 9417
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="TCP port (default %(default)s; "
-                        "0: any free port)")
+    parser.add_argument("--port", type=whole(0, 65535), default=PORT, metavar="P", help="TCP port (default "
+                        "%(default)s; 0: any free port)")
 
 
 def run(given: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     from cli import exporter
 
-    if not 0 <= given.port < 1 << 16:
-        raise UsageError(f"--port {given.port}: must be 0 to 65535")
     exporter.serve(given.name, given.port)
     return 0

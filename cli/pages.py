@@ -26,6 +26,7 @@ from cli import connections, impair, restart, stack, why
 from cli.board import Board
 from cli.capture import line, packets
 from cli.counters import counts
+from cli.failures import naming
 from cli.pipes import chosen
 from cli.watching import Watch
 from supervisor.control import NotRunning, Refused
@@ -110,7 +111,7 @@ class Pages:
 
     def _connection(self, connection: str) -> HTTPResponse:
         answer = connections.plot(self._name, connection, PLOTTED_S)
-        answer["events"] = why.lines(why.events(self._name, why.ends(connection))[-EVENTS_SHOWN:])
+        answer["events"] = why.lines(why.events(self._name, why.ends(connection)))[-EVENTS_SHOWN:]
         return _json(200, answer)
 
     def _do(self) -> HTTPResponse:
@@ -157,10 +158,12 @@ class _Quiet(WSGIRequestHandler):
 
 
 def serve(name: str | None, port: int) -> int:
-    """Until Ctrl-C."""
+    """Until Ctrl-C. OSError: the port is not available."""
     pages = Pages(name, secrets.token_urlsafe(16))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # also for the threads
-    with make_server("127.0.0.1", port, pages.application, _Server, _Quiet) as server:
+    with naming(f"127.0.0.1:{port} (--port 0 takes any free port)"):
+        made = make_server("127.0.0.1", port, pages.application, _Server, _Quiet)
+    with made as server:
         pages.port = server.server_port
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"open http://127.0.0.1:{pages.port}/?token={pages.token}\nCtrl-C ends it", flush=True)

@@ -26,13 +26,18 @@ from supervisor.control import NotRunning, Refused
 from supervisor.options import UsageError
 
 HELP = """\
-up, down    select a layer              s   sort pipes by rate, name or drops
-r           restart the layer           i   impair: a pipe or flow and parameters, as in
-k           kill it (SIGKILL)               device --delay 20ms --loss 1%; or --clear
-p, space    pause this screen           +,- refresh less or more often
-h, ?        this help                   q   quit
+up, down   select a layer         s    sort pipes by rate, name or drops
+r          restart the layer      i    impair: a pipe or flow and parameters,
+k          kill it (SIGKILL)           as in device --delay 20ms; or --clear
+p, space   pause this screen      +,-  refresh less or more often
+h, ?       this help              q    quit
 """
 SORTS = ("rate", "name", "drops")
+# The columns of a layer and the first that a narrow screen leaves out.
+_COLUMNS = {"pid": 7, "state": 6, "restarts": 8, "cpu%": 4, "MB": 3, "in/s": 5, "us/rec": 6, "waits": 5, "drops": 5,
+            "drops/s": 7}
+_LAYER_COLUMN = 8
+_LEFT_OUT = ("pid", "waits", "us/rec", "drops/s", "MB", "restarts", "in/s", "cpu%", "drops")
 _RED, _YELLOW, _GREEN, _DIM = "bold red", "yellow", "green", "dim"
 
 
@@ -49,11 +54,11 @@ class View:
 
 
 def _number(value: float) -> str:
-    """A number in short form: 0, 3.2, 417, 12.3k, 4.5M."""
+    """A number in short form: 3.2, 417, 12.3k, 4.5M; 7 if it counts something."""
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= scale:
             return f"{value / (1e3 if unit == 'k' else scale):.1f}{unit}"
-    return "." if not value else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return "." if not value else f"{value:.1f}" if value < 10 and not isinstance(value, int) else f"{value:.0f}"
 
 
 def draw(snapshot: Snapshot, view: View, width: int, height: int) -> Group:
@@ -62,10 +67,10 @@ def draw(snapshot: Snapshot, view: View, width: int, height: int) -> Group:
     head = Text(f"usernet {snapshot.name}  {snapshot.address} on {snapshot.where}  up {clock}  ", no_wrap=True,
                 overflow="crop")
     head.append(snapshot.state, _GREEN if snapshot.state == "up" else _RED)
-    counts = Text(f"{snapshot.applications} applications, {snapshot.sockets} sockets, {snapshot.connections} "
-                  f"connections, cores {snapshot.cores}", no_wrap=True, overflow="crop")
+    counts = Text(f"applications {snapshot.applications}, sockets {snapshot.sockets}, connections "
+                  f"{snapshot.connections}, cores {snapshot.cores}", no_wrap=True, overflow="crop")
     parts: list[RenderableType] = [head, counts]
-    layers = _layers(snapshot, view)
+    layers = _layers(snapshot, view, width)
     room = height - 2 - (len(snapshot.layers) + 1) - 1
     parts.append(layers)
     if view.help:
@@ -88,10 +93,21 @@ def foot(view: View) -> Text:
     return Text(view.said or ("paused; " if view.paused else "") + keys, no_wrap=True, overflow="ellipsis")
 
 
-def _layers(snapshot: Snapshot, view: View) -> Table:
+def _columns(width: int) -> list[str]:
+    """The columns of a layer that fit."""
+    names = list(_COLUMNS)
+    for name in _LEFT_OUT:
+        if _LAYER_COLUMN + sum(_COLUMNS[each] + 1 for each in names) < width:
+            break
+        names.remove(name)
+    return names
+
+
+def _layers(snapshot: Snapshot, view: View, width: int) -> Table:
+    columns = _columns(width)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", expand=False)
     table.add_column("layer", no_wrap=True)
-    for name in ("pid", "state", "restarts", "cpu%", "MB", "in/s", "us/rec", "waits", "drops", "drops/s"):
+    for name in columns:
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     rows = list(enumerate(snapshot.layers))
     if view.sort == "drops":
@@ -99,10 +115,12 @@ def _layers(snapshot: Snapshot, view: View) -> Table:
     for number, row in rows:
         style = "reverse" if number == view.chosen else ""
         mark = ">" if number == view.chosen else " "
-        table.add_row(f"{mark}{row.name}", str(row.pid or "-"), Text(row.state, "" if row.state == "up" else _RED),
-                      str(row.restarts), f"{row.cpu_percent:.0f}", f"{row.memory_bytes / 1e6:.0f}",
-                      _number(row.records_s), _number(row.us_record), _number(row.waiting), _number(row.drops),
-                      Text(_number(row.drops_s), _RED if row.drops_s else ""), style=style)
+        cells: dict[str, RenderableType] = {
+            "pid": str(row.pid or "-"), "state": Text(row.state, "" if row.state == "up" else _RED),
+            "restarts": str(row.restarts), "cpu%": f"{row.cpu_percent:.0f}", "MB": f"{row.memory_bytes / 1e6:.0f}",
+            "in/s": _number(row.records_s), "us/rec": _number(row.us_record), "waits": _number(row.waiting),
+            "drops": _number(row.drops), "drops/s": Text(_number(row.drops_s), _RED if row.drops_s else "")}
+        table.add_row(f"{mark}{row.name}", *(cells[name] for name in columns), style=style)
     return table
 
 
@@ -193,7 +211,7 @@ def _impair(order: str, name: str | None) -> str:
             given.name = name
             impair.run(given)
     except (UsageError, Refused, ValueError, argparse.ArgumentError, SystemExit) as error:
-        return str(error) or answer.getvalue()
+        return f"impair: {str(error).removeprefix('impair: ')}" if str(error) else answer.getvalue()
     return "; ".join(answer.getvalue().splitlines())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from supervisor.options import UsageError
+from cli.numbers import seconds
 
 TEXT = "a live screen of the stack: layers, pipes, applications, events"
 
@@ -12,8 +12,8 @@ TEXT = "a live screen of the stack: layers, pipes, applications, events"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
     parser.add_argument("--once", action="store_true", help="print the screen once and exit")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between two updates "
-                        "(default %(default)s)")
+    parser.add_argument("--interval", type=seconds(0.1, 60), default=1.0, metavar="S", help="seconds between "
+                        "two updates (default %(default)s)")
     parser.add_argument("--sort", choices=("rate", "name", "drops"), default="rate", help="sort pipes by rate "
                         "(default), name or drops, and layers by drops")
 
@@ -22,6 +22,4 @@ def run(given: argparse.Namespace) -> int:
     """Show the screen until q is pressed."""
     from cli import screen
 
-    if not 0.1 <= given.interval <= 60:
-        raise UsageError(f"--interval {given.interval}: must be 0.1 to 60 seconds")
     return screen.show(given.name, given.once, given.interval, given.sort)

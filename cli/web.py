@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from supervisor.options import UsageError
+from cli.numbers import whole
 
 TEXT = "show the stack in the browser, live; on 127.0.0.1, with a token in the URL"
 PORT = 9418
@@ -12,14 +12,12 @@ PORT = 9418
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb."""
-    parser.add_argument("--port", type=int, default=PORT, metavar="P", help="TCP port (default %(default)s; "
-                        "0: any free port)")
+    parser.add_argument("--port", type=whole(0, 65535), default=PORT, metavar="P", help="TCP port (default "
+                        "%(default)s; 0: any free port)")
 
 
 def run(given: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     from cli import pages
 
-    if not 0 <= given.port < 1 << 16:
-        raise UsageError(f"--port {given.port}: must be 0 to 65535")
     return pages.serve(given.name, given.port)

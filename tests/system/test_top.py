@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from cli.screen import HELP
+
 from .conftest import require_program, unique_name
-from .peers import STACK, Stack, wait_for
+from .peers import LAYERS, STACK, Stack, wait_for
 
 
 class Terminal:
@@ -79,7 +81,7 @@ def test_keys_kill_restart_impair_sort_pause_help_and_quit(top):
     terminal.press("s")
     terminal.shows("sorted by name")
     terminal.press("h")
-    terminal.shows("select a layer")
+    terminal.shows(*HELP.splitlines())
     terminal.press("h", "p")
     terminal.shows("paused")
     terminal.press("q")
@@ -89,11 +91,17 @@ def test_keys_kill_restart_impair_sort_pause_help_and_quit(top):
 
 def test_other_sizes(top):
     _, terminal = top
-    for columns, lines in ((120, 40), (80, 24), (40, 12), (200, 60)):
+    for columns, lines in ((120, 40), (80, 24), (40, 12), (60, 15), (200, 60)):
         terminal.resize(columns, lines)
         wait_for(f"the screen in {columns} x {lines}",
                  lambda lines=lines: terminal.screen().splitlines()[0].startswith("usernet")
                  and "q quit" in "".join(terminal.screen().splitlines()[lines - 1 : lines]))
+        shown = terminal.screen().splitlines()
+        titles, *layers = shown[2 : min(lines - 1, 3 + len(LAYERS))]
+        assert titles.split()[:2] == ["layer", "pid" if columns >= 80 else "state"]
+        assert "drops" in titles
+        assert [row[1:].split()[0] for row in layers] == LAYERS[: len(layers)]
+        assert not [row for row in (titles, *layers) if "…" in row]  # a column that does not fit is left out
 
 
 def test_the_stack_goes_down_underneath(top):

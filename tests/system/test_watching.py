@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import require_program, require_root
+from .conftest import require_program
 from .peers import KERNEL, PATIENCE_S, STACK, Stack, received, wait_for
 
 WAY_UP = ["device:link", "link:ip", "ip:udp", "udp:sockets", "sockets:app"]
@@ -19,10 +20,14 @@ WAY_DOWN = ["app:sockets", "sockets:udp", "udp:ip", "ip:link", "link:device"]
 
 
 @contextlib.contextmanager
-def capturing(stack: Stack, *arguments: object, **options) -> Iterator[subprocess.Popen]:
-    """`capture`, once it has begun; ended as by Ctrl-C. What it wrote to standard error stands in `.said`."""
+def capturing(stack: Stack, *arguments: object, on: Callable[[list[str]], list[str]] = list,
+              **options) -> Iterator[subprocess.Popen]:
+    """`capture`, once it has begun; ended as by Ctrl-C. What it wrote to standard error stands in `.said`.
+
+    `on` says in what the command runs.
+    """
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    capture = stack.popen("capture", *arguments, **options)
+    capture = stack.spawn(on(stack.command("capture", *arguments)), **options)
     first = capture.stderr.readline()
     assert "capturing on" in first, first + capture.stderr.read()
     try:
@@ -145,19 +150,14 @@ def test_the_stack_goes_down_underneath(new_stack, tmp_path):
     assert fields(path, "frame.number", condition="icmp")
 
 
-def test_a_full_disk_leaves_a_whole_file(stack, tmp_path):
-    require_root()
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], check=True)
-    try:
-        with capturing(stack, "device", "-w", small / "full.pcapng") as capture:
-            stack.execute("ping", "-c", 100, "-i", 0.01, "-s", 1400, "-W", 10, STACK)
-            assert capture.wait(PATIENCE_S) == 1
-        assert "No space left on device" in capture.said
-        assert len(fields(small / "full.pcapng", "frame.number")) > 10
-    finally:
-        subprocess.run(["umount", small], check=True)
+def test_a_full_disk_leaves_a_whole_file(stack, small_disk):
+    path = small_disk.path / "full.pcapng"
+    with capturing(stack, "device", "-w", path, on=small_disk.running) as capture:
+        stack.execute("ping", "-c", 100, "-i", 0.01, "-s", 1400, "-W", 10, STACK)
+        assert capture.wait(PATIENCE_S) == 1
+    assert capture.said == (f"launcher.py: {path}: No space left on device; the packets written so far are complete\n")
+    assert not path.exists()  # nobody else has seen the disk
+    assert len(fields(small_disk.afterwards / "full.pcapng", "frame.number")) > 10
 
 
 def test_rotation_keeps_the_last_files(stack, tmp_path):
@@ -167,6 +167,18 @@ def test_rotation_keeps_the_last_files(stack, tmp_path):
     assert len(parts) == 2
     assert parts[0].name > "part-00002"
     assert all(fields(part, "frame.number") for part in parts)
+
+
+def test_rotation_by_time(stack, tmp_path):
+    begun = time.monotonic()
+    with capturing(stack, "device", "-w", tmp_path / "part.pcapng", "--rotate", "1s"):
+        stack.execute("ping", "-c", 25, "-i", 0.1, "-W", 10, STACK)
+    parts = sorted(tmp_path.iterdir())
+    assert [part.name for part in parts] == [f"part-{number:05}.pcapng" for number in range(1, len(parts) + 1)]
+    assert 3 <= len(parts) <= time.monotonic() - begun + 1  # the pings take 2.4 s
+    times = [float(at) for part in parts for (at,) in fields(part, "frame.time_epoch", condition="icmp")]
+    assert len(times) == 50
+    assert times == sorted(times)
 
 
 def test_a_reader_that_stands_still_loses_packets_and_slows_nothing(new_stack, tmp_path):
@@ -214,7 +226,7 @@ def test_no_more_captures_at_a_time_than_there_are_rings(new_stack):
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (["nowhere"], "no pipe 'nowhere'; the pipes are device:link"),
     (["--filter", "udp prt 3"], "syntax error"),
-    (["--count", "0"], "--count 0: must be more than zero"),
+    (["--count", "0"], "--count: '0': must be a whole number, 1 or more"),
     (["--rotate", "10MB"], "--rotate needs -w FILE"),
     (["-w", "x", "--rotate", "many"], "expected a size or a time like 10MB"),
     (["-w", "/nowhere/x"], "No such file or directory")])

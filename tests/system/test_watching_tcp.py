@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -73,6 +74,23 @@ def test_segments_on_every_pipe_with_their_checksums(stack, tmp_path):
 
 
 @pytest.mark.provokes("retransmission", "out of order")
+def test_why_tells_much_of_one_kind_in_two_lines(stack):
+    stack.run("impair", "device:link", "--loss", "10%", "--seed", "3")
+    try:
+        port = transfer(stack)
+    finally:
+        stack.run("impair", "--clear")
+    said = stack.run("why", f"{KERNEL}:{port}").stdout.splitlines()
+    events = stack.run("why", f"{KERNEL}:{port}", "--json").stdout.splitlines()
+    more = [int(line.split()[2]) for line in said if line.startswith("  ... and ")]
+    assert more
+    assert len(said) - 1 - len(more) + sum(more) == len(events)
+    kinds = [re.sub(r"\d+", "", line[18:]) for line in said[1:]]
+    assert not any(first == second == third
+                   for first, second, third in zip(kinds, kinds[1:], kinds[2:], strict=False))
+
+
+@pytest.mark.provokes("retransmission", "out of order")
 def test_a_transfer_comes_whole_through_a_bad_network(stack):
     stack.run("impair", "device", "--loss", "2%", "--delay", "5ms", "2ms", "--duplicate", "1%", "--seed", "3")
     try:
@@ -98,6 +116,6 @@ def test_why_tells_the_clauses_that_a_connection_took(stack):
     last = stack.run("why", f"{KERNEL}:9", "--count", 1).stdout.splitlines()
     assert len(last) == 2
     assert "no events" in stack.run("why", f"{KERNEL}:2", status=1).stdout
-    for wrong in ("x", "1-2-3", "10.0.0.1:99999"):
+    for wrong in ("x", "1-2-3", "10.0.0.1:99999", "10.0.0.1-", "-"):
         assert "expected a port, ADDRESS" in stack.run("why", wrong, status=2).stderr
-    assert "more than zero" in stack.run("why", "--count", 0, status=2).stderr
+    assert "'0': must be a whole number, 1 or more" in stack.run("why", "--count", 0, status=2).stderr

@@ -66,6 +66,7 @@ def seen_by_browser(url: str, tmp_path) -> str:
 
 def test_in_a_browser(stack, page, tmp_path):
     stack.execute("ping", "-c", 1, "-W", 10, STACK)
+    stack.run("restart", "ip")
     document = seen_by_browser(f"{page.url}#layer=ip", tmp_path)
     for layer in ("link", "arp", "ip", "icmp", "udp", "sockets"):
         assert f'id="box-{layer}"' in document
@@ -73,6 +74,8 @@ def test_in_a_browser(stack, page, tmp_path):
     assert "<td>packets_in</td>" in document
     assert "kill ip" in document
     assert "# ip" in document  # its README
+    assert "1 restarts" in document
+    assert document.count("restart: asked for by process") == 2  # among all events, and among those of ip
 
 
 @pytest.fixture
@@ -175,5 +178,12 @@ def test_the_stack_goes_down_and_comes_back(new_stack):
         assert time.monotonic() < deadline
 
 
-def test_bad_port(stack):
-    assert "0 to 65535" in stack.run("web", "--port", "70000", status=2).stderr
+@pytest.mark.parametrize("verb", ["web", "metrics"])
+def test_bad_ports(stack, verb):
+    for port in ("70000", "-1", "x"):
+        refused = stack.run(verb, "--port", port, status=2).stderr
+        assert refused == f"launcher.py: {verb}: argument --port: '{port}': must be a whole number, 0 to 65535\n"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused = stack.run(verb, "--port", port, status=1).stderr
+        assert refused == (f"launcher.py: Address already in use: 127.0.0.1:{port} (--port 0 takes any free port)\n")
