@@ -41,7 +41,7 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
 
     SandboxError: no TAP is available. BootError: any other failure.
     """
-    limits.check()
+    limits.check(options.implementation())
     check_run_dir(run_dir)
     if options.wire:
         check_run_dir(options.wire_dir(), "XDG_RUNTIME_DIR")

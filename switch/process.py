@@ -62,8 +62,8 @@ class Process:
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
-        self._ports_max = bounded(PORTS_MAX, DESCRIPTORS_A_PORT)
         self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
+        self._ports_max = bounded(PORTS_MAX, self._poller.descriptors_reserved, DESCRIPTORS_A_PORT)
         self._inbox = self._poller.pull(_listener(directory / SWITCH_SOCKET), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
                                         self._malformed)
 

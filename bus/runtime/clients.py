@@ -84,7 +84,7 @@ class Clients:
         self._refusals: list[tuple[Push, int]] = []  # (PUSH, number of checks) of the refusals being sent
         self._backlogs = Pool(BACKLOGS_OCTETS)
         self._ends = select.epoll()
-        self._most = bounded(layout.CLIENTS_MAX, DESCRIPTORS_A_CLIENT)
+        self._most = bounded(layout.CLIENTS_MAX, pipes.poller.descriptors_reserved, DESCRIPTORS_A_CLIENT)
         self.by_number: dict[int, Client] = {}
         self.departed: list[int] = []  # clients of the former process that have ended meanwhile
         self.ending = False  # the process of a client has ended, and its last frames may not have been read

@@ -6,13 +6,17 @@ import contextlib
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import psutil
 
+from supervisor.limits import DESCRIPTORS_MIN
+
 from .peers import LAYERS, Stack, wait_for
 
-LIMIT = 1024  # the usual limit of a session
+LIMIT = max(DESCRIPTORS_MIN.values())  # with any kind of pipes
 BURST = 500
 BUSY = 0.2  # of a core
 
@@ -61,6 +65,39 @@ def test_more_connections_than_descriptors_end_no_layer(new_stack) -> None:
             app.sendto(b"to itself", app.getsockname())
             assert app.recv(100) == b"to itself"
         assert stack.incarnations() == before
+
+
+# Connects as fast as it can and as often as it may, and holds what it has until its input ends.
+FLOOD = """
+import resource, socket, sys
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+held = []
+while len(held) < int(sys.argv[2]):
+    caller = socket.socket(socket.AF_UNIX)
+    caller.setblocking(False)
+    while caller.connect_ex(sys.argv[1]):
+        pass
+    held.append(caller)
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_flood_of_connections_to_a_layer_that_is_busy_does_not_end_it(new_stack) -> None:
+    stack = new_stack()
+    stack.run("up", "--detach", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT)))
+    before = stack.incarnations()
+    for layer in ("sockets", "udp"):
+        flood = stack.spawn([sys.executable, "-c", FLOOD, str(stack.run_dir / f"{layer}.sock"), str(2 * LIMIT)],
+                            stdin=subprocess.PIPE)
+        assert flood.stdout.readline() == "connected\n"
+        flood.communicate("")
+    with stack.bound() as app:
+        app.sendto(b"to itself", app.getsockname())
+        assert app.recv(100) == b"to itself"
+    assert stack.incarnations() == before
 
 
 def test_a_service_without_descriptors_waits_says_so_and_serves_once_it_has_some(new_stack) -> None:

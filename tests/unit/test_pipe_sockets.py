@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
+from supervisor.limits import DESCRIPTORS_MIN
 from usernet.pipe import libzmq, zmtp
 from usernet.pipe.contract import HANDSHAKE_S, IMPLEMENTATIONS, WAITING_MAX, Pull, Push, Trust, open_poller
 
@@ -302,6 +303,48 @@ def test_without_a_descriptor_connections_wait_and_no_process_spins(stack, tmp_p
         resource.setrlimit(resource.RLIMIT_NOFILE, former)
     far.tick(0.0)
     until(lambda: far.taken == [b"waits"], near, far)
+
+
+# A process of its own, because libzmq would abort it. It reads nothing until libzmq has accepted all that it does.
+HANGS = """
+import os, resource, socket, sys, time
+from usernet.pipe.contract import open_poller
+
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(4096)
+poller, refused = open_poller("zmq"), []
+pull = poller.pull(os.dup(listener.fileno()), 1 << 18, 10_000, refused.append)
+print("listens", flush=True)
+input()
+while len(refused) < limit:
+    for descriptor, _ in poller.epoll.poll(0.1):
+        pull.read(descriptor)
+poller.close()
+print("closed", flush=True)
+"""
+
+
+def test_libzmq_never_accepts_more_than_there_are_descriptors(tmp_path):
+    """accept(2) without a descriptor would end the process: its thread must wait for the loop."""
+    path, limit = str(tmp_path / "p"), DESCRIPTORS_MIN["zmq"]
+    program = [sys.executable, "-c", HANGS, path, str(limit)]
+    with (subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+          ExitStack() as connections):
+        assert process.stdout.readline() == "listens\n"
+        accepted = -1
+        for _ in range(2 * limit):
+            caller = connections.enter_context(socket.socket(socket.AF_UNIX))
+            caller.connect(path)
+        deadline = time.monotonic() + PATIENCE_S
+        while process.poll() is None and accepted < libzmq.UNREPORTED_MAX:
+            assert time.monotonic() < deadline
+            accepted = len(os.listdir(f"/proc/{process.pid}/fd"))
+        answer, _ = process.communicate("go on\n", timeout=PATIENCE_S)
+        assert process.returncode == 0
+    assert answer == "closed\n"
 
 
 @each

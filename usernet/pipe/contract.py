@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 IMPLEMENTATIONS = {"zmq": "usernet.pipe.libzmq", "direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
-DESCRIPTORS_RESERVED = 64  # descriptors of a process that are not for connections to it
+DESCRIPTORS_RESERVED = 96  # descriptors of a process that are not for connections to it; ip has most, 75
 CONNECTIONS_MIN = 16
 STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): it may work later
 HANDSHAKE_S = 3.0  # seconds after which a connection without handshake is closed
@@ -72,6 +72,7 @@ class Poller(Protocol):
     """One epoll for all events of a process."""
 
     epoll: select.epoll
+    descriptors_reserved: int  # of this process, that are not for connections to it
     pushes: Mapping[int, Push]  # {descriptor: the PUSH whose `hear` must be called}
 
     def pull(self, listener_fd: int, message_octets_max: int, connections_max: int,
@@ -90,10 +91,13 @@ class Poller(Protocol):
         """Close its PULL and PUSHes, and the epoll. Sent messages can still be read."""
 
 
-def bounded(connections_max: int, descriptors_each: int = 1) -> int:
-    """`number`, or fewer if the process cannot have as many descriptors (getrlimit(2), RLIMIT_NOFILE)."""
+def bounded(connections_max: int, reserved: int, descriptors_each: int = 1) -> int:
+    """`connections_max`, or fewer if the process cannot have as many descriptors (getrlimit(2), RLIMIT_NOFILE).
+
+    `reserved` of them are for other purposes (`Poller.descriptors_reserved`).
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(connections_max, max(CONNECTIONS_MIN, (limit - DESCRIPTORS_RESERVED) // descriptors_each))
+    return min(connections_max, max(CONNECTIONS_MIN, (limit - reserved) // descriptors_each))
 
 
 def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:

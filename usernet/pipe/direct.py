@@ -15,7 +15,16 @@ from collections import deque
 from collections.abc import Callable
 
 from usernet.pipe import zmtp
-from usernet.pipe.contract import HANDSHAKE_S, INCOMPLETE_OCTETS_ALL, STARVED, WAITING_MAX, Trust, bounded, has_enough
+from usernet.pipe.contract import (
+    DESCRIPTORS_RESERVED,
+    HANDSHAKE_S,
+    INCOMPLETE_OCTETS_ALL,
+    STARVED,
+    WAITING_MAX,
+    Trust,
+    bounded,
+    has_enough,
+)
 from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
@@ -27,6 +36,8 @@ _IN, _IN_OUT = select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT
 
 class Poller:
     """One epoll for all events of a process, and the PUSH of each descriptor."""
+
+    descriptors_reserved = DESCRIPTORS_RESERVED
 
     def __init__(self, trust: Trust, statm_fd: int = -1) -> None:
         """`statm_fd` is not needed here."""
@@ -67,7 +78,7 @@ class Pull:
         self._listener_fd = listener_fd
         self._epoll = poller.epoll
         self._message_octets_max = message_octets_max
-        self._connections_max = bounded(connections_max)
+        self._connections_max = bounded(connections_max, poller.descriptors_reserved)
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader, int]] = {}
         self.pid = 0
         self._held: dict[int, int] = {}  # {descriptor: octets of memory for an incomplete frame}

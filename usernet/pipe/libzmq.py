@@ -26,7 +26,15 @@ from typing import cast
 import zmq
 from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower because of additional features
 
-from usernet.pipe.contract import HANDSHAKE_S, STARVED, WAITING_MAX, Trust, bounded, has_enough
+from usernet.pipe.contract import (
+    DESCRIPTORS_RESERVED,
+    HANDSHAKE_S,
+    STARVED,
+    WAITING_MAX,
+    Trust,
+    bounded,
+    has_enough,
+)
 from usernet.pipe.run_dir import peer
 
 # Of the memory that the process may have (RLIMIT_DATA): beyond this part, connections are closed. What libzmq has
@@ -34,6 +42,10 @@ from usernet.pipe.run_dir import peer
 MEMORY_PART = 0.75
 CONNECTIONS_SPARED = 4  # a process with so many is not to blame
 READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
+# Connections that libzmq has accepted and its monitor has not reported yet: its thread waits once so many events wait
+# (the default ZMQ_SNDHWM of the monitor's end, which cannot be set, with ZMQ_RCVHWM 1 of ours), and holds one more.
+UNREPORTED_MAX = 1000 + 1 + 1
+DESCRIPTORS_A_CONNECTION = 4  # with what is for a client that has it (bus.runtime.clients)
 SOCKETS_MAX = 4096  # per process: clients of the socket service, and pipes between layers
 RECONNECT_MS = 1  # without back-off: a crashed process is back within milliseconds
 CLOSE_LINGER_MS = 500  # for messages sent before a poller is closed
@@ -52,6 +64,10 @@ _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a 
 
 class Poller:
     """One epoll for all events of a process, and the PUSH of each descriptor."""
+
+    # If accept(2) finds no descriptor, libzmq aborts the process (ipc_listener.cpp: errno_assert), so there must be one
+    # for each connection that it can accept before it is closed here.
+    descriptors_reserved = DESCRIPTORS_RESERVED + UNREPORTED_MAX
 
     def __init__(self, trust: Trust, statm_fd: int = -1) -> None:
         self.trust = trust
@@ -112,9 +128,7 @@ class Pull:
         for user in users if isinstance(users, Iterable) else ():
             pull.set(zmq.IPC_FILTER_UID, user)
         self._connections: dict[int, int] = {}  # {descriptor in libzmq: pid}
-        # Half of the descriptors are reserved for connections that libzmq accepts before they can be closed here: if
-        # accept(2) finds none, libzmq aborts the process (ipc_listener.cpp: errno_assert).
-        self._connections_max = bounded(connections_max, 2)
+        self._connections_max = bounded(connections_max, poller.descriptors_reserved, DESCRIPTORS_A_CONNECTION)
         self._refused = refused
         most, _ = resource.getrlimit(resource.RLIMIT_DATA)
         self._memory_max = most * MEMORY_PART
@@ -123,6 +137,7 @@ class Pull:
         monitor = f"inproc://monitor-{listener_fd}"
         pull.monitor(monitor, _WATCHED)
         self._monitor = Socket(poller.context, int(zmq.PAIR))
+        self._monitor.set(zmq.RCVHWM, 1)  # see UNREPORTED_MAX
         self._monitor.connect(monitor)
         pull.bind(f"ipc://{path}")
         self._recv = pull.recv
@@ -216,6 +231,7 @@ class Pull:
 
     def close(self, linger_ms: int = 0) -> None:
         """See `contract`."""
+        self._watch()  # libzmq's thread must not wait for room in the monitor when it is ended
         for descriptor in (self._fd, self._monitor_fd, self._again_fd):
             self._epoll.unregister(descriptor)
         os.close(self._again_fd)
