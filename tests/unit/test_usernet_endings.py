@@ -359,6 +359,42 @@ def test_a_sender_alone_hears_of_it_too(own_service):
         assert said == errno.ENETDOWN
 
 
+@pytest.mark.parametrize("call", [
+    lambda one: one.connect_ex(("10.0.0.77", 80)),
+    lambda one: one.recv(1, usernet.MSG_OOB),
+    lambda one: one.recv(1, usernet.MSG_ERRQUEUE),
+], ids=["connect", "MSG_OOB", "MSG_ERRQUEUE"])
+def test_a_connect_under_way_hears_of_it_too_whatever_is_asked(own_service, call):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_STREAM) as one:
+        one.setblocking(False)
+        assert one.connect_ex(("10.0.0.77", 80)) == errno.EINPROGRESS  # nobody there
+        own_service.down()
+        assert _first(call, one) == errno.ENETDOWN
+        assert _first(call, one) == errno.ENETDOWN  # and stays so
+
+
+def test_so_does_who_asks_for_errors_only(own_service):
+    with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as one:
+        one.bind(("10.0.0.2", 0))
+        own_service.down()
+        for _ in range(2):
+            assert _first(lambda one: one.recvmsg(1, 64, usernet.MSG_ERRQUEUE), one) == errno.ENETDOWN
+
+
+def _first(call, one) -> int:
+    """The first errno that is not about waiting, of a call that is made again and again."""
+    began = time.monotonic()
+    while time.monotonic() - began < GONE_WITHIN_S:
+        try:
+            said = call(one)
+        except OSError as error:
+            said = error.errno
+        if said not in (errno.EAGAIN, errno.EALREADY, errno.EINVAL):
+            return said
+        time.sleep(0.01)
+    return 0
+
+
 def test_a_new_stack_of_the_same_name_has_new_sockets_only(own_service):
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as old:
         old.bind(("10.0.0.2", 4000))

@@ -108,6 +108,20 @@ def test_a_connect_that_does_not_wait(module):
         assert endpoint.connect_ex(server.getsockname()) == errno.EISCONN
 
 
+def test_a_connect_that_does_not_wait_and_is_only_asked_again(module):
+    with module.socket() as server, module.socket() as endpoint:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        endpoint.setblocking(False)
+        said = [endpoint.connect_ex(server.getsockname())]
+        deadline = time.monotonic() + PATIENCE_S
+        while said[-1] in (errno.EINPROGRESS, errno.EALREADY):
+            assert time.monotonic() < deadline
+            said.append(endpoint.connect_ex(server.getsockname()))
+        assert (said[0], said[-1]) == (errno.EINPROGRESS, 0)
+        assert endpoint.connect_ex(server.getsockname()) == errno.EISCONN
+
+
 def test_a_connect_that_does_not_wait_is_refused(module):
     with module.socket() as endpoint, module.socket() as bound:
         bound.bind(("127.0.0.1", 0))

@@ -374,6 +374,8 @@ class Datagrams:
         try:
             return box.next_error()
         except IndexError:
+            if self._connection.down:
+                self._raise_error()
             raise would_block() from None
         finally:
             self._connection.readers.taken_from(box)

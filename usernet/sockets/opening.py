@@ -81,6 +81,10 @@ class StreamOpening(BaseSocket):
         box = self._taken()
         if box.listening or (box.established and not box.connecting):
             raise os_error(errno.EISCONN)
+        if box.connecting and not box.established and not box.reset and self._timeout == 0:
+            self._connection.look()  # a program that calls again and again until there is an outcome
+            if self._connection.down:
+                self._raise_error()
         if box.connecting and box.reset and not box.attempted:
             self._outcome(box)
         if box.connecting and not box.reset:

@@ -230,9 +230,11 @@ class StreamBehaviour(StreamOpening):
 
     def _receive_urgent(self, box: StreamDescription, flags: int) -> bytes:
         """MSG_OOB (Linux, tcp_recv_urg): never waits."""
+        self._connection.look()
+        if self._connection.down:
+            self._raise_error()
         if flags & _ERRQUEUE:
             raise would_block()
-        self._connection.look()
         with box.taking:
             if box.oob_inline or box.urgent <= box.read or box.urgent_taken:
                 raise os_error(errno.EINVAL)
