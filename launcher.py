@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from pathlib import Path
+import _signal  # `signal` itself takes long to import
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until everything is imported: an import must not end in a traceback
+_signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # until everything is imported: an import must not end in a traceback
+
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 VENV = Path(__file__).resolve().parent / ".venv"
 
@@ -21,6 +22,7 @@ def _in_the_virtual_environment() -> None:
     except ImportError as error:
         python = VENV / "bin" / "python"
         if python.exists() and Path(sys.prefix).resolve() != VENV.resolve():
+            _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # until that Python comes to the line above
             os.execv(python, [str(python), *sys.argv])
         sys.exit(f"launcher.py: no package {error.name!r}: run `make demo` once in {VENV.parent}, which installs all "
                  "that is needed into .venv; or pip install -r requirements.txt")

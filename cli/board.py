@@ -14,6 +14,7 @@ from bus.runtime import meter
 from cli.impair import describe as describe_impairment
 from cli.pipes import Pipe
 from cli.query import query
+from cli.up import addresses_of
 from cli.watching import Measured, Meters
 from supervisor.control import Client, Refused, printable
 from supervisor.events import Event, describe
@@ -102,7 +103,7 @@ class Board:
         seconds = max(now - then, 1e-9)
         impaired = {one["pipe"]: describe_impairment(one).partition(": ")[2] for one in status["impairments"]}
         return Snapshot(
-            status["name"], status["address"],
+            status["name"], ", ".join(addresses_of(status)),
             f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel {status['kernel_end']}",
             status["state"], status["uptime_s"], status["cores"],
             [self._layer(name, row, former, seconds, measured, former_measured, cpu, former_cpu)

@@ -36,8 +36,9 @@ def run(given: argparse.Namespace) -> int:
 
 def _stop(given: argparse.Namespace, folder) -> int:
     started = time.monotonic()
+    name = stack.name_of(folder)
     forced = stack.stop(folder, given.force)
     for line in forced:
         stack.warn(f"killed {line}")
-    stack.say(given, f"stack '{folder.name}' is down in {time.monotonic() - started:.2f} s")
+    stack.say(given, f"stack '{name}' is down in {time.monotonic() - started:.2f} s")
     return OK

@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Replace this process by the command, so the exit status is the command's. UsageError: no command, or no TAP."""
     command = given.cmd[1:] if given.cmd[:1] == ["--"] else given.cmd
-    if not command:
+    if not command or not command[0]:
         raise UsageError("exec: no command given; usage: exec COMMAND [ARGS...], for example: exec ping -c 1 10.0.0.2")
     with Client(run_dir(given.name)) as client:
         status, keeper, pidfd = client.request("status"), client.keeper, client.keeper_pidfd()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -122,12 +123,12 @@ def asked(pipes: Iterable[Pipe], flow: str, settings: dict[Pipe, Settings]) -> l
              "settings": msgspec.to_builtins(settings[pipe])} for pipe in pipes]
 
 
-def impair_device(name: str | None, layers: Iterable[str], profile: str) -> None:
+def impair_device(folder: Path, layers: Iterable[str], profile: str) -> None:
     """Impair the device as `up --profile` asks, as if the network were beyond it."""
     up, down = network(profile)
     pipes = chosen([DEVICE], list(layers))
     settings = {pipe: down if pipe.producer == DEVICE else up for pipe in pipes}
-    query(run_dir(name), "impair", impairments=asked(pipes, "", settings))
+    query(folder, "impair", impairments=asked(pipes, "", settings))
 
 
 def describe(one: dict[str, Any]) -> str:

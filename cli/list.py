@@ -9,6 +9,7 @@ from typing import Any
 
 from cli import stack
 from cli.main import OK
+from cli.up import addresses_of
 from supervisor.control import NotRunning, Refused
 
 TEXT = "the running stacks of this user"
@@ -26,11 +27,12 @@ def run(given: argparse.Namespace) -> int:
         try:
             status = stack.query(folder, "status")
         except (NotRunning, Refused, OSError) as error:
-            found.append({"name": folder.name, "state": f"does not answer: {error}", "address": "", "on": "",
+            found.append({"name": stack.name_of(folder), "state": f"does not answer: {error}", "address": "", "on": "",
                           "uptime_s": 0.0, "keeper": None})
             continue
         cable = f"wire {status['wire']}" if status["wire"] else status["tap"]
-        found.append({key: status[key] for key in ("name", "state", "address", "uptime_s", "keeper")} | {"on": cable})
+        found.append({key: status[key] for key in ("name", "state", "uptime_s", "keeper")}
+                     | {"address": ", ".join(addresses_of(status)), "on": cable})
     if given.json:
         print(json.dumps(found, indent=2))
         return OK

@@ -37,7 +37,7 @@ def restart(folder: Path, layers: Iterable[str]) -> list[str]:
     known, wanted = list(stack.query(folder, "status")["layers"]), list(dict.fromkeys(layers))
     if "all" in wanted:
         if len(wanted) > 1:
-            raise UsageError(f"restart {' '.join(wanted)}: no layer given; expected names of layers, or all")
+            raise UsageError(f"restart {' '.join(wanted)}: 'all' is every layer; expected it alone, or names of layers")
         wanted = known
     unknown = [layer for layer in wanted if layer not in known]
     if unknown:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import stack as running
-from cli.tools import stack_of
+from cli.tools import families, stack_of
 
 TEXT = "show the sockets of all applications: addresses, owners, queues, drops; TCP's states and timers"
 
@@ -38,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, f"--{name}", action="store_true", help="ignored: these are always shown"
         )
+    families(parser)
 
 
 def run(given: argparse.Namespace) -> int:

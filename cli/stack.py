@@ -43,10 +43,18 @@ def stop(folder: Path, force: bool = False) -> list[str]:
 
 
 def all_folders() -> Iterator[Path]:
-    """The run directories of this user's stacks that may be running."""
+    """The run directories of this user's stacks that may be running, where this process looks for stacks."""
     root = run_dir(DEFAULT_NAME).parent
-    there = {folder for folder in root.iterdir() if (folder / SOCKET_NAME).exists()} if root.is_dir() else set()
-    yield from sorted(there | {folder for folder in claimed() if folder.parent == root})  # its files may be gone
+    apart = {run_dir()}  # $USERNET_DIR, if it is set
+    folders = {*root.iterdir(), *apart} if root.is_dir() else apart
+    there = {folder for folder in folders if (folder / SOCKET_NAME).exists()}
+    # the files of a stack may be gone
+    yield from sorted(there | {folder for folder in claimed() if folder.parent == root or folder in apart})
+
+
+def name_of(folder: Path) -> str:
+    """The name of the stack in a run directory, which need not be that of the directory: $USERNET_DIR."""
+    return stack_name() if folder == run_dir() else folder.name
 
 
 def say(given: object, text: str) -> None:
@@ -60,4 +68,5 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-__all__ = ["Client", "NotRunning", "all_folders", "manage", "query", "run_dir", "say", "stack_name", "stop", "warn"]
+__all__ = ["Client", "NotRunning", "all_folders", "manage", "name_of", "query", "run_dir", "say", "stack_name", "stop",
+           "warn"]

@@ -135,14 +135,27 @@ def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], 
             if time.monotonic() > started + BUSY_S:
                 raise
         time.sleep(BUSY_PAUSE_S)  # another `up` boots it, or a `down` is under way
-    differ = {name for name in asked if name in status["options"] and getattr(options, name) != status["options"][name]}
+    differ = _differences(options, asked, status)
     if differ:
-        text = ", ".join(f"--{name.replace('_', '-')} {status['options'][name]}" for name in sorted(differ))
-        stack.warn(f"stack '{status['name']}' is running already, with other options: {text}; stop it first, or "
-                   "use another --name")
+        stack.warn(f"stack '{status['name']}' is running already, {', '.join(differ)}; stop it first, or use another "
+                   "--name")
         return USAGE
     _say(given, f"stack '{status['name']}' is running already: {where(status)} (keeper {status['keeper']})")
     return OK
+
+
+def _differences(options: Options, asked: set[str], status: dict[str, Any]) -> list[str]:
+    """What the running stack has instead of what is asked for, in the words of the command line."""
+    running = msgspec.convert(status["options"], Options)
+    running.address, running.mac, running.pipes = status["address"], status["mac"], status["pipes"]
+    found = []
+    for name in sorted(asked):
+        has = running.in_effect(name)
+        if has != options.in_effect(name):
+            value = {"cores": running.cores, "sysctl": " ".join(running.sysctl)}.get(name, has)
+            text = f"--{name.replace('_', '-')}" + ("" if isinstance(value, bool) or not value else f" {value}")
+            found.append(f"with {text}" if value else f"without {text}")
+    return found
 
 
 def _running(folder: Path) -> dict[str, Any] | None:
@@ -157,7 +170,7 @@ def _booted(given: argparse.Namespace, options: Options, folder: Path, started: 
     if options.profile:
         from cli import impair
 
-        impair.impair_device(options.name, status["layers"], options.profile)
+        impair.impair_device(folder, status["layers"], options.profile)
     _say(given, f"stack '{status['name']}' is up in {time.monotonic() - started:.2f} s: {where(status)}")
     return OK
 
@@ -173,7 +186,8 @@ def where(status: dict[str, Any]) -> str:
 def addresses_of(status: dict[str, Any]) -> list[str]:
     """The present addresses of the stack; the address at boot if ip does not answer."""
     try:
-        return stack.manage(status["name"], "ip", op="address_list")["addresses"] or ["no address"]
+        answer = stack.query(Path(status["run_dir"]), "manage", layer="ip", request={"op": "address_list"})
+        return answer["addresses"] or ["no address"]
     except (Refused, NotRunning, OSError):
         return [status["address"]]
 

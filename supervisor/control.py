@@ -71,6 +71,8 @@ class Client:
             raise
         except OSError as error:
             self._socket.close()
+            if error.errno in STARVED:
+                raise
             raise NotRunning(f"no stack is running in {run_dir}") from error
 
     def _connect_in(self, run_dir: Path) -> None:

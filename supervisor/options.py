@@ -22,7 +22,9 @@ DEFAULT_ADDRESS = "10.0.0.2/24"
 MODES = ("compact", "spread", "auto")
 MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 TAP_NAME_MAX = 15  # netdevice(7): IFNAMSIZ without the closing zero
-_TAP = re.compile(rf"(?!\.{{1,2}}$)[!-.0-9;-~]{{1,{TAP_NAME_MAX}}}")  # no '/', ':' or blank
+# no '/', ':' or blank, and no '%', which the kernel takes for a template of a name
+_TAP = re.compile(rf"(?!\.{{1,2}}$)[!-$&-.0-9;-~]{{1,{TAP_NAME_MAX}}}")
+NOT_TAPS = ("all", "default", "lo")  # /proc/sys/net/ipv4/conf has the first two; the third is there already
 _WIRE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
@@ -151,6 +153,25 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                              f"there are {', '.join(map(str, sorted(os.sched_getaffinity(0))))}")
         return wanted
 
+    def in_effect(self, option: str) -> object:
+        """The value of an option after the defaults that depend on others; the MAC address only if one is given."""
+        match option:
+            case "address":
+                return str(self.interface())
+            case "gateway":
+                return str(ipaddress.IPv4Address(packed)) if (packed := self.gateway_address()) else ""
+            case "pipes":
+                return self.implementation()
+            case "dns":
+                return ",".join(self.name_servers())
+            case "mac":
+                return self.mac.lower()
+            case "cores":
+                return self.core_list() or self.cores
+            case "sysctl":
+                return self.settings()
+        return getattr(self, option)
+
     def check(self) -> None:
         """Check all options. UsageError: the first invalid one."""
         self.interface()
@@ -164,11 +185,13 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if not 1 <= self.ttl <= TTL_MAX:
             raise UsageError(f"--ttl {self.ttl}: 1 to {TTL_MAX}")
         if self.implementation() not in IMPLEMENTATIONS:
-            raise UsageError(f"--pipes {self.implementation()}: {' or '.join(IMPLEMENTATIONS)}")
+            told = f"--pipes {self.pipes}" if self.pipes else f"USERNET_PIPES={self.implementation()}"
+            raise UsageError(f"{told}: {' or '.join(IMPLEMENTATIONS)}")
         if not _TAP.fullmatch(self.tap):
-            raise UsageError(
-                f"--tap {self.tap}: the name of an interface has 1 to {TAP_NAME_MAX} characters, no '/' and no blanks"
-            )
+            raise UsageError(f"--tap {self.tap}: the name of an interface has 1 to {TAP_NAME_MAX} characters, no '/', "
+                             "':', '%' or blank")
+        if self.tap in NOT_TAPS:
+            raise UsageError(f"--tap {self.tap}: a TAP can have any name but {', '.join(NOT_TAPS)}")
         if self.wire and not _WIRE.fullmatch(self.wire):
             raise UsageError(f"--wire {self.wire}: letters, digits, '.', '_' and '-', at most 32")
         if self.wire and self.host:
@@ -195,6 +218,8 @@ def from_file(path: str) -> dict[str, object]:
         for key in ("dns", "cores"):
             if isinstance(values.get(key), list):
                 values[key] = ",".join(map(str, values[key]))
+        if type(values.get("cores")) is int:
+            values["cores"] = str(values["cores"])
         msgspec.convert(values, Options)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error

@@ -198,7 +198,7 @@ def clean_up(path: Path) -> None:
 
 def _try(path: Path, make: bool = True) -> Held | None:
     directory = check(path, make)
-    lock = -1
+    lock, locked = -1, False
     try:
         names = set(os.listdir(f"/proc/self/fd/{directory}"))
         if names - {LOCK} and _mark(directory) != MARK:
@@ -206,11 +206,16 @@ def _try(path: Path, make: bool = True) -> Held | None:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(lock), os.stat(LOCK, dir_fd=directory)):
+            locked = True
             os.pwrite(lock, MARK, 0)
             held = Held(path, directory, lock)
             directory = lock = -1
             return held
         return None
+    except OSError:
+        if locked:  # there is no room for what marks it as ours
+            os.unlink(LOCK, dir_fd=directory)
+        raise
     finally:
         for descriptor in (directory, lock):
             if descriptor >= 0:

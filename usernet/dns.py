@@ -72,7 +72,7 @@ def lookup(
     `servers`: instead of the stack's.
     """
     try:
-        address = ipaddress.IPv4Address(name)
+        address = ipaddress.ip_address(name)
     except ValueError:
         asked, kind = name, kind or "A"
     else:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
+import re
 from collections.abc import Iterator
 from typing import NoReturn
 
 import usernet
 
 FAILED, USAGE = 1, 2
+ONLY_IPV4 = "the stack has no IPv6"
+BROADCASTS = "a broadcast address needs -b"  # of a tool that has this option
 
 
 class ToolError(Exception):
@@ -31,10 +35,33 @@ def stack_of(arguments: argparse.Namespace) -> usernet.Stack:
         raise ToolError(error.strerror or str(error), USAGE) from error
 
 
+class _NoIPv6(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"-6: {ONLY_IPV4}")
+
+
+def families(parser: argparse.ArgumentParser) -> None:
+    """Add -4 and -6, so that -6 is not taken for a host; other negative numbers remain values of options."""
+    values = re.compile(r"-(?![46]$)(\d+|\d*\.\d+)$")
+    parser._negative_number_matcher = parser._optionals._negative_number_matcher = values
+    parser.add_argument("-4", action="store_true", dest="ipv4", help="ignored: the stack has only IPv4")
+    parser.add_argument("-6", nargs=0, action=_NoIPv6, help="refused: the stack has no IPv6")
+
+
+def check_host(tool: str, host: str) -> None:
+    """ToolError: it is empty, or an IPv6 address."""
+    if not host:
+        refuse(f"{tool}: {host!r}: expected an address or a name")
+    with contextlib.suppress(ValueError):
+        ipaddress.IPv6Address(host)
+        refuse(f"{tool}: {host}: {ONLY_IPV4}")
+
+
 def address_of(tool: str, host: str, stack: usernet.Stack) -> str:
     """The address of a host given by address or name. ToolError: the name has no address."""
     from usernet.sockets.sockaddr import resolve  # imported only where it is needed
 
+    check_host(tool, host)
     with failures(f"{tool}: {host}"):
         return usernet.inet_ntoa(resolve(host, stack))
 
@@ -52,14 +79,17 @@ def port_of(tool: str, text: str) -> int:
 
 
 @contextlib.contextmanager
-def failures(subject: str) -> Iterator[None]:
-    """Turn errors of the stack and the network into a ToolError whose text begins with `subject`."""
+def failures(subject: str, broadcasts: str = "it is a broadcast address") -> Iterator[None]:
+    """Turn errors of the stack and the network into a ToolError whose text begins with `subject`.
+
+    `broadcasts`: what to say where SO_BROADCAST is missing.
+    """
     try:
         yield
     except BrokenPipeError:  # on standard output: its reader has closed it
         raise
     except PermissionError as error:  # ip(7): what SO_BROADCAST allows
-        raise ToolError(f"{subject}: {error.strerror}: a broadcast address needs -b") from error
+        raise ToolError(f"{subject}: {error.strerror}: {broadcasts}") from error
     except OSError as error:
         raise ToolError(f"{subject}: {error.strerror or error}") from error
 

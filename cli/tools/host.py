@@ -25,6 +25,8 @@ def run(given: argparse.Namespace) -> int:
     """Print the records, one line each; returns 1 if there are none."""
     from usernet.dns import is_type, lookup  # imported only where it is needed
 
+    if not given.host:
+        refuse(f"host: {given.host!r}: expected an address or a name")
     stack = stack_of(given)
     servers = [address_of("host", given.server, stack)] if given.server else None
     with failures(f"host: {given.host}"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import usernet as socket
 from cli.numbers import seconds
-from cli.tools import address_of, failures, port_of, refuse, stack_of
+from cli.tools import BROADCASTS, address_of, failures, families, port_of, refuse, stack_of
 
 if TYPE_CHECKING:
     from usernet.sockets.endpoint import socket as Socket  # noqa: N812
@@ -41,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--numeric", action="store_true", help="ignored: addresses are always shown as numbers"
     )
+    families(parser)
     parser.add_argument("where", nargs="*", metavar="[ADDRESS] PORT")
 
 
@@ -60,7 +61,7 @@ def _listen(given: argparse.Namespace) -> int:
     local = address_of("nc", wanted, stack) if wanted else "", port_of("nc", port)
     if not given.udp:
         return _accept(given, stack, local)
-    with stack.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint, failures(f"nc: {_name(local)}"):
+    with stack.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint, failures(f"nc: {_name(local)}", BROADCASTS):
         endpoint.bind(local)
         _say(given, f"listening on {_name(endpoint.getsockname())}")
         peer = _first(endpoint, given.wait)
@@ -72,7 +73,7 @@ def _listen(given: argparse.Namespace) -> int:
 
 
 def _accept(given: argparse.Namespace, stack: socket.Stack, local: tuple[str, int]) -> int:
-    with stack.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, failures(f"nc: {_name(local)}"):
+    with stack.socket(socket.AF_INET, socket.SOCK_STREAM) as listener, failures(f"nc: {_name(local)}", BROADCASTS):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(local)
         listener.listen(1)
@@ -93,10 +94,10 @@ def _connect(given: argparse.Namespace) -> int:
     peer = address_of("nc", given.where[0], stack), port_of("nc", given.where[1])
     local = address_of("nc", given.source, stack) if given.source else "", port_of("nc", given.source_port or "0")
     with stack.socket(socket.AF_INET, socket.SOCK_DGRAM if given.udp else socket.SOCK_STREAM) as endpoint:
-        with failures(f"nc: {_name(local)}"):
+        with failures(f"nc: {_name(local)}", BROADCASTS):
             if any(local):
                 endpoint.bind(local)
-        with failures(f"nc: {_name(peer)}"):
+        with failures(f"nc: {_name(peer)}", BROADCASTS):
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, given.broadcast)
             endpoint.connect(peer)
             _say(given, f"from {_name(endpoint.getsockname())} to {_name(peer)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import usernet as socket
 from cli.numbers import seconds, whole
-from cli.tools import address_of, failures, stack_of
+from cli.tools import BROADCASTS, address_of, failures, families, stack_of
 
 if TYPE_CHECKING:
     from usernet.ping import Result
@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--numeric", action="store_true", help="ignored: addresses are always shown as numbers"
     )
+    families(parser)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -61,7 +62,7 @@ def run(given: argparse.Namespace) -> int:
         named = address if address == given.address else f"{given.address} ({address})"
         print(f"PING {named} from {stack.address}: {given.size} octets of data", flush=True)
         end = time.monotonic() + (given.deadline or float("inf"))
-        with contextlib.suppress(KeyboardInterrupt), failures(f"ping: {given.address}"):
+        with contextlib.suppress(KeyboardInterrupt), failures(f"ping: {given.address}", BROADCASTS):
             for result in ping(stack, address, given.count or None, given.interval, given.size, given.timeout, options):
                 sent += 1
                 if result.round_trip_s is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import usernet as socket
 from cli.numbers import seconds, whole
-from cli.tools import address_of, failures, refuse, stack_of
+from cli.tools import address_of, failures, families, refuse, stack_of
 
 if TYPE_CHECKING:
     from usernet.sockets.endpoint import socket as Socket  # noqa: N812
@@ -103,6 +103,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-I", "--icmp", action="store_true", help="use echo requests instead of UDP")
     parser.add_argument("-n", "--numeric", action="store_true", help="ignored: addresses are always shown as numbers")
+    families(parser)
 
 
 def run(given: argparse.Namespace) -> int:

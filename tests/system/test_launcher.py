@@ -7,7 +7,6 @@ import datetime
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -18,8 +17,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from supervisor.limits import DESCRIPTORS_MIN
 
 from .conftest import require_program, require_root, unavailable, unique_name
 from .peers import KERNEL, LAYERS, PATIENCE_S, STACK, TAP, Stack, alive, copy_product, received, wait_for
@@ -257,30 +254,6 @@ def test_a_verb_without_a_stack_says_how_to_start_one(home, arguments: list[str]
 def test_an_invalid_command_line_has_status_2(home, arguments: list[str]) -> None:
     line = one_line(Stack(home, unique_name()).run(*arguments, status=2))
     assert "argument" in line
-
-
-@pytest.mark.parametrize(("limit", "value", "said"), [
-    (resource.RLIMIT_NOFILE, 256, r"`ulimit -Hn` is 256; a stack needs \d+"),
-    (resource.RLIMIT_NPROC, 5, "`ulimit -u` is 5; a stack needs 64"),
-    (resource.RLIMIT_AS, 500_000 << 10, r"`ulimit -v` is 500000; a stack needs \d+"),
-    (resource.RLIMIT_DATA, 100_000 << 10, r"`ulimit -d` is 100000; a stack needs \d+"),
-    (resource.RLIMIT_FSIZE, 100 << 10, r"`ulimit -f` is 100; a stack needs \d+"),
-], ids=["-n", "-u", "-v", "-d", "-f"])
-def test_a_limit_that_is_too_small_is_told_in_one_line_and_nothing_is_left(home, limit, value, said) -> None:
-    stack = Stack(home, unique_name())
-    line = one_line(stack.run("up", "--detach", status=1,
-                              preexec_fn=lambda: resource.setrlimit(limit, (value, value))))
-    assert re.search(said, line), line
-    stack.check_gone()
-
-
-def test_libzmq_needs_more_descriptors_than_plain_sockets(new_stack) -> None:
-    stack, limit = new_stack(), DESCRIPTORS_MIN["direct"]
-    options = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))}
-    line = one_line(stack.run("up", "--detach", "--pipes", "zmq", status=1, **options))
-    assert f"a stack needs {DESCRIPTORS_MIN['zmq']} (with --pipes direct {limit})" in line
-    stack.run("up", "--detach", "--pipes", "direct", **options)
-    assert pings(stack)
 
 
 def test_a_run_directory_too_long_for_sockets_is_refused_with_what_to_do(home) -> None:

@@ -46,6 +46,12 @@ CORE = min(os.sched_getaffinity(0))
     ({"wire": "../etc"}, "letters, digits"),
     ({"wire": "w" * 33}, "at most 32"),
     ({"wire": "lab", "host": True}, "cannot be combined"),
+    ({"tap": "all"}, "any name but all, default, lo"),
+    ({"tap": "default"}, "any name but"),
+    ({"tap": "lo"}, "any name but"),
+    ({"tap": "tap%d"}, "no '/', ':', '%' or blank"),
+    ({"tap": "a:b"}, "no '/', ':', '%' or blank"),
+    ({"tap": "t" * 16}, "1 to 15 characters"),
 ])  # fmt: skip
 def test_impossible_options_are_refused_with_the_reason(given, text):
     with pytest.raises(UsageError) as refusal:
@@ -54,8 +60,32 @@ def test_impossible_options_are_refused_with_the_reason(given, text):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_variable_that_is_wrong_is_named_and_not_an_option(monkeypatch):
+    monkeypatch.setenv("USERNET_PIPES", "pigeons")
+    with pytest.raises(UsageError, match=r"^USERNET_PIPES=pigeons: zmq or direct"):
+        Options().check()
+    Options(pipes="direct").check()
+
+
+@pytest.mark.parametrize(("given", "same"), [
+    ({"address": ""}, {"address": "10.0.0.2/24"}),
+    ({"gateway": ""}, {"gateway": "10.0.0.1"}),
+    ({"mac": "02:00:00:00:00:0a"}, {"mac": "02:00:00:00:00:0A"}),
+    ({"dns": "10.0.0.1,10.0.0.3"}, {"dns": "10.0.0.1, 10.0.0.3"}),
+    ({"cores": str(CORE)}, {"cores": f"{CORE},{CORE}"}),
+    ({"sysctl": ["net.ipv4.tcp_sack=0", "net.ipv4.tcp_ecn=1"]},
+     {"sysctl": ["net.ipv4.tcp_ecn=1", "net.ipv4.tcp_sack=0"]}),
+    ({"pipes": ""}, {"pipes": "zmq"}),
+])  # fmt: skip
+def test_the_same_option_in_other_words_has_the_same_effect(monkeypatch, given, same):
+    monkeypatch.delenv("USERNET_PIPES", raising=False)
+    (name,) = given
+    assert Options(**given).in_effect(name) == Options(**same).in_effect(name)
+
+
 @pytest.mark.parametrize("given", [
     {},
+    {"tap": "tap-0.1"},
     {"address": "192.168.1.77/16", "gateway": "192.168.0.1", "mac": "02:00:00:00:00:0A", "mtu": 68, "cores": "compact"},
     {"address": "10.0.0.2/31"},
     {"address": "10.0.0.2/32", "wire": "lab"},
@@ -104,6 +134,13 @@ def test_a_config_file_has_the_names_of_the_options(tmp_path):
     path = tmp_path / "stack.toml"
     path.write_text('address = "10.1.0.2/16"\nmtu = 9000\nhost = true\n# a comment\n')
     assert from_file(str(path)) == {"address": "10.1.0.2/16", "mtu": 9000, "host": True}
+
+
+@pytest.mark.parametrize(("text", "cores"), [("0", "0"), ("[0, 1]", "0,1"), ('"auto"', "auto")])
+def test_cores_in_a_config_file_are_a_number_a_list_or_a_mode(tmp_path, text, cores):
+    path = tmp_path / "stack.toml"
+    path.write_text(f"cores = {text}\n")
+    assert from_file(str(path)) == {"cores": cores}
 
 
 @pytest.mark.parametrize(("text", "reason"), [

@@ -74,6 +74,29 @@ def test_a_strangers_directory_is_refused_and_so_is_one_in_it(folder):
             check(path, make=True)
 
 
+@as_root
+@pytest.mark.parametrize("inside", ["", "default"], ids=["the directory", "one in it"])
+def test_a_directory_that_is_closed_to_this_user_is_not_taken_for_missing(folder, inside):
+    (folder / "roots" / "default").mkdir(mode=0o700, parents=True)
+    (folder / "roots").chmod(0o700)
+    code = ("import os, sys; from pathlib import Path; from supervisor.control import Client\n"
+            f"os.setresgid({STRANGER}, {STRANGER}, {STRANGER}); os.setresuid({STRANGER}, {STRANGER}, {STRANGER})\n"
+            "try:\n    Client(Path(sys.argv[1]))\nexcept PermissionError as error:\n    print(error.strerror)\n")
+    asked = subprocess.run([sys.executable, "-c", code, str(folder / "roots" / inside / "stack")], capture_output=True,
+                           text=True, check=True)
+    assert "belongs to another user" in asked.stdout or "is not yours" in asked.stdout
+
+
+def test_where_there_is_no_room_for_the_lock_nothing_is_left(folder):
+    code = ("import resource, sys; from pathlib import Path; from supervisor.run_dir import leave, take\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
+            "path = Path(sys.argv[1])\ntry:\n    take(path)\nexcept OSError:\n    leave(path)\n    print('refused')\n")
+    asked = subprocess.run([sys.executable, "-c", code, str(folder / "default")], capture_output=True, text=True,
+                           check=True)
+    assert asked.stdout == "refused\n"
+    assert not list(folder.iterdir())
+
+
 def test_a_directory_with_other_things_in_it_is_refused(folder):
     place = folder / "home"
     place.mkdir(mode=0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -15,9 +16,10 @@ from typing import Any
 
 from usernet.client.combining import CombiningLock
 from usernet.errors import os_error, timed_out
-from usernet.pipe.contract import IMPLEMENTATIONS, Trust, open_poller
+from usernet.pipe.contract import IMPLEMENTATIONS, STARVED, Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS
 from usernet.pipe.run_dir import INBOXES, SERVICE_SOCKET, Untrusted, check
+from usernet.pipe.run_dir import run_dir as default_run_dir
 
 ALIVE_INTERVAL_S = 1.0  # interval of checking that the stack still exists, in a blocked call
 CONNECTIONS_MAX = 16  # at the inbox: from the service and its former processes
@@ -29,7 +31,8 @@ WAKE = b""  # the result of `receive` in a thread that was woken
 def find(run_dir: Path, name: str) -> int:
     """A descriptor of the run directory of a stack.
 
-    ConnectionRefusedError: no stack runs there. PermissionError: the directory may be another user's.
+    ConnectionRefusedError: no stack runs there. PermissionError: the directory may be another user's. OSError of
+    STARVED: this process has no descriptor left.
     """
     directory = -1
     try:
@@ -38,15 +41,23 @@ def find(run_dir: Path, name: str) -> int:
             return directory
     except Untrusted:
         raise
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno in STARVED:
+            raise
     if directory >= 0:
         os.close(directory)
     raise ConnectionRefusedError(
         errno.ECONNREFUSED,
-        f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: "
-        f"launcher.py up --detach --name {name}",
+        f"no usernet stack {name!r} is running (looked in {run_dir}); start one with: {_start(run_dir, name)}",
     )
+
+
+def _start(run_dir: Path, name: str) -> str:
+    """The command that starts a stack in this directory."""
+    with contextlib.suppress(ValueError):  # it is not a name for a stack
+        if run_dir == default_run_dir(name):
+            return f"launcher.py up --detach --name {name}"
+    return f"{'' if run_dir == default_run_dir() else f'USERNET_DIR={run_dir} '}launcher.py up --detach"
 
 
 def _implementation() -> str:

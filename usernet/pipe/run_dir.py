@@ -49,7 +49,7 @@ def run_dir(name: str | None = None) -> Path:
     """
     directory = os.environ.get("USERNET_DIR")
     if directory and name is None:
-        return Path(directory)
+        return Path(os.path.abspath(directory))
     base = os.environ.get("XDG_RUNTIME_DIR")
     private = Path(tempfile.gettempdir()) / f"usernet-{os.getuid()}"
     return (Path(base) / "usernet" if base and not _anothers(base) else private) / stack_name(name)
@@ -101,6 +101,9 @@ def _open(path: Path, name: str | None = None, parent: int | None = None) -> int
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise Untrusted(errno.EPERM, f"{path} is a symbolic link, or no directory; "
                             "set USERNET_DIR to another") from None
+        if error.errno == errno.EACCES:
+            raise Untrusted(errno.EPERM, f"{path} is not open to you (uid {os.geteuid()}): it, or a directory above "
+                            "it, belongs to another user; set USERNET_DIR to a directory of yours") from None
         raise
 
 
