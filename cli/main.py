@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import pkgutil
 import signal
 import sys
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from supervisor.errors import BootError
 from usernet import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # Exit statuses of all verbs except exec, which exits with the status of its command.
 OK = 0
@@ -122,6 +126,25 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:
         _silence()
         return FAILED
+    except OSError as error:  # of standard output: a verb's own errors are reported by `_run`
+        _silence()
+        print(f"{program()}: {_described(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _described(error: OSError) -> str:
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors say so."""
+
+    def write(self, octets: ReadableBuffer, /) -> int:
+        try:
+            return super().write(octets)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def _run(words: list[str]) -> int:
@@ -150,8 +173,7 @@ def _run(words: list[str]) -> int:
     except (BootError, Refused) as error:
         text, status = str(error), FAILED
     except OSError as error:
-        text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        status = FAILED
+        text, status = _described(error), FAILED
     print(f"{program()}: {printable(text)}", file=sys.stderr)
     return status
 
@@ -164,17 +186,16 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115  (to the process's end)
         elif number:
             stream.reconfigure(errors="replace")
+    former = sys.stdout
+    if former is sys.__stdout__ and isinstance(former, io.TextIOWrapper):
+        raw = _Output(former.fileno(), "w", closefd=False)
+        buffer = raw if former.write_through else io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(buffer, former.encoding, "replace", line_buffering=former.line_buffering,
+                                      write_through=former.write_through)
 
 
 def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _silence()
-        print(f"{program()}: standard output: {error.strerror}", file=sys.stderr)
-        raise SystemExit(FAILED) from error
+    sys.stdout.flush()
 
 
 def _silence() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import runpy
 import sys
@@ -29,14 +30,30 @@ def main() -> None:
         Stack()
     except (OSError, ValueError) as error:
         parser.exit(2, f"usernet: {error.strerror or error if isinstance(error, OSError) else error}\n")
+    if not given.module:
+        where = os.path.join(given.program, "__main__.py") if os.path.isdir(given.program) else given.program
+        try:
+            os.close(os.open(where, os.O_RDONLY))
+        except OSError as error:  # as the interpreter says it
+            parser.exit(2, f"usernet: can't open file {where!r}: {error.strerror}\n")
+    elif not _is_module(given.program):
+        parser.exit(1, f"usernet: no module named {given.program!r}\n")
     patch(given.strict)
     sys.argv = [given.program, *given.arguments]
     if given.module:
-        sys.path[0] = os.getcwd()
         runpy.run_module(given.program, run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = os.path.dirname(os.path.abspath(given.program))
         runpy.run_path(given.program, run_name="__main__")
+
+
+def _is_module(name: str) -> bool:
+    """True if there is a module of this name, also in the working directory; nothing of it is imported."""
+    sys.path[0] = os.getcwd()
+    try:
+        return importlib.util.find_spec(name.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 if __name__ == "__main__":
