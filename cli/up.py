@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import ipaddress
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import msgspec
 from cli import stack
 from cli.main import OK, USAGE
 from supervisor import boot
-from supervisor.control import Client, NotRunning, Refused, printable
+from supervisor.control import Client, NotRunning, Refused, abstract_name, printable
 from supervisor.errors import Busy
 from supervisor.events import Event, describe
 from supervisor.options import DEFAULT_ADDRESS, Options, from_file
@@ -93,13 +95,11 @@ def run(given: argparse.Namespace) -> int:
         from cli.impair import network
 
         network(options.profile)  # checked before anything is booted
-    if options.wire and "address" not in asked:
-        options.address = _free_address(options.wire)
     if given.detach:
-        return _find_or_boot(given, options, asked, folder)
+        return _join_or_boot(given, options, asked, folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        status = _find_or_boot(given, options, asked, folder)
+        status = _join_or_boot(given, options, asked, folder)
         if status == OK:
             _follow(given, folder)
         return status
@@ -122,6 +122,31 @@ def _stop_apart(given: argparse.Namespace, folder: Path, failures: list[Exceptio
         _stop(given, folder)
     except Exception as error:
         failures.append(error)
+
+
+def _join_or_boot(given: argparse.Namespace, options: Options, asked: set[str], folder: Path) -> int:
+    """On a wire with an address that is free there, unless one is given."""
+    if not options.wire or "address" in asked:
+        return _find_or_boot(given, options, asked, folder)
+    with _alone_on(options.wire_dir()):
+        options.address = _free_address(options.wire)
+        return _find_or_boot(given, options, asked, folder)
+
+
+@contextlib.contextmanager
+def _alone_on(wire: Path) -> Iterator[None]:
+    """No other `up` of this user chooses an address on this wire meanwhile, until BUSY_S are over."""
+    deadline = time.monotonic() + BUSY_S
+    with socket.socket(socket.AF_UNIX) as lock:
+        while True:
+            try:
+                lock.bind(abstract_name(wire))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                    time.sleep(BUSY_PAUSE_S)
+                    continue  # any other error is of the path, and the boot reports it
+            break
+        yield
 
 
 def _find_or_boot(given: argparse.Namespace, options: Options, asked: set[str], folder: Path) -> int:

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from .conftest import unique_name
-from .peers import KERNEL, STACK, Stack
+from .peers import KERNEL, PATIENCE_S, STACK, Stack
 
 
 def test_list_shows_the_addresses_that_the_stack_has_now(new_stack) -> None:
@@ -22,6 +22,15 @@ def test_list_shows_the_addresses_that_the_stack_has_now(new_stack) -> None:
         assert expected in stack.run("list").stdout
         assert expected in stack.run("status").stdout
         assert expected in stack.run("top", "--once").stdout
+
+
+def test_stacks_that_join_a_wire_at_once_get_addresses_of_their_own(new_stack) -> None:
+    wire, stacks = unique_name(), [new_stack() for _ in range(4)]
+    joining = [stack.popen("up", "--detach", "--wire", wire) for stack in stacks]
+    for each in joining:
+        told, _ = each.communicate(timeout=3 * PATIENCE_S)
+        assert each.returncode == 0, told
+    assert {stack.status()["address"] for stack in stacks} == {f"10.0.0.{number}/24" for number in range(2, 6)}
 
 
 def test_options_of_a_running_stack_are_compared_by_their_effect(new_stack) -> None:
