@@ -44,16 +44,18 @@ def service():
     service.down()
 
 
-def command(body: str) -> list[str]:
-    return [sys.executable, "-c", PRELUDE.format(stuck=STUCK_S) + textwrap.dedent(body)]
+def command(body: str, first: str = "") -> list[str]:
+    return [sys.executable, "-c", first + PRELUDE.format(stuck=STUCK_S) + textwrap.dedent(body)]
 
 
 def environment(service) -> dict[str, str]:
     return {**os.environ, "USERNET_DIR": str(service.run_dir), "PYTHONPATH": str(REPOSITORY)}
 
 
-def run(service, body: str) -> str:
-    done = subprocess.run(command(body), env=environment(service), capture_output=True, text=True, timeout=STUCK_S + 10)
+def run(service, body: str, first: str = "") -> str:
+    """`first`: what is executed before usernet is imported."""
+    done = subprocess.run(command(body, first), env=environment(service), capture_output=True, text=True,
+                          timeout=STUCK_S + 10)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -145,6 +147,25 @@ while time.monotonic() < until:
     assert os.waitpid(pid, 0)[1] == 0
 [thread.join() for thread in threads]
 """)
+
+
+def test_a_destructor_in_a_forked_child_sends_nothing_by_the_parents_connection(service):
+    run(service, OWNERS + """
+own = udp()
+own.bind((ADDRESS, 0))
+own.settimeout(5)
+gc.disable()
+for _ in range(10):
+    for _ in range(5):
+        Owner()
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    own.sendto(b"x", own.getsockname())
+    assert own.recv(1) == b"x"
+    gc.collect()
+""", first="import gc, os\nos.register_at_fork(after_in_child=lambda: gc.collect())")
 
 
 def test_a_socket_and_its_owner_in_one_cycle_are_closed_once(service):

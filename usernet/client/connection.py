@@ -444,6 +444,8 @@ class Connection:
         """Close a socket at the service. No answer is awaited, because later requests are executed after it."""
         if self.boxes.pop(box.handle, None) is None or self.closed or self.down or sys.is_finalizing():
             return
+        if self.pid != os.getpid():  # a destructor in a forked child: the connection is the parent's
+            return
         fields: dict[str, object] = {"linger": 0} if reset else {}
         if isinstance(box, StreamDescription):
             fields = {**box.closing(), **fields}
