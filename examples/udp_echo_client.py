@@ -10,14 +10,15 @@ import usernet as socket
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
+    host, _, port = "".join(sys.argv[1:2]).rpartition(":")
+    count = "".join(sys.argv[2:3]) or "5"
+    if not host or not port.isdecimal() or not count.isdecimal():
         sys.exit(__doc__)
-    host, _, port = sys.argv[1].rpartition(":")
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    answers = 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
         endpoint.connect((host, int(port)))
         endpoint.settimeout(1)
-        for number in range(1, count + 1):
+        for number in range(1, int(count) + 1):
             started = time.perf_counter()
             endpoint.send(b"echo %d" % number)
             try:
@@ -25,7 +26,10 @@ def main() -> None:
             except TimeoutError:
                 print(f"{number}: no answer")
             else:
+                answers += 1
                 print(f"{number}: {data.decode()!r} after {(time.perf_counter() - started) * 1000:.3f} ms")
+    if not answers:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

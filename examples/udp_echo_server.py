@@ -12,6 +12,8 @@ import usernet as socket
 
 def main() -> None:
     host, _, port = (sys.argv[1] if len(sys.argv) > 1 else "0.0.0.0:7").rpartition(":")
+    if not port.isdecimal():
+        sys.exit(__doc__)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
         endpoint.bind((host, int(port)))
         host, port = endpoint.getsockname()

@@ -22,6 +22,7 @@ VERSION = 2  # of the protocol
 FRAME = struct.Struct("<BBHIQQ")  # version, kind, count of records, incarnation, id, sequence number
 # Handle, family, flags, TTL, TOS, port, interface, the peer's address, the own address: of received and sent datagrams
 DATAGRAM_HEADER = struct.Struct("<IBBBBHH4s4s")
+GONE_CHECK_MS = 500  # the stack's end removes our inbox
 DATAGRAM_OVERHEAD, CREDIT_BATCH, CREDIT_TOTAL = 256, 100_000, 1 << 31
 
 
@@ -43,7 +44,10 @@ class Application:
         self.inbox.set(zmq.RCVHWM, 0)
         self.outbox.set(zmq.SNDHWM, 64)
         self.outbox.set(zmq.RECONNECT_IVL, 1)
-        self.inbox.bind(f"ipc://{directory}/sockets/{name}")
+        if not os.path.exists(f"{directory}/sockets.sock"):
+            raise OSError(f"no usernet stack is running (looked in {directory})")
+        self.path = f"{directory}/sockets/{name}"
+        self.inbox.bind(f"ipc://{self.path}")
         self.outbox.connect(f"ipc://{directory}/sockets.sock")
         self.sent = self.done = self.incarnation = 0
         self.resumed = False
@@ -82,6 +86,9 @@ class Application:
 
     def receive(self) -> list[bytes]:
         """Wait for a frame; returns the DATAGRAM records in it."""
+        while not self.inbox.poll(GONE_CHECK_MS):
+            if not os.path.exists(self.path):
+                raise OSError("the stack is gone")
         frame = self.inbox.recv()
         _, kind, count, incarnation, number, sequence = FRAME.unpack_from(frame)
         records, at = [], FRAME.size + 4 * count
@@ -148,3 +155,5 @@ if __name__ == "__main__":
         main(sys.argv[1])
     except KeyboardInterrupt:
         pass
+    except (OSError, ValueError, zmq.ZMQError) as error:
+        sys.exit(f"zeromq_echo: {error}")

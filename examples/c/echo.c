@@ -24,6 +24,7 @@ struct datagram { /* of what comes and of what goes; no padding: each field is a
 };
 
 static void *inbox, *outbox;
+static char inbox_path[128];
 static uint64_t id, sent, done;
 static uint32_t incarnation, handle;
 static int resumed;
@@ -115,7 +116,11 @@ static void receive(void)
     static char frame[FRAME_MAX + 1];
     int length = zmq_recv(inbox, frame, FRAME_MAX, 0);
     if (length < (int)sizeof(struct head)) {
-        if (length < 0 && errno != EINTR)
+        if (length < 0 && errno == EAGAIN && access(inbox_path, F_OK) < 0) {
+            fprintf(stderr, "echo: the stack is gone\n");
+            exit(1);
+        }
+        if (length < 0 && errno != EINTR && errno != EAGAIN)
             fail("zmq_recv");
         return;
     }
@@ -167,7 +172,7 @@ static const char *ask(const char *request)
 int main(int count, char **arguments)
 {
     char directory[80], address[160], text[200], name[32];
-    int limit = 64, all = 0, soon = 1, linger = 0;
+    int limit = 64, all = 0, soon = 1, linger = 0, gone_check_ms = 500;
     if (count != 3) {
         fprintf(stderr, "usage: echo ADDRESS PORT\n");
         return 2;
@@ -191,10 +196,12 @@ int main(int count, char **arguments)
     inbox = zmq_socket(context, ZMQ_PULL);
     outbox = zmq_socket(context, ZMQ_PUSH);
     zmq_setsockopt(inbox, ZMQ_RCVHWM, &all, sizeof all);
+    zmq_setsockopt(inbox, ZMQ_RCVTIMEO, &gone_check_ms, sizeof gone_check_ms);
     zmq_setsockopt(outbox, ZMQ_SNDHWM, &limit, sizeof limit);
     zmq_setsockopt(outbox, ZMQ_RECONNECT_IVL, &soon, sizeof soon);
     zmq_setsockopt(outbox, ZMQ_LINGER, &linger, sizeof linger);
-    snprintf(address, sizeof address, "ipc://%s/sockets/%s", directory, name);
+    snprintf(inbox_path, sizeof inbox_path, "%s/sockets/%s", directory, name);
+    snprintf(address, sizeof address, "ipc://%s", inbox_path);
     if (zmq_bind(inbox, address) < 0)
         fail(address);
     snprintf(address, sizeof address, "ipc://%s/sockets.sock", directory);

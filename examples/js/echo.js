@@ -14,6 +14,7 @@ const SEND = 1, DATAGRAM = 2, HELLO = 128, RESUME = 129, REQUEST = 130, REPLY = 
 const VERSION = 2, HEADER = 24, DATAGRAM_HEADER = 20, OVERHEAD = 256;
 const CREDIT_BATCH = 100_000; // octets; less than half of the default receive buffer
 const JOURNAL_FRAMES = 512;
+const GONE_CHECK_MS = 500;
 const CREDIT_TOTAL = 0x80000000;
 
 function runDir() {
@@ -42,7 +43,14 @@ class Client {
   }
 
   async start() {
-    await this.inbox.bind(`ipc://${path.join(this.dir, "sockets", this.inboxName)}`);
+    const inboxPath = path.join(this.dir, "sockets", this.inboxName);
+    await this.inbox.bind(`ipc://${inboxPath}`);
+    setInterval(() => { // the stack's end removes our inbox
+      if (!fs.existsSync(inboxPath)) {
+        console.error("echo: the stack is gone");
+        process.exit(1);
+      }
+    }, GONE_CHECK_MS);
     this.outbox.connect(`ipc://${path.join(this.dir, "sockets.sock")}`);
     const hello = () => this.greet(HELLO, { version: VERSION, inbox: this.inboxName, done: this.done });
     const again = setInterval(hello, 500);

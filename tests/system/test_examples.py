@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import require_program, unavailable
-from .peers import KERNEL, PATIENCE_S, ROOT, STACK, Stack, wait_for
+from .conftest import require_program, unavailable, unique_name
+from .peers import KERNEL, NOBODY, PATIENCE_S, ROOT, STACK, Stack, wait_for
 
 EXAMPLES = ROOT / "examples"
 
@@ -31,6 +31,33 @@ def echo_of(stack: Stack, port: int) -> None:
             data = bytes(number & 0xFF for number in range(size))
             peer.send(data)
             assert peer.recv(2048) == data
+
+
+def zeromq_echo(tmp_path: Path) -> list[str]:
+    """The command of examples/zeromq_echo.py."""
+    return [sys.executable, str(EXAMPLES / "zeromq_echo.py"), "0.0.0.0:0"]
+
+
+def c_echo(tmp_path: Path) -> list[str]:
+    """The command of examples/c/echo.c, compiled."""
+    program = tmp_path / "echo"
+    built = subprocess.run([require_program("gcc"), "-Wall", "-Wextra", "-Werror", "-O2", "-o", program,
+                            EXAMPLES / "c" / "echo.c", "-lzmq"], capture_output=True, text=True, check=False)
+    if "zmq.h" in built.stderr and not Path("/usr/include/zmq.h").exists():
+        unavailable("zmq.h is not there (Debian: libzmq3-dev)")
+    assert built.returncode == 0, built.stderr
+    return [str(program), "0.0.0.0", "0"]
+
+
+def javascript_echo(tmp_path: Path) -> list[str]:
+    """The command of examples/js/echo.js, with what it needs beside it."""
+    node, npm = require_program("node"), require_program("npm")
+    shutil.copytree(EXAMPLES / "js", tmp_path / "js", ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run([npm, "install", "--no-audit", "--no-fund"], cwd=tmp_path / "js", capture_output=True,
+                               text=True, timeout=100, check=False)
+    if installed.returncode:
+        unavailable(f"npm install of zeromq failed: {installed.stderr[-500:]}")
+    return [node, str(tmp_path / "js" / "echo.js"), "0"]
 
 
 @pytest.mark.parametrize("address", [None, "127.0.0.1"])
@@ -67,13 +94,7 @@ def test_dns_lookup_of_a_real_name_server(stack: Stack) -> None:
 
 
 def test_javascript_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp_path: Path) -> None:
-    node, npm = require_program("node"), require_program("npm")
-    shutil.copytree(EXAMPLES / "js", tmp_path / "js", ignore=shutil.ignore_patterns("node_modules"))
-    installed = subprocess.run([npm, "install", "--no-audit", "--no-fund"], cwd=tmp_path / "js", capture_output=True,
-                               text=True, timeout=100, check=False)
-    if installed.returncode:
-        unavailable(f"npm install of zeromq failed: {installed.stderr[-500:]}")
-    server = stack.spawn([node, "echo.js", "0"], cwd=tmp_path / "js")
+    server = stack.spawn(javascript_echo(tmp_path))
     port = int(server.stdout.readline().rpartition(":")[2])
     echo_of(stack, port)
     before = stack.incarnations()["sockets"]
@@ -96,13 +117,7 @@ def test_an_example_of_another_version_says_why_it_ends(stack: Stack, tmp_path: 
 
 
 def test_c_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp_path: Path) -> None:
-    program = tmp_path / "echo"
-    built = subprocess.run([require_program("gcc"), "-Wall", "-Wextra", "-Werror", "-O2", "-o", program,
-                            EXAMPLES / "c" / "echo.c", "-lzmq"], capture_output=True, text=True, check=False)
-    if "zmq.h" in built.stderr and not Path("/usr/include/zmq.h").exists():
-        unavailable("zmq.h is not there (Debian: libzmq3-dev)")
-    assert built.returncode == 0, built.stderr
-    server = stack.spawn([program, "0.0.0.0", "0"])
+    server = stack.spawn(c_echo(tmp_path))
     port = int(server.stdout.readline().rpartition(":")[2])
     echo_of(stack, port)
     before = stack.incarnations()["sockets"]
@@ -111,3 +126,35 @@ def test_c_echo_survives_a_kill_of_the_socket_service(stack: Stack, tmp_path: Pa
     echo_of(stack, port)
     server.terminate()
     server.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("command", [zeromq_echo, c_echo, javascript_echo])
+def test_an_application_without_the_library_notices_the_end_of_the_stack(new_stack, tmp_path, command) -> None:
+    """As docs/app-protocol.md says: its inbox is removed."""
+    stack = new_stack().up()
+    server = stack.spawn(command(tmp_path))
+    assert "echoing at" in server.stdout.readline()
+    stack.run("down")
+    said, _ = server.communicate(timeout=PATIENCE_S)
+    assert (server.returncode, said.splitlines()[-1].partition(": ")[2]) == (1, "the stack is gone")
+
+
+def test_an_example_without_an_answer_fails(stack: Stack) -> None:
+    for program, said in (
+            (["udp_echo_client.py", f"{KERNEL}:9", "1"], "Connection refused"),
+            (["udp_echo_client.py", f"{NOBODY}:9", "1"], ""),
+            (["udp_echo_client.py", "x"], "examples/udp_echo_client.py ADDRESS:PORT [COUNT]"),
+            (["udp_echo_server.py", "x"], "examples/udp_echo_server.py [ADDRESS:PORT]")):
+        done = subprocess.run([sys.executable, str(EXAMPLES / program[0]), *program[1:]], env=stack.env, text=True,
+                              capture_output=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 1, program
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_example_without_a_stack_is_one_line(home, tmp_path) -> None:
+    stack = Stack(home, unique_name())
+    done = subprocess.run(zeromq_echo(tmp_path), env=stack.env, text=True, capture_output=True, timeout=PATIENCE_S,
+                          check=False)
+    assert (done.returncode, done.stderr) == (
+        1, f"zeromq_echo: no usernet stack is running (looked in {stack.run_dir})\n")
