@@ -17,6 +17,7 @@ from supervisor import lockdown, seccomp
 from supervisor.control import printable
 from usernet.pipe.run_dir import run_dir
 
+COLUMNS = 80  # of the table
 TEXT = "show the layers, their processes and counters"
 
 
@@ -82,22 +83,23 @@ def run(given: argparse.Namespace) -> int:
 
 
 def table(status: dict[str, Any]) -> str:
-    """A table for the terminal, 80 columns wide unless a name is long."""
+    """A table for the terminal, 80 columns wide unless a name, the run directory or a notice is long."""
     where = f"wire {status['wire']}" if status["wire"] else f"{status['tap']}, kernel's end {status['kernel_end']}"
     addresses = ", ".join(status.get("addresses", [status["address"]]))
     lines = [f"stack {status['name']}: {status['state']}, {addresses}, {where}",
-             f"mac {status['mac']}, mtu {status['mtu']}, offload {', '.join(status['offload']) or 'none'}",
+             f"mac {status['mac']}, mtu {status['mtu']}",
+             f"offload {', '.join(status['offload']) or 'none'}",
              f"cores {status['cores']}, pipes {status['pipes']}, keeper {status['keeper']}, {status['run_dir']}",
              "",
-             f"{'layer':<8} {'pid':>7} {'state':<9} {'starts':>6} {'uptime':>8} {'memory':>7} {'cpu s':>7} {'in':>8} "
+             f"{'layer':<7} {'pid':>7} {'state':<9} {'starts':>6} {'uptime':>8} {'memory':>7} {'cpu s':>6} {'in':>8} "
              f"{'out':>8} {'drops':>5}"]
     for name, layer in status["layers"].items():
         lines.append(
-            f"{name:<8} {layer['pid'] or '-':>7} {layer['state']:<9} {layer['restarts'] + 1:>6} "
-            f"{layer['uptime_s']:>6.0f} s {layer['rss_bytes'] / 1e6:>4.0f} MB {layer['cpu_s']:>7.2f} "
+            f"{name:<7} {layer['pid'] or '-':>7} {layer['state']:<9} {layer['restarts'] + 1:>6} "
+            f"{layer['uptime_s']:>6.0f} s {layer['rss_bytes'] / 1e6:>4.0f} MB {layer['cpu_s']:>6.2f} "
             f"{layer['packets_in']:>8} {layer['packets_out']:>8} {layer['packets_dropped']:>5}")
-    lines += ["", *(f"rights of {name}: {_described(layer['may'])}" for name, layer in status["layers"].items()
-                    if "uid" in layer["may"])]
+    lines += ["", *(line for name, layer in status["layers"].items() if "uid" in layer["may"]
+                    for line in _wrapped(f"rights of {name}: {_described(layer['may'])}"))]
     if status["impairments"]:
         lines += ["", *(f"impaired: {describe(one)}" for one in status["impairments"])]
     if status.get("trouble"):
@@ -109,3 +111,13 @@ def table(status: dict[str, Any]) -> str:
         since = datetime.fromtimestamp(notice["since"]).strftime("%Y-%m-%d %H:%M:%S")
         lines.append(f"{name}: {notice['event']} since {since}: {notice['detail']}")
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    """The line in lines of 80 columns, broken behind commas."""
+    wrapped = [""]
+    for part in line.split(", "):
+        if len(f"{wrapped[-1]}{part},") > COLUMNS:
+            wrapped.append("    ")
+        wrapped[-1] += f"{part}, "
+    return [each.rstrip() for each in (*wrapped[:-1], wrapped[-1][: -len(", ")])]

@@ -33,6 +33,15 @@ def test_stacks_that_join_a_wire_at_once_get_addresses_of_their_own(new_stack) -
     assert {stack.status()["address"] for stack in stacks} == {f"10.0.0.{number}/24" for number in range(2, 6)}
 
 
+def test_status_fits_80_columns(new_stack) -> None:
+    stack = new_stack().up()
+    lines = [line for line in stack.run("status").stdout.splitlines() if str(stack.run_dir) not in line]
+    assert max(map(len, lines)) <= 80
+    assert lines[4].split() == ["layer", "pid", "state", "starts", "uptime", "memory", "cpu", "s", "in", "out", "drops"]
+    rights = [line for line in lines if line.startswith(("rights of ", "    "))]
+    assert "system calls" in rights[-1]
+
+
 def test_options_of_a_running_stack_are_compared_by_their_effect(new_stack) -> None:
     stack = new_stack().up("--pipes", "direct")
     same = stack.run("up", "--detach", "--address", f"{STACK}/24", "--gateway", KERNEL, "--pipes", "direct",
