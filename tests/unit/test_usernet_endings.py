@@ -295,7 +295,7 @@ HOW = {
     "sys.exit": ("sys.exit(3)", 3),
     "exception": ("raise RuntimeError('the end')", 1),
     "os._exit": ("os._exit(4)", 4),
-    "handler": ("signal.setitimer(signal.ITIMER_REAL, 0.001 + random.random() / 50); flood()", 5),
+    "handler": ("interrupted()", 5),
     "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM),
     "SIGINT": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)", -signal.SIGINT),
 }
@@ -306,6 +306,12 @@ def handler(*_):
     now()
     sys.exit(5)
 signal.signal(signal.SIGALRM, handler)
+def interrupted():  # again and again, because Python ignores an exception in a destructor
+    signal.setitimer(signal.ITIMER_REAL, 0.001 + random.random() / 50, 0.5)
+    try:
+        flood()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 def end():
     now()
 """
@@ -328,17 +334,57 @@ def test_a_process_ends_within_a_second(service, state, how):
     assert max(took) < LATE_S
 
 
-def test_a_process_ends_within_a_second_while_the_service_hangs(service):
-    body = FLOOD + WHILE["threads"] + ENDS + "os.write(1, b'x'); sys.stdin.read(1); now()"
+@pytest.mark.parametrize("state", ["idle", "threads", "streams"])
+def test_a_process_ends_within_a_second_while_the_service_hangs(service, state):
+    body = FLOOD + WHILE[state] + ENDS + "os.write(1, b'x'); sys.stdin.read(1); now()"
     with subprocess.Popen(command(body), env=environment(service), stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE) as process:
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         process.stdout.read(1)
         service.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)  # for the threads to fill the pipe and wait for room in it
         try:
             process.stdin.close()
             said = float(process.stdout.read())
             assert process.wait(STUCK_S + 10) == 0
             assert time.monotonic() - said < LATE_S
+        finally:
+            service.process.send_signal(signal.SIGCONT)
+
+
+def test_the_timeout_of_a_send_holds_while_another_thread_waits_for_room_in_the_pipe(service):
+    """The first thread fills the pipe to a service that hangs; then nobody else may be held up."""
+    body = """
+one, other = udp(), udp()
+for each in (one, other):
+    each.bind((ADDRESS, 0))
+    each.sendto(b"x", one.getsockname())
+other.settimeout(0.2)
+print(flush=True)
+sys.stdin.readline()
+def flood():
+    while True:
+        one.sendto(b"x" * 1000, one.getsockname())
+threading.Thread(target=flood, daemon=True).start()
+while not one._connection._line.full:
+    time.sleep(0.01)
+for timeout, error in ((0.2, TimeoutError), (0, BlockingIOError)):
+    other.settimeout(timeout)
+    try:
+        while True:
+            other.sendto(b"x", one.getsockname())
+    except error:
+        pass
+print(flush=True)
+"""
+    with subprocess.Popen(command(body), env=environment(service), stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        service.process.send_signal(signal.SIGSTOP)
+        try:
+            process.stdin.write("\n")
+            process.stdin.close()
+            assert process.stdout.read() == "\n"
+            assert process.wait(STUCK_S + 10) == 0
         finally:
             service.process.send_signal(signal.SIGCONT)
 

@@ -84,6 +84,7 @@ class Line:
         self._directory = directory
         here = self.directory  # short enough for unix(7)
         self.closed = False
+        self.full = False  # the sending thread waits for room in the pipe
         self._sending = sending
         self._received: deque[bytes] = deque()
         try:
@@ -125,12 +126,16 @@ class Line:
         if taken and (outbox.open or timeout == 0 or not outbox.waiting):
             return
         deadline = None if timeout is None else monotonic() + (timeout or NO_ROOM_S)
-        while not taken:
-            if not self._await_room(deadline):
-                raise timed_out()
-            taken = outbox.send(frame)
-        while timeout != 0 and outbox.waiting and self._await_room(deadline):
-            pass
+        self.full = True
+        try:
+            while not taken:
+                if not self._await_room(deadline):
+                    raise timed_out()
+                taken = outbox.send(frame)
+            while timeout != 0 and outbox.waiting and self._await_room(deadline):
+                pass
+        finally:
+            self.full = False
 
     def _await_room(self, deadline: float | None) -> bool:
         """Wait until something has happened to the pipe. False: nothing until the deadline."""

@@ -7,13 +7,15 @@ its frame waits in the queue of `lock` (`usernet.client.combining`).
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Sequence
+from time import monotonic
 from typing import NamedTuple
 
-from usernet.client.channel import Line
+from usernet.client.channel import NO_ROOM_S, Line
 from usernet.client.combining import CombiningLock
 from usernet.client.requests import Unanswered, encode
-from usernet.errors import os_error, would_block
+from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.frame import pack_frame
 from usernet.pipe.numbering import ReplayBuffer
 
@@ -43,13 +45,27 @@ class Sender:
 
     def send(self, kind: int, records: Sequence[bytes], timeout: float | None,
              request: Unanswered | None = None) -> int:
-        """Send one frame with the next number; returns it. Blocks while the pipe is full, at most for `timeout`."""
+        """Send one frame with the next number; returns it.
+
+        Blocks while the pipe is full or another thread waits for room in it, at most for `timeout`.
+        """
         sending = self.lock
         if sending.mine():  # called by a destructor or a signal handler during a send
             sending.defer(Frame(kind, records, request))
             return self.sent.sequence
+        lock = sending.lock
         try:
-            with sending.lock:
+            try:
+                if timeout is not None and not lock.acquire(blocking=False):
+                    timeout = self._wait_for_turn(timeout)
+            except BaseException:
+                if sending.mine():  # a signal handler raised this after the lock was acquired
+                    lock.release()
+                raise
+            # A signal handler runs only after calls, so not here.
+            with lock:
+                if timeout is not None:
+                    lock.release()  # it was acquired twice
                 if sending.queue:
                     sending.work()
                 return self._append(kind, records, timeout, request)
@@ -60,6 +76,19 @@ class Sender:
         finally:
             if sending.queue:
                 sending.attend()
+
+    def _wait_for_turn(self, timeout: float) -> float:
+        """Acquire the lock, which another thread holds; returns the rest of `timeout`. TimeoutError.
+
+        0: wait while that thread sends, but not while it waits for room in the pipe.
+        """
+        lock, deadline = self.lock.lock, monotonic() + timeout
+        while True:
+            left = NO_ROOM_S if timeout == 0 else max(0.0, min(deadline - monotonic(), threading.TIMEOUT_MAX))
+            if lock.acquire(timeout=left):
+                return timeout and max(deadline - monotonic(), NO_ROOM_S)
+            if timeout != 0 or self.line.full:
+                raise timed_out()
 
     def _append(self, kind: int, records: Sequence[bytes], timeout: float | None, request: Unanswered | None) -> int:
         """While holding `lock`: append and send the next frame."""

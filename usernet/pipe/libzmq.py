@@ -24,7 +24,10 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 import zmq
-from zmq.backend import Socket  # not zmq.Socket, whose `send` is a third slower because of additional features
+
+# The `send` of zmq.Socket is a third slower because of additional features. The destructor of zmq.Context waits for all
+# sockets to be closed, also at the end of the interpreter, where a daemon thread may have one.
+from zmq.backend import Context, Socket
 
 from usernet.pipe.contract import (
     DESCRIPTORS_RESERVED,
@@ -74,7 +77,7 @@ class Poller:
         self.statm_fd = statm_fd
         self.epoll = select.epoll()
         self.pushes: dict[int, Push] = {}
-        self.context = zmq.Context()
+        self.context = Context()
         self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self._sockets: set[Pull | Push] = set()
 
