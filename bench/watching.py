@@ -1,4 +1,4 @@
-"""What it costs to be watched: echoes with nobody watching, during a capture of every pipe, during a recording.
+"""What it costs to be watched: echoes and streams with nobody watching, during a capture of every pipe, while recorded.
 
 By turns, because a machine changes from minute to minute. `python -m bench.watching` prints these rows alone, in a
 minute.
@@ -21,13 +21,14 @@ ECHOES = 1000  # one at a time
 WINDOW_S = 0.6
 IN_FLIGHT = 64
 CAPTURE_MAX = 1.2  # times the cost with nobody watching
+TCP_PORT, STREAM_PORT = 5058, 5061
 
 Watcher = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
 def running(bench: stack.Bench, *words: str) -> Iterator[None]:
-    """A command that watches, from when it says so until SIGTERM."""
+    """A command that watches, from when it says so until SIGTERM. RuntimeError: it did not watch all the time."""
     command = [sys.executable, str(ROOT / "launcher.py"), "--name", bench.name, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as program:
         assert program.stderr is not None
@@ -38,7 +39,9 @@ def running(bench: stack.Bench, *words: str) -> Iterator[None]:
             yield
         finally:
             program.terminate()
-            program.wait()
+            _, said = program.communicate()
+    if program.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {said}")
 
 
 def _echoes(bench: stack.Bench) -> tuple[float, float]:
@@ -64,6 +67,7 @@ def goals(options: list[str]) -> list[Goal]:
             for name, (bench, watcher) in watchers.items():
                 with watcher():
                     found[name].append(_echoes(bench))
+        tcp = _recorded_tcp(plain)
     rows = []
     alone, per_s = (median(values) for values in zip(*found.pop("nobody watches"), strict=True))
     for name, echoes in found.items():
@@ -76,7 +80,26 @@ def goals(options: list[str]) -> list[Goal]:
                  Goal(f"UDP echo, {IN_FLIGHT} in flight: {name}", f"{per_s / fewer:.0f} /s", per_s / fewer,
                       f"{per_s:.0f} /s, nobody watches: {1 / fewer:.2f}", f">= {1 / limit:.2f} x" if limit else "",
                       fewer <= limit if limit else None)]
-    return rows
+    return rows + tcp
+
+
+def _recorded_tcp(bench: stack.Bench) -> list[Goal]:
+    """What a recording of tcp costs a request with its answer, and a stream to the kernel."""
+    watchers: list[Watcher] = [nullcontext, lambda: running(bench, "record", "tcp", "-w", "/dev/null")]
+    found: list[list[tuple[float, float]]] = [[] for _ in watchers]
+    with bench.during("tcp-echo", "0.0.0.0", TCP_PORT):
+        for _ in range(TURNS):
+            for results, watcher in zip(found, watchers, strict=True):
+                with watcher():
+                    alone = bench.run("tcp-lone", stack.ADDRESS, TCP_PORT)["p50"]
+                    moved = bench.through(("stream-source", stack.KERNEL, STREAM_PORT, WINDOW_S),
+                                          ("kernel-stream-sink", stack.KERNEL, STREAM_PORT), out=True)["mbit_s"]
+                    results.append((alone, moved))
+    (alone, moved), (slower, less) = ([median(values) for values in zip(*each, strict=True)] for each in found)
+    return [Goal("TCP request and response, p50: tcp is recorded", f"{slower:.0f} us", slower,
+                 f"{alone:.0f} us, nobody watches: {slower / alone:.2f}", "", None),
+            Goal("TCP to the kernel, one connection: tcp is recorded", f"{less:.0f} Mbit/s", less,
+                 f"{moved:.0f} Mbit/s, nobody watches: {less / moved:.2f}", "", None)]
 
 
 if __name__ == "__main__":
