@@ -123,8 +123,10 @@ def _write(client: Client, layer: str, file: Everything, path: str, seconds: flo
     reader = ring.RingReader(open_taps(client, {layer: {"record": True, "every": file.every}})[layer])
     print(f"recording {layer}, which was restarted for this; Ctrl-C ends the recording", file=sys.stderr)
     until, calls, last = time.monotonic() + seconds, 0, False
+    ended = False  # the stack
     while not last:
-        last = bool(stop or reader.lost or time.monotonic() >= until or select.select([client], [], [], _POLL_S)[0])
+        ended = bool(select.select([client], [], [], _POLL_S)[0])
+        last = bool(ended or stop or reader.lost or time.monotonic() >= until)
         for entry in reader.read():
             for octets in entry.records:
                 calls += file.add(octets)
@@ -132,5 +134,5 @@ def _write(client: Client, layer: str, file: Everything, path: str, seconds: flo
     if reader.lost:
         print(f"{program()}: this process could not keep up; {path} ends with call {calls}", file=sys.stderr)
         return 1
-    print(f"{calls} calls in {path}", file=sys.stderr)
+    print(f"{'the stack has ended; ' if ended else ''}{calls} calls in {path}", file=sys.stderr)
     return 0

@@ -192,4 +192,6 @@ def run(given: argparse.Namespace) -> int:
                     return 0
         for journey in tracer.over(1 << 63):
             print(describe(journey), flush=True)
+        if watch.ended:
+            print("the stack has ended", file=sys.stderr)
     return 0
