@@ -219,7 +219,8 @@ def run(given: argparse.Namespace) -> int:
         return _write_test(path, Path(given.as_test), runs)
     most = max(len(each.calls) for each in runs)
     if given.break_at is not None and given.break_at > most:
-        raise UsageError(f"--break-at {given.break_at}: the calls have the numbers 1 to {most}")
+        numbers = f"the calls have the numbers 1 to {most}" if most else "there are no calls"
+        raise UsageError(f"--break-at {given.break_at}: {numbers}")
     if given.diff:
         _take_code_from(Path(given.diff))
     status = 0

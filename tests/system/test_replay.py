@@ -350,6 +350,9 @@ def test_files_that_are_no_recording(stack, recorded, tmp_path):
 def test_calls_that_there_are_not_and_code_that_is_none(stack, recorded, tmp_path):
     assert "argument --break-at: '0': must be a whole number, 1 or more" in refused(stack, recorded, "--break-at", 0)
     assert "--break-at 99999: the calls have the numbers 1 to " in refused(stack, recorded, "--break-at", 99999)
+    whole = recorded.read_bytes()
+    (tmp_path / "begun.rec").write_bytes(whole[: 24 + int.from_bytes(whole[20:24], "little")])
+    assert "--break-at 1: there are no calls" in refused(stack, tmp_path / "begun.rec", "--break-at", 1)
     (tmp_path / "half/layers").mkdir(parents=True)
     for directory in ("/nowhere", tmp_path, recorded, tmp_path / "half"):
         assert f"--diff {directory}: not a checkout of usernet" in refused(stack, recorded, "--diff", directory)
