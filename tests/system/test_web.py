@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .chromium import Browser
 from .conftest import require_program, unavailable
 from .peers import KERNEL, PATIENCE_S, STACK, Stack, wait_for
 
@@ -81,6 +83,13 @@ def test_in_a_browser(stack, page, tmp_path):
 @pytest.fixture
 def flowing(stack) -> Iterator[str]:
     """A connection on which octets flow; its name."""
+    with flow(stack) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def flow(stack: Stack) -> Iterator[str]:
+    """The same."""
     with stack.kernel.socket(kind=socket.SOCK_STREAM) as listener, stack.socket(socket.SOCK_STREAM) as ours:
         listener.bind((KERNEL, 0))
         listener.listen()
@@ -122,6 +131,70 @@ def test_a_connection_with_its_plots(stack, page, flowing, tmp_path):
     assert 'class="edge"' in document
     assert "rtt: " in document
     assert page.ask("connection/10.0.0.2:1-10.0.0.1:2")[0] == 400
+
+
+@pytest.fixture
+def opened(new_stack, tmp_path) -> Iterator[tuple[Stack, Browser]]:
+    """A stack of its own, with its page in a browser."""
+    stack = new_stack().up()
+    made = Page(stack)
+    shown = Browser(browser(), tmp_path / "profile", made.url)
+    try:
+        shown.shows("#head", f"usernet {stack.name}: {STACK}/24 on tap0")
+        yield stack, shown
+    finally:
+        shown.close()
+        made.process.terminate()
+        assert made.process.wait(PATIENCE_S) == 0
+
+
+def test_a_person_clicks_layers_pipes_and_buttons(opened):
+    stack, shown = opened
+    shown.click("#box-ip", pressed_s=1.5)  # the picture is drawn anew while the button is pressed
+    shown.shows("#detail h2", "ip")
+    assert "owns addresses, routes and path MTUs" in shown.text("#detail pre:last-child")
+    before = shown.text("#counters")
+    stack.execute("ping", "-c", 3, "-i", 0.05, "-W", 10, STACK)
+    taken = stack.counters("ip")["packets_in"]
+    shown.shows("#counters", f"{taken}packets_in")  # without another click
+    assert f"{taken}packets_in" not in before
+    shown.click("#detail button", "kill ip")
+    wait_for("ip", lambda: stack.serves(ip=2))
+    shown.shows("#said", "kill ip: done")
+    shown.shows("#last-events", "died: killed by SIGKILL")
+    shown.click("#detail button", "restart ip")
+    shown.shows("#said", "restart ip: done")
+    assert stack.serves(ip=3)
+    shown.shows("#box-ip", "2 restarts")
+    shown.click("#words")
+    shown.type("device --delay 20ms")
+    shown.click("#impair button")
+    shown.shows("#said", "impair device --delay 20ms: done")
+    shown.shows("#events", "impaired: link:device: delay 20ms")
+    assert "link:device: delay 20ms" in stack.run("impair").stdout
+    for words, answer in (("device --loss many", "expected a value like 5%"), ("--clear", "impair --clear: done")):
+        shown.click("#words")
+        shown.type(words)
+        shown.click("#impair button")
+        shown.shows("#said", answer)
+    pinging = stack.popen("exec", "--", "ping", "-i", "0.05", STACK)
+    assert "PING" in pinging.stdout.readline()
+    assert "icmp_seq=1" in pinging.stdout.readline()
+    shown.click("[data-pipe='link:ip']")
+    shown.shows("#detail h2", "pipe link:ip")
+    shown.shows("#detail pre", "ICMP echo request")
+    pinging.send_signal(signal.SIGINT)
+    assert pinging.wait(PATIENCE_S) == 0
+
+
+def test_a_person_clicks_a_connection(opened):
+    stack, shown = opened
+    with flow(stack) as name:
+        shown.click("#box-tcp")
+        shown.click("#detail button.connection", name)
+        shown.shows("#detail h2", f"connection {name}, ESTABLISHED")
+        assert shown.value("document.querySelectorAll('.segment').length") > 10
+        shown.shows("#detail pre", "[RFC 9293 section 3.10.1]")
 
 
 def test_state_pipes_and_orders(stack, page):
