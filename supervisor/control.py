@@ -21,7 +21,8 @@ from usernet.pipe.contract import STARVED
 from usernet.pipe.run_dir import Untrusted, check, peer
 
 SOCKET_NAME = "control.sock"
-LISTEN_BACKLOG = 16
+LISTEN_BACKLOG = 4096  # the usual net.core.somaxconn: callers of a keeper that is stopped wait here, ended ones too
+CROWDED_S, CROWDED_PAUSE_S = 2.0, 0.01  # so long a caller tries again while the backlog is full
 CLAIM_S = 3.0  # to wait for the end of a keeper that has the name
 LINE_MAX_OCTETS = 1 << 16
 ANSWER_TIMEOUT_S = 30.0
@@ -59,7 +60,7 @@ class Client:
                 self._connect_in(run_dir)
             except (FileNotFoundError, ConnectionRefusedError, Untrusted) as error:
                 try:
-                    self._socket.connect(abstract_name(run_dir))  # the directory, or its contents, were removed
+                    self._reach(abstract_name(run_dir))  # the directory, or its contents, were removed
                 except OSError:
                     raise error from None
             self.keeper, uid = peer(self._socket)  # the pid from the kernel, not from the answer
@@ -71,16 +72,28 @@ class Client:
             raise
         except OSError as error:
             self._socket.close()
-            if error.errno in STARVED:
+            if error.errno in STARVED or isinstance(error, TimeoutError):
                 raise
             raise NotRunning(f"no stack is running in {run_dir}") from error
 
     def _connect_in(self, run_dir: Path) -> None:
         directory = check(run_dir)
         try:
-            self._socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+            self._reach(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
         finally:
             os.close(directory)
+
+    def _reach(self, name: str) -> None:
+        """Connect. TimeoutError: too many callers wait already, which unix(7) tells at once by EAGAIN."""
+        deadline = time.monotonic() + CROWDED_S
+        while True:
+            try:
+                return self._socket.connect(name)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "the keeper accepts no callers, and too many wait already; "
+                                       "is it stopped?") from None
+            time.sleep(CROWDED_PAUSE_S)
 
     def __enter__(self) -> Client:
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 
 import pytest
 
@@ -31,6 +33,19 @@ def test_stacks_that_join_a_wire_at_once_get_addresses_of_their_own(new_stack) -
         told, _ = each.communicate(timeout=3 * PATIENCE_S)
         assert each.returncode == 0, told
     assert {stack.status()["address"] for stack in stacks} == {f"10.0.0.{number}/24" for number in range(2, 6)}
+
+
+def test_callers_of_a_stopped_keeper_that_gave_up_do_not_hide_it(new_stack) -> None:
+    stack = new_stack().up()
+    keeper = stack.status()["keeper"]
+    os.kill(keeper, signal.SIGSTOP)
+    for _ in range(100):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.setblocking(False)
+            caller.connect(str(stack.run_dir / "control.sock"))
+    assert f"the keeper [{keeper}] is stopped" in stack.run("status", status=1).stderr
+    stack.run("down", "--force")
+    stack.check_gone()
 
 
 def test_status_fits_80_columns(new_stack) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,26 @@ def test_nothing_is_sent_to_a_foreign_process_that_answers_as_the_keeper(folder,
 def test_a_directory_without_a_stack_is_reported_as_not_running(folder):
     with pytest.raises(NotRunning):
         Client(folder / "nobody")
+
+
+def test_a_keeper_with_too_many_callers_is_not_taken_for_missing(folder):
+    place = folder / "default"
+    place.mkdir(mode=0o700)
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(place / "control.sock"))
+        listener.listen(0)
+        while True:
+            waits = sockets.enter_context(socket.socket(socket.AF_UNIX))
+            waits.setblocking(False)
+            if waits.connect_ex(str(place / "control.sock")):
+                break
+        with pytest.raises(TimeoutError, match="too many wait"):
+            Client(place)
+        room = threading.Timer(0.1, listener.accept)  # a caller that comes a little too early waits
+        room.start()
+        Client(place).close()
+        room.join()
 
 
 def test_text_of_other_users_is_printed_escaped():
