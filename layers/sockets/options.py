@@ -200,9 +200,11 @@ def ip_options(socket: Socket, value: int | bytes) -> bytes:
 
 
 def read(socket: Socket, level: int, name: int) -> int:
-    """The value of an option. Refused with ENOPROTOOPT: no such option."""
+    """The value of an option. Refused with ENOPROTOOPT: no such option, with EOPNOTSUPP: nor such a level."""
     if (level, name) in _COMPUTED:
         return _COMPUTED[level, name](socket)
+    if level not in (SOL_SOCKET, IPPROTO_IP, SOL_RAW if socket.raw else socket.protocol):
+        raise Refused(errno.EOPNOTSUPP)  # Linux ip_getsockopt; setting is ENOPROTOOPT
     try:
         field, _ = _SETTABLE[level, name]
     except KeyError:

@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import os
+import select
 import signal
 import socket as std
 import struct
@@ -30,7 +31,14 @@ from usernet.client.connection import Connection
 from usernet.ping import ping
 from usernet.pipe.contract import WAITING_MAX
 from usernet.pipe.frame import pack_frame
-from usernet.pipe.messages import CREDIT, DATAGRAM, DATAGRAM_OVERHEAD, datagram_header
+from usernet.pipe.messages import (
+    CREDIT,
+    CREDIT_RECORD,
+    CREDIT_TOTAL,
+    DATAGRAM,
+    DATAGRAM_OVERHEAD,
+    datagram_header,
+)
 
 
 @pytest.fixture(scope="module")
@@ -593,6 +601,42 @@ def test_a_full_pipe_blocks_as_the_timeout_says(service, pair):
         service.process.send_signal(signal.SIGCONT)
     second.settimeout(5)
     second.sendto(b"y", first.getsockname())
+
+
+def test_the_thread_that_serves_descriptors_outlasts_a_full_pipe(service, pair, monkeypatch):
+    """It owes the service an answer, gets it through at the end, and serves on."""
+    monkeypatch.setattr(usernet.client.connection, "CONNECT_TIMEOUT_S", 0.05)
+    first, second = pair
+    second.sendto(b"first", first.getsockname())  # afterwards the destination is known
+    assert first.recv(10) == b"first"
+    first.fileno()
+    connection = first._connection
+    (thread,) = [each for each in threading.enumerate() if each.name == f"usernet {connection.name}"]
+    waits = threading.Event()
+    original = connection.readers._read
+
+    def owing(timeout):  # as if a record had come, of the reader's own thread, that is to be answered
+        connection.readers._read = original
+        waits.set()
+        connection._answer([(CREDIT, CREDIT_RECORD.pack(first._box.handle, CREDIT_TOTAL))])
+        return True
+
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        second.setblocking(False)
+        with pytest.raises(BlockingIOError):  # noqa: PT012
+            for _ in range(100_000):
+                second.sendto(bytes(1400), first.getsockname())
+        connection.readers._read = owing
+        connection.wake_reader()
+        assert waits.wait(5)
+        thread.join(0.3)
+        assert thread.is_alive()
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    poll = select.poll()
+    poll.register(first.fileno(), select.POLLIN)
+    assert poll.poll(5000)
 
 
 # -- processes -------------------------------------------------------------------------------------------------------

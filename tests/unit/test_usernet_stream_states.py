@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import select
 import socket as std
 import struct
 
-from test_usernet_streams import events, module, outcome, pair, service, shared, until  # noqa: F401
+import pytest
+from test_usernet_streams import PATIENCE_S, events, module, outcome, pair, service, shared, until  # noqa: F401
 
 IN, OUT, ERR, HUP, RDHUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP, select.POLLRDHUP
 INFO = struct.Struct("=8B24I4Q6I4Q2I2Q4I")  # struct tcp_info up to tcpi_snd_wnd
@@ -104,3 +106,68 @@ def test_tcp_info_counts_segments_and_octets(pair):
     assert (one[40], one[41]) == (0, 1)  # tcpi_data_segs_in, _data_segs_out
     assert (other[40], other[41]) == (1, 0)
     assert one[46] >= 1  # tcpi_delivered
+
+
+# -- the program's buffers ---------------------------------------------------------------------------------------------
+
+
+def failing(call, buffer, *arguments):
+    """The errno of a call that fails; its handler can resize the buffer, which is the program's again."""
+    try:
+        call(buffer, *arguments)
+    except OSError as error:
+        del buffer[-1:]
+        return error.errno
+    raise AssertionError(f"{call} does not fail")
+
+
+@pytest.mark.parametrize("kind", [std.SOCK_STREAM, std.SOCK_DGRAM])
+def test_a_call_that_receives_nothing_gives_the_buffer_back(module, pair, kind):
+    first = pair[0]
+    with module.socket(module.AF_INET, kind) as datagrams:
+        endpoint = first if kind == std.SOCK_STREAM else datagrams
+        endpoint.setblocking(False)
+        for call in endpoint.recv_into, endpoint.recvfrom_into:
+            assert failing(call, bytearray(10)) == errno.EAGAIN
+            assert failing(call, bytearray(10), 5) == errno.EAGAIN
+        assert failing(lambda buffer: endpoint.recvmsg_into([bytearray(5), buffer]), bytearray(10)) == errno.EAGAIN
+        buffer = bytearray(3)
+        assert outcome(endpoint.recv_into, buffer, 4) == ("ValueError", None)
+        buffer.clear()
+
+
+def test_a_call_that_sends_nothing_gives_the_buffer_back(pair):
+    first, second = pair
+    first.setblocking(False)
+    buffer = bytearray(1 << 16)
+    with pytest.raises(BlockingIOError):  # noqa: PT012
+        while True:
+            first.send(buffer)
+    for call in first.send, first.sendall, lambda buffer: first.sendmsg([buffer]):
+        assert failing(call, buffer) == errno.EAGAIN
+    second.close()  # with octets that were not read: a reset
+    until(lambda: events(first, 0, ERR) != [])
+    assert failing(first.send, buffer) == errno.ECONNRESET
+    for call in first.send, first.sendall, lambda buffer: first.sendmsg([buffer]):
+        assert failing(call, buffer) == errno.EPIPE
+    assert failing(first.sendto, buffer, ("127.0.0.1", 9)) == errno.EPIPE
+
+
+def test_asyncio_loses_a_connection_that_is_reset_while_octets_wait(pair):
+    """Its transport empties its buffer in the handler of the error."""
+    first, second = pair
+
+    async def main():
+        class Told(asyncio.Protocol):
+            def connection_lost(self, reason):
+                lost.set_result(type(reason))
+
+        lost = asyncio.get_running_loop().create_future()
+        transport, _ = await asyncio.get_running_loop().create_connection(Told, sock=first)
+        transport.pause_reading()  # so that writing finds the reset
+        transport.write(bytearray(32 << 20))
+        second.setsockopt(std.SOL_SOCKET, std.SO_LINGER, struct.pack("@ii", 1, 0))
+        second.close()
+        return await lost
+
+    assert asyncio.run(asyncio.wait_for(main(), PATIENCE_S)) in (ConnectionResetError, BrokenPipeError)

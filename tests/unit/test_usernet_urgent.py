@@ -9,6 +9,7 @@ import fcntl
 import select
 import socket as std
 import struct
+import sys
 
 import pytest
 from test_usernet_streams import PATIENCE_S, events, module, outcome, pair, service, shared, until  # noqa: F401
@@ -17,6 +18,8 @@ import usernet
 from usernet.sockets.ioctl import SIOCATMARK, SIOCINQ, SIOCOUTQ, SIOCOUTQNSD
 
 OOB, PEEK, WAITALL, DONTWAIT = std.MSG_OOB, std.MSG_PEEK, std.MSG_WAITALL, std.MSG_DONTWAIT
+TCP_INQ, TCP_FASTOPEN_CONNECT = 36, 30  # linux/tcp.h
+SOL_RAW, SOL_UDP, UDP_CORK, UDP_SEGMENT = 255, 17, 1, 103  # linux/udp.h
 IN, PRI = select.POLLIN, select.POLLPRI
 
 
@@ -157,11 +160,13 @@ def test_options_are_inherited_from_the_listener(module):
     with module.create_server(("127.0.0.1", 0)) as server:
         server.setsockopt(std.SOL_SOCKET, std.SO_OOBINLINE, 1)
         server.setsockopt(std.SOL_SOCKET, std.SO_RCVLOWAT, 7)
+        server.setsockopt(std.IPPROTO_TCP, TCP_INQ, 1)
         with module.create_connection(server.getsockname()):
             accepted, _ = server.accept()
             with accepted:
                 assert accepted.getsockopt(std.SOL_SOCKET, std.SO_OOBINLINE) == 1
                 assert accepted.getsockopt(std.SOL_SOCKET, std.SO_RCVLOWAT) == 7
+                assert accepted.getsockopt(std.IPPROTO_TCP, TCP_INQ) == 1
 
 
 def test_a_low_water_mark(pair):
@@ -203,6 +208,87 @@ def test_low_water_values(module):
             for value in (0, 1, 5):
                 endpoint.setsockopt(std.SOL_SOCKET, std.SO_RCVLOWAT, value)
                 assert endpoint.getsockopt(std.SOL_SOCKET, std.SO_RCVLOWAT) == (value or 1)
+
+
+def waiting_octets(received):
+    """What the ancillary data of recvmsg say; (level, type, octets of the structure) are checked."""
+    (level, kind, data), = received[1]
+    assert (level, kind, len(data)) == (std.IPPROTO_TCP, TCP_INQ, 4)
+    return int.from_bytes(data, sys.byteorder)
+
+
+def test_recvmsg_says_how_many_octets_wait(pair):
+    sender, receiver = pair
+    assert receiver.getsockopt(std.IPPROTO_TCP, TCP_INQ) == 0
+    receiver.setsockopt(std.IPPROTO_TCP, TCP_INQ, 1)
+    assert receiver.getsockopt(std.IPPROTO_TCP, TCP_INQ) == 1
+    sender.sendall(b"0123456789")
+    until(lambda: asked(receiver, SIOCINQ) == 10)
+    assert waiting_octets(receiver.recvmsg(4, 100, PEEK)) == 10
+    assert waiting_octets(receiver.recvmsg(4, 100)) == 6
+    assert waiting_octets(receiver.recvmsg_into([bytearray(2), bytearray(1)], 100)[:2]) == 3
+    receiver.setsockopt(std.IPPROTO_TCP, TCP_INQ, 0)
+    assert receiver.recvmsg(1, 100) == (b"7", [], 0, None)
+
+
+def test_the_end_is_one_of_the_octets_that_wait(pair):
+    sender, receiver = pair
+    receiver.setsockopt(std.IPPROTO_TCP, TCP_INQ, 1)
+    sender.sendall(b"abc")
+    sender.shutdown(std.SHUT_WR)
+    until(lambda: waiting_octets(receiver.recvmsg(1, 100, PEEK)) == 4)
+    assert waiting_octets(receiver.recvmsg(2, 100)) == 2
+    assert waiting_octets(receiver.recvmsg(2, 100)) == 1
+    ended = receiver.recvmsg(2, 100)
+    assert (ended[0], waiting_octets(ended)) == (b"", 1)
+
+
+def test_octets_beyond_the_urgent_mark_wait_too(pair):
+    _, receiver = marked(pair, b"abc", b"d", b"ef")
+    receiver.setsockopt(std.IPPROTO_TCP, TCP_INQ, 1)
+    until(lambda: waiting_octets(receiver.recvmsg(1, 100, PEEK)) == 6)
+    assert waiting_octets(receiver.recvmsg(10, 100)) == 3
+    assert waiting_octets(receiver.recvmsg(1, 100, OOB)) == 3
+    assert waiting_octets(receiver.recvmsg(1, 100)) == 1
+
+
+def test_a_small_control_buffer_cuts_the_number(pair):
+    sender, receiver = pair
+    receiver.setsockopt(std.IPPROTO_TCP, TCP_INQ, 1)
+    sender.sendall(b"abcde")
+    until(lambda: asked(receiver, SIOCINQ) == 5)
+    number = (4).to_bytes(4, sys.byteorder)
+    cut = receiver.recvmsg(1, 18)
+    assert cut == (b"a", [(std.IPPROTO_TCP, TCP_INQ, number[:2])], std.MSG_CTRUNC, None)
+    assert receiver.recvmsg(1) == (b"b", [], std.MSG_CTRUNC, None)
+
+
+@pytest.mark.parametrize("value", [2, -1, b"\1", b"", b"\1\0\0\0", b"\1\0\0\0\0"])
+@pytest.mark.parametrize("option", [(std.IPPROTO_TCP, TCP_INQ), (std.IPPROTO_TCP, TCP_FASTOPEN_CONNECT),
+                                    (std.SOL_SOCKET, std.SO_OOBINLINE), (std.SOL_SOCKET, std.SO_RCVLOWAT)])
+def test_values_that_are_no_int_or_none_of_the_options(module, option, value):
+    with module.socket() as endpoint:
+        wrong = len(value) < 4 if isinstance(value, bytes) else option[0] == std.IPPROTO_TCP
+        assert outcome(endpoint.setsockopt, *option, value) == (("OSError", errno.EINVAL) if wrong else None)
+
+
+@pytest.mark.parametrize(("kind", "level", "name"), [
+    (std.SOCK_DGRAM, std.IPPROTO_TCP, TCP_INQ), (std.SOCK_DGRAM, std.IPPROTO_TCP, std.TCP_NODELAY),
+    (std.SOCK_DGRAM, SOL_RAW, 1), (std.SOCK_STREAM, SOL_UDP, UDP_SEGMENT), (std.SOCK_STREAM, SOL_UDP, UDP_CORK)])
+def test_options_of_another_protocol(module, kind, level, name):
+    with module.socket(module.AF_INET, kind) as endpoint:
+        assert outcome(endpoint.setsockopt, level, name, 1) == ("OSError", errno.ENOPROTOOPT)
+        assert outcome(endpoint.getsockopt, level, name) == ("OSError", errno.EOPNOTSUPP)
+
+
+def test_a_call_for_no_octets_waits_until_there_are_some(pair):
+    sender, receiver = pair
+    for call in receiver.recvmsg, receiver.recvfrom:
+        assert outcome(call, 0, *[0] * (call == receiver.recvmsg), DONTWAIT)[1] == errno.EAGAIN
+    sender.sendall(b"abc")
+    assert receiver.recvmsg(0, 0) == (b"", [], 0, None)
+    assert receiver.recvfrom(0) == (b"", None)
+    assert receiver.recv(100) == b"abc"
 
 
 def test_queues_in_octets(pair):

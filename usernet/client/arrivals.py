@@ -190,6 +190,7 @@ class Arrivals:
         box = StreamDescription(self.readers.lock, handle, 0)
         box.listener, box.linger, box.unclaimed = listener, listener.linger, listener.shared
         box.oob_inline, box.low_water, box.unsent_low = listener.oob_inline, listener.low_water, listener.unsent_low
+        box.tells_unread = listener.tells_unread
         family = AF_INET if family == FAMILY_4 else AF_INET6
         local, peer = accepted_addresses(record)
         box.local, box.peer = (inet_ntop(family, local), port), (inet_ntop(family, peer), peer_port)

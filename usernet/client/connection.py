@@ -21,6 +21,7 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,7 +34,7 @@ from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
 from usernet.client.memory import Memory
 from usernet.client.readiness import Descriptor
-from usernet.client.requests import Requests, decode
+from usernet.client.requests import Requests, Unanswered, decode
 from usernet.client.sender import Frame, Sender
 from usernet.client.streams import StreamDescription
 from usernet.errors import os_error
@@ -91,6 +92,7 @@ class Connection:
         self._memory: Memory | None = None
         self._memory_refused = False
         self._looked = 0.0
+        self._ending = False
         self._checked = monotonic()
         self._line = self._sender.line = Line(directory, self.inbox_path, self._sending)
         try:
@@ -144,6 +146,7 @@ class Connection:
         """
         if self.closed or self.pid != os.getpid():
             return
+        self._ending = True
         deadline = monotonic() + linger_s
         if self.welcome and self.alive():
             try:
@@ -262,9 +265,7 @@ class Connection:
             for record in records:
                 self._replied(record)
         else:
-            sends = self._arrivals.take(kind, records)
-            if sends:
-                self.send_all(sends)
+            self._answer(self._arrivals.take(kind, records))
 
     def stream_info(self, handle: int) -> bytes:
         """tcp's information about a connection: INFO_HEADER and struct tcp_info; empty if there is none."""
@@ -314,9 +315,9 @@ class Connection:
                 self._tell_queued([box for box in boxes if not isinstance(box, StreamDescription)])
                 for listener in boxes:
                     if listener.shared:
-                        self.send_all(self._arrivals.wanted(listener))
+                        self._answer(self._arrivals.wanted(listener))
                     elif isinstance(listener, StreamDescription) and listener.listening:
-                        self.send_all(listener.granting())
+                        self._answer(listener.granting())
             for frame in later:
                 self._take(frame)
 
@@ -326,10 +327,29 @@ class Connection:
         self._tell_queued([box for box in boxes if not isinstance(box, StreamDescription)])
         for box in boxes:
             if isinstance(box, StreamDescription):
-                self.send_all(box.recovering())
+                self._answer(box.recovering())
         for request in list(self._requests.under_way.values()):
             if request.sequence is not None:  # the same request gets the same answer
-                self.send(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
+                self._insist(REQUEST, (request.record,), request)
+
+    def _answer(self, sends: list[tuple[int, bytes]]) -> None:
+        """Send what the service is owed for its own records."""
+        for kind, record in sends:
+            self._insist(kind, (record,))
+
+    def _insist(self, kind: int, records: Sequence[bytes], request: Unanswered | None = None) -> None:
+        """Send, however long the pipe is full, unless this process ends. ENETDOWN: the stack is gone.
+
+        A leader that gave up would leave a stream without room, or descriptors without the thread that serves them.
+        The lock of sending is free again at times, for calls that do not wait.
+        """
+        while True:
+            try:
+                self.send(kind, records, FAREWELL_S if self._ending else CONNECT_TIMEOUT_S, request)
+                return
+            except TimeoutError:
+                if self._ending:
+                    raise
 
     # -- sending ------------------------------------------------------------------------------------------------
 
@@ -341,14 +361,15 @@ class Connection:
     def _resume(self, done: int) -> None:
         """Repeat the frames that the service has not processed; encode requests whose frames are no longer stored
         again."""
+        patience = FAREWELL_S if self._ending else None
         with self._sending.lock:
             first, frames = self._sender.sent.after(done)
-            self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), CONNECT_TIMEOUT_S)
+            self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), patience)
             for frame in frames:
-                self._line.send(frame, CONNECT_TIMEOUT_S)
+                self._line.send(frame, patience)
         for request in list(self._requests.under_way.values()):
             if request.sequence is not None and request.sequence < first:
-                self.send(REQUEST, (request.record,), CONNECT_TIMEOUT_S, request)
+                self._insist(REQUEST, (request.record,), request)
 
     def credit(self, box: Description) -> None:
         """Return consumed receive buffer to the service."""
@@ -362,7 +383,7 @@ class Connection:
         """Report how much is queued, because the service has forgotten it."""
         records = [queued(box) for box in boxes]
         for start in range(0, len(records), MAX_RECORDS):
-            self.send(CREDIT, records[start : start + MAX_RECORDS], CONNECT_TIMEOUT_S)
+            self._insist(CREDIT, records[start : start + MAX_RECORDS])
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -459,7 +480,8 @@ class Connection:
 
     def _close_unwanted(self, handle: int) -> None:
         """Reset a connection whose listener was closed."""
-        self._ask("close", {"handle": handle, "linger": 0}, None)
+        _, request = self._requests.new("close", {"handle": handle, "linger": 0}, None)
+        self._insist(REQUEST, (request.record,), request)
 
     def descriptions(self) -> list[Description]:
         """All open sockets."""

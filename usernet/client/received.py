@@ -89,6 +89,12 @@ class ReceivedStream(Description):
         """True if the peer's FIN has arrived, and all octets before it."""
         return self.end is not None and self.have >= self.end
 
+    @property
+    def unread_hint(self) -> int:
+        """Number of octets from the next one on, for TCP_INQ (Linux, tcp_inq_hint): a FIN counts as one of them, so
+        that a program whose last octets were read reads on, and finds the end."""
+        return self.have - self.read + self.end_came
+
     # -- the urgent mark ----------------------------------------------------------------------------------------
 
     def urgent_waits(self) -> bool:

@@ -50,13 +50,13 @@ class StreamDescription(ReceivedStream):
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "established", "fast_connect",
         "finished", "incoming", "kept", "limit", "listener", "listening", "numbered", "offered", "send_reference",
-        "send_ring", "sent_end", "taken", "unclaimed", "unsent_low", "writing", "written",
+        "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low", "writing", "written",
     )  # fmt: skip
 
     _INHERITED: ClassVar[tuple[str, ...]] = (
         *ReceivedStream._INHERITED,
         "accepted", "acked", "attempted", "backlog", "connecting", "established", "finished", "limit", "listening",
-        "numbered", "offered", "send_reference", "sent_end", "taken", "unsent_low", "written",
+        "numbered", "offered", "send_reference", "sent_end", "taken", "tells_unread", "unsent_low", "written",
     )
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -73,6 +73,7 @@ class StreamDescription(ReceivedStream):
         self.connecting = False
         self.unsent_low = 0  # TCP_NOTSENT_LOWAT
         self.fast_connect = False  # TCP_FASTOPEN_CONNECT
+        self.tells_unread = False  # TCP_INQ
         self.deferred: tuple[str, int] | None = None  # the peer of a connect that waits for the first octets
 
     def begin(self) -> None:

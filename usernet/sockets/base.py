@@ -6,6 +6,7 @@ import errno
 import io
 import socket as _std
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from usernet.client.description import UNNAMED
@@ -68,17 +69,21 @@ def judged(bufsize: SupportsIndex, flags: SupportsIndex, caller: str) -> tuple[i
 
 def into(buffer: ReadableBuffer, nbytes: SupportsIndex, flags: SupportsIndex,
          caller: str) -> tuple[memoryview, int, int]:
-    """(the part of the buffer to fill, its length, flags), with the standard module's errors."""
-    view = memoryview(buffer)
-    if view.readonly:
-        raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
-    view = view.cast("B")
-    size, number = as_size(nbytes), as_int(flags)
-    if size < 0:
-        raise ValueError(f"negative buffersize in {caller}")
-    if size > len(view):
-        raise ValueError("buffer too small for requested bytes")
-    view = view[:size] if size else view
+    """(the part of the buffer to fill, its length, flags), with the standard module's errors.
+
+    The caller releases the view: an exception holds the frames that it left, and so would hold the program's buffer,
+    which a handler of the exception may want to resize.
+    """
+    with memoryview(buffer) as given:
+        if given.readonly:
+            raise TypeError(f"{caller}() argument 1 must be read-write bytes-like object, not {type(buffer).__name__}")
+        with given.cast("B") as octets:
+            size, number = as_size(nbytes), as_int(flags)
+            if size < 0:
+                raise ValueError(f"negative buffersize in {caller}")
+            if size > len(octets):
+                raise ValueError("buffer too small for requested bytes")
+            view = octets[: size or len(octets)]
     return view, len(view), number
 
 
@@ -249,11 +254,12 @@ class BaseSocket(Settings):
 
     def _receive_into(self, buffer: ReadableBuffer, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
         view, nbytes, flags = into(buffer, nbytes, flags, caller)
-        if not view and caller == "recv_into":
-            return 0, b""
-        record = self.receive_record(flags)
-        data = record[_HEADER : _HEADER + (nbytes or len(view))]
-        view[: len(data)] = data
+        with view:
+            if not view and caller == "recv_into":
+                return 0, b""
+            record = self.receive_record(flags)
+            data = record[_HEADER : _HEADER + (nbytes or len(view))]
+            view[: len(data)] = data
         return max(0, len(record) - _HEADER) if flags & _TRUNC else len(data), record
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
@@ -287,16 +293,17 @@ class BaseSocket(Settings):
 
         With MSG_TRUNC it is the datagram's full length.
         """
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        if any(view.readonly for view in views):
-            raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
-        if ancbufsize < 0:
-            raise ValueError("invalid ancillary data buffer length")
-        octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
-        rest = data
-        for view in views:
-            part, rest = rest[: len(view)], rest[len(view) :]
-            view[: len(part)] = part
+        with ExitStack() as releasing:
+            views = [releasing.enter_context(memoryview(buffer).cast("B")) for buffer in buffers]
+            if any(view.readonly for view in views):
+                raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
+            if ancbufsize < 0:
+                raise ValueError("invalid ancillary data buffer length")
+            octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
+            rest = data
+            for view in views:
+                part, rest = rest[: len(view)], rest[len(view) :]
+                view[: len(part)] = part
         return octets if flags & _TRUNC else len(data), controls, told, sender
 
     def _receive_message(self, flags: int) -> tuple[bytes, list[cmsg.Control], int]:

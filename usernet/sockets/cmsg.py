@@ -29,6 +29,7 @@ IP_MSFILTER, MCAST_JOIN_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE, MCAST_L
 MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_MSFILTER, IP_MULTICAST_ALL = range(46, 50)
 MCAST_EXCLUDE, MCAST_INCLUDE = 0, 1
 SOL_UDP, UDP_CORK, UDP_SEGMENT = 17, 1, 103  # linux/udp.h
+TCP_INQ = 36  # linux/tcp.h; TCP_CM_INQ, the type of what recvmsg returns for it, is the same number
 SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only an error from ICMP has an offender
 
 # Ancillary data that recvmsg returns for a datagram, by the options that request it: bits of Description.ancillary.
@@ -163,6 +164,11 @@ def _options_told(wanted: int, options: bytes) -> list[Control]:
     if options and wanted & WANTED[IP_RETOPTS]:
         controls.append((_std.IPPROTO_IP, IP_RETOPTS, ip_options.echoed(options)))
     return controls
+
+
+def unread_told(octets: int) -> list[Control]:
+    """The ancillary data for a stream with TCP_INQ: how many octets wait after those that were received."""
+    return [(_std.IPPROTO_TCP, TCP_INQ, _INT.pack(octets))]
 
 
 def error_told(record: bytes) -> list[Control]:

@@ -40,6 +40,7 @@ RCVLOWAT = (_std.SOL_SOCKET, _std.SO_RCVLOWAT)
 LOW_WATER_MAX = 1 << 20  # Linux: half of the largest buffer; here a quarter of it
 FASTOPEN_CONNECT = (_std.IPPROTO_TCP, 30)  # TCP_FASTOPEN_CONNECT
 NOTSENT_LOWAT = (_std.IPPROTO_TCP, 25)  # TCP_NOTSENT_LOWAT
+_STREAM_FLAGS = {FASTOPEN_CONNECT: "fast_connect", (_std.IPPROTO_TCP, cmsg.TCP_INQ): "tells_unread"}
 _ACCEPTCONN = (_std.SOL_SOCKET, _std.SO_ACCEPTCONN)
 _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 
@@ -66,26 +67,27 @@ def change(box: Description, key: Key, value: int | bytes) -> bool:
     """Set an option of the application; False: it is an option of the service."""
     if key in _ANCILLARY:
         bit = _ANCILLARY[key]
-        box.ancillary = box.ancillary | bit if _integer(value) else box.ancillary & ~bit
+        box.ancillary = box.ancillary | bit if _integer(key, value) else box.ancillary & ~bit
     elif key in _TIMEOUTS:
         setattr(box, _TIMEOUTS[key], _duration(value))
-    elif key == _SEGMENT:
-        octets = _integer(value)
+    elif key == _SEGMENT and not isinstance(box, StreamDescription):
+        octets = _integer(key, value)
         if not 0 <= octets <= 0xFFFF:
             raise os_error(errno.EINVAL)  # Linux udp_lib_setsockopt
         box.segment_octets = octets
-    elif key == CORK:
-        box.corked = bool(_integer(value))
+    elif key == CORK and not isinstance(box, StreamDescription):
+        box.corked = bool(_integer(key, value))
     elif key == _KEEPALIVE and not isinstance(box, StreamDescription):
-        box.keepalive = bool(_integer(value))
+        box.keepalive = bool(_integer(key, value))
     elif key == _OOBINLINE:
-        box.oob_inline = bool(_integer(value))
-    elif key == FASTOPEN_CONNECT and isinstance(box, StreamDescription):
-        if _integer(value) not in (0, 1):
-            raise os_error(errno.EINVAL)
-        box.fast_connect = bool(_integer(value))
+        box.oob_inline = bool(_integer(key, value))
+    elif key in _STREAM_FLAGS and isinstance(box, StreamDescription):
+        number = _integer(key, value)
+        if number not in (0, 1):
+            raise os_error(errno.EINVAL)  # Linux do_tcp_setsockopt
+        setattr(box, _STREAM_FLAGS[key], bool(number))
     elif key == RCVLOWAT:
-        octets = _integer(value)
+        octets = _integer(key, value)
         box.low_water = min(octets, LOW_WATER_MAX) or 1 if octets >= 0 else LOW_WATER_MAX
     elif key == _DEVICE:
         if isinstance(value, int) or value.rstrip(b"\0"):
@@ -105,16 +107,16 @@ def read(box: Description, key: Key) -> bytes | None:
             return int(box.keepalive).to_bytes(4, byteorder)
         if key == _ACCEPTCONN:
             return bytes(4)
-    if key == _SEGMENT:
-        return box.segment_octets.to_bytes(4, byteorder)
+        if key == _SEGMENT:
+            return box.segment_octets.to_bytes(4, byteorder)
+        if key == CORK:
+            return int(box.corked).to_bytes(4, byteorder)
     if key == _OOBINLINE:
         return int(box.oob_inline).to_bytes(4, byteorder)
-    if key == FASTOPEN_CONNECT and isinstance(box, StreamDescription):
-        return int(box.fast_connect).to_bytes(4, byteorder)
+    if key in _STREAM_FLAGS and isinstance(box, StreamDescription):
+        return int(getattr(box, _STREAM_FLAGS[key])).to_bytes(4, byteorder)
     if key == RCVLOWAT:
         return box.low_water.to_bytes(4, byteorder)
-    if key == CORK:
-        return int(box.corked).to_bytes(4, byteorder)
     if key in _TIMEOUTS:
         seconds = getattr(box, _TIMEOUTS[key]) or 0.0
         return _TIMEVAL.pack(int(seconds), round(seconds % 1 * 1_000_000))
@@ -138,11 +140,18 @@ def changed(box: Description, key: Key, value: int) -> None:
             box.errors.clear()
 
 
-def _integer(value: int | bytes) -> int:
-    """The int in the octets of a C program; for options of IP also a single octet (ip_setsockopt in Linux)."""
+def _integer(key: Key, value: int | bytes) -> int:
+    """The int in the octets of a C program; for options of IP also a single octet (ip_setsockopt in Linux).
+
+    EINVAL: fewer octets.
+    """
     if isinstance(value, int):
         return value
-    return int.from_bytes(value[:4], byteorder, signed=True) if len(value) >= 4 else int(any(value[:1]))
+    if len(value) >= 4:
+        return int.from_bytes(value[:4], byteorder, signed=True)
+    if key[0] != _std.IPPROTO_IP:
+        raise os_error(errno.EINVAL)
+    return int(any(value[:1]))
 
 
 def _duration(value: int | bytes) -> float | None:

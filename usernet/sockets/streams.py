@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TCP_INFO = 11  # linux/tcp.h
 _PEEK, _DONTWAIT, _WAITALL = int(_std.MSG_PEEK), int(_std.MSG_DONTWAIT), int(_std.MSG_WAITALL)
+_CTRUNC = int(_std.MSG_CTRUNC)
 _FASTOPEN = 0x20000000  # linux/socket.h: MSG_FASTOPEN
 FAST_OPEN_OCTETS = 1400  # of a first SYN at most: less than a segment, and tcp has room for it
 _TRUNC, _OOB, _ERRQUEUE, _MORE = int(_std.MSG_TRUNC), int(_std.MSG_OOB), int(_std.MSG_ERRQUEUE), int(_std.MSG_MORE)
@@ -38,17 +39,19 @@ class StreamBehaviour(StreamOpening):
 
     def send(self, data: bytes, flags: int = 0) -> int:
         """Send as much of `data` as there is room for, at least one octet; returns the number."""
-        return self._send_octets(_view(data), as_int(flags))
+        with _view(data) as view:
+            return self._send_octets(view, as_int(flags))
 
     def sendall(self, data: bytes, flags: int = 0) -> None:
         """Send all of it; the socket's timeout is for the whole call."""
-        view, flags = _view(data), as_int(flags)
+        flags, sent = as_int(flags), 0
         deadline = None if self._timeout is None else monotonic() + self._timeout
-        while True:
-            sent = self._send_octets(view, flags, deadline)
-            view = view[sent:]
-            if not view:
-                return
+        with _view(data) as view:
+            while True:
+                with view[sent:] as rest:
+                    sent += self._send_octets(rest, flags, deadline)
+                if sent == len(view):
+                    return
 
     def sendto(self, data: bytes, *arguments: Any) -> int:
         """As send. With MSG_FASTOPEN: connect to the address, and send with the SYN where the peer permits it."""
@@ -56,9 +59,10 @@ class StreamBehaviour(StreamOpening):
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
         octets, port = parse(arguments[-1], "sendto", self._resolving())
         flags = as_int(arguments[0]) if len(arguments) == 2 else 0
-        if flags & _FASTOPEN:
-            return self._send_opening(_view(data), flags, (_std.inet_ntoa(octets), port))
-        return self._send_octets(_view(data), flags)
+        with _view(data) as view:
+            if flags & _FASTOPEN:
+                return self._send_opening(view, flags, (_std.inet_ntoa(octets), port))
+            return self._send_octets(view, flags)
 
     def sendmsg(
         self, buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]] = (), flags: int = 0,
@@ -159,19 +163,25 @@ class StreamBehaviour(StreamOpening):
 
     def _receive_into(self, buffer: ReadableBuffer, nbytes: int, flags: int, caller: str) -> tuple[int, bytes]:
         view, nbytes, flags = into(buffer, nbytes, flags, caller)
-        if not view:
-            return 0, b""
-        data = self._receive_octets(nbytes, flags)
-        if not flags & _TRUNC:
-            view[: len(data)] = data
+        with view:
+            if not view:
+                return 0, b""
+            data = self._receive_octets(nbytes, flags)
+            if not flags & _TRUNC:
+                view[: len(data)] = data
         return len(data), b""
 
     def _receive_parts(self, bufsize: int, ancbufsize: int, flags: int) -> tuple[int, bytes, list[Any], int, None]:
         data = self._receive_octets(bufsize, flags)
-        return len(data), data, [], flags & _OOB, None
+        box, told, controls = self._stream, flags & _OOB, list[cmsg.Control]()
+        if box.tells_unread:
+            self._connection.look()
+            controls, cut = cmsg.fit(cmsg.unread_told(box.unread_hint), ancbufsize)
+            told |= _CTRUNC if cut else 0
+        return len(data), data, controls, told, None
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Received:
-        """As recv, with no ancillary data."""
+        """As recv; with TCP_INQ the ancillary data say how many octets wait after those in the result."""
         return super().recvmsg(bufsize, ancbufsize, flags)
 
     def recvmany(self, count: int, bufsize: int = 65535) -> list[tuple[bytes, Address]]:
@@ -185,7 +195,7 @@ class StreamBehaviour(StreamOpening):
         if box.listening or not (box.established or box.connecting or box.peer or box.error):
             raise os_error(errno.ENOTCONN)
         peek = bool(flags & _PEEK)
-        enough = count if flags & _WAITALL else min(box.low_water, count)  # Linux, sock_rcvlowat
+        enough = (count if flags & _WAITALL else min(box.low_water, count)) or 1  # Linux, sock_rcvlowat
         wanted = enough if peek else 1
         parts: list[bytes] = []
         got = 0
@@ -204,7 +214,7 @@ class StreamBehaviour(StreamOpening):
             if data:
                 got += len(data)
                 parts.append(data)
-            if got >= enough:
+            if got >= enough or (not count and box.unread):
                 break
             if parts and box.urgent and box.urgent - 1 == box.read + got * peek:
                 break  # Linux: a call never returns octets from both sides of the urgent mark
@@ -322,6 +332,7 @@ class StreamBehaviour(StreamOpening):
 
 
 def _view(data: ReadableBuffer) -> memoryview:
+    """The octets of a program's buffer, to be released as that of `into`."""
     try:
         return memoryview(data).cast("B")
     except TypeError:
