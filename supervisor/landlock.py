@@ -36,8 +36,8 @@ def version() -> int:
     return _call(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(CREATE_RULESET_VERSION))
 
 
-def restrict(folders: Mapping[str, int]) -> int:
-    """Enter a domain whose only rights are `folders`: {directory: rights to everything below it}.
+def restrict(folders: Mapping[int, int] | Mapping[str, int]) -> int:
+    """Enter a domain whose only rights are `folders`: {directory or its descriptor: rights to everything below it}.
 
     Returns the version of the interface. The process must have no_new_privs. OSError: the kernel refuses.
     """
@@ -48,12 +48,15 @@ def restrict(folders: Mapping[str, int]) -> int:
     ruleset = _call(CREATE_RULESET, attributes, ctypes.c_size_t(octets), ctypes.c_uint(0))
     try:
         for folder, granted in folders.items():
-            directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = folder
+            if isinstance(directory, str):
+                directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 rule = _PATH_BENEATH.pack(granted, directory)
                 _call(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(RULE_PATH_BENEATH), rule, ctypes.c_uint(0))
             finally:
-                os.close(directory)
+                if isinstance(folder, str):
+                    os.close(directory)
         _call(RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)

@@ -41,7 +41,7 @@ class Lock(msgspec.Struct, kw_only=True):
 
     kind: str  # selects the list of system calls (supervisor.seccomp)
     root: str | None  # the directory that becomes its root; empty: not possible; None: not wanted
-    folders: dict[str, int] = {}  # {directory: Landlock rights} in the file system
+    folders: dict[int, int] = {}  # {descriptor of a directory: Landlock rights below it}
     uid: int  # the user that it becomes
     clients: bool = False  # it removes files in its root directory, and may have many descriptors
     threads: bool = False  # with libzmq's threads
@@ -164,7 +164,8 @@ def _renounce(lock: Lock) -> None:
 
 def _leave_files(lock: Lock) -> None:
     """landlock"""
-    lock.landlock = landlock.restrict({lock.root: landlock.REMOVE_FILE} if lock.clients and lock.root else lock.folders)
+    own = {lock.root: landlock.REMOVE_FILE} if lock.clients and lock.root else {}
+    lock.landlock = landlock.restrict(lock.folders or own)
 
 
 def _hide(lock: Lock) -> None:

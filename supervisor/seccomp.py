@@ -57,7 +57,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "munmap": (11, 215), "newfstatat": (262, 79), "open": (2, None), "openat": (257, 56), "pidfd_open": (434, 434),
     "poll": (7, None), "ppoll": (271, 73), "prctl": (157, 167), "prlimit64": (302, 261), "read": (0, 63),
     "readlink": (89, None), "readlinkat": (267, 78), "readv": (19, 65), "recvfrom": (45, 207),
-    "restart_syscall": (219, 128), "rmdir": (84, None), "rseq": (334, 293), "rt_sigaction": (13, 134),
+    "restart_syscall": (219, 128), "rseq": (334, 293), "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
     "sched_getaffinity": (204, 123), "sched_getparam": (143, 121), "sched_getscheduler": (145, 120),
     "sched_setscheduler": (144, 119), "sched_yield": (24, 124), "sendto": (44, 206), "set_robust_list": (273, 99),
@@ -98,8 +98,8 @@ COMMON |= {
 LINK: Rules = {"readv": (), "writev": ()}
 # sockets removes inboxes of ended applications, and sees the end of an application on a pidfd.
 SOCKETS: Rules = {"pidfd_open": (), "unlink": (), "unlinkat": (), "newfstatat": (), "stat": ()}
-# The switch looks for ports in the wire's directory, and removes the directory with the last one.
-SWITCH: Rules = SOCKETS | {"openat": (), "getdents64": (), "rmdir": ()}
+# The switch looks for ports in the wire's directory, and removes the directory (unlinkat) with the last one.
+SWITCH: Rules = SOCKETS | {"openat": (), "getdents64": ()}
 LIBZMQ: Rules = {  # its two threads
     "clone": (Only(0, (CLONE_THREAD,), CLONE_THREAD),), "set_robust_list": (), "rseq": (), "sched_getaffinity": (),
     "sched_getparam": (), "sched_getscheduler": (), "sched_setscheduler": (Only(1, (os.SCHED_OTHER, os.SCHED_BATCH)),),

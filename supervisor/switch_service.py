@@ -30,7 +30,6 @@ from supervisor.layer_process import sample, used_s
 from supervisor.policy import Watch
 from supervisor.resources import LISTEN_BACKLOG
 from switch import process as switch
-from usernet.pipe.run_dir import PARENTS
 
 PORT_NUMBER_BITS = 48
 START_PAUSE_S = 1.0  # minimum time between two switches that this stack starts, because one may fail at once
@@ -151,13 +150,11 @@ class Wire:
                 os._exit(0)
         os.waitpid(pid, 0)
 
-    def _lock(self) -> lockdown.Lock:
+    def _lock(self, place: switch.Place) -> lockdown.Lock:
         """The switch's lock: it needs only the wire's directory, which it removes with the last port."""
-        folders = {str(self._directory): landlock.READ_DIR | landlock.REMOVE_FILE,
-                   str(self._directory.parent.parent): landlock.REMOVE_DIR}
-        if self._directory.parent.parent.name in PARENTS:  # empty after the last stack
-            folders[str(self._directory.parent.parent.parent)] = landlock.REMOVE_DIR
-        return lockdown.Lock(kind="switch", root=None, folders=folders, uid=os.geteuid(), clients=True,
+        folders = {place.folder: landlock.READ_DIR | landlock.REMOVE_FILE} | {
+            parent: landlock.REMOVE_DIR for parent, _ in place.above}
+        return lockdown.Lock(kind="switch", root=str(self._directory), folders=folders, uid=os.geteuid(), clients=True,
                              threads=self._pipes == "zmq")
 
     def _be_switch(self, lock_fd: int) -> NoReturn:
@@ -169,10 +166,11 @@ class Wire:
             os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
             os.sched_setaffinity(0, self._cores)
             setproctitle(f"usernet wire {self._name}")
-            process = switch.Process(self._directory, self._pipes)
+            place, directory = switch.Place(self._directory), self._directory
             if self._locked:
-                lockdown.enter(self._lock(), 0)
-            process.run()
+                applied = lockdown.enter(self._lock(place), 0)  # before libzmq has a thread
+                directory = Path(applied.root or directory)
+            switch.Process(place, directory, self._pipes).run()
         except Exception:
             traceback.print_exc()
         finally:

@@ -4,6 +4,10 @@ It holds the flock on the wire's lock file during its whole life, so a wire has 
 their socket files, at the start by listing them, later when they introduce themselves. A pidfd shows the end of a
 port's process. With the last port the switch ends and removes its files. If it is killed, a keeper on the wire starts
 the next (supervisor.switch_service), which lists the ports and learns the stations again.
+
+The wire's directory is its root directory, so it can reach no other socket. It removes the directory itself by
+descriptors of those above, which are good for nothing else: no permitted call but unlinkat(2) and openat(2) takes one,
+and Landlock lets these two only remove empty directories.
 """
 
 from __future__ import annotations
@@ -53,19 +57,35 @@ class Port:
         self.outbox = outbox
 
 
-class Process:
-    """The switch of the wire in `directory`."""
+class Place:
+    """The directory of a wire with what a switch needs of it, opened before the switch gives up its rights.
 
-    def __init__(self, directory: Path, pipes: str) -> None:
+    `above`: the directories to remove when they are empty, innermost first: (descriptor of the parent, name).
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.counters = _counter_words(directory / SWITCH_COUNTERS)
+        self.listener = _listener(directory / SWITCH_SOCKET)
+        removed = [directory, directory.parent]
+        if directory.parent.parent.name in PARENTS:  # empty after the last stack
+            removed.append(directory.parent.parent)
+        self.above = [(os.open(each.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), each.name) for each in removed]
+
+
+class Process:
+    """The switch of the wire at `place`, whose directory now has the path `directory`."""
+
+    def __init__(self, place: Place, directory: Path, pipes: str) -> None:
+        self._place = place
         self._directory = directory
-        self._counters = _counter_words(directory / SWITCH_COUNTERS)
+        self._counters = place.counters
         self._switch = Switch(self._counters)
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
         self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
         self._ports_max = bounded(PORTS_MAX, self._poller.descriptors_reserved, DESCRIPTORS_A_PORT)
-        self._inbox = self._poller.pull(_listener(directory / SWITCH_SOCKET), MAX_FRAME_OCTETS, CONNECTIONS_MAX,
-                                        self._malformed)
+        self._inbox = self._poller.pull(place.listener, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._malformed)
 
     def run(self) -> None:
         """Serve until no port is left, then remove the wire."""
@@ -102,10 +122,8 @@ class Process:
         for name in (*left, SWITCH_SOCKET, SWITCH_COUNTERS, SWITCH_LOCK):
             (self._directory / name).unlink(missing_ok=True)
         try:
-            self._directory.rmdir()
-            self._directory.parent.rmdir()
-            if self._directory.parent.parent.name in PARENTS:
-                self._directory.parent.parent.rmdir()
+            for parent, name in self._place.above:
+                os.rmdir(name, dir_fd=parent)
         except OSError:
             pass  # ENOTEMPTY: another stack uses it now
 

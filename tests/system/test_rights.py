@@ -13,28 +13,34 @@ from pathlib import Path
 
 import pytest
 
+from bus import topology
 from bus.config import STACK_USERS
+from bus.wire import SWITCH_COUNTERS
 from supervisor.lockdown import CAP_DAC_OVERRIDE, KEEPER_CAPABILITIES, of_process
 
 from .conftest import end_all, require_root, unique_name
 from .peers import ROOT, STACK, Stack, copy_product, wait_for
 
 ORDINARY_USER = 65534
-# Runs when udp's process has its word to go. What is refused or raises is the end of it, and its last words are told.
+# Runs when the layer's process has its word to go. What is refused or raises is the end of it, and its last words are
+# told: of each attempt the errno.
 INTRUDER = """
 
 import ctypes, errno, fcntl, os, signal, socket  # noqa: E401, E402
 _libc = ctypes.CDLL(None, use_errno=True)
-_start = Core.start
 
 
 def _intrude(self, now):
-    neighbor, keeper, secret, run_dir = {neighbor}, {keeper}, {secret!r}, {run_dir!r}
-    try:
-        {attempt}
-    except OSError as error:
-        raise RuntimeError("refused: " + errno.errorcode[error.errno]) from None
-    raise RuntimeError("IT GOT IN")
+    names = dict(neighbor={neighbor}, keeper={keeper}, secret={secret!r}, run_dir={run_dir!r}, _libc=_libc,
+                 fcntl=fcntl, os=os, signal=signal, socket=socket)
+    told = []
+    for attempt in {attempts!r}:
+        try:
+            exec(attempt, names)
+            told.append("IT GOT IN: " + attempt)
+        except OSError as error:
+            told.append("refused: " + errno.errorcode[error.errno])
+    raise RuntimeError(", ".join(told))
 
 
 Core.start = _intrude
@@ -50,7 +56,7 @@ ATTEMPTS = {
     "open AF_PACKET": ("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", KILLED),
     "signal a neighbour": ("os.kill(neighbor, signal.SIGKILL)", KILLED),
     "trace a neighbour": ("_libc.ptrace(16, neighbor, 0, 0)", KILLED),
-    "enter the keeper's namespaces": ("os.pidfd_open(keeper)", KILLED),
+    "enter the keeper's namespaces": ("_libc.setns(os.pidfd_open(keeper), 0x40000000)", KILLED),
     "take the TAP": ("fcntl.ioctl(os.open('/dev/net/tun', os.O_RDWR), 0x400454CA, bytes(40))", "refused"),
     "run a program": ("os.execv('/bin/sh', ['sh', '-c', 'true'])", KILLED),
     "fork": ("os.fork()", KILLED),
@@ -59,6 +65,14 @@ ATTEMPTS = {
     "shrink its memory": ("[os.ftruncate(number, 0) for number in range(32)]", KILLED),
     "make written memory code": ("__import__('mmap').mmap(-1, 4096, prot=7)", KILLED),
 }
+
+
+REFUSED = [name for name, (_, expected) in ATTEMPTS.items() if expected == "refused"]
+# tests/unit/test_lockdown.py has each call for each kind of process
+AT_LEAST = (REFUSED, ["open AF_INET"], ["signal a neighbour"], ["enter the keeper's namespaces"], ["run a program"])
+TRIES = [("udp", [name]) for name in ATTEMPTS] + [
+    (layer, names) for layer in topology.LAYERS if layer != "udp" for names in AT_LEAST]
+STRANGER = {"link": "udp", "arp": "udp", "ip": "control"}  # a layer that is no neighbour of this one; of others link
 
 
 @pytest.fixture(scope="module")
@@ -70,29 +84,97 @@ def intruded(home, tap):
     (home / "secret").write_text("the owner's")
     (home / "secret").chmod(0o600)
     try:
-        yield stack.up()
+        yield stack.up("--allow-raw")
     finally:
         end_all([stack])
 
 
-@pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_intruder_in_udp_gets_nowhere(intruded, home, name):
-    attempt, expected = ATTEMPTS[name]
-    before, others = len(intruded.events()), {k: v for k, v in intruded.pids().items() if k != "udp"}
-    source = intruded.checkout / "layers" / "udp" / "core.py"
+@pytest.mark.parametrize(("layer", "names"), [
+    pytest.param(layer, names, id=f"{layer}-{names[0] if len(names) == 1 else 'all that is refused'}")
+    for layer, names in TRIES])
+def test_an_intruder_in_a_layer_gets_nowhere(intruded, home, layer, names):
+    before, others = len(intruded.events()), {k: v for k, v in intruded.pids().items() if k != layer}
+    source = intruded.checkout / "layers" / layer / "core.py"
     clean = source.read_text()
+    attempts = [ATTEMPTS[name][0].replace("/link.sock", f"/{STRANGER.get(layer, 'link')}.sock") for name in names]
     source.write_text(clean + INTRUDER.format(
-        neighbor=intruded.pids()["ip"], keeper=intruded.status()["keeper"], secret=str(home / "secret"),
-        run_dir=str(intruded.run_dir), attempt=attempt))
+        neighbor=intruded.pids()["arp" if layer == "ip" else "ip"], keeper=intruded.status()["keeper"],
+        secret=str(home / "secret"), run_dir=str(intruded.run_dir), attempts=attempts))
     try:
-        intruded.run("restart", "udp", status=None)
+        intruded.run("restart", layer, status=None)
     finally:
         source.write_text(clean)
-    told = [event.get("detail", "") for event in intruded.events()[before:] if event.get("layer") == "udp"]
-    assert any(expected in detail for detail in told), told
+    told = [event.get("detail", "") for event in intruded.events()[before:] if event.get("layer") == layer]
     assert not any("IT GOT IN" in detail for detail in told), told
-    wait_for("the former udp", intruded.serves)
-    assert {k: v for k, v in intruded.pids().items() if k != "udp"} == others
+    expected = KILLED if ATTEMPTS[names[0]][1] == KILLED else "refused"
+    assert any(detail.count(expected) >= len(names) for detail in told), told
+    wait_for("the layer as it was", intruded.serves)
+    assert {k: v for k, v in intruded.pids().items() if k != layer} == others
+
+
+# Each switch of a wire takes the next attempt, whose number and outcome are in the file of the counters: those that are
+# killed leave no outcome. After all of them the switch serves.
+INTRUDER_IN_SWITCH = """
+
+import ctypes, errno, fcntl, signal  # noqa: E401, E402
+_libc = ctypes.CDLL(None, use_errno=True)
+_run = Process.run
+
+
+def _intrude(self):
+    names = dict(neighbor={neighbor}, keeper=os.getppid(), secret={secret!r}, run_dir={run_dir!r}, _libc=_libc,
+                 fcntl=fcntl, os=os, signal=signal, socket=socket)
+    words, attempts = self._counters, {attempts!r}
+    while words[{first}] < len(attempts):
+        place = words[{first}]
+        words[{first}] = place + 1
+        try:
+            exec(attempts[place], names)
+            words[{first} + 1 + place] = 1
+        except OSError as error:
+            words[{first} + 1 + place] = 1000 + error.errno
+    _run(self)
+
+
+Process.run = _intrude
+"""
+FIRST_WORD = 300  # of the counters, beyond those of the switch
+
+
+def test_an_intruder_in_the_switch_of_a_wire_gets_nowhere(home):
+    require_root()
+    checkout = copy_product(home / "checkout-switch")
+    stack = Stack(home, unique_name(), checkout)
+    stack.env["PYTHONPATH"] = str(checkout)
+    secret, victim = home / "secret-of-the-owner", subprocess.Popen(["sleep", "600"])
+    secret.write_text("the owner's")
+    attempts = ATTEMPTS | {
+        "remove a file": ("os.unlink(secret)", "refused"),
+        "reach a layer": (f"socket.socket(socket.AF_UNIX).connect({str(stack.run_dir / 'link.sock')!r})", "refused"),
+        "look outside": ("os.listdir('/..' + run_dir)", "refused")}
+    with (checkout / "switch" / "process.py").open("a") as source:
+        source.write(INTRUDER_IN_SWITCH.format(
+            neighbor=victim.pid, secret=str(secret), run_dir=str(stack.run_dir), first=FIRST_WORD,
+            attempts=[attempt for attempt, _ in attempts.values()]))
+    try:
+        stack.up("--wire", stack.name)
+        counters = stack.run_dir.parent / ".wires" / stack.name / SWITCH_COUNTERS
+
+        def words() -> list[int]:
+            octets = counters.read_bytes() if counters.exists() else b""
+            return list(memoryview(octets).cast("Q")[FIRST_WORD:]) if octets else [0]
+
+        wait_for("all attempts", lambda: words()[0] == len(attempts), timeout_s=100)
+        switch = wait_for("a switch that serves", lambda: stack.status()["switch"]["pid"])
+        assert os.readlink(f"/proc/{switch}/root") == str(counters.parent)
+        for (name, (_, expected)), outcome in zip(attempts.items(), words()[1:], strict=False):
+            assert outcome == 0 if expected == KILLED else outcome > 1000, (name, outcome)
+        assert victim.poll() is None
+        assert secret.read_text() == "the owner's"
+    finally:
+        end_all([stack])
+        victim.kill()
+        victim.wait()
 
 
 def check_rights(stack: Stack, owner: int) -> None:
@@ -152,8 +234,10 @@ def test_so_for_an_ordinary_user():
 
     launch("up", "--detach", "--wire", name)
     try:
-        layers = json.loads(launch("status", "--json"))["layers"]
-        for layer in layers.values():
+        switch = wait_for("the switch", lambda: json.loads(launch("status", "--json"))["switch"]["pid"])
+        assert os.readlink(f"/proc/{switch}/root") == str(home / "usernet" / ".wires" / name)
+        assert of_process(switch) == {"uid": ORDINARY_USER, "capabilities": 0, "new_privileges": False, "seccomp": True}
+        for layer in json.loads(launch("status", "--json"))["layers"].values():
             assert layer["may"] | {"calls": 0} == {
                 "uid": ORDINARY_USER, "capabilities": 0, "new_privileges": False, "seccomp": True, "calls": 0,
                 "root": True, "landlock": layer["may"]["landlock"], "missing": []}

@@ -1,5 +1,6 @@
 """Each forbidden thing is tried by a process that is held to a list, and fails; what it needs goes on to work."""
 
+import json
 import os
 import shutil
 import signal
@@ -129,7 +130,7 @@ def test_refused(attempt, code):
     assert attempt(code) in ("EACCES", "ENOENT", "EPERM", "ECONNREFUSED")
 
 
-@pytest.mark.parametrize("code", [
+KILLED = [
     "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
     "socket.socket(socket.AF_INET, socket.SOCK_STREAM)",
     "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
@@ -160,7 +161,62 @@ def test_refused(attempt, code):
     "socket.send_fds(connected, [b'x'], [inherited])",
     "fcntl.fcntl(inherited, fcntl.F_SETOWN, neighbor)",
     "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
-])
+]
+# what a kind of process may do beside the others; docs/security.md
+PERMITTED = {"sockets": {"os.pidfd_open(neighbor)", "os.unlink('/neighbor.sock')"}}
+PERMITTED["switch"] = PERMITTED["sockets"]
+
+# Forks a child for each attempt, which locks itself down: "done", the errno's name, or "killed" by SIGSYS of each.
+EACH_IN_A_CHILD = """
+import ctypes, errno, fcntl, json, mmap, os, signal, socket, sys
+from supervisor import landlock, lockdown
+place, neighbor = sys.argv[1], int(sys.argv[2])
+libc = ctypes.CDLL(None, use_errno=True)
+inherited = os.open(place + "/inherited", os.O_RDONLY)
+connected = socket.socket(socket.AF_UNIX)
+connected.connect(place + "/root/neighbor.sock")
+memory = ctypes.create_string_buffer(64)
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+told = {{}}
+for attempt in {attempts!r}:
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        folders = {{os.open(place + "/root", os.O_PATH): landlock.READ_DIR}} if {kind!r} == "switch" else {{}}
+        lock = lockdown.enter(lockdown.Lock(
+            kind={kind!r}, root=place + "/root", clients={kind!r} in ("sockets", "switch"), threads={threads},
+            folders=folders, uid=lockdown.uid_of(os.getpid(), 3) if lockdown.has_users() else os.geteuid()), 0)
+        try:
+            assert not lock.missing, lock.missing
+            exec(attempt)
+            os.write(theirs, b"done")
+        except OSError as error:
+            os.write(theirs, errno.errorcode[error.errno].encode())
+        os._exit(0)
+    os.close(theirs)
+    said = os.read(ours, 100).decode()
+    os.close(ours)
+    _, status = os.waitpid(pid, 0)
+    told[attempt] = "killed" if status == signal.SIGSYS or status == signal.SIGSYS | 128 else said
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("kind", ["layer", "link", "sockets", "switch"])
+def test_no_kind_of_process_may_do_what_it_does_not_need(user, place, neighbor, kind, threads):
+    text = EACH_IN_A_CHILD.format(attempts=KILLED, kind=kind, threads=threads)
+    drop = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
+    done = subprocess.run([sys.executable, "-c", text, str(place), str(neighbor.pid)], cwd=ROOT, text=True,
+                          capture_output=True, timeout=60, check=True, **drop)
+    told = json.loads(done.stdout)
+    assert {code for code, outcome in told.items() if outcome != "killed"} == PERMITTED.get(kind, set())
+    assert len(told) == len(KILLED)
+
+
+@pytest.mark.parametrize("code", KILLED)
 def test_killed(attempt, code):
     assert attempt(code) == "killed"
 
