@@ -57,7 +57,7 @@ $(VENV)/.runtime: requirements.txt $(if $(shell $(BIN)/python -c 'import sys; sy
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -c 'import site; open(site.getsitepackages()[0] + "/usernet.pth", "w").write("$(CURDIR)\n")'
-	@printf '#!/bin/sh\nhere=$$(dirname "$$(readlink -f "$$0")")\ntrap "" INT  # until launcher.py is ready for it\nexec "$$here/python" "$$here/../../launcher.py" "$$@"\n' \
+	@printf '#!/bin/sh\nhere=$$(dirname "$$(readlink -f "$$0")")\ntrap "" INT  # until launcher.py is ready for it\nUSERNET_COMMAND=$$0 exec "$$here/python" "$$here/../../launcher.py" "$$@"\n' \
 	  > $(BIN)/usernet && chmod +x $(BIN)/usernet
 	@mkdir -p $(VENV)/share/man/man1 $(VENV)/share/bash-completion/completions
 	@ln -sf $(CURDIR)/docs/usernet.1 $(VENV)/share/man/man1/

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cli import stack, status
-from cli.main import FAILED, OK
+from cli.main import FAILED, OK, command
 from cli.tools.ping import line
 from supervisor import boot, sandbox
 from supervisor.control import NotRunning, Refused
@@ -87,7 +87,7 @@ def run(given: argparse.Namespace) -> int:
         except (DemoFailed, BootError, Refused, NotRunning, OSError) as error:
             stage.bad(str(error))
             return FAILED
-    print("\nAll steps worked. To start a stack yourself: `launcher.py up`, then README.md, 'A first program'.")
+    print(f"\nAll steps worked. To start a stack yourself: `{command()} up`, then README.md, 'A first program'.")
     return OK
 
 
@@ -149,7 +149,7 @@ def _on_a_tap(stage: Stage) -> None:
         stage.act("TCP: Python's own http.server on the stack, and kill -9 of tcp in the middle of a download")
         _kill_under_download(stage, view, peers)
 
-        stage.act("What is running now: `launcher.py status`")
+        stage.act(f"What is running now: `{command()} status`")
         after = status.collect("demo")
         stage.say(status.table(after))
         _expect(stage, after["state"] == "up", f"the stack is {after['state']}")
@@ -225,7 +225,7 @@ def _on_a_wire(stage: Stage) -> None:
                 stage.say(f"killed {VICTIM} [{killed['pid']}]")
         _expect(stage, len(said) == 2, f"{len(said)} of 2 messages answered")
 
-        stage.act("What is running now: `launcher.py status`")
+        stage.act(f"What is running now: `{command()} status`")
         after = status.collect("right")
         stage.say(status.table(after))
 

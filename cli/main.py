@@ -16,6 +16,7 @@ import importlib
 import io
 import os
 import pkgutil
+import shutil
 import signal
 import sys
 from types import ModuleType
@@ -38,6 +39,7 @@ ABOUT = "usernet: a TCP/IP stack you can take apart while it runs."
 STATUSES = ("exit status: 0 done, 1 failed or no answer, 2 usage error or no such stack, 3 degraded (status), "
             "130 interrupted")
 PACKAGES = ("cli", "cli.tools")
+COMMAND = os.environ.pop("USERNET_COMMAND", "")  # .venv/bin/usernet as it was called
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,7 +110,20 @@ def _common(to: argparse.ArgumentParser, default: object = None) -> None:
 
 def program() -> str:
     """The name of this command: usernet, or the script in the checkout."""
-    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "usernet"
+    return os.path.basename(_called()) or "usernet"
+
+
+def command() -> str:
+    """This command as it can be typed again in the same shell, for advice."""
+    called = _called() or "usernet"
+    found = shutil.which(program())
+    if found and os.path.realpath(found) == os.path.realpath(called):
+        return program()
+    return called if "/" in called else f"./{called}"
+
+
+def _called() -> str:
+    return COMMAND or (sys.argv[0] if sys.argv else "")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -163,9 +178,9 @@ def _run(words: list[str]) -> int:
         text, status = str(error), USAGE
     except NotRunning as error:
         named = f" --name {given.name}" if given.name else ""
-        text, status = f"{error}; start one with: {program()} up --detach{named}", USAGE
+        text, status = f"{error}; start one with: {command()} up --detach{named}", USAGE
     except ToolError as error:
-        text, status = str(error), error.status
+        text, status = str(error).replace("launcher.py up", f"{command()} up"), error.status  # advice of the library
     except BrokenPipeError:
         raise
     except SandboxError as error:
