@@ -1,19 +1,28 @@
-"""Both worlds, each for all tests; the octets that are sent; and what a capture may not have."""
+"""Both worlds, each for all tests; the octets that are sent; and what a capture may not have.
+
+Wireshark's experts judge what passes the cable of the stack in every test (tests/system/expert.py).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.system import expert
 from tests.system.conftest import require_program, unavailable
 
+from .expert import captured
 from .worlds import ROOT, WORLDS, World
 
+TRANSFER_S = 200  # for 100 MB and more one way: seconds, but minutes on a busy machine
+TEST_S = 2 * TRANSFER_S + 60
+HEADERS_OCTETS = 128  # of a frame are captured
 MEGABYTES = int(os.environ.get("USERNET_INTEROP_MB", "100"))
 SUBJECTS = ["kernel", *(["usernet"] if (ROOT / "usernet" / "sockets" / "streams.py").exists() else [])]
 
@@ -29,11 +38,28 @@ def standing_world(request: pytest.FixtureRequest) -> Iterator[World]:
         made.end()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A transfer that does not end is reported by its test, not by pytest."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(TEST_S))
+
+
 @pytest.fixture
-def world(standing_world: World) -> Iterator[World]:
+def world(standing_world: World, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A world in which nothing runs yet."""
     try:
-        yield standing_world
+        if standing_world.name == "usernet":
+            begun = time.time()
+            with captured(standing_world, tmp_path / "headers", HEADERS_OCTETS):
+                yield standing_world
+            provokes = {kind for mark in request.node.iter_markers("provokes") for kind in mark.args}
+            bulk = frozenset({"window full", *provokes})
+            ran = expert.Ran(request.node.name, begun, time.time(), bulk)
+            unprovoked = expert.objections(require_program("tshark"), [tmp_path / "headers"], [ran])
+            assert not unprovoked, "the experts object:\n" + "\n".join(unprovoked)
+        else:
+            yield standing_world
     finally:
         standing_world.stop()
 

@@ -21,14 +21,18 @@ def findings(capture: Path, only: str = "tcp") -> Counter[str]:
 
 
 @contextlib.contextmanager
-def captured(world: World, capture: Path) -> Iterator[None]:
-    """What passes the kernel's end of the cable meanwhile. AssertionError where tcpdump could not keep up."""
-    dump = world.kernel(require_program("tcpdump"), "-i", world.device, "-U", "-B", "65536", "-w", capture, "tcp")
+def captured(world: World, capture: Path, octets: int = 0) -> Iterator[None]:
+    """What passes the kernel's end of the cable meanwhile, or the first octets of each frame.
+
+    AssertionError where tcpdump could not keep up.
+    """
+    dump = world.kernel(require_program("tcpdump"), "-i", world.device, "-U", "-B", "65536", "-s", octets, "-w",
+                        capture, "tcp")
     for line in dump.stdout:
         if "listening on" in line:
             break
     yield
     world.on_kernel("sleep", "0.3")  # for the last ACK
     dump.send_signal(signal.SIGINT)
-    said = dump.communicate(timeout=20)[0]
+    said = dump.communicate(timeout=60)[0]
     assert re.search(r"\b0 packets dropped by kernel", said), said

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Files
+from .conftest import TRANSFER_S, Files
 from .worlds import World
 
 PORT = 9000
-TRANSFER_S = 120
 
 
 def ready(world: World, program: str, *arguments: object) -> None:
@@ -23,8 +22,13 @@ def ready(world: World, program: str, *arguments: object) -> None:
     assert line == "ready\n", line + server.stderr.read()
 
 
-@pytest.mark.parametrize("library", ["urllib", "requests", "httpx", "aiohttp"])
-def test_http_with_nginx(world: World, files: Files, program, library: str) -> None:
+def http_server(world: World, files: Files, port: int, location: str) -> str:
+    """A server of nginx's configuration: the directory, and what else is to hold for all of it."""
+    return f"server {{ listen {world.kernel_address}:{port}; root {files.directory}; location / {{ {location} }} }}"
+
+
+def nginx(world: World, files: Files, program, *servers: str) -> None:
+    """nginx with these servers on the kernel's end, when it listens at PORT."""
     configuration = files.directory / "nginx.conf"
     configuration.write_text(f"""
         user root; daemon off; worker_processes 1; pid {files.directory}/pid; error_log {files.directory}/errors;
@@ -34,10 +38,15 @@ def test_http_with_nginx(world: World, files: Files, program, library: str) -> N
             client_body_temp_path {files.directory}/body; proxy_temp_path {files.directory}/proxy;
             fastcgi_temp_path {files.directory}/fastcgi; uwsgi_temp_path {files.directory}/uwsgi;
             scgi_temp_path {files.directory}/scgi;
-            server {{ listen {world.kernel_address}:{PORT}; root {files.directory}; location / {{ dav_methods PUT; }} }}
+            {" ".join(servers)}
         }}""")
     world.kernel(program("nginx"), "-c", configuration, "-e", files.directory / "errors")
     world.wait_for_port(PORT)
+
+
+@pytest.mark.parametrize("library", ["urllib", "requests", "httpx", "aiohttp"])
+def test_http_with_nginx(world: World, files: Files, program, library: str) -> None:
+    nginx(world, files, program, http_server(world, files, PORT, "dav_methods PUT;"))
     world.on_subject("http_client.py", library, f"http://{world.kernel_address}:{PORT}", files.sent, files.received,
                      timeout_s=TRANSFER_S)
     assert files.same()

@@ -43,6 +43,7 @@ def test_transfers_both_ways(world: World, small: Path, program, tmp_path: Path)
     _check(world, tmp_path / "pcap", FULL)
 
 
+@pytest.mark.provokes("retransmission", "out of order")
 def test_experts_see_a_cable_that_loses(world: World, small: Path, program, tmp_path: Path) -> None:
     """Without this the other tests could not fail. The kernel drops what comes after tcpdump has seen it."""
     serve(world, "http_server.py", world.subject_address, PORT, small.parent)

@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from .conftest import Files
+from .conftest import TRANSFER_S, Files
 from .worlds import PROGRAMS, World, finish
 
 PORT = 8000
-TRANSFER_S = 120
 
 
 def serve(world: World, program: str, *arguments: object) -> None:

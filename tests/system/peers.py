@@ -125,7 +125,7 @@ class Stack:
 
     def _capture(self, directory: Path, snaplen: int) -> None:
         dump = self.popen("exec", "--", "tcpdump", "-i", TAP, "-U", "-B", "65536", "-s", snaplen,
-                          "-w", directory / f"{self.name}.pcap", "tcp")
+                          "-w", directory / f"{self.name}-{len(list(directory.iterdir()))}.pcap", "tcp")
         said = ""
         while "listening on" not in said:
             line = dump.stdout.readline()

@@ -20,6 +20,8 @@ from usernet.pipe.messages import DATAGRAM_OVERHEAD
 
 from .peers import KERNEL, STACK, Stack, wait_for
 
+pytestmark = pytest.mark.tcp
+
 TTL, TOS = 9, 0x28
 BROADCAST = "10.0.0.255"
 FAR, FAR_ROUTER = "10.9.9.9", "10.9.9.1"

@@ -11,6 +11,8 @@ from scapy.layers.l2 import ARP, Ether
 
 from .peers import PATIENCE_S, STACK, Stack, next_frame
 
+pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]
+
 ECN = 8  # TCPI_OPT_ECN in tcpi_options (linux/tcp.h)
 SETTING = "/proc/sys/net/ipv4/tcp_ecn"
 

@@ -10,7 +10,7 @@ from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
 
 from .conftest import require_program
-from .expert import Ran, objections
+from .expert import PROBES_A_SECOND, PROBES_MAX, Ran, objections
 from .peers import KERNEL, STACK
 
 TEST = "the test"
@@ -36,8 +36,9 @@ ACK = (STACK, 500, "A", b"", {"ack": 104})
 
 @pytest.mark.parametrize(("segments", "kind"), [
     pytest.param([TEXT, ACK], None, id="nothing"),
-    pytest.param([TEXT, *[TEXT] * 11], "retransmission", id="retransmission"),
+    pytest.param([TEXT, *[TEXT] * (PROBES_MAX + 2 * PROBES_A_SECOND + 1)], "retransmission", id="retransmission"),
     pytest.param([TEXT, TEXT], None, id="a probe"),
+    pytest.param([TEXT, *[TEXT] * (PROBES_MAX + 2 * PROBES_A_SECOND)], None, id="a probe again and again"),
     pytest.param([(STACK, 500, "A", b"", {"window": 0})], "zero window", id="zero window"),
     pytest.param([(KERNEL, 100, "PA", b"text", {"chksum": 0x1234})], "checksum", id="checksum"),
     pytest.param([(KERNEL, 100, "PA", b"text", {"chksum": 0x1421})], None, id="partial checksum"),

@@ -10,6 +10,8 @@ import pytest
 
 from .peers import KERNEL, PATIENCE_S, STACK, Stack, wait_for
 
+pytestmark = pytest.mark.tcp
+
 TCP_FASTOPEN, TCP_FASTOPEN_CONNECT, MSG_FASTOPEN = 23, 30, 0x20000000  # linux/tcp.h, linux/socket.h
 SYN_DATA = 32  # TCPI_OPT_SYN_DATA: the SYN-ACK acknowledged text of the SYN
 

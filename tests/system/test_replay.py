@@ -17,6 +17,8 @@ import pytest
 
 from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, received, wait_for
 
+pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]
+
 CHANGED = """
 _receive = Core.receive
 Core.receive = lambda self, *arguments: [*_receive(self, *arguments), (9, 9, b"something else")]

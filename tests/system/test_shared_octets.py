@@ -16,6 +16,9 @@ from .conftest import unique_name
 from .peers import KERNEL, STACK, Stack, wait_for
 from .test_tcp_survival import OCTETS, Drain, Pump, both_ways, connected
 
+# Bulk, also over layers that die.
+pytestmark = [pytest.mark.tcp(snaplen=128), pytest.mark.provokes("window full", "retransmission", "out of order")]
+
 
 def exchange(one: socket.socket, other: socket.socket) -> None:
     """OCTETS each way at once, compared."""
