@@ -154,7 +154,8 @@ def test_a_person_clicks_layers_pipes_and_buttons(opened):
     stack, shown = opened
     shown.click("#box-ip", pressed_s=1.5)  # the picture is drawn anew while the button is pressed
     shown.shows("#detail h2", "ip")
-    assert "owns addresses, routes and path MTUs" in shown.text("#detail pre:last-child")
+    readme = shown.text("#detail pre:last-child")
+    assert "owns addresses, routes and path MTUs; the transports, sockets and arp have a copy.\n\n| from |" in readme
     before = shown.text("#counters")
     stack.execute("ping", "-c", 3, "-i", 0.05, "-W", 10, STACK)
     taken = stack.counters("ip")["packets_in"]
