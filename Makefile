@@ -48,9 +48,10 @@ MINUTES := 60
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-# The .venv of a moved checkout, or of a removed Python, does not work any more and is created again.
-$(VENV)/.runtime: requirements.txt $(if $(shell $(BIN)/python -c 'import sys; sys.exit(sys.prefix != "$(CURDIR)/$(VENV)")' \
-  2>/dev/null && echo here),,moved)
+# The .venv of a moved checkout (usernet.pth and the scripts in it name the former place), or of a removed Python, does not
+# work any more and is created again. One that is a symbolic link is somebody's own arrangement.
+$(VENV)/.runtime: requirements.txt $(if $(shell test -L $(VENV) || $(BIN)/python -c 'import site, sys; \
+  sys.exit(open(site.getsitepackages()[0] + "/usernet.pth").read() != "$(CURDIR)\n")' 2>/dev/null && echo here),,moved)
 	@$(or $(PYTHON),false) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
 	  "usernet needs Python 3.11 or later with its venv module (Debian: apt install python3-venv);" \
 	  "$(or $(PYTHON),no python3) is not one: make PYTHON=... takes another" >&2; exit 1; }
