@@ -17,9 +17,7 @@ PORT = 9000
 
 def ready(world: World, program: str, *arguments: object) -> None:
     """Start one of ours on the kernel's end, until it says that it is ready."""
-    server = world.kernel_python(program, *arguments, stderr=subprocess.PIPE)
-    line = server.stdout.readline()
-    assert line == "ready\n", line + server.stderr.read()
+    world.serve(world.kernel_python, program, *arguments)
 
 
 def http_server(world: World, files: Files, port: int, location: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 
 import pytest
@@ -12,13 +11,12 @@ from .conftest import TRANSFER_S, Files
 from .worlds import PROGRAMS, World, finish
 
 PORT = 8000
+TIMED_OUT = 28  # curl(1): the operation
 
 
 def serve(world: World, program: str, *arguments: object) -> None:
     """Start it, until it says that it is ready."""
-    server = world.subject(program, *arguments, stderr=subprocess.PIPE)
-    line = server.stdout.readline()
-    assert line == "ready\n", line + server.stderr.read()
+    world.serve(world.subject, program, *arguments)
 
 
 @pytest.mark.parametrize("server", ["http_server.py", "asgi_server.py"])
@@ -29,6 +27,19 @@ def test_curl_fetches_and_puts(world: World, files: Files, program, server: str)
     assert files.same()
     world.on_kernel(program("curl"), "-sSf", "-T", files.sent, f"{url}/put", timeout_s=TRANSFER_S)
     assert files.same(files.directory / "put")
+
+
+@pytest.mark.parametrize("server", ["http_server.py", "asgi_server.py"])
+def test_a_server_outlives_clients_that_leave_in_the_middle(world: World, files: Files, program, server: str) -> None:
+    serve(world, server, world.subject_address, PORT, files.directory)
+    url = f"http://{world.subject_address}:{PORT}"
+    slowly = [program("curl"), "-sS", "--limit-rate", "20M", "--max-time"]
+    for seconds in (0.1, 0.3, 0.5) * 3:
+        for what in ["-o", files.received, f"{url}/data"], ["-T", files.sent, f"{url}/left"]:
+            leaves = world.kernel(*slowly, seconds, *what)
+            assert leaves.wait(TRANSFER_S) == TIMED_OUT, leaves.stdout.read()
+    world.on_kernel(program("curl"), "-sSf", "-o", files.received, f"{url}/data", timeout_s=TRANSFER_S)
+    assert files.same()
 
 
 def test_wget_fetches(world: World, files: Files, program) -> None:

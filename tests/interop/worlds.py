@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import usernet
@@ -68,6 +69,18 @@ class World:
     def kernel_python(self, program: str, *arguments: object, **options) -> subprocess.Popen:
         """Start one of `programs/` on the kernel's end."""
         return self.kernel(sys.executable, PROGRAMS / program, *arguments, **options)
+
+    def serve(self, start: Callable[..., subprocess.Popen], program: str, *arguments: object) -> subprocess.Popen:
+        """Start one of `programs/` by `subject` or `kernel_python`, until it says that it is ready.
+
+        Its errors go to a file: with a pipe that nobody reads it would wait for ever once that is full.
+        """
+        said = self.home / f"{program}.errors"
+        with said.open("w") as errors:
+            server = start(program, *arguments, stderr=errors)
+        line = server.stdout.readline()
+        assert line == "ready\n", line + said.read_text()
+        return server
 
     def wait_for_port(self, port: int) -> None:
         """Until a program on the kernel's end listens there."""
