@@ -58,7 +58,11 @@ class Network(NamedTuple):
         # Linux ip_route_output_key_hash: also if it is bound to an address that is no longer an own address
         if source is None:
             raise Refused(errno.ENETUNREACH)
-        if self.routes.is_broadcast(destination) and not socket.broadcast:
+        forbidden = routes.is_broadcast(destination) and not socket.broadcast
+        # RFC 1122 section 3.2.1.3 (g). Linux, __mkroute_output; before it 255.255.255.255 has a route, by the loopback.
+        if routes.leaks(source, destination) and not (forbidden and destination == LIMITED_BROADCAST):
+            raise Refused(errno.EINVAL)
+        if forbidden:
             raise Refused(errno.EACCES)
         return source, self._longest(socket, destination)
 

@@ -52,6 +52,9 @@ class Paths(Protocol):
     def is_group(self, address: bytes) -> bool:
         """True for a broadcast or multicast address."""
 
+    def leaks(self, source: bytes, destination: bytes) -> bool:
+        """True if a segment would carry a loopback address out of the host."""
+
 
 _decode_socket = decoder(Socket)
 
@@ -186,6 +189,8 @@ class Calls:
         peer = wanted.peer or local or LOOPBACK[WIDTH_OF_FAMILY[wanted.family]]  # Linux: 0.0.0.0 is this host
         if self.paths.is_group(peer):
             raise OSError(errno.ENETUNREACH, "TCP does not support groups")  # RFC 9293 section 3.9.2.3 (MUST-46)
+        if local and self.paths.leaks(local, peer):
+            raise OSError(errno.EINVAL, "no packet leaves the host from 127/8")  # RFC 1122 section 3.2.1.3 (g)
         source = local or self.paths.source_for(peer)
         if source is None:
             raise OSError(errno.ENETUNREACH, "no route to the peer")

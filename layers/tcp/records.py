@@ -68,6 +68,10 @@ class Paths:
         """True for a broadcast or multicast address."""
         return self.table.is_group(address)
 
+    def leaks(self, source: bytes, destination: bytes) -> bool:
+        """True if a segment would carry a loopback address out of the host."""
+        return self.table.leaks(source, destination)
+
     def mtu(self, destination: bytes) -> int:
         """The MTU of the interface on the route."""
         if self.table.is_local(destination):

@@ -242,6 +242,23 @@ def test_prepare_refuses_as_linux_does(bench, address, port, number):
     assert bench.ask("prepare", handle=bench.open(), address=address, port=port)["errno"] == number
 
 
+@pytest.mark.parametrize("chosen", [{}, {"source": "127.0.0.1"}])
+@pytest.mark.parametrize(("address", "broadcast", "number"), [
+    ("10.0.0.1", 0, errno.EINVAL), ("10.0.0.255", 0, errno.EINVAL), ("10.0.0.255", 1, errno.EINVAL),
+    ("224.0.0.251", 0, errno.EINVAL), ("255.255.255.255", 0, errno.EACCES), ("255.255.255.255", 1, errno.EINVAL),
+    ("10.0.0.2", 0, 0), ("127.3.3.3", 0, 0)])
+def test_rfc1122_3_2_1_3_g_what_would_leave_from_127_is_refused_at_once(bench, address, broadcast, number, chosen):
+    """At the call that sends, not later; with Linux's errno."""
+    handle = bench.open()
+    if broadcast:
+        bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_BROADCAST, value=1)
+    if not chosen:
+        assert bench.ask("bind", handle=handle, address="127.0.0.1", port=0)["errno"] == 0
+    assert bench.ask("prepare", handle=handle, address=address, port=9, **chosen)["errno"] == number
+    if not chosen:
+        assert bench.ask("connect", handle=handle, address=address, port=9)["errno"] == number
+
+
 def test_broadcast_with_leave(bench):
     handle = bench.open()
     assert bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_BROADCAST, value=1)["value"] == 1

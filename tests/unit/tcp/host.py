@@ -86,6 +86,9 @@ class Host:
     def is_group(self, address: bytes) -> bool:
         return address[0] >= 224
 
+    def leaks(self, source: bytes, destination: bytes) -> bool:
+        return source[0] == 127 and not self.is_local(destination)
+
     # Below
     def mtu(self, destination: bytes) -> int:
         return self.path_mtu

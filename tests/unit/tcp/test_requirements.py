@@ -162,6 +162,11 @@ def test_must_44_45_the_source_is_the_routes_or_what_the_socket_is_bound_to():
     assert error == errno.EADDRNOTAVAIL
 
 
+def test_rfc1122_3_2_1_3_g_no_connection_leaves_the_host_from_127():
+    error, sent = declared(core(), handle=1, local=bytes((127, 0, 0, 1)), peer=A, peer_port=9, connect=1)
+    assert (error, sent) == (errno.EINVAL, [])
+
+
 def test_must_46_57_63_there_is_no_connection_to_or_from_a_group():
     for group in map(bytes, ((224, 0, 0, 1), (255, 255, 255, 255), (10, 0, 0, 255))):
         assert declared(core(), handle=1, peer=group, peer_port=9, connect=1) == (errno.ENETUNREACH, [])
