@@ -866,6 +866,25 @@ ARGUMENTS = [
     lambda s: s.send(b"x", 1 << 40), lambda s: s.send("x"), lambda s: s.send(b"x", 1.5), lambda s: s.send(5),
     lambda s: s.sendmsg([b"x"], [(0, 0, b""), object()]), lambda s: s.sendmsg([b"x", 5]), lambda s: s.sendmsg(5),
     lambda s: s.sendmsg([b"x"], [(0, 0)]), lambda s: s.sendmsg([b"x"], [(0.5, 0, b"")]),
+    lambda s: s.recv(bufsize=3), lambda s: s.recvfrom(bufsize=3), lambda s: s.send(data=b"x"),
+    lambda s: s.recv_into(memoryview(bytearray(6))[::2]), lambda s: s.recvmsg_into([memoryview(bytearray(6))[::2]]),
+    lambda s: s.send(memoryview(bytes(6))[::2]), lambda s: s.sendall(memoryview(bytes(6))[::2]),
+    lambda s: s.sendmsg([memoryview(bytes(6))[::2]]), lambda s: s.sendmsg([b"a"] * 2000),
+    lambda s: s.recvmsg_into([bytearray(1)] * 2000), lambda s: s.sendmsg([b"x"], [(1, 1, bytes(4))]),
+    *[lambda s, v=v: s.sendmsg([b"x"], v) for v in (0, None, 0.0, 5)],
+    *[lambda s, v=v: s.sendmsg([b"x"], [], v) for v in (-1, 1.5, None, 1 << 31)],
+    lambda s: s.sendmsg([b"x"], [], 0, ("127.0.0.1",)), lambda s: s.sendmsg([b"x"], [], 0, 5),
+    lambda s: s.sendmsg([b"x"], [], 0, ("127.0.0.1", 70000)),
+    *[call for v in (1.5, 1 << 31, -(1 << 63), "1", None) for call in (
+        lambda s, v=v: s.recvmsg(4, v), lambda s, v=v: s.recvmsg_into([bytearray(4)], v),
+        lambda s, v=v: s.recvmsg_into([bytearray(4)], 0, v), lambda s, v=v: s.listen(v), lambda s, v=v: s.shutdown(v),
+        lambda s, v=v: s.setsockopt(v, 2, 1), lambda s, v=v: s.setsockopt(1, v, 1),
+        lambda s, v=v: s.setsockopt(1, 2, v), lambda s, v=v: s.setsockopt(1, 2, None, v),
+        lambda s, v=v: s.getsockopt(v, 2), lambda s, v=v: s.getsockopt(1, v), lambda s, v=v: s.getsockopt(1, 2, v),
+        lambda s, v=v: s.sendmsg([b"x"], [(v, 0, b"")]),
+        lambda s, v=v: s.sendmsg([b"x"], [(0, v, b"")]), lambda s, v=v: s.sendto(b"x", v, s.getsockname()))],
+    lambda s: s.setsockopt(1, 2, None, 0), lambda s: s.setsockopt(1, 2, None, -1), lambda s: s.setsockopt(1, 2, 1, 4),
+    lambda s: s.setsockopt(1, True + 1, True), lambda s: s.getsockopt(True, 3), lambda s: s.getsockopt(0, 2, 3),
 ]
 
 
@@ -888,9 +907,16 @@ def test_arguments_are_judged_before_anything_is_taken(service, kind, call):
                 assert peer.recv(5, std.MSG_PEEK) == b"waits"
                 try:
                     outcome = call(peer)
-                except (TypeError, ValueError, OverflowError, OSError) as error:
-                    outcome = type(error).__name__
-                said.append((outcome, peer.recv(9, std.MSG_PEEK)))
+                except (TypeError, ValueError, OverflowError, BufferError, OSError) as error:
+                    outcome = type(error).__name__, getattr(error, "errno", None)
+                waits = peer.recv(9, std.MSG_PEEK)
+                if not isinstance(outcome, int):  # nothing was sent; a mark shows it
+                    peer.settimeout(5)
+                    with suppress(OSError):  # it was shut down
+                        peer.send(b"mark")
+                        sender.settimeout(5)
+                        assert sender.recv(9) == b"mark"
+                said.append((outcome, waits))
     assert said[0] == said[1]
 
 
@@ -949,6 +975,8 @@ def test_interfaces():
     for call, argument in ((usernet.if_nametoindex, "none"), (usernet.if_indextoname, 99)):
         with pytest.raises(OSError):
             call(argument)
+    with pytest.raises(OverflowError):
+        usernet.if_indextoname(-1)
 
 
 def test_dup_of_a_descriptor(pair):

@@ -104,7 +104,7 @@ def _property(name: str) -> property:
     return property(get, doc=standard.__doc__)
 
 
-def _accept(self: Any, standard: Callable[..., Any] = Socket.accept) -> Any:
+def _accept(self: Any, *, standard: Callable[..., Any] = Socket.accept) -> Any:
     inner = inner_of(self)
     if inner is None:
         return standard(self)
@@ -112,12 +112,12 @@ def _accept(self: Any, standard: Callable[..., Any] = Socket.accept) -> Any:
     return stand_in(Socket, accepted), peer
 
 
-def _dup(self: Any, standard: Callable[..., Any] = Socket.dup) -> Any:
+def _dup(self: Any, *, standard: Callable[..., Any] = Socket.dup) -> Any:
     inner = inner_of(self)
     return standard(self) if inner is None else stand_in(type(self), inner.dup())
 
 
-def _detach(self: Any, standard: Callable[..., Any] = Socket.detach) -> Any:
+def _detach(self: Any, *, standard: Callable[..., Any] = Socket.detach) -> Any:
     inner = inner_of(self)
     if inner is None:
         return standard(self)
@@ -135,7 +135,7 @@ def _real_close(self: Any, *arguments: Any, standard: Callable[..., Any] = Socke
         inner.close()
 
 
-def _repr(self: Any, standard: Callable[..., Any] = Socket.__repr__) -> Any:
+def _repr(self: Any, *, standard: Callable[..., Any] = Socket.__repr__) -> Any:
     inner = inner_of(self)
     if inner is None:
         return standard(self)

@@ -15,6 +15,7 @@ from usernet.client.sharing import want_next
 from usernet.client.stack import Stack
 from usernet.errors import os_error
 from usernet.sockets import cmsg
+from usernet.sockets.arguments import ancillary_room, as_int, as_size, buffers_of
 from usernet.sockets.datagrams import (
     _CLOSED,
     _HEADER,
@@ -28,8 +29,6 @@ from usernet.sockets.datagrams import (
     Datagrams,
     _octets,
     _sender,
-    as_int,
-    as_size,
 )
 from usernet.sockets.descriptors import leave
 from usernet.sockets.settings import Settings
@@ -99,8 +98,9 @@ class BaseSocket(Settings):
         if fileno is not None:
             return  # initialised before
         super().__init__()
+        family, given, proto = as_int(family), as_int(type), as_int(proto)
         family = _std.AF_INET if family == -1 else family
-        kind = _std.SOCK_STREAM if type == -1 else type & ~_FLAGS_IN_TYPE
+        kind = _std.SOCK_STREAM if given == -1 else given & ~_FLAGS_IN_TYPE
         proto = 0 if proto == -1 else proto
         if family != _std.AF_INET:
             raise os_error(errno.EAFNOSUPPORT)
@@ -113,7 +113,7 @@ class BaseSocket(Settings):
         if not proto if kind == _std.SOCK_RAW else proto not in _PROTOCOLS[kind]:
             raise os_error(errno.EPROTONOSUPPORT)
         self._family, self._type, self._proto = _std.AddressFamily(family), _std.SocketKind(kind), proto
-        self._timeout = 0.0 if type != -1 and type & _std.SOCK_NONBLOCK else _std.getdefaulttimeout()
+        self._timeout = 0.0 if given != -1 and given & _std.SOCK_NONBLOCK else _std.getdefaulttimeout()
         self._closed = False
         self._io_refs = 0  # number of open files from makefile
         if kind == _std.SOCK_STREAM:
@@ -198,15 +198,15 @@ class BaseSocket(Settings):
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def send(self, data: bytes, flags: int = 0) -> int:
+    def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send one datagram to the peer; returns its length."""
         return self._send(data, flags, _PEER)
 
-    def sendall(self, data: bytes, flags: int = 0) -> None:
+    def sendall(self, data: bytes, flags: int = 0, /) -> None:
         """As send: a datagram goes whole or not at all."""
         self._send(data, flags, _PEER)
 
-    def sendto(self, data: bytes, *arguments: Any) -> int:
+    def sendto(self, data: bytes, /, *arguments: Any) -> int:
         """sendto(data, address) or sendto(data, flags, address): send one datagram; returns its length."""
         if len(arguments) == 1:
             return self._send(data, 0, arguments[0])
@@ -220,13 +220,26 @@ class BaseSocket(Settings):
     ) -> int:
         """Send one datagram from several buffers; ancillary data may set IP_TTL, IP_TOS, the source (IP_PKTINFO) and IP
         options (IP_RETOPTS)."""
-        data = b"".join(_octets(part) for part in buffers)
-        steering = cmsg.steering(ancdata, self._kind == RAW) if ancdata else None
+        data, controls, flags = self._message(buffers, ancdata, flags, address)
+        steering = cmsg.steering(controls, self._kind == RAW) if controls else None
         return self._send(data, flags, _PEER if address is None else address, steering)
+
+    @staticmethod
+    def _message(buffers: Iterable[bytes], ancdata: Iterable[tuple[int, int, bytes]], flags: int,
+                 address: object) -> tuple[bytes, list[cmsg.Control], int]:
+        """(octets, ancillary data, flags) of sendmsg, in the order of CPython's checks."""
+        flags = as_int(flags)
+        if address is not None and not isinstance(address, tuple):
+            raise TypeError(f"sendmsg(): AF_INET address must be tuple, not {address.__class__.__name__}")
+        data = b"".join(_octets(part) for part in buffers_of(buffers, "sendmsg"))
+        controls = cmsg.items(ancdata)
+        if flags < 0:
+            raise os_error(errno.EINVAL)  # Linux, MSG_CMSG_COMPAT
+        return data, controls, flags
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """The next datagram, truncated to `bufsize` octets."""
         if flags or bufsize.__class__ is not int or not 0 < bufsize < _SIZE_SURE:
             bufsize, flags = judged(bufsize, flags, "recv")
@@ -234,7 +247,7 @@ class BaseSocket(Settings):
                 return b""  # as in the standard module: nothing is received
         return self.receive_record(flags)[_HEADER : _HEADER + bufsize]
 
-    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
         """The next datagram, truncated to `bufsize` octets, and its sender."""
         if flags or bufsize.__class__ is not int or not 0 <= bufsize < _SIZE_SURE:
             bufsize, flags = judged(bufsize, flags, "recvfrom")
@@ -271,9 +284,10 @@ class BaseSocket(Settings):
         bufsize, ancbufsize, flags = as_size(bufsize), as_size(ancbufsize), as_int(flags)
         if bufsize < 0:
             raise ValueError("negative buffer size in recvmsg()")
-        if ancbufsize < 0:
-            raise ValueError("invalid ancillary data buffer length")
-        return self._receive_parts(bufsize, ancbufsize, flags)[1:]
+        room = ancillary_room(ancbufsize)
+        if flags < 0:
+            raise os_error(errno.EINVAL)  # Linux, MSG_CMSG_COMPAT
+        return self._receive_parts(bufsize, room, flags)[1:]
 
     def _receive_parts(
         self, bufsize: int, ancbufsize: int, flags: int
@@ -293,12 +307,15 @@ class BaseSocket(Settings):
 
         With MSG_TRUNC it is the datagram's full length.
         """
+        ancbufsize, flags = as_size(ancbufsize), as_int(flags)
         with ExitStack() as releasing:
-            views = [releasing.enter_context(memoryview(buffer).cast("B")) for buffer in buffers]
+            views = [releasing.enter_context(memoryview(buffer).cast("B"))
+                     for buffer in buffers_of(buffers, "recvmsg_into")]
             if any(view.readonly for view in views):
                 raise TypeError("recvmsg_into() argument 1 must be an iterable of read-write buffers")
-            if ancbufsize < 0:
-                raise ValueError("invalid ancillary data buffer length")
+            ancbufsize = ancillary_room(ancbufsize)
+            if flags < 0:
+                raise os_error(errno.EINVAL)  # Linux, MSG_CMSG_COMPAT
             octets, data, controls, told, sender = self._receive_parts(sum(map(len, views)), ancbufsize, flags)
             rest = data
             for view in views:
@@ -390,6 +407,7 @@ class BaseSocket(Settings):
 
     def shutdown(self, how: int) -> None:
         """As on Linux: ENOTCONN without a peer, but still sends fail (EPIPE) and receives return b""."""
+        how = as_int(how)
         self._check_open()
         if how not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
@@ -409,6 +427,7 @@ class BaseSocket(Settings):
 
     def listen(self, backlog: int = 0) -> None:
         """EOPNOTSUPP for datagram sockets."""
+        as_int(backlog)
         self._check_open()
         raise os_error(errno.EOPNOTSUPP)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import operator
 import socket as _std
 from collections.abc import Iterable
 from struct import Struct
@@ -20,6 +19,7 @@ from usernet.pipe.messages import (
     datagram_header,
 )
 from usernet.sockets import ip_options
+from usernet.sockets.arguments import as_int
 
 # linux/in.h
 IP_OPTIONS, IP_RECVOPTS, IP_RETOPTS = 4, 6, 7
@@ -36,6 +36,7 @@ SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP = 1, 2  # linux/errqueue.h; only an error 
 WANTED = {IP_PKTINFO: 1, IP_RECVTTL: 2, IP_RECVTOS: 4, IP_RECVOPTS: 8, IP_RETOPTS: 16}
 OPTIONS_WANTED = WANTED[IP_RECVOPTS] | WANTED[IP_RETOPTS]
 
+IGNORED = {(_std.SOL_SOCKET, 1), (_std.SOL_SOCKET, 2)}  # SCM_RIGHTS, SCM_CREDENTIALS: Linux, __sock_cmsg_send
 _INT = Struct("=i")
 _SHORT = Struct("=H")
 _PKTINFO = Struct("=i4s4s")  # struct in_pktinfo: interface, local address, header destination
@@ -67,18 +68,20 @@ class Steering(NamedTuple):
         return header[:5] + bytes((flags, ttl, tos)) + header[8:]
 
 
-def steering(controls: Iterable[tuple[int, int, object]], privileged: bool = False) -> Steering:
+def steering(controls: Iterable[Control], privileged: bool = False) -> Steering:
     """Decode sendmsg's ancillary data. EINVAL: refused by Linux (ip_cmsg_send); other levels are ignored.
 
-    `privileged`: a raw socket, which may send any IP options. TypeError: an item is not (int, int, octets).
+    `privileged`: a raw socket, which may send any IP options.
     """
     options = None
     ttl = tos = None
     source = b""
     segment = 0
-    for level, kind, data in [item(each) for each in controls]:
+    for level, kind, data in controls:
         if (level, kind) == (SOL_UDP, UDP_SEGMENT) and len(data) == _SHORT.size:
             (segment,) = _SHORT.unpack(data)
+            continue
+        if (level, kind) in IGNORED:
             continue
         if level in (_std.SOL_SOCKET, SOL_UDP):
             raise os_error(errno.EINVAL)
@@ -105,7 +108,14 @@ def item(given: object) -> tuple[int, int, bytes]:
     if not isinstance(given, tuple | list) or len(given) != 3:
         raise TypeError("[sendmsg() ancillary data items] must be 3-item sequences")
     level, kind, value = given
-    return operator.index(level), operator.index(kind), bytes(memoryview(value))
+    return as_int(level), as_int(kind), bytes(memoryview(value))
+
+
+def items(given: object) -> list[tuple[int, int, bytes]]:
+    """All ancillary data of sendmsg. TypeError: something else."""
+    if not isinstance(given, Iterable):
+        raise TypeError("sendmsg() argument 2 must be an iterable")
+    return [item(each) for each in given]
 
 
 def _within(lowest: int, value: int) -> int:

@@ -7,7 +7,6 @@ setup: the first datagram to a destination asks for source address and size limi
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import socket as _std
 import threading
@@ -15,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Iterable
 from struct import Struct
-from typing import Any, SupportsIndex
+from typing import Any
 
 from usernet.client.connection import Connection
 from usernet.client.description import DESTINATIONS_MAX, Description
@@ -33,6 +32,7 @@ from usernet.pipe.messages import (
     SocketError,
     datagram_header,
 )
+from usernet.sockets.arguments import as_int, contiguous
 from usernet.sockets.cmsg import IP_HEADER_OCTETS, SO_EE_ORIGIN_LOCAL, Steering, error_as_datagram
 from usernet.sockets.cork import MORE, Piece, held
 from usernet.sockets.ip_options import before
@@ -94,11 +94,15 @@ class Datagrams:
 
     def _send(self, data: bytes, flags: int, address: object, steering: Steering | None = None) -> int:
         box = self._box
-        if flags:
+        if flags.__class__ is not int:
             flags = as_int(flags)
         if data.__class__ is not bytes:
             data = _octets(data)
         octets = len(data)
+        if flags:
+            as_int(flags)
+            if flags & _OOB and box is not _CLOSED:
+                raise os_error(errno.EOPNOTSUPP)  # Linux, udp_sendmsg: before all else
         if box is not _CLOSED:
             self._connection.glance()
         if box.error or box.shut_for_writing:
@@ -118,11 +122,8 @@ class Datagrams:
         else:
             kind, record = SEND, self._header(box, data, address, steering) + data
         timeout = self._timeout
-        if flags:
-            if flags & _OOB:
-                raise os_error(errno.EOPNOTSUPP)
-            if flags & _DONTWAIT:
-                timeout = 0.0
+        if flags and flags & _DONTWAIT:
+            timeout = 0.0
         self._transmit(kind, (record,), timeout)
         return octets
 
@@ -435,27 +436,12 @@ class Datagrams:
                 self._close()
 
 
-def as_int(value: SupportsIndex) -> int:
-    """An integer argument as the standard module converts it to a C int."""
-    number = operator.index(value)
-    if not -(1 << 31) <= number < 1 << 31:
-        raise OverflowError(f"signed integer is {'greater than maximum' if number > 0 else 'less than minimum'}")
-    return number
-
-
-def as_size(value: SupportsIndex) -> int:
-    """An integer argument as the standard module converts it to a C ssize_t."""
-    number = operator.index(value)
-    if not -(1 << 63) <= number < 1 << 63:
-        raise OverflowError("Python int too large to convert to C ssize_t")
-    return number
-
-
 def _octets(data: Any) -> bytes:
     try:
-        return bytes(memoryview(data))
+        view = memoryview(data)
     except TypeError:
         raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
+    return bytes(contiguous(view))
 
 
 def _sender(record: bytes) -> Address | None:

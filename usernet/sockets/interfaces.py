@@ -27,7 +27,10 @@ def if_nametoindex(if_name: str | bytes) -> int:
 
 def if_indextoname(if_index: int) -> str:
     """The name of an interface. OSError (ENXIO): there is none."""
+    index = operator.index(if_index)
+    if index < 0:
+        raise OverflowError("can't convert negative value to unsigned int")
     try:
-        return NAMES[operator.index(if_index)]
+        return NAMES[index]
     except KeyError:
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO)) from None

@@ -12,8 +12,9 @@ from usernet.client.description import UNNAMED
 from usernet.client.sharing import Waiting, claim, want_next
 from usernet.client.streams import StreamDescription
 from usernet.errors import os_error, would_block
+from usernet.sockets.arguments import as_int
 from usernet.sockets.base import BaseSocket
-from usernet.sockets.datagrams import _CLOSED, Address, Datagrams, as_int
+from usernet.sockets.datagrams import _CLOSED, Address, Datagrams
 from usernet.sockets.sockaddr import parse
 
 _DONTWAIT = int(_std.MSG_DONTWAIT)

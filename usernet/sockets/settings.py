@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import operator
 import socket as _std
 from binascii import a2b_base64
 from sys import byteorder
-from typing import SupportsIndex
 
-from usernet.errors import os_error
 from usernet.sockets import cmsg, options
+from usernet.sockets.arguments import absent_value, as_int
 from usernet.sockets.datagrams import _PEER, RAW, STREAM, Datagrams, _octets
 
 _TIMEOUT_LIMIT_S = 2**63 / 1e9  # the standard module counts nanoseconds
@@ -24,13 +22,18 @@ class Settings(Datagrams):
 
     def setsockopt(self, level: int, optname: int, value: int | bytes | None, optlen: int | None = None) -> None:
         """Set an option of docs/library.md. ENOPROTOOPT: any other."""
-        self._check_open()
-        if value is None and optlen is not None:
-            raise os_error(errno.EFAULT)
-        if isinstance(value, SupportsIndex) and -(1 << 31) <= operator.index(value) < 1 << 31:
-            value = int(value)  # True is not a number in the messages to the service
-        else:
+        level, optname = as_int(level), as_int(optname)
+        if optlen is not None:
+            if value is not None:
+                raise TypeError("setsockopt() takes exactly 3 arguments (4 given)")
+            error = absent_value(optlen)
+            self._check_open()
+            raise error
+        try:
+            value = as_int(value)  # type: ignore[arg-type]
+        except Exception:
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
+        self._check_open()
         if (level, optname) == options.LINGER:
             self._box.linger = options.linger_seconds(value)
             value = -1 if self._box.linger is None else self._box.linger
@@ -60,11 +63,14 @@ class Settings(Datagrams):
         IP_MSFILTER and MCAST_MSFILTER need a structure that names the group; unlike in the standard module, it is
         passed in the place of `buflen`.
         """
+        level, optname = as_int(level), as_int(optname)
+        if (level, optname) not in options.QUESTIONS:
+            buflen = as_int(buflen)  # type: ignore[arg-type]
         self._check_open()
         if (level, optname) in options.QUESTIONS:
             asked = bytes(buflen) if isinstance(buflen, int) else _octets(buflen)[: options.VALUE_OCTETS_MAX]
             return a2b_base64(self._request("getsockopt", level=level, name=optname, value=asked)["octets"])
-        buflen = operator.index(buflen)  # type: ignore[arg-type]  # TypeError for anything else
+        assert isinstance(buflen, int)
         if not 0 <= buflen <= 1024:
             raise OSError("getsockopt buflen out of range")
         octets = options.read(self._box, (level, optname))
@@ -80,6 +86,8 @@ class Settings(Datagrams):
             else:
                 value = self._request("getsockopt", level=level, name=optname)["value"]
             octets = value.to_bytes(4, byteorder, signed=True)
+        if level == _std.IPPROTO_IP and 0 < buflen < len(octets) == 4 and not any(octets[1:]):
+            return octets[:1]  # Linux, do_ip_getsockopt: a small number into a small buffer is one octet
         return octets[:buflen] if buflen else int.from_bytes(octets[:4], byteorder, signed=True)
 
     def _told(self, level: int, optname: int) -> bytes:

@@ -14,8 +14,9 @@ from usernet.client.streams import OFFER_AFTER_OCTETS, OFFER_OCTETS, StreamDescr
 from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.streams import INFO_ANSWER, READ, STREAM_MORE, STREAM_URGENT
 from usernet.sockets import cmsg
+from usernet.sockets.arguments import as_int, contiguous
 from usernet.sockets.base import _KERNEL_SOCKET, Received, into, judged
-from usernet.sockets.datagrams import Address, _octets, as_int
+from usernet.sockets.datagrams import Address
 from usernet.sockets.opening import StreamOpening
 from usernet.sockets.sockaddr import parse
 
@@ -37,12 +38,12 @@ class StreamBehaviour(StreamOpening):
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def send(self, data: bytes, flags: int = 0) -> int:
+    def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send as much of `data` as there is room for, at least one octet; returns the number."""
         with _view(data) as view:
             return self._send_octets(view, as_int(flags))
 
-    def sendall(self, data: bytes, flags: int = 0) -> None:
+    def sendall(self, data: bytes, flags: int = 0, /) -> None:
         """Send all of it; the socket's timeout is for the whole call."""
         flags, sent = as_int(flags), 0
         deadline = None if self._timeout is None else monotonic() + self._timeout
@@ -53,7 +54,7 @@ class StreamBehaviour(StreamOpening):
                 if sent == len(view):
                     return
 
-    def sendto(self, data: bytes, *arguments: Any) -> int:
+    def sendto(self, data: bytes, /, *arguments: Any) -> int:
         """As send. With MSG_FASTOPEN: connect to the address, and send with the SYN where the peer permits it."""
         if len(arguments) not in (1, 2):
             raise TypeError(f"sendto() takes 2 or 3 arguments ({1 + len(arguments)} given)")
@@ -69,15 +70,12 @@ class StreamBehaviour(StreamOpening):
         address: Address | None = None, /,
     ) -> int:
         """As send, from several buffers. There is no ancillary data for streams."""
-        if address is not None and not isinstance(address, tuple):
-            raise TypeError(f"sendmsg(): AF_INET address must be tuple, not {type(address).__name__}")
-        data = b"".join(_octets(part) for part in buffers)
-        for level, _, _ in [cmsg.item(each) for each in ancdata]:
-            if level == _std.SOL_SOCKET:
+        data, controls, flags = self._message(buffers, ancdata, flags, address)
+        octets, port = (b"", 0) if address is None else parse(address, "sendmsg", self._resolving())
+        for level, kind, _ in controls:
+            if level == _std.SOL_SOCKET and (level, kind) not in cmsg.IGNORED:
                 raise os_error(errno.EINVAL)  # Linux sock_cmsg_send; other levels are ignored
-        flags = as_int(flags)
         if flags & _FASTOPEN and address is not None:
-            octets, port = parse(address, "sendmsg", self._resolving())
             return self._send_opening(memoryview(data), flags, (_std.inet_ntoa(octets), port))
         return self._send_octets(memoryview(data), flags)
 
@@ -149,14 +147,14 @@ class StreamBehaviour(StreamOpening):
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Up to `bufsize` octets; empty at the end of the stream."""
         bufsize, flags = judged(bufsize, flags, "recv")
         if not bufsize:
             return b""
         return self._receive_octets(bufsize, flags)
 
-    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Address | None]:
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
         """As recv; the address in the result is None, as with the standard module."""
         bufsize, flags = judged(bufsize, flags, "recvfrom")
         return self._receive_octets(bufsize, flags), None
@@ -334,6 +332,7 @@ class StreamBehaviour(StreamOpening):
 def _view(data: ReadableBuffer) -> memoryview:
     """The octets of a program's buffer, to be released as that of `into`."""
     try:
-        return memoryview(data).cast("B")
+        view = memoryview(data)
     except TypeError:
         raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
+    return contiguous(view).cast("B")
