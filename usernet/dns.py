@@ -199,6 +199,8 @@ def gethostbyname_ex(hostname: str | bytes) -> tuple[str, list[str], list[str]]:
     name = hostname if isinstance(hostname, str) else hostname.decode("ascii")
     if octets is not None:
         return name, [], [_std.inet_ntoa(octets)]
+    if _is_ipv6(name):
+        raise _error(_std.EAI_ADDRFAMILY)
     canonical, found = addresses(name)
     return canonical, [] if canonical == name else [name], [_std.inet_ntoa(octets) for octets in found]
 
@@ -239,6 +241,8 @@ def getnameinfo(sockaddr: tuple[str, int], flags: int) -> tuple[str, str]:
     octets = numeric(host)
     if octets is None:
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN)
+    if not 0 <= port <= 65535:
+        raise _error(_std.EAI_SERVICE)
     host = _std.inet_ntoa(octets)
     if not flags & _std.NI_NUMERICHOST:
         try:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from usernet_service import ADDRESS, Service
 
 import usernet
-from usernet.pipe.messages import DATAGRAM_HEADER, DATAGRAM_OVERHEAD, datagram_header
+from usernet.pipe.messages import CREDIT, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, datagram_header
 from usernet.sockets import cmsg
 
 IP = std.IPPROTO_IP
@@ -611,7 +611,8 @@ def test_many_to_the_peer_in_few_frames(monkeypatch):
         send = endpoint._connection.send
 
         def counted(kind, records, timeout):
-            frames.append(len(records))
+            if kind != CREDIT:  # for what has arrived meanwhile
+                frames.append(len(records))
             return send(kind, records, timeout)
 
         monkeypatch.setattr(endpoint._connection, "send", counted)

@@ -108,6 +108,20 @@ def test_numeric_names_resolve_as_in_the_standard_module_and_take_no_stack(name,
     assert usernet.gethostbyname(name) == std.gethostbyname(name)
 
 
+@pytest.mark.parametrize("call", [
+    lambda module: module.gethostbyname("::1"), lambda module: module.gethostbyname_ex("::1"),
+    lambda module: module.getnameinfo(("10.0.0.1", -1), std.NI_NUMERICHOST),
+    lambda module: module.getnameinfo(("10.0.0.1", 65536), std.NI_NUMERICHOST | std.NI_NUMERICSERV),
+])
+def test_impossible_addresses_fail_as_in_the_standard_module(call):
+    errors = []
+    for module in (usernet, std):
+        with pytest.raises(std.gaierror) as failure:
+            call(module)
+        errors.append(failure.value.errno)
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("arguments", [
     ("10.0.0.2", 53), ("10.0.0.2", "53"), ("10.0.0.2", "domain"), (None, 53), ("10.0.0.2", None), (None, b"domain"),
     ("10.0.0.2", 53, std.AF_INET, std.SOCK_DGRAM, std.IPPROTO_UDP), ("10.0.0.2", "no such service"),
