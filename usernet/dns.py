@@ -241,8 +241,9 @@ def getnameinfo(sockaddr: tuple[str, int], flags: int) -> tuple[str, str]:
     octets = numeric(host)
     if octets is None:
         raise _std.gaierror(_std.EAI_NONAME, _UNKNOWN)
-    if not 0 <= port <= 65535:
+    if port < 0:
         raise _error(_std.EAI_SERVICE)
+    port &= 0xFFFF  # as glibc does with what is longer
     host = _std.inet_ntoa(octets)
     if not flags & _std.NI_NUMERICHOST:
         try:

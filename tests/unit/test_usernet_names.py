@@ -111,7 +111,6 @@ def test_numeric_names_resolve_as_in_the_standard_module_and_take_no_stack(name,
 @pytest.mark.parametrize("call", [
     lambda module: module.gethostbyname("::1"), lambda module: module.gethostbyname_ex("::1"),
     lambda module: module.getnameinfo(("10.0.0.1", -1), std.NI_NUMERICHOST),
-    lambda module: module.getnameinfo(("10.0.0.1", 65536), std.NI_NUMERICHOST | std.NI_NUMERICSERV),
 ])
 def test_impossible_addresses_fail_as_in_the_standard_module(call):
     errors = []
@@ -120,6 +119,8 @@ def test_impossible_addresses_fail_as_in_the_standard_module(call):
             call(module)
         errors.append(failure.value.errno)
     assert errors[0] == errors[1]
+    numbers = ("10.0.0.1", 70000), std.NI_NUMERICHOST | std.NI_NUMERICSERV
+    assert usernet.getnameinfo(*numbers) == std.getnameinfo(*numbers)
 
 
 @pytest.mark.parametrize("arguments", [
