@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .peers import PATIENCE_S, ROOT, Stack
+from .peers import KERNEL, PATIENCE_S, ROOT, Stack
 
 FULL = Path("/dev/full")  # full(4): no room on writing
 
@@ -31,6 +32,14 @@ def test_what_an_encoding_lacks_is_replaced(encoding) -> None:
     done = launched("host", "--help", capture_output=True, env={"PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stderr) == (0, "")
     assert "TXT, ?" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [(0,), (0, 1), (0, 1, 2)], ids=["input", "input and output", "all"])
+def test_nc_with_closed_streams_ends_as_it_should(stack: Stack, closed) -> None:
+    with stack.kernel.udp() as peer:
+        done = stack.run("nc", "-u", "-w", 0.2, KERNEL, peer.getsockname()[1], capture_output=False,
+                         stderr=subprocess.PIPE, preexec_fn=lambda: [os.close(number) for number in closed])
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(("arguments", "status", "said"), [

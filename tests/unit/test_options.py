@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,15 @@ def test_a_config_file_has_the_names_of_the_options(tmp_path):
     path = tmp_path / "stack.toml"
     path.write_text('address = "10.1.0.2/16"\nmtu = 9000\nhost = true\n# a comment\n')
     assert from_file(str(path)) == {"address": "10.1.0.2/16", "mtu": 9000, "host": True}
+
+
+def test_the_sample_of_the_documentation_is_accepted(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "commands.md").read_text()
+    path = tmp_path / "stack.toml"
+    path.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    values = from_file(str(path))
+    assert len(values) == 8
+    Options(**values).check()
 
 
 @pytest.mark.parametrize(("text", "cores"), [("0", "0"), ("[0, 1]", "0,1"), ('"auto"', "auto")])
