@@ -169,6 +169,34 @@ for _ in range(10):
 """, first="import gc, os\nos.register_at_fork(after_in_child=lambda: gc.collect())")
 
 
+def test_a_destructor_in_a_forked_child_may_close_what_the_child_is_about_to_inherit(service):
+    assert run(service, OWNERS + """
+from usernet.client import sharing
+gc.disable()
+kept = udp()
+kept.bind((ADDRESS, 0))
+kept.settimeout(5)
+share = sharing._share
+def collects(*arguments):
+    gc.collect()
+    return share(*arguments)
+sharing._share = collects
+Owner()
+began = time.monotonic()
+pid = os.fork()
+if not pid:
+    kept.sendto(b"child", kept.getsockname())
+    print(len(socket.Stack().list_sockets()), flush=True)
+    gc.collect()
+    os._exit(0)
+assert time.monotonic() - began < sharing.FORK_S
+assert os.waitpid(pid, 0)[1] == 0
+assert kept.recv(9) == b"child"
+gc.collect()
+print(len(socket.Stack().list_sockets()), flush=True)
+""") == "2\n1\n"
+
+
 def test_a_socket_and_its_owner_in_one_cycle_are_closed_once(service):
     run(service, OWNERS + """
 for _ in range(20):

@@ -459,9 +459,9 @@ class Connection:
             descriptor.close()
         if box.owners.pop(owner, None) is None or box.owners:
             return
-        self._forget(box)
+        self.forget(box)
 
-    def _forget(self, box: Description, reset: bool = False) -> None:
+    def forget(self, box: Description, reset: bool = False) -> None:
         """Close a socket at the service. No answer is awaited, because later requests are executed after it."""
         if self.boxes.pop(box.handle, None) is None or self.closed or self.down or sys.is_finalizing():
             return
@@ -474,7 +474,7 @@ class Connection:
             coming = [each for each in self.descriptions() if isinstance(each, StreamDescription)
                       and each.listener is box]
             for unaccepted in [*coming, *box.incoming]:
-                self._forget(unaccepted, reset=True)
+                self.forget(unaccepted, reset=True)
         _, request = self._requests.new("close", {"handle": box.handle, **fields}, None)
         self._sending.defer(Frame(REQUEST, (request.record,), request))
 

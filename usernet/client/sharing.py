@@ -82,25 +82,34 @@ class Fork:
             return
         reading, writing = self._pipe
         os.close(reading)
-        for former in self._connections:
-            inherited = sockets_of(former)
-            try:
-                connection = reopen(former)
-                shared = _share(connection, former, [box.handle for box, _ in inherited])
-            except OSError as error:
-                for _, objects in inherited:
-                    for each in objects:
-                        each.disown(f"not inherited over fork: {error}")
-                continue
-            for box, objects in inherited:
-                if box.handle not in shared:
-                    for each in objects:
-                        each.disown("not inherited over fork: it was closed, or the stack has no room for more sockets")
-                    continue
-                copy = connection.boxes[box.handle]
-                for each in objects:
-                    each.inherit(connection, copy)
-        os.close(writing)
+        try:
+            for former in self._connections:
+                _inherit(former, reopen)
+        finally:
+            os.close(writing)
+
+
+def _inherit(former: Connection, reopen: Callable[[Connection], Connection]) -> None:
+    """In the child: all sockets of one connection."""
+    inherited = sockets_of(former)
+    try:
+        connection = reopen(former)
+        shared = _share(connection, former, [box for box, _ in inherited])
+    except OSError as error:
+        for _, objects in inherited:
+            for each in objects:
+                each.disown(f"not inherited over fork: {error}")
+        return
+    for box, objects in inherited:
+        if box.handle not in shared:
+            for each in objects:
+                each.disown("not inherited over fork: it was closed, or the stack has no room for more sockets")
+            continue
+        copy = connection.boxes[box.handle]
+        for each in objects:
+            each.inherit(connection, copy)
+        if not copy.owners:  # a destructor has closed all of them meanwhile
+            connection.forget(copy)
 
 
 def _give_back(connection: Connection, listener: StreamDescription) -> None:
@@ -122,11 +131,11 @@ def _give_back(connection: Connection, listener: StreamDescription) -> None:
                            connections=[box.handle for box in waiting[start : start + SHARE_MAX]])
 
 
-def _share(connection: Connection, former: Connection, handles: list[int]) -> set[int]:
+def _share(connection: Connection, former: Connection, boxes: list[Description]) -> set[int]:
     """The handles of which this process is an owner now; their descriptions are in `connection.boxes`."""
-    for handle in handles:  # before the answer, because SHARED comes first
-        box = former.boxes[handle]
-        connection.boxes[handle] = box.inherited(connection.readers.lock)
+    handles = [box.handle for box in boxes]
+    for box in boxes:  # before the answer, because SHARED comes first
+        connection.boxes[box.handle] = box.inherited(connection.readers.lock)
     shared: set[int] = set()
     for start in range(0, len(handles), SHARE_MAX):
         reply = connection.request("share", owner=former.id, handles=handles[start : start + SHARE_MAX])

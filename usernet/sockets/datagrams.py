@@ -418,6 +418,8 @@ class Datagrams:
 
     def inherit(self, connection: Connection, box: Description) -> None:
         """In a forked child: the same socket, by the child's own connection."""
+        if self._box is _CLOSED:
+            return
         self._box.owners.pop(id(self), None)
         self._connection = connection
         self._own(box)
