@@ -90,11 +90,20 @@ class ManagedLayer:
         return self.processes.get(Role.PROCESS)
 
     def happens(self, event: Event, *facts: object) -> None:
-        """Pass an event to the service and carry out its actions."""
+        """Pass an event to the service and carry out its actions, also those after one that raises.
+
+        OSError: the first that was raised.
+        """
         now = time.monotonic()
+        failed = None
         for action in self.service.happens(event, now, *facts):
-            if not self._act(action, now):
-                return
+            try:
+                if not self._act(action, now):
+                    break
+            except OSError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def renew(self, done: Callable[[str], None] | None = None) -> None:
         """A planned restart; `done` is called with "" or the error."""

@@ -96,7 +96,7 @@ class Placement:
     def assign(self, pid: int, layer: str) -> None:
         """A layer serves: pin all its threads to its core. While it starts it may run anywhere."""
         cores = self.cores(layer)
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        with contextlib.suppress(OSError):  # it has ended, or no descriptor is left: it runs anywhere
             for thread in map(int, os.listdir(f"/proc/{pid}/task")):
                 os.sched_setaffinity(thread, cores)
 
@@ -131,14 +131,18 @@ class Placement:
     def _busy(self, elapsed_s: float) -> dict[int, float]:
         """The share of each core's time that was neither idle nor waiting for a disk (proc(5), /proc/stat).
 
-        Empty if the previous sample was not read.
+        Empty if the previous sample was not read, or this one cannot be: no descriptor is left.
         """
         ticks = {}
-        for line in Path("/proc/stat").read_text().splitlines():
+        try:
+            lines = Path("/proc/stat").read_text().splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
             name, *fields = line.split()
             if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._all:
                 ticks[int(name[3:])] = sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])
-        before, self._busy_ticks = self._busy_ticks, ticks
+        before, self._busy_ticks = self._busy_ticks if ticks else {}, ticks
         return {core: (ticks[core] - before[core]) / _TICKS_PER_S / elapsed_s for core in before}
 
     def _loops(self, elapsed_s: float, pids: Mapping[str, int]) -> tuple[float, float]:

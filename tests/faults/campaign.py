@@ -85,13 +85,18 @@ class Campaign:
                     neighbour.kill()
                     neighbour.wait()
         elif incident.moment == "descriptors":  # the keeper gets no further ones (EMFILE)
-            keeper = self._lab.status()["keeper"]
-            former = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
-            resource.prlimit(keeper, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{keeper}/fd")), former[1]))
-            try:
+            with _limited([self._lab.status()["keeper"]], resource.RLIMIT_NOFILE):
                 yield
-            finally:
-                resource.prlimit(keeper, resource.RLIMIT_NOFILE, former)
+        elif incident.moment == "layers' descriptors":  # the layers get no further ones, as successors connect to them
+            layers = self._lab.status()["layers"]
+            with _limited([layer["pid"] for layer in layers.values()], resource.RLIMIT_NOFILE):
+                yield
+        elif incident.moment == "processes":  # the keeper may not fork (EAGAIN), unless it is root
+            with _limited([self._lab.status()["keeper"]], resource.RLIMIT_NPROC):
+                yield
+        elif incident.moment == "space":  # no file can be made in the run and the state directory, if they are limited
+            with self._lab.without_space():
+                yield
         else:
             yield
 
@@ -208,6 +213,23 @@ class Campaign:
                     return True
             time.sleep(0.002)
         return False
+
+
+@contextlib.contextmanager
+def _limited(pids: list[int], what: int) -> Iterator[None]:
+    """Processes that get no more of a resource than they have."""
+    former = {}
+    try:
+        for pid in pids:
+            former[pid] = resource.prlimit(pid, what)
+            held = {int(name) for name in os.listdir(f"/proc/{pid}/fd")} if what == resource.RLIMIT_NOFILE else {0}
+            # a new descriptor gets the lowest free number
+            resource.prlimit(pid, what, (min({*range(len(held) + 1)} - held), former[pid][1]))
+        yield
+    finally:
+        for pid, limits in former.items():
+            with contextlib.suppress(ProcessLookupError):  # it was hit
+                resource.prlimit(pid, what, limits)
 
 
 def _settled(book: Book, since: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn", "large-in",
 STEADY_FLOWS = FLOWS[:3]
 ROLES = ("echo", "kernel", "client", "churn", "router", "far", "member")
 INSIDE = ("kernel", "router", "far")  # on the kernel's end of the cable
+CLONE_NEWNS, MS_REC, MS_PRIVATE, MNT_DETACH = 0x00020000, 1 << 14, 1 << 18, 2  # unshare(2), mount(2), umount(2)
+_libc = ctypes.CDLL(None, use_errno=True)
 ADDRESS, PREFIX = "10.0.0.2", 16
 
 
@@ -73,6 +77,11 @@ class Lab:
         if check and done.returncode:
             raise RuntimeError(f"launcher.py {' '.join(arguments)}: {done.stderr or done.stdout}")
         return done.stdout
+
+    @contextlib.contextmanager
+    def without_space(self) -> Iterator[None]:
+        """While no file can be made where the stack makes files: not possible here, see SmallLab."""
+        yield
 
     def up(self) -> None:
         """Boot it, and let all of FRESH_NETWORK be the kernel's end's."""
@@ -130,6 +139,47 @@ class Lab:
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if pipe else None)
         self.processes.append(process)
         return process
+
+
+class SmallLab(Lab):
+    """A lab whose run and state directories are small file systems, which it can fill; for root.
+
+    It enters a mount namespace of its own with its first mount, together with all that it starts.
+    """
+
+    def __enter__(self) -> SmallLab:
+        self._small = [self.folder / "usernet", self.folder / "state"]
+        if _libc.unshare(CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        for folder in self._small:
+            folder.mkdir(mode=0o700)
+            if _libc.mount(b"none", bytes(folder), b"tmpfs", 0, b"mode=0700,size=1m,nr_inodes=100") != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for folder in self._small:
+            _libc.umount2(bytes(folder), MNT_DETACH)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def without_space(self) -> Iterator[None]:
+        """ENOSPC: neither an octet nor a name is free."""
+        made = [folder / f"filler-{number}" for folder in self._small for number in range(200)]
+        try:
+            for path in made:
+                with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+                    while file.write(bytes(1 << 12)):
+                        pass
+            for folder in self._small:
+                if not os.statvfs(folder).f_ffree == os.statvfs(folder).f_bfree == 0:
+                    raise RuntimeError(f"{folder} is not full")
+            yield
+        finally:
+            for path in made:
+                path.unlink(missing_ok=True)
 
 
 class Load:

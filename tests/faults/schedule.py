@@ -15,12 +15,15 @@ HANGS = ("stop", "loop", "sleep", "memory")
 # Moments. The load is steady but for `idle`. `fragments`: large datagrams are being cut and put together, both ways;
 # `groups`: a router asks who is in which group, while others are joined and left; `paths`: a router tells of a narrower
 # way; `busy`: processes that belong to nobody want the processors, too; `restart`: in the middle of a planned restart
-# of the layer; `descriptors`: the keeper has none left; `recovery`: a second layer is hit while the first one comes
+# of the layer; `descriptors`: the keeper has none left; `layers' descriptors`: no layer has; `processes`: the keeper
+# may not fork, which does not hold for root; `space`: the file systems of the run and the state directory are full, if
+# the lab has its own (tests.faults.lab.SmallLab); `recovery`: a second layer is hit while the first one comes
 # back; `again`: the same layer is hit as soon as its successor is there.
 MOMENTS = {"steady": 30, "burst": 18, "resolution": 10, "fragments": 10, "groups": 7, "paths": 5, "idle": 6,
-           "busy": 4, "restart": 4, "descriptors": 2, "recovery": 7, "two": 5, "again": 3, "all": 1}
-STREAM_MOMENTS = {"steady": 56, "recovery": 13, "two": 11, "again": 8, "restart": 4, "descriptors": 2, "busy": 4,
-                  "all": 2}  # with a load of streams
+           "busy": 4, "restart": 4, "descriptors": 2, "layers' descriptors": 2, "processes": 1, "space": 1,
+           "recovery": 7, "two": 5, "again": 3, "all": 1}
+STREAM_MOMENTS = {"steady": 56, "recovery": 13, "two": 11, "again": 8, "restart": 4, "descriptors": 2,
+                  "layers' descriptors": 2, "processes": 2, "busy": 4, "all": 2}  # with a load of streams
 LATER_MAX_S = {"burst": 0.003, "resolution": 0.004, "fragments": 0.006, "groups": 0.02, "paths": 0.006,
                "restart": 0.06, "recovery": 0.012, "again": 0.012}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,11 +17,12 @@ import psutil
 import pytest
 
 from supervisor.child import MEMORY_LIMIT_OCTETS
-from tests.faults import verdict
-from tests.faults.campaign import Campaign
-from tests.faults.lab import ADDRESS, LAYERS, ROOT, STEADY_FLOWS, Follower, Lab, Load
+from tests.faults import schedule, verdict
+from tests.faults.campaign import Campaign, Done
+from tests.faults.lab import ADDRESS, LAYERS, ROOT, STEADY_FLOWS, Follower, Lab, Load, SmallLab
 from tests.faults.load import ECHO_PORT
 from tests.faults.schedule import Fault, Incident
+from tests.system.peers import titled, wait_for
 
 POISON = b"POISONOUS RECORD"
 SEND_POISON = f"""
@@ -42,6 +46,7 @@ print("bound", flush=True)
 print(endpoint.recv(100).decode(), flush=True)
 """
 SPIN_S = 5.0
+ORDINARY_USER = 65534
 
 
 def lost(load: Load, since: float) -> dict[str, int]:
@@ -174,6 +179,101 @@ def test_memory_is_limited(lab, load):
         pass
     assert 0 < most < MEMORY_LIMIT_OCTETS + 64_000_000
     assert load.wait_answering(time.monotonic())
+
+
+def child(lab: Lab, what: str) -> psutil.Process | None:
+    """A process of the lab's stack, by its title."""
+    found = titled(f"usernet {lab.name}: {what}")
+    return psutil.Process(min(found)) if found else None
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.02])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_that_is_killed_during_the_boot_is_replaced(sandbox, layer, later_s):
+    """At once after its fork, or a little later."""
+    lab = Lab()
+    try:
+        command = [sys.executable, str(ROOT / "launcher.py"), "up", "--detach", "--name", lab.name]
+        boot = subprocess.Popen(command, env=lab.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        victim = wait_for("the layer", lambda: child(lab, layer))
+        time.sleep(later_s)
+        victim.kill()
+        assert boot.wait(60) == 0, boot.stderr.read()
+        boot.stderr.close()
+        assert {each["state"] for each in lab.status()["layers"].values()} == {"up"}
+        assert lab.status()["layers"][layer]["pid"] != victim.pid
+        lab.down()
+        assert not lab.run_dir.exists()
+    finally:
+        lab.__exit__()
+
+
+@pytest.mark.parametrize("later_s", [0.1, 0.2, 0.25, 0.3])
+@pytest.mark.parametrize("victim", ["link", "sockets", "cleanup", "keeper"])
+def test_down_leaves_nothing_if_a_process_is_killed_in_the_middle_of_it(lab, victim, later_s):
+    """Of the command the interpreter starts in the first 0.1 s."""
+    process = child(lab, victim)
+    family = [process, *psutil.Process(lab.status()["keeper"]).children(recursive=True)]
+    command = [sys.executable, str(ROOT / "launcher.py"), "down", "--name", lab.name]
+    down = subprocess.Popen(command, env=lab.environment, cwd=ROOT, stderr=subprocess.PIPE)
+    time.sleep(later_s)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+    down.communicate(timeout=60)
+    wait_for("the end of all", lambda: not still_there(family))
+    wait_for("the removal of the run directory", lambda: not lab.run_dir.exists())
+
+
+def kills(lab: Lab, moment: str) -> tuple[list[Done], Load, float]:
+    """A SIGKILL of each layer at a moment: what `verdict.judge` takes."""
+    load = Load(lab)
+    done = Campaign(lab, load).run(schedule.every(("kill",), moment))
+    time.sleep(0.3)  # what is under way arrives
+    load.stop()
+    return done, load, time.monotonic()
+
+
+def judged_at(lab: Lab, moment: str) -> None:
+    """Every layer came back, and no application saw it."""
+    verdicts = verdict.judge(*kills(lab, moment))
+    assert [each.layers for each in verdicts if not each.recovered or each.errors] == []
+    assert sum(each.lost_total == 0 for each in verdicts) >= len(LAYERS) - 1
+    assert len(verdicts) == len(LAYERS)
+
+
+@pytest.mark.parametrize("pipes", ["direct", "zmq"])
+@pytest.mark.parametrize("moment", ["descriptors", "layers' descriptors"])
+def test_each_layer_comes_back_without_a_free_descriptor(sandbox, moment, pipes):
+    with Lab(options=("--pipes", pipes)) as lab:
+        judged_at(lab, moment)
+
+
+def test_each_layer_comes_back_while_the_keeper_may_not_fork():
+    """EAGAIN at RLIMIT_NPROC, which does not hold for root: the campaign of an ordinary user, on a wire."""
+    home = Path(tempfile.mkdtemp(prefix="uf-", dir="/tmp"))
+    command = [sys.executable, "-m", "tests.faults", "--load", "wire", "--moment", "processes", "--kind", "kill",
+               "--seed", "1", "--faults", "60", "--seconds", "60", "--control", "1", "--json", str(home / "verdicts")]
+    user = {}
+    if os.geteuid() == 0:
+        shutil.chown(home, ORDINARY_USER)
+        user = {"user": ORDINARY_USER, "group": ORDINARY_USER, "extra_groups": []}
+    try:
+        # its status also judges times
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False, **user,
+                              env={"PATH": os.environ["PATH"], "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1"})
+        assert (home / "verdicts").exists(), done.stderr
+        verdicts = json.loads((home / "verdicts").read_text())["verdicts"]
+    finally:
+        shutil.rmtree(home)
+    assert len(verdicts) >= 3
+    assert [each for each in verdicts if not each["recovered"] or each["errors"] or any(each["lost"].values())] == []
+
+
+def test_each_layer_comes_back_while_no_file_can_be_made(sandbox):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    with SmallLab() as lab:
+        judged_at(lab, "space")
 
 
 def test_nothing_is_left_behind(sandbox):

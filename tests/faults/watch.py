@@ -35,6 +35,8 @@ class Watch:
             self.samples.append(self._take())
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             pass  # a layer died meanwhile
+        except (PermissionError, psutil.AccessDenied):
+            pass  # layers show an ordinary user nothing (supervisor.lockdown): only root's campaign watches
 
     def _take(self) -> dict[str, float]:
         status = self._lab.status()

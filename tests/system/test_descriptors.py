@@ -142,3 +142,27 @@ def test_a_keeper_without_descriptors_tells_callers_and_still_restarts_layers(ne
     assert any(event["event"] == "starved" for event in stack.events())
     assert set(stack.incarnations()) >= set(LAYERS)
 
+
+
+def test_a_keeper_without_a_descriptor_replaces_every_layer_by_its_spare(new_stack) -> None:
+    """Not even /proc can be read, which only decides where a layer runs."""
+    stack = new_stack().up()
+    status = stack.status()
+    wait_for("every spare", lambda: len(stack.processes()) >= 2 * len(LAYERS) + 2)
+    former = resource.prlimit(status["keeper"], resource.RLIMIT_NOFILE)
+    # the number of a descriptor that it closes is not free, either
+    resource.prlimit(status["keeper"], resource.RLIMIT_NOFILE, (3, former[1]))
+    try:
+        for layer in LAYERS:
+            with stack.bound() as app:  # the keeper answers nobody
+                os.kill(status["layers"][layer]["pid"], 9)
+                for number in range(20):
+                    app.sendto(b"%d" % number, app.getsockname())
+                    assert app.recv(100) == b"%d" % number
+    finally:
+        resource.prlimit(status["keeper"], resource.RLIMIT_NOFILE, former)
+    wait_for("all layers", lambda: stack.serves(**dict.fromkeys(LAYERS, 2)))
+    told = stack.events()
+    assert sorted(event["layer"] for event in told if event["event"] == "serves" and event["incarnation"] == 2) == (
+        sorted(LAYERS))
+    assert not [event["detail"] for event in told if event["event"] == "trouble"]
