@@ -52,8 +52,9 @@ def echo(options: bytes) -> bytes:
 
 
 def asks(hardware: int, operation: int = 1) -> bytes:
-    return bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=PEER_MAC)
-                 / ARP(hwtype=hardware, op=operation, hwsrc=PEER_MAC, psrc=PEER, pdst=ME))
+    packet = bytearray(bytes(ARP(op=operation, hwsrc=PEER_MAC, psrc=PEER, pdst=ME)))
+    packet[:2] = hardware.to_bytes(2, "big")  # afterwards: scapy writes no MAC for hardware that it does not know
+    return bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=PEER_MAC, type=0x0806) / Raw(bytes(packet)))
 
 
 CASES = {
@@ -125,6 +126,12 @@ def linux() -> dict[str, list]:
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("hardware", "answered"), [(1, True), (6, True), (7, False)])
+def test_linux_answers_arp_of_hardware_types_1_and_6(linux: dict[str, list], hardware: int, answered: bool) -> None:
+    """RFC 1042 hosts say 6: that the cases below are what their names say."""
+    assert linux[f"ARP of hardware type {hardware}"][2] == answered
 
 
 @pytest.mark.parametrize("case", CASES)

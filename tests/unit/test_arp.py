@@ -172,6 +172,17 @@ def test_an_unknown_neighbour_is_asked_for_and_found(host):
     assert host.counted("resolved") == 1
 
 
+@pytest.mark.parametrize(("hardware", "known"), [(1, True), (6, True), (7, False)])
+def test_rfc1122_2_3_3_a_neighbour_with_the_hardware_type_of_rfc1042_is_found_and_answered(host, hardware, known):
+    """As Linux, arp_process: 1 (Ethernet) and 6 (IEEE 802)."""
+    def typed(packet):
+        return hardware.to_bytes(2, "big") + bytes(packet)[2:]
+
+    host.resolves(PEER)
+    assert host.hears(typed(reply(PEER_MAC, PEER))) == ([told()] if known else [])
+    assert len(host.hears(typed(request(OTHER_MAC, OTHER, OUR)))) == (2 if known else 0)  # the answer, and it is learnt
+
+
 def test_rfc1122_2_3_2_1_requests_are_a_second_apart_then_the_neighbour_is_unreachable(host):
     start = host.now
     assert len(host.resolves(PEER)) == 1
