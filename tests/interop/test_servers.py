@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -26,6 +27,23 @@ def test_curl_fetches_and_puts(world: World, files: Files, program, server: str)
     world.on_kernel(program("curl"), "-sSf", "-o", files.received, f"{url}/data", timeout_s=TRANSFER_S)
     assert files.same()
     world.on_kernel(program("curl"), "-sSf", "-T", files.sent, f"{url}/put", timeout_s=TRANSFER_S)
+    assert files.same(files.directory / "put")
+
+
+@pytest.mark.parametrize("server", ["http_server.py", "asgi_server.py"])
+def test_curl_fetches_and_puts_over_tls(world: World, files: Files, program, server: str) -> None:
+    certificate = files.directory / "certificate"
+    subprocess.run([program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-subj", "/CN=subject", "-addext", f"subjectAltName=IP:{world.subject_address}",
+                    "-keyout", files.directory / "key", "-out", certificate], check=True, capture_output=True)
+    with certificate.open("a") as file:
+        file.write((files.directory / "key").read_text())
+    serve(world, server, world.subject_address, PORT, files.directory, certificate)
+    curl = [program("curl"), "-sSf", "--cacert", certificate]
+    url = f"https://{world.subject_address}:{PORT}"
+    world.on_kernel(*curl, "-o", files.received, f"{url}/data", timeout_s=TRANSFER_S)
+    assert files.same()
+    world.on_kernel(*curl, "-T", files.sent, f"{url}/put", timeout_s=TRANSFER_S)
     assert files.same(files.directory / "put")
 
 

@@ -1,4 +1,7 @@
-"""asgi_server.py ADDRESS PORT DIRECTORY: uvicorn with an ASGI application that gives and takes files."""
+"""asgi_server.py ADDRESS PORT DIRECTORY [CERTIFICATE]: uvicorn with an ASGI application that gives and takes files.
+
+With a certificate (and its key in the same file) over TLS.
+"""
 
 import os
 import sys
@@ -39,4 +42,6 @@ class Announcing(uvicorn.Server):
         print("ready", flush=True)
 
 
-Announcing(uvicorn.Config(application, host=sys.argv[1], port=int(sys.argv[2]), log_level="warning", backlog=256)).run()
+tls = {"ssl_certfile": sys.argv[4]} if len(sys.argv) > 4 else {}
+Announcing(uvicorn.Config(application, host=sys.argv[1], port=int(sys.argv[2]), log_level="warning", backlog=256,
+                          **tls)).run()

@@ -1,8 +1,12 @@
-"""http_server.py ADDRESS PORT DIRECTORY: the standard library's threading server, GET and PUT of files."""
+"""http_server.py ADDRESS PORT DIRECTORY [CERTIFICATE]: the standard library's threading server, GET and PUT of files.
+
+With a certificate (and its key in the same file) over TLS.
+"""
 
 import http.server
 import os
 import shutil
+import ssl
 import sys
 
 
@@ -35,5 +39,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 os.chdir(sys.argv[3])
 with Server((sys.argv[1], int(sys.argv[2])), Handler) as server:
+    if len(sys.argv) > 4:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[4])
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     print("ready", flush=True)
     server.serve_forever()
