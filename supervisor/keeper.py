@@ -69,6 +69,7 @@ class Keeper:
         self._options = options
         self._held = held
         self._front = front
+        self._wire_trouble = ""
         self._run_dir_trouble = ""  # the reason why it could not be created again
         self._lost: set[str] = set()  # layers that must be restarted because of this
         self._due = self._next_check = self._next_run_dir_check = 0.0  # times of CLOCK_MONOTONIC
@@ -260,7 +261,8 @@ class Keeper:
         concerned are restarted. For an application whose inbox was removed the stack is gone (ENETDOWN).
         """
         gone = self._held.is_gone()
-        lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend())
+        port = self._mend_wire()
+        lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend()) | port
         if not lost:
             return
         try:
@@ -281,10 +283,23 @@ class Keeper:
             self._run_dir_trouble = trouble
             return
         what = "the run directory" if gone else f"what {', '.join(sorted(lost))} had in the run directory"
+        if lost == port:
+            what = "the socket of the port on the wire"
         self.events.add("run directory", detail=f"{what} was removed, and made anew")
         self._lost, self._run_dir_trouble = set(), ""
         for name in lost:
             self.renew(name)
+
+    def _mend_wire(self) -> set[str]:
+        """{"link"} if the port on the wire had lost its name."""
+        try:
+            return {"link"} if self._wire and self._wire.mend() else set()
+        except OSError as error:
+            trouble = f"the directory of the wire was removed and cannot be made anew: {error.strerror or error}"
+            if trouble != self._wire_trouble:
+                self._on_wire(trouble)
+            self._wire_trouble = trouble
+            return set()
 
     def _on_wire(self, detail: str) -> None:
         self.events.add("wire", detail=detail)

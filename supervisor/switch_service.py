@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from setproctitle import setproctitle
 
 from bus.runtime.peers import listener_pid
-from bus.wire import SWITCH_LOCK, SWITCH_SOCKET, port_name
+from bus.wire import SWITCH_COUNTERS, SWITCH_LOCK, SWITCH_SOCKET, port_name
 from supervisor import landlock, lockdown
 from supervisor.layer_process import sample, used_s
 from supervisor.policy import Watch
@@ -55,6 +55,7 @@ class Wire:
         self._switch = 0  # its pid; 0: unknown
         self._switch_fd = -1
         self._found = 0.0  # time when it was found
+        self._files: list[tuple[int, int] | None] = []  # its files at that time
         self._watch = Watch()
         self._next_start = 0.0
         self.listener, self.inbox = open_port(self._directory)
@@ -86,6 +87,34 @@ class Wire:
                     signal.pidfd_send_signal(self._switch_fd, signal.SIGKILL)
                 except ProcessLookupError:
                     pass  # another keeper killed it
+
+    def mend(self) -> bool:
+        """Notice that files of the wire were removed. True: the port has a new socket, and link must be restarted.
+
+        A switch that other stacks cannot find is killed, and the next one is found by all. OSError: no new socket.
+        """
+        if self._switch and self._present_files() != self._files:
+            self._report(f"files of the switch [{self._switch}] of '{self._name}' were removed: it is replaced")
+            self._files = self._present_files()  # reported once
+            with contextlib.suppress(ProcessLookupError):  # another keeper killed it
+                signal.pidfd_send_signal(self._switch_fd, signal.SIGKILL)
+        if os.path.lexists(self.inbox):
+            return False
+        again, _ = open_port(self._directory, self.inbox.name)
+        os.dup2(again.fileno(), self.listener.fileno(), inheritable=False)
+        again.close()
+        return True
+
+    def _present_files(self) -> list[tuple[int, int] | None]:
+        """What identifies the files of the switch; None: missing."""
+        found: list[tuple[int, int] | None] = []
+        for name in (SWITCH_SOCKET, SWITCH_LOCK, SWITCH_COUNTERS):
+            try:
+                status = os.stat(self._directory / name)
+                found.append((status.st_dev, status.st_ino))
+            except OSError:
+                found.append(None)
+        return found
 
     def show_switch(self) -> None:
         """Let link reach the switch in a new root directory."""
@@ -126,6 +155,7 @@ class Wire:
             os.close(self._switch_fd)
             return  # it has ended meanwhile
         self._switch = pid
+        self._files = self._present_files()
         self._found = time.monotonic()
         self._watch = Watch()
         self._selector.register(self._switch_fd, selectors.EVENT_READ, self._switch_ended)
@@ -177,14 +207,13 @@ class Wire:
             os._exit(0)
 
 
-def open_port(folder: Path) -> tuple[socket.socket, Path]:
-    """A socket that listens in the wire's directory, and its path.
+def open_port(folder: Path, name: str = "") -> tuple[socket.socket, Path]:
+    """A socket that listens in the wire's directory, and its path; without a name it is a new port.
 
     The socket gets its name after it listens, so a refused connection means that its process has ended. The last switch
     may remove the directory, or the temporary name, at any moment; then this is repeated.
     """
-    number = random.SystemRandom().getrandbits(PORT_NUMBER_BITS)
-    path = folder / port_name(number)
+    path = folder / (name or port_name(random.SystemRandom().getrandbits(PORT_NUMBER_BITS)))
     while True:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

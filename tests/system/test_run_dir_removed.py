@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from supervisor.control import claimed
 
+from .conftest import unique_name
 from .peers import LAYERS, PATIENCE_S, Stack, wait_for
 
 
@@ -84,6 +86,44 @@ def test_without_its_directory_a_stack_is_found_degraded_and_no_second_one_start
         assert os.listdir(stack.run_dir) == ["letter"]
         shutil.rmtree(stack.run_dir)
     wait_for("its end", lambda: not stack.processes())
+
+
+@pytest.mark.parametrize("removed", ["the directory", "switch.sock", "lock", "counters", "a port"])
+def test_a_wire_that_was_removed_joins_its_stacks_again(new_stack, removed: str) -> None:
+    wire, (first, second, third) = unique_name(), [new_stack() for _ in range(3)]
+    directory = first.run_dir.parent / ".wires" / wire
+    for stack in (first, second):
+        stack.up("--wire", wire)
+        wait_for("the switch", lambda: switch_of(stack))  # noqa: B023
+    ports = sorted(directory.glob("port-*.sock"))
+    if removed == "the directory":
+        shutil.rmtree(directory)
+    else:
+        (ports[0] if removed == "a port" else directory / removed).unlink()
+    wait_for("all files", lambda: all(path.exists() for path in (
+        *ports, *(directory / name for name in ("switch.sock", "lock", "counters")))))
+    wait_for("one switch", lambda: len({switch_of(stack) for stack in (first, second)}) == 1 and switch_of(first))
+    wait_for("a ping", lambda: pings(first, second))
+    third.up("--wire", wire)
+    for stack in (second, third):
+        wait_for("a ping", lambda: pings(first, stack))  # noqa: B023
+    os.kill(first.pids()["link"], signal.SIGKILL)  # its successor has the present socket
+    wait_for("a ping", lambda: pings(third, first))
+    wait_for("all layers", lambda: all(shown(stack)["state"] == "up" for stack in (first, second, third)))
+
+
+def shown(stack: Stack) -> dict:
+    """What status says, also while a layer restarts."""
+    return json.loads(stack.run("status", "--json", status=None).stdout)
+
+
+def switch_of(stack: Stack) -> int | None:
+    return shown(stack)["switch"]["pid"]
+
+
+def pings(stack: Stack, other: Stack) -> bool:
+    address = shown(other)["address"].partition("/")[0]
+    return stack.run("ping", "-c", 1, "-W", 1, address, status=None).returncode == 0
 
 
 def test_three_at_once_start_one_stack(new_stack) -> None:
