@@ -60,6 +60,7 @@ _WATCHED = (zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTE
             | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 # errnos of a handshake that failed by itself; any other is our refusal
 _WENT_BY_ITSELF = (errno.EPIPE, errno.ECONNRESET)
+LOOK_OCTETS = 1 << 22  # of messages received since the last look, after which the memory is looked at at once
 LOOK_S = 0.4  # between two looks at the memory, which cost as much as the rest of an idle turn
 STATM_OCTETS, DATA = 256, 5  # proc(5), /proc/PID/statm: pages of data are its sixth number
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event, value (a descriptor or an errno)
@@ -116,7 +117,8 @@ class Pull:
     pid = 0  # the messages of one `read` may come from several processes
 
     __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_looked_at", "_memory_max",
-                 "_monitor", "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_users")
+                 "_monitor", "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_unlooked",
+                 "_users")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[int], object]) -> None:
@@ -137,6 +139,7 @@ class Pull:
         self._memory_max = most * MEMORY_PART
         self._statm_fd = poller.statm_fd if most != resource.RLIM_INFINITY else -1
         self._looked_at = 0.0
+        self._unlooked = 0  # octets of messages received since the last look
         monitor = f"inproc://monitor-{listener_fd}"
         pull.monitor(monitor, _WATCHED)
         self._monitor = Socket(poller.context, int(zmq.PAIR))
@@ -175,6 +178,10 @@ class Pull:
                 os.eventfd_write(self._again_fd, 1)
         except zmq.Again:
             pass
+        if self._statm_fd >= 0:
+            self._unlooked += sum(map(len, messages))
+            if self._unlooked > LOOK_OCTETS:
+                self._look()
         return messages
 
     def _watch(self) -> None:
@@ -210,17 +217,23 @@ class Pull:
     def expire(self, now: float) -> None:
         """See `contract`: libzmq closes connections without a handshake itself (ZMQ_HANDSHAKE_IVL).
 
-        If there is little memory left, all connections of the process with the most are closed.
+        If there is little memory left, connections are closed: all of each process with more than CONNECTIONS_SPARED,
+        but only of the half with the most, which may suffice.
         """
-        if self._statm_fd < 0 or now < self._looked_at + LOOK_S:
-            return
-        self._looked_at = now
+        if self._statm_fd >= 0 and now >= self._looked_at + LOOK_S:
+            self._looked_at = now
+            self._look()
+
+    def _look(self) -> None:
+        """Close connections if there is little memory left."""
+        self._unlooked = 0
         os.lseek(self._statm_fd, 0, os.SEEK_SET)
         octets = int(os.read(self._statm_fd, STATM_OCTETS).split()[DATA]) * mmap.PAGESIZE
         if octets <= self._memory_max:
             return
-        pid, connections = Counter(self._connections.values()).most_common(1)[0]
-        if connections > CONNECTIONS_SPARED:
+        by_pid = Counter(self._connections.values())
+        greedy = [pid for pid, connections in by_pid.most_common() if connections > CONNECTIONS_SPARED]
+        for pid in greedy[: (len(greedy) + 1) // 2]:
             for descriptor in [each for each, owner in self._connections.items() if owner == pid]:
                 self._shut(descriptor)
 
