@@ -189,11 +189,24 @@ def leave_parent(path: Path) -> None:
 
 
 def clean_up(path: Path) -> None:
-    """Remove the files of a killed keeper, unless another keeper has the directory."""
+    """Remove the files of a killed keeper, unless another keeper has the directory.
+
+    The lock may be held a little longer than the keeper lives: a fork of it has the descriptor until it has closed what
+    it does not need, and ends with the keeper, but not in the same moment.
+    """
+    deadline = time.monotonic() + WAIT_S
     with contextlib.suppress(OSError):
-        held = _try(path, make=False)
-        if held is not None:
-            held.remove()
+        while True:
+            try:
+                held = _try(path, make=False)
+            except BlockingIOError:
+                held = None
+            if held is not None:
+                held.remove()
+                return
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.005)
 
 
 def _try(path: Path, make: bool = True) -> Held | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.control import Client, NotRunning, printable
-from supervisor.run_dir import LOCK, MARK, take
+from supervisor.run_dir import LOCK, MARK, clean_up, take
 from usernet.pipe.run_dir import Untrusted, check
 
 STRANGER = 65534
@@ -241,3 +241,23 @@ def test_a_keeper_with_too_many_callers_is_not_taken_for_missing(folder):
 
 def test_text_of_other_users_is_printed_escaped():
     assert printable("a\nb\x1b[2J\x07\x9bä") == "a\nb\\x1b[2J\\x07\\x9bä"
+
+
+def test_the_files_of_a_killed_keeper_are_removed_though_a_fork_of_it_still_has_the_lock(tmp_path):
+    """For as long as it takes to end."""
+    held = take(tmp_path / "stack")
+    (ours, theirs), fork = os.pipe(), os.fork()
+    if fork == 0:
+        os.close(theirs)
+        os.read(ours, 1)  # has the lock until it is told to end
+        os._exit(0)
+    os.close(held.lock_fd)
+    cleaner = threading.Thread(target=clean_up, args=(tmp_path / "stack",))
+    cleaner.start()
+    cleaner.join(0.05)
+    assert (tmp_path / "stack" / LOCK).exists()
+    os.close(theirs)
+    os.waitpid(fork, 0)
+    cleaner.join()
+    os.close(ours)
+    assert not (tmp_path / "stack").exists()
