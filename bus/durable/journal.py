@@ -201,6 +201,10 @@ class Journal:
             self._carried += 1
             self._carried_octets += need
 
+    def stored_octets(self, consumer: int) -> int:
+        """Octets of the stored frames for `consumer`."""
+        return self._stored_octets.get(consumer, 0)
+
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
         """The stored frames for `consumer` with a number above `after` and no gap up to its last one, oldest first;
         only the last `at_most` of them."""

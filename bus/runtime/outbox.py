@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from bus import messages
+from bus import messages, topology
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.runtime.backlog import Backlog, is_kept
@@ -241,6 +241,8 @@ class Outbox:
         RESUME is not sent yet: it would declare all earlier frames lost, and the consumer may need more than these.
         Meanwhile the consumer accepts frames that are in order.
         """
+        if self.consumer < topology.CLIENT_ID_MIN:
+            self._window.begin(self.sequence)
         self._say(HELLO, encode(fields))
         kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
         self._repeated_from = kept[0][0] if kept else self.sequence + 1
@@ -249,6 +251,8 @@ class Outbox:
     def answered(self, done: int, own_done: int) -> None:
         """The consumer has processed the frames up to `done`: repeat more if the repetition at the start began
         later."""
+        if self._window.reported:
+            self._window.report(done)
         first = self._repeated_from
         if first is None:
             return
@@ -268,6 +272,8 @@ class Outbox:
 
     def resume(self, after: int, done: int) -> None:
         """Answer a HELLO: repeat all stored frames after number `after`."""
+        if self._window.reported:
+            self._window.report(after)
         self.seal()
         self._frames.clear()  # the journal has all of them
         self._fresh.clear()

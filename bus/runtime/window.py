@@ -4,8 +4,8 @@ A frame that its consumer has not processed must still be in the producer's jour
 pipe itself holds cannot be seen (libzmq has two queues beside the kernel's), and a successor that is starting drops
 what reaches it early. So consumers of the stack report how far they are (PROCESSED, every REPORT_OCTETS), and a
 producer keeps data back, as behind a full pipe, while what it has under way to one consumer exceeds what the journal
-has left for all. A consumer that has never reported is not waited for: applications do not, nor do processes of a
-former version.
+has left for all. For a new process of the producer everything in its journal is under way, until the consumer answers
+its greeting. Applications do not report, and are not waited for.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ class Window:
             self._written += octets
             self._journal.room -= octets
             self._frames.append((sequence, self._written))
+
+    def begin(self, sequence: int) -> None:
+        """A new process: all that a former one wrote, up to this frame, may be under way."""
+        self.reported = True
+        octets = self._journal.stored_octets(self._consumer)
+        if octets:
+            self.add(sequence, octets)
 
     @property
     def closed(self) -> bool:
