@@ -89,10 +89,6 @@ SOCKET_CLOSE = 146  # handle (4 octets, little-endian)
 FORGET = 147  # an address whose entry is no longer valid; resolve it again
 NOTICES = 148  # MessagePack list of Notice: all that hold now
 MEMBERSHIP = 150  # MessagePack Membership: the desired multicast groups of a socket (idempotent)
-# Without a number of its own, as HELLO and RESUME (bus.runtime.window): the number of the last frame from the receiver
-# that the sender has processed, 8 octets, little-endian
-PROCESSED = 151
-PROCESSED_RECORD = Struct("<Q")
 RAW_WANTED = 149  # protocol numbers, one octet each: raw wants copies of their packets from now on
 
 CONTROL_KIND_MIN = 128
@@ -139,7 +135,6 @@ KIND_NAMES = {
     NOTICES: "NOTICES",
     MEMBERSHIP: "MEMBERSHIP",
     RAW_WANTED: "RAW_WANTED",
-    PROCESSED: "PROCESSED",
     STREAM: "STREAM",
     STREAM_HELD: "STREAM_HELD",
     READ: "READ",

@@ -6,13 +6,10 @@ finished) or when this layer restarts (the last few, which may never have left t
 they have seen by their sequence numbers. The journal is a ring: new frames overwrite the oldest, and the consumer
 counts a gap that results from this.
 
-Much traffic to one consumer must not remove frames that another still needs. So a frame that would be overwritten is
-written again instead (carried over) if its consumer has reported how far it is (`processed`) and has not processed the
-frame. Such frames together need at most half of the ring, because producers keep further data back
-(`bus.runtime.window`). Of a consumer that reports nothing, the frames are carried over if all of them need at most
-SHARE_OCTETS: at most CARRIES_MAX times, and while all carried frames need at most a part of the ring (CARRIED_PART).
-CARRIES_MAX rounds of the ring are the time in which a consumer that is behind, or a producer that died, has to come
-back.
+Much traffic to one consumer must not remove the few frames to another. So a frame that would be overwritten is written
+again instead (carried over) if all stored frames of its consumer need at most SHARE_OCTETS: at most CARRIES_MAX times,
+and while all carried frames together need at most a part of the ring (CARRIED_PART). CARRIES_MAX rounds of the ring are
+the time in which a consumer that is behind, or a producer that died, has to come back.
 
 A turn of the layer's loop is one transaction. Its frames are written, then a note of the frames that were its input,
 then one store of the head publishes all of it. So a crash at any moment leaves nothing of the turn, which is then
@@ -43,7 +40,6 @@ ENTRIES_MAX = 2048
 ENTRIES_AT_ONCE = 64  # if there are too many, this number of the oldest is removed
 SHARE_OCTETS = 1 << 14
 CARRIED_PART = 8  # an eighth
-NEEDED_PART = 2  # a half, for frames that are known to be needed
 CARRIES_MAX = 8
 _NOBODY = 0  # the consumer of an entry without a frame
 
@@ -62,7 +58,7 @@ class Journal:
     """
 
     __slots__ = ("_carried", "_carried_octets", "_end", "_entries", "_free", "_last", "_need_max", "_rescued", "_ring",
-                 "_size", "_stored_octets", "_took", "_words", "done", "processed", "room", "sent")
+                 "_size", "_stored_octets", "_took", "_words", "done", "sent")
 
     def __init__(self, store: layout.Memory) -> None:
         self._words = store.words
@@ -79,9 +75,6 @@ class Journal:
         self._free = 0  # up to this position no entry has to be removed
         self._last = 0  # offset of the newest entry
         self._took = False  # True if an entry of this turn contains its input already
-        self.processed: dict[int, int] = {}  # {consumer: number of the last frame that it has processed}, as reported
-        # octets of the ring, without what a turn needs, that are not under way to a consumer that reports
-        self.room = self._size - self._need_max
         # as found at the start, of the turns in the journal:
         self.done: dict[int, int] = {}  # {sender: number of its last frame}
         self.sent: dict[int, int] = {}  # {consumer: number of the last frame to it}
@@ -188,22 +181,14 @@ class Journal:
         if carries:
             self._carried -= 1
             self._carried_octets -= need
-        processed = self.processed.get(consumer)
-        if processed is None:
-            part, is_kept = CARRIED_PART, stored <= SHARE_OCTETS and carries < CARRIES_MAX and consumer != _NOBODY
-        else:
-            part, is_kept = NEEDED_PART, sequence > processed
-        if (is_kept and self._carried < ENTRIES_MAX // part
-                and self._carried_octets + need <= self._size // part):
+        if (stored <= SHARE_OCTETS and carries < CARRIES_MAX and consumer != _NOBODY
+                and self._carried < ENTRIES_MAX // CARRIED_PART
+                and self._carried_octets + need <= self._size // CARRIED_PART):
             body = position % self._size + _ENTRY_OCTETS
             frame = bytes(self._ring[body : body + length])
             self._rescued.append((consumer, sequence, frame, 0, 0, _MARK, carries + 1))
             self._carried += 1
             self._carried_octets += need
-
-    def stored_octets(self, consumer: int) -> int:
-        """Octets of the stored frames for `consumer`."""
-        return self._stored_octets.get(consumer, 0)
 
     def frames(self, consumer: int, after: int, at_most: int | None = None) -> list[tuple[int, bytes]]:
         """The stored frames for `consumer` with a number above `after` and no gap up to its last one, oldest first;

@@ -1,9 +1,8 @@
 """The backlog: records that wait behind a full pipe in the producer's memory, in order.
 
-Data is bounded, streams are merged. Four octets of a record name its flow: of a datagram from or to a socket, the
-handle of the socket; of a packet without options, its ports. When data has no room, the newest record of the flow with
-the most makes room for one of a flow that has less, so a socket that sends too much loses its own datagrams and not
-those of others.
+Data is bounded, streams are merged. The first octets of a record name its flow: of a datagram from or to a socket, the
+handle of the socket. When data has no room, the newest record of the flow with the most makes room for one of a flow
+that has less, so a socket that sends too much loses its own datagrams and not those of others.
 """
 
 from __future__ import annotations
@@ -11,21 +10,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from bus import messages
 from usernet.pipe.messages import CREDIT
 from usernet.pipe.streams import MERGES, handle_of, is_stream
 
 BACKLOG_OCTETS = 1 << 22  # of data
 ENTRY_OCTETS = 128  # of memory for a record that waits, beside its own octets
 FLOW_OCTETS = 4
-_IP_HEADER = 20
-FLOW_AT = {  # where the octets of the flow are, if not at the beginning: in a packet without options, the ports
-    messages.TRANSMIT: messages.TRANSMIT_HEAD.size, messages.TRANSMIT_HELD: messages.TRANSMIT_HEAD.size,
-    messages.PACKET: messages.PACKET_HEAD.size + _IP_HEADER,
-    messages.PACKET_HELD: messages.PACKET_HEAD.size + _IP_HEADER,
-    messages.PACKET_OUT: messages.PACKET_OUT_HEAD.size + _IP_HEADER,
-    messages.PACKET_OUT_HELD: messages.PACKET_OUT_HEAD.size + _IP_HEADER,
-}
 _Entry = list[Any]  # [kind, record]: a list, because a record may be replaced in place
 
 
@@ -33,12 +23,6 @@ def is_kept(kind: int) -> bool:
     """True for records that are never dropped here, because something else bounds them: streams, by credit, and
     questions for credit, of which there is one a socket and which a successor asks anew."""
     return is_stream(kind) or kind == CREDIT
-
-
-def flow_of(kind: int, record: bytes) -> bytes:
-    """The octets that name the flow of a data record."""
-    at = FLOW_AT.get(kind, 0)
-    return record[at : at + FLOW_OCTETS]
 
 
 class Pool:
@@ -73,7 +57,7 @@ class Backlog:
         had to make room."""
         before, pool, flows = self._data, self._pool, self._flows
         for record in records:
-            octets, flow = len(record) + ENTRY_OCTETS, flow_of(kind, record)
+            octets, flow = len(record) + ENTRY_OCTETS, record[:FLOW_OCTETS]
             while not self._has_room(octets):
                 if not self._make_room(flows.get(flow, 0) + octets):
                     break
@@ -92,10 +76,7 @@ class Backlog:
                 and self._octets + self._data * ENTRY_OCTETS + octets <= self._pool.free)
 
     def _make_room(self, octets: int) -> bool:
-        """Drop the newest record of the largest flow, if another one would still be smaller with `octets` of memory.
-
-        False: there is no such flow.
-        """
+        """Drop the newest record of the largest flow, if another one would still be smaller with `octets` of memory."""
         if self._largest not in self._flows and self._flows:
             self._largest = max(self._flows, key=self._flows.__getitem__)
         largest, entries = self._largest, self._entries
@@ -103,23 +84,15 @@ class Backlog:
             return False
         for place in range(len(entries) - 1, -1, -1):
             kind, record = entries[place]
-            if not is_kept(kind) and flow_of(kind, record) == largest:
+            if record[:FLOW_OCTETS] == largest and not is_kept(kind):
                 del entries[place]
-                self._leave(kind, record)
+                self._leave(record)
                 return True
         return False
 
-    def shrink(self, octets: int) -> int:
-        """Drop data, always of the flow that has the most, until at most so many octets are left; returns the number of
-        dropped records."""
-        before = self._data
-        while self._octets > octets and self._make_room(-1):
-            pass
-        return before - self._data
-
-    def _leave(self, kind: int, record: bytes) -> None:
+    def _leave(self, record: bytes) -> None:
         """A data record is not here any more."""
-        octets, flow = len(record) + ENTRY_OCTETS, flow_of(kind, record)
+        octets, flow = len(record) + ENTRY_OCTETS, record[:FLOW_OCTETS]
         self._data -= 1
         self._octets -= len(record)
         self._pool.free += octets
@@ -158,7 +131,7 @@ class Backlog:
         if is_kept(kind):
             return kind, records, 0
         for record in records:
-            self._leave(kind, record)
+            self._leave(record)
         return kind, records, len(records)
 
     def discard(self) -> int:

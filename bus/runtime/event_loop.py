@@ -26,7 +26,7 @@ from bus.messages import decode_notices
 from bus.runtime import sabotage
 from bus.runtime.clients import Clients
 from bus.runtime.device import Device, DeviceEnd
-from bus.runtime.inbox import COUNTED, NEVER, Inbox
+from bus.runtime.inbox import COUNTED, Inbox
 from bus.runtime.outbox import inherit
 from bus.runtime.pipes import Pipes
 from bus.runtime.poison import PoisonFilter
@@ -34,7 +34,6 @@ from bus.runtime.spawn import SpawnArguments
 from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
 from bus.runtime.turn import Turn
-from bus.runtime.window import FRAME_COST, REPORT_OCTETS
 from usernet.pipe.contract import Trust, open_poller
 from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, of_version, unpack_frame
 from usernet.pipe.messages import BYE, HELLO, RESUME
@@ -80,7 +79,6 @@ class EventLoop:
             self._device = DeviceEnd(device, durable, batches, spawned.held, spawned.windows)
             self._turn.flush = self._device.flush
         self._clients = Clients(core, config, self._pipes) if isinstance(core, ClientCore) else None
-        self._due: list[Inbox] = []  # their senders must be told how far this end is
         self._next_client_check = 0.0
         self._next_check_is_near = False
         self._suspect = PoisonFilter(durable, spawned.control)
@@ -166,8 +164,6 @@ class EventLoop:
             if self._clients is not None and (now >= self._next_client_check or self._clients.is_contested):
                 self._check_clients(self._clients, now)
             turn.end()
-            if self._due:
-                self._report()
             if most > 1 and takes_in:
                 # There is enough work for several processes. Layers further along should run first, so that more frames
                 # arrive at once, which costs less per frame: a tenth more echoes/s with 64 in flight, a sixth more with
@@ -242,9 +238,6 @@ class EventLoop:
         if verdict is not NEXT:
             counters[COUNTED[verdict]] += 1
             return
-        inbox.unreported += len(frame) + FRAME_COST
-        if inbox.unreported >= REPORT_OCTETS:
-            self._owe_report(inbox)
         if kind not in inbox.kinds:
             counters[C.bus_foreign] += 1
         elif kind == BYE:
@@ -278,9 +271,6 @@ class EventLoop:
             if runner is None and turn.taken and turn.journal.crowded:
                 turn.end()
             verdict = inbox.judge(incarnation, sequence)
-            inbox.unreported += len(frame) + FRAME_COST
-            if inbox.unreported >= REPORT_OCTETS:
-                self._owe_report(inbox)
             if verdict is not NEXT:
                 counters[COUNTED[verdict]] += 1
             elif runner is None:
@@ -391,17 +381,6 @@ class EventLoop:
             if sequence == 0:
                 self._unknown_sender(kind, records, frame[0], now)
 
-    def _owe_report(self, inbox: Inbox) -> None:
-        inbox.unreported = NEVER  # until it is told
-        self._due.append(inbox)
-
-    def _report(self) -> None:
-        """Tell senders how far this end is: the turn has ended."""
-        for inbox in self._due:
-            inbox.unreported = 0
-            self._outboxes[inbox.sender].report(inbox.done)
-        self._due.clear()
-
     def _greeted(self, inbox: Inbox, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
         if incarnation < inbox.incarnation:
             self._counters[C.bus_stale] += 1
@@ -418,9 +397,6 @@ class EventLoop:
                 self._dispatch(self._core.frames_lost(inbox.sender, now))
             elif is_lossy:
                 self._tell_all(inbox.sender, now)
-        elif (kind == messages.PROCESSED and inbox.sender < topology.CLIENT_ID_MIN and len(records) == 1
-                and len(records[0]) == messages.PROCESSED_RECORD.size):
-            self._outboxes[inbox.sender].reported(*messages.PROCESSED_RECORD.unpack(records[0]))
         else:
             self._counters[C.bus_malformed] += 1
 

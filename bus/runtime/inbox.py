@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from bus import topology
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from usernet.pipe.numbering import Incoming, Verdict
 
 COUNTER_MAX = (1 << 64) - 1
-NEVER = float("-inf")
 COUNTED = {Verdict.REPEATED: C.bus_repeated, Verdict.EARLY: C.bus_early, Verdict.STALE: C.bus_stale}
 
 
@@ -19,7 +17,7 @@ class Inbox(Incoming):
     turn and storing the cell.
     """
 
-    __slots__ = ("_cell", "_counters", "_words", "kinds", "pid", "sender", "unreported")
+    __slots__ = ("_cell", "_counters", "_words", "kinds", "pid", "sender")
 
     def __init__(self, sender: int, kinds: frozenset[int], durable: layout.Memory, done_cell: int,
                  journaled: int = 0, pid: int = 0) -> None:
@@ -27,8 +25,6 @@ class Inbox(Incoming):
         self.sender = sender
         self.kinds = kinds
         self.pid = pid  # the only process that may send; 0: any that may connect
-        # octets taken since the sender was told how far this end is (bus.runtime.window); NEVER: it is not told
-        self.unreported: float = 0 if 0 < sender < topology.CLIENT_ID_MIN else NEVER
         self._words = durable.words
         self._counters = durable.bus_counters
         self._cell = done_cell

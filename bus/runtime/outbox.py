@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from bus import messages, topology
+from bus import messages
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.runtime.backlog import Backlog, is_kept
 from bus.runtime.inbox import Inbox
 from bus.runtime.turn import Turn
-from bus.runtime.window import Window
 from usernet.pipe.contract import Push
 from usernet.pipe.frame import MAX_RECORDS, kind_of, pack_frame, with_incarnation
 from usernet.pipe.messages import HELLO, RESUME
@@ -60,7 +59,7 @@ class Outbox:
 
     __slots__ = ("_backlog", "_cell", "_counters", "_frames", "_fresh",
                  "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
-                 "_touched", "_window", "_words", "consumer", "sequence", "socket", "waits")
+                 "_touched", "_words", "consumer", "sequence", "socket", "waits")
 
     def __init__(self, socket: Push, sender: int, consumer: int, cell: int, turn: Turn,
                  backlog: Backlog | None = None) -> None:
@@ -80,7 +79,6 @@ class Outbox:
         self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published
         # Data and streams that wait behind those frames, to leave in larger frames.
         self._backlog = Backlog(BACKLOG_RECORDS) if backlog is None else backlog
-        self._window = Window(turn.journal, consumer)
         # first number of the repetition at the start, until the consumer answers
         self._repeated_from: int | None = None
         self._kind = 0
@@ -147,25 +145,19 @@ class Outbox:
     def _catch_up(self) -> None:
         """Send what has waited, as far as there is room."""
         self._drain()
-        while self._backlog and not self._frames and not self._window.closed:
+        while self._backlog and not self._frames:
             self._seal_backlog()
 
     def _seal_pack(self, kind: int, records: list[bytes]) -> None:
-        if not (self._frames or self._backlog or self._window.closed):
+        if not self._frames:
             self._seal_frame(kind, records)
         elif kind < messages.CONTROL_KIND_MIN or kind == messages.SOCKET_ERROR:
             kept = self._backlog.add_data(kind, records)
             self._wait(kept, len(records) - kept)
-            self.waits = True
         elif is_kept(kind):
             self._backlog.add_kept(kind, records)
-            self.waits = True
         else:
             # Control must not be lost with this process: it is written to the journal now, after everything that waits.
-            # Of the data that waits no more than half of what the journal has room for, so that it all stays there.
-            if self._backlog and self._window.reported:
-                dropped = self._backlog.shrink(self._journal.room // 2)
-                self._wait(-dropped, dropped)
             while self._backlog:
                 self._seal_backlog()
             self._seal_frame(kind, records)
@@ -177,14 +169,13 @@ class Outbox:
         time of an echo with libzmq's sockets, 4 % of its latency with direct pipes.
         """
         records = self._records
-        if self.waits or self._fresh or not records or not self.socket.open or self._window.closed:
+        if self.waits or self._fresh or not records or not self.socket.open:
             return False
         self._records = []
         self._octets = 0
         self.sequence = sequence = self.sequence + 1
         frame = pack_frame(self._kind, self._sender, self._incarnation, sequence, records)
         self._journal.write(self.consumer, sequence, frame, taken.sender, taken.done)
-        self._window.add(sequence, len(frame))
         self._journal.publish(())
         self._words[self._cell] = sequence
         if not self._send(frame):
@@ -217,7 +208,6 @@ class Outbox:
         self.sequence = sequence = self.sequence + 1
         frame = pack_frame(kind, self._sender, self._incarnation, sequence, records)
         self._journal.write(self.consumer, sequence, frame)
-        self._window.add(sequence, len(frame))
         self._fresh.append(frame)
 
     def _drain(self) -> None:
@@ -241,8 +231,6 @@ class Outbox:
         RESUME is not sent yet: it would declare all earlier frames lost, and the consumer may need more than these.
         Meanwhile the consumer accepts frames that are in order.
         """
-        if self.consumer < topology.CLIENT_ID_MIN:
-            self._window.begin(self.sequence)
         self._say(HELLO, encode(fields))
         kept = self._journal.frames(self.consumer, 0, REPEAT_AT_START)
         self._repeated_from = kept[0][0] if kept else self.sequence + 1
@@ -251,8 +239,6 @@ class Outbox:
     def answered(self, done: int, own_done: int) -> None:
         """The consumer has processed the frames up to `done`: repeat more if the repetition at the start began
         later."""
-        if self._window.reported:
-            self._window.report(done)
         first = self._repeated_from
         if first is None:
             return
@@ -262,18 +248,8 @@ class Outbox:
         self._repeated_from = None
         self._say(RESUME, encode(Resume(first=first, done=own_done)))
 
-    def report(self, done: int) -> None:
-        """Tell the consumer how far its own frames were processed."""
-        self._say(messages.PROCESSED, messages.PROCESSED_RECORD.pack(done))
-
-    def reported(self, processed: int) -> None:
-        """The consumer has processed the frames up to this number, so there may be room for more."""
-        self._window.report(processed)
-
     def resume(self, after: int, done: int) -> None:
         """Answer a HELLO: repeat all stored frames after number `after`."""
-        if self._window.reported:
-            self._window.report(after)
         self.seal()
         self._frames.clear()  # the journal has all of them
         self._fresh.clear()

@@ -233,34 +233,6 @@ def test_much_traffic_to_one_does_not_push_out_the_few_frames_to_others(durable:
         assert len(kept(reader, B)) > a_round // 2
 
 
-def test_what_a_consumer_has_not_processed_is_kept_however_much_passes_to_another(durable: Durable):
-    """If the consumer tells how far it is: for any time, and much more than a share."""
-    journal = Journal(durable.map())
-    journal.processed[A] = 3
-    for sequence in range(1, 24):
-        append(journal, A, sequence, bytes(20_000))
-    a_round = RING // (ENTRY + 1500)
-    for sequence in range(1, 3 * CARRIES_MAX * a_round):
-        append(journal, B, sequence, bytes(1500))
-    for reader in (journal, Journal(durable.map())):
-        assert kept(reader) == list(range(4, 24))
-        assert kept(reader, B)[-1] == 3 * CARRIES_MAX * a_round - 1
-    journal.processed[A] = 23
-    for sequence in range(3 * CARRIES_MAX * a_round, 3 * CARRIES_MAX * a_round + 2 * a_round):
-        append(journal, B, sequence, bytes(1500))
-    assert kept(journal) == []
-
-
-def test_more_than_half_of_the_ring_is_never_carried(durable: Durable):
-    journal = Journal(durable.map())
-    journal.processed |= {A: 0, B: 0}
-    for sequence in range(1, 400):
-        append(journal, A, sequence, bytes(20_000))
-        append(journal, B, sequence, b"few")
-    assert 0 < len(kept(journal)) * 20_000 <= RING
-    assert kept(journal)[-1] == kept(journal, B)[-1] == 399
-
-
 def test_frames_without_a_reader_are_not_carried_for_ever_and_take_no_more_than_their_part(durable: Durable):
     journal = Journal(durable.map())
     many = range(B + 1, B + 2001)

@@ -17,7 +17,7 @@ from bus.counters import PipeCounters as C
 from bus.durable import journal as journal_module
 from bus.durable import layout
 from bus.durable.journal import Journal
-from bus.runtime import backlog, inbox, outbox, window
+from bus.runtime import backlog, inbox, outbox
 from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.turn import Turn
@@ -28,7 +28,6 @@ from usernet.pipe.numbering import Verdict, decode_hello, decode_resume
 DATA, CONTROL = messages.PACKET, messages.RESOLVE
 KINDS = frozenset({DATA, CONTROL})
 NUMBER = struct.Struct("<I")
-CODE = (outbox, inbox, backlog, numbering, window, journal_module)  # a death may come at any line of it
 
 
 class Queue:
@@ -295,11 +294,9 @@ class End:
         outbox.inherit(self.memory)
         turn = Turn(self.memory)
         self.journal, self.touched = turn.journal, turn.touched
-        self.journal.room = 0  # only the least window is open
         journaled = self.journal.done.get(self.other, 0)
         self.inbox = Inbox(self.other, KINDS, self.memory, layout.DONE + self.other, journaled)
         self.outbox = Outbox(self.queue, self.number, self.other, layout.SENT + self.other, turn)
-        self.told = self.inbox.done
         self.alive = True
         self.outbox.greet({"done": self.inbox.done})
 
@@ -319,8 +316,6 @@ class End:
             if kind == messages.HELLO:
                 self.inbox.started(incarnation)
                 self.outbox.resume(decode_hello(records[0]).done, self.inbox.done)
-            elif kind == messages.PROCESSED:
-                self.outbox.reported(*messages.PROCESSED_RECORD.unpack(records[0]))
             else:
                 resume = decode_resume(records[0])
                 self.inbox.resumed(incarnation, resume.first)
@@ -344,9 +339,6 @@ class End:
             self.journal.publish([self.inbox])
             self.touched[:] = {each for each in self.touched if each.send()}
         self.inbox.commit()
-        if self.inbox.done > self.told:
-            self.told = self.inbox.done
-            self.outbox.report(self.told)
         self._settled()
 
     def done(self) -> int:
@@ -385,7 +377,7 @@ class TwoEnds(RuleBasedStateMachine):
             end.turn(streams, kinds)
             died = False
         else:
-            died = dies(line, CODE, lambda: end.turn(streams, kinds))
+            died = dies(line, (outbox, inbox, backlog, numbering, journal_module), lambda: end.turn(streams, kinds))
         put = range(before + 1, end.put + 1)
         if died:
             end.slack += len(put) + waiting
@@ -422,7 +414,7 @@ class TwoEnds(RuleBasedStateMachine):
         waiting = end.durable.map().words[layout.WAITING]
         if line is None:
             end.start()
-        elif dies(line, CODE, end.start):
+        elif dies(line, (outbox, inbox, backlog, numbering, journal_module), end.start):
             end.slack += waiting  # counted, and not yet cleared
             end.die()
 
@@ -469,7 +461,6 @@ class TwoEnds(RuleBasedStateMachine):
 def test_control_arrives_once_and_in_order_and_data_is_accounted_for_over_any_crash(monkeypatch):
     for name, value in {"REPEAT_AT_START": 3, "BACKLOG_RECORDS": 8, "PACK_RECORDS": 3}.items():
         monkeypatch.setattr(outbox, name, value)
-    monkeypatch.setattr(window, "WINDOW_MIN_OCTETS", 2 * window.FRAME_COST)  # closed with three frames under way
     run_state_machine_as_test(TwoEnds, settings=settings(max_examples=200, stateful_step_count=40, deadline=None))
 
 
@@ -579,83 +570,6 @@ def test_foreign_frames_do_not_confuse_the_repetition(durable):
     successor.outbox.greet({"done": 0})
     successor.ends_turn()
     assert successor.queue.frames[1] == pack_frame(DATA, topology.IP, 9, 1, [b"x"])
-
-
-@pytest.mark.parametrize(("kind", "head"), [
-    (messages.TRANSMIT, messages.TRANSMIT_HEAD.size), (messages.PACKET, messages.PACKET_HEAD.size + 20),
-    (messages.PACKET_OUT, messages.PACKET_OUT_HEAD.size + 20), (messages.SEND, 0)])
-def test_behind_a_full_pipe_a_flow_with_much_makes_room_for_one_with_little(durable, kind, head):
-    """Told apart by the handle of the socket, or by the ports of the packet."""
-    producer = Producer(durable, room=0)
-    much, little = bytes(head) + b"\0\1\0\2" + bytes(100), bytes(head) + b"\0\3\0\4"
-    for _ in range(2 * outbox.BACKLOG_RECORDS):
-        producer.puts(kind, much)
-        producer.ends_turn()
-    producer.puts(kind, *[little] * 50)
-    producer.ends_turn()
-    producer.queue.room = 1000
-    producer.ends_turn()
-    assert sum(record == little for _, _, records in parsed(producer.queue) for record in records) == 50
-
-
-def test_what_is_under_way_is_what_the_journal_keeps_until_the_consumer_has_processed_it(durable):
-    """However much is put, and however much the pipe would take: the consumer may be a successor that drops it."""
-    producer, large = Producer(durable, room=1 << 20), bytes(60_000)
-    producer.outbox.reported(0)
-    for number in range(100):
-        producer.puts(DATA, NUMBER.pack(number) + large)
-        assert producer.ends_turn() == (number > 6)  # 384 KiB, half of what the journal has for all
-    assert len(producer.queue.frames) == 7
-    assert [sequence for sequence, _ in producer.journal.frames(topology.UDP, 0)] == list(range(1, 8))
-    for _ in range(100):
-        producer.outbox.reported(producer.outbox.sequence)
-        producer.ends_turn()
-    sent = [NUMBER.unpack_from(record)[0] for _, _, records in parsed(producer.queue) for record in records]
-    assert sent == sorted(sent)
-    assert len(sent) + producer.counted("bus_pipe_full") == 100
-    assert not producer.outbox.waits
-
-
-def test_consumers_that_report_share_the_journal_and_none_is_shut_out_by_the_others(durable):
-    turn = Turn(durable.map())
-    outboxes = [Outbox(Queue(1 << 20), topology.IP, number, layout.SENT + number, turn) for number in range(1, 8)]
-    for each in outboxes:
-        each.reported(0)
-    for _ in range(20):
-        for each in outboxes:
-            each.enqueue(DATA, bytes(60_000))
-        turn.end()
-    for each in outboxes:
-        assert window.WINDOW_MIN_OCTETS <= len(each.socket.frames) * 60_000 < layout.JOURNAL_OCTETS // 4
-    (first, *_) = outboxes
-    for _ in range(3):
-        before = len(first.socket.frames)
-        first.reported(first.sequence)
-        turn.end()
-        assert len(first.socket.frames) > before
-
-
-def test_a_consumer_that_never_reports_is_not_waited_for(durable):
-    producer = Producer(durable, room=1 << 20)
-    for _ in range(100):
-        producer.puts(DATA, bytes(60_000))
-        assert not producer.ends_turn()
-    assert len(producer.queue.frames) == 100
-
-
-def test_control_behind_a_closed_window_leaves_room_in_the_journal(durable):
-    """It takes the data that waits before it into the journal: half of the room, the rest is dropped and counted."""
-    producer = Producer(durable, room=1 << 20)
-    producer.outbox.reported(0)
-    for number in range(60):
-        producer.puts(DATA, NUMBER.pack(number) + bytes(60_000))
-        producer.ends_turn()
-        producer.puts(CONTROL, NUMBER.pack(number))
-        producer.ends_turn()
-    assert sum(kind == CONTROL for kind, _, _ in parsed(producer.queue)) == 60
-    assert producer.counted("bus_pipe_full") > 40
-    kept = [sequence for sequence, _ in producer.journal.frames(topology.UDP, 0)]
-    assert kept == list(range(1, producer.outbox.sequence + 1))
 
 
 def test_errors_about_datagrams_behind_a_full_pipe_are_bounded_and_counted_as_data_is(durable):
