@@ -259,6 +259,7 @@ class StreamBehaviour(StreamOpening):
         box = self._taken()
         if as_int(how) not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
+        self._connection.look()
         if not (box.established or box.listening) or box.over:
             raise os_error(errno.ENOTCONN)
         if how != _std.SHUT_WR:
