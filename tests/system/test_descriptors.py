@@ -121,6 +121,8 @@ def test_a_keeper_without_descriptors_tells_callers_and_still_restarts_layers(ne
     stack = new_stack().up()
     status = stack.status()
     keeper = status["keeper"]
+    # each has descriptors in the keeper, some of them only until its code is loaded
+    wait_for("every spare", lambda: len(stack.processes()) >= 2 * len(LAYERS) + 2)
     held = {int(name) for name in os.listdir(f"/proc/{keeper}/fd")}
     former = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
     resource.prlimit(keeper, resource.RLIMIT_NOFILE, (max(held) + 1, former[1]))

@@ -152,7 +152,7 @@ def test_rate_of_datagrams_and_of_a_transfer_as_by_tbf(plain):
     with ours(plain, "--rate", "2mbit"):
         mine, my_transfer = spaced(), transferred(plain, 400_000)[0]
     for took in (mine, theirs):
-        assert took >= 59 * 10_000 / 2e6 - 0.001
+        assert took >= 59 * 10_000 / 2e6 - 0.005  # the first of them may have been read late
     for took in (my_transfer, their_transfer):
         assert took >= 0.95 * 400_000 * 8 / 2e6
     assert my_transfer <= 1.5 * their_transfer + 1  # it is the rate that takes the time, in both
