@@ -200,7 +200,8 @@ def test_a_layer_that_is_killed_during_the_boot_is_replaced(sandbox, layer, late
         victim.kill()
         assert boot.wait(60) == 0, boot.stderr.read()
         boot.stderr.close()
-        assert {each["state"] for each in lab.status()["layers"].values()} == {"up"}
+        # the boot may have been faster than the kill
+        wait_for("all layers", lambda: {each["state"] for each in lab.status()["layers"].values()} == {"up"})
         assert lab.status()["layers"][layer]["pid"] != victim.pid
         lab.down()
         assert not lab.run_dir.exists()
