@@ -25,7 +25,6 @@ SETTINGS = {
     "net.ipv4.tcp_syn_retries": Setting("syncnt", 1, 127),
     "net.ipv4.tcp_fin_timeout": Setting("linger2", 1, 120),
 }
-_YES = {"timestamps": 1, "window_scaling": 1, "sack": 1}  # the value that sets the field to true
 
 
 def parsed(given: Iterable[str]) -> dict[str, int]:
@@ -45,5 +44,5 @@ def parsed(given: Iterable[str]) -> dict[str, int]:
 
 def stream_defaults(values: Mapping[str, int]) -> dict[str, int | bool]:
     """The fields of a new stream socket that these settings determine."""
-    return {field: value == _YES[field] if field in _YES else value
-            for field, value in ((SETTINGS[name].field, value) for name, value in values.items())}
+    return {setting.field: bool(value) if setting.highest == 1 else value
+            for setting, value in ((SETTINGS[name], value) for name, value in values.items())}

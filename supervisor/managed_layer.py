@@ -262,7 +262,7 @@ class ManagedLayer:
             due = service.next_time
         process = self.processes.get(Role.PROCESS)
         if process is not None:
-            beat = max(self.resources.words.beat[0], process.started)
+            beat = max(self.resources.beat, process.started)
             if process.watch.suspicious(now, beat, used_s(process.pid)) and service.state in (State.STARTING, State.UP):
                 self._judge(process, beat, now)
             due = beat + SUSPECT_AFTER_S if due is None else min(due, beat + SUSPECT_AFTER_S)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import chain
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bus.durable.arena import IDLE_S, Arena
 from bus.durable.held import STREAM_ARENA, Held
@@ -29,9 +29,6 @@ from layers.tcp.connection import Connection
 from layers.tcp.ring import Ring
 from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, RINGS_AT, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
-
-if TYPE_CHECKING:
-    pass
 
 LAYOUT = b"3"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash

@@ -26,7 +26,7 @@ NOT_ECT, ECT_1, ECT_0, CE = range(4)  # the ECN field of a packet: RFC 3168 sect
 REQUESTS = {1: ECE | CWR, 3: AE | CWR | ECE, 4: ECE | CWR}
 ACCURATE = (3, 4, 5)
 ACE = AE | CWR | ECE
-ACE_START = 5  # RFC 9768 section 3.2.1: the counters' initial value, of which no flag is zero for long by accident
+ACE_START = 5  # RFC 9768 section 3.2.1: the counters' initial value, not 0, so that cleared flags are noticed
 # Section 3.1.2, table 2, and section 3.2.2.1, table 3: ACE in a SYN-ACK or in the ACK of one, by the field of what it
 # answers
 HANDSHAKE = {NOT_ECT: 0b010, ECT_1: 0b011, ECT_0: 0b100, CE: 0b110}
