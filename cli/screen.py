@@ -126,7 +126,8 @@ def _layers(snapshot: Snapshot, view: View, width: int) -> Table:
 
 def _pipes(snapshot: Snapshot, view: View, lines: int, width: int) -> Table:
     """The pipes, in as many columns as fit."""
-    pipes = [pipe for pipe in snapshot.pipes if pipe.records or pipe.impaired] or snapshot.pipes
+    pipes = [pipe for pipe in snapshot.pipes
+             if pipe.records or pipe.impaired or pipe.drops or pipe.waiting] or snapshot.pipes
     if view.sort == "drops":
         pipes = sorted(pipes, key=lambda pipe: -pipe.drops)
     elif view.sort == "rate":

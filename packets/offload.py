@@ -26,8 +26,10 @@ def complete(segment: bytes, at: int) -> bytes:
     """A segment with the partial checksum at octet `at` completed. Unchanged if it has no such octet."""
     if len(segment) < at + 2:
         return segment
-    # RFC 768: a checksum of zero is sent as all ones, which is the same number
-    return segment[:at] + (checksum(segment) or 0xFFFF).to_bytes(2, "big") + segment[at + 2 :]
+    value = checksum(segment)
+    if not value and at == udp.CHECKSUM_AT:
+        value = 0xFFFF  # RFC 768: zero is sent as all ones, which is the same number; zero itself means none
+    return segment[:at] + value.to_bytes(2, "big") + segment[at + 2 :]
 
 
 def completed(packet: bytes, protocol: int) -> bytes:

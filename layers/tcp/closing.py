@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layers.tcp import acknowledgment, history
+from layers.tcp import acknowledgment, history, output
 from layers.tcp.connection import (
     CLOSE_WAIT,
     CLOSED,
@@ -68,13 +68,16 @@ def orphaned(engine: Engine, conn: Connection, read: int) -> None:
 
 
 def abort(engine: Engine, conn: Connection, told: int = 0) -> None:
-    """ABORT (RFC 9293 section 3.10.5): send <SEQ=SND.NXT><CTL=RST> and delete the connection."""
+    """ABORT (RFC 9293 section 3.10.5): send <SEQ=SND.NXT><CTL=RST> and delete the connection.
+
+    Where the peer's window ends before it, at that end: see `output.acceptable`.
+    """
     if (conn.state in SYNCHRONIZED and conn.state != TIME_WAIT) or conn.state == SYN_RECEIVED:
         engine.counters[C.resets_sent] += 1
         engine.history.note(engine.now, conn, history.ABORTED)
         if conn.state in (ESTABLISHED, CLOSE_WAIT):
             engine.counters[C.established_resets] += 1
-        engine.transmit(conn, conn.snd_nxt, RST | ACK, 0, b"", b"", 0)
+        engine.transmit(conn, output.acceptable(conn), RST | ACK, 0, b"", b"", 0)
     abandon(engine, conn, told)
 
 

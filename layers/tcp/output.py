@@ -79,8 +79,19 @@ def send_syn(engine: Engine, conn: Connection) -> None:
 
 
 def acknowledge(engine: Engine, conn: Connection) -> None:
-    """A segment without text, at SND.NXT, with ACK."""
-    emit(engine, conn, conn.snd_nxt, conn.snd_nxt, ACK)
+    """A segment without text, with ACK, at a number that the peer accepts."""
+    number = acceptable(conn)
+    emit(engine, conn, number, number, ACK)
+
+
+def acceptable(conn: Connection) -> int:
+    """SND.NXT, or the end of the peer's window where that is before it: after a probe, or if the window has shrunk.
+
+    The peer drops a segment outside its window together with its ACK, so two ends that both wait for room would wait
+    for ever. RFC 9293 section 3.8.6 asks a sender to withstand such a peer (MUST-34) and leaves the number open. One
+    that is too small brings an ACK that says so; one that is too large brings nothing new.
+    """
+    return min(conn.snd_nxt, conn.snd_una + conn.snd_window) if conn.snd_una else conn.snd_nxt
 
 
 def _options(engine: Engine, conn: Connection) -> bytes:

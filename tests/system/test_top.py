@@ -130,7 +130,7 @@ def test_queues_and_drops_of_each_pipe(new_stack):
     (titles,) = (line.split() for line in shown if line.startswith("pipe"))
     assert titles[:5] == ["pipe", "/s", "Mbit/s", "queue", "drops"]
     first = shown[shown.index(next(line for line in shown if line.startswith("pipe"))) + 1].split()
-    assert first[0] == "device:link"
+    assert first[0] == "device:link", "\n".join(shown)
     lost = stack.counters("link")["bus_impaired_lost"]
     assert lost >= 1
     assert float(first[4]) == lost

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .peers import KERNEL, PATIENCE_S, Stack
+from .peers import KERNEL, PATIENCE_S, Stack, wait_for
 from .test_watching import capturing, fields
 
 pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]
@@ -80,8 +80,11 @@ def test_why_tells_much_of_one_kind_in_two_lines(stack):
         port = transfer(stack)
     finally:
         stack.run("impair", "--clear")
-    said = stack.run("why", f"{KERNEL}:{port}").stdout.splitlines()
-    events = stack.run("why", f"{KERNEL}:{port}", "--json").stdout.splitlines()
+    connection = f"{KERNEL}:{port}"
+    ended = re.compile("TIME-WAIT begins|CLOSING and LAST-ACK")
+    wait_for("the end of the connection", lambda: ended.search(stack.run("why", connection).stdout))
+    said = stack.run("why", connection).stdout.splitlines()
+    events = stack.run("why", connection, "--json").stdout.splitlines()
     more = [int(line.split()[2]) for line in said if line.startswith("  ... and ")]
     assert more
     assert len(said) - 1 - len(more) + sum(more) == len(events)

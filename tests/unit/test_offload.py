@@ -125,6 +125,12 @@ def test_rfc768_a_sum_of_zero_becomes_all_ones():
     assert offload.completed(partial(whole), 17) == whole
 
 
+def test_a_sum_of_zero_stays_zero_in_a_tcp_segment():
+    whole = segment(segment(bytes(2))[36:38])
+    assert whole[36:38] == bytes(2)
+    assert offload.completed(partial(whole), 6) == whole
+
+
 @settings(deadline=None)
 @given(SIZES)
 def test_a_super_packet_is_cut_into_what_its_sender_would_have_sent(sizes):

@@ -128,6 +128,27 @@ def test_must_34_shld_16_a_window_that_shrinks_keeps_back_what_is_beyond_and_los
     assert received == 5001
 
 
+def test_must_34_an_ack_is_inside_a_window_that_has_shrunk_or_was_probed():
+    peer = Peer()
+    handle = peer.connects(window=5000)
+    peer.write(handle, b"s" * 5000)
+    peer.hears()
+    peer.says(".", 1, 1001, window=0)
+    peer.passes(1)
+    peer.hears()
+    peer.says(".", 1, 1001, b"d" * 3000, window=0)
+    assert peer.hears() == [". 1001(0) ack 3001"]  # at 5001, a peer would drop it together with its ACK
+    peer.host.close(handle)  # with octets that nobody has read: a reset
+    assert peer.hears() == ["R. 1001(0) ack 3001"]
+
+
+def test_a_reset_before_any_window_is_known_is_at_the_number_after_the_syn():
+    peer = Peer().listens()
+    peer.says("S", 0, window=0, options=Options(mss=1000))
+    peer.host.close(5)
+    assert peer.hears()[-1] == "R. 1(0) ack 1"
+
+
 def test_must_40_58_an_ack_is_delayed_by_less_than_half_a_second_and_every_second_segment_is_answered():
     peer = Peer()
     handle = peer.connects()
