@@ -161,7 +161,7 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         if conn.state == SYN_RECEIVED and flags & SYN:
             reset.challenge(engine, conn)
             return
-        reset.out_of_window(engine, conn, length > 0)
+        reset.out_of_window(engine, conn, arrival.segment, length > 0)
         return
     conn.last_heard = engine.now
     conn.keepalive_probes = 0
@@ -227,7 +227,7 @@ def _timely(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> boo
         length = arrival.segment.length
         if length and seq < conn.rcv_nxt:
             reassembly.duplicate(conn, seq, seq + length)
-        reset.out_of_window(engine, conn, length > 0)
+        reset.out_of_window(engine, conn, arrival.segment, length > 0)
         return False
     return True
 

@@ -316,9 +316,9 @@ class Engine:
         output.send_syn(self, conn)
         self.touch(conn)
 
-    def acknowledge(self, conn: Connection) -> None:
-        """Send an ACK now."""
-        output.acknowledge(self, conn)
+    def acknowledge(self, conn: Connection, expected: int = 0) -> None:
+        """Send an ACK now; `expected` as in `output.acknowledge`."""
+        output.acknowledge(self, conn, expected)
         self.touch(conn)
 
     def transmit(self, conn: Connection, number: int, flags: int, window: int, options: bytes, payload: bytes,

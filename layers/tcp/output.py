@@ -78,9 +78,11 @@ def send_syn(engine: Engine, conn: Connection) -> None:
     engine.timers.schedule(conn)
 
 
-def acknowledge(engine: Engine, conn: Connection) -> None:
-    """A segment without text, with ACK, at a number that the peer accepts."""
+def acknowledge(engine: Engine, conn: Connection, expected: int = 0) -> None:
+    """A segment without text, with ACK, at a number that the peer accepts; `expected`: what it last said it expects."""
     number = acceptable(conn)
+    if number < expected <= conn.snd_nxt:
+        number = expected
     emit(engine, conn, number, number, ACK)
 
 
@@ -88,8 +90,7 @@ def acceptable(conn: Connection) -> int:
     """SND.NXT, or the end of the peer's window where that is before it: after a probe, or if the window has shrunk.
 
     The peer drops a segment outside its window together with its ACK, so two ends that both wait for room would wait
-    for ever. RFC 9293 section 3.8.6 asks a sender to withstand such a peer (MUST-34) and leaves the number open. One
-    that is too small brings an ACK that says so; one that is too large brings nothing new.
+    for ever. RFC 9293 section 3.8.6 asks a sender to withstand such a peer (MUST-34) and leaves the number open.
     """
     return min(conn.snd_nxt, conn.snd_una + conn.snd_window) if conn.snd_una else conn.snd_nxt
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from layers.tcp import history
 from layers.tcp.connection import CLOSED, Connection, Ends
 from layers.tcp.counters import Counters as C
+from layers.tcp.sequence import from_wire
 from packets.tcp import ACK, FIN, RST, SYN, Segment
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def challenge(engine: Engine, conn: Connection) -> None:
         engine.counters[C.reset_limited] += 1
 
 
-def out_of_window(engine: Engine, conn: Connection, has_text: bool) -> None:
-    """RFC 9293 section 3.10.7.4: an unacceptable segment is answered by an ACK.
+def out_of_window(engine: Engine, conn: Connection, segment: Segment, has_text: bool) -> None:
+    """RFC 9293 section 3.10.7.4: an unacceptable segment is answered by an ACK, at the number that its ACK expects.
 
     A segment without text is not answered if another was in the last half second, because two ends that disagree would
     answer each other for ever. A segment with text always is, because it may be a retransmission whose sender waits for
@@ -91,4 +92,4 @@ def out_of_window(engine: Engine, conn: Connection, has_text: bool) -> None:
             engine.counters[C.reset_limited] += 1
             return
         conn.challenge_at = engine.now
-    engine.acknowledge(conn)
+    engine.acknowledge(conn, from_wire(conn.iss, segment.acknowledgment, conn.snd_una) if segment.flags & ACK else 0)

@@ -53,3 +53,24 @@ def test_the_stream_in_is_the_stream_out(seed, loss, repeat, jitter, delay, ther
     world.run(4000)
     assert not a.engine.lookup.connections
     assert not b.engine.lookup.connections
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0, 0.02, 0.1]), delay=st.sampled_from([0.0001, 0.02]),
+       pause=st.sampled_from([0.3, 3, 20]), portion=st.sampled_from([1, 3000, 100_000]), a_options=OPTIONS,
+       b_options=OPTIONS)
+def test_two_ends_that_both_wait_for_room_go_on_when_either_reads(seed, loss, delay, pause, portion, a_options,
+                                                                  b_options):
+    """Both windows close, both ends probe, and what says that there is room may be lost."""
+    world, a, b, left, right = pair(delay, hostile(seed, loss, 0, 0, delay), a_options=a_options, b_options=b_options)
+    rng = random.Random(seed)
+    a.write(left, octets(200_000), end=True)
+    b.write(right, octets(200_000, 3), end=True)
+    for _ in range(30):  # slow readers
+        world.run(rng.random() * pause, reading=False)
+        for host, handle in rng.sample([(a, left), (b, right)], rng.randint(0, 2)):
+            host.take(handle, portion)
+    began = world.now
+    assert world.run(600, lambda: a.applications[left].ended and b.applications[right].ended), world.now - began
+    assert bytes(b.applications[right].received) == octets(200_000)
+    assert bytes(a.applications[left].received) == octets(200_000, 3)

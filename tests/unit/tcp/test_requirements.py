@@ -142,6 +142,18 @@ def test_must_34_an_ack_is_inside_a_window_that_has_shrunk_or_was_probed():
     assert peer.hears() == ["R. 1001(0) ack 3001"]
 
 
+def test_must_34_an_ack_that_answers_is_where_the_peer_expects_it_though_its_window_was_not_known_to_be_open():
+    peer = Peer()
+    handle = peer.connects(window=1000)
+    peer.write(handle, b"s" * 2000)
+    peer.says(".", 1, 1001, window=0)
+    peer.says(".", 1, 1001, b"d" * 1000, window=0)
+    peer.passes(1)
+    assert ". 1001(1) ack 1001" in peer.hears()  # the probe; the peer has room now and takes it, its ACK is lost
+    peer.says(".", 1, 1002, b"d" * 1000)  # again, and outside our window by now
+    assert peer.hears() == [". 1002(0) ack 1001"]
+
+
 def test_a_reset_before_any_window_is_known_is_at_the_number_after_the_syn():
     peer = Peer().listens()
     peer.says("S", 0, window=0, options=Options(mss=1000))
