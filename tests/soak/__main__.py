@@ -30,6 +30,7 @@ def sample(lab: Lab) -> dict[str, float]:
     found: dict[str, float] = {f"{name} kB": pss_kib(pid) for name, pid in pids.items()}
     found["keeper kB"] = pss_kib(status["keeper"])
     found["all kB"] = sum(found.values())
+    found["anonymous kB"] = sum(anonymous_kib(pid) for pid in (status["keeper"], *pids.values()))
     processes = [psutil.Process(pid) for pid in (status["keeper"], *pids.values())]
     found["descriptors "] = sum(process.num_fds() for process in processes)
     found["threads "] = sum(process.num_threads() for process in processes)
@@ -43,6 +44,18 @@ def pss_kib(pid: int) -> int:
     """Proportional set size (proc(5), smaps_rollup)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
+
+
+def anonymous_kib(pid: int) -> int:
+    """What a process has allocated (RssAnon, proc_pid_status(5)): also pages that it still shares with the keeper.
+
+    The proportional set size grows when such a page becomes the layer's own, and when other programs that had the same
+    libraries end. This does not: it grows only by what is not given back.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
             return int(line.split()[1])
     return 0
 
