@@ -134,7 +134,7 @@ def test_rfc5227_2_1_the_address_serves_at_once_and_is_probed_and_announced_besi
         next_frame(cable, arp_of(stack, op=1, psrc=STACK, pdst=STACK, hwdst=ZERO))
     settled(stack)
     stack.run("sabotage", "arp", "kill")
-    wait_for("arp's return", lambda: stack.incarnations()["arp"] == 2 and stack.status()["state"] == "up")
+    wait_for("arp's return", lambda: stack.serves(arp=2))
     counters = stack.counters("arp")
     assert (counters["probes_sent"], counters["announcements_sent"], counters["defences_sent"]) == (3, 2, 0)
     assert stack.status()["conflicts"] == []
@@ -182,7 +182,7 @@ def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: St
     assert (event["layer"], event["detail"]) == ("arp", f"{RIVAL} claims the stack's address {STACK}")
 
     own.run("sabotage", "arp", "kill")  # what is reported, and the time of the defence, outlive the process
-    wait_for("arp's return", lambda: own.incarnations()["arp"] == 2 and own.status()["state"] == "up")
+    wait_for("arp's return", lambda: own.serves(arp=2))
     with own.kernel.packet() as cable:
         cable.send(claim(OTHER_RIVAL))
         wait_for("the claim", lambda: own.counters("arp")["conflict"] == CLAIMS + 1)
@@ -232,10 +232,10 @@ def test_a_permanent_neighbour_is_used_unasked_and_survives_arp(own: Stack) -> N
 
     sends_there(b"before")
     own.run("sabotage", "arp", "kill")
-    wait_for("arp's return", lambda: own.incarnations()["arp"] == 2 and own.status()["state"] == "up")
+    wait_for("arp's return", lambda: own.serves(arp=2))
     assert neighbors(own)[ABSENT] == [ABSENT_MAC, "permanent", "-"]
     own.run("sabotage", "ip", "kill")  # and ip is told again
-    wait_for("ip's return", lambda: own.incarnations()["ip"] == 2 and own.status()["state"] == "up")
+    wait_for("ip's return", lambda: own.serves(ip=2))
     sends_there(b"after")
     own.run("neighbor", "flush")
     assert list(neighbors(own)) == [ABSENT]

@@ -141,7 +141,7 @@ def test_queues_and_drops_of_each_pipe(new_stack):
             peer.sendto(b"x", (STACK, 9))
     wait_for("udp", lambda: stack.pids()["udp"] != stopped and stack.serves())
     os.kill(stack.pids()["udp"], 0)
-    assert stack.status()["layers"]["ip"]["pipes"].get("5", [0])[0] == 0  # nothing waits any more
+    wait_for("that nothing waits any more", lambda: not stack.ask()["ip"]["pipes"].get("5", [0])[0])
 
 
 def test_without_colour(new_stack):
