@@ -131,7 +131,7 @@ class Traffic:
         """A datagram for several processes: it goes to the one that has waited longest, else it waits."""
         if sharing.readers:
             client = next(iter(sharing.readers))
-            del sharing.readers[client]
+            sharing.handed_to(client, (kind, record, cost))
             self.counters[Counters.delivered] += 1
             sends.append((client, kind, record))
         elif entry.outstanding and entry.outstanding + cost > entry.limit:

@@ -159,16 +159,32 @@ class Pending(NamedTuple):
     of_ip: bool = False
 
 
+Waiting = tuple[int, bytes, int]  # a datagram: kind and octets of the record, octets of receive buffer
+HANDED_MAX = 16  # a process has as many datagrams ahead as it has threads that wait
+
+
 class Sharing:
     """What waits at a socket with several owners, and which of them wait."""
 
-    __slots__ = ("connections", "datagrams", "readers", "resets")
+    __slots__ = ("connections", "datagrams", "handed", "readers", "resets")
 
     def __init__(self) -> None:
-        self.datagrams: deque[tuple[int, bytes, int]] = deque()  # (kind, record, octets of receive buffer)
+        self.datagrams: deque[Waiting] = deque()
+        self.handed: dict[int, deque[Waiting]] = {}  # by client: what its program has not taken, the last HANDED_MAX
         self.connections: deque[int] = deque()  # of a listener: handles
         self.resets: dict[int, bytes] = {}  # STREAM_RESET of connections among them
         self.readers: dict[int, None] = {}  # clients that wait, the first one first
+
+    def handed_to(self, client: int, datagram: Waiting) -> None:
+        """A datagram leaves for a client that waits. If that ends before its program has it, another one gets it."""
+        del self.readers[client]
+        self.handed.setdefault(client, deque(maxlen=HANDED_MAX)).append(datagram)
+
+    def taken(self, client: int) -> None:
+        """The program of `client` has the datagram that came first."""
+        waiting = self.handed.get(client)
+        if waiting:
+            waiting.popleft()
 
 
 class Entry:

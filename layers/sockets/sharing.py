@@ -25,8 +25,8 @@ from usernet.pipe.messages import (
     SHARED_RECORD,
     SHARED_RETURNED,
     SHARED_TAKEN,
-    WANT_ACCEPTED,
     WANT_RECORD,
+    WANT_TAKEN,
     WANT_WAITS,
 )
 
@@ -82,7 +82,7 @@ class SharedSockets:
         return [_shared(former, entry, SHARED_TAKEN), _shared(client, entry, SHARED_RETURNED), resuming(entry.handle)]
 
     def want(self, client: int, records: list[bytes]) -> list[Send]:
-        """WANT records: a process reads, waits, waits no longer, or has accepted a connection."""
+        """WANT records: a process reads, waits, waits no longer, or its program has what it got."""
         sends: list[Send] = []
         for record in records:
             handle, flags = WANT_RECORD.unpack(record) if len(record) == WANT_RECORD.size else (0, 0)
@@ -90,11 +90,15 @@ class SharedSockets:
             if entry is None:
                 self.counters[Counters.want_foreign] += 1
                 continue
-            if flags & WANT_ACCEPTED:
+            sharing = entry.sharing
+            if flags & WANT_TAKEN:
                 if entry.client == client and entry.socket.offered:
                     self._listeners.claim(entry)
-                continue
-            sharing = entry.sharing
+                elif sharing is not None:
+                    sharing.taken(client)
+                flags &= ~WANT_TAKEN
+                if not flags:
+                    continue
             if sharing is None:
                 continue  # the only owner: everything is on its way to it
             sharing.readers.pop(client, None)
@@ -104,14 +108,18 @@ class SharedSockets:
             if sharing.connections:
                 sends += self._listeners.hand_out(entry)
             elif sharing.datagrams:
-                kind, waiting, cost = sharing.datagrams.popleft()
-                entry.outstanding -= cost
-                del sharing.readers[client]
-                self.counters[Counters.delivered] += 1
-                sends.append((client, kind, waiting))
+                sends.append(self._give(entry, sharing, client))
             if not flags & WANT_WAITS:
                 sharing.readers.pop(client, None)
         return sends
+
+    def _give(self, entry: Entry, sharing: Sharing, client: int) -> Send:
+        """The first datagram that waits is for `client`."""
+        datagram = kind, record, cost = sharing.datagrams.popleft()
+        entry.outstanding -= cost
+        sharing.handed_to(client, datagram)
+        self.counters[Counters.delivered] += 1
+        return client, kind, record
 
     # -- the end of an owner ------------------------------------------------------------------------------------------
 
@@ -131,6 +139,11 @@ class SharedSockets:
             self._table.change(entry, replace(entry.socket, sharers=tuple(each for each in sharers if each != client)))
         self._table.leave(entry, client)
         sends: list[Send] = []
+        for datagram in reversed(sharing.handed.pop(client, ())):  # its program has not had them
+            sharing.datagrams.appendleft(datagram)
+            entry.outstanding += datagram[2]
+        while sharing.datagrams and sharing.readers:
+            sends.append(self._give(entry, sharing, next(iter(sharing.readers))))
         if not entry.socket.sharers:
             sends += self._unshare(entry, sharing)
         sends += self._announce(entry, SHARED_RETURNED if heir and entry.is_connection else 0)

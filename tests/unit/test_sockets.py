@@ -25,7 +25,7 @@ from layers.sockets.table import HANDLES_RESERVED
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from usernet.pipe import streams
-from usernet.pipe.messages import WANT, WANT_ACCEPTED, WANT_RECORD, WANT_WAITS
+from usernet.pipe.messages import WANT, WANT_RECORD, WANT_TAKEN, WANT_WAITS
 from usernet.pipe.streams import (
     ACCEPT_RECORD,
     ACCEPTED_HEADER,
@@ -34,7 +34,7 @@ from usernet.pipe.streams import (
     TCP_HANDLE_MIN,
 )
 
-ALICE, BOB = topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 2
+ALICE, BOB, CAROL = (topology.CLIENT_ID_MIN + number for number in (1, 2, 3))
 CONFIG = StackConfig(name="test", run_dir="", address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6))
 
 
@@ -568,13 +568,40 @@ def test_a_connection_to_a_shared_listener_belongs_to_a_process_once_it_is_accep
     assert closed == {listener, CHILD}
 
 
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_what_a_program_has_not_taken_is_for_the_other_owners_when_it_ends(bench, taken):
+    handle = bench.bound(7)
+    bench.ask("share", BOB, owner=ALICE, handles=[handle])
+    bench.ask("share", CAROL, owner=ALICE, handles=[handle])
+    records = [datagram(handle, octets) for octets in (b"1", b"2", b"3")]
+    for record in records[:2]:
+        bench.give(BOB, WANT, WANT_RECORD.pack(handle, WANT_WAITS))
+        assert bench.give(topology.UDP, messages.DATAGRAM, record) == [(BOB, messages.DATAGRAM, record)]
+    for _ in range(taken):
+        assert bench.give(BOB, WANT, WANT_RECORD.pack(handle, WANT_TAKEN)) == []
+    bench.give(topology.UDP, messages.DATAGRAM, records[2])  # waits
+    bench.out = []
+    bench.settle(bench.core.client_left(BOB, 0.0))
+    left = []
+    while got := [record for to, kind, record in bench.give(
+            CAROL, WANT, WANT_RECORD.pack(handle, WANT_WAITS | (WANT_TAKEN if left else 0)))
+            if (to, kind) == (CAROL, messages.DATAGRAM)]:
+        left += got
+    assert left == records[taken:]
+    bench.give(topology.UDP, messages.DATAGRAM, records[0])  # for Carol, who waits and does not take it
+    bench.out = []
+    bench.settle(bench.core.client_left(CAROL, 0.0))
+    assert [send for send in bench.out if send[1] == messages.DATAGRAM] == [
+        (ALICE, messages.DATAGRAM, records[0])]  # the last one, which need not ask
+
+
 def test_an_accepted_connection_ends_with_its_process(bench):
     listener = listening(bench)
     bench.ask("share", BOB, owner=ALICE, handles=[listener])
     bench.give(BOB, WANT, WANT_RECORD.pack(listener, WANT_WAITS))
     assert (BOB, messages.ACCEPTED, accepted(listener, 1, CHILD)) in bench.give(
         topology.TCP, messages.ACCEPTED, accepted(listener, 1, CHILD))
-    bench.give(BOB, WANT, WANT_RECORD.pack(CHILD, WANT_ACCEPTED))
+    bench.give(BOB, WANT, WANT_RECORD.pack(CHILD, WANT_TAKEN))
     bench.crash()
     bench.out = []
     bench.settle(bench.core.client_left(BOB, 0.0))

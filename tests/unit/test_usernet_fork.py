@@ -210,6 +210,31 @@ def test_a_killed_child_leaves_the_socket_to_its_parent(service):
         assert data == b"two"
 
 
+@pytest.mark.parametrize("takes", [False, True])
+def test_a_datagram_is_for_another_process_unless_the_one_that_got_it_has_read_it_before_its_end(service, takes):
+    with udp() as shared, udp() as other:
+        got, told = os.pipe()
+
+        def get_one() -> None:
+            shared.fileno()  # so it asks for a datagram
+            os.write(told, b".")
+            assert select.select([shared], [], [], PATIENCE_S)[0]
+            assert not takes or shared.recv(10) == b"one"
+            os.write(told, b".")
+            signal.pause()
+
+        pid = child(get_one)
+        assert os.read(got, 1) == b"."
+        other.sendto(b"one", shared.getsockname())
+        assert os.read(got, 1) == b"."
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if not takes:
+            assert shared.recv(10) == b"one"
+        other.sendto(b"two", shared.getsockname())
+        assert shared.recv(10) == b"two"
+
+
 def test_a_restart_of_the_service_while_a_socket_is_shared(service):
     with udp() as shared, udp() as other:
         def work() -> None:

@@ -108,6 +108,8 @@ class Arrivals:
             return []
         became_shared = owners > 1 and not box.shared
         box.shared = owners > 1
+        if became_shared:
+            box.before_shared = len(box.items)
         if isinstance(box, StreamDescription) and not box.listening:
             if state == SHARED_TAKEN:
                 box.error = errno.EBUSY

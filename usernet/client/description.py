@@ -25,7 +25,7 @@ class Description(Mailbox):
     """See the module's docstring."""
 
     __slots__ = (
-        "ancillary", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
+        "ancillary", "before_shared", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
         "header_included", "keep_errors", "keepalive", "linger", "local", "low_water", "oob_inline", "options_octets",
         "owners", "peer", "receive_timeout", "segment_octets", "send_timeout", "shared", "shut_for_writing", "specific",
         "stale", "waiters",
@@ -66,6 +66,7 @@ class Description(Mailbox):
         self.oob_inline = False  # SO_OOBINLINE
         self.low_water = 1  # SO_RCVLOWAT, octets; without effect on datagrams, as on Linux
         self.shared = False  # several processes own it (usernet.client.sharing)
+        self.before_shared = 0  # so many of the queued datagrams came before that: they are this process's alone
         self.waiters: set[int] = set()  # threads that wait for a datagram or a connection
         self.set_buffer(receive_buffer)
 

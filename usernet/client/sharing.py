@@ -16,7 +16,7 @@ from typing import Any
 from usernet.client.connection import Connection
 from usernet.client.description import Description
 from usernet.client.streams import StreamDescription
-from usernet.pipe.messages import WANT, WANT_ACCEPTED, WANT_NOW, WANT_RECORD, WANT_WAITS
+from usernet.pipe.messages import WANT, WANT_NOW, WANT_RECORD, WANT_TAKEN, WANT_WAITS
 from usernet.pipe.streams import READ
 
 FORK_S = 5.0  # fork waits at most this long in the parent for the child
@@ -187,8 +187,21 @@ class Waiting:
             box.waiters.discard(self._me)
 
 
+def taken(connection: Connection, box: Description, count: int) -> None:
+    """The program has `count` datagrams of a shared socket: no other process gets them if this one ends.
+
+    If nothing is left, ask for more for threads or descriptors that wait.
+    """
+    before = min(box.before_shared, count)
+    box.before_shared -= before
+    flags = [WANT_TAKEN] * (count - before)
+    if not box.items and (box.waiters or box.descriptors):
+        flags.append(WANT_WAITS | (flags.pop() if flags else 0))
+    connection.send_all([(WANT, WANT_RECORD.pack(box.handle, each)) for each in flags])
+
+
 def want_next(connection: Connection, box: Description) -> None:
-    """Something was taken from a shared socket and nothing is left: ask for more if a thread or a descriptor waits."""
+    """Nothing is left of a shared socket: ask for more if a thread or a descriptor waits."""
     if box.waiters or box.descriptors:
         _want(connection, box, WANT_WAITS)
 
@@ -196,4 +209,4 @@ def want_next(connection: Connection, box: Description) -> None:
 def claim(connection: Connection, box: StreamDescription) -> None:
     """accept returns a connection to a shared listener: until now it would have gone to another process at our end."""
     box.unclaimed = False
-    _want(connection, box, WANT_ACCEPTED)
+    _want(connection, box, WANT_TAKEN)

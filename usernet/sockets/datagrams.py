@@ -19,7 +19,7 @@ from typing import Any
 from usernet.client.connection import Connection
 from usernet.client.description import DESTINATIONS_MAX, Description
 from usernet.client.readiness import Descriptor
-from usernet.client.sharing import Waiting, want_next
+from usernet.client.sharing import Waiting, taken
 from usernet.client.stack import Stack
 from usernet.errors import os_error, would_block
 from usernet.pipe.messages import (
@@ -324,8 +324,8 @@ class Datagrams:
                 self._connection.credit(box)
             if box.descriptors and not items:
                 self._connection.readers.taken_from(box)
-            if box.shared and not items:
-                want_next(self._connection, box)
+            if box.shared:
+                taken(self._connection, box, 1)
         return record
 
     def _wait(self, box: Description, timeout: float | None) -> None:
@@ -358,6 +358,8 @@ class Datagrams:
             if box.consumed >= box.credit_due:
                 self._connection.credit(box)
             self._connection.readers.taken_from(box)
+            if box.shared:
+                taken(self._connection, box, len(records) - 1)
         end = _HEADER + bufsize
         return [(record[_HEADER:end], _sender(record)) for record in records]  # type: ignore[misc]
 
