@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import select
 import signal
+import stat
 import sys
 import time
 from collections import deque
@@ -48,9 +50,18 @@ def run(given: argparse.Namespace) -> int:
         layers = client.request("status")["layers"]
         if given.layer not in layers:
             raise UsageError(f"record: no layer {given.layer!r}; the layers are {', '.join(layers)}")
-        with open(path, "wb", buffering=0) as out:
+        with open(path, "wb", buffering=0, opener=_private) as out:
             file = LastOnes(out, ring_octets) if ring_octets else Everything(out)
             return _write(client, given.layer, file, path, given.seconds or float("inf"))
+
+
+def _private(path: str, flags: int) -> int:
+    """Open the file for its owner only: a recording contains packets, and the keys of the layer's random numbers."""
+    descriptor = os.open(path, flags, 0o600)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        os.fchmod(descriptor, 0o600)  # it may have existed
+    return descriptor
 
 
 def _octets(text: str) -> int:

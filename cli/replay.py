@@ -10,7 +10,6 @@ import argparse
 import bdb
 import importlib
 import pdb
-import random
 import shutil
 import sys
 import traceback
@@ -22,6 +21,7 @@ import msgspec
 
 from bus import messages, topology
 from bus.runtime.crash_log import LENGTH, MAGIC
+from bus.runtime.keyed_random import KeyedRandom
 from bus.runtime.recorder import Start
 from cli.numbers import whole
 from supervisor.options import UsageError
@@ -94,6 +94,8 @@ def read(path: Path) -> list[Run]:
     """The runs of a recording, at least one. OSError. ValueError: not a recording, or a damaged or an empty one."""
     octets = path.read_bytes()
     if not octets.startswith(MAGIC):
+        if octets.startswith(MAGIC[: -len(b"2\n")]):
+            raise ValueError(f"{path}: a recording of another version of usernet")
         raise ValueError(f"{path}: not a recording")
     try:
         runs = _runs(_entries(octets))
@@ -161,7 +163,7 @@ def replay(run: Run, break_at: int | None = None,
     else:
         make = getattr(importlib.import_module(module), name)
         more = [_stream_memory(run)] if run.memory else []
-        core = make(config, state, counters, random.Random(run.start.seed), *more)
+        core = make(config, state, counters, KeyedRandom(run.start.seed), *more)
     for call in run.calls:
         begins(call)
         if call.number == break_at:

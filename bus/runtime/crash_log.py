@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-MAGIC = b"usernet recording 1\n"  # the beginning of a file; entries follow, each after its length
+MAGIC = b"usernet recording 2\n"  # the beginning of a file; entries follow, each after its length
 LENGTH = Struct("<I")
 _HEAD = Struct("<QQ")  # number of the half (0: empty), valid octets after this head
 

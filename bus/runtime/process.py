@@ -20,6 +20,7 @@ from bus.layer import Core, CounterWords, HoldingCore, State
 from bus.runtime.crash_log import CrashLog
 from bus.runtime.device import Device
 from bus.runtime.event_loop import EventLoop
+from bus.runtime.keyed_random import KEY_OCTETS, KeyedRandom
 from bus.runtime.recorder import Origin, Start, recorded
 from bus.runtime.ring import RECORDING, RingWriter
 from bus.runtime.spawn import SpawnArguments as SpawnArguments
@@ -86,10 +87,10 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     state = KeyValueLog(durable)
     taps_asked = decode_requests(asked)
     is_recorded = spawned.config.record_crashes or any(each.record for each in taps_asked.captures)
-    seed, found = os.urandom(32), list(state.items()) if is_recorded else []
-    # SystemRandom uses the kernel's random numbers, because ports, identification numbers and so on must not be
-    # predictable (RFC 6056, RFC 7739). A recorded layer uses a seed instead, so that it can be replayed.
-    rng = random.Random(seed) if is_recorded else random.SystemRandom()
+    seed, found = os.urandom(KEY_OCTETS), list(state.items()) if is_recorded else []
+    # Ports, identification numbers and so on must not be predictable (RFC 6056, RFC 7739): they come from the kernel. A
+    # recorded layer, which is to be replayed, draws from a generator with a key from there.
+    rng = KeyedRandom(seed) if is_recorded else random.SystemRandom()
     spawned.held = held = Holdings(spawned.shared_fds, durable.bus_counters)
     spawned.refers = not is_recorded
     core = make_core(spawned.config, state, durable.counters, rng)

@@ -1,10 +1,10 @@
 """The recorder: records the initial state of a core, each call and its result, so that `replay` can repeat them.
 
 Since a core is pure, this is sufficient. A recording begins with a process: it contains the durable state, the
-configuration and the seed of the random numbers. So that the beginning of a long recording can be dropped, it contains
-*checkpoints*: the core itself, pickled between two calls. Two things take the entries: a ring whose reader writes them
-to a file (`launcher.py record`), and the crash log, which keeps the last ones (`bus.runtime.crash_log`). Entries are
-msgpack:
+configuration and the key of the random numbers (`bus.runtime.keyed_random`). So that the beginning of a long recording
+can be dropped, it contains *checkpoints*: the core itself, pickled between two calls. Two things take the entries: a
+ring whose reader writes them to a file (`launcher.py record`), and the crash log, which keeps the last ones
+(`bus.runtime.crash_log`). Entries are msgpack:
 
    ["start", Start]   ["state", items]   ["memory", number, at, octets] (bus.durable.stream_memory.Piece)
    ["call", name, arguments]   ["result", returned value, next_wake]
@@ -35,7 +35,6 @@ _PICKLED_TOO = {("builtins", "getattr"), ("builtins", "set"), ("builtins", "froz
                 ("builtins", "range"), ("builtins", "slice"), ("msgspec._utils", "rebuild"),
                 ("collections", "deque"), ("collections", "OrderedDict"),
                 ("collections", "defaultdict"), ("collections", "Counter"), ("itertools", "count"),
-                ("random", "Random"),
                 ("functools", "partial"), ("ipaddress", "IPv4Address"), ("ipaddress", "IPv4Network"),
                 ("ipaddress", "IPv4Interface")}
 
@@ -55,7 +54,7 @@ class Start(msgspec.Struct):
     incarnation: int
     make: str
     config: bytes  # bus.config as JSON
-    seed: bytes
+    seed: bytes  # the key of the random numbers
     offload: bool
     counters: list[int] = []  # the layer's own, in their order
 

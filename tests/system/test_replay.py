@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -14,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from bus.runtime.keyed_random import KeyedRandom
+from cli.replay import read
+from layers.common.ports import SHARE_NOT, Claim, Ports
 
 from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, received, wait_for
 
@@ -97,6 +102,21 @@ def test_a_layers_core_does_the_same_again(stack, tmp_path, layer):
     assert "all results as recorded" in done.stdout
     calls = int(done.stdout.split(" calls:")[0].split()[-1])
     assert calls >= 3
+
+
+def test_the_numbers_of_a_recorded_layer_cannot_be_guessed_from_others(stack, tmp_path):
+    """They are those of the keyed generator, and its key is only in the recording, which is its owner's alone."""
+    path = tmp_path / "udp.rec"
+    path.touch(0o644)
+    with recording(stack, "udp", path), contextlib.ExitStack() as apps:
+        ports = [apps.enter_context(stack.bound()).getsockname()[1] for _ in range(20)]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (run,) = read(path)
+    drawn = Ports(KeyedRandom(run.start.seed))
+    for holder, port in enumerate(ports):
+        assert drawn.choose(holder, b"") == port
+        drawn.hold(holder, Claim(b"", port, SHARE_NOT))
+    assert "all results as recorded" in stack.run("replay", path).stdout
 
 
 def test_tcp_does_the_same_again_from_the_middle_of_transfers(stack, tmp_path):
@@ -338,7 +358,9 @@ def test_files_that_are_no_recording(stack, recorded, tmp_path):
     whole = recorded.read_bytes()
     start = 24 + int.from_bytes(whole[20:24], "little")  # the length of the first entry, and the entry
     for name, octets, reason in (
-            ("other", b"something", "not a recording"), ("none", None, "No such file or directory"),
+            ("other", b"something", "not a recording"),
+            ("old", b"usernet recording 1\n" + whole[20:], "a recording of another version"),
+            ("none", None, "No such file or directory"),
             ("empty", whole[:20], "the recording is empty"), ("begun", whole[:30], "the recording is empty"),
             ("spoilt", whole[:20] + (9).to_bytes(4, "little") + bytes(9), "the recording is damaged: "),
             ("headless", whole[:20] + whole[start:], "the recording is damaged: ")):
