@@ -11,6 +11,10 @@ again instead (carried over) if all stored frames of its consumer need at most S
 and while all carried frames together need at most a part of the ring (CARRIED_PART). CARRIES_MAX rounds of the ring are
 the time in which a consumer that is behind, or a producer that died, has to come back.
 
+The ring is as long as what may be under way in pipes full of the longest frames (`layout.JOURNAL_OCTETS`). With small
+frames it begins again at its start once it has ENTRIES_MAX frames and `layout.LAP_OCTETS`, and gives the memory of the
+rest back. So what is kept is always as much as that, and as much as the ring holds if frames are long.
+
 A turn of the layer's loop is one transaction. Its frames are written, then a note of the frames that were its input,
 then one store of the head publishes all of it. So a crash at any moment leaves nothing of the turn, which is then
 repeated from its input, or all of it, and its input counts as done. Nothing is lost and nothing is sent twice.
@@ -57,14 +61,17 @@ class Journal:
     Positions count all octets ever written; the place in the ring is the remainder.
     """
 
-    __slots__ = ("_carried", "_carried_octets", "_end", "_entries", "_free", "_last", "_need_max", "_rescued", "_ring",
-                 "_size", "_stored_octets", "_took", "_words", "done", "sent")
+    __slots__ = ("_carried", "_carried_octets", "_end", "_entries", "_free", "_lap", "_last", "_need_max", "_release",
+                 "_rescued", "_ring", "_size", "_stored_octets", "_took", "_used", "_words", "done", "sent")
 
     def __init__(self, store: layout.Memory) -> None:
         self._words = store.words
         self._ring = store.journal
         self._size = len(store.journal)
+        self._lap = store.lap_octets
         self._need_max = self._size // 4
+        self._release = store.release_journal
+        self._used = self._size  # octets of the ring that have memory, at most
         # (position, length, consumer, sequence number, times it was carried over)
         self._entries: deque[tuple[int, int, int, int, int]] = deque()
         self._stored_octets: defaultdict[int, int] = defaultdict(int)  # {consumer: octets of its entries}
@@ -160,15 +167,23 @@ class Journal:
     def _make_room(self, need: int) -> int:
         """The position for an entry of this many octets; removes the oldest entries."""
         size, entries, end = self._size, self._entries, self._end
-        room = size - end % size
-        start = end if need <= room else end + room  # a frame is contiguous
+        offset = end % size
+        room = size - offset
         keep = ENTRIES_MAX if len(entries) < ENTRIES_MAX else ENTRIES_MAX - ENTRIES_AT_ONCE
+        laps = need > room or (offset >= self._lap and len(entries) >= keep and entries[-keep][0] >= end - offset)
+        start = end + room if laps else end  # a frame is contiguous
         while entries and (len(entries) > keep or entries[0][0] + size < start + need):
             self._remove_oldest()
         self._words[layout.JOURNAL_TAIL] = oldest = entries[0][0] if entries else start
-        if start != end and room >= _ENTRY_OCTETS:
-            _pack_entry(self._ring, end % size, _WRAP_MARK, 0, 0, 0, 0, 0)
-        self._free = min(oldest + size, start - start % size + size)
+        if laps:
+            if room >= _ENTRY_OCTETS:
+                _pack_entry(self._ring, offset, _WRAP_MARK, 0, 0, 0, 0, 0)
+            if self._used > 2 * offset:  # what is stored now is before it
+                self._release(offset + _ENTRY_OCTETS)
+                self._used = offset
+            self._used = max(self._used, offset)
+            offset = 0
+        self._free = min(oldest + size, start - offset + (self._lap if offset < self._lap else size))
         return start
 
     def _remove_oldest(self) -> None:

@@ -63,16 +63,16 @@ POISON = 16  # + n: digests of records set aside; the oldest is overwritten firs
 POISON_MAX = 16
 WRITTEN_SHIFT = 16  # the number of that frame is shifted by this; below it is the number of its written records
 
-JOURNAL_OCTETS = 1 << 20
-# Of a layer that streams pass: what applications and peers send while its neighbour is away. Closes and other control
-# follow the octets in the same journal, so these must not push them out.
-STREAMS_JOURNAL_OCTETS = 1 << 23
+# For what is under way to two neighbours in pipes full of the longest frames, and for what applications and peers send
+# on streams while a neighbour is away. Closes and other control follow the octets in the same journal.
+JOURNAL_OCTETS = 1 << 23
+LAP_OCTETS = 1 << 20  # of the journal, which are enough for small frames, if no streams pass the layer
 SCRATCH_OCTETS = 1 << 17
 STORE_ARENA_OCTETS = 1 << 26  # of address space; a page uses memory only after it is written
 
 _WORDS_OCTETS = 8 * WORDS
 _JOURNAL_AT = _WORDS_OCTETS
-_SCRATCH_AT = _JOURNAL_AT + STREAMS_JOURNAL_OCTETS
+_SCRATCH_AT = _JOURNAL_AT + JOURNAL_OCTETS
 _STORE_AT = _SCRATCH_AT + SCRATCH_OCTETS
 _TAPS_AT = _STORE_AT + 2 * STORE_ARENA_OCTETS
 TAPS_MAX = 8  # maximum number of captures and meters
@@ -100,7 +100,8 @@ def _beat(view: memoryview) -> memoryview[float]:
 class Memory:
     """A mapping of one durable memory. Every process of a layer uses the same number of octets for the journal."""
 
-    def __init__(self, descriptor: int, journal_octets: int = JOURNAL_OCTETS) -> None:
+    def __init__(self, descriptor: int, journal_octets: int = JOURNAL_OCTETS, lap_octets: int = LAP_OCTETS) -> None:
+        self.lap_octets = lap_octets
         self._map = mmap.mmap(descriptor, TOTAL_OCTETS)
         view = memoryview(self._map)
         self.words = view[:_WORDS_OCTETS].cast("Q")
@@ -118,6 +119,10 @@ class Memory:
         """Return the memory of an arena that is no longer used to the system; it reads as zeros afterwards."""
         self._map.madvise(mmap.MADV_REMOVE, _STORE_AT + number * STORE_ARENA_OCTETS, STORE_ARENA_OCTETS)
 
+    def release_journal(self, start: int) -> None:
+        """Return the memory of the journal from offset `start` on, which is not used now, to the system."""
+        start = -(-start // PAGE) * PAGE
+        self._map.madvise(mmap.MADV_REMOVE, _JOURNAL_AT + start, len(self.journal) - start)
 
     def tap(self, number: int, populate: bool) -> memoryview:
         """The ring of a capture, with its pages allocated, because page faults would cost more than the copying."""

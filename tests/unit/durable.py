@@ -16,8 +16,13 @@ class Durable:
     def __init__(self) -> None:
         self._descriptor = layout.create("test")
 
-    def map(self) -> layout.Memory:
-        return layout.Memory(self._descriptor)
+    def map(self, journal_octets: int = 1 << 20, lap_octets: int = layout.LAP_OCTETS) -> layout.Memory:
+        return layout.Memory(self._descriptor, journal_octets, lap_octets)
+
+    @property
+    def octets(self) -> int:
+        """Of memory that is in use."""
+        return os.fstat(self._descriptor).st_blocks * 512
 
     def close(self) -> None:
         os.close(self._descriptor)

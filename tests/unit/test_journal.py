@@ -13,10 +13,11 @@ from bus.durable import journal as journal_module
 from bus.durable import layout
 from bus.durable.journal import CARRIED_PART, CARRIES_MAX, ENTRIES_AT_ONCE, ENTRIES_MAX, Journal
 
-RING = layout.JOURNAL_OCTETS
+RING = 1 << 20  # a short one, but for the tests of its memory
 ENTRY = 40  # octets that the ring spends on a frame beside it
 LARGEST = RING // 4 - ENTRY  # with the octets of its entry
 A, B = 5, 1 << 40  # a layer and a client
+SPARE = 1 << 17  # octets of memory for the words
 
 
 class Took(NamedTuple):
@@ -248,3 +249,69 @@ def test_frames_without_a_reader_are_not_carried_for_ever_and_take_no_more_than_
         assert [consumer for consumer in many if kept(reader, consumer)] == []
     assert reader.sent.keys() == {B}
     assert len(kept(journal, B)) > ENTRIES_MAX // 2
+
+
+@pytest.mark.parametrize("octets", [60, 600, 1500, 3000])
+def test_small_frames_need_little_memory_and_as_many_are_kept(durable: Durable, octets: int):
+    journal = Journal(durable.map(layout.JOURNAL_OCTETS))
+    for sequence in range(1, 5 * ENTRIES_MAX):
+        append(journal, A, sequence, bytes(octets))
+    for reader in (journal, Journal(durable.map(layout.JOURNAL_OCTETS))):
+        assert len(kept(reader)) >= ENTRIES_MAX - ENTRIES_AT_ONCE
+        assert kept(reader)[-1] == 5 * ENTRIES_MAX - 1
+    assert durable.octets < 1.1 * max(layout.LAP_OCTETS, ENTRIES_MAX * (ENTRY + octets)) + SPARE
+
+
+def test_memory_that_large_frames_needed_is_given_back(durable: Durable):
+    journal = Journal(durable.map(layout.JOURNAL_OCTETS))
+    for sequence in range(1, 300):
+        append(journal, A, sequence, bytes(60_000))
+        before = durable.octets
+    assert len(kept(journal)) > 130
+    assert before > layout.JOURNAL_OCTETS * 0.9
+    for sequence in range(300, 300 + 40_000):
+        append(journal, A, sequence, b"%d" % sequence)
+    assert durable.octets < 2 * layout.LAP_OCTETS  # of 8 MiB
+    for reader in (journal, Journal(durable.map(layout.JOURNAL_OCTETS))):
+        assert all(octets == b"%d" % sequence for sequence, octets in reader.frames(A, 0))
+        assert len(kept(reader)) >= ENTRIES_MAX - ENTRIES_AT_ONCE
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 700), st.integers(0, 70_000)), min_size=1, max_size=25), st.integers(0, 60))
+def test_the_newest_frames_are_kept_whole_whatever_their_lengths_and_the_crash(runs, line):
+    """Runs of frames of one length, so that the ring begins again early and late; then a crash in the next turn."""
+    durable = Durable()
+    try:
+        journal = Journal(durable.map(layout.JOURNAL_OCTETS))
+        lengths: list[int] = []
+        for count, octets in runs:
+            for _ in range(count):
+                lengths.append(octets)
+                append(journal, A, len(lengths), frame(len(lengths), octets)[:octets])
+        dies(line, (journal_module,), lambda: append(journal, A, len(lengths) + 1, b"dies"))
+        found = Journal(durable.map(layout.JOURNAL_OCTETS)).frames(A, 0)
+        if found and found[-1] == (len(lengths) + 1, b"dies"):
+            found.pop()
+        assert [sequence for sequence, _ in found] == list(range(len(lengths) - len(found) + 1, len(lengths) + 1))
+        assert all(octets == frame(sequence, lengths[sequence - 1])[: lengths[sequence - 1]]
+                   for sequence, octets in found)
+        if len(found) < min(len(lengths), ENTRIES_MAX - ENTRIES_AT_ONCE - 1):
+            assert sum(ENTRY + len(octets) for _, octets in found) > layout.LAP_OCTETS - 2 * 70_000
+    finally:
+        durable.close()
+
+
+@pytest.mark.parametrize(("lap", "kept_of_small"), [(layout.LAP_OCTETS, 0), (layout.JOURNAL_OCTETS, ENTRIES_MAX // 2)])
+def test_small_frames_before_large_ones_are_kept_if_streams_pass_the_layer(durable: Durable, lap, kept_of_small):
+    """Then there may be closes among them. If not, as many large ones are kept as before, and all that follow."""
+    mapped = durable.map(layout.JOURNAL_OCTETS, lap)
+    journal = Journal(mapped)
+    sequence = 0
+    while sequence < ENTRIES_MAX or mapped.words[layout.JOURNAL_HEAD] % layout.JOURNAL_OCTETS > 40_000:
+        sequence += 1
+        append(journal, A, sequence, bytes(600))
+    for large in range(1, 100):
+        append(journal, A, sequence + large, bytes(60_000))
+        assert len(kept(journal)) >= large
+    assert len(kept(journal)) >= 99 + kept_of_small
