@@ -7,6 +7,8 @@ reneging and permitted (RFC 2018 section 8).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from layers.tcp import acknowledgment, history
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
     from layers.tcp.ring import Ring
 
-RANGES_MAX = 64  # more ranges are not stored
+RANGES_MIN, RANGES_MAX = 64, 1 << 11  # see `ranges_max`
 SACK_BLOCKS_KEPT = 4
+_low, _high = itemgetter(0), itemgetter(1)
 
 
 def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview) -> None:
@@ -129,24 +132,24 @@ def _lent(engine: Engine, conn: Connection, ring: Ring | None, wanted: int) -> R
 def _insert(conn: Connection, start: int, end: int) -> bool:
     """Note that [start, end) has arrived; False: too many ranges. Updates the ranges for SACK."""
     ranges = conn.out_of_order or []
-    known = next((each for each in ranges if each[0] <= start and end <= each[1]), None)
-    if known is not None:
-        _report(conn, *known)
-        return True
-    merged: list[tuple[int, int]] = []
-    first, last = start, end
-    for low, high in ranges:
-        if high < first or low > last:
-            merged.append((low, high))
-        else:
-            first, last = min(first, low), max(last, high)
-    if len(merged) >= RANGES_MAX:
+    first, after = bisect_left(ranges, start, key=_high), bisect_right(ranges, end, key=_low)
+    if first < after:  # overlaps these ranges, or touches them
+        start, end = min(start, ranges[first][0]), max(end, ranges[after - 1][1])
+    elif len(ranges) >= ranges_max(conn):
         return False
-    merged.append((first, last))
-    merged.sort()
-    conn.out_of_order = merged
-    _report(conn, first, last)
+    ranges[first:after] = [(start, end)]
+    conn.out_of_order = ranges
+    _report(conn, start, end)
     return True
+
+
+def ranges_max(conn: Connection) -> int:
+    """The maximum number of ranges beyond RCV.NXT; more are not stored, so the peer must send them again.
+
+    A peer whose slow start fills a queue loses every other segment of its window, so there are as many as full segments
+    fit into half of the receive buffer. The list of an attacker's tiny segments is small beside that buffer.
+    """
+    return min(max(conn.rcv_limit // (2 * conn.own_mss), RANGES_MIN), RANGES_MAX)
 
 
 def _report(conn: Connection, first: int, last: int) -> None:
@@ -160,10 +163,10 @@ def _note_duplicate(conn: Connection, start: int, end: int) -> None:
     if start < conn.rcv_nxt:
         duplicate(conn, start, min(end, conn.rcv_nxt))
         return
-    for low, high in conn.out_of_order or ():
-        if low < end and start < high:
-            duplicate(conn, max(low, start), min(high, end))
-            return
+    ranges = conn.out_of_order or ()
+    first = bisect_right(ranges, start, key=_high)
+    if first < len(ranges) and ranges[first][0] < end:
+        duplicate(conn, max(ranges[first][0], start), min(ranges[first][1], end))
 
 
 def duplicate(conn: Connection, start: int, end: int) -> None:
@@ -174,13 +177,12 @@ def duplicate(conn: Connection, start: int, end: int) -> None:
 
 def _join(conn: Connection, end: int) -> None:
     """RCV.NXT has reached `end`: continue over the ranges that it reaches."""
-    rest = []
-    for low, high in conn.out_of_order or ():
-        if low <= end:
-            end = max(end, high)
-        else:
-            rest.append((low, high))
-    conn.out_of_order = rest or None
+    ranges, reached = conn.out_of_order or [], 0
+    while reached < len(ranges) and ranges[reached][0] <= end:
+        end = max(end, ranges[reached][1])
+        reached += 1
+    del ranges[:reached]
+    conn.out_of_order = ranges or None
     conn.rcv_nxt = max(conn.rcv_nxt, end)
     blocks = [each for each in conn.recent_sack or () if each[0] > end]
     conn.recent_sack = blocks or None

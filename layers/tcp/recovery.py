@@ -149,12 +149,15 @@ class Recovery:
         room = int(self.control.cwnd) - pipe
         if room < self.mss and (self._probe_due or not pipe):
             return self.mss  # RFC 8985 section 7.3: a probe is sent whatever the window
-        if self._state != OPEN or room <= 0:
+        if self._state == LOSS or room <= 0:
+            self.pacing.held()
             return max(0, room)
-        control = self.control
-        if not pipe:
+        control, window = self.control, self.control.cwnd
+        if self._state == RECOVERY:
+            window = max(window, control.ssthresh)  # what it has saved up leaves no faster than the window after it
+        elif not pipe:
             self.pacing.starts(initial_window(self.mss))
-        return self.pacing.allowance(room, control.cwnd, control.in_slow_start, self.timer.rtt_s, self.mss, now)
+        return self.pacing.allowance(room, window, window < control.ssthresh, self.timer.rtt_s, self.mss, now)
 
     def sent(self, start: int, end: int, now: float, limited: bool) -> None:
         """[start, end) is sent now."""

@@ -42,6 +42,73 @@ def test_a_timer_that_comes_late_is_made_up_for():
     assert sent == pytest.approx(it.rate * (now - 0.005 - NOW), rel=0.1)
 
 
+def quantum(it: Pacing) -> float:
+    return max(2 * MSS, it.rate * TURN_S)
+
+
+def after_waiting() -> tuple[Pacing, float]:
+    """Something waits for the timer; when that is due."""
+    it = Pacing()
+    while burst := allowed(it, NOW):
+        it.sent(burst, NOW)
+    assert it.due is not None
+    return it, it.due
+
+
+def test_time_in_which_the_window_or_a_recovery_was_the_limit_is_not_made_up_for():
+    it, due = after_waiting()
+    it.held()
+    assert allowed(it, due + RTT_S) <= quantum(it)
+
+
+def test_what_a_late_timer_has_made_up_for_counts_in_that_turn_only():
+    it, due = after_waiting()
+    late = due + RTT_S
+    assert allowed(it, late) > 50 * MSS
+    it.sent(2 * MSS, late)  # there was no more
+    assert allowed(it, late) > 50 * MSS
+    assert allowed(it, late + 1e-3) <= quantum(it)
+
+
+def largest_burst(flow: Flow, since: float) -> int:
+    """Run a flow to its end; the maximum number of segments sent at one time from `since` on."""
+    sent: dict[float, int] = {}
+    before = flow.transmissions
+
+    def count(it: Flow) -> None:
+        nonlocal before
+        if it.clock.now >= since:
+            sent[it.clock.now] = sent.get(it.clock.now, 0) + it.transmissions - before
+        before = it.transmissions
+
+    flow.trace = count
+    flow.run()
+    return max(sent.values())
+
+
+def test_octets_written_late_in_a_recovery_do_not_leave_at_once():
+    """Until then the application was the limit, so what proportional rate reduction permits has been saved up."""
+    flow = Flow(Path(rtt_s=0.2, queue=1000, lose=(400,)), 640 * MSS)
+    flow.clock.run(lambda: flow.recovery.congestion_state == 3, 1e9)
+    begun = flow.clock.now
+    flow.clock.at(begun + 0.19, flow.write, 300 * MSS)
+    assert largest_burst(flow, begun + 0.19) <= 10
+
+
+def test_a_full_window_holds_the_pacing():
+    flow = Flow(Path(rtt_s=0.2), 400 * MSS)
+    flow.run()
+    recovery, now = flow.recovery, flow.clock.now
+    while burst := recovery.allowance(now):
+        recovery.sent(flow.nxt, flow.nxt + burst, now, False)
+        flow.nxt += burst
+    assert recovery.pacing.due is not None
+    window, recovery.control.cwnd = recovery.control.cwnd, float(MSS)
+    assert recovery.allowance(now + 0.001) == 0
+    recovery.control.cwnd = window
+    assert recovery.allowance(now + 0.15) <= quantum(recovery.pacing)
+
+
 def test_a_pause_of_the_application_is_not_made_up_for():
     it = Pacing()
     it.sent(allowed(it, NOW), NOW)

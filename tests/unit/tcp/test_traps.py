@@ -239,6 +239,23 @@ def test_holes_are_bounded_and_single_octets_cost_no_more_than_their_ring():
     assert conn.receive_ring.size == 65536
 
 
+def test_every_other_segment_of_a_large_window_is_kept_when_the_rest_is_lost():
+    """That is what slow start loses when it overflows a queue. What is not kept must be sent again."""
+    peer, size, segments = Peer(), 1000, 400
+    handle = peer.connects(Options(mss=size, window_scale=7), receive_buffer=1 << 21)
+    octets = bytes(range(250)) * (size * segments // 250)
+
+    def says(number: int) -> None:
+        peer.says(".", 1 + number * size, 1, octets[number * size : (number + 1) * size])
+
+    for number in (0, 1, *range(3, segments, 2)):  # the first two bring an ACK with the whole window
+        says(number)
+    assert len(peer.host.conn(handle).out_of_order) == segments // 2 - 1
+    for number in range(2, segments, 2):
+        says(number)
+    assert peer.host.applications[handle].received == octets
+
+
 def test_rounded_windows_never_promise_more_than_the_ring_holds():
     peer = Peer()
     handle = peer.connects(Options(mss=1460, window_scale=7))
