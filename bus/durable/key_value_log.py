@@ -18,6 +18,8 @@ from bus.durable import layout
 _RECORD = Struct("=IIQ")  # CRC of the rest, payload length or _GONE, key
 _BODY = Struct("=IQ")
 _GONE = 0xFFFFFFFF
+_LENGTH_BITS = 32  # of a place
+_LENGTH_MASK = (1 << _LENGTH_BITS) - 1
 _COMPACT_ABOVE = 1 << 16  # octets of log from which on copying is worthwhile
 
 
@@ -31,7 +33,8 @@ class KeyValueLog(MutableMapping[int, bytes]):
     def __init__(self, durable: layout.Memory) -> None:
         self._memory = durable
         self._words = durable.words
-        self._places: dict[int, tuple[int, int]] = {}  # {key: (offset of the payload, length)}
+        # {key: offset of the payload << 32 | length}; tuples would need twice the memory
+        self._places: dict[int, int] = {}
         self._live = 0
         state = self._words[layout.STORE_STATE]
         self._arena, self._end = state & 1, min(state >> 1, layout.STORE_ARENA_OCTETS)
@@ -50,7 +53,7 @@ class KeyValueLog(MutableMapping[int, bytes]):
             size = 0 if length == _GONE else length
             self._forget(key)
             if length != _GONE:
-                self._places[key] = (payload, length)
+                self._places[key] = payload << _LENGTH_BITS | length
                 self._live += _RECORD.size + length
             position = payload + size
 
@@ -71,7 +74,7 @@ class KeyValueLog(MutableMapping[int, bytes]):
     def _forget(self, key: int) -> None:
         place = self._places.pop(key, None)
         if place is not None:
-            self._live -= _RECORD.size + place[1]
+            self._live -= _RECORD.size + (place & _LENGTH_MASK)
 
     def _publish(self, end: int) -> None:
         self._end = end
@@ -95,10 +98,11 @@ class KeyValueLog(MutableMapping[int, bytes]):
         old, new = self._memory.arenas[self._arena], self._memory.arenas[1 - self._arena]
         end = 0
         places = {}
-        for key, (offset, length) in self._places.items():
+        for key, place in self._places.items():
+            offset, length = place >> _LENGTH_BITS, place & _LENGTH_MASK
             size = _RECORD.size + length
             new[end : end + size] = old[offset - _RECORD.size : offset + length]
-            places[key] = (end + _RECORD.size, length)
+            places[key] = (end + _RECORD.size) << _LENGTH_BITS | length
             end += size
         self._arena = 1 - self._arena
         self._places = places
@@ -111,12 +115,13 @@ class KeyValueLog(MutableMapping[int, bytes]):
             return
         offset = self._append(key, len(value), value)
         self._forget(key)
-        self._places[key] = (offset, len(value))
+        self._places[key] = offset << _LENGTH_BITS | len(value)
         self._live += _RECORD.size + len(value)
 
     def __getitem__(self, key: int) -> bytes:
-        offset, length = self._places[key]
-        return bytes(self._memory.arenas[self._arena][offset : offset + length])
+        place = self._places[key]
+        offset = place >> _LENGTH_BITS
+        return bytes(self._memory.arenas[self._arena][offset : offset + (place & _LENGTH_MASK)])
 
     def __delitem__(self, key: int) -> None:
         if key not in self._places:

@@ -132,7 +132,7 @@ class Core:
                 (sender, messages.MEMBERSHIP, entry.pending.record if entry.pending and entry.pending.of_ip
                  else membership(entry.handle, entry.socket))
                 for entry in self._table.entries.values()
-                if entry.socket.groups or (entry.pending and entry.pending.of_ip)
+                if (entry.kept and entry.kept.groups) or (entry.pending and entry.pending.of_ip)
             ]
         return [
             (sender, messages.SOCKET_SET, entry.pending.record)
@@ -237,7 +237,7 @@ class Core:
             if len(entry.waiting) >= WAITING_AT_A_SOCKET_MAX or not self._waiting.allows(client):
                 self.counters[Counters.limit] += 1
                 raise Refused(errno.ENOBUFS)
-            entry.waiting.append((client, request))
+            entry.waiting = (*entry.waiting, (client, request))
             self._waiting.take(client)
         return []
 
@@ -283,13 +283,14 @@ class Core:
     # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
 
     def _change(self, client: int, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
-        more = members(changed) - members(entry.socket)
+        before = entry.socket
+        more = members(changed) - members(before)
         if more > 0 and not self._table.memberships.allows(entry.client, more):
             self.counters[Counters.limit] += 1
             raise Refused(errno.ENOBUFS)
         wanted = changed.state(entry.handle, request.id)
-        if not changed.bound or wanted == entry.socket.state(entry.handle, request.id):
-            if changed != entry.socket:
+        if not changed.bound or wanted == before.state(entry.handle, request.id):
+            if changed != before:
                 self._table.change(entry, changed)
             return self._tell_ip(client, entry, request.id, answer)
         entry.pending = Pending(request.id, client, messages.encode(wanted), changed, answer)
@@ -339,7 +340,8 @@ class Core:
         """Execute the requests that waited behind the one just answered."""
         sends: list[Send] = []
         while entry.waiting and entry.pending is None:
-            client, request = entry.waiting.pop(0)
+            (client, request), *others = entry.waiting
+            entry.waiting = tuple(others)
             self._waiting.take(client, -1)
             sends += self._execute(client, request)
         return sends

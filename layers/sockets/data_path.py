@@ -107,7 +107,7 @@ class Traffic:
                 self.counters[Counters.closed] += count
                 continue
             (size,) = SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)
-            if not entry.socket.segments or entry.sharing is not None:
+            if entry.kept is None or not entry.kept.segments or entry.sharing is not None:
                 header = record[: DATAGRAM_HEADER.size]
                 cut = [header + record[at : at + size] for at in range(start, len(record), size)]
                 sends += self.deliver(sender, cut)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bus.layer import State
 from bus.messages import SocketState, SourceFilter
 from bus.streams import StreamState
 from layers.sockets.requests import Request
@@ -100,6 +101,16 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
         return bool(self.unclaimed) and not self.offered
 
     @property
+    def is_connection(self) -> bool:
+        """True for a stream socket that does not listen."""
+        return self.stream is not None and self.stream.listen < 0
+
+    @property
+    def is_plain(self) -> bool:
+        """True for a connection with one owner and no groups."""
+        return self.is_connection and bool(self.peer) and not (self.sharers or self.unclaimed or self.groups)
+
+    @property
     def is_listener(self) -> bool:
         """True after `listen`."""
         return self.stream is not None and self.stream.listen >= 0
@@ -145,6 +156,9 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
             ip_options=self.ip_options, **special)
 
 
+encode_socket = msgspec.msgpack.Encoder().encode
+decode_socket = msgspec.msgpack.Decoder(Socket).decode
+
 Answer = Callable[[Socket], dict[str, object]]
 
 
@@ -188,7 +202,11 @@ class Sharing:
 
 
 class Entry:
-    """A socket in memory: its durable part and its transient state."""
+    """A socket in memory: its durable part and its transient state.
+
+    The durable part of a plain connection is decoded from the store when it is needed, which no stream record does.
+    There may be tens of thousands, and the object would be most of what the service keeps of them.
+    """
 
     __slots__ = (
         "accepted",
@@ -196,18 +214,21 @@ class Entry:
         "consumer",
         "drops",
         "handle",
+        "kept",
         "limit",
         "outstanding",
         "pending",
         "sharing",
-        "socket",
+        "stored",
         "told",
         "waiting",
     )
 
-    def __init__(self, handle: int, socket: Socket, consumer: int) -> None:
+    def __init__(self, handle: int, socket: Socket, consumer: int, stored: State) -> None:
+        """`stored` contains the socket."""
         self.handle = handle
-        self.socket = socket
+        self.stored = stored
+        self.kept = None if socket.is_plain else socket
         self.client = socket.client
         self.consumer = consumer  # id of the transport
         self.limit = socket.receive_buffer
@@ -217,15 +238,24 @@ class Entry:
         self.drops = 0
         self.told = False  # the application has been told that its buffer is full
         self.pending: Pending | None = None
-        # (client, request), usually empty; an empty deque would use as much memory as the rest
-        self.waiting: list[tuple[int, Request]] = []
+        self.waiting: tuple[tuple[int, Request], ...] = ()  # (client, request)
         self.sharing: Sharing | None = None  # it has several owners
+
+    @property
+    def socket(self) -> Socket:
+        """The durable part. About 3 us for a plain connection."""
+        return decode_socket(self.stored[self.handle]) if self.kept is None else self.kept
+
+    @property
+    def waits(self) -> bool:
+        """True for a connection to a shared listener that no process has got."""
+        return self.kept is not None and self.kept.waits
+
+    def change(self, socket: Socket) -> None:
+        """The durable part has changed, and is stored."""
+        self.kept = None if socket.is_plain else socket
 
     @property
     def is_connection(self) -> bool:
         """True for a stream socket that does not listen."""
-        return self.socket.stream is not None and self.socket.stream.listen < 0
-
-
-encode_socket = msgspec.msgpack.Encoder().encode
-decode_socket = msgspec.msgpack.Decoder(Socket).decode
+        return self.kept is None or self.kept.is_connection

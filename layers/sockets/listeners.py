@@ -34,7 +34,7 @@ class Listeners:
         """After all sockets were restored: the connections that wait for a process."""
         waiting = []
         for handle, entry in self._table.entries.items():
-            if entry.socket.waits:
+            if entry.waits:
                 listener, _, number, *_ = ACCEPTED_HEADER.unpack_from(entry.socket.unclaimed)
                 waiting.append((number, handle, listener))
         for _, handle, listener in sorted(waiting):

@@ -42,7 +42,7 @@ class SharedSockets:
     def restore(self) -> None:
         """After all sockets were restored: the sharers."""
         for entry in list(self._table.entries.values()):
-            for client in entry.socket.sharers:
+            for client in entry.kept.sharers if entry.kept is not None else ():
                 self._table.enter(entry, client)
 
     # -- requests -----------------------------------------------------------------------------------------------

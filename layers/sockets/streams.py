@@ -65,7 +65,7 @@ class Streams:
         sends = []
         for record in records:
             entry = entries.get(_from_bytes(record[:4], "little"))
-            if entry is not None and (not entry.socket.unclaimed or entry.socket.offered):
+            if entry is not None and (entry.kept is None or not entry.kept.waits):
                 sends.append((entry.client, kind, record))
             elif entry is not None and kind == messages.STREAM_RESET:
                 self._reset_unclaimed(entry, record)

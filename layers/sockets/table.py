@@ -30,7 +30,8 @@ class Table:
         self.shares = Shares(SOCKETS_MAX)
         self.memberships = Shares(MEMBERSHIPS_MAX)
         self._state = state
-        self._created: dict[tuple[int, int], int] = {}  # {(client, request id): the handle that it created}
+        # {(client, request id): the handle that it created}; ids are above 0, other sockets are not found in this way
+        self._created: dict[tuple[int, int], int] = {}
         self._next_handle = self._reserved = 1
 
     def owned(self, client: int, handle: int) -> Entry | None:
@@ -69,18 +70,20 @@ class Table:
 
     def _add(self, handle: int, socket: Socket) -> Entry:
         consumer = topology.RAW if socket.raw else TRANSPORTS[socket.protocol].id
-        entry = self.entries[handle] = Entry(handle, socket, consumer)
+        entry = self.entries[handle] = Entry(handle, socket, consumer, self._state)
         self.clients.setdefault(socket.client, {})[handle] = consumer
         self.shares.take(socket.client)
         self.memberships.take(socket.client, members(socket))
-        self._created[socket.client, socket.created_by] = handle
+        if socket.created_by > 0:
+            self._created[socket.client, socket.created_by] = handle
         return entry
 
     def change(self, entry: Entry, changed: Socket) -> None:
         """Store other values of a socket. Those that wait for the transport's reply must not undo its owners."""
+        more = members(changed) - members(entry.socket)
         self._state[entry.handle] = encode_socket(changed)
-        self.memberships.take(entry.client, members(changed) - members(entry.socket))
-        entry.socket = changed
+        self.memberships.take(entry.client, more)
+        entry.change(changed)
         entry.limit = changed.receive_buffer
         if entry.pending is not None:
             pending = replace(entry.pending.changed, client=changed.client, created_by=changed.created_by,
@@ -91,7 +94,8 @@ class Table:
         """Remove a socket."""
         socket = entry.socket
         del self.entries[entry.handle], self.clients[entry.client][entry.handle]
-        del self._created[entry.client, socket.created_by], self._state[entry.handle]
+        self._created.pop((entry.client, socket.created_by), None)
+        del self._state[entry.handle]
         self.shares.take(entry.client, -1)
         self.memberships.take(entry.client, -members(socket))
 
@@ -116,7 +120,6 @@ class Table:
         self.memberships.take(client, members(socket))
         entry.client = client
         self.change(entry, replace(socket, client=client, created_by=-handle, sharers=sharers))
-        self._created[client, -handle] = handle
         self.clients.setdefault(client, {})[handle] = entry.consumer
 
     def leave(self, entry: Entry, client: int) -> None:

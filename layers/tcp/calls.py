@@ -284,8 +284,9 @@ class Calls:
     def _send(self, handle: int, flags: int, offset: int, length: int, octets: bytes | memoryview | None,
               reference: int) -> None:
         engine = self._engine
-        conn = engine.lookup.by_handle.get(handle)
-        if conn is None:
+        try:  # a look-up by `get` costs more (`layers.tcp.dormant`)
+            conn = engine.lookup.by_handle[handle]
+        except KeyError:
             engine.counters[C.stream_no_socket] += 1
             return
         number = offset + 1
@@ -357,6 +358,7 @@ class Calls:
     def close(self, handle: int, linger: int, end: int, taken: int) -> bool:
         """SOCKET_CLOSE: CLOSE, or ABORT with linger 0."""
         engine = self._engine
+        conn = engine.lookup.by_handle.get(handle)  # with the options that were declared, also if it was dormant
         socket = self.sockets.pop(handle, None)
         self._state.pop(handle, None)
         self._state.pop(KEY_CREDIT + handle, None)
@@ -364,7 +366,6 @@ class Calls:
         if listener is not None:
             listen.close(engine, listener)
             engine.lookup.remove_listener(listener)
-        conn = engine.lookup.by_handle.get(handle)
         port = socket.port if socket is not None else conn.ends.port if conn is not None else 0
         if conn is not None:
             self._close(conn, linger, end, taken)
@@ -394,8 +395,8 @@ class Calls:
         """Repeat everything that the socket service may have lost."""
         engine = self._engine
         for listener in engine.lookup.listeners.values():
-            for number, conn in listener.untaken.items():
-                engine.above.accepted(listener.handle, conn.handle, number, conn.ends)
+            for number, (handle, ends) in listener.untaken.items():
+                engine.above.accepted(listener.handle, handle, number, ends)
         for handle, socket in self.sockets.items():
             if socket.failed:
                 engine.above.reset(handle, socket.failed)
@@ -406,10 +407,11 @@ class Calls:
     def _repeat(self, handle: int) -> None:
         """Repeat the state of one connection, which need not be woken for it unless it has an option."""
         engine, dormant = self._engine, self._engine.dormant
-        number = dormant.by_handle.get(handle) if dormant is not None else None
+        note = dormant.by_handle.get(handle) if dormant is not None else None
         socket = self.sockets.get(handle)
-        if dormant is not None and number is not None and not (socket and socket.declared.notsent_lowat):
-            written, una, limit, finished, fin_at = dormant.slots.told_of(number)
+        if dormant is not None and note is not None and not (socket and socket.declared.notsent_lowat):
+            written, una, limit, finished, fin_at = dormant.slots.told_of(note)
+            dormant.told_limit(handle, limit - una)
             engine.above.room(handle, 1 | finished << 1, written - 1, min(max(una, 1), written) - 1, limit - 1)
             if fin_at:
                 engine.above.stream(handle, STREAM_END, fin_at - 1, b"")
@@ -432,7 +434,7 @@ class Calls:
         if listener is not None and conn.accept_number:
             listener.handed = max(listener.handed, conn.accept_number)
             if conn.accept_number > listener.taken:
-                listener.untaken[conn.accept_number] = conn
+                listener.untaken[conn.accept_number] = conn.handle, conn.ends
         if options.keepalive and conn.state not in (SYN_SENT, SYN_RECEIVED, TIME_WAIT):
             conn.keepalive_at = self._engine.now + options.keepidle
 

@@ -88,11 +88,11 @@ class Connection:
         "last_text", "listener", "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at",
         "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
         "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
-        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "receive_ring", "recent_sack", "recovery", "room_said",
-        "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring", "slot", "small_sent",
-        "snd_nxt", "snd_una", "snd_urgent", "snd_window", "snd_wl1", "snd_wl2", "state", "stored", "syn_held",
-        "syn_octets", "timestamp_offset", "timestamps_ok", "touched", "ts_recent", "ts_recent_at", "urgent",
-        "wait_until", "window_max", "written",
+        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "read_asked", "receive_ring", "recent_sack", "recovery",
+        "rest_queued", "room_said", "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring",
+        "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent", "snd_window", "snd_wl1", "snd_wl2", "state",
+        "stored", "syn_held", "syn_octets", "timestamp_offset", "timestamps_ok", "touched", "ts_recent",
+        "ts_recent_at", "urgent", "wait_until", "window_max", "written",
     )
 
     def __init__(self, ends: Ends, handle: int, options: StreamState) -> None:
@@ -130,6 +130,7 @@ class Connection:
         self.advertised = 0  # right edge of the promised window; it never moves back
         self.rcv_limit = 0  # size of the receive buffer in octets
         self.read = 1  # number after the last octet that the application has taken
+        self.read_asked = 0  # RCV.NXT when the application was last asked for that (`layers.tcp.quiet`)
         self.fin_at: int | None = None  # number of the peer's FIN, if it has arrived
         self.urgent = 0  # number after the peer's urgent octet; 0: none
         self.receive_ring: Ring | None = None
@@ -174,7 +175,7 @@ class Connection:
         self.cork_at: float | None = None
         self.keepalive_at: float | None = None
         self.wait_until: float | None = None  # the end of TIME-WAIT, or of an orphan's FIN-WAIT-2
-        self.quiet_queued = False  # it is in the queue of `layers.tcp.quiet`
+        self.quiet_queued = self.rest_queued = False  # it is in one of the queues of `layers.tcp.quiet`
         self.queued_at: float | None = None
         self.backoffs = 0
         self.keepalive_probes = 0

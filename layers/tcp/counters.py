@@ -36,6 +36,9 @@ class Counters(TransportCounters):
     mtu_lowered = Event("Connections whose segment size was reduced because of the path.")
     errors_in = Event("ICMP errors about sent segments.")
     resumed = Event("Connections restored from a former process.")
+    slept = Event("Idle connections of which only the slot and a note were kept.")
+    reading_asked = Event("Idle connections whose application was asked how far it has read.")
+    woken = Event("Connections of which more was needed again after that.")
     poison_resets = Event("Connections reset because a segment that had killed this layer came again.")
     accept_waits = Event("Handshakes that wait because the accept queue is full [TcpExtListenOverflows].")
 

@@ -51,7 +51,7 @@ class Engine:
         self.timers = Timers()
         self.history = History()
         self.quiet = Quiet()
-        self.dormant: Dormant | None = None  # connections of a former process that have no TCB yet
+        self.dormant: Dormant | None = None  # connections that have no TCB at present; None: not started
         self.repetition = Repetition(lambda handle: None)  # `layers.tcp.calls` says what is repeated
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
@@ -85,12 +85,12 @@ class Engine:
 
     def expire(self) -> None:
         """Process the timers that are due."""
+        if self.dormant is not None:
+            self.dormant.wake_some(self.now)
         for conn in self.timers.expired(self.now):
             probes.expired(self, conn)
             self.timers.schedule(conn)
-        self.quiet.shrink(self)
-        if self.dormant is not None:
-            self.dormant.wake_some(self.now)
+        self.quiet.expire(self)
         self.repetition.go_on(self.now)
         trim_at = self.rings.trim_at
         if trim_at is not None and trim_at <= self.now:

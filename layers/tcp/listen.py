@@ -33,7 +33,8 @@ class Listener:
         self.port = port
         self.options = options
         self.syn_queue: dict[Connection, None] = {}
-        self.untaken: dict[int, Connection] = {}  # passed up, by number; not yet confirmed by the socket service
+        # passed up, by number; not yet confirmed by the socket service. Without their TCBs, which may be deleted
+        self.untaken: dict[int, tuple[int, Ends]] = {}  # handle
         self.handed = 0
         self.taken = 0
         self.limit = max(options.listen, 0) + 1  # until the first ACCEPT
@@ -151,8 +152,8 @@ def hand_up(engine: Engine, listener: Listener, conn: Connection) -> None:
     engine.counters[C.passive_opens] += 1
     listener.handed += 1
     conn.accept_number = listener.handed
-    listener.untaken[conn.accept_number] = conn
     engine.adopt(listener, conn)
+    listener.untaken[conn.accept_number] = conn.handle, conn.ends
 
 
 def credit(engine: Engine, listener: Listener, taken: int, limit: int) -> None:

@@ -25,17 +25,17 @@ def page(engine: Engine, after: str, with_info: bool) -> dict[str, object]:
     """
     above = bytes.fromhex(after)
     lookup, dormant = engine.lookup, engine.dormant
-    keyed: dict[bytes, Connection | Listener | int] = {
+    keyed: dict[bytes, Connection | Listener | bytes] = {
         b"L%08x" % listener.handle: listener for listener in lookup.listeners.values()}
     keyed.update((b"C" + flow, conn) for flow, conn in lookup.connections.items())
     if dormant is not None:
-        keyed.update((b"C" + flow, number) for flow, number in dormant.by_flow.items())
+        keyed.update((b"C" + flow, note) for flow, note in dormant.by_flow.items())
     keys = nsmallest(PAGE + 1, (key for key in keyed if key > above))
     found = []
     for key in keys[:PAGE]:
         each = keyed[key]
-        shown = dormant.slots.view(each) if isinstance(each, int) and dormant is not None else each
-        if shown is not None and not isinstance(shown, int):
+        shown = dormant.slots.view(each) if isinstance(each, bytes) and dormant is not None else each
+        if shown is not None and not isinstance(shown, bytes):
             found.append({"key": key.hex(), **_described(engine, shown, with_info)})
     return {"connections": found, "more": len(keys) > PAGE}
 

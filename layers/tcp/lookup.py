@@ -74,6 +74,10 @@ class Ports:
         if not ports[port]:
             del ports[port]
 
+    def claim(self, holder: object, port: int) -> Claim | None:
+        """The claim of `holder` on this port."""
+        return self._claims.get(port, {}).get(holder)
+
     def hold(self, holder: object, port: int, claim: Claim) -> None:
         """Set `claim` of `holder`, without checking conflicts."""
         self._claims.setdefault(port, {})[holder] = claim

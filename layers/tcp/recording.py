@@ -30,7 +30,7 @@ def pieces(durable: Durable, engine: Engine, successor: Successor) -> Iterator[P
     for number in durable.slots.used:
         at = number * SLOT_OCTETS
         yield Piece(SLOTS, at, bytes(durable.memory[at : at + SLOT_OCTETS]))
-        conn = successor.view(number)
+        conn = successor.of_slot(number)
         if conn is not None and (conn.send_ring is not None or conn.receive_ring is not None):
             found.append(conn)
             homes |= {ring.home for ring in (conn.send_ring, conn.receive_ring) if ring is not None}

@@ -1,4 +1,4 @@
-"""A successor takes up the connections that a former process stored (`layers.tcp.durable`)."""
+"""Makes TCBs of slots (`layers.tcp.durable`): for a successor, and for connections that have slept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bus.durable.held import STREAM_ARENA
 from bus.durable.slots import SLOT_OCTETS, STATE_MASK
 from bus.streams import StreamState
+from layers.tcp import asleep, history
 from layers.tcp import connection as tcb
-from layers.tcp import history
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant, Identity, Told
@@ -51,6 +51,7 @@ class Successor:
         self._engine = engine
         self._calls = calls
         self._claims: dict[tuple[bytes, int], Claim] = {}  # by local address and flags, for dormant connections
+        self._options = asleep.Options()
 
     def restore(self) -> None:
         """Restore what a former process stored; about 10 us for a connection, 3 us for one that may be dormant."""
@@ -93,16 +94,16 @@ class Successor:
                 options = sockets.get(handle) or sockets.get(listener)
                 timed |= options is not None and options.declared.keepalive
             if may_wait:
-                dormant.add(number, self._identity(fields), timed)
+                dormant.add(asleep.inherited(number), self._identity(fields), timed)
             else:
                 others.append(number)
         engine.counters[C.resumed] += len(dormant.by_flow)
         dormant.begin(engine.now)
         return others
 
-    def identify(self, number: int) -> Identity:
+    def identify(self, note: bytes) -> Identity:
         """See `Sleepers`."""
-        return self._identity(ENDS.unpack_from(self._durable.memory, number * SLOT_OCTETS + IDENTITY_AT))
+        return self._identity(ENDS.unpack_from(self._durable.memory, asleep.slot_of(note) * SLOT_OCTETS + IDENTITY_AT))
 
     def _identity(self, fields: tuple[Any, ...]) -> Identity:
         handle, _, _, port, peer_port, octets, flags, _, _, local, peer = fields
@@ -113,21 +114,43 @@ class Successor:
                 local, bool(flags & SHARE_ADDRESS), bool(flags & SHARE_PORT), False, bool(flags & AUTOMATIC))
         return Identity(peer[:octets] + local + _PORTS.pack(peer_port, port), handle, port, claim)
 
-    def told_of(self, number: int) -> Told:
+    def told_of(self, note: bytes) -> Told:
         """See `Sleepers`."""
-        hot = HOT.unpack_from(self._durable.memory, number * SLOT_OCTETS + HOT_AT)
+        hot = HOT.unpack_from(self._durable.memory, asleep.slot_of(note) * SLOT_OCTETS + HOT_AT)
         written, end, una, rcv_nxt, fin_at, limit = hot[2], hot[3], hot[5], hot[6], hot[7], hot[15]
+        limit = max(limit, asleep.room(note))
         return Told(written, una, una + limit, bool(end) and una >= end, fin_at - 1 if 0 < fin_at <= rcv_nxt else 0)
 
-    def wake(self, number: int) -> None:
+    def wake(self, note: bytes) -> None:
         """See `Sleepers`."""
-        conn = self._load(number)
+        engine, number = self._engine, asleep.slot_of(note)
+        if not asleep.is_own(note):
+            conn = self._load(number)
+        elif (conn := self.view(note)) is not None:
+            engine.lookup.add(conn)
+            engine.lookup.by_handle[conn.handle] = conn
+            engine.counters[C.woken] += 1
+        else:
+            self._durable.slots.free(number)
+        if asleep.options_of(note):
+            self._options.release(asleep.options_of(note))
         if conn is not None:
-            self._engine.timers.schedule(conn)
+            engine.timers.schedule(conn)
+            engine.quiet.consider(conn, engine.now)
+
+    def options_number(self, conn: Connection) -> int:
+        """See `Sleepers`."""
+        socket = self._calls.sockets.get(conn.handle)
+        return 0 if socket is not None and socket.declared is conn.options else self._options.keep(conn.options)
+
+    def store(self, conn: Connection) -> None:
+        """See `Sleepers`."""
+        conn.stored = None  # also what is constant, nearly
+        self._durable.store(conn)
 
     def _load(self, number: int) -> Connection | None:
         """Make the TCB of a slot and add it to the look-ups."""
-        engine, conn = self._engine, self.view(number)
+        engine, conn = self._engine, self.of_slot(number)
         if conn is None:
             self._durable.slots.free(number)
             return None
@@ -150,8 +173,19 @@ class Successor:
         engine.history.note(engine.now, conn, history.RESTORED)
         return conn
 
-    def view(self, number: int) -> Connection | None:
+    def view(self, note: bytes) -> Connection | None:
         """See `Sleepers`."""
+        options = asleep.options_of(note)
+        conn = self.of_slot(asleep.slot_of(note), self._options[options] if options else None)
+        if conn is not None and asleep.is_own(note):
+            asleep.wake(conn, note)
+        return conn
+
+    def of_slot(self, number: int, options: StreamState | None = None) -> Connection | None:
+        """The connection in a slot, which is not added to the look-ups; None: the slot is damaged.
+
+        `options`: None if they are not known otherwise.
+        """
         at, memory = number * SLOT_OCTETS, self._durable.memory
         (handle, listener, accept_number, port, peer_port, octets, flags, peer_scale, own_scale, local, peer, iss, irs,
          offset, mss, peer_mss, own_mss, path_mss, home, accurate) = IDENTITY.unpack_from(memory, at + IDENTITY_AT)
@@ -159,8 +193,9 @@ class Successor:
         state = self._durable.slots.state(number)
         if octets not in (4, 16) or not 0 < state < 12 or peer_scale > 14 or own_scale > 14:
             return None
-        socket = self._calls.sockets.get(handle)
-        options = socket.declared if socket is not None else _options_of(listener, flags, self._calls)
+        if options is None:
+            socket = self._calls.sockets.get(handle)
+            options = socket.declared if socket is not None else _options_of(listener, flags, self._calls)
         conn = Connection(Ends(local[:octets], port, peer[:octets], peer_port), handle, options)
         conn.slot, conn.listener, conn.accept_number = number, listener, accept_number
         conn.iss, conn.irs, conn.timestamp_offset = iss, irs, offset

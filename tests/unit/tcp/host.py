@@ -72,6 +72,10 @@ class Host:
         self.engine = Engine(self.counters, self, self, durable, durable, SECRET)
         self.calls = Calls(self.engine, self.state, random.Random(seed), self)
 
+    def start(self) -> None:
+        """Take up what a predecessor has stored."""
+        Successor(self.durable, self.engine, self.calls).restore()
+
     def at(self, now: float) -> Host:
         self.engine.now = now
         return self
@@ -164,7 +168,7 @@ class Host:
         heir.engine.now = self.engine.now
         for handle, stored in [(key, value) for key, value in self.state.items() if key < KEY_SECRET]:
             heir.calls.load(handle, stored)
-        Successor(heir.durable, heir.engine, heir.calls).restore()
+        heir.start()
         heir.calls.repeat()
         heir.done()
         return heir
@@ -269,6 +273,8 @@ class World:
         for host in self.hosts.values():
             host.at(self.now)
             host.world = self
+            if host.engine.dormant is None:
+                host.start()
 
     def do(self, address: bytes, action: Callable[[Host], object]) -> object:
         """One turn of a host; with `mortal` it may die in it, and its successor gets the input again."""

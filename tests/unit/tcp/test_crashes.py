@@ -157,12 +157,12 @@ def test_connections_that_owe_nothing_are_made_when_they_are_asked_for(asks_for_
         assert a.engine.lookup.ports.sharable(ends.port)  # by a connection to another peer, as it was chosen by connect
         assert not a.engine.lookup.ports.free(ends.port)
     world.run(30)
-    assert len(a.engine.lookup.connections) == 1
+    assert len(a.engine.lookup.connections) == 0  # it sleeps again
     assert listing.count(a.engine) == len(lefts)
     for each in lefts:
         a.write(each, b"all of you")
     assert world.run(1, lambda: sum(b"all of you" in app.received for app in b.applications.values()) == len(lefts))
-    assert type(a.engine.lookup.connections) is type(a.engine.lookup.by_handle) is dict
+    assert not a.engine.dormant.by_flow
 
 
 def test_all_connections_are_listed_while_they_are_dormant():

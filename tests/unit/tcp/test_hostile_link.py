@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from layers.tcp import quiet
 from tests.unit.tcp.host import pair
 from tests.unit.tcp.test_streams import octets
 
@@ -32,15 +34,26 @@ def hostile(seed: int, loss: float, repeat: float, jitter: float, delay: float):
 @given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0, 0.01, 0.1, 0.2]), repeat=st.sampled_from([0, 0.2]),
        jitter=st.sampled_from([0, 0.001, 0.1]), delay=st.sampled_from([0.0001, 0.02]), there=st.integers(0, 120_000),
        back=st.integers(0, 60_000), a_options=OPTIONS, b_options=OPTIONS,
-       super_octets=st.sampled_from([0, 64_000]), marked=st.sampled_from([0, 0.1, 1]))
+       super_octets=st.sampled_from([0, 64_000]), marked=st.sampled_from([0, 0.1, 1]), drowsy=st.booleans())
 def test_the_stream_in_is_the_stream_out(seed, loss, repeat, jitter, delay, there, back, a_options, b_options,
-                                         super_octets, marked):
+                                         super_octets, marked, drowsy):
+    with pytest.MonkeyPatch.context() as patch:
+        if drowsy:  # connections go to sleep at every opportunity
+            patch.setattr(quiet, "QUIET_S", 0.0)
+            patch.setattr(quiet, "SLEEP_S", 0.0)
+        transfer(seed, loss, repeat, jitter, delay, there, back, a_options, b_options, super_octets, marked)
+
+
+def transfer(seed, loss, repeat, jitter, delay, there, back, a_options, b_options, super_octets, marked):
     world, a, b, left, right = pair(delay, hostile(seed, loss, repeat, jitter, delay), a_options=a_options,
                                     b_options=b_options, super_octets=super_octets)
     rng = random.Random(seed)
     world.marks = lambda segment: rng.random() < marked
-    a.write(left, octets(there), end=True)
-    b.write(right, octets(back, 3), end=True)
+    a.write(left, octets(there // 2))
+    b.write(right, octets(back // 2, 3))
+    world.run(rng.choice([0, 0.05, 3]))
+    a.write(left, octets(there)[there // 2 :], end=True)
+    b.write(right, octets(back, 3)[back // 2 :], end=True)
 
     def done() -> bool:
         return a.applications[left].ended and b.applications[right].ended
