@@ -383,7 +383,7 @@ def test_nc_over_tcp_listens_and_connects_and_ends_with_the_other_end(stack: Sta
                             stderr=subprocess.PIPE)
     assert "listening on" in listening.stderr.readline()
     with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as peer:
-        peer.settimeout(5)
+        peer.settimeout(20)
         peer.connect((STACK, 7011))
         peer.sendall(b"from the kernel\n")
         listening.stdin.write("from the stack\n")

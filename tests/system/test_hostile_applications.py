@@ -43,7 +43,7 @@ for _ in range(count):
     except OSError:
         cut_off += 1
 for caller in callers:
-    caller.settimeout(5)
+    caller.settimeout(20)
     try:
         caller.sendall(half)
     except OSError:

@@ -39,7 +39,7 @@ def test_a_layer_of_a_made_up_protocol_boots_answers_restarts_and_goes_down_in_t
     stack = new_stack(checkout).up()
     assert stack.status()["layers"]["shout"]["state"] == "up"
     with stack.kernel.socket(socket.AF_INET, socket.SOCK_RAW, PROTOCOL) as peer:
-        peer.settimeout(5)
+        peer.settimeout(20)
 
         def answer(text: bytes) -> bytes:
             peer.sendto(text, ("10.0.0.2", 0))

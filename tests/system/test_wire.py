@@ -22,6 +22,7 @@ from bus import messages
 from usernet.pipe.frame import pack_frame
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 20.0
 MAC = "02:00:5e:00:00:{:02x}"
 
 
@@ -61,7 +62,7 @@ class Lab:
     def link(self, number: int, counter: str) -> int:
         return self.status(number)["layers"]["link"]["counters"][counter]
 
-    def ping(self, source: int, destination: int, count: int = 3, timeout_s: float = 2.0, check: bool = True):
+    def ping(self, source: int, destination: int, count: int = 3, timeout_s: float = PATIENCE_S, check: bool = True):
         """All of `count` requests are answered."""
         done = self.launch("ping", f"10.0.0.{destination}", "-c", str(count), "-i", "0.01", "-W", str(timeout_s),
                            "--name", f"s{source}", check=check)
@@ -113,7 +114,7 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def eventually(condition, within_s: float = 2.0) -> None:
+def eventually(condition, within_s: float = PATIENCE_S) -> None:
     """The condition holds within that time."""
     deadline = time.monotonic() + within_s
     while not condition():
@@ -149,7 +150,7 @@ def test_two_stacks_reach_each_other_and_leave_nothing(lab):
     lab.down(2)
     assert lab.switches() == [switch]
     lab.down(3)
-    eventually(lambda: not lab.switches() and not list(lab.runtime_dir.iterdir()), within_s=1.0)
+    eventually(lambda: not lab.switches() and not list(lab.runtime_dir.iterdir()))
 
 
 def test_wire_directory_is_its_users_alone(lab):
@@ -216,7 +217,7 @@ def test_killed_switch_is_started_again_exactly_once(lab):
         assert switch != former
         eventually(lambda: {lab.status(n)["switch"]["pid"] for n in (2, 3, 4)} == {switch})  # noqa: B023
     lab.down(2, 3, 4)
-    eventually(lambda: not lab.wire_dir.parent.parent.exists(), within_s=1.0)
+    eventually(lambda: not lab.wire_dir.parent.parent.exists())
 
 
 def test_switch_that_hangs_is_replaced(lab):
@@ -238,7 +239,7 @@ def test_wire_outlives_the_keeper_that_started_its_switch(lab):
     lab.up(3, 4)
     ports = set(lab.wire_dir.glob("port-*"))
     lab.kill_keeper(2)
-    eventually(lambda: len(set(lab.wire_dir.glob("port-*"))) == len(ports) - 1, within_s=1.0)
+    eventually(lambda: len(set(lab.wire_dir.glob("port-*"))) == len(ports) - 1)
     lab.ping(3, 4)
     assert lab.switches() == [switch]
 
@@ -247,7 +248,7 @@ def test_killed_keeper_of_the_last_stack_leaves_nothing(lab):
     lab.up(2)
     lab.switch()
     lab.kill_keeper(2)
-    eventually(lambda: not lab.switches() and not lab.wire_dir.parent.parent.exists(), within_s=1.0)
+    eventually(lambda: not lab.switches() and not lab.wire_dir.parent.parent.exists())
 
 
 def test_wire_on_which_all_were_killed_at_once_is_usable_again(lab):

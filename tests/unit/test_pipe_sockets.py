@@ -18,7 +18,7 @@ from usernet.pipe import libzmq, zmtp
 from usernet.pipe.contract import HANDSHAKE_S, IMPLEMENTATIONS, WAITING_MAX, Pull, Push, Trust, open_poller
 
 OCTETS_MAX = 1 << 18
-PATIENCE_S = 5.0
+PATIENCE_S = 20
 MESSAGES = [b"", b"x", bytes(255), bytes(256), b"y" * 70_000, *(b"%d" % number for number in range(200))]
 
 each = pytest.mark.parametrize("kind", sorted(IMPLEMENTATIONS))

@@ -40,6 +40,8 @@ from usernet.pipe.messages import (
     datagram_header,
 )
 
+PATIENCE_S = 20
+
 
 @pytest.fixture(scope="module")
 def shared():
@@ -63,7 +65,7 @@ def pair(service):
             usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as second:
         first.bind((ADDRESS, 0))
         for endpoint in (first, second):
-            endpoint.settimeout(5)
+            endpoint.settimeout(20)
         yield first, second
 
 
@@ -87,13 +89,13 @@ def non_blocking(endpoint):
 
 
 def peeked(endpoint):
-    endpoint.settimeout(5)
+    endpoint.settimeout(20)
     endpoint.sendto(b"datagram", endpoint.getsockname())
     return [endpoint.recv(4, std.MSG_PEEK), endpoint.recvfrom(100)[0]]
 
 
 def into(endpoint):
-    endpoint.settimeout(5)
+    endpoint.settimeout(20)
     results = []
     for call, arguments in [("recv_into", (4,)), ("recvfrom_into", (0, std.MSG_TRUNC)), ("recv_into", (0,))]:
         endpoint.sendto(bytearray(b"datagram"), 0, endpoint.getsockname())
@@ -105,7 +107,7 @@ def into(endpoint):
 
 def connected(endpoint):
     endpoint.connect(endpoint.getsockname())
-    endpoint.settimeout(5)
+    endpoint.settimeout(20)
     endpoint.sendall(b"")
     return [endpoint.recv(10), endpoint.getpeername() == endpoint.getsockname(), endpoint.connect_ex(("127.0.0.1", 70))]
 
@@ -114,7 +116,7 @@ def refused(endpoint):
     """A closed port's error comes once, by the next call."""
     with_port = endpoint.getsockname()
     endpoint.connect((with_port[0], 1))
-    endpoint.settimeout(5)
+    endpoint.settimeout(20)
     endpoint.send(b"x")
     endpoint.recv(10)
 
@@ -122,7 +124,7 @@ def refused(endpoint):
 def refused_by_option(endpoint):
     endpoint.connect((endpoint.getsockname()[0], 1))
     endpoint.send(b"x")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         number = endpoint.getsockopt(std.SOL_SOCKET, std.SO_ERROR)
         if number:
@@ -292,7 +294,7 @@ def test_the_unspecified_address_is_this_host_by_the_bound_address_or_loopback(p
     assert first.recvfrom(10) == (b"hello", first.getsockname())
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as anywhere:
         anywhere.bind(("", 0))
-        anywhere.settimeout(5)
+        anywhere.settimeout(20)
         anywhere.sendto(b"hello", ("0.0.0.0", anywhere.getsockname()[1]))
         assert anywhere.recvfrom(10) == (b"hello", ("127.0.0.1", anywhere.getsockname()[1]))
 
@@ -308,7 +310,7 @@ def test_a_slow_reader_loses_what_does_not_fit_and_nothing_after(pair):
     first.settimeout(0.05)
     with pytest.raises(TimeoutError):
         first.recv(100)
-    first.settimeout(5)
+    first.settimeout(20)
     for number in range(3 * capacity):  # the credit comes back for as long as one likes
         second.sendto(b"%d" % number, first.getsockname())
         assert first.recv(100) == b"%d" % number
@@ -487,7 +489,7 @@ def test_nothing_is_lost_when_the_service_is_killed(service, pair):
                 service.kill()
                 starting = threading.Thread(target=service.start)
                 starting.start()
-        first.settimeout(5)
+        first.settimeout(20)
         while not got or got[-1] != sent[-1]:
             got.append(first.recv(100))
         starting.join()
@@ -509,7 +511,7 @@ def test_datagrams_sent_without_waiting_during_a_restart_leave_after_it(service,
     # libzmq learns of what was read in halves of its limit: half may count as waiting that does not.
     least = WAITING_MAX // 2 if os.environ.get("USERNET_PIPES") == "zmq" else WAITING_MAX
     assert least <= kept < 10 * WAITING_MAX
-    first.settimeout(5)
+    first.settimeout(20)
     assert [first.recv(100) for _ in range(kept)] == [b"%d" % number for number in range(kept)]
 
 
@@ -521,7 +523,7 @@ def test_unread_datagrams_outlive_the_service(service, pair, monkeypatch):
     for number in range(300):
         second.send(b"%d" % number)
     observer = Connection(service.run_dir, "test")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while sum(entry["queued"] > 300 * DATAGRAM_OVERHEAD for entry in observer.request("list")["sockets"]) != 1:
         assert time.monotonic() < deadline
     observer.close()
@@ -576,7 +578,7 @@ def test_queued_datagrams_are_counted_again_after_a_restart(service, pair):
     first.recv(100)
     usernet.Stack().list_sockets()  # the answer comes behind the datagrams
     service.restart()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         (mine,) = [entry for entry in usernet.Stack().list_sockets() if entry["local"] == list(first.getsockname())]
         if mine["queued"] == 4 * (100 + DATAGRAM_OVERHEAD):
@@ -599,7 +601,7 @@ def test_a_full_pipe_blocks_as_the_timeout_says(service, pair):
                 second.sendto(bytes(1400), first.getsockname())
     finally:
         service.process.send_signal(signal.SIGCONT)
-    second.settimeout(5)
+    second.settimeout(20)
     second.sendto(b"y", first.getsockname())
 
 
@@ -651,7 +653,7 @@ FORK = """
 import os, sys, usernet
 s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
 s.bind(("10.0.0.2", 0))
-s.settimeout(5)
+s.settimeout(20)
 name = s.getsockname()
 pid = os.fork()
 if pid == 0:
@@ -687,7 +689,7 @@ def test_packets_right_behind_the_answer_to_socket_are_not_lost(service, monkeyp
 
     monkeypatch.setattr(connection, "_replied", replied)
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
-        endpoint.settimeout(5)
+        endpoint.settimeout(20)
         assert endpoint.recv(10) == b"early"
 
 
@@ -725,7 +727,7 @@ input()""")
     process.kill()
     process.wait()
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 endpoint.bind((ADDRESS, 5999))
@@ -779,8 +781,12 @@ def test_closing_a_stack_ends_its_blocked_calls(service):
 
     reader = threading.Thread(target=read)
     reader.start()
+    deadline = time.monotonic() + PATIENCE_S
+    while not endpoint._box.waiters:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     stack.close()
-    reader.join(10)
+    reader.join(PATIENCE_S)
     assert errors == [errno.ENETDOWN]
 
 
@@ -790,7 +796,7 @@ def test_closing_a_stack_ends_its_blocked_calls(service):
 def gone(service, condition):
     """Whether `condition` comes true, asked by another connection, which stays."""
     observer = Connection(service.run_dir, "test")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     try:
         while not condition(observer.request("list")["sockets"]):
             if time.monotonic() > deadline:
@@ -900,7 +906,7 @@ def test_arguments_are_judged_before_anything_is_taken(service, kind, call):
             sender.connect(receiver.getsockname())
             peer = receiver.accept()[0] if kind == std.SOCK_STREAM else receiver
             with peer:
-                peer.settimeout(5)
+                peer.settimeout(20)
                 if kind == std.SOCK_DGRAM:
                     receiver.connect(sender.getsockname())
                 sender.send(b"waits")
@@ -911,10 +917,10 @@ def test_arguments_are_judged_before_anything_is_taken(service, kind, call):
                     outcome = type(error).__name__, getattr(error, "errno", None)
                 waits = peer.recv(9, std.MSG_PEEK)
                 if not isinstance(outcome, int):  # nothing was sent; a mark shows it
-                    peer.settimeout(5)
+                    peer.settimeout(20)
                     with suppress(OSError):  # it was shut down
                         peer.send(b"mark")
-                        sender.settimeout(5)
+                        sender.settimeout(20)
                         assert sender.recv(9) == b"mark"
                 said.append((outcome, waits))
     assert said[0] == said[1]
@@ -984,6 +990,6 @@ def test_dup_of_a_descriptor(pair):
     number = usernet.dup(first.fileno())
     with usernet.socket(fileno=number) as copy:
         assert copy.getsockname() == first.getsockname()
-        copy.settimeout(5)
+        copy.settimeout(20)
         second.sendto(b"x", first.getsockname())
         assert copy.recv(1) == b"x"

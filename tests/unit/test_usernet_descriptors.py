@@ -12,7 +12,7 @@ from usernet_service import ADDRESS, Service
 
 import usernet
 
-PATIENCE_S = 5
+PATIENCE_S = 20
 
 
 @pytest.fixture(scope="module")

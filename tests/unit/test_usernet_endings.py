@@ -154,7 +154,7 @@ def test_a_destructor_in_a_forked_child_sends_nothing_by_the_parents_connection(
     run(service, OWNERS + """
 own = udp()
 own.bind((ADDRESS, 0))
-own.settimeout(5)
+own.settimeout(20)
 gc.disable()
 for _ in range(10):
     for _ in range(5):
@@ -175,7 +175,7 @@ from usernet.client import sharing
 gc.disable()
 kept = udp()
 kept.bind((ADDRESS, 0))
-kept.settimeout(5)
+kept.settimeout(20)
 share = sharing._share
 def collects(*arguments):
     gc.collect()
@@ -206,7 +206,7 @@ for _ in range(20):
     kept = owner.socket.dup()
     del owner
     gc.collect()
-    kept.settimeout(5)
+    kept.settimeout(20)
     kept.sendto(b"x", kept.getsockname())
     assert kept.recv(1) == b"x", "the other duplicate is open"
     kept.close()
@@ -247,7 +247,7 @@ def handler(*_):
     signal.setitimer(signal.ITIMER_REAL, 0.001)
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.001)
-one.settimeout(5)
+one.settimeout(20)
 until = time.monotonic() + 2
 while time.monotonic() < until:
     other.send(b"y")
@@ -525,7 +525,7 @@ def _first(call, one) -> int:
 def test_a_new_stack_of_the_same_name_has_new_sockets_only(own_service):
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as old:
         old.bind(("10.0.0.2", 4000))
-        old.settimeout(5)
+        old.settimeout(20)
         own_service.down()
         other = Service(run_dir=own_service.run_dir)
         try:
@@ -534,7 +534,7 @@ def test_a_new_stack_of_the_same_name_has_new_sockets_only(own_service):
             assert raised.value.errno == errno.ENETDOWN
             with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as new:
                 new.bind(("10.0.0.2", 4000))
-                new.settimeout(5)
+                new.settimeout(20)
                 new.sendto(b"x", new.getsockname())
                 assert new.recv(1) == b"x"
                 with pytest.raises(OSError) as raised:

@@ -18,7 +18,7 @@ import dns.flags  # noqa: E402
 import dns.rcode  # noqa: E402
 import dns.rrset  # noqa: E402
 
-PATIENCE_S = 10
+PATIENCE_S = 20
 ADDRESSES = ["192.0.2.1", "192.0.2.2"]
 
 ZONE = {

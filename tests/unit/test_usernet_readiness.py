@@ -16,7 +16,7 @@ from usernet_service import ADDRESS, Service
 
 import usernet
 
-PATIENCE_S = 10
+PATIENCE_S = 20
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from usernet_service import Service
 import usernet
 from usernet.pipe.streams import ACCEPT, ACCEPT_RECORD, READ, READ_RECORD, RESUME
 
-PATIENCE_S = 10
+PATIENCE_S = 20
 
 
 @pytest.fixture(scope="module")

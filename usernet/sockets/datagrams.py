@@ -317,7 +317,7 @@ class Datagrams:
             with Waiting(self._connection, box, items, timeout == 0):
                 self._wait(box, timeout)
             if box.error:
-                self._raise_error()
+                self._raise_error(box)
         if not flags & _PEEK:
             box.consumed += len(record) + DATAGRAM_COST
             if box.consumed >= box.credit_due:
@@ -393,9 +393,10 @@ class Datagrams:
         if self._box is _CLOSED:
             self._raise_error()
 
-    def _raise_error(self, writing: bool = False) -> None:
-        box = self._box
-        if box is _CLOSED:
+    def _raise_error(self, box: Description | None = None, writing: bool = False) -> None:
+        """`box`: what a call waits at. If its stack was closed meanwhile, that is told and not the socket's end."""
+        box = box or self._box
+        if box is _CLOSED or (self._box is _CLOSED and not self._connection.down):
             raise OSError(errno.EBADF, self._gone)
         number, box.error = box.error, 0
         if self._connection.down:

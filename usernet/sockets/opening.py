@@ -170,7 +170,7 @@ class StreamOpening(BaseSocket):
             with Waiting(self._connection, listener, listener.incoming, self._timeout == 0):
                 self._await(lambda: bool(listener.incoming or listener.error or listener.ended))
             if listener.error:
-                self._raise_error()
+                self._raise_error(listener)
             try:
                 box = listener.incoming.popleft()
             except IndexError:

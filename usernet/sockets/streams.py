@@ -141,7 +141,7 @@ class StreamBehaviour(StreamOpening):
 
     def _check_writable(self, box: StreamDescription) -> None:
         if box.error or self._connection.down:
-            self._raise_error()
+            self._raise_error(box)
         if box.shut_for_writing or box.reset or not (box.established or box.connecting):
             raise os_error(errno.EPIPE)
 
@@ -224,7 +224,7 @@ class StreamBehaviour(StreamOpening):
             if box.error or self._connection.down:
                 if parts:
                     break
-                self._raise_error()
+                self._raise_error(box)
             if box.at_end:
                 break
             try:
