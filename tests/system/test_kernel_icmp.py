@@ -63,7 +63,8 @@ def unanswered(stack: Stack, count: int, *options: object) -> list[str]:
     output = stack.execute("ping", "-c", count, "-w", 30, *options, STACK).stdout
     assert "wrong data byte" not in output
     numbers = re.findall(r"icmp_seq=(\d+)", output)
-    return list(difflib.unified_diff([str(number) for number in range(1, count + 1)], numbers[:count], n=0, lineterm=""))
+    wanted = [str(number) for number in range(1, count + 1)]
+    return list(difflib.unified_diff(wanted, numbers[:count], n=0, lineterm=""))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 15, 16, 56, 57, 999, 1000, 1471, 1472])
