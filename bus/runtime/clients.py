@@ -40,6 +40,7 @@ from usernet.pipe.messages import (
     inbox_number,
 )
 from usernet.pipe.numbering import Hello, Refusal, encode
+from usernet.pipe.places import Places
 from usernet.pipe.streams import ACCEPT, READ, STREAM, STREAM_HELD, STREAM_INFO, STREAM_MEMORY
 
 BACKLOG_RECORDS = 1 << 16  # behind a full pipe to a client; the receive buffers of its sockets are the actual limit
@@ -49,8 +50,9 @@ UNREAD_OCTETS_MAX = 1 << 22  # of replies and other control that a client does n
 UNREAD_OCTETS_ALL = 1 << 25  # of all clients; beyond, the one with the most is cut off
 # a single record that kills the layer is a defect of the layer; a process that sends another is disconnected
 OFFENCES_MAX = 2
-REFUSALS_MAX = 8  # maximum of refusals being sent; a client that gets none sends HELLO again
+REFUSALS_MAX = 16  # maximum of refusals being sent; a client that gets none sends HELLO again
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
+REFUSAL_LINGER_MS = 300  # for libzmq to connect and send it
 DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, WANT, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
                           ACCEPT, STREAM_INFO})
@@ -84,7 +86,7 @@ class Clients:
         self._refusals: list[tuple[Push, int]] = []  # (PUSH, number of checks) of the refusals being sent
         self._backlogs = Pool(BACKLOGS_OCTETS)
         self._ends = select.epoll()
-        self._most = bounded(layout.CLIENTS_MAX, pipes.poller.descriptors_reserved, DESCRIPTORS_A_CLIENT)
+        self._places = Places(bounded(layout.CLIENTS_MAX, pipes.poller.descriptors_reserved, DESCRIPTORS_A_CLIENT))
         self.by_number: dict[int, Client] = {}
         self.departed: list[int] = []  # clients of the former process that have ended meanwhile
         self.ending = False  # the process of a client has ended, and its last frames may not have been read
@@ -155,7 +157,7 @@ class Clients:
             said = version if version != VERSION else hello.version
             number, error = errno.EPROTONOSUPPORT, (
                 f"this stack speaks version {VERSION} of the application protocol, the application version {said}")
-        elif place is None or self._has_enough(pid):
+        elif place is None or not self._places.has_one_for(pid):
             number, error = errno.EUSERS, (
                 f"this stack has {len(self.by_number)} applications and no room for another one of process {pid}")
         elif self.is_barred(pid):
@@ -177,26 +179,19 @@ class Clients:
         under_way, self._refusals = self._refusals, []
         for push, checks in under_way:
             push.flush()
-            if checks < REFUSAL_CHECKS:
+            if checks < REFUSAL_CHECKS and (push.waiting or not push.open):
                 self._refusals.append((push, checks + 1))
             else:
-                push.close()
+                push.close(REFUSAL_LINGER_MS)
 
     def _free_place(self) -> int | None:
-        if len(self.by_number) >= self._most:
+        if len(self.by_number) >= self._places.most:
             return None
         first, end = layout.CLIENTS + layout.CLIENT_ID, layout.CLIENTS + layout.CLIENT_WORDS * layout.CLIENTS_MAX
         try:
             return self._words[first : end : layout.CLIENT_WORDS].tolist().index(0)
         except ValueError:
             return None
-
-    def _has_enough(self, pid: int) -> bool:
-        """Once half of the places are taken, one process gets at most a quarter of the rest, so that others find
-        places."""
-        free = self._most - len(self.by_number)
-        return (free < self._most // 2
-                and sum(client.pid == pid for client in self.by_number.values()) > free // 4)
 
     def _offences(self) -> dict[int, int]:
         cells = self._words[layout.OFFENDERS : layout.OFFENDERS + layout.OFFENDERS_MAX].tolist()
@@ -226,6 +221,7 @@ class Clients:
         inbox = pipes.inboxes[number] = pipes.inbox(number, CLIENT_KINDS, cell + layout.CLIENT_DONE, pid)
         client = Client(number, inbox_number, place, pid, pidfd, outbox, inbox)
         self.by_number[number] = client
+        self._places.add(pid)
         self._ends.register(pidfd, select.EPOLLIN)
         return client
 
@@ -270,4 +266,5 @@ class Clients:
         os.close(client.pidfd)
         self._pipes.remove(client.number)
         del self.by_number[client.number]
+        self._places.remove(client.pid)
         self._forget(client.inbox_number, client.place)

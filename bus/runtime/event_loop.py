@@ -181,7 +181,7 @@ class EventLoop:
         inherit(self._memory)
         for outbox in self._outboxes.values():
             inbox = self._inboxes.get(self._cookie + outbox.consumer)
-            outbox.greet({"version": VERSION, "done": inbox.done if inbox else 0})
+            outbox.greet({"version": VERSION, "done": inbox.done if inbox else 0, "pid": os.getpid()})
         if self._clients is not None:
             self._clients.restore()
             for client in self._clients.by_number.values():
@@ -389,8 +389,10 @@ class EventLoop:
             inbox.started(incarnation)
             self._outboxes[inbox.sender].resume(hello.done, inbox.done)
             if inbox.sender < topology.CLIENT_ID_MIN:
+                self._spare(inbox, hello.pid)
                 self._tell_all(inbox.sender, now)
         elif kind == RESUME and (resume := _parsed(decode_resume, records)) is not None:
+            self._spare(inbox, resume.pid)
             is_lossy = inbox.resumed(incarnation, resume.first)
             self._outboxes[inbox.sender].answered(resume.done, inbox.done)
             if is_lossy and isinstance(self._core, ClientCore):
@@ -399,6 +401,10 @@ class EventLoop:
                 self._tell_all(inbox.sender, now)
         else:
             self._counters[C.bus_malformed] += 1
+
+    def _spare(self, inbox: Inbox, pid: int | msgspec.UnsetType) -> None:
+        if inbox.sender < topology.CLIENT_ID_MIN and isinstance(pid, int):
+            self._pull.spare(inbox.sender, pid)
 
     def _tell_all(self, sender: int, now: float) -> None:
         """A neighbour has started: tell it everything again. This is no hang, however much it is."""

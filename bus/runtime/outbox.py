@@ -13,9 +13,12 @@ journaled at once. A stream record is never dropped and replaces an older one of
 
 from __future__ import annotations
 
+import os
 from collections import deque
 
-from bus import messages
+from msgspec import UNSET
+
+from bus import messages, topology
 from bus.counters import PipeCounters as C
 from bus.durable import layout
 from bus.runtime.backlog import Backlog, is_kept
@@ -58,8 +61,8 @@ class Outbox:
     """
 
     __slots__ = ("_backlog", "_cell", "_counters", "_frames", "_fresh",
-                 "_incarnation", "_journal", "_kind", "_octets", "_records", "_repeated_from", "_send", "_sender",
-                 "_touched", "_words", "consumer", "sequence", "socket", "waits")
+                 "_incarnation", "_journal", "_kind", "_octets", "_pid", "_records", "_repeated_from", "_send",
+                 "_sender", "_touched", "_words", "consumer", "sequence", "socket", "waits")
 
     def __init__(self, socket: Push, sender: int, consumer: int, cell: int, turn: Turn,
                  backlog: Backlog | None = None) -> None:
@@ -67,6 +70,7 @@ class Outbox:
         self.consumer = consumer
         self._send = socket.send
         self._sender = sender
+        self._pid = os.getpid() if consumer < topology.CLIENT_ID_MIN else UNSET  # for the other end
         self._journal = turn.journal
         self._words = turn.words
         self._counters = turn.memory.bus_counters
@@ -246,7 +250,7 @@ class Outbox:
             self.resume(done, own_done)
             return
         self._repeated_from = None
-        self._say(RESUME, encode(Resume(first=first, done=own_done)))
+        self._say(RESUME, encode(Resume(first=first, done=own_done, pid=self._pid)))
 
     def resume(self, after: int, done: int) -> None:
         """Answer a HELLO: repeat all stored frames after number `after`."""
@@ -256,7 +260,7 @@ class Outbox:
         self._repeated_from = None
         kept = self._journal.frames(self.consumer, after)
         first = kept[0][0] if kept else self.sequence + 1
-        self._say(RESUME, encode(Resume(first=first, done=done)))
+        self._say(RESUME, encode(Resume(first=first, done=done, pid=self._pid)))
         self._repeat(kept)
 
     def _repeat(self, kept: list[tuple[int, bytes]]) -> None:

@@ -15,7 +15,16 @@ import zmq
 
 from supervisor.limits import DESCRIPTORS_MIN
 from usernet.pipe import libzmq, zmtp
-from usernet.pipe.contract import HANDSHAKE_S, IMPLEMENTATIONS, WAITING_MAX, Pull, Push, Trust, open_poller
+from usernet.pipe.contract import (
+    ACCEPTED_AT_ONCE,
+    HANDSHAKE_S,
+    IMPLEMENTATIONS,
+    WAITING_MAX,
+    Pull,
+    Push,
+    Trust,
+    open_poller,
+)
 
 OCTETS_MAX = 1 << 18
 PATIENCE_S = 20
@@ -464,3 +473,18 @@ def test_closing_lets_what_was_sent_be_read(ends):
     sends(push, b"goodbye", near)
     near.die()
     until(lambda: far.taken == [b"first", b"goodbye"], far)
+
+
+@pytest.mark.parametrize("kind", ["direct"])  # libzmq accepts in its own thread
+def test_many_that_connect_at_once_are_accepted_in_portions(stack, tmp_path, kind):
+    """So that none of them, and no crowd, keeps the process from its other work."""
+    end, count = End(stack, str(tmp_path / "a"), kind), ACCEPTED_AT_ONCE + 10
+    callers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(count)]
+    for caller in callers:
+        caller.connect(end.path)
+    end.serve(connections_max=4 * count)
+    answered = [len(select.select(callers, [], [], 0)[0])]
+    for _ in range(2):
+        end.turn()
+        answered.append(len(select.select(callers, [], [], 0)[0]))
+    assert answered == [0, ACCEPTED_AT_ONCE, count]

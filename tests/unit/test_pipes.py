@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections import deque
 
@@ -557,7 +558,7 @@ def test_the_greetings_are_json_that_any_client_can_read(durable):
     producer.outbox.resume(0, 9)
     (hello, _, (greeting,)), (resume, _, (answer,)) = parsed(producer.queue)
     assert (hello, msgspec.json.decode(greeting)) == (messages.HELLO, {"version": 2, "done": 7})
-    assert (resume, msgspec.json.decode(answer)) == (messages.RESUME, {"first": 1, "done": 9})
+    assert (resume, msgspec.json.decode(answer)) == (messages.RESUME, {"first": 1, "done": 9, "pid": os.getpid()})
 
 
 def test_foreign_frames_do_not_confuse_the_repetition(durable):

@@ -112,6 +112,11 @@ class Line:
         """A path of the run directory that is valid even if it is renamed."""
         return f"/proc/self/fd/{self._directory}"
 
+    @property
+    def refused(self) -> bool:
+        """True if the service has no place for the connection of this process, as far as is known."""
+        return self._outbox.refused
+
     def alive(self) -> bool:
         """False after the stack was stopped: the inbox was removed with its run directory."""
         return not self.closed and self.inbox_path.exists()

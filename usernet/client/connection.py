@@ -105,6 +105,9 @@ class Connection:
         deadline = monotonic() + CONNECT_TIMEOUT_S
         while not self.welcome:
             if monotonic() > deadline:
+                if self._line.refused:
+                    raise OSError(errno.EUSERS, f"the usernet stack {self.name!r} in {self.run_dir} has no place for "
+                                  f"another connection of process {os.getpid()}; see: launcher.py status")
                 raise TimeoutError(
                     errno.ETIMEDOUT, f"the usernet stack {self.name!r} in {self.run_dir} did not answer within "
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"

@@ -12,13 +12,14 @@ import importlib
 import os
 import resource
 import select
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple, Protocol
 
 IMPLEMENTATIONS = {"zmq": "usernet.pipe.libzmq", "direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
 DESCRIPTORS_RESERVED = 96  # descriptors of a process that are not for connections to it; ip has most, 75
 CONNECTIONS_MIN = 16
+ACCEPTED_AT_ONCE = 64  # connections in one turn, so that others are served and the process does not look hung
 STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): it may work later
 HANDSHAKE_S = 3.0  # seconds after which a connection without handshake is closed
 INCOMPLETE_OCTETS_ALL = 1 << 25  # of memory for incomplete frames of all connections; beyond, the largest are closed
@@ -39,6 +40,9 @@ class Pull(Protocol):
     def read(self, descriptor: int) -> list[bytes] | None:
         """The messages of a descriptor that the poller reported; None: the descriptor does not belong to this PULL."""
 
+    def spare(self, neighbor: int, pid: int) -> None:
+        """This is the process of a neighbouring layer now: its connection is not closed for want of memory."""
+
     def expire(self, now: float) -> None:
         """To be called regularly, `now` in seconds of CLOCK_MONOTONIC: close connections without a handshake."""
 
@@ -51,6 +55,7 @@ class Push(Protocol):
 
     open: bool  # a message that is sent now will leave at once, as far as is known
     waiting: bool  # an accepted message has not left: call `flush` regularly
+    refused: bool  # the other end closed the last connection at once, as far as is known: it has no place for it
 
     def send(self, message: bytes) -> bool:
         """Accept a message, without waiting. False: too many wait already."""
@@ -64,8 +69,9 @@ class Push(Protocol):
     def await_room(self, timeout_s: float) -> None:
         """Wait until something has happened to the pipe, at most `timeout` seconds."""
 
-    def close(self) -> None:
-        """Close the connection. Sent messages can still be read."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the connection. Sent messages can still be read; a thread of libzmq sends what waits within
+        `linger_ms`."""
 
 
 class Poller(Protocol):
@@ -98,17 +104,6 @@ def bounded(connections_max: int, reserved: int, descriptors_each: int = 1) -> i
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(connections_max, max(CONNECTIONS_MIN, (limit - reserved) // descriptors_each))
-
-
-def has_enough(pid: int, places: int, taken: int, pids: Iterable[int]) -> bool:
-    """True if a connecting process must be refused: `taken` of `places` are taken, by `pids`.
-
-    Once half of the places are taken, one process gets at most a quarter of the rest, so that others find places.
-    """
-    free = places - taken
-    if free > places // 2:
-        return False  # the usual case: they need not be counted
-    return free <= 0 or sum(each == pid for each in pids) > free // 4
 
 
 def open_poller(implementation: str, trust: Trust | None = None, statm_fd: int = -1) -> Poller:

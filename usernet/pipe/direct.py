@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from usernet.pipe import zmtp
 from usernet.pipe.contract import (
+    ACCEPTED_AT_ONCE,
     DESCRIPTORS_RESERVED,
     HANDSHAKE_S,
     INCOMPLETE_OCTETS_ALL,
@@ -23,8 +24,8 @@ from usernet.pipe.contract import (
     WAITING_MAX,
     Trust,
     bounded,
-    has_enough,
 )
+from usernet.pipe.places import Places
 from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
@@ -68,8 +69,8 @@ class Poller:
 class Pull:
     """The reading end of all pipes to one process; `poller` reports the listener and every connection."""
 
-    __slots__ = ("_accepted", "_connections_max", "_epoll", "_held", "_held_octets", "_listener", "_listener_fd",
-                 "_message_octets_max", "_opening", "_paused", "_readers", "_refused", "_users", "pid")
+    __slots__ = ("_accepted", "_epoll", "_held", "_held_octets", "_listener", "_listener_fd",
+                 "_message_octets_max", "_opening", "_paused", "_places", "_readers", "_refused", "_users", "pid")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[int], object]) -> None:
@@ -78,7 +79,7 @@ class Pull:
         self._listener_fd = listener_fd
         self._epoll = poller.epoll
         self._message_octets_max = message_octets_max
-        self._connections_max = bounded(connections_max, poller.descriptors_reserved)
+        self._places = Places(bounded(connections_max, poller.descriptors_reserved))
         self._readers: dict[int, tuple[socket.socket, zmtp.Reader, int]] = {}
         self.pid = 0
         self._held: dict[int, int] = {}  # {descriptor: octets of memory for an incomplete frame}
@@ -132,12 +133,11 @@ class Pull:
 
     def _accept(self) -> None:
         try:
-            while True:
+            for _ in range(ACCEPTED_AT_ONCE):
                 caller, _ = self._listener.accept()
                 caller.setblocking(False)
                 pid, user = peer(caller)
-                if user not in self._users or has_enough(pid, self._connections_max, len(self._readers),
-                                                         (found[2] for found in self._readers.values())):
+                if user not in self._users or not self._has_place(pid):
                     self._refused(0)
                     caller.close()
                     continue
@@ -146,6 +146,7 @@ class Pull:
                 except OSError:
                     pass  # closed again
                 self._readers[caller.fileno()] = caller, zmtp.Reader(self._message_octets_max), pid
+                self._places.add(pid)
                 self._epoll.register(caller.fileno(), _IN)
                 self._accepted[caller.fileno()] = time.monotonic()
         except OSError as error:  # EAGAIN: no more connections
@@ -154,6 +155,20 @@ class Pull:
                 if not self._paused:  # the listener stays readable; reporting only new connections avoids a busy loop
                     self._paused = True
                     self._epoll.modify(self._listener_fd, _IN | select.EPOLLET)
+
+    def _has_place(self, pid: int) -> bool:
+        """Whether there is a place for another connection of this process; perhaps one of another process is closed."""
+        if self._places.has_one_for(pid):
+            return True
+        most = self._places.gives_way_to(pid)
+        if not most:
+            return False
+        self._drop(next(each for each in reversed(self._readers) if self._readers[each][2] == most))
+        self._refused(0)
+        return True
+
+    def spare(self, neighbor: int, pid: int) -> None:
+        """See `contract`: closes connections for what they have sent only."""
 
     def expire(self, now: float) -> None:
         """See `contract`."""
@@ -178,7 +193,8 @@ class Pull:
         self._listener.close()
 
     def _drop(self, descriptor: int) -> None:
-        caller, _, _ = self._readers.pop(descriptor)
+        caller, _, pid = self._readers.pop(descriptor)
+        self._places.remove(pid)
         self._accepted.pop(descriptor, None)
         self._held_octets -= self._held.pop(descriptor, 0)
         self._epoll.unregister(descriptor)
@@ -192,7 +208,7 @@ class Push:
     """
 
     __slots__ = ("_cut", "_full", "_path", "_poller", "_reader", "_socket", "_waiting",
-                 "_waiting_max", "_write", "open")
+                 "_waiting_max", "_write", "open", "refused")
 
     def __init__(self, path: str, poller: Poller, waiting_max: int) -> None:
         self._path = path
@@ -204,6 +220,7 @@ class Push:
         self._cut = False  # the first of those is the rest of a message whose beginning was sent
         self._full = False  # there was no room, and the poller has not reported any since
         self.open = False  # the peer has sent READY, nothing waits, and there may be room
+        self.refused = False
         self._connect()
 
     @property
@@ -294,6 +311,7 @@ class Push:
         except OSError:  # ECONNRESET
             octets = b""
         self._reader.feed(octets)
+        self.refused = not octets and not self._reader.ready
         if octets and not self._reader.error:
             self.flush()
         elif self._reader.ready:
@@ -327,7 +345,7 @@ class Push:
         if self._socket is not None:
             self._poller.epoll.modify(self._socket.fileno(), events)
 
-    def close(self) -> None:
+    def close(self, linger_ms: int = 0) -> None:
         """Close the connection. Octets in the kernel can be read; the rest of a partially sent message is lost."""
         self.open = self._full = False
         if self._cut:

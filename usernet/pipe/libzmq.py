@@ -19,7 +19,6 @@ import resource
 import select
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -30,20 +29,21 @@ import zmq
 from zmq.backend import Context, Socket
 
 from usernet.pipe.contract import (
+    ACCEPTED_AT_ONCE,
     DESCRIPTORS_RESERVED,
     HANDSHAKE_S,
     STARVED,
     WAITING_MAX,
     Trust,
     bounded,
-    has_enough,
 )
+from usernet.pipe.places import Places
 from usernet.pipe.run_dir import peer
 
 # Of the memory that the process may have (RLIMIT_DATA): beyond this part, connections are closed. What libzmq has
 # received of them, complete or not, is in its own memory, up to WAITING_MAX messages for each connection.
 MEMORY_PART = 0.75
-CONNECTIONS_SPARED = 4  # a process with so many is not to blame
+CONNECTIONS_SPARED = 1  # the connection that an application needs
 READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
 # Connections that libzmq has accepted and its monitor has not reported yet: its thread waits once so many events wait
 # (the default ZMQ_SNDHWM of the monitor's end, which cannot be set, with ZMQ_RCVHWM 1 of ours), and holds one more.
@@ -116,9 +116,9 @@ class Pull:
 
     pid = 0  # the messages of one `read` may come from several processes
 
-    __slots__ = ("_again_fd", "_connections", "_connections_max", "_epoll", "_fd", "_get", "_looked_at", "_memory_max",
-                 "_monitor", "_monitor_fd", "_monitor_get", "_recv", "_refused", "_socket", "_statm_fd", "_unlooked",
-                 "_users")
+    __slots__ = ("_again_fd", "_connections", "_epoll", "_fd", "_get", "_looked_at", "_memory_max", "_monitor",
+                 "_monitor_fd", "_monitor_get", "_places", "_recv", "_refused", "_socket", "_spared", "_statm_fd",
+                 "_unlooked", "_users")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[int], object]) -> None:
@@ -132,8 +132,9 @@ class Pull:
         self._users = users = poller.trust.users
         for user in users if isinstance(users, Iterable) else ():
             pull.set(zmq.IPC_FILTER_UID, user)
-        self._connections: dict[int, int] = {}  # {descriptor in libzmq: pid}
-        self._connections_max = bounded(connections_max, poller.descriptors_reserved, DESCRIPTORS_A_CONNECTION)
+        self._connections: dict[int, int] = {}  # {descriptor in libzmq: pid}, the oldest first
+        self._spared: dict[int, int] = {}  # {layer: pid}
+        self._places = Places(bounded(connections_max, poller.descriptors_reserved, DESCRIPTORS_A_CONNECTION))
         self._refused = refused
         most, _ = resource.getrlimit(resource.RLIMIT_DATA)
         self._memory_max = most * MEMORY_PART
@@ -168,6 +169,7 @@ class Pull:
             if descriptor != self._again_fd:
                 return None
             os.eventfd_read(descriptor)
+            self._watch()
         recv = self._recv
         messages: list[bytes] = []
         try:
@@ -185,15 +187,19 @@ class Pull:
         return messages
 
     def _watch(self) -> None:
-        """Process the events of the monitor."""
-        monitor = self._monitor
+        """Process events of the monitor; an eventfd reminds the loop of the rest."""
+        monitor, left = self._monitor, ACCEPTED_AT_ONCE
         while self._monitor_get(_EVENTS) & _POLLIN:
+            if not left:
+                os.eventfd_write(self._again_fd, 1)
+                break
+            left -= 1
             event, value = _MONITOR_EVENT.unpack_from(monitor.recv(_NOBLOCK))
             monitor.recv(_NOBLOCK)  # the address
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted(value)
             elif event == zmq.EVENT_DISCONNECTED:
-                self._connections.pop(value, None)
+                self._forget(value)
             elif event == zmq.EVENT_ACCEPT_FAILED:
                 # Of a process that is not let in (IPC_FILTER_UID) libzmq tells the errno of something earlier.
                 self._refused(value if value in STARVED else 0)
@@ -205,20 +211,41 @@ class Pull:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(descriptor)) as connection:
                 pid, user = peer(connection)
-                connections = self._connections
-                if user not in self._users or has_enough(pid, self._connections_max, len(connections),
-                                                         connections.values()):
+                if user not in self._users or not self._has_place(pid):
                     connection.shutdown(socket.SHUT_RDWR)
                     self._refused(0)
-                connections[descriptor] = pid
+                else:
+                    self._forget(descriptor)
+                    self._connections[descriptor] = pid
+                    self._places.add(pid)
         except OSError:
             pass  # it has ended, and its descriptor may be closed
+
+    def _forget(self, descriptor: int) -> None:
+        pid = self._connections.pop(descriptor, None)
+        if pid is not None:
+            self._places.remove(pid)
+
+    def _has_place(self, pid: int) -> bool:
+        """Whether there is a place for another connection of this process; perhaps one of another process is closed."""
+        if self._places.has_one_for(pid):
+            return True
+        most = self._places.gives_way_to(pid)
+        if not most:
+            return False
+        self._shut(next(each for each in reversed(self._connections) if self._connections[each] == most))
+        return True
+
+    def spare(self, neighbor: int, pid: int) -> None:
+        """See `contract`."""
+        self._spared[neighbor] = pid
 
     def expire(self, now: float) -> None:
         """See `contract`: libzmq closes connections without a handshake itself (ZMQ_HANDSHAKE_IVL).
 
-        If there is little memory left, connections are closed: all of each process with more than CONNECTIONS_SPARED,
-        but only of the half with the most, which may suffice.
+        If there is little memory left, connections are closed: of the processes with more than CONNECTIONS_SPARED all
+        those of the half with the most, which may suffice. If there are no such processes, the newer half of all
+        connections but those of neighbours.
         """
         if self._statm_fd >= 0 and now >= self._looked_at + LOOK_S:
             self._looked_at = now
@@ -231,13 +258,19 @@ class Pull:
         octets = int(os.read(self._statm_fd, STATM_OCTETS).split()[DATA]) * mmap.PAGESIZE
         if octets <= self._memory_max:
             return
-        by_pid = Counter(self._connections.values())
-        greedy = [pid for pid, connections in by_pid.most_common() if connections > CONNECTIONS_SPARED]
-        for pid in greedy[: (len(greedy) + 1) // 2]:
-            for descriptor in [each for each, owner in self._connections.items() if owner == pid]:
-                self._shut(descriptor)
+        greedy = [pid for pid, connections in self._places.by_number() if connections > CONNECTIONS_SPARED]
+        if greedy:
+            chosen = set(greedy[: (len(greedy) + 1) // 2])
+            closed = [each for each, pid in self._connections.items() if pid in chosen]
+        else:
+            spared = set(self._spared.values())
+            closed = [each for each, pid in self._connections.items() if pid not in spared]
+            del closed[: len(closed) // 2]
+        for descriptor in closed:
+            self._shut(descriptor)
 
     def _shut(self, descriptor: int) -> None:
+        self._forget(descriptor)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(descriptor)) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
@@ -247,7 +280,8 @@ class Pull:
 
     def close(self, linger_ms: int = 0) -> None:
         """See `contract`."""
-        self._watch()  # libzmq's thread must not wait for room in the monitor when it is ended
+        while self._monitor_get(_EVENTS) & _POLLIN:  # libzmq's thread must not wait for room in it when it is ended
+            self._watch()
         for descriptor in (self._fd, self._monitor_fd, self._again_fd):
             self._epoll.unregister(descriptor)
         os.close(self._again_fd)
@@ -262,6 +296,7 @@ class Push:
     __slots__ = ("_fd", "_get", "_poller", "_send", "_socket", "_watched", "open")
 
     waiting = False  # libzmq sends accepted messages by itself
+    refused = False  # and connects again by itself
 
     def __init__(self, path: str, poller: Poller, waiting_max: int) -> None:
         self._socket = push = Socket(poller.context, int(zmq.PUSH))

@@ -29,6 +29,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     done: SequenceNumber
     version: int = VERSION
     inbox: str = ""  # only from an application: the file name of its inbox
+    pid: int | msgspec.UnsetType = msgspec.UNSET  # only from a layer to another: its process
     # only from an application: any text, which is returned in the answer
     token: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
@@ -47,6 +48,7 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
     first: SequenceNumber
     done: SequenceNumber = 0
+    pid: int | msgspec.UnsetType = msgspec.UNSET  # as in Hello
 
 
 encode = msgspec.json.Encoder().encode

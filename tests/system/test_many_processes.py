@@ -1,0 +1,154 @@
+"""Two hundred processes that take all the places there are: each keeps one, and who comes later finds one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+
+import pytest
+
+from usernet.client.connection import Connection
+
+from .peers import wait_for
+from .test_hostile_applications import is_served, program
+
+PROCESSES, CONNECTIONS_EACH, CLIENTS_EACH = 200, 24, 12
+
+# So many processes with so many connections each, which say nothing but their greeting. Tells how many were left to
+# each when all had connected.
+HOLDERS = """
+import json, os, socket, sys
+from usernet.pipe import zmtp
+
+path, processes, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+(ready, tell), (go, start), (over, end) = os.pipe(), os.pipe(), os.pipe()
+
+def is_open(caller):
+    try:
+        while octets := caller.recv(1000):
+            pass
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+def hold():
+    callers = []
+    for _ in range(each):
+        caller = socket.socket(socket.AF_UNIX)
+        caller.settimeout(10)
+        try:
+            caller.connect(path)
+            caller.sendall(zmtp.opening(b"PUSH"))
+            caller.recv(1)  # the other end has looked at it
+            callers.append(caller)
+        except OSError:
+            pass
+        caller.setblocking(False)
+    os.write(tell, b"x")
+    os.read(go, 1)
+    os.write(tell, b"%4d" % sum(map(is_open, callers)))
+    os.read(over, 1)  # until the first process ends
+
+for _ in range(processes):
+    if os.fork() == 0:
+        os.close(end)
+        try:
+            hold()
+        finally:
+            os._exit(0)
+for _ in range(processes):
+    os.read(ready, 1)
+print("full", flush=True)
+sys.stdin.readline()
+os.write(start, b"g" * processes)
+print(json.dumps([int(os.read(ready, 4)) for _ in range(processes)]), flush=True)
+sys.stdin.read()
+"""
+
+# So many processes that become clients of the service, each several times if it may. Tells [clients, errno] of each.
+CLIENTS = """
+import json, os, sys
+from pathlib import Path
+from usernet.client.connection import Connection
+
+run_dir, name, processes, each = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+(ready, tell), (over, end) = os.pipe(), os.pipe()
+
+def join():
+    joined, error = [], 0
+    while not error and len(joined) < each:
+        try:
+            joined.append(Connection(run_dir, name))
+        except OSError as failed:
+            error = failed.errno
+    os.write(tell, b"%4d%4d" % (len(joined), error))
+    os.read(over, 1)  # until the first process ends
+
+for _ in range(processes):
+    if os.fork() == 0:
+        os.close(end)
+        try:
+            join()
+        finally:
+            os._exit(0)
+told = [os.read(ready, 8) for _ in range(processes)]
+print(json.dumps([[int(each[:4]), int(each[4:])] for each in told]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["direct", "zmq"])
+def booted(new_stack, request):
+    return new_stack().up("--pipes", request.param)
+
+
+def test_who_comes_when_all_connections_are_taken_finds_a_place(booted):
+    """Applications, and layers that restart; those with several connections lose one for each."""
+    pid = booted.pids()["sockets"]
+    holders = program(booted, HOLDERS, booted.run_dir / "sockets.sock", PROCESSES, CONNECTIONS_EACH)
+    assert holders.stdout.readline() == "full\n"
+    assert booted.counters("sockets")["bus_refused"] > 0
+    is_served(booted)
+    for layer in ("udp", "sockets"):
+        before = booted.ask()[layer]
+        os.kill(before["pid"], signal.SIGKILL)
+        wait_for(layer, lambda: booted.serves(**{layer: before["incarnation"] + 1}))  # noqa: B023
+        is_served(booted)
+        if layer == "udp":
+            assert booted.pids()["sockets"] == pid
+            print("tell", file=holders.stdin, flush=True)
+            left = json.loads(holders.stdout.readline())
+            assert min(left) >= 1
+            assert sum(left) > PROCESSES
+    assert booted.run("status").returncode == 0
+
+
+def test_whoever_gets_no_further_connection_is_told(new_stack):
+    """The service cannot tell, because it reads nothing of a connection that it refuses; the library can."""
+    booted = new_stack().up("--pipes", "direct")
+    holders = program(booted, HOLDERS, booted.run_dir / "sockets.sock", PROCESSES, CONNECTIONS_EACH)
+    assert holders.stdout.readline() == "full\n"
+    joined: list[Connection] = []
+    try:
+        with pytest.raises(OSError, match=f"no place for another connection of process {os.getpid()}") as refused:
+            joined.extend(Connection(booted.run_dir, booted.name) for _ in range(CONNECTIONS_EACH))
+    finally:
+        for each in joined:
+            each.close()
+    assert joined
+    assert refused.value.errno == errno.EUSERS
+
+
+def test_who_joins_when_clients_are_many_finds_a_place(booted):
+    """Whoever has its share is told why it gets no more."""
+    crowd = program(booted, CLIENTS, booted.run_dir, booted.name, PROCESSES, CLIENTS_EACH)
+    told = json.loads(crowd.stdout.readline())
+    assert {error for _, error in told} <= {0, errno.EUSERS}
+    assert any(error for _, error in told)
+    assert min(clients for clients, _ in told) >= 1
+    assert booted.counters("sockets")["bus_turned_away"] > 0
+    is_served(booted)

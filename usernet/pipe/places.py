@@ -1,0 +1,51 @@
+"""Places, such as those for connections, and how many of them each process has."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class Places:
+    """`most` places in all. Each is taken by a process and told from others by its number only."""
+
+    __slots__ = ("_held", "most", "taken")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+        self._held: Counter[int] = Counter()  # {pid: places}, without zeros
+
+    def add(self, pid: int) -> None:
+        """The process has one more."""
+        self.taken += 1
+        self._held[pid] += 1
+
+    def remove(self, pid: int) -> None:
+        """The process has one less."""
+        self.taken -= 1
+        self._held[pid] -= 1
+        if not self._held[pid]:
+            del self._held[pid]
+
+    def has_one_for(self, pid: int) -> bool:
+        """Whether the process may have another place.
+
+        Once half of the places are taken, a process gets its first one as long as there is any, and no more than it
+        would have if a quarter of the rest were shared among all that have some. So the rest lasts for many processes,
+        also if each takes what it can get.
+        """
+        free, held = self.most - self.taken, self._held.get(pid, 0)
+        if free > self.most // 2:
+            return True
+        return free > 0 and (not held or held < free // (4 * len(self._held)))
+
+    def gives_way_to(self, pid: int) -> int:
+        """The process that must give one of its places to `pid`; 0: some are left, or none has so many more."""
+        if self.taken < self.most:
+            return 0
+        (most, places), = self._held.most_common(1)
+        return most if places > self._held[pid] + 1 else 0
+
+    def by_number(self) -> list[tuple[int, int]]:
+        """(pid, places) of all, those with the most first."""
+        return self._held.most_common()
