@@ -104,6 +104,7 @@ TCP_CONGESTION = 13
 SOMAXCONN = 4096  # Linux net.core.somaxconn
 TCP_BUFFER_MAX = 4 << 20  # Linux net.core.rmem_max, wmem_max, as of 6.x: the maximum, before doubling
 TCP_SEND_BUFFER_DEFAULT, TCP_RECEIVE_BUFFER_DEFAULT = 16384, 131072  # Linux net.ipv4.tcp_wmem, tcp_rmem
+INITIAL_TIMEOUT_S, TIMEOUT_MAX_S, RETRANSMISSIONS_MAX = 1, 120, 255  # Linux TCP_TIMEOUT_INIT, TCP_RTO_MAX, an octet
 CONGESTION_OCTETS_MAX = 16  # Linux TCP_CA_NAME_MAX
 _ALGORITHMS = {b"cubic", b"reno"}
 
@@ -114,6 +115,17 @@ def _stream_buffer(minimum: int) -> Callable[[int], int]:
 
 def _clamped(limit: int) -> Callable[[int], int]:
     return lambda value: min(max(value, 0), limit)
+
+
+def _whole_retransmissions(seconds: int) -> int:
+    """The time of so many retransmissions that last at least as long (Linux, secs_to_retrans and retrans_to_secs)."""
+    timeout = period = INITIAL_TIMEOUT_S if seconds > 0 else 0
+    for _ in range(RETRANSMISSIONS_MAX - 1):
+        if period >= seconds:
+            break
+        timeout = min(2 * timeout, TIMEOUT_MAX_S)
+        period += timeout
+    return period
 
 
 _OF_STREAMS: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
@@ -129,7 +141,7 @@ _OF_STREAMS: dict[tuple[int, int], tuple[str, Callable[[int], int]]] = {
     (IPPROTO_TCP, 6): ("keepcnt", _between(1, 127)),
     (IPPROTO_TCP, 7): ("syncnt", _between(1, 127)),
     (IPPROTO_TCP, 8): ("linger2", lambda value: -1 if value < 0 else min(value, 120) or 60),
-    (IPPROTO_TCP, 9): ("defer_accept", _clamped(32767)),
+    (IPPROTO_TCP, 9): ("defer_accept", _whole_retransmissions),
     (IPPROTO_TCP, 10): ("window_clamp", lambda value: value and max(RECEIVE_BUFFER_MIN // 2, min(value, 1 << 30))),
     (IPPROTO_TCP, 12): ("quickack", bool),
     (IPPROTO_TCP, 18): ("user_timeout", _between(0, (1 << 31) - 1)),

@@ -10,6 +10,7 @@ import gc
 import io
 import json
 import os
+import resource
 import select
 import signal
 import socket as std
@@ -39,6 +40,7 @@ from usernet.pipe.messages import (
     DATAGRAM_OVERHEAD,
     datagram_header,
 )
+from usernet.sockets.options import _asked_hz, jiffies_per_second
 
 PATIENCE_S = 20
 
@@ -941,6 +943,94 @@ def test_long_times(pair):
         kernels.close()
         second.sendto(b"x", first.getsockname())
         assert first.recv(1) == b"x"
+
+
+TIMES = [(0, 0), (0, 1), (0, 3_999), (0, 4_000), (0, 4_001), (0, 9_999), (3, 300_000), (3, 333_333), (70, 996_001),
+         (70, 999_999), (-1, 5), (1 << 33, 1), (1 << 44, 1)]
+
+
+@pytest.mark.parametrize("option", [std.SO_RCVTIMEO, std.SO_SNDTIMEO, 66, 67], ids=["rcv", "snd", "rcv new", "snd new"])
+def test_timeouts_are_told_in_whole_jiffies_of_the_kernel(pair, option):
+    first, _ = pair
+    limit = ((1 << 63) - 1) // jiffies_per_second()  # seconds, from which on Linux waits for ever
+    with std.socket(std.AF_INET, std.SOCK_DGRAM) as kernels:
+        for seconds, microseconds in [*TIMES, (limit - 1, 1), (limit, 1), (1 << 62, 1)]:
+            for endpoint in (first, kernels):
+                endpoint.setsockopt(std.SOL_SOCKET, option, struct.pack("@ll", seconds, microseconds))
+            for octets in (16, 8, 20):
+                assert first.getsockopt(std.SOL_SOCKET, option, octets) == kernels.getsockopt(
+                    std.SOL_SOCKET, option, octets), (seconds, microseconds)
+        for value in (struct.pack("@ll", 1, 1_000_000), struct.pack("@ll", -1, -1), b"short", 5):
+            errors = []
+            for endpoint in (first, kernels):
+                with pytest.raises(OSError) as refused:
+                    endpoint.setsockopt(std.SOL_SOCKET, option, value)
+                errors.append(refused.value.errno)
+            assert errors[0] == errors[1]
+    first.setsockopt(std.SOL_SOCKET, option, bytes(16))
+
+
+def linger(on: int, seconds: int) -> bytes:
+    return struct.pack("@ii", on, seconds)
+
+
+@pytest.mark.parametrize("kind", [std.SOCK_STREAM, std.SOCK_DGRAM], ids=["stream", "dgram"])
+def test_the_time_of_linger_is_kept_while_it_is_off(service, kind):
+    with usernet.socket(std.AF_INET, kind) as ours, std.socket(std.AF_INET, kind) as kernels:
+        for value in (linger(0, 7), linger(1, 5), linger(0, 9), linger(3, 0), linger(-1, (1 << 31) - 1), linger(0, 0)):
+            for each in (ours, kernels):
+                each.setsockopt(std.SOL_SOCKET, std.SO_LINGER, value)
+            assert ours.getsockopt(std.SOL_SOCKET, std.SO_LINGER, 8) == kernels.getsockopt(
+                std.SOL_SOCKET, std.SO_LINGER, 8), value
+
+
+def test_a_negative_time_of_linger_is_for_ever_and_does_not_reset(service):
+    with usernet.create_server((ADDRESS, 0)) as server:
+        first = usernet.create_connection(server.getsockname())
+        first.setsockopt(std.SOL_SOCKET, std.SO_LINGER, linger(1, -1))
+        second, _ = server.accept()
+        with second:
+            first.sendall(b"still")
+            first.close()
+            assert second.recv(10) == b"still"
+            assert second.recv(10) == b""
+
+
+def test_tcp_defer_accept_is_told_as_the_time_of_retransmissions(service):
+    with usernet.socket(std.AF_INET, std.SOCK_STREAM) as ours, std.socket(std.AF_INET, std.SOCK_STREAM) as kernels:
+        for seconds in (-1, 0, 1, 2, 3, 4, 30, 31, 32, 60, 127, 128, 255, 1000, 40_000, (1 << 31) - 1):
+            for each in (ours, kernels):
+                each.setsockopt(std.IPPROTO_TCP, std.TCP_DEFER_ACCEPT, seconds)
+            assert ours.getsockopt(std.IPPROTO_TCP, std.TCP_DEFER_ACCEPT) == kernels.getsockopt(
+                std.IPPROTO_TCP, std.TCP_DEFER_ACCEPT), seconds
+
+
+def test_an_accepted_connection_has_the_timeouts_of_its_listener(service):
+    told = []
+    for module, address in ((usernet, ADDRESS), (std, "127.0.0.1")):
+        with module.socket(std.AF_INET, std.SOCK_STREAM) as server:
+            server.bind((address, 0))
+            for option, seconds in ((std.SO_RCVTIMEO, 2), (std.SO_SNDTIMEO, 3)):
+                server.setsockopt(std.SOL_SOCKET, option, struct.pack("@ll", seconds, 0))
+            server.setsockopt(std.SOL_SOCKET, std.SO_LINGER, linger(0, 4))
+            server.listen()
+            with module.create_connection(server.getsockname()), server.accept()[0] as accepted:
+                told.append([accepted.getsockopt(std.SOL_SOCKET, option, 16)
+                             for option in (std.SO_RCVTIMEO, std.SO_SNDTIMEO, std.SO_LINGER)])
+    assert told[0] == told[1]
+
+
+def test_a_timeout_without_a_descriptor_for_the_question_about_jiffies(pair):
+    first, _ = pair
+    _asked_hz.cache_clear()
+    former = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, former[1]))
+    try:
+        first.setsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, struct.pack("@ll", 1, 0))
+        assert first.getsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, 16) == struct.pack("@ll", 1, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, former)
+    first.setsockopt(std.SOL_SOCKET, std.SO_RCVTIMEO, bytes(16))
 
 
 def test_the_largest_datagram_is_had_by_the_first_call_that_does_not_wait(pair):

@@ -190,7 +190,9 @@ class Arrivals:
             return
         listener.numbered = max(listener.numbered, number)
         box = StreamDescription(self.readers.lock, handle, 0)
-        box.listener, box.linger, box.unclaimed = listener, listener.linger, listener.shared
+        box.listener, box.unclaimed = listener, listener.shared
+        box.linger, box.linger_told = listener.linger, listener.linger_told
+        box.receive_timeout, box.send_timeout = listener.receive_timeout, listener.send_timeout
         box.oob_inline, box.low_water, box.unsent_low = listener.oob_inline, listener.low_water, listener.unsent_low
         box.tells_unread = listener.tells_unread
         family = AF_INET if family == FAMILY_4 else AF_INET6

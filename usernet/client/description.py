@@ -26,15 +26,15 @@ class Description(Mailbox):
 
     __slots__ = (
         "ancillary", "before_shared", "begun", "consumed", "corked", "credit_due", "destinations", "errors", "handle",
-        "header_included", "keep_errors", "keepalive", "linger", "local", "low_water", "oob_inline", "options_octets",
-        "owners", "peer", "receive_timeout", "segment_octets", "send_timeout", "shared", "shut_for_writing", "specific",
-        "stale", "waiters",
+        "header_included", "keep_errors", "keepalive", "linger", "linger_told", "local", "low_water", "oob_inline",
+        "options_octets", "owners", "peer", "receive_timeout", "segment_octets", "send_timeout", "shared",
+        "shut_for_writing", "specific", "stale", "waiters",
     )  # fmt: skip
 
     _INHERITED: ClassVar[tuple[str, ...]] = (
-        "ancillary", "corked", "credit_due", "header_included", "keep_errors", "keepalive", "linger", "local",
-        "low_water", "oob_inline", "options_octets", "peer", "receive_timeout", "segment_octets", "send_timeout",
-        "shut_for_writing",
+        "ancillary", "corked", "credit_due", "header_included", "keep_errors", "keepalive", "linger", "linger_told",
+        "local", "low_water", "oob_inline", "options_octets", "peer", "receive_timeout", "segment_octets",
+        "send_timeout", "shut_for_writing",
     )
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -62,7 +62,8 @@ class Description(Mailbox):
         self.begun: Any = None  # usernet.sockets.cork.Piece: an incomplete datagram
         self.shut_for_writing = False
         self.keepalive = False  # SO_KEEPALIVE of a datagram socket
-        self.linger: int | None = None  # SO_LINGER, seconds
+        self.linger: int | None = None  # SO_LINGER, seconds; None: off
+        self.linger_told = 0  # its seconds also while it is off
         self.oob_inline = False  # SO_OOBINLINE
         self.low_water = 1  # SO_RCVLOWAT, octets; without effect on datagrams, as on Linux
         self.shared = False  # several processes own it (usernet.client.sharing)

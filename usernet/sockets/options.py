@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket as _std
+from functools import lru_cache
 from struct import Struct
 from sys import byteorder
 
@@ -25,11 +26,14 @@ RECEIVED = {(_std.IPPROTO_IP, cmsg.IP_RECVOPTS), (_std.IPPROTO_IP, cmsg.IP_RETOP
 # options that are read with a structure as the question
 QUESTIONS = {(_std.IPPROTO_IP, IP_MSFILTER), (_std.IPPROTO_IP, MCAST_MSFILTER)}
 
-SECONDS_MAX = (1 << 63) // 1000 - 1  # from here on it means for ever (sock_set_timeout: MAX_SCHEDULE_TIMEOUT / HZ)
+JIFFIES_MAX = (1 << 63) - 1  # MAX_SCHEDULE_TIMEOUT in Linux: for ever
+USUAL_HZ = 250  # the default CONFIG_HZ of Linux
 _TIMEVAL = Struct("@ll")  # struct timeval: seconds, microseconds
 _TIMEOUTS = {
     (_std.SOL_SOCKET, _std.SO_RCVTIMEO): "receive_timeout",
     (_std.SOL_SOCKET, _std.SO_SNDTIMEO): "send_timeout",
+    (_std.SOL_SOCKET, 66): "receive_timeout",  # SO_RCVTIMEO_NEW, of the same form where a long has 64 bits
+    (_std.SOL_SOCKET, 67): "send_timeout",  # SO_SNDTIMEO_NEW
 }
 _ANCILLARY = {(_std.IPPROTO_IP, name): bit for name, bit in WANTED.items()}
 _SEGMENT = (SOL_UDP, UDP_SEGMENT)
@@ -48,19 +52,28 @@ _DEVICE = (_std.SOL_SOCKET, _std.SO_BINDTODEVICE)
 LINGER = (_std.SOL_SOCKET, _std.SO_LINGER)
 AS_OCTETS = {(_std.IPPROTO_TCP, 13)}  # TCP_CONGESTION
 _LINGER = Struct("@ii")  # struct linger: on, seconds
+_LINGER_TOLD = Struct("@iI")
+SERVICE_LINGER_MAX = (1 << 31) - 1  # seconds
 
 
-def linger_seconds(value: int | bytes) -> int | None:
-    """The seconds of SO_LINGER; None: off."""
+def set_linger(box: Description, value: int | bytes) -> int:
+    """SO_LINGER: a struct linger. A negative time is for ever. Returns what the service is told: seconds, or -1: off.
+
+    EINVAL: fewer octets than the structure. While it is off the former time is kept, as in Linux.
+    """
     if isinstance(value, int) or len(value) < _LINGER.size:
         raise os_error(errno.EINVAL)
     on, seconds = _LINGER.unpack_from(value)
-    return max(0, seconds) if on else None
+    if not on:
+        box.linger = None
+        return -1
+    box.linger = box.linger_told = seconds if seconds >= 0 else JIFFIES_MAX // jiffies_per_second()
+    return min(box.linger, SERVICE_LINGER_MAX)
 
 
-def linger_octets(seconds: int | None) -> bytes:
-    """The struct linger of a C program."""
-    return _LINGER.pack(seconds is not None, seconds or 0)
+def linger_octets(box: Description) -> bytes:
+    """The struct linger of a C program, whose int does not hold the time for ever."""
+    return _LINGER_TOLD.pack(box.linger is not None, box.linger_told & 0xFFFFFFFF)
 
 
 def change(box: Description, key: Key, value: int | bytes) -> bool:
@@ -118,8 +131,9 @@ def read(box: Description, key: Key) -> bytes | None:
     if key == RCVLOWAT:
         return box.low_water.to_bytes(4, byteorder)
     if key in _TIMEOUTS:
-        seconds = getattr(box, _TIMEOUTS[key]) or 0.0
-        return _TIMEVAL.pack(int(seconds), round(seconds % 1 * 1_000_000))
+        hz = jiffies_per_second()
+        seconds, jiffies = divmod(round((getattr(box, _TIMEOUTS[key]) or 0.0) * hz), hz)
+        return _TIMEVAL.pack(seconds, jiffies * 1_000_000 // hz)
     return b"" if key == _DEVICE else None
 
 
@@ -154,8 +168,28 @@ def _integer(key: Key, value: int | bytes) -> int:
     return int(any(value[:1]))
 
 
+def jiffies_per_second() -> int:
+    """The HZ of this host's kernel, which counts the timeouts of its sockets in jiffies."""
+    try:
+        return _asked_hz()
+    except OSError:  # no descriptor is left: asked again next time
+        return USUAL_HZ
+
+
+@lru_cache(maxsize=1)
+def _asked_hz() -> int:
+    """From a socket of the kernel, which rounds a microsecond up to a jiffy (sock_set_timeout in Linux). OSError."""
+    with _std.socket(_std.AF_UNIX, _std.SOCK_DGRAM) as kernels:
+        kernels.setsockopt(_std.SOL_SOCKET, _std.SO_RCVTIMEO, _TIMEVAL.pack(0, 1))
+        jiffy = kernels.getsockopt(_std.SOL_SOCKET, _std.SO_RCVTIMEO, _TIMEVAL.size)
+    return 1_000_000 // max(int(_TIMEVAL.unpack(jiffy)[1]), 1)
+
+
 def _duration(value: int | bytes) -> float | None:
-    """Seconds; None for zero, which means for ever (sock_set_timeout in Linux)."""
+    """Seconds, in whole jiffies, as sock_set_timeout in Linux; None for zero, which means for ever.
+
+    EINVAL: fewer octets than a struct timeval. EDOM: the microseconds are not a part of a second.
+    """
     if isinstance(value, int) or len(value) < _TIMEVAL.size:
         raise os_error(errno.EINVAL)
     seconds, microseconds = _TIMEVAL.unpack_from(value)
@@ -163,6 +197,7 @@ def _duration(value: int | bytes) -> float | None:
         raise os_error(errno.EDOM)
     if seconds < 0:
         return 0.0
-    if seconds >= SECONDS_MAX:
+    hz = jiffies_per_second()
+    if seconds >= JIFFIES_MAX // hz - 1:
         return None
-    return seconds + microseconds / 1_000_000 or None
+    return seconds + -(-microseconds // (1_000_000 // hz)) / hz or None

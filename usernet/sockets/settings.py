@@ -35,8 +35,7 @@ class Settings(Datagrams):
             value = _octets(value)[: options.VALUE_OCTETS_MAX]
         self._check_open()
         if (level, optname) == options.LINGER:
-            self._box.linger = options.linger_seconds(value)
-            value = -1 if self._box.linger is None else self._box.linger
+            value = options.set_linger(self._box, value)
             if self._kind != STREAM:
                 return
         if options.change(self._box, (level, optname), value):
@@ -75,7 +74,7 @@ class Settings(Datagrams):
             raise OSError("getsockopt buflen out of range")
         octets = options.read(self._box, (level, optname))
         if (level, optname) == options.LINGER:
-            octets = options.linger_octets(self._box.linger)
+            octets = options.linger_octets(self._box)
         elif (level, optname) in options.AS_OCTETS:
             octets = self._told(level, optname)
         elif (level, optname) == options.IP_OPTIONS:
