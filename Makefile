@@ -20,7 +20,7 @@ test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/tcpcases
 	$(BIN)/python -m pytest tests/faults
 	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py tests/system/test_rights.py
-	USERNET_PIPES=zmq $(BIN)/python -m pytest -n 3 tests/unit/test_usernet_client.py
+	USERNET_PIPES=zmq $(BIN)/python -m pytest -n 3 tests/unit/test_usernet_client.py tests/unit/test_usernet_fork.py
 
 # Foreign programs and test suites over the stack, and over the kernel for comparison; long tables. As root it installs
 # the programs (Debian); CI=true: a missing one is an error.
@@ -58,7 +58,7 @@ $(VENV)/.runtime: requirements.txt $(if $(shell test -L $(VENV) || $(BIN)/python
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -c 'import site; open(site.getsitepackages()[0] + "/usernet.pth", "w").write("$(CURDIR)\n")'
-	@printf '#!/bin/sh\nhere=$$(dirname "$$(readlink -f "$$0")")\ntrap "" INT  # until launcher.py is ready for it\nUSERNET_COMMAND=$$0 exec "$$here/python" "$$here/../../launcher.py" "$$@"\n' \
+	@printf '#!/bin/sh\nUSERNET_COMMAND=$$0 exec "$$(dirname "$$(readlink -f "$$0")")/../../launcher.py" "$$@"\n' \
 	  > $(BIN)/usernet && chmod +x $(BIN)/usernet
 	@mkdir -p $(VENV)/share/man/man1 $(VENV)/share/bash-completion/completions
 	@ln -sf $(CURDIR)/docs/usernet.1 $(VENV)/share/man/man1/

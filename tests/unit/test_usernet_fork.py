@@ -32,6 +32,12 @@ def service(monkeypatch) -> Iterator[Service]:
     running.down()
 
 
+@pytest.fixture(params=["direct", "zmq"])
+def pipes(request, monkeypatch) -> None:
+    """The kind of the library's pipes."""
+    monkeypatch.setenv("USERNET_PIPES", request.param)
+
+
 def udp() -> usernet.socket:
     endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
     endpoint.bind((ADDRESS, 0))
@@ -263,7 +269,7 @@ def test_a_restart_of_the_service_while_a_socket_is_shared(service):
         ended(*pids)
 
 
-def test_multiprocessing(service):
+def test_multiprocessing(pipes, service):
     with udp() as shared, udp() as other:
         process = multiprocessing.get_context("fork").Process(
             target=lambda: shared.sendto(b"from a process", other.getsockname()))
@@ -278,7 +284,7 @@ class EchoDatagrams(socketserver.DatagramRequestHandler):
         self.wfile.write(b"%d %s" % (os.getpid(), self.rfile.read()))
 
 
-def test_forking_udp_server(service, monkeypatch):
+def test_forking_udp_server(pipes, service, monkeypatch):
     monkeypatch.setattr(socketserver.socket, "socket", usernet.socket)
     server = socketserver.ForkingUDPServer((ADDRESS, 0), EchoDatagrams)
     with serving(server), udp() as client:
@@ -301,7 +307,7 @@ class EchoLines(socketserver.StreamRequestHandler):
             self.wfile.write(b"%d %s" % (os.getpid(), line))
 
 
-def test_forking_tcp_server(service, monkeypatch):
+def test_forking_tcp_server(pipes, service, monkeypatch):
     monkeypatch.setattr(socketserver.socket, "socket", usernet.socket)
     server = socketserver.ForkingTCPServer((ADDRESS, 0), EchoLines)
     with serving(server):
@@ -335,7 +341,7 @@ class Page(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_forking_http_server(service, monkeypatch):
+def test_forking_http_server(pipes, service, monkeypatch):
     monkeypatch.setattr(socketserver.socket, "socket", usernet.socket)
     monkeypatch.setattr(std, "getfqdn", lambda host: host)
     server = ForkingHTTPServer((ADDRESS, 0), Page)

@@ -26,6 +26,7 @@ CONNECTIONS_MAX = 16  # at the inbox: from the service and its former processes
 # time that a non-blocking send waits for room, so that a loop that waits for writability does not spin
 NO_ROOM_S = 0.001
 WAKE = b""  # the result of `receive` in a thread that was woken
+_IMPORTED_BY = os.getpid()
 
 
 def find(run_dir: Path, name: str) -> int:
@@ -61,15 +62,16 @@ def _start(run_dir: Path, name: str) -> str:
 
 
 def _implementation() -> str:
-    """The kind of pipes: $USERNET_PIPES, else direct.
+    """The kind of pipes: $USERNET_PIPES, else direct. ValueError: there is no such kind.
 
     libzmq's `send` passes a message to libzmq's thread, so a program that ends by `os._exit` in the line after `sendto`
-    would lose its datagrams.
+    would lose its datagrams. The usual forked child ends like that (socketserver, multiprocessing): its pipes are
+    direct in any case.
     """
     wanted = os.environ.get("USERNET_PIPES", "") or "direct"
     if wanted not in IMPLEMENTATIONS:
         raise ValueError(f"USERNET_PIPES={wanted}: {' or '.join(IMPLEMENTATIONS)}")
-    return wanted
+    return wanted if os.getpid() == _IMPORTED_BY else "direct"
 
 
 class Line:
