@@ -11,6 +11,7 @@ The name of the module is the verb. Only the module of the given verb is importe
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import importlib
 import io
@@ -129,14 +130,15 @@ def _called() -> str:
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return the exit status; errors are one line on standard error."""
     words = sys.argv[1:] if words is None else words
-    _prepare_streams()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
+            _prepare_streams()
             return _run(words)
         finally:
+            signal.signal(signal.SIGINT, _end)
             _flush()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, _end)
         return INTERRUPTED
     except BrokenPipeError:
         _silence()
@@ -145,6 +147,19 @@ def main(words: list[str] | None = None) -> int:
         _silence()
         print(f"{program()}: {_described(error)}", file=sys.stderr)
         return FAILED
+
+
+def _end(*_: object) -> NoReturn:
+    """Ctrl-C when the verb is over: the interpreter must not end in a traceback, nor wait for a reader."""
+    os._exit(INTERRUPTED)
+
+
+def _again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a destructor, which cannot raise it: raise it outside, when this has returned."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _thread.start_new_thread(_thread.interrupt_main, ())
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _described(error: OSError) -> str:
@@ -173,6 +188,8 @@ def _run(words: list[str]) -> int:
     from supervisor.sandbox import SandboxError
 
     try:
+        sys.unraisablehook = _again
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # until now launcher.py's: _end
         return given.run(given)
     except (UsageError, ValueError) as error:  # ValueError: an invalid name of a stack
         text, status = str(error), USAGE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,8 @@ def wrapper(home: Path) -> Path:
     assert text
     made = home / "checkout" / ".venv" / "bin"
     made.mkdir(parents=True, exist_ok=True)
-    for name, target in (("bin/python", sys.executable), ("../launcher.py", ROOT / "launcher.py")):
-        path = made.parent / name
-        path.unlink(missing_ok=True)
-        path.write_text(f'#!/bin/sh\nexec {target} "$@"\n' if name == "bin/python" else
-                        f"import runpy\nrunpy.run_path({str(target)!r}, run_name='__main__')\n")
-        path.chmod(0o755)
+    (made.parent.parent / "launcher.py").unlink(missing_ok=True)
+    (made.parent.parent / "launcher.py").symlink_to(ROOT / "launcher.py")
     (made / "usernet").write_text(text[1].replace("$$", "$").replace("\\n", "\n"))
     (made / "usernet").chmod(0o755)
     return made
@@ -41,8 +36,7 @@ def test_the_command_that_starts_a_stack_can_be_typed(home, verb, called, path, 
     stack, bin_directory = Stack(home, unique_name()), wrapper(home)
     if path:
         stack.env["PATH"] = f"{bin_directory}{os.pathsep}{stack.env['PATH']}"
-    command = [sys.executable, "launcher.py"] if called == "./launcher.py" else [called]
-    done = subprocess.run(["sh", "-c", '"$@"', "sh", *command, *verb], cwd=home / cwd, env=stack.env, text=True,
+    done = subprocess.run(["sh", "-c", '"$@"', "sh", called, *verb], cwd=home / cwd, env=stack.env, text=True,
                           capture_output=True, check=False, timeout=PATIENCE_S)
     begin, end = advice.split("|")
     assert done.returncode == 2
