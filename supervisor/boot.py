@@ -44,7 +44,8 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
     limits.check(options.implementation())
     check_run_dir(run_dir)
     if options.wire:
-        check_run_dir(options.wire_dir(), "XDG_RUNTIME_DIR")
+        for directory in (options.wire_dir().parent, options.wire_dir()):
+            check_run_dir(directory, "XDG_RUNTIME_DIR")
     answers, tell = os.pipe2(os.O_CLOEXEC)
     mapped, map_done = os.pipe2(os.O_CLOEXEC)
     try:

@@ -292,14 +292,17 @@ class Keeper:
 
     def _mend_wire(self) -> set[str]:
         """{"link"} if the port on the wire had lost its name."""
+        trouble = ""
         try:
             return {"link"} if self._wire and self._wire.mend() else set()
         except OSError as error:
-            trouble = f"the directory of the wire was removed and cannot be made anew: {error.strerror or error}"
+            reason = str(error.strerror or error).replace("USERNET_DIR", "XDG_RUNTIME_DIR")
+            trouble = f"the directory of the wire was removed and cannot be made anew: {reason}"
             if trouble != self._wire_trouble:
                 self._on_wire(trouble)
-            self._wire_trouble = trouble
             return set()
+        finally:
+            self._wire_trouble = trouble
 
     def _on_wire(self, detail: str) -> None:
         self.events.add("wire", detail=detail)
@@ -347,14 +350,19 @@ class Keeper:
                 self.events.add("changed", layer=name, detail="its code changed on disk")
                 self.renew(name)
 
-    def _state(self) -> str:
-        if all(layer.state is State.UP for layer in self.layers.values()) and not self._run_dir_trouble:
+    def _trouble(self, now: float) -> str:
+        """What is wrong with the files of the stack and its wire; empty: nothing."""
+        wires = self._wire_trouble or (self._wire.trouble(now) if self._wire else "")
+        return "; ".join(filter(None, (self._run_dir_trouble, wires)))
+
+    def _state(self, trouble: str) -> str:
+        if all(layer.state is State.UP for layer in self.layers.values()) and not trouble:
             return "up"
         return "degraded" if self._booted else "starting"
 
     def status(self, now: float) -> dict[str, Any]:
         """The object that `status` shows, without what the kernel reports about the processes."""
-        config = self._config
+        config, trouble = self._config, self._trouble(now)
         return {
             "name": config.name, "address": str(self._options.interface()), "mac": config.mac.hex(":"),
             "mtu": config.mtu, "tap": "" if config.wire else config.tap, "wire": config.wire,
@@ -363,7 +371,7 @@ class Keeper:
             "kernel_end": "" if config.wire else str(self._options.kernel_end()),
             "switch": self._wire.status() if self._wire else None,
             "cores": self.placement.describe(), "uptime_s": round(now - self._started, 3),
-            "state": self._state(), "trouble": self._run_dir_trouble,
+            "state": self._state(trouble), "trouble": trouble,
             "impairments": msgspec.to_builtins(self.taps.listing()),
             "layers": {name: layer.status(now) for name, layer in self.layers.items()},
         }

@@ -4,6 +4,9 @@ The switch belongs to the wire, not to the stack whose keeper started it. It run
 itself after the last stack. Every keeper on the wire watches it like a layer, and kills it if it hangs. When it dies,
 all keepers try to get the flock on the wire's lock file. The one that gets it passes it on to the next switch; the
 others find that switch.
+
+The directory of the wire is one that `usernet.pipe.run_dir.check` has examined, and is used by its descriptor: its name
+may be gone, or be another user's by now. A flock(2) on it keeps systemd-tmpfiles(8) away.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
@@ -30,9 +33,11 @@ from supervisor.layer_process import sample, used_s
 from supervisor.policy import Watch
 from supervisor.resources import LISTEN_BACKLOG
 from switch import process as switch
+from usernet.pipe.run_dir import check
 
 PORT_NUMBER_BITS = 48
 START_PAUSE_S = 1.0  # minimum time between two switches that this stack starts, because one may fail at once
+WITHOUT_SWITCH_S = 2.0  # after which `status` tells it
 
 
 class Wire:
@@ -58,7 +63,10 @@ class Wire:
         self._files: list[tuple[int, int] | None] = []  # its files at that time
         self._watch = Watch()
         self._next_start = 0.0
-        self.listener, self.inbox = open_port(self._directory)
+        self._without_since = time.monotonic()  # the switch
+        self.listener, self.inbox, self._folder = open_port(self._directory)
+        self._here = Path(f"/proc/self/fd/{self._folder}")  # the directory, whatever has its name
+        self._lock_folder()
 
     def tend(self, now: float) -> None:
         """To be called often: start a switch if there is none, and kill one that hangs."""
@@ -67,12 +75,14 @@ class Wire:
             return
         if now >= self._next_start and (lock_fd := self._try_lock()) is not None:
             self._next_start = now + START_PAUSE_S
-            self._start_switch(lock_fd)
-            os.close(lock_fd)
+            try:
+                self._start_switch(lock_fd)
+            finally:
+                os.close(lock_fd)
         self._find_switch()
 
     def _look_after(self, now: float) -> None:
-        told = switch.read_beat(self._directory)
+        told = switch.read_beat(self._here)
         if not told:
             return  # it has not finished its first turn yet
         beat = max(told, self._found)
@@ -98,19 +108,31 @@ class Wire:
             self._files = self._present_files()  # reported once
             with contextlib.suppress(ProcessLookupError):  # another keeper killed it
                 signal.pidfd_send_signal(self._switch_fd, signal.SIGKILL)
+        self._lock_folder()
         if os.path.lexists(self.inbox):
             return False
-        again, _ = open_port(self._directory, self.inbox.name)
-        os.dup2(again.fileno(), self.listener.fileno(), inheritable=False)
-        again.close()
+        again = open_port(self._directory, self.inbox.name)
+        os.dup2(again.listener.fileno(), self.listener.fileno(), inheritable=False)
+        os.dup2(again.folder, self._folder, inheritable=False)
+        again.listener.close()
+        os.close(again.folder)
+        self._lock_folder()
         return True
 
+    def _lock_folder(self) -> None:
+        """Keep systemd-tmpfiles away, which cleans up no directory with a lock on it; next time, if it is at work."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self._folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
     def _present_files(self) -> list[tuple[int, int] | None]:
-        """What identifies the files of the switch; None: missing."""
+        """What identifies the files of the switch; None: missing. Empty: another directory has the wire's name."""
+        with contextlib.suppress(OSError):
+            if not os.path.samestat(os.stat(self._directory), os.fstat(self._folder)):
+                return []
         found: list[tuple[int, int] | None] = []
         for name in (SWITCH_SOCKET, SWITCH_LOCK, SWITCH_COUNTERS):
             try:
-                status = os.stat(self._directory / name)
+                status = os.stat(self._here / name)
                 found.append((status.st_dev, status.st_ino))
             except OSError:
                 found.append(None)
@@ -119,7 +141,7 @@ class Wire:
     def show_switch(self) -> None:
         """Let link reach the switch in a new root directory."""
         with contextlib.suppress(FileNotFoundError):  # there is none at the moment
-            self._show(self._directory / SWITCH_SOCKET)
+            self._show(self._here / SWITCH_SOCKET)
 
     def leave(self) -> None:
         """Release the port; the switch ends with its last port."""
@@ -127,13 +149,20 @@ class Wire:
 
     def status(self) -> dict[str, Any]:
         """The switch's part of `status`."""
-        return {"pid": self._switch or None, "counters": switch.read_counters(self._directory)}
+        return {"pid": self._switch or None, "counters": switch.read_counters(self._here)}
+
+    def trouble(self, now: float) -> str:
+        """Why no frame passes; empty: there is a switch, or will be in a moment."""
+        if self._switch or now - self._without_since < WITHOUT_SWITCH_S:
+            return ""
+        return f"wire '{self._name}' has no switch: this stack reaches no other"
 
     def _try_lock(self) -> int | None:
         try:
-            descriptor = os.open(self._directory / SWITCH_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            return None  # the directory was removed: no other stack can join the wire any more
+            descriptor = os.open(SWITCH_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
+                                 dir_fd=self._folder)
+        except OSError:
+            return None  # the directory was removed, or something else is in the way: `trouble` tells it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), os.stat(self._directory / SWITCH_LOCK)):
@@ -144,13 +173,13 @@ class Wire:
         return None
 
     def _find_switch(self) -> None:
-        pid = listener_pid(self._directory / SWITCH_SOCKET, os.geteuid())
+        pid = listener_pid(self._here / SWITCH_SOCKET, os.geteuid())
         try:
             self._switch_fd = os.pidfd_open(pid)  # no process has pid 0
         except OSError:
             return  # not listening yet
         try:
-            self._show(self._directory / SWITCH_SOCKET)
+            self._show(self._here / SWITCH_SOCKET)
         except FileNotFoundError:
             os.close(self._switch_fd)
             return  # it has ended meanwhile
@@ -165,7 +194,7 @@ class Wire:
         self._selector.unregister(self._switch_fd)
         os.close(self._switch_fd)
         self._report(f"switch [{self._switch}] of '{self._name}' ended")
-        self._switch = 0
+        self._switch, self._without_since = 0, time.monotonic()
         self.tend(time.monotonic())
 
     def _start_switch(self, lock_fd: int) -> None:
@@ -207,21 +236,42 @@ class Wire:
             os._exit(0)
 
 
-def open_port(folder: Path, name: str = "") -> tuple[socket.socket, Path]:
-    """A socket that listens in the wire's directory, and its path; without a name it is a new port.
+class Port(NamedTuple):
+    """A port on a wire: the socket that listens, its path, and a descriptor of the directory, which was checked."""
+
+    listener: socket.socket
+    path: Path
+    folder: int
+
+
+def open_port(folder: Path, name: str = "") -> Port:
+    """A socket that listens in the wire's directory; without a name it is a new port.
 
     The socket gets its name after it listens, so a refused connection means that its process has ended. The last switch
-    may remove the directory, or the temporary name, at any moment; then this is repeated.
+    may remove the directory, or the temporary name, at any moment; then this is repeated. Untrusted: a directory on the
+    way is another user's.
     """
     path = folder / (name or port_name(random.SystemRandom().getrandbits(PORT_NUMBER_BITS)))
     while True:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        with contextlib.ExitStack() as undo, contextlib.suppress(FileNotFoundError):
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             for part in (folder.parent.parent, folder.parent, folder):
                 part.mkdir(mode=0o700, parents=part is folder.parent.parent, exist_ok=True)
+            opened = _open_checked(folder)
+            undo.callback(os.close, opened)
             listener.bind(str(path.with_suffix(".new")))
             listener.listen(LISTEN_BACKLOG)
             path.with_suffix(".new").rename(path)
-            return listener, path
-        except FileNotFoundError:
-            listener.close()
+            if os.path.samestat(os.stat(folder), os.fstat(opened)):
+                undo.pop_all()
+                return Port(listener, path, opened)
+
+
+def _open_checked(folder: Path) -> int:
+    """A descriptor of the directory of a wire, which only this user can change, nor what is above it."""
+    os.close(check(folder.parent))
+    checked = check(folder)
+    try:
+        return os.open(f"/proc/self/fd/{checked}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(checked)

@@ -190,7 +190,7 @@ def _listener(path: Path) -> int:
 
 def _counter_words(path: Path) -> memoryview:
     """The counters of this wire, in a file that others can read and that survives a killed switch."""
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b") as file:
         file.truncate(COUNTERS_OCTETS)
         return memoryview(mmap.mmap(file.fileno(), COUNTERS_OCTETS)).cast("Q")
 

@@ -7,13 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from supervisor.control import claimed
 
-from .conftest import unique_name
+from .conftest import require_program, unique_name
 from .peers import LAYERS, PATIENCE_S, Stack, wait_for
 
 
@@ -112,6 +113,48 @@ def test_a_wire_that_was_removed_joins_its_stacks_again(new_stack, removed: str)
     wait_for("all layers", lambda: all(shown(stack)["state"] == "up" for stack in (first, second, third)))
 
 
+def test_a_directory_of_a_wire_in_whose_place_is_another_is_told_and_not_used(new_stack) -> None:
+    wire, (first, second) = unique_name(), [new_stack() for _ in range(2)]
+    directory = first.run_dir.parent / ".wires" / wire
+    for stack in (first, second):
+        stack.up("--wire", wire)
+    foreign = directory.with_name(f"{wire}-f")
+    foreign.mkdir()
+    foreign.chmod(0o777)
+    directory.rename(directory.with_name(f"{wire}-r"))
+    foreign.rename(directory)
+    for stack in (first, second):
+        wait_for("the trouble", lambda: shown(stack)["trouble"])  # noqa: B023
+        told = stack.run("status", status=3).stdout
+        assert f"the directory of the wire was removed and cannot be made anew: {directory} is not a directory" in told
+        assert "set XDG_RUNTIME_DIR to another" in told
+        assert [each["state"] for each in json.loads(stack.run("list", "--json").stdout)
+                if each["name"] == stack.name] == ["degraded"]
+    wait_for("the end of the switch", lambda: switch_of(first) is None)
+    assert os.listdir(directory) == []
+    shutil.rmtree(directory.with_name(f"{wire}-r"))
+    directory.rmdir()
+    wait_for("a ping", lambda: pings(first, second))
+    for stack in (first, second):
+        wait_for("no trouble", lambda: (shown(stack)["state"], shown(stack)["trouble"]) == ("up", ""))  # noqa: B023
+
+
+def test_a_wire_without_a_switch_is_told(new_stack) -> None:
+    wire, stack = unique_name(), new_stack()
+    stack.up("--wire", wire)
+    switch = wait_for("the switch", lambda: switch_of(stack))
+    lock = stack.run_dir.parent / ".wires" / wire / "lock"
+    lock.unlink()
+    lock.mkdir()  # so no keeper can have it
+    told = f"wire '{wire}' has no switch: this stack reaches no other"
+    wait_for("the trouble", lambda: shown(stack)["trouble"] == told)
+    assert shown(stack)["state"] == "degraded"
+    assert not [event for event in stack.events() if event["event"] == "trouble"]
+    lock.rmdir()
+    wait_for("another switch", lambda: switch_of(stack) not in (None, switch))
+    wait_for("no trouble", lambda: shown(stack)["state"] == "up")
+
+
 def shown(stack: Stack) -> dict:
     """What status says, also while a layer restarts."""
     return json.loads(stack.run("status", "--json", status=None).stdout)
@@ -138,9 +181,35 @@ def test_three_at_once_start_one_stack(new_stack) -> None:
         pid for pid, title in stack.processes().items() if title.endswith(": keeper")] == [keeper])
 
 
-def test_a_cleaner_that_asks_for_a_lock_on_a_directory_does_not_get_one(new_stack) -> None:
+@pytest.mark.parametrize("of", ["the stack", "its wire", "its wire that was made anew"])
+def test_a_cleaner_that_asks_for_a_lock_on_a_directory_does_not_get_one(new_stack, of: str) -> None:
     """systemd-tmpfiles asks so, flock(2) on the directory, before it looks for what is old in it."""
-    stack = new_stack().up()
-    asked = subprocess.run(["flock", "--nonblock", "--exclusive", str(stack.run_dir), "true"], check=False)
+    stack, wire = new_stack(), unique_name()
+    directory = stack.run_dir if of == "the stack" else stack.run_dir.parent / ".wires" / wire
+    stack.up(*([] if of == "the stack" else ["--wire", wire]))
+    if of == "its wire that was made anew":
+        shutil.rmtree(directory)
+        wait_for("the port", lambda: list(directory.glob("port-*.sock")))
+    asked = subprocess.run(["flock", "--nonblock", "--exclusive", str(directory), "true"], check=False)
     assert asked.returncode == 1
-    assert os.listdir(stack.run_dir)
+    assert os.listdir(directory)
+
+
+def test_systemd_tmpfiles_removes_nothing_of_a_stack_and_its_wire(new_stack, home: Path) -> None:
+    """Its rule here: everything is old."""
+    runtime, wire, stack = Path(tempfile.mkdtemp(dir=home)), unique_name(), new_stack()
+    stack.env["XDG_RUNTIME_DIR"], stack.run_dir = str(runtime), runtime / "usernet" / stack.name
+    stack.up("--wire", wire)
+    wait_for("the switch", lambda: switch_of(stack))
+    directory = stack.run_dir.parent / ".wires" / wire
+    before = [sorted(each.rglob("*")) for each in (stack.run_dir, directory)]
+    for left in (runtime / "usernet" / "crashed", directory.with_name("crashed")):
+        left.mkdir()
+        (left / "lock").touch()
+    rules = home / "rules.conf"
+    rules.write_text(f"d {runtime / 'usernet'} - - - 0\n")
+    subprocess.run([require_program("systemd-tmpfiles"), "--clean", str(rules)], check=True)
+    assert not list(runtime.glob("usernet/**/crashed/lock"))  # it was at work
+    assert [sorted(each.rglob("*")) for each in (stack.run_dir, directory)] == before
+    assert len(before[1]) == 4
+    assert shown(stack)["state"] == "up"

@@ -168,6 +168,21 @@ def test_foreign_wire_directory_is_refused(lab):
     assert "not a directory of your own" in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make another user's directory")
+def test_a_wire_below_another_users_directory_is_refused(lab):
+    above = lab.wire_dir.parent.parent
+    above.mkdir()
+    os.chown(above, 65534, -1)
+    above.chmod(0o777)
+    elsewhere = {"USERNET_DIR": str(lab.runtime_dir / "elsewhere")}
+    done = lab.launch("up", "--detach", "--wire", lab.wire, check=False, **elsewhere)
+    lab.launch("down", check=False, **elsewhere)
+    assert done.returncode == 1
+    assert f"{above} is not yours" in done.stderr
+    assert "XDG_RUNTIME_DIR" in done.stderr
+    assert not list(above.iterdir())
+
+
 def test_stacks_meet_wherever_usernet_dir_points(lab):
     lab.up(2)
     elsewhere = {"USERNET_DIR": str(lab.runtime_dir / "elsewhere")}
