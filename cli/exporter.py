@@ -1,7 +1,7 @@
 """The Prometheus exporter of a stack: counters with their sentences, pipes, layers, and the time per record.
 
 The exporter is a process of its own that listens on 127.0.0.1. It outlives the stack: while the stack does not run,
-usernet_up is 0.
+usernet_up is 0, and so it is while the keeper is stopped or answers too late for a scrape.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from cli.watching import Meters
 from supervisor.control import NotRunning, Refused
 from usernet.pipe.run_dir import run_dir, stack_name
 
+# for each of the keeper's three answers: together less than Prometheus waits for a scrape (scrape_timeout: 10 s)
+ANSWER_S = 3.0
+
 
 class Exporter:
     """The collector that prometheus_client calls at each scrape."""
@@ -40,7 +43,7 @@ class Exporter:
         """The present values of all metrics."""
         up = GaugeMetricFamily("usernet_up", "1 if the stack runs and all its layers serve, else 0.", labels=["stack"])
         try:
-            status = query(run_dir(self._name), "status")
+            status = query(run_dir(self._name), "status", timeout_s=ANSWER_S)
             measured = self._measured()
         except (NotRunning, Refused, OSError):
             up.add_metric([self._stack], 0)
@@ -59,7 +62,7 @@ class Exporter:
             self._meters = None
         if self._meters is None:
             with contextlib.suppress(Refused):  # the maximum number of watchers is reached
-                self._meters = Meters(self._name)
+                self._meters = Meters(self._name, ANSWER_S)
         return self._meters and self._meters.read()
 
     def _counters(self, status: dict) -> Iterator[Metric]:

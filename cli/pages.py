@@ -70,6 +70,9 @@ class Pages:
                 return call(**arguments)
             except (NotRunning, ConnectionError):
                 return _json(503, {"error": "the stack is not running"})
+            except OSError as error:  # TimeoutError: the keeper is stopped, or hangs
+                status = 504 if isinstance(error, TimeoutError) else 503
+                return _json(status, {"error": error.strerror or str(error)})
             except (Refused, UsageError, ValueError) as error:
                 return _json(400, {"error": str(error)})
 

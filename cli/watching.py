@@ -20,7 +20,7 @@ from bus.durable import layout
 from bus.runtime import meter, ring
 from bus.runtime.taps import BUS_COUNTER
 from cli.pipes import Pipe, all_pipes, pipe_of
-from supervisor.control import Client, NotRunning
+from supervisor.control import ANSWER_TIMEOUT_S, Client, NotRunning
 from usernet.pipe.run_dir import run_dir
 
 _SETTLED_NS = 5_000_000  # a layer may publish a record this long after its timestamp
@@ -67,8 +67,8 @@ class Measured(NamedTuple):
 class Meters:
     """Meters for the traffic on each pipe and the processing time of each layer, from now on."""
 
-    def __init__(self, name: str | None) -> None:
-        self._client = Client(run_dir(name))
+    def __init__(self, name: str | None, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._client = Client(run_dir(name), timeout_s)
         layers = list(self._client.request("status")["layers"])
         self._pipes = all_pipes(layers)
         self._memories = open_taps(self._client, {layer: {"meter": True} for layer in layers})

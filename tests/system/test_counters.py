@@ -9,6 +9,7 @@ import signal
 import subprocess
 import urllib.request
 
+import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
@@ -137,6 +138,26 @@ def test_metrics_for_prometheus(new_stack):
     assert scraped(url) == {f"usernet_up{{{label}}}": 0}
     exporter.terminate()
     assert exporter.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["from the beginning", "later"])
+def test_metrics_while_the_keeper_is_stopped(new_stack, watched):
+    stack = new_stack().up()
+    keeper, up = stack.status()["keeper"], f'usernet_up{{stack="{stack.name}"}}'
+    exporter = stack.popen("metrics", "--port", "0", stderr=subprocess.PIPE)
+    url = exporter.stdout.readline().split()[2].rstrip(";")
+    if watched:
+        assert scraped(url)[up] == 1
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        assert scraped(url) == {up: 0}
+        assert scraped(url) == {up: 0}
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    assert scraped(url)[up] == 1
+    exporter.terminate()
+    assert exporter.communicate(timeout=PATIENCE_S)[1] == ""
+    assert exporter.returncode == 0
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(stack):

@@ -254,6 +254,29 @@ def test_the_stack_goes_down_and_comes_back(new_stack):
         assert time.monotonic() < deadline
 
 
+def test_a_keeper_that_is_stopped_is_told_of_by_every_request(new_stack):
+    stack = new_stack().up()
+    page, keeper = Page(stack), stack.status()["keeper"]
+    assert page.ask("state")[0] == 200
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        for path, order in (
+            ("state", None), ("layer/ip", None), ("pipe/link:ip", None), ("connections", None),
+            ("connection/10.0.0.2:80-10.0.0.1:5000", None), ("do", {"action": "kill", "layer": "udp"}),
+            ("do", {"action": "restart", "layer": "udp"}), ("do", {"action": "impair", "words": "device --delay 1ms"}),
+        ):
+            status, answer = page.ask(path, order)
+            assert status == 504, path
+            assert answer["error"].startswith(f"the keeper [{keeper}] is stopped and answers nothing: ")
+            assert "\n" not in answer["error"]
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+    assert page.ask("state")[0] == 200
+    page.process.terminate()
+    told = page.process.communicate(timeout=PATIENCE_S)[1]
+    assert (page.process.returncode, told) == (0, "")
+
+
 @pytest.mark.parametrize("verb", ["web", "metrics"])
 def test_bad_ports(stack, verb):
     for port in ("70000", "-1", "x"):
