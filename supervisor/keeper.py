@@ -297,6 +297,7 @@ class Keeper:
             return {"link"} if self._wire and self._wire.mend() else set()
         except OSError as error:
             reason = str(error.strerror or error).replace("USERNET_DIR", "XDG_RUNTIME_DIR")
+            reason += f": {error.filename}" if error.filename else ""
             trouble = f"the directory of the wire was removed and cannot be made anew: {reason}"
             if trouble != self._wire_trouble:
                 self._on_wire(trouble)

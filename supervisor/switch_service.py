@@ -248,15 +248,16 @@ def open_port(folder: Path, name: str = "") -> Port:
     """A socket that listens in the wire's directory; without a name it is a new port.
 
     The socket gets its name after it listens, so a refused connection means that its process has ended. The last switch
-    may remove the directory, or the temporary name, at any moment; then this is repeated. Untrusted: a directory on the
-    way is another user's.
+    may remove the directory, or the temporary name, at any moment; then this is repeated. FileNotFoundError: what is
+    above the directory of all stacks is missing. Untrusted: a directory on the way is another user's.
     """
     path = folder / (name or port_name(random.SystemRandom().getrandbits(PORT_NUMBER_BITS)))
     while True:
+        folder.parent.parent.mkdir(mode=0o700, exist_ok=True)
         with contextlib.ExitStack() as undo, contextlib.suppress(FileNotFoundError):
             listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            for part in (folder.parent.parent, folder.parent, folder):
-                part.mkdir(mode=0o700, parents=part is folder.parent.parent, exist_ok=True)
+            for part in (folder.parent, folder):
+                part.mkdir(mode=0o700, exist_ok=True)
             opened = _open_checked(folder)
             undo.callback(os.close, opened)
             listener.bind(str(path.with_suffix(".new")))

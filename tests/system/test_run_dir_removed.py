@@ -139,6 +139,23 @@ def test_a_directory_of_a_wire_in_whose_place_is_another_is_told_and_not_used(ne
         wait_for("no trouble", lambda: (shown(stack)["state"], shown(stack)["trouble"]) == ("up", ""))  # noqa: B023
 
 
+def test_a_stack_on_a_wire_whose_whole_runtime_directory_is_gone(new_stack, home: Path) -> None:
+    runtime, stack = Path(tempfile.mkdtemp(dir=home)), new_stack()
+    stack.env["XDG_RUNTIME_DIR"], stack.run_dir = str(runtime), runtime / "usernet" / stack.name
+    stack.up("--wire", unique_name())
+    wait_for("the switch", lambda: switch_of(stack))
+    shutil.rmtree(runtime)
+    for what in (stack.run_dir, "the directory of the wire"):
+        wait_for("the trouble", lambda: f"{what} was removed and cannot be made anew" in (  # noqa: B023
+            shown(stack)["trouble"]))
+    runtime.mkdir(mode=0o700)
+    wait_for("all", lambda: (shown(stack)["state"], shown(stack)["trouble"]) == ("up", "") and switch_of(stack))
+    shutil.rmtree(runtime)
+    wait_for("the trouble", lambda: shown(stack)["trouble"])
+    stack.run("down")
+    wait_for("its end", lambda: not stack.processes())
+
+
 def test_a_wire_without_a_switch_is_told(new_stack) -> None:
     wire, stack = unique_name(), new_stack()
     stack.up("--wire", wire)

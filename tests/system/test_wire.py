@@ -168,6 +168,16 @@ def test_foreign_wire_directory_is_refused(lab):
     assert "not a directory of your own" in done.stderr
 
 
+def test_a_wire_without_a_runtime_directory_is_refused_in_one_line(lab):
+    missing = lab.runtime_dir / "missing"
+    done = lab.launch("up", "--detach", "--wire", lab.wire, check=False, XDG_RUNTIME_DIR=str(missing),
+                      USERNET_DIR=str(lab.runtime_dir / "elsewhere"))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{missing}/usernet" in done.stderr
+    assert not list(lab.runtime_dir.iterdir())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make another user's directory")
 def test_a_wire_below_another_users_directory_is_refused(lab):
     above = lab.wire_dir.parent.parent
