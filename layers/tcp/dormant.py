@@ -16,9 +16,10 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from bus import heap
 from layers.tcp import asleep
 from layers.tcp.connection import Connection
-from layers.tcp.lookup import Claim, flow_of
+from layers.tcp.lookup import Claim, flow_of, is_sparse
 
 if TYPE_CHECKING:
     from layers.tcp.lookup import Lookup
@@ -134,6 +135,16 @@ class Dormant:
         if conn.keepalive_at is not None:
             heappush(self._alarms, (conn.keepalive_at, handle))
             self._alarms_true += 1
+
+    def give_back(self) -> None:
+        """Many have gone to sleep: return the memory that they needed to the system."""
+        lookup = self._lookup
+        if is_sparse(lookup.connections):
+            lookup.connections = _Waking(lookup.connections, self.by_flow, self.wake)
+        if is_sparse(lookup.by_handle):
+            lookup.by_handle = _Waking(lookup.by_handle, self.by_handle, self.wake)
+        lookup.ports.give_back()
+        heap.trim()
 
     def wake(self, note: bytes) -> None:
         """Make the TCB of a dormant connection."""

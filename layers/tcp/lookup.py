@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from sys import getsizeof
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from layers.tcp.connection import Connection, Ends
 from layers.tcp.listen import Listener
 
+SPARSE_OCTETS_MIN, SPARSE_OCTETS_EACH = 16384, 250  # a dictionary that only grew has at most 110 for each entry
 EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX = 32768, 60999  # Linux net.ipv4.ip_local_port_range
 
 
 def flow_of(ends: Ends) -> bytes:
     """The key of a connection: peer's address, own address, peer's port, own port, as in a received segment."""
     return b"".join((ends.peer, ends.local, ends.peer_port.to_bytes(2, "big"), ends.port.to_bytes(2, "big")))
+
+
+def is_sparse(mapping: dict[Any, Any]) -> bool:
+    """True for a dictionary from which so much was deleted that a copy is much smaller."""
+    return getsizeof(mapping) > SPARSE_OCTETS_MIN + SPARSE_OCTETS_EACH * len(mapping)
 
 
 class Claim(NamedTuple):
@@ -81,6 +88,12 @@ class Ports:
     def hold(self, holder: object, port: int, claim: Claim) -> None:
         """Set `claim` of `holder`, without checking conflicts."""
         self._claims.setdefault(port, {})[holder] = claim
+
+    def give_back(self) -> None:
+        """Many holders have released their claims."""
+        for port, claims in self._claims.items():
+            if is_sparse(claims):
+                self._claims[port] = dict(claims)
 
     def release(self, holder: object, port: int) -> None:
         """Remove the claim of `holder` on this port."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 QUIET_S = 1.0
 SLEEP_S = 1.0
 ASK_S = 10.0  # without text until an application is asked how far it has read; at once if memory is scarce
+# Memory goes back to the system when so many have gone to sleep, and then so much later: more may follow
+GIVE_BACK_MIN, GIVE_BACK_S = 200, 2.0
 SLEEP_AT_ONCE, SLEEP_EVERY_S = 50, 0.02  # 2,500 a second, in turns of about a millisecond
 
 
@@ -35,6 +37,8 @@ class Quiet:
         self._waiting: deque[tuple[float, Connection]] = deque()
         self._resting: deque[tuple[float, Connection]] = deque()  # without rings and loss recovery
         self._next_sleep = 0.0
+        self._slept = 0  # since memory was last given back
+        self._give_back_at: float | None = None
 
     def consider(self, conn: Connection, now: float) -> None:
         """`conn` was flushed: it may be idle from now on."""
@@ -54,13 +58,17 @@ class Quiet:
         if self._resting:
             sleep_at = max(self._resting[0][0], self._next_sleep)
             due = sleep_at if due is None else min(due, sleep_at)
-        return due
+        at = self._give_back_at
+        return at if due is None or (at is not None and at < due) else due
 
     def expire(self, engine: Engine) -> None:
         """Connections that have waited long enough release their memory, or wait again."""
         self._shrink(engine)
         if self._resting and max(self._resting[0][0], self._next_sleep) <= engine.now:
             self._sleep(engine)
+        if self._give_back_at is not None and self._give_back_at <= engine.now and engine.dormant is not None:
+            self._slept, self._give_back_at = 0, None
+            engine.dormant.give_back()
 
     def _sleep(self, engine: Engine) -> None:
         resting, now, dormant = self._resting, engine.now, engine.dormant
@@ -80,6 +88,9 @@ class Quiet:
                 engine.timers.forget(conn)
                 dormant.sleep(conn)
                 engine.counters[C.slept] += 1
+                self._slept += 1
+                if self._slept == GIVE_BACK_MIN:
+                    self._give_back_at = now + GIVE_BACK_S
             elif conn.slot:
                 engine.cells.store(conn)
                 self._ask(engine, conn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from typing import Any
 
 import pytest
@@ -376,6 +377,22 @@ def test_no_tcb_of_a_sleeping_connection_is_left():
     world.run(10)
     assert sleepers(a) == sleepers(b) == len(handles)
     assert tcbs() == before
+
+
+def test_the_look_ups_become_small_again_when_many_have_gone_to_sleep():
+    world, a, b, handles = many(600)
+    was = sys.getsizeof(b.engine.lookup.connections)
+    world.run(10)
+    assert sleepers(a) == sleepers(b) == len(handles)
+    lookup = b.engine.lookup
+    assert sys.getsizeof(lookup.connections) < was / 10
+    assert sys.getsizeof(lookup.by_handle) < was / 10
+    assert sys.getsizeof(lookup.ports._claims[PORT]) < was / 10
+    assert (a.engine.next_due, b.engine.next_due) == (None, None)
+    for handle in handles:
+        a.write(handle, b"still there")
+    world.run(1)
+    assert all(b.applications[handle].received == b"still there" for _, handle in b.accepted_handles)
 
 
 def test_a_note_contains_what_it_says():
