@@ -488,3 +488,43 @@ def test_many_that_connect_at_once_are_accepted_in_portions(stack, tmp_path, kin
         end.turn()
         answered.append(len(select.select(callers, [], [], 0)[0]))
     assert answered == [0, ACCEPTED_AT_ONCE, count]
+
+
+CALLS = """
+import socket, sys
+callers = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
+for caller in callers:
+    caller.connect(sys.argv[1])
+    caller.recv(1)
+print("in", flush=True)
+for caller in callers:
+    caller.settimeout(None)
+    while caller.recv(1000):
+        pass
+    print("cut off", flush=True)
+"""
+
+
+@pytest.mark.parametrize("each_has", [1, 2])
+def test_without_memory_connections_are_closed_but_not_those_of_neighbouring_layers(stack, tmp_path, each_has):
+    """The newer half, or all of processes that have several."""
+    end = End(stack, str(tmp_path / "a"), "zmq")
+    pull = end.serve(connections_max=100)
+    crowd = []
+    for _ in range(5):
+        program = [sys.executable, "-c", CALLS, end.path, str(each_has)]
+        crowd.append(stack.enter_context(subprocess.Popen(program, stdout=subprocess.PIPE)))
+        stack.callback(crowd[-1].kill)
+        until(lambda: select.select([crowd[-1].stdout], [], [], 0)[0], end)
+        assert crowd[-1].stdout.readline() == b"in\n"
+    until(lambda: pull._places.taken == 5 * each_has, end)
+    # the one that would be closed first if it were an application, and those that are closed
+    neighbor, others = (crowd[-1], crowd[2:4]) if each_has == 1 else (crowd[0], crowd[1:3])
+    pull.spare(1, neighbor.pid)
+    pull._statm_fd, pull._memory_max = os.open("/proc/self/statm", os.O_RDONLY), 0
+    stack.callback(os.close, pull._statm_fd)
+    pull.expire(time.monotonic())
+    for cut in others:
+        until(lambda: select.select([cut.stdout], [], [], 0)[0], end)  # noqa: B023
+    assert len(end.refused) == 2 * each_has
+    assert not select.select([neighbor.stdout], [], [], 0.05)[0]

@@ -258,12 +258,13 @@ class Pull:
         octets = int(os.read(self._statm_fd, STATM_OCTETS).split()[DATA]) * mmap.PAGESIZE
         if octets <= self._memory_max:
             return
-        greedy = [pid for pid, connections in self._places.by_number() if connections > CONNECTIONS_SPARED]
+        spared = set(self._spared.values())
+        greedy = [pid for pid, connections in self._places.by_number()
+                  if connections > CONNECTIONS_SPARED and pid not in spared]
         if greedy:
             chosen = set(greedy[: (len(greedy) + 1) // 2])
             closed = [each for each, pid in self._connections.items() if pid in chosen]
         else:
-            spared = set(self._spared.values())
             closed = [each for each, pid in self._connections.items() if pid not in spared]
             del closed[: len(closed) // 2]
         for descriptor in closed:
