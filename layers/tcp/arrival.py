@@ -307,6 +307,8 @@ def _acknowledged(engine: Engine, conn: Connection, arrival: Arrival, ack: int, 
     if conn.recovery is not None:
         conn.recovery.acknowledged(ack, blocks, now, duplicate, echoed)
     if advanced:
+        if 0 < conn.raise_end <= ack:
+            closing.raise_mss(engine, conn)
         engine.freed(conn)
     engine.touch(conn)
 

@@ -28,7 +28,7 @@ _ROOM_AT = Struct("=IIBBHH6I").size
 _KEEPALIVE = Struct("=d")
 _KEEPALIVE_AT = _NOTE.size - _KEEPALIVE.size
 _FLAGS_AT = _NUMBER.size + _NUMBER.size
-_PINGPONG, _CLAIM_KEPT = 1, 2
+_PINGPONG, _CLAIM_KEPT, _FULL_ARRIVED = 1, 2, 4
 _END_8, _END_16, _END_32 = 1 << 8, 1 << 16, 1 << 32
 
 
@@ -114,7 +114,7 @@ def may_sleep(conn: Connection, now: float) -> bool:
         # no timer is running but the keep-alive
         and conn.delayed_at is conn.persist_at is conn.cork_at is conn.wait_until is None
         # and there is nothing that only the TCB contains
-        and conn.accurate is None and conn.cookie is None and not conn.syn_held and not conn.more
+        and conn.accurate is None and conn.cookie is None and not (conn.syn_held or conn.more or conn.former_mss)
         and not (conn.urgent or conn.snd_urgent or conn.ecn_echo or conn.ecn_reduced or conn.error_soft)
         and not (conn.backoffs or conn.keepalive_probes or conn.probe_count or conn.probes_unanswered)
         and not conn.options.notsent_lowat and conn.gap_told != conn.written and conn.small_sent <= una
@@ -127,12 +127,13 @@ def may_sleep(conn: Connection, now: float) -> bool:
 
 def note_of(conn: Connection, options: int, claim_kept: bool) -> bytes:
     """What the slot does not contain. `options`: their number; 0: those that its application has declared."""
+    flags = conn.pingpong * _PINGPONG | claim_kept * _CLAIM_KEPT | (conn.full_end > 0) * _FULL_ARRIVED
     return _NOTE.pack(
-        conn.slot, options, conn.pingpong * _PINGPONG | claim_kept * _CLAIM_KEPT, conn.quick, conn.peer_segment,
-        conn.syn_octets, conn.segments_in, conn.segments_out, conn.data_segments_in, conn.data_segments_out,
-        conn.out_of_order_in, conn.octets_resent, conn.room_said - conn.snd_una, conn.rcv_nxt - conn.measured_from,
-        conn.rcv_nxt - conn.snd_wl1, conn.snd_una - conn.snd_wl2, conn.last_heard, conn.last_progress, conn.last_sent,
-        conn.last_text, conn.measured_at, conn.ts_recent_at, conn.keepalive_at or 0.0)
+        conn.slot, options, flags, conn.quick, conn.peer_segment, conn.syn_octets, conn.segments_in, conn.segments_out,
+        conn.data_segments_in, conn.data_segments_out, conn.out_of_order_in, conn.octets_resent,
+        conn.room_said - conn.snd_una, conn.rcv_nxt - conn.measured_from, conn.rcv_nxt - conn.snd_wl1,
+        conn.snd_una - conn.snd_wl2, conn.last_heard, conn.last_progress, conn.last_sent, conn.last_text,
+        conn.measured_at, conn.ts_recent_at, conn.keepalive_at or 0.0)
 
 
 def options_of(note: bytes) -> int:
@@ -148,6 +149,7 @@ def wake(conn: Connection, note: bytes) -> None:
      conn.last_heard, conn.last_progress, conn.last_sent, conn.last_text, conn.measured_at, conn.ts_recent_at,
      keepalive) = _NOTE.unpack(note)
     conn.pingpong = flags & _PINGPONG > 0
+    conn.full_end = conn.snd_una if flags & _FULL_ARRIVED else 0
     conn.room_said = conn.snd_una + said
     conn.measured_from = conn.rcv_nxt - measured
     conn.snd_wl1, conn.snd_wl2 = conn.rcv_nxt - wl1, conn.snd_una - wl2

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
 TIME_WAIT_S = 60.0  # Linux TCP_TIMEWAIT_LEN; RFC 9293 says 2 MSL, 4 minutes
 # RFC 4821, Linux tcp_mtu_probing = 1: after this many timeouts in a row a smaller segment is tried
-BLACK_HOLE_TIMEOUTS = 2
+BLACK_HOLE_TIMEOUTS = 2  # if no full segment has ever arrived,
+BLACK_HOLE_TIMEOUTS_LATE = 4  # and if one has: 3 s from the minimum RTO on, as Linux with its tcp_retries1
 BLACK_HOLE_MSS = 1024  # Linux tcp_base_mss
 MSS_MIN = 48  # Linux tcp_min_snd_mss
 LEAST_MSS = 512  # after as many again: a size for every path (RFC 1191 section 7.1 names 508)
+RAISE_FIRST_S = 10.0  # until the former size is tried again,
+RAISE_S = 600.0  # and until the next time (Linux tcp_probe_interval)
 
 
 def end_stream(engine: Engine, conn: Connection, number: int | None = None) -> None:
@@ -167,21 +170,47 @@ def time_wait(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> b
 
 def black_hole(engine: Engine, conn: Connection) -> None:
     """RFC 4821 section 4.2, as Linux's tcp_mtu_probing: full segments are lost without an ICMP error, so send smaller
-    ones."""
-    if conn.state not in SYNCHRONIZED or conn.backoffs < BLACK_HOLE_TIMEOUTS or conn.mss <= LEAST_MSS:
+    ones.
+
+    Where full segments have arrived, congestion is the likelier reason for some timeouts, and the path for many.
+    """
+    if conn.state not in SYNCHRONIZED or conn.mss <= LEAST_MSS:
         return
-    if conn.backoffs == BLACK_HOLE_TIMEOUTS and conn.mss > BLACK_HOLE_MSS:
+    recovery = conn.recovery
+    arrived = 0 < conn.full_end <= conn.snd_una or (recovery is not None and recovery.board.sacked >= conn.mss)
+    timeouts = BLACK_HOLE_TIMEOUTS_LATE if arrived else BLACK_HOLE_TIMEOUTS
+    former = conn.former_mss or conn.mss
+    if conn.mss > BLACK_HOLE_MSS and conn.backoffs >= timeouts:
         lower_mss(engine, conn, BLACK_HOLE_MSS)
-    elif conn.backoffs == 2 * BLACK_HOLE_TIMEOUTS:
+    elif conn.backoffs >= 2 * timeouts:
         lower_mss(engine, conn, LEAST_MSS)
+    else:
+        return
+    conn.former_mss, conn.raise_at, conn.raise_end = former, engine.now + RAISE_FIRST_S, 0
+
+
+def raise_mss(engine: Engine, conn: Connection) -> None:
+    """The octets of the segment with the former size have arrived; if nothing was sent again meanwhile, as one.
+
+    RFC 4821 section 7: then the path carries it, and the timeouts had another reason.
+    """
+    conn.raise_end = 0
+    if conn.octets_resent != conn.raise_resent:
+        conn.raise_at = engine.now + RAISE_S
+        return
+    conn.mss, conn.former_mss, conn.full_end = conn.former_mss, 0, 0
+    engine.history.note(engine.now, conn, history.FORMER_MSS, conn.mss)
+    engine.loss_recovery(conn).reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))
 
 
 def lower_mss(engine: Engine, conn: Connection, mss: int) -> None:
     """The path MTU is smaller: split later segments, and those in flight, accordingly (RFC 9293 section 3.9.2.2)."""
+    if mss < conn.former_mss:
+        conn.former_mss = mss if mss > conn.mss else 0
     if mss >= conn.mss:
         return
     engine.counters[C.mtu_lowered] += 1
-    conn.mss = max(mss, MSS_MIN)
+    conn.mss, conn.full_end = max(mss, MSS_MIN), 0
     engine.history.note(engine.now, conn, history.SMALLER_MSS, conn.mss)
     if conn.recovery is not None:
         conn.recovery.reduce_mss(conn.mss - (12 if conn.timestamps_ok else 0))

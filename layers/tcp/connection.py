@@ -83,16 +83,17 @@ class Connection:
     __slots__ = (
         "accept_number", "accurate", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs",
         "challenge_at", "cookie", "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack",
-        "ecn_echo", "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "gap_told", "handle", "home",
-        "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard", "last_progress", "last_sent",
-        "last_text", "listener", "measured_at", "measured_from", "more", "mss", "octets_resent", "opened_at",
-        "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
-        "peer_segment", "persist_at", "pingpong", "probe_count", "probes_unanswered", "queued_at", "quick",
-        "quiet_queued", "rcv_limit", "rcv_nxt", "read", "read_asked", "receive_ring", "recent_sack", "recovery",
-        "rest_queued", "room_said", "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring",
-        "slot", "small_sent", "snd_nxt", "snd_una", "snd_urgent", "snd_window", "snd_wl1", "snd_wl2", "state",
-        "stored", "syn_held", "syn_octets", "timestamp_offset", "timestamps_ok", "touched", "ts_recent",
-        "ts_recent_at", "urgent", "wait_until", "window_max", "written",
+        "ecn_echo", "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "former_mss", "full_end",
+        "gap_told", "handle", "home", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
+        "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
+        "octets_resent", "opened_at", "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale",
+        "path_mss", "peer_mss", "peer_scale", "peer_segment", "persist_at", "pingpong", "probe_count",
+        "probes_unanswered", "queued_at", "quick", "quiet_queued", "raise_at", "raise_end", "raise_resent",
+        "rcv_limit", "rcv_nxt", "read", "read_asked", "receive_ring", "recent_sack", "recovery", "rest_queued",
+        "room_said", "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring", "slot",
+        "small_sent", "snd_nxt", "snd_una", "snd_urgent", "snd_window", "snd_wl1", "snd_wl2", "state", "stored",
+        "syn_held", "syn_octets", "timestamp_offset", "timestamps_ok", "touched", "ts_recent", "ts_recent_at",
+        "urgent", "wait_until", "window_max", "written",
     )
 
     def __init__(self, ends: Ends, handle: int, options: StreamState) -> None:
@@ -147,6 +148,11 @@ class Connection:
         self.syn_octets = 0  # of text in a SYN, ours or the peer's, that its receiver took
         # What both ends agreed on
         self.mss = 536  # maximum payload that we send, with options included
+        self.full_end = 0  # number after the first full segment with this `mss`; 0: none was sent
+        self.former_mss = 0  # `mss` before the path was taken for a black hole, to be tried again; 0: none
+        self.raise_at = 0.0  # when
+        self.raise_end = 0  # number after the segment that tries it; 0: none is in flight
+        self.raise_resent = 0  # `octets_resent` when it was sent
         self.peer_mss = 536  # the MSS of the peer
         self.own_mss = 536  # the MSS that we sent
         self.path_mss = 536  # the maximum for the path

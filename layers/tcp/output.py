@@ -209,6 +209,9 @@ def _new(engine: Engine, conn: Connection) -> None:
         if size >= most:
             # The rest after full segments is sent as a segment of its own, if Nagle permits it
             size = min(size, _at_once(engine, conn, most)) // most * most
+            conn.full_end = conn.full_end or start + most
+            if conn.former_mss and engine.now >= conn.raise_at and not conn.raise_end:
+                size = _former_size(conn, size, min(available, usable, room), most)
         elif size < available:  # truncated by the window
             # RFC 9293 section 3.8.6.2.1 (MUST-38): less than a segment only if it is half of the largest window
             if size <= 0 or size < conn.window_max // 2:
@@ -223,7 +226,7 @@ def _new(engine: Engine, conn: Connection) -> None:
             conn.small_sent = finish
         recovery.sent(start, finish, engine.now, finish == final or limit - finish < most)
         conn.persist_at = conn.cork_at = None
-        emit(engine, conn, start, finish, ACK, most if size > most else 0, new=True)
+        emit(engine, conn, start, finish, ACK, most if size > most and finish != conn.raise_end else 0, new=True)
         sent_text = True
     if sent_text:
         if engine.now - conn.last_text < acknowledgment.DELAY_S:
@@ -233,6 +236,18 @@ def _new(engine: Engine, conn: Connection) -> None:
             engine.room(conn)
     if conn.snd_una == conn.snd_nxt and conn.snd_nxt < final and limit <= conn.snd_nxt:
         _persist(engine, conn)
+
+
+def _former_size(conn: Connection, size: int, permitted: int, most: int) -> int:
+    """The size of the next segment: what it was before `closing.black_hole`, as a probe (RFC 4821 section 7).
+
+    Otherwise a path that was interrupted for some seconds would have small segments for ever.
+    """
+    whole = most + conn.former_mss - conn.mss
+    if not most < whole <= permitted:
+        return size
+    conn.raise_end, conn.raise_resent = conn.snd_nxt + whole, conn.octets_resent
+    return whole
 
 
 def _small_may_leave(engine: Engine, conn: Connection, size: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from layers.tcp import info, isn
 from layers.tcp.counters import Counters
 from packets.tcp import ACK, RST, SYN, Options, Segment
-from tests.unit.tcp.host import A, B, Host
+from tests.unit.tcp.host import A, B, Host, World, pair
 from tests.unit.tcp.peer import ISN, PEER_PORT, Peer
 
 STAMPS = Options(mss=1000, timestamps=(100, 0))
@@ -388,6 +388,55 @@ def test_rfc4821_a_black_hole_is_found():
             size = int(line.split("(")[1].split(")")[0])
             sizes.append(size)
     assert min(size for size in sizes if size) <= 1024
+
+
+def sending(world: World, host: Host, handle: int, seconds: float) -> None:
+    """The application sends all the time, as far as there is room."""
+    application, end = host.applications[handle], world.now + seconds
+    while world.now < end:
+        if application.limit - len(application.written) >= 1 << 14:
+            host.write(handle, bytes(1 << 14))
+        world.run(0.1)
+
+
+def interrupted(outage_s: float) -> tuple[World, Host, int]:
+    """Full segments have arrived, then the link loses everything for so long."""
+    world, a, _, left, _ = pair()
+    sending(world, a, left, 0.5)
+    world.fate = lambda source, segment: []
+    sending(world, a, left, outage_s)
+    world.fate = None
+    return world, a, left
+
+
+def sent_larger_than(octets: int, world: World, since: float) -> list[Segment]:
+    return [segment for when, source, segment in world.log
+            if source == A and when >= since and len(segment.payload) > octets]
+
+
+def test_rfc4821_some_timeouts_after_full_segments_have_arrived_are_no_black_hole():
+    _, a, left = interrupted(1.3)
+    assert a.conn(left).backoffs >= 2
+    assert (a.conn(left).mss, a.counters[Counters.mtu_lowered]) == (1460, 0)
+
+
+def test_rfc4821_after_an_outage_the_former_size_is_tried_again():
+    world, a, left = interrupted(8)
+    assert a.conn(left).mss <= 1024
+    sending(world, a, left, 30)
+    assert a.conn(left).mss == 1460
+    sending(world, a, left, 1)
+    assert sent_larger_than(1447, world, world.now - 1)
+
+
+def test_rfc4821_a_path_that_no_longer_carries_the_former_size_loses_one_segment_in_ten_minutes():
+    world, a, left = interrupted(8)
+    begun, least = world.now, a.conn(left).mss
+    world.fate = lambda source, segment: [0.01] if len(segment.payload) <= 1100 else []
+    sending(world, a, left, 20)
+    assert a.conn(left).mss == least
+    assert len(sent_larger_than(1100, world, begun)) == 1
+    assert a.conn(left).snd_una > 1 << 19
 
 
 def test_rfc5927_an_error_counts_only_if_what_it_quotes_is_in_flight():
