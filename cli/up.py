@@ -20,7 +20,7 @@ from cli import stack
 from cli.main import OK, USAGE
 from supervisor import boot
 from supervisor.control import Client, NotRunning, Refused, abstract_name, printable
-from supervisor.errors import Busy
+from supervisor.errors import BootError, Busy
 from supervisor.events import Event, describe
 from supervisor.options import DEFAULT_ADDRESS, Options, from_file
 from usernet.pipe.run_dir import run_dir, stack_name
@@ -218,14 +218,22 @@ def addresses_of(status: dict[str, Any]) -> list[str]:
 
 
 def _free_address(wire: str) -> str:
-    """The first address of the default network that no stack of this user on the wire was booted with."""
+    """The first address of the default network that no stack of this user on the wire has, or was booted with.
+
+    BootError: a stack does not answer, so its address is not known.
+    """
     taken = set()
     for folder in stack.all_folders():
-        with contextlib.suppress(NotRunning, Refused, OSError):
+        try:
             status = stack.query(folder, "status")
-            if status["wire"] == wire:
-                taken |= {ipaddress.ip_interface(address).ip for address in [status["address"], *addresses_of(status)]
-                          if "/" in address}
+        except NotRunning:
+            continue
+        except (Refused, OSError) as error:
+            raise BootError(f"no free address on wire '{wire}' can be chosen, because a stack does not answer: give "
+                            f"one (--address 10.0.0.9/24). {getattr(error, 'strerror', None) or error}") from error
+        if status["wire"] == wire:
+            taken |= {ipaddress.ip_interface(address).ip for address in [status["address"], *addresses_of(status)]
+                      if "/" in address}
     default = ipaddress.IPv4Interface(DEFAULT_ADDRESS)
     free: Iterator[ipaddress.IPv4Address] = (host for host in default.network.hosts() if host >= default.ip)
     return f"{next((host for host in free if host not in taken), default.ip)}/{default.network.prefixlen}"

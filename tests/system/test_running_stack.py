@@ -35,6 +35,20 @@ def test_stacks_that_join_a_wire_at_once_get_addresses_of_their_own(new_stack) -
     assert {stack.status()["address"] for stack in stacks} == {f"10.0.0.{number}/24" for number in range(2, 6)}
 
 
+def test_no_address_on_a_wire_is_chosen_while_a_stack_there_does_not_answer(new_stack) -> None:
+    wire, (first, second) = unique_name(), [new_stack() for _ in range(2)]
+    keeper = first.up("--wire", wire).status()["keeper"]
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        told = second.run("up", "--detach", "--wire", wire, status=1).stderr
+        assert told.startswith(f"launcher.py: no free address on wire '{wire}' can be chosen, because a stack does not")
+        assert f"the keeper [{keeper}] is stopped" in told
+        assert told.count("\n") == 1
+        second.run("up", "--detach", "--wire", wire, "--address", "10.0.0.9/24")
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+
+
 def test_callers_of_a_stopped_keeper_that_gave_up_do_not_hide_it(new_stack) -> None:
     stack = new_stack().up()
     keeper = stack.status()["keeper"]
