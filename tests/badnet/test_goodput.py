@@ -13,7 +13,7 @@ from .conditions import CONDITIONS, SHARED, jain
 from .lab import SUBJECTS, Lab
 
 SECONDS = 8.0
-FLOOR = 0.7  # of Linux's goodput, and it is measured once here: the table of three rounds is in docs/performance.md
+FLOOR = 0.7  # of Linux's goodput, and it is measured once here: docs/conformance.md has tables, and how to repeat them
 
 
 @pytest.fixture(autouse=True)
