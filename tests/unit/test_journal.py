@@ -271,7 +271,7 @@ def test_memory_that_large_frames_needed_is_given_back(durable: Durable):
     assert before > layout.JOURNAL_OCTETS * 0.9
     for sequence in range(300, 300 + 40_000):
         append(journal, A, sequence, b"%d" % sequence)
-    assert durable.octets < 2 * layout.LAP_OCTETS  # of 8 MiB
+    assert durable.octets < 2 * layout.LAP_OCTETS  # of 16 MiB
     for reader in (journal, Journal(durable.map(layout.JOURNAL_OCTETS))):
         assert all(octets == b"%d" % sequence for sequence, octets in reader.frames(A, 0))
         assert len(kept(reader)) >= ENTRIES_MAX - ENTRIES_AT_ONCE
