@@ -164,6 +164,14 @@ class Stack:
         """How often each layer was started."""
         return {name: layer["incarnation"] for name, layer in self.ask().items()}
 
+    def pinged(self, count: int, *options: object) -> int:
+        """How many of the first `count` requests of the kernel's ping(8) are answered.
+
+        Without -w it waits for the last answer for two round trips only, whatever -W says, once there was one.
+        """
+        output = self.execute("ping", "-c", count, "-w", 30, *options, STACK).stdout
+        return sum(int(number) <= count for number in set(re.findall(r"icmp_seq=(\d+)", output)))
+
     def serves(self, **incarnations: int) -> bool:
         """Whether all layers serve, and these have been started so often."""
         layers = self.ask()

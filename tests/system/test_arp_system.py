@@ -109,7 +109,7 @@ def test_rfc826_gratuitous_arp_moves_a_known_host_to_its_new_mac(new_stack, grat
     assert neighbors(stack)[KERNEL][0] != SECOND_MAC
     stack.execute("arping", "-I", TAP, gratuitous, "-c", 1, "-w", 1, KERNEL, status=None)
     wait_for("the new MAC", lambda: neighbors(stack)[KERNEL][0] == SECOND_MAC)
-    assert received(stack.execute("ping", "-c", 3, "-i", 0.01, "-W", 5, STACK).stdout) == 3
+    assert stack.pinged(3, "-i", 0.01) == 3
 
 
 def test_the_kernel_finds_the_stack_and_verifies_it_by_unicast(stack: Stack) -> None:
@@ -188,7 +188,7 @@ def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: St
         wait_for("the claim", lambda: own.counters("arp")["conflict"] == CLAIMS + 1)
     assert own.status()["conflicts"] == [conflict]
     assert len([event for event in own.events() if event["event"] == "conflict"]) == 1
-    assert received(own.execute("ping", "-c", 3, "-i", 0.01, "-W", 5, STACK).stdout) == 3
+    assert own.pinged(3, "-i", 0.01) == 3
 
 
 # -- neighbours --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from cli.watching import sentence
 
-from .peers import KERNEL, PATIENCE_S, ROOT, STACK, received, wait_for
+from .peers import KERNEL, PATIENCE_S, ROOT, STACK, wait_for
 
 N = 7
 
@@ -118,7 +118,7 @@ def test_metrics_for_prometheus(new_stack):
     label = f'stack="{stack.name}"'
     assert scraped(url)[f"usernet_up{{{label}}}"] == 1
     before = scraped(url)
-    assert received(stack.execute("ping", "-c", 5, "-i", 0.05, "-W", 10, STACK).stdout) == 5
+    assert stack.pinged(5, "-i", 0.05) == 5
     after = scraped(url)
 
     def gained(name: str) -> float:

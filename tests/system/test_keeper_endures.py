@@ -58,13 +58,18 @@ def the_same_keeper(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     stack = request.getfixturevalue("enduring")
-    keeper = stack.status()["keeper"]
+    keeper = keeper_of(stack)
     yield
-    assert stack.status()["keeper"] == keeper
+    assert keeper_of(stack) == keeper
     wait_for("all layers", stack.serves)
     with stack.bound() as app:
         app.sendto(b"to itself", app.getsockname())
         assert app.recv(100) == b"to itself"
+
+
+def keeper_of(stack: Stack) -> int:
+    """Its pid, also while a layer is away."""
+    return json.loads(stack.run("status", "--json", status=None).stdout)["keeper"]
 
 
 def events(stack: Stack, name: str) -> list[str]:
@@ -315,7 +320,13 @@ def test_a_boot_that_is_killed_leaves_nothing(new_stack, moment):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     boot.wait()
-    for pid in [pid for pid, title in titled(f"usernet {stack.name}: ").items() if title.endswith("keeper")]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # it was up already
+
+    def gone() -> bool:
+        for pid, title in titled(f"usernet {stack.name}: ").items():
+            if title.endswith("keeper"):  # it was up already, or was being forked when the command was killed
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return not stack.processes()
+
+    wait_for("the end of all processes", gone)
     stack.check_gone()

@@ -20,7 +20,7 @@ from bus.runtime.keyed_random import KeyedRandom
 from cli.replay import read
 from layers.common.ports import SHARE_NOT, Claim, Ports
 
-from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, received, wait_for
+from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, wait_for
 
 pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]
 
@@ -40,7 +40,7 @@ def recording(stack: Stack, layer: str, path: Path) -> Iterator[None]:
 
 
 def traffic(stack: Stack) -> None:
-    assert received(stack.execute("ping", "-c", 5, "-i", 0.05, "-W", 10, STACK).stdout) == 5
+    assert stack.pinged(5, "-i", 0.05) == 5
     with stack.bound() as app, stack.kernel.udp() as peer:
         for size in (0, 5, 1400, 4000):
             peer.sendto(bytes(size), app.getsockname())
