@@ -56,6 +56,7 @@ def hold():
 for _ in range(processes):
     if os.fork() == 0:
         os.close(end)
+        os.close(start)  # so that it ends with the first process, whatever it waits for
         try:
             hold()
         finally:
