@@ -84,6 +84,8 @@ def join():
     while not error and len(joined) < each:
         try:
             joined.append(Connection(run_dir, name))
+        except TimeoutError:
+            pass  # the crowd is large and the machine busy: again
         except OSError as failed:
             error = failed.errno
     os.write(tell, b"%4d%4d" % (len(joined), error))
