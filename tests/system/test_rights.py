@@ -122,7 +122,8 @@ _run = Process.run
 
 
 def _intrude(self):
-    names = dict(neighbor={neighbor}, keeper=os.getppid(), secret={secret!r}, run_dir={run_dir!r}, _libc=_libc,
+    # its own namespaces are the keeper's; its parent is a process that may have ended
+    names = dict(neighbor={neighbor}, keeper=os.getpid(), secret={secret!r}, run_dir={run_dir!r}, _libc=_libc,
                  fcntl=fcntl, os=os, signal=signal, socket=socket)
     words, attempts = self._counters, {attempts!r}
     while words[{first}] < len(attempts):
