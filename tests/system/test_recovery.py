@@ -196,18 +196,17 @@ def restart(stack: Stack, layer: str, status: int = 0) -> subprocess.CompletedPr
 
 def test_a_restart_loads_the_code_as_it_is_on_disk(new_stack, checkout: Path) -> None:
     stack = new_stack(checkout).up()
-    sign = stack.home / f"{stack.name}-loaded"
-    edit = f"\nimport pathlib\npathlib.Path({str(sign)!r}).write_text('yes')\n"
-    append(checkout / "layers" / "udp" / "core.py", edit)
+    log = stack.home / f"{stack.name}-loaded"
+    append(checkout / "layers" / "udp" / "core.py",
+           f"\nimport os\nwith open({str(log)!r}, 'a') as _log:\n    _log.write(f'{{os.getpid()}} ')\n")
     restart(stack, "ip")
-    assert not sign.exists()
+    assert not log.exists()
     restart(stack, "udp")
-    assert sign.read_text() == "yes"
-    sign.unlink()
+    assert str(stack.pids()["udp"]) in log.read_text().split()
     wait_for("the end of its probation", lambda: stack.ask()["udp"]["uptime_s"] > PROBATION_S)
     os.kill(stack.pids()["udp"], signal.SIGKILL)  # a crash starts what served last, which is the new code
     wait_for("udp to serve again", lambda: stack.serves(udp=3))
-    assert sign.exists()
+    assert str(stack.pids()["udp"]) in log.read_text().split()
 
 
 def test_a_restart_also_loads_modules_that_the_bus_shares_with_applications(new_stack, checkout: Path) -> None:
