@@ -180,7 +180,8 @@ def test_dropped_packets_are_shown_with_the_clauses_that_demand_it(stack):
         assert clause in line
 
 
-def test_it_ends_after_the_count(stack):
+def test_it_ends_after_the_count(new_stack):
+    stack = new_stack().up()  # without errors that other tests have caused
     trace = stack.popen("trace", "icmp", "--count", "3", stderr=subprocess.PIPE)
     assert "tracing" in trace.stderr.readline()
     stack.execute("ping", "-c", 4, "-i", 0.2, "-W", 10, STACK)
