@@ -26,9 +26,13 @@ TCP_PORT, STREAM_PORT = 5058, 5061
 Watcher = Callable[[], AbstractContextManager[None]]
 
 
+class EndedEarlyError(RuntimeError):
+    """A command did not watch until it was told to end."""
+
+
 @contextmanager
 def running(bench: stack.Bench, *words: str) -> Iterator[None]:
-    """A command that watches, from when it says so until SIGTERM. RuntimeError: it did not watch all the time."""
+    """A command that watches, from when it says so until SIGTERM. EndedEarlyError: not all the time."""
     command = [sys.executable, str(ROOT / "launcher.py"), "--name", bench.name, *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as program:
         assert program.stderr is not None
@@ -41,7 +45,7 @@ def running(bench: stack.Bench, *words: str) -> Iterator[None]:
             program.terminate()
             _, said = program.communicate()
     if program.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {said}")
+        raise EndedEarlyError(f"{' '.join(words)}: {said}")
 
 
 def _echoes(bench: stack.Bench) -> tuple[float, float]:
@@ -97,7 +101,7 @@ def _recorded_tcp(bench: stack.Bench) -> list[Goal]:
                     with watcher():
                         moved = bench.through(("stream-source", stack.KERNEL, STREAM_PORT, WINDOW_S),
                                               ("kernel-stream-sink", stack.KERNEL, STREAM_PORT), out=True)["mbit_s"]
-                except RuntimeError:
+                except EndedEarlyError:
                     outrun += 1  # the recorder did not keep up with the stream, and said so
                 results.append((alone, moved))
     (alone, moved), (slower, less) = ([median(values) for values in zip(*each, strict=True)] for each in found)
