@@ -263,7 +263,8 @@ class ManagedLayer:
         process = self.processes.get(Role.PROCESS)
         if process is not None:
             beat = max(self.resources.beat, process.started)
-            if process.watch.suspicious(now, beat, used_s(process.pid)) and service.state in (State.STARTING, State.UP):
+            late = process.watch.suspicious(now, beat, used_s(process.pid), self.resources.in_hand)
+            if late and service.state in (State.STARTING, State.UP):
                 self._judge(process, beat, now)
             due = beat + SUSPECT_AFTER_S if due is None else min(due, beat + SUSPECT_AFTER_S)
         return NEVER if due is None else due

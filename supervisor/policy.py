@@ -90,17 +90,20 @@ class Watch:
     A layer whose life sign is late is suspected. From then on its own time counts: if it is running, the processor time
     since that life sign (an endless loop); otherwise the elapsed time minus the time that it waited for a processor
     (stopped, or asleep inside a turn). A layer that is runnable but gets no processor is starved, not hung.
+
+    A turn may consist of many frames. To take the next one up is a life sign, too, but has no time: all of this begins
+    anew when the keeper sees it.
     """
 
     def __init__(self) -> None:
         self._since: tuple[float, Sample] | None = None
-        self._beat = 0.0
+        self._sign: tuple[float, tuple[int, ...]] = (0.0, ())
         self._used_s = 0.0  # processor time when that life sign was first seen
 
-    def suspicious(self, now: float, beat: float, used_s: float) -> bool:
-        """True if the last life sign is so old that the process should be sampled."""
-        if beat != self._beat:
-            self._beat, self._used_s = beat, used_s
+    def suspicious(self, now: float, beat: float, used_s: float, in_hand: tuple[int, ...] = ()) -> bool:
+        """True if the last life sign is so old that the process should be sampled. `in_hand`: what it processes."""
+        if (beat, in_hand) != self._sign:
+            self._sign, self._used_s, self._since = (beat, in_hand), used_s, None
         if now - beat < SUSPECT_AFTER_S:
             self._since = None
             return False

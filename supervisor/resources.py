@@ -50,6 +50,11 @@ class Resources:
         """The last life sign of the layer's loop, in seconds of CLOCK_MONOTONIC."""
         return self.words.beat[0]
 
+    @property
+    def in_hand(self) -> tuple[int, ...]:
+        """What the layer is processing, or has processed last: sender and number of a frame, and a record in it."""
+        return tuple(self.words.words[layout.IN_HAND_SENDER : layout.IN_HAND_RECORD + 1])
+
     def counter_values(self) -> dict[str, int]:
         """The layer's own counters by name."""
         return dict(zip(self.counters, self.words.counters, strict=False))

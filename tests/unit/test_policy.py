@@ -135,6 +135,19 @@ def test_an_endless_loop_is_hung_within_the_promise_on_a_share_of_a_processor_to
     assert process.now - process.beat < PROMISE_S
 
 
+@pytest.mark.parametrize("frames", [1, 100])
+def test_a_long_turn_is_no_endless_loop_while_frame_after_frame_is_taken_up(frames):
+    watch, now = Watch(), 1000.0
+    for number in range(frames):
+        assert watch.suspicious(now, 1000.0, now, (1, number, 0)) == (now >= 1000.0 + SUSPECT_AFTER_S)
+        assert not watch.hung(now, Sample("R", 0.0), now)
+        now += 2 * LOOP_S
+    # the last one never ends
+    while not (watch.suspicious(now, 1000.0, now, (1, frames - 1, 0)) and watch.hung(now, Sample("R", 0.0), now)):
+        now += TICK_S / 5
+    assert now - (1000.0 + 2 * LOOP_S * (frames - 1)) < PROMISE_S
+
+
 def test_a_layer_repeatedly_killed_for_an_endless_loop_gets_more_time_until_it_has_served():
     restarts = Restarts()
     allowed = []
