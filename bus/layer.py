@@ -47,7 +47,11 @@ class Core(Protocol):
         """Process records of one kind from one neighbour, in order. Must not raise for any octets."""
 
     def wake(self, now: float) -> list[Send]:
-        """Called when `next_wake` has come."""
+        """Called when `next_wake` has come.
+
+        It does a limited amount of work, some milliseconds, so that input is served in between and the layer does not
+        look like one that hangs. What is left remains due: `next_wake` is not in the future.
+        """
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """A neighbour has started, for the first time or again; the frames that it missed have been repeated already.

@@ -52,6 +52,7 @@ UNREAD_OCTETS_ALL = 1 << 25  # of all clients; beyond, the one with the most is 
 OFFENCES_MAX = 2
 REFUSALS_MAX = 16  # maximum of refusals being sent; a client that gets none sends HELLO again
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
+ENDED_AT_ONCE = 64  # clients that leave in one call of `ended`
 REFUSAL_LINGER_MS = 300  # for libzmq to connect and send it
 DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, WANT, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
@@ -88,7 +89,6 @@ class Clients:
         self._ends = select.epoll()
         self._places = Places(bounded(layout.CLIENTS_MAX, pipes.poller.descriptors_reserved, DESCRIPTORS_A_CLIENT))
         self.by_number: dict[int, Client] = {}
-        self.departed: list[int] = []  # clients of the former process that have ended meanwhile
         self.ending = False  # the process of a client has ended, and its last frames may not have been read
 
     @property
@@ -97,7 +97,7 @@ class Clients:
         return self.core.contested and not self.ending
 
     def restore(self) -> None:
-        """Restore the clients of the former process; those that have ended meanwhile are added to `departed`."""
+        """Restore the clients of the former process. To the core, those that have ended meanwhile do not join."""
         for place in range(layout.CLIENTS_MAX):
             cell = layout.CLIENTS + layout.CLIENT_WORDS * place
             number = self._words[cell + layout.CLIENT_ID]
@@ -112,7 +112,6 @@ class Clients:
             if pidfd >= 0:
                 os.close(pidfd)
             self._forget(inbox, place)
-            self.departed.append(number)
 
     def admit(self, hello: Hello, version: int, sender: int) -> Client | None:
         """A process sent HELLO in a frame of `version`. None: it is refused.
@@ -232,10 +231,11 @@ class Clients:
         """
         if self._refusals:
             self._check_refusals()
-        if not self.by_number and not self.departed:
+        if not self.by_number:
             return []
-        numbers, self.departed, self.ending = self.departed, [], False
-        finished = {descriptor for descriptor, _ in self._ends.poll(0)}
+        numbers: list[int] = []
+        finished = {descriptor for descriptor, _ in self._ends.poll(0, ENDED_AT_ONCE)}
+        self.ending = len(finished) == ENDED_AT_ONCE
         for client in [client for client in self.by_number.values() if client.pidfd in finished]:
             if client.heard_at_end != client.inbox.done:
                 client.heard_at_end = client.inbox.done

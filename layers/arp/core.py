@@ -34,6 +34,9 @@ UNICAST_TRIES = 2  # RFC 1122 section 2.3.2.1: delete the entry after N polls wi
 MAX_UNKNOWN = 1024  # pending resolutions of unknown addresses; verifications are limited by the number of neighbours
 LEARN_PER_SECOND = 200  # unsolicited changes: limits the cost of a flood with invented senders for ip and the state
 LEARN_BURST = 256  # as many as the hosts of a /24 that all send a request at once
+# Resolutions that take their next step in one turn, less than 1 ms. ip has an error to send about up to 64 packets for
+# each that ends without an answer (layers/ip/neighbors.py), and they leave in one frame
+STEPS_AT_ONCE = 16
 LIST_PAGE = 256  # neighbours per answer: a message to the keeper must fit into a packet of the control channel
 
 
@@ -86,10 +89,10 @@ class Core:
         return sends
 
     def wake(self, now: float) -> list[Send]:
-        """Take the next steps of own addresses and of unanswered resolutions."""
+        """Take the next steps of own addresses and of some unanswered resolutions."""
         sends = self._claims.wake(now)
         resolutions = self._resolutions
-        while resolutions:
+        for _ in range(min(STEPS_AT_ONCE, len(resolutions))):
             address = next(iter(resolutions))
             due, targets, unknown = resolutions[address]
             if due > now:

@@ -18,10 +18,9 @@ from bus.streams import StreamState
 from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen, writing
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
-from layers.tcp.engine import Engine
+from layers.tcp.engine import REPEATED_AT_ONCE, Engine
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
-from layers.tcp.repetition import Repetition
 from packets.addresses import ANY, LOOPBACK
 from usernet.pipe.rings import REFERENCE_MASK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
@@ -69,7 +68,7 @@ class Calls:
         self.paths = paths
         self.sockets: dict[int, Socket] = {}
         engine.remember_failure = self.failed
-        engine.repetition = Repetition(self._repeat)
+        engine.repeat = self._repeat
 
     # -- OPEN and options -----------------------------------------------------------------------------------------
 
@@ -402,7 +401,8 @@ class Calls:
                 engine.above.reset(handle, socket.failed)
         dormant = engine.dormant
         handles = (*engine.lookup.by_handle, *(dormant.by_handle if dormant is not None else ()))
-        engine.repetition.begin(handles, engine.now)
+        engine.repetition.replace(handles, engine.now)
+        engine.go_on(REPEATED_AT_ONCE)
 
     def _repeat(self, handle: int) -> None:
         """Repeat the state of one connection, which need not be woken for it unless it has an option."""

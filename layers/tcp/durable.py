@@ -32,6 +32,7 @@ from usernet.pipe.streams import TCP_HANDLE_MIN
 
 LAYOUT = b"3"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
+FREED_AT_ONCE = 2000  # released rings: about 1 ms; others follow in the next turn
 LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
 KEY_KEPT = 1 << 33  # and the handle: key of `state` for the rings that are kept for it
 _MASK_32 = 0xFFFFFFFF
@@ -170,7 +171,7 @@ class Durable:
             return lent.take(octets) if lent is not None else None
         reference = self._arena.allocate(octets)
         if not reference and self._leaving:
-            self._free_left(self._leaving[-1][0])
+            self._free_left(self._leaving[-1][0], len(self._leaving))
             reference = self._arena.allocate(octets)
         if not reference and octets > RING_OCTETS_MIN:
             reference = self._arena.allocate(RING_OCTETS_MIN)
@@ -199,9 +200,11 @@ class Durable:
             due = self._leaving[0][0] if self._leaving else now + IDLE_S
             self.trim_at = due if self.trim_at is None else min(self.trim_at, due)
 
-    def _free_left(self, now: float) -> None:
+    def _free_left(self, now: float, most: int = FREED_AT_ONCE) -> None:
         leaving = self._leaving
-        while leaving and leaving[0][0] <= now:
+        for _ in range(min(most, len(leaving))):
+            if leaving[0][0] > now:
+                return
             reference = leaving.popleft()[1]
             home = reference >> HOME_SHIFT
             lent = self.lent_by(home) if home != STREAM_ARENA else None

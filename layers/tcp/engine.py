@@ -13,6 +13,7 @@ from collections.abc import Callable
 from bus.durable.held import Held
 from bus.layer import CounterWords
 from bus.streams import StreamState
+from layers.common.portions import Portions
 from layers.tcp import acknowledgment, arrival, closing, fast_open, isn, listen, output, probes, reset
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
@@ -23,7 +24,6 @@ from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim, Lookup
 from layers.tcp.quiet import Quiet
 from layers.tcp.recovery import Recovery
-from layers.tcp.repetition import Repetition
 from layers.tcp.ring import RING_OCTETS_MAX
 from layers.tcp.sequence import to_wire
 from layers.tcp.timers import Timers
@@ -32,6 +32,9 @@ from packets.tcp import NO_OPTIONS, Segment
 TIME_WAIT_MAX = 16384  # connections in TIME-WAIT; beyond, the oldest ends (Linux: net.ipv4.tcp_max_tw_buckets)
 HELD_OCTETS_MIN = 2048  # shorter text goes to the application in the record
 SEND_LIMIT = 1 << 18  # initial limit of octets that are written but not acknowledged
+# Connections whose state is repeated to a new socket service: at once, then in each further portion. That is 10,000 a
+# second, so that the records do not fill the memory.
+REPEATED_AT_ONCE, REPEATED_THEN, REPEATED_EVERY_S = 1000, 200, 0.02
 IP_AND_TCP_OCTETS = {4: 40, 16: 60}  # headers without options, by the octets of an address
 
 
@@ -52,7 +55,8 @@ class Engine:
         self.history = History()
         self.quiet = Quiet()
         self.dormant: Dormant | None = None  # connections that have no TCB at present; None: not started
-        self.repetition = Repetition(lambda handle: None)  # `layers.tcp.calls` says what is repeated
+        self.repetition: Portions[int] = Portions(REPEATED_EVERY_S)  # handles whose state is repeated
+        self.repeat: Callable[[int], None] = lambda handle: None  # of `layers.tcp.calls`
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
         self.fast_open = fast_open.Cookies()
@@ -91,10 +95,15 @@ class Engine:
             probes.expired(self, conn)
             self.timers.schedule(conn)
         self.quiet.expire(self)
-        self.repetition.go_on(self.now)
+        self.go_on(REPEATED_THEN)
         trim_at = self.rings.trim_at
         if trim_at is not None and trim_at <= self.now:
             self.rings.trim(self.now)
+
+    def go_on(self, most: int) -> None:
+        """Repeat the state of more connections to a new socket service, if it is time."""
+        for handle in self.repetition.take(self.now, most):
+            self.repeat(handle)
 
     @property
     def next_due(self) -> float | None:

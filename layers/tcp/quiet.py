@@ -28,6 +28,7 @@ ASK_S = 10.0  # without text until an application is asked how far it has read; 
 # Memory goes back to the system when so many have gone to sleep, and then so much later: more may follow
 GIVE_BACK_MIN, GIVE_BACK_S = 200, 2.0
 SLEEP_AT_ONCE, SLEEP_EVERY_S = 50, 0.02  # 2,500 a second, in turns of about a millisecond
+SHRINK_AT_ONCE = 200  # others follow in the next turn
 
 
 class Quiet:
@@ -110,7 +111,9 @@ class Quiet:
 
     def _shrink(self, engine: Engine) -> None:
         waiting, now = self._waiting, engine.now
-        while waiting and waiting[0][0] <= now:
+        for _ in range(min(SHRINK_AT_ONCE, len(waiting))):
+            if waiting[0][0] > now:
+                return
             conn = waiting.popleft()[1]
             conn.quiet_queued = False
             recovery = conn.recovery

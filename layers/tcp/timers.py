@@ -4,6 +4,9 @@ A connection is in the heap with a time that is never later than its earliest de
 deadlines are checked again. So postponing a deadline, which is the usual case, costs nothing. An earlier deadline makes
 a new entry, and the former one stale. Stale entries are removed when they are about half of the heap: their times may
 be hours away.
+
+A call takes at most AT_ONCE expired connections. The others remain due and follow in the next turn, after what has
+arrived meanwhile, so that thousands whose timers expire together delay nothing else and look like no endless loop.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from itertools import count
 from layers.tcp.connection import Connection
 
 STALE_MIN = 64  # entries of the heap that are not worth looking for
+AT_ONCE = 100  # connections whose deadlines have come: about 3 ms for probes or retransmissions
+CHECKED_AT_ONCE = 20 * AT_ONCE  # entries whose deadline may have been postponed: 2 ms
 
 
 class Timers:
@@ -56,13 +61,16 @@ class Timers:
         return heap[0][0] if heap else None
 
     def expired(self, now: float) -> list[Connection]:
-        """The connections with a deadline that has come."""
-        ready = []
-        while (due := self.next_due) is not None and due <= now:
+        """The next connections with a deadline that has come, in the order of these."""
+        ready: list[Connection] = []
+        for _ in range(CHECKED_AT_ONCE):
+            due = self.next_due
+            if due is None or due > now or len(ready) == AT_ONCE:
+                break
             conn = heappop(self._heap)[2]
             conn.queued_at = None
             true_due = earliest(conn)
-            if true_due is not None and true_due <= now:
+            if true_due is not None and true_due <= due:
                 ready.append(conn)
             else:
                 self.schedule(conn)

@@ -130,6 +130,22 @@ def test_memory_that_was_free_for_seconds_is_returned_to_the_system():
     assert arena.allocate(1) & 0xFFFFFF == idle & 0xFFFFFF
 
 
+def test_many_pieces_are_returned_in_portions(monkeypatch):
+    monkeypatch.setattr(arena_module, "TRIMMED_AT_ONCE", 3)
+    arena = Arena(mapping())
+    references = [arena.allocate(1) for _ in range(8)]
+    memories = [arena.ring(reference).memory for reference in references]
+    for memory in memories:
+        memory[0] = 1
+    for reference in references:
+        arena.free(reference, 10.0)
+    for returned in (3, 6):
+        assert arena.trim(20.0) == 10.0 + IDLE_S  # the rest is due at once
+        assert sum(not memory[0] for memory in memories) == returned
+    assert arena.trim(20.0) is None
+    assert not any(memory[0] for memory in memories)
+
+
 def test_a_successor_has_what_is_named_and_gives_back_the_rest():
     mapped = mapping()
     arena = Arena(mapped)

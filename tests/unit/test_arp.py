@@ -462,3 +462,16 @@ def test_nothing_raises_and_what_is_stored_is_what_is_known(events):
     assert sorted(Host(state=host.state, now=host.now).announced) == sorted(host.core.neighbor_started(IP, host.now))
     host.passes(acd.CONFLICT_OVER_S)
     assert host.core.next_wake is None
+
+
+def test_many_resolutions_take_their_next_steps_in_portions_the_oldest_first(host):
+    addresses = [f"10.0.0.{number}" for number in range(50, 150)]
+    host.resolves(*addresses)
+    host.now += 1.5
+    asked = []
+    while host.core.next_wake is not None and host.core.next_wake <= host.now:
+        sends = host.core.wake(host.now)
+        assert 0 < len(sends) <= arp.STEPS_AT_ONCE
+        assert {kind for _, kind, _ in sends} == {ARP_OUT}
+        asked += [record[-4:] for _, _, record in sends]
+    assert asked == [ip4(address) for address in addresses]

@@ -46,6 +46,20 @@ def bench() -> Bench:
     return Bench()
 
 
+def test_many_datagrams_expire_in_portions_the_oldest_first(bench, monkeypatch):
+    monkeypatch.setattr(reassembly, "EXPIRED_AT_ONCE", 4)
+    for number in range(10):
+        bench.add(0, A, True, number=number, now=number / 10)
+    numbers, portions = [], []
+    while bench.reassembly.next_expiry is not None:
+        assert bench.reassembly.next_expiry == TIMEOUT_S + len(numbers) / 10
+        firsts = bench.reassembly.expire(TIMEOUT_S + 5)
+        portions.append(len(firsts))
+        numbers += [IP(first).id for first in firsts]
+    assert (portions, numbers) == ([4, 4, 2], [*range(10)])
+    assert bench.empty()
+
+
 A, B, C = b"a" * 16, b"b" * 24, b"c" * 5
 
 

@@ -41,6 +41,8 @@ CONFIG = StackConfig(name="test", run_dir="", address=bytes((10, 0, 0, 2)), pref
 class Bench:
     """sockets above udp, glued in memory. Everything else that either sends is kept in `out`."""
 
+    config = CONFIG
+
     def __init__(self) -> None:
         self.state, self.udp_state = {}, {}
         self.udp = Udp(CONFIG, self.udp_state, UdpCounters.new(), random.Random(1))
@@ -48,21 +50,34 @@ class Bench:
         self.ids = 0
         self.udp_away = False
         self.unchecked = False  # the bus has not looked yet which clients have ended
+        self.clients = {ALICE, BOB}
         self.crash()
-        for client in (ALICE, BOB):
-            self.core.client_joined(client, {"pid": client & 0xFF}, 0.0)
 
     def crash(self) -> None:
-        """The service starts again, with nothing but its state."""
-        self.core = Core(CONFIG, self.state, Counters.new(), random.Random(1))
-        self.settle(self.core.start(0.0))
+        """The service starts again, with nothing but its state; the clients that have not ended join."""
+        self.core = Core(self.config, self.state, Counters.new(), random.Random(1))
+        self.carry(self.core.start(0.0))
+        for client in sorted(self.clients):
+            self.carry(self.core.client_joined(client, {"pid": client & 0xFF}, 0.0))
+        self.settle([])
+
+    def leaves(self, client) -> None:
+        """The process of a client has ended."""
+        self.clients.discard(client)
+        self.settle(self.core.client_left(client, 0.0))
 
     def settle(self, sends) -> None:
+        """Carry records, and go on turn by turn while something is due."""
+        self.carry(sends)
+        while self.core.next_wake is not None:
+            self.carry(self.core.wake(0.0))
+
+    def carry(self, sends) -> None:
         for consumer, kind, record in sends:
             if consumer == topology.UDP and not self.udp_away:
                 for _, kind_up, answer in self.udp.receive(topology.SOCKETS, kind, [record], 0.0):
                     if _ == topology.SOCKETS:
-                        self.settle(self.core.receive(topology.UDP, kind_up, [answer], 0.0))
+                        self.carry(self.core.receive(topology.UDP, kind_up, [answer], 0.0))
                     else:
                         self.out.append((_, kind_up, answer))
             else:
@@ -70,6 +85,8 @@ class Bench:
 
     def give(self, sender, kind, *octets):
         self.out = []
+        if sender >= topology.CLIENT_ID_MIN:
+            self.clients.add(sender)
         self.settle(self.core.receive(sender, kind, list(octets), 0.0))
         if self.core.contested and not self.unchecked:
             self.settle(self.core.clients_checked(0.0))
@@ -117,7 +134,7 @@ def test_a_port_in_use_is_refused_only_after_ended_clients_are_known(bench):
     bench.unchecked = True
     assert bench.send_request("bind", BOB, number=77, handle=other, address="10.0.0.2", port=5055) == []
     assert bench.core.contested
-    bench.settle(bench.core.client_left(ALICE, 0.0))
+    bench.leaves(ALICE)
     bench.out = []
     bench.settle(bench.core.clients_checked(0.0))
     assert not bench.core.contested
@@ -130,7 +147,7 @@ def test_a_client_that_leaves_while_its_refusal_waits_is_forgotten(bench):
     other = bench.open(BOB)
     bench.unchecked = True
     bench.send_request("bind", BOB, handle=other, address="10.0.0.2", port=5055)
-    bench.settle(bench.core.client_left(BOB, 0.0))
+    bench.leaves(BOB)
     assert not bench.core.contested
     assert bench.core.clients_checked(0.0) == []
 
@@ -405,7 +422,7 @@ def test_a_process_that_ends_loses_its_sockets(bench):
     bench.bound(5055)
     bench.open()
     bench.crash()
-    bench.settle(bench.core.client_left(ALICE, 0.0))
+    bench.leaves(ALICE)
     bench.bound(5055, BOB)
     assert len(bench.ask("list", BOB)["sockets"]) == 1
 
@@ -560,10 +577,10 @@ def test_a_connection_to_a_shared_listener_belongs_to_a_process_once_it_is_accep
     assert bench.give(topology.TCP, messages.STREAM, octets) == [(BOB, messages.STREAM, octets)]
 
     bench.out = []
-    bench.settle(bench.core.client_left(BOB, 0.0))  # before it has accepted: for the process that waits
+    bench.leaves(BOB)  # before it has accepted: for the process that waits
     assert (ALICE, messages.ACCEPTED, record) in bench.out
     bench.out = []
-    bench.settle(bench.core.client_left(ALICE, 0.0))  # the last owner
+    bench.leaves(ALICE)  # the last owner
     closed = {int.from_bytes(told[:4], "little") for _, kind, told in bench.out if kind == messages.SOCKET_CLOSE}
     assert closed == {listener, CHILD}
 
@@ -581,7 +598,7 @@ def test_what_a_program_has_not_taken_is_for_the_other_owners_when_it_ends(bench
         assert bench.give(BOB, WANT, WANT_RECORD.pack(handle, WANT_TAKEN)) == []
     bench.give(topology.UDP, messages.DATAGRAM, records[2])  # waits
     bench.out = []
-    bench.settle(bench.core.client_left(BOB, 0.0))
+    bench.leaves(BOB)
     left = []
     while got := [record for to, kind, record in bench.give(
             CAROL, WANT, WANT_RECORD.pack(handle, WANT_WAITS | (WANT_TAKEN if left else 0)))
@@ -590,7 +607,7 @@ def test_what_a_program_has_not_taken_is_for_the_other_owners_when_it_ends(bench
     assert left == records[taken:]
     bench.give(topology.UDP, messages.DATAGRAM, records[0])  # for Carol, who waits and does not take it
     bench.out = []
-    bench.settle(bench.core.client_left(CAROL, 0.0))
+    bench.leaves(CAROL)
     assert [send for send in bench.out if send[1] == messages.DATAGRAM] == [
         (ALICE, messages.DATAGRAM, records[0])]  # the last one, which need not ask
 
@@ -604,7 +621,7 @@ def test_an_accepted_connection_ends_with_its_process(bench):
     bench.give(BOB, WANT, WANT_RECORD.pack(CHILD, WANT_TAKEN))
     bench.crash()
     bench.out = []
-    bench.settle(bench.core.client_left(BOB, 0.0))
+    bench.leaves(BOB)
     (closed,) = [record for _, kind, record in bench.out if kind == messages.SOCKET_CLOSE]
     assert int.from_bytes(closed[:4], "little") == CHILD
 
@@ -631,7 +648,7 @@ def test_the_streams_of_a_process_that_ends_are_closed_behind_what_came(bench, l
     handle = bench.ask("socket", type="stream")["handle"]
     bench.ask("setsockopt", handle=handle, level=std.SOL_SOCKET, name=std.SO_LINGER, value=linger)
     bench.out = []
-    bench.settle(bench.core.client_left(ALICE, 0.0))
+    bench.leaves(ALICE)
     ((_, _, record),) = [send for send in bench.out if send[0] == topology.TCP]
     assert streams.CLOSE_RECORD.unpack(record)[:3] == (handle, 0 if linger == 0 else -1, streams.WRITTEN_UNKNOWN)
 
@@ -640,10 +657,7 @@ def test_the_streams_of_a_process_that_ends_are_closed_behind_what_came(bench, l
 
 
 class RawBench(Bench):
-    def crash(self) -> None:
-        config = msgspec.structs.replace(CONFIG, layers=tuple(topology.LAYERS))
-        self.core = Core(config, self.state, Counters.new(), random.Random(1))
-        self.settle(self.core.start(0.0))
+    config = msgspec.structs.replace(CONFIG, layers=tuple(topology.LAYERS))
 
     def asked(self) -> SocketState:
         """What raw was asked last."""
@@ -769,6 +783,45 @@ def test_requests_with_ipv6_addresses_are_eafnosupport(bench):
     assert (bound["errno"], bound["address"]) == (0, "10.0.0.2")
 
 
+def test_the_sockets_of_an_ended_process_are_closed_in_portions(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.AT_ONCE", 3)
+    for port in range(5000, 5010):
+        bench.bound(port)
+    other = bench.open(BOB)
+    bench.carry(bench.core.client_left(ALICE, 0.0))
+    assert len(bench.udp_state) == 7
+    assert bench.core.next_wake == 0.0
+    # Linux: a port is free as soon as its process has ended
+    assert bench.ask("bind", BOB, handle=other, address="10.0.0.2", port=5000)["errno"] == 0
+    assert len(bench.udp_state) == 1
+    assert bench.core.next_wake is None
+
+
+def test_a_service_that_starts_closes_what_its_predecessor_had_not_closed(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.AT_ONCE", 3)
+    for port in range(5000, 5010):
+        bench.bound(port)
+    kept = bench.bound(6000, BOB)
+    bench.clients.discard(ALICE)
+    bench.carry(bench.core.client_left(ALICE, 0.0))
+    bench.crash()
+    assert set(bench.udp_state) == {kept}
+    assert bench.core.next_wake is None
+
+
+def test_a_connection_that_comes_while_the_listener_is_to_be_closed_is_closed_too(bench, monkeypatch):
+    monkeypatch.setattr("layers.sockets.core.AT_ONCE", 2)
+    listener = listening(bench)
+    for number in range(1, 4):
+        bench.give(topology.TCP, messages.ACCEPTED, accepted(listener, number, CHILD + number))
+    bench.carry(bench.core.client_left(ALICE, 0.0))
+    bench.out = []
+    bench.settle(bench.core.receive(topology.TCP, messages.ACCEPTED, [accepted(listener, 4, CHILD + 4)], 0.0))
+    closed = {int.from_bytes(record[:4], "little") for _, kind, record in bench.out if kind == messages.SOCKET_CLOSE}
+    assert closed == {listener, CHILD + 1, CHILD + 4}
+    assert not bench.state.keys() - {0xFFFFFFFF}
+
+
 def fill(bench, client, most=SOCKETS_MAX + 1):
     """Open sockets until one is refused; how many, and the errno."""
     for opened in range(most):
@@ -788,7 +841,7 @@ def test_applications_that_open_sockets_for_ever_leave_some_for_the_next_and_all
     bench.crash()
     assert bench.ask("socket", ALICE, type="dgram")["errno"] == errno.EMFILE
     assert bench.ask("socket", ALICE + 5, type="dgram")["errno"] == 0
-    bench.settle(bench.core.client_left(ALICE, 0.0))
+    bench.leaves(ALICE)
     assert fill(bench, ALICE) == (272, errno.EMFILE)  # half of 543, rounded up
 
 

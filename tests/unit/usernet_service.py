@@ -87,7 +87,7 @@ class Loop:
 
     @property
     def next_wake(self):
-        return self.tcp.next_wake
+        return min((due for due in (self.tcp.next_wake, self.sockets.next_wake) if due is not None), default=None)
 
     def start(self, now):
         return self.settle([], [(number, send) for number, core in self.cores.items() for send in core.start(now)], now)
@@ -97,7 +97,8 @@ class Loop:
         return self.settle([], [(topology.SOCKETS, send) for send in sends], now)
 
     def wake(self, now):
-        return self.settle([], [(topology.TCP, send) for send in self.tcp.wake(now)], now)
+        return self.settle([], [(number, send) for number in (topology.TCP, topology.SOCKETS)
+                                for send in self.cores[number].wake(now)], now)
 
     def neighbor_started(self, sender, now):
         return []

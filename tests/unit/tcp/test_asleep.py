@@ -300,6 +300,14 @@ def test_many_that_become_quiet_at_once_go_to_sleep_in_portions():
     assert not any(conn.touched for conn in conns)
 
 
+def test_many_that_become_idle_at_once_release_their_memory_in_portions():
+    world, a, _, handles = many(450)
+    conns = [a.conn(handle) for handle in handles]
+    assert world.run(5, lambda: any(conn.recovery is None for conn in conns))
+    assert sum(conn.recovery is None for conn in conns) <= quiet.SHRINK_AT_ONCE
+    assert world.run(0.1, lambda: all(conn.recovery is None for conn in conns))
+
+
 def test_what_is_unread_or_unacknowledged_keeps_a_connection_awake():
     world, a, b, left, right = pair()
     a.write(left, octets(100))

@@ -213,8 +213,8 @@ def test_a_dormant_connection_with_keep_alive_is_woken_for_it(keepalive):
 
 
 def test_a_new_socket_service_is_told_of_all_connections_in_portions(monkeypatch):
-    monkeypatch.setattr("layers.tcp.repetition.AT_ONCE", 3)
-    monkeypatch.setattr("layers.tcp.repetition.THEN", 3)
+    monkeypatch.setattr("layers.tcp.calls.REPEATED_AT_ONCE", 3)
+    monkeypatch.setattr("layers.tcp.engine.REPEATED_THEN", 3)
     world, a, _, left, _ = pair()
     lefts = {left, *range(100, 115)}
     for handle in lefts - {left}:
