@@ -39,6 +39,7 @@ from supervisor.managed_layer import ManagedLayer
 from supervisor.options import Options
 from supervisor.placement import Placement
 from supervisor.poison import write_poison
+from supervisor.reserve import Reserve
 from supervisor.resources import Resources
 from supervisor.run_dir import Held, take
 from supervisor.service import Event, State
@@ -94,6 +95,7 @@ class Keeper:
         self._locks = Locks(options, held, self._config)
         self._make_roots()
         self.placement = Placement(options.cores, options.core_list())
+        self.reserve = Reserve()
         self.forced: list[str] = []  # the processes that had to be killed when the stack stopped
         self._cleanup = cleanup_process
         self._stopping = False

@@ -7,6 +7,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample
 from supervisor.limits import explain
 from supervisor.placement import Placement
 from supervisor.policy import SUSPECT_AFTER_S
+from supervisor.reserve import Reserve
 from supervisor.resources import Resources
 from supervisor.service import (
     Action,
@@ -49,6 +51,7 @@ class Host(Protocol):
     events: EventLog
     selector: selectors.BaseSelector
     placement: Placement
+    reserve: Reserve
 
     def fork(self, layer: ManagedLayer, code: Code) -> Process:
         """A process of `layer` that loads `code` and waits to be told to serve. OSError: the fork failed."""
@@ -161,7 +164,8 @@ class ManagedLayer:
 
     def _fork(self, role: Role, code: Code) -> bool:
         try:
-            process = self._host.fork(self, code)
+            with self._host.reserve.opened() if role is Role.PROCESS else nullcontext():
+                process = self._host.fork(self, code)
         except OSError as error:
             self.happens(Event.FORK_REFUSED, role, explain(error))
             return False
@@ -235,6 +239,7 @@ class ManagedLayer:
         self._host.selector.unregister(process.line)
         self._host.selector.unregister(process.pidfd)
         status = process.reap()
+        self._host.reserve.fill()
         role = self._role(process)
         if role is None:
             return  # a dismissed spare

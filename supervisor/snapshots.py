@@ -142,7 +142,10 @@ def with_source(told: str, layer: str) -> str:
 
     Lines are added from that layer's files only, whatever the traceback contains.
     """
-    known = {str(path) for path in source_files(packages_of(layer))}
+    try:
+        known = {str(path) for path in source_files(packages_of(layer))}
+    except OSError:  # no descriptor to read the directory
+        return told
     lines: list[str] = []
     for line in told.splitlines():
         if lines and (frame := _FRAME.match(lines[-1])) and frame[1] in known and not line.startswith("    "):

@@ -85,14 +85,14 @@ class Campaign:
                     neighbour.kill()
                     neighbour.wait()
         elif incident.moment == "descriptors":  # the keeper gets no further ones (EMFILE)
-            with _limited([self._lab.status()["keeper"]], resource.RLIMIT_NOFILE):
+            with limited([self._lab.status()["keeper"]], resource.RLIMIT_NOFILE):
                 yield
         elif incident.moment == "layers' descriptors":  # the layers get no further ones, as successors connect to them
             layers = self._lab.status()["layers"]
-            with _limited([layer["pid"] for layer in layers.values()], resource.RLIMIT_NOFILE):
+            with limited([layer["pid"] for layer in layers.values()], resource.RLIMIT_NOFILE):
                 yield
         elif incident.moment == "processes":  # the keeper may not fork (EAGAIN), unless it is root
-            with _limited([self._lab.status()["keeper"]], resource.RLIMIT_NPROC):
+            with limited([self._lab.status()["keeper"]], resource.RLIMIT_NPROC):
                 yield
         elif incident.moment == "space":  # no file can be made in the run and the state directory, if they are limited
             with self._lab.without_space():
@@ -216,7 +216,7 @@ class Campaign:
 
 
 @contextlib.contextmanager
-def _limited(pids: list[int], what: int) -> Iterator[None]:
+def limited(pids: list[int], what: int) -> Iterator[None]:
     """Processes that get no more of a resource than they have."""
     former = {}
     try:

@@ -81,19 +81,24 @@ def promises(verdicts: Sequence[Verdict]) -> list[tuple[bool, str]]:
     """What docs/recovery.md promises, checked."""
     kills = [v for v in verdicts if v.kinds == ["kill"]]
     hangs = [v for v in verdicts if len(v.kinds) == 1 and v.kinds[0] in ("stop", "loop", "sleep")]
-    losses, gaps = [v.lost_total for v in kills], [v.gap_ms for v in kills]
     errors = sum(len(v.errors) for v in verdicts)
     away = max((v.away_ms for v in hangs), default=0.0)
-    free = sum(not each for each in losses) / max(1, len(losses))
-    return [
+    checks = [
         (errors == 0, f"application errors: {errors} (promised: none)"),
         (all(v.recovered for v in verdicts), "every incident recovered from"),
-        (free >= 0.95, f"SIGKILLs that lost nothing: {100 * free:.1f} % (promised: 95 %)"),
-        (max(losses, default=0) <= 64, f"most datagrams lost to one SIGKILL: {max(losses, default=0)} (promised: 64)"),
-        (percentile(gaps, 50) <= 20, f"gap after a SIGKILL, p50: {percentile(gaps, 50):.1f} ms (promised: 20 ms)"),
-        (percentile(gaps, 99) <= 100, f"gap after a SIGKILL, p99: {percentile(gaps, 99):.1f} ms (promised: 100 ms)"),
         (away <= 500, f"a hung layer noticed and replaced, longest: {away:.0f} ms (promised: 500 ms)"),
     ]
+    if kills:
+        losses, gaps = [v.lost_total for v in kills], [v.gap_ms for v in kills]
+        free, most = sum(not each for each in losses) / len(losses), max(losses)
+        p50, p99 = percentile(gaps, 50), percentile(gaps, 99)
+        checks += [
+            (free >= 0.95, f"SIGKILLs that lost nothing: {100 * free:.1f} % (promised: 95 %)"),
+            (most <= 64, f"most datagrams lost to one SIGKILL: {most} (promised: 64)"),
+            (p50 <= 20, f"gap after a SIGKILL, p50: {p50:.1f} ms (promised: 20 ms)"),
+            (p99 <= 100, f"gap after a SIGKILL, p99: {p99:.1f} ms (promised: 100 ms)"),
+        ]
+    return checks
 
 
 def stream_promises(verdicts: Sequence[Verdict]) -> list[tuple[bool, str]]:
@@ -102,7 +107,7 @@ def stream_promises(verdicts: Sequence[Verdict]) -> list[tuple[bool, str]]:
     kills = [v for v in verdicts if v.kinds == ["kill"]]
     stalls, control = [v.gap_ms for v in kills], [v.control_ms for v in kills]
     beyond = [max(0.0, v.gap_ms - v.control_ms) for v in kills]
-    calm = sum(not v.timeouts for v in kills) / max(1, len(kills))
+    calm = sum(not v.timeouts for v in kills) / max(1, len(kills)) if kills else 1.0
     unanswered = sum(v.lost_total for v in verdicts)
     return [
         (whole.octets_wrong == 0, f"blocks and answers with wrong octets: {whole.octets_wrong} (promised: none)"),

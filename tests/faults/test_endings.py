@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from supervisor.child import MEMORY_LIMIT_OCTETS
 from tests.faults import schedule, verdict
-from tests.faults.campaign import Campaign, Done
+from tests.faults.campaign import Campaign, Done, limited
 from tests.faults.lab import ADDRESS, LAYERS, ROOT, STEADY_FLOWS, Follower, Lab, Load, SmallLab
 from tests.faults.load import ECHO_PORT
 from tests.faults.schedule import Fault, Incident
@@ -247,6 +248,25 @@ def judged_at(lab: Lab, moment: str) -> None:
 def test_each_layer_comes_back_without_a_free_descriptor(sandbox, moment, pipes):
     with Lab(options=("--pipes", pipes)) as lab:
         judged_at(lab, moment)
+
+
+@pytest.mark.parametrize("pipes", ["direct", "zmq"])
+def test_a_layer_without_a_spare_comes_back_without_a_free_descriptor(sandbox, pipes):
+    """Its process ended a moment ago, so there is no process in reserve: the keeper has descriptors in reserve."""
+    with Lab(options=("--pipes", pipes)) as lab:
+        follower = Follower(lab)
+
+        def ends(layer: str, fault: str) -> None:
+            former = lab.status()["layers"][layer]["incarnation"]
+            lab.ask("sabotage", layer=layer, fault=fault)
+            wait_for(f"{layer} to serve again", lambda: (now := lab.status()["layers"][layer])["state"] == "up"
+                     and now["incarnation"] > former)
+
+        for layer in LAYERS:
+            ends(layer, "kill")
+            with limited([lab.status()["keeper"]], resource.RLIMIT_NOFILE):
+                ends(layer, "raise")
+        assert [event for event in follower.events if event["event"] == "trouble"] == []
 
 
 def test_each_layer_comes_back_while_the_keeper_may_not_fork():
