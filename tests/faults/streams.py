@@ -178,13 +178,13 @@ def _answer(end: End) -> None:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     _ready(end, "calls")
-    open_ones, deadline = 0, 0.0
+    open_ones, heard_at = 0, time.monotonic()
     while True:
-        if end.stopped:
-            deadline = deadline or time.monotonic() + END_S
-            if not open_ones or time.monotonic() > deadline:
-                return
+        # The caller asks the idle ones after the stop, one after the other.
+        if end.stopped and (not open_ones or time.monotonic() > heard_at + END_S):
+            return
         for key, _ in selector.select(0.2):
+            heard_at = time.monotonic()
             sock = key.fileobj
             try:
                 if sock is listener:
