@@ -13,7 +13,7 @@ demo: $(VENV)/.runtime
 
 # Pure cores in memory, real processes, the Linux kernel as peer: less than eight minutes on two cores.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/unit tests/system
+	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/system tests/unit
 
 # What CI runs, too: the long table of TCP cases, the fault campaign, and what depends on the kind of pipes with the other.
 test-long: $(VENV)/.dev

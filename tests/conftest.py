@@ -1,4 +1,8 @@
-"""All tests: what they say of the ledger (tests/ledger/verdict.py) decides about the run, too."""
+"""All tests: what they say of the ledger (tests/ledger/verdict.py) decides about the run, too.
+
+`--dist loadgroup` deals out tests one by one, but those that share what their module has made (a booted stack, mostly)
+run in one worker, in order: each worker that had some of them would make it again.
+"""
 
 from __future__ import annotations
 
@@ -18,3 +22,18 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Verdict())
+
+
+CHEAP = {"home"}  # fixtures of a module that any worker may make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A group for each module of tests that use a fixture of the module's."""
+    for item in items:
+        known = getattr(item, "_fixtureinfo", None)
+        shared = {name for name, defined in known.name2fixturedefs.items() if defined[-1].scope == "module"} - CHEAP \
+            if known else set()
+        if "judged" in shared and item.get_closest_marker("tcp") is None:
+            shared.remove("judged")  # looks at nothing
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -24,7 +24,7 @@ class Verdict:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test with parameters has passed where it has for all of them."""
         if report.when == "call" or report.outcome != "passed":
-            name = report.nodeid.partition("[")[0].removeprefix("tests/")
+            name = report.nodeid.partition("[")[0].partition("@")[0].removeprefix("tests/")  # behind @ its group
             self.outcomes[name].add("skipped" if hasattr(report, "wasxfail") else report.outcome)
 
     def unshown(self) -> list[Row]:

@@ -23,7 +23,7 @@ class Attacker:
         self.stack, self.address = stack, IPv4Address(address)
         self.cable = stack.kernel.packet()
         self.mac = self.cable.getsockname()[4]
-        self.stack_mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))
+        self.stack_mac = bytes.fromhex(stack.mac.replace(":", ""))
         stack.run("neighbor", "add", address, self.mac.hex(":"))
 
     def __enter__(self) -> Attacker:

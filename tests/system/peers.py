@@ -1,8 +1,10 @@
 """A stack under test, and its peer: the Linux kernel on the other end of the cable.
 
-`Stack` runs the real launcher in directories of its own. `KernelEnd` hands out sockets of the kernel's end: a helper
-that `launcher.py exec` started there makes them and passes their descriptors over, so that a test holds a socket of
-the stack in one hand and one of Linux in the other. This file is also the helper: `peers.py DESCRIPTOR`.
+`Stack` runs the real launcher in directories of its own. What a test asks only in passing (who runs, what happened, a
+command on the kernel's end) it asks the keeper and nsenter(1) directly, because each start of the launcher takes 0.1 s
+of a processor; what the launcher itself makes of these is in test_launcher.py. `KernelEnd` hands out sockets of the
+kernel's end: a helper there makes them and passes their descriptors over, so that a test holds a socket of the stack in
+one hand and one of Linux in the other. This file is also the helper: `peers.py DESCRIPTOR`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def copy_product(to: Path) -> Path:
     shutil.copy(ROOT / "launcher.py", to)
     for package in ROOT.glob("*/__init__.py"):
         name = package.parent.name
-        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, to / name)
     return to
 
 
@@ -94,10 +96,13 @@ class Stack:
 
     def run(self, *arguments: object, status: int | None = 0, **options) -> subprocess.CompletedProcess:
         """Run the launcher to its end and check its exit status (None: any)."""
+        return self._to_its_end(self.command(*arguments), status, options)
+
+    def _to_its_end(self, command: list[str], status: int | None, options: dict) -> subprocess.CompletedProcess:
         options = {"env": self.env, "cwd": self.home, "text": True, "capture_output": True, "timeout": 60} | options
-        done = subprocess.run(self.command(*arguments), **options)
+        done = subprocess.run(command, **options)
         if status is not None:
-            assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == status, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def popen(self, *arguments: object, **options) -> subprocess.Popen:
@@ -124,7 +129,7 @@ class Stack:
         return self
 
     def _capture(self, directory: Path, snaplen: int) -> None:
-        dump = self.popen("exec", "--", "tcpdump", "-i", TAP, "-U", "-B", "65536", "-s", snaplen,
+        dump = self.start("tcpdump", "-i", TAP, "-U", "-B", "65536", "-s", snaplen,
                           "-w", directory / f"{self.name}-{len(list(directory.iterdir()))}.pcap", "tcp")
         said = ""
         while "listening on" not in said:
@@ -132,24 +137,51 @@ class Stack:
             assert line, said
             said += line
 
-    def execute(self, *command: object, **options) -> subprocess.CompletedProcess:
-        """Run a command on the kernel's end of the cable."""
-        return self.run("exec", "--", *command, **options)
+    def _there(self, command: tuple[object, ...]) -> list[str]:
+        """The command line that runs a command on the kernel's end of the cable: what `launcher.py exec` does."""
+        keeper = self.keeper
+        user = [] if os.stat(f"/proc/{keeper}/ns/user") == os.stat("/proc/self/ns/user") else [
+            "--user", "--preserve-credentials"]
+        return ["nsenter", "--target", str(keeper), *user, "--net", "--", *map(str, command)]
+
+    def execute(self, *command: object, status: int | None = 0, **options) -> subprocess.CompletedProcess:
+        """Run a command on the kernel's end of the cable to its end, and check its exit status (None: any)."""
+        return self._to_its_end(self._there(command), status, options)
+
+    def start(self, *command: object, **options) -> subprocess.Popen:
+        """Start a command on the kernel's end of the cable; ended with the stack."""
+        return self.spawn(self._there(command), **options)
 
     def status(self) -> dict:
         """What `status --json` prints."""
         return json.loads(self.run("status", "--json").stdout)
 
-    def events(self) -> list[dict]:
-        """What `events --json` prints."""
-        return [json.loads(line) for line in self.run("events", "--json").stdout.splitlines()]
-
-    def ask(self) -> dict[str, dict]:
-        """The layers' status, from the keeper itself: for conditions that are asked again and again."""
+    def _client(self):
         from supervisor.control import Client  # here, as the helper does without
 
-        with Client(self.run_dir) as keeper:
-            return keeper.request("status")["layers"]
+        return Client(self.run_dir)
+
+    @property
+    def keeper(self) -> int:
+        """The keeper's process."""
+        with self._client() as client:
+            return client.keeper
+
+    @property
+    def mac(self) -> str:
+        """The stack's MAC address."""
+        with self._client() as client:
+            return client.request("status")["mac"]
+
+    def events(self) -> list[dict]:
+        """What happened, as `events --json` prints it."""
+        with self._client() as client:
+            return list(client.stream("events", follow=False))
+
+    def ask(self) -> dict[str, dict]:
+        """The layers' status, also while one is away, when `status` fails."""
+        with self._client() as client:
+            return client.request("status")["layers"]
 
     def counters(self, layer: str) -> dict[str, int]:
         """A layer's counters."""
@@ -212,12 +244,17 @@ class Stack:
         try:
             self._end_children()
             if (self.run_dir / "control.sock").exists():
-                self.run("down")
+                self._down()
             self.check_gone()
         finally:
             for pid in self.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _down(self) -> None:
+        from cli import stack  # here, as the helper does without
+
+        stack.stop(self.run_dir)
 
     def _end_children(self) -> None:
         if self._kernel is not None:
@@ -242,8 +279,7 @@ class KernelEnd:
         self._stack = stack
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._helper = stack.popen("exec", "--", sys.executable, __file__, theirs.fileno(),
-                                       pass_fds=[theirs.fileno()])
+            self._helper = stack.start(sys.executable, __file__, theirs.fileno(), pass_fds=[theirs.fileno()])
 
     def close(self) -> None:
         """Let the helper go."""

@@ -55,7 +55,7 @@ def named(new_stack: Callable[..., Stack]) -> Iterator[Stack]:
     """A stack with a name server on the kernel's end."""
     pytest.importorskip("dns")
     stack = new_stack().up("--dns", KERNEL)
-    server = stack.popen("exec", "--", sys.executable, "-c", NAME_SERVER)
+    server = stack.start(sys.executable, "-c", NAME_SERVER)
     assert server.stdout.readline() == "serving\n"
     return stack
 
@@ -392,7 +392,7 @@ def test_nc_over_tcp_listens_and_connects_and_ends_with_the_other_end(stack: Sta
             assert lines.read() == "from the stack\n"  # and the end of it: half-closed
         peer.shutdown(socket.SHUT_WR)
         assert listening.stdout.read() == "from the kernel\n"
-        assert listening.wait(5) == 0
+        assert listening.wait(PATIENCE_S) == 0
     with stack.kernel.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
         server.bind((KERNEL, 7012))
         server.listen()
@@ -404,7 +404,7 @@ def test_nc_over_tcp_listens_and_connects_and_ends_with_the_other_end(stack: Sta
             assert connection.recv(100) == b"hi\n"
             connection.sendall(b"bye\n")
         assert client.stdout.read() == "bye\n"
-        assert client.wait(5) == 0
+        assert client.wait(PATIENCE_S) == 0
 
 
 def test_tools_name_the_host_that_they_could_not_reach(stack: Stack) -> None:

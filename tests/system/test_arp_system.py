@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from scapy.layers.l2 import ARP, Ether
@@ -13,7 +16,7 @@ from scapy.layers.l2 import ARP, Ether
 from cli import stack as running
 
 from .conftest import require_program
-from .peers import KERNEL, NOBODY, STACK, TAP, Stack, frames, next_frame, received, wait_for
+from .peers import KERNEL, NOBODY, PATIENCE_S, STACK, TAP, Stack, frames, next_frame, received, wait_for
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ZERO = "00:00:00:00:00:00"
@@ -21,13 +24,14 @@ RIVAL, OTHER_RIVAL = "02:00:00:00:00:66", "02:00:00:00:00:67"
 SECOND = "10.0.0.3"
 ABSENT, ABSENT_MAC = "10.0.0.88", "02:00:00:00:00:88"
 SECOND_MAC = "02:00:00:00:00:11"
-FLOOD = 400
+FLUSHES = 4
+ETH_P_ARP = 0x0806  # linux/if_ether.h
 CLAIMS = 20
 
 
 def arp_of(stack: Stack, **fields: object) -> Callable[[bytes], bool]:
     """A predicate for frames: ARP from the stack's MAC with these fields."""
-    mac = stack.status()["mac"]
+    mac = stack.mac
 
     def check(frame: bytes) -> bool:
         packet = Ether(frame)
@@ -78,13 +82,13 @@ def arping(stack: Stack):
 def test_rfc826_arping_is_answered_once_a_request(stack: Stack, arping) -> None:
     output = arping("-c", 2, "-w", 10, STACK).stdout
     assert "Received 2 response(s)" in output
-    assert stack.status()["mac"].upper() in output
+    assert stack.mac.upper() in output
 
 
 def test_rfc5227_2_1_1_duplicate_address_detection_finds_the_stack(stack: Stack, arping) -> None:
     before = stack.counters("arp")["probes"]
     output = arping("-D", "-c", 2, "-w", 5, STACK, status=1).stdout
-    assert stack.status()["mac"].upper() in output
+    assert stack.mac.upper() in output
     assert stack.counters("arp")["probes"] > before
     assert stack.status()["conflicts"] == []
 
@@ -116,7 +120,7 @@ def test_the_kernel_finds_the_stack_and_verifies_it_by_unicast(stack: Stack) -> 
     stack.execute("ip", "neigh", "flush", "dev", TAP)
     stack.execute("ping", "-c", 1, "-W", 5, STACK)
     entry = stack.kernel.neighbor()
-    assert stack.status()["mac"] in entry
+    assert stack.mac in entry
     assert "REACHABLE" in entry
     stack.execute("ip", "neigh", "change", STACK, "dev", TAP, "nud", "probe")
     wait_for("the answer to the kernel's poll", lambda: "REACHABLE" in stack.kernel.neighbor())
@@ -250,16 +254,23 @@ def test_a_wrong_permanent_neighbour_cuts_the_kernel_off_until_it_is_deleted(own
     assert received(own.execute("ping", "-c", 1, "-W", 5, STACK).stdout) == 1
 
 
-def test_flush_under_traffic_loses_nothing(stack: Stack) -> None:
-    with stack.kernel.packet() as cable:
-        ping = stack.popen("exec", "--", "ping", "-c", FLOOD, "-i", 0.005, "-W", 5, STACK)
+def test_flush_under_traffic_loses_nothing(stack: Stack, tmp_path: Path) -> None:
+    with stack.kernel.packet(ETH_P_ARP) as cable, open(tmp_path / "output", "w+") as output:
+        ping = stack.start("ping", "-i", 0.005, STACK, stdout=output)
         flushes = 0
-        while ping.poll() is None:
+
+        def flushed() -> bool:
+            nonlocal flushes
             flushes += stack.run("neighbor", "flush").stdout == "1 deleted\n"
-        output = ping.stdout.read()
+            return flushes == FLUSHES
+
+        wait_for("flushes", flushed)
+        ping.send_signal(signal.SIGINT)
+        assert ping.wait(PATIENCE_S) == 0
         requests = sum(map(arp_of(stack, op=1, pdst=KERNEL, psrc=STACK), frames(cable, 0.1)))
-    assert received(output) == FLOOD
-    assert flushes >= 2
+        output.seek(0)
+        answered = [int(number) for number in re.findall(r"icmp_seq=(\d+)", output.read())]
+    assert answered == list(range(1, len(answered) + 1))  # the last may have been under way when ping(8) was ended
     assert requests >= flushes - 1  # each made ip ask anew, but perhaps the last
 
 

@@ -66,7 +66,7 @@ def test_wireshark_finds_no_fault_in_what_the_stack_sends(new_stack: Callable[[]
     tcpdump = require_program("tcpdump")
     require_program("arping")
     capture = stack.home / f"{stack.name}.pcap"
-    recorder = stack.popen("exec", "--", tcpdump, "-i", TAP, "-s", FRAME_MAX, "-U", "-w", capture, "-Z", "root",
+    recorder = stack.start(tcpdump, "-i", TAP, "-s", FRAME_MAX, "-U", "-w", capture, "-Z", "root",
                            "--immediate-mode")
     for line in recorder.stdout:
         if "listening on" in line:
@@ -75,7 +75,7 @@ def test_wireshark_finds_no_fault_in_what_the_stack_sends(new_stack: Callable[[]
     recorder.send_signal(signal.SIGINT)
     output, _ = recorder.communicate(timeout=PATIENCE_S)
     assert "0 packets dropped by kernel" in output
-    mac = stack.status()["mac"]
+    mac = stack.mac
     assert judged(capture, mac, FAULTY) == []
     # It did look at what it was to look at:
     assert len(judged(capture, mac, "icmp.type == 0 && icmp.checksum.status == Good")) == 8

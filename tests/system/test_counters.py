@@ -32,7 +32,7 @@ def grown(after: dict, before: dict) -> dict[str, int]:
 
 def test_the_books_balance_over_restarts_too(new_stack):
     stack = new_stack().up("--no-offload")  # then a frame is a packet
-    mac = stack.status()["mac"]
+    mac = stack.mac
     with stack.bound() as app, stack.kernel.packet() as cable:
         port = app.getsockname()[1]
         stack.execute("ping", "-c", 1, "-W", 10, STACK)
@@ -143,7 +143,7 @@ def test_metrics_for_prometheus(new_stack):
 @pytest.mark.parametrize("watched", [False, True], ids=["from the beginning", "later"])
 def test_metrics_while_the_keeper_is_stopped(new_stack, watched):
     stack = new_stack().up()
-    keeper, up = stack.status()["keeper"], f'usernet_up{{stack="{stack.name}"}}'
+    keeper, up = stack.keeper, f'usernet_up{{stack="{stack.name}"}}'
     exporter = stack.popen("metrics", "--port", "0", stderr=subprocess.PIPE)
     url = exporter.stdout.readline().split()[2].rstrip(";")
     if watched:

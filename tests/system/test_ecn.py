@@ -43,7 +43,7 @@ CE = 3
 
 def test_a_peer_with_accurate_feedback_learns_of_each_mark(new_stack) -> None:
     stack = new_stack().up("--sysctl", "net.ipv4.tcp_ecn=3")
-    mac = stack.status()["mac"]
+    mac = stack.mac
     with stack.socket(socket.SOCK_STREAM) as server, stack.kernel.packet() as cable:
         server.bind((STACK, 0))
         server.listen()

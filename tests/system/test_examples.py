@@ -80,7 +80,7 @@ def test_udp_echo_server_and_client(stack: Stack) -> None:
 
 def test_dns_lookup_of_a_real_name_server(stack: Stack) -> None:
     dnsmasq = require_program("dnsmasq")
-    server = stack.popen("exec", "--", dnsmasq, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv",
+    server = stack.start(dnsmasq, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv",
                          "--no-hosts", "--port=5300", f"--listen-address={KERNEL}", "--bind-interfaces", "--user=root",
                          "--pid-file", "--log-facility=-", "--address=/one.example.test/192.0.2.17")
 

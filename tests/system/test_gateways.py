@@ -37,7 +37,7 @@ class Gateways(Stack):
         return self
 
     def _add(self, address: str) -> None:
-        machine = self.popen("exec", "--", "unshare", "-n", "sh", "-c", "echo ready; exec sleep 600")
+        machine = self.start("unshare", "-n", "sh", "-c", "echo ready; exec sleep 600")
         assert machine.stdout.readline() == "ready\n"
         self.machines[address] = machine.pid
         port = self.port(address)
@@ -52,7 +52,7 @@ class Gateways(Stack):
     def serve(self, address: str) -> None:
         """Answer each datagram with its name."""
         there = ["nsenter", "-t", self.machines[address], "-n"]
-        server = self.popen("exec", "--", *there, sys.executable, "-c", NAMES, address)
+        server = self.start(*there, sys.executable, "-c", NAMES, address)
         assert server.stdout.readline() == "ready\n"
 
     def port(self, address: str) -> str:

@@ -27,11 +27,16 @@ N = 400
 
 
 def pinged(stack: Stack, count: int = N, size: int = 56) -> tuple[dict[int, float], int]:
-    """({sequence number: round trip in ms} of the first replies, number of duplicates)."""
-    out = stack.execute("ping", "-c", count, "-i", 0.005, "-W", 2, "-s", size, STACK, status=None).stdout
+    """({sequence number: round trip in ms} of the first replies, number of duplicates), of the first `count` requests.
+
+    With -w, because ping(8) would soon stop waiting for a late one (Stack.pinged); it goes on until as many came.
+    """
+    out = stack.execute("ping", "-c", count, "-i", 0.005, "-w", 30, "-s", size, STACK).stdout
     times: dict[int, float] = {}
     duplicates = 0
     for number, ms, again in REPLY.findall(out):
+        if int(number) > count:
+            continue
         times.setdefault(int(number), float(ms))
         duplicates += bool(again)
     return times, duplicates
@@ -51,7 +56,7 @@ def plain(home, tap) -> Iterator[Stack]:
     try:
         stack.up("--no-offload")
         stack.execute("ip", "link", "set", "tap0", "gso_max_segs", 1)
-        stack.execute("ip", "neigh", "replace", STACK, "lladdr", stack.status()["mac"], "dev", "tap0")
+        stack.execute("ip", "neigh", "replace", STACK, "lladdr", stack.mac, "dev", "tap0")
         pinged(stack, 1)
         yield stack
     finally:

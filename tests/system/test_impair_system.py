@@ -15,10 +15,30 @@ ROUND_TRIP = re.compile(r"rtt min/avg/max/mdev = ([\d.]+)/([\d.]+)/([\d.]+)/([\d
 
 
 def ping(stack: Stack, count: int, *, size: int = 56, interval_s: float = 0.01) -> tuple[int, tuple[float, ...]]:
-    """Replies, and (least, mean, most, deviation) of the round trips in ms."""
-    out = stack.execute("ping", "-q", "-c", count, "-i", interval_s, "-W", 3, "-s", size, STACK, status=None).stdout
+    """Replies to the first `count` requests, and (least, mean, most, deviation) of all round trips in ms.
+
+    With -w, because ping(8) would soon stop waiting for a late one (Stack.pinged); it goes on until as many came.
+    """
+    out = stack.execute("ping", "-c", count, "-i", interval_s, "-w", 30, "-s", size, STACK, status=None).stdout
     found = ROUND_TRIP.search(out)
-    return received(out), tuple(map(float, found.groups())) if found else ()
+    assert found, out
+    return len(answered(out, count)), tuple(map(float, found.groups()))
+
+
+def answered(output: str, count: int) -> set[int]:
+    """Which of the first `count` requests of ping(8) were."""
+    return {int(number) for number in re.findall(r"icmp_seq=(\d+)", output)} & set(range(1, count + 1))
+
+
+def least_of(stack: Stack, at_least_ms: float, below_ms: float) -> None:
+    """The least round trip is in between; a busy machine may make all of a few longer, but not for ever."""
+
+    def tried() -> bool:
+        least = ping(stack, 5, interval_s=0.05)[1][0]
+        assert least >= at_least_ms
+        return least < below_ms
+
+    wait_for(f"a round trip below {below_ms} ms", tried)
 
 
 @pytest.fixture
@@ -31,55 +51,57 @@ def clear(stack):
 
 def test_delay_is_added_once_a_direction(clear):
     clear.run("impair", "link:device", "--delay", "30ms")
-    _, (least, *_) = ping(clear, 5, interval_s=0.05)
-    assert 30 <= least < 60
+    least_of(clear, 30, 60)
     clear.run("impair", "device", "--delay", "30ms")
-    _, (least, *_) = ping(clear, 5, interval_s=0.05)
-    assert 60 <= least < 110
+    least_of(clear, 60, 110)
     clear.run("impair", "--clear")
-    _, (least, *_) = ping(clear, 5, interval_s=0.05)
-    assert least < 30
+    least_of(clear, 0, 30)
 
 
 def test_loss_and_its_counter(clear):
     lost_before = clear.counters("link")["bus_impaired_lost"]
+    answered_before = clear.counters("icmp")["echo_replies_sent"]
     clear.run("impair", "device:link", "--loss", "20%", "--seed", "4")
-    replies, _ = ping(clear, 300)
-    lost = clear.counters("link")["bus_impaired_lost"] - lost_before
-    assert 30 <= lost <= 95  # five standard deviations around 60
-    assert replies == 300 - lost or replies == 301 - lost  # one may have been an ARP request
+    clear.execute("ping", "-q", "-c", 300, "-i", 0.01, STACK)
+
+    def all_counted() -> int:
+        """How many were lost, once each of the 300 was lost or answered; one that was lost may be an ARP request."""
+        lost = clear.counters("link")["bus_impaired_lost"] - lost_before
+        answers = clear.counters("icmp")["echo_replies_sent"] - answered_before
+        return lost if answers + lost in (300, 301) else 0
+
+    assert 30 <= wait_for("all to be counted", all_counted) <= 95  # five standard deviations around 60
 
 
 def test_the_same_seed_loses_the_same(clear):
     def lost() -> set[int]:
         clear.run("impair", "--clear")
         clear.run("impair", "device:link", "--flow", "icmp", "--loss", "30%", "--seed", "11")
-        out = clear.execute("ping", "-c", 60, "-i", 0.01, "-W", 2, STACK, status=None).stdout
-        return set(range(1, 61)) - {int(number) for number in re.findall(r"icmp_seq=(\d+)", out)}
+        out = clear.execute("ping", "-c", 60, "-i", 0.01, "-w", 30, STACK).stdout
+        return set(range(1, 61)) - answered(out, 60)
 
-    clear.execute("ip", "neigh", "replace", STACK, "lladdr", clear.status()["mac"], "dev", "tap0")  # no ARP between
+    clear.execute("ip", "neigh", "replace", STACK, "lladdr", clear.mac, "dev", "tap0")  # no ARP between
     first = lost()
     assert first
     assert lost() == first
 
 
 def test_drop_nth_is_exact(clear):
-    clear.execute("ip", "neigh", "replace", STACK, "lladdr", clear.status()["mac"], "dev", "tap0")
+    clear.execute("ip", "neigh", "replace", STACK, "lladdr", clear.mac, "dev", "tap0")
     clear.run("impair", "device:link", "--drop-nth", "10")
     assert ping(clear, 100)[0] == 90
 
 
 def test_duplicates_arrive(clear):
     clear.run("impair", "link:device", "--duplicate", "100%")
-    out = clear.execute("ping", "-c", 10, "-i", 0.02, "-W", 2, STACK).stdout
+    out = clear.execute("ping", "-c", 10, "-i", 0.02, "-w", 30, STACK).stdout
     assert "+10 duplicates" in out or "+9 duplicates" in out  # ping may end before the last
 
 
 def test_corruption_is_noticed_by_a_checksum(clear):
     before = clear.counters("ip")["bad_header_checksum"] + clear.counters("icmp")["bad_checksum"]
     clear.run("impair", "link:ip", "--corrupt", "100%", "--seed", "1")
-    replies, _ = ping(clear, 20)
-    assert replies == 0
+    assert received(clear.execute("ping", "-c", 20, "-i", 0.01, "-W", 1, STACK, status=1).stdout) == 0
     after = clear.counters("ip")["bad_header_checksum"] + clear.counters("icmp")["bad_checksum"]
     assert after > before
 
@@ -87,14 +109,18 @@ def test_corruption_is_noticed_by_a_checksum(clear):
 def test_rate_spaces_what_is_sent(clear):
     clear.run("impair", "link:device", "--rate", "1mbit")
     with clear.bound() as app, clear.kernel.udp() as peer:
-        for _ in range(50):
-            app.sendto(bytes(1208), peer.getsockname())  # 1250 octets of frame: 10 ms each
-        peer.recv(2000)
-        started = time.monotonic()
-        for _ in range(49):
+        def tried() -> bool:
+            for _ in range(50):
+                app.sendto(bytes(1208), peer.getsockname())  # 1250 octets of frame: 10 ms each
             peer.recv(2000)
-        took = time.monotonic() - started
-    assert 0.47 < took < 2  # 0.49 s; the receiver of a busy machine is late
+            started = time.monotonic()
+            for _ in range(49):
+                peer.recv(2000)
+            took = time.monotonic() - started
+            assert took > 0.3  # 0.49 s; the receiver of a busy machine takes the first late, and the last, too
+            return took > 0.47 and took < 2
+
+        wait_for("the rate", tried)
 
 
 def test_one_flow_suffers_and_the_others_do_not(clear):
@@ -116,7 +142,7 @@ def test_any_pipe_may_be_impaired(clear):
         peer.sendto(b"late", app.getsockname())
         assert app.recv(100) == b"late"
         assert time.monotonic() - started >= 0.04
-    assert ping(clear, 3)[1][0] < 40
+    least_of(clear, 0, 40)
 
 
 def test_it_survives_a_layers_restart_and_shows_in_status(new_stack):

@@ -191,7 +191,7 @@ def test_socat_talks_with_an_application(stack: Stack, echo_port: int) -> None:
 
 
 def test_an_application_talks_with_socat(stack: Stack) -> None:
-    stack.popen("exec", "--", require_program("socat"), f"UDP4-RECVFROM:7777,bind={KERNEL},fork", "SYSTEM:tr a-z A-Z")
+    stack.start(require_program("socat"), f"UDP4-RECVFROM:7777,bind={KERNEL},fork", "SYSTEM:tr a-z A-Z")
     with stack.socket() as app:
         app.connect((KERNEL, 7777))
         app.settimeout(0.2)

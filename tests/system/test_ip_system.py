@@ -139,7 +139,7 @@ def test_teardrop_and_ping_of_death_are_counted_and_nothing_else_happens(stack: 
     from scapy.layers.l2 import Ether
     from scapy.packet import Raw
 
-    mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))
+    mac = bytes.fromhex(stack.mac.replace(":", ""))
     before, incarnation = stack.counters("ip"), stack.incarnations()["ip"]
 
     def fragment(number: int, offset: int, size: int, flags: str = "MF") -> bytes:
@@ -284,7 +284,7 @@ def routed(home, tap) -> Iterator[Stack]:
     stack = Stack(home, unique_name())
     try:
         stack.up()
-        second = stack.popen("exec", "--", "unshare", "-n", "sh", "-c", "echo ready; exec sleep 600")
+        second = stack.start("unshare", "-n", "sh", "-c", "echo ready; exec sleep 600")
         assert second.stdout.readline() == "ready\n"
         forwards = stack.execute("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward", status=None)
         if forwards.returncode:
@@ -298,7 +298,7 @@ def routed(home, tap) -> Iterator[Stack]:
             [*there, "ip", "route", "add", "default", "via", ROUTER],
         ):
             stack.execute(*command)
-        server = stack.popen("exec", "--", *there, sys.executable, "-c", ECHO)
+        server = stack.start(*there, sys.executable, "-c", ECHO)
         assert server.stdout.readline() == "ready\n"
 
         def link_mtu(octets: int) -> None:

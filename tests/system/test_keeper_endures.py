@@ -267,7 +267,7 @@ def test_no_process_left_when_a_spare_is_due():
 
 def test_a_keeper_that_is_stopped_is_told_and_down_force_ends_it(new_stack):
     stack = new_stack().up()
-    os.kill(stack.status()["keeper"], signal.SIGSTOP)
+    os.kill(stack.keeper, signal.SIGSTOP)
     told = stack.run("status", status=None)
     assert told.returncode != 0
     assert "is stopped and answers nothing" in told.stderr
@@ -286,13 +286,13 @@ def test_a_cleanup_process_that_is_killed_is_replaced_and_does_its_work(new_stac
     os.kill(former, signal.SIGKILL)
     wait_for("another one", lambda: titled_pid(stack, "cleanup") not in (0, former))
     assert "replaced" in wait_for("the event", lambda: events(stack, "cleanup"))[0]
-    os.kill(stack.status()["keeper"], signal.SIGKILL)
+    os.kill(stack.keeper, signal.SIGKILL)
     stack.check_gone()
 
 
 def test_a_cleanup_process_that_wakes_late_leaves_a_newer_stack_alone(new_stack):
     stack = new_stack().up()
-    keeper, late = stack.status()["keeper"], cleanup_of(stack)
+    keeper, late = stack.keeper, cleanup_of(stack)
     os.kill(late, signal.SIGSTOP)
     os.kill(keeper, signal.SIGKILL)
     wait_for("the end of the layers", lambda: set(stack.processes()) == {late})

@@ -29,7 +29,7 @@ def cable(stack: Stack):
 def echo(stack: Stack, sequence: int, data: bytes = b"x" * 56, **ip) -> Ether:
     """A valid echo request from the kernel's end."""
     fields = {"src": KERNEL, "dst": STACK} | ip
-    return (Ether(src=stack.kernel.mac(), dst=bytes.fromhex(stack.status()["mac"].replace(":", "")))
+    return (Ether(src=stack.kernel.mac(), dst=bytes.fromhex(stack.mac.replace(":", "")))
             / IP(**fields) / ICMP(type=8, id=ECHO_ID, seq=sequence) / data)
 
 
@@ -137,7 +137,7 @@ def test_rfc1122_3_2_1_3_a_source_that_no_host_has_is_not_answered(stack: Stack,
 
 
 def test_a_closed_port_is_reported_and_quoted(stack: Stack, cable) -> None:
-    mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))
+    mac = bytes.fromhex(stack.mac.replace(":", ""))
     packet = IP(src=KERNEL, dst=STACK, id=777, ttl=9) / UDP(sport=4000, dport=9) / (b"quoted" * 20)
     cable.send(bytes(Ether(src=stack.kernel.mac(), dst=mac) / packet))
 
@@ -168,7 +168,7 @@ def test_a_closed_port_refuses_a_socket_of_the_kernel(stack: Stack) -> None:
 def test_arping_is_answered_with_our_mac(stack: Stack) -> None:
     require_program("arping")
     output = stack.execute("arping", "-c", 2, "-w", 10, "-I", TAP, STACK).stdout
-    assert stack.status()["mac"] in output.lower()
+    assert stack.mac in output.lower()
     assert "Received 2 response" in output
 
 
@@ -213,7 +213,7 @@ def test_the_kernel_finds_the_stack_reachable_and_verifies_it_again(stack: Stack
     stack.execute("ip", "neigh", "flush", "dev", TAP)
     assert received(stack.execute("ping", "-c", 1, "-W", 10, STACK).stdout) == 1
     entry = stack.kernel.neighbor()
-    assert stack.status()["mac"] in entry
+    assert stack.mac in entry
     assert "REACHABLE" in entry
     stack.execute("ip", "neigh", "change", STACK, "dev", TAP, "nud", "probe")  # asks by unicast, RFC 1122 2.3.2.1
     for _ in range(1000):

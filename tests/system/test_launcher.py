@@ -30,6 +30,11 @@ def pings(stack: Stack) -> bool:
     return received(stack.execute("ping", "-c", 1, "-W", 10, STACK, status=None).stdout) == 1
 
 
+def printed_events(stack: Stack) -> list[dict]:
+    """What `events --json` prints."""
+    return [json.loads(line) for line in stack.run("events", "--json").stdout.splitlines()]
+
+
 def one_line(done: subprocess.CompletedProcess) -> str:
     """An error is one line on standard error, and no traceback."""
     (line,) = done.stderr.splitlines()
@@ -94,9 +99,9 @@ def test_up_that_is_interrupted_while_it_boots_leaves_nothing(new_stack) -> None
 
 def test_up_twice_finds_the_stack_that_runs(new_stack) -> None:
     stack = new_stack().up()
-    keeper = stack.status()["keeper"]
+    keeper = stack.keeper
     assert "is running already" in stack.run("up", "--detach").stdout
-    assert stack.status()["keeper"] == keeper
+    assert stack.keeper == keeper
 
 
 def test_stacks_side_by_side_do_not_know_of_each_other(new_stack) -> None:
@@ -117,7 +122,7 @@ def test_stacks_side_by_side_do_not_know_of_each_other(new_stack) -> None:
 def test_sigkill_of_the_keeper_ends_everything_within_a_second_and_up_works_again(new_stack) -> None:
     stack = new_stack().up()
     with stack.bound(), stack.bound():
-        os.kill(stack.status()["keeper"], signal.SIGKILL)
+        os.kill(stack.keeper, signal.SIGKILL)
         stack.check_gone(within_s=1.0)
     one_line(stack.run("status", status=2))
     stack.up()
@@ -332,12 +337,12 @@ def test_restart_of_all_layers_and_of_an_unknown_layer(new_stack) -> None:
 
 def test_exec_passes_status_input_and_output_through(new_stack) -> None:
     stack = new_stack().up()
-    assert stack.execute("sh", "-c", "exit 7", status=7).stdout == ""
-    done = stack.execute("sh", "-c", "cat; echo problem >&2", input="through\n")
+    assert stack.run("exec", "--", "sh", "-c", "exit 7", status=7).stdout == ""
+    done = stack.run("exec", "--", "sh", "-c", "cat; echo problem >&2", input="through\n")
     assert (done.stdout, done.stderr) == ("through\n", "problem\n")
-    assert stack.execute("sh", "-c", "kill -9 $$", status=-9).returncode == -9
-    one_line(stack.execute("no-such-command", status=127))
-    assert f"inet {KERNEL}/24" in stack.execute("ip", "address", "show", "dev", TAP).stdout
+    assert stack.run("exec", "--", "sh", "-c", "kill -9 $$", status=-9).returncode == -9
+    one_line(stack.run("exec", "--", "no-such-command", status=127))
+    assert f"inet {KERNEL}/24" in stack.run("exec", "--", "ip", "address", "show", "dev", TAP).stdout
 
 
 def test_events_tell_what_happened_in_order(new_stack) -> None:
@@ -346,7 +351,7 @@ def test_events_tell_what_happened_in_order(new_stack) -> None:
     assert json.loads(followed.stdout.readline())["event"] == "serves"
     stack.run("sabotage", "udp", "kill")
     wait_for("udp to serve again", lambda: stack.serves(udp=2))
-    told = [event for event in stack.events() if event.get("layer") == "udp"]
+    told = [event for event in printed_events(stack) if event.get("layer") == "udp"]
     assert [event["event"] for event in told] == ["serves", "sabotage", "died", "serves"]
     assert "SIGKILL" in told[2]["detail"]
     assert told[3]["gap_ms"] > 0
@@ -383,7 +388,7 @@ def test_host_uses_the_network_namespace_that_it_is_started_in(new_stack, tap) -
         stack.up("--host", "--tap", "tapx")
         assert f"inet {KERNEL}/24" in inside("ip", "address", "show", "dev", "tapx")
         assert received(inside("ping", "-c", "1", "-W", "10", STACK)) == 1
-        assert received(stack.execute("ping", "-c", 1, "-W", 10, STACK).stdout) == 1
+        assert received(stack.run("exec", "ping", "-c", 1, "-W", 10, STACK).stdout) == 1
         busy = Stack(stack.home, unique_name())
         busy.command = stack.command
         assert "--tap" in one_line(busy.run("up", "--detach", "--host", "--tap", "tapx", status=1))
@@ -439,9 +444,9 @@ def test_an_ordinary_user_needs_no_privilege(tap) -> None:
         assert tried.returncode == 0, tried.stderr
         owners = {psutil.Process(pid).uids().real for pid in stack.processes()}
         assert owners == {OTHER_USER}
-        assert "root" not in stack.execute("cat", "/proc/self/status").stdout
+        assert "root" not in stack.run("exec", "cat", "/proc/self/status").stdout
         assert received(stack.run("ping", "-c", 1, "-W", 10, KERNEL).stdout) == 1
-        assert f"inet {KERNEL}/24" in stack.execute("ip", "address", "show", "dev", TAP).stdout
+        assert f"inet {KERNEL}/24" in stack.run("exec", "ip", "address", "show", "dev", TAP).stdout
         stack.run("down")
         stack.check_gone()
     finally:
@@ -456,7 +461,7 @@ def test_events_contain_the_date_and_the_caller_of_each_request(new_stack) -> No
     stack.run("restart", "udp")
     stack.run("sabotage", "icmp", "raise")
     wait_for("icmp", lambda: stack.serves(icmp=2))
-    asked = [(event["event"], event["layer"], event["detail"]) for event in stack.events()
+    asked = [(event["event"], event["layer"], event["detail"]) for event in printed_events(stack)
              if event["event"] in ("restart", "sabotage")]
     assert [(event, layer) for event, layer, _ in asked] == [("restart", "udp"), ("sabotage", "icmp")]
     assert re.fullmatch(r"asked for by process \d+ \(.+\)", asked[0][2])
@@ -472,7 +477,7 @@ def test_events_contain_the_date_and_the_caller_of_each_request(new_stack) -> No
 ], ids=" ".join)
 def test_a_keeper_that_is_stopped_is_told_of_by_every_verb(new_stack, arguments: list[str]) -> None:
     stack = new_stack().up()
-    keeper = stack.status()["keeper"]
+    keeper = stack.keeper
     os.kill(keeper, signal.SIGSTOP)
     try:
         done = stack.run(*arguments, status=None)

@@ -48,7 +48,7 @@ def test_levels_of_each_layer_while_the_stack_runs(new_stack):
 
     stack.run("log", "icmp", "debug")
     stack.execute("ping", "-c", 1, "-W", 10, STACK)
-    bad = bytes(Ether(src="02:00:00:00:00:01", dst=stack.status()["mac"]) / IP(src=KERNEL, dst=STACK) / ICMP(chksum=1))
+    bad = bytes(Ether(src="02:00:00:00:00:01", dst=stack.mac) / IP(src=KERNEL, dst=STACK) / ICMP(chksum=1))
     with stack.kernel.packet() as cable:
         def dropped() -> list[dict]:
             cable.send(bad)

@@ -35,7 +35,7 @@ def slots_of(count: int) -> bytes:
 
 def memory_of(stack: Stack, layer: str) -> int:
     """The durable memory that the keeper holds for a layer."""
-    folder = f"/proc/{stack.status()['keeper']}/fd"
+    folder = f"/proc/{stack.keeper}/fd"
     name = next(name for name in os.listdir(folder) if f"usernet-{layer} (" in os.readlink(f"{folder}/{name}"))
     return os.open(f"{folder}/{name}", os.O_RDWR)
 

@@ -186,7 +186,7 @@ def test_behind_a_router_every_packet_is_as_on_a_wire(either: Stack) -> None:
     """A second namespace behind the kernel's end, over a link that has no offload: there all has been made good."""
     require_program("unshare")
     require_program("nsenter")
-    second = either.popen("exec", "--", "unshare", "-n", "sh", "-c", "echo ready; exec sleep 600")
+    second = either.start("unshare", "-n", "sh", "-c", "echo ready; exec sleep 600")
     assert second.stdout.readline() == "ready\n"
     forwards = either.execute("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward", status=None)
     if forwards.returncode:
@@ -200,7 +200,7 @@ def test_behind_a_router_every_packet_is_as_on_a_wire(either: Stack) -> None:
     ):
         either.execute(*command)
     some = [*datagrams()[:40], b"", b"x", bytes(777)]
-    catcher = either.popen("exec", "--", *there, sys.executable, "-c", CATCH, len(some), PATIENCE_S)
+    catcher = either.start(*there, sys.executable, "-c", CATCH, len(some), PATIENCE_S)
     assert catcher.stdout.readline() == "ready\n"
     with either.bound() as app:
         assert app.sendmany([(data, (FAR, PORT)) for data in some]) == len(some)

@@ -19,7 +19,7 @@ from .peers import LAYERS, PATIENCE_S, STACK, Stack, copy_product, received, wai
 ECHOES = 400
 WINDOW = 8  # under way at a time
 LOST_MAX = 64  # docs/recovery.md
-SILENCE_S = 2.0  # a datagram that has not come back by then is lost
+SILENCE_S = 2.0  # where some may be lost: a datagram that has not come back by then is
 HUNG_MAX_MS = 500  # docs/recovery.md
 PROBATION_S = 3.2  # a new version that dies earlier is rolled back: 3 s and a tick of the keeper's
 ATTEMPTS = 3  # timed promises hold for a machine that has a core to spare; the other workers of the suite may have it
@@ -55,9 +55,10 @@ class EchoServer:
         assert not self._thread.is_alive()
 
 
-def echo(peer: socket.socket, count: int, half_way: Callable[[], object] | None = None) -> int:
+def echo(peer: socket.socket, count: int, half_way: Callable[[], object] | None = None,
+         silence_s: float = PATIENCE_S) -> int:
     """Send `count` numbered datagrams, a window at a time; how many did not come back."""
-    peer.settimeout(SILENCE_S)
+    peer.settimeout(silence_s)
     missing: set[bytes] = set()
     for start in range(0, count, WINDOW):
         window = {b"number %d" % number for number in range(start, start + WINDOW)}
@@ -81,7 +82,7 @@ def test_sigkill_of_a_layer_under_traffic(stack: Stack, layer: str) -> None:
     before = stack.ask()[layer]
     with EchoServer(stack) as server, stack.kernel.udp() as peer:
         peer.connect(server.address)
-        lost = echo(peer, ECHOES, lambda: os.kill(before["pid"], signal.SIGKILL))
+        lost = echo(peer, ECHOES, lambda: os.kill(before["pid"], signal.SIGKILL), SILENCE_S)
         assert server.errors == []
         assert lost <= LOST_MAX
         wait_for("the layer to serve", lambda: stack.serves(**{layer: before["incarnation"] + 1}))
@@ -99,7 +100,7 @@ def test_a_second_sigkill_right_behind_the_first(stack: Stack) -> None:
             for pid in (stack.pids()["udp"], stack.pids()["sockets"]):
                 os.kill(pid, signal.SIGKILL)
 
-        assert echo(peer, ECHOES, kill_two) <= LOST_MAX
+        assert echo(peer, ECHOES, kill_two, SILENCE_S) <= LOST_MAX
         assert echo(peer, 80) == 0
         assert server.errors == []
 

@@ -98,7 +98,7 @@ def test_an_intruder_in_a_layer_gets_nowhere(intruded, home, layer, names):
     clean = source.read_text()
     attempts = [ATTEMPTS[name][0].replace("/link.sock", f"/{STRANGER.get(layer, 'link')}.sock") for name in names]
     source.write_text(clean + INTRUDER.format(
-        neighbor=intruded.pids()["arp" if layer == "ip" else "ip"], keeper=intruded.status()["keeper"],
+        neighbor=intruded.pids()["arp" if layer == "ip" else "ip"], keeper=intruded.keeper,
         secret=str(home / "secret"), run_dir=str(intruded.run_dir), attempts=attempts))
     try:
         intruded.run("restart", layer, status=None)
@@ -248,7 +248,7 @@ def test_so_for_an_ordinary_user():
 
 
 def test_the_keeper_has_what_it_needs_to_start_and_end_layers(intruded):
-    found = of_process(intruded.status()["keeper"])
+    found = of_process(intruded.keeper)
     assert found["capabilities"] & ~sum(1 << kept for kept in KEEPER_CAPABILITIES) == 0
     assert not found["new_privileges"]
 

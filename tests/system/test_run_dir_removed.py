@@ -53,10 +53,10 @@ def test_a_layer_that_has_no_name_left_gets_a_new_socket(new_stack) -> None:
 @pytest.mark.parametrize("gone", ["the directory", "the directory above it"])
 def test_a_directory_that_was_removed_is_made_anew(new_stack, gone: str) -> None:
     stack = new_stack().up()
-    before, keeper = stack.incarnations(), stack.status()["keeper"]
+    before, keeper = stack.incarnations(), stack.keeper
     assert list(claimed()).count(stack.run_dir) == 1
     shutil.rmtree(stack.run_dir if gone == "the directory" else stack.run_dir.parent)
-    assert stack.status()["keeper"] == keeper  # found without any file
+    assert stack.keeper == keeper  # found without any file
     wait_for("all layers", lambda: (stack.run_dir / "control.sock").exists()
              and all(number > before[name] for name, number in stack.incarnations().items()) and stack.serves())
     assert set(stack.incarnations()) >= set(LAYERS)
@@ -72,7 +72,7 @@ def test_without_its_directory_a_stack_is_found_degraded_and_no_second_one_start
     stack.run_dir = home / f"d-{stack.name}"
     stack.env["USERNET_DIR"] = str(stack.run_dir)
     stack.up()
-    keeper = stack.status()["keeper"]
+    keeper = stack.keeper
     shutil.rmtree(stack.run_dir)
     stack.run_dir.mkdir(mode=0o700)
     (stack.run_dir / "letter").write_text("of somebody who took the name")  # so it cannot be made anew
@@ -192,7 +192,7 @@ def test_three_at_once_start_one_stack(new_stack) -> None:
     said = [each.communicate(timeout=3 * PATIENCE_S)[0] for each in starting]
     assert [each.returncode for each in starting] == [0, 0, 0], said
     assert sorted("is running already" in text for text in said) == [False, True, True]
-    keeper = stack.status()["keeper"]
+    keeper = stack.keeper
     # a process that the keeper has just forked has its title until it sets its own
     wait_for("one keeper", lambda: [
         pid for pid, title in stack.processes().items() if title.endswith(": keeper")] == [keeper])

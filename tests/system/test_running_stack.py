@@ -37,7 +37,7 @@ def test_stacks_that_join_a_wire_at_once_get_addresses_of_their_own(new_stack) -
 
 def test_no_address_on_a_wire_is_chosen_while_a_stack_there_does_not_answer(new_stack) -> None:
     wire, (first, second) = unique_name(), [new_stack() for _ in range(2)]
-    keeper = first.up("--wire", wire).status()["keeper"]
+    keeper = first.up("--wire", wire).keeper
     os.kill(keeper, signal.SIGSTOP)
     try:
         told = second.run("up", "--detach", "--wire", wire, status=1).stderr
@@ -51,7 +51,7 @@ def test_no_address_on_a_wire_is_chosen_while_a_stack_there_does_not_answer(new_
 
 def test_callers_of_a_stopped_keeper_that_gave_up_do_not_hide_it(new_stack) -> None:
     stack = new_stack().up()
-    keeper = stack.status()["keeper"]
+    keeper = stack.keeper
     os.kill(keeper, signal.SIGSTOP)
     for _ in range(100):
         with socket.socket(socket.AF_UNIX) as caller:
@@ -74,7 +74,7 @@ def test_status_fits_80_columns(new_stack) -> None:
 def test_options_of_a_running_stack_are_compared_by_their_effect(new_stack) -> None:
     stack = new_stack().up("--pipes", "direct")
     same = stack.run("up", "--detach", "--address", f"{STACK}/24", "--gateway", KERNEL, "--pipes", "direct",
-                     "--mac", stack.status()["mac"].upper(), "--mtu", 1500)
+                     "--mac", stack.mac.upper(), "--mtu", 1500)
     assert "is running already" in same.stdout
     told = stack.run("up", "--detach", "--address", "10.0.0.9/24", "--allow-raw", "--dns", KERNEL, "--mtu", 1400,
                      "--pipes", "zmq", status=2).stderr

@@ -54,7 +54,7 @@ def test_a_datagram_up_and_another_down(stack):
 def test_a_dropped_packet_is_shown_with_its_layer_and_counter(stack):
     def send_nonsense():
         with stack.kernel.packet() as cable:
-            mac = bytes.fromhex(stack.status()["mac"].replace(":", ""))
+            mac = bytes.fromhex(stack.mac.replace(":", ""))
             packet = bytes.fromhex("4500001c00010000401100000a0000010a00000200090009000800aa")
             before = stack.counters("ip")["bad_header_checksum"]
             cable.send(mac + stack.kernel.mac() + b"\x08\0" + packet)

@@ -80,7 +80,7 @@ def test_a_wrong_checksum_is_counted_and_not_delivered(stack: Stack) -> None:
         from scapy.layers.l2 import Ether
 
         before = stack.counters("udp")["bad_checksum"]
-        mac = stack.status()["mac"]
+        mac = stack.mac
         cable.send(bytes(Ether(src=stack.kernel.mac(), dst=mac) / IP(src=KERNEL, dst=STACK)
                          / UDP(sport=5, dport=app.getsockname()[1], chksum=0x1234) / b"wrong"))
         peer.sendto(b"right", app.getsockname())
@@ -496,7 +496,7 @@ def test_nonsense_from_an_application_harms_no_other_process(stack: Stack) -> No
 
 def test_nonsense_on_the_control_socket_does_no_harm(stack: Stack) -> None:
     rng = random.Random(8)
-    keeper = stack.status()["keeper"]
+    keeper = stack.keeper
     lines = [b"", b"[]", b"{}", b"null", b'{"op": 5}', b'{"op": []}', b'{"op": "restart"}', b'{"op": "down"',
              b'{"op": "restart", "layers": [[]]}', b'{"op": "restart", "layers": "udp"}', b'{"op": "sabotage"}',
              b'{"op": "sabotage", "layer": [], "fault": {}}', b"\xff\xfe", b"[" * 5000, rng.randbytes(300)]
@@ -514,7 +514,7 @@ def test_nonsense_on_the_control_socket_does_no_harm(stack: Stack) -> None:
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             caller.sendall(b"x" * (1 << 22))
     assert alive(keeper)
-    assert stack.status()["keeper"] == keeper
+    assert stack.keeper == keeper
 
 
 def test_the_sockets_of_a_stack_are_listed(stack: Stack) -> None:

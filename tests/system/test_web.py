@@ -180,7 +180,7 @@ def test_a_person_clicks_layers_pipes_and_buttons(opened):
         shown.type(words)
         shown.click("#impair button")
         shown.shows("#said", answer)
-    pinging = stack.popen("exec", "--", "ping", "-i", "0.05", STACK)
+    pinging = stack.start("ping", "-i", "0.05", STACK)
     assert "PING" in pinging.stdout.readline()
     assert "icmp_seq=1" in pinging.stdout.readline()
     shown.click("[data-pipe='link:ip']")
@@ -206,7 +206,7 @@ def test_state_pipes_and_orders(stack, page):
     status, state = page.ask("state")
     assert status == 200
     assert {layer["name"] for layer in state["layers"]} >= {"link", "ip", "sockets"}
-    pinging = stack.popen("exec", "--", "ping", "-i", "0.05", STACK)
+    pinging = stack.start("ping", "-i", "0.05", STACK)
     assert "PING" in pinging.stdout.readline()
     assert "icmp_seq=1" in pinging.stdout.readline()
     status, found = page.ask("pipe/link:ip")
@@ -256,7 +256,7 @@ def test_the_stack_goes_down_and_comes_back(new_stack):
 
 def test_a_keeper_that_is_stopped_is_told_of_by_every_request(new_stack):
     stack = new_stack().up()
-    page, keeper = Page(stack), stack.status()["keeper"]
+    page, keeper = Page(stack), stack.keeper
     assert page.ask("state")[0] == 200
     os.kill(keeper, signal.SIGSTOP)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ import pytest
 import zmq
 
 from bus import messages
+from supervisor.control import Client
 from usernet.pipe.frame import pack_frame
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,9 @@ class Lab:
         self._keepers[name] = psutil.Process(pid)
 
     def status(self, number: int) -> dict:
-        return json.loads(self.launch("status", "--json", "--name", f"s{number}").stdout)
+        """What the keeper knows: asked again and again, so not by a launcher's start each time."""
+        with Client(self.runtime_dir / "usernet" / f"s{number}") as keeper:
+            return keeper.request("status") | {"keeper": keeper.keeper}
 
     def link(self, number: int, counter: str) -> int:
         return self.status(number)["layers"]["link"]["counters"][counter]
@@ -74,8 +76,8 @@ class Lab:
             self.launch("down", "--name", f"s{number}")
 
     def events(self, number: int) -> list[dict]:
-        lines = self.launch("events", "--json", "--name", f"s{number}").stdout.splitlines()
-        return [json.loads(line) for line in lines]
+        with Client(self.runtime_dir / "usernet" / f"s{number}") as keeper:
+            return list(keeper.stream("events", follow=False))
 
     def kill_keeper(self, number: int) -> None:
         self._keepers[f"s{number}"].kill()

@@ -76,3 +76,15 @@ def test_passes_by_halves(skipped):
     verdict = Verdict([Row("1", "MUST", "do it", state, tests, "" if tests else "why")])
     result = pytester.inline_run("tests", plugins=[verdict])
     assert result.ret == status
+
+
+def test_a_test_of_a_group_of_xdists_has_the_name_that_rows_have_for_it(pytester) -> None:
+    (pytester.mkdir("tests") / "unit").mkdir()
+    (pytester.path / "tests/unit/test_it.py").write_text("""
+import pytest
+@pytest.mark.xdist_group("some")
+def test_passes(): pass
+""")
+    verdict = Verdict([])
+    pytester.inline_run("-n", "1", "--dist", "loadgroup", "tests", plugins=[verdict])
+    assert verdict.outcomes == {"unit/test_it.py::test_passes": {"passed"}}
