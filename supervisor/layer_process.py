@@ -108,7 +108,8 @@ def sample(pid: int) -> Sample | None:
         _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
     except (OSError, ValueError):
         return None
-    return Sample(state, int(waited) / 1e9)
+    # One that was killed and not reaped yet gives no life sign, either; but what it died of tells its exit status.
+    return None if state in ("Z", "X") else Sample(state, int(waited) / 1e9)
 
 
 def used_s(pid: int) -> float:
