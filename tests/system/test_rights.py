@@ -104,10 +104,14 @@ def test_an_intruder_in_a_layer_gets_nowhere(intruded, home, layer, names):
         intruded.run("restart", layer, status=None)
     finally:
         source.write_text(clean)
-    told = [event.get("detail", "") for event in intruded.events()[before:] if event.get("layer") == layer]
-    assert not any("IT GOT IN" in detail for detail in told), told
     expected = KILLED if ATTEMPTS[names[0]][1] == KILLED else "refused"
-    assert any(detail.count(expected) >= len(names) for detail in told), told
+
+    def told() -> list[str]:
+        details = [event.get("detail", "") for event in intruded.events()[before:] if event.get("layer") == layer]
+        assert not any("IT GOT IN" in detail for detail in details), details
+        return [detail for detail in details if detail.count(expected) >= len(names)]
+
+    wait_for(f"what became of {names}", told)
     wait_for("the layer as it was", intruded.serves)
     assert {k: v for k, v in intruded.pids().items() if k != layer} == others
 

@@ -248,12 +248,10 @@ def handler(*_):
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.001)
 one.settimeout(20)
-until = time.monotonic() + 2
-while time.monotonic() < until:
+while done < 500:
     other.send(b"y")
     one.recv(10)
 signal.setitimer(signal.ITIMER_REAL, 0)
-assert done > 100
 """)
 
 
@@ -477,7 +475,7 @@ def test_a_sender_alone_hears_of_it_too(own_service):
         one.setblocking(False)
         own_service.down()
         began, said = time.monotonic(), 0
-        while time.monotonic() - began < 1 and said != errno.ENETDOWN:
+        while time.monotonic() - began < GONE_WITHIN_S and said != errno.ENETDOWN:
             try:
                 one.send(b"x")
             except OSError as error:
