@@ -6,7 +6,9 @@ run in one worker, in order: each worker that had some of them would make it aga
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 import pytest
 
@@ -16,8 +18,12 @@ from tests.ledger.verdict import Verdict
 def pytest_configure(config: pytest.Config) -> None:
     """The process that xdist's workers report to, if there are any; what tests start can be interrupted.
 
-    A shell that runs pytest in the background has it ignore SIGINT, and what is ignored is inherited.
+    A shell that runs pytest in the background has it ignore SIGINT, and what is ignored is inherited. Where the
+    environment forbids Python to keep what it has compiled, each start of the launcher would compile the product again,
+    which takes 0.25 s of a processor.
     """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):

@@ -185,8 +185,10 @@ def test_a_reader_that_stands_still_loses_packets_and_slows_nothing(new_stack, t
     stack, path = new_stack().up(), tmp_path / "slow.pcapng"
     with capturing(stack, "-w", path) as capture:
         capture.send_signal(signal.SIGSTOP)
-        assert stack.pinged(8000, "-i", 0, "-s", 1400) == 8000
-        capture.send_signal(signal.SIGCONT)
+        try:
+            assert stack.pinged(8000, "-i", 0, "-s", 1400, "-w", 55) == 8000
+        finally:
+            capture.send_signal(signal.SIGCONT)
     assert " lost" in capture.said
     lost = int(capture.said.split(" packets captured, ")[1].split(" lost")[0])
     assert lost > 0
