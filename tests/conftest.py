@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 CHEAP = {"home"}  # fixtures of a module that any worker may make
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own takes the groups from the items
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A group for each module of tests that use a fixture of the module's."""
     for item in items:
