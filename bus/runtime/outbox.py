@@ -5,8 +5,9 @@ a restarted neighbour has missed. `usernet.pipe.numbering` has the rules of the 
 repeats the end of its own journal at once, because its predecessor may have died before the last frames left. If the
 consumer's answer shows that it needs earlier frames, the producer repeats more.
 
-What happens to a record behind a full pipe depends on its class (`bus.messages`). Data is dropped, the newest first,
-and counted; so are errors about datagrams, which anybody's traffic may cause. Other control is never dropped, and is
+What happens to a record behind a full pipe depends on its class (`bus.messages`). Data waits in a backlog, but for the
+first few records of each flow, and is dropped, the newest first, and counted; so are errors about datagrams, which
+anybody's traffic may cause. Other control is never dropped, and is
 journaled at once. A stream record is never dropped and replaces an older one of its kind and handle if possible
 (`usernet.pipe.streams`).
 """
@@ -156,8 +157,12 @@ class Outbox:
         if not self._frames:
             self._seal_frame(kind, records)
         elif kind < messages.CONTROL_KIND_MIN or kind == messages.SOCKET_ERROR:
-            kept = self._backlog.add_data(kind, records)
-            self._wait(kept, len(records) - kept)
+            first, records = self._backlog.divide(kind, records)
+            if first:
+                self._seal_frame(kind, first)
+            if records:
+                kept = self._backlog.add_data(kind, records)
+                self._wait(kept, len(records) - kept)
         elif is_kept(kind):
             self._backlog.add_kept(kind, records)
         else:
@@ -219,6 +224,8 @@ class Outbox:
         while frames and send(frames[0]):
             frames.popleft()
             self._counters[C.bus_frames_out] += 1
+        if not frames:
+            self._backlog.nothing_ahead()
         if not socket.open:
             socket.flush()
         self.waits = bool(frames or self._backlog) or (not socket.open and socket.waiting)
@@ -256,6 +263,7 @@ class Outbox:
         """Answer a HELLO: repeat all stored frames after number `after`."""
         self.seal()
         self._frames.clear()  # the journal has all of them
+        self._backlog.nothing_ahead()
         self._fresh.clear()
         self._repeated_from = None
         kept = self._journal.frames(self.consumer, after)

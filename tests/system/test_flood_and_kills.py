@@ -8,10 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from .peers import KERNEL, ROOT, STACK, TAP, wait_for
+from .peers import KERNEL, PATIENCE_S, ROOT, STACK, TAP, wait_for
 
 KILLS, ROUND_TRIPS, WINDOW = 4, 50, 10
-ANSWER_S = 3.0
 SINK_PORT = 9999  # where the kernel's end takes what floods link, and does not read it
 
 # Sends to itself, or to an address, without a pause and without reading. The frames are as long as any, and what is
@@ -51,11 +50,8 @@ def tap_drops(stack) -> int:
 
 @pytest.mark.parametrize("layer", ["ip", "udp", "sockets", "link"])
 @pytest.mark.parametrize("pipes", ["direct", "zmq"])
-def test_kills_beside_a_flood_at_full_rate_cost_a_quiet_application_next_to_nothing(new_stack, pipes, layer):
-    """Its frames stay in the journals, whatever the other sends meanwhile.
-
-    2 of 128 such kills cost all datagrams of a window, so one of the four may; with journals of 1 MiB nearly each did.
-    """
+def test_kills_beside_a_flood_at_full_rate_cost_a_quiet_application_nothing(new_stack, pipes, layer):
+    """Its datagrams go ahead of what waits behind a full pipe, so they are in the journals, whatever else is sent."""
     booted = new_stack().up("--pipes", pipes)
     far = booted.kernel.udp()
     sink = booted.kernel.udp(SINK_PORT)
@@ -64,7 +60,7 @@ def test_kills_beside_a_flood_at_full_rate_cost_a_quiet_application_next_to_noth
     assert (said := flood.stdout.readline()) == "floods\n", said + flood.stdout.read()
     with booted.bound(address="127.0.0.4") as own, booted.bound() as near, far, sink:
         for each in (own, near, far):
-            each.settimeout(ANSWER_S)
+            each.settimeout(PATIENCE_S)
         near.sendto(b"resolved", far.getsockname())
         far.recv(100)
         losses = []
@@ -74,5 +70,5 @@ def test_kills_beside_a_flood_at_full_rate_cost_a_quiet_application_next_to_noth
             missing = lost(sender, receiver, kill, before["pid"])
             wait_for("the layer", lambda: booted.serves(**{layer: before["incarnation"] + 1}))  # noqa: B023
             losses.append(max(0, missing - (tap_drops(booted) - dropped)))
-        assert sum(bool(count) for count in losses) <= 1, losses
+        assert not any(losses), (losses, booted.events())
     assert flood.poll() is None

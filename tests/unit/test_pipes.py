@@ -77,6 +77,20 @@ class Producer:
         return self.memory.bus_counters[getattr(C, name)]
 
 
+def successor_of(durable: Durable) -> Producer:
+    """The producer died; what its successor sends at its start is in the queue."""
+    successor = Producer(durable, incarnation=2)
+    outbox.inherit(successor.memory)
+    successor.outbox.greet({"done": 0})
+    successor.ends_turn()
+    return successor
+
+
+def ahead(octets: int) -> int:
+    """How many records of one flow, so long each, go ahead of a backlog."""
+    return backlog.AHEAD_FLOW_OCTETS // (octets + backlog.ENTRY_OCTETS)
+
+
 def new_inbox(durable: Durable) -> Inbox:
     return Inbox(topology.IP, KINDS, durable.map(), layout.DONE + topology.IP)
 
@@ -141,7 +155,7 @@ def test_a_frame_is_bounded_in_records_and_in_octets(durable):
 
 def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durable):
     producer = Producer(durable, room=1)
-    records = [NUMBER.pack(number) for number in range(outbox.BACKLOG_RECORDS + 12)]
+    records = [b"flow" + NUMBER.pack(number) for number in range(ahead(8) + outbox.BACKLOG_RECORDS + 12)]
     for record in records:
         producer.puts(DATA, record)
         assert producer.ends_turn() or len(producer.queue.frames) == 1
@@ -149,7 +163,7 @@ def test_a_full_pipe_keeps_the_oldest_data_drops_the_newest_and_counts_it(durabl
     producer.queue.room = 1000
     assert not producer.ends_turn()
     sent = parsed(producer.queue)
-    assert [record for _, _, frame in sent for record in frame] == records[: outbox.BACKLOG_RECORDS + 2]
+    assert [record for _, _, frame in sent for record in frame] == records[: len(records) - 12 + 2]
     assert max(len(frame) for _, _, frame in sent) == outbox.PACK_RECORDS
 
 
@@ -186,14 +200,58 @@ def test_control_that_waits_for_room_survives_its_producer_and_data_that_does_no
     producer.ends_turn()
     producer.puts(CONTROL, b"b")
     producer.ends_turn()
-    producer.puts(DATA, b"c", b"d")
+    producer.puts(DATA, *[letter * backlog.AHEAD_FLOW_OCTETS for letter in (b"c", b"d")])
     producer.ends_turn()
-    successor = Producer(durable, incarnation=2)
-    outbox.inherit(successor.memory)
-    successor.outbox.greet({"done": 0})
-    successor.ends_turn()
+    successor = successor_of(durable)
     assert parsed(successor.queue)[1:] == [(DATA, 1, [b"a"]), (CONTROL, 2, [b"b"])]
     assert successor.counted("bus_pipe_full") == 2
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_the_first_data_of_a_flow_goes_ahead_of_a_flood_and_survives_its_producer(durable, dies):
+    producer, flood = Producer(durable, room=0), b"flood" * 1800
+    quiet = [b"quiet%d" % number for number in range(10)]
+    producer.puts(DATA, *[flood] * 100)
+    producer.ends_turn()
+    for record in quiet:
+        producer.puts(DATA, record, flood)
+        producer.ends_turn()
+    if dies:
+        producer = successor_of(durable)
+        assert producer.counted("bus_pipe_full") == 10, "of the flood"
+        producer.outbox.resume(0, 0)
+    producer.queue.frames.clear()
+    producer.queue.room = 1000
+    producer.ends_turn()
+    sent = [record for kind, _, records in parsed(producer.queue) for record in records if kind == DATA]
+    assert sent == [flood] * 100 + quiet + [flood] * (0 if dies else 10)
+
+
+def test_what_goes_ahead_is_bounded_for_a_flow_and_for_all_and_stays_in_order(durable):
+    producer = Producer(durable, room=0)
+    producer.puts(DATA, b"first")
+    producer.ends_turn()
+    flows = 2 * backlog.AHEAD_OCTETS // backlog.AHEAD_FLOW_OCTETS
+    records = [b"%04d%04d" % (flow, number) for number in range(2 * ahead(8)) for flow in range(flows)]
+    for record in records:
+        producer.puts(DATA, record)
+        producer.ends_turn()
+    waiting = producer.memory.words[layout.WAITING]
+    went_ahead = len(records) - waiting - producer.counted("bus_pipe_full")
+    assert went_ahead <= backlog.AHEAD_OCTETS // (8 + backlog.ENTRY_OCTETS)
+    producer.queue.room = 10_000
+    producer.ends_turn()
+    _, *sent = [record for _, _, records in parsed(producer.queue) for record in records]
+    for flow in range(flows):
+        numbers = [int(record[4:]) for record in sent if record[:4] == b"%04d" % flow]
+        assert numbers == sorted(numbers)
+        assert len(numbers) > 0
+    producer.queue.room = 0
+    producer.puts(DATA, b"first")
+    producer.ends_turn()
+    producer.puts(DATA, b"0000again")
+    producer.ends_turn()
+    assert producer.memory.words[layout.WAITING] == 0, "the pipe had room meanwhile"
 
 
 # -- what the consumer says of a frame -----------------------------------------------------------------------------
@@ -575,11 +633,11 @@ def test_foreign_frames_do_not_confuse_the_repetition(durable):
 
 def test_errors_about_datagrams_behind_a_full_pipe_are_bounded_and_counted_as_data_is(durable):
     producer = Producer(durable, room=0)
-    for _ in range(outbox.BACKLOG_RECORDS + 12):
+    for _ in range(ahead(40) + outbox.BACKLOG_RECORDS + 12):
         producer.puts(messages.SOCKET_ERROR, bytes(40))
         producer.ends_turn()
     assert producer.counted("bus_pipe_full") == 12 - 1
-    assert producer.outbox.unread_octets < 200
+    assert producer.outbox.unread_octets < backlog.AHEAD_FLOW_OCTETS
 
 
 def test_no_backlog_takes_more_of_a_pool_than_is_left_for_all_others():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bus import messages, topology
 from bus.counters import PipeCounters as C
 from bus.durable import layout
+from bus.runtime.backlog import AHEAD_FLOW_OCTETS, ENTRY_OCTETS
 from bus.runtime.outbox import BACKLOG_RECORDS, Outbox
 from bus.runtime.turn import Turn
 from usernet.pipe import streams
@@ -111,10 +112,11 @@ def test_octets_of_streams_are_never_dropped_and_stay_in_order_with_control(prod
 
 def test_streams_take_no_room_from_data_and_are_not_counted_as_waiting_data(producer):
     producer.says(*[(STREAM, STREAM_HEADER.pack(1, 0, number)) for number in range(2 * BACKLOG_RECORDS)])
-    producer.says(*[(messages.PACKET, b"%d" % number) for number in range(BACKLOG_RECORDS + 3)])
+    ahead = AHEAD_FLOW_OCTETS // (8 + ENTRY_OCTETS)
+    producer.says(*[(messages.PACKET, b"flow%4d" % number) for number in range(ahead + BACKLOG_RECORDS + 3)])
     assert producer.memory.words[layout.WAITING] == BACKLOG_RECORDS
     assert producer.memory.bus_counters[C.bus_pipe_full] == 3
-    assert len(producer.sent()) == 3 * BACKLOG_RECORDS
+    assert len(producer.sent()) == ahead + 3 * BACKLOG_RECORDS
     assert producer.memory.words[layout.WAITING] == 0
 
 
