@@ -147,7 +147,7 @@ def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcom
     """A socket that is not bound yet gets an ephemeral port."""
     if socket.stream is None:
         raise Refused(errno.EOPNOTSUPP)
-    if socket.stream.connect:
+    if socket.stream.connect or socket.peer:  # it connects or was accepted: Linux, __inet_listen_sk
         raise Refused(errno.EINVAL)
     return replace(socket, bound=True, stream=replace(socket.stream, listen=request.backlog)), names
 

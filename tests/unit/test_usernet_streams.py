@@ -163,6 +163,14 @@ def test_calls_of_a_listener(module):
             assert events(server, 0) == []
 
 
+def test_a_connection_does_not_listen(pair):
+    for end in pair:
+        assert outcome(end.listen) == ("OSError", errno.EINVAL)
+    first, second = pair
+    first.sendall(b"still one")
+    assert second.recv(9, std.MSG_WAITALL) == b"still one"
+
+
 def test_an_address_in_use(module):
     with module.create_server(("127.0.0.1", 0)) as server, module.socket() as other:
         assert outcome(other.bind, server.getsockname()) == ("OSError", errno.EADDRINUSE)
