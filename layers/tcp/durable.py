@@ -30,7 +30,7 @@ from layers.tcp.ring import Ring
 from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, RINGS_AT, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
-LAYOUT = b"3"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
+LAYOUT = b"4"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
 FREED_AT_ONCE = 2000  # released rings: about 1 ms; others follow in the next turn
 LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
@@ -39,7 +39,7 @@ _MASK_32 = 0xFFFFFFFF
 _REFERENCES = Struct("=Q")
 
 # Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
-IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBB")  # see `_identity`; 80 octets, cells 1 to 10
+IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBBH")  # see `_identity`; 80 octets, cells 1 to 10
 # and what a turn changes, cells 11 to 25: native order, so that each is stored by one instruction
 HOT = Struct("@10Q6IdQ")
 ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn or old values do no harm
@@ -242,7 +242,7 @@ class Durable:
             conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, conn.snd_window, conn.window_max, conn.rcv_limit,
             conn.send_limit, wait or 0.0, conn.last_ack_sent)  # a window is less than 2**30 (RFC 7323 section 2.3)
         accurate = conn.accurate
-        identity = (conn.state, conn.handle, conn.accept_number, conn.mss, conn.home,
+        identity = (conn.state, conn.handle, conn.accept_number, conn.mss, conn.former_mss, conn.home,
                     accurate.octet if accurate is not None else -1)
         if identity != conn.stored:
             conn.stored = identity
@@ -271,4 +271,4 @@ def _identity(conn: Connection) -> tuple[Any, ...]:
     return (conn.handle, conn.listener, conn.accept_number, ends.port, ends.peer_port, len(ends.local), flags,
             conn.peer_scale, conn.own_scale, ends.local, ends.peer, conn.iss, conn.irs, conn.timestamp_offset,
             conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss, conn.home,
-            conn.accurate.octet if conn.accurate is not None else 0)
+            conn.accurate.octet if conn.accurate is not None else 0, conn.former_mss)

@@ -10,6 +10,7 @@ from bus.durable.slots import SLOT_OCTETS, STATE_MASK
 from bus.streams import StreamState
 from layers.tcp import asleep, history
 from layers.tcp import connection as tcb
+from layers.tcp.closing import RAISE_FIRST_S
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant, Identity, Told
@@ -188,7 +189,8 @@ class Successor:
         """
         at, memory = number * SLOT_OCTETS, self._durable.memory
         (handle, listener, accept_number, port, peer_port, octets, flags, peer_scale, own_scale, local, peer, iss, irs,
-         offset, mss, peer_mss, own_mss, path_mss, home, accurate) = IDENTITY.unpack_from(memory, at + IDENTITY_AT)
+         offset, mss, peer_mss, own_mss, path_mss, home, accurate, former_mss) = IDENTITY.unpack_from(
+             memory, at + IDENTITY_AT)
         hot = HOT.unpack_from(memory, at + HOT_AT)
         state = self._durable.slots.state(number)
         if octets not in (4, 16) or not 0 < state < 12 or peer_scale > 14 or own_scale > 14:
@@ -200,6 +202,7 @@ class Successor:
         conn.slot, conn.listener, conn.accept_number = number, listener, accept_number
         conn.iss, conn.irs, conn.timestamp_offset = iss, irs, offset
         conn.mss, conn.peer_mss, conn.own_mss, conn.path_mss = mss, peer_mss, own_mss, path_mss
+        conn.former_mss, conn.raise_at = former_mss, self._engine.now + RAISE_FIRST_S
         conn.peer_scale, conn.own_scale = peer_scale, own_scale
         conn.scale_ok, conn.timestamps_ok = bool(flags & SCALE), bool(flags & TIMESTAMPS)
         conn.sack_ok, conn.automatic = bool(flags & SACK), bool(flags & AUTOMATIC)

@@ -429,6 +429,14 @@ def test_rfc4821_after_an_outage_the_former_size_is_tried_again():
     assert sent_larger_than(1447, world, world.now - 1)
 
 
+def test_rfc4821_a_successor_tries_the_former_size_again():
+    world, a, left = interrupted(8)
+    assert a.conn(left).mss <= 1024
+    world.hosts[A] = a = a.successor(9)
+    sending(world, a, left, 30)
+    assert a.conn(left).mss == 1460
+
+
 def test_rfc4821_a_path_that_no_longer_carries_the_former_size_loses_one_segment_in_ten_minutes():
     world, a, left = interrupted(8)
     begun, least = world.now, a.conn(left).mss
