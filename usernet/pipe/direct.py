@@ -137,7 +137,7 @@ class Pull:
                 caller, _ = self._listener.accept()
                 caller.setblocking(False)
                 pid, user = peer(caller)
-                if user not in self._users or not self._has_place(pid):
+                if user not in self._users or not self._places.admits(pid, self._close_one_of):
                     self._refused(0)
                     caller.close()
                     continue
@@ -156,16 +156,10 @@ class Pull:
                     self._paused = True
                     self._epoll.modify(self._listener_fd, _IN | select.EPOLLET)
 
-    def _has_place(self, pid: int) -> bool:
-        """Whether there is a place for another connection of this process; perhaps one of another process is closed."""
-        if self._places.has_one_for(pid):
-            return True
-        most = self._places.gives_way_to(pid)
-        if not most:
-            return False
-        self._drop(next(each for each in reversed(self._readers) if self._readers[each][2] == most))
+    def _close_one_of(self, pid: int) -> None:
+        """Close the newest connection of a process."""
+        self._drop(next(each for each in reversed(self._readers) if self._readers[each][2] == pid))
         self._refused(0)
-        return True
 
     def spare(self, neighbor: int, pid: int) -> None:
         """See `contract`: closes connections for what they have sent only."""

@@ -211,7 +211,7 @@ class Pull:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(descriptor)) as connection:
                 pid, user = peer(connection)
-                if user not in self._users or not self._has_place(pid):
+                if user not in self._users or not self._places.admits(pid, self._close_one_of):
                     connection.shutdown(socket.SHUT_RDWR)
                     self._refused(0)
                 else:
@@ -226,15 +226,9 @@ class Pull:
         if pid is not None:
             self._places.remove(pid)
 
-    def _has_place(self, pid: int) -> bool:
-        """Whether there is a place for another connection of this process; perhaps one of another process is closed."""
-        if self._places.has_one_for(pid):
-            return True
-        most = self._places.gives_way_to(pid)
-        if not most:
-            return False
-        self._shut(next(each for each in reversed(self._connections) if self._connections[each] == most))
-        return True
+    def _close_one_of(self, pid: int) -> None:
+        """Close the newest connection of a process."""
+        self._shut(next(each for each in reversed(self._connections) if self._connections[each] == pid))
 
     def spare(self, neighbor: int, pid: int) -> None:
         """See `contract`."""

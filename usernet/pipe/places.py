@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 
 class Places:
@@ -45,6 +46,16 @@ class Places:
             return 0
         (most, places), = self._held.most_common(1)
         return most if places > self._held[pid] + 1 else 0
+
+    def admits(self, pid: int, take_from: Callable[[int], object]) -> bool:
+        """Whether there is a place for the process; perhaps `take_from` had to take one of another process, which it
+        passes to `remove`."""
+        if self.has_one_for(pid):
+            return True
+        most = self.gives_way_to(pid)
+        if most:
+            take_from(most)
+        return most > 0
 
     def by_number(self) -> list[tuple[int, int]]:
         """(pid, places) of all, those with the most first."""
