@@ -15,8 +15,8 @@ from supervisor.errors import BootError
 KIB = 1024
 # of one layer's durable memory, and of the memory that tcp shares; most of it is only address space
 _MEMORY_OCTETS = TOTAL_OCTETS + STREAMS_OCTETS + ARENA_OCTETS
-# By the kind of pipes. zmq: usernet.pipe.libzmq reserves 1098; there is room for 45 applications. direct: the keeper
-# has 10 for each layer and 3 for each application.
+# By the kind of pipes. zmq: usernet.pipe.libzmq reserves 1098; there is room for 29 applications and 8 tools.
+# direct: the keeper has 10 for each layer and 3 for each application.
 DESCRIPTORS_MIN = {"zmq": 1280, "direct": 352}
 # {limit: (the shell's option, its unit, what a stack needs, whether the hard limit counts, as the keeper raises to it)}
 _NEEDED = {

@@ -54,6 +54,8 @@ REFUSALS_MAX = 16  # maximum of refusals being sent; a client that gets none sen
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
 ENDED_AT_ONCE = 64  # clients that leave in one call of `ended`
 REFUSAL_LINGER_MS = 300  # for libzmq to connect and send it
+TOOLS_PLACES = 8  # that only the tools of the command line may take, which the owner needs when all others are taken
+STRANGERS_PLACES = 8  # of connections, for layers and for processes that have not said HELLO
 DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
 CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, WANT, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
                           ACCEPT, STREAM_INFO})
@@ -87,7 +89,8 @@ class Clients:
         self._refusals: list[tuple[Push, int]] = []  # (PUSH, number of checks) of the refusals being sent
         self._backlogs = Pool(BACKLOGS_OCTETS)
         self._ends = select.epoll()
-        self._places = Places(bounded(layout.CLIENTS_MAX, pipes.poller.descriptors_reserved, DESCRIPTORS_A_CLIENT))
+        most = bounded(layout.CLIENTS_MAX + STRANGERS_PLACES, pipes.poller.descriptors_reserved, DESCRIPTORS_A_CLIENT)
+        self._places = Places(most - STRANGERS_PLACES)
         self.by_number: dict[int, Client] = {}
         self.ending = False  # the process of a client has ended, and its last frames may not have been read
 
@@ -95,6 +98,10 @@ class Clients:
     def is_contested(self) -> bool:
         """True if the core waits for `clients_checked`, and all ended clients have left."""
         return self.core.contested and not self.ending
+
+    def has(self, pid: int) -> bool:
+        """True if the process is a client."""
+        return self._places.has(pid)
 
     def restore(self) -> None:
         """Restore the clients of the former process. To the core, those that have ended meanwhile do not join."""
@@ -156,9 +163,11 @@ class Clients:
             said = version if version != VERSION else hello.version
             number, error = errno.EPROTONOSUPPORT, (
                 f"this stack speaks version {VERSION} of the application protocol, the application version {said}")
-        elif place is None or not self._places.has_one_for(pid):
+        elif place is None or not self._places.has_one_for(pid) or (
+                not hello.tool and len(self.by_number) >= self._places.most - TOOLS_PLACES):
             number, error = errno.EUSERS, (
-                f"this stack has {len(self.by_number)} applications and no room for another one of process {pid}")
+                f"this stack has {len(self.by_number)} applications and no room for another one of process {pid}; "
+                "`launcher.py ss` shows whose they are, and a larger `ulimit -Hn` at `up` may give room for more")
         elif self.is_barred(pid):
             number = errno.ECONNABORTED
             error = f"process {pid} was disconnected, because its records have killed the socket service"

@@ -79,6 +79,8 @@ class EventLoop:
             self._device = DeviceEnd(device, durable, batches, spawned.held, spawned.windows)
             self._turn.flush = self._device.flush
         self._clients = Clients(core, config, self._pipes) if isinstance(core, ClientCore) else None
+        self._neighbors: dict[int, int] = {}  # {layer: pid}
+        self._pull.know(self._is_known)
         self._next_client_check = 0.0
         self._next_check_is_near = False
         self._suspect = PoisonFilter(durable, spawned.control)
@@ -404,7 +406,12 @@ class EventLoop:
 
     def _spare(self, inbox: Inbox, pid: int | msgspec.UnsetType) -> None:
         if inbox.sender < topology.CLIENT_ID_MIN and isinstance(pid, int):
+            self._neighbors[inbox.sender] = pid
             self._pull.spare(inbox.sender, pid)
+
+    def _is_known(self, pid: int) -> bool:
+        """Whether it is a neighbour or a client."""
+        return pid in self._neighbors.values() or (self._clients is not None and self._clients.has(pid))
 
     def _tell_all(self, sender: int, now: float) -> None:
         """A neighbour has started: tell it everything again. This is no hang, however much it is."""

@@ -30,7 +30,7 @@ class ToolError(Exception):
 def stack_of(arguments: argparse.Namespace) -> usernet.Stack:
     """The stack selected by --name or the environment."""
     try:
-        return usernet.Stack(arguments.name)
+        return usernet.Stack(arguments.name, tool=True)
     except ConnectionRefusedError as error:
         raise ToolError(error.strerror or str(error), USAGE) from error
 

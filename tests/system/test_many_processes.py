@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
+import subprocess
+import time
 
 import pytest
 
-from usernet.client.connection import Connection
+from supervisor.limits import DESCRIPTORS_MIN
+from usernet.client.connection import CONNECT_TIMEOUT_S, Connection
 
 from .peers import wait_for
 from .test_hostile_applications import is_served, program
@@ -104,9 +108,38 @@ sys.stdin.read()
 """
 
 
+# Forks while it has a socket: what the child has of it, and the parent.
+CHILD = """
+import os, sys, usernet
+endpoint = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
+endpoint.bind(("127.0.0.7", 0))
+print("ready", flush=True)
+sys.stdin.readline()
+if (child := os.fork()) == 0:
+    try:
+        endpoint.sendto(b"x", endpoint.getsockname())
+    except OSError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+endpoint.sendto(b"y", endpoint.getsockname())
+if endpoint.recv(9) == b"y":
+    print("the parent has its socket", flush=True)
+"""
+
+
 @pytest.fixture(params=["direct", "zmq"])
 def booted(new_stack, request):
     return new_stack().up("--pipes", request.param)
+
+
+@pytest.fixture
+def small(new_stack):
+    """A stack with 56 places for clients, 256 for connections."""
+    stack = new_stack()
+    stack.run("up", "--detach", "--pipes", "direct", preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_NOFILE, (DESCRIPTORS_MIN["direct"], DESCRIPTORS_MIN["direct"])))
+    return stack
 
 
 def test_who_comes_when_all_connections_are_taken_finds_a_place(booted):
@@ -128,6 +161,41 @@ def test_who_comes_when_all_connections_are_taken_finds_a_place(booted):
             assert min(left) >= 1
             assert sum(left) > PROCESSES
     assert booted.run("status").returncode == 0
+
+
+def test_tools_get_in_when_applications_have_taken_all_places(small):
+    """Applications and forked children are told at once why they do not."""
+    parent = small.application(CHILD, stdin=subprocess.PIPE)
+    assert parent.stdout.readline() == "ready\n"
+    crowd = program(small, CLIENTS, small.run_dir, small.name, 80, 1)
+    told = json.loads(crowd.stdout.readline())
+    assert {tuple(each) for each in told} == {(1, 0), (0, errno.EUSERS)}
+    begun = time.monotonic()
+    with pytest.raises(OSError, match=r"no room for another one of .*`launcher.py ss` shows whose") as refused:
+        Connection(small.run_dir, small.name)
+    assert refused.value.errno == errno.EUSERS
+    assert time.monotonic() - begun < CONNECT_TIMEOUT_S / 2
+    parent.stdin.write("fork\n")
+    parent.stdin.flush()
+    assert "no room for another one of process" in parent.stdout.readline()
+    assert parent.stdout.readline() == "the parent has its socket\n"
+    assert "1 received" in small.run("ping", "-c", 1, "127.0.0.1").stdout
+    for command in (("ss",), ("status",), ("counters",), ("top", "--once")):
+        small.run(*command)
+
+
+def test_whoever_comes_is_heard_when_as_many_as_there_are_connections_say_nothing(small):
+    """Applications, tools, and layers that restart."""
+    holders = program(small, HOLDERS, small.run_dir / "sockets.sock", 300, 1)
+    assert holders.stdout.readline() == "full\n"
+    assert small.counters("sockets")["bus_refused"] > 0
+    is_served(small)
+    for layer in ("udp", "sockets"):
+        before = small.ask()[layer]
+        os.kill(before["pid"], signal.SIGKILL)
+        wait_for(layer, lambda: small.serves(**{layer: before["incarnation"] + 1}))  # noqa: B023
+        is_served(small)
+    assert "1 received" in small.run("ping", "-c", 1, "127.0.0.1").stdout
 
 
 def test_whoever_gets_no_further_connection_is_told(new_stack):

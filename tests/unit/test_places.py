@@ -45,12 +45,21 @@ def test_when_all_are_taken_the_process_with_the_most_gives_one():
     assert [places.gives_way_to(pid) for pid in (1, 3, 7)] == [0, 0, 1]
 
 
-def test_none_gives_its_only_one():
-    places = Places(3)
+def test_only_who_is_not_known_gives_its_only_one_and_the_oldest_first():
+    places, known = Places(3), {1}
+    places.is_known = known.__contains__
     for pid in (1, 2, 3):
         places.add(pid)
     assert not places.has_one_for(4)
-    assert places.gives_way_to(4) == 0
+    assert [places.gives_way_to(pid) for pid in (4, 2)] == [2, 0]
+    lost: list[int] = []
+    assert places.admits(4, lambda pid: (lost.append(pid), places.remove(pid)))
+    places.add(4)
+    assert lost == [2]
+    known |= {3, 4}
+    assert places.gives_way_to(5) == 0
+    assert not places.admits(5, lost.append)
+    assert lost == [2]
 
 
 @settings(max_examples=100, deadline=None)

@@ -71,8 +71,10 @@ HANDLE_MAX = 0xFFFFFFFF
 class Connection:
     """See the module's docstring. ConnectionRefusedError or TimeoutError: no stack."""
 
-    def __init__(self, run_dir: Path, name: str) -> None:
+    def __init__(self, run_dir: Path, name: str, tool: bool = False) -> None:
+        """`tool`: it is for a tool of the command line, which gets a place also if there is none for applications."""
         self.run_dir = run_dir
+        self.tool = tool
         self.name = name
         self.pid = os.getpid()
         self.welcome: dict[str, Any] = {}
@@ -113,7 +115,7 @@ class Connection:
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
                 )
             hello = {"version": VERSION, "inbox": self.inbox_path.name, "done": self._incoming.done,
-                     "token": self._token}
+                     "token": self._token, "tool": self.tool}
             with self._sending.lock:
                 self._line.send(self._unnumbered(HELLO, hello), CONNECT_TIMEOUT_S)
             until = monotonic() + HELLO_INTERVAL_S

@@ -30,10 +30,12 @@ class Stack:
     """A running stack, for a program that uses several or needs to know the address.
 
     `name` is its name, `run_dir` its run directory; without both, the environment decides (usernet.pipe.run_dir).
-    ConnectionRefusedError: it does not run.
+    ConnectionRefusedError: it does not run. `tool`: this process is a tool of the command line, see Connection.
     """
 
-    def __init__(self, name: str | None = None, run_dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, name: str | None = None, run_dir: str | os.PathLike[str] | None = None, *,
+                 tool: bool = False) -> None:
+        self._tool = tool
         self.run_dir = Path(os.path.abspath(run_dir if run_dir is not None else default_run_dir(name)))
         self.name = name or (stack_name() if run_dir is None else self.run_dir.name)
         _ = self.connection
@@ -46,7 +48,7 @@ class Stack:
             if connection is None or not connection.alive():
                 if connection is not None:
                     connection.close(linger_s=0)
-                connection = _connections[self.run_dir] = Connection(self.run_dir, self.name)
+                connection = _connections[self.run_dir] = Connection(self.run_dir, self.name, self._tool)
                 _all[:] = [each for each in _all if each.boxes or not each.closed]
                 _all.append(connection)
                 _close_at_exit()

@@ -43,6 +43,9 @@ class Pull(Protocol):
     def spare(self, neighbor: int, pid: int) -> None:
         """This is the process of a neighbouring layer now: its connection is not closed for want of memory."""
 
+    def know(self, is_known: Callable[[int], bool]) -> None:
+        """How to tell the processes whose only connection is not closed to make room for another's."""
+
     def expire(self, now: float) -> None:
         """To be called regularly, `now` in seconds of CLOCK_MONOTONIC: close connections without a handshake."""
 

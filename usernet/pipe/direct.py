@@ -164,6 +164,10 @@ class Pull:
     def spare(self, neighbor: int, pid: int) -> None:
         """See `contract`: closes connections for what they have sent only."""
 
+    def know(self, is_known: Callable[[int], bool]) -> None:
+        """See `contract`."""
+        self._places.is_known = is_known
+
     def expire(self, now: float) -> None:
         """See `contract`."""
         if self._paused:

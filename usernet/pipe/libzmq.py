@@ -234,6 +234,10 @@ class Pull:
         """See `contract`."""
         self._spared[neighbor] = pid
 
+    def know(self, is_known: Callable[[int], bool]) -> None:
+        """See `contract`."""
+        self._places.is_known = is_known
+
     def expire(self, now: float) -> None:
         """See `contract`: libzmq closes connections without a handshake itself (ZMQ_HANDSHAKE_IVL).
 

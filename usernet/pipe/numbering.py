@@ -30,6 +30,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
     inbox: str = ""  # only from an application: the file name of its inbox
     pid: int | msgspec.UnsetType = msgspec.UNSET  # only from a layer to another: its process
+    tool: bool = False  # only from an application: a tool of the command line, for which some places are reserved
     # only from an application: any text, which is returned in the answer
     token: Annotated[str, msgspec.Meta(max_length=64)] = ""
 

@@ -6,15 +6,20 @@ from collections import Counter
 from collections.abc import Callable
 
 
+def _nobody_is(pid: int) -> bool:
+    return False
+
+
 class Places:
     """`most` places in all. Each is taken by a process and told from others by its number only."""
 
-    __slots__ = ("_held", "most", "taken")
+    __slots__ = ("_held", "is_known", "most", "taken")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = 0
-        self._held: Counter[int] = Counter()  # {pid: places}, without zeros
+        self._held: Counter[int] = Counter()  # {pid: places}, without zeros, in the order of their first ones
+        self.is_known: Callable[[int], bool] = _nobody_is  # whether a process may keep its only place
 
     def add(self, pid: int) -> None:
         """The process has one more."""
@@ -41,11 +46,18 @@ class Places:
         return free > 0 and (not held or held < free // (4 * len(self._held)))
 
     def gives_way_to(self, pid: int) -> int:
-        """The process that must give one of its places to `pid`; 0: some are left, or none has so many more."""
+        """The process that must give one of its places to `pid`; 0: some are left, or none has to.
+
+        That is the one with the most. If each has one only, it is the one of those that are not known that has had its
+        place for the longest time.
+        """
         if self.taken < self.most:
             return 0
         (most, places), = self._held.most_common(1)
-        return most if places > self._held[pid] + 1 else 0
+        held = self._held.get(pid, 0)
+        if places > held + 1:
+            return most
+        return 0 if held else next((each for each in self._held if not self.is_known(each)), 0)
 
     def admits(self, pid: int, take_from: Callable[[int], object]) -> bool:
         """Whether there is a place for the process; perhaps `take_from` had to take one of another process, which it
@@ -56,6 +68,10 @@ class Places:
         if most:
             take_from(most)
         return most > 0
+
+    def has(self, pid: int) -> bool:
+        """Whether the process has a place."""
+        return pid in self._held
 
     def by_number(self) -> list[tuple[int, int]]:
         """(pid, places) of all, those with the most first."""
