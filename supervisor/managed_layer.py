@@ -139,9 +139,10 @@ class ManagedLayer:
                 self.processes[role].tell("stop")
                 self.processes[role].tell("stop")  # twice: a process that still waits for "go" consumes the first
             case Kill(role, why):
-                self.processes[role].kill(why)
-                if self.state is State.STOPPING:
-                    self.forced.append(f"{self.name} [{self.processes[role].pid}]: {why}")
+                process = self.processes[role]
+                if self.state is State.STOPPING and not process.why:
+                    self.forced.append(f"{self.name} [{process.pid}]: {why}")
+                process.kill(why)
             case Dismiss():
                 self.processes.pop(Role.SPARE).kill("dismissed")
             case UseCode("successor"):
@@ -269,7 +270,7 @@ class ManagedLayer:
         if process is not None:
             beat = max(self.resources.beat, process.started)
             late = process.watch.suspicious(now, beat, used_s(process.pid), self.resources.in_hand)
-            if late and service.state in (State.STARTING, State.UP):
+            if late:
                 self._judge(process, beat, now)
             due = beat + SUSPECT_AFTER_S if due is None else min(due, beat + SUSPECT_AFTER_S)
         return NEVER if due is None else due

@@ -254,6 +254,21 @@ def test_a_hung_process_is_killed_and_the_gap_counts_from_its_last_sign_of_life(
     assert Log("serves", gap_ms=300.0) in layer.ready().done
 
 
+def test_a_process_that_hangs_instead_of_stopping_for_its_successor_is_killed_at_once():
+    layer = Layer().up()
+    layer.happens(Event.RENEW)
+    layer.happens(Event.LOADED)
+    assert layer.happens(Event.HUNG, layer.now - 0.3, "it hung") == [Kill(Role.PROCESS, "it hung")]
+    layer.dies(Death("it hung"))
+    assert (layer.state, layer.code) == (State.STARTING, "new")
+
+
+def test_a_process_that_hangs_instead_of_stopping_with_the_stack_is_killed_at_once():
+    layer = Layer().up()
+    layer.happens(Event.STOP)
+    assert layer.happens(Event.HUNG, layer.now - 0.3, "it hung") == [Kill(Role.PROCESS, "it hung")]
+
+
 @pytest.mark.parametrize("state", [State.UP, State.PAUSED])
 def test_forks_that_the_system_refuses_are_tried_again_later_and_later(state):
     layer = Layer().up()
