@@ -280,7 +280,7 @@ class ManagedLayer:
         ready_at, policy = self.service.ready_at, self.service.policy
         found = sample(process.pid)
         served_s = beat - (ready_at if ready_at is not None else beat)
-        serving = ready_at is not None and not self.resources.words.words[layout.TELLING]
+        serving = ready_at is not None and not self.resources.words.words[layout.LONG_WORK]
         used = used_s(process.pid)
         if found is not None and process.watch.hung(now, found, used, serving, policy.patience(served_s)):
             if found.state == "R":

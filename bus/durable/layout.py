@@ -17,12 +17,13 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
 
 PAGE = 4096
 _MADV_POPULATE_WRITE = 23  # linux/mman.h
 
 # Indices of the words.
-TELLING = 0  # 1: a neighbour has started and is told what it has to know, which may take as long as restoring it
+LONG_WORK = 0  # above 0: work that takes as long as restoring the state (see `Memory.begin_long_work`)
 INCARNATION = 1  # of the process that maps it now
 BEAT = 2  # a double: the time of the loop's last turn, in seconds of CLOCK_MONOTONIC
 IN_HAND_SENDER = 3  # sender of the frame being processed; 0: none
@@ -115,6 +116,16 @@ class Memory:
             view[_STORE_AT : _STORE_AT + STORE_ARENA_OCTETS],
             view[_STORE_AT + STORE_ARENA_OCTETS : _TAPS_AT],
         )
+
+    def begin_long_work(self) -> None:
+        """What follows, until `end_long_work`, grows with the state of the layer, cannot be done in portions, and is no
+        hang, however much it is: the keeper is more patient. It may be nested."""
+        self.words[LONG_WORK] += 1
+
+    def end_long_work(self) -> None:
+        """That is done, which is a life sign."""
+        self.beat[0] = time.monotonic()
+        self.words[LONG_WORK] -= 1
 
     def release_arena(self, number: int) -> None:
         """Return the memory of an arena that is no longer used to the system; it reads as zeros afterwards."""

@@ -177,7 +177,7 @@ class EventLoop:
     def _start(self) -> None:
         now = time.monotonic()
         self._memory.beat[0] = now
-        self._words[layout.TELLING] = 0
+        self._words[layout.LONG_WORK] = 0
         batch = self._device.left() if self._device is not None else []
         self._suspect.inherit(self._turn.journal.done)
         inherit(self._memory)
@@ -414,12 +414,11 @@ class EventLoop:
         return pid in self._neighbors.values() or (self._clients is not None and self._clients.has(pid))
 
     def _tell_all(self, sender: int, now: float) -> None:
-        """A neighbour has started: tell it everything again. This is no hang, however much it is."""
-        self._words[layout.TELLING] = 1
+        """A neighbour has started: tell it everything again."""
+        self._memory.begin_long_work()
         self._dispatch(self._core.neighbor_started(sender, now))
         self._turn.end()
-        self._memory.beat[0] = time.monotonic()
-        self._words[layout.TELLING] = 0
+        self._memory.end_long_work()
 
     def _client_left(self, inbox: Inbox, now: float) -> None:
         """A client has sent BYE."""
