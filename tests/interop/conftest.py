@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,12 +49,12 @@ def world(standing_world: World, request: pytest.FixtureRequest, tmp_path: Path)
     """A world in which nothing runs yet."""
     try:
         if standing_world.name == "usernet":
-            begun = time.time()
+            begun = expert.Moment.now()
             with captured(standing_world, tmp_path / "headers", HEADERS_OCTETS):
                 yield standing_world
             provokes = {kind for mark in request.node.iter_markers("provokes") for kind in mark.args}
             bulk = frozenset({"window full", *provokes})
-            ran = expert.Ran(request.node.name, begun, time.time(), bulk)
+            ran = expert.Ran(request.node.name, begun, expert.Moment.now(), bulk)
             unprovoked = expert.objections(require_program("tshark"), [tmp_path / "headers"], [ran])
             assert not unprovoked, "the experts object:\n" + "\n".join(unprovoked)
         else:

@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,10 +141,11 @@ def judged(request: pytest.FixtureRequest) -> Iterator[list[expert.Ran]]:
 @pytest.fixture(autouse=True)
 def noted(request: pytest.FixtureRequest, judged: list[expert.Ran]) -> Iterator[None]:
     """Notes for the experts when a test ran, and what it provokes."""
-    begun = time.time()
+    begun = expert.Moment.now()
     yield
+    ended = expert.Moment.now()
     provokes = {kind for mark in request.node.iter_markers("provokes") for kind in mark.args}
-    judged.append(expert.Ran(request.node.name, begun, time.time(), frozenset(provokes)))
+    judged.append(expert.Ran(request.node.name, begun, ended, frozenset(provokes)))
 
 
 @pytest.fixture
