@@ -57,7 +57,10 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
         if _overwritten(engine, conn):
             return
         _insert(conn, start, end)
-        _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: at once
+        if conn.sack_ok:
+            _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: at once
+        else:
+            engine.acknowledge(conn)  # for each of a turn: the peer counts three
         return
     conn.receive_ring.write(start - 1, payload)
     if _overwritten(engine, conn):
@@ -68,7 +71,12 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
         _join(conn, end)
         _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: what fills a gap, at once
     engine.received(conn, start, payload if conn.rcv_nxt == end and engine.text_intact is None else None)
-    engine.touch(conn)
+    if conn.ack_due >= 2 * conn.peer_segment and end - start <= conn.peer_segment:
+        # RFC 9293 section 3.8.6.3 (SHLD-19): a turn may bring many segments. A peer that counts ACKs, or no more than
+        # two segments for each (RFC 3465 section 2.3), would open its window slowly. A super-segment has one ACK.
+        engine.acknowledge(conn)
+    else:
+        engine.touch(conn)
 
 
 def _overwritten(engine: Engine, conn: Connection) -> bool:

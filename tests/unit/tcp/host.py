@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from heapq import heappop, heappush
 from itertools import count
@@ -224,9 +224,17 @@ class Host:
         return tcb.STATE_NAMES[conn.state] if conn is not None else "CLOSED"
 
     def arrive(self, source: bytes, segment: Segment, ecn: int = 0) -> None:
-        parsed = parse(segment.pack())
-        assert parsed is not None
-        self.do(lambda host: host.engine.arrives(Arrival(source, host.address, parsed, ecn)))
+        self.arrive_together(source, [segment], ecn)
+
+    def arrive_together(self, source: bytes, segments: Iterable[Segment], ecn: int = 0) -> None:
+        """In one turn."""
+        def arrives(host: Host) -> None:
+            for segment in segments:
+                parsed = parse(segment.pack())
+                assert parsed is not None
+                host.engine.arrives(Arrival(source, host.address, parsed, ecn))
+
+        self.do(arrives)
 
     def expire(self) -> None:
         due = self.engine.next_due

@@ -48,12 +48,20 @@ class Peer:
     def says(self, flags: str, seq: int, ack: int | None = None, text: bytes = b"", window: int = 65535,
              options: Options | None = None, urgent: int = 0, ecn: int = 0) -> list[str]:
         """A segment comes in; what goes out at once."""
-        bits = sum(1 << FLAG_LETTERS.index(flag) for flag in flags)
-        segment = Segment(self.port, self.host_port, (ISN + seq) & 0xFFFFFFFF,
-                          ((self.isn or 0) + ack) & 0xFFFFFFFF if ack is not None else 0, bits, window, urgent,
-                          options or Options(), text)
-        self.host.arrive(A, segment, ecn)
+        self.host.arrive(A, self._segment(flags, seq, ack, text, window, options, urgent), ecn)
         return [self.text(each) for each in self._hear()]
+
+    def says_together(self, *segments: tuple[str, int, int, bytes]) -> list[str]:
+        """Segments come in in one turn (flags, number, acknowledgment, text); what goes out at its end."""
+        self.host.arrive_together(A, [self._segment(*each) for each in segments])
+        return [self.text(each) for each in self._hear()]
+
+    def _segment(self, flags: str, seq: int, ack: int | None = None, text: bytes = b"", window: int = 65535,
+                 options: Options | None = None, urgent: int = 0) -> Segment:
+        bits = sum(1 << FLAG_LETTERS.index(flag) for flag in flags)
+        return Segment(self.port, self.host_port, (ISN + seq) & 0xFFFFFFFF,
+                       ((self.isn or 0) + ack) & 0xFFFFFFFF if ack is not None else 0, bits, window, urgent,
+                       options or Options(), text)
 
     def hears(self) -> list[str]:
         """What went out since the last look."""

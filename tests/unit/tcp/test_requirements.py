@@ -178,6 +178,27 @@ def test_must_40_58_an_ack_is_delayed_by_less_than_half_a_second_and_every_secon
     assert peer.hears() == [f". 1(0) ack {seq + 1}"]
 
 
+def test_shld_19_every_second_full_segment_of_a_turn_is_answered():
+    peer = Peer()
+    peer.connects()
+    segments = [(".", 1 + 1000 * number, 1, b"d" * 1000) for number in range(10)]
+    assert peer.says_together(*segments) == [f". 1(0) ack {ack}" for ack in range(2001, 10002, 2000)]
+
+
+def test_shld_19_a_super_segment_is_answered_once():
+    peer = Peer()
+    peer.connects()
+    assert peer.says_together((".", 1, 1, b"d" * 10_000), (".", 10_001, 1, b"d" * 10_000)) == [". 1(0) ack 20001"]
+
+
+def test_rfc5681_4_2_each_segment_beyond_a_gap_is_answered_where_the_peer_counts_duplicates():
+    peer = Peer()
+    peer.connects()
+    late = [(".", 1001 + 1000 * number, 1, b"d" * 1000) for number in range(4)]
+    assert peer.says_together(*late) == [". 1(0) ack 1"] * 4
+    assert peer.says(".", 1, 1, b"d" * 1000) == [". 1(0) ack 5001"]
+
+
 def test_must_41_42_a_port_may_be_listened_at_by_address_and_others_go_on():
     peer = Peer()
     handle = peer.connects()
