@@ -17,7 +17,7 @@ ACK_DELAY_S = 0.04  # of Linux and of layers/tcp/acknowledgment.py
 DUPLICATES = 3  # RFC 5681 section 3.2
 FIN, SYN, ACK = 1, 2, 16
 MSS = 536  # RFC 9293 section 3.7.1, where no SYN was seen
-# When it was sent: text of a SYN that the SYN-ACK did not acknowledge (RFC 7413 section 4.2.2); what has not passed yet.
+# When it was sent: text of a SYN that its SYN-ACK leaves out (RFC 7413 section 4.2.2); what has not passed yet.
 REFUSED, OVERTAKEN = 0.0, -1.0
 
 
