@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from layers.tcp.connection import ORPHAN, RECEIVING, Connection
 from layers.tcp.ring import RING_OCTETS_MAX, RING_OCTETS_MIN, size_for
+from packets.tcp import MSS_DEFAULT
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -14,6 +15,7 @@ DELAY_S = 0.04  # Linux TCP_DELACK_MIN; RFC 9293 (MUST-58): below 0.5 s
 QUICK_ACKS = 16  # Linux TCP_MAX_QUICKACKS: number of segments acknowledged at once at the start and after a pause
 IDLE_S = 0.2  # Linux: after an RTO without text the next segments are acknowledged at once again
 WINDOW_FIELD_MAX = 65535
+MSS_MIN = 88  # Linux TCP_MIN_MSS: shorter ones are not full
 SPARE_OCTETS = 256  # of a ring, not offered, because windows are rounded up by less than this
 OWN_SCALE = 7  # RFC 7323 section 2.3: enough for a ring of 4 MiB
 UNSCALED_LIMIT = RING_OCTETS_MIN - SPARE_OCTETS
@@ -96,13 +98,28 @@ def left(conn: Connection) -> None:
     conn.last_ack_sent = conn.rcv_nxt
 
 
-def text_came(engine: Engine, conn: Connection, octets: int) -> None:
-    """Text arrived: update the size of the peer's segments and the quick ACKs after a pause."""
+def text_came(engine: Engine, conn: Connection) -> None:
+    """Text arrived: begin anew after a pause."""
     if engine.now - conn.last_text > IDLE_S:
-        conn.quick, conn.pingpong = QUICK_ACKS, False
+        conn.quick, conn.pingpong, conn.last_size = QUICK_ACKS, False, 0
     conn.last_text = engine.now
-    if octets > conn.peer_segment:
-        conn.peer_segment = min(octets, conn.mss)
+
+
+def measure(conn: Connection, octets: int, pushed: bool) -> None:
+    """Estimate the size of the peer's full segments from text that comes in order (Linux: tcp_measure_rcv_mss).
+
+    A larger segment is full. So are two of the same smaller size in succession, because the path's MTU has become less,
+    unless they are so short that they may be an application's, and are pushed.
+    """
+    options = 12 if conn.timestamps_ok else 0
+    if octets >= conn.peer_segment:
+        conn.peer_segment, conn.last_size = min(octets, max(conn.mss - options, conn.peer_segment)), 0
+    elif octets >= MSS_DEFAULT - options or (octets >= MSS_MIN and not pushed):
+        if octets == conn.last_size:
+            conn.peer_segment = octets
+        conn.last_size = octets
+    else:
+        conn.last_size = 0
 
 
 def was_read(engine: Engine, conn: Connection, number: int) -> None:

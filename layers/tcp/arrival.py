@@ -27,7 +27,7 @@ from layers.tcp.connection import (
 )
 from layers.tcp.counters import Counters as C
 from layers.tcp.sequence import from_wire
-from packets.tcp import ACK, FIN, RST, SYN, URG
+from packets.tcp import ACK, FIN, PSH, RST, SYN, URG
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -362,7 +362,7 @@ def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, 
     if fin and end <= max(conn.advertised, conn.rcv_nxt) and conn.fin_at is None:
         conn.fin_at = end
     if payload:
-        reassembly.text(engine, conn, seq, payload)
+        reassembly.text(engine, conn, seq, payload, bool(arrival.segment.flags & PSH))
     if conn.fin_at is not None and conn.rcv_nxt == conn.fin_at:
         _fin(engine, conn)
     elif fin:

@@ -85,8 +85,8 @@ class Connection:
         "challenge_at", "cookie", "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack",
         "ecn_echo", "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "former_mss", "full_end",
         "gap_told", "handle", "home", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
-        "last_progress", "last_sent", "last_text", "listener", "measured_at", "measured_from", "more", "mss",
-        "octets_resent", "opened_at", "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale",
+        "last_progress", "last_sent", "last_size", "last_text", "listener", "measured_at", "measured_from", "more",
+        "mss", "octets_resent", "opened_at", "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale",
         "path_mss", "peer_mss", "peer_scale", "peer_segment", "persist_at", "pingpong", "probe_count",
         "probes_unanswered", "queued_at", "quick", "quiet_queued", "raise_at", "raise_end", "raise_resent",
         "rcv_limit", "rcv_nxt", "read", "read_asked", "receive_ring", "recent_sack", "recovery", "rest_queued",
@@ -156,7 +156,8 @@ class Connection:
         self.peer_mss = 536  # the MSS of the peer
         self.own_mss = 536  # the MSS that we sent
         self.path_mss = 536  # the maximum for the path
-        self.peer_segment = 536  # the largest text received in one segment
+        self.peer_segment = 536  # the text of the peer's full segments, as far as known
+        self.last_size = 0  # the text of the last segment, if it was shorter and may be full all the same
         self.scale_ok = False
         self.peer_scale = 0  # shift of windows that the peer sends
         self.own_scale = 0

@@ -242,7 +242,7 @@ class Engine:
 
     def received(self, conn: Connection, start: int, octets: bytes | memoryview | None) -> None:
         """Octets arrived in order from `start` to RCV.NXT; `octets` if they are at hand, else they are in the ring."""
-        acknowledgment.text_came(self, conn, conn.rcv_nxt - start)
+        acknowledgment.text_came(self, conn)
         if conn.handle == ORPHAN:
             return
         self.told(conn, start, octets)

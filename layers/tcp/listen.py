@@ -78,7 +78,7 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
     engine.remember(conn)
     if listener.options.fast_open and fast_open.takes_text(engine, listener, conn, segment):
         hand_up(engine, listener, conn)
-        reassembly.text(engine, conn, 1, segment.payload)
+        reassembly.text(engine, conn, 1, segment.payload, pushed=True)
         conn.syn_octets = conn.rcv_nxt - 1
     engine.send_syn(conn)
 

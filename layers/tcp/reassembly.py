@@ -25,10 +25,11 @@ SACK_BLOCKS_KEPT = 4
 _low, _high = itemgetter(0), itemgetter(1)
 
 
-def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview) -> None:
+def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview, pushed: bool) -> None:
     """Text of a segment that overlaps the receive window, or is a probe of a closed one. Passes up what is in order."""
     counters, nxt = engine.counters, conn.rcv_nxt
-    end = seq + len(payload)
+    octets = len(payload)
+    end = seq + octets
     limit = conn.advertised if conn.fin_at is None else min(conn.advertised, conn.fin_at)
     if end > limit:
         counters[C.beyond_window] += 1
@@ -71,6 +72,7 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
         _join(conn, end)
         _acknowledge_now(engine, conn)  # RFC 5681 section 4.2: what fills a gap, at once
     engine.received(conn, start, payload if conn.rcv_nxt == end and engine.text_intact is None else None)
+    acknowledgment.measure(conn, octets, pushed)
     if conn.ack_due >= 2 * conn.peer_segment and end - start <= conn.peer_segment:
         # RFC 9293 section 3.8.6.3 (SHLD-19): a turn may bring many segments. A peer that counts ACKs, or no more than
         # two segments for each (RFC 3465 section 2.3), would open its window slowly. A super-segment has one ACK.

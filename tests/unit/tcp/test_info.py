@@ -84,18 +84,19 @@ def test_the_list_of_connections_comes_in_pages(monkeypatch):
 def test_tcp_info_shows_the_counts_of_segments():
     world, a, b, left, right = pair(0.01, lambda source, segment, lost=[1]: (
         [] if segment.payload and source[-1] == 1 and lost and lost.pop() else [0.01]))
-    a.write(left, octets(100_000))
-    assert world.run(5, lambda: len(b.applications[right].received) == 100_000)
+    count = 69 * 1448  # with a short segment at the end, that is probed for before its delayed ACK
+    a.write(left, octets(count))
+    assert world.run(5, lambda: len(b.applications[right].received) == count)
     world.run(0.1)
     sender, receiver = named(tcp_info(a.engine, a.conn(left))), named(tcp_info(b.engine, b.conn(right)))
     mss = sender["snd_mss"]
-    segments = -(-100_000 // mss)
+    segments = count // mss
     assert sender["bytes_retrans"] == mss
-    assert sender["bytes_sent"] == 100_000 + mss
+    assert sender["bytes_sent"] == count + mss
     assert sender["data_segs_out"] == segments + 1
     assert receiver["data_segs_in"] == segments
     assert receiver["rcv_ooopack"] > 0
     assert sender["delivered"] == segments
     assert sender["segs_in"] == receiver["segs_out"]
     assert sender["advmss"] == mss == 1448
-    assert 10 * mss / 0.02 / 2 < sender["delivery_rate"] < 100_000 / 0.02
+    assert 10 * mss / 0.02 / 2 < sender["delivery_rate"] < count / 0.02

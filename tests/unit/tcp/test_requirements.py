@@ -191,6 +191,30 @@ def test_shld_19_a_super_segment_is_answered_once():
     assert peer.says_together((".", 1, 1, b"d" * 10_000), (".", 10_001, 1, b"d" * 10_000)) == [". 1(0) ack 20001"]
 
 
+def test_shld_19_a_peer_whose_segments_have_become_smaller_is_answered_as_often():
+    """Its path has a smaller MTU now; quick ACKs are off, which would hide it."""
+    peer = Peer()
+    peer.host.set(peer.connects(), 9, quickack=False)
+    assert peer.says(".", 1, 1, b"d" * 1000) == []
+    answers = [bool(peer.says(".", 1001 + 400 * number, 1, b"d" * 400)) for number in range(10)]
+    assert answers[2:] in ([True, False] * 4, [False, True] * 4)
+
+
+def test_shld_19_what_fills_a_gap_is_not_taken_for_one_segment():
+    peer = Peer()
+    peer.host.set(peer.connects(), 9, quickack=False)
+    for number in 0, 2, 3, 4, 1:
+        peer.says(".", 1 + 400 * number, 1, b"d" * 400)
+    assert sum(bool(peer.says(".", 2001 + 400 * number, 1, b"d" * 400)) for number in range(10)) == 5
+
+
+def test_rfc5681_4_2_short_writes_are_not_taken_for_full_segments():
+    peer = Peer()
+    peer.host.set(peer.connects(), 9, quickack=False)
+    assert peer.says(".", 1, 1, b"d" * 1000) == []
+    assert [peer.says("P.", 1001 + 100 * number, 1, b"d" * 100) for number in range(9)] == [[]] * 9
+
+
 def test_rfc5681_4_2_each_segment_beyond_a_gap_is_answered_where_the_peer_counts_duplicates():
     peer = Peer()
     peer.connects()
