@@ -138,12 +138,12 @@ def test_runs_come_to_the_same_as_one_frame_after_the_other(drawn):
     assert outcomes[0] == outcomes[1]
 
 
-def test_frames_of_one_application_go_to_the_core_in_one_call(tmp_path):
+def test_frames_of_one_application_go_to_the_core_in_one_call_but_for_requests(tmp_path):
     service = Service(str(tmp_path))
     try:
         first, second = CLIENTS
         sent = [(first, SEND, b"1"), (first, SEND, b"2"), (first, CREDIT, b"3"), (first, SEND, b"4"),
-                (second, SEND, b"5")]
+                (second, SEND, b"5"), (second, REQUEST, b"6"), (second, REQUEST, b"7")]
         numbers = dict.fromkeys(CLIENTS, 0)
         frames = []
         for client, kind, record in sent:
@@ -151,10 +151,10 @@ def test_frames_of_one_application_go_to_the_core_in_one_call(tmp_path):
             frames.append(pack_frame(kind, client, 1, numbers[client], [record]))
         service.node._take_many(frames, NOW)
         assert service.core.calls == [(first, SEND, [b"1", b"2"]), (first, CREDIT, [b"3"]), (first, SEND, [b"4"]),
-                                      (second, SEND, [b"5"])]
+                                      (second, SEND, [b"5"]), (second, REQUEST, [b"6"]), (second, REQUEST, [b"7"])]
         assert service.durable.words[layout.IN_HAND_SENDER] == second
         service.node._turn.end()
-        assert [inbox.done for inbox in service.inboxes] == [4, 1]
+        assert [inbox.done for inbox in service.inboxes] == [4, 3]
         assert service.durable.words[layout.IN_HAND_SENDER] == 0
     finally:
         service.close()
