@@ -108,7 +108,7 @@ def test_gratuitous_arp_of_a_host_that_is_not_known_teaches_nothing(stack: Stack
 def test_rfc826_gratuitous_arp_moves_a_known_host_to_its_new_mac(new_stack, gratuitous: str) -> None:
     require_program("arping")
     stack = new_stack().up()
-    stack.execute("ping", "-c", 1, "-W", 5, STACK)
+    stack.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK)
     stack.execute("ip", "link", "set", TAP, "address", SECOND_MAC)
     assert neighbors(stack)[KERNEL][0] != SECOND_MAC
     stack.execute("arping", "-I", TAP, gratuitous, "-c", 1, "-w", 1, KERNEL, status=None)
@@ -118,7 +118,7 @@ def test_rfc826_gratuitous_arp_moves_a_known_host_to_its_new_mac(new_stack, grat
 
 def test_the_kernel_finds_the_stack_and_verifies_it_by_unicast(stack: Stack) -> None:
     stack.execute("ip", "neigh", "flush", "dev", TAP)
-    stack.execute("ping", "-c", 1, "-W", 5, STACK)
+    stack.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK)
     entry = stack.kernel.neighbor()
     assert stack.mac in entry
     assert "REACHABLE" in entry
@@ -132,7 +132,7 @@ def test_the_kernel_finds_the_stack_and_verifies_it_by_unicast(stack: Stack) -> 
 def test_rfc5227_2_1_the_address_serves_at_once_and_is_probed_and_announced_beside(new_stack) -> None:
     stack = new_stack().up()
     with stack.kernel.packet() as cable:
-        assert received(stack.execute("ping", "-c", 1, "-W", 5, STACK).stdout) == 1
+        assert received(stack.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK).stdout) == 1
         assert stack.counters("arp")["announcements_sent"] == 0
         next_frame(cable, arp_of(stack, op=1, psrc="0.0.0.0", pdst=STACK, hwdst=ZERO))
         next_frame(cable, arp_of(stack, op=1, psrc=STACK, pdst=STACK, hwdst=ZERO))
@@ -147,7 +147,7 @@ def test_rfc5227_2_1_the_address_serves_at_once_and_is_probed_and_announced_besi
 def test_rfc5227_2_1_an_address_that_is_added_serves_at_once_is_probed_and_goes_when_it_is_deleted(own: Stack) -> None:
     with own.kernel.packet() as cable:
         own.run("address", "add", f"{SECOND}/24")
-        assert received(own.execute("ping", "-c", 1, "-W", 5, SECOND).stdout) == 1
+        assert received(own.execute("ping", "-c", 1, "-W", PATIENCE_S, SECOND).stdout) == 1
         next_frame(cable, arp_of(own, op=1, psrc="0.0.0.0", pdst=SECOND))
         next_frame(cable, arp_of(own, op=1, psrc=SECOND, pdst=SECOND))
     wait_for("the second announcement", lambda: own.counters("arp")["announcements_sent"] == 4)
@@ -251,7 +251,7 @@ def test_a_wrong_permanent_neighbour_cuts_the_kernel_off_until_it_is_deleted(own
     own.run("neighbor", "add", KERNEL, ABSENT_MAC)
     assert received(own.execute("ping", "-c", 1, "-W", 1, STACK, status=1).stdout) == 0
     own.run("neighbor", "del", KERNEL)
-    assert received(own.execute("ping", "-c", 1, "-W", 5, STACK).stdout) == 1
+    assert received(own.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK).stdout) == 1
 
 
 def test_flush_under_traffic_loses_nothing(stack: Stack, tmp_path: Path) -> None:

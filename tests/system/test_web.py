@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -249,9 +248,7 @@ def test_the_stack_goes_down_and_comes_back(new_stack):
     status, answer = page.ask("state")
     assert (status, answer["error"]) == (503, "the stack is not running")
     stack.up()
-    deadline = time.monotonic() + PATIENCE_S
-    while page.ask("state")[0] != 200:
-        assert time.monotonic() < deadline
+    wait_for("the stack's state", lambda: page.ask("state")[0] == 200)
 
 
 def test_a_keeper_that_is_stopped_is_told_of_by_every_request(new_stack):
