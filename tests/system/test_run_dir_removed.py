@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control import claimed
+from supervisor.control import Client, claimed
 
 from .conftest import require_program, unique_name
 from .peers import LAYERS, PATIENCE_S, Stack, wait_for
@@ -173,8 +173,9 @@ def test_a_wire_without_a_switch_is_told(new_stack) -> None:
 
 
 def shown(stack: Stack) -> dict:
-    """What status says, also while a layer restarts."""
-    return json.loads(stack.run("status", "--json", status=None).stdout)
+    """What the keeper knows, also while a layer restarts."""
+    with Client(stack.run_dir) as keeper:
+        return keeper.request("status")
 
 
 def switch_of(stack: Stack) -> int | None:
