@@ -64,10 +64,9 @@ POISON = 16  # + n: digests of records set aside; the oldest is overwritten firs
 POISON_MAX = 16
 WRITTEN_SHIFT = 16  # the number of that frame is shifted by this; below it is the number of its written records
 
-JOURNAL_OCTETS = 1 << 24  # for what is under way in a pipe full of the longest frames
-# Of a layer that streams pass: what applications and peers send while its neighbour is away. Closes and other control
-# follow the octets in the same journal, so these must not push them out.
-STREAMS_JOURNAL_OCTETS = 1 << 23
+# For what is under way in a pipe full of the longest frames; in a layer that streams pass, also for what comes while a
+# neighbour is away: closes and other control follow the octets, which must not push them out.
+JOURNAL_OCTETS = 1 << 24
 LAP_OCTETS = 1 << 20  # of the journal, which are enough for small frames, if no streams pass the layer
 SCRATCH_OCTETS = 1 << 17
 STORE_ARENA_OCTETS = 1 << 26  # of address space; a page uses memory only after it is written

@@ -91,8 +91,7 @@ def serve(spawned: SpawnArguments, make_core: CoreMaker, counters: type[CounterS
     incarnation, _, asked = rest.partition(" ")
     has_streams = any(messages.STREAM in kinds for kinds in
                       topology.inputs(spawned.layer, spawned.config.layers).values())
-    durable = (layout.Memory(spawned.memory_fd, layout.STREAMS_JOURNAL_OCTETS, layout.STREAMS_JOURNAL_OCTETS)
-               if has_streams else layout.Memory(spawned.memory_fd))
+    durable = layout.Memory(spawned.memory_fd, lap_octets=layout.JOURNAL_OCTETS if has_streams else layout.LAP_OCTETS)
     durable.words[layout.INCARNATION] = int(incarnation)
     state = KeyValueLog(durable)
     taps_asked = decode_requests(asked)

@@ -10,10 +10,11 @@ from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
 
 from .conftest import require_program
-from .expert import PROBES_MAX, Moment, Ran, objections
+from .expert import Moment, Ran, objections
 from .peers import KERNEL, STACK
 
 TEST = "the test"
+MANY = 10
 
 
 def frames(*segments: tuple) -> list[Ether]:
@@ -94,17 +95,17 @@ def test_no_busy_machine_explains_it(tmp_path: Path, segments: list, reason: str
 
 
 @pytest.mark.parametrize(("again", "each_s"), [
-    pytest.param([from_kernel(10), from_kernel(0, 1500), *[from_kernel(12, 1500)] * PROBES_MAX], 0.012,
+    pytest.param([from_kernel(10), from_kernel(0, 1500), *[from_kernel(12, 1500)] * MANY], 0.012,
                  id="the kernel's probes"),
-    pytest.param([from_stack(10), from_stack(0, 1900), *[from_stack(12, 1900)] * PROBES_MAX], 0.012,
+    pytest.param([from_stack(10), from_stack(0, 1900), *[from_stack(12, 1900)] * MANY], 0.012,
                  id="the stack's probes"),
-    pytest.param([from_stack(10), *[from_stack(0.5)] * PROBES_MAX], 0.0015, id="the stack's, passed on late"),
-    pytest.param([from_stack(10), kernel_acknowledges(1900), *[from_stack(12)] * PROBES_MAX], 0.012,
+    pytest.param([from_stack(10), *[from_stack(0.5)] * MANY], 0.0015, id="the stack's, passed on late"),
+    pytest.param([from_stack(10), kernel_acknowledges(1900), *[from_stack(12)] * MANY], 0.012,
                  id="the stack, which has the ACK late"),
-    pytest.param([from_stack(10), from_stack(0, 1900), *[from_stack(250)] * PROBES_MAX], 0.25, id="time-outs"),
+    pytest.param([from_stack(10), from_stack(0, 1900), *[from_stack(250)] * MANY], 0.25, id="time-outs"),
 ])
 def test_only_a_process_that_waited_for_a_processor_explains_it(tmp_path: Path, again: list, each_s: float) -> None:
-    waited_s = each_s * PROBES_MAX
+    waited_s = each_s * MANY
     assert objected(tmp_path, again, starved_s=0.01), "and a few ms are not enough"
     assert not objected(tmp_path, again, starved_s=max(2 * waited_s, 0.5))
 
