@@ -162,10 +162,20 @@ def _kill_under_traffic(stage: Stage, view: dict, traffic: subprocess.Popen) -> 
     old = stack.query(folder, "sabotage", layer=VICTIM, fault="kill")["pid"]
     stage.say(f"killed {VICTIM} [{old}]")
     sent, answered, gap_ms = _lines(traffic)[-1].split()
-    new = stack.query(folder, "status")["layers"][VICTIM]
+    new = _restarted(folder, VICTIM)
     stage.say(f"{VICTIM} is process {new['pid']} now; the application kept its socket and noticed nothing")
     _expect(stage, sent == answered and new["restarts"] == 1,
             f"{answered} of {sent} messages answered, the longest pause {gap_ms} ms")
+
+
+def _restarted(run_dir: Path, layer: str) -> dict:
+    """The status of a layer, once it has been started again, or after a while."""
+    until = time.monotonic() + PEER_TIMEOUT_S
+    while True:
+        found: dict = stack.query(run_dir, "status")["layers"][layer]
+        if found["restarts"] or time.monotonic() > until:
+            return found
+        time.sleep(0.01)
 
 
 def _kill_under_download(stage: Stage, view: dict, peers: ExitStack) -> None:
@@ -178,7 +188,8 @@ def _kill_under_download(stage: Stage, view: dict, peers: ExitStack) -> None:
     peers.callback(_end, server)
     _wait_for_line(server)
     url = f"http://{address}:{HTTP_PORT}/file"
-    fetch = ["curl", "-s", "-o", str(got), url] if shutil.which("curl") else [
+    # as slow as that, so that the kill comes in the middle
+    fetch = ["curl", "-s", "--limit-rate", "20M", "-o", str(got), url] if shutil.which("curl") else [
         sys.executable, "-c", "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])", url, str(got)]
     fetching = subprocess.Popen(fetch, preexec_fn=lambda: sandbox.join(view["keeper"]))
     peers.callback(_end, fetching)
@@ -190,7 +201,7 @@ def _kill_under_download(stage: Stage, view: dict, peers: ExitStack) -> None:
         ended = fetching.wait(PEER_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise DemoFailed("the download did not end") from error
-    new = stack.query(run_dir, "status")["layers"]["tcp"]
+    new = _restarted(run_dir, "tcp")
     stage.say(f"tcp is process {new['pid']} now; server and client kept their connection")
     _expect(stage, ended == 0 and got.read_bytes() == wanted and new["restarts"] == 1,
             f"{Path(fetch[0]).name} has all {DOWNLOAD_OCTETS / 1e6:.0f} MB, each octet as it was sent")

@@ -106,7 +106,8 @@ def test_applications_that_open_sockets_for_ever_get_emfile_and_a_crash_loses_no
         assert echoes(stack)
     hung = [event["detail"] for event in stack.events() if "it hung" in event.get("detail", "")]
     assert not hung, hung
+    wait_for("the sockets of the echoes to be closed", lambda: (found := stack.counters("sockets"))["sockets_opened"]
+             - found["sockets_closed"] == sum(count for count, _ in told))
     found = stack.counters("sockets")
     assert found["state_unreadable"] == found["bus_state_damaged"] == 0
-    assert found["sockets_opened"] - found["sockets_closed"] == sum(count for count, _ in told)
     assert {stack.incarnations()[layer] for layer in ("sockets", "udp")} == {3}
