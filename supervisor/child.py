@@ -52,6 +52,9 @@ def run_layer(layer: str, code: Code, config_json: bytes, lock: Lock | None, run
     status = 1
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_OCTETS, MEMORY_LIMIT_OCTETS))
+        for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):  # not those that the keeper has for the moment
+            _, most = resource.getrlimit(limit)
+            resource.setrlimit(limit, (most, most))
         gc.freeze()
         _install(code, line)
         process = importlib.import_module("bus.runtime.process")
@@ -89,8 +92,6 @@ def _lock(lock: Lock | None, run_dir_fd: int) -> tuple[str, dict[str, Any] | Non
     Returns ("/" if it has its own root directory, and the result of each step).
     """
     if lock is None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         return "", None
     done = lockdown.enter(lock, os.getppid())
     os.close(run_dir_fd)

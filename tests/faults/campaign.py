@@ -55,6 +55,7 @@ class Campaign:
         self._served: dict[str, float] = {}  # when a layer came back last
         self._deaths: Counter[str] = Counter()  # of a layer, in a row, each soon after it came back
         self._recovered_at = 0.0  # from the last incident
+        self._restarting = threading.Thread()  # a planned restart, which goes on beyond its incident
 
     def run(self, incidents: list[Incident], until: float = float("inf")) -> list[Done]:
         """All of them, or those that can be had until then; stops where one is not recovered from."""
@@ -114,6 +115,8 @@ class Campaign:
 
         So is some of what was sent since: each incident has a time of its own.
         """
+        if self._restarting.ident is not None:
+            self._restarting.join(RECOVERY_TIMEOUT_S)
         # SIGKILLs from outside are no reason for a pause
         for layer, deaths in Counter(fault.layer for fault in incident.faults if fault.kind != "kill").items():
             stable_at = self._served.get(layer, 0.0) + STABLE_S
@@ -133,7 +136,8 @@ class Campaign:
             board[Switchboard.PAUSE] = 1
             time.sleep(0.03)
         elif incident.moment == "restart":  # a planned one, of the layer that is hit
-            threading.Thread(target=self._restart, args=(incident.faults[0].layer,), daemon=True).start()
+            self._restarting = threading.Thread(target=self._restart, args=(incident.faults[0].layer,), daemon=True)
+            self._restarting.start()
         elif incident.moment in CELL_OF:
             board[CELL_OF[incident.moment]] += 1
         if len(incident.faults) == 1:

@@ -250,9 +250,12 @@ def test_each_layer_comes_back_without_a_free_descriptor(sandbox, moment, pipes)
         judged_at(lab, moment)
 
 
+@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC], ids=["descriptors", "processes"])
 @pytest.mark.parametrize("pipes", ["direct", "zmq"])
-def test_a_layer_without_a_spare_comes_back_without_a_free_descriptor(sandbox, pipes):
-    """Its process ended a moment ago, so there is no process in reserve: the keeper has descriptors in reserve."""
+def test_a_layer_without_a_spare_comes_back_while_the_keeper_is_limited(sandbox, pipes, limit):
+    """Its process ended a moment ago, so there is no process in reserve: the keeper has descriptors in reserve, and a
+    process that it forks then (root may always fork) may have as many descriptors and threads as ever.
+    """
     with Lab(options=("--pipes", pipes)) as lab:
         follower = Follower(lab)
 
@@ -264,7 +267,7 @@ def test_a_layer_without_a_spare_comes_back_without_a_free_descriptor(sandbox, p
 
         for layer in LAYERS:
             ends(layer, "kill")
-            with limited([lab.status()["keeper"]], resource.RLIMIT_NOFILE):
+            with limited([lab.status()["keeper"]], limit):
                 ends(layer, "raise")
         assert [event for event in follower.events if event["event"] == "trouble"] == []
 
