@@ -13,10 +13,12 @@ demo: $(VENV)/.runtime
 
 # Pure cores in memory, real processes, the Linux kernel as peer: less than eight minutes on two cores.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/system tests/unit
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not long" tests/system tests/unit
 
-# What CI runs, too: the long table of TCP cases, the fault campaign, and what depends on the kind of pipes with the other.
+# What CI runs, too: what takes long, the table of TCP cases, the fault campaign, and what depends on the kind of pipes with
+# the other.
 test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m long tests/system
 	$(BIN)/python -m pytest -n 3 --dist loadgroup tests/tcpcases
 	$(BIN)/python -m pytest tests/faults
 	USERNET_PIPES=direct $(BIN)/python -m pytest tests/faults/test_short.py tests/system/test_recovery.py tests/system/test_wire.py tests/system/test_rights.py

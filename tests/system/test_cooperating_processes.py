@@ -9,6 +9,8 @@ from supervisor.child import MEMORY_LIMIT_OCTETS
 from .peers import wait_for
 from .test_hostile_applications import is_served, most_octets, program
 
+pytestmark = pytest.mark.long
+
 # Processes, connections of each, and whether all that they send is more than the service may have: as many connections
 # as it has room for, and as few as an application has.
 CROWDS = [(50, 38, True), (200, 4, True), (200, 1, False)]

@@ -10,6 +10,8 @@ import pytest
 
 from .peers import KERNEL, PATIENCE_S, ROOT, STACK, TAP, wait_for
 
+pytestmark = pytest.mark.long
+
 KILLS, ROUND_TRIPS, WINDOW = 4, 50, 10
 SINK_PORT = 9999  # where the kernel's end takes what floods link, and does not read it
 

@@ -20,7 +20,7 @@ SLEEP_PATIENCE_S = 60.0
 STEADY = ("congestion", "options", "wscale", "snd_mss", "rcv_mss", "unacked", "pmtu", "rcv_ssthresh", "snd_ssthresh",
           "snd_cwnd", "advmss", "rcv_space", "total_retrans", "bytes_acked", "bytes_received", "segs_out", "segs_in",
           "data_segs_in", "data_segs_out", "bytes_sent", "bytes_retrans", "rcv_ooopack", "snd_wnd")
-pytestmark = [pytest.mark.tcp(snaplen=128), pytest.mark.provokes("retransmission", "out of order")]
+pytestmark = [pytest.mark.long, pytest.mark.tcp(snaplen=128), pytest.mark.provokes("retransmission", "out of order")]
 
 
 @pytest.fixture

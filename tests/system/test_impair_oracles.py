@@ -21,6 +21,8 @@ import pytest
 
 from .peers import PATIENCE_S, STACK, Stack
 
+pytestmark = pytest.mark.long
+
 TOTAL_RETRANS_AT = 100  # linux/tcp.h, struct tcp_info: eight octets, then the 24th 32-bit field
 REPLY = re.compile(r"icmp_seq=(\d+) ttl=\d+ time=([\d.]+) ms( \(DUP!\))?")
 N = 400

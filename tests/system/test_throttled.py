@@ -12,6 +12,8 @@ import pytest
 
 from .peers import NOBODY, Stack, wait_for
 
+pytestmark = pytest.mark.long
+
 CONNECTIONS = 4000
 BUSY = "import os\nos.sched_setaffinity(0, {%d})\nwhile True: pass"
 CONNECTS = """import sys, usernet
