@@ -188,8 +188,7 @@ def _kill_under_download(stage: Stage, view: dict, peers: ExitStack) -> None:
     peers.callback(_end, server)
     _wait_for_line(server)
     url = f"http://{address}:{HTTP_PORT}/file"
-    # as slow as that, so that the kill comes in the middle
-    fetch = ["curl", "-s", "--limit-rate", "20M", "-o", str(got), url] if shutil.which("curl") else [
+    fetch = ["curl", "-s", "-o", str(got), url] if shutil.which("curl") else [
         sys.executable, "-c", "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])", url, str(got)]
     fetching = subprocess.Popen(fetch, preexec_fn=lambda: sandbox.join(view["keeper"]))
     peers.callback(_end, fetching)
