@@ -15,7 +15,7 @@ import pytest
 from supervisor.limits import DESCRIPTORS_MIN
 from usernet.client.connection import CONNECT_TIMEOUT_S, Connection
 
-from .peers import wait_for
+from .peers import Stack, wait_for
 from .test_hostile_applications import is_served, program
 
 PROCESSES, CONNECTIONS_EACH, CLIENTS_EACH = 200, 24, 12
@@ -142,6 +142,14 @@ def small(new_stack):
     return stack
 
 
+def serves_again(stack: Stack, layer: str) -> None:
+    """A layer that is killed finds a place for its connection, and applications are served."""
+    before = stack.ask()[layer]
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_for(layer, lambda: stack.serves(**{layer: before["incarnation"] + 1}))
+    is_served(stack)
+
+
 def test_who_comes_when_all_connections_are_taken_finds_a_place(booted):
     """Applications, and layers that restart; those with several connections lose one for each."""
     pid = booted.pids()["sockets"]
@@ -150,10 +158,7 @@ def test_who_comes_when_all_connections_are_taken_finds_a_place(booted):
     assert booted.counters("sockets")["bus_refused"] > 0
     is_served(booted)
     for layer in ("udp", "sockets"):
-        before = booted.ask()[layer]
-        os.kill(before["pid"], signal.SIGKILL)
-        wait_for(layer, lambda: booted.serves(**{layer: before["incarnation"] + 1}))  # noqa: B023
-        is_served(booted)
+        serves_again(booted, layer)
         if layer == "udp":
             assert booted.pids()["sockets"] == pid
             print("tell", file=holders.stdin, flush=True)
@@ -191,10 +196,7 @@ def test_whoever_comes_is_heard_when_as_many_as_there_are_connections_say_nothin
     assert small.counters("sockets")["bus_refused"] > 0
     is_served(small)
     for layer in ("udp", "sockets"):
-        before = small.ask()[layer]
-        os.kill(before["pid"], signal.SIGKILL)
-        wait_for(layer, lambda: small.serves(**{layer: before["incarnation"] + 1}))  # noqa: B023
-        is_served(small)
+        serves_again(small, layer)
     assert "1 received" in small.run("ping", "-c", 1, "127.0.0.1").stdout
 
 
