@@ -11,10 +11,13 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from supervisor.events import Event, describe
 
 from . import expert
 from .peers import ROOT, Stack
@@ -172,3 +175,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"tap", "stack", "new_stack"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.tap)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure: what happened in the stacks that were there, which says more than the line that failed."""
+    report = yield
+    if report.failed:
+        for stack in Stack.booted:
+            report.sections.append((f"the last events of {stack.name}", last_events(stack)))
+    return report
+
+
+def last_events(stack: Stack, count: int = 60) -> str:
+    """So many lines of its log; whatever keeps it from telling, instead of them."""
+    try:
+        lines = [describe(msgspec.convert(event, Event)) for event in stack.events()]
+    except Exception as problem:  # the failure itself is to be seen
+        return repr(problem)
+    return "\n".join(lines[-count:])

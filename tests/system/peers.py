@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -81,6 +81,7 @@ class Stack:
 
     # Where every stack keeps what passes its TAP, if anywhere, and how many octets of a frame (tests/system/expert.py).
     captures: tuple[Path, int] | None = None
+    booted: ClassVar[list[Stack]] = []  # those that are not yet ended: a failed test tells what happened in each
 
     def __init__(self, home: Path, name: str, checkout: Path = ROOT) -> None:
         self.home, self.name, self.checkout = home, name, checkout
@@ -128,6 +129,7 @@ class Stack:
     def up(self, *flags: object) -> Stack:
         """Boot it."""
         self.run("up", "--detach", *flags)
+        self.booted.append(self)
         if self.captures is not None and "--wire" not in flags:
             self._capture(*self.captures)
         return self
@@ -245,6 +247,8 @@ class Stack:
 
     def end(self) -> None:
         """Take it down; AssertionError where it leaves anything behind. Kills what is left in any case."""
+        if self in self.booted:
+            self.booted.remove(self)
         try:
             self._end_children()
             if (self.run_dir / "control.sock").exists():
