@@ -105,11 +105,11 @@ def sample(pid: int) -> Sample | None:
     """What the kernel reports about a process now; None: it has ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+        ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
     except (OSError, ValueError):
         return None
     # One that was killed and not reaped yet gives no life sign, either; but what it died of tells its exit status.
-    return None if state in ("Z", "X") else Sample(state, int(waited) / 1e9)
+    return None if state in ("Z", "X") else Sample(state, int(ran) / 1e9, int(waited) / 1e9)
 
 
 def used_s(pid: int) -> float:

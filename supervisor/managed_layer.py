@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from bus.durable import layout
 from bus.runtime.taps import TapRequests
 from supervisor.events import EventLog
-from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample, used_s
+from supervisor.layer_process import LayerMessage, Process, how_it_ended, sample
 from supervisor.limits import explain
 from supervisor.placement import Placement
 from supervisor.policy import SUSPECT_AFTER_S
@@ -269,7 +269,7 @@ class ManagedLayer:
         process = self.processes.get(Role.PROCESS)
         if process is not None:
             beat = max(self.resources.beat, process.started)
-            late = process.watch.suspicious(now, beat, used_s(process.pid), self.resources.in_hand)
+            late = process.watch.suspicious(now, beat, self.resources.in_hand)
             if late:
                 self._judge(process, beat, now)
             due = beat + SUSPECT_AFTER_S if due is None else min(due, beat + SUSPECT_AFTER_S)
@@ -281,8 +281,7 @@ class ManagedLayer:
         found = sample(process.pid)
         served_s = beat - (ready_at if ready_at is not None else beat)
         serving = ready_at is not None and not self.resources.words.words[layout.LONG_WORK]
-        used = used_s(process.pid)
-        if found is not None and process.watch.hung(now, found, used, serving, policy.patience(served_s)):
+        if found is not None and process.watch.hung(now, found, serving, policy.patience(served_s)):
             if found.state == "R":
                 policy.looped(served_s)
             self.happens(Event.HUNG, beat, f"it hung: no life sign for {(now - beat) * 1000:.0f} ms "

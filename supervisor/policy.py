@@ -18,7 +18,7 @@ STABLE_S = 1.0  # earlier deaths do not count for a process that has served this
 
 SUSPECT_AFTER_S = 0.18  # a life sign is due every 0.1 s
 HUNG_AFTER_S = 0.12  # of its own time, without waiting for a processor, once suspected
-LOOP_S = 0.05  # of processor time since its last life sign; a turn of a healthy layer takes less
+LOOP_S = 0.05  # of processor time once suspected; a turn of a healthy layer takes less
 PATIENCE_MAX = 32  # multiple of that, for a layer that was repeatedly killed for an endless loop
 STARTING_S = 4.0  # instead of both, while it restores its state, or tells it all to a neighbour that has started
 
@@ -78,9 +78,10 @@ class Restarts:
 
 
 class Sample(NamedTuple):
-    """What the kernel reports about a process at one moment (proc(5): stat, schedstat)."""
+    """What the kernel reports about a process at one moment, without its other threads (proc(5): stat, schedstat)."""
 
     state: str  # R running or runnable, S sleeping, D in the kernel, T stopped, Z dead
+    ran_s: float
     waited_s: float  # time that it was runnable but did not run
 
 
@@ -88,8 +89,9 @@ class Watch:
     """Distinguishes a layer that hangs from one that gets no processor.
 
     A layer whose life sign is late is suspected. From then on its own time counts: if it is running, the processor time
-    since that life sign (an endless loop); otherwise the elapsed time minus the time that it waited for a processor
-    (stopped, or asleep inside a turn). A layer that is runnable but gets no processor is starved, not hung.
+    (an endless loop); otherwise the elapsed time minus the time that it waited for a processor (stopped, or asleep
+    inside a turn). A layer that is runnable but gets no processor is starved, not hung. What libzmq's thread uses does
+    not count: the more others send, the more that is.
 
     A turn may consist of many frames. To take the next one up is a life sign, too, but has no time: all of this begins
     anew when the keeper sees it.
@@ -98,18 +100,17 @@ class Watch:
     def __init__(self) -> None:
         self._since: tuple[float, Sample] | None = None
         self._sign: tuple[float, tuple[int, ...]] = (0.0, ())
-        self._used_s = 0.0  # processor time when that life sign was first seen
 
-    def suspicious(self, now: float, beat: float, used_s: float, in_hand: tuple[int, ...] = ()) -> bool:
+    def suspicious(self, now: float, beat: float, in_hand: tuple[int, ...] = ()) -> bool:
         """True if the last life sign is so old that the process should be sampled. `in_hand`: what it processes."""
         if (beat, in_hand) != self._sign:
-            self._sign, self._used_s, self._since = (beat, in_hand), used_s, None
+            self._sign, self._since = (beat, in_hand), None
         if now - beat < SUSPECT_AFTER_S:
             self._since = None
             return False
         return True
 
-    def hung(self, now: float, sample: Sample, used_s: float, serving: bool = True, patience: int = 1) -> bool:
+    def hung(self, now: float, sample: Sample, serving: bool = True, patience: int = 1) -> bool:
         """Judge a suspected process by a new sample.
 
         A process that is not `serving` yet may take longer, but must not be stopped.
@@ -120,6 +121,6 @@ class Watch:
         then, first = self._since
         if sample.state == "R":
             allowed_s = patience * LOOP_S if serving else STARTING_S
-            return now - then >= HUNG_AFTER_S and used_s - self._used_s >= allowed_s
+            return now - then >= HUNG_AFTER_S and sample.ran_s - first.ran_s >= allowed_s
         allowed_s = HUNG_AFTER_S if serving or sample.state == "T" else STARTING_S
         return now - then - (sample.waited_s - first.waited_s) >= allowed_s

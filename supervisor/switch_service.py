@@ -29,7 +29,7 @@ from setproctitle import setproctitle
 from bus.runtime.peers import listener_pid
 from bus.wire import SWITCH_COUNTERS, SWITCH_LOCK, SWITCH_SOCKET, port_name
 from supervisor import landlock, lockdown
-from supervisor.layer_process import sample, used_s
+from supervisor.layer_process import sample
 from supervisor.policy import Watch
 from supervisor.resources import LISTEN_BACKLOG
 from switch import process as switch
@@ -86,10 +86,9 @@ class Wire:
         if not told:
             return  # it has not finished its first turn yet
         beat = max(told, self._found)
-        used = used_s(self._switch)
-        if self._watch.suspicious(now, beat, used):
+        if self._watch.suspicious(now, beat):
             found = sample(self._switch)
-            if found is not None and self._watch.hung(now, found, used):
+            if found is not None and self._watch.hung(now, found):
                 self._report(f"switch [{self._switch}] of '{self._name}' hung: no life sign for "
                              f"{(now - beat) * 1000:.0f} ms (state {found.state})")
                 self._found = now  # gives it time to die

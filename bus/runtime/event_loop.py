@@ -45,6 +45,7 @@ TICK_S = 0.1
 RETRY_S = 0.01  # while output waits: a socket signals when there is room, but not when there is a listener
 CLIENT_CHECK_S = 0.1
 STARVED_TOLD_S = 10.0  # minimum time between two reports of it to the keeper
+DESCRIPTORS_AT_ONCE = 64  # in a turn, so that no turn is long; epoll(7) reports the others first in the next one
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # of the inbox
 DEVICE_PATIENCE_S = 0.1  # maximum time for which the device is not read because output waits
 
@@ -124,6 +125,7 @@ class EventLoop:
         read = self._pull.read
         device_due = device is not None
         edge_triggered = device is not None and device.device.edge_triggered
+        at_once = DESCRIPTORS_AT_ONCE
         takes_in = device is not None or self._clients is not None  # it gets input from outside the stack
         held = False
         while True:
@@ -131,11 +133,11 @@ class EventLoop:
                 held = not held
                 poll.modify(device_fd, 0 if held else select.EPOLLIN)
             if device_due and not held:
-                ready = wait(0)
+                ready = wait(0, at_once)
             elif core.next_wake is None and not touched and not self._next_check_is_near:
-                ready = wait()
+                ready = wait(-1, at_once)
             else:
-                ready = wait(self._timeout_s(monotonic()))
+                ready = wait(self._timeout_s(monotonic()), at_once)
             now = monotonic()
             beat[0] = now
             most = 0  # maximum number of frames at once in this turn

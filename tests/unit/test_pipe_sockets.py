@@ -46,6 +46,7 @@ class End:
         self.listener.bind(path)
         self.listener.listen()
         self.taken: list[bytes] = []
+        self.most_octets = 0  # that were read at once
         self.refused: list[int] = []
         self._pull: Pull | None = None
         stack.callback(self.die)
@@ -64,7 +65,9 @@ class End:
             if descriptor in self.poller.pushes:
                 self.poller.pushes[descriptor].hear()
             else:
-                self.taken += self._pull.read(descriptor)
+                read = self._pull.read(descriptor)
+                self.most_octets = max(self.most_octets, sum(map(len, read)))
+                self.taken += read
 
     def tick(self, now: float) -> None:
         self._pull.expire(now)
@@ -224,6 +227,19 @@ def test_a_burst_longer_than_one_look_is_read_without_another_event(ends):
         sends(push, b"%d" % number, near, far)
     until(lambda: len(far.taken) == 1000, near, far)
     assert far.taken == [b"%d" % number for number in range(1000)]
+
+
+@pairs
+def test_long_messages_are_read_in_portions(ends):
+    near, far = ends
+    far.serve()
+    push = near.push(far.path)
+    reads_by_itself = far.kind == "zmq"
+    for number in range(40):  # where libzmq's thread takes them they wait together, 10 MB
+        sends(push, bytes([number]) * OCTETS_MAX, near, *([] if reads_by_itself else [far]))
+    until(lambda: len(far.taken) == 40, near, far)
+    assert far.taken == [bytes([number]) * OCTETS_MAX for number in range(40)]
+    assert far.most_octets <= libzmq.READ_OCTETS + 2 * OCTETS_MAX
 
 
 @pairs

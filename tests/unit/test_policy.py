@@ -102,8 +102,8 @@ class Process:
             self.waited_s += waited * step
             if beats:
                 self.beat = self.now
-            if self.watch.suspicious(self.now, self.beat, self.ran_s) \
-                    and self.watch.hung(self.now, Sample(state, self.waited_s), self.ran_s):
+            if self.watch.suspicious(self.now, self.beat) \
+                    and self.watch.hung(self.now, Sample(state, self.ran_s, self.waited_s)):
                 return True
         return False
 
@@ -115,7 +115,7 @@ def test_a_layer_that_gives_signs_of_life_is_never_suspected():
     process = Process()
     assert not process.passes(10, "R", ran=1.0, beats=True)
     assert not process.passes(10, "S", beats=True)
-    assert not process.watch.suspicious(process.beat + SUSPECT_AFTER_S * 0.99, process.beat, process.ran_s)
+    assert not process.watch.suspicious(process.beat + SUSPECT_AFTER_S * 0.99, process.beat)
 
 
 @pytest.mark.parametrize("state", ["T", "S", "D"], ids=["stopped", "asleep", "in the kernel"])
@@ -129,7 +129,7 @@ def test_a_layer_that_does_nothing_is_hung_within_the_promise(state):
 def test_an_endless_loop_is_hung_within_the_promise_on_a_share_of_a_processor_too(share):
     process = Process()
     process.passes(10, "R", ran=share, waited=1 - share, beats=True)
-    assert not process.passes(max(SUSPECT_AFTER_S + HUNG_AFTER_S, LOOP_S / share) - TICK_S, "R", ran=share,
+    assert not process.passes(SUSPECT_AFTER_S + max(HUNG_AFTER_S, LOOP_S / share) - TICK_S, "R", ran=share,
                               waited=1 - share)
     assert process.passes(2 * TICK_S + 1e-6, "R", ran=share, waited=1 - share)
     assert process.now - process.beat < PROMISE_S
@@ -139,11 +139,11 @@ def test_an_endless_loop_is_hung_within_the_promise_on_a_share_of_a_processor_to
 def test_a_long_turn_is_no_endless_loop_while_frame_after_frame_is_taken_up(frames):
     watch, now = Watch(), 1000.0
     for number in range(frames):
-        assert watch.suspicious(now, 1000.0, now, (1, number, 0)) == (now >= 1000.0 + SUSPECT_AFTER_S)
-        assert not watch.hung(now, Sample("R", 0.0), now)
+        assert watch.suspicious(now, 1000.0, (1, number, 0)) == (now >= 1000.0 + SUSPECT_AFTER_S)
+        assert not watch.hung(now, Sample("R", now, 0.0))
         now += 2 * LOOP_S
     # the last one never ends
-    while not (watch.suspicious(now, 1000.0, now, (1, frames - 1, 0)) and watch.hung(now, Sample("R", 0.0), now)):
+    while not (watch.suspicious(now, 1000.0, (1, frames - 1, 0)) and watch.hung(now, Sample("R", now, 0.0))):
         now += TICK_S / 5
     assert now - (1000.0 + 2 * LOOP_S * (frames - 1)) < PROMISE_S
 
@@ -173,12 +173,12 @@ def test_patience_is_for_the_successor_of_an_endless_loop_only():
 @pytest.mark.parametrize(("patience", "hung"), [(1, True), (8, False)])
 def test_patience_is_with_processor_time(patience, hung):
     watch = Watch()
-    watch.suspicious(0.0, 0.0, 0.0)
+    watch.suspicious(0.0, 0.0)
     late = SUSPECT_AFTER_S + HUNG_AFTER_S + TICK_S
-    assert watch.suspicious(SUSPECT_AFTER_S, 0.0, 4 * LOOP_S)
-    assert not watch.hung(SUSPECT_AFTER_S, Sample("R", 0.0), 4 * LOOP_S, patience=patience)
-    assert watch.hung(late, Sample("R", 0.0), 4 * LOOP_S, patience=patience) is hung
-    assert watch.hung(late, Sample("R", 0.0), 8 * LOOP_S, patience=patience)
+    assert watch.suspicious(SUSPECT_AFTER_S, 0.0)
+    assert not watch.hung(SUSPECT_AFTER_S, Sample("R", 1.0, 0.0), patience=patience)
+    assert watch.hung(late, Sample("R", 1.0 + 4 * LOOP_S, 0.0), patience=patience) is hung
+    assert watch.hung(late, Sample("R", 1.0 + 9 * LOOP_S, 0.0), patience=patience)
 
 
 def test_a_layer_that_gets_no_processor_is_starved_not_hung():
@@ -208,6 +208,6 @@ def test_a_sign_of_life_clears_the_suspicion():
 def test_a_layer_that_reads_back_its_state_may_take_longer_unless_it_is_stopped():
     for state, verdict in (("R", False), ("S", False), ("T", True)):
         watch = Watch()
-        assert not watch.hung(0.0, Sample(state, 0.0), 0.0, serving=False)
-        assert watch.hung(1.0, Sample(state, 0.0), 1.0, serving=False) is verdict
-        assert watch.hung(0.5 + STARTING_S, Sample(state, 0.0), 0.5 + STARTING_S, serving=False)
+        assert not watch.hung(0.0, Sample(state, 0.0, 0.0), serving=False)
+        assert watch.hung(1.0, Sample(state, 1.0, 0.0), serving=False) is verdict
+        assert watch.hung(0.5 + STARTING_S, Sample(state, 0.5 + STARTING_S, 0.0), serving=False)

@@ -6,7 +6,7 @@ journals have them. Calls of libzmq are expensive, so each has a reason:
 - A descriptor of libzmq (ZMQ_FD) signals only once that something has happened. It signals again only after all
   messages have been received and EVENTS has been read. So after one receive, which usually gets all, EVENTS is read, at
   less than half the price of a receive that finds nothing. If there are more messages, they are received until there is
-  none, or up to `READ_MESSAGES`; then an eventfd reminds the loop of the rest.
+  none, or up to `READ_MESSAGES` or `READ_OCTETS`; then an eventfd reminds the loop of the rest.
 - A send without room does not check whether there is room by now; reading EVENTS does.
 """
 
@@ -44,7 +44,7 @@ from usernet.pipe.run_dir import peer
 # received of them, complete or not, is in its own memory, up to WAITING_MAX messages for each connection.
 MEMORY_PART = 0.75
 CONNECTIONS_SPARED = 1  # the connection that an application needs
-READ_MESSAGES = 64  # at a time, so that other descriptors get their turn
+READ_MESSAGES, READ_OCTETS = 64, 1 << 20  # at a time, so that other descriptors get their turn
 # Connections that libzmq has accepted and its monitor has not reported yet: its thread waits once so many events wait
 # (the default ZMQ_SNDHWM of the monitor's end, which cannot be set, with ZMQ_RCVHWM 1 of ours), and holds one more.
 UNREPORTED_MAX = 1000 + 1 + 1
@@ -175,8 +175,13 @@ class Pull:
         try:
             messages.append(recv(_NOBLOCK))
             if self._get(_EVENTS) & _POLLIN:
+                left = READ_OCTETS
                 for _ in range(READ_MESSAGES):
-                    messages.append(recv(_NOBLOCK))  # noqa: PERF401  (what came before Again counts)
+                    message = recv(_NOBLOCK)
+                    messages.append(message)
+                    left -= len(message)
+                    if left < 0:
+                        break
                 os.eventfd_write(self._again_fd, 1)
         except zmq.Again:
             pass
