@@ -1,6 +1,6 @@
 # `make demo` and `make test` install everything into .venv first.
 # The distribution's Python if it is new enough: it is built with profile-guided optimisation, which makes the whole stack
-# a sixth faster (docs/performance.md). `make PYTHON=... demo` uses another.
+# a sixth faster (docs/profile.md). `make PYTHON=... demo` uses another.
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
   'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv

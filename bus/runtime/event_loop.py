@@ -40,7 +40,7 @@ from usernet.pipe.messages import BYE, HELLO, REQUEST, RESUME
 from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
 
 # The longest wait, so the maximum time between life signs. A timer of its own wakes the loop, because a timeout for
-# each wait makes an echo 7 % slower (docs/performance.md).
+# each wait makes an echo 7 % slower (docs/profile.md).
 TICK_S = 0.1
 RETRY_S = 0.01  # while output waits: a socket signals when there is room, but not when there is a listener
 CLIENT_CHECK_S = 0.1
