@@ -43,9 +43,9 @@ def hold():
     callers = []
     for _ in range(each):
         caller = socket.socket(socket.AF_UNIX)
-        caller.settimeout(10)
         try:
-            caller.connect(path)
+            caller.connect(path)  # waits for room in the backlog, which it would not with a time limit
+            caller.settimeout(10)
             caller.sendall(zmtp.opening(b"PUSH"))
             caller.recv(1)  # the other end has looked at it
             callers.append(caller)
