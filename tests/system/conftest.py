@@ -183,7 +183,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         for stack in Stack.booted:
-            report.sections.append((f"the last events of {stack.name}", last_events(stack)))
+            if (stack.run_dir / "control.sock").exists():
+                report.sections.append((f"the last events of {stack.name}", last_events(stack)))
     return report
 
 

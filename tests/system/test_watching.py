@@ -14,6 +14,7 @@ import pytest
 
 from .conftest import require_program
 from .peers import KERNEL, PATIENCE_S, STACK, Stack, received, wait_for
+from .test_capture import PORTS_MEAN_NOTHING
 
 WAY_UP = ["device:link", "link:ip", "ip:udp", "udp:sockets", "sockets:app"]
 WAY_DOWN = ["app:sockets", "sockets:udp", "udp:ip", "ip:link", "link:device"]
@@ -41,8 +42,8 @@ def capturing(stack: Stack, *arguments: object, on: Callable[[list[str]], list[s
 
 def fields(path: Path, *names: str, condition: str = "") -> list[list[str]]:
     """Fields of each packet as tshark has them; it must find nothing wrong with the file."""
-    command = [require_program("tshark"), "-r", str(path), "-o", "ip.check_checksum:TRUE", "-T", "fields", "-Y",
-               condition, *(part for name in names for part in ("-e", name))]
+    command = [require_program("tshark"), "-r", str(path), "-o", "ip.check_checksum:TRUE", *PORTS_MEAN_NOTHING,
+               "-T", "fields", "-Y", condition, *(part for name in names for part in ("-e", name))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "cut short" not in done.stderr

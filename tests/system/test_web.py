@@ -156,7 +156,7 @@ def test_a_person_clicks_layers_pipes_and_buttons(opened):
     readme = shown.text("#detail pre:last-child")
     assert "owns addresses, routes and path MTUs; the transports, sockets and arp have a copy.\n\n| from |" in readme
     before = shown.text("#counters")
-    stack.execute("ping", "-c", 3, "-i", 0.05, "-W", 10, STACK)
+    assert stack.pinged(3, "-i", 0.05) == 3
     taken = stack.counters("ip")["packets_in"]
     shown.shows("#counters", f"{taken}packets_in")  # without another click
     assert f"{taken}packets_in" not in before
