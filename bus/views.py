@@ -8,7 +8,9 @@ the headers, the rest is synthesised: unknown ports and addresses are zero.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from struct import Struct
 from struct import error as StructError  # noqa: N812
 
 from bus import messages as m
@@ -19,6 +21,9 @@ _NO_MAC = bytes(ethernet.MAC_OCTETS)
 _PACKET_OCTETS, _OUT_OCTETS = m.PACKET_HEAD.size, m.PACKET_OUT_HEAD.size
 _TRANSMIT_OCTETS, _ERROR_OCTETS, _REPORT_OCTETS = m.TRANSMIT_HEAD.size, m.ERROR_HEAD.size, m.REPORT_HEAD.size
 _SIZE_OCTETS = m.SEGMENT_SIZE.size
+_UDP_HEADER = Struct("!HHHH")  # ports, length, checksum
+_NO_SIZE = b"\0\0"  # the segment size of a record that is no super-packet
+_NO_CHECKSUM = 1 << 16  # offset of the checksum in the segments of a protocol that has none
 _FRAME_AT = vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS
 Records = list[tuple[int, bytes]]  # (kind, record)
 
@@ -33,50 +38,83 @@ def shows_packets(kind: int) -> bool:
     return kind in _VIEWS
 
 
-def packets_of(kind: int, record: bytes, with_vnet: bool, protocol: int = 0) -> list[bytes]:
-    """The packets in a record: Ethernet frames or IPv4 packets (`is_frame`), with complete checksums.
+def packets_of(kind: int, records: Iterable[bytes], with_vnet: bool, protocol: int = 0) -> list[bytes]:
+    """The packets in records: Ethernet frames or IPv4 packets (`is_frame`), with complete checksums. A record that is
+    shorter than its kind requires has none.
 
     `with_vnet`: an ETHERNET record starts with a virtio_net_hdr. `protocol`: that of the pipe's transport; 0: unknown.
     """
-    view = _VIEWS.get(kind)
+    if kind == m.ETHERNET and not with_vnet:
+        return list(records)
+    view, cutter = _VIEWS.get(kind), _CUTTERS.get(kind)
+    packets: list[bytes] = []
     if view is None:
-        return []
-    try:
-        cut = [completed(*piece, with_vnet)[1] for piece in pieces(kind, record, with_vnet)]
-        if kind == m.ETHERNET and with_vnet:
-            return [piece[vnet.HEADER_OCTETS :] for piece in cut if len(piece) > vnet.HEADER_OCTETS]
-        return [view(piece, protocol) for piece in cut]
-    except (StructError, IndexError):
-        return []  # shorter than its kind requires
+        return packets
+    for record in records:
+        try:
+            cut = cutter(record) if cutter else None
+            if cut:
+                packets += [view(piece, protocol) for _, piece in cut]
+            else:
+                packets.append(view(record, protocol))
+        except (StructError, IndexError):
+            pass
+    return packets
 
 
 # -- seeing ---------------------------------------------------------------------------------------------------------
 
 
+def _ethernet(record: bytes, _: int) -> bytes:
+    flags, gso, _, _, start, offset = vnet.HEADER.unpack_from(record)
+    frame = record[vnet.HEADER_OCTETS :]
+    return offload.complete(frame, offset, start) if flags & vnet.NEEDS_CHECKSUM and gso == vnet.GSO_NONE else frame
+
+
+def _packet_in(record: bytes, _: int) -> bytes:
+    packet = record[_PACKET_OCTETS:]
+    if record[2] & m.FLAG_CHECKSUM_PARTIAL and len(packet) > ipv4.PROTOCOL_AT:
+        packet = offload.completed(packet, packet[ipv4.PROTOCOL_AT])
+    return packet
+
+
 def _packet_out(record: bytes, _: int) -> bytes:
-    mac: bytes = m.PACKET_OUT_HEAD.unpack_from(record)[-1]
-    return mac + _NO_MAC + ethernet.TYPE_IPV4 + record[_OUT_OCTETS:]
+    _, _, flags, protocol, _, mac = m.PACKET_OUT_HEAD.unpack_from(record)
+    packet = record[_OUT_OCTETS:]
+    if flags & m.FLAG_CHECKSUM_PARTIAL:
+        packet = offload.completed(packet, protocol)
+    return b"".join((mac, _NO_MAC, ethernet.TYPE_IPV4, packet))
 
 
 def _transmit(record: bytes, _: int) -> bytes:
     _, _, _, flags, protocol, ttl, tos, options, source, destination = m.TRANSMIT_HEAD.unpack_from(record)
     segment = record[_TRANSMIT_OCTETS + options :]
-    return segment if flags & m.TRANSMIT_WHOLE else _packet(source, destination, protocol, segment, ttl, tos)
+    if flags & m.TRANSMIT_PARTIAL:
+        segment = offload.complete(segment, offload.CHECKSUM_AT.get(protocol, _NO_CHECKSUM))
+    if flags & m.TRANSMIT_WHOLE:
+        return segment
+    segment = segment[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS]
+    return _ip_header(source, destination, protocol, len(segment), ttl, tos) + segment
 
 
-def _packet(source: bytes, destination: bytes, protocol: int, payload: bytes, ttl: int, tos: int) -> bytes:
-    return ipv4.build(source, destination, protocol, payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS], ttl=ttl, tos=tos)
+@lru_cache(1024)  # to make it takes 2 us, and most packets of a flow have the same
+def _ip_header(source: bytes, destination: bytes, protocol: int, octets: int, ttl: int, tos: int) -> bytes:
+    """The header for a payload of so many octets."""
+    template = ipv4.header_template(source, destination, protocol, ttl, tos, False)
+    return ipv4.finish_header(template, ipv4.header_sum(template), ipv4.HEADER_OCTETS + octets, 0)
 
 
 def _message(source: bytes, source_port: int, destination: bytes, port: int, payload: bytes, ttl: int, tos: int,
              protocol: int) -> bytes:
     """A packet for a payload of an application; `protocol` 0: UDP if there is a port, else ICMP."""
     protocol = protocol or (udp.PROTOCOL if port or source_port else ipv4.ICMP)
-    if protocol == udp.PROTOCOL:
-        payload = payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS - udp.HEADER_OCTETS]
-        ports = source_port.to_bytes(2, "big") + port.to_bytes(2, "big")
-        payload = ports + (len(payload) + udp.HEADER_OCTETS).to_bytes(2, "big") + b"\0\0" + payload
-    return _packet(source, destination, protocol, payload, ttl, tos)
+    if protocol != udp.PROTOCOL:
+        payload = payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS]
+        return _ip_header(source, destination, protocol, len(payload), ttl, tos) + payload
+    payload = payload[: ipv4.LENGTH_MAX - ipv4.HEADER_OCTETS - udp.HEADER_OCTETS]
+    octets = udp.HEADER_OCTETS + len(payload)
+    header = _ip_header(source, destination, protocol, octets, ttl, tos)
+    return header + _UDP_HEADER.pack(source_port, port, octets, 0) + payload
 
 
 def _send(record: bytes, protocol: int) -> bytes:
@@ -98,10 +136,10 @@ def _datagram_options(record: bytes, protocol: int) -> bytes:
 
 
 _VIEWS: dict[int, Callable[[bytes, int], bytes]] = {
-    m.ETHERNET: lambda record, _: record,
+    m.ETHERNET: _ethernet,
     m.ARP_IN: lambda record, _: _NO_MAC + _NO_MAC + ethernet.TYPE_ARP + record,
     m.ARP_OUT: lambda record, _: record[:6] + _NO_MAC + ethernet.TYPE_ARP + record[6:],
-    m.PACKET: lambda record, _: record[_PACKET_OCTETS:],
+    m.PACKET: _packet_in,
     m.PACKET_OUT: _packet_out,
     m.TRANSMIT: _transmit,
     m.REPORT_ERROR: lambda record, _: record[_REPORT_OCTETS + _PACKET_OCTETS :],
@@ -129,26 +167,26 @@ def pieces(kind: int, record: bytes, with_vnet: bool) -> Records:
 
 
 def _cut_packet(record: bytes) -> Records:
+    if record[4:6] == _NO_SIZE or len(record) < _PACKET_OCTETS + ipv4.HEADER_OCTETS:
+        return []
     interface, family, flags, header, size, protocol, *rest = m.PACKET_HEAD.unpack_from(record)
     packet = record[_PACKET_OCTETS:]
-    if not size:
-        return []
     head = m.PACKET_HEAD.pack(interface, family, flags & ~m.FLAG_CHECKED, header, 0, protocol, *rest)
     return [(m.PACKET, head + piece) for piece in offload.packets(packet, packet[9], size)]
 
 
 def _cut_packet_out(record: bytes) -> Records:
-    interface, family, flags, protocol, size, mac = m.PACKET_OUT_HEAD.unpack_from(record)
-    if not size:
+    if record[4:6] == _NO_SIZE:
         return []
+    interface, family, flags, protocol, size, mac = m.PACKET_OUT_HEAD.unpack_from(record)
     head = m.PACKET_OUT_HEAD.pack(interface, family, flags & ~m.FLAG_CHECKSUM_PARTIAL, protocol, 0, mac)
     return [(m.PACKET_OUT, head + piece) for piece in offload.packets(record[_OUT_OCTETS:], protocol, size)]
 
 
 def _cut_transmit(record: bytes) -> Records:
-    size, *rest = m.TRANSMIT_HEAD.unpack_from(record)
-    if not size:
+    if record[:2] == _NO_SIZE:
         return []
+    size, *rest = m.TRANSMIT_HEAD.unpack_from(record)
     start = _TRANSMIT_OCTETS + record[9]  # options
     head = m.TRANSMIT_HEAD.pack(0, *rest) + record[_TRANSMIT_OCTETS:start]
     return [(m.TRANSMIT, head + piece) for piece in offload.segments(record[start:], rest[3], size)]
@@ -171,6 +209,8 @@ def _payloads(record: bytes, head: int) -> list[bytes]:
 
 
 def _cut_frame(record: bytes) -> Records:
+    if record[1] == vnet.GSO_NONE or len(record) < _FRAME_AT + ipv4.HEADER_OCTETS:
+        return []
     flags, gso, _, size, _, offset = vnet.HEADER.unpack_from(record)
     if not vnet.is_super(flags, gso, size, offset):
         return []
@@ -197,7 +237,7 @@ def completed(kind: int, record: bytes, with_vnet: bool) -> tuple[int, bytes]:
         if kind == m.TRANSMIT and record[5] & m.TRANSMIT_PARTIAL:
             start = _TRANSMIT_OCTETS + record[9]
             head = record[:5] + bytes([record[5] & ~m.TRANSMIT_PARTIAL]) + record[6:start]
-            return kind, head + offload.complete(record[start:], offload.CHECKSUM_AT.get(record[6], 1 << 16))
+            return kind, head + offload.complete(record[start:], offload.CHECKSUM_AT.get(record[6], _NO_CHECKSUM))
         if kind == m.ETHERNET and with_vnet:
             flags, gso, _, _, start, offset = vnet.HEADER.unpack_from(record)
             if flags & vnet.NEEDS_CHECKSUM and gso == vnet.GSO_NONE:

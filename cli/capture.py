@@ -10,10 +10,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import msgspec
 
@@ -34,6 +34,7 @@ from usernet.pipe.run_dir import run_dir
 
 TEXT = "show the packets on any pipe, one line each, or write a pcapng file for Wireshark"
 _SIZE = re.compile(r"(\d+)([kMG]?B|s|min)")
+_BUFFER_OCTETS = 1 << 20  # what a file gets in one write, about
 _SCALES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "s": 1, "min": 60}
 
 
@@ -54,22 +55,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--files", type=whole(1), metavar="N", help="with --rotate: keep the last N files")
 
 
-class Packet(NamedTuple):
-    """One packet, or one control record, at one pipe."""
+def packets(seen: Seen, with_vnet: bool, control: bool) -> list[bytes]:
+    """The packets in some records; with `control`, also records that are none (`is_control`)."""
+    if is_control(seen):
+        return seen.records if control else []
+    return views.packets_of(seen.kind, seen.records, with_vnet, seen.pipe.protocol)
 
-    seen: Seen
-    octets: bytes
-    is_control: bool
 
-
-def packets(seen: Seen, with_vnet: bool, control: bool) -> Iterator[Packet]:
-    """The packets in some records, and with `control` the control records."""
-    for record in seen.records:
-        if views.shows_packets(seen.kind):
-            for octets in views.packets_of(seen.kind, record, with_vnet, seen.pipe.protocol):
-                yield Packet(seen, octets, False)
-        elif control:
-            yield Packet(seen, record, True)
+def is_control(seen: Seen) -> bool:
+    """True if the records are not packets."""
+    return not views.shows_packets(seen.kind)
 
 
 def said(kind: int, record: bytes) -> str:
@@ -98,11 +93,10 @@ def _in_text(value: object, key: str = "") -> object:
     return {name: _in_text(each, name) for name, each in value.items()} if isinstance(value, dict) else value
 
 
-def line(packet: Packet) -> str:
-    """One line of text for a packet."""
-    seen, octets = packet.seen, packet.octets
+def line(seen: Seen, octets: bytes) -> str:
+    """One line of text for a packet, or control record, among the seen."""
     when = time.strftime("%H:%M:%S", time.localtime(seen.when_ns // 10**9)) + f".{seen.when_ns // 1000 % 10**6:06}"
-    if packet.is_control:
+    if is_control(seen):
         text = said(seen.kind, octets)
     else:
         ethernet = seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET
@@ -113,13 +107,17 @@ def line(packet: Packet) -> str:
     return printable(f"{when} {seen.pipe.name:<12} {text}{dropped}")
 
 
-def comment(packet: Packet) -> str:
-    """The comment of a packet in a file."""
-    seen = packet.seen
-    text = f"{seen.layer} {seen.incarnation}: {messages.KIND_NAMES.get(seen.kind, seen.kind)}"
+def comment(seen: Seen) -> str:
+    """The comment of a packet in a file; that of a control record continues with what it says."""
     if seen.direction == ring.DROPPED:
         return f"dropped by {seen.layer} {seen.incarnation}: {seen.counter}: {sentence(seen.layer, seen.counter)}"
-    return f"{text} {said(seen.kind, packet.octets)}" if packet.is_control else text
+    return f"{seen.layer} {seen.incarnation}: {messages.KIND_NAMES.get(seen.kind, seen.kind)}"
+
+
+def _direction(pipe: Pipe) -> int:
+    if DEVICE not in pipe:
+        return 0
+    return pcapng.INBOUND if pipe.producer == DEVICE else pcapng.OUTBOUND
 
 
 class File:
@@ -136,7 +134,6 @@ class File:
         self._numbers: dict[tuple[Pipe, bool], int] = {}
         self._counts: Counter[int] = Counter()
         self._told: Counter[str] = Counter()  # losses that the file already contains
-        self._out: BinaryIO | None = None
         self._open()
 
     def _open(self) -> None:
@@ -148,10 +145,14 @@ class File:
             self._files.append(Path(path))
             if self._keep and len(self._files) > self._keep:
                 self._files.pop(0).unlink(missing_ok=True)
-        self._out = sys.stdout.buffer if path == "-" else open(path, "wb", buffering=0)  # noqa: SIM115
-        self._whole = 0  # octets of complete blocks
+        self._out: BinaryIO = sys.stdout.buffer if path == "-" else open(path, "wb", buffering=0)  # noqa: SIM115
+        self._written = 0  # octets
+        self._blocks: list[bytes] = []  # complete blocks that are not written yet
+        self._octets = 0  # of these
         self._opened_ns = time.time_ns()
         self._numbers, self._counts = {}, Counter()
+        # {origin: number of the interface, options}: entries of one origin are alike in all that is not a packet
+        self._forms: dict[tuple[Pipe, str, int, int, int, str], tuple[int, bytes]] = {}
         self._write(pcapng.section("usernet", system=platform.platform(), hardware=platform.machine()))
         for pipe in self._pipes:
             self._interface(pipe, False)
@@ -166,41 +167,66 @@ class File:
             self._write(pcapng.interface(name, kind, about, self._expression))
         return number
 
-    def _write(self, octets: bytes) -> None:
-        """Write complete blocks or nothing, so that a file on a full disk ends with the last complete block."""
-        assert self._out is not None
+    def _write(self, blocks: bytes) -> None:
+        """Add complete blocks to the file."""
+        self._blocks.append(blocks)
+        self._octets += len(blocks)
+        if self._octets >= _BUFFER_OCTETS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet, so that the reader of a pipe sees the packets.
+
+        OSError: there was no room for all; the file ends with the last complete block.
+        """
+        octets, done = b"".join(self._blocks), 0
+        self._blocks, self._octets = [], 0
         try:
-            done = 0
             while done < len(octets):
                 done += self._out.write(octets[done:])
+            self._out.flush()
         except OSError:
             if self._path != "-":
-                os.ftruncate(self._out.fileno(), self._whole)
+                os.ftruncate(self._out.fileno(), self._written + pcapng.complete(octets, done))
             raise
-        self._whole += len(octets)
+        self._written += done
 
-    def add(self, packet: Packet, lost: dict[str, int]) -> None:
-        """Write one packet."""
-        if (self._size and self._whole >= self._size) or (
+    def add(self, seen: Seen, packets: Sequence[bytes], lost: Mapping[str, int]) -> None:
+        """Write the packets, or control records, of some records."""
+        if self._size:  # a file may be full after each of them
+            for octets in packets:
+                self._add(seen, (octets,), lost)
+        elif packets:
+            self._add(seen, packets, lost)
+
+    def _add(self, seen: Seen, packets: Sequence[bytes], lost: Mapping[str, int]) -> None:
+        if (self._size and self._written + self._octets >= self._size) or (
                 self._seconds and time.time_ns() - self._opened_ns >= self._seconds * 10**9):
             self.close(lost)
             self._open()
-        seen = packet.seen
-        number = self._interface(seen.pipe, packet.is_control)
-        self._counts[number] += 1
+        number, options = self._forms.get(seen.origin) or self._form(seen)
+        self._counts[number] += len(packets)
         missing = lost[seen.layer] - self._told[seen.layer]
         self._told[seen.layer] += missing
-        direction = {(DEVICE, True): pcapng.INBOUND, (DEVICE, False): pcapng.OUTBOUND}.get(
-            (DEVICE if DEVICE in seen.pipe else "", seen.pipe.producer == DEVICE), 0)
-        self._write(pcapng.packet(number, seen.when_ns, packet.octets, comment=comment(packet), direction=direction,
-                                  dropped=missing))
+        if is_control(seen) and seen.direction != ring.DROPPED:
+            for octets in packets:
+                text = f"{comment(seen)} {said(seen.kind, octets)}"
+                options = pcapng.packet_options(text, _direction(seen.pipe), missing)
+                self._write(pcapng.packets(number, seen.when_ns, (octets,), options))
+                missing = 0
+            return
+        if missing:
+            first = pcapng.packet_options(comment(seen), _direction(seen.pipe), missing)
+            self._write(pcapng.packets(number, seen.when_ns, packets[:1], first))
+            packets = packets[1:]
+        self._write(pcapng.packets(number, seen.when_ns, packets, options))
 
-    def flush(self) -> None:
-        """Write the buffer, so that the reader of a pipe sees the packets."""
-        if self._out is not None:
-            self._out.flush()
+    def _form(self, seen: Seen) -> tuple[int, bytes]:
+        form = self._forms[seen.origin] = (self._interface(seen.pipe, is_control(seen)),
+                                           pcapng.packet_options(comment(seen), _direction(seen.pipe)))
+        return form
 
-    def close(self, lost: dict[str, int]) -> None:
+    def close(self, lost: Mapping[str, int]) -> None:
         """Finish the file with statistics of each interface; the losses of a layer are counted at its first
         interface."""
         told: set[str] = set()
@@ -210,7 +236,7 @@ class File:
             self._write(pcapng.statistics(number, time.time_ns(), start_ns=self._opened_ns,
                                           received=self._counts[number], lost=missing))
         self.flush()
-        if self._path != "-" and self._out is not None:
+        if self._path != "-":
             self._out.close()
 
 
@@ -241,12 +267,15 @@ def run(given: argparse.Namespace) -> int:
         print(f"capturing on {len(pipes)} pipe{'s' if len(pipes) > 1 else ''}; Ctrl-C ends it", file=sys.stderr)
         count, problem = 0, ""
         try:
-            for packet in _wanted(watch, tests, given, out):
-                count += 1
+            for seen, found in _wanted(watch, tests, given, out.flush if out else sys.stdout.flush):
+                count += len(found)
                 if out:
-                    out.add(packet, watch.lost)
+                    out.add(seen, found, watch.lost)
                 else:
-                    print(line(packet))
+                    for octets in found:
+                        print(line(seen, octets))
+            if out:
+                out.close(watch.lost)
         except BrokenPipeError:
             # the reader has closed the pipe: avoid another error from the flush at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -254,41 +283,38 @@ def run(given: argparse.Namespace) -> int:
         except OSError as error:
             problem = (f"{program()}: {given.file or 'standard output'}: {error.strerror}; "
                        "the packets written so far are complete")
-        if out and not problem:
-            out.close(watch.lost)
         lost = sum(watch.lost.values())
         ended = "the stack has ended; " if watch.ended else ""
         print(problem or f"{ended}{count} packets captured, {lost} lost", file=sys.stderr)
         return 1 if problem else 0
 
 
-def _tests(expression: str, pipes: list[Pipe]) -> dict[int, Callable[[bytes], bool]]:
-    """One test for each link type; None if there is no filter."""
+def _tests(expression: str, pipes: list[Pipe]) -> dict[Pipe, Callable[[bytes], bool]]:
+    """One test for each pipe; none if there is no filter."""
     try:
-        return {kind: capture_filter(expression, kind) for kind in {pipe.link_type for pipe in pipes} if expression}
+        tests = {kind: capture_filter(expression, kind) for kind in {pipe.link_type for pipe in pipes} if expression}
     except FilterError as error:
         raise UsageError(f"--filter {error}") from error
+    return {pipe: tests[pipe.link_type] for pipe in pipes} if tests else {}
 
 
-def _wanted(watch: Watch, tests: dict[int, Callable[[bytes], bool]], given: argparse.Namespace,
-            out: File | None) -> Iterator[Packet]:
-    """The packets that match, up to the count."""
+def _wanted(watch: Watch, tests: dict[Pipe, Callable[[bytes], bool]], given: argparse.Namespace,
+            flush: Callable[[], object]) -> Iterator[tuple[Seen, Sequence[bytes]]]:
+    """The packets that match, up to the count; `flush` is called after each batch."""
     until = time.monotonic() + given.seconds if given.seconds else float("inf")
-    left = given.count or -1
+    left: int | None = given.count
     for batch in watch:
         for seen in batch:
-            test = tests.get(seen.pipe.link_type)
-            for packet in packets(seen, watch.with_vnet, given.control):
-                if test is None or (not packet.is_control and test(packet.octets)):
-                    yield packet
-                    left -= 1
-                    if left == 0:
-                        return
-        if out:
-            out.flush()
-        else:
-            sys.stdout.flush()
+            found = packets(seen, watch.with_vnet, given.control)
+            if tests:
+                test = tests[seen.pipe]
+                found = [octets for octets in found if test(octets)] if not is_control(seen) else []
+            if left is not None:
+                found = found[:left]
+                left -= len(found)
+            yield seen, found
+            if left == 0:
+                return
+        flush()
         if time.monotonic() >= until:
             return
-
-

@@ -54,8 +54,8 @@ def plot(name: str | None, wanted: str, seconds: float) -> dict[str, Any]:
             for seen in watch.poll(0.05):
                 if seen.direction == ring.DROPPED or seen.when_ns < began_ns:
                     continue
-                for packet in packets(seen, watch.with_vnet, False):
-                    found = _segment(packet.octets, ports, seen.pipe.producer == "tcp", scales)
+                for octets in packets(seen, watch.with_vnet, False):
+                    found = _segment(octets, ports, seen.pipe.producer == "tcp", scales)
                     if found:
                         segments.append([round((seen.when_ns - began_ns) / 1e9, 6), *found])
     return {"name": wanted, "state": connection["state"], "segments": segments[-SEGMENTS_MAX:], "info": info,

@@ -105,7 +105,8 @@ class Pages:
             timer = threading.Timer(WATCH_S, watch.stop)
             timer.start()
             for batch in watch:
-                seen += [line(packet) for records in batch for packet in packets(records, watch.with_vnet, True)]
+                for records in batch:
+                    seen += [line(records, octets) for octets in packets(records, watch.with_vnet, True)]
             timer.cancel()
         return _json(200, {"packets": seen[-PACKETS_SHOWN:]})
 

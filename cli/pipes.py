@@ -7,6 +7,7 @@ service.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from bus import topology, views
@@ -68,6 +69,7 @@ def all_pipes(layers: Collection[str]) -> list[Pipe]:
                   key=lambda pipe: (min(map(_ORDER.index, pipe)), max(map(_ORDER.index, pipe)), pipe.producer))
 
 
+@lru_cache(1024)  # each application is a peer
 def pipe_of(peer: int, layer: str, sent: bool) -> Pipe:
     """The pipe at which a layer's tap saw a record from or to `peer`."""
     other = APP if peer >= APPLICATIONS else DEVICE if peer == topology.DEVICE else topology.NAMES[peer]

@@ -89,7 +89,7 @@ class Tracer:
         if not views.shows_packets(seen.kind):
             return
         for record in seen.records:
-            for octets in views.packets_of(seen.kind, record, self._with_vnet, seen.pipe.protocol):
+            for octets in views.packets_of(seen.kind, [record], self._with_vnet, seen.pipe.protocol):
                 packet = octets[ethernet.HEADER_OCTETS :] if views.is_frame(seen.kind) else octets
                 if len(packet) >= ipv4.HEADER_OCTETS and seen.kind not in (messages.ARP_IN, messages.ARP_OUT):
                     self._see(seen, packet, f"type {record[0]}, code {record[1]}" if seen.kind in _RETURNS else "")

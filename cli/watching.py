@@ -10,8 +10,10 @@ import importlib
 import os
 import select
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from bus import topology
@@ -24,7 +26,12 @@ from supervisor.control import ANSWER_TIMEOUT_S, Client, NotRunning
 from usernet.pipe.run_dir import run_dir
 
 _SETTLED_NS = 5_000_000  # a layer may publish a record this long after its timestamp
-_IDLE_S = 0.02
+# Between two looks into the rings. Without it, a watcher of steady traffic finds something each time that it looks, and
+# takes a whole processor for whatever little that is. A ring holds what the fastest layer passes in ten times as long.
+_PERIOD_S = 0.02
+_WHEN = itemgetter(0)  # of a Seen
+_SENT = (ring.OUT, ring.UNSENT)
+_DROPPED = (ring.DROPPED, ring.UNSENT)
 
 
 class Seen(NamedTuple):
@@ -36,8 +43,13 @@ class Seen(NamedTuple):
     incarnation: int
     direction: int  # for that layer: ring.IN, ring.OUT or ring.DROPPED
     kind: int
-    records: list[bytes]
     counter: str  # if dropped: the name of the counter
+    records: list[bytes]
+
+    @property
+    def origin(self) -> tuple[Pipe, str, int, int, int, str]:
+        """What many of them have in common: all but the time and the records."""
+        return self[1:7]
 
 
 @cache
@@ -89,15 +101,54 @@ class Meters:
                          for pipe in self._pipes}, layers)
 
 
+class Merger:
+    """What the taps of several layers have copied into their rings, in order of time. `counters`: names, by layer."""
+
+    def __init__(self, rings: Mapping[str, ring.RingReader], pipes: frozenset[Pipe],
+                 counters: Mapping[str, Sequence[str]], offset_ns: int) -> None:
+        """`offset_ns`: from CLOCK_MONOTONIC to the time since 1970."""
+        self._rings = rings
+        self._pipes = pipes
+        self._counters = counters
+        self._offset_ns = offset_ns
+        self._waiting: list[Seen] = []
+        self.lost = dict.fromkeys(rings, 0)  # {layer: number of records that had found no room when it was read}
+
+    def read(self) -> None:
+        """Read what is in the rings."""
+        waiting, pipes, offset_ns = self._waiting, self._pipes, self._offset_ns
+        for layer, each in self._rings.items():
+            for when_ns, direction, peer, kind, records, number, incarnation in each.read():
+                pipe = pipe_of(peer, layer, direction in _SENT)
+                if pipe in pipes:
+                    counter = ""
+                    if direction in _DROPPED:
+                        direction, counter = ring.DROPPED, self._counter(layer, number)
+                    waiting.append(Seen(when_ns + offset_ns, pipe, layer, incarnation, direction, kind, counter,
+                                        records))
+            self.lost[layer] = each.lost
+        waiting.sort(key=_WHEN)  # each ring is in order already: a merge
+
+    def until(self, when_ns: float) -> list[Seen]:
+        """Remove and return what was read and seen up to this time of CLOCK_MONOTONIC."""
+        count = bisect_right(self._waiting, when_ns + self._offset_ns, key=_WHEN)
+        ready = self._waiting[:count]
+        del self._waiting[:count]
+        return ready
+
+    def _counter(self, layer: str, number: int) -> str:
+        index = number - BUS_COUNTER
+        return list(PipeCounters.declared)[index] if index >= 0 else self._counters[layer][number]
+
+
 class Watch:
     """Watches some pipes of one stack."""
 
     def __init__(self, name: str | None, pipes: Iterable[Pipe], both_ends: bool = False) -> None:
         pipes = list(pipes)
-        self._pipes = frozenset(pipes)
         self._client = Client(run_dir(name))
         status = self._client.request("status")
-        self._counters = {layer: list(there["counters"]) for layer, there in status["layers"].items()}
+        counters = {layer: list(there["counters"]) for layer, there in status["layers"].items()}
         self.with_vnet = bool(status["offload"])
         self.ended = False  # True if the stack has ended
         self._stopped = self._done = False
@@ -114,8 +165,8 @@ class Watch:
                     watch(pipe.consumer, "taken", topology.LAYERS[pipe.producer])
                 wanted.setdefault(pipe.consumer, {"taken": [], "sent": [], "drops": True})
         self._offset_ns = time.time_ns() - time.monotonic_ns()
-        self._rings = {layer: ring.RingReader(memory) for layer, memory in open_taps(self._client, wanted).items()}
-        self._waiting: list[Seen] = []
+        rings = {layer: ring.RingReader(memory) for layer, memory in open_taps(self._client, wanted).items()}
+        self._merger = Merger(rings, frozenset(pipes), counters, self._offset_ns)
 
     def __enter__(self) -> Watch:
         return self
@@ -125,31 +176,24 @@ class Watch:
 
     @property
     def lost(self) -> dict[str, int]:
-        """{layer: number of records that found no room}."""
-        return {layer: each.lost for layer, each in self._rings.items()}
+        """{layer: number of records that had found no room at the last call of `poll`}."""
+        return self._merger.lost
 
-    def poll(self, timeout_s: float = _IDLE_S) -> list[Seen]:
-        """The records since the last call, in order of time; waits if there are none.
+    def poll(self, period_s: float = _PERIOD_S) -> list[Seen]:
+        """The records of the next `period_s`, and those that have accumulated since the last call, in order of time.
 
         `ended` says that none will follow.
         """
         if not self.ended:
-            readable, _, _ = select.select([self._client], [], [], 0 if self._waiting else timeout_s)
+            readable, _, _ = select.select([self._client], [], [], period_s)
             self.ended = bool(readable)  # the keeper has closed the connection
         last = self.ended or self._stopped  # evaluated before reading, so that later records are not missed
         settled_ns = time.monotonic_ns() - _SETTLED_NS
-        for layer, each in self._rings.items():
-            self._waiting += [seen for entry in each.read() if (seen := self._seen(layer, entry)).pipe in self._pipes]
-        self._waiting.sort(key=lambda seen: seen.when_ns)
+        self._merger.read()
         if last:
             self._done = True
-            ready, self._waiting = self._waiting, []
-            return ready
-        if self._waiting and self._waiting[0].when_ns > settled_ns + self._offset_ns:
-            time.sleep(_SETTLED_NS / 1e9)
-        count = sum(seen.when_ns <= settled_ns + self._offset_ns for seen in self._waiting)
-        ready, self._waiting = self._waiting[:count], self._waiting[count:]
-        return ready
+            return self._merger.until(float("inf"))
+        return self._merger.until(settled_ns)
 
     def __iter__(self) -> Iterator[list[Seen]]:
         """Yield the results of `poll` until the stack ends."""
@@ -163,17 +207,6 @@ class Watch:
     def stop(self) -> None:
         """Stop watching after the records that are there by now."""
         self._stopped = True
-
-    def _seen(self, layer: str, entry: ring.Entry) -> Seen:
-        counter = ""
-        direction = ring.DROPPED if entry.direction == ring.UNSENT else entry.direction
-        if direction == ring.DROPPED:
-            names = self._counters[layer]
-            index = entry.counter - BUS_COUNTER
-            counter = list(PipeCounters.declared)[index] if index >= 0 else names[entry.counter]
-        pipe = pipe_of(entry.peer, layer, entry.direction in (ring.OUT, ring.UNSENT))
-        return Seen(entry.when_ns + self._offset_ns, pipe, layer, entry.incarnation, direction, entry.kind,
-                    entry.records, counter)
 
 
 __all__ = ["NotRunning", "Seen", "Watch", "sentence"]

@@ -22,21 +22,22 @@ CHECKSUM_AT = {udp.PROTOCOL: udp.CHECKSUM_AT, tcp.PROTOCOL: tcp.CHECKSUM_AT}  # 
 _LENGTH_AND_ID = Struct("!HH")
 
 
-def complete(segment: bytes, at: int) -> bytes:
-    """A segment with the partial checksum at octet `at` completed. Unchanged if it has no such octet."""
-    if len(segment) < at + 2:
-        return segment
-    value = checksum(segment)
+def complete(octets: bytes, at: int, start: int = 0) -> bytes:
+    """A segment, from octet `start` on, with the partial checksum at its octet `at` completed. Unchanged if it has no
+    such octet."""
+    place = start + at
+    if len(octets) < place + 2:
+        return octets
+    value = checksum(octets[start:] if start else octets)
     if not value and at == udp.CHECKSUM_AT:
         value = 0xFFFF  # RFC 768: zero is sent as all ones, which is the same number; zero itself means none
-    return segment[:at] + value.to_bytes(2, "big") + segment[at + 2 :]
+    return octets[:place] + value.to_bytes(2, "big") + octets[place + 2 :]
 
 
 def completed(packet: bytes, protocol: int) -> bytes:
     """An IPv4 packet with its partial transport checksum completed. Unchanged if its protocol has no checksum."""
-    start = header_octets(packet)
     at = CHECKSUM_AT.get(protocol)
-    return packet[:start] + complete(packet[start:], at) if at is not None else packet
+    return complete(packet, at, header_octets(packet)) if at is not None else packet
 
 
 def segment_header_octets(segment: bytes, protocol: int) -> int:

@@ -176,7 +176,7 @@ class _Disturber:
         if self._test is None:
             return True
         at = 14 if views.is_frame(kind) else 0
-        return any(self._test(packet[at:]) for packet in views.packets_of(kind, record, self._with_vnet)[:1])
+        return any(self._test(packet[at:]) for packet in views.packets_of(kind, [record], self._with_vnet)[:1])
 
 
 def _size(item: Send) -> int:

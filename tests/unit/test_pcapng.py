@@ -30,8 +30,9 @@ def sample() -> bytes:
         pcapng.section("usernet test", comment="one section"),
         pcapng.interface("link:wire", pcapng.LINKTYPE_ETHERNET, "what leaves", "udp port 53"),
         pcapng.interface("link:ip", pcapng.LINKTYPE_RAW),
-        pcapng.packet(0, WHEN_NS, bytes(12) + b"\x08\x00" + UDP, comment="link 3", direction=pcapng.OUTBOUND),
-        pcapng.packet(1, WHEN_NS + 1, UDP[:-1], length=len(UDP), comment="dropped: bad_checksum", dropped=7),
+        pcapng.packets(0, WHEN_NS, [bytes(12) + b"\x08\x00" + UDP],
+                       pcapng.packet_options(comment="link 3", direction=pcapng.OUTBOUND)),
+        pcapng.packets(1, WHEN_NS + 1, [UDP], pcapng.packet_options(comment="dropped: bad_checksum", dropped=7)),
         pcapng.statistics(0, WHEN_NS + 5, start_ns=WHEN_NS, received=3, lost=2)])
 
 
@@ -40,7 +41,7 @@ def test_reader_gives_back_what_was_written():
     assert read[:2] == [pcapng.Interface("link:wire", 1, "what leaves"), pcapng.Interface("link:ip", 101, "")]
     assert read[2].comment == "link 3"
     assert read[2].when_ns == WHEN_NS
-    assert read[3] == pcapng.Packet(1, WHEN_NS + 1, UDP[:-1], len(UDP), "dropped: bad_checksum", 7)
+    assert read[3] == pcapng.Packet(1, WHEN_NS + 1, UDP, len(UDP), "dropped: bad_checksum", 7)
     assert read[4] == pcapng.Statistics(0, 3, 2)
 
 
@@ -81,11 +82,20 @@ def test_scapy_reads_it(tmp_path: Path):
     assert ip["IP"].dst == "10.0.0.2"
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.binary(max_size=70), st.text(max_size=20))))
-def test_any_packets_come_back(packets):
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.lists(st.binary(max_size=70)), st.text(max_size=20))))
+def test_any_packets_come_back(batches):
     octets = pcapng.section() + pcapng.interface("a", 101) + b"".join(
-        pcapng.packet(0, when, data, comment=text) for when, data, text in packets)
-    assert [(p.when_ns, p.octets, p.comment) for p in pcapng.read(octets) if isinstance(p, pcapng.Packet)] == packets
+        pcapng.packets(0, when, packets, pcapng.packet_options(comment=text)) for when, packets, text in batches)
+    assert [(p.when_ns, p.octets, p.comment) for p in pcapng.read(octets) if isinstance(p, pcapng.Packet)] == [
+        (when, packet, text) for when, packets, text in batches for packet in packets]
+
+
+def test_where_the_last_complete_block_ends():
+    blocks = [pcapng.section(), pcapng.interface("a", 101), pcapng.packets(0, 1, [UDP])]
+    ends = {0} | {len(b"".join(blocks[: count + 1])) for count in range(len(blocks))}
+    octets = b"".join(blocks)
+    for end in range(len(octets) + 1):
+        assert pcapng.complete(octets, end) == max(each for each in ends if each <= end)
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))

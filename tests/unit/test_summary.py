@@ -46,7 +46,7 @@ def test_same_words_as_tcpdump(frame, tmp_path: Path):
     if shutil.which("tcpdump") is None:
         pytest.skip("no tcpdump here")
     path = tmp_path / "one.pcapng"
-    path.write_bytes(pcapng.section() + pcapng.interface("x", 1) + pcapng.packet(0, 0, bytes(frame)))
+    path.write_bytes(pcapng.section() + pcapng.interface("x", 1) + pcapng.packets(0, 0, [bytes(frame)]))
     said = subprocess.run(["tcpdump", "-n", "-S", "-t", "-r", path], capture_output=True, check=True, text=True).stdout
     ours = summary.ethernet(bytes(frame))
     # tcpdump pads the kind of IGMP report with a space that only -v makes use of

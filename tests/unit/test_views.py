@@ -66,7 +66,7 @@ CHECKED = PACKET[:20] + partial(SEGMENT)
     (m.ETHERNET, vnet.PARTIAL_UDP + MAC + MAC + b"\x08\0" + CHECKED),
     (m.ETHERNET, vnet.PLAIN + MAC + MAC + b"\x08\0" + PACKET)])
 def test_the_packet_of_a_record(kind, record):
-    (packet,) = views.packets_of(kind, record, with_vnet=True)
+    (packet,) = views.packets_of(kind, [record], with_vnet=True)
     if views.is_frame(kind):
         assert Ether(packet).type == 0x800
         packet = packet[14:]
@@ -75,10 +75,10 @@ def test_the_packet_of_a_record(kind, record):
 
 def test_datagrams_of_applications_are_shown_as_packets():
     send = m.datagram_header(4, B, 53, A, 64, 0, 0) + b"hello"
-    (packet,) = views.packets_of(m.SEND, send, False, 17)
+    (packet,) = views.packets_of(m.SEND, [send], False, 17)
     assert (IP(packet).dst, IP(packet)[UDP].dport, bytes(IP(packet)[UDP].payload)) == ("10.0.0.2", 53, b"hello")
     datagram = m.datagram_header(4, B, 53, A, 64, 0) + b"hello"
-    (packet,) = views.packets_of(m.DATAGRAM, datagram, False, 17)
+    (packet,) = views.packets_of(m.DATAGRAM, [datagram], False, 17)
     assert (IP(packet).src, IP(packet)[UDP].sport, bytes(IP(packet)[UDP].payload)) == ("10.0.0.2", 53, b"hello")
 
 
@@ -90,12 +90,12 @@ SUPERS = [(m.PACKET, packet_head(PARTIAL, 900) + SUPER), (m.PACKET_OUT, out_head
 
 @pytest.mark.parametrize(("kind", "record"), SUPERS)
 def test_a_super_packet_is_its_packets(kind, record):
-    packets = views.packets_of(kind, record, with_vnet=True)
+    packets = views.packets_of(kind, [record], with_vnet=True)
     payloads = [well_formed(packet[14:] if views.is_frame(kind) else packet) for packet in packets]
     assert [len(payload) for payload in payloads] == [900, 900, 200]
     assert b"".join(payloads) == b"ab" * 1000
     cut = views.pieces(kind, record, with_vnet=True)
-    assert [packet for part in cut for packet in views.packets_of(*part, with_vnet=True)] == packets
+    assert [packet for part in cut for packet in views.packets_of(part[0], part[1:], with_vnet=True)] == packets
 
 
 def test_payloads_of_applications_are_cut():
@@ -110,9 +110,9 @@ def test_payloads_of_applications_are_cut():
     (m.ETHERNET, vnet.PARTIAL_UDP + MAC + MAC + b"\x08\0" + CHECKED)])
 @given(seed=st.integers(0, 2**32))
 def test_corruption_is_one_bit_that_no_partial_checksum_hides(kind, record, seed):
-    (whole,) = views.packets_of(kind, record, with_vnet=True)
+    (whole,) = views.packets_of(kind, [record], with_vnet=True)
     changed, octets = views.corrupted(kind, record, True, random.Random(seed))
-    (other,) = views.packets_of(changed, octets, with_vnet=True)
+    (other,) = views.packets_of(changed, [octets], with_vnet=True)
     assert sum((a ^ b).bit_count() for a, b in zip(whole, other, strict=True)) == 1
     assert changed == kind
     assert not octets[2] & m.FLAG_CHECKED or kind not in (m.PACKET, m.PACKET_OUT)
@@ -121,13 +121,34 @@ def test_corruption_is_one_bit_that_no_partial_checksum_hides(kind, record, seed
 
 @given(st.sampled_from([*m.KIND_NAMES, 77]), st.binary(max_size=100), st.booleans(), st.sampled_from([0, 1, 17]))
 def test_no_octets_raise(kind, record, with_vnet, protocol):
-    views.packets_of(kind, record, with_vnet, protocol)
+    views.packets_of(kind, [record], with_vnet, protocol)
     views.pieces(kind, record, with_vnet)
     views.corrupted(kind, record, with_vnet, random.Random(0))
+
+
+RECORDS = [*SUPERS, (m.PACKET, packet_head(0) + PACKET), (m.PACKET, packet_head(PARTIAL) + CHECKED),
+           (m.PACKET, packet_head(m.FLAG_CHECKSUM_KNOWN) + PACKET), (m.PACKET_OUT, out_head(0) + PACKET),
+           (m.PACKET_OUT, out_head(PARTIAL) + CHECKED), (m.TRANSMIT, TRANSMIT),
+           (m.TRANSMIT, transmit_head(m.TRANSMIT_WHOLE) + PACKET),
+           (m.ETHERNET, vnet.PARTIAL_UDP + MAC + MAC + b"\x08\0" + CHECKED),
+           (m.ETHERNET, vnet.PLAIN + MAC + MAC + b"\x08\0" + PACKET)]
+
+
+@given(st.sampled_from(RECORDS), st.integers(0, 90) | st.none(), st.booleans())
+def test_a_record_shows_the_packets_of_what_an_impairment_makes_of_it(whole, kept, with_vnet):
+    kind, record = whole[0], whole[1][:kept]
+    made = [views.completed(*piece, with_vnet) for piece in views.pieces(kind, record, with_vnet)]
+    shown = [packet for kind, record in made for packet in views.packets_of(kind, [record], with_vnet)]
+    assert views.packets_of(kind, [record], with_vnet) == shown
+
+
+def test_a_record_without_a_packet_does_not_hide_the_others():
+    records = [out_head(0) + PACKET, b"short", out_head(0) + PACKET]
+    assert len(views.packets_of(m.PACKET_OUT, records, False)) == 2
 
 
 @given(st.sampled_from(SUPERS), st.integers(0, 120), st.binary(max_size=8))
 def test_damaged_super_packets_do_not_raise(whole, kept, rest):
     kind, record = whole
-    views.packets_of(kind, record[:kept] + rest, True)
+    views.packets_of(kind, [record[:kept] + rest], True)
     assert offload.packets(record[:kept], 17, 5) is not None
