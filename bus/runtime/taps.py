@@ -12,11 +12,10 @@ a crash the packets that an impairment holds are lost; the keeper sends its requ
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
+from time import monotonic_ns, perf_counter_ns
 from typing import Any
 
 import msgspec
@@ -29,7 +28,7 @@ from bus.layer import ClientCore, Core, ManagedCore, PoisonCore, Send
 from bus.messages import CONTROL_KIND_MIN, HELD_OF
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
-from bus.runtime.ring import DROPPED, IN, OUT, RECORDS_MAX, UNSENT, RingWriter
+from bus.runtime.ring import DROPPED, IN, OUT, UNSENT, RingWriter
 from packets.filter import Test, compile_filter
 
 APPLICATIONS = topology.CLIENT_ID_MIN  # as peer: any application
@@ -191,6 +190,19 @@ def _peer(number: int) -> int:
     return APPLICATIONS if number >= APPLICATIONS else number
 
 
+def _runs(items: Iterable[Send]) -> list[tuple[int, int, list[bytes]]]:
+    """[(peer, kind, records)] of consecutive records with one peer and one kind."""
+    runs: list[tuple[int, int, list[bytes]]] = []
+    run: list[bytes] = []
+    peer = kind = -1
+    for item_peer, item_kind, record in items:
+        if item_kind != kind or item_peer != peer:
+            peer, kind, run = item_peer, item_kind, []
+            runs.append((peer, kind, run))
+        run.append(record)
+    return runs
+
+
 class TappedCore:
     """A core with taps."""
 
@@ -198,12 +210,15 @@ class TappedCore:
                  disturbers: list[_Disturber]) -> None:
         self._core = taps.plain
         self._taps = taps
-        self._captures = captures
+        self._incarnation = taps.incarnation
+        self._taken: dict[int, list[RingWriter]] = {}  # {peer: rings for what is received from it}
+        self._sent: dict[int, list[RingWriter]] = {}
+        for ring, asked in captures:
+            for peers, rings in ((asked.taken, self._taken), (asked.sent, self._sent)):
+                for peer in peers:
+                    rings.setdefault(peer, []).append(ring)
         self._meters = meters
         self._shows_drops = [ring for ring, asked in captures if asked.drops]
-        # A capture alone, which is the usual tap, has a short way for single records (`receive`).
-        lone = len(captures) == 1 and captures[0][1].drops and not (meters or disturbers)
-        self._alone = captures[0] if lone else None
         self._drops = taps.drops
         self._dropped, self._dropped_at = self._drops(), float("-inf")
         self._disturbers = disturbers
@@ -217,6 +232,8 @@ class TappedCore:
     @property
     def next_wake(self) -> float | None:
         """The time when the core or a held record is due."""
+        if not self._disturbers:
+            return self._core.next_wake
         due = [disturber.model.next_wake for disturber in self._disturbers] + [self._core.next_wake]
         return min((at for at in due if at is not None), default=None)
 
@@ -230,21 +247,7 @@ class TappedCore:
         """See `bus.layer.Core`."""
         if kind in HELD_OF:
             kind, records = self._taps.held.inlined(kind, records)
-        if self._alone is not None and len(records) == 1:
-            ring, asked = self._alone
-            if _peer(sender) in asked.taken:
-                self._show(ring, IN, sender, kind, records)
-            sends = self._core.receive(sender, kind, records, now)
-            if self._drops() != self._dropped:
-                self._show_dropped((sender, kind, records[0]))
-                self._dropped_at = now
-            if len(sends) != 1 or sends[0][1] in HELD_OF:
-                return self._out(sends, now)
-            consumer, kind, record = sends[0]
-            if _peer(consumer) in asked.sent:
-                self._show(ring, OUT, consumer, kind, [record])
-            return sends
-        disturbers = self._on_way_in.get(_peer(sender))
+        disturbers = self._on_way_in.get(_peer(sender)) if self._on_way_in else None
         if disturbers is None:
             return self._give(sender, kind, records, now)
         items: list[Send] = [(sender, kind, record) for record in records]
@@ -265,10 +268,10 @@ class TappedCore:
                 if held:
                     sends += self.leaving(held) if disturber.request.sent else self.taken_in(held, now)
         if self._core.next_wake is not None and self._core.next_wake <= now:
-            started = time.perf_counter_ns()
+            started = perf_counter_ns()
             woken = self._core.wake(now)
             for meter in self._meters:
-                meter.took(0, time.perf_counter_ns() - started)
+                meter.took(0, perf_counter_ns() - started)
             sends += self._out(woken, now)
         return sends
 
@@ -282,26 +285,23 @@ class TappedCore:
             return []
         return self._out(self._core.record_set_aside(sender, kind, record, now), now)
 
-
     # -- on the way ----------------------------------------------------------------------------------------------
 
     def taken_in(self, items: list[Send], now: float) -> list[Send]:
         """Pass records that have left the impairments to the core, in runs."""
         sends = []
-        for (sender, kind), run in groupby(items, itemgetter(0, 1)):
-            sends += self._give(sender, kind, [record for _, _, record in run], now)
+        for sender, kind, records in _runs(items):
+            sends += self._give(sender, kind, records, now)
         return sends
 
     def _give(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        peer = _peer(sender)
-        for ring, asked in self._captures:
-            if peer in asked.taken:
-                self._show(ring, IN, sender, kind, records)
+        for ring in self._taken.get(_peer(sender), ()):
+            ring.put(monotonic_ns(), IN, sender, kind, records, self._incarnation)
         if not self._meters:
             return self._out(self._received(sender, kind, records, now), now)
-        started = time.perf_counter_ns()
+        started = perf_counter_ns()
         sends = self._received(sender, kind, records, now)
-        took_ns = time.perf_counter_ns() - started
+        took_ns = perf_counter_ns() - started
         for meter in self._meters:
             meter.passed(sender, IN, records)
             meter.took(len(records), took_ns)
@@ -313,20 +313,15 @@ class TappedCore:
         While nothing is dropped all records go to the core at once, because single calls cost several times as much. So
         if the first drop after a quiet second happens in such a group, it is counted but not shown.
         """
-        receive = self._core.receive
         if not self._shows_drops:
-            return receive(sender, kind, records, now)
-        if len(records) > 1 and now > self._dropped_at + ONE_BY_ONE_S:
-            sends = receive(sender, kind, records, now)
-            if self._drops() != self._dropped:
-                self._dropped, self._dropped_at = self._drops(), now
-            return sends
-        sends = []
-        for record in records:
-            sends += receive(sender, kind, [record], now)
-            if self._drops() != self._dropped:
-                self._show_dropped((sender, kind, record))
-                self._dropped_at = now
+            return self._core.receive(sender, kind, records, now)
+        if len(records) > 1 and now <= self._dropped_at + ONE_BY_ONE_S:
+            return [send for record in records for send in self._received(sender, kind, [record], now)]
+        sends = self._core.receive(sender, kind, records, now)
+        if self._drops() != self._dropped:
+            if len(records) == 1:
+                self._show_dropped((sender, kind, records[0]))
+            self._dropped, self._dropped_at = self._drops(), now
         return sends
 
     def _show_dropped(self, item: Send) -> None:
@@ -338,55 +333,44 @@ class TappedCore:
                 self.show_drop(item, index)
 
     def _out(self, sends: list[Send], now: float) -> list[Send]:
-        for _, kind, _ in sends:
+        runs = _runs(sends)
+        for _, kind, _ in runs:
             if kind in HELD_OF:  # a tap sees the octets
                 inline = self._taps.held.inline
                 sends = [(consumer, *found) for consumer, kind, record in sends
                          if (found := inline(kind, record)) is not None]
+                runs = _runs(sends)
                 break
-        if not self._on_way_out or not sends:
-            return self.leaving(sends)
-        leaving: list[Send] = []
-        if self._taps.clock is not None:
-            now = self._taps.clock()
-        for consumer, run in groupby(sends, itemgetter(0)):
-            items: list[Send] = list(run)
-            for disturber in self._on_way_out.get(_peer(consumer), ()):
-                items = disturber.offered(items, now)
-            leaving += items
-        return self.leaving(leaving)
+        if self._on_way_out and runs:
+            if self._taps.clock is not None:
+                now = self._taps.clock()
+            sends = []
+            for consumer, kind, records in runs:
+                items: list[Send] = [(consumer, kind, record) for record in records]
+                for disturber in self._on_way_out.get(_peer(consumer), ()):
+                    items = disturber.offered(items, now)
+                sends += items
+            runs = _runs(sends)
+        self._left(runs)
+        return sends
 
     def leaving(self, sends: list[Send]) -> list[Send]:
         """Show the records that leave; returns them."""
-        if self._captures or self._meters:
-            if len(sends) == 1:  # the usual case at low load
-                consumer, kind, record = sends[0]
-                self._left(consumer, kind, [record])
-            else:
-                for (consumer, kind), run in groupby(sends, itemgetter(0, 1)):
-                    self._left(consumer, kind, [record for _, _, record in run])
+        self._left(_runs(sends))
         return sends
 
-    def _left(self, consumer: int, kind: int, records: list[bytes]) -> None:
-        peer = _peer(consumer)
-        for ring, asked in self._captures:
-            if peer in asked.sent:
-                self._show(ring, OUT, consumer, kind, records)
-        for meter in self._meters:
-            meter.passed(consumer, OUT, records)
-
-    def _show(self, ring: RingWriter, direction: int, peer: int, kind: int, records: list[bytes]) -> None:
-        if len(records) <= RECORDS_MAX:
-            ring.put(time.monotonic_ns(), direction, peer, kind, records, self._taps.incarnation)
-            return
-        for at in range(0, len(records), RECORDS_MAX):
-            self._show(ring, direction, peer, kind, records[at : at + RECORDS_MAX])
+    def _left(self, runs: list[tuple[int, int, list[bytes]]]) -> None:
+        for consumer, kind, records in runs:
+            for ring in self._sent.get(_peer(consumer), ()):
+                ring.put(monotonic_ns(), OUT, consumer, kind, records, self._incarnation)
+            for meter in self._meters:
+                meter.passed(consumer, OUT, records)
 
     def show_drop(self, item: Send, counter: int, direction: int = DROPPED) -> None:
         """Show a dropped record to the captures that want drops."""
         peer, kind, record = item
         for ring in self._shows_drops:
-            ring.put(time.monotonic_ns(), direction, peer, kind, [record], self._taps.incarnation, counter)
+            ring.put(monotonic_ns(), direction, peer, kind, [record], self._incarnation, counter)
 
 
 class TappedManagedCore(TappedCore):

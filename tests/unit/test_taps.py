@@ -115,6 +115,22 @@ def test_a_capture_sees_both_ways_and_what_was_dropped():
     assert (sent.direction, sent.peer, sent.records, sent.incarnation) == (ring.OUT, topology.UDP, [b"a", b"c"], 3)
 
 
+def test_what_leaves_together_is_shown_in_runs_of_one_consumer_and_kind():
+    class Distributor(Relay):
+        def receive(self, sender, kind, records, now):
+            return [(consumer, kind, b"%d" % place) for place, (consumer, kind) in enumerate(order)]
+
+    order = [(topology.UDP, m.PACKET)] * 2 + [(topology.TCP, m.PACKET), (topology.UDP, m.PACKET),
+                                              (topology.UDP, m.ROUTES)] + [(APP, m.DATAGRAM)] * 300
+    bench = Bench(Distributor())
+    bench.ask(CaptureRequest(1, 0, sent=frozenset({topology.UDP, topology.CLIENT_ID_MIN})))
+    sends = bench.taps.core.receive(topology.LINK, m.PACKET, [b"a"], 0.0)
+    assert [send[:2] for send in sends] == order
+    assert [(entry.peer, entry.kind, entry.records) for entry in bench.entries()] == [
+        (topology.UDP, m.PACKET, [b"0", b"1"]), (topology.UDP, m.PACKET, [b"3"]), (topology.UDP, m.ROUTES, [b"4"]),
+        (APP, m.DATAGRAM, [b"%d" % place for place in range(5, 305)])]
+
+
 def test_applications_are_one_peer_and_timers_are_seen():
     bench = Bench()
     bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.CLIENT_ID_MIN})))
