@@ -26,8 +26,8 @@ from supervisor.control import ANSWER_TIMEOUT_S, Client, NotRunning
 from usernet.pipe.run_dir import run_dir
 
 _SETTLED_NS = 5_000_000  # a layer may publish a record this long after its timestamp
-# Between two looks into the rings. Without it, a watcher of steady traffic finds something each time that it looks, and
-# takes a whole processor for whatever little that is. A ring holds what the fastest layer passes in ten times as long.
+# Between two looks into the rings, unless one of them was crowded. Without it, a watcher of steady traffic finds
+# something each time that it looks, and takes a whole processor for whatever little that is.
 _PERIOD_S = 0.02
 _WHEN = itemgetter(0)  # of a Seen
 _SENT = (ring.OUT, ring.UNSENT)
@@ -114,6 +114,11 @@ class Merger:
         self._waiting: list[Seen] = []
         self.lost = dict.fromkeys(rings, 0)  # {layer: number of records that had found no room when it was read}
 
+    @property
+    def crowded(self) -> bool:
+        """True if it should read again soon."""
+        return any(each.crowded for each in self._rings.values())
+
     def read(self) -> None:
         """Read what is in the rings."""
         waiting, pipes, offset_ns = self._waiting, self._pipes, self._offset_ns
@@ -180,12 +185,12 @@ class Watch:
         return self._merger.lost
 
     def poll(self, period_s: float = _PERIOD_S) -> list[Seen]:
-        """The records of the next `period_s`, and those that have accumulated since the last call, in order of time.
+        """The records since the last call, in order of time. It waits `period_s` for them unless many wait already.
 
         `ended` says that none will follow.
         """
         if not self.ended:
-            readable, _, _ = select.select([self._client], [], [], period_s)
+            readable, _, _ = select.select([self._client], [], [], 0 if self._merger.crowded else period_s)
             self.ended = bool(readable)  # the keeper has closed the connection
         last = self.ended or self._stopped  # evaluated before reading, so that later records are not missed
         settled_ns = time.monotonic_ns() - _SETTLED_NS

@@ -93,10 +93,13 @@ class RingWriter(_Ring):
 class RingReader(_Ring):
     """The reader's end."""
 
+    crowded = False  # True: at the last `read` more than a quarter of the ring was in use
+
     def read(self) -> list[Entry]:
         """Remove and return all entries."""
         words, data, size = self._words, self._data, self._size
         head, tail = words[_HEAD], words[_TAIL]
+        self.crowded = head - tail > size // 4
         entries = []
         while tail < head:
             start = tail % size

@@ -200,3 +200,16 @@ def test_what_several_layers_saw_is_in_order_of_time_and_what_may_be_incomplete_
     assert [seen.when_ns for seen in rest] == sorted(seen.when_ns for seen in rest)
     assert len(first) + len(rest) == 3 * (len(ROUND) - 1)  # without the pipe that is not watched
     assert layers.seen() == []
+
+
+def test_a_ring_that_fills_is_to_be_read_again_soon() -> None:
+    layers = Layers(1 << 16)
+    layers.put(*ROUND)
+    layers.merger.read()
+    assert not layers.merger.crowded
+    for _ in range(30):
+        layers.put(*ROUND)
+    layers.merger.read()
+    assert layers.merger.crowded
+    layers.merger.read()
+    assert not layers.merger.crowded
