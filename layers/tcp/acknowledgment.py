@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from layers.tcp.connection import ORPHAN, RECEIVING, Connection
 from layers.tcp.ring import RING_OCTETS_MAX, RING_OCTETS_MIN, size_for
 from packets.tcp import MSS_DEFAULT
+from usernet.pipe.streams import READ_OCTETS_MIN
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -81,9 +82,14 @@ def due(engine: Engine, conn: Connection) -> bool:
     # arrive as one
     if conn.ack_due >= 2 * conn.peer_segment or quick:
         return True
-    if quick is None and conn.quick > 0 and not conn.pingpong:
-        conn.quick -= 1
-        return True
+    if quick is None and not conn.pingpong:
+        if conn.quick > 0:
+            conn.quick -= 1
+            return True
+        # As Linux (__tcp_cleanup_rbuf): a peer with Nagle's algorithm keeps its next short segment until this ACK. That
+        # the application reads as fast as text comes is known without a record for each read.
+        if conn.pushed and unread(conn) - conn.ack_due < READ_OCTETS_MIN:
+            return True
     if conn.delayed_at is None:
         conn.delayed_at = engine.now + DELAY_S
         engine.timers.schedule(conn)
@@ -93,27 +99,32 @@ def due(engine: Engine, conn: Connection) -> bool:
 def left(conn: Connection) -> None:
     """A segment with an ACK was sent: no ACK is owed any more."""
     conn.ack_now = False
+    conn.pushed = False
     conn.ack_due = 0
     conn.delayed_at = None
     conn.last_ack_sent = conn.rcv_nxt
 
 
 def text_came(engine: Engine, conn: Connection) -> None:
-    """Text arrived: begin anew after a pause."""
+    """Text arrived: begin anew after a pause. Linux stays in pingpong mode then."""
     if engine.now - conn.last_text > IDLE_S:
         conn.quick, conn.pingpong, conn.last_size = QUICK_ACKS, False, 0
     conn.last_text = engine.now
 
 
 def measure(conn: Connection, octets: int, pushed: bool) -> None:
-    """Estimate the size of the peer's full segments from text that comes in order (Linux: tcp_measure_rcv_mss).
+    """Estimate the size of the peer's full segments from text that comes in order, and note whether it ends a write
+    (Linux: tcp_measure_rcv_mss).
 
     A larger segment is full. So are two of the same smaller size in succession, because the path's MTU has become less,
     unless they are so short that they may be an application's, and are pushed.
     """
     options = 12 if conn.timestamps_ok else 0
+    largest = max(conn.mss - options, conn.peer_segment)
+    if pushed and octets % largest:
+        conn.pushed = True
     if octets >= conn.peer_segment:
-        conn.peer_segment, conn.last_size = min(octets, max(conn.mss - options, conn.peer_segment)), 0
+        conn.peer_segment, conn.last_size = min(octets, largest), 0
     elif octets >= MSS_DEFAULT - options or (octets >= MSS_MIN and not pushed):
         if octets == conn.last_size:
             conn.peer_segment = octets

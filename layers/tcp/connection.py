@@ -88,7 +88,7 @@ class Connection:
         "last_progress", "last_sent", "last_size", "last_text", "listener", "measured_at", "measured_from", "more",
         "mss", "octets_resent", "opened_at", "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale",
         "path_mss", "peer_mss", "peer_scale", "peer_segment", "persist_at", "pingpong", "probe_count",
-        "probes_unanswered", "queued_at", "quick", "quiet_queued", "raise_at", "raise_end", "raise_resent",
+        "probes_unanswered", "pushed", "queued_at", "quick", "quiet_queued", "raise_at", "raise_end", "raise_resent",
         "rcv_limit", "rcv_nxt", "read", "read_asked", "receive_ring", "recent_sack", "recovery", "rest_queued",
         "room_said", "sack_ok", "scale_ok", "segments_in", "segments_out", "send_limit", "send_ring", "slot",
         "small_sent", "snd_nxt", "snd_una", "snd_urgent", "snd_window", "snd_wl1", "snd_wl2", "state", "stored",
@@ -173,6 +173,7 @@ class Connection:
         # Acknowledgments owed
         self.ack_now = False
         self.ack_due = 0  # octets received since the last ACK left
+        self.pushed = False  # the end of a write was among them: a segment with PSH that is not full
         self.last_ack_sent = 0
         self.delayed_at: float | None = None
         self.quick = 16  # number of ACKs that will not be delayed

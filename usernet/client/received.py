@@ -11,6 +11,7 @@ from usernet.pipe.rings import Ring
 from usernet.pipe.streams import (
     HELD_RECORD,
     READ,
+    READ_OCTETS_MIN,
     READ_RECORD,
     RESUME,
     STREAM_END,
@@ -19,7 +20,6 @@ from usernet.pipe.streams import (
 )
 
 READ_OCTETS = 32768  # a quarter of the initial receive buffer (Linux net.ipv4.tcp_rmem)
-READ_OCTETS_MIN = 4096  # below this, and with nothing left to read, tcp need not know at once
 
 Sends = list[tuple[int, bytes]]
 

@@ -43,6 +43,8 @@ STREAM_URGENT = 4
 RESUME = 1  # flag of READ, ROOM and ACCEPT: send again from `have`, from `taken`
 FINISHED = 2  # flag of ROOM: the peer has acknowledged our FIN
 
+READ_OCTETS_MIN = 4096  # an application that has read everything need not say so while its last READ is less behind
+
 TCP_HANDLE_MIN = 1 << 31  # tcp assigns handles from here on
 HANDLE_END = (1 << 32) - 1
 

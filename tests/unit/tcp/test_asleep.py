@@ -335,7 +335,7 @@ KEPT = {
     "rcv_limit", "rcv_nxt", "receive_ring", "recovery", "sack_ok", "scale_ok", "send_limit", "send_ring", "snd_una",
     "snd_window", "timestamp_offset", "timestamps_ok", "ts_recent", "ts_recent_at", "window_max"}
 # once it is established and all is read
-MEANINGLESS = {"last_size", "opened_at", "queued_at", "quiet_queued", "raise_at", "raise_end", "raise_resent",
+MEANINGLESS = {"last_size", "opened_at", "pushed", "queued_at", "quiet_queued", "raise_at", "raise_end", "raise_resent",
                "read_asked", "rest_queued", "stored", "touched"}
 
 
