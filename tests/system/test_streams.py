@@ -75,3 +75,21 @@ def test_a_connection_to_the_kernel(stack: Stack) -> None:
                 exchange(near, far, lambda: None)
         with stack.socket(socket.SOCK_STREAM) as near, pytest.raises(ConnectionRefusedError):
             near.connect((KERNEL, 1))
+
+
+def test_the_kernel_with_nagles_algorithm_does_not_wait_for_a_delayed_ack(stack: Stack) -> None:
+    """It writes twice and gets no answer: docs/decisions/acknowledgments.md."""
+    with stack.socket(socket.SOCK_STREAM) as server:
+        server.bind((STACK, 0))
+        server.listen()
+        with stack.kernel.socket(kind=socket.SOCK_STREAM) as far:
+            far.connect(server.getsockname())
+            near, _ = server.accept()
+            with near:
+                near.settimeout(PATIENCE_S)
+                delayed = stack.counters("tcp")["delayed_acks"]
+                for _ in range(20):  # the first 16 segments are acknowledged at once anyway
+                    far.sendall(b"h" * 100)
+                    far.sendall(b"b" * 100)
+                    assert near.recv(200, socket.MSG_WAITALL) == b"h" * 100 + b"b" * 100
+                assert stack.counters("tcp")["delayed_acks"] == delayed
