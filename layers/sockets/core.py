@@ -38,15 +38,15 @@ from layers.sockets.limits import WAITING_MAX, Shares
 from layers.sockets.listeners import Listeners
 from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
 from layers.sockets.replies import membership, no_error, refusal, reply, summary
-from layers.sockets.requests import Refused, Request
+from layers.sockets.requests import LIST_MAX, NUMBER_MAX, Refused, Request
 from layers.sockets.sharing import SharedSockets
 from layers.sockets.streams import Streams, closing, resuming
 from layers.sockets.table import Table, members
+from layers.sockets.waiting import WaitingRequests
 from usernet.pipe.messages import WANT
 
 KEY_ROUTES = 0  # of `state`; the other keys are those of `layers.sockets.table`
 WAITING_AT_A_SOCKET_MAX = 64  # requests that may wait behind one under way on the same socket
-LIST_MAX = 256  # sockets per answer to `list`
 AT_ONCE = 200  # sockets that are closed and so on in one turn: about 3 ms
 
 
@@ -63,6 +63,7 @@ class Core:
         self._table = table = Table(state)
         self._pids: dict[int, int] = {}
         self._waiting = Shares(WAITING_MAX)
+        self._long = WaitingRequests(self._execute, counters)
         # work on many sockets, which goes on in further turns: what is done, with a handle or a client
         self._later: Portions[tuple[Callable[[int], list[Send]], int]] = Portions()
         self._leaving: set[int] = set()  # ended clients with sockets that are not closed yet
@@ -130,13 +131,17 @@ class Core:
 
     def wake(self, now: float) -> list[Send]:
         """Go on with what concerns many sockets. There is nothing else: applications have their own timeouts."""
-        return self._go_on()
+        sends = self._long.execute()
+        return [*sends, *self._go_on()]
 
     def _go_on(self) -> list[Send]:
         """The next portion of what concerns many sockets."""
         sends = [send for work, number in self._later.take(0.0, AT_ONCE) for send in work(number)]
-        self.next_wake = self._later.next_due
+        self._set_wake()
         return sends
+
+    def _set_wake(self) -> None:
+        self.next_wake = 0.0 if self._long.waiting else self._later.next_due
 
     def neighbor_started(self, sender: int, now: float) -> list[Send]:
         """Repeat the unanswered declarations to a transport; send ip all groups, because it may have lost some."""
@@ -181,11 +186,12 @@ class Core:
 
     def _add(self, work: list[tuple[Callable[[int], list[Send]], int]]) -> None:
         self._later.add(work)
-        self.next_wake = self._later.next_due
+        self._set_wake()
 
     def client_left(self, client: int, now: float) -> list[Send]:
         """Close the sockets of the ended process."""
         self._pids.pop(client, None)
+        self._long.forget(client)
         self._leave(client)
         return self._go_on()
 
@@ -243,7 +249,8 @@ class Core:
                     self.counters[Counters.request_garbled] += 1
                 sends.append(self._refusal(client, number, error))
             else:
-                sends += self._execute(client, request)
+                sends += self._long.take(client, request)
+        self._set_wake()
         return sends
 
     def _execute(self, client: int, request: Request) -> list[Send]:
@@ -319,7 +326,9 @@ class Core:
 
     def _list(self, client: int, request: requests.List) -> list[Send]:
         """The amounts queued are as the applications last reported them."""
-        handles = sorted(handle for handle in self._table.entries if handle > request.after)
+        # The highest number that is possible: the question is whether everything before it was taken.
+        handles = sorted(handle for handle in self._table.entries if handle > request.after) if (
+            request.after < NUMBER_MAX) else []
         page = [self._table.entries[handle] for handle in handles[:LIST_MAX]]
         answer = {"sockets": [summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
         return [reply(client, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 SOCKETS_MAX = 1 << 16
 MEMBERSHIPS_MAX = 1 << 16  # of multicast groups, and sources in their filters
 WAITING_MAX = 1 << 12  # requests behind one under way on the same socket; each is as long as REQUEST_OCTETS_MAX at most
+LONG_WAITING_MAX = 1 << 12  # requests that take long, and those behind them (layers.sockets.waiting)
 
 
 class Shares:

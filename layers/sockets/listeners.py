@@ -17,7 +17,7 @@ from layers.sockets.counters import Counters
 from layers.sockets.entry import Entry, Sharing
 from layers.sockets.operations import accepted
 from layers.sockets.requests import GiveBack, Refused
-from layers.sockets.streams import Streams, accepted_ends, closing, resuming
+from layers.sockets.streams import Streams, accepted_ends, accepted_record, closing, resuming
 from layers.sockets.table import Table
 from usernet.pipe.streams import ACCEPT_RECORD, ACCEPTED_HEADER
 
@@ -85,12 +85,13 @@ class Listeners:
         sharing = listener.sharing
         if sharing is None:
             raise Refused(errno.EINVAL)
+        records = self._streams.accepted_records(listener.handle)
         for handle in request.connections:
             entry = self._table.entries.get(handle)
             if (entry is None or entry.client != client or entry.sharing is not None or entry.socket.unclaimed
                     or not entry.is_connection or entry.socket.created_by != -handle):
                 continue
-            record = self._streams.accepted_record(listener.handle, handle, entry.socket)
+            record = records.get(handle) or accepted_record(listener.handle, handle, entry.socket)
             self._table.change(entry, replace(entry.socket, unclaimed=record))
             sharing.connections.append(handle)
         return self.hand_out(listener)

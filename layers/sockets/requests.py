@@ -12,10 +12,12 @@ from packets.addresses import ANY, is_unspecified
 
 REQUEST_OCTETS_MAX = 4096
 SHARE_MAX = 256  # sockets in a request
+LIST_MAX = 256  # sockets per answer to `list`
 REQUEST_ID_MAX = 1 << 53  # JSON numbers of every language are exact below it
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Number = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+NUMBER_MAX = 0xFFFFFFFF
+Number = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 Total = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 Protocol = Annotated[int, msgspec.Meta(ge=0, le=255)]
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=REQUEST_ID_MAX)]

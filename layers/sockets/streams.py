@@ -76,19 +76,22 @@ class Streams:
     def accept(self, client: int, records: list[bytes]) -> list[Send]:
         """ACCEPT: the application determines how many connections may be passed up, the service how many are stored."""
         sends: list[Send] = []
+        asked: dict[int, int] = {}  # {listener: number taken}: however often it is asked, what follows is repeated once
         for record in records:
             listener, flags, taken, limit = (
                 ACCEPT_RECORD.unpack(record) if len(record) == ACCEPT_RECORD.size else (0, 0, 0, 0))
             entry = self._entries.get(listener)
             if entry is None or listener not in self._clients.get(client, ()) or entry.consumer != topology.TCP:
                 self.counters[Counters.send_foreign] += 1
-            elif entry.sharing is not None:  # the service itself determines the number
-                sends += self._accepted_since(listener, taken, client) if flags & RESUME else []
-            else:
+                continue
+            if entry.sharing is None:  # otherwise the service itself determines the number
                 stored = ACCEPT_RECORD.pack(listener, 0, entry.accepted, limit)
                 sends.append((topology.TCP, messages.ACCEPT, stored))
-                sends += self._accepted_since(listener, taken, client if flags & RESUME else 0)
-        return sends
+                self._forget_accepted(listener, taken)
+            if flags & RESUME:
+                asked[listener] = min(taken, asked.get(listener, taken))
+        return sends + [send for listener, taken in asked.items()
+                        for send in self._accepted_since(listener, taken, client)]
 
     def _reset_unclaimed(self, entry: Entry, record: bytes) -> None:
         """A connection to a shared listener has ended before a process had it: that process is told."""
@@ -103,37 +106,27 @@ class Streams:
         if len(records) > ACCEPTED_MAX:  # an application that never says what it has taken
             del records[next(iter(records))]
 
-    def accepted_record(self, listener: int, handle: int, socket: Socket) -> bytes:
-        """The ACCEPTED of a connection."""
-        for record in self._accepted.get(listener, {}).values():
-            if ACCEPTED_HEADER.unpack_from(record)[1] == handle:
-                return record
-        header = ACCEPTED_HEADER.pack(listener, handle, 0, socket.port, socket.peer_port, family_of(socket.peer),
-                                      INTERFACE_INDEX)
-        return header + socket.local + socket.peer
+    def accepted_records(self, listener: int) -> dict[int, bytes]:
+        """The ACCEPTED of each connection, by its handle, that the application may not have got."""
+        return {ACCEPTED_HEADER.unpack_from(record)[1]: record for record in self._accepted.get(listener, {}).values()}
 
     def forget(self, listener: int) -> None:
         """The listener is closed."""
         self._accepted.pop(listener, None)
 
-    def _accepted_since(self, listener: int, taken: int, client: int) -> list[Send]:
-        """Forget what the application has, and repeat the rest to `client`, if not 0.
+    def _forget_accepted(self, listener: int, taken: int) -> None:
+        """The application has those up to this number; they are in the order of their numbers."""
+        records = self._accepted.get(listener)
+        while records and (number := next(iter(records))) <= taken:
+            del records[number]
+        if not records:
+            self.forget(listener)
 
-        Of a shared listener, nothing is forgotten, and each process gets what is its own.
-        """
-        entry = self._entries[listener]
-        records = self._accepted.pop(listener, None)
-        if records is None:
-            return []
-        later = {number: record for number, record in records.items() if number > taken}
-        kept = records if entry.sharing is not None else later
-        if kept:
-            self._accepted[listener] = kept
-        if entry.sharing is not None:
-            theirs = self._clients.get(client, {})
-            later = {number: record for number, record in later.items()
-                     if ACCEPTED_HEADER.unpack_from(record)[1] in theirs}
-        return [(client, messages.ACCEPTED, record) for record in later.values()] if client else []
+    def _accepted_since(self, listener: int, taken: int, client: int) -> list[Send]:
+        """Repeat to `client` what it may not have got; of a shared listener, what is its own."""
+        theirs = self._clients.get(client, {}) if self._entries[listener].sharing is not None else None
+        return [(client, messages.ACCEPTED, record) for number, record in self._accepted.get(listener, {}).items()
+                if number > taken and (theirs is None or ACCEPTED_HEADER.unpack_from(record)[1] in theirs)]
 
 
 def accepted_ends(record: bytes) -> tuple[int, int, int, Ends]:
@@ -143,6 +136,13 @@ def accepted_ends(record: bytes) -> tuple[int, int, int, Ends]:
     if len(local) not in WIDTHS or len(peer) != len(local):
         raise StructError("addresses of no family")
     return listener, handle, number, (local, port, peer, peer_port)
+
+
+def accepted_record(listener: int, handle: int, socket: Socket) -> bytes:
+    """The ACCEPTED of a connection whose number is not known any more."""
+    header = ACCEPTED_HEADER.pack(listener, handle, 0, socket.port, socket.peer_port, family_of(socket.peer),
+                                  INTERFACE_INDEX)
+    return header + socket.local + socket.peer
 
 
 def resuming(handle: int) -> Send:

@@ -158,8 +158,9 @@ def hand_up(engine: Engine, listener: Listener, conn: Connection) -> None:
 
 def credit(engine: Engine, listener: Listener, taken: int, limit: int) -> None:
     """ACCEPT: connections up to number `taken` are stored by the service, up to `limit` may be passed up."""
-    for number in [number for number in listener.untaken if number <= taken]:
-        del listener.untaken[number]
+    untaken = listener.untaken  # in the order of their numbers
+    while untaken and (number := next(iter(untaken))) <= taken:
+        del untaken[number]
     listener.taken = max(listener.taken, taken)
     listener.limit = max(listener.limit, limit)
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, SocketError, SocketState, datagram_header
-from layers.sockets.core import LIST_MAX, Core
+from layers.sockets.core import Core
 from layers.sockets.counters import Counters
-from layers.sockets.limits import SOCKETS_MAX
-from layers.sockets.requests import REQUEST_OCTETS_MAX
+from layers.sockets.limits import LONG_WAITING_MAX, SOCKETS_MAX
+from layers.sockets.requests import LIST_MAX, REQUEST_OCTETS_MAX
 from layers.sockets.table import HANDLES_RESERVED
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
@@ -441,6 +441,67 @@ def test_list_comes_in_pages(bench):
     assert (len(first["sockets"]), first["more"]) == (LIST_MAX, True)
     rest = bench.ask("list", after=first["sockets"][-1]["handle"])
     assert (len(rest["sockets"]), rest["more"]) == (1, False)
+
+
+def asks(bench, client, *requests):
+    """A frame of requests [(id, op, fields)]: the ids and errnos of what is answered before the turn ends."""
+    return answers(bench.core.receive(client, messages.REQUEST, [
+        json.dumps({"id": number, "op": op, **fields}).encode() for number, op, fields in requests], 0.0))
+
+
+def answers(sends):
+    replies = [(to, json.loads(record)) for to, kind, record in sends if kind == messages.REPLY]
+    return [(to, reply["id"], reply["errno"]) for to, reply in replies]
+
+
+def turns(bench):
+    """The answers of each turn, until nothing is due."""
+    taken = []
+    while bench.core.next_wake is not None:
+        taken.append(answers(bench.core.wake(0.0)))
+    return taken
+
+
+def test_a_frame_of_long_requests_takes_no_long_turn_and_delays_nobody(bench):
+    """One page of a list in each turn, the applications one after the other, and others at once."""
+    handle = bench.bound(5055, BOB)
+    assert asks(bench, ALICE, *((number, "list", {}) for number in range(101, 357))) == []
+    assert asks(bench, BOB, (101, "getsockname", {"handle": handle})) == [(BOB, 101, 0)]
+    assert asks(bench, BOB, (102, "list", {})) == []
+    taken = turns(bench)
+    assert taken[:3] == [[(ALICE, 101, 0)], [(BOB, 102, 0)], [(ALICE, 102, 0)]]
+    assert taken[3:] == [[(ALICE, number, 0)] for number in range(103, 357)]
+
+
+def test_what_an_application_asks_behind_a_long_request_is_answered_behind_it(bench):
+    handle = bench.bound(5055)
+    assert asks(bench, ALICE, (101, "list", {}), (102, "getsockname", {"handle": handle})) == []
+    assert asks(bench, ALICE, (103, "close", {"handle": handle})) == []
+    assert turns(bench) == [[(ALICE, 101, 0)], [(ALICE, 102, 0), (ALICE, 103, 0)]]
+
+
+def test_the_sockets_that_a_process_shares_are_shared_in_portions(bench):
+    handles = [bench.open() for _ in range(512)]
+    assert asks(bench, BOB, *((100 + at, "share", {"owner": ALICE, "handles": handles[at : at + 128]})
+                              for at in range(0, 512, 128))) == []
+    assert turns(bench) == [[(BOB, 100 + at, 0)] for at in range(0, 512, 128)]
+
+
+def test_an_application_gets_no_more_waiting_requests_than_its_share(bench):
+    share = LONG_WAITING_MAX // 2
+    asks(bench, ALICE, *((number, "list", {}) for number in range(101, 101 + share)))
+    assert asks(bench, ALICE, (9001, "list", {})) == [(ALICE, 9001, errno.ENOBUFS)]
+    assert asks(bench, BOB, (101, "list", {})) == []
+    bench.leaves(ALICE)
+    assert asks(bench, CAROL, *((number, "list", {}) for number in range(101, 101 + share))) == []
+
+
+def test_a_list_that_waits_is_answered_after_a_crash_if_it_is_asked_again(bench):
+    asks(bench, ALICE, (101, "list", {}), (102, "list", {}))
+    bench.crash()
+    assert turns(bench) == []
+    asks(bench, ALICE, (101, "list", {}), (102, "list", {}))
+    assert turns(bench) == [[(ALICE, 101, 0)], [(ALICE, 102, 0)]]
 
 
 @pytest.mark.parametrize(
@@ -920,6 +981,8 @@ def test_connections_that_were_handed_up_are_handed_up_again_to_an_application_t
 
     assert accept(0, 1) == []
     assert accept(RESUME, 1) == records[1:]
+    often = bench.give(ALICE, messages.ACCEPT, *[ACCEPT_RECORD.pack(listener, RESUME, 1, 9)] * 256)
+    assert [record for to, kind, record in often if kind == messages.ACCEPTED] == records[1:]
     assert accept(RESUME, 3) == []
 
 
