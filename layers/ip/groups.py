@@ -14,6 +14,7 @@ from bus.messages import FAMILY_4, INTERFACE, PACKET_OUT_HEAD, Membership, Sourc
 from layers.common import source_address
 from layers.ip.counters import Counters as C
 from layers.ip.igmp import NOTHING, Change, Filter, Igmp, Message, Querier
+from layers.ip.members import Members
 from layers.ip.routing import Routing
 from packets import ipv4
 from packets.addresses import IPV4_OCTETS, UNSPECIFIED, is_multicast
@@ -37,7 +38,7 @@ class Groups:
         self._routing = routing
         self._state = state
         self._counters = counters
-        self._members: dict[bytes, dict[int, Filter]] = {}  # {group: {handle: filter}}
+        self._members: dict[bytes, Members] = {}
         self._joined: dict[int, set[bytes]] = {}  # {handle: its groups}
         self._filters: dict[bytes, Filter] = {}  # {group: merged filter of all members}
         room_octets = routing.mtu_octets - ipv4.HEADER_OCTETS - len(ROUTER_ALERT)
@@ -73,10 +74,11 @@ class Groups:
         """MEMBERSHIP records: the present groups of a socket; stored, answered, and reported if the host's membership
         changes."""
         sends: list[Send] = []
+        changes: list[Change] = []
         for record in records:
             try:
                 membership = messages.decode_membership(record)
-                changes = self._take(membership)
+                changes += self._take(membership)
             except ValueError:
                 self._counters[C.bad_membership] += 1
                 continue
@@ -88,9 +90,7 @@ class Groups:
             if membership.request:
                 done = messages.SocketReply(handle=membership.handle, request=membership.request)
                 sends.append((topology.SOCKETS, messages.SOCKET_REPLY, messages.encode(done)))
-            if changes:
-                sends += self._wrap(self._igmp.changed(changes, now))
-        return sends
+        return sends + self._wrap(self._igmp.changed(changes, now)) if changes else sends
 
     def heard(self, received: bytes, now: float) -> None:
         """Process an IGMP packet, which is whole and for this host."""
@@ -123,9 +123,9 @@ class Groups:
         wanted = {entry.group: _filter(entry) for entry in membership.groups}
         before = self._joined.pop(handle, set())
         for group in before - wanted.keys():
-            del self._members[group][handle]
+            self._members[group].remove(handle)
         for group, chosen in wanted.items():
-            self._members.setdefault(group, {})[handle] = chosen
+            self._members.setdefault(group, Members()).put(handle, chosen)
         if wanted:
             self._joined[handle] = set(wanted)
         return self._merge(sorted(before | wanted.keys()))
@@ -135,7 +135,7 @@ class Groups:
         for group in groups:
             old = self._filters.get(group, NOTHING)
             members = self._members[group]
-            new = merged(list(members.values()))
+            new = members.merged()
             if not members:
                 del self._members[group]
             if new == old or group == ALL_SYSTEMS:  # RFC 3376 section 5: it is never reported
@@ -160,13 +160,6 @@ class Groups:
         self._counters[C.igmp_out] += len(sends)
         self._counters[C.packets_out] += len(sends)
         return sends
-
-
-def merged(filters: list[Filter]) -> Filter:
-    """RFC 3376 section 3.2: the filter of a host for a group whose members have these filters."""
-    included = frozenset().union(*(wanted.sources for wanted in filters if not wanted.exclude))
-    excluded = [wanted.sources for wanted in filters if wanted.exclude]
-    return Filter(True, frozenset.intersection(*excluded) - included) if excluded else Filter(False, included)
 
 
 def _filter(entry: SourceFilter) -> Filter:
