@@ -10,7 +10,10 @@ Owns only the claims; layers.udp.tables decides which socket gets a datagram.
 from __future__ import annotations
 
 import random
+from array import array
 from typing import NamedTuple
+
+from packets.addresses import ANY
 
 EPHEMERAL_PORT_MIN = 32768  # Linux net.ipv4.ip_local_port_range
 EPHEMERAL_PORT_MAX = 60999
@@ -19,6 +22,17 @@ EPHEMERAL_PORTS = EPHEMERAL_PORT_MAX - EPHEMERAL_PORT_MIN + 1
 SHARE_NOT = 0
 SHARE_ADDRESS = 1  # SO_REUSEADDR
 SHARE_PORT = 2  # SO_REUSEPORT
+
+STEPS_MAX = 256  # of a search that finds nothing if no port is held by several sockets with different addresses
+
+_EVERYWHERE = "everywhere"  # of a port: its holders with any address
+# The holders of a port and an address are counted by their sharing, in one number, so that a check takes as long for
+# 10,000 of them as for two.
+_BITS = 20
+_ONE = tuple(1 << _BITS * sharing for sharing in range(4))
+_RIVALS = tuple(sum(((1 << _BITS) - 1) << _BITS * other for other in range(4) if not sharing & other)
+                for sharing in range(4))
+_ALL, _PLACES = array("H", range(EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX + 1)), array("H", range(EPHEMERAL_PORTS))
 
 
 class Claim(NamedTuple):
@@ -29,32 +43,68 @@ class Claim(NamedTuple):
     sharing: int
 
 
+class FreePorts:
+    """The ephemeral ports that nobody holds."""
+
+    __slots__ = ("_places", "_ports")
+
+    def __init__(self) -> None:
+        self._ports = _ALL[:]
+        self._places = _PLACES[:]  # of each port, if it is free
+
+    def choose(self, rng: random.Random) -> int | None:
+        """One of them, all equally likely (RFC 6056 section 3.3.1: unpredictable); None: there is none."""
+        ports = self._ports
+        return ports[rng.randrange(len(ports))] if ports else None
+
+    def take(self, port: int) -> None:
+        """A port, which was free, is held now."""
+        if EPHEMERAL_PORT_MIN <= port <= EPHEMERAL_PORT_MAX:
+            place, last = self._places[port - EPHEMERAL_PORT_MIN], self._ports.pop()
+            if last != port:
+                self._ports[place] = last
+                self._places[last - EPHEMERAL_PORT_MIN] = place
+
+    def give(self, port: int) -> None:
+        """A port, which was held, is free now."""
+        if EPHEMERAL_PORT_MIN <= port <= EPHEMERAL_PORT_MAX:
+            self._places[port - EPHEMERAL_PORT_MIN] = len(self._ports)
+            self._ports.append(port)
+
+
 class Ports:
     """All claims, by holder and by port."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._held: dict[int, Claim] = {}
-        # Holders are counted, not listed, so that the check takes as long for 10,000 sharers of a port as for two.
-        self._counts: dict[int, dict[Claim, int]] = {}
+        self._counts: dict[tuple[int, bytes | str], int] = {}  # {(port, address or _EVERYWHERE): holders, by sharing}
+        self._free = FreePorts()
+        self._taken: dict[bytes, int] = {}  # {address: ephemeral ports that are held with it}
 
     def clashes(self, holder: int, wanted: Claim) -> bool:
         """True if `wanted` conflicts with a claim of another holder than `holder`."""
         own = self._held.get(holder)
         address, port, sharing = wanted
-        for claim, count in self._counts.get(port, {}).items():
-            overlap = not address or not claim.address or address == claim.address
-            if overlap and not sharing & claim.sharing and count > (claim == own):
+        for where in (address, ANY) if address else (_EVERYWHERE,):
+            count = self._counts.get((port, where), 0)
+            if own is not None and own.port == port and where in (_EVERYWHERE, own.address or ANY):
+                count -= _ONE[own.sharing]
+            if count & _RIVALS[sharing]:
                 return True
         return False
 
     def choose(self, holder: int, address: bytes) -> int | None:
         """A free ephemeral port; None: there is none. Unlike on Linux it is never one that is shared."""
-        # RFC 6056 section 3.3.1, algorithm 1: a random start, then the next free port.
-        start = self._rng.randrange(EPHEMERAL_PORTS)
-        for step in range(EPHEMERAL_PORTS):
+        free = self._free.choose(self._rng)
+        if free is not None or not address:
+            return free
+        # One that is held with other addresses only. RFC 6056 section 3.3.1, algorithm 1: a random start, then the next
+        counts, start = self._counts, self._rng.randrange(EPHEMERAL_PORTS)
+        some = self._taken.get(address, 0) + self._taken.get(ANY, 0) < EPHEMERAL_PORTS
+        for step in range(EPHEMERAL_PORTS if some else STEPS_MAX):
             port = EPHEMERAL_PORT_MIN + (start + step) % EPHEMERAL_PORTS
-            if port not in self._counts or not self.clashes(holder, Claim(address, port, SHARE_NOT)):
+            if (port, ANY) not in counts and (port, address) not in counts:
                 return port
         return None
 
@@ -64,17 +114,34 @@ class Ports:
             return
         self.release(holder)
         self._held[holder] = claim
-        counts = self._counts.setdefault(claim.port, {})
-        counts[claim] = counts.get(claim, 0) + 1
+        address, port, sharing = claim
+        counts = self._counts
+        if (port, _EVERYWHERE) not in counts:
+            self._free.take(port)
+        where = address or ANY
+        if (port, where) not in counts and EPHEMERAL_PORT_MIN <= port <= EPHEMERAL_PORT_MAX:
+            self._taken[where] = self._taken.get(where, 0) + 1
+        for place in ((port, _EVERYWHERE), (port, where)):
+            counts[place] = counts.get(place, 0) + _ONE[sharing]
 
     def release(self, holder: int) -> None:
         """Remove the claim of `holder`."""
         claim = self._held.pop(holder, None)
         if claim is None:
             return
-        counts = self._counts[claim.port]
-        counts[claim] -= 1
-        if not counts[claim]:
-            del counts[claim]
-            if not counts:
-                del self._counts[claim.port]
+        address, port, sharing = claim
+        where = address or ANY
+        if self._one_less((port, where), sharing) and EPHEMERAL_PORT_MIN <= port <= EPHEMERAL_PORT_MAX:
+            self._taken[where] -= 1
+            if not self._taken[where]:
+                del self._taken[where]
+        if self._one_less((port, _EVERYWHERE), sharing):
+            self._free.give(port)
+
+    def _one_less(self, place: tuple[int, bytes | str], sharing: int) -> bool:
+        """One holder less; True: it was the last."""
+        self._counts[place] -= _ONE[sharing]
+        if self._counts[place]:
+            return False
+        del self._counts[place]
+        return True

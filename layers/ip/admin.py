@@ -85,8 +85,8 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
     try:
         order = msgspec.convert(request, _Any)  # type: ignore[arg-type,var-annotated]
         if isinstance(order, RouteList):
-            lines = _routes(routing, now)[order.after :]
-            return {"routes": lines[:LIST_PAGE], "more": len(lines) > LIST_PAGE}
+            found = _routes(routing, now)[order.after :]
+            return {"routes": [_line(routing, *each) for each in found[:LIST_PAGE]], "more": len(found) > LIST_PAGE}
         if isinstance(order, AddressList):
             return {"addresses": [f"{ip_address(address)}/{prefix}" for address, prefix in routing.chosen.addresses]}
         if order.order and order.order == routing.last_order:
@@ -101,36 +101,36 @@ def execute(request: dict[str, object], routing: Routing, now: float) -> dict[st
     return {}
 
 
-def _routes(routing: Routing, now: float) -> list[dict[str, object]]:
-    links = connected(routing.chosen.addresses, routing.mtu_octets)
-    lines = [_line(route, route.source, routing, kind="connected") for route in links]
+_Found = tuple[Route, bytes, str, float | None]  # with its source, kind, and the seconds until it expires
+
+
+def _routes(routing: Routing, now: float) -> list[_Found]:
+    found: list[_Found] = [(route, route.source, "connected", None)
+                           for route in connected(routing.chosen.addresses, routing.mtu_octets)]
     table = links_of(routing.chosen.addresses)
     for route in routing.chosen.routes:
         source = source_address.of_route(route, table)
         kind = "unusable" if not source else "dead" if route.gateway in routing.gateways else "chosen"
-        lines.append(_line(route, source or route.source, routing, kind))
-    lines += _learnt(routing, now)
-    return lines
+        found.append((route, source or route.source, kind, None))
+    return found + _learnt(routing, now)
 
 
-def _learnt(routing: Routing, now: float) -> list[dict[str, object]]:
+def _learnt(routing: Routing, now: float) -> list[_Found]:
     """The routes with what redirects and path MTUs change, with the seconds that these are still valid."""
-    lines = []
+    found: list[_Found] = []
     for redirect in routing.redirects.all():
         route = routing.table.lookup(redirect.destination)
         if route is not None:
-            line = _line(route, route.source, routing, kind="redirect")
-            lines.append(line | {"expires_s": max(0, round(redirect.expires - now))})
+            found.append((route, route.source, "redirect", redirect.expires - now))
     for route in routing.path_routes():
         path = routing.paths.get(route.network)
         assert path is not None
-        left_s = max(0, round(path.expires - now))
-        lines.append(_line(route, route.source, routing, kind="path") | {"expires_s": left_s})
-    return lines
+        found.append((route, route.source, "path", path.expires - now))
+    return found
 
 
-def _line(route: Route, source: bytes, routing: Routing, kind: str) -> dict[str, object]:
-    return {
+def _line(routing: Routing, route: Route, source: bytes, kind: str, left_s: float | None) -> dict[str, object]:
+    line: dict[str, object] = {
         "destination": f"{ip_address(route.network)}/{route.prefix}",
         "gateway": str(ip_address(route.gateway)) if route.gateway else "",
         "source": str(ip_address(source)) if source else "",
@@ -138,6 +138,7 @@ def _line(route: Route, source: bytes, routing: Routing, kind: str) -> dict[str,
         "mtu": route.mtu or routing.mtu_octets,
         "kind": kind,
     }
+    return line if left_s is None else line | {"expires_s": max(0, round(left_s))}
 
 
 def _add_route(order: RouteAdd, routing: Routing) -> Routes:

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Protocol
 
 import msgspec
 
 from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
+from layers.common.ports import EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS
 from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen, writing
 from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import REPEATED_AT_ONCE, Engine
 from layers.tcp.listen import Listener
-from layers.tcp.lookup import EPHEMERAL_PORT_MAX, EPHEMERAL_PORT_MIN, Claim, flow_of
+from layers.tcp.lookup import Claim, flow_of
 from packets.addresses import ANY, LOOPBACK
 from usernet.pipe.rings import REFERENCE_MASK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
 
 # Linux net.ipv4.tcp_tw_reuse: an outgoing connection may replace one in TIME-WAIT after this time
 TIME_WAIT_REUSE_S = 1.0
+STEPS_MAX = 128  # of the search for a port that most connects need
 KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: numbers of connections passed up, taken, and permitted
 
 
@@ -67,6 +69,9 @@ class Calls:
         self._rng = rng
         self.paths = paths
         self.sockets: dict[int, Socket] = {}
+        # (time of a turn, {handle: from where it has repeated octets})
+        self._resumed: tuple[float, dict[int, int]] = -1.0, {}
+        self._searched = -1.0  # the time of the turn in which all ports were tried
         engine.remember_failure = self.failed
         engine.repeat = self._repeat
 
@@ -113,10 +118,16 @@ class Calls:
             raise OSError(errno.EAFNOSUPPORT, "IPv4 only")
         if congestion.find(wanted.congestion) is None:
             raise OSError(errno.ENOENT, "no such congestion control")  # tcp(7), TCP_CONGESTION
+        conn = engine.lookup.by_handle.get(handle)
+        former = before
+        if before is not None and before.declared.connect and wanted.connect != before.declared.connect:
+            if conn is None:
+                before = None  # its connection has ended: as Linux, only what the application chose is kept
+            elif not wanted.connect:
+                raise OSError(errno.EINVAL, "connected")  # bind, listen: Linux, inet_bind_sk, __inet_listen_sk
         local = wanted.local or (before.local if before is not None else ANY)
         if local and not self.paths.is_local(local):
             raise OSError(errno.EADDRNOTAVAIL, "not an address of this stack")
-        conn = engine.lookup.by_handle.get(handle)
         fresh = bool(wanted.connect) and (before is None or before.declared.connect != wanted.connect)
         port = (before.port if before is not None else 0) or wanted.port
         if wanted.port and before is not None and before.port and before.port != wanted.port:
@@ -138,6 +149,8 @@ class Calls:
         if fresh:
             local, port = self._connect(wanted, local, port)
         socket = Socket(wanted, local, port, 0 if fresh or before is None else before.failed)
+        if former is not None and former.port and former.port != port:
+            engine.lookup.ports.release(handle, former.port)
         if port:
             self._hold(socket, automatic=fresh and not bind)
         self._listen(socket)
@@ -158,17 +171,15 @@ class Calls:
             socket.local, declared.reuse_address, declared.reuse_port, declared.listen >= 0, automatic))
 
     def _free_port(self) -> int:
-        ports = self._engine.lookup.ports
-        for port in self._ephemeral():
-            if ports.free(port):
-                return port
-        raise OSError(errno.EADDRINUSE, "no ephemeral port is free")
+        port = self._engine.lookup.ports.choose(self._rng)
+        if port is None:
+            raise OSError(errno.EADDRINUSE, "no ephemeral port is free")
+        return port
 
-    def _ephemeral(self):
+    def _ephemeral(self, steps: int) -> Iterator[int]:
         # RFC 6056 section 3.3.1, algorithm 1: a random start, then one after the other
-        count = EPHEMERAL_PORT_MAX - EPHEMERAL_PORT_MIN + 1
-        start = self._rng.randrange(count)
-        return (EPHEMERAL_PORT_MIN + (start + step) % count for step in range(count))
+        start = self._rng.randrange(EPHEMERAL_PORTS)
+        return (EPHEMERAL_PORT_MIN + (start + step) % EPHEMERAL_PORTS for step in range(steps))
 
     def _listen(self, socket: Socket) -> None:
         lookup, declared = self._engine.lookup, socket.declared
@@ -229,11 +240,26 @@ class Calls:
         return False
 
     def _port_towards(self, source: bytes, peer: bytes, peer_port: int) -> int:
+        """A port that nobody holds, or that is shared with connections to other peers.
+
+        All that may be shared are tried only once in a turn, because this takes 40 ms if each is in use towards this
+        peer. Nobody may hold one that was not tried.
+        """
         ports = self._engine.lookup.ports
-        for port in self._ephemeral():
+        port = self._shared_port(source, peer, peer_port, STEPS_MAX) or ports.choose(self._rng)
+        if port is None and self._searched != self._engine.now:
+            self._searched = self._engine.now
+            port = self._shared_port(source, peer, peer_port, EPHEMERAL_PORTS)
+        if port is None:
+            raise OSError(errno.EADDRNOTAVAIL, "no ephemeral port is free")  # Linux: connect's EADDRNOTAVAIL
+        return port
+
+    def _shared_port(self, source: bytes, peer: bytes, peer_port: int, steps: int) -> int | None:
+        ports = self._engine.lookup.ports
+        for port in self._ephemeral(steps):
             if ports.free(port) or (ports.sharable(port) and self._available(Ends(source, port, peer, peer_port))):
                 return port
-        raise OSError(errno.EADDRNOTAVAIL, "no ephemeral port is free")  # Linux: connect's EADDRNOTAVAIL
+        return None
 
     def _adjust(self, conn: Connection, wanted: StreamState) -> None:
         """Change the options of an existing connection."""
@@ -336,7 +362,12 @@ class Calls:
             engine.touch(conn)
         if flags & RESUME and conn.state not in (SYN_SENT, SYN_RECEIVED):
             engine.room(conn, resume=True)
-            self.resume(conn, max(have + 1, conn.read))
+            start = max(have + 1, conn.read)
+            if self._resumed[0] != engine.now:
+                self._resumed = engine.now, {}
+            if start < self._resumed[1].get(handle, start + 1):  # otherwise they were sent in this turn already
+                self._resumed[1][handle] = start
+                self.resume(conn, start)
 
     def resume(self, conn: Connection, start: int) -> None:
         """Send everything from `start` on up again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import nsmallest
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -25,19 +26,30 @@ def page(engine: Engine, after: str, with_info: bool) -> dict[str, object]:
     """
     above = bytes.fromhex(after)
     lookup, dormant = engine.lookup, engine.dormant
-    keyed: dict[bytes, Connection | Listener | bytes] = {
-        b"L%08x" % listener.handle: listener for listener in lookup.listeners.values()}
-    keyed.update((b"C" + flow, conn) for flow, conn in lookup.connections.items())
-    if dormant is not None:
-        keyed.update((b"C" + flow, note) for flow, note in dormant.by_flow.items())
-    keys = nsmallest(PAGE + 1, (key for key in keyed if key > above))
+    flows: list[Iterable[bytes]] = [lookup.connections, dormant.by_flow if dormant is not None else ()]
+    keys: list[bytes] = []
+    if above[:1] <= b"C":
+        flow = above[1:] if above[:1] == b"C" else b""
+        keys = [b"C" + key for key in nsmallest(PAGE + 1, (each for some in flows for each in some if each > flow))]
+    if len(keys) <= PAGE:
+        listeners = (b"L%08x" % handle for handle in lookup.listeners)
+        keys += nsmallest(PAGE + 1, (key for key in listeners if key > above))
     found = []
     for key in keys[:PAGE]:
-        each = keyed[key]
-        shown = dormant.slots.view(each) if isinstance(each, bytes) and dormant is not None else each
-        if shown is not None and not isinstance(shown, bytes):
+        shown = _of_key(engine, key)
+        if shown is not None:
             found.append({"key": key.hex(), **_described(engine, shown, with_info)})
     return {"connections": found, "more": len(keys) > PAGE}
+
+
+def _of_key(engine: Engine, key: bytes) -> Connection | Listener | None:
+    lookup, dormant = engine.lookup, engine.dormant
+    if key[:1] == b"L":
+        return lookup.listeners[int(key[1:], 16)]
+    note = dormant.by_flow.get(key[1:]) if dormant is not None else None
+    if note is not None and dormant is not None:
+        return dormant.slots.view(note)
+    return lookup.connections[key[1:]]
 
 
 def count(engine: Engine) -> int:

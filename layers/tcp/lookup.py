@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from array import array
 from sys import getsizeof
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from layers.common.ports import FreePorts
 from layers.tcp.connection import Connection, Ends
 from layers.tcp.listen import Listener
+from packets.addresses import ANY
 
+PORTS = 1 << 16
+CROWD_MIN = 64  # holders of a port, beyond which their claims are counted instead of being looked at one by one
+_EVERYWHERE = "everywhere"
 SPARSE_OCTETS_MIN, SPARSE_OCTETS_EACH = 16384, 250  # a dictionary that only grew has at most 110 for each entry
-EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX = 32768, 60999  # Linux net.ipv4.ip_local_port_range
 
 
 def flow_of(ends: Ends) -> bytes:
@@ -33,6 +39,13 @@ class Claim(NamedTuple):
     automatic: bool = False  # chosen by connect: may be shared with connections to other peers
 
 
+def _conflict(wanted: Claim, claim: Claim) -> bool:
+    """Linux, inet_csk_bind_conflict: whether two sockets cannot have one port, if their addresses overlap."""
+    if wanted.reuse_port and claim.reuse_port:
+        return False
+    return not (wanted.reuse_address and claim.reuse_address) or claim.listening
+
+
 class Ports:
     """The holders of ports. A holder is any object: a socket's handle, or a connection that outlives it."""
 
@@ -40,30 +53,46 @@ class Ports:
         self._claims: dict[int, dict[object, Claim]] = {}
         # {claim: {port: number of dormant connections}} (`layers.tcp.dormant`); there are few different claims
         self._dormant: dict[Claim, dict[int, int]] = {}
+        # Numbers of all holders of each port, and of those that did not get it by connecting
+        self._holders, self._binders = array("I", bytes(4 * PORTS)), array("I", bytes(4 * PORTS))
+        self._free = FreePorts()
+        # Of a port with many holders: {address, or EVERYWHERE: {claim: number of holders}}
+        self._crowds: dict[int, dict[bytes | str, dict[Claim, int]]] = {}
 
     def clashes(self, holder: object, port: int, wanted: Claim) -> bool:
         """Linux, inet_csk_bind_conflict."""
-        for other, claim in (*self._claims.get(port, {}).items(),
-                             *((None, claim) for claim in self._asleep(port))):
-            if other == holder or (wanted.address and claim.address and wanted.address != claim.address):
-                continue
-            if wanted.reuse_port and claim.reuse_port:
-                continue
-            if wanted.reuse_address and claim.reuse_address and not claim.listening and not wanted.listening:
-                continue
-            if wanted.reuse_address and claim.reuse_address and wanted.listening != claim.listening and not (
-                    claim.listening):
-                continue
-            return True
-        return False
+        claims = self._claims.get(port, {})
+        if port in self._crowds:
+            others = self._others(port, claims.get(holder), wanted)
+        else:
+            others = [claim for other, claim in claims.items() if other != holder]
+        return any(_conflict(wanted, claim) for claim in (*others, *self._asleep(port))
+                   if not (wanted.address and claim.address and wanted.address != claim.address))
+
+    def _others(self, port: int, own: Claim | None, wanted: Claim) -> list[Claim]:
+        """The different claims of others in a crowd whose addresses overlap with that of `wanted`."""
+        crowd = self._crowds[port]
+        found = []
+        for where in (wanted.address, ANY) if wanted.address else (_EVERYWHERE,):
+            mine = own
+            if own is not None and where == _EVERYWHERE:
+                mine = own._replace(address=ANY)
+            elif own is not None and where != own.address:
+                mine = None
+            found += [claim for claim, number in crowd.get(where, {}).items() if number > (claim == mine)]
+        return found
 
     def free(self, port: int) -> bool:
         """True if the port has no holder."""
-        return port not in self._claims and not self._asleep(port)
+        return not self._holders[port]
+
+    def choose(self, rng: random.Random) -> int | None:
+        """An ephemeral port without holders; None: there is none."""
+        return self._free.choose(rng)
 
     def sharable(self, port: int) -> bool:
         """True if all holders of the port got it by connecting."""
-        return all(claim.automatic for claim in (*self._claims.get(port, {}).values(), *self._asleep(port)))
+        return not self._binders[port]
 
     def _asleep(self, port: int) -> list[Claim]:
         """The claims of dormant connections."""
@@ -73,6 +102,7 @@ class Ports:
         """A dormant connection has this claim."""
         ports = self._dormant.setdefault(claim, {})
         ports[port] = ports.get(port, 0) + 1
+        self._one_more(port, claim)
 
     def wakes(self, port: int, claim: Claim) -> None:
         """It is dormant no more."""
@@ -80,6 +110,7 @@ class Ports:
         ports[port] -= 1
         if not ports[port]:
             del ports[port]
+        self._one_less(port, claim)
 
     def claim(self, holder: object, port: int) -> Claim | None:
         """The claim of `holder` on this port."""
@@ -87,7 +118,22 @@ class Ports:
 
     def hold(self, holder: object, port: int, claim: Claim) -> None:
         """Set `claim` of `holder`, without checking conflicts."""
-        self._claims.setdefault(port, {})[holder] = claim
+        claims = self._claims.setdefault(port, {})
+        former = claims.get(holder)
+        if former == claim:
+            return
+        claims[holder] = claim
+        self._one_more(port, claim)
+        if former is not None:
+            self._one_less(port, former)
+        if port in self._crowds:
+            self._count(port, claim, 1)
+            if former is not None:
+                self._count(port, former, -1)
+        elif len(claims) > CROWD_MIN:
+            self._crowds[port] = {}
+            for each in claims.values():
+                self._count(port, each, 1)
 
     def give_back(self) -> None:
         """Many holders have released their claims."""
@@ -98,8 +144,38 @@ class Ports:
     def release(self, holder: object, port: int) -> None:
         """Remove the claim of `holder` on this port."""
         claims = self._claims.get(port)
-        if claims is not None and claims.pop(holder, None) is not None and not claims:
+        claim = claims.pop(holder, None) if claims is not None else None
+        if claims is None or claim is None:
+            return
+        self._one_less(port, claim)
+        if port in self._crowds:
+            self._count(port, claim, -1)
+        if not claims:
             del self._claims[port]
+            self._crowds.pop(port, None)
+
+    def _one_more(self, port: int, claim: Claim) -> None:
+        if not self._holders[port]:
+            self._free.take(port)
+        self._holders[port] += 1
+        self._binders[port] += not claim.automatic
+
+    def _one_less(self, port: int, claim: Claim) -> None:
+        self._holders[port] -= 1
+        self._binders[port] -= not claim.automatic
+        if not self._holders[port]:
+            self._free.give(port)
+
+    def _count(self, port: int, claim: Claim, number: int) -> None:
+        """So many holders more have this claim on a port with a crowd."""
+        crowd = self._crowds[port]
+        for where, kind in ((claim.address, claim), (_EVERYWHERE, claim._replace(address=ANY))):
+            claims = crowd.setdefault(where, {})
+            claims[kind] = claims.get(kind, 0) + number
+            if not claims[kind]:
+                del claims[kind]
+                if not claims:
+                    del crowd[where]
 
 
 class Lookup:
@@ -110,7 +186,7 @@ class Lookup:
         self.by_handle: dict[int, Connection] = {}
         self.listeners: dict[int, Listener] = {}
         self.ports = Ports()
-        self._listening: dict[int, list[Listener]] = {}  # by port
+        self._listening: dict[int, dict[int, Listener]] = {}  # by port and handle
 
     def add(self, conn: Connection) -> None:
         """Add a connection, so that it gets its segments."""
@@ -127,13 +203,13 @@ class Lookup:
     def add_listener(self, listener: Listener) -> None:
         """Add a listener, so that it gets SYNs."""
         self.listeners[listener.handle] = listener
-        self._listening.setdefault(listener.port, []).append(listener)
+        self._listening.setdefault(listener.port, {})[listener.handle] = listener
 
     def remove_listener(self, listener: Listener) -> None:
         """Remove a listener."""
         del self.listeners[listener.handle]
         at_port = self._listening[listener.port]
-        at_port.remove(listener)
+        del at_port[listener.handle]
         if not at_port:
             del self._listening[listener.port]
 
@@ -143,8 +219,8 @@ class Lookup:
         candidates = self._listening.get(port)
         if not candidates:
             return None
-        exact = [each for each in candidates if each.address == address]
-        able = exact or [each for each in candidates if not each.address]
+        exact = [each for each in candidates.values() if each.address == address]
+        able = exact or [each for each in candidates.values() if not each.address]
         if not able:
             return None
         group = [each for each in able if each.options.reuse_port]

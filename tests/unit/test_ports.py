@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from effort import effort
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -76,6 +77,30 @@ def test_rfc6056_3_3_1_every_free_port_is_found_before_the_search_fails():
     table.hold(EPHEMERAL_PORTS, Claim(HERE, EPHEMERAL_PORT_MIN, SHARE_NOT))
     assert table.choose(EPHEMERAL_PORTS + 1, ANY) is None
     assert table.choose(EPHEMERAL_PORTS + 1, ALIAS) == EPHEMERAL_PORT_MIN
+
+
+def test_a_check_takes_no_longer_if_many_hold_the_port():
+    table = ports()
+    for holder in range(2000):
+        table.hold(holder, Claim(0x7F000000 + holder, 53, SHARE_ADDRESS))
+    few = ports()
+    few.hold(1, Claim(HERE, 53, SHARE_ADDRESS))
+    for address in ANY, HERE:
+        wanted = Claim(address, 53, SHARE_ADDRESS)
+        assert effort(lambda wanted=wanted: table.clashes(2001, wanted)) < 2 * effort(
+            lambda wanted=wanted: few.clashes(2, wanted))
+
+
+def test_a_search_takes_no_longer_if_all_ports_are_held():
+    """256 in one frame were 5 s of udp."""
+    table, some = ports(), ports()
+    for port in range(EPHEMERAL_PORT_MIN, EPHEMERAL_PORT_MAX + 1):
+        table.hold(port, Claim(HERE, port, SHARE_NOT))
+    for address in ANY, HERE:
+        assert table.choose(1, address) is None
+        assert effort(lambda address=address: table.choose(1, address)) < 20_000
+        assert effort(lambda address=address: some.choose(1, address)) < 20_000
+    assert table.choose(1, ALIAS)
 
 
 HOLDERS = st.integers(1, 6)

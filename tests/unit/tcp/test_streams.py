@@ -60,6 +60,39 @@ def test_rfc9293_3_10_7_1_a_closed_port_answers_reset_and_a_reset_is_never_answe
     assert [segment.flags for _, _, segment in world.log] == [SYN, RST | ACK]
 
 
+def refused():
+    """A host with a socket, 1, to which a closed port has answered; its port then."""
+    a, b = Host(A), Host(B)
+    world = World(a, b)
+    assert a.set(1, peer=B, peer_port=9, connect=1) == 0
+    world.run(1)
+    assert a.applications[1].error == errno.ECONNREFUSED
+    return world, a, b, a.calls.sockets[1].port
+
+
+def test_after_a_refused_connection_another_has_the_address_and_port_of_its_own_way():
+    world, a, b, port = refused()
+    assert b.set(1, port=80, bind=True, listen=3) == 0
+    assert a.set(1, peer=B, peer_port=80, connect=2) == 0
+    world.run(1)
+    assert a.state_of(1) == "ESTABLISHED"
+    ends = a.engine.lookup.by_handle[1].ends
+    assert (ends.local, ends.port != port) == (A, True)
+    assert a.engine.lookup.ports.free(port)
+
+
+def test_after_a_refused_connection_a_socket_can_listen_and_not_while_it_is_connected():
+    world, a, b, _ = refused()
+    assert a.set(1, listen=3) == 0
+    assert a.engine.lookup.listeners[1].address == b""
+    assert b.set(1, peer=A, peer_port=a.engine.lookup.listeners[1].port, connect=1) == 0
+    world.run(1)
+    assert b.state_of(1) == "ESTABLISHED"
+    assert b.set(1, listen=3) == b.set(1, bind=True) == errno.EINVAL
+    assert b.state_of(1) == "ESTABLISHED"
+    assert not b.engine.lookup.listeners
+
+
 def test_rfc9293_3_6_simultaneous_close():
     world, a, b, left, right = pair()
     a.write(left, b"x", end=True)
@@ -117,6 +150,22 @@ def test_rfc9293_3_6_1_close_with_unread_octets_resets():
     world.run(1)
     assert a.applications[left].error == errno.ECONNRESET
     assert b.state_of(right) == "CLOSED"
+
+
+def test_octets_that_are_asked_for_often_in_one_turn_are_repeated_once():
+    """256 questions in a frame about a megabyte were more than tcp's memory."""
+    world, a, b, left, right = pair()
+    a.write(left, octets(40_000))
+    world.run(1, reading=False)
+
+    def often(host: Host) -> int:
+        for _ in range(256):
+            host.calls.read(right, RESUME, 0, 0)
+        return sum(len(record[-1]) for publish, *record in host._turn if publish == host._stream)
+
+    assert b.do(often) == 40_000
+    world.run(1, reading=False)
+    assert b.do(often) == 40_000
 
 
 def test_linger_0_resets():
