@@ -94,6 +94,7 @@ class Socket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     sharers: tuple[int, ...] = ()  # further clients that own it (layers.sockets.sharing)
     unclaimed: bytes = b""  # of a connection to a shared listener: its ACCEPTED, until a process has accepted it
     offered: bool = False  # of such a connection: its process has got it
+    port_chosen: bool = False  # by the application, so that it stays when a connection fails (Linux SOCK_BINDPORT_LOCK)
 
     @property
     def waits(self) -> bool:

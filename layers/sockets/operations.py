@@ -109,11 +109,14 @@ def bind(socket: Socket, request: requests.Bind, network: Network) -> Outcome:
     """The transport decides whether the address and the port are available."""
     if socket.bound_by == request.id:  # executed before a restart; only the answer was lost
         return socket, names
-    if socket.bound and (socket.peer or not socket.raw):  # Linux, raw_bind: repeatedly, unless it is connected
+    if socket.stream is not None and socket.stream.connect and not socket.port_chosen:
+        socket = _unconnected(socket, socket.stream)
+    elif socket.bound and (socket.peer or not socket.raw):  # Linux, raw_bind: repeatedly, unless it is connected
         raise Refused(errno.EINVAL)
     local = requests.parse_address(request.address)
     port = socket.port if socket.raw else request.port
-    return replace(socket, bound=True, bound_by=request.id, named=local, local=local, port=port), names
+    return replace(socket, bound=True, bound_by=request.id, named=local, local=local, port=port,
+                   port_chosen=bool(request.port)), names
 
 
 def connect(socket: Socket, request: requests.Connect, network: Network) -> Outcome:
@@ -138,7 +141,8 @@ def _connect_stream(socket: Socket, stream: StreamOptions, peer: bytes, request:
         return socket  # executed before a restart; only the answer was lost
     if stream.listen >= 0:
         raise Refused(errno.EISCONN)  # Linux, inet_stream_connect: the state is LISTEN
-    return replace(socket, bound=True, local=socket.named, port=socket.port if socket.bound_by else 0,
+    kept = _unconnected(socket, stream).port if stream.connect else socket.port
+    return replace(socket, bound=True, local=socket.named, port=kept if socket.bound_by else 0,
                    peer=peer or socket.named or LOOPBACK[IPV4_OCTETS], peer_port=request.port,
                    stream=replace(stream, connect=request.id, fast_open=int(request.fast_open)))
 
@@ -147,9 +151,18 @@ def listen(socket: Socket, request: requests.Listen, network: Network) -> Outcom
     """A socket that is not bound yet gets an ephemeral port."""
     if socket.stream is None:
         raise Refused(errno.EOPNOTSUPP)
-    if socket.stream.connect or socket.peer:  # it connects or was accepted: Linux, __inet_listen_sk
+    if socket.stream.connect:
+        socket = _unconnected(socket, socket.stream)
+    if socket.stream is None or socket.peer:  # it was accepted: Linux, __inet_listen_sk
         raise Refused(errno.EINVAL)
     return replace(socket, bound=True, stream=replace(socket.stream, listen=request.backlog)), names
+
+
+def _unconnected(socket: Socket, stream: StreamOptions) -> Socket:
+    """The socket after a connection that could not be established, as Linux's tcp_disconnect leaves it: the address and
+    the port are those that the application chose. tcp refuses what follows if the connection is there."""
+    return replace(socket, bound=socket.port_chosen, local=socket.named, port=socket.port if socket.port_chosen else 0,
+                   peer=ANY, peer_port=0, stream=replace(stream, connect=0, fast_open=0))
 
 
 def accepted(listener: Socket, stream: StreamOptions, handle: int, ends: Ends) -> Socket:

@@ -78,6 +78,96 @@ def test_after_a_refusal_there_is_no_connection(module):
         assert endpoint.connect_ex(bound.getsockname()) == errno.ECONNABORTED  # which SO_ERROR has told
 
 
+@pytest.fixture(params=["unbound", "bound", "chosen"])
+def refused(module, request):
+    """(a socket whose connection was refused, the address and the port that it was bound to)."""
+    with module.socket() as endpoint, module.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        named = "0.0.0.0", 0
+        if request.param != "unbound":
+            with module.socket() as other:
+                other.bind(("127.0.0.1", 0))
+                named = "127.0.0.1", other.getsockname()[1] if request.param == "chosen" else 0
+            endpoint.bind(named)
+        assert endpoint.connect_ex(closed.getsockname()) == errno.ECONNREFUSED  # before a timeout, with which Python's
+        endpoint.settimeout(PATIENCE_S)  # standard module does not connect again to get the result
+        yield endpoint, *named
+
+
+def test_a_socket_whose_connection_was_refused_has_no_peer_and_the_name_that_it_was_bound_to(refused):
+    endpoint, address, port = refused
+    assert endpoint.getsockname()[0] == address
+    assert port in (0, endpoint.getsockname()[1])
+    assert outcome(endpoint.getpeername) == ("OSError", errno.ENOTCONN)
+    assert outcome(endpoint.accept) == ("OSError", errno.EINVAL)
+    endpoint.setsockopt(std.IPPROTO_IP, std.IP_TTL, 9)
+    endpoint.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
+    assert info(endpoint)[0] == 7  # TCP_CLOSE
+    assert outcome(endpoint.shutdown, std.SHUT_WR) == outcome(endpoint.recv, 1) == ("OSError", errno.ENOTCONN)
+    assert outcome(endpoint.shutdown, std.SHUT_RD) == ("OSError", errno.ENOTCONN)
+    assert endpoint.recv(1) == b""
+    assert outcome(endpoint.send, b"x") == ("BrokenPipeError", errno.EPIPE)
+
+
+def test_a_socket_whose_connection_was_refused_can_listen(module, refused):
+    endpoint, address, port = refused
+    endpoint.listen(3)
+    assert endpoint.getsockopt(std.SOL_SOCKET, std.SO_ACCEPTCONN) == 1
+    assert endpoint.getsockname()[0] == address
+    assert port in (0, endpoint.getsockname()[1])
+    assert events(endpoint, 0, IN | OUT | RDHUP) == []
+    with module.create_connection(("127.0.0.1", endpoint.getsockname()[1]), PATIENCE_S) as other:
+        accepted, peer = endpoint.accept()
+        with accepted:
+            assert peer == other.getsockname()
+            assert outcome(endpoint.connect, peer) == ("OSError", errno.EISCONN)
+
+
+def test_a_socket_whose_connection_was_refused_can_be_bound_unless_its_port_was_chosen(module, refused):
+    endpoint, _, port = refused
+    if port:
+        assert outcome(endpoint.bind, ("127.0.0.1", 0)) == ("OSError", errno.EINVAL)
+        return
+    endpoint.bind(("127.0.0.3", 0))
+    assert endpoint.getsockname()[0] == "127.0.0.3"
+    with module.create_server(("127.0.0.1", 0)) as server:
+        endpoint.connect(server.getsockname())
+    assert endpoint.getsockname()[0] == "127.0.0.3"
+
+
+def test_a_socket_whose_connection_was_refused_can_connect_elsewhere(module, refused):
+    endpoint, _, port = refused
+    with module.create_server(("127.0.0.1", 0)) as server:
+        endpoint.connect(server.getsockname())
+        assert endpoint.getpeername() == server.getsockname()
+        assert port in (0, endpoint.getsockname()[1])
+        for call in endpoint.listen, lambda: endpoint.bind(("127.0.0.1", 0)):
+            assert outcome(call) == ("OSError", errno.EINVAL)
+
+
+def test_a_refusal_that_no_connect_has_reported_leaves_the_socket_as_it_is(module):
+    with module.socket() as bound, module.socket() as endpoint:
+        bound.bind(("127.0.0.1", 0))
+        endpoint.setblocking(False)
+        assert endpoint.connect_ex(bound.getsockname()) == errno.EINPROGRESS
+        seen(endpoint, IN | OUT | ERR | HUP | RDHUP)
+        assert outcome(endpoint.listen) == ("OSError", errno.EINVAL)
+        assert endpoint.connect_ex(bound.getsockname()) == errno.ECONNREFUSED
+        endpoint.listen()
+
+
+def test_after_a_reset_the_socket_is_still_one_of_a_connection(module):
+    with module.create_server(("127.0.0.1", 0)) as server, module.socket() as first:
+        first.connect(server.getsockname())
+        second, _ = server.accept()
+        second.setsockopt(std.SOL_SOCKET, std.SO_LINGER, struct.pack("ii", 1, 0))
+        second.close()
+        seen(first, IN | OUT | ERR | HUP | RDHUP)
+        assert outcome(first.recv, 1) == ("ConnectionResetError", errno.ECONNRESET)
+        assert outcome(first.listen) == ("OSError", errno.EINVAL)
+        assert outcome(first.connect, server.getsockname()) == ("OSError", errno.EISCONN)
+
+
 def test_the_smallest_window_clamp(module):
     with module.socket() as endpoint:
         for value, read in ((0, 0), (1, 1152), (5000, 5000)):

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from typing import ClassVar, Self
 
+from usernet.client.description import UNNAMED
 from usernet.client.received import ReceivedStream, Sends
 from usernet.pipe.rings import Ring
 from usernet.pipe.streams import (
@@ -49,14 +50,15 @@ class StreamDescription(ReceivedStream):
 
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "established", "fast_connect",
-        "finished", "incoming", "kept", "limit", "listener", "listening", "numbered", "offered", "send_reference",
-        "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low", "writing", "written",
+        "finished", "incoming", "kept", "limit", "listener", "listening", "named", "numbered", "offered",
+        "send_reference", "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low",
+        "writing", "written",
     )  # fmt: skip
 
     _INHERITED: ClassVar[tuple[str, ...]] = (
         *ReceivedStream._INHERITED,
         "accepted", "acked", "attempted", "backlog", "connecting", "established", "finished", "limit", "listening",
-        "numbered", "offered", "send_reference", "sent_end", "taken", "tells_unread", "unsent_low", "written",
+        "named", "numbered", "offered", "send_reference", "sent_end", "taken", "tells_unread", "unsent_low", "written",
     )
 
     def __init__(self, lock: threading.RLock, handle: int, receive_buffer: int) -> None:
@@ -69,6 +71,7 @@ class StreamDescription(ReceivedStream):
         self.incoming: deque[StreamDescription] = deque()  # connections that wait for accept
         self.numbered = 0  # number of the last connection that arrived
         self.accepted = 0  # number of connections that the application has accepted
+        self.named = UNNAMED[0]  # the local address before a connection: that of bind
         self.begin()
         self.connecting = False
         self.unsent_low = 0  # TCP_NOTSENT_LOWAT
@@ -88,6 +91,18 @@ class StreamDescription(ReceivedStream):
         self.kept: deque[tuple[int, bytes]] = deque()  # (offset, octets) written that tcp may not have stored
         self.sent_end = self.finished = False
         self.shut_for_writing = self.ended = False
+
+    def unconnected(self) -> None:
+        """The result of an attempt was reported, which has failed: the socket is as before it."""
+        self.connecting, self.peer = False, None
+        self.local = self.named, self.local[1]  # Linux, tcp_disconnect: the port is shown until there is another
+
+    def listens(self, backlog: int) -> None:
+        """It is a listener now, perhaps after such an attempt."""
+        if self.reset:
+            self.begin()
+            self.connecting = False
+        self.listening, self.backlog = True, backlog
 
     def inherited(self, lock: threading.RLock) -> Self:
         """As Description.inherited; what was received and not read comes again once the connection is taken."""

@@ -80,7 +80,7 @@ class StreamOpening(BaseSocket):
         """Open a connection. BlockingIOError (EINPROGRESS): the socket does not wait."""
         octets, port = parse(address, "connect", self._resolving())
         box = self._taken()
-        if box.listening or (box.established and not box.connecting):
+        if box.listening or (box.peer is not None and not box.connecting):  # also if the connection was reset
             raise os_error(errno.EISCONN)
         if box.connecting and not box.established and not box.reset and self._timeout == 0:
             self._connection.look()  # a program that calls again and again until there is an outcome
@@ -113,6 +113,7 @@ class StreamOpening(BaseSocket):
             box.connecting = False
             raise
         box.peer = reply["peer"], port
+        box.named = box.local[0]
         box.local = reply["local"], reply["port"]
         self._changed(box)
 
@@ -121,7 +122,7 @@ class StreamOpening(BaseSocket):
         box.attempted = True
         if box.reset:
             number, box.error = box.error or errno.ECONNABORTED, 0  # Linux: the reason was reported already
-            box.connecting, box.peer = False, None
+            box.unconnected()
             raise os_error(number)
         box.connecting = False
 
@@ -154,9 +155,11 @@ class StreamOpening(BaseSocket):
         """Listen for connections; at most `backlog` of them wait for accept."""
         box = self._stream
         backlog = max(0, min(as_int(backlog), 4096))  # Linux net.core.somaxconn
+        if box.connecting or box.peer is not None or box.deferred is not None:
+            raise os_error(errno.EINVAL)  # Linux, __inet_listen_sk
         reply = self._request("listen", backlog=backlog)
         box.local = reply["address"], reply["port"]
-        box.listening, box.backlog = True, backlog
+        box.listens(backlog)
         if not box.shared:
             self._connection.send_all(box.granting())
         self._changed(box)

@@ -190,7 +190,7 @@ class StreamBehaviour(StreamOpening):
         box = self._taken()
         if flags & (_OOB | _ERRQUEUE):
             return self._receive_urgent(box, flags)
-        if box.listening or not (box.established or box.connecting or box.peer or box.error):
+        if box.listening or not (box.established or box.connecting or box.peer or box.error or box.ended):
             raise os_error(errno.ENOTCONN)
         peek = bool(flags & _PEEK)
         enough = (count if flags & _WAITALL else min(box.low_water, count)) or 1  # Linux, sock_rcvlowat
@@ -260,10 +260,11 @@ class StreamBehaviour(StreamOpening):
         if as_int(how) not in (_std.SHUT_RD, _std.SHUT_WR, _std.SHUT_RDWR):
             raise os_error(errno.EINVAL)
         self._connection.look()
-        if not (box.established or box.listening) or box.over:
+        connected = (box.established or box.listening) and not box.over
+        if how != _std.SHUT_WR and (connected or box.peer is None):
+            box.ended = True  # Linux, inet_shutdown: also without a connection, where it fails
+        if not connected:
             raise os_error(errno.ENOTCONN)
-        if how != _std.SHUT_WR:
-            box.ended = True
         if how != _std.SHUT_RD and not box.listening:
             with box.writing:
                 self._connection.send_all(box.end_writing())
