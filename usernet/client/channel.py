@@ -126,7 +126,8 @@ class Line:
     def send(self, frame: bytes, timeout: float | None) -> None:
         """Send, and wait until the pipe has accepted the frame, at most `timeout` seconds; 0: do not wait.
 
-        ENETDOWN: the stack is gone. TimeoutError: too much waits already.
+        Does not wait any longer if the service has no place for this process. ENETDOWN: the stack is gone.
+        TimeoutError: too much waits already.
         """
         outbox = self._outbox
         taken = outbox.send(frame)
@@ -139,7 +140,7 @@ class Line:
                 if not self._await_room(deadline):
                     raise timed_out()
                 taken = outbox.send(frame)
-            while timeout != 0 and outbox.waiting and self._await_room(deadline):
+            while timeout != 0 and outbox.waiting and not outbox.refused and self._await_room(deadline):
                 pass
         finally:
             self.full = False

@@ -106,10 +106,10 @@ class Connection:
     def _greet(self) -> None:
         deadline = monotonic() + CONNECT_TIMEOUT_S
         while not self.welcome:
+            if self._line.refused:
+                raise OSError(errno.EUSERS, f"the usernet stack {self.name!r} in {self.run_dir} has no place for "
+                              f"another connection of process {os.getpid()}; see: launcher.py status")
             if monotonic() > deadline:
-                if self._line.refused:
-                    raise OSError(errno.EUSERS, f"the usernet stack {self.name!r} in {self.run_dir} has no place for "
-                                  f"another connection of process {os.getpid()}; see: launcher.py status")
                 raise TimeoutError(
                     errno.ETIMEDOUT, f"the usernet stack {self.name!r} in {self.run_dir} did not answer within "
                     f"{CONNECT_TIMEOUT_S:.0f} s; see: launcher.py status"
@@ -119,7 +119,7 @@ class Connection:
             with self._sending.lock:
                 self._line.send(self._unnumbered(HELLO, hello), CONNECT_TIMEOUT_S)
             until = monotonic() + HELLO_INTERVAL_S
-            while not self.welcome and (left := until - monotonic()) > 0:
+            while not self.welcome and not self._line.refused and (left := until - monotonic()) > 0:
                 self._read(left)
                 if self._refusal:
                     raise OSError(self._refusal["errno"], f"the usernet stack {self.name!r} in {self.run_dir}: "

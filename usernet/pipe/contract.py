@@ -17,6 +17,9 @@ from typing import NamedTuple, Protocol
 
 IMPLEMENTATIONS = {"zmq": "usernet.pipe.libzmq", "direct": "usernet.pipe.direct"}
 WAITING_MAX = 64  # messages that may wait in a PUSH
+# Attempts, most of them 5 ms apart, so that the places of processes that have just ended are free by then. A process
+# that crashes closes one connection at once.
+REFUSALS = 40
 DESCRIPTORS_RESERVED = 96  # descriptors of a process that are not for connections to it; ip has most, 75
 CONNECTIONS_MIN = 16
 ACCEPTED_AT_ONCE = 64  # connections in one turn, so that others are served and the process does not look hung
@@ -58,7 +61,7 @@ class Push(Protocol):
 
     open: bool  # a message that is sent now will leave at once, as far as is known
     waiting: bool  # an accepted message has not left: call `flush` regularly
-    refused: bool  # the other end closed the last connection at once, as far as is known: it has no place for it
+    refused: bool  # the other end closed the last REFUSALS connections at once: it has no place for them
 
     def send(self, message: bytes) -> bool:
         """Accept a message, without waiting. False: too many wait already."""

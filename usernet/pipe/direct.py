@@ -20,6 +20,7 @@ from usernet.pipe.contract import (
     DESCRIPTORS_RESERVED,
     HANDSHAKE_S,
     INCOMPLETE_OCTETS_ALL,
+    REFUSALS,
     STARVED,
     WAITING_MAX,
     Trust,
@@ -30,6 +31,7 @@ from usernet.pipe.run_dir import peer
 
 READ_OCTETS = 1 << 16
 CONNECT_INTERVAL_S = 0.005  # interval of connection attempts while messages wait and there is no listener
+REFUSED_WITHIN_S = 0.1  # after which a connection counts as accepted; libzmq says READY also to one that is refused
 COMMAND_OCTETS_MAX = 1024  # maximum length of the READY command from a PULL
 MSG_NOSIGNAL = int(socket.MSG_NOSIGNAL)  # an int, because an operation on an Enum costs a call
 _IN, _IN_OUT = select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT
@@ -205,8 +207,8 @@ class Push:
     A message without room or without a listener waits here and survives the connection.
     """
 
-    __slots__ = ("_cut", "_full", "_path", "_poller", "_reader", "_socket", "_waiting",
-                 "_waiting_max", "_write", "open", "refused")
+    __slots__ = ("_connected", "_cut", "_full", "_path", "_poller", "_reader", "_refusals", "_socket", "_waiting",
+                 "_waiting_max", "_write", "open")
 
     def __init__(self, path: str, poller: Poller, waiting_max: int) -> None:
         self._path = path
@@ -218,8 +220,14 @@ class Push:
         self._cut = False  # the first of those is the rest of a message whose beginning was sent
         self._full = False  # there was no room, and the poller has not reported any since
         self.open = False  # the peer has sent READY, nothing waits, and there may be room
-        self.refused = False
+        self._connected = 0.0  # when the last connection was made
+        self._refusals = 0  # connections in a row that the other end has closed at once
         self._connect()
+
+    @property
+    def refused(self) -> bool:
+        """See `contract`."""
+        return self._refusals >= REFUSALS
 
     @property
     def waiting(self) -> bool:
@@ -309,7 +317,8 @@ class Push:
         except OSError:  # ECONNRESET
             octets = b""
         self._reader.feed(octets)
-        self.refused = not octets and not self._reader.ready
+        if not octets:
+            self._refusals = self._refusals + 1 if time.monotonic() < self._connected + REFUSED_WITHIN_S else 0
         if octets and not self._reader.error:
             self.flush()
         elif self._reader.ready:
@@ -335,7 +344,7 @@ class Push:
         except OSError:  # no listener, or its queue is full
             connecting.close()
             return
-        self._socket, self._write = connecting, connecting.send
+        self._socket, self._write, self._connected = connecting, connecting.send, time.monotonic()
         self._poller.pushes[connecting.fileno()] = self
         self._poller.epoll.register(connecting.fileno(), _IN)
 
