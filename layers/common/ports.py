@@ -23,7 +23,7 @@ SHARE_NOT = 0
 SHARE_ADDRESS = 1  # SO_REUSEADDR
 SHARE_PORT = 2  # SO_REUSEPORT
 
-STEPS_MAX = 256  # of a search that finds nothing if no port is held by several sockets with different addresses
+STEPS_MAX = 64  # of a search that finds nothing if no port is held by several sockets with different addresses
 
 _EVERYWHERE = "everywhere"  # of a port: its holders with any address
 # The holders of a port and an address are counted by their sharing, in one number, so that a check takes as long for

@@ -39,7 +39,7 @@ class Groups:
         self._state = state
         self._counters = counters
         self._members: dict[bytes, Members] = {}
-        self._joined: dict[int, set[bytes]] = {}  # {handle: its groups}
+        self._joined: dict[int, dict[bytes, Filter]] = {}  # {handle: its groups}
         self._filters: dict[bytes, Filter] = {}  # {group: merged filter of all members}
         room_octets = routing.mtu_octets - ipv4.HEADER_OCTETS - len(ROUTER_ALERT)
         self._igmp = Igmp(self._filters, rng, room_octets)
@@ -121,14 +121,16 @@ class Groups:
         """Replace the groups of a socket; returns the changes for the host. ValueError: an invalid group."""
         handle = membership.handle
         wanted = {entry.group: _filter(entry) for entry in membership.groups}
-        before = self._joined.pop(handle, set())
-        for group in before - wanted.keys():
-            self._members[group].remove(handle)
-        for group, chosen in wanted.items():
-            self._members.setdefault(group, Members()).put(handle, chosen)
+        before = self._joined.pop(handle, {})
+        changed = sorted(group for group in before.keys() | wanted.keys() if before.get(group) != wanted.get(group))
+        for group in changed:
+            if group in wanted:
+                self._members.setdefault(group, Members()).put(handle, wanted[group])
+            else:
+                self._members[group].remove(handle)
         if wanted:
-            self._joined[handle] = set(wanted)
-        return self._merge(sorted(before | wanted.keys()))
+            self._joined[handle] = wanted
+        return self._merge(changed)
 
     def _merge(self, groups: list[bytes]) -> list[Change]:
         changes = []
