@@ -61,6 +61,7 @@ RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # text still comes
 SENDING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK})  # segments of ours may be in flight
 
 ORPHAN = 0  # as a handle: the connection has no owner any more
+CORK_OVER = 0.0  # as the time until which corked octets wait: it has come
 
 
 class Ends(NamedTuple):
@@ -180,7 +181,7 @@ class Connection:
         self.pingpong = False
         # Timers: None, or the time; `layers.tcp.timers` knows the earliest
         self.persist_at: float | None = None
-        self.cork_at: float | None = None
+        self.cork_at: float | None = None  # CORK_OVER: it has come, and the octets could not leave yet
         self.keepalive_at: float | None = None
         self.wait_until: float | None = None  # the end of TIME-WAIT, or of an orphan's FIN-WAIT-2
         self.quiet_queued = self.rest_queued = False  # it is in one of the queues of `layers.tcp.quiet`

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from layers.tcp import closing, history, output
-from layers.tcp.connection import CLOSED, ORPHAN, SYN_RECEIVED, SYN_SENT, Connection
+from layers.tcp.connection import CLOSED, CORK_OVER, ORPHAN, SYN_RECEIVED, SYN_SENT, Connection
 from layers.tcp.counters import Counters as C
 from packets.tcp import ACK
 
@@ -37,6 +37,8 @@ def expired(engine: Engine, conn: Connection) -> None:
         conn.ack_now = True
         conn.pingpong = False
         engine.counters[C.delayed_acks] += 1
+    if conn.cork_at is not None and conn.cork_at <= now:
+        conn.cork_at = CORK_OVER  # the octets leave now, or when the window or the congestion window permits
     if conn.persist_at is not None and conn.persist_at <= now:
         _probe(engine, conn)
     if conn.state != CLOSED and conn.keepalive_at is not None and conn.keepalive_at <= now:

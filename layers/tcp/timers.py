@@ -94,6 +94,6 @@ def earliest(conn: Connection) -> float | None:
     if at is not None and (due is None or at < due):
         due = at
     at = conn.cork_at
-    if at is not None and (due is None or at < due):
+    if at and (due is None or at < due):
         due = at
     return due

@@ -168,6 +168,19 @@ def test_octets_that_are_asked_for_often_in_one_turn_are_repeated_once():
     assert b.do(often) == 40_000
 
 
+def test_corked_octets_whose_time_has_come_leave_when_the_window_opens_and_tcp_does_not_spin_meanwhile():
+    world, a, b, left, right = pair(a_options={"cork": True})
+    a.write(left, b"corked")
+    conn = a.conn(left)
+    window, conn.snd_window = conn.snd_window, 0
+    world.run(0.25)  # beyond CORK_S
+    assert a.engine.next_due > world.now
+    assert not b.applications[right].received
+    conn.snd_window = window
+    world.run(1)
+    assert bytes(b.applications[right].received) == b"corked"
+
+
 def test_linger_0_resets():
     world, a, b, left, right = pair()
     a.close(left, linger=0)
