@@ -418,7 +418,7 @@ class Core:
         entry = self._table.entries.get(handle)
         if entry is None or not entry.socket.bound:
             return []
-        return [(client, messages.SOCKET_ERROR, no_error(handle)) for client in (entry.client, *entry.socket.sharers)]
+        return [(client, messages.SOCKET_ERROR, no_error(handle)) for client in (entry.client, *entry.sharers)]
 
     # -- closing --------------------------------------------------------------------------------------------------
 
@@ -428,13 +428,12 @@ class Core:
         return self._remove(entry, request) if sends is None else sends
 
     def _remove(self, entry: Entry, request: requests.Close | None = None) -> list[Send]:
-        socket = entry.socket
+        socket = self._table.remove(entry)
         record = entry.handle.to_bytes(4, "little")
         if socket.stream is not None:
             record = closing(entry.handle, request, reset=request is None and socket.stream.linger == 0)
         self._in_use.pop(entry.handle, None)
         self._streams_in_between.forget(entry.handle)
-        self._table.remove(entry)
         self.counters[Counters.sockets_closed] += 1
         unanswered = [(client, waiting.id) for client, waiting in entry.waiting]
         for client, _ in unanswered:

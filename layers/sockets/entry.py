@@ -252,6 +252,16 @@ class Entry:
         """True for a connection to a shared listener that no process has got."""
         return self.kept is not None and self.kept.waits
 
+    @property
+    def unclaimed(self) -> bytes:
+        """See `Socket.unclaimed`."""
+        return b"" if self.kept is None else self.kept.unclaimed
+
+    @property
+    def sharers(self) -> tuple[int, ...]:
+        """See `Socket.sharers`."""
+        return () if self.kept is None else self.kept.sharers
+
     def change(self, socket: Socket) -> None:
         """The durable part has changed, and is stored."""
         self.kept = None if socket.is_plain else socket

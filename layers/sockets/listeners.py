@@ -35,7 +35,7 @@ class Listeners:
         waiting = []
         for handle, entry in self._table.entries.items():
             if entry.waits:
-                listener, _, number, *_ = ACCEPTED_HEADER.unpack_from(entry.socket.unclaimed)
+                listener, _, number, *_ = ACCEPTED_HEADER.unpack_from(entry.unclaimed)
                 waiting.append((number, handle, listener))
         for _, handle, listener in sorted(waiting):
             at = self._table.entries.get(listener)
@@ -88,7 +88,7 @@ class Listeners:
         records = self._streams.accepted_records(listener.handle)
         for handle in request.connections:
             entry = self._table.entries.get(handle)
-            if (entry is None or entry.client != client or entry.sharing is not None or entry.socket.unclaimed
+            if (entry is None or entry.client != client or entry.sharing is not None or entry.unclaimed
                     or not entry.is_connection or entry.socket.created_by != -handle):
                 continue
             record = records.get(handle) or accepted_record(listener.handle, handle, entry.socket)
@@ -109,7 +109,7 @@ class Listeners:
     def offer(self, listener: Entry, sharing: Sharing, client: int) -> list[Send]:
         """Give the first waiting connection to `client`."""
         entry = self._table.entries[sharing.connections.popleft()]
-        record = entry.socket.unclaimed
+        record = entry.unclaimed
         self._table.hand_over(entry, client)
         self._table.change(entry, replace(entry.socket, offered=True))
         self._streams.remember(listener.handle, ACCEPTED_HEADER.unpack_from(record)[2], record)
@@ -124,12 +124,12 @@ class Listeners:
     def take_back(self, entry: Entry) -> list[Send] | None:
         """The process of a connection has closed it, or has ended. If it has not accepted it, the connection waits for
         the other owners of its listener; None: there are none."""
-        if not entry.socket.unclaimed:
+        if not entry.unclaimed:
             return None
-        listener = self._table.entries.get(ACCEPTED_HEADER.unpack_from(entry.socket.unclaimed)[0])
+        listener = self._table.entries.get(ACCEPTED_HEADER.unpack_from(entry.unclaimed)[0])
         if listener is None or listener.sharing is None:
             return None
-        heir = next(each for each in (listener.client, *listener.socket.sharers) if each != entry.client)
+        heir = next(each for each in (listener.client, *listener.sharers) if each != entry.client)
         self._table.hand_over(entry, heir)
         if entry.socket.offered:
             self._table.change(entry, replace(entry.socket, offered=False))

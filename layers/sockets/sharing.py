@@ -76,7 +76,7 @@ class SharedSockets:
         if entry.client == client or not entry.is_connection:
             return []
         former = entry.client
-        others = tuple(each for each in entry.socket.sharers if each != client)
+        others = tuple(each for each in entry.sharers if each != client)
         self._table.move(entry, client, (*others, former))
         self._table.clients[former][entry.handle] = 0
         return [_shared(former, entry, SHARED_TAKEN), _shared(client, entry, SHARED_RETURNED), resuming(entry.handle)]
@@ -125,7 +125,7 @@ class SharedSockets:
 
     def release(self, client: int, entry: Entry) -> list[Send] | None:
         """`client` has closed the socket, or has ended. None: it was the last owner, so the socket is to be closed."""
-        sharers = entry.socket.sharers
+        sharers = entry.sharers
         if not sharers:
             return self._listeners.take_back(entry)
         sharing = entry.sharing
@@ -144,7 +144,7 @@ class SharedSockets:
             entry.outstanding += datagram[2]
         while sharing.datagrams and sharing.readers:
             sends.append(self._give(entry, sharing, next(iter(sharing.readers))))
-        if not entry.socket.sharers:
+        if not entry.sharers:
             sends += self._unshare(entry, sharing)
         sends += self._announce(entry, SHARED_RETURNED if heir and entry.is_connection else 0)
         if heir and entry.is_connection:
@@ -161,9 +161,9 @@ class SharedSockets:
 
     def _announce(self, entry: Entry, state: int = 0) -> list[Send]:
         """SHARED to all owners; `state` to the one that has the connection."""
-        return [_shared(entry.client, entry, state), *(_shared(client, entry) for client in entry.socket.sharers)]
+        return [_shared(entry.client, entry, state), *(_shared(client, entry) for client in entry.sharers)]
 
 
 def _shared(client: int, entry: Entry, state: int = 0) -> Send:
-    owners = 1 + len(entry.socket.sharers)
+    owners = 1 + len(entry.sharers)
     return client, SHARED, SHARED_RECORD.pack(entry.handle, owners, state, entry.accepted)

@@ -95,7 +95,7 @@ class Streams:
 
     def _reset_unclaimed(self, entry: Entry, record: bytes) -> None:
         """A connection to a shared listener has ended before a process had it: that process is told."""
-        listener = self._entries.get(ACCEPTED_HEADER.unpack_from(entry.socket.unclaimed)[0])
+        listener = self._entries.get(ACCEPTED_HEADER.unpack_from(entry.unclaimed)[0])
         if listener is not None and listener.sharing is not None:
             listener.sharing.resets[entry.handle] = record
 

@@ -90,20 +90,21 @@ class Table:
                               sharers=changed.sharers, unclaimed=changed.unclaimed, offered=changed.offered)
             entry.pending = entry.pending._replace(changed=pending)
 
-    def remove(self, entry: Entry) -> None:
-        """Remove a socket."""
+    def remove(self, entry: Entry) -> Socket:
+        """Remove a socket; returns what was stored of it."""
         socket = entry.socket
         del self.entries[entry.handle], self.clients[entry.client][entry.handle]
         self._created.pop((entry.client, socket.created_by), None)
         del self._state[entry.handle]
         self.shares.take(entry.client, -1)
         self.memberships.take(entry.client, -members(socket))
+        return socket
 
     # -- owners -----------------------------------------------------------------------------------------------------
 
     def share(self, entry: Entry, client: int) -> None:
         """`client` becomes another owner."""
-        self.change(entry, replace(entry.socket, sharers=(*entry.socket.sharers, client)))
+        self.change(entry, replace(entry.socket, sharers=(*entry.sharers, client)))
         self.enter(entry, client)
 
     def enter(self, entry: Entry, client: int) -> None:
