@@ -17,7 +17,7 @@ from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode
 from bus.streams import StreamState
 from layers.common.ports import EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS
 from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen, writing
-from layers.tcp.connection import CLOSED, ESTABLISHED, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
+from layers.tcp.connection import CLOSED, ESTABLISHED, ORPHAN, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import REPEATED_AT_ONCE, Engine
 from layers.tcp.listen import Listener
@@ -464,7 +464,7 @@ class Calls:
         listener = lookup.listeners.get(conn.listener)
         if listener is not None and conn.accept_number:
             listener.handed = max(listener.handed, conn.accept_number)
-            if conn.accept_number > listener.taken:
+            if conn.accept_number > listener.taken and conn.handle != ORPHAN:
                 listener.untaken[conn.accept_number] = conn.handle, conn.ends
         if options.keepalive and conn.state not in (SYN_SENT, SYN_RECEIVED, TIME_WAIT):
             conn.keepalive_at = self._engine.now + options.keepidle

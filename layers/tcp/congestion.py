@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import lru_cache
 from typing import ClassVar
 
 from layers.tcp.hystart import HyStart
@@ -142,6 +143,7 @@ def clamp(value: float, least: float, most: float, otherwise: float) -> float:
     return min(max(value, least), most) if value == value else otherwise
 
 
+@lru_cache(16)
 def find(name: str) -> type[CongestionControl] | None:
     """The algorithm with that name; None: there is none (TCP_CONGESTION: ENOENT)."""
     if not _NAME.fullmatch(name):

@@ -167,8 +167,7 @@ class Core:
     def _done(self) -> list[Send]:
         self.engine.flush()
         self.next_wake = self.engine.next_due
-        sends, self._records.sends = self._records.sends, []
-        return sends
+        return self._records.taken()
 
     # -- from below
 

@@ -108,9 +108,12 @@ class Engine:
     @property
     def next_due(self) -> float | None:
         """The time of the next `expire`."""
+        due = self.timers.next_due
         dormant_due = self.dormant.next_due if self.dormant is not None else None
-        dues = (self.timers.next_due, self.quiet.next_due, self.rings.trim_at, self.repetition.next_due, dormant_due)
-        return min((due for due in dues if due is not None), default=None)
+        for at in (self.quiet.next_due, self.rings.trim_at, self.repetition.next_due, dormant_due):
+            if at is not None and (due is None or at < due):
+                due = at
+        return due
 
     def touch(self, conn: Connection) -> None:
         """Flush `conn` at the end of the turn."""
@@ -135,10 +138,10 @@ class Engine:
     def new_connection(self, ends: Ends, handle: int, options: StreamState) -> Connection:
         """A connection in CLOSED, with its initial sequence number chosen."""
         conn = Connection(ends, handle, options)
-        conn.iss = isn.initial(self.secret, ends.octets, self.now)
-        conn.timestamp_offset = isn.timestamp_offset(self.secret, ends.octets)
-        conn.path_mss = conn.mss = self.route_mss(ends.peer, options)
-        conn.own_mss = self.route_mss(ends.peer, options)
+        ends_octets = ends.octets
+        conn.iss = isn.initial(self.secret, ends_octets, self.now)
+        conn.timestamp_offset = isn.timestamp_offset(self.secret, ends_octets)
+        conn.path_mss = conn.mss = conn.own_mss = self.route_mss(ends.peer, options)
         conn.own_scale = acknowledgment.OWN_SCALE
         conn.recovery = self.new_recovery(conn)
         conn.send_limit = options.send_buffer // 2 or SEND_LIMIT
@@ -186,6 +189,9 @@ class Engine:
         self.lookup.by_handle.pop(conn.handle, None)
         self.hold_port(conn)
         conn.handle = ORPHAN
+        listener = self.lookup.listeners.get(conn.listener)
+        if listener is not None:
+            listener.untaken.pop(conn.accept_number, None)
 
     def hold_port(self, conn: Connection) -> None:
         """A connection that outlives its socket holds the port itself."""
@@ -215,6 +221,7 @@ class Engine:
         listener = self.lookup.listeners.get(conn.listener)
         if listener is not None:
             listener.syn_queue.pop(conn, None)
+            listener.untaken.pop(conn.accept_number, None)
         if conn.send_ring is not None:
             self.rings.give(conn.send_ring)
         if conn.receive_ring is not None:

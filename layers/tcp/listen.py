@@ -33,7 +33,7 @@ class Listener:
         self.port = port
         self.options = options
         self.syn_queue: dict[Connection, None] = {}
-        # passed up, by number; not yet confirmed by the socket service. Without their TCBs, which may be deleted
+        # passed up, by number; not yet confirmed by the socket service, nor closed. Without their TCBs, which may sleep
         self.untaken: dict[int, tuple[int, Ends]] = {}  # handle
         self.handed = 0
         self.taken = 0

@@ -81,12 +81,21 @@ class Paths:
 
 
 class Records:
-    """`Below` and `Above` of the engine: `sends` collects the output."""
+    """`Below` and `Above` of the engine: `sends` collects the output of a turn, but for ACCEPTED records."""
 
     def __init__(self, config: StackConfig, paths: Paths) -> None:
         self.sends: list[Send] = []
+        self._accepted: list[Send] = []
         self._paths = paths
         self._ttl = config.ttl
+
+    def taken(self) -> list[Send]:
+        """The output of the turn. ACCEPTED records come first: no other of their handles may precede them, and records
+        of one kind that follow each other share a frame."""
+        sends, self.sends = self.sends, []
+        if self._accepted:
+            sends, self._accepted = self._accepted + sends, []
+        return sends
 
     # -- below
 
@@ -147,7 +156,7 @@ class Records:
         """See `Above`."""
         head = ACCEPTED_HEADER.pack(listener, handle, number, ends.port, ends.peer_port, family_of(ends.local),
                                     INTERFACE_INDEX)
-        self.sends.append((topology.SOCKETS, messages.ACCEPTED, b"".join((head, ends.local, ends.peer))))
+        self._accepted.append((topology.SOCKETS, messages.ACCEPTED, b"".join((head, ends.local, ends.peer))))
 
     def reset(self, handle: int, number: int) -> None:
         """See `Above`."""

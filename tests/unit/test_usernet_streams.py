@@ -15,6 +15,7 @@ import pytest
 from usernet_service import Service
 
 import usernet
+from usernet.client.streams import StreamDescription
 from usernet.pipe.streams import ACCEPT, ACCEPT_RECORD, READ, READ_RECORD, RESUME
 
 PATIENCE_S = 20
@@ -442,3 +443,16 @@ def test_reset_behind_a_fin_leaves_the_end_of_the_stream(pair):
     assert events(second, wanted=select.POLLERR | select.POLLHUP)
     assert second.recv(1) == b""
     assert outcome(second.send, b"x") == ("BrokenPipeError", errno.EPIPE)
+
+
+@pytest.mark.parametrize(("backlog", "accepts"), [(1, 1), (40, 6), (4096, 65)])
+def test_tcp_is_told_of_accepted_connections_before_it_could_notice_that_there_is_room_again(backlog, accepts):
+    listener = StreamDescription(threading.RLock(), 7, 0)
+    listener.listening, listener.backlog = True, backlog
+    listener.granting()
+    for _ in range(accepts):
+        assert not listener.grant_due()
+        listener.accepted += 1
+    assert listener.grant_due()
+    listener.granting()
+    assert listener.granted == accepts + backlog + 1

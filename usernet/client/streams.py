@@ -41,6 +41,7 @@ RECORD_OCTETS = 64240  # 44 segments of 1460 octets: what one frame of the TAP c
 
 HELD_OCTETS = 1 << 18  # written into the ring at a time, so that tcp begins to send meanwhile
 OFFER_OCTETS = 1 << 14  # from a call that sends so much on, the octets of a stream are in shared memory
+GRANTED_LATE = 64  # connections that are accepted before tcp is told that as many more may come
 OFFER_AFTER_OCTETS = 1 << 16  # the same when so much has been received
 
 
@@ -50,7 +51,7 @@ class StreamDescription(ReceivedStream):
 
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "established", "fast_connect",
-        "finished", "incoming", "kept", "limit", "listener", "listening", "named", "numbered", "offered",
+        "finished", "granted", "incoming", "kept", "limit", "listener", "listening", "named", "numbered", "offered",
         "send_reference", "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low",
         "writing", "written",
     )  # fmt: skip
@@ -71,6 +72,7 @@ class StreamDescription(ReceivedStream):
         self.incoming: deque[StreamDescription] = deque()  # connections that wait for accept
         self.numbered = 0  # number of the last connection that arrived
         self.accepted = 0  # number of connections that the application has accepted
+        self.granted = 0  # the number up to which tcp may pass connections up, as it was last told
         self.named = UNNAMED[0]  # the local address before a connection: that of bind
         self.begin()
         self.connecting = False
@@ -259,8 +261,13 @@ class StreamDescription(ReceivedStream):
 
         RESUME: those after `numbered` are to be passed up again.
         """
-        record = ACCEPT_RECORD.pack(self.handle, flags, self.numbered, self.accepted + self.backlog + 1)
-        return [(ACCEPT, record)]
+        self.granted = self.accepted + self.backlog + 1
+        return [(ACCEPT, ACCEPT_RECORD.pack(self.handle, flags, self.numbered, self.granted))]
+
+    def grant_due(self) -> bool:
+        """True if an eighth of the backlog was accepted since the last ACCEPT, or GRANTED_LATE connections; each time
+        if the backlog is small."""
+        return self.accepted + self.backlog + 1 - self.granted > min(self.backlog // 8, GRANTED_LATE)
 
     def recovering(self) -> Sends:
         """After records of the service were lost: the record that asks for them again."""

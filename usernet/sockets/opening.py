@@ -185,7 +185,8 @@ class StreamOpening(BaseSocket):
         if box.unclaimed:
             claim(self._connection, box)
         if not listener.shared:
-            self._connection.send_all(listener.granting())
+            if listener.grant_due():
+                self._connection.send_all(listener.granting())
         elif not listener.incoming:
             want_next(self._connection, listener)
         self._changed(listener)
