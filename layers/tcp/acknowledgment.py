@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layers.tcp.engine import Engine
 
 DELAY_S = 0.04  # Linux TCP_DELACK_MIN; RFC 9293 (MUST-58): below 0.5 s
+END_DELAY_S = 0.02  # of the ACK of a FIN: an application that closes in answer to it needs a few milliseconds
 QUICK_ACKS = 16  # Linux TCP_MAX_QUICKACKS: number of segments acknowledged at once at the start and after a pause
 IDLE_S = 0.2  # Linux: after an RTO without text the next segments are acknowledged at once again
 WINDOW_FIELD_MAX = 65535
@@ -110,6 +111,16 @@ def text_came(engine: Engine, conn: Connection) -> None:
     if engine.now - conn.last_text > IDLE_S:
         conn.quick, conn.pingpong, conn.last_size = QUICK_ACKS, False, 0
     conn.last_text = engine.now
+
+
+def end_came(engine: Engine, conn: Connection) -> None:
+    """The peer's FIN arrived in ESTABLISHED. Its ACK is delayed (Linux: tcp_fin): usually the application answers by
+    closing, and our FIN carries it."""
+    conn.ack_due += 1
+    conn.pingpong = True
+    at = engine.now + END_DELAY_S
+    if conn.delayed_at is None or at < conn.delayed_at:
+        conn.delayed_at = at
 
 
 def measure(conn: Connection, octets: int, pushed: bool) -> None:

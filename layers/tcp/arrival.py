@@ -364,6 +364,8 @@ def _text_and_fin(engine: Engine, conn: Connection, arrival: Arrival, seq: int, 
     if payload:
         reassembly.text(engine, conn, seq, payload, bool(arrival.segment.flags & PSH))
     if conn.fin_at is not None and conn.rcv_nxt == conn.fin_at:
+        if not fin:
+            conn.ack_now = True  # RFC 5681 section 4.2: what fills the gap before a FIN, at once
         _fin(engine, conn)
     elif fin:
         conn.ack_now = True
@@ -374,14 +376,16 @@ def _fin(engine: Engine, conn: Connection) -> None:
     """Eighth step: all octets before the FIN have arrived."""
     conn.rcv_nxt += 1
     conn.out_of_order = None
-    conn.ack_now = True
     engine.touch(conn)
     engine.ended(conn)
     state = conn.state
     engine.history.note(engine.now, conn, history.FIN_CAME)
     if state == ESTABLISHED:
         conn.state = CLOSE_WAIT
-    elif state == FIN_WAIT_1:
+        acknowledgment.end_came(engine, conn)
+        return
+    conn.ack_now = True
+    if state == FIN_WAIT_1:
         conn.state = CLOSING  # had our FIN been acknowledged, the state would be FIN-WAIT-2 by now
     elif state == FIN_WAIT_2:
         closing.enter_time_wait(engine, conn)
