@@ -1,7 +1,9 @@
 """What a connection that sleeps keeps besides its slot, and which connections may sleep.
 
 A live connection that has been quiet for two seconds goes to sleep: its TCB is deleted, and made again when a segment,
-a record or its keep-alive timer asks for it (`layers.tcp.dormant`). The slot (`layers.tcp.durable`) contains what a
+a record or its keep-alive timer asks for it (`layers.tcp.dormant`). It is in ESTABLISHED, or one end has closed and the
+other has not (CLOSE-WAIT, FIN-WAIT-2), which may last as long. An orphan in FIN-WAIT-2, which ends after a minute,
+stays awake. The slot (`layers.tcp.durable`) contains what a
 successor needs; a *note* of 110 octets contains the rest: times, counters of TCP_INFO, what was last said to the
 application and by the peer. A connection with anything else that would be forgotten stays awake, so nobody can see
 whether it slept.
@@ -14,7 +16,8 @@ from __future__ import annotations
 from struct import Struct
 
 from bus.streams import StreamState
-from layers.tcp.connection import ESTABLISHED, ORPHAN, Connection
+from layers.tcp.acknowledgment import unread
+from layers.tcp.connection import CLOSE_WAIT, ESTABLISHED, FIN_WAIT_2, ORPHAN, Connection
 from layers.tcp.reset import OUT_OF_WINDOW_INTERVAL_S
 
 _NUMBER = Struct("=I")
@@ -102,14 +105,23 @@ class Options:
             del self._kept[number], self._numbers[id(options)]
 
 
+def state_at_rest(sent_fin: bool, got_fin: bool) -> int:
+    """The state of a connection on which nothing is under way; 0: it does not stay in it."""
+    if sent_fin:
+        return 0 if got_fin else FIN_WAIT_2
+    return CLOSE_WAIT if got_fin else ESTABLISHED
+
+
 def may_sleep(conn: Connection, now: float) -> bool:
     """True if the slot and a note contain all that there is to know of it."""
-    una = conn.snd_una
+    una, end, fin_at = conn.snd_una, conn.end, conn.fin_at
     return bool(
-        conn.state == ESTABLISHED and conn.slot and conn.handle != ORPHAN and conn.adopted and not conn.touched
-        # nothing is in flight, unacknowledged, unread or owed
-        and conn.recovery is None and una == conn.snd_nxt == conn.written and conn.end is conn.fin_at is None
-        and conn.rcv_nxt == conn.read == conn.last_ack_sent and conn.send_ring is conn.receive_ring is None
+        conn.state == state_at_rest(end is not None, fin_at is not None)
+        and conn.slot and conn.handle != ORPHAN and conn.adopted and not conn.touched
+        # nothing is in flight, unacknowledged, unread or owed; a FIN has the number after the last octet
+        and conn.recovery is None and una == conn.snd_nxt == conn.written + (end is not None)
+        and conn.rcv_nxt == conn.last_ack_sent and fin_at in (None, conn.rcv_nxt - 1) and not unread(conn)
+        and conn.send_ring is conn.receive_ring is None
         and not (conn.ack_now or conn.ack_due or conn.out_of_order or conn.recent_sack or conn.duplicate_sack)
         # no timer is running but the keep-alive
         and conn.delayed_at is conn.persist_at is conn.cork_at is conn.wait_until is None

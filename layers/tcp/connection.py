@@ -58,6 +58,8 @@ STATE_NAMES = ("", "ESTABLISHED", "SYN-SENT", "SYN-RECEIVED", "FIN-WAIT-1", "FIN
 
 SYNCHRONIZED = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT})
 RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # text still comes
+# states that may last for hours without a segment or a timer (`layers.tcp.quiet`), but for those of an orphan
+LASTING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_2})
 SENDING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK})  # segments of ours may be in flight
 
 ORPHAN = 0  # as a handle: the connection has no owner any more

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from layers.tcp.acknowledgment import unread
 from layers.tcp.asleep import may_sleep
-from layers.tcp.connection import CLOSED, ESTABLISHED, ORPHAN, TIME_WAIT, Connection
+from layers.tcp.connection import CLOSED, LASTING, ORPHAN, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Quiet:
         """`conn` was flushed: it may be idle from now on."""
         recovery = conn.recovery
         if recovery is None:
-            if not conn.rest_queued and conn.state == ESTABLISHED:
+            if not conn.rest_queued and conn.state in LASTING:
                 conn.rest_queued = True
                 self._resting.append((now + SLEEP_S, conn))
         elif not conn.quiet_queued and recovery.freed:
@@ -83,7 +83,7 @@ class Quiet:
             if max(conn.last_heard, conn.last_sent, conn.last_text) + SLEEP_S > now:
                 self.consider(conn, now)
                 continue
-            if conn.state == ESTABLISHED:
+            if conn.state in LASTING:
                 _release_rings(engine, conn)
             if dormant is not None and may_sleep(conn, now):
                 engine.timers.forget(conn)
@@ -100,7 +100,7 @@ class Quiet:
     def _ask(self, engine: Engine, conn: Connection) -> None:
         """Ask an application that seems not to read: it says how far it has read only every few thousand octets, and
         until then the octets stay in a ring."""
-        if conn.state != ESTABLISHED or conn.handle == ORPHAN or not unread(conn) or conn.read_asked == conn.rcv_nxt:
+        if conn.state not in LASTING or conn.handle == ORPHAN or not unread(conn) or conn.read_asked == conn.rcv_nxt:
             return
         if conn.last_text + ASK_S > engine.now and engine.rings.may_grow:
             self.consider(conn, engine.now)

@@ -83,8 +83,8 @@ class Successor:
             if not state:
                 continue
             may_wait = not (send or receive) and (
-                state == tcb.TIME_WAIT or (state == tcb.ESTABLISHED and una == written and rcv_nxt == acked == read
-                                           and not (end or fin_at or wait)))
+                state == tcb.TIME_WAIT or (state == asleep.state_at_rest(end > 0, fin_at > 0) and not wait
+                                           and una == (end or written) and rcv_nxt == acked == read + (fin_at > 0)))
             timed = state == tcb.TIME_WAIT
             if may_wait:
                 fields = ENDS.unpack_from(memory, number * SLOT_OCTETS + IDENTITY_AT)

@@ -85,6 +85,7 @@ def test_after_two_seconds_of_silence_the_tcb_is_gone_and_every_field_comes_back
 ACTIONS = st.one_of(
     st.tuples(st.just("write"), st.booleans(), st.sampled_from([1, 700, 5000, 20_000])),
     st.tuples(st.just("pause"), st.just(True), st.sampled_from([0.1, 1.5, 3.0, 8.0, 31.0])),
+    st.tuples(st.just("end"), st.booleans(), st.just(0)),
     st.tuples(st.just("set"), st.booleans(), st.fixed_dictionaries({}, optional={
         "keepalive": st.booleans(), "keepidle": st.sampled_from([2, 9]), "keepintvl": st.just(3), "ttl": st.just(9),
         "nodelay": st.booleans(), "cork": st.booleans(), "quickack": st.booleans(), "user_timeout": st.just(5000),
@@ -108,8 +109,10 @@ def story(actions: list[tuple[str, bool, Any]], seed: int, loss: float, sleep_s:
             host, handle = (a, left) if ours else (b, right)
             other = B if ours else A
             conn_ends = (ends.port, PORT) if ours else (PORT, ends.port)
-            if action == "write":
+            if action == "write" and host.applications[handle].end is None:
                 host.write(handle, octets(value, number))
+            elif action == "end" and host.applications[handle].end is None:
+                host.write(handle, b"", end=True)
             elif action == "pause":
                 world.run(value)
             elif action == "set":
@@ -131,7 +134,7 @@ def story(actions: list[tuple[str, bool, Any]], seed: int, loss: float, sleep_s:
                 seen.append(host.set(1000 + number, port=conn_ends[0], bind=True, reuse_address=value > 0))
             elif action == "listener":
                 seen.append(b.set(5, request=number + 2, port=PORT, bind=True, listen=8, ttl=33))
-            elif action == "urgent" and host.applications[handle].error is None:
+            elif action == "urgent" and host.applications[handle].error is host.applications[handle].end is None:
                 host.write(handle, b"!", flags=4)
             elif action == "deaf":
                 deaf[0] = not deaf[0]
@@ -197,6 +200,90 @@ def test_every_octet_arrives_once_whatever_line_dies_while_connections_fall_asle
         assert not world.hosts[B].engine.lookup.connections
     finally:
         patch.undo()
+
+
+def half_closed(**options: Any) -> tuple[World, Host, Host, int, int]:
+    """A has closed its direction (FIN-WAIT-2), B has not (CLOSE-WAIT), and both sleep."""
+    world, a, b, left, right = pair(a_options=options, b_options=options)
+    b.do(lambda host: host.calls.accept(5, 1, 16))
+    a.write(left, octets(3000), end=True)
+    b.write(right, octets(2000, 2))
+    world.run(10)
+    assert (sleepers(a), sleepers(b)) == (1, 1)
+    return world, a, b, left, right
+
+
+def test_half_closed_connections_sleep_and_every_field_comes_back():
+    world, a, b, left, right = pair()
+    a.write(left, octets(3000), end=True)
+    b.write(right, octets(2000, 2))
+    assert world.run(3, lambda: a.conn(left).recovery is b.conn(right).recovery is None)
+    before = fields(a.conn(left)), fields(b.conn(right))
+    world.run(7)
+    assert (sleepers(a), sleepers(b)) == (1, 1)
+    states = [row["state"] for host in (a, b) for row in listing.page(host.engine, "", False)["connections"]]
+    assert sorted(states) == ["CLOSE-WAIT", "FIN-WAIT-2", "LISTEN"]
+    assert (sleepers(a), sleepers(b)) == (1, 1)
+    assert (fields(a.conn(left)), fields(b.conn(right))) == before
+
+
+@pytest.mark.parametrize("heirs", [False, True])
+def test_half_closed_connections_that_slept_carry_octets_and_end_as_others(heirs):
+    world, a, b, left, right = half_closed()
+    if heirs:
+        a, b = world.hosts[A], world.hosts[B] = a.successor(9), b.successor(8)
+        a.world = b.world = world
+        assert (sleepers(a), sleepers(b)) == (1, 1)
+    b.write(right, octets(4000, 3))  # a record wakes one end, a segment the other
+    world.run(0.1)
+    assert a.applications[left].received == octets(2000, 2) + octets(4000, 3)
+    assert (a.state_of(left), b.state_of(right)) == ("FIN-WAIT-2", "CLOSE-WAIT")
+    world.run(10)
+    assert (sleepers(a), sleepers(b)) == (1, 1)
+    b.close(right)
+    world.run(1)
+    assert a.applications[left].ended
+    assert not b.engine.lookup.connections
+    assert a.state_of(left) == "TIME-WAIT"
+
+
+def test_the_keep_alive_timer_of_a_half_closed_connection_wakes_it():
+    world, a, b, _, _ = half_closed(keepalive=True, keepidle=20)
+    sent = a.counters[C.keepalives_sent] + b.counters[C.keepalives_sent]
+    world.run(15)
+    assert a.counters[C.keepalives_sent] + b.counters[C.keepalives_sent] > sent
+    world.run(9)
+    assert (sleepers(a), sleepers(b)) == (1, 1)
+
+
+def test_a_half_closed_connection_whose_application_closes_while_it_sleeps_ends_after_a_minute():
+    world, a, _, left, _ = half_closed()
+    a.close(left)
+    world.run(59)
+    assert len(a.engine.lookup.connections) == 1  # an orphan does not sleep
+    world.run(2)
+    assert not a.engine.lookup.connections
+    assert sleepers(a) == 0
+
+
+def test_a_new_socket_service_is_told_the_end_of_a_stream_that_sleeps():
+    _, a, b, left, right = half_closed()
+    for host, handle, ended in ((a, left, False), (b, right, True)):
+        host.applications[handle].ended = False
+        host.applications[handle].finished = False
+        host.calls.repeat()
+        host.done()
+        assert (host.applications[handle].ended, host.applications[handle].finished) == (ended, not ended)
+        assert sleepers(host) == 1
+
+
+def test_an_application_that_reads_little_before_the_end_of_a_stream_is_asked_and_its_connection_sleeps():
+    world, a, b, left, right = pair()
+    a.write(left, octets(100), end=True)
+    world.run(1, reading=False)
+    b.applications[right].read = 100  # as a library that says so after some thousand octets
+    world.run(quiet.ASK_S + 5, reading=False)
+    assert (sleepers(b), b.counters[C.reading_asked], b.durable.used_octets) == (1, 1, 0)
 
 
 def test_a_keep_alive_timer_wakes_its_connection_at_its_time_and_it_sleeps_again():
