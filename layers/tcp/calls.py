@@ -21,7 +21,7 @@ from layers.tcp.connection import CLOSED, ESTABLISHED, ORPHAN, SYN_RECEIVED, SYN
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import REPEATED_AT_ONCE, Engine
 from layers.tcp.listen import Listener
-from layers.tcp.lookup import Claim, flow_of
+from layers.tcp.lookup import Claim
 from packets.addresses import ANY, LOOPBACK
 from usernet.pipe.rings import REFERENCE_MASK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
@@ -228,7 +228,7 @@ class Calls:
 
     def _available(self, ends: Ends) -> bool:
         engine = self._engine
-        old = engine.lookup.connections.get(flow_of(ends))
+        old = engine.lookup.connections.get(ends.flow)
         if old is None:
             return True
         if (old.state == TIME_WAIT and old.timestamps_ok and old.wait_until is not None

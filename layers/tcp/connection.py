@@ -75,9 +75,21 @@ class Ends(NamedTuple):
     peer_port: int
 
     @property
+    def flow(self) -> bytes:
+        """The key of a connection: peer's address, own address, peer's port, own port, as in a received segment."""
+        return b"".join((self.peer, self.local, self.peer_port.to_bytes(2, "big"), self.port.to_bytes(2, "big")))
+
+    @property
     def octets(self) -> bytes:
         """For keyed hashes."""
         return b"".join((self.local, self.port.to_bytes(2, "big"), self.peer, self.peer_port.to_bytes(2, "big")))
+
+
+def ends_of(flow: bytes) -> Ends:
+    """The ends of a flow."""
+    width = (len(flow) - 4) // 2
+    return Ends(flow[width : 2 * width], int.from_bytes(flow[-2:], "big"), flow[:width],
+                int.from_bytes(flow[-4:-2], "big"))
 
 
 class Connection:
@@ -86,7 +98,7 @@ class Connection:
     __slots__ = (
         "accept_number", "accurate", "ack_due", "ack_now", "adopted", "advertised", "automatic", "backoffs",
         "challenge_at", "cookie", "cork_at", "data_segments_in", "data_segments_out", "delayed_at", "duplicate_sack",
-        "ecn_echo", "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "former_mss", "full_end",
+        "ecn_echo", "ecn_ok", "ecn_reduced", "end", "ends", "error_soft", "fin_at", "flow", "former_mss", "full_end",
         "gap_told", "handle", "home", "irs", "iss", "keepalive_at", "keepalive_probes", "last_ack_sent", "last_heard",
         "last_progress", "last_sent", "last_size", "last_text", "listener", "measured_at", "measured_from", "more",
         "mss", "octets_resent", "opened_at", "options", "out_of_order", "out_of_order_in", "own_mss", "own_scale",
@@ -101,6 +113,7 @@ class Connection:
 
     def __init__(self, ends: Ends, handle: int, options: StreamState) -> None:
         self.ends = ends
+        self.flow = ends.flow
         self.handle = handle
         self.options = options
         self.state = CLOSED

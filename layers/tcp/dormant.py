@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from bus import heap
 from layers.tcp import asleep
 from layers.tcp.connection import Connection
-from layers.tcp.lookup import Claim, flow_of, is_sparse
+from layers.tcp.lookup import Claim, is_sparse
 
 if TYPE_CHECKING:
     from layers.tcp.lookup import Lookup
@@ -128,7 +128,7 @@ class Dormant:
         self.slots.store(conn)
         note = asleep.note_of(conn, self.slots.options_number(conn), claim_kept)
         lookup.remove(conn)
-        self.by_flow[flow_of(ends)] = self.by_handle[handle] = note
+        self.by_flow[conn.flow] = self.by_handle[handle] = note
         if not claim_kept:
             lookup.ports.release(handle, ends.port)
             lookup.ports.sleeps(ends.port, claim)

@@ -60,7 +60,8 @@ class Durable:
         self._state = state
         self._key_handles = key_handles
         stored = state.get(key_handles)
-        self._next_handle = self._reserved = int(stored) if stored else TCP_HANDLE_MIN
+        self._reserved = int(stored) if stored else TCP_HANDLE_MIN
+        self._handles = iter(range(0))  # reserved ones. Of a sum Python would keep an int that is larger than its value
         self.slots = Slots(memory.slots)
         if state.get(key_handles + 1) != LAYOUT:  # stored by other code, which would be misread
             for number in self.slots.used:
@@ -145,11 +146,12 @@ class Durable:
 
     def new_handle(self) -> int:
         """See `Cells`."""
-        handle = self._next_handle
-        if handle >= self._reserved:
-            self._reserved = handle + HANDLES_RESERVED
+        handle = next(self._handles, None)
+        if handle is None:
+            first, self._reserved = self._reserved, self._reserved + HANDLES_RESERVED
             self._state[self._key_handles] = b"%d" % self._reserved
-        self._next_handle = handle + 1
+            self._handles = iter(range(first, self._reserved))
+            handle = next(self._handles)
         return handle
 
     # -- rings

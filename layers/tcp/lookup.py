@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from layers.common.ports import FreePorts
-from layers.tcp.connection import Connection, Ends
+from layers.tcp.connection import Connection
 from layers.tcp.listen import Listener
 from packets.addresses import ANY
 
@@ -17,11 +17,6 @@ PORTS = 1 << 16
 CROWD_MIN = 64  # holders of a port, beyond which their claims are counted instead of being looked at one by one
 _EVERYWHERE = "everywhere"
 SPARSE_OCTETS_MIN, SPARSE_OCTETS_EACH = 16384, 250  # a dictionary that only grew has at most 110 for each entry
-
-
-def flow_of(ends: Ends) -> bytes:
-    """The key of a connection: peer's address, own address, peer's port, own port, as in a received segment."""
-    return b"".join((ends.peer, ends.local, ends.peer_port.to_bytes(2, "big"), ends.port.to_bytes(2, "big")))
 
 
 def is_sparse(mapping: dict[Any, Any]) -> bool:
@@ -182,7 +177,7 @@ class Lookup:
     """All connections and listeners."""
 
     def __init__(self) -> None:
-        self.connections: dict[bytes, Connection] = {}
+        self.connections: dict[bytes, Connection] = {}  # by `Ends.flow`
         self.by_handle: dict[int, Connection] = {}
         self.listeners: dict[int, Listener] = {}
         self.ports = Ports()
@@ -190,11 +185,11 @@ class Lookup:
 
     def add(self, conn: Connection) -> None:
         """Add a connection, so that it gets its segments."""
-        self.connections[flow_of(conn.ends)] = conn
+        self.connections[conn.flow] = conn
 
     def remove(self, conn: Connection) -> None:
         """Remove a connection."""
-        flow = flow_of(conn.ends)
+        flow = conn.flow
         if self.connections.get(flow) is conn:
             del self.connections[flow]
         if conn.handle and self.by_handle.get(conn.handle) is conn:

@@ -32,7 +32,7 @@ _STORED = Struct("!12sIIIHB")
 class _Segment(NamedTuple):
     """Where a segment belongs: its connection, the octets of sequence space, and what tells ACKs apart."""
 
-    flow: bytes  # as `layers.tcp.lookup.flow_of`
+    flow: bytes  # as `layers.tcp.connection.Ends.flow`
     sequence: int
     length: int
     acknowledgment: int

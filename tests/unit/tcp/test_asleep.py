@@ -416,11 +416,11 @@ KEEP_AWAKE = (
     ("segments_in", 1 << 32), ("segments_out", 1 << 32), ("out_of_order_in", 1 << 32), ("octets_resent", 1 << 32),
     ("room_said", 0), ("measured_from", 99), ("snd_wl1", 99), ("snd_wl2", 99), ("challenge_at", 1001.0))
 KEPT = {
-    "accept_number", "advertised", "automatic", "data_segments_in", "data_segments_out", "ecn_ok", "ends", "full_end",
-    "home", "irs", "iss", "keepalive_at", "last_heard", "last_progress", "last_sent", "last_text", "listener",
-    "measured_at", "mss", "options", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale", "pingpong",
-    "rcv_limit", "rcv_nxt", "receive_ring", "recovery", "sack_ok", "scale_ok", "send_limit", "send_ring", "snd_una",
-    "snd_window", "timestamp_offset", "timestamps_ok", "ts_recent", "ts_recent_at", "window_max"}
+    "accept_number", "advertised", "automatic", "data_segments_in", "data_segments_out", "ecn_ok", "ends", "flow",
+    "full_end", "home", "irs", "iss", "keepalive_at", "last_heard", "last_progress", "last_sent", "last_text",
+    "listener", "measured_at", "mss", "options", "own_mss", "own_scale", "path_mss", "peer_mss", "peer_scale",
+    "pingpong", "rcv_limit", "rcv_nxt", "receive_ring", "recovery", "sack_ok", "scale_ok", "send_limit", "send_ring",
+    "snd_una", "snd_window", "timestamp_offset", "timestamps_ok", "ts_recent", "ts_recent_at", "window_max"}
 # once it is established and all is read
 MEANINGLESS = {"last_size", "opened_at", "pushed", "queued_at", "quiet_queued", "raise_at", "raise_end", "raise_resent",
                "read_asked", "rest_queued", "stored", "touched"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from ipaddress import ip_address
 
 import pytest
 
 from cli.why import ends
 from layers.tcp import history
-from layers.tcp.connection import Ends
+from layers.tcp.connection import Ends, ends_of
 from layers.tcp.history import History
 from supervisor.options import UsageError
 from tests.unit.tcp.host import A, B, Host, World, pair
@@ -83,3 +84,13 @@ def test_names_of_connections(text, found):
 def test_no_names_of_connections(text):
     with pytest.raises(UsageError, match="expected a port"):
         ends(text)
+
+
+@pytest.mark.parametrize("made", [Ends(A, 80, B, 4242), Ends(bytes(range(16)), 1, bytes(range(16, 32)), 65535)])
+def test_a_flow_has_the_ends_of_its_connection(made):
+    assert ends_of(made.flow) == made
+    kept = History()
+    kept.note_alone(1.5, made, 7, history.OUTSIDE, -(1 << 32))
+    ((now, *shown, state, text, _),) = kept.page([], 0)["events"]
+    assert (now, shown) == (1.5, [str(ip_address(made.local)), made.port, str(ip_address(made.peer)), made.peer_port])
+    assert (state, text[-11:]) == ("CLOSED", "-4294967296")
