@@ -232,6 +232,7 @@ class Engine:
         conn.send_ring = conn.receive_ring = None
         conn.recovery = None
         conn.delayed_at = conn.persist_at = conn.keepalive_at = conn.cork_at = conn.wait_until = None
+        self.timers.forget(conn)
         if conn.slot:
             self.cells.gone(conn)
 

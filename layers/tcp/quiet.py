@@ -55,7 +55,10 @@ class Quiet:
     @property
     def next_due(self) -> float | None:
         """The time of the next `expire`."""
-        due = self._waiting[0][0] if self._waiting else None
+        waiting = self._waiting
+        while waiting and waiting[0][1].state == CLOSED:
+            waiting.popleft()
+        due = waiting[0][0] if waiting else None
         if self._resting:
             sleep_at = max(self._resting[0][0], self._next_sleep)
             due = sleep_at if due is None else min(due, sleep_at)

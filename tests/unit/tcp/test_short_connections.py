@@ -38,9 +38,11 @@ def test_a_short_connection_takes_four_segments_one_of_which_acknowledges_the_fi
     peer.host.close(handle)
     assert peer.hears() == ["F. 11(0) ack 10"]
     assert hears(peer, ".", 10, 12) == []
+    engine = peer.host.engine
+    assert not engine.lookup.connections
+    assert engine.timers.next_due is engine.quiet.next_due is None  # nothing wakes the layer for it any more
     peer.passes(1.0)
     assert peer.hears() == []
-    assert not peer.host.engine.lookup.connections
 
 
 @pytest.mark.parametrize("text", [b"", b"with text"])
