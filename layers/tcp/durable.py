@@ -199,8 +199,14 @@ class Durable:
                     lent.retire(reference & REFERENCE_MASK)
             self._released.clear()
             self._free_left(now)
-            due = self._leaving[0][0] if self._leaving else now + IDLE_S
+            due = self._left_at or now + IDLE_S
             self.trim_at = due if self.trim_at is None else min(self.trim_at, due)
+
+    @property
+    def _left_at(self) -> float:
+        """When all rings that are leaving now will have left; 0: there are none. They are freed together then: each by
+        itself would take a turn, and the next ring that is released frees the first ones anyway."""
+        return self._leaving[-1][0] if self._leaving else 0.0
 
     def _free_left(self, now: float, most: int = FREED_AT_ONCE) -> None:
         leaving = self._leaving
@@ -219,9 +225,7 @@ class Durable:
         """See `Rings`."""
         self._free_left(now)
         dues = [lent.arena.trim(now) for lent in self._lent.values() if lent is not None]
-        due = min((at for at in (self._arena.trim(now), *dues) if at is not None), default=None)
-        leaving = self._leaving
-        self.trim_at = leaving[0][0] if leaving and (due is None or leaving[0][0] < due) else due
+        self.trim_at = min((at for at in (self._left_at, self._arena.trim(now), *dues) if at), default=None)
 
     # -- cells
 

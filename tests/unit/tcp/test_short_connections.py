@@ -9,11 +9,13 @@ import pytest
 
 from bus import messages, topology
 from bus.config import StackConfig
+from bus.durable.stream_memory import StreamMemory
 from bus.messages import PACKET_HEAD, TRANSMIT_HEAD, encode
 from bus.streams import StreamState
 from layers.tcp.acknowledgment import END_DELAY_S
 from layers.tcp.core import Core
 from layers.tcp.counters import Counters
+from layers.tcp.durable import LEAVING_S, Durable
 from packets.tcp import ACK, SYN, Segment, parse
 from tests.unit.tcp.host import A, B
 from tests.unit.tcp.peer import PORT, Peer
@@ -133,3 +135,38 @@ def test_records_of_connections_that_are_accepted_together_fit_into_two_frames()
                     for each in answers])
     frames = [(to, kind, len(list(run))) for (to, kind), run in groupby(sends, lambda send: send[:2])]
     assert frames == [(topology.SOCKETS, messages.ACCEPTED, 4), (topology.SOCKETS, messages.ROOM, 4)]
+
+
+def test_rings_that_are_released_one_after_the_other_leave_together():
+    """Each stays untouched for LEAVING_S, and few turns are needed to free them all."""
+    durable = Durable(StreamMemory.volatile()._replace(shared=True), {}, 1)
+    trims, now = 0, 0.0
+    for number in range(1, 401):
+        now = number / 1000
+        ring = durable.take(1)
+        assert ring is not None
+        durable.give(ring)
+        durable.turn_stored(now)
+        assert durable.used_octets >= min(number, 1000 * LEAVING_S - 1) * ring.size
+        assert durable.used_octets <= 1000 * LEAVING_S * ring.size + ring.size
+    while durable.used_octets:
+        assert durable.trim_at is not None
+        now, trims = max(now, durable.trim_at), trims + 1
+        durable.trim(now)
+    assert trims <= 2
+    assert now <= 0.4 + LEAVING_S
+
+
+def test_a_layer_wakes_for_rings_that_leave_at_most_once_in_the_time_that_they_need():
+    durable = Durable(StreamMemory.volatile()._replace(shared=True), {}, 1)
+    trims = 0
+    for number in range(1, 401):
+        now = number / 1000
+        if durable.trim_at is not None and durable.trim_at <= now:
+            durable.trim(now)
+            trims += 1
+        ring = durable.take(1)
+        assert ring is not None
+        durable.give(ring)
+        durable.turn_stored(now)
+    assert trims <= 0.4 / LEAVING_S
