@@ -446,13 +446,16 @@ def test_reset_behind_a_fin_leaves_the_end_of_the_stream(pair):
 
 
 @pytest.mark.parametrize(("backlog", "accepts"), [(1, 1), (40, 6), (4096, 65)])
-def test_tcp_is_told_of_accepted_connections_before_it_could_notice_that_there_is_room_again(backlog, accepts):
-    listener = StreamDescription(threading.RLock(), 7, 0)
+def test_while_connections_wait_tcp_is_told_of_several_accepted_ones_at_a_time(backlog, accepts):
+    listener, waiting = (StreamDescription(threading.RLock(), handle, 0) for handle in (7, 8))
     listener.listening, listener.backlog = True, backlog
     listener.granting()
-    for _ in range(accepts):
-        assert not listener.grant_due()
+    listener.incoming.append(waiting)
+    for number in range(1, accepts + 1):
         listener.accepted += 1
-    assert listener.grant_due()
+        assert listener.grant_due() == (number == accepts)
     listener.granting()
     assert listener.granted == accepts + backlog + 1
+    listener.accepted += 1
+    listener.incoming.clear()
+    assert listener.grant_due()

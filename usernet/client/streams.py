@@ -41,7 +41,7 @@ RECORD_OCTETS = 64240  # 44 segments of 1460 octets: what one frame of the TAP c
 
 HELD_OCTETS = 1 << 18  # written into the ring at a time, so that tcp begins to send meanwhile
 OFFER_OCTETS = 1 << 14  # from a call that sends so much on, the octets of a stream are in shared memory
-GRANTED_LATE = 64  # connections that are accepted before tcp is told that as many more may come
+GRANTED_LATE = 64  # connections, or an eighth of the backlog, accepted before tcp is told while others wait
 OFFER_AFTER_OCTETS = 1 << 16  # the same when so much has been received
 
 
@@ -265,9 +265,9 @@ class StreamDescription(ReceivedStream):
         return [(ACCEPT, ACCEPT_RECORD.pack(self.handle, flags, self.numbered, self.granted))]
 
     def grant_due(self) -> bool:
-        """True if an eighth of the backlog was accepted since the last ACCEPT, or GRANTED_LATE connections; each time
-        if the backlog is small."""
-        return self.accepted + self.backlog + 1 - self.granted > min(self.backlog // 8, GRANTED_LATE)
+        """True if no more connections wait, or many have been accepted since the last ACCEPT."""
+        late = self.accepted + self.backlog + 1 - self.granted
+        return not self.incoming or late > min(self.backlog // 8, GRANTED_LATE)
 
     def recovering(self) -> Sends:
         """After records of the service were lost: the record that asks for them again."""
