@@ -126,6 +126,7 @@ def enter_time_wait(engine: Engine, conn: Connection) -> None:
     conn.delayed_at = conn.persist_at = conn.keepalive_at = conn.cork_at = None
     conn.wait_until = engine.now + TIME_WAIT_S
     engine.in_time_wait(conn)
+    engine.timers.forget(conn)  # those that were turned off need no turn
     engine.timers.schedule(conn)
 
 

@@ -56,8 +56,8 @@ class Quiet:
     def next_due(self) -> float | None:
         """The time of the next `expire`."""
         waiting = self._waiting
-        while waiting and waiting[0][1].state == CLOSED:
-            waiting.popleft()
+        while waiting and waiting[0][1].state in (CLOSED, TIME_WAIT):
+            waiting.popleft()  # nothing is left to release
         due = waiting[0][0] if waiting else None
         if self._resting:
             sleep_at = max(self._resting[0][0], self._next_sleep)

@@ -13,6 +13,7 @@ from bus.durable.stream_memory import StreamMemory
 from bus.messages import PACKET_HEAD, TRANSMIT_HEAD, encode
 from bus.streams import StreamState
 from layers.tcp.acknowledgment import END_DELAY_S
+from layers.tcp.closing import TIME_WAIT_S
 from layers.tcp.core import Core
 from layers.tcp.counters import Counters
 from layers.tcp.durable import LEAVING_S, Durable
@@ -170,3 +171,17 @@ def test_a_layer_wakes_for_rings_that_leave_at_most_once_in_the_time_that_they_n
         durable.give(ring)
         durable.turn_stored(now)
     assert trims <= 0.4 / LEAVING_S
+
+
+def test_in_time_wait_a_connection_wakes_the_layer_once():
+    peer = Peer()
+    handle = peer.connects()
+    assert peer.write(handle, ANSWER) == ["P. 1(10) ack 1"]
+    peer.host.close(handle)
+    assert peer.hears() == ["F. 11(0) ack 1"]
+    assert hears(peer, "F.", 1, 12) == [". 12(0) ack 2"]
+    engine = peer.host.engine
+    assert engine.timers.next_due == peer.now + TIME_WAIT_S
+    assert engine.quiet.next_due is None
+    peer.passes(TIME_WAIT_S)
+    assert not engine.lookup.connections
