@@ -2,11 +2,12 @@
 
 A live connection that has been quiet for two seconds goes to sleep: its TCB is deleted, and made again when a segment,
 a record or its keep-alive timer asks for it (`layers.tcp.dormant`). It is in ESTABLISHED, or one end has closed and the
-other has not (CLOSE-WAIT, FIN-WAIT-2), which may last as long. An orphan in FIN-WAIT-2, which ends after a minute,
-stays awake. The slot (`layers.tcp.durable`) contains what a
-successor needs; a *note* of 110 octets contains the rest: times, counters of TCP_INFO, what was last said to the
-application and by the peer. A connection with anything else that would be forgotten stays awake, so nobody can see
-whether it slept.
+other has not (CLOSE-WAIT, FIN-WAIT-2), which may last as long. An orphan in FIN-WAIT-2 ends after a minute, and stays
+awake.
+
+The slot (`layers.tcp.durable`) contains what a successor needs; a *note* of 110 octets contains the rest: times,
+counters of TCP_INFO, what was last said to the application and by the peer. A connection with anything else that would
+be forgotten stays awake, so nobody can see whether it slept.
 
 The note of a connection that a successor has inherited contains only the number of its slot.
 """
