@@ -32,8 +32,8 @@ WAIT_S = 0.002  # between two looks for room
 CHECKPOINT_ITEMS_MAX = 10_000  # items of state; beyond, a checkpoint would take too long between two calls
 _PICKLED = ("bus", "layers", "packets", "usernet")  # packages whose classes may be in a pickled core
 _PICKLED_TOO = {("builtins", "getattr"), ("builtins", "set"), ("builtins", "frozenset"), ("builtins", "bytearray"),
-                ("builtins", "range"), ("builtins", "slice"), ("msgspec._utils", "rebuild"),
-                ("collections", "deque"), ("collections", "OrderedDict"),
+                ("builtins", "iter"), ("builtins", "range"), ("builtins", "slice"),
+                ("msgspec._utils", "rebuild"), ("collections", "deque"), ("collections", "OrderedDict"),
                 ("collections", "defaultdict"), ("collections", "Counter"), ("itertools", "count"),
                 ("functools", "partial"), ("ipaddress", "IPv4Address"), ("ipaddress", "IPv4Network"),
                 ("ipaddress", "IPv4Interface")}
