@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Callable
 from typing import NamedTuple
 
 from packets.addresses import ANY
@@ -52,6 +53,11 @@ class FreePorts:
         self._ports = _ALL[:]
         self._places = _PLACES[:]  # of each port, if it is free
 
+    def __reduce__(self) -> tuple[Callable[..., FreePorts], tuple[int, list[tuple[int, int]]]]:
+        """As the differences from the beginning: a recording contains many copies of a core."""
+        ports = self._ports
+        return _as_it_was, (len(ports), [(place, port) for place, port in enumerate(ports) if port != _ALL[place]])
+
     def choose(self, rng: random.Random) -> int | None:
         """One of them, all equally likely (RFC 6056 section 3.3.1: unpredictable); None: there is none."""
         ports = self._ports
@@ -70,6 +76,16 @@ class FreePorts:
         if EPHEMERAL_PORT_MIN <= port <= EPHEMERAL_PORT_MAX:
             self._places[port - EPHEMERAL_PORT_MIN] = len(self._ports)
             self._ports.append(port)
+
+
+def _as_it_was(number: int, moved: list[tuple[int, int]]) -> FreePorts:
+    """So many free ports, of which some are not at their first places."""
+    free = FreePorts()
+    free._ports = _ALL[:number]
+    for place, port in moved:
+        free._ports[place] = port
+        free._places[port - EPHEMERAL_PORT_MIN] = place
+    return free
 
 
 class Ports:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from array import array
 from sys import getsizeof
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -13,7 +12,6 @@ from layers.tcp.connection import Connection
 from layers.tcp.listen import Listener
 from packets.addresses import ANY
 
-PORTS = 1 << 16
 CROWD_MIN = 64  # holders of a port, beyond which their claims are counted instead of being looked at one by one
 _EVERYWHERE = "everywhere"
 SPARSE_OCTETS_MIN, SPARSE_OCTETS_EACH = 16384, 250  # a dictionary that only grew has at most 110 for each entry
@@ -49,7 +47,8 @@ class Ports:
         # {claim: {port: number of dormant connections}} (`layers.tcp.dormant`); there are few different claims
         self._dormant: dict[Claim, dict[int, int]] = {}
         # Numbers of all holders of each port, and of those that did not get it by connecting
-        self._holders, self._binders = array("I", bytes(4 * PORTS)), array("I", bytes(4 * PORTS))
+        self._holders: dict[int, int] = {}
+        self._binders: dict[int, int] = {}
         self._free = FreePorts()
         # Of a port with many holders: {address, or EVERYWHERE: {claim: number of holders}}
         self._crowds: dict[int, dict[bytes | str, dict[Claim, int]]] = {}
@@ -79,7 +78,7 @@ class Ports:
 
     def free(self, port: int) -> bool:
         """True if the port has no holder."""
-        return not self._holders[port]
+        return port not in self._holders
 
     def choose(self, rng: random.Random) -> int | None:
         """An ephemeral port without holders; None: there is none."""
@@ -87,7 +86,7 @@ class Ports:
 
     def sharable(self, port: int) -> bool:
         """True if all holders of the port got it by connecting."""
-        return not self._binders[port]
+        return port not in self._binders
 
     def _asleep(self, port: int) -> list[Claim]:
         """The claims of dormant connections."""
@@ -150,15 +149,17 @@ class Ports:
             self._crowds.pop(port, None)
 
     def _one_more(self, port: int, claim: Claim) -> None:
-        if not self._holders[port]:
+        if port not in self._holders:
             self._free.take(port)
-        self._holders[port] += 1
-        self._binders[port] += not claim.automatic
+        for numbers in (self._holders,) if claim.automatic else (self._holders, self._binders):
+            numbers[port] = numbers.get(port, 0) + 1
 
     def _one_less(self, port: int, claim: Claim) -> None:
-        self._holders[port] -= 1
-        self._binders[port] -= not claim.automatic
-        if not self._holders[port]:
+        for numbers in (self._holders,) if claim.automatic else (self._holders, self._binders):
+            numbers[port] -= 1
+            if not numbers[port]:
+                del numbers[port]
+        if port not in self._holders:
             self._free.give(port)
 
     def _count(self, port: int, claim: Claim, number: int) -> None:

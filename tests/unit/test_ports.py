@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 from effort import effort
@@ -16,6 +17,7 @@ from layers.common.ports import (
     SHARE_NOT,
     SHARE_PORT,
     Claim,
+    FreePorts,
     Ports,
 )
 
@@ -158,3 +160,24 @@ class PortsAgainstModel(RuleBasedStateMachine):
 
 
 TestPortsAgainstModel = PortsAgainstModel.TestCase
+
+
+def test_free_ports_in_a_recording_are_small_and_the_same_afterwards():
+    rng, free, held = random.Random(7), FreePorts(), []
+    for _ in range(500):
+        if held and rng.random() < 0.45:
+            free.give(held.pop(rng.randrange(len(held))))
+        else:
+            held.append(free.choose(rng))
+            free.take(held[-1])
+    octets = pickle.dumps(free, pickle.HIGHEST_PROTOCOL)
+    assert len(octets) < 10_000
+    again, one, other = pickle.loads(octets), random.Random(8), random.Random(8)
+    for port in held[:20]:
+        for each in (free, again):
+            each.give(port)
+    for _ in range(500):
+        port = free.choose(one)
+        assert again.choose(other) == port
+        free.take(port)
+        again.take(port)
