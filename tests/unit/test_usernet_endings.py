@@ -271,7 +271,10 @@ def flood():
 """
 WHILE = {
     "idle": "socket_kept = udp(); socket_kept.bind((ADDRESS, 0))",
+    # The first socket is made here: if another thread imports a module with a namedtuple while SIGINT ends the process,
+    # Python's exit status is 1 (pythonrun.c, run_eval_code_obj: any eval of a string resets what main remembers of it).
     "threads": """
+udp().close()
 def blocked():
     one = udp()
     one.bind((ADDRESS, 0))
