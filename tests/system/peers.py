@@ -129,7 +129,8 @@ class Stack:
     def up(self, *flags: object) -> Stack:
         """Boot it."""
         self.run("up", "--detach", *flags)
-        self.booted.append(self)
+        if self not in self.booted:  # it may be booted again after `down`
+            self.booted.append(self)
         if self.captures is not None and "--wire" not in flags:
             self._capture(*self.captures)
         return self
