@@ -7,10 +7,11 @@ import os
 import platform
 import re
 import signal
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ import msgspec
 
 from bus import messages, views
 from bus.runtime import ring
+from cli import deferring
 from cli.capture_filter import capture_filter
 from cli.main import program
 from cli.numbers import seconds, whole
@@ -35,6 +37,7 @@ from usernet.pipe.run_dir import run_dir
 TEXT = "show the packets on any pipe, one line each, or write a pcapng file for Wireshark"
 _SIZE = re.compile(r"(\d+)([kMG]?B|s|min)")
 _BUFFER_OCTETS = 1 << 20  # what a file gets in one write, about
+_SOON_OCTETS = 5_000_000  # copied from rings, encoded in a tenth of a second
 _SCALES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "s": 1, "min": 60}
 
 
@@ -123,8 +126,11 @@ def _direction(pipe: Pipe) -> int:
 class File:
     """A pcapng file with one interface per pipe; with rotation, a sequence of such files."""
 
-    def __init__(self, path: str, pipes: list[Pipe], expression: str, rotate: str | None, keep: int | None) -> None:
+    def __init__(self, path: str, pipes: list[Pipe], expression: str, rotate: str | None, keep: int | None,
+                 now_ns: Callable[[], int] = time.time_ns) -> None:
+        """`now_ns`: the time when what is written now was read from the layers, in nanoseconds since 1970."""
         self._path = path
+        self._now_ns = now_ns
         self._pipes = pipes
         self._expression = expression
         self._size, self._seconds = _rotation(rotate)
@@ -149,7 +155,7 @@ class File:
         self._written = 0  # octets
         self._blocks: list[bytes] = []  # complete blocks that are not written yet
         self._octets = 0  # of these
-        self._opened_ns = time.time_ns()
+        self._opened_ns = self._now_ns()
         self._numbers, self._counts = {}, Counter()
         # {origin: number of the interface, options}: entries of one origin are alike in all that is not a packet
         self._forms: dict[tuple[Pipe, str, int, int, int, str], tuple[int, bytes]] = {}
@@ -157,6 +163,13 @@ class File:
         for pipe in self._pipes:
             self._interface(pipe, False)
         self.flush()
+
+    def spool(self) -> deferring.Spool | None:
+        """Where packets can wait until there is time to encode them; None: somebody reads the file as it is written."""
+        mode = os.fstat(self._out.fileno()).st_mode
+        if self._path == "-" or stat.S_ISFIFO(mode):
+            return None
+        return deferring.Spool(os.path.dirname(os.path.abspath(self._path)) if stat.S_ISREG(mode) else None)
 
     def _interface(self, pipe: Pipe, control: bool) -> int:
         number = self._numbers.get((pipe, control))
@@ -201,7 +214,7 @@ class File:
 
     def _add(self, seen: Seen, packets: Sequence[bytes], lost: Mapping[str, int]) -> None:
         if (self._size and self._written + self._octets >= self._size) or (
-                self._seconds and time.time_ns() - self._opened_ns >= self._seconds * 10**9):
+                self._seconds and self._now_ns() - self._opened_ns >= self._seconds * 10**9):
             self.close(lost)
             self._open()
         number, options = self._forms.get(seen.origin) or self._form(seen)
@@ -233,7 +246,7 @@ class File:
         for (pipe, _), number in self._numbers.items():
             missing = 0 if pipe.layer in told else lost.get(pipe.layer, 0)
             told.add(pipe.layer)
-            self._write(pcapng.statistics(number, time.time_ns(), start_ns=self._opened_ns,
+            self._write(pcapng.statistics(number, self._now_ns(), start_ns=self._opened_ns,
                                           received=self._counts[number], lost=missing))
         self.flush()
         if self._path != "-":
@@ -261,19 +274,25 @@ def run(given: argparse.Namespace) -> int:
     tests = _tests(given.filter, pipes)
     _rotation(given.rotate)
     with Watch(given.name, pipes) as watch:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, lambda *_: watch.stop())
-        out = File(given.file, pipes, given.filter, given.rotate, given.files) if given.file else None
+        out = (File(given.file, pipes, given.filter, given.rotate, given.files, lambda: watch.merger.at_ns)
+               if given.file else None)
         print(f"capturing on {len(pipes)} pipe{'s' if len(pipes) > 1 else ''}; Ctrl-C ends it", file=sys.stderr)
+        signal.setitimer(signal.ITIMER_REAL, given.seconds or 0)
         count, problem = 0, ""
         try:
-            for seen, found in _wanted(watch, tests, given, out.flush if out else sys.stdout.flush):
-                count += len(found)
-                if out:
-                    out.add(seen, found, watch.lost)
-                else:
-                    for octets in found:
-                        print(line(seen, octets))
+            try:
+                for seen, found in _wanted(_batches(watch, out, given.count), watch.with_vnet, tests, given,
+                                           out.flush if out else sys.stdout.flush):
+                    count += len(found)
+                    if out:
+                        out.add(seen, found, watch.lost)
+                    else:
+                        for octets in found:
+                            print(line(seen, octets))
+            except ring.FormError as error:
+                problem = f"{program()}: {error}"
             if out:
                 out.close(watch.lost)
         except BrokenPipeError:
@@ -289,6 +308,20 @@ def run(given: argparse.Namespace) -> int:
         return 1 if problem else 0
 
 
+def _batches(watch: Watch, out: File | None, count: int | None) -> Iterator[list[Seen]]:
+    """What is seen: at once if it is to be counted, or somebody reads it as it is written."""
+    spool = out.spool() if out and not count else None
+    if spool is None:
+        return iter(watch)
+
+    def ending(octets: int) -> None:
+        watch.close()
+        if octets > _SOON_OCTETS:
+            print(f"encoding {octets / 1e6:.0f} MB that wait", file=sys.stderr)
+
+    return deferring.batches(watch.merger, watch.looks(), spool, deferring.Budget(), ending)
+
+
 def _tests(expression: str, pipes: list[Pipe]) -> dict[Pipe, Callable[[bytes], bool]]:
     """One test for each pipe; none if there is no filter."""
     try:
@@ -298,14 +331,13 @@ def _tests(expression: str, pipes: list[Pipe]) -> dict[Pipe, Callable[[bytes], b
     return {pipe: tests[pipe.link_type] for pipe in pipes} if tests else {}
 
 
-def _wanted(watch: Watch, tests: dict[Pipe, Callable[[bytes], bool]], given: argparse.Namespace,
-            flush: Callable[[], object]) -> Iterator[tuple[Seen, Sequence[bytes]]]:
+def _wanted(batches: Iterable[list[Seen]], with_vnet: bool, tests: dict[Pipe, Callable[[bytes], bool]],
+            given: argparse.Namespace, flush: Callable[[], object]) -> Iterator[tuple[Seen, Sequence[bytes]]]:
     """The packets that match, up to the count; `flush` is called after each batch."""
-    until = time.monotonic() + given.seconds if given.seconds else float("inf")
     left: int | None = given.count
-    for batch in watch:
+    for batch in batches:
         for seen in batch:
-            found = packets(seen, watch.with_vnet, given.control)
+            found = packets(seen, with_vnet, given.control)
             if tests:
                 test = tests[seen.pipe]
                 found = [octets for octets in found if test(octets)] if not is_control(seen) else []
@@ -316,5 +348,3 @@ def _wanted(watch: Watch, tests: dict[Pipe, Callable[[bytes], bool]], given: arg
             if left == 0:
                 return
         flush()
-        if time.monotonic() >= until:
-            return

@@ -101,6 +101,15 @@ class Meters:
                          for pipe in self._pipes}, layers)
 
 
+class Look(NamedTuple):
+    """What several rings contain at one time."""
+
+    at_ns: int  # nanoseconds since 1970
+    until_ns: float  # of CLOCK_MONOTONIC: what was seen up to this time is complete
+    spans: list[list[memoryview]]  # of each ring
+    lost: list[int]  # of each ring: number of records that had found no room
+
+
 class Merger:
     """What the taps of several layers have copied into their rings, in order of time. `counters`: names, by layer."""
 
@@ -112,18 +121,29 @@ class Merger:
         self._counters = counters
         self._offset_ns = offset_ns
         self._waiting: list[Seen] = []
-        self.lost = dict.fromkeys(rings, 0)  # {layer: number of records that had found no room when it was read}
+        self.lost = dict.fromkeys(rings, 0)  # {layer: number of records that had found no room at the last `merged`}
+        self.at_ns = time.time_ns()  # of the look that was merged last
 
     @property
     def crowded(self) -> bool:
-        """True if it should read again soon."""
+        """True if it should look again soon."""
         return any(each.crowded for each in self._rings.values())
 
-    def read(self) -> None:
-        """Read what is in the rings."""
+    def look(self, until_ns: float) -> Look:
+        """Look into the rings; what they contain stays there until `release`. `until_ns`: as in Look."""
+        rings = self._rings.values()
+        return Look(time.time_ns(), until_ns, [each.spans() for each in rings], [each.lost for each in rings])
+
+    def release(self) -> None:
+        """Remove from the rings what the last look found there."""
+        for each in self._rings.values():
+            each.release()
+
+    def merged(self, look: Look) -> list[Seen]:
+        """The records that are complete with this look, in order of time. ring.FormError: they cannot be read."""
         waiting, pipes, offset_ns = self._waiting, self._pipes, self._offset_ns
-        for layer, each in self._rings.items():
-            for when_ns, direction, peer, kind, records, number, incarnation in each.read():
+        for layer, spans, lost in zip(self._rings, look.spans, look.lost, strict=True):
+            for when_ns, direction, peer, kind, records, number, incarnation in _entries(layer, spans):
                 pipe = pipe_of(peer, layer, direction in _SENT)
                 if pipe in pipes:
                     counter = ""
@@ -131,19 +151,30 @@ class Merger:
                         direction, counter = ring.DROPPED, self._counter(layer, number)
                     waiting.append(Seen(when_ns + offset_ns, pipe, layer, incarnation, direction, kind, counter,
                                         records))
-            self.lost[layer] = each.lost
+            self.lost[layer] = lost
+        self.at_ns = look.at_ns
         waiting.sort(key=_WHEN)  # each ring is in order already: a merge
+        count = bisect_right(waiting, look.until_ns + offset_ns, key=_WHEN)
+        ready = waiting[:count]
+        del waiting[:count]
+        return ready
 
-    def until(self, when_ns: float) -> list[Seen]:
-        """Remove and return what was read and seen up to this time of CLOCK_MONOTONIC."""
-        count = bisect_right(self._waiting, when_ns + self._offset_ns, key=_WHEN)
-        ready = self._waiting[:count]
-        del self._waiting[:count]
+    def taken(self, look: Look) -> list[Seen]:
+        """`merged` and `release`."""
+        ready = self.merged(look)
+        self.release()
         return ready
 
     def _counter(self, layer: str, number: int) -> str:
         index = number - BUS_COUNTER
         return list(PipeCounters.declared)[index] if index >= 0 else self._counters[layer][number]
+
+
+def _entries(layer: str, spans: Iterable[memoryview]) -> list[ring.Entry]:
+    try:
+        return [entry for span in spans for entry in ring.entries(span)]
+    except ring.FormError as error:
+        raise ring.FormError(f"{layer}: {error}") from error
 
 
 class Watch:
@@ -171,39 +202,48 @@ class Watch:
                 wanted.setdefault(pipe.consumer, {"taken": [], "sent": [], "drops": True})
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         rings = {layer: ring.RingReader(memory) for layer, memory in open_taps(self._client, wanted).items()}
-        self._merger = Merger(rings, frozenset(pipes), counters, self._offset_ns)
+        self.merger = Merger(rings, frozenset(pipes), counters, self._offset_ns)
 
     def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The layers need not copy anything any more."""
         self._client.close()
 
     @property
     def lost(self) -> dict[str, int]:
-        """{layer: number of records that had found no room at the last call of `poll`}."""
-        return self._merger.lost
+        """{layer: number of records that had found no room when the last records were there that were returned}."""
+        return self.merger.lost
+
+    def looks(self, period_s: float = _PERIOD_S) -> Iterator[Look]:
+        """Look into the rings until the stack ends, each time after `period_s`, or at once while much waits there.
+
+        What a look finds must be released before the next one.
+        """
+        while not self._done:
+            yield self._look(period_s)
+
+    def _look(self, period_s: float) -> Look:
+        if not self.ended:
+            readable, _, _ = select.select([self._client], [], [], 0 if self.merger.crowded else period_s)
+            self.ended = bool(readable)  # the keeper has closed the connection
+        self._done = self.ended or self._stopped  # evaluated before looking, so that later records are not missed
+        return self.merger.look(float("inf") if self._done else time.monotonic_ns() - _SETTLED_NS)
 
     def poll(self, period_s: float = _PERIOD_S) -> list[Seen]:
         """The records since the last call, in order of time. It waits `period_s` for them unless many wait already.
 
-        `ended` says that none will follow.
+        `ended` says that none will follow. ring.FormError: they cannot be read.
         """
-        if not self.ended:
-            readable, _, _ = select.select([self._client], [], [], 0 if self._merger.crowded else period_s)
-            self.ended = bool(readable)  # the keeper has closed the connection
-        last = self.ended or self._stopped  # evaluated before reading, so that later records are not missed
-        settled_ns = time.monotonic_ns() - _SETTLED_NS
-        self._merger.read()
-        if last:
-            self._done = True
-            return self._merger.until(float("inf"))
-        return self._merger.until(settled_ns)
+        return self.merger.taken(self._look(period_s))
 
     def __iter__(self) -> Iterator[list[Seen]]:
         """Yield the results of `poll` until the stack ends."""
-        while not self._done:
-            yield self.poll()
+        return map(self.merger.taken, self.looks())
 
     def now_ns(self) -> int:
         """The present time in the unit of `Seen.when_ns`."""

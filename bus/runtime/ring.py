@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 from typing import NamedTuple
 
 import msgspec
@@ -42,6 +43,10 @@ class Entry(NamedTuple):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class FormError(ValueError):
+    """The writer is of another version, whose entries have another form."""
 
 
 class _Ring:
@@ -93,22 +98,39 @@ class RingWriter(_Ring):
 class RingReader(_Ring):
     """The reader's end."""
 
-    crowded = False  # True: at the last `read` more than a quarter of the ring was in use
+    crowded = False  # True: at the last look more than a quarter of the ring was in use
+    _seen = 0  # the head at the last look
+
+    def spans(self) -> list[memoryview]:
+        """Look at the octets of all entries (`entries`), which stay in the ring until `release`."""
+        head, tail, size = self._words[_HEAD], self._words[_TAIL], self._size
+        self._seen, self.crowded = head, head - tail > size // 4
+        start, octets = tail % size, head - tail
+        spans = self._data[start : min(start + octets, size)], self._data[: max(0, start + octets - size)]
+        return [span for span in spans if span]
+
+    def release(self) -> None:
+        """Remove what the last call of `spans` returned."""
+        self._words[_TAIL] = self._seen
 
     def read(self) -> list[Entry]:
         """Remove and return all entries."""
-        words, data, size = self._words, self._data, self._size
-        head, tail = words[_HEAD], words[_TAIL]
-        self.crowded = head - tail > size // 4
-        entries = []
-        while tail < head:
-            start = tail % size
-            at = start + _LENGTH.size
-            (length,) = _LENGTH.unpack_from(data, start)
+        found = [entry for span in self.spans() for entry in entries(span)]
+        self.release()
+        return found
+
+
+def entries(span: memoryview) -> list[Entry]:
+    """The entries in some octets of a ring. FormError: they have not the form that this module writes."""
+    found, start, end = [], 0, len(span)
+    try:
+        while start < end:
+            (length,) = _LENGTH.unpack_from(span, start)
             if length == 0:
-                tail += size - start
-                continue
-            entries.append(_decode(data[at : at + length]))
-            tail += (_LENGTH.size + length + 7) & -8
-        words[_TAIL] = tail
-        return entries
+                break  # the rest, at the ring's end, was too short for the next entry
+            at = start + _LENGTH.size
+            found.append(_decode(span[at : at + length]))
+            start += (_LENGTH.size + length + 7) & -8
+    except (msgspec.DecodeError, StructError) as error:
+        raise FormError("a layer of another version of usernet, whose copies of packets cannot be read") from error
+    return found

@@ -61,16 +61,15 @@ class Layers:
         self._writers = {layer: ring.RingWriter(memory, 1) for layer, memory in memories.items()}
         readers = {layer: ring.RingReader(memory) for layer, memory in memories.items()}
         self.merger = Merger(readers, frozenset(PIPES), COUNTERS, 10**18)
-        self._when_ns = 0
+        self.now_ns = 0
 
     def put(self, *entries: Entry) -> None:
         for layer, direction, peer, kind, records, counter in entries:
-            self._when_ns += 1000
-            self._writers[layer].put(self._when_ns, direction, peer, kind, records, 7, counter)
+            self.now_ns += 1000
+            self._writers[layer].put(self.now_ns, direction, peer, kind, records, 7, counter)
 
     def seen(self) -> list[Seen]:
-        self.merger.read()
-        return self.merger.until(float("inf"))
+        return self.merger.taken(self.merger.look(float("inf")))
 
 
 def option(code: int, value: bytes) -> bytes:
@@ -173,16 +172,13 @@ def test_a_file_without_room_ends_with_a_complete_block(tmp_path: Path) -> None:
 
 
 def test_a_count_ends_within_the_records_of_an_entry() -> None:
-    class Batches(list[list[Seen]]):
-        with_vnet = True
-
     layers = Layers()
     layers.put(*ROUND)
     first = layers.seen()
     every = sum(len(packets(seen, True, False)) for seen in first)
     for count in (1, 5, 8, 17, every, every + 1):
-        given, flushed = Namespace(seconds=None, count=count, control=False), []
-        found = list(capture._wanted(Batches([first]), {}, given, partial(flushed.append, 1)))
+        given, flushed = Namespace(count=count, control=False), []
+        found = list(capture._wanted([first], True, {}, given, partial(flushed.append, 1)))
         assert sum(len(packets) for _, packets in found) == min(count, every)
         assert len(flushed) == (count > every)
 
@@ -190,8 +186,7 @@ def test_a_count_ends_within_the_records_of_an_entry() -> None:
 def test_what_several_layers_saw_is_in_order_of_time_and_what_may_be_incomplete_waits() -> None:
     layers = Layers()
     layers.put(*ROUND, *ROUND)
-    layers.merger.read()
-    first = layers.merger.until(8_000)
+    first = layers.merger.taken(layers.merger.look(8_000))
     assert [seen.layer for seen in first] == ["link", "link", "ip", "ip", "arp", "sockets", "udp", "udp"]
     assert [seen.when_ns for seen in first] == [10**18 + 1000 * number for number in range(1, 9)]
     assert [seen.counter for seen in first if seen.counter] == ["bad_header_checksum", "bus_impaired_lost"]
@@ -205,11 +200,11 @@ def test_what_several_layers_saw_is_in_order_of_time_and_what_may_be_incomplete_
 def test_a_ring_that_fills_is_to_be_read_again_soon() -> None:
     layers = Layers(1 << 16)
     layers.put(*ROUND)
-    layers.merger.read()
+    layers.seen()
     assert not layers.merger.crowded
     for _ in range(30):
         layers.put(*ROUND)
-    layers.merger.read()
+    layers.seen()
     assert layers.merger.crowded
-    layers.merger.read()
+    layers.seen()
     assert not layers.merger.crowded
