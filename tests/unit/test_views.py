@@ -82,6 +82,19 @@ def test_datagrams_of_applications_are_shown_as_packets():
     assert (IP(packet).src, IP(packet)[UDP].sport, bytes(IP(packet)[UDP].payload)) == ("10.0.0.2", 53, b"hello")
 
 
+@pytest.mark.parametrize(("kind", "protocol", "headers"), [
+    (m.SEND, 17, 28), (m.DATAGRAM, 17, 28), (m.SEND, 0, 28), (m.SEND, 1, 20), (m.DATAGRAM, 1, 20)])
+@pytest.mark.parametrize("octets", [0, 1, 65507, 65508, 65515, 65516, 70000])
+def test_a_payload_that_no_packet_has_room_for_is_cut(kind, protocol, headers, octets):
+    record = m.datagram_header(4, B, 53, A, 64, 0, 0) + bytes(octets)
+    (packet,) = views.packets_of(kind, [record], False, protocol)
+    assert len(packet) == min(headers + octets, 65535)
+    assert IP(packet).len == len(packet)
+    assert checksum(packet[:20]) == 0
+    if headers == 28:
+        assert IP(packet)[UDP].len == len(packet) - 20
+
+
 SUPER = super_packet(2000)
 SUPERS = [(m.PACKET, packet_head(PARTIAL, 900) + SUPER), (m.PACKET_OUT, out_head(PARTIAL, 900) + SUPER),
           (m.TRANSMIT, transmit_head(m.TRANSMIT_PARTIAL, 900) + SUPER[20:]),
