@@ -57,7 +57,13 @@ class Budget:
 
 
 def _idle_s() -> float:
-    return float(Path("/proc/uptime").read_text().split()[1])  # proc_uptime(5)
+    """See Budget; 0 if it is not known of the processors that this process may use."""
+    try:
+        if len(os.sched_getaffinity(0)) == os.cpu_count():
+            return float(Path("/proc/uptime").read_text().split()[1])  # proc_uptime(5)
+    except OSError:
+        pass  # a /proc with processes only
+    return 0.0
 
 
 class _Kept(NamedTuple):

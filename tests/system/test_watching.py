@@ -197,6 +197,36 @@ def test_a_reader_that_stands_still_loses_packets_and_slows_nothing(new_stack, t
     assert "Number of packets" in stats
 
 
+def unnamed(pid: int, folder: Path) -> list[str]:
+    """The open files of a process that were in this folder and have no name."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(descriptor))
+    return [path for path in found if path.startswith(f"{folder}/") and path.endswith(" (deleted)")]
+
+
+def test_what_there_is_no_time_to_encode_waits_beside_the_file(stack, tmp_path):
+    """On one processor of several `capture` does not know whether it is free, so it takes little of it."""
+    path, processor = tmp_path / "late.pcapng", str(min(os.sched_getaffinity(0)))
+    taskset = require_program("taskset")
+    with capturing(stack, "-w", path, on=lambda command: [taskset, "-c", processor, *command]) as capture:
+        capture.send_signal(signal.SIGSTOP)
+        try:
+            assert stack.pinged(4000, "-i", 0, "-w", 55) == 4000
+        finally:
+            capture.send_signal(signal.SIGCONT)
+        wait_for("packets that wait", lambda: unnamed(capture.pid, tmp_path))
+        assert os.listdir(tmp_path) == [path.name]
+        assert stack.pinged(10, "-i", 0.01) == 10
+    assert ", 0 lost" in capture.said
+    captured = int(capture.said.splitlines()[-1].split(" packets captured, ")[0])
+    assert len(fields(path, "frame.number")) == captured
+    for pipe in ("icmp:ip", "ip:link", "link:device"):
+        replies = fields(path, "frame.number", condition=f'frame.interface_name == "{pipe}" && icmp.type == 0')
+        assert len(replies) >= 4010, pipe
+
+
 def test_a_capture_that_was_killed_leaves_nothing_running(new_stack):
     stack = new_stack().up()
     for _ in range(10):  # more than there may be at a time

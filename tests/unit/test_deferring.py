@@ -14,7 +14,7 @@ from test_capture_file import PIPES, ROUND, Layers, expected, room, without_stat
 
 from bus.runtime import ring
 from cli.capture import File, packets
-from cli.deferring import SHARE, Budget, Spool, batches
+from cli.deferring import SHARE, Budget, Spool, _idle_s, batches
 from cli.watching import Look, Seen
 
 
@@ -177,11 +177,14 @@ def test_after_a_rest_it_has_saved_little() -> None:
     assert machine.run(1.0) < 0.1 + SHARE
 
 
-def test_the_machine_says_how_long_it_had_nothing_to_do() -> None:
-    budget = Budget()
-    assert budget.left() in (True, False)
-    before = Path("/proc/uptime").read_text().split()
-    assert float(before[1]) <= float(before[0]) * (os.cpu_count() or 1) * 1.01
+def test_whether_a_processor_is_free_is_known_only_of_all() -> None:
+    every = os.sched_getaffinity(0)
+    assert (_idle_s() > 0) == (len(every) == os.cpu_count())
+    os.sched_setaffinity(0, {min(every)})
+    try:
+        assert (_idle_s() > 0) == (os.cpu_count() == 1)
+    finally:
+        os.sched_setaffinity(0, every)
 
 
 def entries_of(write: Callable[[memoryview], None]) -> list[Seen]:
