@@ -48,6 +48,7 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
         found += streams.bulk(bench)
         _say("TCP connections")
         found += connections.small(bench, short, floor.eight.p50_us)
+        found += connections.http(bench)
         _say("scale")
         found += connections.idle(options[-2:])
         found += goals.scale(options[-2:])

@@ -1,7 +1,8 @@
-"""The goals for TCP connections with little traffic: round trips, short and idle connections, a flood of SYNs."""
+"""The goals for TCP connections with little traffic: round trips, short and idle connections, HTTP, a flood of SYNs."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from statistics import median
@@ -9,9 +10,10 @@ from statistics import median
 from bench import stack
 from bench.goals import FEW, IN_FLIGHT, Goal, median_of
 
-PORT = 5057
+PORT, HTTP_PORT = 5057, 5058
 AT_A_TIME = 32
 SECONDS = 2.0
+HTTP_S = 2  # wrk takes whole seconds
 IDLE = 9_000  # two descriptors each at the server, which often may have 20,000
 FLOOD_FACTOR = 10  # SYNs for each connection that is served
 QUIET_S = 10.0  # until idle connections sleep and have given their memory back
@@ -41,6 +43,18 @@ def idle(options: list[str]) -> list[Goal]:
 
 def _many(bench: stack.Bench) -> dict[str, float]:
     return bench.run("tcp-many", stack.ADDRESS, PORT, IN_FLIGHT, SECONDS)
+
+
+def http(bench: stack.Bench) -> list[Goal]:
+    """wrk(1) against an asyncio program on the stack, and on the kernel's own. No row if wrk is not installed."""
+    if shutil.which("wrk") is None:
+        return []
+    with bench.during("http-server", stack.ADDRESS, HTTP_PORT):
+        ours, _ = median_of(lambda: bench.run("wrk", stack.ADDRESS, HTTP_PORT, IN_FLIGHT, HTTP_S), "per_s", FEW)
+    kernels, _ = median_of(lambda: bench.run("veth-wrk", IN_FLIGHT, HTTP_S), "per_s", FEW)
+    return [Goal(f"HTTP requests to an asyncio server, wrk, {IN_FLIGHT} connections", f"{ours:.0f} /s", ours,
+                 f"{kernels:.0f} /s, the same server on the kernel's stack: {ours / kernels:.2f}", ">= 0.5 x",
+                 ours >= 0.5 * kernels)]
 
 
 def _cpu_us(bench: stack.Bench, run: Callable[[], dict[str, float]], count: str) -> tuple[dict[str, float], float]:

@@ -336,9 +336,9 @@ def applications(count: str, first_port: str) -> None:
 
 
 if __name__ == "__main__":
-    from bench import connection_load
+    from bench import connection_load, http_load
 
-    roles = {**connection_load.ROLES,
+    roles = {**connection_load.ROLES, **http_load.ROLES,
              "ping": ping, "first-ping": first_ping, "lone": lone, "window": window, "flood": flood, "echo": echo,
              "kernel-echo": kernel_echo, "echo-many": echo_many, "sockperf-echo": sockperf_echo, "peers": peers,
              "veth": veth, "applications": applications, "idle-sockets": idle_sockets,
