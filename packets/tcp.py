@@ -42,6 +42,9 @@ _MSS_OPTION = Struct("!BBH")
 _SCALE_OPTION = Struct("!BBBB")  # after one no-operation, as is usual
 _TIMESTAMPS_OPTION = Struct("!BBBBII")  # RFC 7323 appendix A: after two no-operations
 _TIMESTAMPS_ALONE = bytes((_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10))
+_USUAL_SYN = Struct("!2sH4sII3sB")  # the options of a SYN as Linux sends them
+_USUAL_SYN_KINDS = (bytes((_MSS, 4)), bytes((_SACK_PERMITTED, 2, _TIMESTAMPS, 10)),
+                    bytes((_NO_OPERATION, _WINDOW_SCALE, 3)))
 _STAMPS = Struct("!II")
 _SACK_PERMITTED_OPTION = bytes((_NO_OPERATION, _NO_OPERATION, _SACK_PERMITTED, 2))
 TIMESTAMPS_OCTETS = _TIMESTAMPS_OPTION.size
@@ -82,6 +85,7 @@ class Options(NamedTuple):
 
 
 NO_OPTIONS = Options()
+_of_type = tuple.__new__  # a named tuple of a tuple, in half the time that a call of its class takes
 
 
 class Segment(NamedTuple):
@@ -145,14 +149,19 @@ def parse(octets: bytes | memoryview) -> Segment | None:
     elif start < HEADER_OCTETS or start > len(octets):
         return None
     elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # the usual options of all but the first segments
-        options = Options(None, None, False, _STAMPS.unpack_from(octets, 24))
+        options = _of_type(Options, (None, None, False, _STAMPS.unpack_from(octets, 24), (), None))
     else:
         options = parse_options(bytes(octets[HEADER_OCTETS:start]))
-    return Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, octets[start:])
+    return _of_type(Segment, (source, destination, sequence, acknowledgment, flags, window, urgent, options,
+                              octets[start:], None))
 
 
 def parse_options(octets: bytes) -> Options:
     """Decode the options of a header; a malformed option ends the decoding (RFC 9293 section 3.2, MUST-7)."""
+    if len(octets) == _USUAL_SYN.size:
+        first, mss, second, value, echo, third, scale = _USUAL_SYN.unpack(octets)
+        if (first, second, third) == _USUAL_SYN_KINDS:
+            return Options(mss, min(scale, WINDOW_SCALE_MAX), True, (value, echo))
     mss = scale = timestamps = cookie = None
     permitted = False
     sack: Sequence[tuple[int, int]] = ()

@@ -43,19 +43,22 @@ def open_window(conn: Connection) -> None:
 def unread(conn: Connection) -> int:
     """Number of octets received in order that the application has not taken."""
     end = conn.rcv_nxt if conn.fin_at is None else min(conn.rcv_nxt, conn.fin_at)
-    return max(0, end - conn.read)
+    return end - conn.read if end > conn.read else 0
 
 
 def offered(conn: Connection) -> int:
     """Number of octets after RCV.NXT to promise, with silly window avoidance: never less than was promised before."""
     clamp = conn.options.window_clamp
     limit = min(conn.rcv_limit, clamp) if clamp else conn.rcv_limit
-    right = conn.rcv_nxt + max(0, limit - unread(conn))
-    grown = right - conn.advertised
+    room = limit - unread(conn)
+    if room < 0:
+        room = 0
+    promised = conn.advertised - conn.rcv_nxt
+    grown = room - promised
     # RFC 9293 section 3.8.6.2.2 (MUST-39): move the right edge only by min(half the buffer, one segment) or more
-    if grown < min(limit // 2, conn.mss):
-        return max(0, conn.advertised - conn.rcv_nxt)
-    return right - conn.rcv_nxt
+    if grown < conn.mss and grown < limit // 2:
+        return promised if promised > 0 else 0
+    return room
 
 
 def window_field(conn: Connection) -> int:
@@ -65,7 +68,8 @@ def window_field(conn: Connection) -> int:
     field = (window + (1 << scale) - 1) >> scale  # rounded up: the right edge must not move back because of rounding
     if conn.rcv_nxt + (field << scale) > conn.read + size_for(conn.rcv_limit):
         field = window >> scale  # but not beyond the ring: RFC 7323 section 2.4 permits moving back by rounding
-    field = min(field, WINDOW_FIELD_MAX)
+    if field > WINDOW_FIELD_MAX:
+        field = WINDOW_FIELD_MAX
     edge = conn.rcv_nxt + (field << scale)
     if edge > conn.advertised:
         conn.advertised = edge
@@ -73,11 +77,9 @@ def window_field(conn: Connection) -> int:
 
 
 def due(engine: Engine, conn: Connection) -> bool:
-    """True if an ACK must be sent now; otherwise set the timer of a delayed ACK if one is owed."""
+    """An ACK is owed. True if it must be sent now; otherwise set the time of a delayed ACK."""
     if conn.ack_now:
         return True
-    if not conn.ack_due:
-        return False
     quick = conn.options.quickack
     # RFC 9293 section 3.8.6.3 (SHLD-19): at least for every second full segment, counted in octets because many may
     # arrive as one
@@ -93,7 +95,6 @@ def due(engine: Engine, conn: Connection) -> bool:
             return True
     if conn.delayed_at is None:
         conn.delayed_at = engine.now + DELAY_S
-        engine.timers.schedule(conn)
     return False
 
 

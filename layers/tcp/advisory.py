@@ -1,7 +1,8 @@
 """Advice for a successor, which it does not need but starts better with: round trips and congestion window, in 44
 octets.
 
-It is written at most once per round trip and may be torn by a crash, so every number is checked when it is read.
+It is written at most once per round trip and INTERVAL_S, and may be torn by a crash, so every number is checked when it
+is read.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # saved
 _STATE = Struct("<II3f6f")
 OCTETS = _STATE.size
+INTERVAL_S = 0.1  # so that exchanges with a host nearby, whose round trips take less, do not write it each time
 
 
 def pack(recovery: Recovery) -> bytes:

@@ -39,10 +39,12 @@ PAWS_IDLE_S = 24 * 86400  # RFC 7323 section 5.5: after this time the peer's tim
 def arrives(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     """Process a segment of this connection."""
     payload = arrival.segment.payload
-    segments = _segments(conn, payload)
-    conn.segments_in += segments
     if payload:
+        segments = _segments(conn, payload)
+        conn.segments_in += segments
         conn.data_segments_in += segments
+    else:
+        conn.segments_in += 1
     if conn.state == SYN_SENT:
         _syn_sent(engine, conn, arrival)
     else:
@@ -103,7 +105,8 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
     # Sixth to eighth: URG, text and FIN of the SYN itself
     if segment.payload or flags & FIN:
         number = 1
-        _urgent(engine, conn, arrival, number)
+        if flags & URG:
+            _urgent(engine, conn, arrival, number)
         _text_and_fin(engine, conn, arrival, number, segment.payload, bool(flags & FIN))
 
 
@@ -137,7 +140,8 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         return
     # First, check sequence number
     window_end = conn.advertised if conn.advertised > conn.rcv_nxt else conn.rcv_nxt
-    if not _timely(engine, conn, arrival, seq):
+    stamps = segment.options.timestamps if conn.timestamps_ok else None  # absence is tolerated, as Linux does
+    if stamps is not None and (stamps[0] - conn.ts_recent) & 0x80000000 and _is_old(engine, conn, arrival, seq):
         return
     length = len(payload) + (flags & SYN > 0) + (flags & FIN)
     if length:
@@ -206,37 +210,30 @@ def _otherwise(engine: Engine, conn: Connection, arrival: Arrival) -> None:
         conn.window_max = max(conn.window_max, conn.snd_window)
     elif not _ack(engine, conn, arrival, seq, ack, length):
         return
-    _stamp(engine, conn, arrival, seq)
+    if stamps is not None and seq <= conn.last_ack_sent:
+        # RFC 7323 section 4.3: TS.Recent is updated by segments that start at or before the last sent ACK
+        conn.ts_recent, conn.ts_recent_at = stamps[0], engine.now
     if conn.ecn_ok or conn.accurate is not None:
         ecn.arrived(engine, conn, arrival, _segments(conn, payload), progress)
     # Sixth, check the URG bit
-    _urgent(engine, conn, arrival, seq)
+    if flags & URG:
+        _urgent(engine, conn, arrival, seq)
     # Seventh, process the segment text; eighth, check the FIN bit
     if payload or flags & FIN:
         _text_and_fin(engine, conn, arrival, seq, payload, bool(flags & FIN))
 
 
-def _timely(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> bool:
-    """PAWS: RFC 7323 section 5.3, R1."""
-    stamps = arrival.segment.options.timestamps
-    if stamps is None or not conn.timestamps_ok or arrival.segment.flags & RST:
-        return True  # absence is tolerated, as Linux does; resets: section 5.2
-    if (stamps[0] - conn.ts_recent) & 0x80000000 and engine.now - conn.ts_recent_at < PAWS_IDLE_S:
-        engine.counters[C.old_timestamp] += 1
-        engine.history.note(engine.now, conn, history.OLD_TIMESTAMP)
-        length = arrival.segment.length
-        if length and seq < conn.rcv_nxt:
-            reassembly.duplicate(conn, seq, seq + length)
-        reset.out_of_window(engine, conn, arrival.segment, length > 0)
-        return False
+def _is_old(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> bool:
+    """PAWS: RFC 7323 section 5.3, R1, for a segment with a timestamp before TS.Recent."""
+    if arrival.segment.flags & RST or engine.now - conn.ts_recent_at >= PAWS_IDLE_S:
+        return False  # resets: section 5.2
+    engine.counters[C.old_timestamp] += 1
+    engine.history.note(engine.now, conn, history.OLD_TIMESTAMP)
+    length = arrival.segment.length
+    if length and seq < conn.rcv_nxt:
+        reassembly.duplicate(conn, seq, seq + length)
+    reset.out_of_window(engine, conn, arrival.segment, length > 0)
     return True
-
-
-def _stamp(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None:
-    """RFC 7323 section 4.3: TS.Recent is updated by segments that start at or before the last sent ACK."""
-    stamps = arrival.segment.options.timestamps
-    if stamps is not None and conn.timestamps_ok and seq <= conn.last_ack_sent:
-        conn.ts_recent, conn.ts_recent_at = stamps[0], engine.now
 
 
 def _reset(engine: Engine, conn: Connection) -> None:
@@ -337,7 +334,7 @@ def _after_fin_acked(engine: Engine, conn: Connection) -> bool:
 def _urgent(engine: Engine, conn: Connection, arrival: Arrival, seq: int) -> None:
     """Sixth step; RFC 6093: the pointer is interpreted as on Linux, as the octet after the urgent one."""
     segment = arrival.segment
-    if not segment.flags & URG or not segment.urgent or conn.state not in RECEIVING:
+    if not segment.urgent or conn.state not in RECEIVING:
         return
     mark = seq + segment.urgent
     if mark > conn.urgent and mark > conn.rcv_nxt:

@@ -390,8 +390,9 @@ class Calls:
         engine = self._engine
         conn = engine.lookup.by_handle.get(handle)  # with the options that were declared, also if it was dormant
         socket = self.sockets.pop(handle, None)
-        self._state.pop(handle, None)
-        self._state.pop(KEY_CREDIT + handle, None)
+        if socket is not None:
+            self._state.pop(handle, None)
+            self._state.pop(KEY_CREDIT + handle, None)
         listener = engine.lookup.listeners.get(handle)
         if listener is not None:
             listen.close(engine, listener)

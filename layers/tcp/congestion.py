@@ -32,6 +32,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,14}")  # include/net/tcp.h of Linux: TCP_C
 LOSS, ECN, TIMEOUT = range(3)
 
 
+@lru_cache(64)
 def initial_window(mss: int) -> int:
     """RFC 6928 section 2, equation 1."""
     return min(INITIAL_SEGMENTS * mss, max(2 * mss, INITIAL_OCTETS))
@@ -66,7 +67,7 @@ class CongestionControl:
         if limited:
             self.unused(now)
             return
-        if self.in_slow_start:
+        if self.cwnd < self.ssthresh:
             # RFC 5681 section 3.1, by octets (RFC 3465) and without its limit L, because acknowledgments of 64 kB are
             # common. RFC 9406: less if the delay has increased.
             grown = self.cwnd + octets / self.hystart.divisor
@@ -83,7 +84,7 @@ class CongestionControl:
 
     def round_trip(self, rtt_s: float, una: int, nxt: int) -> None:
         """A round trip was measured: check whether the delay increases (RFC 9406)."""
-        if self.in_slow_start and self.hystart.sample(rtt_s, una, nxt):
+        if self.cwnd < self.ssthresh and self.hystart.sample(rtt_s, una, nxt):
             self.ssthresh = self.cwnd
 
     def unused(self, now: float) -> None:
@@ -127,8 +128,10 @@ class CongestionControl:
     def idle(self, seconds: float, rto_s: float) -> None:
         """Nothing was sent for this time (RFC 5681 section 4.1): halve the window for each RTO, as on Linux, not below
         the initial window."""
+        if seconds <= rto_s:
+            return
         restart = min(self.cwnd, float(initial_window(self.mss)))
-        if seconds > rto_s and self.cwnd > restart:
+        if self.cwnd > restart:
             self.ssthresh = max(self.ssthresh, 0.75 * self.cwnd)
             self.cwnd = max(restart, self.cwnd / 2.0 ** min(64.0, seconds // rto_s))
 

@@ -30,9 +30,10 @@ it of scoreboard, RACK, retransmission timer and congestion control, which can b
         The RTO came while the peer's window is closed: everything is lost, no congestion signal, no deadline.
     reduce_mss(mss)
         The new size of a segment's text, without options; if it is smaller than before, longer ranges are lost.
-    store(memory, at), load(octets), restored(una, nxt, now)
-        48 octets of advice for a successor, which may be torn or old; `restored` is called in the successor, for which
-        the state of octets in flight is unknown, and which therefore treats them as lost.
+    advises, store(memory, at), load(octets), restored(una, nxt, now)
+        48 octets of advice for a successor, which may be torn or old; `store` is due if `advises` is true. `restored`
+        is called in the successor, for which the state of octets in flight is unknown, and which therefore treats them
+        as lost.
     freed, in_flight, rtt_s, rtt_variance_s, rto_s, backoffs, cwnd, ssthresh, retransmits
         Values for TCP_INFO and for the slot.
 
@@ -41,6 +42,7 @@ Sizes are octets, times are float seconds.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})  # text still comes
 LASTING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_2})
 SENDING = frozenset({ESTABLISHED, CLOSE_WAIT, FIN_WAIT_1, CLOSING, LAST_ACK})  # segments of ours may be in flight
 
+PORTS = Struct("!HH")
 ORPHAN = 0  # as a handle: the connection has no owner any more
 CORK_OVER = 0.0  # as the time until which corked octets wait: it has come
 
@@ -77,7 +80,7 @@ class Ends(NamedTuple):
     @property
     def flow(self) -> bytes:
         """The key of a connection: peer's address, own address, peer's port, own port, as in a received segment."""
-        return b"".join((self.peer, self.local, self.peer_port.to_bytes(2, "big"), self.port.to_bytes(2, "big")))
+        return self.peer + self.local + PORTS.pack(self.peer_port, self.port)
 
     @property
     def octets(self) -> bytes:
@@ -118,7 +121,7 @@ class Connection:
         self.options = options
         self.state = CLOSED
         self.slot = 0  # in durable memory; 0: none
-        self.stored: object = None  # the identity that is stored in the slot
+        self.stored: tuple[int, ...] | None = None  # the identity that is stored in the slot
         self.listener = 0  # handle of its listener; 0: an outgoing connection
         self.accept_number = 0  # its number among those that the listener passed up; 0: not passed up yet
         self.adopted = True  # False: the socket service does not know it yet

@@ -25,7 +25,7 @@ from bus.durable.slots import SLOT_OCTETS, STATE_MASK, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
 from layers.tcp.acknowledgment import RING_OCTETS_MIN
-from layers.tcp.connection import Connection
+from layers.tcp.connection import SYN_RECEIVED, SYN_SENT, Connection
 from layers.tcp.ring import Ring
 from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, RINGS_AT, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
@@ -46,6 +46,7 @@ ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn
 IDENTITY_AT, HOT_AT, ADVISORY_AT = 8, 88, 208
 ENDS = Struct("@IIQHHBBBB16s16s")  # the first fields of `IDENTITY`
 _RING_CELLS = (0, 11, 12)
+HANDSHAKE = (SYN_SENT, SYN_RECEIVED)  # states in which the constant cells may change
 assert IDENTITY_AT + IDENTITY.size <= HOT_AT
 assert HOT_AT + HOT.size <= ADVISORY_AT
 assert ADVISORY_AT + ADVISORY_OCTETS == SLOT_OCTETS
@@ -232,8 +233,6 @@ class Durable:
     def born(self, conn: Connection) -> bool:
         """See `Cells`."""
         conn.slot = self.slots.allocate()
-        if conn.slot:
-            self.store(conn)
         return conn.slot > 0
 
     def store(self, conn: Connection) -> None:
@@ -250,12 +249,14 @@ class Durable:
         accurate = conn.accurate
         identity = (conn.state, conn.handle, conn.accept_number, conn.mss, conn.former_mss, conn.home,
                     accurate.octet if accurate is not None else -1)
-        if identity != conn.stored:
+        stored = conn.stored
+        if identity != stored:
+            if stored is None or identity[1:] != stored[1:] or stored[0] in HANDSHAKE:
+                IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
             conn.stored = identity
-            IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
             self.slots.publish(conn.slot, conn.state)
         recovery = conn.recovery
-        if recovery is not None and recovery.rtt_s:
+        if recovery is not None and recovery.advises:
             recovery.store(self.memory, at + ADVISORY_AT)
 
     def advice(self, conn: Connection) -> memoryview | None:

@@ -15,7 +15,7 @@ from bus.layer import CounterWords
 from bus.streams import StreamState
 from layers.common.portions import Portions
 from layers.tcp import acknowledgment, arrival, closing, fast_open, isn, listen, output, probes, reset
-from layers.tcp.connection import ORPHAN, Connection, Ends
+from layers.tcp.connection import ORPHAN, PORTS, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant
 from layers.tcp.history import History
@@ -71,9 +71,8 @@ class Engine:
 
     def arrives(self, segment: Arrival) -> None:
         """Process a segment with a valid checksum."""
-        source, destination, parsed = segment[:3]
-        flow = b"".join((source, destination, parsed.source_port.to_bytes(2, "big"),
-                         parsed.destination_port.to_bytes(2, "big")))
+        source, destination, parsed, _ = segment
+        flow = source + destination + PORTS.pack(parsed.source_port, parsed.destination_port)
         try:
             conn = self.lookup.connections[flow]
         except KeyError:
@@ -185,19 +184,15 @@ class Engine:
         self.touch(conn)
 
     def disown(self, conn: Connection) -> None:
-        """Its handle has no owner any more; it continues alone and keeps its port."""
+        """Its handle has no owner any more; it continues alone and holds the port itself."""
         self.lookup.by_handle.pop(conn.handle, None)
-        self.hold_port(conn)
+        options = conn.options
+        self.lookup.ports.pass_on(conn.handle, conn, conn.ends.port, Claim(
+            conn.ends.local, options.reuse_address, options.reuse_port, False, conn.automatic))
         conn.handle = ORPHAN
         listener = self.lookup.listeners.get(conn.listener)
         if listener is not None:
             listener.untaken.pop(conn.accept_number, None)
-
-    def hold_port(self, conn: Connection) -> None:
-        """A connection that outlives its socket holds the port itself."""
-        options = conn.options
-        self.lookup.ports.hold(conn, conn.ends.port, Claim(
-            conn.ends.local, options.reuse_address, options.reuse_port, False, conn.automatic))
 
     def in_time_wait(self, conn: Connection) -> None:
         """Only its numbers are needed any more; unread octets stay until they are read."""
@@ -290,13 +285,15 @@ class Engine:
         """Send ROOM if it contains something new."""
         if conn.handle == ORPHAN:
             return
-        ring = conn.send_ring if conn.send_ring is not None and conn.send_ring.home else None
         buffer_octets = conn.buffer_octets
         limit = conn.snd_una + buffer_octets
-        if conn.options.notsent_lowat:
-            limit = min(limit, conn.snd_nxt + conn.options.notsent_lowat)
-        limit = max(limit, conn.room_said)
-        least = min(buffer_octets // 4, conn.options.notsent_lowat // 2 or buffer_octets)
+        least = buffer_octets // 4
+        unsent_low = conn.options.notsent_lowat
+        if unsent_low:
+            limit = min(limit, conn.snd_nxt + unsent_low)
+            least = min(least, unsent_low // 2 or least)
+        if limit < conn.room_said:
+            limit = conn.room_said
         if not (first or finished or resume) and limit - conn.room_said < least:
             everything = conn.snd_una >= conn.written
             if not everything or conn.room_said - conn.written > buffer_octets // 2:
@@ -305,7 +302,8 @@ class Engine:
         acked = min(max(conn.snd_una, 1), conn.written)
         done = conn.end is not None and conn.snd_una > conn.end
         flags = (1 if resume else 0) | (2 if done else 0)
-        if ring is None:
+        ring = conn.send_ring
+        if ring is None or not ring.home:
             self.above.room(conn.handle, flags, conn.written - 1, acked - 1, limit - 1)
         else:
             self.above.room(conn.handle, flags, conn.written - 1, acked - 1, limit - 1, ring)
@@ -341,16 +339,16 @@ class Engine:
     def transmit(self, conn: Connection, number: int, flags: int, window: int, options: bytes, payload: bytes,
                  size: int, capable: bool = False, held: Held | None = None) -> None:
         """Send a segment of a connection; numbers are relative, `window` is the header field."""
-        ends = conn.ends
+        local, local_port, peer, peer_port = conn.ends
         acknowledgment_number = to_wire(conn.irs, conn.rcv_nxt) if flags & 16 else 0
         urgent = min(conn.snd_urgent - number, 65535) if flags & 32 else 0
-        segment = Segment(ends.port, ends.peer_port, to_wire(conn.iss, number), acknowledgment_number, flags, window,
+        segment = Segment(local_port, peer_port, to_wire(conn.iss, number), acknowledgment_number, flags, window,
                           urgent, NO_OPTIONS, payload, options)
         self.counters[C.segments_out] += 1
         if held is None:
-            self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable)
+            self.below.transmit(local, peer, segment, size, conn.options, capable)
         else:
-            self.below.transmit(ends.local, ends.peer, segment, size, conn.options, capable, held)
+            self.below.transmit(local, peer, segment, size, conn.options, capable, held)
 
     def transmit_alone(self, arrived: Arrival, segment: Segment) -> None:
         """Answer a segment without a connection."""

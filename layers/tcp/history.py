@@ -114,14 +114,14 @@ class History:
 
     def note(self, now: float, conn: Connection, event: int, number: int = 0) -> None:
         """An event of a connection, one of those above."""
-        self._add(now, conn.flow, conn.state, event, number)
+        flow, at = conn.flow, self._count % KEPT * _EVENT.size
+        _EVENT.pack_into(self._packed, at, now, flow, len(flow), number, conn.state, event)
+        self._count += 1
 
     def note_alone(self, now: float, ends: Ends, state: int, event: int, number: int = 0) -> None:
         """An event without a connection."""
-        self._add(now, ends.flow, state, event, number)
-
-    def _add(self, now: float, flow: bytes, state: int, event: int, number: int) -> None:
-        _EVENT.pack_into(self._packed, self._count % KEPT * _EVENT.size, now, flow, len(flow), number, state, event)
+        flow, at = ends.flow, self._count % KEPT * _EVENT.size
+        _EVENT.pack_into(self._packed, at, now, flow, len(flow), number, state, event)
         self._count += 1
 
     def _noted(self, number: int) -> Noted:

@@ -129,6 +129,14 @@ class Ports:
             for each in claims.values():
                 self._count(port, each, 1)
 
+    def pass_on(self, former: object, holder: object, port: int, claim: Claim) -> None:
+        """`holder` has the claim of `former` from now on, which usually is the same."""
+        claims = self._claims.get(port)
+        if claims is not None and claims.get(former) == claim:
+            claims[holder] = claims.pop(former)
+        else:
+            self.hold(holder, port, claim)
+
     def give_back(self) -> None:
         """Many holders have released their claims."""
         for port, claims in self._claims.items():

@@ -22,7 +22,12 @@ CORK_S = 0.2  # tcp(7): maximum time that TCP_CORK and MSG_MORE hold back an inc
 def flush(engine: Engine, conn: Connection) -> None:
     """Send what may be sent, and the ACK if one is owed."""
     state = conn.state
-    if state in (SYN_SENT, SYN_RECEIVED):
+    if state in SENDING:
+        recovery = conn.recovery
+        if recovery is not None and recovery.lost() is not None:
+            _retransmit(engine, conn)
+        _new(engine, conn)
+    elif state in (SYN_SENT, SYN_RECEIVED):
         lost = engine.loss_recovery(conn).lost()
         if conn.syn_held:
             if conn.written > 1 or conn.end is not None:
@@ -38,12 +43,9 @@ def flush(engine: Engine, conn: Connection) -> None:
             _new(engine, conn)  # RFC 7413 section 4.2.1: before the handshake is complete
             engine.timers.schedule(conn)
         return
-    if state in (CLOSED, LISTEN):
+    elif state in (CLOSED, LISTEN):
         return
-    if state in SENDING:
-        _retransmit(engine, conn)
-        _new(engine, conn)
-    if acknowledgment.due(engine, conn):
+    if (conn.ack_now or conn.ack_due) and acknowledgment.due(engine, conn):
         acknowledge(engine, conn)
     engine.timers.schedule(conn)
 
@@ -191,7 +193,7 @@ def _new(engine: Engine, conn: Connection) -> None:
     final = conn.written + (conn.end is not None and conn.state != SYN_RECEIVED)
     if conn.snd_nxt >= final:
         return
-    recovery = engine.loss_recovery(conn)
+    recovery = conn.recovery or engine.loss_recovery(conn)
     options = conn.options
     most = _largest(engine, conn)
     limit = conn.snd_una + conn.snd_window

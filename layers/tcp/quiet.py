@@ -128,7 +128,7 @@ class Quiet:
                 continue
             _release_rings(engine, conn)
             if conn.slot:
-                recovery.store_next()
+                recovery.advises = True
                 engine.cells.store(conn)
                 conn.recovery = None
                 self.consider(conn, now)

@@ -35,7 +35,8 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
         counters[C.beyond_window] += 1
         payload, end = payload[: max(0, limit - seq)], max(limit, seq)
     start = seq
-    _note_duplicate(conn, start, end)
+    if start < nxt or conn.out_of_order:
+        _note_duplicate(conn, start, end)
     if start < nxt:
         if end <= nxt:
             counters[C.duplicates] += 1
@@ -64,7 +65,7 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
             engine.acknowledge(conn)  # for each of a turn: the peer counts three
         return
     conn.receive_ring.write(start - 1, payload)
-    if _overwritten(engine, conn):
+    if engine.text_intact is not None and _overwritten(engine, conn):
         return
     conn.rcv_nxt = end
     conn.ack_due += end - start

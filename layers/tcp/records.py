@@ -7,6 +7,8 @@ This is the only module of the layer that knows the format of records; `layers.t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable.held import Held
@@ -47,6 +49,8 @@ LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: the maximum in an IP packet with all options
 MTU_DISCOVER_WANT = 1
 ECN_MASK = 3  # RFC 3168 section 5: the lowest bits of TOS
+_of_type = tuple.__new__  # see `packets.tcp`
+_sum_of_ends = lru_cache(256)(pseudo_sum)
 
 
 class Paths:
@@ -124,7 +128,7 @@ class Records:
             record = b"".join((head, ip_options, header, tcp_options, held.pack()))
             self.sends.append((topology.IP, messages.TRANSMIT_HELD, record))
             return
-        parts = segment.parts(pseudo_sum(source, destination, 0))
+        parts = segment.parts(_sum_of_ends(source, destination, 0))
         self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, *parts))))
 
     def advise(self, destination: bytes) -> None:
@@ -181,4 +185,4 @@ def arrival_of(record: bytes, counters: CounterWords, text: memoryview | None = 
     if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
         return None
-    return Arrival(source, destination, segment, tos & ECN_MASK)
+    return _of_type(Arrival, (source, destination, segment, tos & ECN_MASK))

@@ -31,9 +31,9 @@ OPEN, RECOVERY, LOSS = range(3)
 class Recovery:
     """One connection's. `sack`: the peer sends SACK blocks."""
 
-    __slots__ = ("_asked", "_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent", "_more",
-                 "_point", "_probe_due", "_probe_from", "_prr", "_rack", "_round_at", "_round_end", "_round_from",
-                 "_rto_at", "_state", "_stored", "_syn_expiries", "_tail", "_used", "board", "control",
+    __slots__ = ("_advise_at", "_asked", "_asking_until", "_doubt", "_duplicates", "_ecn_point", "_full", "_last_sent",
+                 "_more", "_point", "_probe_due", "_probe_from", "_prr", "_rack", "_round_at", "_round_end",
+                 "_round_from", "_rto_at", "_state", "_syn_expiries", "_tail", "_used", "advises", "board", "control",
                  "delivery_rate", "mss", "pacing", "retransmits", "sack", "timer")
 
     def __init__(self, mss: int, congestion: str = DEFAULT, sack: bool = False) -> None:
@@ -63,7 +63,8 @@ class Recovery:
         self._round_end = self._round_from = 0
         self._round_at = 0.0  # when the round trip began, with `_round_from` acknowledged
         self.delivery_rate = 0.0  # octets acknowledged per second of the last round trip
-        self._stored = 0  # the round trip in which `store` last wrote
+        self.advises = False  # `store` is due
+        self._advise_at = 0.0
         self._used = 0  # maximum in flight in this round trip and the last
         self._syn_expiries = 0
         self._asked = False  # the single segment was sent
@@ -134,17 +135,18 @@ class Recovery:
         """The first range to retransmit."""
         if self._probe_due and not self._more:
             return self.board.last_in_flight()
-        if self._doubt.frto.wants_new_data:
+        if not self.board.lost or self._doubt.frto.wants_new_data:
             return None
         return self.board.next_lost()
 
     def allowance(self, now: float) -> int:
         """Number of octets that may be sent now."""
-        pipe = self.in_flight
-        if not self.board.flight and self._last_sent:
+        board = self.board
+        pipe = self.in_flight if board.nxt > board.una else 0
+        if board.nxt == board.una and self._last_sent:
             self.control.idle(now - self._last_sent, self.timer.base_s)  # RFC 5681 section 4.1
             self._last_sent = now
-        if self._asking_until is not None and self.board.lost:
+        if self._asking_until is not None and board.lost:
             return 0 if self._asked else self.mss
         room = int(self.control.cwnd) - pipe
         if room < self.mss and (self._probe_due or not pipe):
@@ -165,7 +167,8 @@ class Recovery:
         again = start < board.nxt
         board.sent(start, end, now)
         self._last_sent = self._probe_from = now
-        self.pacing.sent(end - start, now)
+        if self.pacing.rate:
+            self.pacing.sent(end - start, now)
         if self._prr is not None:
             self._prr.sent(end - start)
         if again:
@@ -174,10 +177,10 @@ class Recovery:
             self._doubt.resent(end - start, now)
         else:
             self._more = not limited
-            flight = board.flight
+            flight = board.nxt - board.una  # at least what is in the network
             if flight > self._used:
                 self._used = flight
-            if self.control.cwnd - self.in_flight < self.mss:
+            if self.control.cwnd - flight < self.mss and self.control.cwnd - self.in_flight < self.mss:
                 self._full = end
         if self._probe_due:
             self._probe_due = False
@@ -196,8 +199,8 @@ class Recovery:
         board, control = self.board, self.control
         before = board.una
         advanced = una > before
-        if (advanced and not sack and before and self._state == OPEN and not board.sacked and not board.lost
-                and self._tail.end is None):
+        if (advanced and not sack and self._state == OPEN and not board.sacked and not board.lost
+                and self._tail.end is None and not self._syn_expiries):
             self._advanced(una, before, now, echoed_s)
             return
         highest = board.top
@@ -243,7 +246,9 @@ class Recovery:
         board.advanced(una, now)
         rtt_s = board.rtt_s if board.rtt_s is not None else echoed_s
         flight = board.nxt - una
-        if rtt_s is not None:
+        if not before:
+            self._established(now)
+        elif rtt_s is not None:
             per_round = flight // (2 * self.mss)
             timer.sample(rtt_s, now, per_round if per_round > 1 else 1)
             self._tail.measured = True
@@ -254,7 +259,8 @@ class Recovery:
         self._duplicates = 0
         if una > self._round_end:
             self._next_round(una, now)
-        control.acknowledged(board.delivered, now, timer.rtt_s, limited=not self._validated(before))
+        if before:
+            control.acknowledged(board.delivered, now, timer.rtt_s, not self._validated(before))
         self._probe_from = now
         if flight:
             self._rto_at = now + timer.rto_s
@@ -266,13 +272,14 @@ class Recovery:
         if now > self._round_at:
             self.delivery_rate = (una - self._round_from) / (now - self._round_at)
         self._round_from, self._round_at = una, now
+        self.advises = now >= self._advise_at
 
     def _validated(self, una: int) -> bool:
         """RFC 7661 section 4.2: True if the acknowledged octets were sent while the window was the limit, or half of
         it."""
         if self._state == LOSS or una < self._full:
             return True
-        return self.control.in_slow_start and self.control.cwnd < 2 * self._used  # as Linux
+        return self.control.cwnd < self.control.ssthresh and self.control.cwnd < 2 * self._used  # as Linux
 
     def _established(self, now: float) -> None:
         """The SYN is acknowledged."""
@@ -451,14 +458,9 @@ class Recovery:
             self.board.mark_all_lost()
 
     def store(self, memory: memoryview, at: int) -> None:
-        """Store advice for a successor, once per round trip (`layers.tcp.advisory`)."""
-        if self._stored != self._round_end:
-            self._stored = self._round_end
-            memory[at : at + advisory.OCTETS] = advisory.pack(self)
-
-    def store_next(self) -> None:
-        """The next `store` writes in any case."""
-        self._stored = -1
+        """Store advice for a successor (`layers.tcp.advisory`)."""
+        self.advises, self._advise_at = False, self._round_at + advisory.INTERVAL_S
+        memory[at : at + advisory.OCTETS] = advisory.pack(self)
 
     def load(self, octets: memoryview) -> None:
         """Load the advice of a predecessor."""
@@ -478,7 +480,7 @@ class Recovery:
         arrive; what is not acknowledged by then is lost, which is no sign of congestion.
         """
         self.board = board = Scoreboard(self.mss, una)
-        self._point = self._round_end = self._stored = una
+        self._point = self._round_end = una
         self._last_sent = last_sent
         self._asked = False
         if nxt > una:

@@ -162,14 +162,17 @@ class Scoreboard:
             if newest is None or entry.sent_at >= newest.sent_at:
                 newest = entry
             if sent_once is None and not entry.again:
-                sent_once = min(entry.end, una)
+                sent_once = entry.end if entry.end < una else una
             if entry.end > una:
                 entry.start = una
                 break
             done += 1
         del entries[:done]
         self.delivered, self.una = una - self.una, una
-        self.forget_order()
+        if una == self.nxt:
+            self.order.clear()
+        else:
+            self.forget_order()
         self.first_sent_once, self.dsack, self.rtt_s = sent_once, None, None
         if newest is None:
             self.newest_sent_at = 0.0

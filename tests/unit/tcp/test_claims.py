@@ -16,6 +16,7 @@ from tests.unit.tcp.host import A, B, Host
 
 HERE, THERE = bytes((127, 0, 0, 1)), bytes((127, 0, 0, 2))
 PORT = 40000
+HOLDERS = 7
 
 
 def of_linux(wanted: Claim, claim: Claim) -> bool:
@@ -38,7 +39,7 @@ def test_a_port_with_a_crowd_of_holders_is_judged_as_one_with_few(monkeypatch, s
                      draw.random() < 0.5)
 
     for _ in range(2000):
-        holder, claim = draw.randrange(6), drawn()
+        holder, claim = draw.randrange(HOLDERS), drawn()
         match draw.randrange(8):
             case 0:
                 asleep.append(claim)
@@ -48,6 +49,14 @@ def test_a_port_with_a_crowd_of_holders_is_judged_as_one_with_few(monkeypatch, s
             case 2 | 3:
                 ports.release(holder, PORT)
                 held.pop(holder, None)
+            case 4 if holder in held and len(held) < HOLDERS:  # its socket is closed, the connection goes on
+                heir = next(each for each in range(HOLDERS) if each not in held)
+                passed = draw.choice((held[holder], claim))
+                ports.pass_on(holder, heir, PORT, passed)
+                ports.release(holder, PORT)
+                held[heir] = passed
+                del held[holder]
+                holder = heir
             case _:
                 ports.hold(holder, PORT, claim)
                 held[holder] = claim

@@ -44,6 +44,9 @@ def test_a_packed_segment_is_read_back(port, number, flags, payload, options):
     assert parse(octets) == segment
 
 
+LINUX_SYN = bytes.fromhex("020405b4 0402 080a 01020304 05060708 01 030307")
+
+
 @pytest.mark.parametrize(("octets", "options"), [
     (b"\x02\x04\x05\xb4", Options(1460)),
     (b"\x01\x02\x04\x05\xb4", Options(1460)),  # MUST-64: whatever the alignment
@@ -56,6 +59,13 @@ def test_a_packed_segment_is_read_back(port, number, flags, payload, options):
     (b"\x00\x02\x04\x05\xb4", Options()),
     (b"\x03\x03\xff", Options(window_scale=14)),  # RFC 7323 section 2.3
     (b"\x05\x0a\0\0\0\1\0\0\0\2", Options(sack=((1, 2),))),
+    # A SYN of Linux, then the same with other kinds or lengths at one place
+    (LINUX_SYN, Options(1460, 7, True, (0x01020304, 0x05060708))),
+    (LINUX_SYN[:-1] + b"\xff", Options(1460, 14, True, (0x01020304, 0x05060708))),
+    (b"\x13" + LINUX_SYN[1:], Options(None, 7, True, (0x01020304, 0x05060708))),
+    (LINUX_SYN[:1] + b"\x03" + LINUX_SYN[2:], Options()),
+    (LINUX_SYN[:4] + b"\x01\x01" + LINUX_SYN[6:], Options(1460, 7, False, (0x01020304, 0x05060708))),
+    (LINUX_SYN[:16] + b"\x00" + LINUX_SYN[17:], Options(1460, None, True, (0x01020304, 0x05060708))),
 ])
 def test_rfc9293_3_2_options_whatever_their_octets(octets, options):
     assert parse_options(octets) == options

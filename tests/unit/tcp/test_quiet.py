@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
-from layers.tcp.connection import TIME_WAIT
+from layers.tcp.connection import ESTABLISHED, TIME_WAIT
 from layers.tcp.quiet import QUIET_S
 from tests.unit.tcp.host import pair
+from tests.unit.tcp.peer import Peer
 from tests.unit.tcp.test_streams import octets
 
 
@@ -131,3 +132,19 @@ def test_time_wait_without_a_reader_keeps_no_ring():
     a.close(left)
     world.run(1)
     assert (conn.receive_ring, a.durable.used_octets) == (None, 0)
+
+
+def test_a_connection_without_a_round_trip_has_no_advice_of_the_one_before_it_in_its_slot():
+    peer = Peer()
+    first = peer.host.conn(peer.connects())
+    assert peer.host.engine.advised_recovery(first).rtt_s > 0
+    slot = first.slot
+    peer.says("R", 1)
+    peer.port += 1
+    assert peer.says("S", 0) == ["S. 0(0) ack 1"]
+    peer.passes(1.5)
+    assert peer.hears()[-1] == "S. 0(0) ack 1"  # sent again, so its round trip is unknown (Karn)
+    peer.says(".", 1, 1)
+    second = peer.host.conn(peer.host.accepted_handles[-1][1])
+    assert (second.slot, second.state) == (slot, ESTABLISHED)
+    assert peer.host.engine.advised_recovery(second).rtt_s == 0
