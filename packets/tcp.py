@@ -85,7 +85,7 @@ class Options(NamedTuple):
 
 
 NO_OPTIONS = Options()
-_of_type = tuple.__new__  # a named tuple of a tuple, in half the time that a call of its class takes
+of_type = tuple.__new__  # a named tuple of a tuple, in half the time that a call of its class takes
 
 
 class Segment(NamedTuple):
@@ -149,10 +149,10 @@ def parse(octets: bytes | memoryview) -> Segment | None:
     elif start < HEADER_OCTETS or start > len(octets):
         return None
     elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # the usual options of all but the first segments
-        options = _of_type(Options, (None, None, False, _STAMPS.unpack_from(octets, 24), (), None))
+        options = of_type(Options, (None, None, False, _STAMPS.unpack_from(octets, 24), (), None))
     else:
         options = parse_options(bytes(octets[HEADER_OCTETS:start]))
-    return _of_type(Segment, (source, destination, sequence, acknowledgment, flags, window, urgent, options,
+    return of_type(Segment, (source, destination, sequence, acknowledgment, flags, window, urgent, options,
                               octets[start:], None))
 
 

@@ -29,9 +29,7 @@ class Lent:
     def ring(self, reference: int) -> Ring | None:
         """The ring with a reference of this arena."""
         ring = self.arena.ring(reference & REFERENCE_MASK)
-        if ring is not None:
-            ring.reference |= self.home << HOME_SHIFT
-        return ring
+        return Ring(ring.memory, ring.reference | self.home << HOME_SHIFT) if ring is not None else None
 
     def take(self, octets: int) -> Ring | None:
         """A ring of that size, or a smaller one."""

@@ -285,8 +285,9 @@ def _acknowledged(engine: Engine, conn: Connection, arrival: Arrival, ack: int, 
     """Process the cumulative acknowledgment and the SACK blocks (RFC 2018)."""
     options = arrival.segment.options
     now = engine.now
+    advanced = ack > conn.snd_una
     echoed = None
-    if conn.timestamps_ok and options.timestamps is not None and ack > conn.snd_una and options.timestamps[1]:
+    if advanced and conn.timestamps_ok and options.timestamps is not None and options.timestamps[1]:
         ticks = (engine.timestamp(conn) - options.timestamps[1]) & 0xFFFFFFFF
         if ticks < 1 << 22:  # RFC 7323 section 4: an echo of more than an hour is not a valid sample
             echoed = ticks / 1000
@@ -294,7 +295,6 @@ def _acknowledged(engine: Engine, conn: Connection, arrival: Arrival, ack: int, 
     if options.sack and conn.sack_ok:
         blocks = tuple((from_wire(conn.iss, left, conn.snd_una), from_wire(conn.iss, right, conn.snd_una))
                        for left, right in options.sack)
-    advanced = ack > conn.snd_una
     if advanced:
         conn.snd_una = ack
         conn.backoffs = 0

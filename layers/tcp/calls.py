@@ -323,7 +323,9 @@ class Calls:
                 engine.counters[C.stream_gap] += 1
                 engine.room(conn, resume=True)
             return
-        limit = conn.end if conn.end is not None else max(conn.room_said, conn.snd_una + conn.buffer_octets)
+        limit = conn.end if conn.end is not None else conn.room_said
+        if number + length > limit and conn.end is None:
+            limit = max(limit, conn.snd_una + conn.buffer_octets)
         if number + length > limit:
             engine.counters[C.stream_over] += 1
             length = max(0, limit - number)

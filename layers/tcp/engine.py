@@ -27,7 +27,7 @@ from layers.tcp.recovery import Recovery
 from layers.tcp.ring import RING_OCTETS_MAX
 from layers.tcp.sequence import to_wire
 from layers.tcp.timers import Timers
-from packets.tcp import NO_OPTIONS, Segment
+from packets.tcp import NO_OPTIONS, Segment, of_type
 
 TIME_WAIT_MAX = 16384  # connections in TIME-WAIT; beyond, the oldest ends (Linux: net.ipv4.tcp_max_tw_buckets)
 HELD_OCTETS_MIN = 2048  # shorter text goes to the application in the record
@@ -342,8 +342,8 @@ class Engine:
         local, local_port, peer, peer_port = conn.ends
         acknowledgment_number = to_wire(conn.irs, conn.rcv_nxt) if flags & 16 else 0
         urgent = min(conn.snd_urgent - number, 65535) if flags & 32 else 0
-        segment = Segment(local_port, peer_port, to_wire(conn.iss, number), acknowledgment_number, flags, window,
-                          urgent, NO_OPTIONS, payload, options)
+        segment = of_type(Segment, (local_port, peer_port, to_wire(conn.iss, number), acknowledgment_number, flags,
+                                    window, urgent, NO_OPTIONS, payload, options))
         self.counters[C.segments_out] += 1
         if held is None:
             self.below.transmit(local, peer, segment, size, conn.options, capable)

@@ -26,7 +26,8 @@ def flush(engine: Engine, conn: Connection) -> None:
         recovery = conn.recovery
         if recovery is not None and recovery.lost() is not None:
             _retransmit(engine, conn)
-        _new(engine, conn)
+        if conn.snd_nxt < conn.written or conn.end is not None:
+            _new(engine, conn)
     elif state in (SYN_SENT, SYN_RECEIVED):
         lost = engine.loss_recovery(conn).lost()
         if conn.syn_held:

@@ -32,7 +32,7 @@ from layers.tcp.counters import Counters as C
 from layers.tcp.ecn import ECT_0
 from layers.tcp.interfaces import Arrival
 from packets.checksum import verifies
-from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, parse, pseudo_sum
+from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, of_type, parse, pseudo_sum
 from usernet.pipe.messages import family_of
 from usernet.pipe.rings import REFERENCE_MASK, Ring
 from usernet.pipe.streams import (
@@ -49,7 +49,6 @@ LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: the maximum in an IP packet with all options
 MTU_DISCOVER_WANT = 1
 ECN_MASK = 3  # RFC 3168 section 5: the lowest bits of TOS
-_of_type = tuple.__new__  # see `packets.tcp`
 _sum_of_ends = lru_cache(256)(pseudo_sum)
 
 
@@ -114,10 +113,11 @@ class Records:
     def transmit(self, source: bytes, destination: bytes, segment: Segment, size: int, options: StreamState | None,
                  capable: bool, held: Held | None = None) -> None:
         """See `Below`. The checksum is partial: ip or the device completes it."""
-        ttl, tos, ip_options, flags = self._ttl, 0, b"", TRANSMIT_OF_MTU_DISCOVER[MTU_DISCOVER_WANT]
         if options is not None:
             ttl, tos, ip_options = options.ttl, options.tos, options.ip_options
             flags = TRANSMIT_OF_MTU_DISCOVER[options.mtu_discover]
+        else:
+            ttl, tos, ip_options, flags = self._ttl, 0, b"", TRANSMIT_OF_MTU_DISCOVER[MTU_DISCOVER_WANT]
         if capable:
             tos = tos & ~ECN_MASK | ECT_0
         family = FAMILY_4 if len(destination) == 4 else FAMILY_6
@@ -185,4 +185,4 @@ def arrival_of(record: bytes, counters: CounterWords, text: memoryview | None = 
     if not flags & FLAG_CHECKED and not verifies(octets, pseudo_sum(source, destination, len(octets))):
         counters[C.bad_checksum] += 1
         return None
-    return _of_type(Arrival, (source, destination, segment, tos & ECN_MASK))
+    return of_type(Arrival, (source, destination, segment, tos & ECN_MASK))

@@ -127,7 +127,7 @@ class Recovery:
     @property
     def freed(self) -> bool:
         """Nothing is in flight."""
-        return not self.board.flight
+        return self.board.nxt == self.board.una
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -362,7 +362,7 @@ class Recovery:
         self.pacing.due = None
         rack = self._rack
         timed_out = False
-        probe_at = self._probe_at
+        probe_at = self._probe_at()
         if self._asking_until is not None and self._asking_until <= now:
             self._asking_until = None
         elif rack.due is not None and rack.due <= now:
@@ -414,7 +414,7 @@ class Recovery:
         if board.nxt == board.una:
             return None
         at = self._rto_at
-        probe_at = self._probe_at
+        probe_at = self._probe_at()
         if probe_at is not None and (at is None or probe_at < at):
             at = probe_at
         if (due := self.pacing.due) is not None and (at is None or due < at):
@@ -422,7 +422,6 @@ class Recovery:
         due = self._rack.due if self._asking_until is None else self._asking_until
         return due if due is not None and (at is None or due < at) else at
 
-    @property
     def _probe_at(self) -> float | None:
         """RFC 8985 section 7.2; if the timeout would be earlier, the probe replaces it."""
         board, at = self.board, self._rto_at

@@ -50,18 +50,14 @@ def ring_octets(reference: int) -> int:
 class Ring:
     """A view of a ring's memory. `reference` identifies it; in tcp its highest octet is the number of the memory."""
 
-    __slots__ = ("_mask", "memory", "reference", "size")
+    __slots__ = ("_mask", "home", "memory", "reference", "size")
 
     def __init__(self, memory: memoryview, reference: int = 0) -> None:
         self.memory = memory
         self.reference = reference
+        self.home = reference >> HOME_SHIFT  # the number of its memory; 0: that of tcp
         self.size = len(memory)
         self._mask = self.size - 1
-
-    @property
-    def home(self) -> int:
-        """The number of its memory; 0: that of tcp."""
-        return self.reference >> HOME_SHIFT
 
     def write(self, offset: int, octets: bytes | memoryview) -> None:
         """Write octets at their position; at most `size` of them."""
