@@ -46,6 +46,7 @@ _USUAL_SYN = Struct("!2sH4sII3sB")  # the options of a SYN as Linux sends them
 _USUAL_SYN_KINDS = (bytes((_MSS, 4)), bytes((_SACK_PERMITTED, 2, _TIMESTAMPS, 10)),
                     bytes((_NO_OPERATION, _WINDOW_SCALE, 3)))
 _STAMPS = Struct("!II")
+MSS_ALONE = bytes((_MSS, 4))  # the first octets of an MSS option
 _SACK_PERMITTED_OPTION = bytes((_NO_OPERATION, _NO_OPERATION, _SACK_PERMITTED, 2))
 TIMESTAMPS_OCTETS = _TIMESTAMPS_OPTION.size
 SACK_BLOCKS_MAX = 4
@@ -196,6 +197,11 @@ def parse_options(octets: bytes) -> Options:
 def timestamps_alone(value: int, echo: int) -> bytes:
     """The options of a segment with only timestamps, encoded."""
     return _TIMESTAMPS_OPTION.pack(_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10, value, echo)
+
+
+def mss_alone(mss: int) -> bytes:
+    """The options of a SYN with only an MSS, encoded."""
+    return _MSS_OPTION.pack(_MSS, 4, mss)
 
 
 def pseudo_sum(source: bytes, destination: bytes, octets: int) -> int:

@@ -113,6 +113,7 @@ def _syn_sent(engine: Engine, conn: Connection, arrival: Arrival) -> None:
 def _established(engine: Engine, conn: Connection) -> None:
     conn.state = ESTABLISHED
     conn.last_heard = engine.now
+    engine.cookie_limit.proves(conn.ends.peer)
     closing.keepalive_from_now(engine, conn)
     if conn.listener:
         listen.established(engine, conn)

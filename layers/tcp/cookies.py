@@ -11,6 +11,7 @@ echoes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from hashlib import blake2s
 
 SLOT_S = 64
@@ -22,7 +23,7 @@ _STAMP_BITS = 6
 
 def make(secret: bytes, ends: bytes, peer_isn: int, mss: int, now: float) -> int:
     """The sequence number of a SYN-ACK."""
-    index = max((number for number, each in enumerate(MSS_TABLE) if each <= mss), default=0)
+    index = max(bisect_right(MSS_TABLE, mss) - 1, 0)
     return _cookie(secret, ends, peer_isn, int(now // SLOT_S), index)
 
 

@@ -25,6 +25,7 @@ from layers.common.transport import IcmpError
 from layers.tcp import icmp, info, listing, recording
 from layers.tcp.calls import Calls
 from layers.tcp.counters import Counters as C
+from layers.tcp.crowd import ALONE, FLAGS_AT, NOT_ALONE, Crowd
 from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
@@ -66,9 +67,9 @@ class Core:
         self._durable = Durable(memory or StreamMemory.volatile(), state, KEY_HANDLES)
         self.engine = Engine(counters, self._records, self._records, self._durable, self._durable, secret)
         self.calls = Calls(self.engine, state, rng, self._paths)
+        self._crowd = Crowd(self.engine, self._records)
         self._poison = PoisonSegments(self.engine, state, KEY_POISON)
         self._handlers: dict[int, Callable[[bytes], None]] = {
-            messages.PACKET: self._packet,
             messages.PACKET_HELD: self._packet_held,
             messages.ICMP_ERROR: self._icmp_error,
             messages.ROUTES: self._routes,
@@ -101,6 +102,9 @@ class Core:
     def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
         """Process records of one kind; see the table of pipes."""
         self.engine.now = now
+        if kind == messages.PACKET:
+            self._packets(records)
+            return self._done()
         handler = self._handlers.get(kind)
         if handler is not None:
             for record in records:
@@ -171,8 +175,19 @@ class Core:
 
     # -- from below
 
+    def _packets(self, records: list[bytes]) -> None:
+        self.counters[C.segments_in] += len(records)
+        short = not self._poison.known
+        takes = self._crowd.takes
+        for record in records:
+            if short and len(record) > FLAGS_AT and record[FLAGS_AT] & NOT_ALONE == ALONE and takes(record):
+                continue
+            try:
+                self._packet(record)
+            except StructError:
+                self.counters[C.stream_malformed] += 1
+
     def _packet(self, record: bytes) -> None:
-        self.counters[C.segments_in] += 1
         if self._poison.known and self._poison.comes_again(record):
             return
         arrival = arrival_of(record, self.counters)

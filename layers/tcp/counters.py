@@ -56,6 +56,8 @@ class Counters(TransportCounters):
     unexpected_syn = Drop("SYNs for a synchronized connection, answered by a challenge ACK (RFC 5961 section 4.2).")
     blind_reset = Drop("Resets not exactly at the start of the window (RFC 5961 section 3.2).")
     no_ack = Drop("Segments of a connection without ACK (RFC 9293 section 3.10.7.4).")
+    cookies_limited = Drop("SYNs that were not answered because the limit of SYN cookies a second is reached; a client "
+                           "repeats its SYN, and that has priority [TcpExtTCPReqQFullDrop].")
     listen_dropped = Drop("SYNs dropped because a queue is full [TcpExtListenDrops].")
     listen_bad = Drop("Segments to a listener that are neither a SYN, without FIN, nor an answer to a SYN cookie (RFC "
                       "9293 section 3.10.7.2).")

@@ -16,6 +16,7 @@ from bus.streams import StreamState
 from layers.common.portions import Portions
 from layers.tcp import acknowledgment, arrival, closing, fast_open, isn, listen, output, probes, reset
 from layers.tcp.connection import ORPHAN, PORTS, Connection, Ends
+from layers.tcp.cookie_limit import CookieLimit
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant
 from layers.tcp.history import History
@@ -59,6 +60,7 @@ class Engine:
         self.repeat: Callable[[int], None] = lambda handle: None  # of `layers.tcp.calls`
         self.resets = reset.Allowance(reset.RESETS_PER_S)
         self.challenges = reset.Allowance(reset.CHALLENGES_PER_S)
+        self.cookie_limit = CookieLimit()
         self.fast_open = fast_open.Cookies()
         self.predecessor: Connection | None = None  # in TIME-WAIT, replaced by the next connection (RFC 6191)
         self.remember_failure: Callable[[int, int], None] = lambda handle, number: None  # of `layers.tcp.calls`

@@ -120,7 +120,14 @@ class History:
 
     def note_alone(self, now: float, ends: Ends, state: int, event: int, number: int = 0) -> None:
         """An event without a connection."""
-        flow, at = ends.flow, self._count % KEPT * _EVENT.size
+        self._add(now, ends.flow, state, event, number)
+
+    def note_flow(self, now: float, flow: bytes, state: int, event: int) -> None:
+        """The same with the ends as `Ends.flow`."""
+        self._add(now, flow, state, event, 0)
+
+    def _add(self, now: float, flow: bytes, state: int, event: int, number: int) -> None:
+        at = self._count % KEPT * _EVENT.size
         _EVENT.pack_into(self._packed, at, now, flow, len(flow), number, state, event)
         self._count += 1
 

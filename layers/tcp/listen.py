@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layers.tcp.interfaces import Arrival
 
 SYN_QUEUE_MIN, SYN_QUEUE_MAX = 128, 1024  # half-open connections of a listener; beyond this cookies are used
+COOKIE_WINDOW = min(acknowledgment.UNSCALED_LIMIT, acknowledgment.WINDOW_FIELD_MAX)  # of the SYN-ACK
 
 
 class Listener:
@@ -44,6 +45,12 @@ class Listener:
         """True if no more connections can be passed up."""
         return self.handed >= self.limit
 
+    @property
+    def crowded(self) -> bool:
+        """True if the SYN queue is full, so that a SYN is answered with a SYN cookie."""
+        waiting = len(self.syn_queue)
+        return waiting >= SYN_QUEUE_MAX or waiting >= max(self.options.listen, SYN_QUEUE_MIN)
+
 
 def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
     """A segment to a listener without a connection: RFC 9293 section 3.10.7.2."""
@@ -64,8 +71,12 @@ def arrives(engine: Engine, listener: Listener, arrival: Arrival) -> None:
         engine.counters[C.listen_dropped] += 1
         engine.history.note_alone(engine.now, _ends(arrival), LISTEN, history.LISTEN_FULL)
         return
-    if len(listener.syn_queue) >= min(max(listener.options.listen, SYN_QUEUE_MIN), SYN_QUEUE_MAX):
-        _send_cookie(engine, listener, arrival)
+    if listener.crowded:
+        identity = b"".join((_ends(arrival).flow, segment.sequence.to_bytes(4, "big")))
+        if engine.cookie_limit.allows(arrival.source, identity, engine.now):
+            _send_cookie(engine, listener, arrival)
+        else:
+            engine.counters[C.cookies_limited] += 1
         return
     conn = _open(engine, listener, arrival)
     conn.irs = segment.sequence
@@ -176,13 +187,25 @@ def close(engine: Engine, listener: Listener) -> None:
 
 
 def _send_cookie(engine: Engine, listener: Listener, arrival: Arrival) -> None:
-    """A SYN-ACK without any state: the ACK that answers it contains everything."""
-    segment, own = arrival.segment, listener.options
-    options = segment.options
-    engine.counters[C.cookies_sent] += 1
+    """A SYN-ACK without any state: the ACK that answers it contains everything. `layers.tcp.crowd` does the same."""
+    segment = arrival.segment
     ends = _ends(arrival)
-    engine.history.note_alone(engine.now, ends, LISTEN, history.COOKIE_SENT)
-    isn = cookies.make(engine.secret, ends.octets, segment.sequence, options.mss or MSS_DEFAULT, engine.now)
+    count_cookie(engine, ends.flow)
+    isn = cookies.make(engine.secret, ends.octets, segment.sequence, segment.options.mss or MSS_DEFAULT, engine.now)
+    offer = cookie_options(engine, listener.options, arrival.source, segment.options)
+    engine.transmit_alone(arrival, Segment(
+        segment.destination_port, segment.source_port, isn, (segment.sequence + 1) & 0xFFFFFFFF, SYN | ACK,
+        COOKIE_WINDOW, options=offer))
+
+
+def count_cookie(engine: Engine, flow: bytes) -> None:
+    """A SYN cookie is sent."""
+    engine.counters[C.cookies_sent] += 1
+    engine.history.note_flow(engine.now, flow, LISTEN, history.COOKIE_SENT)
+
+
+def cookie_options(engine: Engine, own: StreamState, source: bytes, options: Options) -> Options:
+    """What a SYN-ACK with a cookie offers in answer to `options`."""
     stamps = None
     scale = None
     if options.timestamps is not None and own.timestamps:
@@ -190,11 +213,8 @@ def _send_cookie(engine: Engine, listener: Listener, arrival: Arrival) -> None:
         clock = int(engine.now * 1000)
         stamps = cookies.stamp(clock, wanted, options.sack_permitted and own.sack), options.timestamps[0]
         scale = acknowledgment.OWN_SCALE if wanted is not None else None
-    offer = Options(mss=engine.route_mss(arrival.source, own), window_scale=scale, timestamps=stamps,
-                    sack_permitted=stamps is not None and options.sack_permitted and own.sack)
-    engine.transmit_alone(arrival, Segment(
-        segment.destination_port, segment.source_port, isn, (segment.sequence + 1) & 0xFFFFFFFF, SYN | ACK,
-        min(acknowledgment.UNSCALED_LIMIT, acknowledgment.WINDOW_FIELD_MAX), options=offer))
+    return Options(mss=engine.route_mss(source, own), window_scale=scale, timestamps=stamps,
+                   sack_permitted=stamps is not None and options.sack_permitted and own.sack)
 
 
 def _cookie_returned(engine: Engine, listener: Listener, arrival: Arrival) -> bool:

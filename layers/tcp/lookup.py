@@ -223,6 +223,9 @@ class Lookup:
         candidates = self._listening.get(port)
         if not candidates:
             return None
+        if len(candidates) == 1:  # the usual case
+            (only,) = candidates.values()
+            return only if not only.address or only.address == address else None
         exact = [each for each in candidates.values() if each.address == address]
         able = exact or [each for each in candidates.values() if not each.address]
         if not able:

@@ -1,8 +1,8 @@
 """Translation between the engine and the pipes: packets of ip to arrivals, segments to TRANSMIT records, stream
 records.
 
-This is the only module of the layer that knows the format of records; `layers.tcp.interfaces` defines `Arrival`,
-`Below` and `Above`.
+This module, and for a flood of SYNs `layers.tcp.crowd`, know the format of records; `layers.tcp.interfaces` defines
+`Arrival`, `Below` and `Above`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from usernet.pipe.streams import (
 VIEW_OCTETS = 4096  # longer records are read in place; of shorter ones a copy is cheaper
 LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: the maximum in an IP packet with all options
-MTU_DISCOVER_WANT = 1
+PLAIN_FLAGS = TRANSMIT_OF_MTU_DISCOVER[1] | TRANSMIT_PARTIAL  # ip(7), IP_MTU_DISCOVER: WANT; for segments of no socket
 ECN_MASK = 3  # RFC 3168 section 5: the lowest bits of TOS
 _sum_of_ends = lru_cache(256)(pseudo_sum)
 
@@ -90,7 +90,7 @@ class Records:
         self.sends: list[Send] = []
         self._accepted: list[Send] = []
         self._paths = paths
-        self._ttl = config.ttl
+        self.ttl = config.ttl  # of segments of no socket
 
     def taken(self) -> list[Send]:
         """The output of the turn. ACCEPTED records come first: no other of their handles may precede them, and records
@@ -115,13 +115,13 @@ class Records:
         """See `Below`. The checksum is partial: ip or the device completes it."""
         if options is not None:
             ttl, tos, ip_options = options.ttl, options.tos, options.ip_options
-            flags = TRANSMIT_OF_MTU_DISCOVER[options.mtu_discover]
+            flags = TRANSMIT_OF_MTU_DISCOVER[options.mtu_discover] | TRANSMIT_PARTIAL
         else:
-            ttl, tos, ip_options, flags = self._ttl, 0, b"", TRANSMIT_OF_MTU_DISCOVER[MTU_DISCOVER_WANT]
+            ttl, tos, ip_options, flags = self.ttl, 0, b"", PLAIN_FLAGS
         if capable:
             tos = tos & ~ECN_MASK | ECT_0
         family = FAMILY_4 if len(destination) == 4 else FAMILY_6
-        head = TRANSMIT_HEAD.pack(size, 0, family, flags | TRANSMIT_PARTIAL, PROTOCOL, ttl, tos, len(ip_options),
+        head = TRANSMIT_HEAD.pack(size, 0, family, flags, PROTOCOL, ttl, tos, len(ip_options),
                                   source, destination)
         if held is not None:
             header, tcp_options, _ = segment.parts(pseudo_sum(source, destination, held.length))

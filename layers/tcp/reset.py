@@ -29,8 +29,9 @@ class Allowance:
 
     def take(self, now: float) -> bool:
         """True if one more is allowed."""
-        self._left = min(self._per_s, self._left + (now - self._at) * self._per_s)
-        self._at = now
+        if now != self._at:
+            self._left = min(self._per_s, self._left + (now - self._at) * self._per_s)
+            self._at = now
         if self._left < 1:
             return False
         self._left -= 1

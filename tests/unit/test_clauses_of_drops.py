@@ -21,8 +21,8 @@ NO_CLAUSE = {
     "udp": {"control_malformed", "state_unreadable", "send_malformed", "send_misplaced", "send_no_socket",
             "send_no_port", "send_no_destination", "send_bad_options", "send_no_route", "send_too_long",
             "error_ignored"},
-    "tcp": {"control_malformed", "state_unreadable", "listen_dropped", "text_overwritten", "no_memory",
-            "stream_no_socket", "stream_malformed", "stream_gap", "memory_refused", "stream_over"}}
+    "tcp": {"control_malformed", "state_unreadable", "listen_dropped", "cookies_limited", "text_overwritten",
+            "no_memory", "stream_no_socket", "stream_malformed", "stream_gap", "memory_refused", "stream_over"}}
 WITHOUT_SECTIONS = {"768", "792", "826", "1256", "5722", "6633", "6918"}  # or the whole RFC is meant
 
 
