@@ -98,23 +98,26 @@ class Server:
 
 
 peers = st.sampled_from([bytes((10, 0, 0, 9)), bytes((198, 51, 100, 7)), OTHER])
+# What looks like a SYN to PORT if the octets of the options are taken for the beginning of the segment
+IP_OPTIONS, LIKE_A_SYN = b"\1\1" + PORT.to_bytes(2), 0x50020000
+acknowledgments = st.sampled_from([0, LIKE_A_SYN])
 numbers = st.sampled_from([0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF)
 usual = st.builds(Options, st.sampled_from([None, 0, 1, 535, 536, 1459, 1460, 8960, 65535]),
                   st.none() | st.integers(0, 20), st.booleans(), st.none() | st.tuples(numbers, numbers),
                   sack=st.just(()), cookie=st.sampled_from([None, None, b"", bytes(8)])).map(Options.pack)
 options = st.one_of(usual, st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words)))
-flags = st.sampled_from([SYN] * 8 + [SYN | PSH, SYN | 64 | 128, SYN | FIN, SYN | RST, SYN | ACK, ACK, RST, 0])
+flags = st.sampled_from([SYN] * 5 + [SYN | PSH, SYN | 64 | 128, SYN | FIN, SYN | RST, SYN | ACK, ACK, RST, 0])
 
 
 @st.composite
 def records(draw: st.DrawFn) -> bytes:
     """A segment to a listener, in most cases a SYN, or what is left of it."""
     segment = Segment(draw(st.integers(990, 1010)), draw(st.sampled_from([PORT, PORT, BOUND_PORT, CALM_PORT, 9])),
-                      draw(numbers), 0, draw(flags), draw(st.sampled_from([0, 64240])),
+                      draw(numbers), draw(acknowledgments), draw(flags), draw(st.sampled_from([0, 64240])),
                       payload=draw(st.sampled_from([b"", b"", b"text"])), packed=draw(options)[:40]).pack()
     made = packet(segment, draw(peers), draw(st.sampled_from([ME, ME, ME, OTHER])),
                   draw(st.sampled_from([0, 0, FLAG_CHECKSUM_KNOWN, FLAG_CHECKSUM_PARTIAL, FLAG_GROUP])),
-                  draw(st.sampled_from([b"", b"", b"", b"\1\1\1\0"])))
+                  draw(st.sampled_from([b"", b"", IP_OPTIONS])))
     match draw(st.sampled_from(["whole"] * 6 + ["short", "another offset", "corrupt", "padded"])):
         case "short":
             return made[: draw(st.integers(PACKET_HEAD.size + 20, len(made)))]
