@@ -22,6 +22,7 @@ from tests.system.peers import ROOT, Stack
 from .impairment import Path
 
 SUBJECTS = ("linux", "usernet")
+WAYS = ("up", "down")  # to the far end, which is a Linux, and from it
 NEAR, FAR, PORT = "10.0.0.2", "10.0.0.1", 7000
 TRANSFER = File(__file__).with_name("transfer.py")
 # linux/if_tun.h: TUNSETIFF with IFF_TAP | IFF_NO_PI; no offload, so that a frame on the cable is one of an Ethernet.
