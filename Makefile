@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3; do $$python -c \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long interop interop-quick lint bench faults soak clean
+.PHONY: demo test test-long interop interop-quick netem lint bench faults soak clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python launcher.py demo
@@ -29,6 +29,10 @@ test-long: $(VENV)/.dev
 interop: $(VENV)/.interop
 	@test $$(id -u) != 0 || ! command -v apt-get >/dev/null || .ci/packages
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/interop tests/cpython tests/badnet
+
+# `impair` beside tc-netem(8), in a kernel that has it: this one, or User-mode Linux. They measure time: on an idle machine.
+netem: $(VENV)/.dev
+	$(BIN)/python -m tests.netem
 
 # Of these what CI has time for: those of CPython's suites that found most.
 interop-quick: $(VENV)/.dev
