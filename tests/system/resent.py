@@ -9,13 +9,15 @@ processes may be late with both.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 
 PROBE_MIN_S = 0.002  # RFC 8985 section 7.2 as layers/tcp/rack.py has it; Linux waits two ticks more
 RTO_MIN_S = 0.2  # of Linux and of layers/tcp/retransmission.py
 ACK_DELAY_S = 0.04  # of Linux and of layers/tcp/acknowledgment.py
 DUPLICATES = 3  # RFC 5681 section 3.2
 FIN, SYN, ACK = 1, 2, 16
+TOLD = 10  # segments up to one that nothing explains
 MSS = 536  # RFC 9293 section 3.7.1, where no SYN was seen
 # When it was sent: text of a SYN that its SYN-ACK leaves out (RFC 7413 section 4.2.2); what has not passed yet.
 REFUSED, OVERTAKEN = 0.0, -1.0
@@ -126,9 +128,18 @@ class Judge:
     def __init__(self, exact: str) -> None:
         self._exact = exact
         self._ways: dict[str, dict[str, _Way]] = {}
+        self._last: dict[str, deque[Segment]] = {}
 
     def take(self, segment: Segment) -> Again | None:
         """What passes next; what is wrong if it is not new."""
+        last = self._last.setdefault(segment.connection, deque(maxlen=TOLD))
+        last.append(segment)
+        wrong = self._judged(segment)
+        if wrong is None or wrong.waited is not None:
+            return wrong
+        return replace(wrong, what=f"{wrong.what} ({', '.join(_told(each, segment.at) for each in last)})")
+
+    def _judged(self, segment: Segment) -> Again | None:
         ways = self._ways.setdefault(segment.connection, {})
         there = ways.setdefault(segment.source, _Way(segment.sequence, segment.mss or MSS))
         for source, back in ways.items():
@@ -165,3 +176,10 @@ class Judge:
         if last and may_wait:
             return None  # RFC 8985 section 7.2 does not wait for the delayed ACK of two short segments
         return Again(f"sent again {since}, for want of an ACK", (sent, at))
+
+
+def _told(segment: Segment, at: float) -> str:
+    """A segment in a message about one that passed at `at`."""
+    sack = "".join(f" sack {left}-{right}" for left, right in segment.sack)
+    return (f"{(segment.at - at) * 1e3:+.1f} ms {segment.source} {segment.sequence}+{segment.text}"
+            f" ack {segment.acknowledgment}{sack} win {segment.window}")
