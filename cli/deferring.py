@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from cli.watching import Look, Merger, Seen
 
 SHARE = 0.1  # of one processor, while none is free
-_SAVED_S = 0.05  # processor time that can be saved up
+_SAVED_S = 0.02  # processor time that can be saved up
 _WINDOW_S = 0.1  # for which it is measured whether a processor is free; its unit is 10 ms
 _FREE = 1.25  # processors without work, but for this process, of which it may have one
 
