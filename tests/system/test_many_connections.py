@@ -30,6 +30,7 @@ def slots_of(count: int) -> bytes:
         conn.ends = Ends(ends.local, 1024 + number % PORTS, ends.peer, ends.peer_port + number // PORTS)
         conn.handle, conn.slot, conn.stored = handle + 1 + number, 0, None
         assert stack.durable.born(conn)
+        stack.durable.store(conn)
     return bytes(stack.memory.slots)
 
 
