@@ -43,6 +43,7 @@ from usernet.pipe.messages import (  # noqa: F401  (shared with applications)
     SEND,
     SEND_OPTIONS,
     SEND_SEGMENTS,
+    SEND_SEGMENTS_HELD,
     SEND_TOS_GIVEN,
     SOCKET_ERROR,
     SocketError,
@@ -74,7 +75,7 @@ NEGATIVE_ADVICE = 22  # a destination whose answers stay out (RFC 1122 section 3
 TRANSMIT_HELD = 40  # these: as TRANSMIT, PACKET_OUT, ETHERNET, PACKET with a reference in place of the payload
 PACKET_OUT_HELD = 41  # (bus.durable.held)
 ETHERNET_HELD = 42  # from and to the device
-PACKET_HELD = 43
+PACKET_HELD = 43  # (44 is SEND_SEGMENTS_HELD)
 REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: addresses of one width
 
 # Control (from 128 on): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped, bounded by credit;
@@ -93,7 +94,8 @@ RAW_WANTED = 149  # protocol numbers, one octet each: raw wants copies of their 
 
 CONTROL_KIND_MIN = 128
 # {kind: the same without reference}
-HELD_OF = {TRANSMIT_HELD: TRANSMIT, PACKET_OUT_HELD: PACKET_OUT, ETHERNET_HELD: ETHERNET, PACKET_HELD: PACKET}
+HELD_OF = {TRANSMIT_HELD: TRANSMIT, PACKET_OUT_HELD: PACKET_OUT, ETHERNET_HELD: ETHERNET, PACKET_HELD: PACKET,
+           SEND_SEGMENTS_HELD: SEND_SEGMENTS}
 PACKET_HELD_MAX = 65535  # octets that a reference may name: no packet is longer
 STRUCTURED = frozenset({ROUTES, SOCKET_SET, SOCKET_REPLY, NOTICES, MEMBERSHIP})  # MessagePack
 KIND_NAMES = {
@@ -123,6 +125,7 @@ KIND_NAMES = {
     PACKET_OUT_HELD: "PACKET_OUT_HELD",
     ETHERNET_HELD: "ETHERNET_HELD",
     PACKET_HELD: "PACKET_HELD",
+    SEND_SEGMENTS_HELD: "SEND_SEGMENTS_HELD",
     REDIRECT: "REDIRECT",
     RESOLVE: "RESOLVE",
     NEIGHBOR: "NEIGHBOR",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bus.durable import layout
+from bus.durable.held import row_at
 from bus.runtime.sabotage import FAULTS
 from supervisor import control
 from supervisor.events import KEEPER, Event, EventLog
@@ -257,13 +258,17 @@ class ControlServer:
         caller.answer({source: events.level(source) for source in sources})
 
     def _on_memory(self, caller: control.Caller, request: dict[str, Any]) -> None:
-        """The memory of an application, for the process that asks."""
+        """The memory of an application, for the process that asks; with `buffers` also the table of returned ones."""
         try:
             number, descriptor = self._keeper.shared.lend(peer(caller.connection)[0])
         except OSError as error:
             caller.refuse(f"memory: {error.strerror}")
         else:
-            caller.answer_with([descriptor], {"number": number})
+            if request.get("buffers") is True:
+                caller.answer_with([descriptor, self._keeper.shared.returned],
+                                   {"number": number, "returned": row_at(number)})
+            else:
+                caller.answer_with([descriptor], {"number": number})
 
     def _on_events(self, caller: control.Caller, request: dict[str, Any]) -> None:
         for event in self._keeper.events.all():

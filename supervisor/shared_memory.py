@@ -2,7 +2,9 @@
 
 The owner of a memory gets a descriptor for writing, every other layer that meets references one for reading only. The
 memory of an application is written by this application and by tcp. Each application gets a descriptor of its own memory
-only, over the control socket, and keeps the memory until its process has ended and tcp has no ring in it any more.
+only, over the control socket, and keeps the memory until its process has ended, tcp has no ring in it any more, and all
+of its buffers (`usernet.pipe.buffers`) are returned. The table of returned buffers is written by every layer that meets
+references, and every application may read it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ import mmap
 import os
 import secrets
 import select
+import time
 
 from bus import topology
 from bus.durable.frames import FRAMES_OCTETS
-from bus.durable.held import APPLICATION_MIN, APPLICATIONS_MAX
+from bus.durable.held import APPLICATION_MIN, APPLICATIONS_MAX, RETURNED, RETURNED_OCTETS, row_at
 from bus.durable.stream_memory import ARENA_OCTETS
-from usernet.pipe.rings import APPLICATION_OCTETS, FACTS_AT, IN_USE, RINGS_AT, TOKEN
+from usernet.pipe.buffers import BUFFERS_AT, LOST_S, MEMORY_OCTETS, ROW_OCTETS
+from usernet.pipe.rings import FACTS_AT, IN_USE, RINGS_AT, TOKEN
 
+_ALL = "layers"  # as an owner: every layer that meets references
 # the owner and the length of each memory, by its number
-_MEMORIES = (("tcp", ARENA_OCTETS), ("link", FRAMES_OCTETS)) + APPLICATIONS_MAX * (("tcp", APPLICATION_OCTETS),)
-assert len(_MEMORIES) == APPLICATION_MIN + APPLICATIONS_MAX
+_MEMORIES = (("tcp", ARENA_OCTETS), ("link", FRAMES_OCTETS), *APPLICATIONS_MAX * (("tcp", MEMORY_OCTETS),),
+             (_ALL, RETURNED_OCTETS))
+assert len(_MEMORIES) == RETURNED + 1 == APPLICATION_MIN + APPLICATIONS_MAX + 1
 
 
 class SharedMemory:
@@ -33,6 +39,8 @@ class SharedMemory:
         self._readable: list[int] = []
         self._pids: dict[int, int] = {}  # {number of a memory: the process that has it}
         self._pidfds: dict[int, int] = {}
+        # {number of a memory: when it was seen that its process has ended and that buffers were not returned}
+        self._seen_ended: dict[int, float] = {}
         for number, (owner, octets) in enumerate(_MEMORIES):
             descriptor = os.memfd_create(f"usernet-{owner}-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(descriptor, octets)
@@ -45,7 +53,7 @@ class SharedMemory:
         """The descriptors for a layer, by the numbers of the memories; empty for a layer that meets no references."""
         if layer not in topology.REFERENCES:
             return ()
-        return tuple(writable if owner == layer else readable
+        return tuple(writable if owner in (layer, _ALL) else readable
                      for (owner, _), writable, readable in zip(_MEMORIES, self._writable, self._readable, strict=True))
 
     def lend(self, pid: int) -> tuple[int, int]:
@@ -55,7 +63,7 @@ class SharedMemory:
             if its == pid and not _ended(self._pidfds[number]):
                 os.close(pidfd)
                 return number, self._writable[number]
-        for number in range(APPLICATION_MIN, len(_MEMORIES)):
+        for number in range(APPLICATION_MIN, RETURNED):
             former = self._pidfds.get(number)
             if former is None or (_ended(former) and not self._in_use(number)):
                 break
@@ -68,13 +76,28 @@ class SharedMemory:
         self._clear(number)
         return number, self._writable[number]
 
+    @property
+    def returned(self) -> int:
+        """The descriptor of the table of returned buffers for applications."""
+        return self._readable[RETURNED]
+
     def _in_use(self, number: int) -> bool:
-        return os.pread(self._writable[number], 8, FACTS_AT + 8 * IN_USE) != bytes(8)
+        if os.pread(self._writable[number], 8, FACTS_AT + 8 * IN_USE) != bytes(8):
+            return True
+        used = os.pread(self._writable[number], ROW_OCTETS, BUFFERS_AT)
+        if used == os.pread(self._writable[RETURNED], ROW_OCTETS, row_at(number)):
+            return False
+        # the application may have damaged its table, and records about its buffers may be lost
+        now = time.monotonic()
+        return now < self._seen_ended.setdefault(number, now) + LOST_S
 
     def _clear(self, number: int) -> None:
-        """Nothing of the former application remains, except the generations of its rings."""
-        with mmap.mmap(self._writable[number], APPLICATION_OCTETS) as memory:
-            memory.madvise(mmap.MADV_REMOVE, RINGS_AT, APPLICATION_OCTETS - RINGS_AT)
+        """Nothing of the former application remains, except the generations of its rings: references to its buffers
+        have its token, so they are not valid any more."""
+        self._seen_ended.pop(number, None)
+        with mmap.mmap(self._writable[number], MEMORY_OCTETS) as memory:
+            memory.madvise(mmap.MADV_REMOVE, RINGS_AT, MEMORY_OCTETS - RINGS_AT)
+        os.pwrite(self._writable[RETURNED], bytes(ROW_OCTETS), row_at(number))
         os.pwrite(self._writable[number], secrets.token_bytes(8), FACTS_AT + 8 * TOKEN)
 
 

@@ -59,6 +59,7 @@ class Arena(Rings):
     def __init__(self, mapping: mmap.mmap, named: Iterable[int] = (), limit: int | None = None, now: float = 0.0,
                  poison: bool = False, blocks: int = 0) -> None:
         super().__init__(mapping, blocks)
+        self._mapping = mapping
         self.limit = self.blocks * BLOCK_OCTETS if limit is None else limit
         self.used = 0  # octets of rings in use
         self.refused: list[int] = []

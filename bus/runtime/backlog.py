@@ -12,6 +12,7 @@ the pipe, and a SIGKILL costs it nothing.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from bus.flow import flow_of
@@ -43,12 +44,17 @@ class Pool:
 
 
 class Backlog:
-    """Records, oldest first. At most `records_max` of data, within `pool`; credit bounds the streams."""
+    """Records, oldest first. At most `records_max` of data, within `pool`; credit bounds the streams.
 
-    __slots__ = ("_ahead", "_ahead_octets", "_data", "_entries", "_flows", "_largest", "_mergeable", "_octets", "_pool",
-                 "_records_max")
+    `let_go`: called for each (kind, record) of data that has no room.
+    """
 
-    def __init__(self, records_max: int, pool: Pool | None = None) -> None:
+    __slots__ = ("_ahead", "_ahead_octets", "_data", "_entries", "_flows", "_largest", "_let_go", "_mergeable",
+                 "_octets", "_pool", "_records_max")
+
+    def __init__(self, records_max: int, pool: Pool | None = None,
+                 let_go: Callable[[int, bytes], None] | None = None) -> None:
+        self._let_go = let_go or (lambda kind, record: None)
         self._pool = Pool(2 * (BACKLOG_OCTETS + records_max * ENTRY_OCTETS)) if pool is None else pool
         self._entries: deque[_Entry] = deque()
         self._records_max = records_max
@@ -96,6 +102,7 @@ class Backlog:
             octets, flow = len(record) + ENTRY_OCTETS, flow_of(kind, record)
             while not self._has_room(octets):
                 if not self._make_room(flows.get(flow, 0) + octets):
+                    self._let_go(kind, record)
                     break
             else:
                 pool.free -= octets
@@ -123,6 +130,7 @@ class Backlog:
             if flow == largest and not is_kept(kind):
                 del entries[place]
                 self._leave(record, flow)
+                self._let_go(kind, record)
                 return True
         return False
 

@@ -35,6 +35,7 @@ from usernet.pipe.messages import (
     REQUEST,
     SEND,
     SEND_SEGMENTS,
+    SEND_SEGMENTS_HELD,
     WANT,
     inbox_name,
     inbox_number,
@@ -57,8 +58,8 @@ REFUSAL_LINGER_MS = 300  # for libzmq to connect and send it
 TOOLS_PLACES = 8  # that only the tools of the command line may take, which the owner needs when all others are taken
 STRANGERS_PLACES = 8  # of connections, for layers and for processes that have not said HELLO
 DESCRIPTORS_A_CLIENT = 4  # a pidfd, a PUSH and its connection, the connection of the client
-CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, REQUEST, CREDIT, BYE, WANT, STREAM, STREAM_HELD, STREAM_MEMORY, READ,
-                          ACCEPT, STREAM_INFO})
+CLIENT_KINDS = frozenset({SEND, SEND_SEGMENTS, SEND_SEGMENTS_HELD, REQUEST, CREDIT, BYE, WANT, STREAM, STREAM_HELD,
+                          STREAM_MEMORY, READ, ACCEPT, STREAM_INFO})
 
 
 @dataclass(eq=False, slots=True)

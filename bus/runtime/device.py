@@ -108,11 +108,15 @@ class DeviceEnd:
             self.device.write(frame)
 
     def write_held(self, record: bytes) -> None:
-        """The same for an ETHERNET_HELD record."""
+        """The same for an ETHERNET_HELD record. Its octets are not needed again: this process's successor skips it."""
         if self._is_new():
             found = self._held.pieces(record)
-            if found is not None:
-                self.device.write_parts((found[0], *found[1]))
+            if found is None:
+                return
+            self.device.write_parts((found[0], *found[1]))
+        self._held.spend(record)
+        if self._held.spent:
+            self._held.settle()
 
     def _is_new(self) -> bool:
         if self._to_skip:

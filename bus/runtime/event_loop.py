@@ -76,7 +76,7 @@ class EventLoop:
         self._next_starved_told = 0.0
         self._poller = open_poller(config.pipes, Trust(config.owner, config.users or (config.owner,)), spawned.statm_fd)
         self._pull = self._poller.pull(spawned.listener_fd, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._refused)
-        self._turn = Turn(durable)
+        self._turn = Turn(durable, spawned.held)
         self._cookie = config.cookie
         self._pipes = self._connected(spawned.layer, config)
         self._inboxes, self._outboxes = self._pipes.inboxes, self._pipes.outboxes

@@ -83,7 +83,7 @@ class Outbox:
         self._frames: deque[bytes] = deque()  # sealed and published frames that wait for room in the socket
         self._fresh: list[bytes] = []  # sealed in this turn; they are sent after the turn is published
         # Data and streams that wait behind those frames, to leave in larger frames.
-        self._backlog = Backlog(BACKLOG_RECORDS) if backlog is None else backlog
+        self._backlog = Backlog(BACKLOG_RECORDS, let_go=turn.held.let_go) if backlog is None else backlog
         # first number of the repetition at the start, until the consumer answers
         self._repeated_from: int | None = None
         self._kind = 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bus.durable import layout
+from bus.durable.held import NO_HOLDINGS, Holdings
 from bus.durable.journal import Journal
 from bus.runtime.inbox import Inbox
 
@@ -40,14 +41,16 @@ class Outgoing(Protocol):
 class Turn:
     """The turns of one process."""
 
-    __slots__ = ("flush", "journal", "memory", "taken", "touched", "words")
+    __slots__ = ("flush", "held", "journal", "memory", "taken", "touched", "words")
 
-    def __init__(self, durable: layout.Memory) -> None:
+    def __init__(self, durable: layout.Memory, held: Holdings = NO_HOLDINGS) -> None:
+        """`held`: where octets lie that records refer to. What is not needed any more is given back at the end."""
         self.memory = durable
         self.words = durable.words
         self.journal = Journal(durable)
         self.touched: list[Outgoing] = []  # outboxes with output of this turn, or with output that waits for room
         self.taken: set[Inbox] = set()  # inboxes with a frame that is not committed yet
+        self.held = held
         self.flush: Callable[[], None] | None = None  # what the device does at the end of a turn
 
     @property
@@ -95,3 +98,5 @@ class Turn:
                 inbox.commit()
             taken.clear()
             words[layout.IN_HAND_SENDER] = 0
+        if self.held.spent:
+            self.held.settle()

@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 
 from usernet.client.arrivals import Arrivals, queued
+from usernet.client.buffers import Buffers
 from usernet.client.channel import Line, find
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
@@ -93,6 +94,7 @@ class Connection:
         self._incoming = Incoming()
         self._memory: Memory | None = None
         self._memory_refused = False
+        self._lending = threading.RLock()
         self._looked = 0.0
         self._ending = False
         self._checked = monotonic()
@@ -440,14 +442,25 @@ class Connection:
         if box.shared:
             return  # another process could not read them
         box.offered = True
+        memory = self._shared_memory()
+        if memory is not None:
+            box.memory = memory
+            self.send_all([(STREAM_MEMORY, memory.offer(box.handle))])
+
+    def _shared_memory(self) -> Memory | None:
         if self._memory is None and not self._memory_refused:
-            try:
-                self._memory = Memory(self._line.directory)
-            except OSError:
-                self._memory_refused = True  # the octets travel in records
-        if self._memory is not None:
-            box.memory = self._memory
-            self.send_all([(STREAM_MEMORY, self._memory.offer(box.handle))])
+            with self._lending:  # of two, the second would have no buffers
+                try:
+                    made = self._memory or Memory(self._line.directory)
+                    self._memory = self._memory or made  # a signal handler may have been here, too
+                except OSError:
+                    self._memory_refused = True  # the octets travel in records
+        return self._memory
+
+    def buffers(self) -> Buffers | None:
+        """The buffers for datagrams that this process sends; None: they travel in records."""
+        memory = self._shared_memory() if self.welcome.get("buffers") else None
+        return memory.buffers if memory is not None else None
 
     def open_socket(self, kind: str, protocol: int = 0) -> Description:
         """Open a socket. `protocol`: of a raw socket."""

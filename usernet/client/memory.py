@@ -1,4 +1,5 @@
-"""The memory that this process shares with one stack, for the octets of its streams (usernet.pipe.rings).
+"""The memory that this process shares with one stack, for the octets of its streams (usernet.pipe.rings) and of large
+groups of datagrams that it sends (usernet.pipe.buffers).
 
 The keeper creates it and sends its descriptor over the control socket, on request. A stack without this, or without a
 free memory, sends and receives the octets in records.
@@ -12,7 +13,9 @@ import mmap
 import os
 import socket
 import struct
+from typing import Any
 
+from usernet.client.buffers import Buffers
 from usernet.pipe.rings import APPLICATION_OCTETS, TOKEN, ApplicationRings, Ring, block_of
 from usernet.pipe.run_dir import peer
 from usernet.pipe.streams import MEMORY_RECORD
@@ -27,13 +30,18 @@ class Memory:
 
     def __init__(self, directory: str) -> None:
         """`directory`: a path of the run directory."""
-        self.number, descriptor = _lent(f"{directory}/{CONTROL_SOCKET}")
+        answer, descriptors = _lent(f"{directory}/{CONTROL_SOCKET}")
+        self.number = answer["number"]
+        self.buffers: Buffers | None = None  # None: this stack has none, or they have another user in this process
         try:
-            self._rings = ApplicationRings(mmap.mmap(descriptor, APPLICATION_OCTETS))
-        except ValueError as error:
+            self._rings = ApplicationRings(mmap.mmap(descriptors[0], APPLICATION_OCTETS))
+            if len(descriptors) > 1:
+                self.buffers = Buffers.of(self.number, descriptors[0], descriptors[1], answer["returned"])
+        except (ValueError, KeyError, TypeError) as error:
             raise OSError(str(error)) from error
         finally:
-            os.close(descriptor)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def offer(self, handle: int) -> bytes:
         """The STREAM_MEMORY record that offers it for the octets of a stream."""
@@ -53,28 +61,30 @@ class Memory:
         self._rings.written[block_of(reference)] = total
 
 
-def _lent(path: str) -> tuple[int, int]:
-    """(number, descriptor) of the memory for this process."""
+def _lent(path: str) -> tuple[dict[str, Any], list[int]]:
+    """The keeper's answer, and the descriptors: of the memory for this process, of the table of returned buffers."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(ANSWER_TIMEOUT_S)
         line.connect(path)
         if peer(line)[1] != os.geteuid():
             raise PermissionError(f"the process that answers at {path} belongs to another user")
-        line.sendall(b'{"op": "memory"}\n')
+        line.sendall(b'{"op": "memory", "buffers": true}\n')
         answer, found = b"", array.array("i")
         try:
             while not answer.endswith(b"\n"):
-                octets, ancillary, _, _ = line.recvmsg(ANSWER_OCTETS, socket.CMSG_SPACE(found.itemsize))
+                octets, ancillary, _, _ = line.recvmsg(ANSWER_OCTETS, socket.CMSG_SPACE(2 * found.itemsize))
                 for level, kind, data in ancillary:
                     if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                         found.frombytes(data[: len(data) - len(data) % found.itemsize])
                 if not octets:
                     break
                 answer += octets
-            number = json.loads(answer)["ok"]["number"]
-            if len(found) != 1 or not isinstance(number, int):
+            fields = json.loads(answer)["ok"]
+            if not found or not isinstance(fields["number"], int):
                 raise ValueError("no descriptor")
-            return number, found.pop()
+            descriptors = list(found)
+            del found[:]
+            return fields, descriptors
         except (ValueError, KeyError, TypeError, struct.error) as error:
             raise OSError(f"the keeper has no memory for this process: {answer!r}") from error
         finally:

@@ -20,7 +20,7 @@ WAITING_MAX = 64  # messages that may wait in a PUSH
 # Attempts, most of them 5 ms apart, so that the places of processes that have just ended are free by then. A process
 # that crashes closes one connection at once.
 REFUSALS = 40
-DESCRIPTORS_RESERVED = 96  # descriptors of a process that are not for connections to it; ip has most, 75
+DESCRIPTORS_RESERVED = 96  # descriptors of a process that are not for connections to it; ip has most, 76
 CONNECTIONS_MIN = 16
 ACCEPTED_AT_ONCE = 64  # connections in one turn, so that others are served and the process does not look hung
 STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # accept(2): it may work later

@@ -16,6 +16,8 @@ SEND = 1  # application -> sockets: datagrams to send (DATAGRAM_HEADER + payload
 DATAGRAM = 2  # sockets -> application: datagrams received (DATAGRAM_HEADER + payload)
 SEND_SEGMENTS = 13  # application -> sockets: DATAGRAM_HEADER + SEGMENT_SIZE + payloads of that size, the last at most
 DATAGRAM_SEGMENTS = 14  # sockets -> application that asked for it: DATAGRAM_HEADER + SEGMENT_SIZE + payloads as above
+# application -> sockets: DATAGRAM_HEADER + SEGMENT_SIZE + a reference to the payloads (usernet.pipe.buffers)
+SEND_SEGMENTS_HELD = 44
 # the same with options: DATAGRAM_HEADER + an octet with the number of octets of IP options + options + payload
 DATAGRAM_OPTIONS = 21
 HELLO = 128  # both ways, first frame after a start: JSON Hello

@@ -96,8 +96,7 @@ class Ring:
 class Rings:
     """The rings in a memory, as those see them that do not allocate them. `blocks`: their number; 0: as many as fit."""
 
-    def __init__(self, mapping: mmap.mmap, blocks: int = 0) -> None:
-        self._mapping = mapping
+    def __init__(self, mapping: mmap.mmap | memoryview, blocks: int = 0) -> None:
         self.blocks = blocks or min(len(mapping) // BLOCK_OCTETS, BLOCKS_MAX)
         while octets_for(self.blocks * BLOCK_OCTETS) > len(mapping):
             self.blocks -= 1
