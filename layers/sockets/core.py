@@ -19,7 +19,7 @@ from random import Random
 import msgspec
 
 from bus import messages, topology
-from bus.config import StackConfig
+from bus.config import UDP_SEGMENTATION, StackConfig
 from bus.layer import CounterWords, Send, State
 from bus.sysctl import stream_defaults
 from layers.common.portions import Portions
@@ -76,6 +76,7 @@ class Core:
         self._from_client: dict[int, Callable[[int, list[bytes]], list[Send]]] = {
             messages.SEND: traffic.send,
             messages.SEND_SEGMENTS: traffic.send_segments,
+            messages.SEND_SEGMENTS_HELD: traffic.send_segments_held,
             messages.CREDIT: traffic.credit,
             messages.REQUEST: self._request,
             messages.STREAM: streams.from_client(messages.STREAM),
@@ -162,7 +163,7 @@ class Core:
         """What an application may need before its first request."""
         config = self._config
         return {"name": config.name, "address": text_of(config.address), "mtu": config.mtu, "dns": config.dns,
-                "segments": True}
+                "segments": True, "buffers": UDP_SEGMENTATION in config.offload}
 
     def client_joined(self, client: int, hello: dict[str, object], now: float) -> list[Send]:
         """Store the pid, for `list`."""

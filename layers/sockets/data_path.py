@@ -6,6 +6,7 @@ Owns the accounting of receive buffers, by the CREDIT records of applications.
 from __future__ import annotations
 
 from bus import messages, topology
+from bus.durable.held import held_octets
 from bus.layer import CounterWords, Send
 from bus.messages import CREDIT_RECORD, CREDIT_TOTAL, DATAGRAM_COST, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, SEGMENT_SIZE
 from layers.sockets.counters import Counters
@@ -45,6 +46,19 @@ class Traffic:
             if consumers.get(_from_bytes(record[:4], "little")) == topology.UDP:
                 sends.append((topology.UDP, messages.SEND_SEGMENTS, record))
                 self.counters[Counters.sent] += _segments_in(record, DATAGRAM_HEADER.size)
+            else:
+                self.counters[Counters.send_foreign] += 1
+        return sends
+
+    def send_segments_held(self, client: int, records: list[bytes]) -> list[Send]:
+        """The same with a reference to the datagrams."""
+        consumers = self._clients.get(client, {})
+        sends = []
+        for record in records:
+            if consumers.get(_from_bytes(record[:4], "little")) == topology.UDP:
+                sends.append((topology.UDP, messages.SEND_SEGMENTS_HELD, record))
+                self.counters[Counters.sent] += _count(
+                    record, DATAGRAM_HEADER.size, min(held_octets(record), messages.PACKET_HELD_MAX))
             else:
                 self.counters[Counters.send_foreign] += 1
         return sends
@@ -190,6 +204,11 @@ def question(entry: Entry) -> Send:
 
 def _segments_in(record: bytes, header_octets: int) -> int:
     """The number of datagrams in a record of segments; 0: malformed."""
+    return _count(record, header_octets, len(record) - header_octets - SEGMENT_SIZE.size)
+
+
+def _count(record: bytes, header_octets: int, octets: int) -> int:
+    """The same for so many octets of payload."""
     start = header_octets + SEGMENT_SIZE.size
     size = SEGMENT_SIZE.unpack_from(record, header_octets)[0] if len(record) > start else 0
-    return -(-(len(record) - start) // size) if size else 0
+    return -(-octets // size) if size else 0

@@ -15,7 +15,8 @@ import random
 from struct import Struct
 
 from bus.config import StackConfig
-from bus.layer import CounterWords, Send, State
+from bus.durable.held import NO_HOLDINGS
+from bus.layer import CounterWords, Octets, Send, State
 from bus.messages import (
     DATAGRAM,
     DATAGRAM_OPTIONS,
@@ -37,6 +38,7 @@ from bus.messages import (
     SEGMENT_SIZE,
     SEND,
     SEND_SEGMENTS,
+    SEND_SEGMENTS_HELD,
 )
 from bus.topology import ICMP, SOCKETS
 from layers.common.ports import Ports
@@ -65,6 +67,8 @@ _DATAGRAM = Struct("<IBBBBHH8s")  # the end of a DATAGRAM_HEADER; both have sour
 class Core(Transport[SocketTable]):
     """The core of udp; see `bus.layer.Core`."""
 
+    held: Octets = NO_HOLDINGS
+
     def __init__(self, config: StackConfig, state: State, counters: CounterWords, rng: random.Random) -> None:
         sockets = SocketTable(Ports(rng), state)
         super().__init__(config, state, counters, sockets)
@@ -73,6 +77,7 @@ class Core(Transport[SocketTable]):
             PACKET: self._packets,
             SEND: self._output.send,
             SEND_SEGMENTS: self._output.send_segments,
+            SEND_SEGMENTS_HELD: self._send_segments_held,
             ICMP_ERROR: self._icmp_errors,
         }
 
@@ -83,6 +88,9 @@ class Core(Transport[SocketTable]):
     def _changed(self) -> list[Send]:
         self._output.changed(self._routes)
         return []
+
+    def _send_segments_held(self, records: list[bytes]) -> list[Send]:
+        return self._output.send_segments_held(records, self.held)
 
     # ------------------------------------------------------------------ from the network
 

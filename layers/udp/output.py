@@ -10,7 +10,8 @@ import errno
 from struct import Struct
 
 from bus.config import UDP_SEGMENTATION
-from bus.layer import CounterWords, Send
+from bus.durable.held import REFERENCE_OCTETS, held_octets, is_in_buffer
+from bus.layer import CounterWords, Octets, Send
 from bus.messages import (
     DATAGRAM_HEADER,
     FAMILY_4,
@@ -20,10 +21,12 @@ from bus.messages import (
     SEGMENTS_MAX,
     SEND,
     SEND_OPTIONS,
+    SEND_SEGMENTS_HELD,
     SEND_TOS_GIVEN,
     TRANSMIT,
     TRANSMIT_BROADCAST,
     TRANSMIT_HEAD,
+    TRANSMIT_HELD,
     TRANSMIT_LOOP,
     TRANSMIT_OF_MTU_DISCOVER,
     TRANSMIT_PARTIAL,
@@ -134,6 +137,36 @@ class Output:
             self._counters[Counters.sends] += count
             self._counters[Counters.packets_out] += count
         return sends
+
+    def send_segments_held(self, records: list[bytes], held: Octets) -> list[Send]:
+        """Process SEND_SEGMENTS_HELD records: ip gets the reference, unless something here must see the payload."""
+        sends: list[Send] = []
+        for record in records:
+            if not self._pass_held(record, sends):
+                inline = held.inline(SEND_SEGMENTS_HELD, record)
+                if inline is not None:
+                    sends += self.send_segments([inline[1]])
+        return sends
+
+    def _pass_held(self, record: bytes, sends: list[Send]) -> bool:
+        """Pass a reference to ip; False: the payload is needed here, or the record is refused. As `send_segments` on a
+        known path, for a device that splits it."""
+        header, start = record[: DATAGRAM_HEADER.size], DATAGRAM_HEADER.size + SEGMENT_SIZE.size
+        path = self._paths.get(header) if self._joins else None
+        if path is None or len(record) != start + REFERENCE_OCTETS or not is_in_buffer(record):
+            return False
+        headers, initial, partial = path
+        octets, size = held_octets(record), SEGMENT_SIZE.unpack_from(record, DATAGRAM_HEADER.size)[0]
+        if not partial or not 0 < size < octets <= min(size * SEGMENTS_MAX, PAYLOAD_OCTETS_MAX):
+            return False
+        length = octets + HEADER_OCTETS
+        total = (initial + length) % 65535 or 65535
+        sends.append((IP, TRANSMIT_HELD, b"".join((_SIZE.pack(size), headers[_SIZE.size :],
+                                                   LENGTH_CHECKSUM.pack(length, total), record[start:]))))
+        count = -(-octets // size)
+        self._counters[Counters.sends] += count
+        self._counters[Counters.packets_out] += count
+        return True
 
     def _path(self, header: bytes, record: bytes, sends: list[Send]) -> Path | None:
         """The cached path for the head of `record`; None: dropped and counted, or sent already."""

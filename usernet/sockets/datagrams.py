@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from struct import Struct
 from typing import Any
 
+from usernet.client.buffers import HELD_OCTETS_MIN, Buffers, patience
 from usernet.client.connection import Connection
 from usernet.client.description import DESTINATIONS_MAX, Description
 from usernet.client.readiness import Descriptor
@@ -29,6 +30,7 @@ from usernet.pipe.messages import (
     SEGMENTS_MAX,
     SEND,
     SEND_SEGMENTS,
+    SEND_SEGMENTS_HELD,
     SocketError,
     datagram_header,
 )
@@ -114,21 +116,22 @@ class Datagrams:
             if whole is None:
                 return octets
             data, address, steering = whole
-        segment = steering.segment if steering is not None and steering.segment else box.segment_octets
-        if segment and len(data) > segment and self._kind == PLAIN:
-            kind, record = SEND_SEGMENTS, self._super_record(box, data, segment, address, steering)
-        elif steering is not None and steering.options is not None:
-            kind, record = SEND, self._header(box, data, address, steering) + before(steering.options, data)
-        else:
-            kind, record = SEND, self._header(box, data, address, steering) + data
         timeout = self._timeout
         if flags and flags & _DONTWAIT:
             timeout = 0.0
-        self._transmit(kind, (record,), timeout)
+        segment = steering.segment if steering is not None and steering.segment else box.segment_octets
+        if segment and len(data) > segment and self._kind == PLAIN:
+            self._send_super(box, data, segment, address, steering, timeout)
+            return octets
+        if steering is not None and steering.options is not None:
+            record = self._header(box, data, address, steering) + before(steering.options, data)
+        else:
+            record = self._header(box, data, address, steering) + data
+        self._transmit(SEND, (record,), timeout)
         return octets
 
-    def _super_record(self, box: Description, data: bytes, segment: int, address: object,
-                      steering: Steering | None) -> bytes:
+    def _send_super(self, box: Description, data: bytes, segment: int, address: object, steering: Steering | None,
+                    timeout: float | None) -> None:
         """Many datagrams in one record, for UDP_SEGMENT (udp(7))."""
         if len(data) > SUPER_OCTETS_MAX:
             raise os_error(errno.EMSGSIZE)
@@ -138,7 +141,20 @@ class Datagrams:
         if steering is not None and steering.options is not None:
             cut = [before(steering.options, data[at : at + segment]) for at in range(0, len(data), segment)]
             segment, data = len(cut[0]), b"".join(cut)
-        return header + SEGMENT_SIZE.pack(segment) + data
+        elif len(data) >= HELD_OCTETS_MIN and (buffers := self._connection.buffers()) is not None:
+            reference = buffers.put((data,)) or buffers.put_soon((data,), patience(timeout))
+            if reference is not None:
+                self._transmit_held(buffers, [header + SEGMENT_SIZE.pack(segment) + reference], timeout)
+                return
+        self._transmit(SEND_SEGMENTS, (header + SEGMENT_SIZE.pack(segment) + data,), timeout)
+
+    def _transmit_held(self, buffers: Buffers, records: list[bytes], timeout: float | None) -> None:
+        """Records with references to buffers."""
+        try:
+            self._transmit(SEND_SEGMENTS_HELD, records, timeout)
+        except OSError:
+            buffers.take_back(records)
+            raise
 
     def _header(self, box: Description, data: bytes, address: object, steering: Steering | None = None) -> bytes:
         """The head of a SEND. OSError as on Linux: it cannot be sent."""
@@ -275,9 +291,13 @@ class Datagrams:
             if not runs:
                 raise
         sent = 0
-        for kind, records, count in runs.frames():
+        buffers = self._connection.buffers() if runs.long else None
+        for kind, records, count in runs.frames(buffers, patience(self._timeout)):
             try:
-                self._transmit(kind, records, self._timeout)
+                if buffers is not None and kind == SEND_SEGMENTS_HELD:
+                    self._transmit_held(buffers, records, self._timeout)
+                else:
+                    self._transmit(kind, records, self._timeout)
             except OSError:
                 if not sent:
                     raise
