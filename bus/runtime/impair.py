@@ -18,6 +18,7 @@ import msgspec
 T = TypeVar("T")
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+_RANDOM_END = 1 << 32  # of Linux's random numbers
 LIMIT_DEFAULT = 1000  # tc-netem(8): maximum number of packets in the queue
 _NEVER = -1.0
 
@@ -174,7 +175,9 @@ class Impairment(Generic[T]):
             return settings.delay
         if settings.distribution == "normal":
             return max(0.0, settings.delay + settings.jitter * self._rng.gauss(0, 1))
-        return max(0.0, settings.delay + settings.jitter * (2 * self._delay() - 1))
+        # As on Linux (tabledist), where the remainder hides most of the correlation.
+        span_ns = max(1, round(2e9 * settings.jitter))
+        return max(0.0, settings.delay - settings.jitter + int(self._delay() * _RANDOM_END) % span_ns / 1e9)
 
     def _hold(self, at: float, item: T) -> None:
         self._number += 1

@@ -78,7 +78,7 @@ class Pings:
 
 @pytest.mark.parametrize("words", [
     "delay 20ms", "delay 30ms 10ms", "delay 30ms 10ms 50%", "loss 20%", "loss gemodel 5% 20%", "rate 1mbit",
-    "delay 50ms reorder 25%", "duplicate 50%", "corrupt 30%"])
+    "delay 50ms reorder 40%", "duplicate 50%", "corrupt 30%"])
 def test_a_ping_sees_the_same(stack: Stack, words: str) -> None:
     seen = {"netem": Pings(), "impair": Pings()}
     for _ in range(ROUNDS):

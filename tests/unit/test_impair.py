@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from statistics import quantiles
 
 import pytest
 from hypothesis import given, settings
@@ -96,14 +97,13 @@ def test_jitter_spreads_around_the_delay_and_reorders(distribution):
         assert sum(abs(wait - 0.1) < 0.01 for wait in waited) == pytest.approx(0.68 * N, rel=0.05)
 
 
-def test_correlated_jitter_changes_slowly():
-    def roughness(correlation: float) -> float:
-        bench = Bench(delay=0.1, jitter=0.01, delay_correlation=correlation, seed=4)
-        bench.run(2000, every=1.0)
-        waited = [at - item for at, item in bench.left]
-        return sum(abs(a - b) for a, b in itertools.pairwise(waited)) / (max(waited) - min(waited))
-
-    assert roughness(0.9) < roughness(0.0) / 2
+def test_correlation_does_not_narrow_jitter():
+    """As measured with tc-netem: with 10 ms and 50 % the quartiles of a ping were 28.8, 33.4 and 38.9 ms, without 28.2,
+    33.6 and 38.2 (tests/netem)."""
+    bench = Bench(delay=0.1, jitter=0.01, delay_correlation=0.5, seed=4)
+    bench.run(4000, every=1.0)
+    found = quantiles(at - item for at, item in bench.left)
+    assert found == pytest.approx([0.095, 0.1, 0.105], abs=0.0006)
 
 
 def test_duplicates_come_twice_and_next_to_each_other():
