@@ -6,10 +6,11 @@ from collections.abc import Generator, Iterator
 
 import pytest
 from durable import Durable
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from usernet_service import Service
 
-settings.register_profile("shared machine", deadline=None)  # how long an example takes is the neighbours' affair
+# How long an example takes, and how long it takes to make one, is the neighbours' affair.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
 

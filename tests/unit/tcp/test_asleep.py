@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layers.tcp import asleep, info, listing, quiet
@@ -155,7 +155,7 @@ def story(actions: list[tuple[str, bool, Any]], seed: int, loss: float, sleep_s:
     return seen, slept
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(st.lists(ACTIONS, max_size=12), st.integers(0, 1 << 16), st.sampled_from([0, 0.05]))
 def test_an_engine_whose_connections_sleep_does_what_one_does_whose_connections_never_sleep(actions, seed, loss):
     awake, never = story(actions, seed, loss, NEVER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layers.tcp import quiet
@@ -30,7 +30,7 @@ def hostile(seed: int, loss: float, repeat: float, jitter: float, delay: float):
     return fate
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0, 0.01, 0.1, 0.2]), repeat=st.sampled_from([0, 0.2]),
        jitter=st.sampled_from([0, 0.001, 0.1]), delay=st.sampled_from([0.0001, 0.02]), there=st.integers(0, 120_000),
        back=st.integers(0, 60_000), a_options=OPTIONS, b_options=OPTIONS,
@@ -68,7 +68,7 @@ def transfer(seed, loss, repeat, jitter, delay, there, back, a_options, b_option
     assert not b.engine.lookup.connections
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0, 0.02, 0.1]), delay=st.sampled_from([0.0001, 0.02]),
        pause=st.sampled_from([0.3, 3, 20]), portion=st.sampled_from([1, 3000, 100_000]), a_options=OPTIONS,
        b_options=OPTIONS)
