@@ -125,9 +125,8 @@ class Wire:
 
     def _present_files(self) -> list[tuple[int, int] | None]:
         """What identifies the files of the switch; None: missing. Empty: another directory has the wire's name."""
-        with contextlib.suppress(OSError):
-            if not os.path.samestat(os.stat(self._directory), os.fstat(self._folder)):
-                return []
+        if self._is_replaced():
+            return []
         found: list[tuple[int, int] | None] = []
         for name in (SWITCH_SOCKET, SWITCH_LOCK, SWITCH_COUNTERS):
             try:
@@ -136,6 +135,13 @@ class Wire:
             except OSError:
                 found.append(None)
         return found
+
+    def _is_replaced(self) -> bool:
+        """True if another directory has the wire's name."""
+        try:
+            return not os.path.samestat(os.stat(self._directory), os.fstat(self._folder))
+        except OSError:
+            return False
 
     def show_switch(self) -> None:
         """Let link reach the switch in a new root directory."""
@@ -157,6 +163,8 @@ class Wire:
         return f"wire '{self._name}' has no switch: this stack reaches no other"
 
     def _try_lock(self) -> int | None:
+        if self._is_replaced():
+            return None  # whoever moved the directory finds nothing new in it
         try:
             descriptor = os.open(SWITCH_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
                                  dir_fd=self._folder)
