@@ -7,6 +7,7 @@ process: its files are the host's, its network is its own, and it needs no privi
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def in_user_mode_linux(arguments: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as result:
         given = {"REPOSITORY": ROOT, "MODULES": MODULES, "PYTHON": sys.executable, "RESULT": result,
-                 "ARGUMENTS": f'"{" ".join(arguments)}"', "CI": os.environ.get("CI", "")}
+                 "ARGUMENTS": f'"{shlex.join(arguments)}"', "CI": os.environ.get("CI", "")}
         subprocess.run([kernel, f"mem={MEMORY}", "rootfstype=hostfs", "rootflags=/", "rw", "quiet", "con=null",
                         "con0=null,fd:1", f"init={ROOT / 'tests/netem/boot.sh'}",
                         *(f"{name}={value}" for name, value in given.items() if str(value))],

@@ -14,13 +14,14 @@ mkdir -p "$REPOSITORY"  # gone if it is in /tmp
 mount -t hostfs none "$REPOSITORY" -o "$REPOSITORY"
 ip link set lo up
 cd "$REPOSITORY" || exit
+eval "set -- $ARGUMENTS"
 "$PYTHON" -c '
 import ctypes, os, pathlib, sys
 for name in ("tun", "veth", "sch_netem"):
     module = os.open(next(pathlib.Path(sys.argv[1]).rglob(name + ".ko")), os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).syscall(313, module, b"", 0):  # finit_module(2)
         sys.exit(f"{name}: {os.strerror(ctypes.get_errno())}")
-' "$MODULES" && "$PYTHON" -m pytest -p no:cacheprovider tests/netem $ARGUMENTS
+' "$MODULES" && "$PYTHON" -m pytest -p no:cacheprovider tests/netem "$@"
 echo $? > /run/result/status
 sync
 "$PYTHON" -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321FEDC)'  # RB_POWER_OFF, reboot(2)
