@@ -1,8 +1,8 @@
 """How many SYNs are answered with SYN cookies, and which.
 
 A SYN that finds the SYN queue of its listener full costs this stack many times what it costs who sends it, and all
-layers may share one core. So COOKIES_PER_S of them are answered, more than the connections that the stack can serve;
-the others are dropped and counted. Two kinds of SYN do not compete with a flood from forged addresses, but have as many
+layers may share one core. So COOKIES_PER_S of them are answered, about as many as the stack can serve connections; the
+others are dropped and counted. Two kinds of SYN do not compete with a flood from forged addresses, but have as many
 cookies again for each kind:
 
 - SYNs of *proven* peers, from whose address a handshake was completed before. (Linux prefers them, too:
@@ -19,7 +19,7 @@ from zlib import crc32
 
 from layers.tcp.reset import Allowance
 
-COOKIES_PER_S = 3000  # of each kind; the stack can serve 2,700 connections a second (docs/performance.md)
+COOKIES_PER_S = 3000  # of each kind; the stack serves 2,700 to 3,100 connections a second (docs/performance.md)
 PROVEN_MAX = 4096  # addresses, the last ones
 # Octets of the memory of dropped SYNs, one for each. If 22,000 are dropped in a second, 8 % of the SYNs of the flood
 # are taken for repeated ones, because another was dropped at their place; that is less than COOKIES_PER_S.
