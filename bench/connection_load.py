@@ -160,16 +160,23 @@ def tcp_idle(address: str, port: str, connections: str) -> None:
 
 
 def syn_flood(source: str, address: str, port: str, per_s: str, seconds: str) -> None:
-    """SYNs from addresses of the network that do not exist, at a rate."""
+    """SYNs from addresses of the network that do not exist, at a rate.
+
+    All are made before the first is sent: to make one takes longer than to send it, and the processor time of the sender
+    would be missing to the programs that the flood is to disturb.
+    """
     rng = random.Random(1)
+    network, destination = kernel.inet_aton(source)[:3], kernel.inet_aton(address)
+    count = int(float(per_s) * float(seconds))
+    syns = [_syn(network + bytes((rng.randrange(100, 250),)), destination, int(port), rng) for _ in range(count)]
     with kernel.socket(kernel.AF_INET, kernel.SOCK_RAW, kernel.IPPROTO_RAW) as raw:
         print("ready", flush=True)
         started, sent = time.perf_counter(), 0
-        while (now := time.perf_counter() - started) < float(seconds):
-            while sent < now * float(per_s):
-                raw.sendto(_syn(kernel.inet_aton(source)[:3] + bytes((rng.randrange(100, 250),)),
-                                kernel.inet_aton(address), int(port), rng), (address, 0))
-                sent += 1
+        while sent < count:
+            due = min(count, int((time.perf_counter() - started) * float(per_s)))
+            for syn in syns[sent:due]:
+                raw.sendto(syn, (address, 0))
+            sent = max(sent, due)
             time.sleep(FLOOD_BATCH_S)
 
 

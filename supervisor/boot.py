@@ -59,29 +59,34 @@ def start_keeper(options: Options, run_dir: Path) -> dict[str, Any]:
     os.close(tell)
     os.close(mapped)
     try:
-        with os.fdopen(answers, "rb") as lines:
-            for line in lines:
-                answer = msgspec.json.decode(line)
-                if answer == "map":
-                    try:
-                        sandbox.Sandbox.map_users(pid)
-                    except OSError as error:
-                        raise BootError(f"cannot map users into the sandbox: {error.strerror}") from error
-                    os.write(map_done, b"!")
-                elif "no_device" in answer:
-                    raise sandbox.SandboxError(answer["no_device"])
-                elif "busy" in answer:
-                    raise Busy(answer["busy"])
-                elif "error" in answer:
-                    raise BootError(answer["error"])
-                else:
-                    return {"pid": pid}
-    except KeyboardInterrupt:
-        os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
+        _until_it_serves(pid, answers, map_done)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)  # so that nothing of it is left when the caller knows
         raise
-    finally:
-        os.close(map_done)
+    return {"pid": pid}
+
+
+def _until_it_serves(pid: int, answers: int, map_done: int) -> None:
+    """Wait for the keeper `pid`, and map users into its sandbox when it asks for that."""
+    with os.fdopen(answers, "rb") as lines, os.fdopen(map_done, "wb", 0) as done:
+        for line in lines:
+            answer = msgspec.json.decode(line)
+            if answer == "map":
+                try:
+                    sandbox.Sandbox.map_users(pid)
+                except OSError as error:
+                    raise BootError(f"cannot map users into the sandbox: {error.strerror}") from error
+                done.write(b"!")
+            elif "no_device" in answer:
+                raise sandbox.SandboxError(answer["no_device"])
+            elif "busy" in answer:
+                raise Busy(answer["busy"])
+            elif "error" in answer:
+                raise BootError(answer["error"])
+            else:
+                return
     raise BootError("the keeper ended before the stack was up")
 
 
@@ -136,7 +141,12 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
             say({"ok": True})
             os.close(tell)
 
-        keeper.Keeper(options, held, device_fd, offload, cleanup_process, front).run(ready)
+        try:
+            made = keeper.Keeper(options, held, device_fd, offload, cleanup_process, front)
+        except BaseException:
+            cleanup_process.finish(held)
+            raise
+        made.run(ready)
         status = 0
     except BlockingIOError:
         say({"busy": f"another stack is starting or stopping in {run_dir}"})

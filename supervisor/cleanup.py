@@ -48,7 +48,7 @@ class CleanupProcess:
         os.close(pidfd)
 
     def finish(self, held: Held) -> None:
-        """At an orderly end of the keeper, which holds the directory: remove its files and end the cleanup process."""
+        """When the keeper, which holds the directory, ends by itself: remove its files and end the cleanup process."""
         held.remove()
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.waitpid(self.pid, 0)

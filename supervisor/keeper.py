@@ -111,6 +111,14 @@ class Keeper:
 
         BootError: a layer does not start.
         """
+        try:
+            self._serve(on_ready)
+        finally:
+            self._cleanup.finish(self._held)
+        if self._boot_failure:
+            raise BootError(self._boot_failure)
+
+    def _serve(self, on_ready: Callable[[], None]) -> None:
         setproctitle(f"usernet {self._options.name}: keeper")
         if not self._options.unlocked:
             lockdown.reduce()
@@ -139,9 +147,6 @@ class Keeper:
         control_server.close(self.forced)
         if self._wire:
             self._wire.leave()
-        self._cleanup.finish(self._held)
-        if self._boot_failure:
-            raise BootError(self._boot_failure)
 
     def _contained(self, callback: Callable[[], None]) -> None:
         """Call it and turn any exception into an event, so that the stack goes on."""
