@@ -162,8 +162,8 @@ def tcp_idle(address: str, port: str, connections: str) -> None:
 def syn_flood(source: str, address: str, port: str, per_s: str, seconds: str) -> None:
     """SYNs from addresses of the network that do not exist, at a rate.
 
-    All are made before the first is sent: to make one takes longer than to send it, and the processor time of the sender
-    would be missing to the programs that the flood is to disturb.
+    All are made before the first is sent: to make one takes longer than to send it, and the flood is to disturb the
+    stack, not the programs that share a processor with this one.
     """
     rng = random.Random(1)
     network, destination = kernel.inet_aton(source)[:3], kernel.inet_aton(address)
