@@ -90,7 +90,7 @@ def test_an_application_without_shared_memory(new_stack: Callable[..., Stack], m
     def refused(directory: str) -> None:
         raise OSError("the stack has none")
 
-    monkeypatch.setattr("usernet.client.connection.Memory", refused)
+    monkeypatch.setattr("usernet.client.memory.Memory", refused)
     stack = new_stack().up()
     ours, kernel = connected(stack)
     with ours, kernel:

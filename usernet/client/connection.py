@@ -33,7 +33,7 @@ from usernet.client.buffers import Buffers
 from usernet.client.channel import Line, find
 from usernet.client.description import Description
 from usernet.client.dispatcher import Mailbox, Readers
-from usernet.client.memory import Memory
+from usernet.client.memory import Lending
 from usernet.client.readiness import Descriptor
 from usernet.client.requests import Requests, Unanswered, decode
 from usernet.client.sender import Frame, Sender
@@ -69,6 +69,8 @@ LOOK_INTERVAL_S = 0.005  # a process that only sends checks its inbox at this in
 FAREWELL_S = 0.7
 ALIVE_INTERVAL_S = 0.5  # interval of checking that the stack still exists, while waiting or sending
 HANDLE_MAX = 0xFFFFFFFF
+
+
 class Connection:
     """See the module's docstring. ConnectionRefusedError or TimeoutError: no stack."""
 
@@ -92,13 +94,11 @@ class Connection:
         self._requests = Requests()
         self._arrivals = Arrivals(self.readers, self.boxes, self._close_unwanted)
         self._incoming = Incoming()
-        self._memory: Memory | None = None
-        self._memory_refused = False
-        self._lending = threading.RLock()
         self._looked = 0.0
         self._ending = False
         self._checked = monotonic()
         self._line = self._sender.line = Line(directory, self.inbox_path, self._sending)
+        self._lending = Lending(self._line.directory)
         try:
             self._greet()
         except BaseException:
@@ -442,24 +442,14 @@ class Connection:
         if box.shared:
             return  # another process could not read them
         box.offered = True
-        memory = self._shared_memory()
+        memory = self._lending.memory()
         if memory is not None:
             box.memory = memory
             self.send_all([(STREAM_MEMORY, memory.offer(box.handle))])
 
-    def _shared_memory(self) -> Memory | None:
-        if self._memory is None and not self._memory_refused:
-            with self._lending:  # of two, the second would have no buffers
-                try:
-                    made = self._memory or Memory(self._line.directory)
-                    self._memory = self._memory or made  # a signal handler may have been here, too
-                except OSError:
-                    self._memory_refused = True  # the octets travel in records
-        return self._memory
-
     def buffers(self) -> Buffers | None:
         """The buffers for datagrams that this process sends; None: they travel in records."""
-        memory = self._shared_memory() if self.welcome.get("buffers") else None
+        memory = self._lending.memory() if self.welcome.get("buffers") else None
         return memory.buffers if memory is not None else None
 
     def open_socket(self, kind: str, protocol: int = 0) -> Description:

@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import struct
+import threading
 from typing import Any
 
 from usernet.client.buffers import Buffers
@@ -59,6 +60,27 @@ class Memory:
         """Say in the memory how many octets of its stream were written, so that they count even if this process ends
         before the record about them has arrived."""
         self._rings.written[block_of(reference)] = total
+
+
+class Lending:
+    """The memory of this process at one stack, which is asked for when it is first needed. `directory`: as for it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._memory: Memory | None = None
+        self._refused = False
+        self._lock = threading.RLock()
+
+    def memory(self) -> Memory | None:
+        """The memory; None: the octets travel in records."""
+        if self._memory is None and not self._refused:
+            with self._lock:  # of two, the second would have no buffers
+                try:
+                    made = self._memory or Memory(self._directory)
+                    self._memory = self._memory or made  # a signal handler may have been here, too
+                except OSError:
+                    self._refused = True
+        return self._memory
 
 
 def _lent(path: str) -> tuple[dict[str, Any], list[int]]:
