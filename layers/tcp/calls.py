@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator, MutableMapping
-from typing import Protocol
+from collections.abc import MutableMapping
 
 import msgspec
 
-from bus.messages import FAMILY_4, WIDTH_OF_FAMILY, SocketReply, decoder, encode, in_range
+from bus.messages import FAMILY_4, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
-from layers.common.ports import EPHEMERAL_PORT_MIN, EPHEMERAL_PORTS
-from layers.tcp import acknowledgment, closing, congestion, fast_open, history, listen, writing
-from layers.tcp.connection import CLOSED, ESTABLISHED, ORPHAN, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection, Ends
+from layers.tcp import acknowledgment, closing, congestion, listen, writing
+from layers.tcp.connect import Connects, Paths
+from layers.tcp.connection import CLOSED, ESTABLISHED, ORPHAN, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
 from layers.tcp.engine import REPEATED_AT_ONCE, Engine
 from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim
-from packets.addresses import ANY, LOOPBACK
+from packets.addresses import ANY
 from usernet.pipe.rings import REFERENCE_MASK
 from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
 
-# Linux net.ipv4.tcp_tw_reuse: an outgoing connection may replace one in TIME-WAIT after this time
-TIME_WAIT_REUSE_S = 1.0
-STEPS_MAX = 128  # of the search for a port that most connects need
 KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: numbers of connections passed up, taken, and permitted
 
 
@@ -41,22 +37,6 @@ class Socket(msgspec.Struct, frozen=True, omit_defaults=True):
     failed: int = 0  # errno of its former connection
 
 
-class Paths(Protocol):
-    """The interface to the routes."""
-
-    def is_local(self, address: bytes) -> bool:
-        """True for an own or a loopback address."""
-
-    def source_for(self, destination: bytes) -> bytes | None:
-        """The source address for a destination; None: no route."""
-
-    def is_group(self, address: bytes) -> bool:
-        """True for a broadcast or multicast address."""
-
-    def leaks(self, source: bytes, destination: bytes) -> bool:
-        """True if a segment would carry a loopback address out of the host."""
-
-
 _decode_socket = decoder(Socket)
 
 
@@ -66,12 +46,11 @@ class Calls:
     def __init__(self, engine: Engine, state: MutableMapping[int, bytes], rng: random.Random, paths: Paths) -> None:
         self._engine = engine
         self._state = state
-        self._rng = rng
-        self.paths = paths
+        self._connects = Connects(engine, rng, paths)
+        self._paths = paths
         self.sockets: dict[int, Socket] = {}
         # (time of a turn, {handle: from where it has repeated octets})
         self._resumed: tuple[float, dict[int, int]] = -1.0, {}
-        self._searched = -1.0  # the time of the turn in which all ports were tried
         engine.remember_failure = self.failed
         engine.repeat = self._repeat
 
@@ -126,7 +105,7 @@ class Calls:
             elif not wanted.connect:
                 raise OSError(errno.EINVAL, "connected")  # bind, listen: Linux, inet_bind_sk, __inet_listen_sk
         local = wanted.local or (before.local if before is not None else ANY)
-        if local and not self.paths.is_local(local):
+        if local and not self._paths.is_local(local):
             raise OSError(errno.EADDRNOTAVAIL, "not an address of this stack")
         fresh = bool(wanted.connect) and (before is None or before.declared.connect != wanted.connect)
         port = (before.port if before is not None else 0) or wanted.port
@@ -139,7 +118,7 @@ class Calls:
             bound = before is not None and before.port == port and before.local == local and (
                 before.declared.listen >= 0) == listening
             if not port:
-                port = self._free_port()
+                port = self._connects.free_port()
             elif not bound and engine.lookup.ports.clashes(handle, port, claim):
                 raise OSError(errno.EADDRINUSE, "the port is in use")
         elif fresh and conn is not None and self._began(conn, wanted, before):
@@ -147,7 +126,7 @@ class Calls:
         elif fresh and conn is not None:
             raise OSError(errno.EISCONN if conn.state not in (SYN_SENT, SYN_RECEIVED) else errno.EALREADY, "connected")
         if fresh:
-            local, port = self._connect(wanted, local, port)
+            local, port = self._connects.connect(wanted, local, port)
         socket = Socket(wanted, local, port, 0 if fresh or before is None else before.failed)
         if former is not None and former.port and former.port != port:
             engine.lookup.ports.release(handle, former.port)
@@ -170,17 +149,6 @@ class Calls:
         self._engine.lookup.ports.hold(declared.handle, socket.port, Claim(
             socket.local, declared.reuse_address, declared.reuse_port, declared.listen >= 0, automatic))
 
-    def _free_port(self) -> int:
-        port = self._engine.lookup.ports.choose(self._rng)
-        if port is None:
-            raise OSError(errno.EADDRINUSE, "no ephemeral port is free")
-        return port
-
-    def _ephemeral(self, steps: int) -> Iterator[int]:
-        # RFC 6056 section 3.3.1, algorithm 1: a random start, then one after the other
-        start = self._rng.randrange(EPHEMERAL_PORTS)
-        return (EPHEMERAL_PORT_MIN + (start + step) % EPHEMERAL_PORTS for step in range(steps))
-
     def _listen(self, socket: Socket) -> None:
         lookup, declared = self._engine.lookup, socket.declared
         listener = lookup.listeners.get(declared.handle)
@@ -192,74 +160,6 @@ class Calls:
             lookup.add_listener(Listener(declared.handle, socket.local, socket.port, declared))
         else:
             listener.options = declared
-
-    def _connect(self, wanted: StreamState, local: bytes, port: int) -> tuple[bytes, int]:
-        """ACTIVE OPEN (RFC 9293 section 3.10.1): the SYN is sent at the end of this turn."""
-        engine = self._engine
-        peer = wanted.peer or local or LOOPBACK[WIDTH_OF_FAMILY[wanted.family]]  # Linux: 0.0.0.0 is this host
-        if self.paths.is_group(peer):
-            raise OSError(errno.ENETUNREACH, "TCP does not support groups")  # RFC 9293 section 3.9.2.3 (MUST-46)
-        if local and self.paths.leaks(local, peer):
-            raise OSError(errno.EINVAL, "no packet leaves the host from 127/8")  # RFC 1122 section 3.2.1.3 (g)
-        source = local or self.paths.source_for(peer)
-        if source is None:
-            raise OSError(errno.ENETUNREACH, "no route to the peer")
-        automatic = not port
-        if port:
-            if not self._available(Ends(source, port, peer, wanted.peer_port)):
-                raise OSError(errno.EADDRNOTAVAIL, "this connection exists already")
-        else:
-            port = self._port_towards(source, peer, wanted.peer_port)
-        ends = Ends(source, port, peer, wanted.peer_port)
-        conn = engine.new_connection(ends, wanted.handle, wanted)
-        conn.automatic = automatic
-        conn.state = SYN_SENT
-        conn.rcv_limit = acknowledgment.initial_limit(conn)
-        if not wanted.window_scaling:
-            conn.own_scale = 0
-        conn.opened_at = engine.now
-        engine.counters[C.active_opens] += 1
-        engine.lookup.by_handle[wanted.handle] = conn
-        engine.remember(conn)
-        engine.history.note(engine.now, conn, history.OPENED)
-        if not wanted.fast_open or not fast_open.begins(engine, conn):
-            engine.send_syn(conn)
-        return source, port
-
-    def _available(self, ends: Ends) -> bool:
-        engine = self._engine
-        old = engine.lookup.connections.get(ends.flow)
-        if old is None:
-            return True
-        if (old.state == TIME_WAIT and old.timestamps_ok and old.wait_until is not None
-                and engine.now - (old.wait_until - closing.TIME_WAIT_S) > TIME_WAIT_REUSE_S):
-            engine.counters[C.time_wait_reused] += 1
-            engine.predecessor = old
-            closing.finish(engine, old)
-            return True
-        return False
-
-    def _port_towards(self, source: bytes, peer: bytes, peer_port: int) -> int:
-        """A port that nobody holds, or that is shared with connections to other peers.
-
-        All that may be shared are tried only once in a turn, because this takes 40 ms if each is in use towards this
-        peer. Nobody may hold one that was not tried.
-        """
-        ports = self._engine.lookup.ports
-        port = self._shared_port(source, peer, peer_port, STEPS_MAX) or ports.choose(self._rng)
-        if port is None and self._searched != self._engine.now:
-            self._searched = self._engine.now
-            port = self._shared_port(source, peer, peer_port, EPHEMERAL_PORTS)
-        if port is None:
-            raise OSError(errno.EADDRNOTAVAIL, "no ephemeral port is free")  # Linux: connect's EADDRNOTAVAIL
-        return port
-
-    def _shared_port(self, source: bytes, peer: bytes, peer_port: int, steps: int) -> int | None:
-        ports = self._engine.lookup.ports
-        for port in self._ephemeral(steps):
-            if ports.free(port) or (ports.sharable(port) and self._available(Ends(source, port, peer, peer_port))):
-                return port
-        return None
 
     def _adjust(self, conn: Connection, wanted: StreamState) -> None:
         """Change the options of an existing connection."""
