@@ -12,8 +12,6 @@ import gc
 import os
 import select
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +24,7 @@ from bus.messages import decode_notices
 from bus.runtime import sabotage
 from bus.runtime.clients import Clients
 from bus.runtime.device import Device, DeviceEnd
+from bus.runtime.greetings import Greetings
 from bus.runtime.inbox import COUNTED, Inbox
 from bus.runtime.outbox import inherit
 from bus.runtime.pipes import Pipes
@@ -35,9 +34,9 @@ from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
 from bus.runtime.turn import Turn
 from usernet.pipe.contract import Trust, open_poller
-from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, of_version, unpack_frame
-from usernet.pipe.messages import BYE, HELLO, REQUEST, RESUME
-from usernet.pipe.numbering import NEXT, decode_hello, decode_resume
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, FrameError, unpack_frame
+from usernet.pipe.messages import BYE, REQUEST
+from usernet.pipe.numbering import NEXT
 
 # The longest wait, so the maximum time between life signs. A timer of its own wakes the loop, because a timeout for
 # each wait makes an echo 7 % slower (docs/profile.md).
@@ -53,11 +52,9 @@ RUN_FRAMES = 32  # maximum of frames that go to the core in one call
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # of the inbox
 DEVICE_PATIENCE_S = 0.1  # maximum time for which the device is not read because output waits
 
-_HELLO = bytes((HELLO,))
 # Kinds whose frames go to the core one by one: 1,600 requests for a list of sockets, which may arrive together, take
 # 0.7 s, and to take up the next frame is a life sign.
 _ALONE = frozenset({BYE, REQUEST})
-T = TypeVar("T")
 
 
 class EventLoop:
@@ -87,8 +84,7 @@ class EventLoop:
             self._device = DeviceEnd(device, durable, batches, spawned.held, spawned.windows)
             self._turn.flush = self._device.flush
         self._clients = Clients(core, config, self._pipes) if isinstance(core, ClientCore) else None
-        self._neighbors: dict[int, int] = {}  # {layer: pid}
-        self._pull.know(self._is_known)
+        self._greetings = Greetings(self._core, self._pipes, self._clients, self._pull, self._control, self._dispatch)
         self._next_client_check = 0.0
         self._next_check_is_near = False
         self._suspect = PoisonFilter(durable, spawned.control)
@@ -206,17 +202,9 @@ class EventLoop:
         batch = self._device.left() if self._device is not None else []
         self._suspect.inherit(self._turn.journal.done)
         inherit(self._memory)
-        for outbox in self._outboxes.values():
-            inbox = self._inboxes.get(self._cookie + outbox.consumer)
-            outbox.greet({"version": VERSION, "done": inbox.done if inbox else 0, "pid": os.getpid()})
-        if self._clients is not None:
-            self._clients.restore()
-            for client in self._clients.by_number.values():
-                client.outbox.greet(_welcome(self._clients.core, client.number, client.inbox.done))
+        self._greetings.begin(self._cookie)
         self._dispatch(self._core.start(now))
-        if self._clients is not None:
-            for client in self._clients.by_number.values():
-                self._dispatch(self._clients.core.client_joined(client.number, {"pid": client.pid}, now))
+        self._greetings.known(now)
         if self._device is not None:
             self._work_off(self._device, batch, now)
         self._turn.end()
@@ -249,17 +237,17 @@ class EventLoop:
             kind, incarnation, sender, sequence, records = unpack_frame(frame)
         except FrameError:
             counters[C.bus_malformed] += 1
-            self._undecodable(frame, now)
+            self._greetings.undecodable(frame, now)
             return
         inbox = self._inboxes.get(sender)
         if inbox is None:
-            self._unknown_sender(kind, records, VERSION, now)
+            self._greetings.stranger(kind, records, VERSION, now)
             return
         if inbox.pid and self._pull.pid not in (inbox.pid, 0):  # the id of another process
             counters[C.bus_foreign] += 1
             return
         if sequence == 0:
-            self._greeted(inbox, kind, incarnation, records, now)
+            self._greetings.heard(inbox, kind, incarnation, records, now)
             return
         verdict = inbox.judge(incarnation, sequence)
         if verdict is not NEXT:
@@ -268,7 +256,7 @@ class EventLoop:
         if kind not in inbox.kinds:
             counters[C.bus_foreign] += 1
         elif kind == BYE:
-            self._client_left(inbox, now)
+            self._greetings.bye(inbox, now)
         else:
             self._give(inbox, kind, records, now)
 
@@ -337,7 +325,7 @@ class EventLoop:
             if isinstance(self._core, PoisonCore):
                 for record in self._suspect.dropped:
                     self._dispatch(self._core.record_set_aside(sender, kind, record, now))
-            if self._suspect.found and inbox.pid and self._record_set_aside(inbox, now):
+            if self._suspect.found and inbox.pid and self._greetings.offended(inbox, now):
                 return
         else:
             self._dispatch(self._core.receive(sender, kind, records, now))
@@ -370,7 +358,7 @@ class EventLoop:
                 return True  # longer than a packet of the control channel; the keeper has refused the request already
             if "taps" in question and self._taps:
                 self._dispatch(self._taps.apply(question["taps"], now))
-                self._core = self._taps.core
+                self._core = self._greetings.core = self._taps.core
                 if self._clients is not None and isinstance(self._core, ClientCore):
                     self._clients.core = self._core
                 self._control.tell("answer", id=question["id"], answer={})
@@ -399,84 +387,7 @@ class EventLoop:
             elif consumer == topology.KEEPER:
                 self._control.tell("notices", notices=decode_notices(record))
 
-    # -- neighbours and clients ----------------------------------------------------------------------------------
-
-    def _unknown_sender(self, kind: int, records: list[bytes], version: int, now: float) -> None:
-        """A frame of an unknown sender: a new client if it is a HELLO, otherwise foreign."""
-        clients = self._clients
-        hello = _parsed(decode_hello, records) if clients is not None and kind == HELLO else None
-        client = clients.admit(hello, version, self._pull.pid) if clients is not None and hello is not None else None
-        if clients is None or hello is None or client is None:
-            self._counters[C.bus_foreign] += 1
-            return
-        client.outbox.greet({**_welcome(clients.core, client.number, 0), "token": hello.token})
-        self._dispatch(clients.core.client_joined(client.number, {"pid": client.pid}, now))
-
-    def _undecodable(self, frame: bytes, now: float) -> None:
-        """A frame that cannot be decoded, or of another version of the protocol: a HELLO has the same form and is
-        answered."""
-        if self._clients is not None and frame[1:2] == _HELLO and frame[0] != VERSION:
-            try:
-                kind, _, _, sequence, records = unpack_frame(of_version(frame, VERSION))
-            except FrameError:
-                return
-            if sequence == 0:
-                self._unknown_sender(kind, records, frame[0], now)
-
-    def _greeted(self, inbox: Inbox, kind: int, incarnation: int, records: list[bytes], now: float) -> None:
-        if incarnation < inbox.incarnation:
-            self._counters[C.bus_stale] += 1
-            return
-        if kind == HELLO and (hello := _parsed(decode_hello, records)) is not None:
-            inbox.started(incarnation)
-            self._outboxes[inbox.sender].resume(hello.done, inbox.done)
-            if inbox.sender < topology.CLIENT_ID_MIN:
-                self._spare(inbox, hello.pid)
-                self._tell_all(inbox.sender, now)
-        elif kind == RESUME and (resume := _parsed(decode_resume, records)) is not None:
-            self._spare(inbox, resume.pid)
-            is_lossy = inbox.resumed(incarnation, resume.first)
-            self._outboxes[inbox.sender].answered(resume.done, inbox.done)
-            if is_lossy and isinstance(self._core, ClientCore):
-                self._dispatch(self._core.frames_lost(inbox.sender, now))
-            elif is_lossy:
-                self._tell_all(inbox.sender, now)
-        else:
-            self._counters[C.bus_malformed] += 1
-
-    def _spare(self, inbox: Inbox, pid: int | msgspec.UnsetType) -> None:
-        if inbox.sender < topology.CLIENT_ID_MIN and isinstance(pid, int):
-            self._neighbors[inbox.sender] = pid
-            self._pull.spare(inbox.sender, pid)
-
-    def _is_known(self, pid: int) -> bool:
-        """Whether it is a neighbour or a client."""
-        return pid in self._neighbors.values() or (self._clients is not None and self._clients.has(pid))
-
-    def _tell_all(self, sender: int, now: float) -> None:
-        """A neighbour has started: tell it everything again."""
-        self._memory.begin_long_work()
-        self._dispatch(self._core.neighbor_started(sender, now))
-        self._turn.end()
-        self._memory.end_long_work()
-
-    def _client_left(self, inbox: Inbox, now: float) -> None:
-        """A client has sent BYE."""
-        assert self._clients is not None  # only clients may send BYE
-        self._dispatch(self._clients.core.client_left(inbox.sender, now))
-        self._clients.dismiss(self._clients.by_number[inbox.sender])
-
-    def _record_set_aside(self, inbox: Inbox, now: float) -> bool:
-        """A record of a client was set aside. True: it was not the first, and the client is disconnected."""
-        clients, pid = self._clients, inbox.pid
-        assert clients is not None  # only clients have a pid
-        clients.offended(pid)
-        barred = clients.is_barred(pid)
-        self._control.tell("offence", pid=pid, barred=barred)
-        if barred:
-            self._client_left(inbox, now)
-            self._words[layout.IN_HAND_SENDER] = 0
-        return barred
+    # -- clients --------------------------------------------------------------------------------------------------
 
     def _check_clients(self, clients: Clients, now: float) -> None:
         for number in clients.ended():
@@ -485,14 +396,3 @@ class EventLoop:
             self._dispatch(clients.core.clients_checked(now))
         self._next_check_is_near = clients.ending
         self._next_client_check = now + (RETRY_S if clients.ending else CLIENT_CHECK_S)
-
-
-def _welcome(core: ClientCore, client: int, done: int) -> dict[str, object]:
-    return {"version": VERSION, "done": done, **core.welcome(client)}
-
-
-def _parsed(decode: Callable[[bytes], T], records: list[bytes]) -> T | None:
-    try:
-        return decode(records[0]) if len(records) == 1 else None
-    except ValueError:
-        return None

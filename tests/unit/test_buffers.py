@@ -33,7 +33,7 @@ from bus.messages import (
     datagram_header,
     encode,
 )
-from bus.runtime import backlog, event_loop, inbox, outbox, turn
+from bus.runtime import backlog, event_loop, greetings, inbox, outbox, turn
 from bus.runtime.backlog import Backlog
 from bus.runtime.control import Control
 from bus.runtime.device import DeviceEnd
@@ -544,7 +544,7 @@ class Layer:
         self.durable.close()
 
 
-MODULES = (event_loop, turn, inbox, outbox, backlog, numbering, journal, held)
+MODULES = (event_loop, greetings, turn, inbox, outbox, backlog, numbering, journal, held)
 
 
 @pytest.mark.parametrize("seed", range(40))

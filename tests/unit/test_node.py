@@ -20,7 +20,7 @@ from bus import messages, topology
 from bus.config import StackConfig
 from bus.durable import journal, layout, rx_log
 from bus.durable.journal import ENTRIES_MAX, Journal
-from bus.runtime import device, event_loop, inbox, outbox, turn
+from bus.runtime import device, event_loop, greetings, inbox, outbox, turn
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.spawn import SpawnArguments
@@ -31,7 +31,7 @@ from packets import ethernet
 from usernet.pipe import numbering
 from usernet.pipe.frame import pack_frame, unpack_frame
 
-MODULES = (event_loop, turn, device, inbox, outbox, numbering, journal, rx_log, tap)
+MODULES = (event_loop, greetings, turn, device, inbox, outbox, numbering, journal, rx_log, tap)
 DOWN_FRAMES, RECORDS, UP = 6, 3, 12
 UP_OCTETS = 84  # of each packet that comes up
 COOKIE = 1000
