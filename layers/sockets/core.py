@@ -25,28 +25,25 @@ from bus.sysctl import stream_defaults
 from layers.common.portions import Portions
 from layers.common.routes import RouteTable, configured
 from layers.sockets import requests
+from layers.sockets.changes import Changes
 from layers.sockets.counters import Counters
 from layers.sockets.data_path import Traffic, question
 from layers.sockets.entry import (
-    Answer,
     Entry,
-    Pending,
     Socket,
     StreamOptions,
 )
-from layers.sockets.limits import WAITING_MAX, Shares
 from layers.sockets.listeners import Listeners
 from layers.sockets.operations import OPERATIONS, Network, described_by, text_of
 from layers.sockets.replies import membership, no_error, refusal, reply, summary
 from layers.sockets.requests import LIST_MAX, NUMBER_MAX, Refused, Request
 from layers.sockets.sharing import SharedSockets
 from layers.sockets.streams import Streams, closing, resuming
-from layers.sockets.table import Table, members
+from layers.sockets.table import Table
 from layers.sockets.waiting import WaitingRequests
 from usernet.pipe.messages import WANT
 
 KEY_ROUTES = 0  # of `state`; the other keys are those of `layers.sockets.table`
-WAITING_AT_A_SOCKET_MAX = 64  # requests that may wait behind one under way on the same socket
 AT_ONCE = 200  # sockets that are closed and so on in one turn: about 3 ms
 
 
@@ -61,13 +58,12 @@ class Core:
         self._state = state
         self._network = Network(RouteTable(configured(config)), config.mtu, config.ttl)  # until ip announces its routes
         self._table = table = Table(state)
+        self._changes = Changes(table, self._execute, self._remove, counters)
         self._pids: dict[int, int] = {}
-        self._waiting = Shares(WAITING_MAX)
         self._long = WaitingRequests(self._execute, counters)
         # work on many sockets, which goes on in further turns: what is done, with a handle or a client
         self._later: Portions[tuple[Callable[[int], list[Send]], int]] = Portions()
         self._leaving: set[int] = set()  # ended clients with sockets that are not closed yet
-        self._in_use: dict[int, bool] = {}  # {handle: asked again}; their EADDRINUSE is delayed until `clients_checked`
         self._transports = [row.id for row in topology.ROWS if row.sockets and row.name in config.layers]
         traffic = Traffic(table, counters)
         self._streams_in_between = streams = Streams(table, counters)
@@ -92,7 +88,7 @@ class Core:
             messages.DATAGRAM_SEGMENTS: traffic.deliver_segments,
             messages.DATAGRAM_OPTIONS: traffic.deliver_options,
             messages.SOCKET_ERROR: traffic.report,
-            messages.SOCKET_REPLY: self._answered,
+            messages.SOCKET_REPLY: self._changes.answered,
             messages.ROUTES: self._rerouted,
             messages.ACCEPTED: self._listeners.accepted,
             **{kind: streams.from_tcp(kind) for kind in (
@@ -226,17 +222,11 @@ class Core:
     @property
     def contested(self) -> bool:
         """True if a requested address is in use by an application that may have ended."""
-        return not self._leaving and False in self._in_use.values()
+        return not self._leaving and False in self._changes.in_use.values()
 
     def clients_checked(self, now: float) -> list[Send]:
         """Ask again for addresses that were in use: on Linux the end of a process frees them at once."""
-        sends: list[Send] = []
-        for handle, asked_again in self._in_use.items():
-            pending = self._table.entries[handle].pending
-            if not asked_again and pending is not None:
-                sends.append((self._table.entries[handle].consumer, messages.SOCKET_SET, pending.record))
-            self._in_use[handle] = True
-        return sends
+        return self._changes.ask_again()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -276,22 +266,11 @@ class Core:
             if isinstance(request, requests.GiveBack):
                 return [*self._listeners.give_back(client, entry, request), reply(client, request.id, {})]
             if entry.pending is not None:
-                return self._postpone(client, entry, entry.pending, request)
+                return self._changes.postpone(client, entry, entry.pending, request)
             changed, answer = OPERATIONS[type(request)](entry.socket, request, self._network)
-            return self._change(client, entry, request, changed, answer)
+            return self._changes.begin(client, entry, request, changed, answer)
         except Refused as refused:
             return [self._refusal(client, request.id, refused.errno)]
-
-    def _postpone(self, client: int, entry: Entry, pending: Pending, request: Request) -> list[Send]:
-        """Requests on one socket are executed in order; one that is already waiting was only sent again."""
-        under_way = {(pending.client, pending.request), *((each, waiting.id) for each, waiting in entry.waiting)}
-        if (client, request.id) not in under_way:
-            if len(entry.waiting) >= WAITING_AT_A_SOCKET_MAX or not self._waiting.allows(client):
-                self.counters[Counters.limit] += 1
-                raise Refused(errno.ENOBUFS)
-            entry.waiting = (*entry.waiting, (client, request))
-            self._waiting.take(client)
-        return []
 
     def _open(self, client: int, request: requests.Open) -> list[Send]:
         table = self._table
@@ -311,7 +290,8 @@ class Core:
         if entry.pending is not None:
             return []  # the request was sent again
         # A raw socket receives from the start, so raw has to know it before the application does.
-        return self._change(client, entry, request, msgspec.structs.replace(entry.socket, bound=True), lambda _: answer)
+        changed = msgspec.structs.replace(entry.socket, bound=True)
+        return self._changes.begin(client, entry, request, changed, lambda _: answer)
 
     def _close(self, client: int, request: requests.Close, entry: Entry | None) -> list[Send]:
         if entry is None:
@@ -333,72 +313,6 @@ class Core:
         page = [self._table.entries[handle] for handle in handles[:LIST_MAX]]
         answer = {"sockets": [summary(entry) for entry in page], "more": len(handles) > LIST_MAX}
         return [reply(client, request.id, answer), *(question(entry) for entry in page if entry.outstanding)]
-
-    # -- changes: the transport's agreement first, then the store, then the answer ---------------------------------
-
-    def _change(self, client: int, entry: Entry, request: Request, changed: Socket, answer: Answer) -> list[Send]:
-        before = entry.socket
-        more = members(changed) - members(before)
-        if more > 0 and not self._table.memberships.allows(entry.client, more):
-            self.counters[Counters.limit] += 1
-            raise Refused(errno.ENOBUFS)
-        wanted = changed.state(entry.handle, request.id)
-        if not changed.bound or wanted == before.state(entry.handle, request.id):
-            if changed != before:
-                self._table.change(entry, changed)
-            return self._tell_ip(client, entry, request.id, answer)
-        entry.pending = Pending(request.id, client, messages.encode(wanted), changed, answer)
-        return [(entry.consumer, messages.SOCKET_SET, entry.pending.record)]
-
-    def _tell_ip(self, client: int, entry: Entry, request: int, answer: Answer) -> list[Send]:
-        """The request is stored: answer it; if it was about groups, after ip accepts them."""
-        if entry.socket.grouped_by != request:
-            return [reply(client, request, answer(entry.socket))]
-        record = membership(entry.handle, entry.socket, request)
-        entry.pending = Pending(request, client, record, entry.socket, answer, of_ip=True)
-        return [(topology.IP, messages.MEMBERSHIP, record)]
-
-    def _answered(self, sender: int, records: list[bytes]) -> list[Send]:
-        sends: list[Send] = []
-        for record in records:
-            try:
-                said = messages.decode_socket_reply(record)
-            except ValueError:
-                self.counters[Counters.answer_garbled] += 1
-                continue
-            entry = self._table.entries.get(said.handle)
-            pending = entry.pending if entry is not None else None
-            of_ip = sender == topology.IP
-            if entry is None or pending is None or pending.request != said.request or pending.of_ip != of_ip:
-                self.counters[Counters.answers_unasked] += 1
-                continue
-            if said.errno == errno.EADDRINUSE and not self._in_use.get(said.handle):
-                self._in_use[said.handle] = False
-                continue
-            self._in_use.pop(said.handle, None)
-            entry.pending = None
-            if said.errno:
-                sends.append(self._refusal(pending.client, pending.request, said.errno))
-                if not entry.socket.bound and entry.socket.raw:  # the application never got it
-                    sends += self._remove(entry)
-                    continue
-            elif of_ip:
-                sends.append(reply(pending.client, pending.request, pending.answer(entry.socket)))
-            else:
-                self._table.change(entry, msgspec.structs.replace(pending.changed, local=said.local, port=said.port))
-                sends += self._tell_ip(pending.client, entry, pending.request, pending.answer)
-            sends += self._proceed(entry)
-        return sends
-
-    def _proceed(self, entry: Entry) -> list[Send]:
-        """Execute the requests that waited behind the one just answered."""
-        sends: list[Send] = []
-        while entry.waiting and entry.pending is None:
-            (client, request), *others = entry.waiting
-            entry.waiting = tuple(others)
-            self._waiting.take(client, -1)
-            sends += self._execute(client, request)
-        return sends
 
     def _rerouted(self, sender: int, records: list[bytes]) -> list[Send]:
         before = self._network.routes.announced.addresses
@@ -433,18 +347,12 @@ class Core:
         record = entry.handle.to_bytes(4, "little")
         if socket.stream is not None:
             record = closing(entry.handle, request, reset=request is None and socket.stream.linger == 0)
-        self._in_use.pop(entry.handle, None)
         self._streams_in_between.forget(entry.handle)
         self.counters[Counters.sockets_closed] += 1
-        unanswered = [(client, waiting.id) for client, waiting in entry.waiting]
-        for client, _ in unanswered:
-            self._waiting.take(client, -1)
-        if entry.pending is not None:
-            unanswered.insert(0, (entry.pending.client, entry.pending.request))
         return [
             (entry.consumer, messages.SOCKET_CLOSE, record),
             *([(topology.IP, messages.MEMBERSHIP, membership(entry.handle))] if socket.groups else ()),
-            *(self._refusal(client, number, errno.EBADF) for client, number in unanswered),
+            *(self._refusal(client, number, errno.EBADF) for client, number in self._changes.forget(entry)),
         ]
 
     def _refusal(self, client: int, request: int, number: int) -> Send:

@@ -943,7 +943,7 @@ def test_memberships_are_limited_in_all_and_given_back(bench, monkeypatch):
 
 
 def test_requests_that_wait_are_limited_in_all(bench, monkeypatch):
-    monkeypatch.setattr("layers.sockets.core.WAITING_MAX", 8)
+    monkeypatch.setattr("layers.sockets.changes.WAITING_MAX", 8)
     bench.crash()
     handles = [bench.open() for _ in range(8)]
     bench.udp_away = True
@@ -954,7 +954,7 @@ def test_requests_that_wait_are_limited_in_all(bench, monkeypatch):
     assert [reply["errno"] for (reply,) in asked[4:]] == [errno.ENOBUFS] * 4
     bench.udp_away = False
     bench.settle(bench.core.neighbor_started(topology.UDP, 0.0))
-    assert bench.core._waiting.free == 8
+    assert bench.core._changes._waiting.free == 8
 
 
 def test_streams_are_resumed_when_frames_of_an_application_or_of_tcp_are_lost(bench):
