@@ -23,6 +23,7 @@ import msgspec
 _HEAD, _TAIL, _LOST, _OWNER = range(4)
 _DATA_AT = mmap.PAGESIZE
 _LENGTH = Struct("<I")  # octets of what follows it
+_LENGTH_OCTETS, _pack_length = _LENGTH.size, _LENGTH.pack_into
 
 # Directions: received from `peer`; sent to `peer`; received from `peer` and dropped; not a direction, but a recording
 # (bus.runtime.recorder); dropped by an impairment before it was sent to `peer`.
@@ -72,26 +73,32 @@ class RingWriter(_Ring):
         if words[_OWNER] != owner:
             words[_HEAD] = words[_TAIL] = words[_LOST] = 0
             words[_OWNER] = owner
+        self._head = words[_HEAD]  # nobody else writes it; to ask the memory takes longer
+        self._room_until = 0  # the greatest head for which there is room, when the tail was read last
 
     def put(self, when_ns: int, direction: int, peer: int, kind: int, records: Sequence[bytes], incarnation: int,
             counter: int = 0) -> bool:
         """Add an entry, or count its records as lost; returns True if there was room."""
-        words, size = self._words, self._size
+        size, head = self._size, self._head
         octets = _encode((when_ns, direction, peer, kind, records, counter, incarnation))
-        head, whole = words[_HEAD], _LENGTH.size + len(octets)
-        start, need = head % size, (whole + 7) & -8
+        length = len(octets)
+        start, need = head % size, (_LENGTH_OCTETS + length + 7) & -8
         to_end = size - start
         skip = to_end if need > to_end else 0
-        if head + skip + need - words[_TAIL] > size:
-            words[_LOST] += len(records)
-            return False
+        after = head + skip + need
+        if after > self._room_until:
+            self._room_until = self._words[_TAIL] + size
+            if after > self._room_until:
+                self._words[_LOST] += len(records)
+                return False
         data = self._data
         if skip:
-            _LENGTH.pack_into(data, start, 0)
+            _pack_length(data, start, 0)
             start = 0
-        _LENGTH.pack_into(data, start, len(octets))
-        data[start + _LENGTH.size : start + whole] = octets
-        words[_HEAD] = head + skip + need
+        _pack_length(data, start, length)
+        start += _LENGTH_OCTETS
+        data[start : start + length] = octets
+        self._words[_HEAD] = self._head = after
         return True
 
 
@@ -128,9 +135,9 @@ def entries(span: memoryview) -> list[Entry]:
             (length,) = _LENGTH.unpack_from(span, start)
             if length == 0:
                 break  # the rest, at the ring's end, was too short for the next entry
-            at = start + _LENGTH.size
+            at = start + _LENGTH_OCTETS
             found.append(_decode(span[at : at + length]))
-            start += (_LENGTH.size + length + 7) & -8
+            start += (_LENGTH_OCTETS + length + 7) & -8
     except (msgspec.DecodeError, StructError) as error:
         raise FormError("a layer of another version of usernet, whose copies of packets cannot be read") from error
     return found
