@@ -29,6 +29,7 @@ from bus.runtime.inbox import COUNTED, Inbox
 from bus.runtime.outbox import inherit
 from bus.runtime.pipes import Pipes
 from bus.runtime.poison import PoisonFilter
+from bus.runtime.runs import runs
 from bus.runtime.spawn import SpawnArguments
 from bus.runtime.taps import Taps
 from bus.runtime.timerfd import TICK_OCTETS, ticker
@@ -49,6 +50,9 @@ DESCRIPTORS_AT_ONCE = 64  # in a turn, so that no turn is long; epoll(7) reports
 # connections, which fit into one read, are 160 ms of tcp.
 TURN_S = 0.01
 RUN_FRAMES = 32  # maximum of frames that go to the core in one call
+# So many records are passed on one by one, and so are those that begin with two for different outboxes: to look for
+# runs would take longer.
+FEW = 4
 CONNECTIONS_MAX = layout.CLIENTS_MAX + 64  # of the inbox
 DEVICE_PATIENCE_S = 0.1  # maximum time for which the device is not read because output waits
 
@@ -66,6 +70,7 @@ class EventLoop:
         self.number = topology.LAYERS[spawned.layer]
         self._taps = taps
         self._core: Core = taps.core if taps else core  # the core, perhaps with taps
+        self._runs = taps.runs if taps else runs
         self._memory = durable
         self._words = durable.words
         self._counters = durable.bus_counters
@@ -357,8 +362,10 @@ class EventLoop:
             except msgspec.DecodeError:
                 return True  # longer than a packet of the control channel; the keeper has refused the request already
             if "taps" in question and self._taps:
-                self._dispatch(self._taps.apply(question["taps"], now))
+                released = self._taps.apply(question["taps"], now)
                 self._core = self._greetings.core = self._taps.core
+                self._runs = self._taps.runs
+                self._dispatch(released)
                 if self._clients is not None and isinstance(self._core, ClientCore):
                     self._clients.core = self._core
                 self._control.tell("answer", id=question["id"], answer={})
@@ -375,16 +382,32 @@ class EventLoop:
 
     def _dispatch(self, sends: list[Send]) -> None:
         outboxes = self._outboxes
-        for consumer, kind, record in sends:
+        if self._runs is runs and (len(sends) <= FEW or sends[0][:2] != sends[1][:2]):
+            for consumer, kind, record in sends:
+                outbox = outboxes.get(consumer)
+                if outbox is not None:
+                    outbox.enqueue(kind, record)
+                else:
+                    self._hand_over(consumer, kind, [record])
+            return
+        for consumer, kind, records in self._runs(sends):
             outbox = outboxes.get(consumer)
             if outbox is not None:
-                outbox.enqueue(kind, record)
-            elif consumer == topology.DEVICE and self._device is not None:
-                if kind == messages.ETHERNET_HELD:
-                    self._device.write_held(record)
+                if len(records) > 1:
+                    outbox.enqueue_run(kind, records)
                 else:
-                    self._device.write(record)
-            elif consumer == topology.KEEPER:
+                    outbox.enqueue(kind, records[0])
+            else:
+                self._hand_over(consumer, kind, records)
+
+    def _hand_over(self, consumer: int, kind: int, records: list[bytes]) -> None:
+        """What does not leave through a pipe."""
+        if consumer == topology.DEVICE and self._device is not None:
+            write = self._device.write_held if kind == messages.ETHERNET_HELD else self._device.write
+            for record in records:
+                write(record)
+        elif consumer == topology.KEEPER:
+            for record in records:
                 self._control.tell("notices", notices=decode_notices(record))
 
     # -- clients --------------------------------------------------------------------------------------------------

@@ -136,6 +136,19 @@ class Outbox:
         records.append(record)
         self._octets += len(record)
 
+    def enqueue_run(self, kind: int, records: list[bytes]) -> None:
+        """Queue several records of one kind; the same as `enqueue` of each, for a fraction of the time."""
+        queued, octets = self._records, self._octets + sum(map(len, records))
+        if (queued and kind != self._kind) or len(queued) + len(records) > PACK_RECORDS or octets > PACK_OCTETS:
+            for record in records:
+                self.enqueue(kind, record)
+            return
+        if not queued:
+            self._touched.append(self)
+            self._kind = kind
+        queued += records
+        self._octets = octets
+
     def seal(self) -> None:
         """Make frames of the enqueued records; if older frames wait for room, data waits or is dropped."""
         if self.waits:

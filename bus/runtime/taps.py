@@ -1,7 +1,8 @@
 """Taps: records are watched and impaired on their way into a core and out of it.
 
-A tap wraps the core, so it costs nothing while it is not used: without requests the event loop calls the plain core,
-otherwise a wrapper with the same calls. A capture copies records into a ring, which its reader may leave full
+Taps cost nothing while they are not used: without requests the event loop calls the plain core, otherwise a wrapper
+with the same calls; and it divides what the core returns into runs (`bus.runtime.runs`) either by itself or by
+`TappedCore.leaving`, which shows them. A capture copies records into a ring, which its reader may leave full
 (`bus.runtime.ring`). An impairment holds, drops, duplicates and corrupts records with packets (`bus.runtime.impair`).
 Control records are shown but never impaired, because pipes guarantee their delivery.
 
@@ -29,6 +30,7 @@ from bus.messages import CONTROL_KIND_MIN, HELD_OF
 from bus.runtime.impair import Impairment, Settings
 from bus.runtime.meter import Meter
 from bus.runtime.ring import DROPPED, IN, OUT, UNSENT, RingWriter
+from bus.runtime.runs import Run, runs
 from packets.filter import Test, compile_filter
 
 APPLICATIONS = topology.CLIENT_ID_MIN  # as peer: any application
@@ -40,6 +42,7 @@ _COUNTERS = {"loss": C.bus_impaired_lost, "nth": C.bus_impaired_lost, "limit": C
              "duplicate": C.bus_impaired_duplicated, "corrupt": C.bus_impaired_corrupted,
              "reorder": C.bus_impaired_reordered}
 _DROPS = ("loss", "nth", "limit")
+_joined = b"".join
 
 
 class CaptureRequest(msgspec.Struct, frozen=True):
@@ -77,7 +80,7 @@ decode_requests = msgspec.json.Decoder(TapRequests).decode
 
 
 class Taps:
-    """The taps of one layer's core. `core` is the one to call at present."""
+    """The taps of one layer's core. At present `core` is the one to call, and `runs` divides what leaves into runs."""
 
     def __init__(self, core: Core, durable: layout.Memory, drop_counters: Iterable[int], with_vnet: bool,
                  held: Holdings = NO_HOLDINGS, clock: Callable[[], float] | None = None) -> None:
@@ -86,12 +89,15 @@ class Taps:
         self.plain = core
         self.clock = clock
         self.core = core
+        self.runs: Callable[[list[Send]], list[Run]] = runs
         self.words = durable.words
         self.counters = durable.counters
         self.bus_counters = durable.bus_counters
         self.drop_counters = tuple(sorted(drop_counters))
-        runs = groupby(enumerate(self.drop_counters), lambda each: each[1] - each[0])  # of consecutive counters
-        self._drop_words = [durable.counters[run[0][1] : run[-1][1] + 1] for run in (list(run) for _, run in runs)]
+        consecutive = groupby(enumerate(self.drop_counters), lambda each: each[1] - each[0])
+        # The words of the counters of drops, compared after each call of the core: so in few pieces.
+        self.drop_words = [durable.counters[some[0][1] : some[-1][1] + 1]
+                            for some in (list(some) for _, some in consecutive)]
         self.incarnation = durable.words[layout.INCARNATION]
         self.held = held  # where octets lie that records only refer to
         self.with_vnet = with_vnet  # ETHERNET records start with a virtio_net_hdr
@@ -100,12 +106,8 @@ class Taps:
         self._meters: dict[int, Meter] = {}
         self._disturbers: dict[int, _Disturber] = {}
 
-    def drops(self) -> bytes:
-        """The words of the counters of drops: compared after each record, so in one call."""
-        return b"".join(self._drop_words)
-
     def apply(self, octets: Any, now: float) -> list[Send]:
-        """Apply exactly these requests; returns packets that ended impairments had held."""
+        """Apply exactly these requests; returns packets that ended impairments had held: they leave now."""
         asked = msgspec.convert(octets, TapRequests)
         self._rings = {capture.number: self._rings.get(capture.number)
                        or RingWriter(self._memory(capture.slot, True), capture.number)
@@ -123,9 +125,10 @@ class Taps:
         if self._rings or self._meters or kept:
             captures = [(self._rings[c.number], c) for c in asked.captures if c.number in self._rings]
             kind = next((kind for interface, kind in _TAPPED if isinstance(self.plain, interface)), TappedCore)
-            self.core = kind(self, captures, list(self._meters.values()), list(self._disturbers.values()))
+            self.core = core = kind(self, captures, list(self._meters.values()), list(self._disturbers.values()))
+            self.runs = core.leaving
         else:
-            self.core = self.plain
+            self.core, self.runs = self.plain, runs
         sends = []
         for disturber in ended:
             sends += _released(disturber, before if isinstance(before, TappedCore) else None, now)
@@ -136,7 +139,7 @@ def _released(disturber: _Disturber, core: TappedCore | None, now: float) -> lis
     held = disturber.model.flush()
     if core is None:
         return []
-    return core.leaving(held) if disturber.request.sent else core.taken_in(held, now)
+    return held if disturber.request.sent else core.taken_in(held, now)
 
 
 class _Disturber:
@@ -186,23 +189,6 @@ def _corrupted(with_vnet: bool, item: Send, rng: random.Random) -> Send:
     return item[0], *views.corrupted(item[1], item[2], with_vnet, rng)
 
 
-def _peer(number: int) -> int:
-    return APPLICATIONS if number >= APPLICATIONS else number
-
-
-def _runs(items: Iterable[Send]) -> list[tuple[int, int, list[bytes]]]:
-    """[(peer, kind, records)] of consecutive records with one peer and one kind."""
-    runs: list[tuple[int, int, list[bytes]]] = []
-    run: list[bytes] = []
-    peer = kind = -1
-    for item_peer, item_kind, record in items:
-        if item_kind != kind or item_peer != peer:
-            peer, kind, run = item_peer, item_kind, []
-            runs.append((peer, kind, run))
-        run.append(record)
-    return runs
-
-
 class TappedCore:
     """A core with taps."""
 
@@ -217,10 +203,12 @@ class TappedCore:
             for peers, rings in ((asked.taken, self._taken), (asked.sent, self._sent)):
                 for peer in peers:
                     rings.setdefault(peer, []).append(ring)
+        self._watches_out = bool(self._sent or meters)
         self._meters = meters
         self._shows_drops = [ring for ring, asked in captures if asked.drops]
-        self._drops = taps.drops
-        self._dropped, self._dropped_at = self._drops(), float("-inf")
+        self._drop_words = taps.drop_words
+        self._dropped = _joined(self._drop_words)
+        self._one_by_one_until = float("-inf")
         self._disturbers = disturbers
         self._on_way_in: dict[int, list[_Disturber]] = {}
         self._on_way_out: dict[int, list[_Disturber]] = {}
@@ -243,19 +231,32 @@ class TappedCore:
         """See `bus.layer.Core`."""
         return self._out(self._core.start(now), now)
 
-    def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """See `bus.layer.Core`."""
+    def receive(self, sender: int, kind: int, records: list[bytes], now: float, through: bool = False) -> list[Send]:
+        """See `bus.layer.Core`. `through`: the records have left the impairments on the way in.
+
+        While nothing is dropped all records go to the core at once, because single calls cost several times as much. So
+        if the first drop after a quiet second happens in such a group, it is counted but not shown.
+        """
         if kind in HELD_OF:
             kind, records = self._taps.held.inlined(kind, records)
-        disturbers = self._on_way_in.get(_peer(sender)) if self._on_way_in else None
-        if disturbers is None:
-            return self._give(sender, kind, records, now)
-        items: list[Send] = [(sender, kind, record) for record in records]
-        if self._taps.clock is not None:
-            now = self._taps.clock()
-        for disturber in disturbers:
-            items = disturber.offered(items, now)
-        return self.taken_in(items, now)
+        if self._on_way_in and not through:
+            return self._impaired(sender, kind, records, now)
+        if self._taken:
+            for ring in self._taken.get(sender if sender < APPLICATIONS else APPLICATIONS, ()):
+                ring.put(monotonic_ns(), IN, sender, kind, records, self._incarnation)
+        started = perf_counter_ns() if self._meters else 0
+        if len(records) > 1 and now <= self._one_by_one_until:
+            sends = self._one_by_one(sender, kind, records, now)
+        else:
+            sends = self._core.receive(sender, kind, records, now)
+            if self._shows_drops and _joined(self._drop_words) != self._dropped:
+                self._dropped_some(sender, kind, records, now)
+        if self._meters:
+            took_ns = perf_counter_ns() - started
+            for meter in self._meters:
+                meter.passed(sender, IN, records)
+                meter.took(len(records), took_ns)
+        return self._out(sends, now) if self._on_way_out else sends
 
     def wake(self, now: float) -> list[Send]:
         """See `bus.layer.Core`."""
@@ -266,7 +267,7 @@ class TappedCore:
                 for later in way[place + 1 :]:
                     held = later.offered(held, now)
                 if held:
-                    sends += self.leaving(held) if disturber.request.sent else self.taken_in(held, now)
+                    sends += held if disturber.request.sent else self.taken_in(held, now)
         if self._core.next_wake is not None and self._core.next_wake <= now:
             started = perf_counter_ns()
             woken = self._core.wake(now)
@@ -287,84 +288,75 @@ class TappedCore:
 
     # -- on the way ----------------------------------------------------------------------------------------------
 
+    def _impaired(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        """The same behind the impairments on the way in."""
+        items: list[Send] = [(sender, kind, record) for record in records]
+        if self._taps.clock is not None:
+            now = self._taps.clock()
+        for disturber in self._on_way_in.get(sender if sender < APPLICATIONS else APPLICATIONS, ()):
+            items = disturber.offered(items, now)
+        return self.taken_in(items, now)
+
     def taken_in(self, items: list[Send], now: float) -> list[Send]:
         """Pass records that have left the impairments to the core, in runs."""
         sends = []
-        for sender, kind, records in _runs(items):
-            sends += self._give(sender, kind, records, now)
+        for sender, kind, records in runs(items):
+            sends += self.receive(sender, kind, records, now, True)
         return sends
 
-    def _give(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        for ring in self._taken.get(_peer(sender), ()):
-            ring.put(monotonic_ns(), IN, sender, kind, records, self._incarnation)
-        if not self._meters:
-            return self._out(self._received(sender, kind, records, now), now)
-        started = perf_counter_ns()
-        sends = self._received(sender, kind, records, now)
-        took_ns = perf_counter_ns() - started
-        for meter in self._meters:
-            meter.passed(sender, IN, records)
-            meter.took(len(records), took_ns)
-        return self._out(sends, now)
-
-    def _received(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
-        """The results of the core for these records; if drops are to be shown, it shows which were dropped.
-
-        While nothing is dropped all records go to the core at once, because single calls cost several times as much. So
-        if the first drop after a quiet second happens in such a group, it is counted but not shown.
-        """
-        if not self._shows_drops:
-            return self._core.receive(sender, kind, records, now)
-        if len(records) > 1 and now <= self._dropped_at + ONE_BY_ONE_S:
-            return [send for record in records for send in self._received(sender, kind, [record], now)]
-        sends = self._core.receive(sender, kind, records, now)
-        if self._drops() != self._dropped:
-            if len(records) == 1:
-                self._show_dropped((sender, kind, records[0]))
-            self._dropped, self._dropped_at = self._drops(), now
+    def _one_by_one(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        sends: list[Send] = []
+        for record in records:
+            sends += self._core.receive(sender, kind, [record], now)
+            if _joined(self._drop_words) != self._dropped:
+                self._dropped_some(sender, kind, [record], now)
         return sends
 
-    def _show_dropped(self, item: Send) -> None:
-        """Show a dropped record with each counter that has increased."""
-        before, self._dropped = self._dropped, self._drops()
-        words = (memoryview(octets).cast("Q") for octets in (before, self._dropped))
-        for index, was, is_now in zip(self._taps.drop_counters, *words, strict=True):
-            if is_now > was:
-                self.show_drop(item, index)
+    def _dropped_some(self, sender: int, kind: int, records: list[bytes], now: float) -> None:
+        """Show a record that was dropped alone with each counter that has increased."""
+        before, self._dropped = self._dropped, _joined(self._drop_words)
+        self._one_by_one_until = now + ONE_BY_ONE_S
+        if len(records) == 1:
+            words = (memoryview(octets).cast("Q") for octets in (before, self._dropped))
+            for index, was, is_now in zip(self._taps.drop_counters, *words, strict=True):
+                if is_now > was:
+                    self.show_drop((sender, kind, records[0]), index)
 
     def _out(self, sends: list[Send], now: float) -> list[Send]:
-        runs = _runs(sends)
-        for _, kind, _ in runs:
-            if kind in HELD_OF:  # a tap sees the octets
-                inline = self._taps.held.inline
-                sends = [(consumer, *found) for consumer, kind, record in sends
-                         if (found := inline(kind, record)) is not None]
-                runs = _runs(sends)
+        """What is left of these sends, and is not held, behind the impairments."""
+        if not self._on_way_out or not sends:
+            return sends
+        if self._taps.clock is not None:
+            now = self._taps.clock()
+        left: list[Send] = []
+        for consumer, kind, records in self._with_octets(runs(sends)):
+            items: list[Send] = [(consumer, kind, record) for record in records]
+            for disturber in self._on_way_out.get(consumer if consumer < APPLICATIONS else APPLICATIONS, ()):
+                items = disturber.offered(items, now)
+            left += items
+        return left
+
+    def leaving(self, sends: list[Send]) -> list[Run]:
+        """The runs of what the event loop passes on now; they are shown, with the octets that records refer to."""
+        found, incarnation = runs(sends), self._incarnation
+        if not self._watches_out:
+            return found
+        for _, kind, _ in found:
+            if kind in HELD_OF:
+                found = self._with_octets(found)
                 break
-        if self._on_way_out and runs:
-            if self._taps.clock is not None:
-                now = self._taps.clock()
-            sends = []
-            for consumer, kind, records in runs:
-                items: list[Send] = [(consumer, kind, record) for record in records]
-                for disturber in self._on_way_out.get(_peer(consumer), ()):
-                    items = disturber.offered(items, now)
-                sends += items
-            runs = _runs(sends)
-        self._left(runs)
-        return sends
+        for consumer, kind, records in found:
+            for ring in self._sent.get(consumer if consumer < APPLICATIONS else APPLICATIONS, ()):
+                ring.put(monotonic_ns(), OUT, consumer, kind, records, incarnation)
+            if self._meters:
+                for meter in self._meters:
+                    meter.passed(consumer, OUT, records)
+        return found
 
-    def leaving(self, sends: list[Send]) -> list[Send]:
-        """Show the records that leave; returns them."""
-        self._left(_runs(sends))
-        return sends
-
-    def _left(self, runs: list[tuple[int, int, list[bytes]]]) -> None:
-        for consumer, kind, records in runs:
-            for ring in self._sent.get(_peer(consumer), ()):
-                ring.put(monotonic_ns(), OUT, consumer, kind, records, self._incarnation)
-            for meter in self._meters:
-                meter.passed(consumer, OUT, records)
+    def _with_octets(self, found: list[Run]) -> list[Run]:
+        """The same runs with the octets that their records refer to, of those that are still there."""
+        inlined = self._taps.held.inlined
+        return [run for consumer, kind, records in found if (run := (consumer, *inlined(kind, records)))[2]]
 
     def show_drop(self, item: Send, counter: int, direction: int = DROPPED) -> None:
         """Show a dropped record to the captures that want drops."""

@@ -39,6 +39,7 @@ from bus.runtime.control import Control
 from bus.runtime.device import DeviceEnd
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.inbox import Inbox
+from bus.runtime.ring import RingReader
 from bus.runtime.spawn import SpawnArguments
 from bus.runtime.taps import Taps
 from layers.ip.core import Core as Ip
@@ -561,23 +562,43 @@ def test_a_death_at_any_line_costs_no_datagram_though_its_buffer_is_used_again_a
     layer.close()
 
 
+class Core:
+    """Remembers what it gets."""
+
+    next_wake = None
+
+    def __init__(self):
+        self.seen = []
+
+    def receive(self, sender, kind, records, now):
+        self.seen += [(kind, record) for record in records]
+        return []
+
+
 def test_a_tapped_layer_sees_the_octets(lent):
-    durable = Durable()
-    seen = []
-
-    class Core:
-        next_wake = None
-
-        def receive(self, sender, kind, records, now):
-            seen.extend((kind, record) for record in records)
-            return []
-
+    durable, core = Durable(), Core()
     holdings = lent.holdings()
-    taps = Taps(Core(), durable.map(), [], True, holdings)
+    taps = Taps(core, durable.map(), [], True, holdings)
     taps.apply({"captures": [{"number": 1, "slot": 0, "taken": [topology.SOCKETS]}]}, 0.0)
     taps.core.receive(topology.SOCKETS, SEND_SEGMENTS_HELD, [sent(lent)], 0.0)
-    assert seen == [(SEND_SEGMENTS, HEAD + b"".join(PAYLOADS))]
+    assert core.seen == [(SEND_SEGMENTS, HEAD + b"".join(PAYLOADS))]
     assert len(holdings.spent) == 1
+    durable.close()
+
+
+def test_what_leaves_a_tapped_layer_has_its_octets_which_are_shown_once(lent):
+    durable, holdings = Durable(), lent.holdings()
+    memory = durable.map()
+    taps = Taps(Core(), memory, [], True, holdings)
+    taps.apply({"captures": [{"number": 1, "slot": 0, "sent": [topology.UDP]}]}, 0.0)
+    record, plain = sent(lent), (topology.UDP, SEND_SEGMENTS, b"plain")
+    whole = HEAD + b"".join(PAYLOADS)
+    gone = (topology.IP, SEND_SEGMENTS_HELD, record)  # the same reference once more
+    left = taps.runs([plain, (topology.UDP, SEND_SEGMENTS_HELD, record), gone, plain])
+    assert left == [(topology.UDP, SEND_SEGMENTS, [b"plain"]), (topology.UDP, SEND_SEGMENTS, [whole]),
+                    (topology.UDP, SEND_SEGMENTS, [b"plain"])]
+    seen = RingReader(memory.tap(0, False)).read()
+    assert [(entry.peer, entry.kind, entry.records) for entry in seen] == left
     durable.close()
 
 

@@ -6,6 +6,7 @@ The TAP is a socket pair. A SIGKILL between the line that counts a write and the
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import socket
@@ -23,7 +24,9 @@ from bus.durable.journal import ENTRIES_MAX, Journal
 from bus.runtime import device, event_loop, greetings, inbox, outbox, turn
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
+from bus.runtime.ring import IN, OUT, RingReader
 from bus.runtime.spawn import SpawnArguments
+from bus.runtime.taps import Taps
 from layers.link import tap
 from layers.link.counters import Counters
 from layers.link.tap import Tap
@@ -32,7 +35,7 @@ from usernet.pipe import numbering
 from usernet.pipe.frame import pack_frame, unpack_frame
 
 MODULES = (event_loop, greetings, turn, device, inbox, outbox, numbering, journal, rx_log, tap)
-DOWN_FRAMES, RECORDS, UP = 6, 3, 12
+DOWN_FRAMES, RECORDS, UP = 6, 4, 12  # the frames that come down have few records, three, and many, five, by turns
 UP_OCTETS = 84  # of each packet that comes up
 COOKIE = 1000
 UP_HEADER = bytes(12) + ethernet.TYPE_IPV4 + b"\x45\0" + UP_OCTETS.to_bytes(2, "big")
@@ -89,7 +92,10 @@ class Link:
         config = StackConfig(name="t", run_dir=str(self._folder), address=bytes((10, 0, 0, 2)), prefix=24, mac=bytes(6),
                              mtu=1500, cookie=COOKIE)
         spawned = SpawnArguments("link", config, -1, os.dup(self._listener.fileno()), Control(self._keeper[0]))
-        self.node = EventLoop(spawned, Relay(), durable, Tap(self._near.fileno(), Counters.new()))
+        core = Relay()
+        self.tap = durable.tap(0, False)
+        self.node = EventLoop(spawned, core, durable, Tap(self._near.fileno(), Counters.new()),
+                              Taps(core, durable, [], False))
 
     def end(self) -> None:
         if self.node is not None:
@@ -101,7 +107,9 @@ class Link:
         self.node._start()
         done = self.node._inboxes[COOKIE + topology.IP].done
         for sequence in range(done + 1, DOWN_FRAMES + 1):
-            records = [b"down %d" % (sequence * RECORDS + each) for each in range(RECORDS)]
+            few = sequence % 2
+            first, count = sequence * RECORDS - 1 + few, RECORDS + 1 - 2 * few
+            records = [b"down %d" % number for number in range(first, first + count)]
             self.node._take(pack_frame(messages.PACKET_OUT, COOKIE + topology.IP, 1, sequence, records), NOW)
             if sequence % 2:
                 self.node._turn.end()
@@ -183,8 +191,34 @@ def test_a_death_at_any_line_repeats_nothing_and_costs_one_frame_on_its_way_out_
     assert DOWN_FRAMES * RECORDS - len(written) <= deaths
 
 
+def test_frames_have_few_records_and_more():
+    assert RECORDS - 1 <= event_loop.FEW < RECORDS + 1
+
+
 def test_nothing_is_lost_without_a_crash(link):
     send_up(link)
     link.live()
     assert link.written() == list(range(DOWN_FRAMES * RECORDS))
     assert link.sent_up() == list(range(UP))
+
+
+def test_what_the_loop_passes_on_is_shown_while_somebody_watches(link):
+    def watch(*captures: dict[str, object]) -> None:
+        assert link.node._handle_message(json.dumps({"id": 1, "taps": {"captures": captures}}), NOW)
+
+    watch({"number": 1, "slot": 0, "taken": [topology.DEVICE], "sent": [topology.IP, topology.DEVICE]})
+    send_up(link)
+    link.live()
+    seen = RingReader(link.tap).read()
+    shown = {entry[1:3]: [record for each in seen if each[1:3] == entry[1:3] for record in each.records]
+             for entry in seen}  # {(direction, peer): records}
+    assert set(shown) == {(IN, topology.DEVICE), (OUT, topology.IP), (OUT, topology.DEVICE)}
+    assert shown[OUT, topology.DEVICE] == [b"down %d" % (RECORDS + number) for number in range(DOWN_FRAMES * RECORDS)]
+    assert len(link.written()) == DOWN_FRAMES * RECORDS
+    assert shown[OUT, topology.IP] == shown[IN, topology.DEVICE]
+    assert len(shown[OUT, topology.IP]) == UP == len(link.sent_up())
+    watch()
+    send_up(link)
+    link.live()
+    assert len(link.sent_up()) == 2 * UP
+    assert RingReader(link.tap).read() == []

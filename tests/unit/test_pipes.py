@@ -146,6 +146,27 @@ def test_a_turn_of_one_frame_that_finds_no_room_waits_for_it_and_nothing_overtak
     assert [frame for _, frame in Journal(durable.map()).frames(topology.UDP, 0)] == list(producer.queue.frames)
 
 
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from([DATA, CONTROL]), st.integers(1, 70), st.sampled_from([0, 5, 1400, 30_000])),
+                max_size=6))
+def test_a_run_leaves_as_its_records_would_one_by_one(groups):
+    sent = []
+    for at_once in (True, False):
+        durable = Durable()
+        producer = Producer(durable)
+        for number, (kind, count, octets) in enumerate(groups):
+            records = [bytes([number]) * (octets + each % 2) for each in range(count)]
+            if at_once:
+                producer.outbox.enqueue_run(kind, records)
+            else:
+                producer.puts(kind, *records)
+        touched = list(producer.touched)
+        assert not producer.ends_turn()
+        sent.append((parsed(producer.queue), len(touched)))
+        durable.close()
+    assert sent[0] == sent[1]
+
+
 def test_a_frame_is_bounded_in_records_and_in_octets(durable):
     producer = Producer(durable)
     producer.puts(DATA, *[b"x"] * (outbox.PACK_RECORDS + 1), *[bytes(outbox.PACK_OCTETS // 2)] * 3)

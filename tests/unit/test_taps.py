@@ -13,7 +13,7 @@ from bus import messages as m
 from bus import topology
 from bus.counters import PipeCounters
 from bus.durable import layout
-from bus.layer import ClientCore, ManagedCore
+from bus.layer import ClientCore, ManagedCore, Send
 from bus.runtime import meter, recorder, ring
 from bus.runtime.impair import Settings
 from bus.runtime.taps import BUS_COUNTER, CaptureRequest, ImpairmentRequest, TapRequests, Taps
@@ -84,6 +84,13 @@ class Bench:
                             tuple(r for r in requests if isinstance(r, ImpairmentRequest)))
         return self.taps.apply(msgspec.json.decode(msgspec.json.encode(asked)), now)
 
+    def passes(self, sends: list[Send]) -> list[Send]:
+        """What the event loop passes on."""
+        return [(consumer, kind, record) for consumer, kind, records in self.taps.runs(sends) for record in records]
+
+    def receive(self, sender: int, kind: int, records: list[bytes], now: float) -> list[Send]:
+        return self.passes(self.taps.core.receive(sender, kind, records, now))
+
     def entries(self, slot: int = 0) -> list[ring.Entry]:
         return ring.RingReader(self.memory.tap(slot, False)).read()
 
@@ -104,9 +111,9 @@ def test_without_watchers_the_plain_core_is_called():
 def test_a_capture_sees_both_ways_and_what_was_dropped():
     bench = Bench()
     bench.ask(CaptureRequest(1, 0, frozenset({topology.LINK}), frozenset({topology.UDP}), drops=True))
-    bench.taps.core.receive(topology.LINK, m.PACKET, [b"x"], 0.0)  # alone: shown
+    bench.receive(topology.LINK, m.PACKET, [b"x"], 0.0)  # alone: shown
     assert [entry.direction for entry in bench.entries()] == [ring.IN, ring.DROPPED]
-    sends = bench.taps.core.receive(topology.LINK, m.PACKET, [b"a", b"xb", b"c"], 0.5)
+    sends = bench.receive(topology.LINK, m.PACKET, [b"a", b"xb", b"c"], 0.5)
     assert sends == [(topology.UDP, m.PACKET, b"a"), (topology.UDP, m.PACKET, b"c")]
     taken, dropped, sent = bench.entries()
     assert (taken.direction, taken.peer, taken.records) == (ring.IN, topology.LINK, [b"a", b"xb", b"c"])
@@ -124,7 +131,7 @@ def test_what_leaves_together_is_shown_in_runs_of_one_consumer_and_kind():
                                               (topology.UDP, m.ROUTES)] + [(APP, m.DATAGRAM)] * 300
     bench = Bench(Distributor())
     bench.ask(CaptureRequest(1, 0, sent=frozenset({topology.UDP, topology.CLIENT_ID_MIN})))
-    sends = bench.taps.core.receive(topology.LINK, m.PACKET, [b"a"], 0.0)
+    sends = bench.receive(topology.LINK, m.PACKET, [b"a"], 0.0)
     assert [send[:2] for send in sends] == order
     assert [(entry.peer, entry.kind, entry.records) for entry in bench.entries()] == [
         (topology.UDP, m.PACKET, [b"0", b"1"]), (topology.UDP, m.PACKET, [b"3"]), (topology.UDP, m.ROUTES, [b"4"]),
@@ -136,7 +143,7 @@ def test_applications_are_one_peer_and_timers_are_seen():
     bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.CLIENT_ID_MIN})))
     bench.core.next_wake = 5.0
     assert bench.taps.core.next_wake == 5.0
-    bench.taps.core.wake(5.0)
+    bench.passes(bench.taps.core.wake(5.0))
     (entry,) = bench.entries()
     assert (entry.peer, entry.records) == (APP, [b"woken"])
 
@@ -145,9 +152,9 @@ def test_two_captures_at_a_time_and_one_ends():
     bench = Bench()
     one, two = (CaptureRequest(n, n, frozenset(), frozenset({topology.UDP})) for n in (1, 2))
     bench.ask(one, two)
-    bench.taps.core.receive(topology.LINK, m.PACKET, [b"a"], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [b"a"], 0.0)
     bench.ask(two)
-    bench.taps.core.receive(topology.LINK, m.PACKET, [b"b"], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [b"b"], 0.0)
     assert [entry.records for entry in bench.entries(1)] == [[b"a"]]
     assert [entry.records for entry in bench.entries(2)] == [[b"a"], [b"b"]]
 
@@ -167,15 +174,15 @@ def test_control_records_are_never_disturbed():
     bench = Bench()
     bench.ask(impair(loss=1.0))
     routes = [(topology.UDP, m.ROUTES, b"{}")]
-    assert bench.taps.core.receive(topology.LINK, m.ROUTES, [b"{}"], 0.0) == routes
-    assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0) == []
+    assert bench.receive(topology.LINK, m.ROUTES, [b"{}"], 0.0) == routes
+    assert bench.receive(topology.LINK, m.PACKET, [PACKET], 0.0) == []
     assert bench.bus_counters[PipeCounters.bus_impaired_lost] == 1
 
 
 def test_on_the_way_in_the_core_gets_it_late():
     bench = Bench()
     bench.ask(impair(sent=False, peer=topology.LINK, delay=0.5))
-    assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 1.0) == []
+    assert bench.receive(topology.LINK, m.PACKET, [PACKET], 1.0) == []
     assert bench.core.counters[0] == 0
     assert bench.taps.core.wake(1.5) == [(topology.UDP, m.PACKET, PACKET)]
 
@@ -183,20 +190,20 @@ def test_on_the_way_in_the_core_gets_it_late():
 def test_a_flow_alone_is_disturbed():
     bench = Bench()
     bench.ask(impair(loss=1.0, flow="udp port 53"))
-    assert bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0) == [(topology.UDP, m.PACKET, OTHER)]
+    assert bench.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0) == [(topology.UDP, m.PACKET, OTHER)]
 
 
 def test_a_capture_shows_packets_that_an_impairment_drops():
     bench = Bench()
     bench.ask(CaptureRequest(1, 0, frozenset(), frozenset({topology.UDP}), drops=True), impair(drop_nth=2))
-    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [PACKET, OTHER], 0.0)
     dropped, sent = bench.entries()
     assert (dropped.direction, dropped.peer, dropped.records) == (ring.UNSENT, topology.UDP, [OTHER])
     assert dropped.counter == BUS_COUNTER + PipeCounters.bus_impaired_lost
     assert sent.records == [PACKET]
     bench.ask(CaptureRequest(2, 0, frozenset({topology.LINK}), drops=True),
               impair(sent=False, peer=topology.LINK, loss=1.0))
-    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
     (dropped,) = bench.entries()
     assert (dropped.direction, dropped.peer, dropped.records) == (ring.DROPPED, topology.LINK, [PACKET])
 
@@ -204,19 +211,19 @@ def test_a_capture_shows_packets_that_an_impairment_drops():
 def test_a_repeated_impairment_continues_and_an_ended_one_releases_its_packets():
     bench = Bench()
     bench.ask(impair(delay=5.0))
-    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
     assert bench.ask(impair(delay=5.0), CaptureRequest(1, 0)) == []
     assert bench.taps.core.next_wake == 5.0
     assert bench.ask(CaptureRequest(1, 0)) == [(topology.UDP, m.PACKET, PACKET)]
     bench.ask(impair(2, delay=5.0))
-    bench.taps.core.receive(topology.LINK, m.PACKET, [OTHER], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [OTHER], 0.0)
     assert bench.ask() == [(topology.UDP, m.PACKET, OTHER)]
 
 
 def test_packets_held_on_the_way_in_are_released_when_the_impairment_ends():
     bench = Bench()
     bench.ask(impair(sent=False, peer=topology.LINK, delay=5.0))
-    bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    bench.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
     assert bench.ask() == [(topology.UDP, m.PACKET, PACKET)]
 
 
@@ -235,7 +242,7 @@ def test_a_meter_counts_records_octets_and_calls():
     bench = Bench()
     bench.ask(CaptureRequest(1, 4, meter=True))
     for records in ([b"abc", b"xy"], [b"d"]):
-        bench.taps.core.receive(topology.LINK, m.PACKET, records, 0.0)
+        bench.receive(topology.LINK, m.PACKET, records, 0.0)
     reading = meter.read(bench.memory.tap(4, False))
     assert reading.flows[topology.LINK, meter.IN] == (3, 6)
     assert reading.flows[topology.UDP, meter.OUT] == (2, 4)
@@ -248,7 +255,7 @@ def test_a_meter_counts_records_octets_and_calls():
 def test_corruption_turns_one_bit_over():
     bench = Bench()
     bench.ask(impair(corrupt=1.0, seed=random.Random(1).randrange(99)))
-    ((_, _, record),) = bench.taps.core.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
+    ((_, _, record),) = bench.receive(topology.LINK, m.PACKET, [PACKET], 0.0)
     assert sum((a ^ b).bit_count() for a, b in zip(record, PACKET, strict=True)) == 1
 
 
@@ -264,7 +271,7 @@ def test_while_nothing_is_dropped_what_comes_at_once_goes_to_the_core_at_once():
 
     bench.core.receive = counted
     for now, first in ((0.0, b"a"), (0.1, b"x"), (0.2, b"a"), (2.0, b"a")):
-        bench.taps.core.receive(topology.LINK, m.PACKET, [first, b"b"], now)
+        bench.receive(topology.LINK, m.PACKET, [first, b"b"], now)
     assert lengths == [2, 2, 1, 1, 2]
 
 
@@ -274,9 +281,8 @@ def test_of_a_core_with_clients_what_it_sends_for_them_is_seen_too():
     tapped = bench.taps.core
     assert isinstance(tapped, ClientCore)
     assert (tapped.contested, tapped.welcome(APP)) == (True, {"client": APP})
-    tapped.client_joined(APP, {}, 1.0)
-    tapped.client_left(APP, 1.0)
-    tapped.clients_checked(1.0)
+    bench.passes(tapped.client_joined(APP, {}, 1.0) + tapped.client_left(APP, 1.0))
+    bench.passes(tapped.clients_checked(1.0))
     assert [record for entry in bench.entries() for record in entry.records] == [b"joined", b"left", b"checked"]
 
 
