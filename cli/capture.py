@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -22,7 +22,7 @@ from bus import messages, views
 from bus.runtime import ring
 from cli import deferring
 from cli.capture_filter import capture_filter
-from cli.main import program
+from cli.main import INTERRUPTED, program
 from cli.numbers import seconds, whole
 from cli.pipes import DEVICE, Pipe, chosen
 from cli.watching import Seen, Watch, sentence
@@ -274,8 +274,8 @@ def run(given: argparse.Namespace) -> int:
     tests = _tests(given.filter, pipes)
     _rotation(given.rotate)
     with Watch(given.name, pipes) as watch:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-            signal.signal(number, lambda *_: watch.stop())
+        rest = Rest()
+        heed(rest, watch.stop)
         out = (File(given.file, pipes, given.filter, given.rotate, given.files, lambda: watch.merger.at_ns)
                if given.file else None)
         print(f"capturing on {len(pipes)} pipe{'s' if len(pipes) > 1 else ''}; Ctrl-C ends it", file=sys.stderr)
@@ -283,7 +283,7 @@ def run(given: argparse.Namespace) -> int:
         count, problem = 0, ""
         try:
             try:
-                for seen, found in _wanted(_batches(watch, out, given.count), watch.with_vnet, tests, given,
+                for seen, found in _wanted(_batches(watch, out, given.count, rest), watch.with_vnet, tests, given,
                                            out.flush if out else sys.stdout.flush):
                     count += len(found)
                     if out:
@@ -304,11 +304,46 @@ def run(given: argparse.Namespace) -> int:
                        "the packets written so far are complete")
         lost = sum(watch.lost.values())
         ended = "the stack has ended; " if watch.ended else ""
-        print(problem or f"{ended}{count} packets captured, {lost} lost", file=sys.stderr)
-        return 1 if problem else 0
+        print(problem or f"{ended}{count} packets captured, {lost} lost{rest.missing}", file=sys.stderr)
+        return 1 if problem else INTERRUPTED if rest.missing else 0
 
 
-def _batches(watch: Watch, out: File | None, count: int | None) -> Iterator[list[Seen]]:
+class Rest:
+    """What waits to be encoded when a capture has ended. If that is much, a signal ends it."""
+
+    def __init__(self) -> None:
+        self.missing = ""  # what the last line says of it
+        self._is_much = self._interrupted = False
+
+    def begin(self, octets: int) -> None:
+        """So many octets are encoded from now on."""
+        self._is_much = octets > _SOON_OCTETS
+        if self._is_much:
+            print(f"encoding {octets / 1e6:.0f} MB that wait; Ctrl-C leaves them out", file=sys.stderr)
+
+    def interrupt(self) -> bool:
+        """A signal has arrived; True: it is for this."""
+        self._interrupted = self._is_much
+        return self._is_much
+
+    def given_up(self, octets: int) -> bool:
+        """True if the last octets, so many, are to be left out."""
+        if self._interrupted:
+            self.missing = f"; {octets / 1e6:.0f} MB that waited are not in the file"
+        return self._interrupted
+
+
+def heed(rest: Rest, stop: Callable[[], object]) -> dict[signal.Signals, Any]:
+    """Handle signals: `stop`, or end the rest. Returns the handlers before."""
+    def interrupt(*_: object) -> None:
+        if not rest.interrupt():
+            stop()
+
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: interrupt, signal.SIGALRM: lambda *_: stop()}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+
+def _batches(watch: Watch, out: File | None, count: int | None, rest: Rest) -> Iterator[list[Seen]]:
     """What is seen: at once if it is to be counted, or somebody reads it as it is written."""
     spool = out.spool() if out and not count else None
     if spool is None:
@@ -316,10 +351,9 @@ def _batches(watch: Watch, out: File | None, count: int | None) -> Iterator[list
 
     def ending(octets: int) -> None:
         watch.close()
-        if octets > _SOON_OCTETS:
-            print(f"encoding {octets / 1e6:.0f} MB that wait", file=sys.stderr)
+        rest.begin(octets)
 
-    return deferring.batches(watch.merger, watch.looks(), spool, deferring.Budget(), ending)
+    return deferring.batches(watch.merger, watch.looks(), spool, deferring.Budget(), ending, rest.given_up)
 
 
 def _tests(expression: str, pipes: list[Pipe]) -> dict[Pipe, Callable[[bytes], bool]]:

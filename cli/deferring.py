@@ -144,10 +144,11 @@ class Spool:
 
 
 def batches(merger: Merger, looks: Iterable[Look], spool: Spool, budget: Budget,
-            ending: Callable[[int], object]) -> Iterator[list[Seen]]:
+            ending: Callable[[int], object], given_up: Callable[[int], bool]) -> Iterator[list[Seen]]:
     """What the looks found, in order of time: at once while the budget allows it, else later.
 
-    `ending` is called with the number of octets that wait when there are no more looks.
+    `ending` is called with the number of octets that wait when there are no more looks. Then `given_up` is called with
+    it before each of those that wait; True: these are left out.
     """
     for look in looks:
         kept = False
@@ -162,5 +163,5 @@ def batches(merger: Merger, looks: Iterable[Look], spool: Spool, budget: Budget,
             yield merger.merged(spool.get())
     if spool:
         ending(spool.octets)
-    while spool:
+    while spool and not given_up(spool.octets):
         yield merger.merged(spool.get())

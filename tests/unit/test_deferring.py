@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from test_capture_file import PIPES, ROUND, Layers, expected, room, without_statistics
 
 from bus.runtime import ring
-from cli.capture import File, packets
+from cli import capture
+from cli.capture import File, Rest, heed, packets
 from cli.deferring import SHARE, Budget, Spool, _idle_s, batches
 from cli.watching import Look, Seen
 
@@ -27,6 +29,11 @@ class Turns(Budget):
     def left(self) -> bool:
         self._number += 1
         return bool(self._each) and self._number % self._each == 0
+
+
+def never(octets: int) -> bool:
+    """What waits is not given up."""
+    return False
 
 
 def looks(layers: Layers, turns: list[int], told: list[dict[str, int]]) -> Iterator[Look]:
@@ -46,7 +53,8 @@ def test_the_file_is_the_same_whenever_there_is_time(tmp_path: Path, each: int, 
     layers, seen, told, rest, waited = Layers(1 << 14), [], [], [], 0
     out = File(str(tmp_path / "way.pcapng"), PIPES, "", f"{size}B" if size else None, None)
     spool = Spool(str(tmp_path), 2, 30_000)
-    for batch in batches(layers.merger, looks(layers, [1, 3, 0, 30, 1, 2] * 4, told), spool, Turns(each), rest.append):
+    rounds = [1, 3, 0, 30, 1, 2] * 4
+    for batch in batches(layers.merger, looks(layers, rounds, told), spool, Turns(each), rest.append, never):
         lost = dict(layers.merger.lost)
         assert lost == told[len(seen)]
         seen.append((batch, lost))
@@ -70,12 +78,51 @@ def test_what_waits_leaves_the_rings_at_once(tmp_path: Path) -> None:
     layers, told, rest = Layers(1 << 15), [], []
     spool = Spool(str(tmp_path))
     turns = [3] * 40
-    found = list(batches(layers.merger, looks(layers, turns, told), spool, Turns(0), rest.append))
+    found = list(batches(layers.merger, looks(layers, turns, told), spool, Turns(0), rest.append, never))
     assert layers.merger.lost == dict.fromkeys(layers.merger.lost, 0)
     assert len(found) == len(turns)
     assert sum(map(len, found)) == sum(turns) * (len(ROUND) - 1)  # without the pipe that is not watched
     assert rest[0] > len(turns) * 3 * 1000
     assert (spool.octets, len(spool)) == (0, 0)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_much_is_encoded_ends_the_file_there(
+        tmp_path: Path, signal_number: signal.Signals, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `capture` uses it: the first signal ends the watching; until then, and with little that waits, it ends no
+    encoding."""
+    monkeypatch.setattr(capture, "_SOON_OCTETS", 10_000)
+    layers, told, seen, stopped = Layers(), [], [], []
+    rest, out, spool = Rest(), File(str(tmp_path / "way.pcapng"), PIPES, "", None, None), Spool(str(tmp_path))
+    before = heed(rest, lambda: stopped.append(len(told)))
+    try:
+        os.kill(os.getpid(), signal_number)
+        for batch in batches(layers.merger, looks(layers, [1] * 20, told), spool, Turns(0), rest.begin, rest.given_up):
+            seen.append((batch, dict(layers.merger.lost)))
+            for some in batch:
+                out.add(some, packets(some, True, True), layers.merger.lost)
+            if len(seen) == 5:
+                os.kill(os.getpid(), signal_number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    out.close(layers.merger.lost)
+    assert stopped == [0]
+    assert len(seen) == 5
+    assert len(spool) == 15
+    assert without_statistics((tmp_path / "way.pcapng").read_bytes()) == expected(seen, 0)[0]
+    assert rest.missing == f"; {spool.octets / 1e6:.0f} MB that waited are not in the file"
+    assert "encoding 0 MB that wait; Ctrl-C leaves them out" in capsys.readouterr().err
+
+
+def test_a_signal_while_little_is_encoded_does_not_end_it() -> None:
+    rest = Rest()
+    assert not rest.interrupt()
+    rest.begin(1000)
+    assert not rest.interrupt()
+    assert not rest.given_up(1000)
+    assert not rest.missing
 
 
 @given(st.lists(st.one_of(st.none(), st.lists(st.lists(st.binary(min_size=1, max_size=9), max_size=2), max_size=3))))
@@ -103,7 +150,7 @@ def test_on_a_full_disk_what_does_not_fit_is_encoded_at_once(tmp_path: Path, lim
     layers, told, seen = Layers(), [], []
     spool = Spool(str(tmp_path))
     with room(limit):
-        for batch in batches(layers.merger, looks(layers, [1] * 20, told), spool, Turns(0), lambda octets: None):
+        for batch in batches(layers.merger, looks(layers, [1] * 20, told), spool, Turns(0), lambda octets: None, never):
             seen += batch
             assert spool.octets <= limit
     assert len(seen) == 20 * (len(ROUND) - 1)
@@ -113,7 +160,8 @@ def test_on_a_full_disk_what_does_not_fit_is_encoded_at_once(tmp_path: Path, lim
 
 def test_a_folder_that_takes_no_files_is_like_a_full_disk(tmp_path: Path) -> None:
     layers, told = Layers(), []
-    found = batches(layers.merger, looks(layers, [1] * 3, told), Spool(str(tmp_path / "none")), Turns(0), pytest.fail)
+    found = batches(layers.merger, looks(layers, [1] * 3, told), Spool(str(tmp_path / "none")), Turns(0), pytest.fail,
+                    never)
     assert len(list(found)) == 3
 
 
