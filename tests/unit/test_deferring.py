@@ -225,6 +225,16 @@ def test_after_a_rest_it_has_saved_little() -> None:
     assert machine.run(1.0) < 0.1 + SHARE
 
 
+def test_what_copying_alone_takes_is_owed_for_a_limited_time() -> None:
+    machine = Machine(free=0.0)
+    for _ in range(3600):
+        machine.now += 1
+        machine.used += 2 * SHARE
+        assert not machine.budget.left()
+    machine.run(1 / SHARE)
+    assert machine.run(10.0) == pytest.approx(10 * SHARE, rel=0.1)
+
+
 def test_whether_a_processor_is_free_is_known_only_of_all() -> None:
     every = os.sched_getaffinity(0)
     assert (_idle_s() > 0) == (len(every) == os.cpu_count())
