@@ -110,18 +110,12 @@ class Segment(NamedTuple):
 
     def pack(self) -> bytes:
         """The octets, with checksum 0."""
-        return b"".join(self.parts())
-
-    def parts(self, pseudo: int | None = None) -> tuple[bytes, bytes, bytes | memoryview]:
-        """Header, options and payload as octets; with `pseudo`, `pseudo_sum` of no octets, the checksum is partial."""
         source, destination, sequence, acknowledgment, flags, window, urgent, unpacked, payload, options = self
         if options is None:
             options = unpacked.pack()
-        header_octets = HEADER_OCTETS + len(options)
-        total = 0 if pseudo is None else (pseudo + header_octets + len(payload)) % 65535 or 65535
-        header = HEADER.pack(source, destination, sequence, acknowledgment, header_octets << 2 | flags >> 8,
-                             flags & 255, window, total, urgent)
-        return header, options, payload
+        header = HEADER.pack(source, destination, sequence, acknowledgment,
+                             HEADER_OCTETS + len(options) << 2 | flags >> 8, flags & 255, window, 0, urgent)
+        return b"".join((header, options, payload))
 
     def __str__(self) -> str:
         letters = "".join(letter for bit, letter in enumerate(FLAG_LETTERS) if self.flags >> bit & 1)

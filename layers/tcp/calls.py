@@ -230,8 +230,9 @@ class Calls:
             engine.counters[C.stream_over] += 1
             length = max(0, limit - number)
             flags &= ~STREAM_END
+            octets = octets[:length] if octets is not None else None
         if not (writing.written_in_ring(engine, conn, number, length) if octets is None
-                else writing.write(engine, conn, number, octets[:length])):
+                else writing.write(engine, conn, number, octets)):
             engine.counters[C.no_memory] += 1
             engine.room(conn, resume=True)
             return

@@ -30,7 +30,7 @@ from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.poison import PoisonSegments
-from layers.tcp.records import Paths, Records, arrival_of
+from layers.tcp.records import VIEW_OCTETS, Paths, Records, arrival_of
 from layers.tcp.successor import Successor
 from packets.tcp import QUOTED
 from usernet.pipe.streams import (
@@ -253,7 +253,8 @@ class Core:
 
     def _stream(self, record: bytes) -> None:
         handle, flags, offset = STREAM_HEADER.unpack_from(record)
-        self.calls.stream(handle, flags, offset, memoryview(record)[STREAM_HEADER.size :])
+        octets = record[STREAM_HEADER.size :] if len(record) < VIEW_OCTETS else memoryview(record)[STREAM_HEADER.size :]
+        self.calls.stream(handle, flags, offset, octets)
 
     def _stream_held(self, record: bytes) -> None:
         self.calls.stream_held(*HELD_RECORD.unpack(record))

@@ -26,7 +26,7 @@ from layers.tcp.lookup import Claim, Lookup
 from layers.tcp.quiet import Quiet
 from layers.tcp.recovery import Recovery
 from layers.tcp.ring import RING_OCTETS_MAX
-from layers.tcp.sequence import to_wire
+from layers.tcp.sequence import MODULUS_MASK, to_wire
 from layers.tcp.timers import Timers
 from packets.tcp import NO_OPTIONS, Segment, of_type
 
@@ -342,10 +342,11 @@ class Engine:
                  size: int, capable: bool = False, held: Held | None = None) -> None:
         """Send a segment of a connection; numbers are relative, `window` is the header field."""
         local, local_port, peer, peer_port = conn.ends
-        acknowledgment_number = to_wire(conn.irs, conn.rcv_nxt) if flags & 16 else 0
+        sequence = (conn.iss + number) & MODULUS_MASK
+        acknowledgment_number = (conn.irs + conn.rcv_nxt) & MODULUS_MASK if flags & 16 else 0
         urgent = min(conn.snd_urgent - number, 65535) if flags & 32 else 0
-        segment = of_type(Segment, (local_port, peer_port, to_wire(conn.iss, number), acknowledgment_number, flags,
-                                    window, urgent, NO_OPTIONS, payload, options))
+        segment = of_type(Segment, (local_port, peer_port, sequence, acknowledgment_number, flags, window, urgent,
+                                    NO_OPTIONS, payload, options))
         self.counters[C.segments_out] += 1
         if held is None:
             self.below.transmit(local, peer, segment, size, conn.options, capable)

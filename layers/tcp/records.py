@@ -8,6 +8,7 @@ This module, and for a flood of SYNs `layers.tcp.crowd`, know the format of reco
 from __future__ import annotations
 
 from functools import lru_cache
+from struct import Struct
 
 from bus import messages, topology
 from bus.config import StackConfig
@@ -32,7 +33,7 @@ from layers.tcp.counters import Counters as C
 from layers.tcp.ecn import ECT_0
 from layers.tcp.interfaces import Arrival
 from packets.checksum import verifies
-from packets.tcp import HEADER_OCTETS_MAX, PROTOCOL, Segment, of_type, parse, pseudo_sum
+from packets.tcp import HEADER, HEADER_OCTETS, HEADER_OCTETS_MAX, PROTOCOL, Segment, of_type, parse, pseudo_sum
 from usernet.pipe.messages import family_of
 from usernet.pipe.rings import REFERENCE_MASK, Ring
 from usernet.pipe.streams import (
@@ -49,6 +50,7 @@ LOOPBACK_MTU = 65535
 SUPER_OCTETS = 65535 - 60 - HEADER_OCTETS_MAX  # of text: the maximum in an IP packet with all options
 PLAIN_FLAGS = TRANSMIT_OF_MTU_DISCOVER[1] | TRANSMIT_PARTIAL  # ip(7), IP_MTU_DISCOVER: WANT; for segments of no socket
 ECN_MASK = 3  # RFC 3168 section 5: the lowest bits of TOS
+_HEADS = Struct(TRANSMIT_HEAD.format + HEADER.format[1:])
 _sum_of_ends = lru_cache(256)(pseudo_sum)
 
 
@@ -121,15 +123,21 @@ class Records:
         if capable:
             tos = tos & ~ECN_MASK | ECT_0
         family = FAMILY_4 if len(destination) == 4 else FAMILY_6
-        head = TRANSMIT_HEAD.pack(size, 0, family, flags, PROTOCOL, ttl, tos, len(ip_options),
-                                  source, destination)
-        if held is not None:
-            header, tcp_options, _ = segment.parts(pseudo_sum(source, destination, held.length))
-            record = b"".join((head, ip_options, header, tcp_options, held.pack()))
-            self.sends.append((topology.IP, messages.TRANSMIT_HELD, record))
-            return
-        parts = segment.parts(_sum_of_ends(source, destination, 0))
-        self.sends.append((topology.IP, messages.TRANSMIT, b"".join((head, ip_options, *parts))))
+        port, peer_port, sequence, acknowledgment, bits, window, urgent, unpacked, text, tcp_options = segment
+        if tcp_options is None:
+            tcp_options = unpacked.pack()
+        octets, kind = HEADER_OCTETS + len(tcp_options), messages.TRANSMIT
+        total = _sum_of_ends(source, destination, 0) + octets
+        if held is None:
+            total += len(text)
+        else:
+            total, text, kind = total + held.length, held.pack(), messages.TRANSMIT_HELD
+        heads = _HEADS.pack(size, 0, family, flags, PROTOCOL, ttl, tos, len(ip_options), source, destination, port,
+                            peer_port, sequence, acknowledgment, octets << 2 | bits >> 8, bits & 255, window,
+                            total % 65535 or 65535, urgent)
+        if ip_options:
+            heads = b"".join((heads[: TRANSMIT_HEAD.size], ip_options, heads[TRANSMIT_HEAD.size :]))
+        self.sends.append((topology.IP, kind, b"".join((heads, tcp_options, text))))
 
     def advise(self, destination: bytes) -> None:
         """See `Below`."""

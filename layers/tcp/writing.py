@@ -46,8 +46,8 @@ def written_in_ring(engine: Engine, conn: Connection, number: int, length: int) 
 
 def write(engine: Engine, conn: Connection, number: int, octets: bytes | memoryview) -> bool:
     """Add octets to send from `number` on, which is at most `written`; False: no memory."""
-    start = max(number, conn.written)
-    fresh = octets[start - number :]
+    start = conn.written
+    fresh = octets[start - number :] if number < start else octets
     if not fresh:
         return True
     needed = start + len(fresh) - conn.snd_una
