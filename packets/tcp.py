@@ -41,7 +41,7 @@ _FAST_OPEN = 34  # RFC 7413 section 4.1.1
 _MSS_OPTION = Struct("!BBH")
 _SCALE_OPTION = Struct("!BBBB")  # after one no-operation, as is usual
 _TIMESTAMPS_OPTION = Struct("!BBBBII")  # RFC 7323 appendix A: after two no-operations
-_TIMESTAMPS_ALONE = bytes((_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10))
+TIMESTAMPS_ALONE = bytes((_NO_OPERATION, _NO_OPERATION, _TIMESTAMPS, 10))  # the first octets of the usual options
 _USUAL_SYN = Struct("!2sH4sII3sB")  # the options of a SYN as Linux sends them
 _USUAL_SYN_KINDS = (bytes((_MSS, 4)), bytes((_SACK_PERMITTED, 2, _TIMESTAMPS, 10)),
                     bytes((_NO_OPERATION, _WINDOW_SCALE, 3)))
@@ -143,7 +143,7 @@ def parse(octets: bytes | memoryview) -> Segment | None:
         options = NO_OPTIONS
     elif start < HEADER_OCTETS or start > len(octets):
         return None
-    elif start == 32 and octets[20:24] == _TIMESTAMPS_ALONE:  # the usual options of all but the first segments
+    elif start == 32 and octets[20:24] == TIMESTAMPS_ALONE:  # the usual options of all but the first segments
         options = of_type(Options, (None, None, False, _STAMPS.unpack_from(octets, 24), (), None))
     else:
         options = parse_options(bytes(octets[HEADER_OCTETS:start]))

@@ -283,20 +283,27 @@ def _ack(engine: Engine, conn: Connection, arrival: Arrival, seq: int, ack: int,
 
 
 def _acknowledged(engine: Engine, conn: Connection, arrival: Arrival, ack: int, duplicate: bool = False) -> None:
-    """Process the cumulative acknowledgment and the SACK blocks (RFC 2018)."""
+    """Process the acknowledgment of a segment and its SACK blocks (RFC 2018)."""
     options = arrival.segment.options
-    now = engine.now
-    advanced = ack > conn.snd_una
-    echoed = None
-    if advanced and conn.timestamps_ok and options.timestamps is not None and options.timestamps[1]:
-        ticks = (engine.timestamp(conn) - options.timestamps[1]) & 0xFFFFFFFF
-        if ticks < 1 << 22:  # RFC 7323 section 4: an echo of more than an hour is not a valid sample
-            echoed = ticks / 1000
     blocks: tuple[tuple[int, int], ...] = ()
     if options.sack and conn.sack_ok:
         blocks = tuple((from_wire(conn.iss, left, conn.snd_una), from_wire(conn.iss, right, conn.snd_una))
                        for left, right in options.sack)
+    stamps = options.timestamps if conn.timestamps_ok else None
+    acknowledged(engine, conn, ack, stamps[1] if stamps is not None else 0, blocks, duplicate)
+
+
+def acknowledged(engine: Engine, conn: Connection, ack: int, echo: int, blocks: tuple[tuple[int, int], ...] = (),
+                 duplicate: bool = False) -> None:
+    """Process the cumulative acknowledgment and relative SACK blocks. `echo`: of our timestamp; 0: none."""
+    now = engine.now
+    advanced = ack > conn.snd_una
+    echoed = None
     if advanced:
+        if echo:
+            ticks = (engine.timestamp(conn) - echo) & 0xFFFFFFFF
+            if ticks < 1 << 22:  # RFC 7323 section 4: an echo of more than an hour is not a valid sample
+                echoed = ticks / 1000
         conn.snd_una = ack
         conn.backoffs = 0
         conn.last_progress = now

@@ -30,9 +30,10 @@ from layers.tcp.durable import Durable
 from layers.tcp.engine import Engine
 from layers.tcp.isn import KEY_OCTETS
 from layers.tcp.poison import PoisonSegments
+from layers.tcp.prediction import Prediction
 from layers.tcp.records import VIEW_OCTETS, Paths, Records, arrival_of
 from layers.tcp.successor import Successor
-from packets.tcp import QUOTED
+from packets.tcp import ACK, QUOTED
 from usernet.pipe.streams import (
     ACCEPT_RECORD,
     CLOSE_RECORD,
@@ -68,6 +69,7 @@ class Core:
         self.engine = Engine(counters, self._records, self._records, self._durable, self._durable, secret)
         self.calls = Calls(self.engine, state, rng, self._paths)
         self._crowd = Crowd(self.engine, self._records)
+        self._prediction = Prediction(self.engine)
         self._poison = PoisonSegments(self.engine, state, KEY_POISON)
         self._handlers: dict[int, Callable[[bytes], None]] = {
             messages.PACKET_HELD: self._packet_held,
@@ -178,10 +180,12 @@ class Core:
     def _packets(self, records: list[bytes]) -> None:
         self.counters[C.segments_in] += len(records)
         short = not self._poison.known
-        takes = self._crowd.takes
+        crowd, expected = self._crowd.takes, self._prediction.takes
         for record in records:
-            if short and len(record) > FLAGS_AT and record[FLAGS_AT] & NOT_ALONE == ALONE and takes(record):
-                continue
+            if short and len(record) > FLAGS_AT:
+                flags = record[FLAGS_AT] & NOT_ALONE
+                if (flags == ACK and expected(record)) or (flags == ALONE and crowd(record)):
+                    continue
             try:
                 self._packet(record)
             except StructError:

@@ -2,8 +2,8 @@
 
 In a flood of SYNs most segments are of this kind. The general path (`layers.tcp.records`, `engine`, `listen`) makes a
 dozen objects of each and takes three times as long. A test compares the two for any SYN: the same record leaves, and
-the same is counted. What is unusual takes the general path. With `layers.tcp.records` this is the module that knows the
-format of records.
+the same is counted. What is unusual takes the general path. With `layers.tcp.records` and `prediction` this module
+knows the format of records.
 """
 
 from __future__ import annotations

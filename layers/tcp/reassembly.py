@@ -46,7 +46,7 @@ def text(engine: Engine, conn: Connection, seq: int, payload: bytes | memoryview
     if not payload:
         _acknowledge_now(engine, conn)
         return
-    if not _ensure_ring(engine, conn, end):
+    if not ensure_ring(engine, conn, end):
         counters[C.no_memory] += 1
         _acknowledge_now(engine, conn)
         return
@@ -96,7 +96,7 @@ def _acknowledge_now(engine: Engine, conn: Connection) -> None:
     engine.touch(conn)
 
 
-def _ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
+def ensure_ring(engine: Engine, conn: Connection, end: int) -> bool:
     """A ring for the octets from the first unread one to `end`."""
     ring = conn.receive_ring
     wanted = size_for(conn.rcv_limit)

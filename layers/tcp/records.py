@@ -1,8 +1,8 @@
 """Translation between the engine and the pipes: packets of ip to arrivals, segments to TRANSMIT records, stream
 records.
 
-This module, and for a flood of SYNs `layers.tcp.crowd`, know the format of records; `layers.tcp.interfaces` defines
-`Arrival`, `Below` and `Above`.
+This module, and for their short paths `layers.tcp.crowd` and `prediction`, know the format of records;
+`layers.tcp.interfaces` defines `Arrival`, `Below` and `Above`.
 """
 
 from __future__ import annotations
