@@ -35,6 +35,30 @@ def test_rfc6675_2_pipe_is_what_is_neither_sacked_nor_lost_and_what_was_sent_aga
     assert (board.pipe, board.lost, board.next_lost()) == (100, 300, (200, 500))
 
 
+@given(st.lists(st.tuples(st.integers(1, 300), st.sampled_from([0.0, 0.001])), min_size=1, max_size=6),
+       st.lists(st.integers(0, 5), max_size=2), st.integers(1, 1800))
+def test_the_short_form_of_an_acknowledgment_says_what_the_general_one_does(sent, again, acknowledged):
+    """`advanced` and `acknowledged` without blocks, where nothing is sacked or lost."""
+    short, general = Scoreboard(MSS), Scoreboard(MSS)
+    for board in (short, general):
+        now = 1.0
+        for octets, pause_s in sent:
+            board.sent(board.nxt, board.nxt + octets, now)
+            now += pause_s
+        for number in again:
+            if number < len(board.entries):
+                board.sent(board.entries[number].start, board.entries[number].end, now + 0.1)
+    una = min(acknowledged, short.nxt)
+    short.advanced(una, 2.0)
+    general.acknowledged(una, (), 2.0)
+    for name in ("delivered", "dsack", "first_sent_once", "newest_again", "newest_end", "newest_sent_at", "nxt", "pipe",
+                 "rtt_s", "una"):
+        assert getattr(short, name) == getattr(general, name), name
+    assert [(each.start, each.end, each.sent_at, each.again) for each in short.entries] == [
+        (each.start, each.end, each.sent_at, each.again) for each in general.entries]
+    assert una < short.nxt or not short.order
+
+
 def test_rfc6675_4_islost_by_three_blocks_or_more_than_two_segments_above():
     board = flight()
     board.acknowledged(0, [(100, 300)], 2.0)
