@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 from layers.tcp import acknowledgment, ecn, fast_open, history, reassembly
 from layers.tcp.connection import CLOSED, LISTEN, SENDING, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
-from packets.tcp import ACK, CWR, ECE, FIN, PSH, SACK_BLOCKS_MAX, SYN, URG, Options, timestamps_alone
+from packets.tcp import (
+    ACK,
+    CWR,
+    ECE,
+    FIN,
+    OPTIONS_OCTETS_MAX,
+    PSH,
+    SACK_BLOCKS_MAX,
+    SYN,
+    URG,
+    Options,
+    timestamps_alone,
+)
 
 if TYPE_CHECKING:
     from layers.tcp.engine import Engine
@@ -26,7 +38,7 @@ def flush(engine: Engine, conn: Connection) -> None:
         recovery = conn.recovery
         if recovery is not None and recovery.lost() is not None:
             _retransmit(engine, conn)
-        if conn.snd_nxt < conn.written or conn.end is not None:
+        if (conn.snd_nxt < conn.written or conn.end is not None) and not _alone(engine, conn):
             _new(engine, conn)
     elif state in (SYN_SENT, SYN_RECEIVED):
         lost = engine.loss_recovery(conn).lost()
@@ -188,6 +200,24 @@ def _retransmit(engine: Engine, conn: Connection) -> None:
         conn.octets_resent += size
         recovery.sent(start, finish, engine.now, False)
         emit(engine, conn, start, finish, ACK, most if size > most else 0)
+
+
+def _alone(engine: Engine, conn: Connection) -> bool:
+    """The usual case of `_new` in an exchange: all there is to send is less than a segment, and nothing is in flight,
+    so that Nagle permits it. False: something else, and nothing was done."""
+    start, finish, recovery, options, now = conn.snd_nxt, conn.written, conn.recovery, conn.options, engine.now
+    size = finish - start
+    if (start != conn.snd_una or recovery is None or conn.end is not None or size >= conn.mss - OPTIONS_OCTETS_MAX
+            or size > conn.snd_window or conn.more or options.cork or options.notsent_lowat
+            or conn.persist_at is not None or not recovery.sent_alone(start, finish, now)):
+        return False
+    conn.last_progress = conn.last_sent = now
+    conn.snd_nxt = conn.small_sent = finish
+    conn.cork_at = None
+    emit(engine, conn, start, finish, ACK, new=True)
+    if now - conn.last_text < acknowledgment.DELAY_S:
+        conn.pingpong = True
+    return True
 
 
 def _new(engine: Engine, conn: Connection) -> None:

@@ -42,10 +42,9 @@ class Pacing:
 
     def allowance(self, room: int, cwnd: float, slow_start: bool, rtt_s: float, mss: int, now: float) -> int:
         """Of `room` octets in the congestion window, those that may leave now; 0 (and `due`): later."""
-        self.due = None
-        if rtt_s < PACED_RTT_MIN_S or cwnd <= UNPACED_SEGMENTS * mss:
-            self.rate, self._waits = 0.0, False
+        if self.pauses(cwnd, rtt_s, mss):
             return room
+        self.due = None
         self.rate = rate = (SLOW_START_RATIO if slow_start else RATIO) * cwnd / rtt_s
         quantum = max(rate * TURN_S, QUANTUM_SEGMENTS * mss)
         if self._until < now:
@@ -60,6 +59,13 @@ class Pacing:
         self._waits = True
         self.due = self._until
         return 0
+
+    def pauses(self, cwnd: float, rtt_s: float, mss: int) -> bool:
+        """True if nothing is paced with this window and round trip; from now on, too, if it was."""
+        if rtt_s >= PACED_RTT_MIN_S and cwnd > UNPACED_SEGMENTS * mss:
+            return False
+        self.rate, self.due, self._waits = 0.0, None, False
+        return True
 
     def sent(self, octets: int, now: float) -> None:
         """So many octets were sent."""

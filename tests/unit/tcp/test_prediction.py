@@ -1,12 +1,14 @@
-"""The short path of the segment that a connection expects (`layers.tcp.prediction`) does the same as the general one.
+"""The short paths of an exchange (`layers.tcp.prediction`, `Recovery.sent_alone`) do the same as the general ones.
 
-Two cores get the same inputs, one of them without the short path. What leaves them, what is stored and counted, and
+Two cores get the same inputs, one of them without the short paths. What leaves them, what is stored and counted, and
 all that they know of their connections must be the same after every turn.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 
 from bus import messages, topology
 from bus.config import StackConfig
-from bus.durable.stream_memory import StreamMemory
+from bus.durable.held import APPLICATION_MIN
+from bus.durable.stream_memory import Piece, StreamMemory
 from bus.layer import Send
 from bus.messages import (
     FLAG_CHECKSUM_KNOWN,
@@ -34,13 +37,15 @@ from layers.tcp.core import Core
 from layers.tcp.counters import Counters
 from layers.tcp.ecn import CE, ECT_0
 from layers.tcp.prediction import Prediction
+from layers.tcp.recovery import Recovery
 from packets.tcp import ACK, AE, CWR, ECE, FIN, PSH, RST, SYN, URG, Options, Segment, parse
-from usernet.pipe.rings import Ring
+from usernet.pipe.rings import FACTS_AT, Ring
 from usernet.pipe.streams import (
     ACCEPT,
     ACCEPT_RECORD,
     ACCEPTED_HEADER,
     CLOSE_RECORD,
+    MEMORY_RECORD,
     READ,
     READ_RECORD,
     RESUME,
@@ -53,6 +58,7 @@ from usernet.pipe.streams import (
 
 ME, PEER = bytes((10, 0, 0, 2)), bytes((10, 0, 0, 1))
 LISTENER, PORT, FIRST_PEER_PORT = 5, 80, 4000
+TOKEN_OF_APPLICATION = 77
 ISN = 0xFFFFFF00  # numbers wrap soon
 LINUX = Options(1460, 7, True, (7_000, 0))
 CONFIG = StackConfig(name="t", run_dir="", address=ME, prefix=24, gateway=PEER, mac=bytes(6))
@@ -62,7 +68,7 @@ CONFIG = StackConfig(name="t", run_dir="", address=ME, prefix=24, gateway=PEER, 
 def paths(short: bool, taken: Counter[str] | None = None) -> Iterator[None]:
     """Without `short` the short paths refuse everything; with it `taken` counts what they take."""
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((Prediction, "takes"),):
+        for owner, name in ((Prediction, "takes"), (Recovery, "sent_alone")):
             real = getattr(owner, name)
 
             def counted(*arguments: object, real=real, name=name) -> bool:
@@ -107,7 +113,9 @@ class Server:
         self.short = short
         self.taken: Counter[str] = Counter()
         self.now = 1000.0
-        self.memory = StreamMemory.volatile()
+        token = Piece(APPLICATION_MIN, FACTS_AT, TOKEN_OF_APPLICATION.to_bytes(8, sys.byteorder))
+        self.memory = StreamMemory.volatile([token])._replace(shared=True)
+        os.close(self.memory.descriptors[APPLICATION_MIN])  # it is mapped
         self.state: dict[int, bytes] = {}
         self.counters = Counters.new()
         self.last: dict[int, Connection] = {}  # by the port of the peer, which is the same also while they sleep
@@ -142,6 +150,11 @@ class Server:
     def tells(self, kind: int, *records: bytes) -> list[Send]:
         with paths(self.short, self.taken):
             return self.core.receive(topology.SOCKETS, kind, list(records), self.now)
+
+    def lends(self, number: int) -> list[Send]:
+        """The application lends its memory for the octets of a connection."""
+        record = MEMORY_RECORD.pack(self.handles[number], APPLICATION_MIN, TOKEN_OF_APPLICATION)
+        return self.tells(messages.STREAM_MEMORY, record)
 
     def passes(self, seconds: float) -> list[tuple[float, list[Send]]]:
         """Let time pass; what timers send."""
@@ -192,14 +205,19 @@ def packet(segment: Segment, flags: int = FLAG_CHECKSUM_KNOWN, tos: int = 0, ip_
 # -- the usual exchange
 
 
+@pytest.mark.parametrize("lent", [False, True])
 @pytest.mark.parametrize("syn", [LINUX, Options(1460, 7, True), Options(1460)])
-def test_all_segments_of_a_plain_exchange_take_the_short_paths(syn):
+def test_all_segments_of_a_plain_exchange_take_the_short_paths(syn, lent):
     server = Server(syn=syn)
+    if lent:
+        server.lends(0)
+        server.lends(1)
     for number in range(20):
         records = []
         for port in (FIRST_PEER_PORT, FIRST_PEER_PORT + 1):
             conn = server.conn(port)
             assert conn is not None
+            assert (conn.home > 0) == lent
             usual = Options(timestamps=server.stamps(conn) if server.stamped else None)
             records.append(packet(Segment(port, PORT, (ISN + conn.rcv_nxt) & 0xFFFFFFFF,
                                           server.acknowledgment(conn, conn.snd_nxt), ACK | PSH, 501, options=usual,
@@ -212,7 +230,7 @@ def test_all_segments_of_a_plain_exchange_take_the_short_paths(syn):
         answers = [parse(record[TRANSMIT_HEAD.size :]) for _, kind, record in sends if kind == messages.TRANSMIT]
         assert [answer and bytes(answer.payload) for answer in answers] == [b"answer"] * 2
         server.now += 0.01
-    assert server.taken == {"takes": 40}
+    assert server.taken == {"takes": 40, "sent_alone": 40}
 
 
 # -- anything else
@@ -234,8 +252,8 @@ OTHER_SEGMENTS = {
     "tos": [ECT_0, CE, CE, CE], "ip_options": [b"\1\1\1\1"], "cut": [1, 12, 40]}
 TOGETHER = [  # beyond a gap: an ACK, a FIN, text with an old ACK; a window that closes; what is more probable
     {"ahead": 64, "flags": ACK, "text": 0}, {"ahead": 64, "flags": ACK | FIN, "text": 0}, {"ahead": 64, "more": -1},
-    {"window": 0, "text": 0}, {"share": 0.5, "text": 0}, {"share": 0.0, "text": 0}, {"flags": ACK | PSH | AE},
-    {"options": "old"}]
+    {"window": 0, "text": 0}, {"window": 502}, {"share": 0.5, "text": 0}, {"share": 0.0, "text": 0},
+    {"flags": ACK | PSH | AE}, {"options": "old"}, {"options": "reordered"}, {"text": 0, "cut": 1}]
 PLAIN_WRITE = {"number": 0, "offset": 0, "flags": 0, "text": 64}
 OTHER_WRITES = {
     "number": [1, 1], "offset": [-1, -64, 1], "flags": [STREAM_MORE, STREAM_URGENT, STREAM_END],
@@ -272,6 +290,7 @@ steps = weighted(
     (12, step("pass", st.sampled_from([0.0004] * 8 + [0.003, 0.015, 0.045] * 2 + [0.3, 1.1, 3.0, 70.0]))),
     (3, step("read", st.tuples(which, st.sampled_from([0, 0, 10, 5000]), st.sampled_from([0, 0, RESUME])))),
     (3, step("set", st.tuples(which, set_options))),
+    (1, step("lend", which)),
     (1, step("close", st.tuples(which, st.sampled_from([-1, 0, 5])))),
     (1, step("restart", st.none())))
 
@@ -338,6 +357,8 @@ def goes_on(servers: tuple[Server, Server], step: tuple[str, object]) -> list[ob
             number, linger = wanted
             record = CLOSE_RECORD.pack(first.handles[number], linger, 1 << 40, 1 << 40)
             return [server.tells(messages.SOCKET_CLOSE, record) for server in servers]
+        case "lend":
+            return [server.lends(wanted) for server in servers]
         case "restart":
             return [server.starts(2) for server in servers]
     return [server.passes(wanted) for server in servers]
