@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import select
 import socket as std
 import struct
+import threading
 
 import pytest
 from test_usernet_streams import PATIENCE_S, events, module, outcome, pair, service, shared, until  # noqa: F401
+
+from usernet.client.readiness import ENDED, FAILED, HUNG_UP, READABLE, URGENT, WRITABLE
+from usernet.client.streams import StreamDescription
+from usernet.pipe.streams import STREAM_HEADER
 
 IN, OUT, ERR, HUP, RDHUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP, select.POLLRDHUP
 INFO = struct.Struct("=8B24I4Q6I4Q2I2Q4I")  # struct tcp_info up to tcpi_snd_wnd
@@ -261,3 +267,40 @@ def test_asyncio_loses_a_connection_that_is_reset_while_octets_wait(pair):
         return await lost
 
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE_S)) in (ConnectionResetError, BrokenPipeError)
+
+
+def test_what_a_descriptor_shows_in_one_step_is_what_the_methods_say_one_by_one():
+    values = {"have": (0, 2, 3), "written": (0, 20, 21, 30), "acked": (0, 30), "end": (None, 3), "ended": (False, True),
+              "error": (0, errno.EPIPE), "urgent": (0, 2), "shut_for_writing": (False, True), "unsent_low": (0, 20),
+              "low_water": (1, 3), "established": (False, True)}
+    stream = StreamDescription(threading.RLock(), 1, 0)
+    stream.limit = 30
+    shown = set()
+    for chosen in itertools.product(*values.values()):
+        for name, value in zip(values, chosen, strict=True):
+            setattr(stream, name, value)
+        hung_up = stream.hung_up()
+        one_by_one = {READABLE: stream.ready(), WRITABLE: stream.writable() or hung_up, ENDED: stream.at_end,
+                      HUNG_UP: hung_up, URGENT: stream.urgent_waits(), FAILED: stream.failed()}
+        assert stream.events() == sum(event for event, holds in one_by_one.items() if holds), chosen
+        shown.add(stream.events())
+    assert shown >= {0, READABLE, WRITABLE, READABLE | WRITABLE, READABLE | WRITABLE | HUNG_UP | ENDED, URGENT}
+
+
+@pytest.mark.parametrize("taken", [1, 3, 4, 5, 8, 100])
+@pytest.mark.parametrize("arrived", [1, 4, 9])
+def test_octets_are_taken_in_any_portions(arrived, taken):
+    stream, octets = StreamDescription(threading.RLock(), 1, 0), bytes(range(36))
+    got = b""
+    for offset in range(0, len(octets), arrived):
+        stream.take_stream(STREAM_HEADER.pack(1, 0, offset) + octets[offset : offset + arrived])
+        if offset % 2:
+            continue  # so that several records wait at times
+        peeked = stream.take(taken, peek=True)
+        assert stream.take(taken, peek=False) == peeked == octets[len(got) :][: min(taken, offset + arrived - len(got))]
+        got += peeked
+        assert (stream.read, stream.unread) == (len(got), offset + arrived - len(got))
+    while stream.unread:
+        got += stream.take(taken, peek=False)
+    assert got == octets
+    assert stream.take(taken, peek=False) == b""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from _socket import socketpair  # of sockets whose methods `usernet.patch` does not replace
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,53 +31,66 @@ def identity_of(number: int) -> str:
         return ""
 
 
+# What a descriptor shows.
+READABLE, WRITABLE, ENDED, HUNG_UP, URGENT, FAILED = (1 << bit for bit in range(6))
+
+
 class Descriptor:
-    """An eventfd that is readable while `ready` returns True. `close` never waits, because a destructor may call it."""
+    """An eventfd that is readable while `events` returns READABLE. `close` never waits, because a destructor may call
+    it."""
 
-    __slots__ = ("_busy", "_changed", "_closing", "_ready", "_shown", "identity", "number")
+    __slots__ = ("_busy", "_changed", "_closing", "_events", "_mine", "_shown", "identity", "number")
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
-        self._begin(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), ready)
+    def __init__(self, events: Callable[[], int]) -> None:
+        self._begin(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), events)
 
-    def _begin(self, number: int, ready: Callable[[], bool]) -> None:
+    def _begin(self, number: int, events: Callable[[], int]) -> None:
         self.number = number
         self.identity = identity_of(number)
-        self._ready = ready
-        self._shown = False
+        self._events = events
+        self._shown = 0
         self._closing = False
         self._changed = False
         self._busy = threading.RLock()  # never acquired twice by a thread: it knows its owner
+        self._mine = owned_by_caller(self._busy)
+
+    # A thread that does not wait for `_busy`, or has it already, has set `_changed` before; the holder checks that
+    # after releasing.
 
     def update(self) -> None:
-        """Return when the descriptor corresponds to `ready`."""
+        """Return when the descriptor corresponds to `events`."""
         self._changed = True
-        self._look_again(wait=True)
+        while self._changed and not self._mine():
+            with self._busy:
+                self._follow()
 
-    def _look_again(self, wait: bool) -> None:
-        # A thread that finds it held and does not wait has set `_changed` before; the holder checks that after
-        # releasing.
-        busy, mine = self._busy, owned_by_caller(self._busy)
-        while self._changed and not mine() and busy.acquire(wait):
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._closing = self._changed = True
+        while self._changed and not self._mine() and self._busy.acquire(blocking=False):
             try:
-                while self._changed:
-                    self._changed = False
-                    self._apply()
+                self._follow()
             finally:
-                busy.release()
+                self._busy.release()
 
-    def _apply(self) -> None:
-        if self.number < 0:
-            return
-        if self._closing:
-            number, self.number = self.number, -1
-            os.close(number)
-            return
-        ready = self._ready()
-        if ready is self._shown:
-            return
-        self._shown = ready
+    def _follow(self) -> None:
+        while self._changed:
+            self._changed = False
+            if self.number < 0:
+                pass
+            elif self._closing:
+                self._close()
+            elif (events := self._events()) != self._shown:
+                self._show(events)
+
+    def _close(self) -> None:
+        number, self.number = self.number, -1
+        os.close(number)
+
+    def _show(self, events: int) -> None:
+        self._shown = events
         try:
-            if ready:
+            if events:
                 os.eventfd_write(self.number, 1)
             else:
                 os.eventfd_read(self.number)
@@ -86,11 +100,6 @@ class Descriptor:
     def forget(self) -> None:
         """The program has closed it: the number may belong to another file by now."""
         self.number = -1
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        self._closing = self._changed = True
-        self._look_again(wait=False)
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor, whatever another thread was doing with it at the fork."""
@@ -103,77 +112,78 @@ FILLING = bytes(4096)  # more than fits into the free part of the smallest send 
 
 
 class StreamDescriptor(Descriptor):
-    """As Descriptor, for a stream: `ready`, `writable`, `ended` (the peer's end was reached), `hung_up` (in both
-    directions), `urgent` (an urgent octet can be read), `failed` (an error that no call has reported)."""
+    """As Descriptor, for a stream, with all of the events: ENDED (the peer's end was reached), HUNG_UP (in both
+    directions), URGENT (an urgent octet can be read), FAILED (an error that no call has reported)."""
 
-    __slots__ = ("_ended", "_failed", "_hung_up", "_near", "_other", "_shown_end", "_shown_error", "_shown_urgent",
-                 "_shown_writable", "_urgent", "_writable")
+    __slots__ = ("_near", "_other")
 
-    def __init__(self, ready: Callable[[], bool], writable: Callable[[], bool], ended: Callable[[], bool],
-                 hung_up: Callable[[], bool], urgent: Callable[[], bool], failed: Callable[[], bool]) -> None:
-        near, self._other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (near, self._other):
+    def __init__(self, events: Callable[[], int]) -> None:
+        self._near, self._other = socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (self._near, self._other):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        self._near = near
-        self._writable, self._ended, self._hung_up = writable, ended, hung_up
-        self._urgent, self._failed = urgent, failed
-        self._shown_writable = True
-        self._shown_end = self._shown_urgent = self._shown_error = False
-        self._begin(near.fileno(), ready)
+        self._begin(self._near.fileno(), events)
+        self._shown = WRITABLE
 
-    def _apply(self) -> None:
-        if self.number < 0:
-            return
-        if self._closing:
-            self.number = -1
-            self._near.close()
-            self._other.close()
-            return
+    def _close(self) -> None:
+        self.number = -1
+        self._near.close()
+        self._other.close()
+
+    def _show(self, events: int) -> None:
         try:
-            self._show()
+            if events ^ self._shown == READABLE and not events & ENDED:
+                self._show_octets(events)  # the usual case
+            else:
+                self._show_all(events)
         except OSError:
             pass  # hung up already, or the program has used it
 
-    def _show(self) -> None:
-        if self._urgent() is not self._shown_urgent and not self._shown_end:
+    def _show_octets(self, events: int) -> None:
+        self._shown ^= READABLE
+        if events & READABLE:
+            self._other.send(b"r")
+        else:
+            self._near.recv(1)
+
+    def _show_all(self, events: int) -> None:
+        if (events ^ self._shown) & URGENT and not self._shown & ENDED:
             self._show_urgent()
-        if self._shown_end:
+        if self._shown & ENDED:
             pass
-        elif self._ended():
-            self._shown_end = True
+        elif events & ENDED:
+            self._shown |= ENDED
             self._other.shutdown(socket.SHUT_WR)  # RDHUP, and readable from now on
-        elif (ready := self._ready()) is not self._shown:
-            self._shown = ready
-            if ready:
-                self._other.send(b"r")
-            else:
-                self._near.recv(1)
-        hung_up = self._hung_up()
-        if (writable := self._writable() or hung_up) is not self._shown_writable:
-            self._shown_writable = writable
-            if writable:
+        elif (events ^ self._shown) & READABLE:
+            self._show_octets(events)
+        if (events ^ self._shown) & WRITABLE:
+            self._shown ^= WRITABLE
+            if events & WRITABLE:
                 self._other.recv(len(FILLING) * 2)
             else:
                 self._near.send(FILLING)
-        if hung_up:
-            if self._other.fileno() >= 0 and self._failed():
-                self._near.send(b"e")  # a Unix socket has EPOLLERR if its peer was closed with something unread
-                self._shown_error = True
-            self._other.close()
-            if self._shown_error and not self._failed():
-                self._shown_error = False
-                self._near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if events & HUNG_UP:
+            self._hang_up(bool(events & FAILED))
+
+    def _hang_up(self, failed: bool) -> None:
+        if self._other.fileno() >= 0 and failed:
+            self._near.send(b"e")  # a Unix socket has EPOLLERR if its peer was closed with something unread
+            self._shown |= FAILED
+        self._other.close()
+        self._shown |= HUNG_UP
+        if self._shown & FAILED and not failed:
+            self._shown ^= FAILED
+            self._near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def _show_urgent(self) -> None:
         """Both octets anew: the one that is readable cannot be read past the urgent one."""
-        if self._shown_urgent:
+        if self._shown & URGENT:
             with suppress(OSError):
                 self._near.recv(1, socket.MSG_OOB)
         with suppress(BlockingIOError):
             self._near.recv(2)
-        self._shown_urgent, self._shown = not self._shown_urgent, False
-        if self._shown_urgent:
+        self._shown = (self._shown ^ URGENT) & ~READABLE
+        if self._shown & URGENT:
             self._other.send(b"u", socket.MSG_OOB)
 
     def forget(self) -> None:

@@ -17,6 +17,7 @@ from collections import deque
 from typing import ClassVar, Self
 
 from usernet.client.description import UNNAMED
+from usernet.client.readiness import ENDED, FAILED, HUNG_UP, READABLE, URGENT, WRITABLE
 from usernet.client.received import ReceivedStream, Sends
 from usernet.pipe.rings import Ring
 from usernet.pipe.streams import (
@@ -150,6 +151,18 @@ class StreamDescription(ReceivedStream):
     def failed(self) -> bool:
         """True if the connection has ended by an error that no call has reported: EPOLLERR."""
         return bool(self.reset and self.error)
+
+    def events(self) -> int:
+        """What its descriptor shows."""
+        if self.established and self.end is None and not (
+                self.error or self.ended or self.urgent or self.shut_for_writing or self.unsent_low):
+            # the usual case in one step: what the methods say for the middle of a connection
+            return (READABLE if self.have - self.read >= self.low_water else 0) | (
+                WRITABLE if 3 * (self.limit - self.written) >= self.limit - self.acked > 0 else 0)
+        hung_up = self.hung_up()
+        return ((READABLE if self.ready() else 0) | (WRITABLE if hung_up or self.writable() else 0)
+                | (ENDED if self.at_end and not self.listening else 0) | (HUNG_UP if hung_up else 0)
+                | (URGENT if self.urgent_waits() else 0) | (FAILED if self.failed() else 0))
 
     @property
     def over(self) -> bool:

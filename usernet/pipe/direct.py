@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import time
+from _socket import socket as PlainSocket  # noqa: N812  (the class whose methods `usernet.patch` does not replace)
 from collections import deque
 from collections.abc import Callable
 
@@ -214,7 +215,7 @@ class Push:
         self._path = path
         self._waiting_max = waiting_max
         self._poller = poller
-        self._socket: socket.socket | None = None
+        self._socket: PlainSocket | None = None
         self._reader = zmtp.Reader(COMMAND_OCTETS_MAX)
         self._waiting: deque[bytes | memoryview] = deque()
         self._cut = False  # the first of those is the rest of a message whose beginning was sent
@@ -333,7 +334,7 @@ class Push:
 
     def _connect(self) -> None:
         try:
-            connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            connecting = PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError:  # no descriptor: try later, as if there were no listener
             return
         try:

@@ -6,6 +6,7 @@ has examined it and its parent, and the kernel identifies the process at the oth
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import os
@@ -107,6 +108,6 @@ def _open(path: Path, name: str | None = None, parent: int | None = None) -> int
         raise
 
 
-def peer(connection: socket.socket) -> tuple[int, int]:
+def peer(connection: _socket.socket) -> tuple[int, int]:
     """(pid, uid) of the process at the other end of a connected Unix socket, from the kernel."""
     return _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[:2]

@@ -320,9 +320,7 @@ class StreamBehaviour(StreamOpening):
             self._taken()
 
     def _new_descriptor(self) -> Descriptor:
-        box = self._stream
-        return StreamDescriptor(box.ready, box.writable, lambda: box.at_end and not box.listening, box.hung_up,
-                                box.urgent_waits, box.failed)
+        return StreamDescriptor(self._stream.events)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """As the standard method, by reading and sending."""
