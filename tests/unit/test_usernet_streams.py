@@ -227,6 +227,27 @@ def test_much_both_ways_at_once(pair):
     assert received == {0: data, 1: data}
 
 
+def test_arguments_are_judged_before_anything_is_sent_or_taken(pair):
+    first, second = pair
+    for data, *flags in ((1.5,), (1.5, "x"), (b"x", None), (b"x", 0.0), (b"x", "x")):
+        for call in (first.send, first.sendall):
+            assert outcome(call, data, *flags)[0] == "TypeError"
+    for size, *flags in ((1.5,), (None,), (1, None), (1, 0.0), (0, None)):
+        assert outcome(first.recv, size, *flags)[0] == "TypeError"
+    for call, *arguments in ((first.send, b"x", 1 << 31), (first.sendall, b"x", 1 << 31), (first.recv, 1, 1 << 31),
+                             (first.recv, 1 << 63)):
+        assert outcome(call, *arguments)[0] == "OverflowError"
+    assert outcome(first.recv, -1)[0] == "ValueError"
+    assert first.recv(0) == b""
+    first.sendall(b"")
+    for data in (b"1", bytearray(b"2"), memoryview(b"33")[:1]):
+        assert first.send(data, False) == 1
+    first.sendall(b"4")
+    first.shutdown(std.SHUT_WR)
+    assert second.recv(4, std.MSG_WAITALL) == b"1234"
+    assert second.recv(True) == b""
+
+
 def test_a_full_buffer(pair):
     first, second = pair
     first.setblocking(False)

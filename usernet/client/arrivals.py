@@ -46,7 +46,7 @@ from usernet.pipe.streams import (
 )
 from usernet.sockets.cmsg import with_options
 
-STREAM_KINDS = frozenset((STREAM, STREAM_HELD, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
+OTHER_STREAM_KINDS = frozenset((STREAM_HELD, ROOM, ACCEPTED, STREAM_RESET, STREAM_INFO))
 
 _from_bytes = int.from_bytes
 
@@ -78,6 +78,17 @@ class Arrivals:
                     box.items.append(record)
                     if box.sleepers or box.descriptors:
                         self.readers.wake(box)
+        elif kind == STREAM:
+            for record in records:
+                box = boxes.get(_from_bytes(record[:4], "little"))
+                if isinstance(box, StreamDescription):
+                    try:
+                        sends += box.take_stream(record)
+                    except StructError:
+                        self.malformed += 1
+                        continue
+                    if box.sleepers or box.descriptors:
+                        self.readers.wake(box)
         elif kind == DATAGRAM_SEGMENTS:
             for record in records:
                 self._segments(record)
@@ -87,7 +98,7 @@ class Arrivals:
         elif kind == SOCKET_ERROR:
             for record in records:
                 self._failed(record)
-        elif kind in STREAM_KINDS:
+        elif kind in OTHER_STREAM_KINDS:
             for record in records:
                 try:
                     sends += self._stream(kind, record)
@@ -161,9 +172,7 @@ class Arrivals:
                 self._unwanted(ACCEPTED_HEADER.unpack_from(record)[1])
             return []
         sends: list[tuple[int, bytes]] = []
-        if kind == STREAM:
-            sends = box.take_stream(record)
-        elif kind == STREAM_HELD:
+        if kind == STREAM_HELD:
             sends = box.take_held(record)
         elif kind == ROOM:
             sends = box.take_room(record)

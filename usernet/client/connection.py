@@ -198,7 +198,7 @@ class Connection:
 
     def glance(self) -> None:
         """As `look`, if that was not done recently, so that a process that only sends notices errors and restarts."""
-        if monotonic() - self._looked > LOOK_INTERVAL_S:
+        if not self.readers.served and monotonic() - self._looked > LOOK_INTERVAL_S:
             self.look()
 
     def _read(self, timeout: float | None) -> bool:

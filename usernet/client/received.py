@@ -112,6 +112,10 @@ class ReceivedStream(Description):
         """STREAM: received octets."""
         _, flags, offset = STREAM_HEADER.unpack_from(record)
         octets = len(record) - STREAM_HEADER.size
+        if offset == self.have and octets and not flags & (STREAM_URGENT | STREAM_END) and not self.adrift:
+            self.items.append(record[STREAM_HEADER.size :])  # the usual case
+            self.have += octets
+            return []
         if flags & STREAM_URGENT:
             self._urge(offset + octets)
             if not octets:
@@ -203,6 +207,14 @@ class ReceivedStream(Description):
     def _take(self, count: int, peek: bool) -> bytes:
         """Octets on either side of the urgent mark; none, with `moved` set: they are being moved."""
         items, parts, left, head = self.items, list[bytes](), count, self.head
+        if not items:
+            return b""
+        if len(items) == 1 and not head and not peek:
+            lone = items[0]
+            if lone.__class__ is bytes and len(lone) <= count:  # the usual case for small messages
+                items.popleft()
+                self.read += len(lone)
+                return lone
         at, ring, held = 0, self.receive_ring, False
         while left > 0 and at < len(items):
             first = items[at]
@@ -249,7 +261,7 @@ class ReceivedStream(Description):
     def read_due(self) -> bool:
         """True if tcp should be told how far the stream was read."""
         behind = self.read - self.read_said
-        return behind >= READ_OCTETS or (behind >= READ_OCTETS_MIN and not self.items)
+        return behind >= READ_OCTETS_MIN and (behind >= READ_OCTETS or not self.items)
 
     def reading(self) -> bytes:
         """The READ record for this."""

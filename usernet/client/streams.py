@@ -209,7 +209,7 @@ class StreamDescription(ReceivedStream):
 
     # -- from the application -----------------------------------------------------------------------------------
 
-    def write(self, data: memoryview, flags: int) -> tuple[int, int, bytes]:
+    def write(self, data: memoryview | bytes, flags: int) -> tuple[int, int, bytes]:
         """Accept as much of `data` as fits into one record and the room: (number of octets, kind, record).
 
         Holding `writing`.
@@ -239,7 +239,7 @@ class StreamDescription(ReceivedStream):
         # a ring that tcp has freed is not used for another stream at once, so there is time to write
         return ring if ring is not None and memory is not None and memory.good(reference) else None
 
-    def _write_held(self, ring: Ring, data: memoryview, flags: int) -> tuple[int, int, bytes]:
+    def _write_held(self, ring: Ring, data: memoryview | bytes, flags: int) -> tuple[int, int, bytes]:
         assert self.memory is not None
         count, offset = min(len(data), self.limit - self.written, HELD_OCTETS), self.written
         ring.write(offset, data[:count])

@@ -135,12 +135,12 @@ class ReplayBuffer:
 
     def append(self, frame: bytes) -> None:
         """Add frame number `sequence + 1`."""
-        frames = self._frames
+        frames, octets = self._frames, self._octets + len(frame)
         frames.append(frame)
         self.sequence += 1
-        self._octets += len(frame)
-        while len(frames) > REPLAY_FRAMES_MAX or self._octets > REPLAY_OCTETS_MAX:
-            self._octets -= len(frames.popleft())
+        while len(frames) > REPLAY_FRAMES_MAX or octets > REPLAY_OCTETS_MAX:
+            octets -= len(frames.popleft())
+        self._octets = octets
 
     def after(self, done: int) -> tuple[int, list[bytes]]:
         """(number of the first, frames) of the stored frames after number `done`."""

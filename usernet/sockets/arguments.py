@@ -15,6 +15,8 @@ _UNSIGNED = 1 << 32
 
 def as_int(value: SupportsIndex) -> int:
     """An integer argument as the standard module converts it to a C int."""
+    if value.__class__ is int and -(1 << 31) <= value < 1 << 31:
+        return value  # the usual case
     number = int(operator.index(value))  # of True, or of a flag of an enumeration, too
     if not -(1 << 31) <= number < 1 << 31:
         raise OverflowError(f"signed integer is {'greater than maximum' if number > 0 else 'less than minimum'}")

@@ -44,7 +44,7 @@ KIND_MAX = 10  # linux/net.h: SOCK_PACKET
 PROTOCOL_MAX = 255  # one octet of the IP header
 _PROTOCOLS: dict[int, tuple[int, ...]] = {
     _std.SOCK_STREAM: (0, _std.IPPROTO_TCP), _std.SOCK_DGRAM: (0, _std.IPPROTO_UDP, _std.IPPROTO_ICMP)}
-_SIZE_SURE = 1 << 31  # a size below is one on every machine
+SIZE_SURE = 1 << 31  # a size below is one on every machine
 _FLAGS_IN_TYPE = _std.SOCK_NONBLOCK | _std.SOCK_CLOEXEC
 
 # As plain integers, because operations on IntFlags are slow.
@@ -241,7 +241,7 @@ class BaseSocket(Settings):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """The next datagram, truncated to `bufsize` octets."""
-        if flags or bufsize.__class__ is not int or not 0 < bufsize < _SIZE_SURE:
+        if flags or bufsize.__class__ is not int or not 0 < bufsize < SIZE_SURE:
             bufsize, flags = judged(bufsize, flags, "recv")
             if not bufsize:
                 return b""  # as in the standard module: nothing is received
@@ -249,7 +249,7 @@ class BaseSocket(Settings):
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
         """The next datagram, truncated to `bufsize` octets, and its sender."""
-        if flags or bufsize.__class__ is not int or not 0 <= bufsize < _SIZE_SURE:
+        if flags or bufsize.__class__ is not int or not 0 <= bufsize < SIZE_SURE:
             bufsize, flags = judged(bufsize, flags, "recvfrom")
         record = self.receive_record(flags)
         return record[_HEADER : _HEADER + bufsize], _sender(record)

@@ -35,6 +35,9 @@ class StreamOpening(BaseSocket):
 
     def _taken(self) -> StreamDescription:
         """The stream; if it is shared after a fork, it belongs to this process from now on, until another takes it."""
+        box = self._box
+        if isinstance(box, StreamDescription) and not (box.shared or box.adrift):
+            return box  # the usual case
         box = self._stream
         if box.shared and not box.listening:
             self._request("take")

@@ -15,7 +15,7 @@ from usernet.errors import os_error, timed_out, would_block
 from usernet.pipe.streams import INFO_ANSWER, READ, STREAM_MORE, STREAM_URGENT
 from usernet.sockets import cmsg
 from usernet.sockets.arguments import as_int, contiguous
-from usernet.sockets.base import _KERNEL_SOCKET, Received, into, judged
+from usernet.sockets.base import _KERNEL_SOCKET, SIZE_SURE, Received, into, judged
 from usernet.sockets.datagrams import Address
 from usernet.sockets.opening import StreamOpening
 from usernet.sockets.sockaddr import parse
@@ -40,6 +40,8 @@ class StreamBehaviour(StreamOpening):
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
         """Send as much of `data` as there is room for, at least one octet; returns the number."""
+        if data.__class__ is bytes and len(data) < OFFER_OCTETS:
+            return self._send_octets(data, as_int(flags))
         with _view(data) as view:
             return self._send_octets(view, as_int(flags))
 
@@ -47,6 +49,10 @@ class StreamBehaviour(StreamOpening):
         """Send all of it; the socket's timeout is for the whole call."""
         flags, sent = as_int(flags), 0
         deadline = None if self._timeout is None else monotonic() + self._timeout
+        if data.__class__ is bytes and len(data) < OFFER_OCTETS:
+            sent = self._send_octets(data, flags, deadline)
+            if sent == len(data):
+                return
         with _view(data) as view:
             while True:
                 with view[sent:] as rest:
@@ -79,7 +85,7 @@ class StreamBehaviour(StreamOpening):
             return self._send_opening(memoryview(data), flags, (_std.inet_ntoa(octets), port))
         return self._send_octets(memoryview(data), flags)
 
-    def _send_opening(self, view: memoryview, flags: int, peer: tuple[str, int]) -> int:
+    def _send_opening(self, view: memoryview | bytes, flags: int, peer: tuple[str, int]) -> int:
         """Connect with Fast Open (RFC 7413): the first octets go to tcp before the connection is established."""
         box = self._stream
         if box.listening or box.established or (box.connecting and not box.reset):
@@ -101,7 +107,8 @@ class StreamBehaviour(StreamOpening):
         """ValueError for stream sockets."""
         raise ValueError("only SOCK_DGRAM type sockets are supported")
 
-    def _send_octets(self, view: memoryview, flags: int, deadline: float | None = None) -> int:
+    def _send_octets(self, view: memoryview | bytes, flags: int, deadline: float | None = None) -> int:
+        """`view`: not bytes if they are many, because each part that is sent would be a copy."""
         box = self._taken()
         timeout = 0.0 if flags & _DONTWAIT else self._timeout
         if box.deferred is not None and view:
@@ -117,7 +124,8 @@ class StreamBehaviour(StreamOpening):
                     asked = (STREAM_MORE if flags & _MORE else 0) | (STREAM_URGENT if flags & _OOB else 0)
                     octets, kind, record = box.write(view, asked)
                     self._send_record(box, octets, kind, record, timeout)
-                    self._changed(box)
+                    if box.descriptors and not box.writable():  # else they show that already
+                        self._changed(box)
                     return octets
             if deadline is not None and timeout != 0:
                 self._await_until(box, deadline)
@@ -149,9 +157,10 @@ class StreamBehaviour(StreamOpening):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Up to `bufsize` octets; empty at the end of the stream."""
-        bufsize, flags = judged(bufsize, flags, "recv")
-        if not bufsize:
-            return b""
+        if flags or flags.__class__ is not int or bufsize.__class__ is not int or not 0 < bufsize < SIZE_SURE:
+            bufsize, flags = judged(bufsize, flags, "recv")
+            if not bufsize:
+                return b""
         return self._receive_octets(bufsize, flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
@@ -210,6 +219,8 @@ class StreamBehaviour(StreamOpening):
             if data or box.urgent_hidden:
                 self._changed(box)
             if data:
+                if len(data) >= enough and not parts:
+                    return data  # the usual case
                 got += len(data)
                 parts.append(data)
             if got >= enough or (not count and box.unread):
