@@ -19,6 +19,7 @@ from usernet.pipe.streams import (
     STREAM_URGENT,
 )
 
+_SPECIAL = STREAM_URGENT | STREAM_END
 READ_OCTETS = 32768  # a quarter of the initial receive buffer (Linux net.ipv4.tcp_rmem)
 
 Sends = list[tuple[int, bytes]]
@@ -95,6 +96,12 @@ class ReceivedStream(Description):
         that a program whose last octets were read reads on, and finds the end."""
         return self.have - self.read + self.end_came
 
+    def lacks(self, octets: int) -> bool:
+        """True if a call that needs so many octets has to wait for more, an error, or the end."""
+        if self.have - self.read < octets and self.end is None and not (self.error or self.reset or self.ended):
+            return True  # the usual case
+        return not self.error and (self.moved or not (self.unread >= octets or self.at_end_or_over))
+
     # -- the urgent mark ----------------------------------------------------------------------------------------
 
     def urgent_waits(self) -> bool:
@@ -112,7 +119,7 @@ class ReceivedStream(Description):
         """STREAM: received octets."""
         _, flags, offset = STREAM_HEADER.unpack_from(record)
         octets = len(record) - STREAM_HEADER.size
-        if offset == self.have and octets and not flags & (STREAM_URGENT | STREAM_END) and not self.adrift:
+        if offset == self.have and octets and not flags & _SPECIAL and not self.adrift:
             self.items.append(record[STREAM_HEADER.size :])  # the usual case
             self.have += octets
             return []
@@ -206,7 +213,7 @@ class ReceivedStream(Description):
 
     def _take(self, count: int, peek: bool) -> bytes:
         """Octets on either side of the urgent mark; none, with `moved` set: they are being moved."""
-        items, parts, left, head = self.items, list[bytes](), count, self.head
+        items, head = self.items, self.head
         if not items:
             return b""
         if len(items) == 1 and not head and not peek:
@@ -215,6 +222,7 @@ class ReceivedStream(Description):
                 items.popleft()
                 self.read += len(lone)
                 return lone
+        parts, left = list[bytes](), count
         at, ring, held = 0, self.receive_ring, False
         while left > 0 and at < len(items):
             first = items[at]

@@ -137,12 +137,12 @@ class StreamDescription(ReceivedStream):
 
     def writable(self) -> bool:
         """True if at least a third of the send buffer is free, or writing fails at once."""
+        room = self.limit - self.written
+        if self.established and 3 * room >= self.limit - self.acked > 0 and not self.unsent_low:
+            return True  # the usual case
         if self.error or self.reset or self.shut_for_writing or self.deferred is not None:
             return True
-        room = self.limit - self.written
-        if self.unsent_low:
-            return self.established and 2 * room >= self.unsent_low
-        return self.established and 3 * room >= self.limit - self.acked > 0
+        return self.established and 0 < self.unsent_low <= 2 * room
 
     def hung_up(self) -> bool:
         """True if both directions have ended."""
@@ -218,13 +218,15 @@ class StreamDescription(ReceivedStream):
             ring = self._adopted(self.send_reference)
             if ring is not None:
                 return self._write_held(ring, data, flags)
-        octets = bytes(data[: min(RECORD_OCTETS, self.limit - self.written)])
-        offset = self.written
-        self.written += len(octets)
-        self.kept.append((offset, octets))
-        if len(octets) < len(data):
+        offset, count = self.written, len(data)
+        room = min(RECORD_OCTETS, self.limit - offset)
+        if count > room:
+            data, count = data[:room], room
             flags = flags & ~STREAM_URGENT | STREAM_MORE
-        return len(octets), STREAM, STREAM_HEADER.pack(self.handle, flags, offset) + octets
+        octets = bytes(data)
+        self.written = offset + count
+        self.kept.append((offset, octets))
+        return count, STREAM, STREAM_HEADER.pack(self.handle, flags, offset) + octets
 
     def _adopted(self, reference: int) -> Ring | None:
         """The ring for octets to send; what tcp may not have stored is copied into it first."""

@@ -138,7 +138,9 @@ class ReplayBuffer:
         frames, octets = self._frames, self._octets + len(frame)
         frames.append(frame)
         self.sequence += 1
-        while len(frames) > REPLAY_FRAMES_MAX or octets > REPLAY_OCTETS_MAX:
+        if len(frames) > REPLAY_FRAMES_MAX:
+            octets -= len(frames.popleft())
+        while octets > REPLAY_OCTETS_MAX:
             octets -= len(frames.popleft())
         self._octets = octets
 

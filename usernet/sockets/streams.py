@@ -121,7 +121,7 @@ class StreamBehaviour(StreamOpening):
                 self._connection.share(box)
             with box.writing:
                 if box.established and box.limit > box.written:
-                    asked = (STREAM_MORE if flags & _MORE else 0) | (STREAM_URGENT if flags & _OOB else 0)
+                    asked = flags and (STREAM_MORE if flags & _MORE else 0) | (STREAM_URGENT if flags & _OOB else 0)
                     octets, kind, record = box.write(view, asked)
                     self._send_record(box, octets, kind, record, timeout)
                     if box.descriptors and not box.writable():  # else they show that already
@@ -197,12 +197,13 @@ class StreamBehaviour(StreamOpening):
 
     def _receive_octets(self, count: int, flags: int) -> bytes:
         box = self._taken()
-        if flags & (_OOB | _ERRQUEUE):
+        if flags and flags & (_OOB | _ERRQUEUE):
             return self._receive_urgent(box, flags)
         if box.listening or not (box.established or box.connecting or box.peer or box.error or box.ended):
             raise os_error(errno.ENOTCONN)
-        peek = bool(flags & _PEEK)
-        enough = (count if flags & _WAITALL else min(box.low_water, count)) or 1  # Linux, sock_rcvlowat
+        peek = flags & _PEEK != 0
+        enough = 1 if not flags and box.low_water == 1 else (
+            (count if flags & _WAITALL else min(box.low_water, count)) or 1)  # Linux, sock_rcvlowat
         wanted = enough if peek else 1
         parts: list[bytes] = []
         got = 0
@@ -216,7 +217,7 @@ class StreamBehaviour(StreamOpening):
                 self._connection.send_all([(READ, box.reading())])
             if box.have >= OFFER_AFTER_OCTETS and not box.offered and box.established:
                 self._connection.share(box)
-            if data or box.urgent_hidden:
+            if box.descriptors and (data or box.urgent_hidden):
                 self._changed(box)
             if data:
                 if len(data) >= enough and not parts:
@@ -239,8 +240,7 @@ class StreamBehaviour(StreamOpening):
             if box.at_end:
                 break
             try:
-                self._await(lambda: (box.unread >= wanted and not box.moved) or bool(box.error) or (
-                    box.at_end_or_over and not box.moved), flags)
+                self._await(lambda: not box.lacks(wanted), flags)
             except OSError:
                 if parts:
                     break
