@@ -322,11 +322,12 @@ class Datagrams:
         if box.error:
             self._raise_error()
         while True:
-            try:
-                record = items[0] if flags & _PEEK else items.popleft()
-                break
-            except IndexError:
-                pass
+            if items:  # otherwise the exception costs more than the question
+                try:
+                    record = items[0] if flags & _PEEK else items.popleft()
+                    break
+                except IndexError:
+                    pass  # another thread has it
             timeout = 0.0 if flags & _DONTWAIT else self._timeout
             if box.ended:
                 self._connection.look()

@@ -60,8 +60,6 @@ class StreamOpening(BaseSocket):
 
     def _await(self, until: Callable[[], bool], flags: int = 0, writing: bool = False) -> None:
         """Wait for a condition. Raises the errors of a timeout."""
-        if until():
-            return
         box = self._stream
         timeout = 0.0 if flags & _DONTWAIT else self._timeout
         limit = box.send_timeout if writing else box.receive_timeout

@@ -210,11 +210,13 @@ class StreamBehaviour(StreamOpening):
         while True:
             if peek:
                 self._connection.look()  # a program that polls waits for more than is there
-            with box.taking:
-                data = box.take(count - got, peek)
-                due = not peek and (box.read_due() or (box.shared and bool(data)))
-            if due:
-                self._connection.send_all([(READ, box.reading())])
+            data = b""
+            if box.items or box.urgent:
+                with box.taking:
+                    data = box.take(count - got, peek)
+                    due = not peek and (box.read_due() or (box.shared and bool(data)))
+                if due:
+                    self._connection.send_all([(READ, box.reading())])
             if box.have >= OFFER_AFTER_OCTETS and not box.offered and box.established:
                 self._connection.share(box)
             if box.descriptors and (data or box.urgent_hidden):
