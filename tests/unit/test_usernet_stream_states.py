@@ -272,7 +272,7 @@ def test_asyncio_loses_a_connection_that_is_reset_while_octets_wait(pair):
 def test_what_a_descriptor_shows_in_one_step_is_what_the_methods_say_one_by_one():
     values = {"have": (0, 2, 3), "written": (0, 20, 21, 30), "acked": (0, 30), "end": (None, 3), "ended": (False, True),
               "error": (0, errno.EPIPE), "urgent": (0, 2), "shut_for_writing": (False, True), "unsent_low": (0, 20),
-              "low_water": (1, 3), "established": (False, True)}
+              "low_water": (1, 3), "established": (False, True), "moved": (False, True)}
     stream = StreamDescription(threading.RLock(), 1, 0)
     stream.limit = 30
     shown = set()
@@ -284,6 +284,9 @@ def test_what_a_descriptor_shows_in_one_step_is_what_the_methods_say_one_by_one(
                       HUNG_UP: hung_up, URGENT: stream.urgent_waits(), FAILED: stream.failed()}
         assert stream.events() == sum(event for event, holds in one_by_one.items() if holds), chosen
         shown.add(stream.events())
+        for octets in (1, 3):
+            come = not stream.moved and (stream.unread >= octets or stream.at_end_or_over)
+            assert stream.lacks(octets) == (not come and not stream.error), chosen
     assert shown >= {0, READABLE, WRITABLE, READABLE | WRITABLE, READABLE | WRITABLE | HUNG_UP | ENDED, URGENT}
 
 
