@@ -107,13 +107,13 @@ class Prediction:
             conn.ts_recent, conn.ts_recent_at = value, now
         if not octets or ring is None:
             return True
-        text = record[start:]
+        payload = record[start:]
         conn.data_segments_in += 1
-        ring.write(nxt - 1, text)
+        ring.write(nxt - 1, payload)
         conn.rcv_nxt = end
         conn.ack_due += octets
         acknowledgment.text_came(engine, conn)
-        engine.above.stream(conn.handle, 0, nxt - 1, text)
+        engine.above.stream(conn.handle, 0, nxt - 1, payload)
         acknowledgment.measure(conn, octets, form & PSH > 0)
         if octets <= conn.peer_segment and conn.ack_due >= 2 * conn.peer_segment:
             engine.acknowledge(conn)  # see `layers.tcp.reassembly`

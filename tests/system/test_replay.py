@@ -20,7 +20,7 @@ from bus.runtime.keyed_random import KeyedRandom
 from cli.replay import read
 from layers.common.ports import SHARE_NOT, Claim, Ports
 
-from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, wait_for
+from .peers import PATIENCE_S, ROOT, STACK, Stack, copy_product, poisoned_by, wait_for
 
 pytestmark = [pytest.mark.tcp, pytest.mark.provokes("window full")]
 
@@ -281,11 +281,7 @@ def test_a_crash_leaves_a_recording_whose_replay_shows_the_crash(crashing, tmp_p
 
 def test_a_crash_of_tcp_leaves_a_recording(new_stack, tmp_path):
     checkout = copy_product(tmp_path / "crashing")
-    arrival = checkout / "layers/tcp/arrival.py"
-    text, line = arrival.read_text(), "    flags, payload = segment.flags, segment.payload\n"
-    assert text.count(line) == 1
-    dies = "    if b'poison' in bytes(payload):\n        raise RuntimeError('poisoned')\n"
-    arrival.write_text(text.replace(line, line + dies))
+    poisoned_by(checkout, b"poison")
     stack = new_stack(checkout=checkout)
     stack.env["PYTHONPATH"] = str(checkout)
     stack.env["XDG_STATE_HOME"] = str(tmp_path / "state")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import end_all, unique_name
-from .peers import KERNEL, STACK, Stack, copy_product, wait_for
+from .peers import KERNEL, STACK, Stack, copy_product, poisoned_by, wait_for
 
 pytestmark = [pytest.mark.tcp(snaplen=128), pytest.mark.provokes("window full", "retransmission", "out of order")]
 
@@ -143,11 +143,7 @@ def test_octets_that_a_process_sent_before_its_end_arrive_then_fin(stack: Stack)
 def poisoned(home: Path, tap: None) -> Iterator[Stack]:
     """A stack in a checkout of its own, whose tcp dies of a segment with POISON."""
     checkout = copy_product(home / "checkout-poisoned")
-    arrival = checkout / "layers" / "tcp" / "arrival.py"
-    text, line = arrival.read_text(), "    flags, payload = segment.flags, segment.payload\n"
-    assert text.count(line) == 1
-    arrival.write_text(text.replace(line, f"{line}    if {POISON!r} in bytes(payload):\n"
-                                          "        raise RuntimeError('poisoned')\n"))
+    poisoned_by(checkout, POISON)
     stack = Stack(home, unique_name(), checkout)
     stack.env["PYTHONPATH"] = str(checkout)
     try:
