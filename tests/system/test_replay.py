@@ -279,6 +279,7 @@ def test_a_crash_leaves_a_recording_whose_replay_shows_the_crash(crashing, tmp_p
         assert ran.returncode == status, ran.stdout + ran.stderr
 
 
+@pytest.mark.provokes("retransmission")
 def test_a_crash_of_tcp_leaves_a_recording(new_stack, tmp_path):
     checkout = copy_product(tmp_path / "crashing")
     poisoned_by(checkout, b"poison")
