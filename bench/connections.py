@@ -16,6 +16,8 @@ SECONDS = 2.0
 HTTP_S = 2  # wrk takes whole seconds
 IDLE = 9_000  # two descriptors each at the server, which often may have 20,000
 FLOOD_FACTOR = 10  # SYNs for each connection that is served
+FLOODS = 5
+PAST, NOBODY = "10.0.9.1", "10.0.9.2"  # of a network where nobody answers
 QUIET_S = 10.0  # until idle connections sleep and have given their memory back
 
 
@@ -80,12 +82,24 @@ def _against_the_kernel(bench: stack.Bench, short: float, cpu_us: float) -> list
 
 
 def _flooded(bench: stack.Bench, short: float) -> list[Goal]:
-    """A flood of SYNs to the same port beside established connections."""
-    calm = _many(bench)["per_s"]
-    with bench.during("syn-flood", stack.KERNEL, stack.ADDRESS, PORT, FLOOD_FACTOR * short, 4 * SECONDS, inside=True):
-        flooded = _many(bench)["per_s"]
+    """A flood of SYNs to the same port beside established connections, against the same flood past the stack: on a
+    machine of few cores its sender alone takes a tenth of their rate."""
+    bench.command("ip", "link", "add", "past", "type", "veth", "peer", "name", "drop")
+    bench.command("ip", "address", "add", f"{PAST}/24", "dev", "past")
+    for end in ("past", "drop"):
+        bench.command("ip", "link", "set", end, "up")
+    bench.command("ip", "neighbor", "add", NOBODY, "lladdr", "02:00:00:00:00:09", "dev", "past")
+
+    def beside(source: str, address: str) -> float:
+        flood = ("syn-flood", source, address, PORT, FLOOD_FACTOR * short, 2 * SECONDS)
+        with bench.during(*flood, inside=True):
+            return _many(bench)["per_s"]
+
+    pairs = [(beside(PAST, NOBODY), beside(stack.KERNEL, stack.ADDRESS)) for _ in range(FLOODS)]
+    past, flooded = (median(rates) for rates in zip(*pairs, strict=True))
     return [Goal(f"{IN_FLIGHT} connections beside {FLOOD_FACTOR * short:.0f} SYNs/s", f"{flooded:.0f} /s", flooded,
-                 f"{calm:.0f} /s without: {flooded / calm:.2f}", ">= 0.8 x", flooded >= 0.8 * calm)]
+                 f"{past:.0f} /s beside the same flood past the stack: {flooded / past:.2f}", ">= 0.8 x",
+                 flooded >= 0.8 * past)]
 
 
 def _idle(bench: stack.Bench) -> list[Goal]:

@@ -322,7 +322,7 @@ class Keeper:
         self._due = now  # if one of the calls raises
         due = now + TICK_S
         if self._wire:
-            self._wire.tend(now)
+            self.reserve.at_need(partial(self._wire.tend, now))
             due = now + WIRE_TICK_S
         for layer in self.layers.values():
             due = min(due, layer.look_after(now))

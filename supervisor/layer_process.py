@@ -102,11 +102,11 @@ def how_it_ended(status: int) -> str:
 
 
 def sample(pid: int) -> Sample | None:
-    """What the kernel reports about a process now; None: it has ended."""
+    """What the kernel reports about a process now; None: it has ended. OSError: anything else, as EMFILE."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         ran, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
-    except (OSError, ValueError):
+    except (FileNotFoundError, ProcessLookupError, ValueError):
         return None
     # One that was killed and not reaped yet gives no life sign, either; but what it died of tells its exit status.
     return None if state in ("Z", "X") else Sample(state, int(ran) / 1e9, int(waited) / 1e9)

@@ -278,7 +278,7 @@ class ManagedLayer:
     def _judge(self, process: Process, beat: float, now: float) -> None:
         """Look closely at a process whose life sign is late."""
         ready_at, policy = self.service.ready_at, self.service.policy
-        found = sample(process.pid)
+        found = self._host.reserve.at_need(partial(sample, process.pid))
         served_s = beat - (ready_at if ready_at is not None else beat)
         serving = ready_at is not None and not self.resources.words.words[layout.LONG_WORK]
         if found is not None and process.watch.hung(now, found, serving, policy.patience(served_s)):

@@ -1,10 +1,15 @@
-"""Descriptors set aside: a layer that has died is started again even while the keeper gets no further ones (EMFILE)."""
+"""Descriptors set aside: a layer that hangs is noticed, and one that has died is started again, even while the keeper
+gets no further ones (EMFILE)."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+T = TypeVar("T")
 
 DESCRIPTORS = 16  # a fork needs three and keeps two; so many layers that have no spare may have to be started at once
 
@@ -33,6 +38,16 @@ class Reserve:
             yield
         finally:
             self.fill()
+
+    def at_need(self, action: Callable[[], T]) -> T:
+        """The result of an action, which is repeated with these descriptors if it gets no other."""
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        with self.opened():
+            return action()
 
     def _release(self) -> None:
         while self._held:

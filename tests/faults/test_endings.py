@@ -226,10 +226,10 @@ def test_down_leaves_nothing_if_a_process_is_killed_in_the_middle_of_it(lab, vic
     wait_for("the removal of the run directory", lambda: not lab.run_dir.exists())
 
 
-def kills(lab: Lab, moment: str) -> tuple[list[Done], Load, float]:
-    """A SIGKILL of each layer at a moment: what `verdict.judge` takes."""
+def faults(lab: Lab, moment: str, kind: str = "kill") -> tuple[list[Done], Load, float]:
+    """A fault of each layer at a moment: what `verdict.judge` takes."""
     load = Load(lab)
-    done = Campaign(lab, load).run(schedule.every(("kill",), moment))
+    done = Campaign(lab, load).run(schedule.every((kind,), moment))
     time.sleep(0.3)  # what is under way arrives
     load.stop()
     return done, load, time.monotonic()
@@ -237,7 +237,7 @@ def kills(lab: Lab, moment: str) -> tuple[list[Done], Load, float]:
 
 def judged_at(lab: Lab, moment: str) -> None:
     """Every layer came back, and no application saw it."""
-    verdicts = verdict.judge(*kills(lab, moment))
+    verdicts = verdict.judge(*faults(lab, moment))
     assert [each.layers for each in verdicts if not each.recovered or each.errors] == []
     assert sum(each.lost_total == 0 for each in verdicts) >= len(LAYERS) - 1
     assert len(verdicts) == len(LAYERS)
@@ -248,6 +248,16 @@ def judged_at(lab: Lab, moment: str) -> None:
 def test_each_layer_comes_back_without_a_free_descriptor(sandbox, moment, pipes):
     with Lab(options=("--pipes", pipes)) as lab:
         judged_at(lab, moment)
+
+
+@pytest.mark.parametrize("pipes", ["direct", "zmq"])
+@pytest.mark.parametrize("kind", ["stop", "sleep"])
+def test_each_layer_that_hangs_is_noticed_while_the_keeper_has_no_free_descriptor(sandbox, kind, pipes):
+    """What the kernel tells about a process is in a file."""
+    with Lab(options=("--pipes", pipes)) as lab:
+        done, _, _ = faults(lab, "descriptors", kind)
+        assert [each.incident.faults[0].layer for each in done if not each.recovered] == []
+        assert len(done) == len(LAYERS)
 
 
 @pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC], ids=["descriptors", "processes"])
