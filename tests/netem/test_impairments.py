@@ -102,6 +102,7 @@ def test_a_ping_sees_the_same(stack: Stack, words: str) -> None:
         assert mine_ms == pytest.approx(its_ms, rel=DIFFERENT, abs=DIFFERENT_MS)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("words", "rounds", "within"), [
     ("rate 5mbit delay 20ms", ROUNDS, 0.1), ("delay 20ms duplicate 10%", ROUNDS, 0.3),
     ("rate 5mbit delay 30ms 5ms", ROUNDS, 0.35),
