@@ -131,6 +131,11 @@ class Journal:
                 self._took = True
             self._words[layout.JOURNAL_HEAD] = self._end
 
+    def note(self, taken: Iterable[Taken]) -> None:
+        """Publish a turn without output, whose deletions count from now on (`bus.durable.key_value_log`)."""
+        self.write(_NOBODY, 0, b"", mark=_DONE_MARK)
+        self.publish(taken)
+
     @property
     def unpublished(self) -> bool:
         """True if something was written that is not published yet."""

@@ -103,6 +103,7 @@ class Memory:
 
     def __init__(self, descriptor: int, journal_octets: int = JOURNAL_OCTETS, lap_octets: int = LAP_OCTETS) -> None:
         self.lap_octets = lap_octets
+        self.deleted_at = -1  # the head of the journal when something was last deleted from the store
         self._map = mmap.mmap(descriptor, TOTAL_OCTETS)
         view = memoryview(self._map)
         self.words = view[:_WORDS_OCTETS].cast("Q")

@@ -91,6 +91,8 @@ class Turn:
                 touched[:] = dict.fromkeys([outbox for outbox in touched if outbox.waits])
             else:
                 touched.clear()
+        if self.memory.deleted_at == words[layout.JOURNAL_HEAD]:
+            self.journal.note(taken)
         if self.flush is not None:
             self.flush()
         if taken:

@@ -14,7 +14,7 @@ import msgspec
 
 from bus.messages import FAMILY_4, SocketReply, decoder, encode, in_range
 from bus.streams import StreamState
-from layers.tcp import acknowledgment, closing, congestion, listen, writing
+from layers.tcp import acknowledgment, closing, congestion, history, listen, writing
 from layers.tcp.connect import Connects, Paths
 from layers.tcp.connection import CLOSED, ESTABLISHED, ORPHAN, SYN_RECEIVED, SYN_SENT, TIME_WAIT, Connection
 from layers.tcp.counters import Counters as C
@@ -23,7 +23,7 @@ from layers.tcp.listen import Listener
 from layers.tcp.lookup import Claim
 from packets.addresses import ANY
 from usernet.pipe.rings import REFERENCE_MASK
-from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT
+from usernet.pipe.streams import HANDLE_END, RESUME, STREAM_END, STREAM_MORE, STREAM_URGENT, WRITTEN_UNKNOWN
 
 KEY_CREDIT = 1 << 34  # + a listener's handle, in `state`: numbers of connections passed up, taken, and permitted
 
@@ -319,7 +319,12 @@ class Calls:
                 # what it wrote counts as sent, even if no record about it has arrived
                 final = min(engine.rings.written(ring) + 1, conn.room_said)
                 writing.written_in_ring(engine, conn, conn.written, max(0, final - conn.written))
-            # after the stored octets: there is no application to send missing ones again
+            if conn.end is None and conn.written <= end < WRITTEN_UNKNOWN:
+                # lost on their way, and there is no application to send them again: a peer must not take a part for all
+                engine.counters[C.closes_incomplete] += 1
+                engine.history.note(engine.now, conn, history.INCOMPLETE)
+                closing.abort(engine, conn)
+                return
             closing.end_stream(engine, conn)
         closing.orphaned(engine, conn, taken + 1)
 

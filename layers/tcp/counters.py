@@ -40,6 +40,8 @@ class Counters(TransportCounters):
     reading_asked = Event("Idle connections whose application was asked how far it has read.")
     woken = Event("Connections of which more was needed again after that.")
     poison_resets = Event("Connections reset because a segment that had killed this layer came again.")
+    closes_incomplete = Event("Connections reset when they were closed, because octets that the application had "
+                              "written were lost on their way to this layer.")
     accept_waits = Event("Handshakes that wait because the accept queue is full [TcpExtListenOverflows].")
 
     packet_truncated = Drop("Packets shorter than a TCP header or than their data offset (RFC 9293 section 3.1) "

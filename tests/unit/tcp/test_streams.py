@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from layers.tcp.acknowledgment import window_field
+from layers.tcp.counters import Counters
 from layers.tcp.ring import size_for
 from packets.tcp import ACK, FIN, PSH, RST, SYN
 from tests.unit.tcp.host import A, B, Host, World, pair
@@ -244,6 +245,19 @@ def test_an_application_that_lost_records_asks_for_room_and_octets_again():
     assert (ours.taken, a.again) == (3000, [left])
     b.do(lambda host: host.calls.read(right, RESUME, 0, 0))
     assert bytes(theirs.received) == octets(3000)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 700])
+def test_a_peer_does_not_take_a_part_of_a_stream_for_all_of_it(missing):
+    world, a, b, left, right = pair()
+    a.write(left, octets(3000))
+    world.run(1)
+    world.do(A, lambda host: host.calls.close(left, -1, 3000 + missing, 0))  # what was written since has not arrived
+    world.run(1)
+    theirs = b.applications[right]
+    assert bytes(theirs.received) == octets(3000)
+    assert (theirs.ended, theirs.error) == ((False, errno.ECONNRESET) if missing else (True, None))
+    assert a.engine.counters[Counters.closes_incomplete] == (missing > 0)
 
 
 def test_an_end_by_error_is_told_again():
