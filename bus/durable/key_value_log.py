@@ -8,7 +8,8 @@ key counts. Each record has a CRC: a damaged record ends the reading, which is c
 A deletion counts from the moment at which its turn is published (`bus.durable.journal`). The input of a turn that was
 cut short is repeated to the next process, and what came before a deletion needs what was deleted: the last octets of
 a program are for a socket that it closes behind them. So a deletion is stored with the position of the journal, and is
-undone at the start if the journal is still there.
+undone at the start if the journal is still there. Then the keys are last in the order, because others may have their
+places: a socket is bound to the port of one that was closed in the same turn.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from zlib import crc32
 from bus.counters import PipeCounters
 from bus.durable import layout
 
-_RECORD = Struct("=IIQ")  # CRC of the rest, payload length or _GONE, key
+_RECORD = Struct("=IIQ")  # CRC of the rest, payload length or a deletion, key
 _BODY = Struct("=IQ")
-_GONE = 0xFFFFFFFF
+_GONE_AT_ONCE = 0xFFFFFFFF  # written by former code, which a restart may have replaced
+_GONE = 0xFFFFFFFE
 _TURN = Struct("=Q")  # the payload of a deletion: layout.JOURNAL_HEAD during its turn
+_DELETIONS = {_GONE_AT_ONCE: 0, _GONE: _TURN.size}  # and their octets of payload
 _LENGTH_BITS = 32  # of a place
 _LENGTH_MASK = (1 << _LENGTH_BITS) - 1
 _COMPACT_ABOVE = 1 << 16  # octets of log from which on copying is worthwhile
@@ -31,7 +34,7 @@ _COMPACT_ABOVE = 1 << 16  # octets of log from which on copying is worthwhile
 
 def _payload_octets(length: int) -> int:
     """The octets of payload of a record with this length."""
-    return _TURN.size if length == _GONE else length
+    return _DELETIONS.get(length, length)
 
 
 class StoreFull(MemoryError):
@@ -66,19 +69,28 @@ class KeyValueLog(MutableMapping[int, bytes]):
             length, key = record
             payload = position + _RECORD.size
             position = payload + _payload_octets(length)
-            if length != _GONE:
-                self._forget(key)
-                self._remember(key, payload, length)
-            elif _TURN.unpack_from(log, payload)[0] == turn:
+            if length == _GONE and _TURN.unpack_from(log, payload)[0] == turn:
                 undone[key] = None
-            else:
-                self._forget(key)
-        for key in undone:
-            if key in self._places:  # the journal goes on, and then that deletion would count
-                self._store(key, self[key])
+                continue
+            self._forget(key)
+            if length not in _DELETIONS:
+                self._remember(key, payload, length)
+                undone.pop(key, None)
+        self._undo([key for key in undone if key in self._places])
+
+    def _undo(self, keys: list[int]) -> None:
+        """The journal goes on, and then the deletions of these keys would count: store them behind those."""
+        for key in keys:
+            self._places[key] = self._places.pop(key)
+        octets = sum(_RECORD.size + (self._places[key] & _LENGTH_MASK) for key in keys)
+        if self._end + octets > layout.STORE_ARENA_OCTETS:
+            self._compact()  # what is copied are no deletions
+            return
+        for key in keys:
+            self._store(key, self[key])
 
     def _read(self, log: memoryview, position: int) -> tuple[int, int] | None:
-        """(payload length or _GONE, key) of the record at `position`; None: not a valid record."""
+        """(payload length or deletion, key) of the record at `position`; None: not a valid record."""
         payload = position + _RECORD.size
         if payload > self._end:
             return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from durable import Durable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.durable.key_value_log import KeyValueLog
 from layers.common.keyed_state import KeyedState
 
 BASE = 2 << 32
@@ -36,3 +38,15 @@ def test_an_item_that_is_no_record_is_deleted(state):
     found = KeyedState(state, BASE).load()
     assert len(found) == len(state)
     assert all(key and KeyedState(state, BASE).load()[key] == value for key, value in found.items())
+
+
+def test_of_two_numbers_of_a_key_the_later_counts_if_a_turn_was_cut_short(durable: Durable):
+    kept = KeyedState(KeyValueLog(durable.map()), BASE)
+    kept.put(b"\1", b"old")
+    kept.put(b"\2", b"other")
+    kept.discard(b"\1")
+    kept.discard(b"\2")
+    kept.put(b"\1", b"new")  # it has the number of the other
+    for _ in range(2):
+        state = KeyValueLog(durable.map())
+        assert KeyedState(state, BASE).load() == {b"\1": b"new"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import pytest
 from durable import Durable, dies
 from hypothesis import given, settings
@@ -179,3 +182,45 @@ def test_a_store_is_full_only_when_its_live_records_are(durable: Durable):
     assert len(again) == 63
     assert again[101] == b"y" * share
     assert again[61] == bytes([61]) * share
+
+
+def test_a_full_store_starts_though_what_was_deleted_last_comes_back(durable: Durable):
+    store = KeyValueLog(durable.map())
+    share = ARENA // 64 - 16 - 2  # 128 octets are free
+    for key in range(64):
+        store[key] = bytes([key]) * share
+    del store[0], store[1], store[2]
+    for _ in range(2):  # so often it dies before that turn is published
+        again = KeyValueLog(durable.map())
+        assert len(again) == 64
+        assert again[1] == bytes([1]) * share
+    durable.map().words[layout.JOURNAL_HEAD] += 1
+    assert len(KeyValueLog(durable.map())) == 64
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_comes_back_is_behind_what_was_stored_in_its_place(durable: Durable, compact: bool):
+    store = KeyValueLog(durable.map())
+    store[1], store[2], store[3] = b"closed", b"moved", b"stays"
+    durable.map().words[layout.JOURNAL_HEAD] += 1
+    del store[1], store[2]
+    store[2] = b"in place of 1"
+    if compact:
+        store._compact()
+    assert list(KeyValueLog(durable.map()).items())[-2:] == [(2, b"in place of 1"), (1, b"closed")]
+    assert list(KeyValueLog(durable.map()).items())[-2:] == [(2, b"in place of 1"), (1, b"closed")]
+
+
+def test_a_store_of_former_code_is_read(durable: Durable):
+    """It stored a deletion as the bare head of a record, which counts at once."""
+    mapped = durable.map()
+    store = KeyValueLog(mapped)
+    store[1], store[2] = b"one", b"two"
+    start, gone = mapped.words[layout.STORE_STATE] >> 1, 0xFFFFFFFF
+    check = zlib.crc32(struct.pack("=IQ", gone, 1))
+    mapped.arenas[0][start : start + 16] = struct.pack("=IIQ", check, gone, 1)
+    mapped.words[layout.STORE_STATE] += 16 << 1
+    again = KeyValueLog(durable.map())
+    again[3] = b"three"
+    assert dict(KeyValueLog(durable.map())) == {2: b"two", 3: b"three"}
+    assert damaged(durable) == 0
