@@ -374,6 +374,7 @@ class EventLoop:
             if isinstance(self._core, ManagedCore):
                 answer, sends = self._core.manage(question["request"], now)
                 self._dispatch(sends)
+                self._turn.end()  # what was answered has to count
             self._control.tell("answer", id=question["id"], answer=answer)
             return True
         return word == "go"

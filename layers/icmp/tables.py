@@ -57,24 +57,31 @@ class PingSockets(DirectSockets):
             # A repeated declaration keeps the identifier that was chosen for the first one.
             identifier = wanted.port or (former.port if former else 0) or self._choose()
             holder = self._by_identifier.get(identifier)
-            if holder is not None and holder.handle != wanted.handle:
+            is_own = former is not None and former.port == identifier
+            if holder is not None and not is_own:
                 raise OSError(errno.EADDRINUSE, "the identifier is taken")
         return replace(wanted, local=local, port=identifier)
 
     def _fits(self, stored: SocketState) -> bool:
-        return stored.port not in self._by_identifier
+        return True
 
     def _put(self, socket: SocketState) -> None:
         former = self.get(socket.handle)
         if former is not None:
-            self._by_identifier.pop(former.port, None)
+            self._release(former)
         super()._put(socket)
         if socket.port:
-            self._by_identifier[socket.port] = socket
+            # Two have the same if the turn that closed one and bound the other was cut short: the one that will be
+            # closed again is restored last (bus.durable.key_value_log).
+            self._by_identifier.setdefault(socket.port, socket)
 
     def _remove(self, socket: SocketState) -> None:
         super()._remove(socket)
-        self._by_identifier.pop(socket.port, None)
+        self._release(socket)
+
+    def _release(self, socket: SocketState) -> None:
+        if self._by_identifier.get(socket.port) is socket:
+            del self._by_identifier[socket.port]
 
     def _choose(self) -> int:
         # A random start, then the next free one: among MAX_SOCKETS + 1 consecutive identifiers one is free.

@@ -6,8 +6,12 @@ import gc
 import json
 import random
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 from durable import Durable, dies
@@ -18,15 +22,43 @@ from bus.config import StackConfig
 from bus.durable import journal, key_value_log, layout
 from bus.durable.journal import Journal
 from bus.durable.key_value_log import KeyValueLog
-from bus.messages import Route, Routes, SocketReply, SocketState, datagram_header, encode
+from bus.layer import Core, CounterWords
+from bus.messages import (
+    INTERFACE,
+    Membership,
+    Route,
+    Routes,
+    SocketReply,
+    SocketState,
+    SourceFilter,
+    datagram_header,
+    encode,
+)
 from bus.runtime import event_loop, inbox, outbox, turn
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.spawn import SpawnArguments
-from layers.common import transport
+from layers.arp import core as arp_core
+from layers.arp import tables as arp_tables
+from layers.arp.core import Core as Arp
+from layers.arp.counters import Counters as ArpCounters
+from layers.common import keyed_state, raw_transport, transport
+from layers.common.keyed_state import KeyedState
+from layers.common.transport import TransportCounters
+from layers.icmp import tables as icmp_tables
+from layers.icmp.core import Core as Icmp
+from layers.icmp.counters import Counters as IcmpCounters
+from layers.ip import groups as groups_module
+from layers.ip.core import Core as Ip
+from layers.ip.counters import Counters as IpCounters
+from layers.ip.groups import MEMBERS_KEYS
+from layers.raw import tables as raw_tables
+from layers.raw.core import Core as Raw
+from layers.raw.counters import Counters as RawCounters
 from layers.sockets.core import Core as Sockets
 from layers.sockets.counters import Counters as SocketsCounters
 from layers.udp import core as udp_core
+from layers.udp import tables as udp_tables
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from usernet.pipe.frame import pack_frame, unpack_frame
@@ -35,6 +67,7 @@ from usernet.pipe.streams import CLOSE_RECORD, STREAM_END, STREAM_HEADER
 ME, PEER, ALICE, COOKIE = "10.0.0.2", "10.0.0.1", topology.CLIENT_ID_MIN + 1, 1000
 ROUTES = Routes([(address(ME), 24)], [Route(address("10.0.0.0"), 24, b"", address(ME), 1500)])
 NOW = 1.0
+NEIGHBORS = arp_tables.KEYS + (INTERFACE << 32)  # keys of arp's state
 
 
 def config(run_dir: str = "") -> StackConfig:
@@ -97,36 +130,58 @@ def test_octets_that_a_program_wrote_before_it_closed_reach_tcp_though_the_servi
     assert [kind for kind, _ in service.last_words(handle)] == [messages.SOCKET_CLOSE]
 
 
-# -- a whole layer, at any line: datagrams, and the close of their socket
+# -- a whole layer, at any line: what a program sends, and the close of its socket
 
 HANDLES = range(1, 5)
-MODULES = (event_loop, turn, inbox, outbox, journal, key_value_log, udp_core, transport)
+CALLED = (event_loop, turn, inbox, outbox, journal, key_value_log, transport)
 
 
-def inputs() -> list[tuple[int, int, bytes]]:
+class Kind(NamedTuple):
+    """A layer, and what its sockets are bound to: two values, used again."""
+
+    name: str
+    core: Callable[..., Core]
+    counters: type[TransportCounters]
+    modules: tuple[ModuleType, ...]
+    bound: Callable[[int], dict[str, int]]
+    sent: Callable[[bytes], bytes]  # a message of these octets
+    header: int  # octets before them in the packet
+
+
+UDP = Kind("udp", Udp, UdpCounters, (udp_core, udp_tables), lambda number: {"port": 5000 + number}, bytes, 8)
+ICMP = Kind("icmp", Icmp, IcmpCounters, (raw_transport, icmp_tables), lambda number: {"port": 77 + number},
+            lambda octets: bytes((8, 0, 0, 0, 0, 0, 0, 0)) + octets, 8)
+RAW = Kind("raw", Raw, RawCounters, (raw_transport, raw_tables), lambda number: {"protocol": 253 + number}, bytes, 0)
+
+
+def inputs(kind: Kind) -> list[tuple[int, int, bytes]]:
     """(sender, kind, record): each socket is bound, sends, and is closed."""
     taken = [(topology.IP, messages.ROUTES, encode(ROUTES))]
     for handle in HANDLES:
-        state = SocketState(handle=handle, request=handle, bind=True, port=5000 + handle % 2)  # two ports, used again
+        state = SocketState(handle=handle, request=handle, bind=True, **kind.bound(handle % 2))
         head = datagram_header(handle, IPv4Address(PEER).packed, 7, bytes(4))
         taken += [
             (topology.SOCKETS, messages.SOCKET_SET, encode(state)),
-            (topology.SOCKETS, messages.SEND, head + b"%d first" % handle),
-            (topology.SOCKETS, messages.SEND, head + b"%d second" % handle),
+            (topology.SOCKETS, messages.SEND, head + kind.sent(b"%d first" % handle)),
+            (topology.SOCKETS, messages.SEND, head + kind.sent(b"%d second" % handle)),
             (topology.SOCKETS, messages.SOCKET_CLOSE, handle.to_bytes(4, "little")),
         ]
     return taken
 
 
-class Layer:
-    """udp's process over one durable memory: its event loop and its core."""
+class Process:
+    """A layer's process over one durable memory: its event loop and its core."""
 
-    def __init__(self, folder: Path, durable: Durable) -> None:
-        self._durable, self._folder = durable, folder
+    def __init__(self, folder: Path, durable: Durable, name: str, make_core: Callable[..., Core],
+                 counts: CounterWords) -> None:
+        self._durable, self._folder, self.name, self._make_core = durable, folder, name, make_core
+        self.counts = counts
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(folder / "udp.sock"))
+        self._listener.bind(str(folder / f"{name}.sock"))
         self._listener.listen()
-        self._keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, self.keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control = Control(ours)
+        self._line = ours
         self._incarnation = 0
         self._loop: EventLoop | None = None
         self.born()
@@ -138,17 +193,17 @@ class Layer:
         memory.words[layout.INCARNATION] = self._incarnation
         memory.words[layout.BLAMELESS] = 1
         settings = config(str(self._folder))
-        spawned = SpawnArguments("udp", settings, -1, self._listener.dup().detach(), Control(self._keeper[0]))
+        spawned = SpawnArguments(self.name, settings, -1, self._listener.dup().detach(), self._control)
         self.state = KeyValueLog(memory)
-        core = Udp(settings, self.state, UdpCounters.new(), random.Random(1))
-        self._loop = EventLoop(spawned, core, memory)
+        self.core = self._make_core(settings, self.state, self.counts, random.Random(1))
+        self._loop = EventLoop(spawned, self.core, memory)
 
-    def live(self, apart: int) -> None:
+    def live(self, given: list[tuple[int, int, bytes]], apart: int) -> None:
         """Start, and take what the neighbours repeat, so many frames a turn."""
         assert self._loop is not None
         self._loop._start()
-        numbers = dict.fromkeys((topology.IP, topology.SOCKETS), 0)
-        for place, (sender, kind, record) in enumerate(inputs()):
+        numbers = dict.fromkeys((sender for sender, _, _ in given), 0)
+        for place, (sender, kind, record) in enumerate(given):
             numbers[sender] += 1
             if numbers[sender] > self._loop._inboxes[COOKIE + sender].done:
                 self._loop._take(pack_frame(kind, COOKIE + sender, 1, numbers[sender], [record]), NOW)
@@ -156,10 +211,25 @@ class Layer:
                 self._loop._turn.end()
         self._loop._turn.end()
 
-    def sent(self) -> list[bytes]:
-        """The payloads of what has left for ip."""
-        kept = Journal(self._durable.map()).frames(topology.IP, 0)
-        return [transmitted(record)[2][8:] for _, frame in kept for record in unpack_frame(frame)[4]]
+    def asked(self, request: dict[str, object]) -> None:
+        """The keeper has a question."""
+        assert self._loop is not None
+        self._loop._handle_message(json.dumps({"id": 1, "request": request}), NOW)
+        self._loop._turn.end()
+
+    def answers(self) -> list[dict[str, object]]:
+        """What the keeper has heard."""
+        found = []
+        with suppress(BlockingIOError):
+            while True:
+                told = json.loads(self.keeper.recv(1 << 16, socket.MSG_DONTWAIT))
+                found += [told["answer"]] if told["event"] == "answer" else []
+        return found
+
+    def sent(self, consumer: int, kind: int) -> list[bytes]:
+        """The records that have left."""
+        kept = [unpack_frame(frame) for _, frame in Journal(self._durable.map()).frames(consumer, 0)]
+        return [record for found, _, _, _, records in kept if found == kind for record in records]
 
     def end(self) -> None:
         if self._loop is not None:
@@ -169,32 +239,76 @@ class Layer:
     def close(self) -> None:
         self.end()
         self._listener.close()
-        for each in self._keeper:
-            each.close()
-
+        self._line.close()
+        self.keeper.close()
 
 
 @pytest.fixture
-def layer(tmp_path, durable):
-    made = Layer(tmp_path, durable)
-    yield made
-    made.close()
+def process(tmp_path, durable):
+    made: list[Process] = []
+
+    def make(name: str, make_core: Callable[..., Core], counts: CounterWords) -> Process:
+        made.append(Process(tmp_path, durable, name, make_core, counts))
+        return made[0]
+
+    yield make
+    for each in made:
+        each.close()
     gc.unfreeze()  # a loop that starts excludes all objects from garbage collection
     gc.collect()
 
 
 @pytest.mark.parametrize("apart", [2, 3, 5, 100])
-@pytest.mark.parametrize("seed", range(15))
-def test_no_datagram_before_a_close_is_lost_or_leaves_twice_whatever_line_the_layer_dies_at(layer, seed, apart):
-    chance = random.Random(seed)
-    deaths = 0
-    while dies(chance.randrange(2500), MODULES, lambda: layer.live(apart)):
-        deaths += 1
+@pytest.mark.parametrize("line", range(0, 2400, 300))
+@pytest.mark.parametrize("kind", [UDP, ICMP, RAW], ids=lambda kind: kind.name)
+def test_no_message_before_a_close_is_lost_or_leaves_twice_whatever_line_the_layer_dies_at(process, kind, line, apart):
+    chance, deaths, counts = random.Random(line), 0, kind.counters.new()
+    layer = process(kind.name, kind.core, counts)
+    while dies(line, (*CALLED, *kind.modules), lambda: layer.live(inputs(kind), apart)):
+        deaths, line = deaths + 1, chance.randrange(4000)
         layer.born()
-    assert layer.sent() == [b"%d %s" % (handle, word) for handle in HANDLES for word in (b"first", b"second")]
+    left = [transmitted(record)[2][kind.header :] for record in layer.sent(topology.IP, messages.TRANSMIT)]
+    assert left == [b"%d %s" % (handle, word) for handle in HANDLES for word in (b"first", b"second")], deaths
     assert not set(HANDLES) & set(layer.state), deaths
+    answers = [messages.decode_socket_reply(record) for record in layer.sent(topology.SOCKETS, messages.SOCKET_REPLY)]
+    assert [(answer.handle, answer.errno) for answer in answers] == [(handle, 0) for handle in HANDLES]
+    assert counts[kind.counters.state_unreadable] == 0
 
 
-def test_a_close_without_output_counts_when_its_turn_has_ended(layer, durable):
-    layer.live(1)
+@pytest.mark.parametrize("kind", [UDP, ICMP, RAW], ids=lambda kind: kind.name)
+def test_a_close_without_output_counts_when_its_turn_has_ended(process, durable, kind):
+    process(kind.name, kind.core, kind.counters.new()).live(inputs(kind), 1)
     assert not set(HANDLES) & set(KeyValueLog(durable.map()))
+
+
+# -- groups, and neighbours
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_group_that_a_socket_has_left_is_left_whatever_line_ip_dies_at(process, seed):
+    groups = (SourceFilter(address("239.1.2.3")),)
+    given = [(topology.SOCKETS, messages.MEMBERSHIP, encode(Membership(handle=handle, request=request, groups=wanted)))
+             for handle in HANDLES for request, wanted in ((2 * handle, groups), (2 * handle + 1, ()))]
+    chance, layer = random.Random(seed), process("ip", Ip, IpCounters.new())
+    while dies(chance.randrange(6000), (*CALLED, groups_module), lambda: layer.live(given, 1 + seed % 4)):
+        layer.born()
+    answers = [messages.decode_socket_reply(record) for record in layer.sent(topology.SOCKETS, messages.SOCKET_REPLY)]
+    assert [answer.request for answer in answers] == list(range(2, 10))
+    assert not [key for key in layer.state if key >> 32 == MEMBERS_KEYS >> 32]
+
+
+def test_a_neighbour_whose_deletion_was_answered_stays_deleted_whatever_line_arp_dies_at(process, durable):
+    layer, line, died = process("arp", Arp, ArpCounters.new()), 0, True
+    delete = {"op": "neighbor_del", "address": PEER, "order": "17"}
+    while died:
+        layer.born()
+        layer.live([], 1)
+        layer.asked({"op": "neighbor_add", "address": PEER, "mac": "02:00:00:00:00:01"})
+        layer.answers()
+        died = dies(line, (*CALLED, arp_core, arp_tables, keyed_state), lambda: layer.asked(delete))
+        answers = layer.answers()
+        assert answers in ([], [{}])
+        assert answers or died
+        assert not answers or not KeyedState(KeyValueLog(durable.map()), NEIGHBORS).load(), line
+        line += 1
+    assert line > 50
