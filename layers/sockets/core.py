@@ -99,6 +99,7 @@ class Core:
 
     def start(self, now: float) -> list[Send]:
         """Restore the sockets of the former process."""
+        self._table.undo_departures()
         for key in list(self._state):
             try:
                 self._restore(key, self._state[key])

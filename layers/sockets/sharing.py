@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import errno
 
-from msgspec.structs import replace
-
 from bus.layer import CounterWords, Send
 from layers.sockets.counters import Counters
 from layers.sockets.data_path import question
@@ -125,19 +123,12 @@ class SharedSockets:
 
     def release(self, client: int, entry: Entry) -> list[Send] | None:
         """`client` has closed the socket, or has ended. None: it was the last owner, so the socket is to be closed."""
-        sharers = entry.sharers
-        if not sharers:
+        if not entry.sharers:
             return self._listeners.take_back(entry)
         sharing = entry.sharing
         assert sharing is not None
         sharing.readers.pop(client, None)
-        if client == entry.client:
-            heir, *others = sharers
-            self._table.move(entry, heir, tuple(others))
-        else:
-            heir = 0
-            self._table.change(entry, replace(entry.socket, sharers=tuple(each for each in sharers if each != client)))
-        self._table.leave(entry, client)
+        heir = self._table.depart(entry, client)
         sends: list[Send] = []
         for datagram in reversed(sharing.handed.pop(client, ())):  # its program has not had them
             sharing.datagrams.appendleft(datagram)

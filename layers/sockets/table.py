@@ -14,6 +14,7 @@ from layers.sockets.requests import Refused
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
 KEY_NEXT_HANDLE = 0xFFFFFFFF  # of the durable state; sockets have their handles as keys, from 1 on
+HANDLE_BITS = 32  # of a key above those: the handle of a socket that an owner leaves; the rest is a number
 HANDLE_MAX = TCP_HANDLE_MIN - 1  # tcp assigns those above
 # reserved by each write of KEY_NEXT_HANDLE, because a handle is never reused, not even after a crash
 HANDLES_RESERVED = 256
@@ -33,6 +34,7 @@ class Table:
         # {(client, request id): the handle that it created}; ids are above 0, other sockets are not found in this way
         self._created: dict[tuple[int, int], int] = {}
         self._next_handle = self._reserved = 1
+        self._departures = 0
 
     def owned(self, client: int, handle: int) -> Entry | None:
         """The socket with this handle if `client` owns it, alone or with others."""
@@ -44,6 +46,15 @@ class Table:
         return None if handle is None else self.entries[handle]
 
     # -- sockets come and go --------------------------------------------------------------------------------------
+
+    def undo_departures(self) -> None:
+        """Before `restore`: see `depart`. The first departure of a turn is the last that is undone."""
+        state = self._state
+        for key in sorted((key for key in state if key > KEY_NEXT_HANDLE), reverse=True):
+            handle = key & ((1 << HANDLE_BITS) - 1)
+            if handle in state:
+                state[handle] = state[key]
+            del state[key]
 
     def restore(self, key: int, stored: bytes) -> None:
         """Take an item of the state that a former process stored. ValueError: it cannot be decoded."""
@@ -122,6 +133,25 @@ class Table:
         entry.client = client
         self.change(entry, replace(socket, client=client, created_by=-handle, sharers=sharers))
         self.clients.setdefault(client, {})[handle] = entry.consumer
+
+    def depart(self, entry: Entry, client: int) -> int:
+        """`client`, one of several owners, does not own it any more. Returns the new first owner; 0: it is the same.
+
+        This counts with the turn, like a deletion (`bus.durable.key_value_log`), because what `client` has sent before
+        is for this socket. So what was stored before is kept under another key, which is deleted in the same turn.
+        """
+        self._departures += 1
+        key = self._departures << HANDLE_BITS | entry.handle
+        self._state[key] = self._state[entry.handle]
+        heir = 0
+        if client == entry.client:
+            heir, *others = entry.sharers
+            self.move(entry, heir, tuple(others))
+        else:
+            self.change(entry, replace(entry.socket, sharers=tuple(each for each in entry.sharers if each != client)))
+        self.leave(entry, client)
+        del self._state[key]
+        return heir
 
     def leave(self, entry: Entry, client: int) -> None:
         """`client` does not own it any more."""

@@ -57,6 +57,7 @@ from layers.raw.core import Core as Raw
 from layers.raw.counters import Counters as RawCounters
 from layers.sockets.core import Core as Sockets
 from layers.sockets.counters import Counters as SocketsCounters
+from layers.sockets.table import KEY_NEXT_HANDLE
 from layers.udp import core as udp_core
 from layers.udp import tables as udp_tables
 from layers.udp.core import Core as Udp
@@ -64,7 +65,8 @@ from layers.udp.counters import Counters as UdpCounters
 from usernet.pipe.frame import pack_frame, unpack_frame
 from usernet.pipe.streams import CLOSE_RECORD, STREAM_END, STREAM_HEADER
 
-ME, PEER, ALICE, COOKIE = "10.0.0.2", "10.0.0.1", topology.CLIENT_ID_MIN + 1, 1000
+ME, PEER, COOKIE = "10.0.0.2", "10.0.0.1", 1000
+ALICE, BOB, CAROL = range(topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 4)
 ROUTES = Routes([(address(ME), 24)], [Route(address("10.0.0.0"), 24, b"", address(ME), 1500)])
 NOW = 1.0
 NEIGHBORS = arp_tables.KEYS + (INTERFACE << 32)  # keys of arp's state
@@ -88,14 +90,15 @@ class Service:
     def born(self) -> None:
         self._core = Sockets(config(), KeyValueLog(self._durable.map()), SocketsCounters.new(), random.Random(1))
         assert self._core.start(NOW) == []
-        assert self._core.client_joined(ALICE, {"pid": 1}, NOW) == []
+        for client in (ALICE, BOB, CAROL):
+            assert self._core.client_joined(client, {"pid": 1}, NOW) == []
         self._core.receive(topology.IP, messages.ROUTES, [encode(ROUTES)], NOW)
 
     def publish(self) -> None:
         self._durable.map().words[layout.JOURNAL_HEAD] += 1
 
-    def ask(self, **fields: object) -> list[tuple[int, int, bytes]]:
-        return self._core.receive(ALICE, messages.REQUEST, [json.dumps(fields).encode()], NOW)
+    def ask(self, client: int = ALICE, **fields: object) -> list[tuple[int, int, bytes]]:
+        return self._core.receive(client, messages.REQUEST, [json.dumps(fields).encode()], NOW)
 
     def connected(self) -> int:
         """The handle of a connection."""
@@ -115,6 +118,26 @@ class Service:
         sends = [*sends, *self.ask(id=3, op="close", handle=handle, end=10)]
         return [(kind, record) for consumer, kind, record in sends if consumer == topology.TCP]
 
+    def bound(self) -> int:
+        """The handle of a socket for datagrams that BOB and CAROL have inherited."""
+        ((_, _, answer),) = self.ask(id=1, op="socket", type="dgram")
+        handle = json.loads(answer)["handle"]
+        for client in (BOB, CAROL):
+            self.ask(client, id=1, op="share", owner=ALICE, handles=[handle])
+            assert json.loads(self._core.wake(NOW)[-1][2])["shared"]
+        self.publish()
+        return handle
+
+    def last_datagram(self, client: int, handle: int) -> list[tuple[int, bytes]]:
+        """One of its programs sends and closes: what udp is told, and the answer."""
+        datagram = datagram_header(handle, IPv4Address(PEER).packed, 7, bytes(4)) + b"from %d" % client
+        sends = self._core.receive(client, messages.SEND, [datagram], NOW)
+        assert sends in ([], [(topology.UDP, messages.SEND, datagram)])
+        told = self.ask(client, id=3, op="close", handle=handle)
+        (answer,) = (json.loads(record) for to, kind, record in told if (to, kind) == (client, messages.REPLY))
+        assert answer["errno"] == 0
+        return [(kind, record) for to, kind, record in [*sends, *told] if to == topology.UDP]
+
 
 def test_octets_that_a_program_wrote_before_it_closed_reach_tcp_though_the_service_dies(durable: Durable):
     service = Service(durable)
@@ -128,6 +151,26 @@ def test_octets_that_a_program_wrote_before_it_closed_reach_tcp_though_the_servi
     service.publish()
     service.born()  # now tcp gets it from the journal
     assert [kind for kind, _ in service.last_words(handle)] == [messages.SOCKET_CLOSE]
+
+
+@pytest.mark.parametrize("leaving", [(ALICE,), (BOB,), (ALICE, BOB), (BOB, ALICE), (CAROL, ALICE, BOB)])
+def test_a_datagram_of_one_owner_before_its_close_reaches_udp_though_the_service_dies(durable: Durable, leaving):
+    service = Service(durable)
+    handle = service.bound()
+    told = [service.last_datagram(client, handle) for client in leaving]
+    closed = [messages.SOCKET_CLOSE] if len(leaving) == 3 else []
+    assert [[kind for kind, _ in each] for each in told] == [
+        *[[messages.SEND]] * (len(leaving) - 1), [messages.SEND, *closed]]
+    for _ in range(2):
+        service.born()
+        assert [service.last_datagram(client, handle) for client in leaving] == told
+    service.publish()
+    stored = KeyValueLog(durable.map())
+    assert (handle in stored) == (not closed)
+    assert max(stored) <= KEY_NEXT_HANDLE
+    service.born()
+    for client in {ALICE, BOB, CAROL} - {*leaving}:
+        assert messages.SEND in dict(service.last_datagram(client, handle))
 
 
 # -- a whole layer, at any line: what a program sends, and the close of its socket
