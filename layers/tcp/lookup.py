@@ -233,4 +233,6 @@ class Lookup:
         group = [each for each in able if each.options.reuse_port]
         if len(group) > 1:
             return group[crc32(flow) % len(group)]  # a hash that is the same after a restart
-        return able[-1]
+        # Two that do not share the port: the turn that closed one of them was cut short. That one was restored last
+        # (bus.durable.key_value_log), and the other stays.
+        return able[0]

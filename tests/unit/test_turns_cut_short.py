@@ -38,6 +38,7 @@ from bus.runtime import event_loop, inbox, outbox, turn
 from bus.runtime.control import Control
 from bus.runtime.event_loop import EventLoop
 from bus.runtime.spawn import SpawnArguments
+from bus.streams import StreamState
 from layers.arp import core as arp_core
 from layers.arp import tables as arp_tables
 from layers.arp.core import Core as Arp
@@ -58,12 +59,14 @@ from layers.raw.counters import Counters as RawCounters
 from layers.sockets.core import Core as Sockets
 from layers.sockets.counters import Counters as SocketsCounters
 from layers.sockets.table import KEY_NEXT_HANDLE
+from layers.tcp.core import Core as Tcp
+from layers.tcp.counters import Counters as TcpCounters
 from layers.udp import core as udp_core
 from layers.udp import tables as udp_tables
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from usernet.pipe.frame import pack_frame, unpack_frame
-from usernet.pipe.streams import CLOSE_RECORD, STREAM_END, STREAM_HEADER
+from usernet.pipe.streams import CLOSE_RECORD, STREAM_END, STREAM_HEADER, WRITTEN_UNKNOWN
 
 ME, PEER, COOKIE = "10.0.0.2", "10.0.0.1", 1000
 ALICE, BOB, CAROL = range(topology.CLIENT_ID_MIN + 1, topology.CLIENT_ID_MIN + 4)
@@ -171,6 +174,41 @@ def test_a_datagram_of_one_owner_before_its_close_reaches_udp_though_the_service
     service.born()
     for client in {ALICE, BOB, CAROL} - {*leaving}:
         assert messages.SEND in dict(service.last_datagram(client, handle))
+
+
+# -- tcp: a listener, and the one before it
+
+
+def test_the_listener_that_stays_gets_connections_until_the_other_is_closed_again(durable: Durable):
+    former, later = 5, 3
+
+    def born() -> Tcp:
+        core = Tcp(config(), KeyValueLog(durable.map()), TcpCounters.new(), random.Random(1))
+        assert core.start(NOW) == []
+        return core
+
+    def listen(core: Tcp, handle: int) -> None:
+        wanted = encode(StreamState(handle=handle, request=1, port=80, listen=8))
+        ((_, _, answer),) = core.receive(topology.SOCKETS, messages.SOCKET_SET, [wanted], NOW)
+        assert messages.decode_socket_reply(answer).errno == 0
+
+    def cut_short(core: Tcp) -> None:
+        closing = CLOSE_RECORD.pack(former, -1, WRITTEN_UNKNOWN, 0)
+        assert core.receive(topology.SOCKETS, messages.SOCKET_CLOSE, [closing], NOW) == []
+        listen(core, later)
+
+    core = born()
+    listen(core, former)
+    durable.map().words[layout.JOURNAL_HEAD] += 1
+    cut_short(core)
+    for _ in range(2):
+        core = born()
+        assert {*core.engine.lookup.listeners} == {former, later}
+        assert core.engine.lookup.listener(IPv4Address(ME).packed, 80).handle == later
+        cut_short(core)
+        assert {*core.engine.lookup.listeners} == {later}
+    durable.map().words[layout.JOURNAL_HEAD] += 1
+    assert {*born().engine.lookup.listeners} == {later}
 
 
 # -- a whole layer, at any line: what a program sends, and the close of its socket
