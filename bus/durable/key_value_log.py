@@ -10,6 +10,9 @@ cut short is repeated to the next process, and what came before a deletion needs
 a program are for a socket that it closes behind them. So a deletion is stored with the position of the journal, and is
 undone at the start if the journal is still there. Then the keys are last in the order, because others may have their
 places: a socket is bound to the port of one that was closed in the same turn.
+
+If that turn kills the layer again by itself, its deletions count at once, because repeating them for ever would not
+help: what follows them may be what kills, and finds nothing to do if they are done.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from bus.durable import layout
 
 _RECORD = Struct("=IIQ")  # CRC of the rest, payload length or a deletion, key
 _BODY = Struct("=IQ")
-_GONE_AT_ONCE = 0xFFFFFFFF  # written by former code, which a restart may have replaced
+_GONE_AT_ONCE = 0xFFFFFFFF  # all deletions of former code, which a restart may have replaced
 _GONE = 0xFFFFFFFE
 _TURN = Struct("=Q")  # the payload of a deletion: layout.JOURNAL_HEAD during its turn
 _DELETIONS = {_GONE_AT_ONCE: 0, _GONE: _TURN.size}  # and their octets of payload
@@ -80,6 +83,14 @@ class KeyValueLog(MutableMapping[int, bytes]):
 
     def _undo(self, keys: list[int]) -> None:
         """The journal goes on, and then the deletions of these keys would count: store them behind those."""
+        words = self._words
+        if keys and not words[layout.BLAMELESS]:
+            words[layout.UNDONE] += 1
+            if words[layout.UNDONE] > 1:
+                for key in keys:
+                    self._append(key, _GONE_AT_ONCE, b"")
+                    self._forget(key)
+                return
         for key in keys:
             self._places[key] = self._places.pop(key)
         octets = sum(_RECORD.size + (self._places[key] & _LENGTH_MASK) for key in keys)
@@ -161,9 +172,9 @@ class KeyValueLog(MutableMapping[int, bytes]):
     def _begin_turn(self) -> None:
         """Deletions of former turns count."""
         turn = self._words[layout.JOURNAL_HEAD]
-        if turn != self._memory.deleted_at:
+        if turn != self._memory.deleted_at and self._deleted:
             self._deleted.clear()
-            self._deleted_octets = 0
+            self._deleted_octets = self._words[layout.UNDONE] = 0
 
     def __setitem__(self, key: int, value: bytes) -> None:
         place = self._places.get(key)

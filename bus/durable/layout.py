@@ -53,6 +53,7 @@ PIPE_WAITING = 448  # wait for room, of those in WAITING
 PIPE_DROPPED = 465  # found no room, or were dropped by an impairment on the way out
 PIPE_DROPPED_IN = 482  # dropped by an impairment on the way in
 PIPE_CELLS = 17
+UNDONE = 499  # deaths in a row of a layer that may have caused them, after which it found deletions to undo
 CLIENTS = 512  # + CLIENT_WORDS * place: see the CLIENT_ offsets
 CLIENT_WORDS = 8
 CLIENTS_MAX = 1984

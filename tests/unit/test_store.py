@@ -34,6 +34,7 @@ class StoreAndDict(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.durable = Durable()
+        self.durable.map().words[layout.BLAMELESS] = 1
         self.store = KeyValueLog(self.durable.map())
         self.model: dict[int, bytes] = {}
         self.deleted: dict[int, bytes] = {}
@@ -190,6 +191,7 @@ def test_a_full_store_starts_though_what_was_deleted_last_comes_back(durable: Du
     for key in range(64):
         store[key] = bytes([key]) * share
     del store[0], store[1], store[2]
+    durable.map().words[layout.BLAMELESS] = 1
     for _ in range(2):  # so often it dies before that turn is published
         again = KeyValueLog(durable.map())
         assert len(again) == 64
@@ -203,6 +205,7 @@ def test_what_comes_back_is_behind_what_was_stored_in_its_place(durable: Durable
     store = KeyValueLog(durable.map())
     store[1], store[2], store[3] = b"closed", b"moved", b"stays"
     durable.map().words[layout.JOURNAL_HEAD] += 1
+    durable.map().words[layout.BLAMELESS] = 1
     del store[1], store[2]
     store[2] = b"in place of 1"
     if compact:
@@ -224,3 +227,23 @@ def test_a_store_of_former_code_is_read(durable: Durable):
     again[3] = b"three"
     assert dict(KeyValueLog(durable.map())) == {2: b"two", 3: b"three"}
     assert damaged(durable) == 0
+
+
+@pytest.mark.parametrize("blameless", [False, True])
+def test_a_turn_that_kills_the_layer_again_does_not_delete_for_ever(durable: Durable, blameless: bool):
+    words = durable.map().words
+    words[layout.BLAMELESS] = blameless
+    for first in (1, 11):
+        store = KeyValueLog(durable.map())
+        store[first], store[first + 1] = b"one", b"two"
+        words[layout.JOURNAL_HEAD] += 48
+        for death in range(1, 5):
+            assert sorted(store) == ([first, first + 1] if blameless or death < 3 else []), death
+            for key in store:
+                del store[key]
+            store = KeyValueLog(durable.map())
+            words[layout.JOURNAL_HEAD] += 48 * (death % 2)  # by its start
+        for key in (first, first + 1):  # now it deletes, and lives
+            store[key] = b"again"
+            del store[key]
+            words[layout.JOURNAL_HEAD] += 48
