@@ -22,7 +22,7 @@ from bus.config import StackConfig
 from bus.durable import journal, key_value_log, layout
 from bus.durable.journal import Journal
 from bus.durable.key_value_log import KeyValueLog
-from bus.layer import Core, CounterWords
+from bus.layer import Core, CounterWords, Send
 from bus.messages import (
     INTERFACE,
     Membership,
@@ -269,12 +269,12 @@ class Process:
         self._loop: EventLoop | None = None
         self.born()
 
-    def born(self) -> None:
+    def born(self, blameless: bool = True) -> None:
         self.end()
         self._incarnation += 1
         memory = self._durable.map()
         memory.words[layout.INCARNATION] = self._incarnation
-        memory.words[layout.BLAMELESS] = 1
+        memory.words[layout.BLAMELESS] = blameless
         settings = config(str(self._folder))
         spawned = SpawnArguments(self.name, settings, -1, self._listener.dup().detach(), self._control)
         self.state = KeyValueLog(memory)
@@ -362,6 +362,26 @@ def test_no_message_before_a_close_is_lost_or_leaves_twice_whatever_line_the_lay
 def test_a_close_without_output_counts_when_its_turn_has_ended(process, durable, kind):
     process(kind.name, kind.core, kind.counters.new()).live(inputs(kind), 1)
     assert not set(HANDLES) & set(KeyValueLog(durable.map()))
+
+
+class Faulty(Udp):
+    """It closes a socket, and that kills it."""
+
+    def _close_sockets(self, closings: list[bytes]) -> list[Send]:
+        super()._close_sockets(closings)
+        raise ZeroDivisionError
+
+
+def test_a_close_that_kills_its_layer_is_done_when_it_is_set_aside(process):
+    layer, given = process("udp", Faulty, UdpCounters.new()), inputs(UDP)[:5]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            layer.live(given, 2)
+        layer.born(blameless=False)
+    layer.live(given, 2)
+    assert 1 not in layer.state
+    sent = [transmitted(record)[2][8:] for record in layer.sent(topology.IP, messages.TRANSMIT)]
+    assert sent == [b"1 first"]  # the second was in the turn of the close, which is not repeated for ever
 
 
 # -- groups, and neighbours
