@@ -122,15 +122,17 @@ class Service:
         sends = [*sends, *self.ask(id=3, op="close", handle=handle, end=10)]
         return [(kind, record) for consumer, kind, record in sends if consumer == topology.TCP]
 
-    def bound(self) -> int:
-        """The handle of a socket for datagrams that BOB and CAROL have inherited."""
-        ((_, _, answer),) = self.ask(id=1, op="socket", type="dgram")
-        handle = json.loads(answer)["handle"]
-        for client in (BOB, CAROL):
+    def inherited(self, handle: int, *clients: int) -> None:
+        """These have forked from ALICE."""
+        for client in clients:
             self.ask(client, id=1, op="share", owner=ALICE, handles=[handle])
             assert json.loads(self._core.wake(NOW)[-1][2])["shared"]
         self.publish()
-        return handle
+
+    def bound(self) -> int:
+        """The handle of a socket for datagrams."""
+        ((_, _, answer),) = self.ask(id=1, op="socket", type="dgram")
+        return json.loads(answer)["handle"]
 
     def last_datagram(self, client: int, handle: int) -> list[tuple[int, bytes]]:
         """One of its programs sends and closes: what udp is told, and the answer."""
@@ -157,10 +159,25 @@ def test_octets_that_a_program_wrote_before_it_closed_reach_tcp_though_the_servi
     assert [kind for kind, _ in service.last_words(handle)] == [messages.SOCKET_CLOSE]
 
 
+def test_octets_that_one_owner_wrote_before_it_closed_reach_tcp_though_the_service_dies(durable: Durable):
+    service = Service(durable)
+    handle = service.connected()
+    service.inherited(handle, BOB)
+    told = service.last_words(handle)
+    assert [kind for kind, _ in told] == [messages.STREAM, messages.READ]  # BOB has it now, and asks where it is
+    for _ in range(2):
+        service.born()
+        assert service.last_words(handle) == told
+    service.publish()
+    service.born()
+    assert messages.STREAM not in dict(service.last_words(handle))
+
+
 @pytest.mark.parametrize("leaving", [(ALICE,), (BOB,), (ALICE, BOB), (BOB, ALICE), (CAROL, ALICE, BOB)])
 def test_a_datagram_of_one_owner_before_its_close_reaches_udp_though_the_service_dies(durable: Durable, leaving):
     service = Service(durable)
     handle = service.bound()
+    service.inherited(handle, BOB, CAROL)
     told = [service.last_datagram(client, handle) for client in leaving]
     closed = [messages.SOCKET_CLOSE] if len(leaving) == 3 else []
     assert [[kind for kind, _ in each] for each in told] == [
