@@ -80,6 +80,8 @@ class Connects:
         engine.history.note(engine.now, conn, history.OPENED)
         if not wanted.fast_open or not fast_open.begins(engine, conn):
             engine.send_syn(conn)
+        if conn.slot:  # before the socket is declared: a declared connect is not begun again
+            engine.cells.store(conn)
         return source, port
 
     def _available(self, ends: Ends) -> bool:

@@ -4,8 +4,9 @@ A connection is a slot of 256 octets, its octets lie in rings of the arena. The 
 at their place, then the slot's cells, then the turn is published, then frames leave. So nothing is acknowledged and
 no room is given before it is stored, and a turn that a SIGKILL cut short is done again: every input is idempotent by
 sequence number or offset. Within a slot the order of cells is that of `HOT`: a ring before what is said to be in it,
-what was written before what was sent. A ring that is not needed any more is free only after the slots have been
-stored.
+what was written before what was sent, where the peer's FIN is before RCV.NXT passes it. What a handshake agreed on is
+stored before the numbers that say that it is complete. A ring that is not needed any more is free only after the slots
+have been stored.
 
 Not stored, because the peer or the application says it again: octets beyond a gap, duplicates, what SACK reported.
 """
@@ -21,16 +22,16 @@ from typing import Any
 from bus.durable.arena import IDLE_S, Arena
 from bus.durable.held import STREAM_ARENA, Held
 from bus.durable.lent import Lent
-from bus.durable.slots import SLOT_OCTETS, STATE_MASK, Slots
+from bus.durable.slots import FREE, SLOT_OCTETS, STATE_MASK, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
 from layers.tcp.acknowledgment import RING_OCTETS_MIN
-from layers.tcp.connection import SYN_RECEIVED, SYN_SENT, Connection
+from layers.tcp.connection import ORPHAN, SYN_RECEIVED, SYN_SENT, Connection
 from layers.tcp.ring import Ring
 from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, RINGS_AT, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
 
-LAYOUT = b"4"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
+LAYOUT = b"5"  # of a slot; to be raised whenever `IDENTITY`, `HOT` or the advice behind them changes
 HANDLES_RESERVED = 4096  # reserved by each write, because a handle is never reused, not even after a crash
 FREED_AT_ONCE = 2000  # released rings: about 1 ms; others follow in the next turn
 LEAVING_S = 0.05  # seconds until a released ring is free: until then, its last references have reached link
@@ -46,7 +47,7 @@ ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn
 IDENTITY_AT, HOT_AT, ADVISORY_AT = 8, 88, 208
 ENDS = Struct("@IIQHHBBBB16s16s")  # the first fields of `IDENTITY`
 _RING_CELLS = (0, 11, 12)
-HANDSHAKE = (SYN_SENT, SYN_RECEIVED)  # states in which the constant cells may change
+HANDSHAKE = (FREE, SYN_SENT, SYN_RECEIVED)  # stored states in which the constant cells may change
 assert IDENTITY_AT + IDENTITY.size <= HOT_AT
 assert HOT_AT + HOT.size <= ADVISORY_AT
 assert ADVISORY_AT + ADVISORY_OCTETS == SLOT_OCTETS
@@ -239,19 +240,26 @@ class Durable:
         """See `Cells`. 1 us."""
         at = conn.slot * SLOT_OCTETS
         send, receive = conn.send_ring, conn.receive_ring
-        end, fin_at, wait = conn.end, conn.fin_at, conn.wait_until
+        end, fin_at, wait, accurate = conn.end, conn.fin_at, conn.wait_until, conn.accurate
+        stored, identity = conn.stored, (conn.state, conn.handle, conn.accept_number, conn.mss, conn.former_mss,
+                                         conn.home, accurate.octet if accurate is not None else -1)
+        begins = constant = False
+        if identity != stored:
+            handshake = self.slots.state(conn.slot) in HANDSHAKE
+            constant = handshake or stored is None or identity[1:] != stored[1:]
+            # With the numbers alone a successor would have a connection with another ISN or without an owner. An owner
+            # is gone last: until then it says again that it has closed
+            begins = handshake and conn.handle != ORPHAN
+        if begins:
+            IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
         HOT.pack_into(
             self.memory, at + HOT_AT, send.reference if send is not None else 0,
             receive.reference if receive is not None else 0, conn.written, 0 if end is None else end + 1, conn.snd_nxt,
-            conn.snd_una, conn.rcv_nxt, 0 if fin_at is None else fin_at + 1, conn.advertised, conn.read,
+            conn.snd_una, 0 if fin_at is None else fin_at + 1, conn.rcv_nxt, conn.advertised, conn.read,
             conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, conn.snd_window, conn.window_max, conn.rcv_limit,
             conn.send_limit, wait or 0.0, conn.last_ack_sent)  # a window is less than 2**30 (RFC 7323 section 2.3)
-        accurate = conn.accurate
-        identity = (conn.state, conn.handle, conn.accept_number, conn.mss, conn.former_mss, conn.home,
-                    accurate.octet if accurate is not None else -1)
-        stored = conn.stored
         if identity != stored:
-            if stored is None or identity[1:] != stored[1:] or stored[0] in HANDSHAKE:
+            if constant and not begins:
                 IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
             conn.stored = identity
             self.slots.publish(conn.slot, conn.state)

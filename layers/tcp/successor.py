@@ -10,7 +10,7 @@ from bus.durable.slots import SLOT_OCTETS, STATE_MASK
 from bus.streams import StreamState
 from layers.tcp import asleep, history
 from layers.tcp import connection as tcb
-from layers.tcp.closing import RAISE_FIRST_S
+from layers.tcp.closing import RAISE_FIRST_S, TIME_WAIT_S, fin_wait_2
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant, Identity, Told
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 RESUMED_PER_S = 1000  # rate at which restored connections with data in flight send a segment
 _PORTS = Struct("!HH")
 # head, send ring, receive ring, `written`, `end`, SND.UNA, RCV.NXT, `fin_at`, `read`, `wait_until`, `last_ack_sent`
-_DORMANT_CELLS = (0, 11, 12, 13, 14, 16, 17, 18, 20, 24, 25)
+_DORMANT_CELLS = (0, 11, 12, 13, 14, 16, 18, 17, 20, 24, 25)
 
 
 class Successor:
@@ -69,6 +69,8 @@ class Successor:
                 conn.delayed_at = engine.now + asking / RESUMED_PER_S
                 asking += 1
             engine.timers.schedule(conn)
+        for listener in engine.lookup.listeners.values():  # slots have another order
+            listener.untaken = dict(sorted(listener.untaken.items()))
 
     def _not_dormant(self) -> list[int]:
         """Connections that owe nothing become dormant (`layers.tcp.dormant`); returns the numbers of the others."""
@@ -118,7 +120,7 @@ class Successor:
     def told_of(self, note: bytes) -> Told:
         """See `Sleepers`."""
         hot = HOT.unpack_from(self._durable.memory, asleep.slot_of(note) * SLOT_OCTETS + HOT_AT)
-        written, end, una, rcv_nxt, fin_at, limit = hot[2], hot[3], hot[5], hot[6], hot[7], hot[15]
+        written, end, una, fin_at, rcv_nxt, limit = hot[2], hot[3], hot[5], hot[6], hot[7], hot[15]
         limit = max(limit, asleep.room(note))
         return Told(written, una, una + limit, bool(end) and una >= end, fin_at - 1 if 0 < fin_at <= rcv_nxt else 0)
 
@@ -172,6 +174,11 @@ class Successor:
             conn.adopted = False
         self._calls.resumed(conn)
         engine.history.note(engine.now, conn, history.RESTORED)
+        if conn.wait_until is None:  # the turn that began the wait was cut short
+            if conn.state == tcb.TIME_WAIT:
+                conn.wait_until = engine.now + TIME_WAIT_S
+            elif conn.state == tcb.FIN_WAIT_2:
+                fin_wait_2(engine, conn)
         return conn
 
     def view(self, note: bytes) -> Connection | None:
@@ -195,6 +202,8 @@ class Successor:
         state = self._durable.slots.state(number)
         if octets not in (4, 16) or not 0 < state < 12 or peer_scale > 14 or own_scale > 14:
             return None
+        if state == tcb.SYN_SENT:
+            hot = (*hot[:5], 0, 0, 0, *hot[8:])  # what the peer's SYN brought comes again: the state is stored after it
         if options is None:
             socket = self._calls.sockets.get(handle)
             options = socket.declared if socket is not None else _options_of(listener, flags, self._calls)
@@ -211,11 +220,14 @@ class Successor:
         conn.home = home if self._durable.lent_by(home) is not None else STREAM_ARENA
         self._load_hot(conn, hot, self._engine.now)
         conn.state = _state_of(conn, state)
+        if conn.state == tcb.SYN_RECEIVED and listener and conn.rcv_nxt == 1:
+            # The turn that passed it up was cut short; by Fast Open it would have text
+            conn.handle, conn.accept_number = ORPHAN, 0
         conn.stored = None
         return conn
 
     def _load_hot(self, conn: Connection, hot: tuple[Any, ...], now: float) -> None:
-        (send, receive, written, end, snd_nxt, snd_una, rcv_nxt, fin_at, advertised, read, ts_recent, ts_recent_at,
+        (send, receive, written, end, snd_nxt, snd_una, fin_at, rcv_nxt, advertised, read, ts_recent, ts_recent_at,
          snd_window, window_max, rcv_limit, send_limit, wait, last_ack_sent) = hot
         conn.send_ring = self._durable.ring(send) if send else None
         conn.receive_ring = self._durable.ring(receive) if receive else None

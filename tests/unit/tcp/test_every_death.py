@@ -1,0 +1,55 @@
+"""Short connections outlive a SIGKILL of tcp at any moment: question, answer and both ends of the stream."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.unit.tcp.deaths import Deaths, torn
+from tests.unit.tcp.stage import Stage
+
+SCENES = {
+    "incoming, the server closes first": {},
+    "incoming, each record is a turn": {"one_by_one": True},
+    "incoming, the client closes when the server has": {"peer_waits": True},
+    "incoming, the server closes when the client has": {"service_waits": True},
+    "outgoing, both close": {"incoming": 0, "outgoing": 1},
+    "outgoing, the server closes when the client has": {"incoming": 0, "outgoing": 1, "peer_waits": True},
+    "outgoing, the client closes when the server has": {"incoming": 0, "outgoing": 1, "service_waits": True},
+    "slots that were freed in another order": {"incoming": 2, "before": 2},
+    "ports of connections in TIME-WAIT": {"before": 1, "reused": True, "peer_waits": True},
+}
+OF_MANY = {"incoming": 2, "outgoing": 2, "before": 3}
+
+
+def differing(scene: dict[str, int | bool]) -> list[int]:
+    """The lines at which a death may make a difference."""
+    deaths = Deaths()
+    stage = Stage(deaths=deaths, **scene)  # type: ignore[arg-type]
+    deaths.seen = stage.seen
+    assert stage.run() == []
+    return deaths.differing
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_short_connection_outlives_a_death_before_and_after_each_cell_is_stored(scene, monkeypatch):
+    torn(monkeypatch)
+    lines = differing(SCENES[scene])
+    assert len(lines) > 30
+    for line in lines:
+        stage = Stage(deaths=Deaths(line), **SCENES[scene])
+        assert stage.run() == [], (line, "\n".join(stage.log))
+        assert len(stage.deaths.places) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_short_connections_at_the_same_time_outlive_three_deaths_in_a_row(seed, monkeypatch):
+    torn(monkeypatch)
+    lines = differing(OF_MANY)
+    rng = random.Random(seed)
+    for _ in range(8):
+        at = [rng.choice(lines), *(rng.randrange(rng.choice([100, 1000])) for _ in range(2))]
+        stage = Stage(deaths=Deaths(*at), **OF_MANY)
+        assert stage.run() == [], (at, "\n".join(stage.log))
+        assert len(stage.deaths.places) > 1
