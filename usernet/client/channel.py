@@ -198,6 +198,10 @@ class Line:
                     return
             yield self._received.popleft()
 
+    def put_back(self, frames: list[bytes]) -> None:
+        """These are received again, in this order, before all others."""
+        self._received.extendleft(reversed(frames))
+
     def poke(self) -> None:
         """Wake the receiving thread, which gets WAKE. Any thread may call it."""
         os.eventfd_write(self._wake, 1)

@@ -305,15 +305,16 @@ class Connection:
                 self._recover()
         elif kind == HELLO and incarnation >= self._incoming.incarnation:
             done = int(fields["done"])
-            later = []
             if self.welcome and incarnation > self._incoming.incarnation:
                 # Frames that the former process sent before it died may still be unread, because they are in another
                 # connection. They must not be lost.
+                later = []
                 for frame in self._line.waiting():
                     if incarnation_of(frame) < incarnation:
                         self._take(frame, late=True)
                     else:
                         later.append(frame)
+                self._line.put_back(later)  # another HELLO may be among them, so nothing may overtake them
             again = self._incoming.started(incarnation) and bool(self.welcome)
             self.welcome = fields
             self._resume(done)
@@ -325,8 +326,6 @@ class Connection:
                         self._answer(self._arrivals.wanted(listener))
                     elif isinstance(listener, StreamDescription) and listener.listening:
                         self._answer(listener.granting())
-            for frame in later:
-                self._take(frame)
 
     def _recover(self) -> None:
         """Frames of the service are lost: ask again for everything except datagrams."""
@@ -374,6 +373,7 @@ class Connection:
             self._line.send(self._unnumbered(RESUME, {"first": first, "done": self._incoming.done}), patience)
             for frame in frames:
                 self._line.send(frame, patience)
+        self._sending.attend()
         for request in list(self._requests.under_way.values()):
             if request.sequence is not None and request.sequence < first:
                 self._insist(REQUEST, (request.record,), request)
