@@ -229,7 +229,7 @@ class ReceivedStream(Description):
             if isinstance(first, Piece):
                 held = True
                 if ring is None:
-                    return self._lost()
+                    return self._lost(ring)
                 part = ring.read(first.offset + head, min(left, first.length - head))
             else:
                 part = first[head : head + left] if head or left < len(first) else first
@@ -241,7 +241,7 @@ class ReceivedStream(Description):
             head = 0
             at += 1
         if held and ring is not None and self.memory is not None and not self.memory.good(ring.reference):
-            return self._lost()
+            return self._lost(ring)
         if not peek:
             for _ in range(at):
                 items.popleft()
@@ -249,13 +249,13 @@ class ReceivedStream(Description):
             self.read += count - left
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _lost(self) -> bytes:
+    def _lost(self, ring: Ring | None) -> bytes:
         """The ring of the received octets is used for something else: tcp will name another, or has ended."""
         if self.reset:
             self.items.clear()
             self.head, self.read = 0, self.have
         else:
-            self.moved = True
+            self.moved = self.receive_ring is ring  # else another thread has just heard of another ring
         return b""
 
     @property

@@ -53,7 +53,7 @@ class StreamDescription(ReceivedStream):
     __slots__ = (
         "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "established", "fast_connect",
         "finished", "granted", "incoming", "kept", "limit", "listener", "listening", "named", "numbered", "offered",
-        "send_reference", "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low",
+        "resent", "send_reference", "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low",
         "writing", "written",
     )  # fmt: skip
 
@@ -88,6 +88,7 @@ class StreamDescription(ReceivedStream):
         self.connecting, self.established = True, False
         self.attempted = False  # a call has reported the result of the attempt
         self.written = self.taken = self.acked = self.limit = 0
+        self.resent = 0  # octets up to here were sent because tcp asked for them, perhaps while a call was sending them
         self.offered = False  # tcp was offered the memory, or there is none
         self.send_reference = 0  # of the ring that tcp has named; 0: octets to send travel in records
         self.send_ring: Ring | None = None  # that ring, from the next write on
@@ -180,7 +181,8 @@ class StreamDescription(ReceivedStream):
         self.established = not self.reset
         self.taken, self.acked = max(self.taken, taken), max(self.acked, acked)
         self.limit = max(self.limit, limit)
-        self.written = max(self.written, self.taken)
+        if self.taken > self.written:  # else nothing is stored: another thread may be writing
+            self.written = self.taken
         self.told = self.told or bool(flags & RESUME)
         self.finished = self.finished or bool(flags & FINISHED)
         kept = self.kept
@@ -190,11 +192,13 @@ class StreamDescription(ReceivedStream):
 
     def _resume(self, taken: int) -> Sends:
         sends = [(READ, READ_RECORD.pack(self.handle, 0, self.read, self.have))]
-        ring = self.send_ring
-        if ring is not None and taken < self.written:
-            sends.append((STREAM_HELD, HELD_RECORD.pack(self.handle, 0, taken, self.written - taken, ring.reference)))
-        for offset, octets in list(self.kept):
-            if offset + len(octets) > taken:
+        self.resent = self.written  # before they are looked at, so that they are not undone from now on
+        kept, ring = list(self.kept), self.send_ring  # in this order: a writing thread may be moving them there
+        end = self.resent
+        if ring is not None and taken < end:
+            sends.append((STREAM_HELD, HELD_RECORD.pack(self.handle, 0, taken, end - taken, ring.reference)))
+        for offset, octets in kept:
+            if taken < offset + len(octets) <= end:
                 sends.append((STREAM, STREAM_HEADER.pack(self.handle, 0, offset) + octets))
         if self.sent_end:
             sends.append((STREAM, STREAM_HEADER.pack(self.handle, STREAM_END, self.written)))
@@ -205,7 +209,7 @@ class StreamDescription(ReceivedStream):
         if not self.reset:
             self.reset = self.error = number
             self.established = False
-            self.kept.clear()
+            self.kept = deque()
 
     # -- from the application -----------------------------------------------------------------------------------
 
@@ -237,7 +241,7 @@ class StreamDescription(ReceivedStream):
                 for offset, octets in list(self.kept):
                     ring.write(offset, octets)
                 self.send_ring = ring
-                self.kept.clear()
+                self.kept = deque()  # another one: a thread that takes a ROOM may be in the middle of the former
         # a ring that tcp has freed is not used for another stream at once, so there is time to write
         return ring if ring is not None and memory is not None and memory.good(reference) else None
 
@@ -252,15 +256,20 @@ class StreamDescription(ReceivedStream):
         return count, STREAM_HELD, HELD_RECORD.pack(self.handle, flags, offset, count, ring.reference)
 
     def unwrite(self, octets: int) -> bool:
-        """The last record could not be sent: undo `write`. False: another thread has written since."""
-        if self.send_ring is not None and self.memory is not None:
-            self.written -= octets
-            self.memory.wrote(self.send_ring.reference, self.written)
-            return True
-        if not self.kept or len(self.kept[-1][1]) != octets or self.kept[-1][0] + octets != self.written:
+        """The last record could not be sent: undo `write`. Holding `writing`.
+
+        False: the octets count as written, because tcp has asked for them and gets them, or the connection has ended.
+        """
+        ring, kept = self.send_ring, self.kept
+        if ring is None and not (kept and len(kept[-1][1]) == octets and kept[-1][0] + octets == self.written):
             return False
-        self.kept.pop()
+        if self.written <= self.resent:  # no call between this and the subtraction: another thread may be in `_resume`
+            return False
         self.written -= octets
+        if ring is None:
+            kept.pop()
+        elif self.memory is not None:
+            self.memory.wrote(ring.reference, self.written)
         return True
 
     def end_writing(self) -> Sends:

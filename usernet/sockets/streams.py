@@ -94,7 +94,8 @@ class StreamBehaviour(StreamOpening):
             return 0
         with box.writing:
             self._begin_connect(box, *peer, fast_open=True)
-            box.limit = max(box.limit, FAST_OPEN_OCTETS)
+            if box.limit < FAST_OPEN_OCTETS:  # else nothing is stored: another thread may be taking a ROOM
+                box.limit = FAST_OPEN_OCTETS
             octets, kind, record = box.write(view, STREAM_MORE if flags & _MORE else 0)
             self._send_record(box, octets, kind, record, self._timeout)
         self._changed(box)
@@ -143,9 +144,10 @@ class StreamBehaviour(StreamOpening):
         try:
             self._connection.glance()
             self._connection.send(kind, (record,), timeout)
-        except BaseException:
-            box.unwrite(octets)
-            raise
+        except BaseException as error:
+            undone = box.unwrite(octets)
+            if undone or not isinstance(error, BlockingIOError | TimeoutError):
+                raise
 
     def _check_writable(self, box: StreamDescription) -> None:
         if box.error or self._connection.down:
