@@ -80,8 +80,15 @@ def abort(engine: Engine, conn: Connection, told: int = 0) -> None:
         engine.history.note(engine.now, conn, history.ABORTED)
         if conn.state in (ESTABLISHED, CLOSE_WAIT):
             engine.counters[C.established_resets] += 1
-        engine.transmit(conn, output.acceptable(conn), RST | ACK, 0, b"", b"", 0)
+        reset(engine, conn)
     abandon(engine, conn, told)
+
+
+def reset(engine: Engine, conn: Connection) -> None:
+    """Send the RST of a connection that is deleted next."""
+    engine.transmit(conn, output.acceptable(conn), RST | ACK, 0, b"", b"", 0)
+    if conn.slot:
+        engine.cells.reset(conn, engine.now)
 
 
 def abandon(engine: Engine, conn: Connection, error: int, reset: bool = False) -> None:

@@ -26,7 +26,7 @@ from bus.durable.slots import FREE, SLOT_OCTETS, STATE_MASK, Slots
 from bus.durable.stream_memory import StreamMemory
 from bus.layer import State
 from layers.tcp.acknowledgment import RING_OCTETS_MIN
-from layers.tcp.connection import ORPHAN, SYN_RECEIVED, SYN_SENT, Connection
+from layers.tcp.connection import CLOSED, ORPHAN, SYN_RECEIVED, SYN_SENT, Connection
 from layers.tcp.ring import Ring
 from usernet.pipe.rings import HOME_SHIFT, REFERENCE_MASK, RINGS_AT, TOKEN, block_of
 from usernet.pipe.streams import TCP_HANDLE_MIN
@@ -73,6 +73,7 @@ class Durable:
         self._shared = memory.shared
         self._released: list[int] = []
         self._leaving: deque[tuple[float, int]] = deque()  # (time at which it is free, reference) of released rings
+        self._resets: deque[tuple[float, int]] = deque()  # (time of the turn, slot) of connections that were reset
         self.trim_at: float | None = None  # see `Rings`
         self.streams = memory
         self._kept = self._load_kept()  # {handle: rings that its application may still read}
@@ -191,6 +192,8 @@ class Durable:
 
     def turn_stored(self, now: float) -> None:
         """The turn is stored."""
+        while self._resets and self._resets[0][0] < now:  # an earlier turn, which is published by now
+            self.slots.free(self._resets.popleft()[1])
         if self._released:
             # references to them may be on their way to link
             free_at = now + LEAVING_S if self._shared else now
@@ -275,6 +278,17 @@ class Durable:
     def gone(self, conn: Connection) -> None:
         """See `Cells`."""
         self.slots.free(conn.slot)
+        conn.slot = 0
+
+    def reset(self, conn: Connection, now: float) -> None:
+        """See `Cells`."""
+        slots, number = self.slots, conn.slot
+        if slots.state(number) == FREE:  # nobody would know whose it is
+            return
+        slots.publish(number, CLOSED)
+        for cell in _RING_CELLS[1:]:  # others may have them from the next moment on
+            slots.cells[number * slots.width + cell] = 0
+        self._resets.append((now, number))
         conn.slot = 0
 
 

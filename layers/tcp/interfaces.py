@@ -112,6 +112,9 @@ class Cells(Protocol):
     def gone(self, conn: Connection) -> None:
         """Free its slot."""
 
+    def reset(self, conn: Connection, now: float) -> None:
+        """The same after this turn, which sends its RST: if it is cut short, a successor sends the RST."""
+
     def new_handle(self) -> int:
         """A new handle."""
 

@@ -10,7 +10,7 @@ from bus.durable.slots import SLOT_OCTETS, STATE_MASK
 from bus.streams import StreamState
 from layers.tcp import asleep, history
 from layers.tcp import connection as tcb
-from layers.tcp.closing import RAISE_FIRST_S, TIME_WAIT_S, fin_wait_2
+from layers.tcp.closing import RAISE_FIRST_S, TIME_WAIT_S, fin_wait_2, reset
 from layers.tcp.connection import ORPHAN, Connection, Ends
 from layers.tcp.counters import Counters as C
 from layers.tcp.dormant import Dormant, Identity, Told
@@ -157,6 +157,9 @@ class Successor:
         if conn is None:
             self._durable.slots.free(number)
             return None
+        if self._durable.slots.state(number) == tcb.CLOSED:
+            self._reset(conn)
+            return None
         handle, listener = conn.handle, conn.listener
         if conn.snd_una < conn.snd_nxt and conn.state != tcb.TIME_WAIT:  # else it is quiet, see `layers.tcp.quiet`
             at = number * SLOT_OCTETS
@@ -180,6 +183,14 @@ class Successor:
             elif conn.state == tcb.FIN_WAIT_2:
                 fin_wait_2(engine, conn)
         return conn
+
+    def _reset(self, conn: Connection) -> None:
+        """Its RST may not have left. If it has, this one finds nothing that it could hit."""
+        for ring in (conn.send_ring, conn.receive_ring):
+            if ring is not None:
+                self._durable.give(ring)
+        self._engine.counters[C.resets_sent] += 1
+        reset(self._engine, conn)
 
     def view(self, note: bytes) -> Connection | None:
         """See `Sleepers`."""

@@ -65,8 +65,9 @@ class Socket:
 class Service:
     """The socket service and the applications above the layer, which always live."""
 
-    def __init__(self, tell: Callable[[int, bytes], None], question: bytes, waits_for_end: bool) -> None:
+    def __init__(self, tell: Callable[[int, bytes], None], question: bytes, waits_for_end: bool, aborts: bool) -> None:
         self._tell = tell
+        self._aborts = aborts
         self._question = question
         self._waits_for_end = waits_for_end
         self.sockets: dict[int, Socket] = {}
@@ -137,6 +138,10 @@ class Service:
         """The application reads, answers and closes."""
         if not socket.is_up or socket.closed or len(socket.received) < len(socket.question):
             return
+        if self._aborts:
+            socket.closed = True
+            self._tell(messages.SOCKET_CLOSE, CLOSE_RECORD.pack(handle, 0, 0, len(socket.received)))
+            return
         if socket.is_server and not socket.written:
             self._write(handle, socket, bytes(socket.received))
         if self._waits_for_end and not socket.ended:
@@ -149,12 +154,14 @@ class Stage:
     """All of it: `incoming` connections are opened by the peer, `outgoing` ones by an application of the layer.
 
     `peer_waits`, `service_waits`: applications of this side close when they have seen the end of the other side.
+    `service_aborts`: they do not answer, but abort.
     `before`: so many connections have come and gone already; `reused`: the next have the same ports. `one_by_one`: a
     turn for each record.
     """
 
     def __init__(self, incoming: int = 1, outgoing: int = 0, peer_waits: bool = False, service_waits: bool = False,
-                 deaths: Deaths | None = None, one_by_one: bool = False, before: int = 0, reused: bool = False) -> None:
+                 service_aborts: bool = False, deaths: Deaths | None = None, one_by_one: bool = False, before: int = 0,
+                 reused: bool = False) -> None:
         self.now = self._began = 1000.0
         self._tie = count()
         self.deaths, self._died = Deaths(), 0
@@ -167,7 +174,7 @@ class Stage:
         self._resets: list[Segment] = []  # of ours, to connections that are not at their end
         self.log: list[str] = []
         self._service = Service(lambda kind, record: self._input.append((topology.SOCKETS, kind, record)),
-                                self._question, service_waits)
+                                self._question, service_waits, service_aborts)
         self._peer = Host(A, seed=2)
         self._peer.at(self.now)
         self._peer.start()
@@ -335,6 +342,25 @@ class Stage:
         sockets = self._service.sockets.values()
         return len(sockets) == len(self._closed) == self._expected and all(socket.closed for socket in sockets)
 
+    @property
+    def peer_errors(self) -> list[int | None]:
+        """Of its applications."""
+        return [self._peer.applications[handle].error for handle in self._peer_handles]
+
+    @property
+    def slots_left(self) -> list[int]:
+        """Those that are in use."""
+        return Slots(self._memory.slots).used
+
+    def another_turn(self) -> None:
+        """A turn that has nothing to do with any connection."""
+        self._service.listens()
+        self._turns()
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass."""
+        self._until(self.now + seconds)
+
     def run(self, rests: bool = True) -> list[str]:
         """Until all is done, and, if it `rests`, everything has ended. Returns what is wrong."""
         wrong = [] if self._until(self.now + 20.0, self._is_done) else ["not done"]
@@ -352,6 +378,6 @@ class Stage:
             self._until(self.now + 2 * TIME_WAIT_S)
             wrong += ["something is left"] if self._core.manage({"op": "connection_count"}, self.now)[0] != {
                 "connections": 0} else []
-            wrong += ["slots are left"] if Slots(self._memory.slots).used else []
+            wrong += ["slots are left"] if self.slots_left else []
             wrong += ["something is left at the peer"] if self._peer.engine.lookup.connections else []
         return wrong

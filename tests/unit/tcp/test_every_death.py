@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
@@ -41,6 +42,22 @@ def test_a_short_connection_outlives_a_death_before_and_after_each_cell_is_store
         stage = Stage(deaths=Deaths(line), **SCENES[scene])
         assert stage.run() == [], (line, "\n".join(stage.log))
         assert len(stage.deaths.places) == 1
+
+
+def test_a_peer_is_told_of_an_abort_whenever_the_core_dies(monkeypatch):
+    torn(monkeypatch)
+    deaths = Deaths()
+    stage = Stage(service_aborts=True, deaths=deaths)
+    deaths.seen = stage.seen
+    stage.passes(1.0)
+    assert stage.peer_errors == [errno.ECONNRESET]
+    for line in deaths.differing:
+        stage = Stage(service_aborts=True, deaths=Deaths(line))
+        stage.passes(1.0)
+        assert len(stage.deaths.places) == 1
+        assert stage.peer_errors == [errno.ECONNRESET], (line, "\n".join(stage.log))
+        stage.another_turn()
+        assert stage.slots_left == []
 
 
 @pytest.mark.parametrize("seed", range(4))
