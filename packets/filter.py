@@ -20,6 +20,7 @@ Test = Callable[[bytes], bool]
 _PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17}
 _WITH_PORTS = (6, 17, 132)  # pcap-filter(7): port means TCP, UDP or SCTP
 _TOKEN = re.compile(r"\s*(&&|\|\||!|[()]|[^\s()!&|]+)")
+_DEPTH_MAX = 100  # parentheses and negations within each other; Python nests some 1000 calls
 _SOURCE, _DESTINATION = 12, 16  # offsets of the addresses, RFC 791 section 3.1
 
 
@@ -46,10 +47,16 @@ def _ports(packet: bytes) -> tuple[int, int] | None:
     return packet[at] << 8 | packet[at + 1], packet[at + 2] << 8 | packet[at + 3]
 
 
-def _joined(both: bool, left: Test, right: Test) -> Test:
-    if both:
-        return lambda packet: left(packet) and right(packet)
-    return lambda packet: left(packet) or right(packet)
+def _joined(first: Test, others: list[tuple[bool, Test]]) -> Test:
+    """From left to right, True for "and": both bind alike. A loop, because a chain may be longer than Python nests."""
+    def test(packet: bytes) -> bool:
+        verdict = first(packet)
+        for both, other in others:
+            if verdict is both:
+                verdict = other(packet)
+        return verdict
+
+    return test
 
 
 class _Parser:
@@ -77,18 +84,20 @@ class _Parser:
         return FilterError(f"{self._text!r}: {wanted} expected " + (f"instead of {self.here!r}" if self.here else
                                                                       "at the end"))
 
-    def expression(self) -> Test:
-        test = self._factor()
+    def expression(self, depth: int = 0) -> Test:
+        first, others = self._factor(depth), list[tuple[bool, Test]]()
         while joint := self._take("and", "&&", "or", "||"):
-            test = _joined(joint in ("and", "&&"), test, self._factor())
-        return test
+            others.append((joint in ("and", "&&"), self._factor(depth)))
+        return _joined(first, others) if others else first
 
-    def _factor(self) -> Test:
+    def _factor(self, depth: int) -> Test:
+        if depth > _DEPTH_MAX:
+            raise FilterError(f"{self._text!r}: nested more than {_DEPTH_MAX} deep")
         if self._take("not", "!"):
-            test = self._factor()
+            test = self._factor(depth + 1)
             return lambda packet: not test(packet)
         if self._take("("):
-            test = self.expression()
+            test = self.expression(depth + 1)
             if not self._take(")"):
                 raise self._fail("')'")
             return test

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
@@ -29,6 +29,9 @@ packets = st.builds(
     st.one_of(st.builds(lambda s, d: UDP(sport=s, dport=d), ports, ports),
               st.builds(lambda s, d: TCP(sport=s, dport=d), ports, ports), st.builds(ICMP)),
     st.sampled_from([0, 0, 185]), st.integers(0, 30))
+PACKET = bytes(IP(src="10.0.0.1", dst="10.0.1.1") / UDP(sport=53, dport=80))
+WORDS = ["udp", "tcp", "icmp", "ip", "proto", "17", "less", "greater", "40", "host", "net", "src", "dst", "port",
+         "portrange", "53", "53-80", "10.0.0.1", "10.0.0.0/24", "and", "or", "not", "(", ")"]
 
 
 def libpcap():
@@ -44,7 +47,13 @@ def test_same_verdict_as_libpcap(expression, packet):
     assert compile_filter(expression)(packet) == theirs(packet), expression
 
 
-@given(expressions, st.binary(max_size=60))
+damaged = st.builds(  # the header length, the protocol and the offset of a fragment are three of the first octets
+    lambda packet, at, octet, kept: (packet[:at] + bytes((octet,)) + packet[at + 1 :])[:kept],
+    packets, st.sampled_from([0, 6, 9]) | st.integers(0, 30), st.integers(0, 255), st.integers(0, 60))
+
+
+@given(expressions, st.binary(max_size=60) | damaged)
+@example("port 53", bytes(IP() / UDP(sport=53))[:22])  # shorter than its ports
 def test_no_octets_raise(expression, octets):
     assert compile_filter(expression)(octets) in (True, False)
 
@@ -57,12 +66,38 @@ def test_bad_expressions_have_a_clear_error(wrong):
         compile_filter(wrong)
 
 
-@given(st.text(max_size=20))
+@given(st.text(max_size=20) | st.lists(st.sampled_from([*WORDS, "9-1", "x", "&"]), max_size=6).map(" ".join))
 def test_any_text_compiles_or_is_a_filter_error(text):
     try:
-        compile_filter(text)
+        test = compile_filter(text)
     except FilterError:
-        pass
+        return
+    assert test(PACKET) in (True, False)
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join))
+@example("udp and not ( src host 10.0.0.1 )")
+@example("not not tcp port 53 or udp")
+def test_what_compiles_is_in_libpcap_s_language_and_has_the_same_verdict(text):
+    libpcap()
+    try:
+        test = compile_filter(text)
+    except FilterError:
+        return
+    assert test(PACKET) == captures.capture_filter(text, pcapng.LINKTYPE_RAW)(PACKET)
+
+
+@pytest.mark.parametrize(("expression", "verdict"), [
+    (" or ".join(["tcp"] * 5000 + ["udp"]), True), (" and ".join(["udp"] * 5000 + ["tcp"]), False),
+    ("not " * 100 + "udp", True), ("not (" * 50 + "udp" + ")" * 50, True)])
+def test_a_long_expression_is_a_test_like_any_other(expression, verdict):
+    assert compile_filter(expression)(PACKET) is verdict
+
+
+@pytest.mark.parametrize("expression", ["!" * 5000 + "udp", "(" * 5000 + "udp" + ")" * 5000, "not (" * 5000])
+def test_what_is_nested_too_deep_has_a_clear_error(expression):
+    with pytest.raises(FilterError, match="nested more than 100 deep"):
+        compile_filter(expression)
 
 
 def test_libpcap_compiles_for_each_link_type():
