@@ -50,11 +50,14 @@ def config(run_dir: str = "", dns: list[str] | None = None) -> StackConfig:
                        dns=dns or [], pipes=os.environ.get("USERNET_PIPES") or "zmq")
 
 
+PART_SHIFT = 60  # of the number of a part in a key; sockets counts departures from 2**32 on
+
+
 class Part(MutableMapping):
     """One core's share of a state that several use."""
 
     def __init__(self, whole: MutableMapping, number: int) -> None:
-        self._whole, self._base = whole, number << 40
+        self._whole, self._base = whole, number << PART_SHIFT
 
     def __getitem__(self, key: int) -> bytes:
         return self._whole[self._base + key]
@@ -66,7 +69,7 @@ class Part(MutableMapping):
         del self._whole[self._base + key]
 
     def __iter__(self):
-        return (key - self._base for key in self._whole if key >> 40 == self._base >> 40)
+        return (key - self._base for key in self._whole if key >> PART_SHIFT == self._base >> PART_SHIFT)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
