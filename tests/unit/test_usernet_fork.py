@@ -10,6 +10,7 @@ import select
 import signal
 import socket as std
 import socketserver
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import pytest
 from usernet_service import ADDRESS, Service
 
 import usernet
+from usernet.client.connection import Connection
+from usernet.pipe.streams import ACCEPT, ACCEPT_RECORD
 
 PATIENCE_S = 20
 
@@ -405,6 +408,85 @@ def test_connections_that_came_before_the_fork_are_accepted_by_the_child(service
                 client.settimeout(PATIENCE_S)
                 assert client.recv(10) == b"hello"
         ended(pid)
+
+
+@pytest.fixture
+def giving_back(monkeypatch) -> list[Callable[[], None]]:
+    """What happens in a fork after the parent has taken its connections out of its backlog, before the service has
+    them."""
+    calls: list[Callable[[], None]] = []
+    request = Connection.request
+
+    def delayed(self: Connection, op: str, **fields: object) -> dict[str, object]:
+        if op == "giveback":
+            for call in calls:
+                call()
+        return request(self, op, **fields)
+
+    monkeypatch.setattr(Connection, "request", delayed)
+    return calls
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("ended_first", [False, True])
+def test_connections_that_came_before_the_fork_are_not_lost_if_the_child_ends_at_once(
+        pipes, service, giving_back, ended_first):
+    """The child ends before the service has what the parent gives back to it, or after that. In the meantime octets
+    come for one connection, and the other is reset."""
+    with usernet.create_server((ADDRESS, 0), backlog=1) as server:
+        server.settimeout(PATIENCE_S)
+        first, second = (usernet.create_connection(server.getsockname(), PATIENCE_S) for _ in range(2))
+        listener = server._box
+        assert select.select([server], [], [], PATIENCE_S)[0]
+        until(lambda: len(listener.incoming) == 2)
+        goes, go = os.pipe()
+
+        def meanwhile() -> None:
+            assert select.select([server], [], [], 0)[0] == []
+            first.sendall(b"hello")
+            second.setsockopt(std.SOL_SOCKET, std.SO_LINGER, struct.pack("ii", 1, 0))
+            second.close()
+            if ended_first:
+                os.write(go, b".")
+                until(lambda: not listener.shared)
+
+        giving_back.append(meanwhile)
+        pid = child(lambda: os.read(goes, 1))
+        if not ended_first:
+            os.write(go, b".")
+        accepted = [server.accept()[0] for _ in range(2)]
+        ended(pid)
+        assert accepted[0].getpeername() == first.getsockname()
+        assert accepted[0].recv(10) == b"hello"
+        with pytest.raises(ConnectionResetError):
+            accepted[1].recv(10)
+        assert not select.select([server], [], [], 0)[0]
+        until(lambda: not listener.shared)
+        with usernet.create_connection(server.getsockname(), PATIENCE_S), server.accept()[0]:
+            assert listener.granting()[0] == (ACCEPT, ACCEPT_RECORD.pack(listener.handle, 0, 3, 3 + 1 + 1))
+        for each in (first, *accepted):
+            each.close()
+        os.close(goes)
+        os.close(go)
+
+
+def test_connections_that_are_given_back_in_a_fork_end_with_their_listener(service, giving_back):
+    server = usernet.create_server((ADDRESS, 0))
+    with usernet.create_connection(server.getsockname(), PATIENCE_S) as client:
+        assert select.select([server], [], [], PATIENCE_S)[0]
+        goes, go = os.pipe()
+        giving_back += [server.close, lambda: os.write(go, b".")]
+        ended(child(lambda: os.read(goes, 1)))
+        os.close(goes)
+        os.close(go)
+        with pytest.raises(ConnectionResetError):
+            client.recv(10)
 
 
 def test_a_listener_whose_processes_end_one_after_the_other(service):

@@ -130,9 +130,7 @@ class Arrivals:
             # If it was shared before, a waiting thread has asked already, and a second question would be answered, too.
             return self.wanted(box) if became_shared else []
         elif isinstance(box, StreamDescription):
-            coming = sum(isinstance(each, StreamDescription) and each.listener is box
-                         for each in list(self.boxes.values()))
-            box.accepted = accepted - len(box.incoming) - coming
+            box.numbered = max(box.numbered, accepted)  # other processes have got some of them
             return box.granting()
         self.readers.wake(box)
         return []
@@ -195,9 +193,12 @@ class Arrivals:
     def _accepted(self, listener: StreamDescription, record: bytes) -> None:
         """A connection to a listener; the record may be a repetition."""
         _, handle, number, port, peer_port, family, _ = ACCEPTED_HEADER.unpack_from(record)
-        if handle in self.boxes if listener.shared else number <= listener.numbered:
+        known = self.boxes.get(handle)
+        if listener.shared:
+            if isinstance(known, StreamDescription) and not known.given_back:
+                return
+        elif number <= listener.numbered:
             return
-        listener.numbered = max(listener.numbered, number)
         box = StreamDescription(self.readers.lock, handle, 0)
         box.listener, box.unclaimed = listener, listener.shared
         box.linger, box.linger_told = listener.linger, listener.linger_told
@@ -207,12 +208,12 @@ class Arrivals:
         family = AF_INET if family == FAMILY_4 else AF_INET6
         local, peer = accepted_addresses(record)
         box.local, box.peer = (inet_ntop(family, local), port), (inet_ntop(family, peer), peer_port)
-        self.boxes[handle] = box  # its first ROOM follows, and then it can be accepted
+        self.boxes[handle] = listener.coming[handle] = box  # its first ROOM follows, and then it can be accepted
+        listener.numbered = max(listener.numbered, number)  # after it has a place in `coming`: see `granting`
 
     def _arrive(self, box: StreamDescription) -> None:
-        listener, box.listener = box.listener, None
+        listener = box.arrive()
         if listener is not None:
-            listener.incoming.append(box)
             self.readers.wake(listener)
 
     def _failed(self, record: bytes) -> None:

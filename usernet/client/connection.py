@@ -479,9 +479,7 @@ class Connection:
         if isinstance(box, StreamDescription):
             fields = {**box.closing(), **fields}
         if isinstance(box, StreamDescription) and box.listening:  # first, so that they stay if it has other owners
-            coming = [each for each in self.descriptions() if isinstance(each, StreamDescription)
-                      and each.listener is box]
-            for unaccepted in [*coming, *box.incoming]:
+            for unaccepted in [*list(box.coming.values()), *list(box.incoming)]:
                 self.forget(unaccepted, reset=True)
         _, request = self._requests.new("close", {"handle": box.handle, **fields}, None)
         self._sending.defer(Frame(REQUEST, (request.record,), request))

@@ -18,12 +18,13 @@ decode = msgspec.json.Decoder(dict).decode
 class Unanswered:
     """A pending request."""
 
-    __slots__ = ("box", "opens", "record", "sequence")
+    __slots__ = ("box", "gives_back", "opens", "record", "sequence")
 
     def __init__(self, record: bytes, box: Mailbox | None, opens: type[Description] | None) -> None:
         self.record = record
         self.box = box  # the mailbox of the waiting thread, if any
         self.opens = opens  # the new socket whose handle the answer contains
+        self.gives_back: list[int] = []  # handles of the connections that the answer takes from this process
         self.sequence: int | None = None  # number of the frame that contains it; None: not sent yet
 
 
@@ -46,6 +47,8 @@ class Requests:
         if op == "socket":
             opens = StreamDescription if fields["type"] == "stream" else Description
         request = Unanswered(encode({"id": number, "op": op, **fields}), box, opens)
+        if op == "giveback":
+            request.gives_back = list(fields["connections"])  # type: ignore[call-overload]
         self.under_way[number] = request
         return number, request
 
@@ -53,10 +56,16 @@ class Requests:
         """Process a REPLY record."""
         reply = decode(record)
         request = self.under_way.pop(reply["id"], None)
-        if request is not None and request.opens and not reply["errno"]:
-            # At once, because the first packets of a raw socket may follow, and another thread may read them.
-            handle = reply["handle"]
-            boxes[handle] = request.opens(readers.lock, handle, reply["receive_buffer"])
+        if request is not None and not reply["errno"]:
+            # At once, because the first packets of a raw socket may follow, and another thread may read them; and a
+            # connection that was given back may come again.
+            if request.opens:
+                handle = reply["handle"]
+                boxes[handle] = request.opens(readers.lock, handle, reply["receive_buffer"])
+            for handle in request.gives_back:
+                box = boxes.get(handle)
+                if isinstance(box, StreamDescription) and box.given_back:
+                    del boxes[handle]
         if request is not None and request.box is not None:
             request.box.items.append(record)
             readers.wake(request.box)

@@ -6,6 +6,7 @@ returns in the parent after this, so that the parent may close the sockets, or e
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -113,22 +114,45 @@ def _inherit(former: Connection, reopen: Callable[[Connection], Connection]) -> 
 
 
 def _give_back(connection: Connection, listener: StreamDescription) -> None:
-    """Connections that have not been accepted are for any of the processes."""
+    """Connections that have not been accepted are for any of the processes, if there are several."""
     if not listener.shared:
         return
-    waiting: list[Description] = []
+    unaccepted = _removed(listener)
+    connection.readers.taken_from(listener)
+    try:
+        while unaccepted:
+            connection.request("giveback", handle=listener.handle,
+                               connections=[box.handle for box in unaccepted[:SHARE_MAX]])
+            del unaccepted[:SHARE_MAX]
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the other owners have ended, or closed it, in the meantime
+            _put_back(listener, unaccepted)
+            connection.readers.wake(listener)
+        if listener.handle not in connection.boxes:  # another thread has closed it
+            for box in unaccepted:
+                connection.forget(box, reset=True)
+
+
+def _removed(listener: StreamDescription) -> list[StreamDescription]:
+    """All connections to the listener that were not accepted; what arrives for them is still stored."""
+    unaccepted = []
     with suppress(IndexError):
         while True:
-            waiting.append(listener.incoming.popleft())
-    for box in connection.descriptions():
-        if isinstance(box, StreamDescription) and box.listener is listener:
-            box.listener = None
-            waiting.append(box)
-    for box in waiting:
-        connection.boxes.pop(box.handle, None)
-    for start in range(0, len(waiting), SHARE_MAX):
-        connection.request("giveback", handle=listener.handle,
-                           connections=[box.handle for box in waiting[start : start + SHARE_MAX]])
+            unaccepted.append(listener.incoming.popleft())
+    with suppress(KeyError):
+        while True:
+            unaccepted.append(listener.coming.popitem()[1])
+    for box in unaccepted:
+        box.given_back = True
+    return unaccepted
+
+
+def _put_back(listener: StreamDescription, unaccepted: list[StreamDescription]) -> None:
+    for box in unaccepted:
+        box.given_back, box.listener = False, listener
+        listener.coming[box.handle] = box
+        if box.established or box.reset:
+            box.arrive()
 
 
 def _share(connection: Connection, former: Connection, boxes: list[Description]) -> set[int]:

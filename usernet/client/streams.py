@@ -51,15 +51,15 @@ class StreamDescription(ReceivedStream):
     """See the module's docstring."""
 
     __slots__ = (
-        "accepted", "acked", "attempted", "backlog", "connecting", "deferred", "established", "fast_connect",
-        "finished", "granted", "incoming", "kept", "limit", "listener", "listening", "named", "numbered", "offered",
-        "resent", "send_reference", "send_ring", "sent_end", "taken", "tells_unread", "unclaimed", "unsent_low",
-        "writing", "written",
+        "acked", "attempted", "backlog", "coming", "connecting", "deferred", "established", "fast_connect",
+        "finished", "given_back", "granted", "incoming", "kept", "limit", "listener", "listening", "named", "numbered",
+        "offered", "resent", "send_reference", "send_ring", "sent_end", "taken", "tells_unread", "unclaimed",
+        "unsent_low", "writing", "written",
     )  # fmt: skip
 
     _INHERITED: ClassVar[tuple[str, ...]] = (
         *ReceivedStream._INHERITED,
-        "accepted", "acked", "attempted", "backlog", "connecting", "established", "finished", "limit", "listening",
+        "acked", "attempted", "backlog", "connecting", "established", "finished", "limit", "listening",
         "named", "numbered", "offered", "send_reference", "sent_end", "taken", "tells_unread", "unsent_low", "written",
     )
 
@@ -69,10 +69,11 @@ class StreamDescription(ReceivedStream):
         self.listening = False
         self.listener: StreamDescription | None = None  # the listener of this connection, until it can be accepted
         self.unclaimed = False  # of a shared listener: the service does not know that it was accepted
+        self.given_back = False  # it is being given back to the service, which may hand it to any owner of the listener
         self.backlog = 0
+        self.coming: dict[int, StreamDescription] = {}  # {handle: connection} whose first ROOM has not come
         self.incoming: deque[StreamDescription] = deque()  # connections that wait for accept
         self.numbered = 0  # number of the last connection that arrived
-        self.accepted = 0  # number of connections that the application has accepted
         self.granted = 0  # the number up to which tcp may pass connections up, as it was last told
         self.named = UNNAMED[0]  # the local address before a connection: that of bind
         self.begin()
@@ -285,13 +286,26 @@ class StreamDescription(ReceivedStream):
 
         RESUME: those after `numbered` are to be passed up again.
         """
-        self.granted = self.accepted + self.backlog + 1
+        self.granted = self._grantable()
         return [(ACCEPT, ACCEPT_RECORD.pack(self.handle, flags, self.numbered, self.granted))]
+
+    def _grantable(self) -> int:
+        return self.numbered - len(self.coming) - len(self.incoming) + self.backlog + 1
 
     def grant_due(self) -> bool:
         """True if no more connections wait, or many have been accepted since the last ACCEPT."""
-        late = self.accepted + self.backlog + 1 - self.granted
+        late = self._grantable() - self.granted
         return not self.incoming or late > min(self.backlog // 8, GRANTED_LATE)
+
+    def arrive(self) -> StreamDescription | None:
+        """The first ROOM or the reset of a connection to a listener has come: it can be accepted, unless it is being
+        given back. Returns the listener if so."""
+        listener = self.listener
+        if listener is None or listener.coming.pop(self.handle, None) is None:
+            return None
+        listener.incoming.append(self)
+        self.listener = None
+        return listener
 
     def recovering(self) -> Sends:
         """After records of the service were lost: the record that asks for them again."""

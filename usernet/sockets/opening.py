@@ -182,7 +182,6 @@ class StreamOpening(BaseSocket):
                     raise os_error(errno.EINVAL) from None
                 continue  # another thread has accepted it
             break
-        listener.accepted += 1
         if box.unclaimed:
             claim(self._connection, box)
         if not listener.shared:
