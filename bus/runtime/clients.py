@@ -26,7 +26,7 @@ from bus.runtime.inbox import Inbox
 from bus.runtime.outbox import Outbox
 from bus.runtime.peers import listener
 from bus.runtime.pipes import Pipes
-from usernet.pipe.contract import Push, bounded
+from usernet.pipe.contract import Pull, Push, bounded
 from usernet.pipe.frame import VERSION, of_version, pack_frame
 from usernet.pipe.messages import (
     BYE,
@@ -53,6 +53,7 @@ UNREAD_OCTETS_ALL = 1 << 25  # of all clients; beyond, the one with the most is 
 OFFENCES_MAX = 2
 REFUSALS_MAX = 16  # maximum of refusals being sent; a client that gets none sends HELLO again
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
+LAST_FRAMES_S = 1.0  # the last frames of a process are read within this time of its end
 ENDED_AT_ONCE = 64  # clients that leave in one call of `ended`
 REFUSAL_LINGER_MS = 300  # for libzmq to connect and send it
 TOOLS_PLACES = 8  # that only the tools of the command line may take, which the owner needs when all others are taken
@@ -73,7 +74,8 @@ class Client:
     pidfd: int
     outbox: Outbox
     inbox: Inbox
-    heard_at_end: int = -1  # number of its last frame at the time when its end was noticed
+    heard_at_end: int = -1  # number of its last frame at the time when its end was noticed, and its pipe drained
+    awaited_until: float = 0.0  # seconds of CLOCK_MONOTONIC: from then on it leaves, whether its pipe is drained or not
 
 
 class Clients:
@@ -234,10 +236,12 @@ class Clients:
         self._ends.register(pidfd, select.EPOLLIN)
         return client
 
-    def ended(self) -> list[int]:
-        """Clients whose process has ended and that sent no frame since the last call; removes them.
+    def ended(self, pull: Pull, now: float) -> list[int]:
+        """Clients whose process has ended, whose pipe to `pull` is drained, and that sent no frame since the last call;
+        removes them.
 
-        Frames that a process sent before its end may still be in its connection.
+        Frames that a process sent before its end may still be in its connection, or with libzmq's thread. A connection
+        that a forked child has inherited does not end with the process, so this is limited in time (LAST_FRAMES_S).
         """
         if self._refusals:
             self._check_refusals()
@@ -247,6 +251,11 @@ class Clients:
         finished = {descriptor for descriptor, _ in self._ends.poll(0, ENDED_AT_ONCE)}
         self.ending = len(finished) == ENDED_AT_ONCE
         for client in [client for client in self.by_number.values() if client.pidfd in finished]:
+            client.awaited_until = client.awaited_until or now + LAST_FRAMES_S
+            if now < client.awaited_until and not pull.drained(client.pid):
+                client.heard_at_end = -1
+                self.ending = True
+                continue
             if client.heard_at_end != client.inbox.done:
                 client.heard_at_end = client.inbox.done
                 self.ending = True

@@ -414,7 +414,7 @@ class EventLoop:
     # -- clients --------------------------------------------------------------------------------------------------
 
     def _check_clients(self, clients: Clients, now: float) -> None:
-        for number in clients.ended():
+        for number in clients.ended(self._pull, now):
             self._dispatch(clients.core.client_left(number, now))
         if clients.is_contested:
             self._dispatch(clients.core.clients_checked(now))

@@ -29,7 +29,7 @@ from bus.runtime.turn import Turn
 from supervisor.resources import Resources
 from usernet.client.connection import Connection
 from usernet.pipe.contract import open_poller
-from usernet.pipe.frame import VERSION, of_version, pack_frame, unpack_frame
+from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION, of_version, pack_frame, unpack_frame
 from usernet.pipe.messages import BYE, HELLO, REFUSAL, REPLY, REQUEST, RESUME, inbox_name, inbox_number
 from usernet.pipe.numbering import decode_hello
 
@@ -294,6 +294,11 @@ def test_a_refused_client_is_told_the_reason(kind, run_dir, monkeypatch):
     config = StackConfig(name="t", run_dir=str(run_dir / "sockets"), address=bytes((10, 0, 0, 2)), prefix=24,
                          mac=bytes(6), owner=os.geteuid())
     poller = open_poller(kind)
+    listener = std.socket(std.AF_UNIX)
+    listener.bind(str(run_dir / "service"))
+    listener.listen()
+    reading = open_poller(kind)
+    pull = reading.pull(listener.detach(), MAX_FRAME_OCTETS, 1, lambda _: None)
     clients = Clients(None, config, Pipes(poller, Turn(durable)))
 
     def answer(stranger: Stranger) -> dict:
@@ -322,8 +327,9 @@ def test_a_refused_client_is_told_the_reason(kind, run_dir, monkeypatch):
         assert durable.bus_counters[PipeCounters.bus_turned_away] == 2 + 2 * REFUSALS_MAX
         assert len(clients._refusals) == REFUSALS_MAX, "no more are on their way at a time"
         for _ in range(REFUSAL_CHECKS + 1):
-            clients.ended()
+            clients.ended(pull, time.monotonic())
         assert not clients._refusals
+    reading.close()
     poller.close()
     os.close(memory_fd)
 

@@ -24,6 +24,7 @@ from usernet.pipe.contract import (
     Push,
     Trust,
     open_poller,
+    waits_at,
 )
 
 OCTETS_MAX = 1 << 18
@@ -130,6 +131,53 @@ def test_libzmq_reads_what_a_push_sends(stack, context, tmp_path, kind):
         assert pull.poll(PATIENCE_S * 1000)
         got.append(pull.recv())
     assert got == MESSAGES
+
+
+SENDER = """
+import sys
+from usernet.pipe.contract import open_poller
+poller = open_poller("direct")
+push = poller.push(sys.argv[1])
+for message in (b"first", b"last"):
+    push.send(message)
+    while push.waiting:
+        push.await_room(1)
+    sys.stdin.readline()
+"""
+
+
+@each
+@pytest.mark.parametrize("messages", [1, 200])
+def test_a_pull_is_drained_when_everything_was_read_that_a_process_sent_before_its_end(stack, tmp_path, kind, messages):
+    """Also if another process sends more than is read at a time."""
+    end, other = End(stack, str(tmp_path / "a"), kind), End(stack, str(tmp_path / "b"), "direct")
+    pull = end.serve()
+    sender = subprocess.Popen([sys.executable, "-c", SENDER, end.path], stdin=subprocess.PIPE, text=True)
+    with sender:
+        until(lambda: end.taken == [b"first"], end)
+        assert not pull.drained(sender.pid)
+        push = other.push(end.path)
+        until(lambda: push.open, other, end)
+        for _ in range(messages):
+            sends(push, b"x", other)
+        sender.communicate("\n\n", PATIENCE_S)
+        assert not pull.drained(sender.pid)
+        until(lambda: pull.drained(sender.pid), end)
+        end.turn()
+        assert b"last" in end.taken
+
+
+@each
+def test_a_pull_is_not_drained_while_a_connection_waits(stack, tmp_path, kind):
+    end = End(stack, str(tmp_path / "a"), kind)
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(end.path)
+        pull = end.serve()
+        if kind == "direct":
+            assert not pull.drained(os.getpid())
+        until(lambda: not waits_at(end.listener.fileno()), end)
+        until(lambda: not pull.drained(os.getpid()), end)
+    until(lambda: pull.drained(os.getpid()), end)
 
 
 @each

@@ -49,6 +49,13 @@ class Pull(Protocol):
     def know(self, is_known: Callable[[int], bool]) -> None:
         """How to tell the processes whose only connection is not closed to make room for another's."""
 
+    def drained(self, pid: int) -> bool:
+        """False if something that a process sent before its end may not have been returned by `read`.
+
+        Its connections count, also if another process has them, too, as after a fork, and those of all processes that
+        have not been accepted.
+        """
+
     def expire(self, now: float) -> None:
         """To be called regularly, `now` in seconds of CLOCK_MONOTONIC: close connections without a handshake."""
 
@@ -110,6 +117,13 @@ def bounded(connections_max: int, reserved: int, descriptors_each: int = 1) -> i
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(connections_max, max(CONNECTIONS_MIN, (limit - reserved) // descriptors_each))
+
+
+def waits_at(listener_fd: int) -> bool:
+    """True if a connection has not been accepted."""
+    poll = select.poll()
+    poll.register(listener_fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def open_poller(implementation: str, trust: Trust | None = None, statm_fd: int = -1) -> Poller:

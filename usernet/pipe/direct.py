@@ -26,6 +26,7 @@ from usernet.pipe.contract import (
     WAITING_MAX,
     Trust,
     bounded,
+    waits_at,
 )
 from usernet.pipe.places import Places
 from usernet.pipe.run_dir import peer
@@ -170,6 +171,10 @@ class Pull:
     def know(self, is_known: Callable[[int], bool]) -> None:
         """See `contract`."""
         self._places.is_known = is_known
+
+    def drained(self, pid: int) -> bool:
+        """See `contract`."""
+        return not self._places.has(pid) and not waits_at(self._listener_fd)
 
     def expire(self, now: float) -> None:
         """See `contract`."""

@@ -36,6 +36,7 @@ from usernet.pipe.contract import (
     WAITING_MAX,
     Trust,
     bounded,
+    waits_at,
 )
 from usernet.pipe.places import Places
 from usernet.pipe.run_dir import peer
@@ -116,13 +117,15 @@ class Pull:
 
     pid = 0  # the messages of one `read` may come from several processes
 
-    __slots__ = ("_again_fd", "_connections", "_epoll", "_fd", "_get", "_looked_at", "_memory_max", "_monitor",
-                 "_monitor_fd", "_monitor_get", "_places", "_recv", "_refused", "_socket", "_spared", "_statm_fd",
-                 "_unlooked", "_users")
+    __slots__ = ("_again_fd", "_connections", "_epoll", "_fd", "_get", "_listener_fd", "_looked_at", "_memory_max",
+                 "_monitor", "_monitor_fd", "_monitor_get", "_more", "_places", "_recv", "_refused", "_socket",
+                 "_spared", "_statm_fd", "_unlooked", "_users")
 
     def __init__(self, listener_fd: int, poller: Poller, message_octets_max: int, connections_max: int,
                  refused: Callable[[int], object]) -> None:
         os.set_blocking(listener_fd, False)
+        self._listener_fd = listener_fd
+        self._more = False  # the last `read` may have left messages
         with socket.socket(fileno=os.dup(listener_fd)) as listener:
             path = listener.getsockname()
         self._socket = pull = Socket(poller.context, int(zmq.PULL))
@@ -172,6 +175,7 @@ class Pull:
             self._watch()
         recv = self._recv
         messages: list[bytes] = []
+        self._more = False
         try:
             messages.append(recv(_NOBLOCK))
             if self._get(_EVENTS) & _POLLIN:
@@ -182,6 +186,7 @@ class Pull:
                     left -= len(message)
                     if left < 0:
                         break
+                self._more = True
                 os.eventfd_write(self._again_fd, 1)
         except zmq.Again:
             pass
@@ -242,6 +247,10 @@ class Pull:
     def know(self, is_known: Callable[[int], bool]) -> None:
         """See `contract`."""
         self._places.is_known = is_known
+
+    def drained(self, pid: int) -> bool:
+        """See `contract`. libzmq's thread reports the end of a connection after it has read everything from it."""
+        return not (self._more or self._places.has(pid) or waits_at(self._listener_fd))
 
     def expire(self, now: float) -> None:
         """See `contract`: libzmq closes connections without a handshake itself (ZMQ_HANDSHAKE_IVL).
