@@ -54,6 +54,7 @@ OFFENCES_MAX = 2
 REFUSALS_MAX = 16  # maximum of refusals being sent; a client that gets none sends HELLO again
 REFUSAL_CHECKS = 10  # number of calls of `ended` within which a refusal must leave
 LAST_FRAMES_S = 1.0  # the last frames of a process are read within this time of its end
+CONTESTED_S_MAX = 2 * LAST_FRAMES_S  # also if a client ends at any time
 ENDED_AT_ONCE = 64  # clients that leave in one call of `ended`
 REFUSAL_LINGER_MS = 300  # for libzmq to connect and send it
 TOOLS_PLACES = 8  # that only the tools of the command line may take, which the owner needs when all others are taken
@@ -96,11 +97,14 @@ class Clients:
         self._places = Places(most - STRANGERS_PLACES)
         self.by_number: dict[int, Client] = {}
         self.ending = False  # the process of a client has ended, and its last frames may not have been read
+        self._contested_until: float | None = None  # seconds of CLOCK_MONOTONIC: the core waits no longer than that
+        self._waits_long = False  # that time has come
 
     @property
     def is_contested(self) -> bool:
-        """True if the core waits for `clients_checked`, and all ended clients have left."""
-        return self.core.contested and not self.ending
+        """True if the core waits for `clients_checked`, and all clients have left that had ended when it began to
+        wait."""
+        return self.core.contested and (self._waits_long or not self.ending)
 
     def has(self, pid: int) -> bool:
         """True if the process is a client."""
@@ -247,6 +251,11 @@ class Clients:
             self._check_refusals()
         if not self.by_number:
             return []
+        if not self.core.contested:
+            self._contested_until = None
+        elif self._contested_until is None:
+            self._contested_until = now + CONTESTED_S_MAX
+        self._waits_long = self._contested_until is not None and now >= self._contested_until
         numbers: list[int] = []
         finished = {descriptor for descriptor, _ in self._ends.poll(0, ENDED_AT_ONCE)}
         self.ending = len(finished) == ENDED_AT_ONCE

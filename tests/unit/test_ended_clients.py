@@ -15,10 +15,10 @@ import pytest
 
 from bus.config import StackConfig
 from bus.durable import layout
-from bus.runtime.clients import LAST_FRAMES_S, Client, Clients
+from bus.runtime.clients import CONTESTED_S_MAX, LAST_FRAMES_S, Client, Clients
 from bus.runtime.pipes import Pipes
 from bus.runtime.turn import Turn
-from usernet.pipe.contract import Poller, Pull, open_poller
+from usernet.pipe.contract import Poller, Pull, open_poller, waits_at
 from usernet.pipe.frame import MAX_FRAME_OCTETS, VERSION
 from usernet.pipe.messages import inbox_name
 from usernet.pipe.numbering import decode_hello
@@ -46,6 +46,12 @@ def poller(request) -> Iterator[Poller]:
     made.close()
 
 
+class Contest:
+    """As the socket service: whether a requested address may be that of an application that has ended."""
+
+    contested = False
+
+
 class Stage:
     """The clients of a service, its PULL, and one application."""
 
@@ -57,8 +63,10 @@ class Stage:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(run_dir / "service"))
             listener.listen()
-            self.pull: Pull = poller.pull(listener.detach(), MAX_FRAME_OCTETS, 10, lambda _: None)
-        self.clients = Clients(None, config, Pipes(poller, Turn(layout.Memory(memory_fd))))
+            self.listener_fd = listener.detach()
+            self.pull: Pull = poller.pull(self.listener_fd, MAX_FRAME_OCTETS, 10, lambda _: None)
+        self.core = Contest()
+        self.clients = Clients(self.core, config, Pipes(poller, Turn(layout.Memory(memory_fd))))
         os.close(memory_fd)
         name = inbox_name(7)
         self.process = subprocess.Popen(
@@ -68,6 +76,10 @@ class Stage:
         hello = decode_hello(b'{"version": %d, "inbox": "%s", "done": 0, "token": ""}' % (VERSION, name.encode()))
         self.client: Client = self.clients.admit(hello, VERSION, 0)
         self.now = 0.0
+        deadline = time.monotonic() + PATIENCE_S
+        while waits_at(self.listener_fd) or self.pull.drained(self.process.pid):  # not yet accepted, or not yet known
+            assert time.monotonic() < deadline
+            self.turn()
 
     def turn(self) -> None:
         for descriptor, _ in self.poller.epoll.poll(0.01):
@@ -100,8 +112,6 @@ def stage(request, poller) -> Iterator[Stage]:
 
 @pytest.mark.parametrize("stage", ["alone"], indirect=True)
 def test_a_client_leaves_when_its_connection_was_read_to_the_end(stage):
-    while stage.pull.drained(stage.process.pid):
-        stage.turn()
     assert stage.ended() == []
     stage.end()
     for _ in range(3):
@@ -116,11 +126,28 @@ def test_a_client_leaves_when_its_connection_was_read_to_the_end(stage):
 
 @pytest.mark.parametrize("stage", ["inherited"], indirect=True)
 def test_a_client_whose_child_has_its_connection_leaves_after_a_time(stage):
-    while stage.pull.drained(stage.process.pid):
-        stage.turn()
     stage.end()
     assert stage.ended() == []
     stage.turn()
     assert stage.ended(LAST_FRAMES_S / 2) == []
     assert stage.ended(LAST_FRAMES_S / 2) == []
     assert stage.ended() == [stage.client.number]
+
+
+@pytest.mark.parametrize("stage", ["inherited"], indirect=True)
+def test_nobody_waits_for_an_address_longer_while_clients_end_again_and_again(stage):
+    stage.end()
+    stage.core.contested = True
+    assert stage.ended() == []
+    assert not stage.clients.is_contested
+    assert stage.ended(CONTESTED_S_MAX - LAST_FRAMES_S / 4) == []
+    stage.client.awaited_until = stage.now + LAST_FRAMES_S  # as of one that has ended just now
+    stage.client.heard_at_end = -1
+    assert not stage.clients.is_contested
+    assert stage.ended(LAST_FRAMES_S / 4) == []
+    assert stage.clients.is_contested
+    stage.core.contested = False
+    assert stage.ended() == []
+    stage.core.contested = True
+    assert stage.ended() == []
+    assert not stage.clients.is_contested

@@ -84,6 +84,34 @@ def serving(server: socketserver.BaseServer) -> Iterator[None]:
         server.server_close()
 
 
+def connections_to(service: Service) -> set[int]:
+    """The inodes of this process's connections to the service."""
+    found = set()
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            with std.socket(fileno=os.dup(descriptor)) as copy:
+                if copy.family == std.AF_UNIX and copy.getpeername() == str(service.run_dir / "sockets.sock"):
+                    found.add(os.fstat(copy.fileno()).st_ino)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_child_does_not_keep_its_parents_connection(service):
+    """Otherwise the service could not tell when it has read everything from the parent."""
+    with udp():
+        ours = connections_to(service)
+        assert len(ours) == 1
+
+        def work() -> None:
+            theirs = connections_to(service)
+            assert len(theirs) == 1
+            assert not ours & theirs
+
+        ended(child(work))
+        assert connections_to(service) == ours
+
+
 # -- datagrams --------------------------------------------------------------------------------------------------------
 
 

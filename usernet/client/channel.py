@@ -211,6 +211,10 @@ class Line:
         self.closed = True
         self.poke()
 
+    def abandon(self) -> None:
+        """In a forked child: the service must not take this for the connection of a process that goes on."""
+        self._outbox.abandon()
+
     def destroy(self) -> None:
         """Close both sockets, when no thread uses them any more. Frames that were sent can still be read."""
         self._poller.close()

@@ -169,6 +169,10 @@ class Connection:
             self._sending.release()
         self.readers.leave()
 
+    def abandon(self) -> None:
+        """In a forked child, which has a connection of its own for what it inherits."""
+        self._line.abandon()
+
     def _await_service(self, timeout: float) -> None:
         """Return when the service has taken all that was sent: its answer to a later request shows this.
 

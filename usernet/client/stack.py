@@ -127,6 +127,7 @@ def _forked() -> None:
     _all.clear()
     _forks.pop().in_child(_reopen)
     for connection in _inherited:
+        connection.abandon()
         for socket in _sockets_of(connection):
             socket.disown(os.strerror(errno.EBADF))
 

@@ -86,6 +86,10 @@ class Push(Protocol):
         """Close the connection. Sent messages can still be read; a thread of libzmq sends what waits within
         `linger_ms`."""
 
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor of the connection, which belongs to the parent. Nothing else is
+        allowed after that."""
+
 
 class Poller(Protocol):
     """One epoll for all events of a process."""

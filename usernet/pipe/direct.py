@@ -370,3 +370,8 @@ class Push:
             self._poller.epoll.unregister(self._socket.fileno())
             self._socket.close()
             self._socket = None
+
+    def abandon(self) -> None:
+        """See `contract`. The poller is shared with the parent and stays as it is."""
+        if self._socket is not None:
+            self._socket.close()

@@ -374,3 +374,6 @@ class Push:
         self._unwatch()
         self._socket.close(linger_ms)
         self._poller.forget(self)
+
+    def abandon(self) -> None:
+        """See `contract`. Its descriptor is not known: it stays open."""
