@@ -134,8 +134,11 @@ def test_rfc1122_3_2_2_nmap_finds_its_datagram_quoted_to_the_octet(stack: Stack)
 
 
 def hping(stack: Stack, *arguments: object) -> str:
-    """Two packets; status 1 means that there was no answer."""
-    return says(stack, "hping3", "-n", "-c", 2, "-i", "u20000", *arguments, STACK, status=None)
+    """Two packets; status 1 means that there was no answer.
+
+    The identification of fragments would be a part of hping's pid, and 0 means that the kernel gives each another one.
+    """
+    return says(stack, "hping3", "-n", "-c", 2, "-i", "u20000", "-N", 4321, *arguments, STACK, status=None)
 
 
 @pytest.mark.parametrize("arguments", [
