@@ -6,10 +6,11 @@ import errno
 import ipaddress
 import random
 
+import lengths
 import msgspec
 import pytest
 import records
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import address
 from scapy.layers.inet import ICMP, IP, UDP
@@ -682,48 +683,73 @@ def test_invalid_routes_are_ignored(host):
     assert len(host.reports(datagram())) == 1
 
 
-@given(st.dictionaries(st.integers(0, 5), st.binary(max_size=40) | st.builds(
-    lambda handle, port: msgspec.json.encode(SocketState(handle=handle, request=0, port=port, bind=True)),
-    st.integers(0, 5), st.integers(-1, 3))))
+@given(st.dictionaries(st.integers(1, 6), st.binary(max_size=40) | st.tuples(
+    st.sampled_from([0, 0, 0, 1]), st.sampled_from([1, 2, 3, 0, 65535, 65536, -1]))))
+@example({1: (0, 2), 2: (0, 2), 3: (1, 3), 4: (0, 0), 5: (0, 0)})
 def test_invalid_stored_records_are_deleted(state):
-    host = Host(state=dict(state))
-    assert len(host.state) == len(state) - host.counted("state_unreadable")
-    for key in set(host.state) - {0}:  # several may have one identifier, see test_turns_cut_short.py
+    """Valid is what has its own handle and an identifier, which several may have (see test_turns_cut_short.py)."""
+    stored = {key: value if isinstance(value, bytes) else messages.encode(
+        SocketState(handle=key + value[0], request=0, port=value[1], bind=True)) for key, value in state.items()}
+    valid = {key for key, value in state.items()
+             if not isinstance(value, bytes) and not value[0] and 0 <= value[1] < 65536}
+    host = Host(state=dict(stored))
+    assert host.state == {key: stored[key] for key in valid}
+    assert host.counted("state_unreadable") == len(state) - len(valid)
+    for key in valid:
         host.gives(topology.SOCKETS, messages.SOCKET_CLOSE, key.to_bytes(4, "little"))
-    assert not set(host.state) - {0}
+    assert host.state == {}
 
 
 # Anything
 
 
-PACKETS = st.binary(max_size=80) | st.builds(
+def whole_sum(packet: bytes) -> bytes:
+    """With the checksum of its ICMP message."""
+    return packet[:22] + checksum(packet[20:22] + bytes(2) + packet[24:]).to_bytes(2) + packet[24:]
+
+
+QUOTES = lengths.octets(40) | st.sampled_from([
+    bytes(OURS), bytes(OURS), bytes(echo(source=OUR)), bytes(echo(source=FAR)),
+    bytes(IP(src=OUR, dst=FAR, proto=99) / Raw(bytes(9))), bytes(IP(src=OUR, dst="224.0.0.9") / UDP() / Raw(bytes(9)))])
+MESSAGES = st.builds(lambda icmp_type, code, identifier, quote: bytes(
+    IP(src=PEER, dst=OUR, proto=1) / Raw(bytes((icmp_type, code, 0, 0)) + identifier.to_bytes(2) + bytes(2) + quote)),
+    st.sampled_from([0, 3, 3, 4, 5, 8, 9, 11, 12, 13, 14, 15, 17]) | st.integers(0, 255), st.integers(0, 17),
+    st.sampled_from([77, 78]), QUOTES)
+PACKETS = lengths.octets(80) | st.builds(
     lambda header, message: header + message,
-    st.sampled_from([bytes(echo())[:20], bytes(echo_reply())[:20], bytes(OURS)[:20]]), st.binary(max_size=60)
-) | st.builds(lambda icmp_type, quote: bytes(IP(src=PEER, dst=OUR) / ICMP(type=icmp_type) / Raw(quote)),
-              st.integers(0, 20), st.binary(max_size=40) | st.sampled_from([bytes(OURS), bytes(echo(source=OUR))]))
+    st.sampled_from([bytes(echo())[:20], bytes(echo_reply())[:20], bytes(OURS)[:20]]), lengths.octets(60)
+) | MESSAGES.map(whole_sum) | MESSAGES.map(whole_sum)
+RECORDS = {
+    messages.PACKET: PACKETS.map(records.up) | st.builds(records.up, PACKETS, st.just(records.GROUP)) | PACKETS,
+    messages.ICMP_ERROR: st.builds(records.error, st.sampled_from([3, 11, 12]), st.integers(0, 15), QUOTES) | PACKETS,
+    messages.REPORT_ERROR: st.builds(
+        records.report, st.sampled_from([3, 11, 12, 0]), st.integers(0, 15), PACKETS | st.sampled_from([
+            datagram(), datagram(destination=FAR), datagram(source="0.0.0.0"), datagram(frag=3), echo()])),
+    messages.SEND: st.builds(lambda message: datagram_header(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + message,
+                             PACKETS.map(lambda packet: packet[20:]))}
 EVENTS = st.sampled_from(
     sorted((producer, kind) for producer, kinds in topology.inputs("icmp").items() for kind in kinds)
-)
+).flatmap(lambda event: st.tuples(st.just(event), RECORDS.get(event[1], st.nothing()) | st.builds(
+    lambda prefix, octets: prefix + octets, st.binary(min_size=12, max_size=12), PACKETS)))
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(st.tuples(EVENTS, PACKETS, st.binary(min_size=17, max_size=17), st.booleans()),
-                max_size=20))
-def test_nothing_raises_and_every_packet_is_counted(events):
-    host = Host()
+@settings(max_examples=150, deadline=None)
+@given(lengths.lists(EVENTS, 12), st.booleans())
+def test_nothing_raises_and_every_packet_is_counted(events, accept_redirects):
+    host = Host(accept_redirects=accept_redirects)
     host.declares(bind=True, port=77, receive_errors=True)
     taken = ("malformed", "bad_checksum", "to_group", "reply_no_socket", "unknown_type", "source_quench", "redirect",
              "router_discovery", "information", "address_mask", "timestamp_reply", "timestamp_replies_sent",
              "error_unknown_code", "error_bad_quote", "error_not_ours", "error_about_group", "error_no_transport",
              "error_no_socket", "error_ignored", "echo_replies_sent", "replies_delivered", "errors_to_transports",
-             "errors_to_sockets")
-    for (producer, kind), octets, prefix, headed in events:
-        before = sum(map(host.counted, taken))
-        heard = kind in (messages.PACKET, messages.ICMP_ERROR)
-        if headed and heard:
-            octets = records.up(octets) if kind == messages.PACKET else records.error(3, 1, octets)
-        host.gives(topology.LAYERS[producer], kind, octets if heard else prefix[:12] + octets)
-        assert sum(map(host.counted, taken)) == before + heard
+             "errors_to_sockets", "redirects_to_ip")
+    reported = ("report_malformed", "report_about_icmp", "report_to_group", "report_from_group", "report_fragment",
+                "report_limited", "errors_sent")
+    for (producer, kind), octets in events:
+        before, before_reported = sum(map(host.counted, taken)), sum(map(host.counted, reported))
+        host.gives(topology.LAYERS[producer], kind, octets)
+        assert sum(map(host.counted, taken)) == before + (kind in (messages.PACKET, messages.ICMP_ERROR))
+        assert sum(map(host.counted, reported)) == before_reported + (kind == messages.REPORT_ERROR)
 
 
 # Multicasts and addresses that go

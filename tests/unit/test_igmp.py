@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from ipaddress import IPv4Address
 
+import lengths
 import pytest
 from effort import effort
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import GROUP, LOOPED, OUT, UP, address, from_link, out, transmit, up
 from scapy.config import conf
@@ -37,7 +38,7 @@ from layers.ip.core import Core
 from layers.ip.counters import Counters
 from layers.ip.igmp import NOTHING, Filter
 from layers.ip.members import INCLUDED_MAX, Members
-from packets.checksum import checksum
+from packets.checksum import checksum, verifies
 from packets.igmp import ALLOW, BLOCK, IS_EX, IS_IN, TO_EX, TO_IN, V3_REPORT, Record, reports
 
 ME, ROUTER, PEER, OTHER = "10.0.0.2", "10.0.0.1", "10.0.0.7", "10.0.0.8"
@@ -631,20 +632,37 @@ def test_messages_that_are_not_for_a_host_are_counted_and_not_answered(host, mes
     assert host.core.next_wake is None
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.binary(max_size=40), st.sampled_from([0x11, 0x12, 0x16, 0x22, None]), st.booleans(),
-                          st.floats(0, 400)), max_size=6))
-def test_whatever_comes_as_igmp_nothing_raises_and_something_is_counted(messages):
+SAID = st.builds(
+    lambda kind, code, group, tail: bytes((kind, code, 0, 0)) + IPv4Address(group).packed + tail,
+    st.sampled_from([0x11, 0x11, 0x11, 0x12, 0x16, 0x17, 0x22]) | st.integers(0, 255),
+    st.sampled_from([0, 1, 100, 128, 255]), st.sampled_from(["0.0.0.0", ONE, TWO, PEER]),
+    st.sampled_from([b"", b"", b"\0", bytes(4), b"\2\x7d\0\0"]) | st.builds(
+        lambda flags, interval, count, rest: bytes((flags, interval, 0, count)) + rest, st.integers(0, 255),
+        st.integers(0, 255), st.integers(0, 3), st.lists(st.sampled_from([PEER, ME]), max_size=3).map(
+            lambda sources: b"".join(IPv4Address(each).packed for each in sources))))
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths.lists(st.tuples(SAID | SAID | lengths.octets(40), st.sampled_from([True, True, True, False]),
+                               st.floats(0, 400)), 6))
+@example([(bytes((0x11, 100, 0, 0)) + bytes(4), True, 20.0), (bytes((0x16, 0, 0, 0)) + bytes(4), True, 0.0)])
+def test_whatever_comes_as_igmp_nothing_raises_and_what_is_malformed_or_for_others_is_counted(messages):
     host = Host()
     host.joins(1, (ONE, True), (TWO, False, PEER))
-    for message, kind, valid, seconds in messages:
-        if kind is not None and message:
-            message = bytes([kind]) + message[1:]
-        if valid and len(message) >= 8:
-            message = message[:2] + checksum(message[:2] + message[4:]).to_bytes(2, "big") + message[4:]
+    malformed = for_others = 0
+    for message, summed, seconds in messages:
+        if summed and len(message) >= 8:
+            message = message[:2] + checksum(message[:2] + bytes(2) + message[4:]).to_bytes(2, "big") + message[4:]
         host.hears(IP(src=PEER, dst=ALL_SYSTEMS, proto=2) / Raw(message))
         host.passes(seconds)
-    assert host.counted("igmp_in") == len(messages)
+        sources = len(message) // 4 - 3  # that there is room for
+        if len(message) < 8 or not verifies(message) or (
+                message[0] == 0x11 and len(message) > 8 and (sources < 0 or sources < message[10] << 8 | message[11])):
+            malformed += 1
+        elif message[0] not in (0x11, 0x12, 0x16):
+            for_others += 1
+    assert [host.counted(name) for name in ("igmp_in", "igmp_malformed", "igmp_not_for_hosts")] == [
+        len(messages), malformed, for_others]
 
 
 # -- reports that do not fit -------------------------------------------------------------------------------------------

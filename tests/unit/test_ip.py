@@ -6,6 +6,7 @@ import random
 from ipaddress import IPv4Address
 from itertools import pairwise
 
+import lengths
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +42,7 @@ from layers.ip.counters import Counters
 from layers.ip.flows import FLOWS_MAX
 from layers.ip.identification import BLOCK
 from layers.ip.neighbors import ASK_AGAIN_AFTER_S
+from packets.ipv4 import with_checksum
 
 ME, PEER, OTHER, GATEWAY, FAR = "10.0.0.2", "10.0.0.7", "10.0.0.8", "10.0.0.1", "198.51.100.7"
 LIMITED, DIRECTED, GROUP = "255.255.255.255", "10.0.0.255", "224.0.0.251"
@@ -439,15 +441,25 @@ def test_routes_are_read_back_after_a_crash(layer):
 # -- anything --------------------------------------------------------------------------------------------------------
 
 
+def repaired(packet: bytes) -> bytes:
+    """With the right checksum of its header, if that is there."""
+    end = (packet[0] & 15) * 4 if packet else 0
+    return with_checksum(packet[:end]) + packet[end:] if 20 <= end <= len(packet) else packet
+
+
+PACKETS = st.sampled_from([bytes(packet) for packet in (
+    udp(), udp(destination=DIRECTED), udp(destination=GROUP), udp(options=[IPOption_NOP()] * 4), udp(id=7, flags="MF"),
+    udp(id=7, frag=2), IP(src=PEER, dst=ME) / ICMP(), IP(src=PEER, dst=ME, proto=2) / Raw(bytes(8)),
+    IP(src=PEER, dst=ME, proto=99) / Raw(b"unknown"))])
 RECORD = st.one_of(
-    st.binary(max_size=80),
-    st.builds(lambda at, value: corrupt(PLAIN, at, value), st.integers(0, len(PLAIN) - 1), st.integers(0, 255)),
-    st.builds(lambda at, value: from_link(corrupt(PLAIN, at, value)), st.integers(0, len(PLAIN) - 1),
-              st.integers(0, 255)),
+    lengths.octets(80),
+    lengths.damaged(PACKETS),
+    *[st.builds(lambda packet, flags, size: from_link(repaired(packet), flags, size), lengths.damaged(PACKETS),
+                st.sampled_from([0, 0, 0, FLAG_GROUP]), st.sampled_from([0, 0, 0, 3]))] * 3,
     st.builds(lambda source, to, rest: transmit(source, to) + rest,
               st.sampled_from([bytes(4), octets(ME), b"\x7f\0\0\1"]),
               st.sampled_from([octets(address) for address in (ME, PEER, FAR, LIMITED, GROUP)]) | st.binary(
-                  min_size=4, max_size=4), st.binary(max_size=70)),
+                  min_size=4, max_size=4), lengths.octets(70)),
     st.builds(lambda address, mac: address + mac, st.sampled_from([octets(PEER), octets(GATEWAY)]),
               st.binary(min_size=6, max_size=6)),
     st.just(bytes(70_000)),
@@ -465,7 +477,7 @@ def segments_of(record: bytes) -> int:
 
 CALLS = st.lists(st.tuples(st.sampled_from(sorted(topology.NAMES)), st.integers(0, 255).filter(
     lambda kind: kind != messages.RAW_WANTED) | st.sampled_from(
-    [PACKET, TRANSMIT, NEIGHBOR, UNREACHABLE]), st.lists(RECORD, max_size=4), st.floats(0, 100)))
+    [PACKET, PACKET, PACKET, TRANSMIT, NEIGHBOR, UNREACHABLE]), st.lists(RECORD, max_size=4), st.floats(0, 100)))
 
 
 @settings(max_examples=300, deadline=None)

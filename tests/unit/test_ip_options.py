@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from ipaddress import IPv4Address
 
+import lengths
 import pytest
 import records
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from records import GROUP, LOOPED, from_link
 
@@ -175,8 +176,12 @@ def test_rfc1122_3_2_2_5_what_is_malformed_is_told_with_a_pointer_to_it(layer, o
     assert layer.dropped() == {"bad_options": 1}
 
 
-@given(st.lists(st.one_of(st.binary(max_size=8), st.sampled_from([route(4, NONE), stamp(5, 1, NONE, NONE), b"\x01"])),
-                max_size=5))
+PIECES = st.lists(st.one_of(st.binary(max_size=8), st.sampled_from([
+    route(4, NONE), route(8, PEER), stamp(5, 1, NONE, NONE), stamp(9, 0, NONE), stamp(9, 0, NONE, overflow=15),
+    stamp(5, 3, ME, NONE), stamp(5, 3, OTHER, NONE), b"\x94\x04\0\0", b"\x01", b"\0"])), max_size=5)
+
+
+@given(PIECES)
 def test_no_options_do_any_harm(pieces):
     options = b"".join(pieces)[:40]
     layer = Layer()
@@ -188,14 +193,22 @@ def test_no_options_do_any_harm(pieces):
             assert verifies(packet[: (packet[0] & 15) * 4])
 
 
-@given(st.binary(max_size=40))
-def test_the_walk_through_options_ends_and_stays_inside(options):
+@given(lengths.octets(40) | PIECES.map(b"".join))
+@example(route(4, NONE) + b"\x01\x01" + stamp(5, 0, NONE) + b"\0\x07")
+@example(route(4, NONE) + b"\x94\x09")
+def test_the_walk_through_options_meets_all_of_them_up_to_the_end_or_to_what_is_malformed(options):
     end = 0
-    for offset, option in ip_options.walk(options):
-        assert offset >= end
+    found = list(ip_options.walk(options))
+    for offset, option in found:
+        assert set(options[end:offset]) <= {ip_options.NO_OPERATION}
         assert option == b"" or option == options[offset : offset + option[1]]
         end = offset + len(option)
-    assert end <= len(options)
+    assert b"" not in [option for _, option in found[:-1]]
+    rest = options[end:]
+    if found and not found[-1][1]:
+        assert len(rest) < 2 or rest[1] < 2 or rest[1] > len(rest)
+    else:
+        assert rest.lstrip(b"\x01")[:1] in (b"", b"\0")
 
 
 # -- options that we send ------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from binascii import b2a_base64
 from ipaddress import IPv4Address
 from struct import pack
 
+import lengths
 import pytest
 from glue import Stack, ip4
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from records import transmitted, up
 from scapy.layers.inet import ICMP, IP, UDP, IPOption
@@ -82,7 +83,9 @@ def test_ip_7_what_may_be_sent_is_what_linux_lets_be_sent(options, unprivileged,
 PIECES = st.lists(st.sampled_from([b"\1", ROUTE[:11], STAMP, b"\x94\x04\0\0", b"\0"])).map(b"".join)
 
 
-@given(st.binary(max_size=44) | PIECES, st.booleans())
+@given(lengths.octets(44) | PIECES, st.booleans())
+@example(ROUTE[:11], False)
+@example(b"\x94\x04\0\0" + STAMP, False)
 def test_accepted_options_are_whole_words_and_are_accepted_again(options, privileged):
     made = outcome(options, privileged)
     if isinstance(made, str):
@@ -92,10 +95,15 @@ def test_accepted_options_are_whole_words_and_are_accepted_again(options, privil
         assert made in (INVALID, DENIED)
 
 
-@given(st.binary(max_size=60))
+@given(st.builds(lambda octets, rest: bytes((octets,)) + rest, st.sampled_from(range(0, 48, 4)) | st.integers(0, 255),
+                 lengths.octets(60)) | st.binary(max_size=2))
+@example(b"\x28" + bytes(41))
+@example(b"\x28" + bytes(40))
+@example(b"\x28" + bytes(39))
 def test_any_octets_are_options_and_data_or_not(data):
     found = ip_options.split(data)
-    assert found is None or before(*found) == data
+    whole = data[:1] and data[0] in range(0, 44, 4) and len(data) > data[0]
+    assert (before(*found) == data and len(found[0]) == data[0]) if whole else found is None
 
 
 # -- through udp, icmp and ip ------------------------------------------------------------------------------------------

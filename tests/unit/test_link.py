@@ -6,9 +6,10 @@ import os
 import random
 import socket
 
+import lengths
 import pytest
 from durable import Killed
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from records import GROUP, from_link, out
 from scapy.layers.inet import ICMP, IP
@@ -156,8 +157,13 @@ def test_a_record_that_is_no_packet_to_send_is_counted(record):
     assert (counters[C.bad_request], counters[C.frames_out]) == (1, 1)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=60), st.binary(max_size=40).map(lambda tail: MAC + PEER + b"\x08" + tail)),
-                max_size=10))
+FRAMES = lengths.octets(60) | st.builds(
+    lambda *parts: b"".join(parts), st.sampled_from([MAC, MAC, b"\xff" * 6, PEER]), st.sampled_from([PEER, PEER, MAC]),
+    st.sampled_from([b"\x08\0", b"\x08\6", b"\x86\xdd", b"\0\x26", b"\0\x26" + SNAP_IPV4, b"\x08"]), lengths.octets(60))
+
+
+@given(lengths.lists(FRAMES, 10))
+@example([MAC + PEER + b"\x08\0" + bytes(1501)])
 def test_any_octets_are_passed_on_or_counted(frames):
     core, counters = link()
     passed = len(up(core, *frames))
@@ -237,7 +243,7 @@ def test_a_frame_that_was_read_and_not_counted_is_found_after_a_death(durable, m
     kernel.close()
 
 
-@given(st.binary(max_size=40))
+@given(FRAMES)
 def test_any_octets_have_a_length_or_are_refused(octets):
     tap, kernel, _ = socket_as_tap()
     assert tap.length(memoryview(octets)) >= 0

@@ -11,8 +11,9 @@ from collections import deque
 from ipaddress import IPv4Address
 from sys import byteorder
 
+import lengths
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import GROUP, OUT, from_link
 from scapy.layers.inet import IP, UDP
@@ -340,11 +341,42 @@ def test_ips_word_is_not_taken_for_udps(bench):
     assert [json.loads(reply)["errno"] for reply in bench.take(APP, messages.REPLY)] == [0]
 
 
+def storage(address: str) -> bytes:
+    """A struct sockaddr_storage."""
+    return std.AF_INET.to_bytes(2, byteorder) + bytes(2) + std.inet_aton(address).ljust(124, b"\0")
+
+
+@st.composite
+def sensible_options(draw: st.DrawFn) -> tuple[int, bytes | int]:
+    """An option with a value that may be accepted."""
+    name = draw(st.sampled_from([*MEMBERSHIPS, LOOP, ALL, TTL]))
+    group, source = draw(st.sampled_from([ONE, TWO])), draw(st.sampled_from([PEER, OTHER]))
+    sources = draw(st.lists(st.sampled_from([PEER, OTHER]), max_size=2, unique=True))
+    mode = b"".join(number.to_bytes(4, byteorder) for number in (draw(st.integers(0, 1)), len(sources)))
+    index = draw(st.sampled_from([0, 2])).to_bytes(8, byteorder)
+    match name:
+        case 35 | 36:  # IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP
+            return name, mreq(group)
+        case 37 | 38 | 39 | 40:
+            return name, mreq_source(source, group)
+        case 41:  # IP_MSFILTER
+            return name, mreq(group) + mode + b"".join(map(std.inet_aton, sources))
+        case 42 | 45:  # MCAST_JOIN_GROUP, MCAST_LEAVE_GROUP
+            return name, index + storage(group)
+        case 43 | 44 | 46 | 47:
+            return name, index + storage(group) + storage(source)
+        case 48:  # MCAST_MSFILTER
+            return name, index + storage(group) + mode + b"".join(map(storage, sources))
+    return name, draw(st.integers(0, 1))
+
+
+ANY_OPTIONS = st.tuples(st.sampled_from([*MEMBERSHIPS, MULTICAST_IF, LOOP, ALL, TTL]),
+                        lengths.octets(300) | st.integers(-(1 << 31), (1 << 31) - 1))
+
+
 @settings(max_examples=200)
-@given(st.lists(st.tuples(st.sampled_from([*MEMBERSHIPS, MULTICAST_IF, LOOP, ALL, TTL]),
-                          st.one_of(st.binary(max_size=16), st.integers(-(1 << 31), (1 << 31) - 1),
-                                    st.sampled_from([mreq(), mreq(TWO), mreq_source(), mreq_source(OTHER)]))),
-                max_size=8))
+@given(lengths.lists(lengths.mostly(sensible_options(), ANY_OPTIONS), 12))
+@example([(ADD, mreq()), (BLOCK, mreq_source()), (UNBLOCK, mreq_source()), (DROP, mreq()), (ADD, mreq(TWO))])
 def test_whatever_options_are_set_every_request_is_answered_and_ip_and_udp_agree_with_sockets(steps):
     bench = Bench()
     handle = bench.open()

@@ -10,8 +10,9 @@ from ipaddress import IPv4Address
 from itertools import pairwise
 from struct import Struct
 
+import lengths
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import GROUP, KNOWN, LOOPED, OUT, REPORT, TRANSMIT, UP, from_link, out, transmit, transmitted, up
 from records import PARTIAL as FLAG_PARTIAL
@@ -45,6 +46,7 @@ from layers.sockets.entry import RECEIVE_BUFFER_DEFAULT
 from layers.udp.core import Core as Udp
 from layers.udp.counters import Counters as UdpCounters
 from packets import offload
+from packets.checksum import verifies
 from supervisor.poison import write_poison
 from usernet.sockets.sendmmsg import RUN_OCTETS_MAX, Runs
 
@@ -106,7 +108,8 @@ def payload_of(count: int) -> bytes:
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=300))
+@given(lengths.octets(300))
+@example(datagram(bytes(2))[26:28])  # with the checksum as its text it has the checksum 0, which is sent as all ones
 def test_rfc768_a_partial_checksum_completed_is_the_one_that_a_wire_carries(payload):
     whole = datagram(payload)
     assert offload.completed(partial(whole), 17) == whole
@@ -162,13 +165,20 @@ def test_a_super_segment_is_cut_as_linux_cuts_it(sizes, sequence, flags, options
     assert offload.packets(partial(packet(0, payload, flags)), 6, size) == expected
 
 
+PACKETS = st.sampled_from([partial(datagram(bytes(60))), partial(segment(bytes(60)))])
+
+
 @settings(deadline=None)
-@given(st.binary(max_size=80), st.integers(0, 65535), st.sampled_from([6, 17, 1, 0, 255]))
+@given(lengths.octets(80) | lengths.damaged(PACKETS) | lengths.damaged(PACKETS.map(lambda packet: packet[20:])),
+       st.integers(0, 70) | st.integers(0, 65535), st.sampled_from([6, 6, 17, 17, 1, 0, 255]))
 def test_nothing_raises_whatever_the_octets(junk, size, protocol):
     offload.complete(junk, 6)
     offload.completed(junk, protocol)
-    offload.packets(junk, protocol, size)
-    offload.segments(junk, protocol, size)
+    for each in offload.packets(junk, protocol, size):
+        assert verifies(each[: (each[0] & 15) * 4])
+    header = {6: junk[12] >> 4 << 2 if len(junk) >= 20 else 0, 17: 8}.get(protocol, 0)
+    possible = size and header >= (20 if protocol == 6 else 8) and header < len(junk)
+    assert bool(offload.segments(junk, protocol, size)) == bool(possible)
 
 
 def test_a_captured_poison_record_is_as_a_wire_would_show_it(tmp_path, monkeypatch):
@@ -265,8 +275,10 @@ def test_an_impossible_super_packet_is_dropped_and_counted(link, header):
 
 
 @settings(deadline=None)
-@given(st.lists(st.binary(max_size=80) | st.builds(framed, st.binary(min_size=10, max_size=10), st.binary(max_size=60),
-                                                   st.sampled_from([MAC, b"\xff" * 6]))))
+@given(st.lists(lengths.octets(80) | st.builds(
+    framed, st.binary(min_size=10, max_size=10) | st.sampled_from([
+        PLAIN, PARTIAL, PARTIAL_TCP, VIRTIO.pack(1, 1, 54, 9, 34, 16), VIRTIO.pack(1, 5, 42, 9, 34, 6)]),
+    lengths.damaged(PACKETS), st.sampled_from([MAC, MAC, b"\xff" * 6]))))
 def test_every_frame_goes_up_or_is_counted(frames):
     link = LinkLayer(CHECKSUM)
     sends = link.up(*frames)
@@ -359,8 +371,11 @@ def test_super_packets_that_udp_cannot_take_so_are_cut(group, fields):
     assert sends == [(topology.UDP, messages.PACKET, up(summed_anew(record[UP:]), flags)) for _, _, record in sends]
 
 
+TRANSPORTS = st.sampled_from([partial(make(bytes(60), ME, PEER))[20:] for make in (datagram, segment)])
+
+
 @settings(deadline=None)
-@given(st.binary(max_size=60))
+@given(lengths.octets(60) | lengths.damaged(TRANSPORTS))
 def test_no_super_packet_raises(junk):
     for protocol in (6, 17, 1):
         for packet in (junk, bytes(IP(src=PEER, dst=ME, proto=protocol) / junk)):
@@ -513,7 +528,8 @@ def test_a_super_packet_is_one_record_for_its_socket():
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=60))
+@given(lengths.octets(60)
+       | lengths.damaged(st.sampled_from([partial(datagram(bytes(60)))[20:], HEAD + b"\3\0ninechars"])))
 def test_no_segments_raise(junk):
     udp = UdpLayer(*EVERYTHING)
     packet = bytes(IP(src=PEER, dst=ME, proto=17) / junk)
@@ -599,7 +615,7 @@ def test_segments_are_for_udp_alone():
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=40))
+@given(lengths.octets(40) | lengths.damaged(st.just(HEAD + SEGMENT_SIZE.pack(3) + b"ninechars")))
 def test_no_segments_raise_in_the_service(junk):
     core, _ = service(True)
     core.receive(topology.UDP, messages.DATAGRAM_SEGMENTS, [junk, HEAD + junk], 0.0)
@@ -607,8 +623,8 @@ def test_no_segments_raise_in_the_service(junk):
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([b"a", b"b"]), st.sampled_from([0, 1, 500, 1000, 60_000])), max_size=300),
-       st.booleans())
+@given(lengths.runs(st.tuples(st.sampled_from([b"a", b"b"]), st.sampled_from([0, 1, 500, 1000, 60_000])), 9,
+                    1, 2, 3, SEGMENTS_MAX, SEGMENTS_MAX + 1), st.booleans())
 def test_runs_carry_every_datagram_in_order_and_within_the_limits(datagrams, segmenting):
     runs = Runs(segmenting)
     for number, (letter, octets_) in enumerate(datagrams):

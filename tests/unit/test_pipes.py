@@ -6,10 +6,11 @@ import os
 import struct
 from collections import deque
 
+import lengths
 import msgspec
 import pytest
 from durable import Durable, dies
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -148,12 +149,16 @@ def test_a_turn_of_one_frame_that_finds_no_room_waits_for_it_and_nothing_overtak
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from([DATA, CONTROL]), st.integers(1, 70), st.sampled_from([0, 5, 1400, 30_000])),
-                max_size=6))
-def test_a_run_leaves_as_its_records_would_one_by_one(groups):
+                max_size=6), st.sampled_from([0, 1, 1000]))
+@example([(DATA, 9, 30_000), (CONTROL, 2, 5), (DATA, 3, 5)], 0)
+def test_a_run_leaves_as_its_records_would_one_by_one(groups, room):
+    """However much room there is: what waits follows as soon as there is more."""
     sent = []
     for at_once in (True, False):
         durable = Durable()
-        producer = Producer(durable)
+        producer = Producer(durable, room=room)
+        producer.puts(CONTROL, b"first")
+        producer.ends_turn()
         for number, (kind, count, octets) in enumerate(groups):
             records = [bytes([number]) * (octets + each % 2) for each in range(count)]
             if at_once:
@@ -161,8 +166,13 @@ def test_a_run_leaves_as_its_records_would_one_by_one(groups):
             else:
                 producer.puts(kind, *records)
         touched = list(producer.touched)
-        assert not producer.ends_turn()
-        sent.append((parsed(producer.queue), len(touched)))
+        waits = producer.ends_turn()
+        assert not (waits and room == 1000)
+        at_first = parsed(producer.queue)
+        producer.queue.room = 1000
+        while producer.ends_turn():
+            pass
+        sent.append((at_first, parsed(producer.queue), len(touched), waits, producer.counted("bus_pipe_full")))
         durable.close()
     assert sent[0] == sent[1]
 
@@ -331,13 +341,19 @@ def test_invalid_greetings_are_a_value_error(decode, octets):
         decode(octets)
 
 
-@given(st.binary(max_size=60))
+GREETINGS = st.sampled_from([b'{"version": 2, "inbox": "client-1", "done": 5}', b'{"done": 5}',
+                             b'{"first": 3, "done": 4}'])
+
+
+@given(lengths.octets(60) | lengths.damaged(GREETINGS))
+@example(b'{"first": 3, "done": 4}')
 def test_greetings_of_any_octets_are_parsed_or_a_value_error(octets):
     for decode in (decode_hello, decode_resume):
         try:
-            decode(octets)
+            greeting = decode(octets)
         except ValueError:
-            pass
+            continue
+        assert 0 <= greeting.done < 1 << 64
 
 
 # -- both ends, over crashes -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lengths
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ from usernet.pipe.messages import inbox_name
 OCTET = st.integers(0, 0xFF)
 U32 = st.integers(0, (1 << 32) - 1)
 U64 = st.integers(0, (1 << 64) - 1)
-RECORDS = st.lists(st.binary(max_size=40), max_size=MAX_RECORDS)
+RECORD = st.binary(max_size=40)
+RECORDS = st.lists(RECORD, max_size=MAX_RECORDS) | st.lists(RECORD, min_size=1, max_size=1) | st.builds(
+    lambda count, record: [record] * count, st.integers(2, MAX_RECORDS), RECORD)  # many, one, very many
 FRAMES = st.builds(pack_frame, OCTET, U64, U32, U64, RECORDS)
 
 
@@ -51,9 +54,10 @@ def test_a_repetition_differs_in_nothing_but_its_incarnation(frame, incarnation)
 
 
 @given(st.one_of(
-    st.binary(max_size=200),
-    st.builds(lambda count, rest: HEADER.pack(VERSION, 1, count, 1, 1, 1) + rest, st.integers(0, 0xFFFF),
-              st.binary(max_size=1200)),
+    lengths.octets(200),
+    lengths.damaged(st.builds(pack_frame, OCTET, U64, U32, U64, st.lists(RECORD, max_size=3))),
+    st.builds(lambda count, rest: HEADER.pack(VERSION, 1, count, 1, 1, 1) + rest,
+              st.integers(0, 3) | st.integers(0, 0xFFFF), lengths.octets(1200)),
 ))
 @example(b"")
 @example(HEADER.pack(VERSION, 1, 1, 1, 1, 1))

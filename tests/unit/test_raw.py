@@ -6,8 +6,9 @@ import errno
 import random
 from ipaddress import IPv4Address
 
+import lengths
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import GROUP as FLAG_GROUP
 from records import OUT, PARTIAL, address, error, from_link, transmit, up
@@ -493,22 +494,28 @@ def test_without_raw_ip_tells_it_nothing():
     assert topology.RAW not in {consumer for consumer, _, _ in sends}
 
 
-@given(st.dictionaries(st.integers(0, 5), st.binary(max_size=40) | st.builds(
-    lambda handle, protocol: messages.encode(SocketState(handle=handle, request=0, protocol=protocol)),
-    st.integers(0, 5), st.integers(-1, 300))))
+@given(st.dictionaries(st.integers(1, 6), st.binary(max_size=40) | st.tuples(
+    st.sampled_from([0, 0, 0, 1]), st.sampled_from([1, 253, 255, 0, 256, -1]))))
+@example({1: (0, 253), 2: (0, 253), 3: (1, 253), 4: (0, -1)})
 def test_invalid_stored_records_are_deleted(state):
-    stored = dict(state)
+    """Valid is what has its own handle and a protocol."""
+    stored = {key: value if isinstance(value, bytes) else messages.encode(
+        SocketState(handle=key + value[0], request=0, protocol=value[1])) for key, value in state.items()}
+    valid = {key: stored[key] for key, value in state.items() if value in ((0, 1), (0, 253), (0, 255))}
     counts = Counters.new()
     core = Core(CONFIG, stored, counts, random.Random(1))
     core.start(0.0)
-    assert len(stored) == len(state) - counts[Counters.state_unreadable]
+    assert stored == valid
+    assert counts[Counters.state_unreadable] == len(state) - len(valid)
 
 
 EVENTS = st.sampled_from(
     sorted((producer, kind) for producer, kinds in topology.inputs("raw").items() for kind in kinds)
 )
-OCTETS = st.binary(max_size=80) | st.sampled_from([up(packet()), error_about(OURS), up(packet(1))]) | st.builds(
-    lambda rest: datagram_header(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + rest, st.binary(max_size=40))
+RECORDS = lengths.damaged(st.sampled_from([up(packet()), error_about(OURS), up(packet(1))]))
+OCTETS = lengths.octets(80) | RECORDS | st.builds(
+    lambda rest: datagram_header(1, ip4(PEER), 0, bytes(4), 0, 0, 0) + rest,
+    lengths.octets(40) | lengths.damaged(st.just(packet())))
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,6 +9,7 @@ import random
 import socket as std
 from ipaddress import IPv4Address
 
+import lengths
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -530,13 +531,26 @@ def test_state_of_another_version_is_left_behind(bench):
     assert 5 not in bench.state
 
 
-CLIENT_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, messages.REQUEST, messages.DATAGRAM, messages.STREAM,
-                                messages.READ, messages.ACCEPT, messages.STREAM_INFO, 250])
+OPENED = 1  # the handle of the first socket
+HEADER = datagram_header(OPENED, bytes((10, 0, 0, 7)), 7, bytes(4), 0, 0, 0)
+CLIENT_KINDS = st.sampled_from([messages.SEND, messages.CREDIT, *[messages.REQUEST] * 4, messages.DATAGRAM,
+                                messages.STREAM, messages.READ, messages.ACCEPT, messages.STREAM_INFO, 250])
 LAYER_KINDS = st.sampled_from([messages.DATAGRAM, messages.SOCKET_ERROR, messages.SOCKET_REPLY, messages.ROUTES,
                                messages.STREAM, messages.ROOM, messages.ACCEPTED, messages.STREAM_RESET, 250])
 WORDS = ["bind", "connect", "prepare", "setsockopt", "getsockopt", "socket", "close", "list", "dgram", "10.0.0.2", ""]
+REQUESTS = st.fixed_dictionaries(
+    {"id": st.integers(1, 9), "op": st.sampled_from(["bind", "connect", "listen", "prepare", "setsockopt", "getsockopt",
+                                                     "getsockname", "getpeername", "close", "share", "take", "list"]),
+     "handle": st.sampled_from([OPENED, OPENED, OPENED, 7]),
+     "address": st.sampled_from(["10.0.0.2", "10.0.0.7", "::1", ""]), "port": st.sampled_from([0, 5055, 5056, 70000]),
+     "level": st.sampled_from([0, 1, 41]), "name": st.integers(0, 49),
+     "value": st.sampled_from([0, 1, "AAAAAAAAAAA="])},
+    optional={"backlog": st.integers(0, 5), "owner": st.integers(1, 9), "handles": st.just([OPENED]),
+              "linger": st.integers(-1, 0), "after": st.integers(0, 5)})
 SCRAPS = st.one_of(
-    st.binary(max_size=64),
+    lengths.octets(64),
+    *[REQUESTS.map(msgspec.json.encode)] * 3,
+    *[lengths.damaged(st.builds(lambda size: HEADER + bytes(size), st.integers(0, 20)))] * 2,
     st.builds(
         lambda fields, encode: encode(fields),
         st.dictionaries(
@@ -548,10 +562,10 @@ SCRAPS = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), CLIENT_KINDS, LAYER_KINDS, SCRAPS), max_size=8))
+@given(lengths.lists(st.tuples(st.booleans(), CLIENT_KINDS, LAYER_KINDS, SCRAPS), 8))
 def test_no_octets_raise(pieces):
     bench = Bench()
-    bench.bound(5055)
+    assert bench.bound(5055) == OPENED
     for from_client, client_kind, layer_kind, scrap in pieces:
         sender, kind = (ALICE, client_kind) if from_client else (topology.UDP, layer_kind)
         bench.give(sender, kind, scrap)

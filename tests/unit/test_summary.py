@@ -7,6 +7,7 @@ import struct
 import subprocess
 from pathlib import Path
 
+import lengths
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -66,7 +67,7 @@ def test_the_summary_of_a_truncated_packet_says_so():
     assert summary.ethernet(b"abc") == "[|ether] 3 octets"
 
 
-@given(st.binary(max_size=120), st.sampled_from(FRAMES), st.integers(0, 120))
+@given(lengths.octets(120), st.sampled_from(FRAMES), st.integers(0, 120))
 @example(b"", FRAMES[0], 15)
 def test_any_octets_have_a_line(octets, frame, kept):
     for attempt in (octets, bytes(frame)[:kept] + octets, bytes(frame)[:kept], octets + bytes(frame)[len(octets):]):

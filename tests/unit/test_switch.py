@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lengths
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.l2 import ARP, LLC, STP, Dot3, Ether
@@ -133,7 +134,7 @@ MACS = [MAC_A, MAC_B, MAC_X, BROADCAST, bytes.fromhex("01005e000001")]
 EVENTS = st.tuples(st.sampled_from([A, B, X]), st.sampled_from(MACS), st.sampled_from(MACS), st.floats(0.0, 200.0))
 
 
-@given(st.lists(EVENTS, max_size=40))
+@given(lengths.lists(EVENTS, 40))
 def test_agrees_with_a_plain_model(events):
     """The model remembers every sighting and looks at the last."""
     switch, _ = joined()
@@ -150,7 +151,8 @@ def test_agrees_with_a_plain_model(events):
         assert switch.forward(port, [sent], now) == {other: [sent] for other in expected - {port}}
 
 
-@given(st.lists(st.tuples(st.sampled_from([A, B, X]), st.binary(max_size=80)), max_size=30))
+@given(lengths.lists(st.tuples(st.sampled_from([A, B, X]), lengths.octets(80) | lengths.damaged(
+    st.builds(frame, st.sampled_from(MACS), st.sampled_from(MACS)))), 12))
 def test_any_octets_are_forwarded_or_counted(frames):
     switch, counters = joined()
     passed = sum(bool(switch.forward(port, [octets], 0.0)) for port, octets in frames)

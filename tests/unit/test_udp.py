@@ -6,6 +6,7 @@ import errno
 import random
 from ipaddress import IPv4Address
 
+import lengths
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -799,7 +800,9 @@ def test_invalid_routes_are_counted_and_the_old_stay(udp):
 
 
 EVERY_INPUT = sorted((LAYERS[producer], kind) for producer, kinds in inputs("udp").items() for kind in kinds)
-OCTETS = st.binary(max_size=80) | st.binary(min_size=1, max_size=40).map(lambda tail: up(packet()[:28] + tail))
+OCTETS = lengths.octets(80) | lengths.damaged(st.sampled_from([
+    up(packet()), error(3, 3, packet(ME, 5000, PEER, 7)),
+    datagram_header(1, octets(PEER), 7, bytes(4), 0, 0, 0) + b"payload"]))
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVERY_INPUT), st.lists(OCTETS, max_size=4)), max_size=6))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import lengths
+from hypothesis import example, given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, UDP, IPOption_Timestamp
+from scapy.layers.inet import IP, UDP, IPOption_NOP, IPOption_Timestamp
 from scapy.packet import Raw
 
 from packets.checksum import checksum
@@ -58,7 +59,16 @@ def test_octets_that_do_not_begin_a_packet_are_no_quotation():
     assert quoted(b"\x44" + packet()[1:]) is None
 
 
-@given(st.binary(max_size=80))
+PACKETS = st.sampled_from([bytes(IP(src=SOURCE, dst=DESTINATION, options=options) / UDP() / Raw(b"payload"))
+                           for options in ([], [IPOption_NOP()] * 4)])
+
+
+@given(lengths.octets(80) | lengths.damaged(PACKETS))
+@example(bytes(IP() / UDP()))
+@example(bytes(IP() / UDP())[:27])
 def test_any_octets_are_parsed_as_a_quotation_or_refused(octets):
     result = quoted(octets)
-    assert result is None or result.header_octets + 8 <= len(octets)
+    start = (octets[0] & 15) * 4 if octets else 0
+    assert (result is not None) == (octets[:1] > b"\x44" and octets[0] >> 4 == 4 and start + 8 <= len(octets)
+                                    and octets[9] == 17)
+    assert result is None or result.header_octets == start

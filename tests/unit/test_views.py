@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import lengths
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,7 +133,9 @@ def test_corruption_is_one_bit_that_no_partial_checksum_hides(kind, record, seed
     assert not octets[5] & m.TRANSMIT_PARTIAL or kind != m.TRANSMIT
 
 
-@given(st.sampled_from([*m.KIND_NAMES, 77]), st.binary(max_size=100), st.booleans(), st.sampled_from([0, 1, 17]))
+@given(st.sampled_from([*m.KIND_NAMES, 77, *[kind for kind, _ in SUPERS] * 5]),
+       lengths.octets(100) | lengths.damaged(st.sampled_from([*[record for _, record in SUPERS], TRANSMIT])),
+       st.booleans(), st.sampled_from([0, 1, 17]))
 def test_no_octets_raise(kind, record, with_vnet, protocol):
     views.packets_of(kind, [record], with_vnet, protocol)
     views.pieces(kind, record, with_vnet)

@@ -1,5 +1,6 @@
 """ZMTP's octets: cut in any way, the same messages; whatever they are, no more than an error that says why."""
 
+import lengths
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 from usernet.pipe import zmtp
 
 LIMIT = 1000
-MESSAGES = st.lists(st.binary(max_size=LIMIT), max_size=8)
+MESSAGES = st.lists(lengths.octets(LIMIT) | st.sampled_from([bytes(zmtp.SHORT_MAX), bytes(zmtp.SHORT_MAX + 1)]),
+                    max_size=8)
 CUTS = st.lists(st.integers(1, 400), max_size=12)
 
 
@@ -34,11 +36,23 @@ def test_messages_come_whole_however_their_octets_are_cut(messages, cuts):
     assert reader.ready
 
 
-@given(st.binary(max_size=300), CUTS, st.booleans())
-def test_any_octets_are_messages_or_an_error(octets, cuts, after_greeting):
-    reader = greeted() if after_greeting else zmtp.Reader(LIMIT)
-    for piece in pieces(octets, cuts):
-        assert all(len(message) <= LIMIT for message in reader.feed(piece))
+FRAMES = st.builds(
+    lambda flags, length, body: bytes((flags,)) + length + body, st.sampled_from([0, 0, 2, 4, 6]) | st.integers(0, 255),
+    st.integers(0, 40).map(lambda octets: bytes((octets,)))
+    | st.integers(0, LIMIT + 1).map(lambda octets: octets.to_bytes(8)), lengths.octets(40))
+SPOKEN = lengths.damaged(st.lists(lengths.octets(300).map(zmtp.message) | FRAMES, max_size=4).map(b"".join))
+
+
+@given(lengths.octets(300) | lengths.damaged(st.just(zmtp.opening(b"PUSH"))), SPOKEN, CUTS)
+def test_any_octets_are_messages_or_an_error_the_same_however_they_are_cut(before, after, cuts):
+    octets = before + after
+    whole, reader = zmtp.Reader(LIMIT), zmtp.Reader(LIMIT)
+    messages = whole.feed(octets)
+    assert [message for piece in pieces(octets, cuts) for message in reader.feed(piece)] == messages
+    assert (reader.error, reader.ready) == (whole.error, whole.ready)
+    assert all(len(message) <= LIMIT for message in messages)
+    if whole.error:
+        assert whole.feed(zmtp.message(b"then")) == []
 
 
 @pytest.mark.parametrize(("octets", "says"), [

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
 from packets.checksum import checksum, verifies
-from packets.tcp import ACK, CHECKSUM_AT, PSH, SYN, Options, Segment, parse, parse_options, pseudo_sum
+from packets.tcp import (
+    ACK,
+    AE,
+    CHECKSUM_AT,
+    PSH,
+    SYN,
+    Options,
+    Segment,
+    header_octets,
+    parse,
+    parse_options,
+    pseudo_sum,
+)
 from tests.unit.tcp.host import A, B
 
 SYN_OPTIONS = Options(1460, 7, True, (1, 2))
@@ -26,25 +38,50 @@ def test_rfc9293_3_1_what_is_sent_is_what_scapy_reads_its_checksum_included():
     assert verifies(whole, pseudo_sum(A, B, len(whole)))
 
 
-@given(st.binary(max_size=80))
-def test_no_octets_raise(octets):
+LINUX_SYN = bytes.fromhex("020405b4 0402 080a 01020304 05060708 01 030307")
+OPTION = st.sampled_from([b"\0", b"\1", LINUX_SYN, LINUX_SYN[:4], b"\5\x0a" + bytes(8), b"\x22\x06abcd"]) | st.builds(
+    lambda kind, length, body: bytes((kind, length)) + body, st.sampled_from([2, 3, 4, 5, 8, 34, 253]),
+    st.integers(0, 20), st.binary(max_size=18)) | st.binary(max_size=4)
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> bytes:
+    """Any header with the length of its options in it, in most cases."""
+    options = b"".join(draw(st.lists(OPTION, max_size=5)))[:40]
+    options += bytes(-len(options) % 4)
+    words = draw(st.sampled_from([5 + len(options) // 4] * 4 + [0, 4, 5, 8, 15]))
+    fixed = draw(st.binary(min_size=20, max_size=20))
+    return fixed[:12] + bytes((words << 4 | fixed[12] & 15,)) + fixed[13:] + options
+
+
+@given(st.binary(max_size=80) | st.builds(lambda header, payload: header + payload, headers(), st.binary(max_size=20)))
+@example(bytes(12) + b"\xf0" + bytes(7) + b"\1" * 39 + b"\2")
+def test_any_octets_are_refused_or_are_the_header_and_the_payload_that_were_read(octets):
     segment = parse(octets)
-    if segment is not None:
-        assert parse(segment.pack()) is not None
+    if segment is None:
+        assert len(octets) < 20 or not 20 <= header_octets(octets) <= len(octets)
+        return
+    again = segment._replace(packed=octets[20 : header_octets(octets)]).pack()
+    assert again == octets[:12] + bytes((octets[12] & 0xF1,)) + octets[13:16] + bytes(2) + octets[18:]
 
 
-@given(st.integers(0, 65535), st.integers(0, 0xFFFFFFFF), st.integers(0, 255), st.binary(max_size=20),
-       st.builds(Options, st.none() | st.integers(0, 65535), st.none() | st.integers(0, 14), st.booleans(),
-                 st.none() | st.tuples(st.integers(0, 0xFFFFFFFF), st.integers(0, 0xFFFFFFFF)), st.just(()),
-                 st.sampled_from([None, b"", b"1234", b"12345678"])))
-def test_a_packed_segment_is_read_back(port, number, flags, payload, options):
-    segment = Segment(port, port, number, number, flags, port, port, options, payload)
+U16, U32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
+PAIR = st.tuples(U32, U32)
+PACKABLE = st.builds(
+    Options, st.none() | U16, st.none() | st.integers(0, 14), st.booleans(), st.none() | PAIR,
+    st.lists(PAIR, max_size=4).map(tuple), st.sampled_from([None, b"", b"1234", b"12345678"]),
+).filter(lambda options: len(options.pack()) <= 40)
+
+
+@given(U16, U16, U32, U32, st.integers(0, 511), U16, U16, PACKABLE, st.binary(max_size=20))
+@example(80, 1234, 5, 9, ACK, 7, 0, Options(timestamps=(1, 2)), b"text")
+@example(80, 1234, 5, 9, SYN | AE, 7, 0, SYN_OPTIONS, b"")
+def test_a_packed_segment_is_read_back(source, destination, sequence, acknowledgment, flags, window, urgent, options,
+                                       payload):
+    segment = Segment(source, destination, sequence, acknowledgment, flags, window, urgent, options, payload)
     octets = segment.pack()
     assert len(octets) % 4 == len(payload) % 4
     assert parse(octets) == segment
-
-
-LINUX_SYN = bytes.fromhex("020405b4 0402 080a 01020304 05060708 01 030307")
 
 
 @pytest.mark.parametrize(("octets", "options"), [
