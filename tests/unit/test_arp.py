@@ -8,6 +8,7 @@ import math
 import struct
 from collections import Counter as Tally
 
+import lengths
 import pytest
 from arp_host import (
     BROADCAST,
@@ -27,7 +28,7 @@ from arp_host import (
     told,
     unreachable,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scapy.layers.l2 import ARP
 
@@ -356,12 +357,25 @@ def test_stored_neighbours_that_cannot_be_are_deleted(mac, confirmed):
     assert (host.announced, host.stored) == ([], {})
 
 
-@given(st.dictionaries(
-    st.integers(0, 2**64 - 1) | st.integers(STORED, STORED + 9),
-    st.binary(max_size=20) | st.binary(min_size=14, max_size=14).map((b"\4" + ip4(PEER)).__add__)))
-def test_invalid_stored_records_are_deleted(state):
-    host = Host(state=dict(state))
-    assert len(host.announced) == len(host.stored)
+JUNK = st.dictionaries(st.integers(0, 2**64 - 1) | st.integers(STORED + 10, STORED + 19), lengths.octets(20),
+                       max_size=5)
+NEIGHBORS = st.dictionaries(
+    st.sampled_from([PEER, OTHER, "10.0.0.77"]),
+    st.tuples(st.sampled_from([PEER_MAC, OTHER_MAC, BROADCAST, bytes(6)]),
+              st.sampled_from([math.inf, 1000.0, 940.5, 940.0, 1000.5, -math.inf, math.nan]) | st.floats()))
+
+
+@given(NEIGHBORS, JUNK)
+@example({PEER: (PEER_MAC, math.inf), OTHER: (OTHER_MAC, 990.0)}, {})
+def test_invalid_stored_records_are_deleted(neighbors, junk):
+    stored = {STORED + place: b"\4" + ip4(address) + struct.pack("<6sd", mac, confirmed)
+              for place, (address, (mac, confirmed)) in enumerate(neighbors.items())}
+    host = Host(state=stored | junk, now=1000.0)
+    valid = {address: mac for address, (mac, confirmed) in neighbors.items()
+             if mac in (PEER_MAC, OTHER_MAC) and (confirmed == math.inf or 940.0 < confirmed <= 1000.0)}
+    assert sorted(host.announced) == sorted(told(address, mac) for address, mac in valid.items())
+    assert host.stored == {key: record for key, record in stored.items()
+                           if str(ipaddress.ip_address(record[1:5])) in valid}
 
 
 # Floods

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import struct
 
+import lengths
 import msgspec
 import pytest
 from arp_host import (
@@ -301,7 +303,14 @@ def test_an_invalid_announcement_of_addresses_is_counted_and_changes_nothing(hos
     assert kind_of(host.hears(request(PEER_MAC, PEER, OUR))[-1]) == "reply"
 
 
-@given(st.binary(max_size=60) | st.binary(min_size=20, max_size=20))
+CLAIMS = lengths.lists(st.builds(
+    lambda address, prefix, steps, rival, seen: struct.pack("<4sBB6sd", ip4(address), prefix, steps, rival, seen),
+    st.sampled_from([OUR, SECOND, PEER, "0.0.0.0", "255.255.255.255"]), st.integers(0, 33),
+    st.integers(0, 6) | st.just(255),
+    st.sampled_from([bytes(6), PEER_MAC, BROADCAST]), st.sampled_from([0.0, 999.0, 1000.0, 1001.0]) | st.floats()), 3)
+
+
+@given(lengths.octets(60) | CLAIMS.map(b"".join))
 def test_any_stored_addresses_leave_a_core_that_serves(stored):
     host = Host(state={acd.OWN_KEY: stored})
     host.owns(f"{OUR}/24")

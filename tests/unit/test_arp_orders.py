@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 
+import lengths
 import pytest
 from arp_host import (
     BROADCAST,
@@ -22,12 +23,12 @@ from arp_host import (
     told,
 )
 from durable import dies
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from records import transmit
 
 from bus.layer import Send
-from bus.messages import ARP_OUT, FORGET, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT
+from bus.messages import ARP_OUT, FORGET, NEIGHBOR, PACKET_OUT, RESOLVE, TRANSMIT, encode
 from bus.topology import ARP as ARP_LAYER
 from bus.topology import IP, UDP
 from layers.arp import core as arp
@@ -236,14 +237,27 @@ def test_an_impossible_order_is_refused_with_the_reason_and_changes_nothing(host
     assert (sends, host.stored) == ([], {})
 
 
-@given(st.dictionaries(st.sampled_from(["op", "address", "mac", "after"]),
-                       st.none() | st.integers() | st.text("0123456789.:af", max_size=20)
-                       | st.lists(st.integers())
-                       | st.sampled_from(["neighbor_add", "neighbor_del", "neighbor_list", PEER, MAC])))
-def test_no_request_raises(request_fields):
+SCRAPS = st.none() | st.integers() | st.text("0123456789.:af", max_size=20) | st.lists(st.integers())
+HOSTS = st.sampled_from([PEER, PEER, OTHER, OUR, "0.0.0.0", "224.0.0.1", "10.0.0.255"])
+STATIONS = st.sampled_from([MAC, MAC, "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"])
+REQUESTS = st.fixed_dictionaries(
+    {"op": lengths.mostly(st.sampled_from(["neighbor_add", "neighbor_del", "neighbor_list", "neighbor_flush"]), SCRAPS),
+     "address": lengths.mostly(HOSTS, SCRAPS), "mac": lengths.mostly(STATIONS, SCRAPS)},
+    optional={"after": lengths.mostly(HOSTS, SCRAPS), "order": SCRAPS})
+
+
+@given(lengths.lists(REQUESTS, 6)
+       | st.lists(st.dictionaries(st.sampled_from(["op", "address", "mac", "after"]), SCRAPS)))
+@example([{"op": "neighbor_add", "address": OTHER, "mac": MAC}, {"op": "neighbor_del", "address": PEER}])
+def test_no_request_raises_and_what_is_listed_is_listed_after_a_restart(requests):
     host = Host()
-    answer, _ = host.core.manage(request_fields, host.now)
-    assert isinstance(answer, dict)
+    host.learn()
+    for each in requests:
+        answer, _ = host.core.manage(each, host.now)
+        assert encode(answer)
+    listed = host.listed()
+    host.boots()
+    assert host.listed() == listed
 
 
 def test_packets_to_a_neighbour_that_was_flushed_wait_and_leave_when_it_is_found_again(host):

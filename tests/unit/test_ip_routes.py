@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from ipaddress import IPv4Address
 
+import lengths
 import pytest
 from durable import dies
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from records import GROUP, LOOPED, OUT, UP, address, from_link, report, transmit, up
@@ -339,13 +340,30 @@ VALUES = ["route_add", "route_del", "address_add", "address_del", "10.0.0.0/8", 
           "10.0.0.0/33", "", "\0", -1, 7, 1 << 40, None, [], {}]
 
 
-@given(st.dictionaries(st.sampled_from(["op", "destination", "gateway", "source", "metric", "mtu", "address"]),
-                       st.sampled_from(VALUES)))
-def test_no_order_does_any_harm(request_):
+SENSIBLE = {
+    "destination": ["10.9.0.0/16", "192.0.2.0/24", "0.0.0.0/0"], "gateway": ["10.0.0.1", "10.0.0.9", ""],
+    "source": ["", "", ME], "metric": [0, 1, 1 << 31], "mtu": [0, 1000], "address": ["10.0.0.9/24", "10.1.0.1/16"],
+    "after": [0, 1, 1 << 40]}
+FIELDS = {
+    "route_add": ("destination", "gateway", "source", "metric", "mtu"),
+    "route_del": ("destination", "gateway", "metric"), "route_list": ("after",), "address_add": ("address",),
+    "address_del": ("address",), "address_list": ()}
+ORDERS = st.sampled_from([*FIELDS]).flatmap(lambda op: st.fixed_dictionaries({"op": st.just(op)}, optional={
+    name: st.sampled_from(SENSIBLE[name]) | st.sampled_from(SENSIBLE[name] * 9 + VALUES) for name in FIELDS[op]}))
+SCRAPS = st.dictionaries(st.sampled_from(["op", *SENSIBLE]), st.sampled_from(VALUES))
+
+
+@given(lengths.lists(ORDERS | ORDERS | SCRAPS, 8))
+@example([{"op": "address_add", "address": "10.1.0.1/16"}, {"op": "route_add", "destination": "10.9.0.0/16",
+                                                            "gateway": "10.1.0.9"}])
+def test_no_order_does_any_harm_and_what_it_changed_outlives_a_crash(orders):
     layer = Layer()
-    answer, _ = layer.core.manage(request_, 0.0)
-    assert isinstance(answer, dict)
+    for order in orders:
+        answer, _ = layer.core.manage(order, 0.0)
+        assert messages.encode(answer)
+    before = layer.addresses(), layer.lines()
     layer.crash()
+    assert (layer.addresses(), layer.lines()) == before
 
 
 @pytest.mark.parametrize("key", [ROUTES_KEY, PATHS_KEY])
@@ -548,29 +566,36 @@ def test_a_path_mtu_above_that_of_a_new_route_does_not_matter(layer):
 
 
 class PathsAgainstAModel(RuleBasedStateMachine):
-    """The model is a dict; a crash may come at any time."""
+    """The model is a dict; a crash may come at any time. What is confirmed may be stored anew, or may not yet be."""
 
     def __init__(self) -> None:
         super().__init__()
         self.state: dict[int, bytes] = {}
         self.paths = Paths(self.state, PATHS_KEY)
         self.now = 0.0
-        self.model: dict[bytes, tuple[int, float]] = {}
+        self.model: dict[bytes, tuple[int, bool, float]] = {}  # MTU, capped, last lowered or confirmed
+        self.expires: dict[bytes, float] = {}  # as seen last
 
-    @rule(destination=st.sampled_from([b"\x0a\0\0\1", b"\x0a\0\0\2", bytes(15) + b"\2"]), told=st.integers(1, 2000))
+    @rule(destination=st.sampled_from([b"\x0a\0\0\1", b"\x0a\0\0\2", bytes(15) + b"\2"]),
+          told=st.integers(0, 2000) | st.sampled_from([0, 0, 0, 0, 551, 552, 553, 1006, 1400, 1499, 1500, 1501]))
     def router_says(self, destination, told):
-        present = self.model[destination][0] if destination in self.model else 1500
-        self.paths.lower(destination, told, 1500, present, self.now)
-        learnt = max(told, MTU_MIN)
-        if learnt < present:
-            self.model[destination] = learnt, self.now
+        present, capped, _ = self.model.get(destination, (1500, False, 0.0))
+        news = self.paths.lower(destination, told, 1500, present, self.now)
+        told = told or next(plateau for plateau in (1492, 1006, 508) if plateau < present)  # RFC 1191 section 7
+        if told > present or (told == present and destination not in self.model):
+            assert not news
+            return
+        learnt = max(told, MTU_MIN), capped or told < MTU_MIN, self.now
+        assert news == (destination not in self.model or learnt[:2] != self.model[destination][:2])
+        self.model[destination] = learnt
 
-    @rule(seconds=st.sampled_from([1.0, 200.0, AGE_LIMIT_S]))
+    @rule(seconds=st.sampled_from([1.0, 200.0, AGE_LIMIT_S / 2, AGE_LIMIT_S]))
     def time_passes(self, seconds):
         self.now += seconds
-        self.paths.expire(self.now)
-        self.model = {destination: path for destination, path in self.model.items()
-                      if self.paths.get(destination) is not None or self.now - path[1] < AGE_LIMIT_S}
+        gone = [destination for destination, expires in self.expires.items() if expires <= self.now]
+        assert self.paths.expire(self.now) == len(gone)
+        for destination in gone:
+            del self.model[destination]
 
     @rule()
     def crash(self):
@@ -579,8 +604,11 @@ class PathsAgainstAModel(RuleBasedStateMachine):
 
     @invariant()
     def both_agree(self):
-        assert {path.destination: path.mtu for path in self.paths.all()} == {
-            destination: mtu for destination, (mtu, _) in self.model.items()}
+        assert {path.destination: (path.mtu, path.capped) for path in self.paths.all()} == {
+            destination: path[:2] for destination, path in self.model.items()}
+        self.expires = {path.destination: path.expires for path in self.paths.all()}
+        for destination, expires in self.expires.items():
+            assert AGE_LIMIT_S / 2 <= expires - self.model[destination][2] <= AGE_LIMIT_S
         expiries = [path.expires for path in self.paths.all()]
         assert expiries == sorted(expiries)
         assert self.paths.next_expiry == (expiries[0] if expiries else None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import lengths
 from durable import Durable
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus.durable import layout
@@ -15,7 +16,7 @@ KEYS = st.sampled_from([b"\1\x0a\0\0" + bytes((n,)) for n in range(6)] + [b"\1" 
 PUT = st.tuples(st.just("put"), KEYS, st.binary(max_size=3))
 
 
-@given(st.lists(PUT | st.tuples(st.just("discard"), KEYS, st.none()) | st.just(("restart", b"", None)), max_size=40))
+@given(lengths.lists(PUT | st.tuples(st.just("discard"), KEYS, st.none()) | st.just(("restart", b"", None)), 40))
 def test_the_last_stored_value_is_there_after_a_restart(steps):
     state, model = {7: b"of others", BASE + (1 << 32): b"too"}, {}
     kept = KeyedState(state, BASE)
@@ -34,11 +35,23 @@ def test_the_last_stored_value_is_there_after_a_restart(steps):
     assert (state[7], state[BASE + (1 << 32)]) == (b"of others", b"too")
 
 
-@given(st.dictionaries(st.integers(BASE, BASE + 9), st.binary(max_size=6), max_size=9))
-def test_an_item_that_is_no_record_is_deleted(state):
-    found = KeyedState(state, BASE).load()
-    assert len(found) == len(state)
-    assert all(key and KeyedState(state, BASE).load()[key] == value for key, value in found.items())
+RECORDS = st.builds(lambda key, value: bytes((len(key),)) + key + value, KEYS, st.binary(max_size=3))
+
+
+@given(st.dictionaries(st.integers(BASE, BASE + 9), RECORDS | RECORDS | st.binary(max_size=6), max_size=9))
+@example({BASE + 3: b"\1kone", BASE: b"\1ktwo", BASE + 2: b"\4k"})
+def test_an_item_that_is_no_record_is_deleted_and_of_two_with_one_key_the_second(state):
+    expected: dict[bytes, bytes] = {}
+    for record in state.values():
+        if record and 0 < record[0] < len(record):
+            expected.setdefault(record[1 : 1 + record[0]], record[1 + record[0] :])
+    kept = KeyedState(state, BASE)
+    assert kept.load() == expected
+    assert len(state) == len(expected)
+    for number in range(10):  # those that follow take places that are free
+        kept.put(b"new %d" % number, b"value")
+        expected[b"new %d" % number] = b"value"
+    assert KeyedState(state, BASE).load() == expected
 
 
 def test_of_two_numbers_of_a_key_the_later_counts_if_a_turn_was_cut_short(durable: Durable):
