@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 
+import lengths
 import pytest
 from durable import dies
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -29,7 +30,8 @@ def test_a_ring_is_the_smallest_that_holds_it_and_never_above_4_mib(octets: int,
     assert (ring_octets(reference), arena.ring(reference).size, arena.used) == (size, size, size)
 
 
-@given(st.integers(0, 2**40), st.binary(max_size=100), st.integers(0, 30))
+@given(st.integers(0, 2**40), lengths.octets(100), st.integers(0, 30))
+@example(512 * 7 - 3, b"to the end and on", 4)  # of either ring
 def test_a_ring_gives_back_what_was_written_at_any_offset(offset, octets, skip):
     ring = Ring(memoryview(bytearray(128)))
     ring.write(offset, octets)
@@ -171,18 +173,32 @@ def test_foreign_octets_in_the_table_do_not_matter_to_the_owner():
     assert others[-1] == 0
 
 
+def blocks_of(reference: int) -> range:
+    """Those of the ring with this reference in 4 MiB; none: there can be no such ring."""
+    first, order = reference >> 8 & 0xFFFF, (reference & 0xFF) - 1
+    possible = 0 <= order <= 3 and not first % 4**order and first + 4**order <= MB4 // KB64
+    return range(first, first + 4**order) if possible else range(0)
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1) | st.builds(lambda g, b, o: g << 24 | b << 8 | o, st.integers(0, 3),
                                                       st.integers(0, 70), st.integers(0, 5)), max_size=12))
 def test_references_that_cannot_be_are_refused(named):
     arena = Arena(mapping(), named)
     good = [reference for reference in named if arena.good(reference)]
-    assert sorted(good + arena.refused) == sorted(named) or len(set(named)) < len(named)
+    assert sorted([*set(good), *arena.refused]) == sorted(named)
+    taken = [block for reference in set(good) for block in blocks_of(reference)]
+    assert len(set(taken)) == len(taken)
+    assert all(blocks_of(reference) for reference in good)
+    assert all(not blocks_of(reference) or set(blocks_of(reference)) & set(taken) for reference in arena.refused)
     assert arena.used == sum(map(ring_octets, set(good)))
     spare = 0
     while arena.allocate(1):
         spare += KB64
     assert spare + sum(map(ring_octets, set(good))) == MB4
+
+
+ENDS_OF_RINGS = st.builds(lambda rings, before: rings * MB - before, st.integers(1, 2**30), st.integers(1, 200))
 
 
 class ArenaAgainstAModel(RuleBasedStateMachine):
@@ -206,8 +222,8 @@ class ArenaAgainstAModel(RuleBasedStateMachine):
             assert self.arena.refused == []
         return died
 
-    @rule(size=st.sampled_from([1, KB64, KB256, MB]), offset=st.integers(0, 2**50), octets=st.binary(max_size=200),
-          line=st.integers(0, 60))
+    @rule(size=st.sampled_from([1, KB64, KB256, MB]), offset=st.integers(0, 2**50) | ENDS_OF_RINGS,
+          octets=lengths.octets(200), line=st.integers(0, 60))
     def open_a_stream(self, size, offset, octets, line):
         self.streams += 1
         stream = self.streams

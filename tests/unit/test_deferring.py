@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lengths
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,7 +126,10 @@ def test_a_signal_while_little_is_encoded_does_not_end_it() -> None:
     assert not rest.missing
 
 
-@given(st.lists(st.one_of(st.none(), st.lists(st.lists(st.binary(min_size=1, max_size=9), max_size=2), max_size=3))))
+SPANS = st.lists(st.lists(st.binary(min_size=1, max_size=9), max_size=2), max_size=3)
+
+
+@given(lengths.lists(st.none() | SPANS, 30))
 def test_looks_leave_the_spool_as_they_came_and_files_when_they_are_read(steps: list[list[list[bytes]] | None]) -> None:
     """None: one is taken out."""
     spool, waiting = Spool(None, 3, 8), []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
+import lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import PARTIAL as FLAG_PARTIAL
@@ -109,7 +110,7 @@ def test_rfc791_3_1_a_super_packet_is_no_longer_than_a_packet_can_be():
     assert sum(len(wire(each)) for each in records) == 64
 
 
-FRAMES = st.lists(
+FRAMES = lengths.runs(
     st.tuples(
         st.sampled_from([0, 1, 5, 64, 65]),  # octets of payload
         st.sampled_from([9, 10]),  # source port
@@ -117,7 +118,7 @@ FRAMES = st.lists(
         st.sampled_from([0, 0, 0, 3]),  # octets behind the packet
         st.sampled_from([PARTIAL, PARTIAL, PLAIN]),
     ),
-    max_size=70,
+    7, 1, 1, 1, 2, 3, 70,
 )
 
 
@@ -142,7 +143,8 @@ def test_each_flow_s_packets_come_out_as_they_went_in(drawn):
 # -- on the way out ----------------------------------------------------------------------------------------------------
 
 HEADERS = [datagram_header(handle, bytes(4), 7, bytes(4), 0, 0, 0) for handle in (1, 2)]
-RECORDS = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from([b"", b"a", b"bc", b"de", bytes(30000)])))
+RECORDS = lengths.runs(st.tuples(st.sampled_from(HEADERS), st.sampled_from([b"", b"a", b"bc", b"de", bytes(30000)])), 9,
+                       1, 2, 3, 70)
 
 
 @given(RECORDS)

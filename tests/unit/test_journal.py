@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import lengths
 import pytest
 from durable import Durable, dies
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bus.durable import journal as journal_module
@@ -52,7 +53,10 @@ def test_frames_come_back_by_consumer_and_number(durable: Durable):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, LARGEST)), min_size=1, max_size=40))
+@given(lengths.lists(st.tuples(st.sampled_from([A, B]),
+                               st.integers(0, LARGEST) | st.sampled_from([LARGEST, LARGEST // 2])), 24, 1))
+@example([(A, LARGEST)] * 9)
+@example([(A, LARGEST), (B, LARGEST // 2)] * 6)
 def test_the_journal_keeps_the_newest_frames_that_fit(appended):
     durable = Durable()
     try:
@@ -191,7 +195,8 @@ def test_a_turn_that_sends_nothing_leaves_no_note(durable: Durable):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60_000), st.booleans()), min_size=1, max_size=60))
+@given(lengths.lists(st.tuples(st.integers(0, 60_000) | st.just(60_000), st.sampled_from([True] + [False] * 9)), 40, 1))
+@example([(60_000, True), *[(60_000, False)] * 40])  # more than the ring holds, if the turn never ended by itself
 def test_input_and_output_of_a_turn_are_published_together(turns):
     durable = Durable()
     try:

@@ -6,6 +6,7 @@ import os
 import socket
 from tempfile import TemporaryDirectory
 
+import lengths
 from durable import Durable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,10 +101,10 @@ class Service:
 
 
 STEPS = st.sampled_from([1] * 12 + [0, 2, 3])  # mostly the next number; else a repetition, or some are missing
-FRAMES = st.lists(st.one_of(
+FRAMES = lengths.lists(st.one_of(
     st.tuples(st.sampled_from(SENDERS[:1] * 6 + SENDERS), st.sampled_from([SEND] * 6 + [CREDIT, REQUEST, DATAGRAM, 99]),
               STEPS, st.lists(st.binary(max_size=8), min_size=1, max_size=3), st.sampled_from([1] * 9 + [0])),
-    st.binary(max_size=40)), max_size=30)
+    lengths.octets(40)), 30)
 
 
 def frames_of(drawn) -> list[bytes]:

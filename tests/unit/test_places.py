@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lengths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,19 +64,26 @@ def test_only_who_is_not_known_gives_its_only_one_and_the_oldest_first():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 5), st.booleans())), st.integers(1, 20))
-def test_no_more_are_taken_than_there_are_and_each_process_is_known_by_what_it_has(wishes, most):
+@given(lengths.lists(st.tuples(st.integers(1, 5), st.sampled_from([True, True, True, False])), 60),
+       st.integers(1, 5) | st.integers(6, 20), st.sets(st.integers(1, 5)))
+def test_no_more_are_taken_than_there_are_and_each_process_is_known_by_what_it_has(wishes, most, known):
     places, held = Places(most), dict.fromkeys(range(1, 6), 0)
+    places.is_known = known.__contains__
+
+    def loses(pid):
+        assert held[pid] > 1 or pid not in known
+        places.remove(pid)
+        held[pid] -= 1
+
     for pid, takes_one in wishes:
         if not takes_one:
             if held[pid]:
                 places.remove(pid)
                 held[pid] -= 1
-        elif places.has_one_for(pid) or (loser := places.gives_way_to(pid)):
-            if places.taken == most:
-                places.remove(loser)
-                held[loser] -= 1
+        elif places.admits(pid, loses):
             places.add(pid)
             held[pid] += 1
+        else:
+            assert held[pid] or all(other in known for other, count in held.items() if count)
         assert places.taken == sum(held.values()) <= most
         assert dict(places.by_number()) == {each: count for each, count in held.items() if count}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 
+import lengths
 import pytest
 from durable import Durable
 from hypothesis import given
@@ -120,7 +121,7 @@ def test_streams_take_no_room_from_data_and_are_not_counted_as_waiting_data(prod
     assert producer.memory.words[layout.WAITING] == 0
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 50), st.booleans()), max_size=60))
+@given(lengths.lists(st.tuples(st.integers(1, 3), st.integers(1, 50), st.booleans()), 60))
 def test_whatever_merges_says_the_same_in_the_end(steps):
     """Descriptors cover the same octets, in order, wherever the pipe was full."""
     durable = Durable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lengths
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,9 +143,10 @@ def test_no_number_that_is_restored_gives_a_window_that_cannot_be(control, numbe
 
 @BOTH
 @settings(deadline=None)
-@given(st.lists(st.tuples(
-    st.sampled_from(["ack", "limited", "loss", "timeout", "mark", "undo", "idle", "recovered", "rtt"]),
-    st.integers(1, 100_000), st.floats(0, 10)), max_size=60))
+@given(lengths.lists(st.tuples(
+    st.sampled_from(["ack", "ack", "limited", "loss", "timeout", "mark", "undo", "idle", "recovered", "rtt"]),
+    st.integers(1, 100_000) | st.sampled_from([MSS, 2 * MSS]),
+    st.floats(0, 10) | st.sampled_from([0.0, 0.001, 0.1, 0.12, 0.15])), 60))
 def test_whatever_happens_the_window_is_one(control, events):
     made, now = control(MSS), 1.0
     for event, octets, seconds in events:
@@ -350,7 +352,7 @@ def test_rfc6937_3_1_below_the_threshold_it_is_refilled_as_fast_as_is_safe():
     assert fast.acknowledged(100 * MSS, 10 * MSS, 50 * MSS, MSS, safe=True) == 50 * MSS
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 200), st.booleans(), st.integers(0, 30)), max_size=50))
+@given(lengths.lists(st.tuples(st.integers(0, 20), st.integers(0, 200), st.booleans(), st.integers(0, 30)), 50))
 def test_it_is_never_less_than_what_is_in_the_network_and_bounded_by_the_threshold(acknowledgments):
     prr = ProportionalRateReduction(100 * MSS)
     for delivered, pipe, safe, sent in acknowledgments:

@@ -6,6 +6,7 @@ import random
 from ipaddress import IPv4Address
 from struct import pack
 
+import lengths
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,7 +131,7 @@ def records(draw: st.DrawFn) -> bytes:
     return made
 
 
-@given(st.lists(st.lists(records(), max_size=6), max_size=5),
+@given(lengths.lists(lengths.lists(records(), 6), 5),
        st.fixed_dictionaries({}, optional={"window_scaling": st.booleans(), "timestamps": st.booleans(),
                                            "sack": st.booleans(), "maxseg": st.sampled_from([0, 88, 1000]),
                                            "fast_open": st.sampled_from([0, 5])}),
