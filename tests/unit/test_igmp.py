@@ -636,7 +636,7 @@ SAID = st.builds(
     lambda kind, code, group, tail: bytes((kind, code, 0, 0)) + IPv4Address(group).packed + tail,
     st.sampled_from([0x11, 0x11, 0x11, 0x12, 0x16, 0x17, 0x22]) | st.integers(0, 255),
     st.sampled_from([0, 1, 100, 128, 255]), st.sampled_from(["0.0.0.0", ONE, TWO, PEER]),
-    st.sampled_from([b"", b"", b"\0", bytes(4), b"\2\x7d\0\0"]) | st.builds(
+    st.sampled_from([b"", b"", b"\0", bytes(3), bytes(4), b"\2\x7d\0\0"]) | st.builds(
         lambda flags, interval, count, rest: bytes((flags, interval, 0, count)) + rest, st.integers(0, 255),
         st.integers(0, 255), st.integers(0, 3), st.lists(st.sampled_from([PEER, ME]), max_size=3).map(
             lambda sources: b"".join(IPv4Address(each).packed for each in sources))))

@@ -454,6 +454,7 @@ PACKETS = st.sampled_from([bytes(packet) for packet in (
 RECORD = st.one_of(
     lengths.octets(80),
     lengths.damaged(PACKETS),
+    st.builds(lambda total: from_link(repaired(corrupt(PLAIN, 3, total))), st.integers(0, 40)),
     *[st.builds(lambda packet, flags, size: from_link(repaired(packet), flags, size), lengths.damaged(PACKETS),
                 st.sampled_from([0, 0, 0, FLAG_GROUP]), st.sampled_from([0, 0, 0, 3]))] * 3,
     st.builds(lambda source, to, rest: transmit(source, to) + rest,
@@ -490,6 +491,8 @@ def test_no_records_of_any_kind_do_any_harm_and_every_packet_is_accounted_for(ca
         layer.now += passed
         sends = layer.gives(sender, kind, *records)
         assert all(sent_kind in allowed[topology.NAMES[consumer]] for consumer, sent_kind, _ in sends)
+        assert all(len(record) - UP >= max(20, (record[UP] & 15) * 4) for _, sent_kind, record in sends
+                   if sent_kind == PACKET)
         if kind == PACKET:
             delivered += sum(max(1, segments_of(record)) for _, sent_kind, record in sends if sent_kind == PACKET)
     incoming = ("truncated", "bad_version", "bad_header_length", "bad_header_checksum", "bad_source",

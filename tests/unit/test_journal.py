@@ -195,20 +195,25 @@ def test_a_turn_that_sends_nothing_leaves_no_note(durable: Durable):
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths.lists(st.tuples(st.integers(0, 60_000) | st.just(60_000), st.sampled_from([True] + [False] * 9)), 40, 1))
-@example([(60_000, True), *[(60_000, False)] * 40])  # more than the ring holds, if the turn never ended by itself
+@given(lengths.lists(st.tuples(st.integers(0, 60_000) | st.just(60_000), st.sampled_from([True] + [False] * 9),
+                               st.sets(st.sampled_from([7, 8, 9]), min_size=1)), 40, 1))
+@example([(60_000, True, {9}), *[(60_000, False, {9})] * 40])  # more than the ring holds, if the turn never ended
+@example([(5, True, {7, 8, 9})])
 def test_input_and_output_of_a_turn_are_published_together(turns):
     durable = Durable()
     try:
         journal = Journal(durable.map())
-        published = 0
-        for number, (octets, ends) in enumerate(turns, 1):
+        published, done = 0, dict[int, int]()
+        for number, (octets, ends, senders) in enumerate(turns, 1):
             journal.write(A, number, bytes(octets))
             if ends or journal.crowded:
-                journal.publish([Took(9, number)])
+                journal.publish([Took(sender, number) for sender in sorted(senders)])
                 published = number
+                done |= dict.fromkeys(senders, number)
             reader = Journal(durable.map())
-            assert reader.sent.get(A, 0) == reader.done.get(9, 0) == published
+            assert reader.sent.get(A, 0) == published
+            assert all(reader.done.get(sender) == last for sender, last in done.items() if last == published)
+            assert all(done[sender] >= last for sender, last in reader.done.items())
     finally:
         durable.close()
 
@@ -283,7 +288,7 @@ def test_memory_that_large_frames_needed_is_given_back(durable: Durable):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 700), st.integers(0, 70_000)), min_size=1, max_size=25), st.integers(0, 60))
+@given(st.lists(st.tuples(st.integers(1, 700), st.integers(0, 70_000)), min_size=1, max_size=25), st.integers(0, 30))
 def test_the_newest_frames_are_kept_whole_whatever_their_lengths_and_the_crash(runs, line):
     """Runs of frames of one length, so that the ring begins again early and late; then a crash in the next turn."""
     durable = Durable()

@@ -352,7 +352,8 @@ def sensible_options(draw: st.DrawFn) -> tuple[int, bytes | int]:
     name = draw(st.sampled_from([*MEMBERSHIPS, LOOP, ALL, TTL]))
     group, source = draw(st.sampled_from([ONE, TWO])), draw(st.sampled_from([PEER, OTHER]))
     sources = draw(st.lists(st.sampled_from([PEER, OTHER]), max_size=2, unique=True))
-    mode = b"".join(number.to_bytes(4, byteorder) for number in (draw(st.integers(0, 1)), len(sources)))
+    count = len(sources) + draw(st.sampled_from([0, 0, 0, 1, 100]))  # so many are said to be there
+    mode = b"".join(number.to_bytes(4, byteorder) for number in (draw(st.integers(0, 1)), count))
     index = draw(st.sampled_from([0, 2])).to_bytes(8, byteorder)
     match name:
         case 35 | 36:  # IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP

@@ -155,6 +155,12 @@ def test_agrees_with_a_plain_model(events):
     st.builds(frame, st.sampled_from(MACS), st.sampled_from(MACS)))), 12))
 def test_any_octets_are_forwarded_or_counted(frames):
     switch, counters = joined()
-    passed = sum(bool(switch.forward(port, [octets], 0.0)) for port, octets in frames)
+    passed = 0
+    for port, octets in frames:
+        forwarded = switch.forward(port, [octets], 0.0)
+        passed += bool(forwarded)
+        assert port not in forwarded
+        assert all(sent == [octets] for sent in forwarded.values())
+        assert not forwarded or (len(octets) >= FRAME_MIN_OCTETS and not octets[6] & 1)
     dropped = sum(counters[index] for index, counter in enumerate(C.declared.values()) if counter.role == "drop")
     assert passed + dropped == len(frames) == counters[C.frames_in]
