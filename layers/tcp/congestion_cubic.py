@@ -49,7 +49,8 @@ class Control(CongestionControl):
         alpha = ALPHA if self._friendly < self._prior else 1.0
         self._friendly += alpha * mss * octets / cwnd
         if self._cubic(elapsed_s) < self._friendly:
-            return max(cwnd, self._friendly)  # Reno-friendly region
+            # Reno-friendly region. After a pause the window is below an estimate from before: no faster than slow start
+            return min(max(cwnd, self._friendly), cwnd + octets)
         target = min(max(self._cubic(elapsed_s + rtt_s), cwnd), 1.5 * cwnd)  # section 4.2
         return cwnd + (target - cwnd) * octets / cwnd  # sections 4.4, 4.5
 

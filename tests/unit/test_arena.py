@@ -234,9 +234,13 @@ class ArenaAgainstAModel(RuleBasedStateMachine):
                 self.arena.ring(reference).write(offset, octets)
                 self.cells[stream] = reference
 
-        self.life(line, action)
+        died = self.life(line, action)
         if stream in self.cells:
             self.content[stream] = (offset, octets)
+        elif not died:  # there is no free piece of this size
+            blocks = 4 ** order_for(size)
+            taken = {block for reference in self.cells.values() for block in blocks_of(reference)}
+            assert all(taken.intersection(range(at, at + blocks)) for at in range(0, MB4 // KB64, blocks))
 
     @precondition(lambda self: self.cells)
     @rule(data=st.data(), line=st.integers(0, 14))

@@ -70,14 +70,16 @@ class NeighborsAgainstAModel(RuleBasedStateMachine):
         self.host.passes(end - self.now)
         assert sorted(told) == sorted((UNREACHABLE, ip4(address)) for address in self.quests_end(end))
 
-    @rule(address=ADDRESSES, mac=MACS, deleted=st.booleans(), seconds=st.sampled_from([0.0, 1.0, 5.0]))
-    def a_neighbour_is_asked_again_when_it_was_silent_for_a_while(self, address, mac, deleted, seconds):
+    @rule(address=ADDRESSES, mac=MACS, deleted=st.booleans(), before=st.sampled_from([0.0, 1.0, 2.0]),
+          after=st.sampled_from([0.0, 1.0, 5.0]))
+    def a_neighbour_is_asked_again_when_it_was_silent_for_a_while(self, address, mac, deleted, before, after):
         self.a_request_comes(address, mac, OUR)
         self.time_passes(FRESH_S)
         self.ip_asks(address)
+        self.time_passes(before)
         if deleted:
             self.a_person_deletes(address)
-        self.time_passes(seconds)
+        self.time_passes(after)
 
     @rule(address=ADDRESSES, mac=MACS)
     def a_person_adds(self, address, mac):

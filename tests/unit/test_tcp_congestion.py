@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lengths
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from layers.tcp import congestion
@@ -147,13 +147,16 @@ def test_no_number_that_is_restored_gives_a_window_that_cannot_be(control, numbe
     st.sampled_from(["ack", "ack", "limited", "loss", "timeout", "mark", "undo", "idle", "recovered", "rtt"]),
     st.integers(1, 100_000) | st.sampled_from([MSS, 2 * MSS]),
     st.floats(0, 10) | st.sampled_from([0.0, 0.001, 0.1, 0.12, 0.15])), 60))
+@example([("loss", 40 * MSS, 0.0), ("recovered", 1, 0.0), *[("ack", 2 * MSS, 0.001)] * 900, ("idle", 1, 10.0),
+          *[("ack", 2 * MSS, 0.001)] * 100])
 def test_whatever_happens_the_window_is_one(control, events):
-    made, now = control(MSS), 1.0
+    made, now, recovering = control(MSS), 1.0, False
     for event, octets, seconds in events:
         now += seconds
         before = made.cwnd
         if event in ("ack", "limited"):
-            made.acknowledged(octets, now, seconds, limited=event == "limited")
+            if not recovering:  # else it is not asked
+                made.acknowledged(octets, now, seconds, limited=event == "limited")
             assert before <= made.cwnd <= before + octets + 1
         elif event == "rtt":
             made.round_trip(seconds, octets, octets + 1000)
@@ -161,11 +164,14 @@ def test_whatever_happens_the_window_is_one(control, events):
             made.idle(seconds, 0.2)
         elif event == "undo":
             made.undo()
+            recovering = False
         elif event == "recovered":
-            if made.ssthresh < UNLIMITED:
+            if recovering:
                 made.recovered()
+            recovering = False
         else:
             made.reduce(octets, {"loss": LOSS, "timeout": TIMEOUT, "mark": ECN}[event], now)
+            recovering = event != "timeout"
             if event == "timeout":
                 made.timed_out()
         assert MSS <= made.cwnd <= UNLIMITED

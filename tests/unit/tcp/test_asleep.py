@@ -6,8 +6,9 @@ import gc
 import sys
 from typing import Any
 
+import lengths
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from layers.tcp import asleep, info, listing, quiet
@@ -156,7 +157,8 @@ def story(actions: list[tuple[str, bool, Any]], seed: int, loss: float, sleep_s:
 
 
 @settings(max_examples=40)
-@given(st.lists(ACTIONS, max_size=12), st.integers(0, 1 << 16), st.sampled_from([0, 0.05]))
+@given(lengths.lists(ACTIONS, 12), st.integers(0, 1 << 16), st.sampled_from([0, 0.05]))
+@example([("write", True, 700), ("pause", True, 31.0), ("write", False, 700), ("pause", True, 8.0)], 1, 0)
 def test_an_engine_whose_connections_sleep_does_what_one_does_whose_connections_never_sleep(actions, seed, loss):
     awake, never = story(actions, seed, loss, NEVER)
     assert never == 0
