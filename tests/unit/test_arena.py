@@ -206,7 +206,7 @@ class ArenaAgainstAModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mapped = mapping()
+        self.mapped = mapping(MB)  # so that it is full now and then, and pieces have to be merged
         self.arena = Arena(self.mapped, poison=True)
         self.cells: dict[int, int] = {}  # durable: what the slots name
         self.content: dict[int, tuple[int, bytes]] = {}  # stream -> offset, octets
@@ -240,7 +240,7 @@ class ArenaAgainstAModel(RuleBasedStateMachine):
         elif not died:  # there is no free piece of this size
             blocks = 4 ** order_for(size)
             taken = {block for reference in self.cells.values() for block in blocks_of(reference)}
-            assert all(taken.intersection(range(at, at + blocks)) for at in range(0, MB4 // KB64, blocks))
+            assert all(taken.intersection(range(at, at + blocks)) for at in range(0, MB // KB64, blocks))
 
     @precondition(lambda self: self.cells)
     @rule(data=st.data(), line=st.integers(0, 14))

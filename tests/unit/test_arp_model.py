@@ -71,7 +71,7 @@ class NeighborsAgainstAModel(RuleBasedStateMachine):
         assert sorted(told) == sorted((UNREACHABLE, ip4(address)) for address in self.quests_end(end))
 
     @rule(address=ADDRESSES, mac=MACS, deleted=st.booleans(), before=st.sampled_from([0.0, 1.0, 2.0]),
-          after=st.sampled_from([0.0, 1.0, 5.0]))
+          after=st.sampled_from([0.0, 1.0, 3.0, 4.0, 5.0]))
     def a_neighbour_is_asked_again_when_it_was_silent_for_a_while(self, address, mac, deleted, before, after):
         self.a_request_comes(address, mac, OUR)
         self.time_passes(FRESH_S)
