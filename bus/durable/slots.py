@@ -69,6 +69,14 @@ class Slots:
         self.cells[_EVER_USED] = number
         return number
 
+    def write(self, number: int, at: int, octets: bytes) -> None:
+        """Store whole cells from octet `at` of the slot on: each by one instruction, but in any order.
+
+        `Struct.pack_into` would first fill all of them with zeros.
+        """
+        start = number * self.octets + at
+        self.memory[start : start + len(octets)] = octets
+
     def publish(self, number: int, state: int) -> None:
         """Publish the slot by one store, in `state` (1 to 255); also changes from one state to another."""
         head = number * self.width

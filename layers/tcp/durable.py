@@ -3,10 +3,10 @@
 A connection is a slot of 256 octets, its octets lie in rings of the arena. The order of stores makes it safe: octets
 at their place, then the slot's cells, then the turn is published, then frames leave. So nothing is acknowledged and
 no room is given before it is stored, and a turn that a SIGKILL cut short is done again: every input is idempotent by
-sequence number or offset. Within a slot the order of cells is that of `HOT`: a ring before what is said to be in it,
-what was written before what was sent, where the peer's FIN is before RCV.NXT passes it. What a handshake agreed on is
-stored before the numbers that say that it is complete. A ring that is not needed any more is free only after the slots
-have been stored.
+sequence number or offset. Within a slot the cells are stored one by one, in the order of `HOT`: a ring before what is
+said to be in it, what was written before what was sent, where the peer's FIN is before RCV.NXT passes it. What a
+handshake agreed on is stored before the numbers that say that it is complete. A ring that is not needed any more is
+free only after the slots have been stored.
 
 Not stored, because the peer or the application says it again: octets beyond a gap, duplicates, what SACK reported.
 """
@@ -41,7 +41,7 @@ _REFERENCES = Struct("=Q")
 
 # Cells of a slot, from 1 on (0 is the head). Constant ones, or nearly:
 IDENTITY = Struct("@IIQHHBBBB16s16sIIIHHHHBBH")  # see `_identity`; 80 octets, cells 1 to 10
-# and what a turn changes, cells 11 to 25: native order, so that each is stored by one instruction
+# and what a turn changes, cells 11 to 25, see `_store_hot`
 HOT = Struct("@10Q6IdQ")
 ADVISORY_OCTETS = 48  # cells 26 to 31: round trips and congestion control; torn or old values do no harm
 IDENTITY_AT, HOT_AT, ADVISORY_AT = 8, 88, 208
@@ -70,6 +70,7 @@ class Durable:
                 self.slots.free(number)
             state[key_handles + 1] = LAYOUT
         self.memory = memory.slots
+        self._halves, self._seconds = memory.slots.cast("I"), memory.slots.cast("d")
         self._shared = memory.shared
         self._released: list[int] = []
         self._leaving: deque[tuple[float, int]] = deque()  # (time at which it is free, reference) of released rings
@@ -241,9 +242,7 @@ class Durable:
 
     def store(self, conn: Connection) -> None:
         """See `Cells`. 1 us."""
-        at = conn.slot * SLOT_OCTETS
-        send, receive = conn.send_ring, conn.receive_ring
-        end, fin_at, wait, accurate = conn.end, conn.fin_at, conn.wait_until, conn.accurate
+        accurate = conn.accurate
         stored, identity = conn.stored, (conn.state, conn.handle, conn.accept_number, conn.mss, conn.former_mss,
                                          conn.home, accurate.octet if accurate is not None else -1)
         begins = constant = False
@@ -254,21 +253,40 @@ class Durable:
             # is gone last: until then it says again that it has closed
             begins = handshake and conn.handle != ORPHAN
         if begins:
-            IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
-        HOT.pack_into(
-            self.memory, at + HOT_AT, send.reference if send is not None else 0,
-            receive.reference if receive is not None else 0, conn.written, 0 if end is None else end + 1, conn.snd_nxt,
-            conn.snd_una, 0 if fin_at is None else fin_at + 1, conn.rcv_nxt, conn.advertised, conn.read,
-            conn.ts_recent, int(conn.ts_recent_at) & _MASK_32, conn.snd_window, conn.window_max, conn.rcv_limit,
-            conn.send_limit, wait or 0.0, conn.last_ack_sent)  # a window is less than 2**30 (RFC 7323 section 2.3)
+            self.slots.write(conn.slot, IDENTITY_AT, IDENTITY.pack(*_identity(conn)))
+        self._store_hot(conn)
         if identity != stored:
             if constant and not begins:
-                IDENTITY.pack_into(self.memory, at + IDENTITY_AT, *_identity(conn))
+                self.slots.write(conn.slot, IDENTITY_AT, IDENTITY.pack(*_identity(conn)))
             conn.stored = identity
             self.slots.publish(conn.slot, conn.state)
         recovery = conn.recovery
         if recovery is not None and recovery.advises:
-            recovery.store(self.memory, at + ADVISORY_AT)
+            recovery.store(self.memory, conn.slot * SLOT_OCTETS + ADVISORY_AT)
+
+    def _store_hot(self, conn: Connection) -> None:
+        """`HOT`, cell by cell: `Struct.pack_into` first fills all of them with zeros (CPython, s_pack_internal)."""
+        send, receive, end, fin_at = conn.send_ring, conn.receive_ring, conn.end, conn.fin_at
+        cells, at = self.slots.cells, (conn.slot * SLOT_OCTETS + HOT_AT) // 8
+        cells[at] = send.reference if send is not None else 0
+        cells[at + 1] = receive.reference if receive is not None else 0
+        cells[at + 2] = conn.written
+        cells[at + 3] = 0 if end is None else end + 1
+        cells[at + 4] = conn.snd_nxt
+        cells[at + 5] = conn.snd_una
+        cells[at + 6] = 0 if fin_at is None else fin_at + 1
+        cells[at + 7] = conn.rcv_nxt
+        cells[at + 8] = conn.advertised
+        cells[at + 9] = conn.read
+        halves, half = self._halves, 2 * (at + 10)
+        halves[half] = conn.ts_recent
+        halves[half + 1] = int(conn.ts_recent_at) & _MASK_32
+        halves[half + 2] = conn.snd_window  # less than 2**30 (RFC 7323 section 2.3)
+        halves[half + 3] = conn.window_max
+        halves[half + 4] = conn.rcv_limit
+        halves[half + 5] = conn.send_limit
+        self._seconds[at + 13] = conn.wait_until or 0.0
+        cells[at + 14] = conn.last_ack_sent
 
     def advice(self, conn: Connection) -> memoryview | None:
         """See `Cells`."""

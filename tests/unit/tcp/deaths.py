@@ -10,12 +10,11 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from struct import Struct
 from types import FrameType
 
 import pytest
 
-from layers.tcp import durable
+from bus.durable.slots import Slots
 
 ROOT = Path(__file__).parents[3]
 TRACED = (str(ROOT / "layers/tcp"), str(ROOT / "bus/durable"), __file__)
@@ -25,17 +24,11 @@ class Death(BaseException):
     """A SIGKILL."""
 
 
-class Cells:
-    """A structure that is stored one cell after the other, so that a death can come between two of them."""
-
-    def __init__(self, struct: Struct) -> None:
-        self._struct = struct
-        self.size, self.unpack_from = struct.size, struct.unpack_from
-
-    def pack_into(self, memory: memoryview, at: int, *values: object) -> None:
-        octets = self._struct.pack(*values)
-        for place in range(0, len(octets), 8):
-            memory[at + place : at + min(place + 8, len(octets))] = octets[place : place + 8]
+def write_cells(slots: Slots, number: int, at: int, octets: bytes) -> None:
+    """As `Slots.write`, one cell after the other, so that a death can come between two of them."""
+    start = number * slots.octets + at
+    for place in range(0, len(octets), 8):
+        slots.memory[start + place : start + place + 8] = octets[place : place + 8]
 
 
 class Deaths:
@@ -52,7 +45,7 @@ class Deaths:
     def _trace(self, frame: FrameType, event: str, _: object) -> object:
         if not frame.f_code.co_filename.startswith(TRACED):
             return None
-        if frame.f_code.co_filename == __file__ and frame.f_code.co_name != "pack_into":
+        if frame.f_code.co_filename == __file__ and frame.f_code.co_name != "write_cells":
             return None
         return self._trace_lines
 
@@ -84,5 +77,4 @@ class Deaths:
 
 def torn(patch: pytest.MonkeyPatch) -> None:
     """Have slots stored cell by cell."""
-    for name in ("HOT", "IDENTITY"):
-        patch.setattr(durable, name, Cells(getattr(durable, name)))
+    patch.setattr(Slots, "write", write_cells)

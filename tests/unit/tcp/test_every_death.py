@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 
 import pytest
 
+from bus.durable.slots import SLOT_OCTETS
+from bus.durable.stream_memory import StreamMemory
+from bus.streams import StreamState
+from layers.tcp.connection import ESTABLISHED, Connection, Ends
+from layers.tcp.durable import Durable
 from tests.unit.tcp.deaths import Deaths, torn
+from tests.unit.tcp.host import A, B
 from tests.unit.tcp.stage import Stage
 
 SCENES = {
@@ -22,6 +29,44 @@ SCENES = {
     "ports of connections in TIME-WAIT": {"before": 1, "reused": True, "peer_waits": True},
 }
 OF_MANY = {"incoming": 2, "outgoing": 2, "before": 3}
+
+
+class Watched:
+    """A number that is converted when it is stored, and calls `look` then."""
+
+    def __init__(self, value: int, look: Callable[[], object]) -> None:
+        self._value, self._look = value, look
+
+    def __index__(self) -> int:
+        self._look()
+        return self._value
+
+
+def test_while_a_connection_is_stored_each_cell_has_its_old_or_its_new_value():
+    durable = Durable(StreamMemory.volatile(), {}, 1)
+    conn = Connection(Ends(A, 1, B, 2), 7, StreamState(handle=7, request=0))
+    assert durable.born(conn)
+    numbers = ("written", "snd_nxt", "snd_una", "rcv_nxt", "advertised", "read", "ts_recent", "snd_window",
+               "window_max", "rcv_limit", "send_limit", "last_ack_sent", "mss", "former_mss")
+
+    def cells() -> list[bytes]:
+        start = conn.slot * SLOT_OCTETS
+        octets = bytes(durable.memory[start : start + SLOT_OCTETS])
+        return [octets[at : at + 4] for at in range(0, len(octets), 4)]
+
+    def store(first: int) -> list[bytes]:
+        conn.state = ESTABLISHED
+        for number, name in enumerate(numbers, first):
+            setattr(conn, name, Watched(number, lambda: seen.append(cells())))
+        durable.store(conn)
+        return cells()
+
+    seen: list[list[bytes]] = []
+    old = store(1001)
+    seen.clear()
+    new = store(2001)
+    assert len(seen) >= len(numbers)
+    assert all(one in (before, after) for each in seen for one, before, after in zip(each, old, new, strict=True))
 
 
 def differing(scene: dict[str, int | bool]) -> list[int]:
