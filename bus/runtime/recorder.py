@@ -84,7 +84,7 @@ class Origin(NamedTuple):
 def _view(memory: Any, at: int, octets: int, form: str) -> memoryview:
     """A view of a part of a memory."""
     view = memoryview(memory)[at : at + octets]
-    return view.cast("Q") if form == "Q" else view
+    return view if form == "B" else view.cast(form)  # type: ignore[call-overload]
 
 
 def _address(memory: Any) -> int:
