@@ -215,7 +215,8 @@ class Service:
         self.ready_at, self.away_since = now, None
         self._spare_at = now + SPARE_AFTER_S
         self._forks_refused = 0
-        self._do(Serves(), Log("serves", gap_ms=gap_ms), Answer(""))
+        self._do(Serves(), Log("serves", gap_ms=gap_ms))
+        self._answer("")
 
     def _refused(self, now: float, role: Role, why: str) -> None:
         """A fork failed: try again, with increasing pauses."""
@@ -228,7 +229,7 @@ class Service:
             self._spare_at = now + pause_s
         elif role is Role.SUCCESSOR:
             self._load_by = None
-            self._do(Answer(f"{self.name}: no process for the new code: {why}"))
+            self._answer(f"{self.name}: no process for the new code: {why}")
         elif self.state is not State.STOPPING:
             self.state, self.start_at = State.PAUSED, now + pause_s
 
@@ -253,8 +254,8 @@ class Service:
             self.start_at = now + pause_s
             self.state = State.FAILED if self.policy.given_up else State.PAUSED
         if self.state is State.FAILED:
-            self._do(Answer(f"{self.name} keeps dying: {death.why}"),
-                     Log("failed", f"it keeps dying; it is tried again in {pause_s:.0f} s, or at once by "
+            self._answer(f"{self.name} keeps dying: {death.why}")
+            self._do(Log("failed", f"it keeps dying; it is tried again in {pause_s:.0f} s, or at once by "
                          f"`launcher.py restart {self.name}`", process=False))
 
     def _hang(self, now: float, beat: float, why: str) -> None:
@@ -308,6 +309,8 @@ class Service:
         """The process that was told to stop has ended."""
         self.present.discard(Role.PROCESS)
         self._stop_by = None
+        if death.from_outside:
+            self._do(Blame(may_be=False))
         if Role.SUCCESSOR in self.present and self._load_by is None:
             self._promote(now)
         else:
@@ -317,8 +320,14 @@ class Service:
     def _lose_successor(self, now: float, death: Death) -> None:
         self.present.discard(Role.SUCCESSOR)
         self._load_by = None
-        self._do(Log("refused", death.why, process=False),
-                 Answer(f"{self.name}: the new version did not start, the former one keeps serving:\n{death.why}"))
+        self._do(Log("refused", death.why, process=False))
+        self._answer(f"{self.name}: the new version did not start, the former one keeps serving:\n{death.why}")
+
+    def _answer(self, problem: str) -> None:
+        """To those who have asked for a planned restart. While there is a successor, only what becomes of it answers:
+        until then a process with the former code may die and be replaced."""
+        if Role.SUCCESSOR not in self.present:
+            self._do(Answer(problem))
 
     # -- time, and the end ---------------------------------------------------------------------------------------
 

@@ -193,6 +193,38 @@ def test_a_request_during_a_restart_is_answered_by_that_restart():
     assert layer.happens(Event.RENEW) == []
 
 
+def test_a_planned_restart_is_answered_when_the_new_code_serves_not_when_the_former_does_after_a_death():
+    layer = Layer().up()
+    layer.happens(Event.RENEW)
+    layer.dies(KILL)
+    layer.ready()
+    assert layer.answers == [""], "that of the boot"
+    layer.happens(Event.LOADED)
+    layer.dies(Death("exited with status 0"))
+    layer.ready()
+    assert (layer.answers, layer.processes) == (["", ""], {Role.PROCESS: "new"})
+
+
+def test_new_code_is_the_way_out_for_a_layer_that_keeps_dying():
+    layer = Layer().up()
+    layer.happens(Event.RENEW)
+    while layer.state is not State.FAILED:
+        if Role.PROCESS in layer.processes:
+            layer.dies()
+        layer.passes(2.1) if layer.state is State.PAUSED else None
+    assert layer.answers == [""]
+    layer.happens(Event.LOADED)
+    layer.ready()
+    assert (layer.answers, layer.processes) == (["", ""], {Role.PROCESS: "new"})
+
+
+def test_a_kill_from_outside_while_a_process_stops_for_its_successor_is_not_the_records():
+    layer = Layer().up()
+    layer.happens(Event.RENEW)
+    layer.happens(Event.LOADED)
+    assert layer.dies(KILL)[0] == Blame(may_be=False)
+
+
 def test_code_that_does_not_load_is_refused_and_the_former_serves_on():
     layer = Layer().up()
     layer.happens(Event.RENEW)
