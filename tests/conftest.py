@@ -6,9 +6,11 @@ run in one worker, in order: each worker that had some of them would make it aga
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+from collections.abc import Generator
 
 import pytest
 
@@ -28,6 +30,23 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Verdict())
+
+
+DESCRIPTORS_MORE = 200
+_held = 0  # descriptors after the last collection
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Mappings of memory in cycles keep their descriptors until the collector finds them, and a layer that starts in a
+    test freezes all that there is; select(2) takes no descriptor above 1023."""
+    global _held
+    done = yield
+    if len(os.listdir("/proc/self/fd")) > _held + DESCRIPTORS_MORE:
+        gc.unfreeze()
+        gc.collect()
+        _held = len(os.listdir("/proc/self/fd"))
+    return done
 
 
 CHEAP = {"home"}  # fixtures of a module that any worker may make

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,22 @@ from supervisor.control import Client, claimed
 
 from .conftest import require_program, unique_name
 from .peers import LAYERS, PATIENCE_S, Stack, wait_for
+
+
+def remove(directory: Path) -> None:
+    """As a cleaner of temporary files does, while the keeper may make some of it anew."""
+    while directory.exists():
+        with suppress(OSError):
+            shutil.rmtree(directory)
+
+
+def made(directory: Path) -> bool:
+    """Make it; False: the keeper was faster."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
 
 
 def serves_an_application(stack: Stack) -> bool:
@@ -55,7 +72,7 @@ def test_a_directory_that_was_removed_is_made_anew(new_stack, gone: str) -> None
     stack = new_stack().up()
     before, keeper = stack.incarnations(), stack.keeper
     assert list(claimed()).count(stack.run_dir) == 1
-    shutil.rmtree(stack.run_dir if gone == "the directory" else stack.run_dir.parent)
+    remove(stack.run_dir if gone == "the directory" else stack.run_dir.parent)
     assert stack.keeper == keeper  # found without any file
     wait_for("all layers", lambda: (stack.run_dir / "control.sock").exists()
              and all(number > before[name] for name, number in stack.incarnations().items()) and stack.serves())
@@ -73,8 +90,9 @@ def test_without_its_directory_a_stack_is_found_degraded_and_no_second_one_start
     stack.env["USERNET_DIR"] = str(stack.run_dir)
     stack.up()
     keeper = stack.keeper
-    shutil.rmtree(stack.run_dir)
-    stack.run_dir.mkdir(mode=0o700)
+    remove(stack.run_dir)
+    while not made(stack.run_dir):
+        remove(stack.run_dir)
     (stack.run_dir / "letter").write_text("of somebody who took the name")  # so it cannot be made anew
     try:
         wait_for("the trouble", lambda: json.loads(stack.run("status", "--json", status=None).stdout)["trouble"])
@@ -98,7 +116,7 @@ def test_a_wire_that_was_removed_joins_its_stacks_again(new_stack, removed: str)
         wait_for("the switch", lambda: switch_of(stack))  # noqa: B023
     ports = sorted(directory.glob("port-*.sock"))
     if removed == "the directory":
-        shutil.rmtree(directory)
+        remove(directory)
     else:
         (ports[0] if removed == "a port" else directory / removed).unlink()
     wait_for("all files", lambda: all(path.exists() for path in (
@@ -144,13 +162,13 @@ def test_a_stack_on_a_wire_whose_whole_runtime_directory_is_gone(new_stack, home
     stack.env["XDG_RUNTIME_DIR"], stack.run_dir = str(runtime), runtime / "usernet" / stack.name
     stack.up("--wire", unique_name())
     wait_for("the switch", lambda: switch_of(stack))
-    shutil.rmtree(runtime)
+    remove(runtime)
     for what in (stack.run_dir, "the directory of the wire"):
         wait_for("the trouble", lambda: f"{what} was removed and cannot be made anew" in (  # noqa: B023
             shown(stack)["trouble"]))
     runtime.mkdir(mode=0o700)
     wait_for("all", lambda: (shown(stack)["state"], shown(stack)["trouble"]) == ("up", "") and switch_of(stack))
-    shutil.rmtree(runtime)
+    remove(runtime)
     wait_for("the trouble", lambda: shown(stack)["trouble"])
     stack.run("down")
     wait_for("its end", lambda: not stack.processes())
@@ -206,7 +224,7 @@ def test_a_cleaner_that_asks_for_a_lock_on_a_directory_does_not_get_one(new_stac
     directory = stack.run_dir if of == "the stack" else stack.run_dir.parent / ".wires" / wire
     stack.up(*([] if of == "the stack" else ["--wire", wire]))
     if of == "its wire that was made anew":
-        shutil.rmtree(directory)
+        remove(directory)
         wait_for("the port", lambda: list(directory.glob("port-*.sock")))
     asked = subprocess.run(["flock", "--nonblock", "--exclusive", str(directory), "true"], check=False)
     assert asked.returncode == 1
