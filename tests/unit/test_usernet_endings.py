@@ -6,6 +6,7 @@ Each program runs in a process of its own and has to end by itself; what hangs i
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import statistics
@@ -59,6 +60,24 @@ def run(service, body: str, first: str = "") -> str:
                           timeout=STUCK_S + 10)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# -- stacks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_uses_one_stack_after_another_keeps_no_descriptors():
+    held = []
+    for _ in range(5):
+        service = Service()
+        try:
+            with usernet.Stack(run_dir=service.run_dir).socket(usernet.AF_INET, usernet.SOCK_DGRAM) as app:
+                app.bind(("10.0.0.2", 0))
+        finally:
+            service.down()
+        del service, app
+        gc.collect()
+        held.append(len(os.listdir("/proc/self/fd")))
+    assert held[-1] == held[1], held
 
 
 # -- destructors ---------------------------------------------------------------------------------------------------

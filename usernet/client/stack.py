@@ -48,6 +48,7 @@ class Stack:
             if connection is None or not connection.alive():
                 if connection is not None:
                     connection.close(linger_s=0)
+                _close_ended()
                 connection = _connections[self.run_dir] = Connection(self.run_dir, self.name, self._tool)
                 _all[:] = [each for each in _all if each.boxes or not each.closed]
                 _all.append(connection)
@@ -95,6 +96,14 @@ class Stack:
 
     def __repr__(self) -> str:
         return f"<usernet.Stack {self.name!r} in {self.run_dir}>"
+
+
+def _close_ended() -> None:
+    """Close the connections to stacks that are gone, if no socket needs them: each has six descriptors."""
+    for run_dir, connection in list(_connections.items()):
+        if not connection.boxes and not connection.alive():
+            del _connections[run_dir]
+            connection.close(linger_s=0)
 
 
 def all_sockets() -> list[Any]:
