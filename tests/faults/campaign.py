@@ -77,8 +77,10 @@ class Campaign:
     def _hardship(self, incident: Incident) -> Iterator[None]:
         """What makes this moment hard, from before its control to its recovery."""
         if incident.moment == "busy":  # processes that want all processors; they end by themselves, too
+            # Each in a session of its own: in one with the load, which sleeps all the time, they would keep all others
+            # from the processors for seconds (docs/recovery.md: the kernel's scheduling of sessions).
             count = BUSY_PER_PROCESSOR * (os.cpu_count() or 1)
-            neighbours = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+            neighbours = [subprocess.Popen([sys.executable, "-c", BUSY], start_new_session=True) for _ in range(count)]
             try:
                 yield
             finally:

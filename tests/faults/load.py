@@ -56,8 +56,9 @@ def _sum16(octets: bytes) -> int:
 class Pace:
     """Says how many of each kind are due."""
 
-    def __init__(self, board: Switchboard) -> None:
+    def __init__(self, board: Switchboard, tick_s: float = TICK_S) -> None:
         self._cells = board.cells
+        self._tick_s = tick_s
         self._next = time.monotonic()
         self._bursts = board.cells[Switchboard.BURSTS]
 
@@ -65,14 +66,14 @@ class Pace:
         """How many to send now."""
         cells = self._cells
         if cells[Switchboard.PAUSE]:
-            self._next = now + TICK_S
+            self._next = now + self._tick_s
             return 0
         count = 0
         while self._next <= now and count < CATCH_UP:
-            self._next += TICK_S
+            self._next += self._tick_s
             count += 1
         if self._next <= now:
-            self._next = now + TICK_S
+            self._next = now + self._tick_s
         if cells[Switchboard.BURSTS] != self._bursts:
             self._bursts = cells[Switchboard.BURSTS]
             count += BURST
@@ -80,7 +81,7 @@ class Pace:
 
     def wait_s(self) -> float:
         """Until the next is due."""
-        return max(0.0, min(self._next - time.monotonic(), TICK_S))
+        return max(0.0, min(self._next - time.monotonic(), self._tick_s))
 
 
 class KernelEnd:

@@ -10,11 +10,13 @@ from supervisor.control import Client
 from tests.faults import extra, schedule
 from tests.faults.flows import ANSWERS, COUNT, Book, Switchboard
 from tests.faults.lab import ADDRESS, PREFIX, Lab, Load
+from tests.faults.load import TICK_S
 from tests.faults.streams import ROLES, SIDES, ready_cell
 
 FLOWS = ("bulk-in", "bulk-out", "calls", "short-in", "short-out", "idle")
 STEADY_FLOWS = FLOWS[:3]
 WIRE_PEER = "10.0.0.3"
+WIRE_TICK_S = 4 * TICK_S  # two stacks at this pace use as much of two cores as one at the other
 READY_S = 40.0  # for a role to be there on both sides: 164 connections on a busy machine
 
 
@@ -56,7 +58,7 @@ class StreamLoad(Load):
             for side in SIDES:
                 own, other = (ADDRESS, peer) if side == "near" else (peer, ADDRESS)
                 arguments = ("tests.faults.streams", role, side, "kernel" if side == "far" and not self._wire else
-                             "usernet", str(self.folder), own, other)
+                             "usernet", str(self.folder), own, other, str(WIRE_TICK_S if self._wire else TICK_S))
                 if side == "far" and self._wire:
                     process = lab.start(*arguments, name=self._wire.peer)
                 else:

@@ -1,12 +1,14 @@
-"""The load of streams, one process a role and side: `python -m tests.faults.streams ROLE SIDE NET FOLDER OWN PEER`.
+"""The load of streams, one process a role and side:
+`python -m tests.faults.streams ROLE SIDE NET FOLDER OWN PEER TICK`.
 
 bulk    numbered blocks as fast as the pace allows, one connection each way; the receiver compares every octet
 calls   64 connections with a request of 64 octets each now and then, and 100 idle ones, which are asked once at the end
 short   connections that are opened, asked once and closed, all the time, from either side
 
 SIDE is `near`, the stack whose layers are hit, or `far`, its peer. NET says whose sockets: `usernet`, or `kernel` on
-the kernel's end of the cable. Both sides of a flow write into its book: the sender what was sent, the receiver (of
-bulk) or the caller what was answered. An error that begins with WRONG or ENDED is about octets or about a connection.
+the kernel's end of the cable. TICK: seconds from block to block, and from request to request. Both sides of a flow
+write into its book: the sender what was sent, the receiver (of bulk) or the caller what was answered. An error that
+begins with WRONG or ENDED is about octets or about a connection.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tests.faults.flows import COUNT, Book, Switchboard
 from tests.faults.load import Pace
 
 BULK_PORT, CALLS_PORT, SHORT_PORT = 5101, 5102, 5103
-BLOCK_OCTETS = 1 << 14  # 1,000 a second: 131 Mbit/s each way
+BLOCK_OCTETS = 1 << 14
 CALL_OCTETS = 64
 CALLERS, IDLE = 64, 100
 SHORT_TICK_S = 0.02
@@ -49,10 +51,10 @@ def block(number: int, octets: int = BLOCK_OCTETS) -> bytes:
 class End:
     """One side of the load: whose sockets, which addresses, which books."""
 
-    def __init__(self, side: str, net: ModuleType, folder: Path, own: str, peer: str) -> None:
+    def __init__(self, side: str, net: ModuleType, folder: Path, own: str, peer: str, tick_s: float) -> None:
         self.is_far = side == "far"
         self.net = net
-        self.own, self.peer = own, peer
+        self.own, self.peer, self.tick_s = own, peer, tick_s
         self._folder = folder
         self.board = Switchboard(folder)
 
@@ -100,7 +102,7 @@ def bulk(end: End) -> None:
     sent, received = (end.book(name) for name in ways)
     taker = threading.Thread(target=_take, args=(end, end.listener(BULK_PORT), received), daemon=True)
     taker.start()
-    pace = Pace(end.board)
+    pace = Pace(end.board, end.tick_s)
     sock, is_first = None, True
     while not end.stopped:
         try:
@@ -241,7 +243,7 @@ def _call(end: End) -> None:
         free.append(sock)
     idle = [end.connected(CALLS_PORT, True) for _ in range(IDLE)]
     _ready(end, "calls")
-    pace = Pace(end.board)
+    pace = Pace(end.board, end.tick_s)
     while not end.stopped:
         now = time.monotonic()
         for _ in range(min(pace.due(now), len(free))):
@@ -355,7 +357,7 @@ def _ready(end: End, role: str) -> None:
 
 def main() -> None:
     """Run one role until told to stop."""
-    role, side, net, folder, own, peer = sys.argv[1:]
+    role, side, net, folder, own, peer, tick_s = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never without the campaign
     if net == "kernel":
@@ -366,7 +368,7 @@ def main() -> None:
         sockets = usernet
     gc.collect()
     gc.freeze()
-    {"bulk": bulk, "calls": calls, "short": short}[role](End(side, sockets, Path(folder), own, peer))
+    {"bulk": bulk, "calls": calls, "short": short}[role](End(side, sockets, Path(folder), own, peer, float(tick_s)))
 
 
 if __name__ == "__main__":
