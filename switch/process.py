@@ -24,11 +24,13 @@ from pathlib import Path
 from bus.runtime.peers import listener_pid
 from bus.wire import (
     CONNECTIONS_MAX,
+    MESSAGE_OCTETS_MAX,
     NEW_PORTS,
     PORTS,
     SWITCH_COUNTERS,
     SWITCH_LOCK,
     SWITCH_SOCKET,
+    Numbered,
     Users,
     pack,
     port_name,
@@ -38,10 +40,10 @@ from bus.wire import (
 from switch.core import Switch
 from switch.counters import Counters as C
 from usernet.pipe.contract import Push, Trust, bounded, open_poller
-from usernet.pipe.frame import MAX_FRAME_OCTETS
 from usernet.pipe.run_dir import PARENTS
 
 PORTS_MAX = 256
+WAITING_MAX = 1000  # messages for a port while its link layer comes back: as many as frames at a TAP
 DESCRIPTORS_A_PORT = 4  # a pidfd, a PUSH and its connection, the connection that came from it
 COUNTERS_OCTETS = mmap.PAGESIZE
 BEAT_NS = COUNTERS_OCTETS // 8 - 1  # the word with CLOCK_MONOTONIC of the loop's last turn
@@ -51,10 +53,26 @@ TICK_S = 0.1  # the longest turn: as in a layer (bus.runtime.event_loop); otherw
 class Port:
     """One stack on the wire: its process, and the pipe to its link layer."""
 
-    def __init__(self, number: int, pidfd: int, outbox: Push) -> None:
+    def __init__(self, number: int, pidfd: int, outbox: Push, incarnation: int) -> None:
         self.number = number
         self.pidfd = pidfd
         self.outbox = outbox
+        self.messages = Numbered(incarnation)
+        self.repeat()
+
+    def send(self, message: bytes) -> bool:
+        """Send it with its number. False: too many wait already."""
+        numbered = self.messages.next(message)
+        if not self.outbox.send(numbered):
+            return False
+        self.messages.sent(numbered)
+        return True
+
+    def repeat(self) -> None:
+        """Send again what the port may not have."""
+        for message in self.messages.repeated():
+            if not self.outbox.send(message):
+                return  # the port will ask again
 
 
 class Place:
@@ -81,11 +99,12 @@ class Process:
         self._directory = directory
         self._counters = place.counters
         self._switch = Switch(self._counters)
+        self._incarnation = int(time.monotonic() * 1e3) & 0xFFFFFFFF or 1  # another one than the switch before
         self._ports: dict[int, Port] = {}
         self._by_pidfd: dict[int, Port] = {}
         self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
         self._ports_max = bounded(PORTS_MAX, self._poller.descriptors_reserved, DESCRIPTORS_A_PORT)
-        self._inbox = self._poller.pull(place.listener, MAX_FRAME_OCTETS, CONNECTIONS_MAX, self._malformed)
+        self._inbox = self._poller.pull(place.listener, MESSAGE_OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
 
     def run(self) -> None:
         """Serve until no port is left, then remove the wire."""
@@ -140,7 +159,7 @@ class Process:
         if number in self._ports or len(self._ports) >= self._ports_max:
             os.close(pidfd)
             return self._ports.get(number)
-        port = Port(number, pidfd, self._poller.push(str(path)))
+        port = Port(number, pidfd, self._poller.push(str(path), WAITING_MAX), self._incarnation)
         self._ports[number] = self._by_pidfd[pidfd] = port
         self._poller.epoll.register(pidfd, select.EPOLLIN)
         self._switch.join(number)
@@ -159,23 +178,28 @@ class Process:
     def _take(self, message: bytes, now: float) -> None:
         counters = self._counters
         try:
-            sender, frames = unpack(message)
+            sender, incarnation, taken, frames = unpack(message)
         except ValueError:
             self._malformed()
             return
-        if sender not in self._ports and self._admit(self._directory / port_name(sender)) is None:
+        port = self._ports.get(sender) or self._admit(self._directory / port_name(sender))
+        if port is None:
             counters[C.stranger] += 1
+            return
+        port.messages.took(incarnation, taken)
+        if not frames:
+            port.repeat()
             return
         for number, chosen in self._switch.forward(sender, frames, now).items():
             # A message whose frames all go on to the port, the usual case, need not be packed again.
             whole = len(chosen) == len(frames)
-            self._send(self._ports[number], message if whole else pack(sender, chosen), len(chosen))
+            self._send(self._ports[number], message if whole else pack(sender, 0, 0, chosen), len(chosen))
 
     def _malformed(self, error: int = 0) -> None:
         self._counters[C.malformed] += 1
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:
-        self._counters[C.frames_out if port.outbox.send(message) else C.port_full] += frames
+        self._counters[C.frames_out if port.send(message) else C.port_full] += frames
 
 
 def _listener(path: Path) -> int:

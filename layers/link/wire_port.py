@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from bus.config import StackConfig
-from bus.durable.rx_log import OCTETS_MAX, RxLog
-from bus.layer import CounterWords
+from bus.durable.layout import Words
+from bus.durable.rx_log import RxLog
 from bus.runtime.outbox import PACK_OCTETS, PACK_RECORDS
-from bus.wire import CONNECTIONS_MAX, SWITCH_SOCKET, Users, pack, port_number, unpack
+from bus.wire import CONNECTIONS_MAX, MESSAGE_OCTETS_MAX, SWITCH_SOCKET, InOrder, Users, port_number
 from layers.link.counters import Counters as C
 from usernet.pipe.contract import Trust, open_poller
 
+ASK_INTERVAL_S = 0.05  # while messages come that are not the next one
+
 
 class Wire:
-    """A device for one port. `listener_fd`: its socket, which the keeper holds."""
+    """A device for one port. `listener_fd`: its socket, which the keeper holds.
+
+    What this process has not stored when it is killed is not taken, and the switch repeats it to the successor.
+    """
 
     edge_triggered = True
     writes_through = False
 
-    def __init__(self, config: StackConfig, listener_fd: int, counters: CounterWords) -> None:
-        self._counters = counters
+    def __init__(self, config: StackConfig, listener_fd: int, words: Words) -> None:
+        self._counters = words.counters
+        self._order = InOrder(words.words)
         inbox = Path(config.run_dir, config.wire_inbox)
         self._number = port_number(inbox)
         self._frames: list[bytes] = []  # written, not yet sent
         self._octets = 0
         self._poller = open_poller(config.pipes, Trust(config.owner, Users(config.owner)))
-        self._inbox = self._poller.pull(listener_fd, OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
+        self._inbox = self._poller.pull(listener_fd, MESSAGE_OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
         self._arrived: deque[bytes] = deque()
         self._outbox = self._poller.push(str(inbox.with_name(SWITCH_SOCKET)))
-        self._outbox.send(pack(self._number, []))  # a switch that does not listen yet will find our inbox
+        self._ask()  # a switch that does not listen yet will find our inbox
 
     def fileno(self) -> int:
         """Readable when a message arrives; `read` may leave some for later calls."""
@@ -47,12 +54,29 @@ class Wire:
                 else:
                     arrived.extend(self._inbox.read(descriptor) or ())
         while arrived:
-            frames = _frames(arrived.popleft())
+            number, frames = self._in_order(arrived.popleft())
             if frames:
                 batch.keep(frames)
+                self._order.took(number)  # a SIGKILL just before it repeats these frames
                 return frames
-            self._malformed()
         return []
+
+    def _in_order(self, message: bytes) -> tuple[int, list[bytes]]:
+        """(number, frames) of a message; no frames: it brings nothing now."""
+        try:
+            is_next, number, frames = self._order.next(message)
+        except ValueError:
+            self._malformed()
+            return 0, []
+        if not is_next:
+            self._counters[C.wire_skipped] += 1
+            if time.monotonic() > self._asked_at + ASK_INTERVAL_S:
+                self._ask()
+        return number, frames
+
+    def _ask(self) -> None:
+        self._asked_at = time.monotonic()
+        self._outbox.send(self._order.packed(self._number, []))
 
     def _malformed(self, error: int = 0) -> None:
         self._counters[C.wire_malformed] += 1
@@ -80,13 +104,5 @@ class Wire:
                 self._outbox.flush()
             return
         self._frames, self._octets = [], 0
-        if not self._outbox.send(pack(self._number, frames)):
+        if not self._outbox.send(self._order.packed(self._number, frames)):
             self._counters[C.device_refused] += len(frames)
-
-
-def _frames(message: bytes) -> list[bytes]:
-    """The frames of a message of the switch; empty if it is invalid or too long."""
-    try:
-        return unpack(message)[1] if len(message) <= OCTETS_MAX else []
-    except ValueError:
-        return []

@@ -6,17 +6,21 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 
 import psutil
 import pytest
 import zmq
 
+import usernet
 from bus import messages
 from supervisor.control import Client
 from usernet.pipe.frame import pack_frame
@@ -47,10 +51,11 @@ class Lab:
         assert not check or done.returncode == 0, f"launcher.py {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
         return done
 
-    def up(self, *numbers: int, wire: str = "") -> None:
+    def up(self, *numbers: int, wire: str = "", pipes: str = "") -> None:
         for number in numbers:
             self.launch("up", "--detach", "--name", f"s{number}", "--wire", wire or self.wire,
-                        "--address", f"10.0.0.{number}/24", "--mac", MAC.format(number))
+                        "--address", f"10.0.0.{number}/24", "--mac", MAC.format(number),
+                        *(("--pipes", pipes) if pipes else ()))
             self._remember(f"s{number}", self.status(number)["keeper"])
 
     def _remember(self, name: str, pid: int) -> None:
@@ -70,6 +75,14 @@ class Lab:
                            "--name", f"s{source}", check=check)
         assert not check or f"{count} received" in done.stdout, done.stdout
         return done
+
+    def sabotage(self, number: int, layer: str, fault: str) -> None:
+        with Client(self.runtime_dir / "usernet" / f"s{number}") as keeper:
+            keeper.request("sabotage", layer=layer, fault=fault)
+
+    def socket(self, number: int):
+        return usernet.Stack(f"s{number}", self.runtime_dir / "usernet" / f"s{number}").socket(
+            socket.AF_INET, socket.SOCK_DGRAM)
 
     def down(self, *numbers: int) -> None:
         for number in numbers:
@@ -230,6 +243,41 @@ def test_killed_link_comes_back_on_the_wire(lab):
         eventually(lambda: lab.status(number)["state"] == "up")  # noqa: B023
         lab.ping(2, 3)
         lab.ping(3, 2)
+
+
+@pytest.mark.parametrize("pipes", ["zmq", "direct"])
+def test_a_link_that_hangs_and_is_killed_loses_no_frame(lab, pipes):
+    lab.up(2, 3, pipes=pipes)
+    over = Event()
+    with lab.socket(2) as receiver, lab.socket(3) as sender, ThreadPoolExecutor() as pool:
+        receiver.bind(("10.0.0.2", 5000))
+        receiver.settimeout(3.0)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # what was kept comes at once
+
+        def send() -> int:
+            number = 0
+            while not over.wait(0.001):
+                sender.sendto(number.to_bytes(4, "big"), ("10.0.0.2", 5000))
+                number += 1
+            return number
+
+        def receive() -> list[int]:
+            numbers = []
+            with suppress(TimeoutError):
+                while True:
+                    numbers.append(int.from_bytes(receiver.recv(4), "big"))
+            return numbers
+
+        received, sent = pool.submit(receive), pool.submit(send)
+        try:
+            for fault in ("stop", "kill", "kill"):
+                incarnation, before = lab.status(2)["layers"]["link"]["incarnation"], lab.link(2, "frames_in")
+                eventually(lambda: lab.link(2, "frames_in") > before + 100)  # noqa: B023
+                lab.sabotage(2, "link", fault)
+                eventually(lambda: lab.status(2)["layers"]["link"]["incarnation"] > incarnation)  # noqa: B023
+        finally:
+            over.set()
+        assert received.result() == list(range(sent.result()))
 
 
 def test_killed_switch_is_started_again_exactly_once(lab):

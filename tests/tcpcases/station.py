@@ -71,16 +71,16 @@ class WirePort:
         made.rename(path)
         self._outbox.connect(f"ipc://{directory / SWITCH_SOCKET}")
         self._lock = threading.Lock()
-        self._outbox.send(pack(self.NUMBER, []))
+        self._outbox.send(pack(self.NUMBER, 0, 0, []))
 
     def send(self, frame: bytes) -> None:
         with self._lock:
-            self._outbox.send(pack(self.NUMBER, [frame]))
+            self._outbox.send(pack(self.NUMBER, 0, 0, [frame]))
 
     def receive(self) -> list[bytes]:
         if not self.inbox.poll(int(LOOK_S * 1000)):
             return []
-        return unpack(self.inbox.recv())[1]
+        return unpack(self.inbox.recv())[3]
 
     def close(self) -> None:
         self._context.destroy(linger=0)

@@ -69,6 +69,12 @@ def with_incarnation(frame: bytes, incarnation: int) -> bytes:
     return frame[:4] + _lengths[1].pack(incarnation) + frame[8:]
 
 
+def with_sequence(frame: bytes, incarnation: int, sequence: int) -> bytes:
+    """The same frame with the incarnation and the sequence number of another numbering."""
+    version, kind, count, _, sender, _ = HEADER.unpack_from(frame)
+    return HEADER.pack(version, kind, count, incarnation, sender, sequence) + frame[HEADER_OCTETS:]
+
+
 def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
     """(kind, incarnation, sender, sequence, records) of a frame. FrameError: not a valid frame."""
     try:
