@@ -9,8 +9,8 @@ The switch numbers its messages to each port, so that a link layer loses none wh
 Incarnation is that of the switch, in both directions. From the switch: a message with frames has its number as sequence
 number; an empty one says which number the next one follows. From a port: the sequence number is that of the last
 message that it took, so the switch forgets what came until then; an empty message asks for all that the switch still
-has, and the first one announces the port. A port takes messages in order only, and none twice. Those of incarnation 0
-are not numbered: it takes them as they come.
+has, and the first one announces the port. A port takes messages in order only, and none twice, unless it is killed
+between storing the frames of one and its number. Those of incarnation 0 are not numbered: it takes them as they come.
 """
 
 from __future__ import annotations

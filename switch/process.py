@@ -72,7 +72,7 @@ class Port:
         """Send again what the port may not have."""
         for message in self.messages.repeated():
             if not self.outbox.send(message):
-                return  # the port will ask again
+                return  # the port asks again when it sees what comes after these
 
 
 class Place:

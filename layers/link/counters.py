@@ -16,5 +16,5 @@ class Counters(CounterSet):
     bad_offload = Drop("Frames with an invalid virtio_net_hdr for an IPv4 packet.")
     bad_request = Drop("Records from above that are too short or longer than the MTU.")
     device_refused = Drop("Frames that the device refused: its interface is down, or the wire's switch is restarting.")
-    wire_skipped = Event("Messages on a wire that were not the next one, as after a restart of link, and came again.")
+    wire_skipped = Event("Messages on a wire that were not the next one, as after a restart; the switch repeats them.")
     wire_malformed = Drop("Messages on a wire that do not contain Ethernet frames.")
