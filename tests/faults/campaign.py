@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import psutil
+
 from supervisor.control import Client
 from supervisor.policy import AT_ONCE, STABLE_S
 from tests.faults.flows import Book, Switchboard
@@ -95,6 +97,7 @@ class Campaign:
             with limited([layer["pid"] for layer in layers.values()], resource.RLIMIT_NOFILE):
                 yield
         elif incident.moment == "processes":  # the keeper may not fork (EAGAIN), unless it is root
+            self._wait_for_spares()
             with limited([self._lab.status()["keeper"]], resource.RLIMIT_NPROC):
                 yield
         elif incident.moment == "space":  # no file can be made in the run and the state directory, if they are limited
@@ -111,6 +114,18 @@ class Campaign:
             if self._watch:
                 self._watch.sample()
         return began, time.monotonic()
+
+    def _wait_for_spares(self) -> None:
+        """Each layer has a process in reserve: all that there is for it while the keeper may not fork.
+
+        RuntimeError: one has none in time.
+        """
+        keeper = psutil.Process(self._lab.status()["keeper"])
+        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        while without := set(LAYERS) - _with_spare(keeper):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no process in reserve: {', '.join(sorted(without))}")
+            time.sleep(0.01)
 
     def _wait_until_well(self, incident: Incident) -> None:
         """A death will be answered at once, and what the last incident delayed is answered (or taken for lost).
@@ -240,6 +255,15 @@ def limited(pids: list[int], what: int) -> Iterator[None]:
         for pid, limits in former.items():
             with contextlib.suppress(ProcessLookupError):  # it was hit
                 resource.prlimit(pid, what, limits)
+
+
+def _with_spare(keeper: psutil.Process) -> set[str]:
+    """The layers of which there are two processes: the one that serves, and its spare."""
+    count: Counter[str] = Counter()
+    for process in keeper.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            count["".join(process.cmdline()[:1]).rpartition(": ")[2]] += 1  # its title
+    return {layer for layer in LAYERS if count[layer] >= 2}
 
 
 def _settled(book: Book, since: float) -> bool:
