@@ -28,6 +28,13 @@ while True:
 """
 
 
+IN_PAIRS = ECHO.replace("    server.sendto(*server.recvfrom(1 << 16))\n", """
+    pair = [server.recvfrom(1 << 16) for _ in range(2)]
+    for answer in pair:
+        server.sendto(*answer)
+""")
+
+
 @pytest.fixture(scope="module")
 def echo_port(stack: Stack) -> int:
     """A UDP echo server, as an application of the stack."""
@@ -151,9 +158,28 @@ def test_hping_has_its_echoes_back(stack: Stack, arguments: tuple) -> None:
     assert "2 packets received" in output
 
 
+@pytest.fixture(scope="module")
+def plain_stack(home: Path, tap: None) -> Iterator[Stack]:
+    """With frames as on a cable. Through a TAP with offload two equal answers may leave as one super-packet.
+
+    hping reads by libpcap, so it would count that as one.
+    """
+    booted = Stack(home, unique_name())
+    try:
+        yield booted.up("--no-offload")
+    finally:
+        end_all([booted])
+
+
+@pytest.fixture(scope="module")
+def pairing_port(plain_stack: Stack) -> int:
+    """A UDP echo server that answers each two datagrams at once."""
+    return int(plain_stack.application(IN_PAIRS).stdout.readline())
+
+
 @pytest.mark.parametrize("arguments", [(), ("-d", "100"), ("-f", "-d", "500"), ("-y",)], ids=" ".join)
-def test_hping_has_its_datagrams_back(stack: Stack, echo_port: int, arguments: tuple) -> None:
-    assert "2 packets received" in hping(stack, "-2", "-p", echo_port, "-k", "-s", 4321, *arguments)
+def test_hping_has_its_datagrams_back(plain_stack: Stack, pairing_port: int, arguments: tuple) -> None:
+    assert "2 packets received" in hping(plain_stack, "-2", "-p", pairing_port, "-k", "-s", 4321, *arguments)
 
 
 @pytest.mark.usefixtures("errors_to_spare")
