@@ -46,6 +46,7 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
             found += [*goals.rate(short, long, many, floor, limits), *flooded]
         _say("streams")
         found += streams.bulk(bench)
+        found.append(streams.loopback(bench))
         _say("TCP connections")
         found += connections.small(bench, short, floor.eight.p50_us)
         found += connections.http(bench)
@@ -54,6 +55,8 @@ def measure(pipes: str, options: list[str]) -> list[goals.Goal]:
         found += goals.scale(options[-2:])
         found.append(goals.restart(bench))
         found += goals.kernels_own(bench)
+    _say("wire")
+    found.append(streams.wire(options))
     _say("watched")
     found += watching.goals(options)
     _say("throughput without offload")

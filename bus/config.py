@@ -13,6 +13,7 @@ from packets.ipv4 import TCP, TTL_DEFAULT, UDP
 STACK_USERS = range(0x75000000, 0x79000000)
 # Kinds of offload, with the names that `status` shows.
 CHECKSUM, UDP_SEGMENTATION, TCP_SEGMENTATION = "checksum", "udp-segmentation", "tcp-segmentation"
+WIRE_OFFLOAD = (CHECKSUM, TCP_SEGMENTATION, UDP_SEGMENTATION)  # what a virtual wire can do
 SEGMENTATION_OF = {UDP: UDP_SEGMENTATION, TCP: TCP_SEGMENTATION}  # by protocol
 
 

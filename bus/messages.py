@@ -69,13 +69,14 @@ ARP_OUT = 7  # destination MAC (6 octets) + ARP packet
 TRANSMIT = 8  # TRANSMIT_HEAD + IP options + transport segment; ip adds the header and sends it
 REPORT_ERROR = 9  # REPORT_HEAD + a PACKET record with at most QUOTE_OCTETS of packet; icmp sends an error to its sender
 ICMP_ERROR = 10  # ERROR_HEAD + the start of the packet that an ICMP error quotes, from its IP header on
-ETHERNET = 11  # a whole Ethernet frame, between link and the switch of a wire
+ETHERNET = 11  # a whole Ethernet frame, behind a virtio_net_hdr if the device has offload
+ETHERNET_OFFLOAD = 45  # the same on a wire, always behind a virtio_net_hdr; ETHERNET there is always without
 PATH_MTU = 12  # PATH_MTU_HEAD + destination: a router could not forward a packet without fragmenting it
 NEGATIVE_ADVICE = 22  # a destination whose answers stay out (RFC 1122 section 3.3.1.4): is its gateway alive?
 TRANSMIT_HELD = 40  # these: as TRANSMIT, PACKET_OUT, ETHERNET, PACKET with a reference in place of the payload
 PACKET_OUT_HELD = 41  # (bus.durable.held)
 ETHERNET_HELD = 42  # from and to the device
-PACKET_HELD = 43  # (44 is SEND_SEGMENTS_HELD)
+PACKET_HELD = 43  # (44 is SEND_SEGMENTS_HELD, 45 ETHERNET_OFFLOAD)
 REDIRECT = 20  # destination, better gateway, gateway that sent the redirect: addresses of one width
 
 # Control (from 128 on): never dropped. Streams (160 to 191, usernet.pipe.streams): never dropped, bounded by credit;
@@ -124,6 +125,7 @@ KIND_NAMES = {
     TRANSMIT_HELD: "TRANSMIT_HELD",
     PACKET_OUT_HELD: "PACKET_OUT_HELD",
     ETHERNET_HELD: "ETHERNET_HELD",
+    ETHERNET_OFFLOAD: "ETHERNET_OFFLOAD",
     PACKET_HELD: "PACKET_HELD",
     SEND_SEGMENTS_HELD: "SEND_SEGMENTS_HELD",
     REDIRECT: "REDIRECT",

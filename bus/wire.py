@@ -1,9 +1,13 @@
 """The protocol of a virtual wire, between the link layers of several stacks and the switch that joins them.
 
 A wire is a directory. Each participant listens there on a socket `port-NUMBER.sock` and sends to the switch's socket,
-`switch.sock`. Both send frames of kind ETHERNET, whose records are whole Ethernet frames without check sequence.
+`switch.sock`. Both send messages of kind ETHERNET, whose records are whole Ethernet frames without check sequence.
 `sender` is the number of the port from which the frames came. A port exists as long as the process that listens on its
 socket.
+
+Messages of kind ETHERNET_OFFLOAD have a struct virtio_net_hdr before each frame (packets.vnet), so a frame may be a
+super-packet, or have a partial checksum. The switch sends them only to ports that have sent such a message, which must
+take both kinds. For the others it makes the frames as they are on a cable.
 
 The switch numbers its messages to each port, so that a link layer loses none when it is killed (`Numbered`, `InOrder`).
 Incarnation is that of the switch, in both directions. From the switch: a message with frames has its number as sequence
@@ -18,11 +22,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bus.config import STACK_USERS
 from bus.durable.layout import WIRE_SWITCH, WIRE_TAKEN
 from bus.durable.rx_log import OCTETS_MAX
-from bus.messages import ETHERNET
+from bus.messages import ETHERNET, ETHERNET_OFFLOAD
+from packets import vnet
 from usernet.pipe.frame import FrameError, pack_frame, unpack_frame, with_sequence
 
 SWITCH_SOCKET = "switch.sock"
@@ -56,17 +62,27 @@ def port_number(path: Path) -> int:
     return int(path.stem.removeprefix("port-"), 16)
 
 
-def pack(number: int, incarnation: int, sequence: int, frames: Sequence[bytes]) -> bytes:
+class Message(NamedTuple):
+    """A message on a wire. `number`: that of the port. `offload`: a virtio_net_hdr stands before each frame."""
+
+    number: int
+    incarnation: int
+    sequence: int
+    frames: list[bytes]
+    offload: bool
+
+
+def pack(number: int, incarnation: int, sequence: int, frames: Sequence[bytes], offload: bool = False) -> bytes:
     """Encode one message with frames from port `number`."""
-    return pack_frame(ETHERNET, number, incarnation, sequence, frames)
+    return pack_frame(ETHERNET_OFFLOAD if offload else ETHERNET, number, incarnation, sequence, frames)
 
 
-def unpack(message: bytes) -> tuple[int, int, int, list[bytes]]:
-    """(number of the port, incarnation, sequence number, frames) of a message. ValueError: not such a message."""
-    kind, incarnation, number, sequence, frames = unpack_frame(message)
-    if kind != ETHERNET:
-        raise FrameError(f"kind {kind}, expected {ETHERNET}")
-    return number, incarnation, sequence, frames
+def unpack(octets: bytes) -> Message:
+    """Decode a message. ValueError: it is none."""
+    kind, incarnation, number, sequence, frames = unpack_frame(octets)
+    if kind not in (ETHERNET, ETHERNET_OFFLOAD):
+        raise FrameError(f"kind {kind}, expected {ETHERNET} or {ETHERNET_OFFLOAD}")
+    return Message(number, incarnation, sequence, frames, kind == ETHERNET_OFFLOAD)
 
 
 class Numbered:
@@ -102,10 +118,14 @@ class Numbered:
 
 
 class InOrder:
-    """The port's end. `words`: cells of durable memory, in which its process notes what it has taken."""
+    """The port's end. `words`: cells of durable memory, in which its process notes what it has taken.
 
-    def __init__(self, words: memoryview[int]) -> None:
+    `offload`: its frames, in both directions, have a virtio_net_hdr before them.
+    """
+
+    def __init__(self, words: memoryview[int], offload: bool = False) -> None:
         self._words = words
+        self._offload = offload
         self._next = words[WIRE_TAKEN] + 1  # number of the message that comes next, be it new or not
 
     def next(self, message: bytes) -> tuple[bool, int, list[bytes]]:
@@ -113,8 +133,12 @@ class InOrder:
 
         Call `took` with the number as soon as the frames cannot be lost any more.
         """
-        _, incarnation, number, frames = unpack(message)
+        _, incarnation, number, frames, offload = unpack(message)
         words = self._words
+        if offload != self._offload:
+            if offload:
+                raise FrameError("frames with a virtio_net_hdr, which this port never sent")
+            frames = [vnet.PLAIN + frame for frame in frames]
         if not incarnation:
             return True, words[WIRE_TAKEN], frames
         if not frames:
@@ -134,4 +158,4 @@ class InOrder:
 
     def packed(self, number: int, frames: Sequence[bytes]) -> bytes:
         """A message of port `number`, which says what was taken; without frames it asks for the rest."""
-        return pack(number, self._words[WIRE_SWITCH], self._words[WIRE_TAKEN], frames)
+        return pack(number, self._words[WIRE_SWITCH], self._words[WIRE_TAKEN], frames, self._offload)

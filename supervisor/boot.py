@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from bus.config import WIRE_OFFLOAD
 from supervisor import control, limits, sandbox
 from supervisor.errors import BootError, Busy
 from supervisor.options import Options
@@ -112,7 +113,9 @@ def _keep(options: Options, run_dir: Path, tell: int, mapped: int) -> NoReturn:
         front = control.claim(run_dir)  # in the network namespace of the caller
         device_fd = -1
         offload: tuple[str, ...] = ()
-        if not options.wire:
+        if options.wire:
+            offload = () if options.no_offload else WIRE_OFFLOAD
+        else:
             if not options.host:
                 sandbox.Sandbox.enter()
                 say("map")

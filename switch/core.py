@@ -11,7 +11,7 @@ from bus.layer import CounterWords
 from switch.counters import Counters as C
 
 FRAME_MIN_OCTETS = 60  # IEEE 802.3 clause 3.2.8: 64, minus the check sequence, which frames here do not have
-FRAME_MAX_OCTETS = 65535  # the largest MTU (65521) and its header
+FRAME_MAX_OCTETS = 14 + 65535  # a header and the longest IPv4 packet, as which a super-packet travels
 AGEING_S = 300.0  # IEEE 802.1D-2004 table 7-5: the recommended default
 STATIONS_MAX = 256  # per port, so that a port with many addresses displaces only its own
 RESERVED = b"\x01\x80\xc2\x00\x00"  # IEEE 802.1D-2004 table 7-10: these octets, then 00 to 0f
@@ -36,17 +36,22 @@ class Switch:
             del self._port_of[station]
         self._counters[C.left] += 1
 
-    def forward(self, port: int, frames: list[bytes], now: float) -> dict[int, list[bytes]]:
-        """Forward frames that arrived at `port`, in order. Returns {port: frames to send there}."""
+    def forward(self, port: int, frames: list[bytes], now: float, start: int = 0) -> dict[int, list[bytes]]:
+        """Forward frames that arrived at `port`, in order. Returns {port: frames to send there}.
+
+        `start`: where the frame begins in the octets, behind a virtio_net_hdr.
+        """
         counters, ports, port_of = self._counters, self._ports, self._port_of
         stations = ports[port]
         out: dict[int, list[bytes]] = {}
         counters[C.frames_in] += len(frames)
+        to, origin = slice(start, start + 6), slice(start + 6, start + 12)
+        shortest, longest = start + FRAME_MIN_OCTETS, start + FRAME_MAX_OCTETS
         for frame in frames:
-            if not FRAME_MIN_OCTETS <= len(frame) <= FRAME_MAX_OCTETS:
-                counters[C.runt if len(frame) < FRAME_MIN_OCTETS else C.oversize] += 1
+            if not shortest <= len(frame) <= longest:
+                counters[C.runt if len(frame) < shortest else C.oversize] += 1
                 continue
-            destination, source = frame[:6], frame[6:12]
+            destination, source = frame[to], frame[origin]
             # IEEE 802.1D-2004 section 7.8: learn only from individual addresses; a frame from a group is none
             if source[0] & 1:
                 counters[C.bad_source] += 1

@@ -37,9 +37,12 @@ from bus.wire import (
     port_number,
     unpack,
 )
+from packets import vnet
+from switch import plain
 from switch.core import Switch
 from switch.counters import Counters as C
 from usernet.pipe.contract import Push, Trust, bounded, open_poller
+from usernet.pipe.frame import MAX_RECORDS
 from usernet.pipe.run_dir import PARENTS
 
 PORTS_MAX = 256
@@ -58,6 +61,7 @@ class Port:
         self.pidfd = pidfd
         self.outbox = outbox
         self.messages = Numbered(incarnation)
+        self.offload = False  # it takes frames with a virtio_net_hdr
         self.repeat()
 
     def send(self, message: bytes) -> bool:
@@ -178,7 +182,7 @@ class Process:
     def _take(self, message: bytes, now: float) -> None:
         counters = self._counters
         try:
-            sender, incarnation, taken, frames = unpack(message)
+            sender, incarnation, taken, frames, offload = unpack(message)
         except ValueError:
             self._malformed()
             return
@@ -187,13 +191,28 @@ class Process:
             counters[C.stranger] += 1
             return
         port.messages.took(incarnation, taken)
+        port.offload = port.offload or offload
         if not frames:
             port.repeat()
             return
-        for number, chosen in self._switch.forward(sender, frames, now).items():
-            # A message whose frames all go on to the port, the usual case, need not be packed again.
-            whole = len(chosen) == len(frames)
-            self._send(self._ports[number], message if whole else pack(sender, 0, 0, chosen), len(chosen))
+        for number, chosen in self._switch.forward(sender, frames, now, vnet.HEADER_OCTETS if offload else 0).items():
+            other = self._ports[number]
+            if offload and not other.offload:
+                self._send_plain(other, sender, chosen)
+            elif len(chosen) < len(frames):
+                self._send(other, pack(sender, 0, 0, chosen, offload), len(chosen))
+            else:  # the usual case: the message need not be packed again
+                self._send(other, message, len(chosen))
+
+    def _send_plain(self, port: Port, sender: int, frames: list[bytes]) -> None:
+        """Send frames that have a virtio_net_hdr to a port that does not know it."""
+        for frame in frames:
+            pieces = plain.frames(frame)
+            if not pieces:
+                self._counters[C.bad_offload] += 1
+            for at in range(0, len(pieces), MAX_RECORDS):
+                part = pieces[at : at + MAX_RECORDS]
+                self._send(port, pack(sender, 0, 0, part), len(part))
 
     def _malformed(self, error: int = 0) -> None:
         self._counters[C.malformed] += 1

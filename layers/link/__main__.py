@@ -19,10 +19,10 @@ from layers.link.wire_port import Wire
 def device(spawned: SpawnArguments) -> Device:
     """The TAP, or the port on a wire; both count dropped frames in link's counters."""
     words = Words(spawned.memory_fd)
-    if spawned.config.wire:
-        return Wire(spawned.config, spawned.device_fd, words)
     if spawned.refers and TCP_SEGMENTATION in spawned.config.offload:
         spawned.windows = Windows(mmap.mmap(spawned.shared_fds[FRAMES], FRAMES_OCTETS))
+    if spawned.config.wire:
+        return Wire(spawned.config, spawned.device_fd, words)
     return Tap(spawned.device_fd, words.counters, bool(spawned.config.offload))
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from bus.durable import layout
 from bus.durable.frames import WINDOW
-from bus.durable.held import FRAMES, Held
 from bus.durable.rx_log import BLANK, OCTETS_MAX, RxLog
 from bus.layer import CounterWords
 from layers.link.counters import Counters as C
-from packets import ethernet, ipv4, tcp, vnet
+from layers.link.references import REFERRED_OCTETS_MIN, refer
+from packets import ethernet, ipv4, vnet
 
 FRAME_OCTETS_MAX = 65536 + 64
 # A batch ends with one of these. Larger batches cost less per frame, but the layers on the other core wait meanwhile
@@ -19,7 +19,6 @@ FRAME_OCTETS_MAX = 65536 + 64
 BATCH_FRAMES = 48
 BATCH_OCTETS = 45_000
 BATCH_OCTETS_HELD = 200_000  # with segments whose text is not copied further
-HELD_OCTETS_MIN = 8192  # a longer super-packet of TCP is passed on as a reference to its text
 
 assert BATCH_OCTETS + FRAME_OCTETS_MAX <= OCTETS_MAX
 assert BATCH_OCTETS_HELD + FRAME_OCTETS_MAX + len(BLANK) <= WINDOW
@@ -54,10 +53,9 @@ class Tap:
                 ends[count] = end
                 count += 1
                 words[layout.BATCH_FRAMES] = count
-                if windows is not None and end - start > HELD_OCTETS_MIN and (head := _head_of_segment(octets, start)):
-                    reference = Held(0, windows.keep(start + head, end), end - start - head, FRAMES)
-                    frames.append(bytes(octets[start : start + head]) + reference.pack())
-                    batch.held.append(count - 1)
+                if windows is not None and end - start > REFERRED_OCTETS_MIN and (
+                        record := refer(batch, windows, count - 1, start, end)):
+                    frames.append(record)
                     most = min(most + end - start, BATCH_OCTETS_HELD)
                 else:
                     frames.append(bytes(octets[start:end]))
@@ -93,14 +91,3 @@ class Tap:
 
     def flush(self) -> None:
         """Nothing to do: `write` sends at once."""
-
-
-_IP_AT = vnet.HEADER_OCTETS + ethernet.HEADER_OCTETS
-_TCP_AT = _IP_AT + ipv4.HEADER_OCTETS
-
-
-def _head_of_segment(octets: memoryview, start: int) -> int:
-    """The octets before the text of a super-packet of TCP without IP options; 0: the frame is something else."""
-    if octets[start + 1] != vnet.GSO_TCPV4 or octets[start + _IP_AT] != ipv4.VERSION_4_NO_OPTIONS:
-        return 0
-    return _TCP_AT + tcp.header_octets(octets[start + _TCP_AT : start + _TCP_AT + tcp.HEADER_OCTETS])

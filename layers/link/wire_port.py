@@ -9,10 +9,12 @@ from pathlib import Path
 
 from bus.config import StackConfig
 from bus.durable.layout import Words
+from bus.durable.frames import Windows
 from bus.durable.rx_log import RxLog
 from bus.runtime.outbox import PACK_OCTETS, PACK_RECORDS
 from bus.wire import CONNECTIONS_MAX, MESSAGE_OCTETS_MAX, SWITCH_SOCKET, InOrder, Users, port_number
 from layers.link.counters import Counters as C
+from layers.link.references import REFERRED_OCTETS_MIN, refer
 from usernet.pipe.contract import Trust, open_poller
 
 ASK_INTERVAL_S = 0.05  # while messages come that are not the next one
@@ -29,7 +31,7 @@ class Wire:
 
     def __init__(self, config: StackConfig, listener_fd: int, words: Words) -> None:
         self._counters = words.counters
-        self._order = InOrder(words.words)
+        self._order = InOrder(words.words, bool(config.offload))
         inbox = Path(config.run_dir, config.wire_inbox)
         self._number = port_number(inbox)
         self._frames: list[bytes] = []  # written, not yet sent
@@ -58,7 +60,7 @@ class Wire:
             if frames:
                 batch.keep(frames)
                 self._order.took(number)  # a SIGKILL just before it repeats these frames
-                return frames
+                return _referred(batch, batch.windows, frames) if batch.windows else frames
         return []
 
     def _in_order(self, message: bytes) -> tuple[int, list[bytes]]:
@@ -106,3 +108,14 @@ class Wire:
         self._frames, self._octets = [], 0
         if not self._outbox.send(self._order.packed(self._number, frames)):
             self._counters[C.device_refused] += len(frames)
+
+
+def _referred(batch: RxLog, windows: Windows, frames: list[bytes]) -> list[bytes]:
+    """The records for the frames of a batch, of which large ones are only referred to."""
+    records, start = [], 0
+    for number, frame in enumerate(frames):
+        end = start + len(frame)
+        large = len(frame) > REFERRED_OCTETS_MIN
+        records.append(large and refer(batch, windows, number, start, end) or frame)
+        start = end
+    return records

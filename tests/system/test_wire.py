@@ -51,11 +51,11 @@ class Lab:
         assert not check or done.returncode == 0, f"launcher.py {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
         return done
 
-    def up(self, *numbers: int, wire: str = "", pipes: str = "") -> None:
+    def up(self, *numbers: int, wire: str = "", pipes: str = "", options: tuple[str, ...] = ()) -> None:
         for number in numbers:
             self.launch("up", "--detach", "--name", f"s{number}", "--wire", wire or self.wire,
                         "--address", f"10.0.0.{number}/24", "--mac", MAC.format(number),
-                        *(("--pipes", pipes) if pipes else ()))
+                        *(("--pipes", pipes) if pipes else ()), *options)
             self._remember(f"s{number}", self.status(number)["keeper"])
 
     def _remember(self, name: str, pid: int) -> None:
@@ -80,9 +80,23 @@ class Lab:
         with Client(self.runtime_dir / "usernet" / f"s{number}") as keeper:
             keeper.request("sabotage", layer=layer, fault=fault)
 
-    def socket(self, number: int):
-        return usernet.Stack(f"s{number}", self.runtime_dir / "usernet" / f"s{number}").socket(
-            socket.AF_INET, socket.SOCK_DGRAM)
+    def socket(self, number: int, kind: int = socket.SOCK_DGRAM):
+        return usernet.Stack(f"s{number}", self.runtime_dir / "usernet" / f"s{number}").socket(socket.AF_INET, kind)
+
+    def moved(self, source: int, destination: int, octets: bytes) -> bytes:
+        """What arrives of a stream of these."""
+        with self.socket(destination, socket.SOCK_STREAM) as listener, self.socket(source, socket.SOCK_STREAM) as out:
+            listener.bind((f"10.0.0.{destination}", 5000))
+            listener.listen()
+            out.settimeout(PATIENCE_S)
+            out.connect(listener.getsockname())
+            near, _ = listener.accept()
+            with near, ThreadPoolExecutor(1) as pool:
+                near.settimeout(PATIENCE_S)
+                received = pool.submit(_all_of, near)
+                out.sendall(octets)
+                out.shutdown(socket.SHUT_WR)
+                return received.result()
 
     def down(self, *numbers: int) -> None:
         for number in numbers:
@@ -113,6 +127,10 @@ class Lab:
         for pid in self.switches():
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
+
+
+def _all_of(near) -> bytes:
+    return b"".join(iter(lambda: near.recv(1 << 20), b""))
 
 
 def alive(process: psutil.Process) -> bool:
@@ -278,6 +296,32 @@ def test_a_link_that_hangs_and_is_killed_loses_no_frame(lab, pipes):
         finally:
             over.set()
         assert received.result() == list(range(sent.result()))
+
+
+@pytest.mark.parametrize("pipes", ["zmq", "direct"])
+def test_super_packets_cross_a_wire_as_they_are(lab, pipes):
+    lab.up(2, 3, pipes=pipes)
+    octets = random.Random(1).randbytes(1 << 23)
+    for source, destination in ((2, 3), (3, 2)):
+        before = lab.link(destination, "frames_in")
+        assert lab.moved(source, destination, octets) == octets
+        assert lab.link(destination, "frames_in") - before < len(octets) // 8192
+    assert lab.status(2)["switch"]["counters"]["bad_offload"] == 0
+
+
+@pytest.mark.parametrize("pipes", ["zmq", "direct"])
+def test_a_stack_without_offload_gets_plain_frames(lab, pipes):
+    lab.up(2, pipes=pipes)
+    lab.up(3, pipes=pipes, options=("--no-offload",))
+    assert (bool(lab.status(2)["offload"]), bool(lab.status(3)["offload"])) == (True, False)
+    octets = random.Random(1).randbytes(1 << 22)
+    for source, destination in ((2, 3), (3, 2)):
+        before = lab.link(destination, "frames_in")
+        assert lab.moved(source, destination, octets) == octets
+        assert lab.link(destination, "frames_in") - before >= len(octets) // 1460
+    for number in (2, 3):
+        counters = lab.status(number)["layers"]
+        assert counters["link"]["counters"]["oversize"] == counters["ip"]["counters"]["bad_header_checksum"] == 0
 
 
 def test_killed_switch_is_started_again_exactly_once(lab):

@@ -80,7 +80,7 @@ class WirePort:
     def receive(self) -> list[bytes]:
         if not self.inbox.poll(int(LOOK_S * 1000)):
             return []
-        return unpack(self.inbox.recv())[3]
+        return unpack(self.inbox.recv()).frames
 
     def close(self) -> None:
         self._context.destroy(linger=0)

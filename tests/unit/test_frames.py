@@ -22,7 +22,8 @@ from layers.ip import core as ip
 from layers.ip.counters import Counters as IpCounters
 from layers.link.core import Core
 from layers.link.counters import Counters
-from layers.link.tap import HELD_OCTETS_MIN, Tap
+from layers.link.references import REFERRED_OCTETS_MIN
+from layers.link.tap import Tap
 from packets import ethernet, ipv4, tcp, vnet
 
 MAC, PEER_MAC = b"\x02\0^\0\0\2", b"\x02\0^\0\0\1"
@@ -85,7 +86,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_a_large_segment_is_referred_to_and_the_rest_is_copied(lab: Lab) -> None:
-    frames = [frame(), frame(bytes(100), size=0), frame(bytes(HELD_OCTETS_MIN)), b"\xff" * 60]
+    frames = [frame(), frame(bytes(100), size=0), frame(bytes(REFERRED_OCTETS_MIN)), b"\xff" * 60]
     found = lab.read(*frames)
     assert lab.log.held == [0, 2]
     assert found[1] == frames[1]
@@ -98,7 +99,8 @@ def test_a_large_segment_is_referred_to_and_the_rest_is_copied(lab: Lab) -> None
 
 @pytest.mark.parametrize("change", [
     lambda octets: octets[:1] + b"\5" + octets[2:],  # of UDP
-    lambda octets: octets[:24] + b"\x46" + octets[25:]])  # with IP options
+    lambda octets: octets[:24] + b"\x46" + octets[25:],  # with IP options
+    lambda octets: octets[:56] + b"\x40" + octets[57:]])  # with a header of TCP that is too short
 def test_frames_other_than_plain_segments_of_tcp_are_copied(lab: Lab, change) -> None:
     found = lab.read(change(frame()))
     assert found == [change(frame())]

@@ -35,6 +35,14 @@ def test_unknown_station_is_flooded_but_never_back():
     assert counters[C.flooded] == 1
 
 
+def test_a_frame_may_begin_behind_another_header():
+    switch, counters = joined()
+    switch.forward(B, [frame(BROADCAST, MAC_B)], 0.0)
+    sent, short = b"\0" * 10 + frame(MAC_B, MAC_A), b"\0" * 10 + frame(MAC_B, MAC_A)[:-1]
+    assert switch.forward(A, [sent, short], 0.0, start=10) == {B: [sent]}
+    assert (counters[C.runt], counters[C.learnt]) == (1, 2)
+
+
 def test_broadcast_and_multicast_are_flooded():
     switch, _ = joined()
     arp = bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src="02:00:5e:00:00:01") / ARP()).ljust(60, b"\0")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bus import wire
 from bus.durable import layout
+from packets import vnet
 
 PORT = 7
 FOREIGN = 8  # incarnation of no switch
@@ -47,7 +49,7 @@ class Ends:
 
     def hear(self, message: bytes) -> None:
         """The switch reads a message of the port."""
-        port, incarnation, number, frames = wire.unpack(message)
+        port, incarnation, number, frames, _ = wire.unpack(message)
         assert port == PORT
         self.numbered.took(incarnation, number)
         if not frames:
@@ -136,6 +138,25 @@ def test_messages_without_numbers_are_taken_as_they_come():
         ends.pipe.append(wire.pack(1, 0, 0, [value.to_bytes(60, "big")]))
         ends.take()
     assert ends.taken == [3, 1, 1]
+
+
+def ordered(offload: bool) -> wire.InOrder:
+    return wire.InOrder(memoryview(bytearray(8 * layout.WORDS)).cast("Q"), offload)
+
+
+def test_a_port_with_offload_takes_both_kinds_of_frames():
+    port, frame, partial = ordered(True), bytes(60), vnet.PARTIAL_TCP + bytes(60)
+    assert port.next(wire.pack(1, 0, 0, [frame])) == (True, 0, [vnet.PLAIN + frame])
+    assert port.next(wire.pack(1, 0, 0, [partial], offload=True)) == (True, 0, [partial])
+    assert wire.unpack(port.packed(PORT, [partial])).offload
+
+
+def test_a_port_without_offload_takes_plain_frames_only():
+    port, frame = ordered(False), bytes(60)
+    assert port.next(wire.pack(1, 0, 0, [frame])) == (True, 0, [frame])
+    with pytest.raises(ValueError, match="virtio_net_hdr"):
+        port.next(wire.pack(1, 0, 0, [vnet.PLAIN + frame], offload=True))
+    assert not wire.unpack(port.packed(PORT, [frame])).offload
 
 
 @given(st.binary(max_size=80) | st.tuples(st.sampled_from((0, FOREIGN)), st.integers(0, 2**64 - 1), st.booleans()))

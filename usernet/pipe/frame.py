@@ -72,7 +72,8 @@ def with_incarnation(frame: bytes, incarnation: int) -> bytes:
 def with_sequence(frame: bytes, incarnation: int, sequence: int) -> bytes:
     """The same frame with the incarnation and the sequence number of another numbering."""
     version, kind, count, _, sender, _ = HEADER.unpack_from(frame)
-    return HEADER.pack(version, kind, count, incarnation, sender, sequence) + frame[HEADER_OCTETS:]
+    head = HEADER.pack(version, kind, count, incarnation, sender, sequence)
+    return b"".join((head, memoryview(frame)[HEADER_OCTETS:]))
 
 
 def unpack_frame(frame: bytes) -> tuple[int, int, int, int, list[bytes]]:
