@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from bus.config import STACK_USERS
 from bus.durable.layout import WIRE_SWITCH, WIRE_TAKEN
-from bus.durable.rx_log import OCTETS_MAX
+from bus.durable.rx_log import FRAMES_MAX, OCTETS_MAX
 from bus.messages import ETHERNET, ETHERNET_OFFLOAD
 from packets import vnet
 from usernet.pipe.frame import FrameError, pack_frame, unpack_frame, with_sequence
@@ -36,7 +36,7 @@ SWITCH_LOCK = "lock"  # the switch holds a flock(2) on it, so there is at most o
 SWITCH_COUNTERS = "counters"  # its counter words, for `status`
 PORTS = "port-*.sock"
 CONNECTIONS_MAX = 512  # at a port or the switch, including connections of ended processes
-MESSAGE_OCTETS_MAX = OCTETS_MAX  # what a port takes
+MESSAGE_OCTETS_MAX = OCTETS_MAX - FRAMES_MAX * vnet.HEADER_OCTETS  # what a port takes, and perhaps puts before frames
 KEPT_OCTETS = 1 << 23  # of messages that a port may ask for again
 NEW_PORTS = "port-*.new"  # do not listen yet
 

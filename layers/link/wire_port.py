@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bus.config import StackConfig
-from bus.durable.layout import Words
 from bus.durable.frames import Windows
+from bus.durable.layout import Words
 from bus.durable.rx_log import RxLog
 from bus.runtime.outbox import PACK_OCTETS, PACK_RECORDS
 from bus.wire import CONNECTIONS_MAX, MESSAGE_OCTETS_MAX, SWITCH_SOCKET, InOrder, Users, port_number
@@ -60,7 +60,7 @@ class Wire:
             if frames:
                 batch.keep(frames)
                 self._order.took(number)  # a SIGKILL just before it repeats these frames
-                return _referred(batch, batch.windows, frames) if batch.windows else frames
+                return _referred(batch, batch.windows, frames) if batch.windows is not None else frames
         return []
 
     def _in_order(self, message: bytes) -> tuple[int, list[bytes]]:
@@ -115,7 +115,7 @@ def _referred(batch: RxLog, windows: Windows, frames: list[bytes]) -> list[bytes
     records, start = [], 0
     for number, frame in enumerate(frames):
         end = start + len(frame)
-        large = len(frame) > REFERRED_OCTETS_MIN
-        records.append(large and refer(batch, windows, number, start, end) or frame)
+        record = refer(batch, windows, number, start, end) if len(frame) > REFERRED_OCTETS_MIN else b""
+        records.append(record or frame)
         start = end
     return records
