@@ -50,7 +50,7 @@ _FLAGS: dict[str, dict[str, Any]] = {  # arguments, by the name of their field i
     "allow_raw": {"action": "store_true", "help": "let applications open raw sockets: read and forge packets of any "
                   "protocol"},
     "accept_redirects": {"action": "store_true", "help": "accept redirects of a gateway to another gateway"},
-    "no_offload": {"action": "store_true", "help": "no checksum and segmentation offload: plain frames on the TAP or the wire"},
+    "no_offload": {"action": "store_true", "help": "no checksum and segmentation offload on the TAP or wire"},
     "record_crashes": {"action": "store_true", "help": "record the last calls of each layer; a crash leaves a "
                        "recording for replay"},
     "sysctl": {"action": "append", "metavar": "NAME=VALUE", "help": "set a default of TCP by its name on Linux, such "

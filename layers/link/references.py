@@ -1,4 +1,4 @@
-"""Large super-packets of TCP as references: their text stays in the memory into which link reads (bus.durable.frames)."""
+"""Large super-packets of TCP as references: their text stays where link has read it (bus.durable.frames)."""
 
 from __future__ import annotations
 
