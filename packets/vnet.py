@@ -1,4 +1,4 @@
-"""What stands before each frame at a TAP with offload: struct virtio_net_hdr (Linux include/uapi/linux/virtio_net.h).
+"""What stands before each frame with offload, at a TAP or a wire: struct virtio_net_hdr (Linux linux/virtio_net.h).
 
      0        1          2         4          6             8              10
     +--------+----------+---------+----------+-------------+--------------+

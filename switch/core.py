@@ -8,10 +8,11 @@ are flooded until their receivers have sent a frame again.
 from __future__ import annotations
 
 from bus.layer import CounterWords
+from packets import ethernet, ipv4
 from switch.counters import Counters as C
 
 FRAME_MIN_OCTETS = 60  # IEEE 802.3 clause 3.2.8: 64, minus the check sequence, which frames here do not have
-FRAME_MAX_OCTETS = 14 + 65535  # a header and the longest IPv4 packet, as which a super-packet travels
+FRAME_MAX_OCTETS = ethernet.HEADER_OCTETS + ipv4.LENGTH_MAX  # as long as the longest super-packet
 AGEING_S = 300.0  # IEEE 802.1D-2004 table 7-5: the recommended default
 STATIONS_MAX = 256  # per port, so that a port with many addresses displaces only its own
 RESERVED = b"\x01\x80\xc2\x00\x00"  # IEEE 802.1D-2004 table 7-10: these octets, then 00 to 0f

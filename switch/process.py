@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+from bus.runtime.outbox import PACK_OCTETS, PACK_RECORDS
 from bus.runtime.peers import listener_pid
 from bus.wire import (
     CONNECTIONS_MAX,
@@ -42,7 +43,6 @@ from switch import plain
 from switch.core import Switch
 from switch.counters import Counters as C
 from usernet.pipe.contract import Push, Trust, bounded, open_poller
-from usernet.pipe.frame import MAX_RECORDS
 from usernet.pipe.run_dir import PARENTS
 
 PORTS_MAX = 256
@@ -206,13 +206,19 @@ class Process:
 
     def _send_plain(self, port: Port, sender: int, frames: list[bytes]) -> None:
         """Send frames that have a virtio_net_hdr to a port that does not know it."""
+        part: list[bytes] = []
+        octets = 0
         for frame in frames:
             pieces = plain.frames(frame)
-            if not pieces:
-                self._counters[C.bad_offload] += 1
-            for at in range(0, len(pieces), MAX_RECORDS):
-                part = pieces[at : at + MAX_RECORDS]
-                self._send(port, pack(sender, 0, 0, part), len(part))
+            self._counters[C.bad_offload] += not pieces
+            for piece in pieces:
+                if part and (len(part) == PACK_RECORDS or octets + len(piece) > PACK_OCTETS):
+                    self._send(port, pack(sender, 0, 0, part), len(part))
+                    part, octets = [], 0
+                part.append(piece)
+                octets += len(piece)
+        if part:
+            self._send(port, pack(sender, 0, 0, part), len(part))
 
     def _malformed(self, error: int = 0) -> None:
         self._counters[C.malformed] += 1
