@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cli.screen import HELP
 
 from .conftest import require_program, unique_name
-from .peers import LAYERS, STACK, Stack, wait_for
+from .peers import LAYERS, PATIENCE_S, STACK, Stack, wait_for
 
 
 class Terminal:
@@ -28,9 +30,27 @@ class Terminal:
     def screen(self) -> str:
         return subprocess.run([*self._tmux, "capture-pane", "-p"], capture_output=True, text=True, check=True).stdout
 
-    def shows(self, *texts: str) -> str:
-        wait_for(f"{texts} on\n{self.screen()}", lambda: all(text in self.screen() for text in texts))
-        return self.screen()
+    def until(self, holds: Callable[[list[str]], None]) -> None:
+        """Look at the screen until `holds` takes its lines without an AssertionError.
+
+        What is judged is one look: the terminal may be in the middle of a frame, or have one of its former size.
+        """
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            screen = self.screen()
+            try:
+                return holds(screen.splitlines())
+            except AssertionError:
+                if time.monotonic() > end:
+                    print(screen)
+                    raise
+            select.select([], [], [], 0.02)
+
+    def shows(self, *texts: str) -> None:
+        def holds(lines: list[str]) -> None:
+            assert [text for text in texts if text not in "\n".join(lines)] == []
+
+        self.until(holds)
 
     def press(self, *keys: str) -> None:
         subprocess.run([*self._tmux, "send-keys", *keys], check=True)
@@ -53,15 +73,26 @@ def top(new_stack) -> Iterator[tuple[Stack, Terminal]]:
         terminal.close()
 
 
+def whole(lines: list[str], height: int) -> None:
+    """The first and the last line of the screen are at their places."""
+    assert len(lines) == height
+    assert lines[0].startswith("usernet")
+    assert "q quit" in lines[-1]
+
+
 def test_in_eighty_by_twenty_four(top):
     stack, terminal = top
     stack.execute("ping", "-c", 20, "-i", 0.05, STACK)
-    screen = terminal.shows("link:device", "device:link", "serves")
-    lines = screen.splitlines()
-    assert len(lines) <= 24
-    assert all(len(line) <= 80 for line in lines)
-    for layer in ("link", "arp", "ip", "icmp", "udp", "sockets"):
-        assert any(layer in line and " up " in line for line in lines), layer
+
+    def holds(lines: list[str]) -> None:
+        whole(lines, 24)
+        assert any("link:device" in line for line in lines)
+        assert any("device:link" in line for line in lines)
+        for layer in LAYERS:
+            assert any(layer in line and " up " in line for line in lines), layer
+        assert any("serves" in line for line in lines)
+
+    terminal.until(holds)
 
 
 def test_keys_kill_restart_impair_sort_pause_help_and_quit(top):
@@ -91,17 +122,18 @@ def test_keys_kill_restart_impair_sort_pause_help_and_quit(top):
 
 def test_other_sizes(top):
     _, terminal = top
-    for columns, lines in ((120, 40), (80, 24), (40, 12), (60, 15), (200, 60)):
-        terminal.resize(columns, lines)
-        wait_for(f"the screen in {columns} x {lines}",
-                 lambda lines=lines: terminal.screen().splitlines()[0].startswith("usernet")
-                 and "q quit" in "".join(terminal.screen().splitlines()[lines - 1 : lines]))
-        shown = terminal.screen().splitlines()
-        titles, *layers = shown[2 : min(lines - 1, 3 + len(LAYERS))]
+
+    def holds(lines: list[str]) -> None:
+        whole(lines, height)
+        titles, *layers = lines[2 : min(height - 1, 3 + len(LAYERS))]
         assert titles.split()[:2] == ["layer", "pid" if columns >= 80 else "state"]
         assert "drops" in titles
-        assert [row[1:].split()[0] for row in layers] == LAYERS[: len(layers)]
+        assert [row[1:].split()[:1] for row in layers] == [[layer] for layer in LAYERS[: len(layers)]]
         assert not [row for row in (titles, *layers) if "…" in row]  # a column that does not fit is left out
+
+    for columns, height in ((120, 40), (80, 24), (40, 12), (60, 15), (200, 60)):
+        terminal.resize(columns, height)
+        terminal.until(holds)
 
 
 def test_the_stack_goes_down_underneath(top):
