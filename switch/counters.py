@@ -24,3 +24,4 @@ class Counters(CounterSet):
     port_full = Drop("Frames for a port whose stack is too slow or whose link layer is restarting.")
     malformed = Drop("Messages that do not contain Ethernet frames.")
     stranger = Drop("Messages of a sender without a port, or beyond the maximum number of ports.")
+    refused = Drop("Connections closed: another user, too many, an invalid ZMTP handshake, a message that is too long.")

@@ -108,7 +108,7 @@ class Process:
         self._by_pidfd: dict[int, Port] = {}
         self._poller = open_poller(pipes, Trust(os.geteuid(), Users(os.geteuid())))
         self._ports_max = bounded(PORTS_MAX, self._poller.descriptors_reserved, DESCRIPTORS_A_PORT)
-        self._inbox = self._poller.pull(place.listener, MESSAGE_OCTETS_MAX, CONNECTIONS_MAX, self._malformed)
+        self._inbox = self._poller.pull(place.listener, MESSAGE_OCTETS_MAX, CONNECTIONS_MAX, self._refused)
 
     def run(self) -> None:
         """Serve until no port is left, then remove the wire."""
@@ -184,7 +184,7 @@ class Process:
         try:
             sender, incarnation, taken, frames, offload = unpack(message)
         except ValueError:
-            self._malformed()
+            counters[C.malformed] += 1
             return
         port = self._ports.get(sender) or self._admit(self._directory / port_name(sender))
         if port is None:
@@ -220,8 +220,8 @@ class Process:
         if part:
             self._send(port, pack(sender, 0, 0, part), len(part))
 
-    def _malformed(self, error: int = 0) -> None:
-        self._counters[C.malformed] += 1
+    def _refused(self, _: int) -> None:
+        self._counters[C.refused] += 1
 
     def _send(self, port: Port, message: bytes, frames: int) -> None:
         self._counters[C.frames_out if port.send(message) else C.port_full] += frames

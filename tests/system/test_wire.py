@@ -306,7 +306,8 @@ def test_super_packets_cross_a_wire_as_they_are(lab, pipes):
         before = lab.link(destination, "frames_in")
         assert lab.moved(source, destination, octets) == octets
         assert lab.link(destination, "frames_in") - before < len(octets) // 8192
-    assert lab.status(2)["switch"]["counters"]["bad_offload"] == 0
+    switch = lab.status(2)["switch"]["counters"]
+    assert [name for name in ("bad_offload", "malformed", "refused", "stranger") if switch[name]] == []
 
 
 @pytest.mark.parametrize("pipes", ["zmq", "direct"])

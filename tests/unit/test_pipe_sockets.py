@@ -318,6 +318,22 @@ def _hung_up(stranger: socket.socket) -> bool:
         return True
 
 
+@pairs
+def test_a_peer_that_goes_by_itself_is_not_refused(ends):
+    near, far = ends
+    far.serve()
+    opening = zmtp.opening(b"PUSH")
+    for said in (b"", opening[:5], opening[:30], opening, opening + b"\x02" + (1000).to_bytes(8, "big") + b"part"):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(far.path)
+            stranger.sendall(said)
+        until(lambda: not far.poller.epoll.poll(0), far)
+    push = near.push(far.path)
+    push.send(b"the next one")
+    until(lambda: far.taken == [b"the next one"], near, far)
+    assert far.refused == []
+
+
 @each
 def test_a_silent_connection_is_closed_in_time_and_counted(stack, tmp_path, kind):
     far = End(stack, str(tmp_path / "b"), kind)

@@ -110,11 +110,13 @@ class Pull:
             return []
         except OSError:  # reset: treated as the end
             octets = b""
-        messages = reader.feed(octets)
-        if not octets or reader.error:
+        if not octets:  # it went by itself, which is not refused, whatever it had sent
             self._drop(descriptor)
-            if reader.error:
-                self._refused(0)
+            return []
+        messages = reader.feed(octets)
+        if reader.error:
+            self._drop(descriptor)
+            self._refused(0)
         elif reader.parts or descriptor in self._held:
             self._hold(descriptor, reader.held)
         return messages
