@@ -17,7 +17,7 @@ def main() -> None:
     answers = 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
         endpoint.connect((host, int(port)))
-        endpoint.settimeout(1)
+        endpoint.settimeout(5)
         for number in range(1, int(count) + 1):
             started = time.perf_counter()
             endpoint.send(b"echo %d" % number)

@@ -348,13 +348,15 @@ class Keeper:
 
     def renew(self, name: str, done: Callable[[str], None] | None = None) -> None:
         """A planned restart of a layer with its code on disk; `done` is called with "" or the error."""
-        if self._options.reload:
+        layer = self.layers[name]
+        if self._options.reload and not layer.renewing:
             self._prints[name] = fingerprint(packages_of(name))
-        self.layers[name].renew(done)
+        layer.renew(done)
 
     def _reload_changed(self) -> None:
-        for name in self.layers:
-            if fingerprint(packages_of(name)) != self._prints[name]:
+        for name, layer in self.layers.items():
+            # What changes while a successor loads is noticed when it serves
+            if not layer.renewing and fingerprint(packages_of(name)) != self._prints[name]:
                 self.events.add("changed", layer=name, detail="its code changed on disk")
                 self.renew(name)
 

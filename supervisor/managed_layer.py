@@ -88,6 +88,11 @@ class ManagedLayer:
         return self.service.state
 
     @property
+    def renewing(self) -> bool:
+        """Whether a planned restart is under way."""
+        return Role.SUCCESSOR in self.service.present
+
+    @property
     def process(self) -> Process | None:
         """The process that serves or starts; None if there is none."""
         return self.processes.get(Role.PROCESS)

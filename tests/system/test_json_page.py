@@ -10,7 +10,7 @@ import pytest
 
 import usernet
 
-from .peers import KERNEL, ROOT, STACK, Stack
+from .peers import KERNEL, PATIENCE_S, ROOT, STACK, Stack, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_every_field_is_on_the_page(stack: Stack, documented) -> None:
         client.connect(listener.getsockname())
         client.sendall(b"x")
         stack.run("sabotage", "icmp", "kill")
+        wait_for("icmp", lambda: stack.serves(icmp=2))
         stack.run("impair", "udp:ip", "--loss", "1%")
         status = printed(stack, "status")[0]
         objects = {
@@ -55,7 +56,7 @@ def test_every_field_is_on_the_page(stack: Stack, documented) -> None:
             "status": [status, *status["layers"].values(), status["switch"] or {}],
         }
         stack.run("impair", "--clear")
-    assert stack.run("ping", "-c", "1", KERNEL).returncode == 0
+    assert stack.run("ping", "-c", "1", "-W", PATIENCE_S, KERNEL).returncode == 0
     missing = {verb: set(fields(found)) - documented.get(verb, set()) for verb, found in objects.items()}
     assert not any(missing.values()), missing
     assert {"counters", "log"} <= set(documented)

@@ -23,7 +23,7 @@ from .conftest import require_program, require_root, unavailable, unique_name
 from .peers import KERNEL, LAYERS, PATIENCE_S, STACK, TAP, Stack, alive, copy_product, received, wait_for
 
 OTHER_USER = 65534
-ATTEMPTS = 3  # the other workers of the suite may have the processors
+ATTEMPTS = 10  # the other workers of the suite may have the processors
 TUN_DEVICE = (10, 200)  # Linux devices.txt: /dev/net/tun
 
 

@@ -15,7 +15,7 @@ import pytest
 from supervisor.limits import DESCRIPTORS_MIN
 from usernet.client.connection import CONNECT_TIMEOUT_S, Connection
 
-from .peers import Stack, wait_for
+from .peers import PATIENCE_S, Stack, wait_for
 from .test_hostile_applications import is_served, program
 
 PROCESSES, CONNECTIONS_EACH, CLIENTS_EACH = 200, 24, 12
@@ -184,7 +184,7 @@ def test_tools_get_in_when_applications_have_taken_all_places(small):
     parent.stdin.flush()
     assert "no room for another one of process" in parent.stdout.readline()
     assert parent.stdout.readline() == "the parent has its socket\n"
-    assert "1 received" in small.run("ping", "-c", 1, "127.0.0.1").stdout
+    assert "1 received" in small.run("ping", "-c", 1, "-W", PATIENCE_S, "127.0.0.1").stdout
     for command in (("ss",), ("status",), ("counters",), ("top", "--once")):
         small.run(*command)
 
@@ -197,7 +197,7 @@ def test_whoever_comes_is_heard_when_as_many_as_there_are_connections_say_nothin
     is_served(small)
     for layer in ("udp", "sockets"):
         serves_again(small, layer)
-    assert "1 received" in small.run("ping", "-c", 1, "127.0.0.1").stdout
+    assert "1 received" in small.run("ping", "-c", 1, "-W", PATIENCE_S, "127.0.0.1").stdout
 
 
 def test_whoever_gets_no_further_connection_is_told(new_stack):

@@ -269,6 +269,14 @@ def test_reload_restarts_the_layer_whose_code_changed(new_stack, checkout: Path)
         name: 1 for name in LAYERS if name != "icmp"}
 
 
+def test_reload_takes_what_changes_while_code_is_loaded(new_stack, checkout: Path) -> None:
+    stack = new_stack(checkout).up("--reload")
+    append(checkout / "layers" / "icmp" / "core.py", "\nimport time\ntime.sleep(2)\n")  # so that it takes so long
+    wait_for("the first change", lambda: [event for event in stack.events() if event["event"] == "changed"])
+    append(checkout / "layers" / "icmp" / "core.py", "\n# changed meanwhile\n")
+    wait_for("both restarts", lambda: stack.serves(icmp=3))
+
+
 def test_without_reload_nothing_is_restarted_by_an_edit(new_stack, checkout: Path) -> None:
     stack = new_stack(checkout).up()
     append(checkout / "layers" / "icmp" / "core.py", "\nraise RuntimeError('half an edit')\n")
