@@ -13,7 +13,7 @@ from time import monotonic
 
 import pytest
 
-from .peers import Stack, wait_for
+from .peers import PATIENCE_S, Stack, wait_for
 
 SIZE, RUN = 1472, 40
 LAYERS = ("sockets", "udp", "ip", "link")
@@ -42,11 +42,11 @@ def refers(endpoint) -> bool:
     return buffers is not None and any(buffers._memory.cells.tolist())
 
 
-def arrived(peer: socket.socket, app) -> list[bytes]:
+def arrived(peer: socket.socket, app, within_s: float) -> list[bytes]:
     """The next datagrams, at most a run. The application hears of restarts meanwhile, as it does in any call."""
     peer.settimeout(0.05)
     got: list[bytes] = []
-    deadline = monotonic() + LOST_AFTER_S
+    deadline = monotonic() + within_s
     while len(got) < RUN and monotonic() < deadline:
         try:
             got.append(peer.recv(2048))
@@ -73,7 +73,7 @@ def test_what_is_sent_over_the_death_of_a_layer_arrives(new_stack: Callable[[], 
                 if group == 20:
                     before = stack.incarnations()[layer]
                     os.kill(stack.pids()[layer], signal.SIGKILL)
-                got = arrived(peer, app)
+                got = arrived(peer, app, LOST_AFTER_S if layer == "link" else PATIENCE_S)
                 lost += RUN - len(got)
                 assert got == [each for each in some if each in set(got)], "each once, whole, and in order"
             wait_for("its successor", lambda before=before: stack.incarnations()[layer] > before)

@@ -53,8 +53,8 @@ def test_the_second_connection_sends_with_its_syn(stack: Stack, client_is: str, 
         server.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 5)
         assert server.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN) == 5
         server.listen()
-        seen = []
-        for _ in range(3):
+        seen: list[tuple[int, int]] = []
+        while len(seen) < 6 and seen[-2:] != [(SYN_DATA, SYN_DATA)] * 2:
             client = new_client()
             if how == "sendto":
                 send = lambda client=client: client.sendto(b"question", MSG_FASTOPEN, server.getsockname())  # noqa: E731
@@ -63,7 +63,8 @@ def test_the_second_connection_sends_with_its_syn(stack: Stack, client_is: str, 
                 client.connect(server.getsockname())
                 send = lambda client=client: client.send(b"question")  # noqa: E731
             seen.append(exchange(server, client, send))
-        assert seen[1:] == [(SYN_DATA, SYN_DATA)] * 2  # the first had no cookie, unless from another test
+        # The first had no cookie, unless from another test; one whose SYN is answered after a second gives it up
+        assert seen[-2:] == [(SYN_DATA, SYN_DATA)] * 2
 
 
 def test_a_server_without_fast_open_and_a_port_without_a_server(stack: Stack) -> None:
