@@ -109,10 +109,16 @@ class Board:
             [self._layer(name, row, former, seconds, measured, former_measured, cpu, former_cpu)
              for name, row in status["layers"].items()],
             _pipes(measured, former_measured, seconds, impaired, status, former),
-            len(list(self._folder.glob("**/app-*.sock"))),
+            self._applications(),
             _open(status, "sockets", "sockets_opened", "sockets_closed"),
             self._connections(status),
             [describe_impairment(one) for one in status["impairments"]], self._events())
+
+    def _applications(self) -> int:
+        try:
+            return len(list(self._folder.glob("**/app-*.sock")))
+        except FileNotFoundError:  # it is being removed
+            return 0
 
     def _cpu(self, status: dict[str, Any]) -> dict[int, float]:
         used = {}

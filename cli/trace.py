@@ -25,10 +25,12 @@ from supervisor.options import UsageError
 from usernet.pipe.run_dir import run_dir
 
 TEXT = "follow packets through the stack: times in each layer and pipe, drops and why"
-# A packet that was not seen for this time has reached its end.
-_OVER_NS = 500_000_000
-# The same for a packet in a pipe, whose consumer may be restarting, and in layers that hold packets: while arp asks for
-# an address (three requests, one a second), or for an impairment of the device.
+# A packet has reached its end when it was not seen for this time: one that has left or was dropped,
+_ENDED_NS = 500_000_000
+# one in a layer, which may wait for a processor so long,
+_INSIDE_NS = 2_000_000_000
+# and one in a pipe, whose consumer may be restarting, or in a layer that holds packets: while arp asks for an address
+# (three requests, one a second), or for an impairment of the device.
 _HELD_NS = 6_000_000_000
 _HOLDING = ("link", "ip")
 _UDP_OCTETS = 8
@@ -57,8 +59,8 @@ class Step(msgspec.Struct):
     def over_ns(self) -> int:
         """The time when the packet has reached its end, unless another step follows until then."""
         ended = self.dropped or (self.pipe.consumer in (DEVICE, APP) and not self.arrived)
-        held = not ended and (not self.arrived or self.pipe.consumer in _HOLDING)
-        return self.when_ns + (_HELD_NS if held else _OVER_NS)
+        held = not self.arrived or self.pipe.consumer in _HOLDING
+        return self.when_ns + (_ENDED_NS if ended else _HELD_NS if held else _INSIDE_NS)
 
 
 class Journey(msgspec.Struct):

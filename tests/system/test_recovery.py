@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.control import Client
+
 from .peers import LAYERS, PATIENCE_S, STACK, Stack, copy_product, received, wait_for
 
 ECHOES = 400
@@ -116,7 +118,8 @@ def test_a_layer_that_hangs_is_replaced_in_time(new_stack, quiet, layer: str, fa
     gaps_ms = []
     for _ in range(ATTEMPTS):
         hung = stack.ask()[layer]
-        stack.run("sabotage", layer, fault)
+        with Client(stack.run_dir) as keeper:  # sooner than by the launcher, which ends when a part of it is over
+            keeper.request("sabotage", layer=layer, fault=fault)
         starved_s = starved_until_death(hung["pid"])
         wait_for("the replacement", lambda hung=hung: stack.serves(**{layer: hung["incarnation"] + 1}))
         died, served = [event for event in stack.events() if event.get("layer") == layer][-2:]

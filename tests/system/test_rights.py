@@ -19,7 +19,7 @@ from bus.wire import SWITCH_COUNTERS
 from supervisor.lockdown import CAP_DAC_OVERRIDE, KEEPER_CAPABILITIES, of_process
 
 from .conftest import end_all, require_root, unique_name
-from .peers import ROOT, STACK, Stack, copy_product, wait_for
+from .peers import ROOT, STACK, Stack, copy_product, titled, wait_for
 
 ORDINARY_USER = 65534
 # Runs when the layer's process has its word to go. What is refused or raises is the end of it, and its last words are
@@ -169,7 +169,8 @@ def test_an_intruder_in_the_switch_of_a_wire_gets_nowhere(home):
             octets = counters.read_bytes() if counters.exists() else b""
             return list(memoryview(octets).cast("Q")[FIRST_WORD:]) if octets else [0]
 
-        wait_for("all attempts", lambda: words()[0] == len(attempts), timeout_s=100)
+        # The outcome of the last one, a refusal, is stored just after its number
+        wait_for("all attempts", lambda: (found := words())[0] == len(attempts) and found[len(attempts)], timeout_s=100)
         switch = wait_for("a switch that serves", lambda: stack.status()["switch"]["pid"])
         assert os.readlink(f"/proc/{switch}/root") == str(counters.parent)
         for (name, (_, expected)), outcome in zip(attempts.items(), words()[1:], strict=False):
@@ -248,6 +249,7 @@ def test_so_for_an_ordinary_user():
                 "root": True, "landlock": layer["may"]["landlock"], "missing": []}
     finally:
         launch("down")
+        wait_for("the end of the switch", lambda: not titled(f"usernet wire {name}"))
         shutil.rmtree(home)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -60,8 +61,14 @@ def test_a_name_that_was_removed_is_given_back_and_nothing_restarts(new_stack, r
 def test_a_layer_that_has_no_name_left_gets_a_new_socket(new_stack) -> None:
     stack = new_stack().up()
     before = stack.incarnations()
-    for name in ("udp.sock", "ip/udp.sock", "icmp/udp.sock", "sockets/udp.sock"):
-        (stack.run_dir / name).unlink(missing_ok=True)
+    keeper = stack.keeper
+    os.kill(keeper, signal.SIGSTOP)  # it would give one name back by another
+    try:
+        wait_for("its stop", lambda: Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        for name in ("udp.sock", "ip/udp.sock", "icmp/udp.sock", "sockets/udp.sock"):
+            (stack.run_dir / name).unlink(missing_ok=True)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
     wait_for("udp", lambda: stack.incarnations()["udp"] > before["udp"] and stack.serves())
     assert serves_an_application(stack)
     assert any(event["event"] == "run directory" for event in stack.events())
@@ -139,8 +146,8 @@ def test_a_directory_of_a_wire_in_whose_place_is_another_is_told_and_not_used(ne
     foreign = directory.with_name(f"{wire}-f")
     foreign.mkdir()
     foreign.chmod(0o777)
-    directory.rename(directory.with_name(f"{wire}-r"))
-    foreign.rename(directory)
+    exchange(foreign, directory)
+    foreign.rename(directory.with_name(f"{wire}-r"))
     for stack in (first, second):
         wait_for("the trouble", lambda: shown(stack)["trouble"])  # noqa: B023
         told = stack.run("status", status=3).stdout
@@ -179,8 +186,10 @@ def test_a_wire_without_a_switch_is_told(new_stack) -> None:
     stack.up("--wire", wire)
     switch = wait_for("the switch", lambda: switch_of(stack))
     lock = stack.run_dir.parent / ".wires" / wire / "lock"
-    lock.unlink()
-    lock.mkdir()  # so no keeper can have it
+    replacement = lock.with_name("replacement")
+    replacement.mkdir()
+    exchange(replacement, lock)  # so no keeper can have it
+    replacement.unlink()
     told = f"wire '{wire}' has no switch: this stack reaches no other"
     wait_for("the trouble", lambda: shown(stack)["trouble"] == told)
     assert shown(stack)["state"] == "degraded"
@@ -188,6 +197,14 @@ def test_a_wire_without_a_switch_is_told(new_stack) -> None:
     lock.rmdir()
     wait_for("another switch", lambda: switch_of(stack) not in (None, switch))
     wait_for("no trouble", lambda: shown(stack)["state"] == "up")
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two names, so that there is no moment without: renameat2(2)."""
+    at_cwd, exchanged = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchanged):
+        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 def shown(stack: Stack) -> dict:
@@ -226,8 +243,9 @@ def test_a_cleaner_that_asks_for_a_lock_on_a_directory_does_not_get_one(new_stac
     if of == "its wire that was made anew":
         remove(directory)
         wait_for("the port", lambda: list(directory.glob("port-*.sock")))
-    asked = subprocess.run(["flock", "--nonblock", "--exclusive", str(directory), "true"], check=False)
-    assert asked.returncode == 1
+    asked = ["flock", "--nonblock", "--exclusive", str(directory), "true"]
+    # The keeper takes the lock just after it has made the port
+    wait_for("the keeper's lock", lambda: subprocess.run(asked, check=False).returncode == 1)
     assert os.listdir(directory)
 
 

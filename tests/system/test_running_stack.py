@@ -121,7 +121,7 @@ def test_what_cannot_be_is_named(stack: Stack, arguments, said) -> None:
 def test_advice_is_of_options_that_the_tool_has(stack: Stack) -> None:
     assert stack.run("ping", "10.0.0.255", status=1).stderr.endswith("a broadcast address needs -b\n")
     assert stack.run("traceroute", "10.0.0.255", status=1).stderr.endswith("it is a broadcast address\n")
-    stack.run("ping", "-4", "-c", 1, KERNEL)
+    stack.run("ping", "-4", "-c", 1, "-W", 10, KERNEL)
     assert "'-1': must be a whole number" in stack.run("ping", "-c", "-1", KERNEL, status=2).stderr
 
 
