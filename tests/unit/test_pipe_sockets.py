@@ -338,12 +338,12 @@ def test_a_peer_that_goes_by_itself_is_not_refused(ends):
 def test_a_silent_connection_is_closed_in_time_and_counted(stack, tmp_path, kind):
     far = End(stack, str(tmp_path / "b"), kind)
     far.serve()
+    started = time.monotonic()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(far.path)
         stranger.send(b"\xff\0\0")
         stranger.setblocking(False)
         until(lambda: not far.poller.epoll.poll(0), far)
-        started = time.monotonic()
         while not far.refused:
             assert time.monotonic() < started + HANDSHAKE_S + 20
             far.turn(0.01)

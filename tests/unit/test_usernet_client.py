@@ -331,15 +331,19 @@ def test_the_books_are_set_right_when_credit_was_lost(pair, monkeypatch):
             received += 1
         except TimeoutError:
             pass
+    with suppress(TimeoutError):  # what was late
+        while True:
+            first.recv(2000)
+            received += 1
     assert received > 1900
 
 
 def test_ping(service):
-    results = list(ping(None, ADDRESS, count=3, interval_s=0, size=10))
+    results = list(ping(None, ADDRESS, count=3, interval_s=0, size=10, timeout_s=PATIENCE_S))
     assert [(result.sequence, result.octets, result.source, result.error) for result in results] == [
         (number, 18, ADDRESS, "") for number in (1, 2, 3)
     ]
-    assert all(0 < result.round_trip_s < 1 for result in results)
+    assert all(0 < result.round_trip_s < PATIENCE_S for result in results)
 
 
 def test_ping_into_the_void(service):
@@ -556,10 +560,12 @@ def test_the_owner_of_a_socket_is_known_after_a_restart(service):
 def test_a_request_to_a_dead_service_is_answered_when_it_is_back(service):
     stack = usernet.Stack()
     service.kill()
-    threading.Timer(0.1, service.start).start()
+    starting = threading.Timer(0.1, service.start)
+    starting.start()
     with stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.bind((ADDRESS, 0))
         assert endpoint.getsockname()[1]
+    starting.join()
 
 
 def test_a_blocked_reader_does_not_notice_a_restart(service, pair):
@@ -814,6 +820,7 @@ def test_a_connection_that_says_goodbye_is_forgotten_at_once(service):
     endpoint.bind((ADDRESS, 5998))
     inbox = stack.connection.inbox_path
     assert inbox.exists()
+    stack.connection.close(PATIENCE_S)  # for so long, because the service may wait for a processor
     stack.close()
     assert endpoint.fileno() == -1
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as other:
@@ -843,6 +850,7 @@ def test_a_port_is_free_again_as_soon_as_the_stack_is_closed(service):
     code = """import usernet, os, time
 s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
 s.bind(("10.0.0.2", 5996))
+usernet.Stack().connection.close(20)
 usernet.Stack().close()
 s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
 s.bind(("10.0.0.2", 5996))
@@ -1039,7 +1047,7 @@ def test_the_largest_datagram_is_had_by_the_first_call_that_does_not_wait(pair):
         second.sendto(bytes(octets), first.getsockname())
         usernet.Stack().list_sockets()  # answered behind the datagram, so that is in the pipe
         second.sendto(bytes(octets), first.getsockname())
-        time.sleep(0.1)  # for the second: nothing but the call below may look
+        time.sleep(0.5)  # for the second: nothing but the call below may look
         first.setblocking(False)
         assert [len(first.recv(65507)) for _ in range(2)] == [octets, octets]
 
@@ -1048,7 +1056,11 @@ def test_a_refusal_is_told_by_the_next_send(service):
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as endpoint:
         endpoint.connect((ADDRESS, 1))
         endpoint.send(b"x")
-        time.sleep(0.1)  # for the error to come; there is nothing to be waited for that would not tell it
+        observer = Connection(service.run_dir, "test")
+        for _ in range(2):  # answered behind the error, which nothing on this connection may look for
+            observer.request("list", after=0)
+        observer.close()
+        time.sleep(0.1)  # for libzmq's thread, with its pipes
         with pytest.raises(ConnectionRefusedError):
             endpoint.send(b"x")
 

