@@ -46,7 +46,10 @@ def all_folders() -> Iterator[Path]:
     """The run directories of this user's stacks that may be running, where this process looks for stacks."""
     root = run_dir(DEFAULT_NAME).parent
     apart = {run_dir()}  # $USERNET_DIR, if it is set
-    folders = {*root.iterdir(), *apart} if root.is_dir() else apart
+    try:
+        folders = {*root.iterdir(), *apart}
+    except (FileNotFoundError, NotADirectoryError):  # it goes with the last stack
+        folders = apart
     there = {folder for folder in folders if (folder / SOCKET_NAME).exists()}
     # the files of a stack may be gone
     yield from sorted(there | {folder for folder in claimed() if folder.parent == root or folder in apart})

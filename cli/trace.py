@@ -56,11 +56,15 @@ class Step(msgspec.Struct):
     error: str = ""  # type and code of an ICMP error
 
     @property
+    def ended(self) -> bool:
+        """True if the packet has left the stack or was dropped."""
+        return bool(self.dropped) or (self.pipe.consumer in (DEVICE, APP) and not self.arrived)
+
+    @property
     def over_ns(self) -> int:
         """The time when the packet has reached its end, unless another step follows until then."""
-        ended = self.dropped or (self.pipe.consumer in (DEVICE, APP) and not self.arrived)
         held = not self.arrived or self.pipe.consumer in _HOLDING
-        return self.when_ns + (_ENDED_NS if ended else _HELD_NS if held else _INSIDE_NS)
+        return self.when_ns + (_ENDED_NS if self.ended else _HELD_NS if held else _INSIDE_NS)
 
 
 class Journey(msgspec.Struct):
@@ -70,6 +74,7 @@ class Journey(msgspec.Struct):
     line: str  # description of the packet, from the step where most of it is known
     steps: list[Step]
     wanted: bool
+    over: bool = False
 
 
 class Tracer:
@@ -108,21 +113,29 @@ class Tracer:
             if _leads_to(journey.steps[-1], step):
                 journey.steps.append(step)
                 journey.wanted |= wanted
+                if step.ended:  # sooner than was expected
+                    self._expect(journey)
                 if seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET or seen.kind == messages.TRANSMIT:
                     journey.line = line
                 return
         journeys.append(Journey(key, line, [step], wanted))
-        heapq.heappush(self._due, (step.over_ns, next(self._numbers), journeys[-1]))
+        self._expect(journeys[-1])
+
+    def _expect(self, journey: Journey) -> None:
+        heapq.heappush(self._due, (journey.steps[-1].over_ns, next(self._numbers), journey))
 
     def over(self, now_ns: int) -> Iterator[Journey]:
         """The finished journeys that match the filter, in order of time."""
         ended = []
         while self._due and self._due[0][0] < now_ns:
-            _, number, journey = heapq.heappop(self._due)
-            if journey.steps[-1].over_ns < now_ns:
+            _, _, journey = heapq.heappop(self._due)
+            if journey.over:
+                continue
+            journey.over = journey.steps[-1].over_ns < now_ns
+            if journey.over:
                 ended.append(journey)
             else:
-                heapq.heappush(self._due, (journey.steps[-1].over_ns, number, journey))
+                self._expect(journey)
         for journey in sorted(ended, key=lambda journey: journey.steps[0].when_ns):
             journeys = self._open[journey.key]
             journeys.remove(journey)

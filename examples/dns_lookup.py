@@ -50,7 +50,7 @@ def main() -> None:
     identifier = secrets.randbits(16)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint:
         endpoint.connect((host, int(port or 53)))
-        endpoint.settimeout(2)
+        endpoint.settimeout(5)
         endpoint.send(query(identifier, sys.argv[1]))
         message = endpoint.recv(512)  # RFC 1035 section 4.2.1
         while message[:2] != pack(">H", identifier):

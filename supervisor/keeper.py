@@ -270,7 +270,7 @@ class Keeper:
         gone = self._held.is_gone()
         port = self._mend_wire()
         lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend()) | port
-        if not lost:
+        if not lost or any(self.layers[name].renewing for name in lost):  # their successors have the former sockets
             return
         try:
             if gone:
@@ -349,9 +349,10 @@ class Keeper:
     def renew(self, name: str, done: Callable[[str], None] | None = None) -> None:
         """A planned restart of a layer with its code on disk; `done` is called with "" or the error."""
         layer = self.layers[name]
-        if self._options.reload and not layer.renewing:
-            self._prints[name] = fingerprint(packages_of(name))
+        found = fingerprint(packages_of(name)) if self._options.reload and not layer.renewing else None
         layer.renew(done)
+        if found is not None and layer.renewing:  # else there is no process for it now
+            self._prints[name] = found
 
     def _reload_changed(self) -> None:
         for name, layer in self.layers.items():

@@ -25,7 +25,7 @@ from supervisor.policy import Restarts
 # For a process that was told to stop. One that hangs is killed sooner (supervisor.policy.Watch), but none because the
 # machine is busy: 0.5 s were too short for tcp when it closed the 5,000 connections of an application.
 STOP_TIMEOUT_S = 3.0
-LOAD_TIMEOUT_S = 25.0  # for new code to be loaded; seven layers may load theirs at once, and `restart` waits for 30 s
+LOAD_TIMEOUT_S = 20.0  # for new code to be loaded; seven layers may load theirs at once, and `restart` waits for 30 s
 SPARE_AFTER_S = 0.1  # from the start of serving to the fork of the spare
 PROBATION_S = 3.0  # new code that crashes within this time is rolled back
 FORK_PAUSE_S, FORK_PAUSE_MAX_S = 0.05, 5.0  # after a failed fork; doubled each time

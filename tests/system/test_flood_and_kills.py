@@ -71,7 +71,7 @@ def test_kills_beside_a_flood_at_full_rate_cost_a_quiet_application_nothing(new_
             sender, receiver = (own, own) if layer != "link" else ((near, far), (far, near))[kill % 2]
             missing = lost(sender, receiver, kill, before["pid"])
             wait_for("the layer", lambda: booted.serves(**{layer: before["incarnation"] + 1}))  # noqa: B023
-            in_read = layer == "link"  # the frame that it was about to store (docs/recovery.md)
-            losses.append(max(0, missing - (tap_drops(booted) - dropped) - in_read))
-        assert not any(losses), (losses, booted.events())
+            losses.append(max(0, missing - (tap_drops(booted) - dropped)))
+        # A SIGKILL of link in the read of a frame costs it, rarely (docs/recovery.md)
+        assert sum(losses) <= (1 if layer == "link" else 0), (losses, booted.events())
     assert flood.poll() is None

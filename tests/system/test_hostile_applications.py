@@ -229,13 +229,13 @@ def test_a_hundred_stopped_applications_with_full_buffers(booted):
 
         def all_heard() -> bool:  # all answer at once what waited for them: more than there is room for here
             try:
-                octets, (_, port) = sender.recvfrom(100)
+                while left:
+                    octets, (_, port) = sender.recvfrom(100)
+                    if octets == b"still here":
+                        left.discard(port)
             except TimeoutError:
                 for port in left:
                     sender.sendto(b"still here", ("127.0.0.3", port))
-            else:
-                if octets == b"still here":
-                    left.discard(port)
             return not left
 
         wait_for("each to go on", all_heard, timeout_s=100)

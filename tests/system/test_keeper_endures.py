@@ -184,8 +184,11 @@ def test_an_odd_message_on_a_layers_line(enduring, kind):
     require_root()
 
     def told() -> bool:
+        pid = enduring.pids()["icmp"]
+        if pid is None:
+            return False
         try:
-            with line_of(enduring.pids()["icmp"]) as line:
+            with line_of(pid) as line:
                 line.send(ODD[kind])
         except (OSError, AssertionError):
             return False  # it is being killed for the message before

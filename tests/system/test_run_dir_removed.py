@@ -17,7 +17,7 @@ import pytest
 from supervisor.control import Client, claimed
 
 from .conftest import require_program, unique_name
-from .peers import LAYERS, PATIENCE_S, Stack, wait_for
+from .peers import LAYERS, PATIENCE_S, Stack, copy_product, titled, wait_for
 
 
 def remove(directory: Path) -> None:
@@ -61,6 +61,13 @@ def test_a_name_that_was_removed_is_given_back_and_nothing_restarts(new_stack, r
 def test_a_layer_that_has_no_name_left_gets_a_new_socket(new_stack) -> None:
     stack = new_stack().up()
     before = stack.incarnations()
+    remove_every_name_of_udp(stack)
+    wait_for("udp", lambda: stack.incarnations()["udp"] > before["udp"] and stack.serves())
+    assert serves_an_application(stack)
+    assert any(event["event"] == "run directory" for event in stack.events())
+
+
+def remove_every_name_of_udp(stack: Stack) -> None:
     keeper = stack.keeper
     os.kill(keeper, signal.SIGSTOP)  # it would give one name back by another
     try:
@@ -69,9 +76,21 @@ def test_a_layer_that_has_no_name_left_gets_a_new_socket(new_stack) -> None:
             (stack.run_dir / name).unlink(missing_ok=True)
     finally:
         os.kill(keeper, signal.SIGCONT)
-    wait_for("udp", lambda: stack.incarnations()["udp"] > before["udp"] and stack.serves())
+
+
+def test_a_layer_that_loads_new_code_meanwhile_gets_a_new_socket_after_that(new_stack, home: Path) -> None:
+    """The process that loads it was forked with the former one."""
+    checkout = copy_product(home / "loads")
+    stack = new_stack(checkout).up()
+    with (checkout / "layers" / "udp" / "core.py").open("a") as core:
+        core.write("\nimport time\ntime.sleep(3)\n")
+    restart = stack.popen("restart", "udp")
+    wait_for("the successor", lambda: len(titled(f"usernet {stack.name}: udp")) > 2)
+    remove_every_name_of_udp(stack)
+    wait_for("the new socket", lambda: [event for event in stack.events() if event["event"] == "run directory"])
+    wait_for("udp", lambda: stack.incarnations()["udp"] > 2 and stack.serves())
+    assert restart.wait(PATIENCE_S) == 0
     assert serves_an_application(stack)
-    assert any(event["event"] == "run directory" for event in stack.events())
 
 
 @pytest.mark.parametrize("gone", ["the directory", "the directory above it"])

@@ -814,13 +814,13 @@ def gone(service, condition):
         observer.close()
 
 
-def test_a_connection_that_says_goodbye_is_forgotten_at_once(service):
+def test_a_connection_that_says_goodbye_is_forgotten_at_once(service, monkeypatch):
     stack = usernet.Stack()
     endpoint = stack.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
     endpoint.bind((ADDRESS, 5998))
     inbox = stack.connection.inbox_path
     assert inbox.exists()
-    stack.connection.close(PATIENCE_S)  # for so long, because the service may wait for a processor
+    monkeypatch.setattr(Connection.close, "__defaults__", (PATIENCE_S,))  # the service may wait for a processor
     stack.close()
     assert endpoint.fileno() == -1
     with usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM) as other:
@@ -847,10 +847,11 @@ def test_a_goodbye_that_the_service_did_not_hear_is_noticed_when_it_is_back(serv
 
 
 def test_a_port_is_free_again_as_soon_as_the_stack_is_closed(service):
-    code = """import usernet, os, time
+    code = """import usernet
+from usernet.client.connection import Connection
+Connection.close.__defaults__ = (20,)  # the service may wait for a processor
 s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
 s.bind(("10.0.0.2", 5996))
-usernet.Stack().connection.close(20)
 usernet.Stack().close()
 s = usernet.socket(usernet.AF_INET, usernet.SOCK_DGRAM)
 s.bind(("10.0.0.2", 5996))

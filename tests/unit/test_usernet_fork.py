@@ -648,9 +648,9 @@ def test_two_processes_that_wait_on_one_connection(service):
 
     thread = threading.Thread(target=read)
     thread.start()
-    reading = second._connection.readers.reading
-    while reading.acquire(blocking=False):  # until the thread waits
-        reading.release()
+    readers = second._connection.readers
+    while readers.lead():  # until the thread waits
+        readers.leave()
         time.sleep(0.001)
     pid = child(lambda: second.sendall(second.recv(10)))
     thread.join(PATIENCE_S)
