@@ -7,6 +7,7 @@ import heapq
 import ipaddress
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from zlib import crc32
@@ -90,6 +91,7 @@ class Tracer:
         self._open: dict[tuple[int, int], list[Journey]] = {}
         self._due: list[tuple[int, int, Journey]] = []  # a heap: the time when a journey may be over, number, journey
         self._numbers = count()
+        self._begun: deque[Journey] = deque()  # in order
 
     def see(self, seen: Seen) -> None:
         """Process records at one end of a pipe."""
@@ -119,28 +121,28 @@ class Tracer:
                     journey.line = line
                 return
         journeys.append(Journey(key, line, [step], wanted))
+        self._begun.append(journeys[-1])
         self._expect(journeys[-1])
 
     def _expect(self, journey: Journey) -> None:
         heapq.heappush(self._due, (journey.steps[-1].over_ns, next(self._numbers), journey))
 
     def over(self, now_ns: int) -> Iterator[Journey]:
-        """The finished journeys that match the filter, in order of time."""
-        ended = []
+        """The finished journeys that match the filter, in the order in which they began."""
         while self._due and self._due[0][0] < now_ns:
             _, _, journey = heapq.heappop(self._due)
             if journey.over:
                 continue
             journey.over = journey.steps[-1].over_ns < now_ns
-            if journey.over:
-                ended.append(journey)
-            else:
+            if not journey.over:
                 self._expect(journey)
-        for journey in sorted(ended, key=lambda journey: journey.steps[0].when_ns):
+                continue
             journeys = self._open[journey.key]
             journeys.remove(journey)
             if not journeys:
                 del self._open[journey.key]
+        while self._begun and self._begun[0].over:
+            journey = self._begun.popleft()
             if journey.wanted:
                 yield journey
 

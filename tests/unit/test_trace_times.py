@@ -15,14 +15,18 @@ MS = 1_000_000
 UP, DOWN = Pipe(DEVICE, "link"), Pipe("link", DEVICE)
 
 
-def shown_at(*steps: tuple[int, Pipe, int]) -> list[float]:
-    """The seconds after which a packet is shown that was seen at these (milliseconds, pipe, direction)."""
-    frame = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP())
+def shown_at(*steps: tuple[int, Pipe, int], different: bool = False) -> list[float]:
+    """The seconds after which packets are shown that were seen at these (milliseconds, pipe, direction).
+
+    They are the same, or each is another.
+    """
     tracer, found = Tracer(lambda packet: True, with_vnet=False), []
     waiting = list(steps)
     for ms in range(0, 10_000, 100):
         while waiting and waiting[0][0] <= ms:
             at, pipe, direction = waiting.pop(0)
+            ip = IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(seq=1)
+            frame = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / ip / (b"%d" % (different * at)))
             counter = "runt" if direction == ring.DROPPED else ""
             tracer.see(Seen(at * MS, pipe, "link", 1, direction, messages.ETHERNET, counter, [frame]))
         found += [ms / 1000 for _ in tracer.over(ms * MS)]
@@ -43,3 +47,7 @@ def test_one_that_a_layer_holds_is_shown_after_six_seconds():
 
 def test_each_of_several_that_are_the_same_is_shown_once():
     assert shown_at((0, UP, ring.IN), (1, UP, ring.DROPPED), (2, UP, ring.IN), (3, UP, ring.DROPPED)) == [0.6, 0.6]
+
+
+def test_each_waits_for_those_before():
+    assert shown_at((0, UP, ring.IN), (1, DOWN, ring.OUT), different=True) == [6.1, 6.1]
