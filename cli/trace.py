@@ -75,6 +75,7 @@ class Journey(msgspec.Struct):
     line: str  # description of the packet, from the step where most of it is known
     steps: list[Step]
     wanted: bool
+    due_ns: int = 0  # when it may be over
     over: bool = False
 
 
@@ -99,7 +100,11 @@ class Tracer:
             return
         for record in seen.records:
             for octets in views.packets_of(seen.kind, [record], self._with_vnet, seen.pipe.protocol):
-                packet = octets[ethernet.HEADER_OCTETS :] if views.is_frame(seen.kind) else octets
+                packet = octets
+                if views.is_frame(seen.kind):
+                    if octets[2 * ethernet.MAC_OCTETS : ethernet.HEADER_OCTETS] != ethernet.TYPE_IPV4:
+                        continue
+                    packet = octets[ethernet.HEADER_OCTETS :]
                 if len(packet) >= ipv4.HEADER_OCTETS and seen.kind not in (messages.ARP_IN, messages.ARP_OUT):
                     self._see(seen, packet, f"type {record[0]}, code {record[1]}" if seen.kind in _RETURNS else "")
 
@@ -115,7 +120,7 @@ class Tracer:
             if _leads_to(journey.steps[-1], step):
                 journey.steps.append(step)
                 journey.wanted |= wanted
-                if step.ended:  # sooner than was expected
+                if step.over_ns < journey.due_ns:
                     self._expect(journey)
                 if seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET or seen.kind == messages.TRANSMIT:
                     journey.line = line
@@ -125,7 +130,8 @@ class Tracer:
         self._expect(journeys[-1])
 
     def _expect(self, journey: Journey) -> None:
-        heapq.heappush(self._due, (journey.steps[-1].over_ns, next(self._numbers), journey))
+        journey.due_ns = journey.steps[-1].over_ns
+        heapq.heappush(self._due, (journey.due_ns, next(self._numbers), journey))
 
     def over(self, now_ns: int) -> Iterator[Journey]:
         """The finished journeys that match the filter, in the order in which they began."""

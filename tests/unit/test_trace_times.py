@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scapy.layers.inet import ICMP, IP
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
 
 from bus import messages
 from bus.runtime import ring
@@ -47,6 +47,13 @@ def test_one_that_a_layer_holds_is_shown_after_six_seconds():
 
 def test_each_of_several_that_are_the_same_is_shown_once():
     assert shown_at((0, UP, ring.IN), (1, UP, ring.DROPPED), (2, UP, ring.IN), (3, UP, ring.DROPPED)) == [0.6, 0.6]
+
+
+def test_a_frame_that_is_no_packet_keeps_none_waiting():
+    arp = bytes(Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff") / ARP())
+    tracer = Tracer(lambda packet: True, with_vnet=False)
+    tracer.see(Seen(0, UP, "link", 1, ring.IN, messages.ETHERNET, "", [arp]))
+    assert list(tracer.over(20_000 * MS)) == []
 
 
 def test_each_waits_for_those_before():
