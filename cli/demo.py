@@ -173,7 +173,7 @@ def _restarted(run_dir: Path, layer: str) -> dict:
     until = time.monotonic() + PEER_TIMEOUT_S
     while True:
         found: dict = stack.query(run_dir, "status")["layers"][layer]
-        if found["restarts"] or time.monotonic() > until:
+        if (found["restarts"] and found["state"] == "up") or time.monotonic() > until:
             return found
         time.sleep(0.01)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import psutil
 
-from supervisor.control import Client
+from supervisor.control import Client, Refused
 from supervisor.policy import AT_ONCE, STABLE_S
 from tests.faults.flows import Book, Switchboard
 from tests.faults.lab import LAYERS, Follower, Lab, Load
@@ -185,7 +185,7 @@ class Campaign:
             time.sleep(0.0005)
         try:
             return self._lab.ask("sabotage", layer=fault.layer, fault=fault.kind)["pid"]
-        except RuntimeError:
+        except (RuntimeError, Refused):  # there is no process of it
             return -1
 
     def _wait_recovered(self, incident: Incident, start: int) -> bool:

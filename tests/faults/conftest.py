@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.lab import Lab, Load
+from tests.faults.lab import WINDOW, Lab, Load
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def lab(sandbox: None) -> Iterator[Lab]:
 @pytest.fixture
 def load(lab: Lab) -> Load:
     """The load of `lab`."""
-    return Load(lab)
+    return Load(lab, WINDOW)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,6 +35,7 @@ FAR_MTU = 1300
 IP_UDP_OCTETS = 28
 LARGE = range(4000, 20001)
 LARGE_BURST, GROUP_BURST = 5, 8
+LARGE_WINDOW = 4
 PATH_PATIENCE_S, PATH_AGAIN_S = 2.0, 0.1
 IP_PKTINFO, IP_MTU_DISCOVER, IP_MTU, PMTUDISC_DO = 8, 10, 14, 2  # ip(7), <linux/in.h>
 NUMBER = struct.Struct("!Q")
@@ -51,6 +52,11 @@ def large(number: int) -> bytes:
 def sized(number: int, octets: int) -> bytes:
     """A numbered payload of so many octets."""
     return NUMBER.pack(number) + PATTERN[: octets - NUMBER.size]
+
+
+def _large_window(board: Switchboard) -> int:
+    """As many octets as the window of the steady flows."""
+    return min(board.cells[Switchboard.WINDOW], LARGE_WINDOW)
 
 
 def taken(book: Book, endpoint: kernel.socket, made) -> None:
@@ -129,7 +135,8 @@ def router(folder: Path, address: str, board: Switchboard) -> None:
         now = time.monotonic()
         due = ticks.due(now)
         for _ in range(LARGE_BURST * ticks.wanted(Switchboard.FRAGMENTS) + due):
-            asker.send(large(large_in.next(now)))
+            if large_in.room(now, _large_window(board)):
+                asker.send(large(large_in.next(now)))
         for _ in range(GROUP_BURST * ticks.wanted(Switchboard.GROUPS) + due):
             sender.sendto(sized(group_in.next(now), 56), (GROUP_IN, GROUP_PORT))
         taken(large_in, asker, large)
@@ -151,6 +158,7 @@ class Member:
 
         self._usernet = usernet
         self._address = address
+        self._board = board
         self._ticks = Ticks(board)
         self._large, self._in, self._out = (Book(folder, name) for name in ("large-out", "group-in", "group-out"))
         self._narrow, self._paths = (Book(folder, name, ordered=False) for name in ("narrow", "paths"))
@@ -208,7 +216,8 @@ class Member:
             due = ticks.due(now)
             try:
                 for _ in range(LARGE_BURST * ticks.wanted(Switchboard.FRAGMENTS) + due):
-                    self._asker.sendto(large(self._large.next(now)), (KERNEL_END, LARGE_ECHO_PORT))
+                    if self._large.room(now, _large_window(self._board)):
+                        self._asker.sendto(large(self._large.next(now)), (KERNEL_END, LARGE_ECHO_PORT))
                 groups = ticks.wanted(Switchboard.GROUPS)
                 if groups:
                     self._pass_by()

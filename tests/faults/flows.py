@@ -14,6 +14,7 @@ from pathlib import Path
 CAPACITY = 1 << 20
 LOG_LINES_MAX = 2000
 CELLS = 64
+PROBE_S = 1.0
 COUNT, HIGHEST, DUPLICATED, REORDERED, ERRORS, ANSWERS = range(6)
 _OCTETS = 8 * (CELLS + 2 * CAPACITY)
 
@@ -40,6 +41,14 @@ class Book:
         self.sent[number] = now
         self.cells[COUNT] = number + 1
         return number
+
+    def room(self, now: float, window: int) -> bool:
+        """Whether one more may be sent if at most `window` may be under way; 0: any number.
+
+        Where all of those are lost there is room for one more each PROBE_S.
+        """
+        count = self.cells[COUNT]
+        return not window or not count or count - self.cells[HIGHEST] <= window or now > self.sent[count - 1] + PROBE_S
 
     def answer(self, number: int, now: float) -> None:
         """`number` was answered."""
@@ -88,7 +97,7 @@ class Book:
 class Switchboard:
     """What the campaign tells the load, and whether the load is there: single cells in a file."""
 
-    PAUSE, BURSTS, RESOLUTIONS, STOP, READY, FRAGMENTS, GROUPS, PATHS = range(8)
+    PAUSE, BURSTS, RESOLUTIONS, STOP, READY, FRAGMENTS, GROUPS, PATHS, WINDOW = range(9)
     ROLES_READY = 16  # the first of the cells of `tests.faults.streams`
 
     def __init__(self, folder: Path) -> None:

@@ -18,13 +18,15 @@ from typing import Any
 
 from supervisor.control import Client, NotRunning
 from tests.faults import extra, schedule
-from tests.faults.flows import Book, Switchboard
+from tests.faults.flows import COUNT, Book, Switchboard
 from tests.faults.load import FRESH_NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("link", "arp", "ip", "icmp", "udp", "tcp", "sockets")
 FLOWS = ("ping", "kernel-to-app", "app-to-kernel", "fresh", "churn", "large-in", "large-out", "group-in", "group-out",
          "query", "narrow", "paths")
+WINDOW = 200  # for tests: datagrams of each steady flow that may be under way
+UNDER_WAY_S = 5.0
 STEADY_FLOWS = FLOWS[:3]
 ROLES = ("echo", "kernel", "client", "churn", "router", "far", "member")
 INSIDE = ("kernel", "router", "far")  # on the kernel's end of the cable
@@ -190,11 +192,13 @@ class Load:
     moments = schedule.MOMENTS
     timeouts_at_end = 0
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, window: int = 0) -> None:
+        """`window`: the most datagrams of each steady flow that may be under way; 0: any number (`Book.room`)."""
         self.lab = lab
         self.processes: dict[str, subprocess.Popen] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="load-", dir=lab.folder))
         self.board = Switchboard(self.folder)
+        self.board.cells[Switchboard.WINDOW] = window
         self.start()
         if not self.wait_answering(time.monotonic() + 0.1):
             raise TimeoutError("the load is not answered")
@@ -229,7 +233,12 @@ class Load:
         """End it; the books stay."""
         self.timeouts_at_end = self.timeouts()
         self.board.cells[Switchboard.PAUSE] = 1
-        time.sleep(0.3)  # what is under way arrives
+        deadline = time.monotonic() + UNDER_WAY_S
+        while any(book.cells[COUNT] and not book.answered[book.cells[COUNT] - 1] for book in self.steady):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        time.sleep(0.3)  # what else is under way arrives
         self.board.cells[Switchboard.STOP] = 1
         for role, process in self.processes.items():
             if process.wait(timeout=40):

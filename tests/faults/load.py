@@ -7,7 +7,9 @@ client   an application of the stack that talks to the kernel's echo
 churn    an application that opens, binds, uses and closes sockets all the time
 
 Each is one loop, paced by the clock: one message of each of its kinds every TICK_S. Where the loop is late it catches
-up by a few and forgets the rest, so that a slow machine is not flooded.
+up by a few and forgets the rest, so that a slow machine is not flooded. Where the switchboard has a window, each steady
+flow has at most so many datagrams under way: then what a process that has to wait for a processor finds afterwards fits
+into the queues in front of it, and what is lost is lost by the stack.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ REASSEMBLY_TIMEOUT = bytes((11, 1))  # RFC 792: due 30 s after fragments of a da
 CHURN_TICK_S = 0.02
 CHURN_OPEN = 16
 CHURN_PORT = 7000
-CHURN_ANSWER_S = 0.5
+CHURN_ANSWER_S = 5.0
 
 
 def _sum16(octets: bytes) -> int:
@@ -137,6 +139,16 @@ class KernelEnd:
                 self._take_unusual(now)
 
     def _send(self, now: float) -> None:
+        window = self._board.cells[Switchboard.WINDOW]
+        if self._pings.room(now, window):
+            self._ping(now)
+        if self._echoes.room(now, window):
+            try:
+                self._udp.send(NUMBER.pack(self._echoes.next(now)) + PAYLOAD_TAIL)
+            except OSError as error:
+                self._echoes.error(f"send: {error}", now)
+
+    def _ping(self, now: float) -> None:
         number = self._pings.next(now)
         body = struct.pack("!HH", self._identifier, number & 0xFFFF) + NUMBER.pack(number) + PAYLOAD_TAIL
         check = 0xFFFF - _sum16(b"\x08\0\0\0" + body)
@@ -144,10 +156,6 @@ class KernelEnd:
             self._raw.send(b"\x08\0" + check.to_bytes(2, "big") + body)
         except OSError as error:
             self._pings.error(f"send: {error}", now)
-        try:
-            self._udp.send(NUMBER.pack(self._echoes.next(now)) + PAYLOAD_TAIL)
-        except OSError as error:
-            self._echoes.error(f"send: {error}", now)
 
     def _forget_the_stack(self) -> None:
         """arp(7): remove the neighbour entry, so that the kernel has to ask for the stack's MAC."""
@@ -278,7 +286,8 @@ def client(folder: Path, address: str, board: Switchboard) -> None:
         try:
             endpoint.settimeout(None)  # a send waits where the pipe is full
             for _ in range(pace.due(now)):
-                endpoint.sendto(NUMBER.pack(book.next(now)) + PAYLOAD_TAIL, target)
+                if book.room(now, board.cells[Switchboard.WINDOW]):
+                    endpoint.sendto(NUMBER.pack(book.next(now)) + PAYLOAD_TAIL, target)
             if board.cells[Switchboard.RESOLUTIONS] != resolutions:
                 resolutions = board.cells[Switchboard.RESOLUTIONS]
                 for _ in range(FRESH_NEIGHBORS):

@@ -166,10 +166,11 @@ def _compare(sock, book: Book) -> None:
 def _taken(sock, view: memoryview, book: Book, wanted: int) -> int:
     """As recv_into. TimeoutError: block `wanted` was sent long ago; the load may be paused, so silence says nothing."""
     while True:
+        overdue = 0 <= wanted < book.cells[COUNT] and time.monotonic() > book.sent[wanted] + PATIENCE_S
         try:
             return sock.recv_into(view)
         except TimeoutError:
-            if 0 <= wanted < book.cells[COUNT] and time.monotonic() > book.sent[wanted] + PATIENCE_S:
+            if overdue:
                 raise
 
 

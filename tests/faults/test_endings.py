@@ -20,7 +20,7 @@ import pytest
 from supervisor.child import MEMORY_LIMIT_OCTETS
 from tests.faults import schedule, verdict
 from tests.faults.campaign import Campaign, Done, limited
-from tests.faults.lab import ADDRESS, LAYERS, ROOT, STEADY_FLOWS, Follower, Lab, Load, SmallLab
+from tests.faults.lab import ADDRESS, LAYERS, ROOT, STEADY_FLOWS, WINDOW, Follower, Lab, Load, SmallLab
 from tests.faults.load import ECHO_PORT
 from tests.faults.schedule import Fault, Incident
 from tests.system.peers import titled, wait_for
@@ -33,11 +33,15 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
 """
 FLOOD = f"""
 import socket
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+with (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+      socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker):
+    asker.connect(({ADDRESS!r}, {ECHO_PORT}))
+    asker.settimeout(10)
     for number in range(4000):
         sender.sendto(b"%d" % number, ({ADDRESS!r}, 6000))
-        if number % 20 == 0:
-            __import__("time").sleep(0.005)
+        if number % 50 == 0:  # the stack has taken them: they fill no queue in front of it
+            asker.send(b"?")
+            asker.recv(1)
 """
 SLEEPER = f"""
 import usernet
@@ -58,11 +62,18 @@ def lost(load: Load, since: float) -> dict[str, int]:
     return {name: verdict.lost(load.books[name], since, time.monotonic()) for name in STEADY_FLOWS}
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether it has; also if init has not reaped it yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def still_there(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended a second later. A process that init has not reaped yet has ended."""
+    """Those that have not ended a second later."""
     deadline = time.monotonic() + 1.0
-    while alive := [process for process in processes if process.is_running()
-                    and process.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [process for process in processes if not ended(process)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.01)
@@ -79,7 +90,7 @@ def test_a_record_that_kills_is_set_aside_after_the_second_death(sandbox, tmp_pa
     core.write_text(text.replace(line, f"            if {POISON!r} in record:\n"
                                        f"                raise RuntimeError('poisoned')\n{line}"))
     with Lab(checkout) as lab:
-        load, follower = Load(lab), Follower(lab)
+        load, follower = Load(lab, WINDOW), Follower(lab)
         started = time.monotonic()
         lab.launcher("exec", "--", sys.executable, "-c", SEND_POISON)
         assert follower.wait(0, lambda events: [e for e in events if e["event"] == "poison"], 5)
@@ -105,7 +116,7 @@ def test_the_launcher_may_be_killed(sandbox):
         launcher = subprocess.Popen(command, env=lab.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         lab.processes.append(launcher)
         assert "is up" in launcher.stdout.readline()
-        load = Load(lab)
+        load = Load(lab, WINDOW)
         started = time.monotonic()
         launcher.kill()
         launcher.wait()
@@ -121,8 +132,8 @@ def test_the_keeper_may_be_killed(lab):
     keeper = psutil.Process(status["keeper"])
     processes += keeper.children()
     keeper.kill()
-    assert still_there([keeper, *processes]) == []
-    assert not lab.run_dir.exists()
+    wait_for("the end of all", lambda: not still_there([keeper, *processes]))
+    wait_for("the removal of the run directory", lambda: not lab.run_dir.exists())
     lab.up()
     Load(lab).stop()
 
@@ -169,17 +180,17 @@ def test_a_stopped_layer_is_gone_before_its_successor_serves(lab, load):
 
 
 def test_memory_is_limited(lab, load):
-    victim = psutil.Process(lab.status()["layers"]["udp"]["pid"])
-    most = 0
-    lab.ask("sabotage", layer="udp", fault="memory")
-    try:
-        while True:
-            most = max(most, victim.memory_info().rss)
-            time.sleep(0.005)
-    except psutil.NoSuchProcess:
-        pass
-    assert 0 < most < MEMORY_LIMIT_OCTETS + 64_000_000
-    assert load.wait_answering(time.monotonic())
+    most, tries = 0, 0
+    while most < MEMORY_LIMIT_OCTETS // 2 and tries < 3:  # it may be over before it was seen
+        tries += 1
+        victim = psutil.Process(lab.status()["layers"]["udp"]["pid"])
+        lab.ask("sabotage", layer="udp", fault="memory")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while True:
+                most = max(most, victim.memory_info().rss)
+                time.sleep(0.005)
+        assert load.wait_answering(time.monotonic())
+    assert MEMORY_LIMIT_OCTETS // 2 <= most < MEMORY_LIMIT_OCTETS + 64_000_000
 
 
 def child(lab: Lab, what: str) -> psutil.Process | None:
@@ -228,7 +239,7 @@ def test_down_leaves_nothing_if_a_process_is_killed_in_the_middle_of_it(lab, vic
 
 def faults(lab: Lab, moment: str, kind: str = "kill") -> tuple[list[Done], Load, float]:
     """A fault of each layer at a moment: what `verdict.judge` takes."""
-    load = Load(lab)
+    load = Load(lab, WINDOW)
     done = Campaign(lab, load).run(schedule.every((kind,), moment))
     time.sleep(0.3)  # what is under way arrives
     load.stop()

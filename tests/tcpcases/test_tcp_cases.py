@@ -18,7 +18,7 @@ from .expectations import Expectations
 SUBJECTS = [pytest.param(name, marks=pytest.mark.xdist_group(f"tcp-cases-{name}")) for name in ("linux", "usernet")
             if name == "linux" or (ROOT / "usernet" / "sockets" / "streams.py").exists()]
 CASES = [case.name for case in load(directory())] if directory().is_dir() else ["(no cases)"]
-RUN_S = 240
+RUN_S = 480
 
 
 @pytest.fixture(scope="session")
