@@ -9,7 +9,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from zlib import crc32
 
 import msgspec
@@ -74,7 +74,7 @@ class Journey(msgspec.Struct):
     key: tuple[int, int]
     line: str  # description of the packet, from the step where most of it is known
     steps: list[Step]
-    wanted: bool
+    wanted: bool = False
     due_ns: int = 0  # when it may be over
     over: bool = False
 
@@ -92,7 +92,7 @@ class Tracer:
         self._open: dict[tuple[int, int], list[Journey]] = {}
         self._due: list[tuple[int, int, Journey]] = []  # a heap: the time when a journey may be over, number, journey
         self._numbers = count()
-        self._begun: deque[Journey] = deque()  # in order
+        self._wanted: deque[Journey] = deque()  # that match the filter, in order
 
     def see(self, seen: Seen) -> None:
         """Process records at one end of a pipe."""
@@ -119,15 +119,22 @@ class Tracer:
         for journey in reversed(journeys):
             if _leads_to(journey.steps[-1], step):
                 journey.steps.append(step)
-                journey.wanted |= wanted
+                if wanted:
+                    self._want(journey)
                 if step.over_ns < journey.due_ns:
                     self._expect(journey)
                 if seen.pipe.link_type == pcapng.LINKTYPE_ETHERNET or seen.kind == messages.TRANSMIT:
                     journey.line = line
                 return
-        journeys.append(Journey(key, line, [step], wanted))
-        self._begun.append(journeys[-1])
+        journeys.append(Journey(key, line, [step]))
+        if wanted:
+            self._want(journeys[-1])
         self._expect(journeys[-1])
+
+    def _want(self, journey: Journey) -> None:
+        if not journey.wanted:
+            journey.wanted = True
+            self._wanted.append(journey)
 
     def _expect(self, journey: Journey) -> None:
         journey.due_ns = journey.steps[-1].over_ns
@@ -147,10 +154,8 @@ class Tracer:
             journeys.remove(journey)
             if not journeys:
                 del self._open[journey.key]
-        while self._begun and self._begun[0].over:
-            journey = self._begun.popleft()
-            if journey.wanted:
-                yield journey
+        while self._wanted and self._wanted[0].over:
+            yield self._wanted.popleft()
 
 
 def _leads_to(last: Step, step: Step) -> bool:
@@ -208,12 +213,12 @@ def run(given: argparse.Namespace) -> int:
         for batch in watch:
             for seen in batch:
                 tracer.see(seen)
-            for journey in tracer.over(watch.now_ns()):
+            for journey in tracer.over(watch.merger.at_ns):
                 print(describe(journey), flush=True)
                 left -= 1
                 if left == 0:
                     return 0
-        for journey in tracer.over(1 << 63):
+        for journey in islice(tracer.over(1 << 63), left if left >= 0 else None):
             print(describe(journey), flush=True)
         if watch.ended:
             print("the stack has ended", file=sys.stderr)

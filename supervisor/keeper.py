@@ -270,7 +270,7 @@ class Keeper:
         gone = self._held.is_gone()
         port = self._mend_wire()
         lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend()) | port
-        if not lost or any(self.layers[name].renewing for name in lost):  # their successors have the former sockets
+        if not lost or all(self.layers[name].renewing for name in lost):
             return
         try:
             if gone:
@@ -293,8 +293,10 @@ class Keeper:
         if lost == port:
             what = "the socket of the port on the wire"
         self.events.add("run directory", detail=f"{what} was removed, and made anew")
-        self._lost, self._run_dir_trouble = set(), ""
-        for name in lost:
+        # Later those whose successors have the former sockets
+        self._lost = {name for name in lost if self.layers[name].renewing}
+        self._run_dir_trouble = ""
+        for name in lost - self._lost:
             self.renew(name)
 
     def _mend_wire(self) -> set[str]:
@@ -349,10 +351,9 @@ class Keeper:
     def renew(self, name: str, done: Callable[[str], None] | None = None) -> None:
         """A planned restart of a layer with its code on disk; `done` is called with "" or the error."""
         layer = self.layers[name]
-        found = fingerprint(packages_of(name)) if self._options.reload and not layer.renewing else None
+        if self._options.reload and not layer.renewing:
+            self._prints[name] = fingerprint(packages_of(name))
         layer.renew(done)
-        if found is not None and layer.renewing:  # else there is no process for it now
-            self._prints[name] = found
 
     def _reload_changed(self) -> None:
         for name, layer in self.layers.items():

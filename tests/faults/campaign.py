@@ -172,7 +172,7 @@ class Campaign:
 
     def _restart(self, layer: str) -> None:
         """Whether it succeeds depends on what is hit in the middle of it; the layer serves afterwards in any case."""
-        with contextlib.suppress(OSError, RuntimeError), Client(self._lab.run_dir) as client:
+        with contextlib.suppress(OSError, RuntimeError, Refused), Client(self._lab.run_dir) as client:
             client.request("restart", layers=[layer])
 
     def _commit(self, fault: Fault, unlike: int) -> int:

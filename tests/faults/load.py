@@ -48,7 +48,7 @@ REASSEMBLY_TIMEOUT = bytes((11, 1))  # RFC 792: due 30 s after fragments of a da
 CHURN_TICK_S = 0.02
 CHURN_OPEN = 16
 CHURN_PORT = 7000
-CHURN_ANSWER_S = 5.0
+CHURN_ANSWER_S, CHURN_PATIENCE_S = 0.5, 5.0  # the latter with a window
 
 
 def _sum16(octets: bytes) -> int:
@@ -344,7 +344,7 @@ def churn(folder: Path, address: str, board: Switchboard) -> None:
                 question, target = NUMBER.pack(number) + PAYLOAD_TAIL, (address, ECHO_PORT)
             open_sockets.append(endpoint)
             book.sent[number] = time.monotonic()  # what is asked of the network, less what the bind took
-            endpoint.settimeout(CHURN_ANSWER_S)
+            endpoint.settimeout(CHURN_PATIENCE_S if board.cells[Switchboard.WINDOW] else CHURN_ANSWER_S)
             endpoint.sendto(question, target)
             try:
                 data = endpoint.recv(2048)

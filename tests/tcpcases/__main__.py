@@ -22,7 +22,7 @@ from .station import Station
 from .subjects import NETWORK, SUBJECTS, Setting, Subject
 
 AT_ONCE = 16
-AGAIN = (4, 1, 1, 1, 1, 1, 1)  # at once, when those are tried again that failed: a machine under load may miss 50 ms
+AGAIN = (4, 1, 1, 1)  # at once, when those are tried again that failed: a machine under load may miss 50 ms
 
 
 def run_all(subject: Subject, cases: list[Case], at_once: int = AT_ONCE) -> dict[str, dict]:

@@ -313,6 +313,7 @@ def test_forks_that_the_system_refuses_are_tried_again_later_and_later(state):
         assert layer.state is State.PAUSED
         layer.passes(20.0)
         assert layer.state is State.PAUSED
+    layer.passes(7200.0)  # more than a thousand times
     layer.forks = True
     layer.passes(6.0)
     assert Role.PROCESS in layer.processes

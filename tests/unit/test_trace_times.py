@@ -56,5 +56,15 @@ def test_a_frame_that_is_no_packet_keeps_none_waiting():
     assert list(tracer.over(20_000 * MS)) == []
 
 
+def test_one_that_does_not_match_keeps_none_waiting():
+    ether = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    other, mine = (bytes(ether / IP(src=source, dst="10.0.0.2") / ICMP() / source.encode())
+                   for source in ("10.0.0.8", "10.0.0.9"))
+    tracer = Tracer(lambda packet: packet[15] == 9, with_vnet=False)
+    tracer.see(Seen(0, UP, "link", 1, ring.IN, messages.ETHERNET, "", [other]))
+    tracer.see(Seen(1, DOWN, "link", 1, ring.OUT, messages.ETHERNET, "", [mine]))
+    assert [" 10.0.0.9 " in journey.line for journey in tracer.over(1000 * MS)] == [True]
+
+
 def test_each_waits_for_those_before():
     assert shown_at((0, UP, ring.IN), (1, DOWN, ring.OUT), different=True) == [6.1, 6.1]
