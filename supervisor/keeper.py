@@ -270,7 +270,7 @@ class Keeper:
         gone = self._held.is_gone()
         port = self._mend_wire()
         lost = self._lost = self._lost | (set(self.layers) if gone else self._held.mend()) | port
-        if not lost or all(self.layers[name].renewing for name in lost):
+        if all(self.layers[name].renewing for name in lost):  # none is, or each waits for its successor
             return
         try:
             if gone:

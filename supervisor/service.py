@@ -221,7 +221,8 @@ class Service:
     def _refused(self, now: float, role: Role, why: str) -> None:
         """A fork failed: try again, with increasing pauses."""
         self.present.discard(role)
-        pause_s = min(FORK_PAUSE_MAX_S, FORK_PAUSE_S * 2 ** min(self._forks_refused, 10))
+        doublings = min(self._forks_refused, 10)  # more are beyond the maximum, and 1,024 of them no float any more
+        pause_s = min(FORK_PAUSE_MAX_S, FORK_PAUSE_S * 2**doublings)
         self._forks_refused += 1
         if self._forks_refused == 1 or role is not Role.SPARE:
             self._do(Log("no process", f"{role}: {why}; next try in {pause_s:.2f} s", process=False))

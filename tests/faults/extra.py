@@ -55,7 +55,7 @@ def sized(number: int, octets: int) -> bytes:
 
 
 def _large_window(board: Switchboard) -> int:
-    """As many octets as the window of the steady flows."""
+    """The most large datagrams each way that may be under way, where the steady flows have a window; 0: any number."""
     return min(board.cells[Switchboard.WINDOW], LARGE_WINDOW)
 
 

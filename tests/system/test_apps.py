@@ -273,7 +273,6 @@ def test_ss_shows_what_is_queued_as_it_is_now(stack: Stack) -> None:
             peer.sendto(data, app.getsockname())
         assert app.recv(100) == b"read"
 
-
         def queued() -> int:  # ss waits a moment for the answers of applications, and shows the old where it was late
             (mine,) = [each for each in json.loads(stack.run("ss", "--json").stdout) if each["pid"] == os.getpid()]
             return mine["queued"]

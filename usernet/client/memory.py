@@ -22,7 +22,7 @@ from usernet.pipe.run_dir import peer
 from usernet.pipe.streams import MEMORY_RECORD
 
 CONTROL_SOCKET = "control.sock"  # in the run directory
-ANSWER_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0  # of the keeper, which is stopped or starved then; the process has to do without its memory
 ANSWER_OCTETS = 4096
 
 
