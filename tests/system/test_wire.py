@@ -413,6 +413,15 @@ def test_any_octets_on_the_wire_are_counted_and_kill_no_process(lab):
     assert sum(status["layers"]["link"]["counters"]["wire_malformed"] for status in statuses) > 500
 
 
+def test_a_connection_without_zmtp_is_counted_as_refused_by_the_switch(lab):
+    lab.up(2, pipes="direct")  # libzmq takes it for a peer of ZMTP 1.0
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(str(lab.wire_dir / "switch.sock"))
+        stranger.send(b"GET / HTTP/1.1\r\n\r\n")
+        eventually(lambda: lab.status(2)["switch"]["counters"]["refused"] == 1)
+    assert lab.status(2)["switch"]["counters"]["malformed"] == 0
+
+
 def test_no_frame_waits_for_the_next_in_a_burst(lab):
     """What comes in one go has to be read to its end."""
     lab.up(2)
